@@ -69,10 +69,10 @@ class ActionSpec:
 
 @dataclass(slots=True, kw_only=True)
 class ActionRecord:
-    """The record of an action, and the handle of the caller that asked it by an ActionManager: that object is updated
-    when the manager sees the answer. Times are in seconds since 1970.
+    """The record of an action. An ActionManager returns the same object to the caller that asked, and updates that
+    object when it sees the answer. Times are in seconds since 1970.
 
-    `resolution` is {} unless the action was resolved. `by` is the person who resolved it, if known.
+    `resolution` is {} unless the action was resolved. `by` is the person who resolved it, or "" if that is not known.
     """
 
     action_id: str
@@ -89,7 +89,7 @@ class ActionRecord:
 
     @property
     def approves_effect(self) -> bool:
-        """True if the question asks whether an effect may be made, because a rule demands it."""
+        """True if the question asks whether an effect may be made, because a rule demands approval."""
         return self.type == CONFIRM and self.payload.keys() >= {"effect", "ordinal", "rule"}
 
     def overdue(self, now: float) -> bool:
@@ -106,9 +106,10 @@ def no_action(action_id: str) -> UserError:
 
 
 def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> None:
-    """Checks the answer to a question about an effect. Raises UserError if the answer does not decide the question:
-    whether the effect may be made, or whether it was made. The job would take such an answer for a refusal or for
-    "abandon". Also raises UserError if an effect gives rows, and the answer that it was made lacks them.
+    """Checks the answer to a question about an effect. Raises UserError if the answer does not say whether the effect
+    may be made, or whether it was made. Without this check, the job would take such an answer for a refusal or for
+    "abandon". Also raises UserError if the answer says that an effect was made, the effect returns rows, and the answer
+    has no rows.
     """
     if action.approves_effect and not isinstance(resolution.get("approved"), bool):
         raise UserError(
@@ -132,51 +133,51 @@ def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> Non
 
 
 class ActionStore(ABC):
-    """A store of actions, for one event loop. Changes are durable when a method returns, if the store is durable at
-    all.
-    """
+    """A store of actions, for one event loop. If the store is durable, changes are durable when a method returns."""
 
     clock: Clock
 
     @abstractmethod
     async def require(self, spec: ActionSpec) -> ActionRecord:
-        """Makes a pending action with a new token. If the store knows the job, it waits for the action. Raises
-        IllegalTransition if the job cannot wait.
+        """Makes a pending action with a new token. If the store knows the job of the action, the job is shown as
+        waiting for the action. Raises IllegalTransition if the job cannot wait.
         """
 
     @abstractmethod
     async def action(self, action_id: str) -> ActionRecord | None:
-        """Returns the action as it is now, with answers that came from outside, or None if there is none of this id."""
+        """Returns the action as it is now, including an answer from another process. Returns None if no action has this
+        id.
+        """
 
     @abstractmethod
     async def resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
-        """Resolves the action of this token, and returns it. Raises LetterRefused with the reason: unknown, second,
-        expired, closed.
+        """Resolves the action with this token, and returns it. Raises LetterRefused with the reason: "unknown" (no
+        action has the token), "second" (it was answered before), "expired" or "closed".
         """
 
     @abstractmethod
     async def close_action(self, action_id: str, status: ActionStatus) -> ActionRecord:
-        """Closes an action as expired or cancelled, and returns it. If an answer came first, returns the action as it
-        is.
+        """Closes an action as expired or cancelled, and returns it. If it was answered before that, returns the
+        answered action.
         """
 
     @abstractmethod
     async def actions(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
-        """Returns the actions of a job (None: of all) in one of these statuses (none given: in any), in the order of
-        asking.
+        """Returns the actions of a job, or of all jobs if `job_id` is None, in the order in which they were asked.
+        `statuses` selects actions in one of these statuses; () selects all.
         """
 
 
 class SignalChannel(Protocol):
-    """A channel that wakes callers that wait for an action. It may lose signals or send too many, so callers read the
-    store again after each signal, and from time to time.
+    """A channel that wakes the callers that wait for an action. It may lose signals, or send too many. So a caller
+    reads the store again after each signal, and also from time to time.
     """
 
     async def notify(self, action_id: str) -> None:
-        """Signals that this action was closed."""
+        """Wakes the callers that wait for this action, because it was closed."""
 
     async def wait(self, action_id: str, seconds: float) -> None:
-        """Returns when this action is signalled, or after so many seconds."""
+        """Waits for a signal about this action, for at most `seconds` seconds."""
 
 
 class LocalSignals:
@@ -191,7 +192,7 @@ class LocalSignals:
             event.set()
 
     async def wait(self, action_id: str, seconds: float) -> None:
-        """Returns at the next `notify` of this action, or after so many seconds."""
+        """Waits for the next `notify` of this action, for at most `seconds` seconds."""
         event = asyncio.Event()
         waiting = self._waiting.setdefault(action_id, set())
         waiting.add(event)
@@ -208,10 +209,11 @@ class LocalSignals:
 
 class ActionManager:
     """A manager of the actions of a store. With a store over a journal on disk, actions survive the process, and can be
-    resolved while it is gone.
+    resolved while it does not run.
 
-    `signal_channel` tells `wait_for_resolution` of answers at once; answers of other processes are found at each
-    `poll`. The time is that of the store's clock.
+    `signal_channel` wakes `wait_for_resolution` at once when an action is answered. An answer that the channel does not
+    report, for example from another process, is found after the time `poll` at the latest. The time is that of the
+    store's clock.
     """
 
     def __init__(
@@ -228,7 +230,9 @@ class ActionManager:
         self._asked: dict[str, ActionRecord] = {}  # by id: the handles of actions that are open, as far as is known
 
     def _seen(self, action: ActionRecord) -> ActionRecord:
-        """Updates the handle that the asking caller has, and returns it."""
+        """Updates the object that the caller who asked has (ActionRecord), and returns it. If nobody in this process
+        has asked, returns `action`.
+        """
         handle = self._asked.get(action.action_id, action)
         for name in ("status", "resolution", "resolved_at", "by"):
             setattr(handle, name, getattr(action, name))
@@ -237,13 +241,13 @@ class ActionManager:
         return handle
 
     async def require_action(self, spec: ActionSpec) -> ActionRecord:
-        """Asks a question. If the store knows the job, it waits for the answer (`waiting_action`). Raises
-        IllegalTransition if the job does not run.
+        """Asks a question, and returns its action. If the store knows the job, the job waits for the answer
+        (`waiting_action`). Raises IllegalTransition if the job does not run.
 
-        A tool of an agent may ask too, with the id of its job, if a kernel or an app runs that job. Then the call of
-        the tool ends here, and the job is parked. After the answer the tool is called again from its beginning, and
-        this method returns the closed action. So the code before it runs twice, and the code after it once. A call can
-        ask one question, and only on the event loop of the job.
+        A tool of an agent may also ask, with the id of the agent's job, if a kernel or an app runs that job. Then this
+        call of the tool ends here, and the job is parked. After the answer the tool is called again from its beginning,
+        and this method returns the closed action. So the code before this line runs twice, and the code after it once.
+        A call can ask one question, and only on the event loop of the job.
         """
         check("require_action: spec", spec, Of(ActionSpec, "ActionSpec(…)"))
         action = await self.store.require(spec)
@@ -252,7 +256,7 @@ class ActionManager:
         return action
 
     async def get(self, action_id: str) -> ActionRecord:
-        """Returns the action as it is now. Raises UserError if there is none of this id."""
+        """Returns the action as it is now. Raises UserError if no action has this id."""
         action = await self.store.action(checked_word(action_id, "action_id"))
         if action is None:
             raise no_action(action_id)
@@ -261,8 +265,8 @@ class ActionManager:
         return self._seen(action)
 
     async def resolve(self, resume_token: str, resolution: Mapping[str, Any], *, by: str = "") -> ActionRecord:
-        """Answers the action of this token, once. Raises LetterRefused with the reason: unknown, second, expired or
-        closed.
+        """Answers the action with this token. An action is answered once. Raises LetterRefused with the reason:
+        "unknown" (no action has the token), "second" (it was answered before), "expired" or "closed".
         """
         checked_word(resume_token, "resolve: resume_token")
         check("resolve: resolution", resolution, Of(Mapping, 'an object, as in {"approved": True}'))
@@ -307,8 +311,8 @@ class ActionManager:
         return [each for each in closed if each.status is ActionStatus.EXPIRED]
 
     async def find(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
-        """Returns the actions of a job (None: of all) in one of these statuses (none given: in any), in the order of
-        asking.
+        """Returns the actions of a job, or of all jobs if `job_id` is None, in the order in which they were asked.
+        `statuses` selects actions in one of these statuses; () selects all.
         """
         if job_id is not None:
             checked_word(job_id, "find: job_id")

@@ -26,17 +26,18 @@ Job = TypeVar("Job", bound=Placed)
 
 
 class JobAdmission(Generic[Job]):
-    """The admission of jobs, which decides which of them run. For one event loop.
+    """Decides which jobs run and which wait. For one event loop.
 
-    `limit` is the most jobs that run at a time. `running` and `waiting` count jobs; `parked` counts the parked ones,
-    including those that are woken.
+    At most `limit` jobs run at a time. `running` and `waiting` are the numbers of jobs that run and that wait. `parked`
+    is the number of parked jobs, including those that were woken and do not run yet.
     """
 
     def __init__(
         self, limit: int, run: Callable[[Job, bool], object], held: Callable[[Job], bool] = lambda job: False
     ) -> None:
-        """Makes the admission. `run` lets a job run, and gets True if it was parked. `held` returns True if this job,
-        which is the next one, has to wait though a place is free; its owner calls `go_on` when that has changed.
+        """Makes the admission. `run` is called with the next job, to let it run, and with True if the job was parked.
+        `held` is a function that returns True if the next job has to wait although a place is free. When that has
+        changed, the owner of the jobs calls `go_on`.
         """
         self.limit, self.running, self.waiting, self.parked = limit, 0, 0, 0
         self._run, self._held = run, held
@@ -44,7 +45,9 @@ class JobAdmission(Generic[Job]):
         self._beginning: deque[Job] = deque()
 
     def wait(self, job: Job, *, continues: bool = False, first: bool = False) -> None:
-        """Puts a job at the end of those that continue, or of those that begin; or at their front. `go_on` lets it run."""
+        """Puts a job into a queue: that of the jobs that continue, or that of the jobs that begin. The job goes to the
+        end of the queue, or to its front if `first` is True. A later call of `go_on` lets it run.
+        """
         job.place = "woken" if job.place == "parked" else "waiting"
         self.waiting += 1
         queue = self._continuing if continues else self._beginning
@@ -54,7 +57,9 @@ class JobAdmission(Generic[Job]):
             queue.append(job)
 
     def go_on(self) -> None:
-        """Lets jobs run until `limit` jobs run, no job waits, or the next one is held."""
+        """Lets the next jobs run. Stops when `limit` jobs run, when no job waits, or when `held` returns True for the
+        next job.
+        """
         while self.running < self.limit and (queue := self._continuing or self._beginning):
             job = queue[0]
             if job.place not in ("waiting", "woken"):  # the job has left the queue
@@ -70,13 +75,13 @@ class JobAdmission(Generic[Job]):
             self._run(job, was_parked)
 
     def park(self, job: Job) -> None:
-        """Frees the place of a job that waits for long."""
+        """Takes the place away from a job that will wait for long."""
         self.leave(job)
         job.place = "parked"
         self.parked += 1
 
     def leave(self, job: Job) -> None:
-        """Frees the place of a job that has ended or is blocked."""
+        """Takes the place away from a job that has ended or is blocked."""
         self.running -= job.place == "running"
         self.waiting -= job.place in ("waiting", "woken")
         self.parked -= job.place in ("parked", "woken")

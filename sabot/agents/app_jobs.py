@@ -32,8 +32,8 @@ from sabot.journal.opening import open_inbox, open_reader
 
 @dataclass(frozen=True)
 class JournalAddress:
-    """The place of a journal, as another process finds it too. `app`: the app whose it is, or "" if the place says it. `kafka`: the
-    settings of the client.
+    """The address of a journal, by which another process can find it too. `app` is the id of the app whose journal it
+    is, or "" if `place` contains it. `kafka` has the settings of the Kafka client.
     """
 
     place: str
@@ -42,13 +42,15 @@ class JournalAddress:
 
     @contextmanager
     def opened(self) -> Iterator[JournalReader]:
-        """Opens a reader of the journal, and closes it after the block. Blocks. Raises UserError where there is none."""
+        """Opens a reader of the journal for one `with` block. Blocks. Raises UserError if there is no journal."""
         with closing(open_reader(self.place, app=self.app, kafka=self.kafka)) as reader:
             yield reader
 
     @property
     def works_elsewhere(self) -> bool:
-        """False if the settings of the Kafka client include functions, which exist only in this process."""
+        """True if another process can use this address. It cannot if the settings of the Kafka client include
+        functions, which exist only in this process.
+        """
         return not any(map(callable, self.kafka.values()))
 
 
@@ -70,7 +72,9 @@ class AppJobStore(JobsAndActions):
     def __init__(
         self, place: Callable[[], JournalPlace], clock: Clock, running: Callable[[], Journal | None] = lambda: None
     ) -> None:
-        """Makes a store. `running` returns the journal while jobs run over it in this process, or None."""
+        """Makes a store. `place` is a function that returns the place of the journal. `running` is a function that
+        returns the open journal while jobs run over it in this process, and otherwise None.
+        """
         self.clock = clock
         self._place = place
         self._running = running
@@ -95,8 +99,9 @@ class AppJobStore(JobsAndActions):
             yield MemoryReader(_made(place))
 
     def address(self) -> JournalAddress | None:
-        """Returns the address by which another process finds the journal. Returns None if the journal must be read
-        here: it is in memory, or in a topic of which this process has a copy.
+        """Returns the address by which another process finds the journal. Returns None if only this process should read
+        it: the journal is in memory; or it is in a topic of which this process already has a copy; or the settings of
+        the Kafka client have functions.
         """
         place = self._place()
         if not isinstance(place, JournalAddress) or not place.works_elsewhere:
@@ -118,12 +123,12 @@ class AppJobStore(JobsAndActions):
             inbox.post(letter)
 
     async def own_writes(self) -> None:
-        """Waits until all changes of jobs that this process has reported can be read."""
+        """Waits until readers can see all changes of jobs that this process has reported."""
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
-        """Raises UserError: the jobs of an app begin with records."""
+        """Raises UserError, because a job of an app begins with a record."""
         raise UserError("jobs of an app begin with the records of its durable agents", hint="await app.send(topic, …)")
 
     async def get(self, job_id: str) -> JobRecord | None:
@@ -164,9 +169,9 @@ class AppJobStore(JobsAndActions):
     # -- actions ------------------------------------------------------------------------------------------------------
 
     async def require(self, spec: ActionSpec) -> ActionRecord:
-        """Asks a question within a call of a tool: the call is cancelled, and made again after the answer, when this
-        returns the closed action. Raises UserError outside of such a call, since the functions of agents ask by their
-        contexts.
+        """Asks a question within a call of a tool. The first time, the call of the tool is cancelled; it is made again
+        after the answer, and then this method returns the closed action. Raises UserError outside of a tool's call,
+        because the function of an agent asks by its context.
         """
         check("require: spec", spec, Of(ActionSpec, "ActionSpec(job_id=…)"))
         call, payload = CALL.get(), as_json(spec.payload, "payload")
@@ -227,7 +232,9 @@ class AppJobStore(JobsAndActions):
         return action
 
     def _in_time(self, action: ActionRecord) -> ActionRecord:
-        """Returns the action, as expired if its time is over and its owner has not closed it yet."""
+        """Returns the action. If its time is over and the owner of the journal has not closed it yet, it is returned as
+        expired.
+        """
         if action.overdue(self.clock.time()):
             action.status, action.resolved_at = ActionStatus.EXPIRED, action.expires_at
         return action
@@ -235,8 +242,8 @@ class AppJobStore(JobsAndActions):
     # -- the journal --------------------------------------------------------------------------------------------------
 
     def _known(self, reader: JournalReader, job_id: str | None = None) -> JobView:
-        """Returns the view of the journal after the letters that its owner has not taken yet."""
-        # read first, so that a letter that the owner takes meanwhile is seen twice and not missed
+        """Returns the view of the journal, with the letters applied that the owner has not taken yet."""
+        # letters are read first: if the owner takes one meanwhile, it is seen twice and not missed
         letters = reader.letters()
         known = JobView.of(reader, job_id)
         now_ms = round(self.clock.time() * 1000)

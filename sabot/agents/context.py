@@ -75,8 +75,8 @@ class BudgetSpec:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The limits as they are compared for an idempotency key. Newer fields with their default are left out, so that
-        requests of older versions stay equal.
+        """The limits in the form that is compared if two requests have the same idempotency key. Newer fields are left
+        out while they have their default, so that a request of an older version stays equal.
         """
         newer = () if self.unpriced != "deny" else ("unpriced",)
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in newer}

@@ -59,7 +59,7 @@ def _message(record: JobInput) -> Any:
 
 
 def key_text(key: bytes) -> str:
-    """Returns the key in the BEGIN of a job as text, or "" if the agent has no key=."""
+    """Returns the key in the BEGIN of a job as text. Returns "" if the job's agent has no `key=`."""
     with suppress(*UNREADABLE):
         found = key_of(key) if key else ""
         return found if isinstance(found, str) else str(found)

@@ -45,8 +45,8 @@ OF_DOUBTS = ("done", "not-done", "abandon", "look-up")
 
 @dataclass(frozen=True, slots=True)
 class InboxQuestion:
-    """A question to a person. `job`: the job that asks, or None if the journal does not have its beginning. `answered`: True if an answer
-    is in the inbox of the journal, and its owner has not taken it yet.
+    """A question to a person. `job` is the job that asks, or None if the journal does not have the beginning of that
+    job. `answered` is True if the inbox of the journal has an answer that the owner has not taken yet.
     """
 
     action: ActionRecord
@@ -61,7 +61,7 @@ class InboxQuestion:
 
     @property
     def effect(self) -> str:
-        """The name of the effect that the question is about, or "" if it is about none."""
+        """The name of the effect that the question is about, or "" if it is about no effect."""
         asks = self.in_doubt or self.action.approves_effect
         return str(self.action.payload["effect"]) if asks else ""
 
@@ -82,7 +82,9 @@ class InboxQuestion:
 
     @property
     def context(self) -> Any:
-        """The value that the person is shown: the arguments of the effect by their names or numbers, or the payload of the question."""
+        """The value to show to the person: the payload of the question. For a question about an effect, the arguments
+        of the effect, by their names or numbers.
+        """
         if not self.effect:
             return dict(self.action.payload)
         match self.action.payload.get("arguments"):
@@ -123,9 +125,9 @@ def find_question(reader: JournalReader, word: str) -> InboxQuestion:
 
 
 class OpenQuestions:
-    """The open questions of a journal that is read again and again. Each `read` takes only new entries, or all of them
-    if a checkpoint has trimmed some that it had not read. It keeps the jobs that have not ended. It must not be used by
-    several threads at once.
+    """The open questions of a journal that is read again and again. Each call of `read` reads only the new entries. If
+    a checkpoint has trimmed entries that it had not read, it reads the whole log again. It keeps the jobs that have not
+    ended in memory. Only one thread may use it at a time.
     """
 
     def __init__(self) -> None:
@@ -151,8 +153,8 @@ class OpenQuestions:
 
 @dataclass(slots=True)
 class AnswerCount:
-    """The number of accepted answers, and the refused ones: the id of the question, the reason, and True if the
-    question cannot be answered any more.
+    """The outcome of giving an answer to several questions: the number of accepted answers, and the refused ones. For
+    each refused one it has the id of the question, the reason, and True if the question can no longer be answered.
     """
 
     answered: int = 0
@@ -160,7 +162,9 @@ class AnswerCount:
 
 
 def check_answer(action: ActionRecord, word: str, answer: Mapping[str, Any]) -> None:
-    """Raises UserError if the answer does not fit the kind of the question. `word`: the short name of the answer, "" if it has none."""
+    """Raises UserError if the answer does not fit the kind of the question. `word` is the short name of the answer, or
+    "" if it has none.
+    """
     check_resolution(action, answer)
     if action.type != IN_DOUBT and word in OF_DOUBTS:
         raise UserError(
@@ -176,13 +180,13 @@ def answer_questions(
     answer: Mapping[str, Any],
     by: str,
 ) -> AnswerCount:
-    """Gives the same answer to several questions, one after the other, and returns the counts of accepted and refused
-    answers. Blocks.
+    """Gives the same answer to several questions, one after the other, and returns the outcome. Blocks.
 
-    `post` puts a letter into the inbox of their journal (`Inbox.post`). `word` is that of `check_answer`.
+    `post` is a function that puts a letter into the inbox of the journal (`Inbox.post`). `word` is the short name of
+    the answer, or "" (`check_answer`).
 
-    Each answer is durable before the next one is given, and a question takes one answer. So after a crash in the middle
-    the same call answers the rest.
+    Each answer is durable before the next one is given, and each question takes one answer. So after a crash in the
+    middle, the same call answers the remaining questions.
     """
     count = AnswerCount()
     for each in questions:

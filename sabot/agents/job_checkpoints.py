@@ -212,9 +212,10 @@ class StateManager:
     ) -> None:
         """Makes a manager. Raises UserError.
 
-        `auto` is the interval of automatic checkpoints inside of `async with`; None makes none. `max_size` limits the
-        history of a job up to a checkpoint. Checkpoints older than `retention` are not found any more. `hot` keeps
-        `hot` states, in Redis for other processes (`HotState("redis://localhost")`), or with None in memory.
+        `auto` is the interval of the automatic checkpoints that `async with` makes; None makes none. `max_size` is the
+        most bytes that the history of a job may have up to a checkpoint. A checkpoint older than `retention` can no
+        longer be found. `hot` is the store of the hot states, for example one in Redis that other processes can read
+        (`HotState("redis://localhost")`); None keeps them in memory.
         """
         if not isinstance(getattr(of, "jobs", None), AppJobs):
             raise UserError(f"StateManager: of={short_repr(of)}", hint="a RuntimeKernel, or an App")
@@ -233,7 +234,7 @@ class StateManager:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Ends automatic checkpoints. Raises the error that has ended them before, if any."""
+        """Ends the automatic checkpoints. If an error has ended them before, raises that error."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -259,7 +260,7 @@ class StateManager:
         return await run_in_thread(self._create, job_id, name, type, by)
 
     async def _flushed(self) -> None:
-        """Returns when a reader sees all entries that were written in this process."""
+        """Waits until readers can see all entries that this process has written."""
         if self._store.running is not None:
             await self._store.running.flush()
 
@@ -327,17 +328,17 @@ class StateManager:
     async def restore(
         self, job_id: str, name: str = "", *, again: Collection[str] = (), beside: bool = False
     ) -> ExecutionHandle:
-        """Begins another job of the kernel that continues from a checkpoint, by default from the last one, with the
-        code of today.
+        """Begins a new job of the kernel that continues an old job from a checkpoint, with the code of today. `name` is
+        the name of the checkpoint; by default it is the last one. Returns the handle of the new job.
 
-        The new job has the results up to the checkpoint, and nothing of that is done again; a question or a timer that
-        was open has the rest of its time. The journal keeps both jobs.
+        The new job has the results up to the checkpoint, and does not make these effects again. A question or a timer
+        that was open has the time that it had left. The journal keeps both jobs.
 
-        `again` has the names of tools and agents that the old job has asked for after the checkpoint, and that may do
-        it a second time; models, and calls that only read, need not be named. With `beside` the new job may run
-        although the old one has not ended.
+        Effects that the old job made after the checkpoint would be made a second time. `again` has the names of the
+        tools and agents for which this is allowed; models, and calls that only read, are always allowed. If `beside` is
+        True, the new job may run although the old one has not ended.
 
-        Raises RestoreFailed, JobCheckpointDamaged, JobCheckpointTooLarge; then nothing was done.
+        Raises RestoreFailed, JobCheckpointDamaged or JobCheckpointTooLarge; then nothing was done.
         """
         kernel = self._of
         checked_word(job_id, "restore: job_id")
@@ -399,8 +400,8 @@ class StateManager:
 
 
 class _Found(NamedTuple):
-    """A checkpoint that was found: the `entries` of the job, the `part` before the checkpoint, and the `key` of the
-    journal.
+    """A checkpoint that was found: the checkpoint, all `entries` of its job, the `part` of these entries before the
+    checkpoint, and the `key` of the journal.
     """
 
     checkpoint: JobCheckpoint

@@ -37,10 +37,10 @@ _STATE = "state"
 class CheckedJob:
     """The check of one job.
 
-    `verdict` is "ok"; "blocked" if the function does something else than the journal has; "held" if the job waits
-    behind a blocked job of its key; "gone" if the program has no durable agent of this name; or "fails" if the function
-    raises after all that is recorded. `effects` is the number of effects that it has asked for. `then` describes its
-    next step, or the problem.
+    `verdict` is "ok", or one of these: "blocked", if the function asks for other effects than the journal has; "held",
+    if the job waits behind a blocked job of its key; "gone", if the program has no durable agent of this name; "fails",
+    if the function raises an error after all recorded results. `effects` is the number of effects that the job has
+    asked for. `then` describes the job's next step, or the problem.
     """
 
     job_id: str
@@ -96,7 +96,7 @@ def check_jobs(
 
 
 def _load_state(state: MemoryBackend, manifest: Manifest | None, jobs: list[OpenJob]) -> None:
-    """Loads the checkpoint's values for the keys of these jobs into `state`."""
+    """Loads from the checkpoint into `state` the values that belong to the keys of these jobs."""
     task = None if manifest is None else manifest.tasks.get(TASK)
     if manifest is None or task is None or _STATE not in task.states or not jobs:
         return
@@ -116,8 +116,8 @@ def _load_state(state: MemoryBackend, manifest: Manifest | None, jobs: list[Open
 
 
 def _checked(run: JobRun, function: JobFunction, key: bytes) -> tuple[str, str]:
-    """Runs a job over its history, and returns the verdict with its explanation. If the job ends, its writes are
-    applied to the state, so that the next jobs of its key see them.
+    """Runs a job over its history. Returns the verdict, and a description of the job's next step or of the problem. If
+    the job ends, its writes are applied to the state, so that the next jobs of its key read them.
     """
     contexts: list[DurableContext] = []
 

@@ -83,9 +83,9 @@ class EffectRecord:
 class JobStory:
     """A job with all of its effects.
 
-    `parent`: the id of the job that began this one, or "". `children`: the jobs that this one began. `used`: the use of this job's own
-    calls, and of those of all jobs below it, of which at most 1,000 are read. `doubts`: the part of it that is an upper bound, as far as
-    the entries and rows that were read say.
+    `parent` is the id of the job that began this one, or "". `children` are the ids of the jobs that this one began.
+    `used` is the usage of the calls of this job and of its descendants, of which at most 1,000 are read. `doubts` is
+    the part of `used` that is known to be an upper bound.
     """
 
     record: JobRecord
@@ -97,8 +97,8 @@ class JobStory:
 
 
 def effect_record(effect: EffectView, bodies: HasBodies) -> EffectRecord:
-    """Returns an effect as it is now. `bodies`: where answers are loaded from. Raises CorruptJournal if the decision on it cannot be
-    read.
+    """Returns an effect as it is now. `bodies` is the journal from which the bodies of answers are loaded. Raises
+    CorruptJournal if the decision on the effect cannot be read.
     """
     intent = effect.intent
     verdict = decode_verdict(intent.note) or GuardVerdict()
@@ -169,8 +169,8 @@ class FoldedJob(NamedTuple):
 
 
 def folded_job(reader: JournalReader, job_id: str) -> FoldedJob:
-    """Returns a job as its entries say, wherever they are. Blocks. Raises UserError if the journal does not have the job, and
-    CorruptJournal for an entry that cannot be read.
+    """Returns a job, computed from all its entries in the log and in the history. Blocks. Raises UserError if the
+    journal does not have the job, and CorruptJournal for an entry that cannot be read.
     """
     found = _folded(reader, job_id)
     if found is None:
@@ -179,7 +179,9 @@ def folded_job(reader: JournalReader, job_id: str) -> FoldedJob:
 
 
 def story_of(reader: JournalReader, job: FoldedJob, shown: Mapping[int, EffectView]) -> JobStory:
-    """Returns the story of a job with those of its effects that are shown. Reads the entries of the jobs below it, and blocks."""
+    """Returns the story of a job. `shown` has those of its effects that the story contains, by ordinal. Reads the
+    entries of the job's descendants, and blocks.
+    """
     record, job_id = job.record, job.record.job_id
     children: list[JobRecord] = []
     used, doubts = amounts_of(record)

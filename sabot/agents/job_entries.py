@@ -48,8 +48,8 @@ def digest_of(spec: JobSpec, key: bytes) -> bytes:
 
 
 def check_same(job_id: str, spec: JobSpec, content: bytes, before: bytes) -> None:
-    """Raises IdempotencyConflict if `content`, the digest of a new spec, is not that of the job which has its
-    idempotency key already (`before`).
+    """Raises IdempotencyConflict if a new spec has the idempotency key of an existing job and other content. `content`
+    is the digest of the new spec, and `before` the digest of the spec of that job.
     """
     if content != before:
         raise IdempotencyConflict(
@@ -66,8 +66,8 @@ def begin_entry(job_id: str, spec: JobSpec, content: bytes, now_ms: int) -> Begi
 def move_entry(
     job: JobRecord | None, job_id: str, status: JobStatus, now_ms: int, result_ref: str, error: str
 ) -> Attempt | End:
-    """Returns the entry that gives a job another status. Raises IllegalTransition, and UserError if there is no such
-    job.
+    """Returns the entry that gives a job another status. Raises IllegalTransition if that status may not follow the
+    present one, and UserError if `job` is None.
     """
     if job is None:
         raise no_job(job_id)

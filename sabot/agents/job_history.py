@@ -89,7 +89,7 @@ def ended_job(reader: JournalReader, job_id: str) -> EndedJob | None:
 
 
 def record_of(job: EndedJob) -> JobRecord:
-    """Returns the record of an ended job, as `JobView` would, without its actions."""
+    """Returns the record of an ended job, as `JobView` would return it, but without the job's actions."""
     kept = msgspec.msgpack.decode(job.record, type=_KeptRecord)
     restored = None if kept.origin is None else {"job": kept.origin[0], "checkpoint": kept.origin[1]}
     return JobRecord(
@@ -120,8 +120,8 @@ def record_of(job: EndedJob) -> JobRecord:
 def ended_records(
     reader: JournalReader, query: EndedQuery, statuses: Sequence[JobStatus], without: Collection[str] = ()
 ) -> list[JobRecord]:
-    """Returns the jobs of the history that a query selects, in one of these statuses (none: in any), without those of these ids, the newest
-    first. Blocks.
+    """Returns the records of the jobs of the history that a query selects, the newest first. `statuses` selects jobs in
+    one of these statuses; () selects all. Jobs whose ids are in `without` are left out. Blocks.
     """
     if statuses and not ENDS.intersection(statuses):
         return []

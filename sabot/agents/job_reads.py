@@ -23,8 +23,8 @@ BLOCKED = "blocked"
 class JobList:
     """The jobs of a journal that a list shows.
 
-    `found`: the jobs that were asked for, the oldest first, those of the history before those of the log. `known`: all jobs of the log by
-    id, for the states of children.
+    `found` are the jobs that were asked for, the oldest first; jobs of the history come before jobs of the log. `known`
+    are all jobs of the log by id, so that the states of children can be shown.
     """
 
     found: list[JobRecord]
@@ -33,12 +33,13 @@ class JobList:
 
 @dataclass(frozen=True, slots=True)
 class JobQuery:
-    """The jobs that a list asks for: those that fulfil all conditions; "" and 0 stand for all.
+    """A query for a list of jobs. It selects the jobs that fulfil all conditions; "" and 0 are no condition.
 
-    `agent`: the id APP.NAME, or NAME alone. `key`: of the job's record, as text. `text`: a text in the id, the agent, the scope, the
-    principal, the key or the error, in any letter case. `since`, `until`: the earliest time at which a job was created, and the time
-    before which it was created, in seconds since 1970. `after`: the cursor of this page, from the page before. `blocked`: the ids of the
-    jobs that today's code cannot continue, as the run knows; their status in a list is BLOCKED.
+    `agent` is the id APP.NAME, or NAME alone. `key` is the key of the job's record, as text. `text` is searched in the
+    id, the agent, the scope, the principal, the key and the error, in any letter case. The job was created at the time
+    `since` or later, and before the time `until`, in seconds since 1970. `after` is the cursor that the page before has
+    returned. `blocked` has the ids of the jobs that the running app reports as blocked, because today's code cannot
+    continue them; their status in the list is BLOCKED.
     """
 
     agent: str = ""
@@ -52,7 +53,9 @@ class JobQuery:
     blocked: frozenset[str] = frozenset()
 
     def of_history(self, *, any_status: bool = False) -> EndedQuery:
-        """Returns the query for the jobs of a history. `any_status`: True for all pages of jobs in any status."""
+        """Returns the same query for the history. If `any_status` is True, it selects jobs in any status, from the
+        first page on.
+        """
         since_ms, until_ms = round(self.since * 1000), round(self.until * 1000)
         status, after = ("", None) if any_status else (self.status, self.cursor())
         return EndedQuery(self.agent, self.scope, self.key, status, self.text, since_ms, until_ms, after)
@@ -62,8 +65,8 @@ class JobQuery:
         return BLOCKED if job.job_id in self.blocked and not job.ended else str(job.status)
 
     def cursor(self) -> tuple[int, str] | None:
-        """Returns the last job of the page before, as its time of creation and id, or None for the first page. Raises
-        UserError for an invalid cursor.
+        """Returns the time of creation and the id of the last job on the page before, or None for the first page.
+        Raises UserError for an invalid cursor.
         """
         at, _, job_id = self.after.partition(":")
         try:
@@ -91,8 +94,9 @@ class ListedJob:
 class JobPage:
     """One page of a list of jobs.
 
-    `jobs`: the jobs of the page, the newest first. `found`: the number of jobs on all pages. `counts`: the number of jobs by status, in
-    any status, that the other conditions select. `following`: the cursor of the next page, or "" if there is none.
+    `jobs` are the jobs of the page, the newest first. `found` is the number of jobs on all pages. `counts` has, by
+    status, the number of jobs that fulfil all conditions other than the status. `following` is the cursor of the next
+    page, or "" if this is the last one.
     """
 
     jobs: list[ListedJob]
@@ -109,7 +113,7 @@ def jobs_page(reader: JournalReader, query: JobQuery, most: int = 200) -> JobPag
 
 
 def short_jobs_page(reader: JournalReader, query: JobQuery, most: int, most_entries: int) -> JobPage | None:
-    """Returns a page of jobs, as `jobs_page`, or None if the log has more entries than `most_entries`."""
+    """Returns a page of jobs, as `jobs_page` does. Returns None if the log has more than `most_entries` entries."""
     view = JobView(reader)
     for number, (_, entry) in enumerate(reader.read()):
         if number == most_entries:
@@ -187,10 +191,11 @@ def _listed(
 def find_jobs(
     reader: JournalReader, *, agent: str | None = None, scope: str | None = None, statuses: Sequence[JobStatus] = ()
 ) -> JobList:
-    """Returns the jobs of an agent, of a scope and in one of `statuses`; None and () stand for all. Reads the log and the history, and
-    blocks.
+    """Returns the jobs of an agent, of a scope, and in one of `statuses`; None and () select all. Reads the log and the
+    history, and blocks.
 
-    `agent`: the id APP.NAME, or NAME alone for the agents of this name in all apps. Raises UserError if no agent of the journal has it.
+    `agent` is the id APP.NAME, or NAME alone for the agents of this name in all apps. Raises UserError if no agent of
+    the journal has this id or name.
     """
     known = {job.job_id: job for job in JobView.of(reader).seen()}
     kept = ended_records(reader, EndedQuery(agent or "", scope or ""), statuses, known)

@@ -51,7 +51,7 @@ _OF_SPEC = [each.name for each in fields(JobSpec)]
 
 
 class HasBodies(Protocol):
-    """A journal from which entries are loaded. `where`: its name in messages."""
+    """A journal that loads the bodies of entries. `where` is its name in messages."""
 
     where: str
 
@@ -93,7 +93,7 @@ class EffectView:
         self.state, self.question, self.ended_at, self.outcome, self.result = "open", None, None, "", None
 
     def of_record(self) -> OpenEffect:
-        """Returns the effect as a `JobRecord` has it."""
+        """Returns the effect in the form in which a `JobRecord` has it."""
         intent, question = self.intent, self.question
         return OpenEffect(
             intent.ordinal,
@@ -154,14 +154,14 @@ class JobState:
         return self.status in ENDS
 
     def move(self, status: JobStatus, at: float) -> None:
-        """Gives the job another status, and adds the time that it has run."""
+        """Gives the job another status at the time `at`, and adds the time for which it has run until then."""
         if self.status is JobStatus.RUNNING:
             self.ran_seconds += max(0.0, at - self.moved_at)
         self.status, self.moved_at = status, at
 
     def open_effects(self) -> tuple[OpenEffect, ...]:
-        """Returns the open effects, the last one first. A timer that the function has cancelled has no entry of that:
-        it counts as open until an entry comes after the time at which it was due.
+        """Returns the open effects, the last one first. If the function has cancelled a timer, no entry says so. Such a
+        timer counts as open until the job has an entry after the time at which the timer was due.
         """
         if self.ended:
             return ()
@@ -247,9 +247,10 @@ class JobView:
         return view
 
     def follow(self, reader: JournalReader) -> dict[str, int]:
-        """Applies the entries of a journal's log that came since the last call. Returns for each job that has new
-        entries the offset of the last one. Jobs that have ended stay in the view until `forget_ended`. Blocks. Raises
-        CorruptJournal for an entry that cannot be read; the next call continues behind it.
+        """Applies the entries of a journal's log that came since the last call. Returns, by job id, the offset of the
+        last new entry of each job that has new entries. Jobs that have ended stay in the view until `forget_ended`.
+        Blocks. Raises CorruptJournal for an entry that cannot be read; the next call continues with the entry behind
+        it.
         """
         last: dict[str, int] = {}
         for position, entry in reader.read(start=self._ends):
@@ -272,14 +273,14 @@ class JobView:
         return None if job is None or not job.begun else job.record()
 
     def present(self, job_id: str) -> JobRecord:
-        """Returns one job, whose BEGIN was applied."""
+        """Returns one job. The view must have its BEGIN."""
         job = self.job(job_id)
         if job is None:
             raise InternalError(f"job {job_id} was written, and is not known")
         return job
 
     def of_token(self, token: str) -> ActionRecord | None:
-        """Returns the action of a token, or None."""
+        """Returns the action with this token, or None if there is none."""
         return self.actions.get(self._tokens.get(token, ""))
 
     def next_ordinal(self, job_id: str) -> int:
@@ -391,8 +392,8 @@ class JobView:
         return closed
 
     def _why(self, end: End) -> str:
-        """Returns the reason why a job has not succeeded; for a failed job of an agent the class of its error and the
-        message.
+        """Returns the reason why a job has not succeeded. For a failed job of an agent, this is the class of the error
+        and its message.
         """
         if end.outcome == JobStatus.FAILED and self.bodies is not None:
             error = value_of(end, self.bodies.load(end.body))
@@ -453,7 +454,9 @@ def end_of(outcome: str) -> JobStatus:
 
 
 def _arguments(job: JobState, question: Intent) -> dict[str, Any]:
-    """Returns the arguments of the effect that the question is about, or {} if they are long."""
+    """Returns the arguments of the effect that the question is about. Returns {} if they are so long that they are
+    stored elsewhere.
+    """
     effect = job.open.get(question.ordinal)
     if effect is None or effect.question is None or not isinstance(effect.intent.body, bytes):
         return {}
@@ -550,8 +553,8 @@ def _signal(job: JobState, entry: Signal, at: float) -> tuple[EffectView, ...]:
 
 
 def _closed(job: JobState, at: float) -> tuple[EffectView, ...]:
-    """Closes the open effects of a job, and returns them. The job keeps them, since they are open again if the job
-    begins again.
+    """Closes the open effects of a job that has ended, and returns them. The job keeps them, because they are open
+    again if the job begins again.
     """
     for effect in job.open.values():
         effect.close("closed", at)

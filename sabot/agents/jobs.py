@@ -124,7 +124,7 @@ class JobSpec:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The fields that must be equal if two specs share an idempotency key."""
+        """The fields that must be equal if two specs have the same idempotency key."""
         names = ("scope_id", "principal_id", "session_id", "budgets", "policy_ref", "metadata", "tags")
         return {**{name: getattr(self, name) for name in names}, "budgets": self.budgets.content}
 
@@ -198,8 +198,8 @@ class JobRecord:
         return self.status in ENDS
 
     def ran_until(self, now: float) -> float:
-        """Returns the seconds that the job has run. Time by which the clock was set back does not count, so it never
-        falls.
+        """Returns the number of seconds that the job has run until the time `now`. If the clock was set back, the
+        number does not fall.
         """
         running = max(0.0, now - self.updated_at) if self.status is JobStatus.RUNNING else 0.0
         return self.ran_seconds + running
@@ -217,15 +217,15 @@ class JobRecord:
 
 
 class JobStore(ABC):
-    """A store of jobs, for one event loop. Changes are durable when a method returns, if the store is durable at all."""
+    """A store of jobs, for one event loop. If the store is durable, changes are durable when a method returns."""
 
     clock: Clock
 
     @abstractmethod
     async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
-        """Makes a queued job. Returns it, and True if it is new: for an idempotency key that its scope has used, this
-        returns the job of that key, also while another call makes it. Raises IdempotencyConflict if that job has other
-        content.
+        """Makes a queued job, and returns it and True. If the scope already has a job with the same idempotency key,
+        returns that job and False, even if another call makes it at the same time. Raises IdempotencyConflict if that
+        job has other content.
         """
 
     @abstractmethod
@@ -238,8 +238,8 @@ class JobStore(ABC):
 
     @abstractmethod
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
-        """Returns the jobs of a scope (None: of all) in one of these statuses (none given: in any), in the order of
-        creation.
+        """Returns the jobs of a scope, or of all scopes if `scope_id` is None, in the order in which they were created.
+        `statuses` selects jobs in one of these statuses; () selects all.
         """
 
 
@@ -316,8 +316,8 @@ class JobManager:
         return [job for job in ended if job.status is JobStatus.TIMED_OUT]
 
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
-        """Returns the jobs of a scope (None: of all) in one of these statuses (none given: in any), in the order of
-        creation.
+        """Returns the jobs of a scope, or of all scopes if `scope_id` is None, in the order in which they were created.
+        `statuses` selects jobs in one of these statuses; () selects all.
         """
         check("find: statuses", statuses, TEXTS)
         return await self.store.find(scope_id=scope_id, statuses=statuses)

@@ -65,28 +65,30 @@ class JobsAndActions(JobStore, ActionStore):
 @runtime_checkable
 class LentStore(Protocol):
     """A store that also shows the jobs and actions of a kernel (`RuntimeKernel(job_store=…, action_store=…)`). `home`
-    is the place of the journal for a kernel that is given none: the store's own journal, the address of a database, or
-    None if the store has neither.
+    is the place where a kernel without `journal=` keeps its journal: the store's own journal, or the address of the
+    store's database, or None if the store offers no place.
     """
 
     @property
     def home(self) -> Journal | str | None: ...
 
     def lend(self, to: JobsAndActions) -> None:
-        """Connects the store with a kernel: calls are passed on to `to` from now on. Raises UserError if it was lent
-        before.
+        """Connects the store with a kernel: from now on the store passes its calls on to `to`, the kernel's store.
+        Raises UserError if it is connected with a kernel already.
         """
 
     async def show(self, journal: Journal) -> None:
-        """Begins to show the jobs of this journal. Contradictions to what the store has shown before are logged."""
+        """Begins to show the jobs of this journal. If they contradict jobs that the store has shown before, this is
+        logged.
+        """
 
     async def became_durable(self) -> None:
-        """Called when more entries of the journal are durable. Raises nothing if a server does not answer: the next
-        call catches up.
+        """Called when more entries of the journal are durable. If a server does not answer, it raises nothing, and the
+        next call shows the missed entries too.
         """
 
     async def leave(self) -> None:
-        """Called before the kernel closes the journal, when all durable entries were shown."""
+        """Called before the kernel closes the journal. By then all durable entries were shown."""
 
 
 class JournalStore(JobsAndActions):
@@ -109,20 +111,20 @@ class JournalStore(JobsAndActions):
 
     @property
     def home(self) -> Journal:
-        """The store's own journal, for a kernel that is given none (`LentStore.home`)."""
+        """The store's own journal, in which a kernel without `journal=` keeps its jobs (`LentStore.home`)."""
         return self.journal
 
     def lend(self, to: JobsAndActions) -> None:
-        """Shows the jobs of a kernel from now on, which may run over this journal or another one. Raises UserError if
-        the store shows those of another kernel.
+        """Connects the store with a kernel: from now on it shows the jobs of the kernel, which may run over this
+        journal or over another one. Raises UserError if it is connected with a kernel already.
         """
         if self._lent is not None:
             raise UserError(f"the store of {self.journal.where} is that of another kernel", hint="make one for each")
         self._lent = to
 
     async def show(self, journal: Journal) -> None:
-        """Shows this journal. If it is not the store's own, and that one has jobs too, it is logged that they are not
-        shown.
+        """Called with the journal of the kernel. If that is another journal than the store's own, and the store's own
+        journal has jobs too, logs that those are not shown.
         """
         if journal is not self.journal and (others := len(self._known.states)):
             _log.warning(
@@ -239,7 +241,9 @@ class JournalStore(JobsAndActions):
         return await self._taken(action.resume_token)
 
     async def _taken(self, token: str) -> ActionRecord:
-        """Returns the action whose answer is durable. If the server of the journal goes away, waits until it is back."""
+        """Takes letters from the inbox, and returns the action with this token. The caller has posted the answer of
+        that action. If the server of the journal does not answer, tries again until it does.
+        """
         while True:
             try:
                 await self._look()
@@ -301,7 +305,7 @@ class JournalStore(JobsAndActions):
             self._known.apply(entry)
 
     async def _settled(self, job_id: str) -> None:
-        """Waits until the entries of the job are durable: no state is reported before."""
+        """Waits until the entries of the job are durable. The store reports no state before that."""
         position = self._positions.get(job_id)
         if position is not None:
             await self.journal.durable(position)
@@ -310,8 +314,8 @@ class JournalStore(JobsAndActions):
             await self.became_durable()
 
     async def became_durable(self) -> None:
-        """Called when an entry is durable, before its state is reported. A store that shows entries elsewhere overrides
-        it.
+        """Called when an entry is durable, before the store reports the new state. A subclass that shows entries
+        elsewhere overrides it.
         """
 
     async def leave(self) -> None:

@@ -313,7 +313,8 @@ class LedgerGuard(EffectGuard):
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
         """Reserves the upper bound of the attempts of a call that was open at the start of the process, and of its next
-        attempt. The next attempt asks the first model again.
+        attempt. The next attempt asks the first model again. Nothing is reserved for a call that waits for a person's
+        approval because the budget is used up.
         """
         job = self._open.setdefault(effect.job, {})
         if effect.ordinal in job:

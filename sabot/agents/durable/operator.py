@@ -205,8 +205,9 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     def put_restored(self, batch: Batch, log: str | None) -> None:
-        """Adds rows of a checkpoint. If `log` is not None, the topic has another log now than `log`, from which the
-        rows came, and other records may be at the same positions. Then the rows get the ids of their jobs as headers.
+        """Adds rows of a checkpoint. `log` is the identity of the topic's log at the checkpoint, or None if the
+        checkpoint has none. If the topic has another log now, other records may be at the same positions; then the rows
+        get the ids of their jobs as headers.
         """
         self.put(batch if log is None else self.names.stamped(batch, log))
 

@@ -58,7 +58,9 @@ class RedisStreamsConfig:
 
 
 class _Adapter(ABC):
-    """An adapter from a bus to a broker. `sent` and `lost` count events; `last_error` is the error of the last loss."""
+    """An adapter from a bus to a broker. `sent` and `lost` are numbers of events. `last_error` is the error of the last
+    event that was lost.
+    """
 
     def __init__(
         self,
@@ -85,8 +87,8 @@ class _Adapter(ABC):
         self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begins to send events. If no server answers, that is logged, and events wait. Raises UserError if the adapter
-        was started before.
+        """Begins to send events. If no server answers, this is logged, and the events wait. Raises UserError if the
+        adapter was started before.
         """
         if self._subscription is not None:
             raise UserError(f"{type(self).__name__} has been started", hint="await adapter.stop() first")
@@ -129,7 +131,9 @@ class _Adapter(ABC):
             self._sending = asyncio.create_task(self._deliver(), name=f"events to {type(self).__name__}")
 
     async def _deliver(self) -> None:
-        """Sends all waiting events together, then those that have come meanwhile, so that events stay in order."""
+        """Sends all waiting events together. Then sends those that have come meanwhile, and so on, so that events stay
+        in order.
+        """
         try:
             while self._waiting:
                 events, self._waiting = self._waiting, []
@@ -177,13 +181,13 @@ class _Adapter(ABC):
 
     @abstractmethod
     async def _send(self, events: Sequence[tuple[RuntimeEvent, bytes]]) -> list[SabotError | None]:
-        """Sends events, and returns when the server has them: for each event its error, or None. An error that is
-        raised concerns all of them.
+        """Sends events, and returns when the server has them. Returns for each event its error, or None. An error that
+        it raises holds for all of the events.
         """
 
     @abstractmethod
     async def _reach(self) -> None:
-        """Returns if the server answers. Raises TransientError, UserError."""
+        """Checks that the server answers. Raises TransientError if it does not, and UserError if it refuses."""
 
     @abstractmethod
     async def _close(self) -> None:
@@ -259,7 +263,9 @@ def _error(said: object) -> SabotError | None:
 
 
 def _ours(error: Exception) -> SabotError:
-    """Returns the error as a SabotError. An error that the client does not document counts as transient."""
+    """Returns the error as a SabotError. An error that the client's documentation does not mention becomes a
+    TransientError.
+    """
     return error if isinstance(error, SabotError) else TransientError(f"{type(error).__name__}: {message_of(error)}")
 
 
@@ -304,11 +310,11 @@ class RedisStreamsAdapter(_Adapter):
         await self._server.close()
 
     async def read_events(self, stream: str, *, after: str = "0", follow: bool = False) -> AsyncIterator[RuntimeEvent]:
-        """Yields the events of a stream, the oldest first, from behind the entry with the id `after`. With `follow` it
-        waits for further events without end.
+        """Yields the events of a stream, the oldest first, beginning after the entry with the id `after`. If `follow`
+        is True, it waits for further events without end.
 
-        An entry that is not an event is skipped and counted in `unreadable`; the id of the first one is logged. Raises
-        TransientError, UserError.
+        An entry that is not an event is skipped and counted in `unreadable`; the id of the first such entry is logged.
+        Raises TransientError, UserError.
         """
         checked_word(stream, "read_events: stream", empty=False)
         checked_word(after, "read_events: after", empty=False)

@@ -131,11 +131,12 @@ class EventBus(Protocol):
 
 
 class Subscription:
-    """One subscriber of a bus. A subscription with a handler calls it; one without a handler is iterated.
+    """One subscriber of a bus. A subscription with a handler calls the handler for each event; a subscription without
+    one is iterated.
 
-    `delivered` counts the events that were handled, `dropped` those that were left out since the queue was full, and
-    `errors` the errors of the handler, of which `last_error` is the last. The first drop and the first error are
-    logged. `queue` has the events that wait.
+    `delivered` is the number of events that were handled. `dropped` is the number of events that were left out because
+    the queue was full. `errors` is the number of errors of the handler, and `last_error` is the last of them. The first
+    drop and the first error are logged. `queue` has the events that wait.
     """
 
     __slots__ = (
@@ -191,7 +192,7 @@ class Subscription:
         return getattr(self._handler, "__qualname__", None) or short_repr(self._handler)
 
     def wants(self, event_type: str) -> bool:
-        """Returns True if the subscriber asks for events of this type."""
+        """Returns True if the subscriber gets events of this type."""
         return self.event_types is None or event_type in self.event_types
 
     def take(self, event: RuntimeEvent) -> None:
@@ -266,10 +267,10 @@ class Subscription:
         return event
 
     async def flush(self, *, timeout: Duration | None = FLUSH_SECONDS) -> None:
-        """Returns when the handler has handled all events in the queue.
+        """Waits until the handler has handled all events in the queue.
 
-        `timeout=None` waits without a limit. Raises TransientError, with the handler's name, if it is not done in time,
-        since it hangs or is slow; it is not cancelled.
+        `timeout=None` waits without a limit. If the handler is not done in time, because it hangs or is slow, raises
+        TransientError with the handler's name. The handler is not cancelled.
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
         pump = self._pump
@@ -361,7 +362,7 @@ class InMemoryEventBus:
         return subscription
 
     def leave(self, subscription: Subscription) -> None:
-        """Removes a subscription that was closed."""
+        """Removes a closed subscription from the bus."""
         if subscription.job_id is None:
             del self._shared[subscription]
             self._routes()
@@ -405,11 +406,13 @@ class InMemoryEventBus:
         return any(each.wants(event_type) for each in self._of_job.get(job_id, ()))
 
     def holds(self, subscription: Subscription) -> None:
-        """Lets `publish` wait for this subscription, whose queue is full."""
+        """Makes `publish` wait for this subscription, because its queue is full."""
         self._full.add(subscription)
 
     def drained(self, subscription: Subscription) -> None:
-        """Lets `publish` go on, if no other subscription is full. Called when this one has room again."""
+        """Called when the queue of this subscription has room again. Lets `publish` continue, unless another
+        subscription is still full.
+        """
         self._full.discard(subscription)
         if not self._full:
             roomless, self._roomless = self._roomless, []
@@ -418,10 +421,10 @@ class InMemoryEventBus:
                     future.set_result(None)
 
     async def flush(self, *, timeout: Duration | None = FLUSH_SECONDS) -> None:
-        """Returns when all handlers have handled what was published before.
+        """Waits until the handlers have handled all events that were published before.
 
-        `timeout` is for all of them together; None waits without a limit. Raises TransientError, with the name of each
-        handler that is not done in time.
+        `timeout` is the limit for all handlers together; None waits without a limit. Raises TransientError with the
+        names of the handlers that are not done in time.
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
         until, failed = None if timeout_s is None else SYSTEM_CLOCK.monotonic() + timeout_s, []

@@ -42,11 +42,11 @@ class JobEvents:
         self._view = JobView()  # the view of the jobs that have not ended
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """Returns True if somebody listens for parts of answers of this job."""
+        """Returns True if a subscriber listens for the parts of answers of this job."""
         return self._wants(_TYPE.MODEL_TOKEN, job_id) or self._wants(_TYPE.MODEL_REASONING, job_id)
 
     async def publish(self, notice: Notice) -> None:
-        """Publishes the events that follow from an entry, a part of an answer, or a block of a job."""
+        """Publishes the events of a notice: of an entry, of a part of an answer, or of a job that is blocked."""
         if isinstance(notice, Fragment | Blocked):
             job = self._view.states.get(notice.job, JobState(notice.job))
             if isinstance(notice, Fragment):
@@ -71,7 +71,7 @@ class JobEvents:
                 await self._asked(job, notice)
             case Attempt(ordinal=0):
                 await self._status(job, notice, "running", {"attempt": notice.attempt})
-            case Attempt() if not notice.note:  # with a note, it has begun before
+            case Attempt() if not notice.note:  # an ATTEMPT with a note begins nothing (`entries.Attempt`)
                 for intent in _calls(effects):
                     await self._call(job, msgspec.structs.replace(intent, at_ms=notice.at_ms), notice.attempt)
             case EffectResult():
@@ -188,7 +188,7 @@ class JobEvents:
 
 
 async def events_of(entries: Iterable[Entry]) -> list[RuntimeEvent]:
-    """Returns the events that follow from these entries."""
+    """Returns the events that these entries give."""
     found: list[RuntimeEvent] = []
 
     async def keep(event: RuntimeEvent) -> None:

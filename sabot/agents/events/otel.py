@@ -108,7 +108,9 @@ class OpenTelemetryAdapter:
         self._subscription: Subscription | None = None
 
     async def start(self) -> None:
-        """Subscribes to the bus. Publishers wait for the adapter, so that no span is left out. Idempotent."""
+        """Subscribes to the bus. If the adapter's queue is full, publishers wait, so that no span is missing.
+        Idempotent.
+        """
         if self._subscription is not None:
             return
         provider = self._provider if self._provider is not None else self._trace.get_tracer_provider()
@@ -231,8 +233,8 @@ class OpenTelemetryAdapter:
         span.end(_ns(event.at))
 
     def _fails(self, span: Any, data: Mapping[str, Any], at: float) -> None:
-        """Marks a span as failed. The error message counts as content, since it may quote arguments of a tool or a
-        prompt, so it is only there with `capture_output`.
+        """Marks a span as failed at the time `at`. The error message is only in the span if `capture_output` is set,
+        because it may quote arguments of a tool or a prompt.
         """
         span.set_attribute("error.type", data["error"])
         said = str(data.get("message", "")) if self.config.capture_output else ""

@@ -111,8 +111,8 @@ class OperatorContext:
 
     @classmethod
     def of(cls, given: "OperatorContext | ExecutionContext | DurableContext | None") -> "OperatorContext":
-        """Makes an OperatorContext from one of these contexts. From the context of a durable agent, all calls of the
-        flow become effects of its job.
+        """Makes an OperatorContext from one of these contexts. If it is the context of a durable agent, all calls of
+        the flow become effects of the agent's job.
         """
         if given is None or isinstance(given, ExecutionContext):
             given = cls(execution=given)
@@ -132,7 +132,7 @@ class OperatorContext:
 
 
 class _InJob:
-    """The effects of a durable agent's job, before an engine is chosen."""
+    """The effects of a durable agent's job, for a flow that has not chosen an engine yet."""
 
     def __init__(self, ctx: DurableContext) -> None:
         self._ctx = ctx
@@ -164,7 +164,7 @@ class OperatorResult:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def checked(self, what: str) -> "OperatorResult":
-        """Returns the result if it is a success. Raises FlowFailed."""
+        """Returns this result if it is a success. Otherwise raises FlowFailed; `what` names the step in the message."""
         if self.success:
             return self
         why = self.error if self.error is not None else short_repr(self.content)
@@ -175,7 +175,7 @@ class Operator(ABC):
     """A step of a flow. A subclass implements `execute`, and may have a name other than that of its class."""
 
     def __init__(self, agent: Agent | None = None, *, name: str = "") -> None:
-        """Makes a step. `agent` is for a step that runs one, which finds it as `self.agent`."""
+        """Makes a step. `agent` is the agent that the step runs, as `self.agent`, or None if the step runs none."""
         self.agent: Any = agent
         self._name = name
 
@@ -191,8 +191,8 @@ class Operator(ABC):
 
     @abstractmethod
     async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
-        """Executes the step. Its agents make their calls through the effects of the flow around it. ModelError,
-        AgentRunError, ToolError, EffectError, BudgetExceeded and TimeoutError count as a failure of the step; any other
+        """Executes the step. The agents of the step make their calls through the effects of the flow. A ModelError,
+        AgentRunError, ToolError, EffectError, BudgetExceeded or TimeoutError means that the step has failed. Any other
         error ends the flow.
         """
 
@@ -229,7 +229,9 @@ class Flow(Operator):
             raise FlowTimeout(f"{self.name} has not ended within {seconds:g} s", hint="timeout_seconds=…") from error
 
     def _seconds(self, config: OrchestrationConfig) -> float | None:
-        """Returns the time limit in seconds if this is the outermost flow, or None."""
+        """Returns the time limit in seconds if this is the outermost flow. Returns None if it is not, or if there is no
+        limit.
+        """
         return config.timeout_seconds
 
     @abstractmethod
@@ -238,8 +240,8 @@ class Flow(Operator):
 
 
 async def _kept(flow: Coroutine[Any, Any, T], config: OrchestrationConfig) -> T:
-    """Awaits the flow, and returns its result. A cancel of this call cancels the flow; without `propagate_cancellation`
-    the end of the flow is awaited first.
+    """Awaits the flow, and returns its result. If this call is cancelled, the flow is cancelled. Without
+    `propagate_cancellation`, the flow is not cancelled, and this call first waits for its end.
     """
     if config.propagate_cancellation:
         return await flow
@@ -252,8 +254,8 @@ async def _kept(flow: Coroutine[Any, Any, T], config: OrchestrationConfig) -> T:
 
 
 async def step(operator: Operator, given: Any, context: OperatorContext) -> OperatorResult:
-    """Executes an operator within a flow. A failure becomes a result, and its agents make their calls through the
-    context.
+    """Executes an operator as a step of a flow, and returns its result. If the operator fails, the result says so. Its
+    agents make their calls through `context`.
     """
     before, counted = current_effects.set(context.effects), APART.set(APART.get() or not context.config.inherit_budgets)
     try:

@@ -204,7 +204,9 @@ def _steps_of(content: Any) -> list[Any]:
 
 
 def _read(text: str) -> Any:
-    """Returns the steps of a plan that is a text: JSON, the lines of a list, or all lines."""
+    """Returns the steps of a plan that is given as a text. The text is JSON, or a list with one step per line, or any
+    text, of which each line is a step.
+    """
     try:
         plan = msgspec.json.decode(text)
     except UNREADABLE:

@@ -40,8 +40,8 @@ from sabot.llm.results import Usage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Visited:
-    """A node with a bound. `max_visits` is the number of times that a run may come to it, or None. After that the run
-    goes on at the node `exhausted`, or fails if that is "".
+    """A node that may have a bound. In one run it can be visited at most `max_visits` times; None sets no bound. If it
+    would be visited once more, the run continues at the node `exhausted` instead, or fails if `exhausted` is "".
     """
 
     max_visits: int | None = None
@@ -279,7 +279,7 @@ class Workflow(Flow):
     async def _visit(
         self, node: WorkflowNode, fields: dict[str, Any], context: OperatorContext
     ) -> tuple[OperatorResult, dict[str, Any], str]:
-        """Executes a node. Returns its result, the state after it, and the id of the next node."""
+        """Executes a node. Returns the node's result, the fields of the state after it, and the id of the next node."""
         match node:
             case AgentNode():
                 result = await step(self._operators[node.id], fields, context)

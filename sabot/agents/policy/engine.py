@@ -51,11 +51,11 @@ _NAMES = 4096  # the most keys (kind, name, scope, principal) whose matching rul
 
 @dataclass(frozen=True, slots=True)
 class PolicyResult:
-    """The decision of a policy on a call. `allowed` is True if the call may be made at once, so False if a person has
-    to be asked (`decision` is "ask").
+    """The decision of a policy on a call. `allowed` is True if the call may be made at once. It is False if the call is
+    denied, and also if a person has to be asked first (then `decision` is "ask").
 
-    `reason` is written for people. `rule` is the rule that decided, or "" if none matched. `version` is that of the
-    rules.
+    `reason` is written for people. `rule` is the rule that decided, or "" if no rule matched. `version` is the version
+    of the rules.
     """
 
     allowed: bool
@@ -216,8 +216,9 @@ class PolicyEngine(EffectGuard):
         so_far: GuardVerdict | None,
         asked: tuple[str, ...],
     ) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Follows a chain of models: `found` is the decision on this call, whose model is asked in place of the models
-        in `asked`.
+        """Follows the models that rules choose, until a decision chooses no further model, and returns the joint
+        decision. `found` is the decision on `call`. `so_far` is the joint decision on the earlier models, or None at
+        the beginning. `asked` has the names of the models that `call` has replaced.
         """
         while isinstance(found, GuardVerdict):
             if so_far is not None:
@@ -286,8 +287,8 @@ class PolicyEngine(EffectGuard):
         return self._final(call, verdict)
 
     def _matching(self, call: GuardedCall) -> list[tuple[PolicyRule, GuardVerdict | None]]:
-        """Returns the rules that match the call, each with its answer if that depends on names only. Of several rules
-        that allow the call by name, the first is enough.
+        """Returns the rules that match the call, each with its answer if that depends on names only, and otherwise with
+        None. If several rules allow the call by name, only the first of them is in the list.
         """
         key = (call.kind, call.name, call.scope, call.principal)
         found = self._by_name.get(key)
@@ -336,8 +337,8 @@ class PolicyEngine(EffectGuard):
 
 
 def _is_cancelled() -> bool:
-    """Returns True if a CancelledError comes from a cancel of the task that waits for the decision. Otherwise the rule
-    itself has raised it.
+    """Returns True if a CancelledError was raised because the task that waits for the decision was cancelled. Returns
+    False if the rule itself has raised it.
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -121,7 +121,7 @@ def _patterns_of(rules: Sequence[PolicyRule]) -> Iterator[tuple[PolicyRule, Call
 
 
 def _told(kind: CallKind, agents: Collection[str]) -> Collection[str]:
-    """Returns the names of tools, models or agents for a hint, without the other names in the code."""
+    """Returns the names to suggest in a hint: those of tools, models or agents, but not the other names in the code."""
     made: dict[CallKind, Collection[str]] = {"tool": TOOLS, "model": MODELS - {""}, "child": agents}
     return made[kind]
 

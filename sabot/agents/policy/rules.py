@@ -35,8 +35,8 @@ class PolicyRule(ABC):
 
     @property
     def by_name(self) -> bool:
-        """True if the answer depends only on kind, name, scope and principal, so that the rule is asked once for each
-        of them.
+        """True if the rule's answer depends only on the kind and name of the call and on its scope and principal. Such
+        a rule is asked only once for each combination of these.
         """
         return False
 
@@ -186,8 +186,8 @@ class _ContentRule(PolicyRule):
     _wait_s = 0.0
 
     def _check(self, named_by: str, *patterns: str) -> None:
-        """Checks the common fields, and gives the rule a name. `named_by` is the field that distinguishes it from other
-        rules of its kind; `patterns` are the names of the fields that hold patterns.
+        """Checks the common fields, and gives the rule a name if it has none. `named_by` is the field whose value
+        distinguishes this rule from others of its class. `patterns` are the names of the fields that have patterns.
         """
         kind = type(self).__name__
         check(f"{kind}: otherwise", self.otherwise, OneOf(get_args(Otherwise)))
@@ -467,8 +467,8 @@ def _checked_expression(what: str, pattern: Any) -> None:
 
 
 def _wait_s(kind: str, timeout: Duration | None, asks: str) -> float:
-    """Returns the time for an approval in seconds, 0.0 if there is no limit. `asks` names the option without which
-    nobody is asked, or is "" if it is set; with a timeout and without that option this raises UserError.
+    """Returns the time for an approval in seconds, or 0.0 if there is no limit. `asks` is "" if the rule asks a person;
+    otherwise it names the option that would make it ask. Raises UserError if there is a timeout, but nobody is asked.
     """
     seconds = 0.0 if timeout is None else parse_seconds(timeout, name=f"{kind}: approval_timeout", zero=False)
     if seconds and asks:
@@ -477,7 +477,9 @@ def _wait_s(kind: str, timeout: Duration | None, asks: str) -> float:
 
 
 def _takes_no(tool: Tool | None, name: str) -> bool:
-    """Returns True if the tool's function is known to have no parameter of this name."""
+    """Returns True if the tool's function certainly has no parameter of this name. Returns False if it has one, or if
+    that is not known.
+    """
     if tool is None or tool.parameters is not None or name == "*":
         return False
     try:

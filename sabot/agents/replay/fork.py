@@ -173,8 +173,8 @@ async def fork(
 
 
 def _asked_for(entries: Sequence[Entry]) -> set[str]:
-    """Returns the names under which `answers` and `allow` may mean something that these entries have asked for. Agents
-    have a second name without that of their app; models have their own names too.
+    """Returns the names by which `answers` and `allow` can refer to the effects in these entries. An agent has two
+    names: with and without the id of its app. A request to a model has the name "llm" and the name of the model.
     """
     found = set[str]()
     for entry in entries:
@@ -187,8 +187,8 @@ def _asked_for(entries: Sequence[Entry]) -> set[str]:
 
 
 def _entries_until(recording: Recording, at: int | None) -> list[Entry]:
-    """Returns the entries up to the result of this step, without those of effects that have no result by then. Raises
-    UserError.
+    """Returns the entries up to the result of the step `at`. Entries of effects that have no result by then are left
+    out. Raises UserError if there is no such result.
     """
     entries = recording.entries
     if not entries:
@@ -225,9 +225,9 @@ def _first_difference(recording: Recording, made: Recording) -> int | None:
 
 @dataclass(slots=True)
 class _Changes:
-    """The changes that a fork makes. `answers` and `prompt` are arguments of `fork`. `said` counts the answers that
-    each model has given. `stood_in` has the job and ordinal of each call that was not made because an answer stood in
-    for it.
+    """The changes that a fork makes. `answers` and `prompt` are the arguments of `fork`. `said` has, by model, the
+    number of answers that were already used. `stood_in` has the job and ordinal of each call that was not made because
+    an answer was used in its place.
     """
 
     answers: Mapping[str, Any]
@@ -255,8 +255,9 @@ class _Changes:
 
 
 def _question(ask: Ask) -> str:
-    """Returns the type of the effect's open question (the function's own, or one about the effect), the signal of a
-    wait, or "" if nobody is asked.
+    """Returns the word under which `answers` may have the answer to a waiting effect: the type of its open question,
+    which the function has asked or which is about the effect; or the name of the signal that it waits for. Returns ""
+    if it waits for neither.
     """
     if ask.kind in ("ask", "wait"):
         return ask.name
@@ -293,8 +294,8 @@ class _ForkClock:
 
 class _ForkRun(JobRun):
     """A run in which answers stand in for some calls, and requests to models have other instructions. `on_answered` is
-    called with each open question or wait that `answers` has an answer for, once it is in the journal and the job waits
-    for it.
+    a function that is called with each open question or wait for which `answers` has an answer. It is called when the
+    question is in the journal and the job waits for it.
     """
 
     def __init__(self, *given: Any, changes: _Changes, on_answered: Callable[[Ask], None], **how: Any) -> None:
@@ -303,7 +304,7 @@ class _ForkRun(JobRun):
         self._answered: set[tuple[int, str]] = set()  # ordinals and tokens: an effect may have several questions
 
     def may_park(self, now_s: float) -> bool:
-        """Returns whether the run may be parked. A run whose question is answered at once may not."""
+        """Returns True if the run may be parked. Returns False if it waits for a question that is answered at once."""
         answered = [ask for ask in self.open.values() if _question(ask) in self._changes.answers]
         for ask in answered:
             if (named := (ask.ordinal, ask.token)) not in self._answered:
@@ -415,8 +416,8 @@ class _ForkLedger(LedgerGuard):
 
 
 class _ForkOwner:
-    """The owner of a fork's only job (`jobs.owner.JobOwner`). `over_as` has its outcome when the job is over, or when
-    nobody will let it go on.
+    """The owner of a fork's only job (`jobs.owner.JobOwner`). `over_as` gets the outcome of the fork: when the job has
+    ended, or when it waits for something that nobody will give.
     """
 
     leaves_at_once = sleep_counts = False
@@ -462,7 +463,7 @@ class _ForkOwner:
         return 0.0
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
-        """Gives the child the result that `answers` has for its agent. No child is begun."""
+        """Gives the child's result from `answers` to the job, under the name of the child's agent. No child is begun."""
         name, host = self._changes.of(self.run.open[parent_of(job_id)[1]].name), self._host
         if name is None or host is None:
             raise UserError(f"job {job_id} is not begun by a fork")
@@ -472,8 +473,8 @@ class _ForkOwner:
         return self._code.continued(job, message)
 
     def parked(self, job_id: str) -> None:
-        """Ends the fork if only a person could let it go on, or only time and `no_wait` is set. Otherwise logs what it
-        waits for.
+        """Ends the fork if the job waits for a person, or if it waits for a time and `no_wait` is set. Otherwise logs
+        the thing that it waits for.
         """
         asks = self.run.open.values()
         if any(ask.kind == "child" and not ask.token and self._changes.of(ask.name) is not None for ask in asks):
@@ -498,8 +499,8 @@ class _ForkOwner:
         return words
 
     def answer(self, ask: Ask) -> None:
-        """Answers the question of an effect with the value in `answers`, without the inbox and without regard to a
-        deadline.
+        """Answers the question of an effect with the value in `answers`. The answer does not pass through the inbox,
+        and no deadline is checked.
         """
         host, job_id = self._host, self.run.job_id
         assert host is not None

@@ -29,7 +29,9 @@ class ReplayMode(StrEnum):
 
 
 class ReplayPlayer:
-    """A player of one recording. Events are published to `event_bus`; with None they can only be read with `step`."""
+    """A player of one recording. It publishes the events to `event_bus`. With None it publishes nothing, and the events
+    can be read with `step`.
+    """
 
     def __init__(
         self,

@@ -213,8 +213,8 @@ class ReplayRecorder:
             self._over += 1
 
     async def stop(self) -> Recording:
-        """Ends the recording, and returns it; an event that came twice is in it once. Raises UserError if nothing was
-        started, and DataError if more than `most` events came.
+        """Ends the recording, and returns it. An event that was published twice is in it once. Raises UserError if
+        `start` was not called, and DataError if more than `most` events were published.
         """
         if self._subscription is None:
             raise UserError("the recorder was not started", hint="await recorder.start(initial_input=…)")

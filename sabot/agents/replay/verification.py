@@ -44,7 +44,7 @@ class JobCode:
 
 
 class ReplayDifference(SabotError):
-    """The error for code of today that does something else than the recording."""
+    """The error for code that does something else than the recording has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,9 @@ class Verified:
 
 
 def code_of(spec: AgentSpec) -> JobCode:
-    """Returns the function of a durable agent as its jobs run it, but without its state."""
+    """Returns the code of a durable agent, to run over a recording. It has the agent's function, but none of the
+    agent's state.
+    """
     check("code_of: spec", spec, Of(AgentSpec, "the spec of a durable agent: agent.spec"))
     function = job_function(spec, None, SYSTEM_CLOCK)
     return JobCode(lambda run: function.call(function.context(run)[0]), function.packed, function.continued)

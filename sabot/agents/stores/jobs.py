@@ -98,8 +98,9 @@ class PostgresJobViews:
             return await run_to_end(run_in_thread(self._refresh, journal))
 
     async def wrong(self, journal: JournalReader) -> list[str]:
-        """Returns the jobs whose rows contradict this journal though they include its last entry of the job. Jobs that
-        the journal has trimmed are not among them. Raises the errors of `refresh`.
+        """Returns the ids of the jobs whose rows contradict this journal. A row that is only older than the journal's
+        last entry of the job does not contradict it. Jobs that the journal has trimmed are not checked. Raises the
+        errors of `refresh`.
         """
         async with self._turn:
             return await run_to_end(run_in_thread(self._wrong, journal))
@@ -151,9 +152,10 @@ def forget_jobs(connection: Any, identity: str) -> None:
 
 
 def show_jobs(connection: Any, identity: str, last: Mapping[str, int], known: JobView) -> int:
-    """Writes the rows of jobs, if they are newer than those in the tables, and returns how many were.
+    """Writes the rows of jobs, unless the tables have newer rows of them. Returns the number of rows that were written.
 
-    `identity` is that of the journal. `last` has, by job id, the sequence of the last entry of each job to be shown.
+    `identity` is the identity of the journal. `last` has, by job id, the sequence number of the last entry of each job
+    to show.
     """
     actions: dict[str, list[ActionRecord]] = {}
     for action in known.actions.values():

@@ -149,7 +149,7 @@ class PostgresLedgerWriter:
         return len(wrong)
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """Returns the ids that have a row which is not a doubt (`LedgerWriter.known`)."""
+        """Returns those of these ids that have a row, and whose row is not a doubt (`LedgerWriter.known`)."""
         return {name for (name,) in await self._asked(_KNOWN, (list(event_ids),))}
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
@@ -215,13 +215,15 @@ def _content_told(connection: Any) -> Iterator[None]:
 
 
 def _conflict(events: Sequence[LedgerEvent]) -> str:
-    """Returns the clause for rows that exist already. If no row settles a doubt, it needs no right to change rows."""
+    """Returns the clause of the INSERT that handles ids that are stored already. If no row settles a doubt, the clause
+    changes no stored row, so that the user needs no right to change rows.
+    """
     return SETTLES if any(event.settles is not None for event in events) else _ONCE
 
 
 def _rows(events: Sequence[LedgerEvent]) -> list[tuple[Any, ...]]:
-    """Returns the rows for a statement: each id once, as a statement may touch a row once, and in the order of ids, so
-    that two writers of the same rows lock them in the same order.
+    """Returns the rows in the form for a statement. Each id is there once, because a statement may change a row only
+    once. They are in the order of ids, so that two writers of the same rows lock them in the same order.
     """
     once: dict[str, LedgerEvent] = {}
     for event in events:

@@ -85,7 +85,7 @@ _TRIM = (
 
 
 class _Stored:
-    """A loader of bodies for entries in `runtime_entries`, which have their bodies in them (`job_view.HasBodies`)."""
+    """A loader of bodies (`job_view.HasBodies`) for entries in `runtime_entries`. These entries contain their bodies."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -156,8 +156,9 @@ class PostgresJobStore(JobsAndActions):
     async def _change(
         self, job_id: str, next_entry: Callable[[JobView], Entry | None], *, known_only: bool = False
     ) -> JobView | None:
-        """Appends the next entry of a job, which `next_entry` makes from the view of the job, and shows the job.
-        Returns the view, or with `known_only` None if the job has no entries here. Raises what `next_entry` raises.
+        """Appends an entry to a job, and writes the job's row. `next_entry` is a function that makes the entry from the
+        view of the job, or returns None to append nothing. Returns the view after the change. If `known_only` is True
+        and the job has no entries here, returns None and changes nothing. Raises the errors of `next_entry`.
         """
 
         tried: tuple[int, bytes] | None = None  # the entry of a transaction whose outcome is not known
@@ -190,7 +191,9 @@ class PostgresJobStore(JobsAndActions):
         return done
 
     async def _patiently(self, call: Callable[[], _T]) -> _T:
-        """Calls a function in a thread, and repeats that for some seconds while the server does not answer."""
+        """Calls a function in a thread, and returns its result. If the server does not answer, calls it again, for some
+        seconds. Then raises the TransientError.
+        """
         until = SYSTEM_CLOCK.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
@@ -209,8 +212,8 @@ class PostgresJobStore(JobsAndActions):
         return await self._patiently(partial(self._tables.select, statement, values))
 
     async def _owner(self, job_id: str) -> JobsAndActions | None:
-        """Returns the store that knows a job without entries here: that of this process's kernel, or that of the
-        journal that the tables name. Returns None if nobody knows the job.
+        """Returns the store that knows a job which has no entries here. It is the store of this process's kernel, or
+        the store of the journal that the tables name for the job. Returns None if no store knows the job.
         """
         if self._lent is not None and await self._lent.get(job_id) is not None:
             return self._lent
@@ -218,8 +221,8 @@ class PostgresJobStore(JobsAndActions):
         return await self._of_journal(rows[0][0], job_id) if rows and rows[0][0] != _OURS else None
 
     async def _of_journal(self, identity: str, job_id: str) -> JobsAndActions:
-        """Returns the stores of the journal with this identity. Raises UserError if it is not in this database, or this user may
-        not read it.
+        """Returns the store of the jobs in the journal with this identity. Raises UserError if the journal is not in
+        this database, or if this user may not read it.
         """
         if self._lent is not None and identity == self._mine:
             return self._lent
@@ -435,7 +438,9 @@ class PostgresJobStore(JobsAndActions):
         self._lent = to
 
     async def show(self, journal: Journal) -> None:
-        """Shows this journal in the tables. If they contradict it, that is logged, and its rows are written anew."""
+        """Shows this journal in the tables. If the tables contradict the journal, this is logged, and the rows of the
+        journal are written anew.
+        """
         self._shown, self._mine = journal, journal.identity
         await journal.flush()
         wrong = await self.views.wrong(journal)

@@ -82,8 +82,8 @@ class RedisSignalChannel:
         await self.stop()
 
     async def notify(self, action_id: str) -> None:
-        """Tells all processes that this action was closed. An error of the server is only logged, since the answer is
-        durable.
+        """Wakes the callers in all processes that wait for this action, because it was closed. An error of the server
+        is only logged, because the answer itself is already durable.
         """
         await self._local.notify(action_id)
         try:
@@ -152,8 +152,8 @@ class RedisJobCache(JobStore):
 
     def __init__(self, store: JobStore, client: Any, *, prefix: str = "sabot:jobs", ttl: Duration = "1h") -> None:
         """Makes a cache. `client` is a `redis.asyncio.Redis`, which the caller closes, or the address of a server.
-        `ttl` is the time for which a job is kept; if a dead letter of an agent's job is sent again, the job is shown as
-        ended for so long.
+        `ttl` is the time for which an ended job stays in the cache. If the dead letter of an agent's job is sent again,
+        the cache may show the job as ended for that time.
         """
         check("RedisJobCache: store", store, Of(JobStore, "a PostgresJobStore, an InMemoryJobStore"))
         self.store, self.clock = store, store.clock
@@ -422,8 +422,8 @@ class RedisActionStore(ActionStore):
                 mirror.tell("actions are not shown: %s", error)
 
     async def _show_action(self, mirror: "_Mirror", action: ActionRecord) -> None:
-        """Writes an action to Redis as the journal has it. An answer that only Redis has stays: it is on its way into
-        the journal.
+        """Writes an action to Redis as the journal has it. If Redis has an answer and the journal has none yet, the
+        answer stays, because it is on its way into the journal.
         """
         closed = action.status is not ActionStatus.PENDING
         said = self._closing(dict(action.resolution), action.by)
@@ -495,8 +495,9 @@ return {status or '', closing or ''}
 class _Mirror:
     """The actions of a kernel that a store over Redis shows.
 
-    `of`: the jobs and actions of the kernel. `known`: the jobs of its journal. `anew`: True if all actions are to be shown again, because
-    the server was away, and may have lost some. `pending`: the tokens of actions that wait for an answer.
+    `of` is the store of the kernel's jobs and actions. `known` is the view of the jobs in the kernel's journal. `anew`
+    is True if all actions have to be shown again, because the server did not answer for a time, and may have lost some.
+    `pending` has, by action id, the tokens of the actions that wait for an answer.
     """
 
     of: JobsAndActions
@@ -520,7 +521,7 @@ class _Mirror:
         return found
 
     def tell(self, what: str, error: Exception) -> None:
-        """Logs an error once, until a call succeeds again."""
+        """Logs an error, unless one was logged since the last call that succeeded."""
         if not self.silent:
             _log.warning(what, error)
         self.silent = True

@@ -54,11 +54,11 @@ class PostgresTables:
 
     @contextmanager
     def transaction(self, *, look: bool = False) -> Iterator[Any]:
-        """Runs the `with` block as one transaction over the connection that it gets. With `look` the tables are checked
-        even if they existed before.
+        """Gives a connection to the `with` block, and runs the block as one transaction. If `look` is True, it checks
+        that the tables exist, even if they existed before.
 
-        Raises BrokerUnavailable or TransientError while the server does not answer, in which case the changes may be
-        durable all the same; UserError if it refuses.
+        Raises BrokerUnavailable or TransientError if the server does not answer; the changes may be durable
+        nevertheless. Raises UserError if the server refuses.
         """
         if self._session is None:
             self._session = PostgresSession(self)
