@@ -117,12 +117,15 @@ class EffectState:
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """The outcome of one attempt. `outcome` is "ok" or the class of the error, `body` the packed value or the packed error."""
+    """The outcome of one attempt. `outcome` is "ok" or the class of the error, `body` the packed value or the packed error.
+    `stopped` is True if the worker stops and has not sent the call: then the next start makes it.
+    """
 
     effect: EffectId
     certainty: Certainty
     outcome: str
     body: bytes
+    stopped: bool = False
 
 
 class LookedUp(msgspec.Struct, frozen=True):
@@ -209,7 +212,8 @@ def step(job: JobFacts, effect: EffectState, event: EffectEvent, now_ms: int) ->
     match event:
         case Outcome():
             command = attempt_ended(effect, event)
-            if command is LATER and not effect.repeatable:  # the next start would not know that it was not sent
+            # else the next start would not know that it was not sent
+            if (command is LATER or command is NOTHING) and not effect.repeatable:
                 history.not_made.add(ordinal)
                 entries.append(Attempt(job.job_id, now_ms, ordinal, effect.attempt, UNSENT))
         case "asked" | "unawaited" | "resumed":
@@ -343,6 +347,8 @@ def refusal(effect: EffectState, why: str, rule: str) -> str:
 
 def attempt_ended(effect: EffectState, ended: Outcome) -> EffectCommand:
     """Handles the outcome of an attempt."""
+    if ended.stopped:
+        return NOTHING
     certainty, failed = ended.certainty, ended.outcome != "ok"
     if failed and effect.attempt <= effect.retries and may_repeat(effect, not_made=certainty is Certainty.NOT_SENT):
         return LATER

@@ -276,9 +276,10 @@ class EffectRunner:
         }
 
     async def close(self, grace_s: float) -> None:
-        """Waits up to `grace_s` seconds for the calls in flight, and cancels those that are left, without passing on an
-        outcome. Their intents are in the journal, and the next start decides on them. If none of the calls was sent,
-        the wait is short, because the journal for which they wait does not answer.
+        """Waits up to `grace_s` seconds for the calls in flight, and cancels those that are left. Their intents are in
+        the journal, and the next start decides on them. Nothing is passed on of those that were sent, and of the others
+        that the worker has stopped. If none of the calls was sent, the wait is short, because the journal for which
+        they wait does not answer.
 
         Calls that ignore their cancellation for some seconds, and those in threads, are `left_behind`.
         """
@@ -292,6 +293,8 @@ class EffectRunner:
             tasks = [call.task for call in self._under_way() if call.task is not None]
             await asyncio.wait(tasks, timeout=min(left_s, _UNSENT_SECONDS))
         for call in list(self._under_way()):
+            if call.began == math.inf and not call.look:
+                self._tell(call, Outcome(call.effect, Certainty.NOT_SENT, "", b"", stopped=True))
             call.done = None
             self._cut_short(call, asyncio.CancelledError("the worker stops"))
         until = self._loop.time() + CANCEL_SECONDS
@@ -314,6 +317,8 @@ class EffectRunner:
                 await self._thread(call)
             if self._sendable is not None:
                 await self._sendable(call.entry)
+            if call.told:
+                raise asyncio.CancelledError  # it was given up as one that was not sent
             args, kwargs = self._sent(call)
             if tool.is_async:
                 value = await watched(tool.func(*args, **kwargs), f"tool {tool.name}", self._clock)

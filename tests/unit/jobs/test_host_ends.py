@@ -74,6 +74,34 @@ async def test_an_unsafe_call_that_a_stop_has_cut_is_asked_about_and_not_made_ag
     assert ([each.name for each in questions], slow.calls) == (["in_doubt"], 1)
 
 
+async def test_a_call_that_a_stop_has_cut_before_it_was_sent_is_made_at_the_next_start() -> None:
+    """It waited for a thread. A person was asked whether it was done, for each such call."""
+    home, held, paid = MemoryStorage(), threading.Event(), []
+
+    @tool
+    def pay(number: int) -> str:
+        paid.append(number)
+        held.wait(10)
+        return "paid"
+
+    async def f(ctx: DurableContext) -> Any:
+        return await ctx.call(pay, ctx.message)
+
+    names = [f"j{number}" for number in range(SYNC_THREADS + 2)]
+    async with hosting(home, Agent(f)) as jobs:
+        for number, name in enumerate(names):
+            jobs.begin(name, number)
+        await jobs.until(lambda: len(paid) == SYNC_THREADS and recorded(home).count("Intent") == len(names))
+    held.set()
+    sent = {f"j{number}" for number in paid}
+    async with hosting(home, Agent(f)) as jobs:
+        await jobs.over(*(unsent := [name for name in names if name not in sent]))
+        for name in sent:
+            await jobs.parks(name)
+    asked = {entry.job for entry in entries(home) if isinstance(entry, Intent) and entry.kind == "ask"}
+    assert (asked, len(unsent), sorted(paid)) == (sent, 2, list(range(len(names))))
+
+
 async def test_a_call_that_ends_in_the_grace_of_a_stop_is_recorded() -> None:
     home, begun = MemoryStorage(), asyncio.Event()
 

@@ -680,7 +680,7 @@ async def test_a_call_that_a_stop_cancels_before_its_first_step_leaves_nothing_t
     runner.make(effect(), tool(identity), (1,), {}, told)
     await runner.close(0.0)
     gc.collect()
-    assert told.all == []
+    assert [each.stopped for each in told.all] == [True]
     assert [str(each.message) for each in recwarn] == []
 
 
@@ -990,8 +990,10 @@ def test_a_stop_waits_for_calls_that_end_in_its_grace() -> None:
     simulated(main())
 
 
-def test_a_stop_cuts_what_takes_longer_and_nobody_is_told_of_it() -> None:
-    """That the worker stopped is no outcome of a call: it would be recorded, and the job would see it in each replay."""
+def test_a_stop_cuts_what_takes_longer_and_nobody_is_told_of_what_was_sent() -> None:
+    """That the worker stopped is no outcome of a call: it would be recorded, and the job would see it in each replay. Of a call that was
+    not sent it is told, so that the next start need not ask whether it was made.
+    """
     sent: list[int] = []
 
     async def work(number: int) -> None:
@@ -1005,9 +1007,10 @@ def test_a_stop_cuts_what_takes_longer_and_nobody_is_told_of_it() -> None:
         await asyncio.sleep(1)
         await runner.close(30.0)
         assert 31 <= asyncio.get_running_loop().time() < 32
-        assert (told.all, sent, runner.in_flight(), runner.left_behind) == ([], [1], 0, [])
+        assert [(each.effect, each.certainty, each.stopped) for each in told.all] == [(effect(2), NOT_SENT, True)]
+        assert (sent, runner.in_flight(), runner.left_behind) == ([1], 0, [])
         runner.make(effect(3), tool(identity), (3,), {}, told)  # it may go on: a stop may be taken back
-        assert value_of(await told.one()) == 3
+        assert value_of(await told.one(2)) == 3
 
     simulated(main())
 
@@ -1049,7 +1052,8 @@ async def test_a_stop_leaves_no_thread_to_calls_that_waited_for_one() -> None:
     assert (runner.left_behind, runner.statistics()["calls"]) == (["tool hang, effect job/1.1"], 1)
     for ordinal in (4, 5):
         runner.make(effect(ordinal), tool(len), ("ab",), {}, told)
-    assert value_of(await told.one(2)) == 2
+    assert value_of(await told.one(4)) == 2
+    assert [each.effect for each in told.all if each.stopped] == [effect(2), effect(3)]
     go.set()
     await until(lambda: not runner.left_behind)
 
@@ -1070,7 +1074,7 @@ async def test_a_stop_does_not_wait_for_calls_of_which_none_is_sent(monkeypatch:
     go.set()
     assert value_of(await told.one()) == 1  # that one is waited for
     await asyncio.wait_for(stop, SECONDS)
-    assert (calls, unsent.all) == ([1], [])
+    assert (calls, [(each.effect, each.stopped) for each in unsent.all]) == ([1], [(effect(2), True)])
 
 
 async def test_a_stop_without_calls_returns_at_once() -> None:
