@@ -58,22 +58,26 @@ class RowCaller(Caller):
         if not count:
             return
         stamps = state.times_of(data, side)
-        times = [None] * count if stamps is None else stamps.to_pylist()
+        times: list[Any] = [None] * count if stamps is None else stamps.to_pylist()
         if side.time >= 0:
             state.latest_ms = max(state.latest_ms, max(times, default=START_OF_TIME))
         keys, stored = self._begin(side, batch, data)
         rows = data.select(side.names).to_pylist()
         expiry, floor = state.expiry, START_OF_TIME if state.watermark_ms is None else state.watermark_ms
         out, stamps, take, at = self._out, self._times, self._take, 0
-        due = state.event_timer_is_due if state.interleaves else None
+        due = state.timers.next_slot if state.interleaves else None
+        brought = START_OF_TIME if state.interleaves and state.timer_state.cold_rows else END_OF_TIME
         state.broadcasting = not side.keys
         ctx._slot = -1
         called = firing = False
         try:
             for at, (row, key, under, time) in enumerate(zip(rows, keys, stored, times, strict=True)):
-                if due is not None and due(time):
+                if due is not None and (time > brought or due(time, EVENT) is not None):
                     firing = True
-                    self._fire_before(at, time, floor)
+                    if time > brought:
+                        brought = self._bring_timers(at, time, times[-1], floor)
+                    else:
+                        self._fire_before(at, time, floor)
                     firing = False
                 ctx.key, ctx.timestamp, ctx._state_key, ctx._at, ctx._time = key, time, under, at, time
                 if expiry is not None:
@@ -144,15 +148,16 @@ class RowCaller(Caller):
         self._forget(NO_SLOTS)
 
     def _fire_before(self, at: int, time: int, passed: int) -> None:
-        """Fires the event timers up to the time of row `at` of the current batch, before its call. No slot is freed,
-        and no key goes to disk, since the batch has their slots still. `passed`: the last watermark.
+        """Fires the event timers in memory up to the time of row `at` of the current batch, before its call. No slot is
+        freed, since the batch has them still. `passed`: the last watermark.
         """
         state = self._state
         if self.careful:
             self._flush(None)
             self.keep()
             self._kept = at
-        state.timer_state.bring(EVENT, time)
+        if state.timer_state.is_held:
+            state.timer_state.bring(EVENT, time)
         state.guard()
         try:
             self._fire(EVENT, time, passed, None if self.careful else at)
@@ -162,6 +167,26 @@ class RowCaller(Caller):
             self._flush(None)
             self.keep()
         self._ctx._slot = -1
+
+    def _bring_timers(self, at: int, time: int, last: int, passed: int) -> int:
+        """Fires the event timers up to the time of row `at` of the current batch, in memory and on disk, and brings later
+        ones into memory, as `KeysWithTimers.firing` does. Returns the time up to which they are in memory, at most
+        `last`. The batch so far is kept, so that its slots can be freed.
+        """
+        state = self._state
+        self._flush(None)
+        self.keep()
+        self._kept = at
+        self._forget(self._resolved)  # before keys go to disk
+        self._slots, self._resolved, self._ctx._slot = None, NO_SLOTS, -1
+        state.guard()
+        try:
+            for limit in state.timer_state.firing(EVENT, time):
+                self.fire(EVENT, limit, passed)
+        finally:
+            state.timers.guard(0)
+        self._ctx._slot = -1
+        return state.timer_state.bring_some(EVENT, time, last)
 
     def _fire(self, kind: int, limit: int, passed: int, before: int | None = None) -> None:
         """Fires timers as `fire` does, and keeps the results. `before`: the row of the current batch before which they

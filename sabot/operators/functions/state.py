@@ -88,13 +88,6 @@ class FunctionState:
         """Starts to count the timers that each key sets. Called before event timers fire."""
         self.timers.guard(TIMERS_OF_A_KEY)
 
-    def event_timer_is_due(self, at_ms: int) -> bool:
-        """Returns True if an event timer is not later than this time."""
-        if self.timers.next_slot(at_ms, EVENT) is not None:
-            return True
-        cold = self.timer_state.least_due
-        return cold is not None and cold <= at_ms
-
     def clock_ms(self) -> int:
         """Returns the processing time in ms."""
         return int(self._clock.time() * 1000) if self.poll_ms is None else self.poll_ms

@@ -88,6 +88,12 @@ class KeysWithTimers(SlotState):
             if self.is_held:
                 self.note(self.timers.due(at, kind))
 
+    def bring_some(self, kind: int, least: int, most: int) -> int:
+        """Brings timers into memory, all up to the returned time, which lies between `least` and `most`."""
+        at = max(least, self.full_at(_DUE_ROWS, most, kind))
+        self.bring(kind, at)
+        return at
+
     def rows_of(self, slots: pa.Int32Array) -> Rows:
         timers = self.timers.rows_of(slots)
         columns = [*self.known.key_columns(timers.column(0)), *timers.columns[1:]]

@@ -122,8 +122,9 @@ def rang_many(keys: Any, at: pa.Int64Array, ctx: Any) -> pa.RecordBatch:
     return pa.record_batch([keys, at, pa.repeat("", len(at)), seen], names=list(RANG))
 
 
-def timers(function: Any, on_timer: Any, **options: Any) -> Operator:
-    return process_operator(["key"], process_spec(function, schema=RANG, on_timer=on_timer, **options))
+def timers(function: Any, on_timer: Any, *, ordered: bool = False, **options: Any) -> Operator:
+    spec = process_spec(function, schema=RANG, on_timer=on_timer, **options)
+    return process_operator(["key"], spec, ordered=ordered)
 
 
 FALLS = pattern("low", col("n") % 3 == 0, times=(1, 3)).then(
@@ -160,6 +161,7 @@ KINDS: dict[str, Callable[[], Operator]] = {
     "patterns that wait": lambda: matches(QUIET, "to_next", "two"),
     "groups of patterns": groups,
     "timers": lambda: timers(arm, rang),
+    "timers among rows": lambda: timers(arm, rang, ordered=True),
     "timers of batches": lambda: timers(arm_many, rang_many, batch=True),
     "timers by the clock": lambda: timers(arm_clocks, rang_clocks),
     "timers of batches by the clock": lambda: timers(arm_many_clocks, rang_many, batch=True),
