@@ -2,7 +2,7 @@
 
    a tool ─▶ resend | instead | ask_person ─▶ CallAsked ─▶ queue ─▶ answer ─▶ the tool goes on when the request's entry is durable
 
-The first half of each request runs in the task of the call, the second one (`answer`) where the host handles events.
+The first three methods run in the task of the call. `answer` runs in the task of the host, which handles events.
 """
 
 import asyncio
@@ -22,7 +22,9 @@ from sabot.llm.errors import model_error
 
 
 class CallRequests:
-    """The requests of the calls of a host."""
+    """Passes requests of calls under way to the host, and answers them there: a call asks for another attempt, for another model, or for
+    a question to a person.
+    """
 
     def __init__(self, host: HostState, log: JobLog, guard: EffectGuard | None) -> None:
         self._host, self._log, self._guard = host, log, guard
@@ -30,22 +32,26 @@ class CallRequests:
     # -- in the task of the call --------------------------------------------------------------------------------------
 
     async def resend(self, effect: EffectId) -> EffectId:
-        """Begins another attempt for a call that sends its request once more, because it has not read the answer to the last one. Returns
-        when that may be sent. Raises EffectError if nobody waits for the effect any more, BudgetExceeded.
+        """Begins another attempt for a call that sends its request once more, because the answer to the last request was lost. Waits until
+        the request may be sent, and returns the effect with the new attempt. Raises EffectError if nobody waits for the effect any more,
+        and the error of the guard (such as BudgetExceeded) if it denies the attempt.
         """
         attempt, entry = await self._asked(effect, "again")
         await self._log.sendable(entry)
         return EffectId(effect.job, effect.ordinal, attempt)
 
     async def instead(self, effect: EffectId, verdict: GuardVerdict) -> None:
-        """Records the verdict on another model, which a call asks in place of the first one from this attempt on. Returns when the journal
-        has it. Raises EffectError if nobody waits for the effect any more.
+        """Records the guard's verdict on another model, which the call asks in place of the first one from this attempt on. Waits until the
+        record is durable. Raises EffectError if nobody waits for the effect any more.
         """
         await self._log.sendable(await self._asked(effect, verdict))
 
     async def ask_person(self, effect: EffectId, kind: str, body: bytes, seconds: float | None) -> str:
-        """Asks a person on behalf of a call under way (`AsksPerson`). Raises UserError for a second question,
-        EffectError if nobody waits for the call any more.
+        """Asks a person a question of a tool whose call is under way (`AsksPerson`). `seconds`: the time for the answer, or None.
+
+        If a person has answered this question already, returns the token of the answer. If not, does not return: the call is
+        stopped, and made again after the answer. Raises UserError if the call asks a second question, EffectError if nobody
+        waits for the call any more.
         """
         if asyncio.get_running_loop() is not self._host.loop:
             raise UserError(
@@ -54,7 +60,7 @@ class CallRequests:
         return str(await self._asked(effect, PersonAsked(kind, body, seconds)))
 
     async def _asked(self, effect: EffectId, request: CallRequest) -> Any:
-        """Returns the host's answer. Raises EffectError if nobody waits for the effect any more."""
+        """Passes a request to the host, waits for the answer, and returns it. Raises EffectError if nobody waits for the effect."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._host.put(CallAsked(effect, request, answer))
         return await answer
@@ -62,7 +68,9 @@ class CallRequests:
     # -- where the host handles events --------------------------------------------------------------------------------
 
     def answer(self, event: CallAsked, running: RunningJob, ask: Ask) -> PersonAsked | None:
-        """Answers a request. Returns the request if a person is to be asked, since the call is stopped then."""
+        """Answers a request through `event.answer`, and returns None. If a person is to be asked, gives no answer and returns the request:
+        the caller stops the call and asks the person.
+        """
         effect, answer, now_ms = event.effect, event.answer, self._host.now_ms()
         match event.request:
             case "again":
@@ -98,7 +106,9 @@ class CallRequests:
         answer.set_result((ask.attempt, self._log.append(entry, running)))
 
     def _may_ask(self, running: RunningJob, ask: Ask, asks: PersonAsked, answer: "asyncio.Future[Any]") -> bool:
-        """Returns True if the call has asked nobody yet. Else answers it: it was made again behind the answer, or asks something else."""
+        """Returns True if the call has not asked a person yet. If it has, returns False and answers the call: with the token of the answer
+        if it asks the same question again after the answer, else with an error.
+        """
         history = running.job.history
         if (before := history.approvals.get(ask.ordinal)) is None:
             return True

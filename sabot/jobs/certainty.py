@@ -107,7 +107,7 @@ _SOCKET_ERRORS = {
 
 
 def certainty_of(error: BaseException) -> Certainty:
-    """Returns how certain it is, after this error of a tool, that its call was made."""
+    """Returns whether a call was made that has ended with this error of its tool: DONE, NOT_SENT, or UNKNOWN."""
     if isinstance(error, BaseExceptionGroup):
         found = {certainty_of(each) for each in error.exceptions}
         return found.pop() if len(found) == 1 else _UNKNOWN if _UNKNOWN in found else _DONE
@@ -139,7 +139,9 @@ def _said_by(error: BaseException) -> Certainty | str | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields the errors that this one was raised from, or while handling which it was raised, the nearest first."""
+    """Yields the errors before this one, the nearest first: each is the cause of the next (`raise … from`), or was being handled when the
+    next was raised.
+    """
     seen = {id(error)}  # a user's error may be its own cause
     while True:
         cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

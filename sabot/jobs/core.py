@@ -87,7 +87,7 @@ class EffectState:
 
     @property
     def guarded(self) -> CallKind | None:
-        """The kind of call on which the guard decides. None for effects that need no decision."""
+        """The kind of the call for the guard, which decides on it; None for effects on which no guard decides."""
         if self.kind == "call":
             return "model" if self.model else "tool"
         return "child" if self.kind == "child" else None

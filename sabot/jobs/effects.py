@@ -57,8 +57,8 @@ _UNTIMED_SECONDS = 60.0  # the assumed time of a call of an earlier worker, if t
 
 
 class Effects:
-    """The part of a host that runs the effects of jobs. Entries that it appends for a delivery are added to
-    `HostState.told`, and the host delivers them.
+    """The part of a host that runs the effects of jobs. It appends entries to the journal; those that the job has to get are
+    also added to `HostState.told`, and the host delivers them.
     """
 
     def __init__(
@@ -101,7 +101,9 @@ class Effects:
             self._record(running, ask)
 
     def _decide(self, running: RunningJob, ask: Ask, kind: CallKind, guard: EffectGuard) -> None:
-        """Asks the guard whether the effect may be made. If it returns an awaitable, the event EffectWaited has the verdict."""
+        """Asks the guard whether the effect may be made. If the guard returns an awaitable, the host does not wait for it: the verdict
+        comes as the event EffectWaited.
+        """
         job = running.job
         call = GuardedCall(
             EffectId(job.job_id, ask.ordinal, ask.attempt),
@@ -128,7 +130,7 @@ class Effects:
         self._host.put_when(found, partial(EffectWaited, running, ask), what)
 
     def _decided_late(self, running: RunningJob, ask: Ask, verdict: GuardVerdict) -> None:
-        """Handles a decision of the guard that has taken time. If nobody waits for the effect any more, it is not made."""
+        """Handles a verdict of the guard that has taken time. If nobody waits for the effect any more, the effect is not made."""
         running.undecided.pop(ask.ordinal, None)
         runs = running.in_memory and not self._host.stopping
         if ask.dropped or not runs:
@@ -150,7 +152,9 @@ class Effects:
         self._record(running, ask)
 
     def _record(self, running: RunningJob, ask: Ask) -> None:
-        """Writes the INTENT of an effect, and begins it if it is open: a patch is not, nor a wait whose signal is there."""
+        """Writes the INTENT of an effect, and begins the effect if it is open. A patch is never open, and neither is a wait whose signal
+        has come already.
+        """
         # by the time of the job's loop, which is ahead if the machine's clock was set back before this
         # start
         if ask.due_ms:
@@ -218,7 +222,9 @@ class Effects:
             self.runner.reconcile(EffectId(job_id, ask.ordinal, ask.attempt), ask.tool, args, kwargs, host.put)
 
     def waited(self, running: RunningJob, ask: Ask, event: EffectEvent | GuardVerdict) -> None:
-        """Handles an event for which the host has waited. The next start decides on an effect whose job is not in memory any more."""
+        """Handles an event for which the host has waited, such as a late verdict. Does nothing if the job is no longer in memory: then the
+        next start decides on the effect.
+        """
         if isinstance(event, GuardVerdict):
             self._decided_late(running, ask, event)
         elif event == "unsure":
@@ -241,7 +247,7 @@ class Effects:
             self._resolve_doubt(running, ask, ended)
 
     def call_asked(self, event: CallAsked) -> None:
-        """Handles a request of a call under way."""
+        """Handles a request of a call under way (`CallRequests`): answers it, or stops the call and asks a person."""
         effect, answer = event.effect, event.answer
         if answer.done():
             return  # the call was cancelled
@@ -258,7 +264,9 @@ class Effects:
     # -- what some commands need --------------------------------------------------------------------------------------
 
     def _ask_again(self, running: RunningJob, ask: Ask) -> None:
-        """Asks the guard whether another attempt may be made."""
+        """Asks the guard whether another attempt of an effect may be made, and passes the verdict to the core. Does nothing while the host
+        stops.
+        """
         if self._host.stopping:
             return
         attempt = EffectId(running.job.job_id, ask.ordinal, ask.attempt + 1)
@@ -270,7 +278,12 @@ class Effects:
             self._host.put_when(denied, lambda said: EffectWaited(running, ask, Judged(said)), what)
 
     def _resolve_doubt(self, running: RunningJob, ask: Ask, event: Literal["unsure"] | LookedUp) -> None:
-        """Lets the core decide on an effect of which nobody knows whether it was made, as soon as nobody can be making it."""
+        """Lets the core decide on an effect of which nobody knows whether its call was made. First makes sure that no call is under way: if
+        this process still makes the call, waits for its outcome instead; if an earlier worker may still make it, waits until that
+        worker's claim and the time limit of the tool are over.
+
+        `event`: "unsure", or the finding of the tool's `reconcile=`.
+        """
         host, job, tool = self._host, running.job, ask.tool
         if host.stopping or not running.in_memory:
             return  # the next start decides on it
@@ -289,8 +302,8 @@ class Effects:
         self.step(running, ask, event)
 
     def _begin_child(self, running: RunningJob, ask: Ask) -> None:
-        """Begins the child of an effect, unless it is open already: then it reports its end itself. A refusal becomes
-        the result.
+        """Begins the child job for which an effect asks. Does nothing if the child is open already, since it reports its end when it
+        ends. If the child may not begin, the error becomes the result of the effect.
         """
         job, jobs = running.job, self._host.jobs
         child, owner = child_id(job.job_id, ask.ordinal), self._host.owners.get(ask.name)
@@ -317,8 +330,8 @@ class Effects:
     # -- time limits of attempts --------------------------------------------------------------------------------------
 
     def limit(self, running: RunningJob) -> None:
-        """Starts the time limit of the job's attempt. The time ends when the job is over or parked (with
-        `sleep_counts`: parked for others).
+        """Starts the time limit of the job's attempt, if its owner has one. The limit no longer applies when the job is over or
+        parked; with `sleep_counts` it also applies while the job is parked and only sleeps.
         """
         left = running.owner.time_left(running.job)
         if left is not None:
@@ -327,8 +340,8 @@ class Effects:
             self._timers.add(left_s, running.job.job_id, 0)
 
     def time_out(self, job_id: str) -> None:
-        """Handles an attempt that has run for too long: cuts its calls short, as their own timeouts would, and cancels
-        the function once.
+        """Handles the end of the time limit of a job's attempt: ends its calls with a TimeoutError, and cancels its function once.
+        Does nothing if the limit has not passed, or no longer applies.
         """
         host, running = self._host, self._host.running.get(job_id)
         if host.stopping or running is None or not 0 < running.due_s <= host.steady_s():
@@ -343,7 +356,7 @@ class Effects:
     # -- starts and ends of jobs --------------------------------------------------------------------------------------
 
     async def reopen(self, jobs: Iterable[OpenJob]) -> None:
-        """Gives the guard its earlier decisions on the open effects of these jobs."""
+        """Tells the guard, at a start, which decisions it has made in earlier runs on the open effects of these jobs."""
         if self._guard is None:
             return
         for job in jobs:
@@ -354,8 +367,9 @@ class Effects:
         await self._guard.ready()
 
     def leave(self, running: RunningJob) -> None:
-        """Records the INTENT of all effects that are being decided, because the job is about to end or to begin anew.
-        They are not made; they are recorded because every effect that the function asks for has an ordinal.
+        """Records the INTENT of all effects on which the guard has not decided yet, because the job is about to end or to begin a
+        new history. These effects are not made. They are recorded because each effect has an ordinal, and no ordinal may be
+        missing.
         """
         for ask in running.undecided.values():
             ask.verdict = _UNAWAITED

@@ -1,8 +1,11 @@
 """The events in the queue of a host. `JobHost` matches all of them in one place, and handles one after the other.
 
-Some values are events by themselves. A RunningJob is quiet: its next effect is taken up, and after the last one the job
-ends, is parked, or waits. An OpenJob had ended before the start, or its turn has come. An Outcome or LookedUp is from the
-runner. A future gets its result when all events before it are handled.
+Some events are not classes of this module:
+
+- a RunningJob: its function is quiet. The host takes up its next effect; after the last one the job ends, is parked, or waits.
+- an OpenJob: it had ended before this start, or its turn to run has come.
+- an Outcome or a LookedUp: the runner reports the end of a call, or the finding of a tool's `reconcile=`.
+- a future: the host sets its result, so whoever awaits it knows that all earlier events were handled.
 """
 
 import asyncio
@@ -36,7 +39,7 @@ class BeginJob(msgspec.Struct):
 
 
 class NotBegun(msgspec.Struct):
-    """The event that a child that a job has asked for does not begin, with this outcome."""
+    """The event that a child does not begin, although a job has asked for it. `outcome` and `body` are reported to that job."""
 
     job_id: str
     outcome: str
@@ -60,7 +63,7 @@ class LastDurable(msgspec.Struct):
 
 
 class AttemptDue(msgspec.Struct):
-    """The event that the function of a failed job is to run once more."""
+    """The event that the wait after a failed attempt of a job is over, and its function is to run once more."""
 
     running: RunningJob
 
@@ -69,8 +72,8 @@ class AttemptDue(msgspec.Struct):
 
 
 class EffectWaited(msgspec.Struct):
-    """An event of an effect for which the host has waited: one of the core, or the guard's verdict on an effect that has no
-    INTENT yet.
+    """An event for which the host has waited outside of the queue. `event` is an event of the core, or the guard's verdict on an effect
+    that has no INTENT yet.
     """
 
     running: RunningJob
@@ -109,8 +112,8 @@ class LettersCame(msgspec.Struct):
 
 
 class Arrived(msgspec.Struct):
-    """The event of an entry that comes neither from the inbox nor from an effect. It is recorded unless the job no
-    longer awaits `ask`.
+    """The event of an entry for a job that comes neither from the inbox nor from a call. The host records the entry, unless
+    the job no longer awaits the effect `ask`.
     """
 
     entry: Answer | Signal | End

@@ -1,13 +1,13 @@
-"""The guard decides whether an effect may be made, once and before it is made. The decision is in the intent.
+"""The guard decides whether an effect may be made, once and before it is made. The journal has the decision in the INTENT.
 
    ask ─▶ decide ─▶ INTENT, with the verdict ─┬ allow, warn ─────▶ made                            RESULT ─▶ settle
                                               ├ redact, degrade ─▶ made with the changes of the verdict
                                               ├ ask ─────────────▶ a question to a person, then made or denied
                                               └ deny ────────────▶ RESULT, an error that the function sees
 
-A job that runs again over its history finds the verdict there, and nothing is decided anew: a policy that has changed
-meanwhile only judges later effects. But another attempt of a job (`on_error="retry"`, a dead letter that is sent again)
-asks anew for effects that a rule has denied before, and these are judged anew; the refusal of a person stays.
+A job that runs again over its history finds the verdicts in it, so a policy that has changed meanwhile only judges later
+effects. Another attempt of a job (`on_error="retry"`, or a dead letter that is sent again) asks again for effects that a
+rule has denied before, and the guard decides on these anew. The refusal of a person stays.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ class Decision(StrEnum):
 
     @property
     def strictness(self) -> int:
-        """The rank of the decision; 0 is the mildest one."""
+        """The rank of the decision: 0 for ALLOW, and higher for each stricter decision."""
         return _STRICTNESS[self]
 
 
@@ -115,7 +115,7 @@ class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return msgspec.structs.replace(spec, max_tokens=self.most_tokens) if self.most_tokens else spec
 
     def and_then(self, other: "GuardVerdict") -> "GuardVerdict":
-        """Returns the verdict that holds after both, this one first."""
+        """Returns the verdict that holds if a guard has given this verdict, and the guard after it the verdict `other`."""
         first, second = (self, other) if self.decision.strictness >= other.decision.strictness else (other, self)
         noted = (*first.notes, *((second.reason,) if second.reason else ()), *second.notes)
         return msgspec.structs.replace(
@@ -254,8 +254,8 @@ class EffectGuard:
         """
 
     def drop(self, effect: EffectId) -> None:
-        """Cancels the decision on this call and frees its reservation: the job is gone, another guard has denied the
-        call, or nobody waits any more for the person who has to allow it.
+        """Cancels the decision on this call, and frees the tokens and the cost that were reserved for it. Called if the job is
+        gone, if another guard has denied the call, or if the job no longer waits for the person who has to allow it.
         """
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
@@ -281,9 +281,9 @@ class EffectGuard:
         """Called once `reopen` has been called for all open calls of earlier runs, before any job begins."""
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """Decides whether another attempt of an open call may be made, or the first one if a person has allowed it; the
-        attempts before it have no result. Returns None if it may, or the verdict that denies it. Returns an awaitable,
-        which does not raise, if that takes time; the call may have ended meanwhile.
+        """Decides whether another attempt of an open call may be made, or the first one after a person has allowed it.
+        Earlier attempts have no result. Returns None if the attempt may be made, else the verdict that denies it. If the
+        decision takes time, returns an awaitable of these, which does not raise; the call may end meanwhile.
         """
         return None
 
@@ -294,14 +294,14 @@ class EffectGuard:
         return b""
 
     def forget_job(self, job_id: str) -> None:
-        """Called when the job has ended, in this run or before it: decisions on its open calls do not count any more."""
+        """Drops the decisions on the open calls of a job. Called when the job has ended, and at a start for a job that had ended."""
 
     async def open(self, journal: Journal) -> None:
         """Reads from the journal what the guard must know of earlier results. Called before any job begins."""
 
     async def flush(self) -> None:
-        """Returns when everything that the guard has stored of results so far is durable, so that the journal may
-        remove them.
+        """Waits until all data that the guard has taken from results so far is durable, so that the journal may remove the
+        results.
         """
 
     async def close(self) -> None:
@@ -340,7 +340,9 @@ class EffectGuards(EffectGuard):
     async def _degraded(
         self, found: GuardVerdict, at: int, call: GuardedCall, so_far: GuardVerdict | None
     ) -> GuardVerdict:
-        """Continues the chain after this guard has decided, and may have chosen another model."""
+        """Continues the chain after the guard number `at` has decided. If it has chosen another model, the guards before it decide
+        on that model. Returns the verdict.
+        """
         first = call.name
         so_far, call = self._joined(at, call, so_far, found)
         if call.name != first:
@@ -413,7 +415,7 @@ class EffectGuards(EffectGuard):
             await guard.ready()
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """Asks the guards in turn. The first refusal holds."""
+        """Asks the guards one after the other. Returns the first verdict that denies the attempt, or None."""
         guards = iter(self._guards)
         said = next((said for guard in guards if (said := guard.decide_again(effect)) is not None), None)
         return (
@@ -456,18 +458,18 @@ def checked_guard(given: Any) -> EffectGuard | None:
 
 
 def guard_of(guards: Sequence[EffectGuard]) -> EffectGuard | None:
-    """Returns one guard for all of them; None without guards, and then all is allowed."""
+    """Returns one guard that stands for all of `guards`; None if there are none, which allows all effects."""
     return EffectGuards(guards) if len(guards) > 1 else next(iter(guards), None)
 
 
 def degraded_to(call: GuardedCall, verdict: GuardVerdict) -> str:
-    """Returns the other model that a call which may be made is to ask; "" if there is none."""
+    """Returns the model that the verdict puts in place of the call's own; "" if it denies the call, or changes no model."""
     other = call.kind == "model" and verdict.decision is not Decision.DENY and verdict.model != call.name
     return verdict.model if other else ""
 
 
 def for_degraded(verdict: GuardVerdict, model: str, asked: str) -> GuardVerdict:
-    """Returns the verdict on a model that replaces another one, with that in its reason."""
+    """Returns the verdict on a model that replaces another one, with a reason that names the replaced model."""
     if not verdict.reason or model == asked:
         return verdict
     return msgspec.structs.replace(verdict, reason=f"{model}, in place of {asked}: {verdict.reason}")

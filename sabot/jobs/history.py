@@ -56,7 +56,7 @@ Delivery = EffectResult | Answer | Signal | Cancel
 
 
 class ContinueAs(BaseException):
-    """The exception that `ctx.continue_as(input)` raises: the job goes on with a new input and a new history."""
+    """The exception that `ctx.continue_as(input)` raises in the function, so that the job goes on with a new input and a new history."""
 
     def __init__(self, message: Any) -> None:
         super().__init__("continue_as")
@@ -210,18 +210,18 @@ class History:
         return asked, None if asked is None else self.answers.get(asked.token)
 
     def _record_open(self) -> None:
-        """Records that END has the usage of calls without a result."""
+        """Records that the usage of calls without a result is in the journal, since the END entry has it."""
         over = {each.ordinal for each in self.deliveries if isinstance(each, EffectResult)}
         self.recorded |= {at: self.attempt_of(each) for at, each in self.intents.items() if at not in over}
 
     def _take(self) -> None:
-        """Counts an entry taken from another job. After the last of them the time of this job begins."""
+        """Counts an entry that was taken from another job. The time of this job begins after the last of these entries."""
         self.untaken -= 1
         if self.untaken == 0:
             self.last_ms = self._restored_ms
 
     def ran_until(self, now_ms: int) -> int:
-        """Returns `ran_ms` up to now."""
+        """Returns the time that the job has run until `now_ms`, in milliseconds, counted as `ran_ms` is."""
         return self.ran_ms if self._waits_for_others() else self.ran_ms + max(0, now_ms - self.last_ms)
 
     def _run_to(self, entry: Entry) -> None:
@@ -325,8 +325,8 @@ class History:
             self.last_ordinal = max(self.last_ordinal, intent.ordinal)
 
     def _was_denied(self, intent: Intent) -> bool:
-        """Returns True if a rule has denied the effect, or nobody has answered: another attempt of the job is judged
-        anew. The refusal of a person stays.
+        """Returns True if the effect was denied by a rule, or because no person has answered. Another attempt of the job may ask
+        for such an effect again. Returns False if a person has refused it.
         """
         verdict = decode_verdict(intent.note)
         assert verdict is not None

@@ -5,8 +5,8 @@
                        └─ quiet, and all open effects take long: parked ────────────┘    (parking, timers)
 
 One task handles one event after the other (`_handle`): a job that begins, an outcome, a timer, the letters of the
-inbox. Only there are entries appended, so a job gets its deliveries in the order of the journal. It never awaits a disk
-or a call, only room in the queue of the journal.
+inbox. Entries are appended only by this task, so a job gets its deliveries in the order of the journal. The task never
+waits for a disk or a call, only for room in the queue of the journal.
 """
 
 import asyncio
@@ -80,9 +80,12 @@ class JobHost(HostState):
         guard: EffectGuard | None = None,
         make_run: Callable[..., JobRun] = JobRun,
     ) -> None:
-        """Makes a host. `on_broken` is called if nothing can go on, because the journal or the host has failed.
-        `stop_grace_s` is the time that running effects have to end at a stop. `notes` are the notes of parked jobs in
-        the restored checkpoint. `listener` gets all notices, `guard` decides on effects, and `make_run` makes a JobRun.
+        """Makes a host.
+
+        - `on_broken`: called with a text and the error if nothing can go on, because the journal or the host has failed.
+        - `stop_grace_s`: the seconds that calls under way have to end when the host stops.
+        - `notes`: the notes of parked jobs in the restored checkpoint; None if checkpoints have none.
+        - `listener`: gets all notices (`log`). `guard`: decides on effects; None allows all. `make_run`: makes a JobRun.
         """
         super().__init__(journal, clock, on_broken)
         self._stop_grace_s = stop_grace_s
@@ -137,8 +140,8 @@ class JobHost(HostState):
         self._timers.start()
 
     async def quiesce(self) -> None:
-        """Begins no job and makes no effect any more. Effects that run have `stop_grace_s` to end, and their results
-        are recorded.
+        """Stops the host from beginning jobs and making calls. Calls under way get `stop_grace_s` seconds to end, and their
+        results are recorded.
         """
         self.stopping = True
         self.log.stop_waiting()
@@ -154,7 +157,7 @@ class JobHost(HostState):
         self._serving = None
 
     async def close(self) -> None:
-        """Drops all jobs in memory; the journal has them. Idempotent."""
+        """Removes all jobs from memory, since the journal has them. A second call does nothing."""
         await self.quiesce()
         await self.log.wait_published()
         for task in list(self.tasks):
@@ -169,7 +172,7 @@ class JobHost(HostState):
 
     @property
     def left_behind(self) -> list[str]:
-        """The calls that ignored their cancellation."""
+        """The calls that were cancelled and still run, as texts for messages."""
         return list(self._effects.runner.left_behind)
 
     # -- what an agent asks -------------------------------------------------------------------------------------------
@@ -255,7 +258,7 @@ class JobHost(HostState):
         self._run(running, running.job.start, owner.call)
 
     def _load(self, history: History, owner: JobOwner, last: Position | None = None) -> RunningJob:
-        """Puts the job into memory."""
+        """Makes a RunningJob from a history, keeps it in memory, and returns it. `last`: the position of its last entry."""
         job = self._make_run(history.begin.job, history, key=self.journal.key, code=owner.code, pieces=self.log)
         running = self.running[job.job_id] = RunningJob(
             job, owner, last, since_ms=self.now_ms(), since_s=self.steady_s()
@@ -264,8 +267,8 @@ class JobHost(HostState):
         return running
 
     def stays_parked(self, job: OpenJob) -> bool:
-        """Parks an open job again, as it was at the cut, and tells its owner. Returns False if it must run over its
-        history.
+        """Parks an open job again, as it was at the cut of the checkpoint, and tells its owner. Returns True if that was possible;
+        False if the job has to run over its history.
         """
         return self.parking.take_up(job, self.owners[job.agent], self._timers)
 
@@ -280,7 +283,7 @@ class JobHost(HostState):
             self.parking.load(job.job_id)
 
     def _resume(self, job: OpenJob) -> None:
-        """Tells the owner of a job that it had ended; or begins a child that has waited for its turn, with its BEGIN in the journal."""
+        """Handles an open job whose turn has come: tells its owner if the job had ended; else begins it, since its BEGIN is recorded."""
         job_id, end = job.job_id, job.ended
         if end is not None:
             self.jobs.end(job_id)
@@ -294,7 +297,7 @@ class JobHost(HostState):
             self.parking.load(job_id)
 
     async def mark_of(self, job_id: str) -> JobMark | None:
-        """Returns the journal's mark of a job that may have been asked for before, or None."""
+        """Returns the journal's mark of a job, which says how the job stands; None if the journal has no such job."""
         return await call_journal(self.journal.job, job_id)
 
     # -- the task that serves -----------------------------------------------------------------------------------------
@@ -376,7 +379,9 @@ class JobHost(HostState):
     # -- turns --------------------------------------------------------------------------------------------------------
 
     def _run(self, running: RunningJob, turn: Callable[..., None], *given: Any) -> None:
-        """Runs one turn of the job. Then takes up the effects that the function has asked for, or settles the job."""
+        """Calls `turn` with `given`, which runs one turn of the job. Then takes up the effects that the function has asked for, or settles
+        the job.
+        """
         job = running.job
         try:
             turn(*given)
@@ -393,8 +398,9 @@ class JobHost(HostState):
             self.settle(running)
 
     def _take_up(self, running: RunningJob) -> None:
-        """Takes up one effect that the function has asked for or dropped; after the last one it settles the job. The
-        host handles each of them as an event of its own, because the journal must have room for its entry.
+        """Takes up one effect that the function has asked for, or that it awaits no longer. Puts the job into the queue again if
+        there are more, and settles it after the last one. Each effect is an event of its own, because the journal must have
+        room for its entry.
         """
         job = running.job
         if job.new:
@@ -410,7 +416,9 @@ class JobHost(HostState):
             self.settle(running)
 
     def _drop(self, running: RunningJob, ask: Ask) -> None:
-        """Handles an effect that the function waits for no longer: withdraws a question, and cancels a child."""
+        """Handles an effect that the function awaits no longer: withdraws a question, frees what the guard has reserved for a call that
+        waits for an approval, and cancels a child.
+        """
         job, ordinal, now_ms = running.job, ask.ordinal, self.now_ms()
         if ask.token:
             self._letters.withdraw(job.job_id, ordinal, ask.token, "cancelled")
@@ -449,6 +457,9 @@ class JobHost(HostState):
         self.deliver([(self.log.append(result, running), result)])
 
     def settle(self, running: RunningJob) -> None:
+        """Decides what follows when the function of a job is quiet: ends the job if its function has finished and no open call
+        may still happen, fails it if nothing can wake it, parks it if all that it awaits takes long, or leaves it in memory.
+        """
         if not running.in_memory or running.ending or running.noting:
             return
         job, finished = running.job, running.job.finished
@@ -471,8 +482,8 @@ class JobHost(HostState):
         running.in_memory = False
 
     def deliver(self, entries: Iterable[tuple[Position, Entry]] = ()) -> None:
-        """Delivers appended entries to their jobs in order, or wakes parked jobs: first the entries in `told`, then
-        these. Entries that follow from a delivery are appended, and delivered after all others.
+        """Delivers entries that are in the journal to their jobs, in order: first those in `told`, then these. A job in memory
+        runs one turn for each; a parked job is woken. Entries that follow from a delivery are delivered after all others.
         """
         told = self.told
         told.extend(entries)
@@ -516,7 +527,7 @@ class JobHost(HostState):
         return self.parking.awaits(job_id, ordinal) if running is None else running.awaits(ordinal)
 
     def _due(self, job_id: str, ordinal: int) -> None:
-        """Handles a timer, the deadline of a question, or the end of the time of an attempt (ordinal 0)."""
+        """Handles a timer that is due: the timer of an effect, the deadline of a question, or the time limit of an attempt (ordinal 0)."""
         if not ordinal:
             self._effects.time_out(job_id)
             self.deliver()
@@ -538,7 +549,7 @@ class JobHost(HostState):
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def _end(self, running: RunningJob) -> None:
-        """Ends a job whose function has returned, and none of whose effects may still happen."""
+        """Ends a job whose function has finished, and whose open calls, if any, can change nothing outside (`may_happen`)."""
         job, owner = running.job, running.owner
         value, error = job.outcome()
         if error is not None:
@@ -618,8 +629,8 @@ class JobHost(HostState):
             self._forget(running, stays_open=True)
 
     def _attempt(self, running: RunningJob) -> None:
-        """Runs the function once more. Results stay; effects that may be repeated are asked for again if they had
-        failed.
+        """Begins another attempt of a failed job: runs its function once more over its history. Results stay; the function asks
+        again for effects that have failed, if they may be repeated.
         """
         job_id = running.job.job_id
         if not running.in_memory or self.stopping:

@@ -56,7 +56,9 @@ class HostState:
         self.loop.call_later(wait_s, self.put, event)
 
     def put_when(self, awaited: Awaitable[T], event: Callable[[T], Event], what: str) -> None:
-        """Adds the event that `event` makes of the awaited value. `what` is the name of the work in messages."""
+        """Waits for `awaited` in a task, and then adds the event that `event` returns for its value. `what`: the name of the work, for
+        messages.
+        """
 
         async def wait() -> None:
             self.put(event(await awaited))

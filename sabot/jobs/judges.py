@@ -47,8 +47,8 @@ class GuardJudge:
     _only_asks = "only durable agents ask"
 
     def __init__(self, calls: str, agent: str, guard: EffectGuard, clock: Clock) -> None:
-        """Makes a judge. `calls` takes the place of the job's id in rows. `agent` is the owner of the calls; the scope
-        is its app.
+        """Makes a judge. `calls`: a name for its calls, which rows of the ledger have in place of a job's id. `agent`: the id of
+        the owner of the calls; its app is their scope.
         """
         self._calls, self._agent, self._guard, self._clock = calls, agent, guard, clock
         self._numbers = count(1)
@@ -107,7 +107,7 @@ class GuardJudge:
         call.model = call.spec.model or call.model
 
     async def _noted(self, effect: EffectId, verdict: GuardVerdict) -> None:
-        """Records the verdict on a model that replaces the first one, if there is a journal for it."""
+        """Records the verdict on a model that replaces the first one. These calls have no journal, so a GuardJudge does nothing here."""
 
     def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GuardedCall:
         behalf, kind, spec = self._behalf, EffectClass.METERED, _told(call)
@@ -158,7 +158,7 @@ class _ToolJudge(GuardJudge):
 
 
 def _told(call: ModelCall) -> RequestSpec:
-    """Returns the request as the guards see it: texts for embeddings become messages, and no answer is written."""
+    """Returns the request as the guards see it. For a call that embeds texts, the texts are its messages, and no tokens are written."""
     if call.kind != "embed":
         return call.spec
     return msgspec.structs.replace(call.spec, messages=tuple(map(user, call.texts)), max_tokens=0)

@@ -1,6 +1,7 @@
-"""The inbox of a host's journal: its letters are taken, and jobs withdraw their questions by letters.
+"""The inbox of a host's journal. Other processes post letters there: answers, signals and cancels. The host takes them.
 
-A question is closed by a letter, as by an answer, so that the inbox decides which of the two came first.
+A host also posts letters itself, to withdraw questions of its jobs. An answer and a withdrawal are both letters, so the
+inbox decides which of the two came first.
 """
 
 from collections import Counter
@@ -15,7 +16,7 @@ from sabot.journal.entries import Cancel, Letter
 
 
 class JobLetters:
-    """The letters of a host."""
+    """The part of a host that takes the letters of the inbox, and posts the withdrawals of questions."""
 
     def __init__(self, host: HostState, log: JobLog) -> None:
         self._host = host
@@ -23,12 +24,12 @@ class JobLetters:
         self._posting: Counter[str] = Counter()  # by job: the number of posted letters that are not taken yet
 
     def under_way(self, job_id: str) -> bool:
-        """Returns True if a letter of this job was posted, and is not taken yet."""
+        """Returns True if this job has posted a letter that the host has not taken yet."""
         return job_id in self._posting
 
     async def take(self) -> None:
-        """Turns the letters into entries, which are delivered before anything else. A cancel is followed by those of
-        all jobs below.
+        """Takes all letters of the inbox: the journal makes entries of them, which the host delivers before anything else.
+        Behind the cancel of a job it appends the cancels of all jobs below it (`JobTree.cancel` tells the whole way).
         """
         host, entries = self._host, await run_in_thread(self._host.journal.take)
         self._log.note_taken(entries)
@@ -38,7 +39,9 @@ class JobLetters:
                 host.told.append((self._log.append(each), each))
 
     def withdraw(self, job_id: str, ordinal: int, token: str, why: str) -> None:
-        """Closes a question, unless an answer came first. `why` is "expired" or "cancelled"."""
+        """Withdraws a question of a job: posts a letter that closes it, unless an answer came first. `token`: the question's token. `why`:
+        "expired" or "cancelled".
+        """
         letter = Letter("withdraw", token, name=why, by=job_id)
         self._posting[job_id] += 1
         self._host.spawn(self._posted(letter, job_id), f"the withdrawal of question {ordinal} of job {job_id}")
@@ -54,9 +57,7 @@ class JobLetters:
         self._host.put(LettersCame(posted_by=job_id))
 
     def taken(self, job_id: str) -> bool:
-        """Called when the journal has taken a letter that this job has posted. Returns True if no other one is under
-        way.
-        """
+        """Records that a letter which this job has posted was taken. Returns True if no other letter of the job is under way."""
         self._posting[job_id] -= 1
         if self._posting[job_id]:
             return False

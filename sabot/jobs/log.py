@@ -77,8 +77,8 @@ class JobLog:
     """The journal of a host, and its listener. It belongs to the event loop of the host."""
 
     def __init__(self, host: HostState, listener: Listener | None, kept: Callable[[], Awaitable[None]]) -> None:
-        """Makes the log. `kept` returns when everything that is made of results is stored elsewhere too, so that the
-        journal may remove them.
+        """Makes the log. `kept`: a coroutine function that waits until the data that others take from results (such as the
+        guard) is durable, so that the journal may remove the results.
         """
         self._kept = kept
         self.journal = host.journal
@@ -119,8 +119,8 @@ class JobLog:
                 self._publish(position, entry)
 
     def when_durable(self, position: Position, event: Event) -> None:
-        """Puts the event when the entry at this position is durable. All ends of jobs in a partition wait in one task,
-        not in one each.
+        """Puts the event into the queue of the host as soon as the entry at this position is durable. One task for each partition
+        waits for all such entries.
         """
         if (awaited := self._awaited.get(position.partition)) is not None:
             awaited.append((position, event))
@@ -138,9 +138,9 @@ class JobLog:
             del self._awaited[partition]
 
     async def sendable(self, first: Position | None) -> None:
-        """Returns when the entry is durable and the claim holds, so that a call may be sent. If the claim has run out,
-        either the server of the journal is away, and the claim comes back with it, or another worker has the claim, and
-        the journal fails.
+        """Waits until the entry at `first` is durable and this worker holds the claim on the journal, so that a call may be sent.
+        A claim runs out if the server of the journal is away; then this waits until it is back. If another worker has taken
+        the claim, raises JournalFailed.
         """
         if first is not None:
             await self.journal.durable(first)
@@ -169,7 +169,7 @@ class JobLog:
             self._publish(None, notice)
 
     def publish_again(self, entries: Sequence[tuple[Position, Entry]]) -> None:
-        """Publishes durable entries once more: before a crash listeners may not have heard of them."""
+        """Publishes durable entries once more at a start, since a crash may have come before listeners got them."""
         if self.listener is not None:
             for _, entry in entries:
                 self._publish(None, entry)
@@ -208,7 +208,7 @@ class JobLog:
             self.behind = None
 
     def stop_waiting(self) -> None:
-        """Lets the host no longer wait for the listener. Called when the host stops."""
+        """Ends the wait of the host's task for the listener, also in future. Called when the host stops."""
         self._leaving = True
         self._catch_up()
 
@@ -267,8 +267,9 @@ class JobLog:
         }
 
     def trim(self, needed: Callable[[], Mapping[int, int] | None], forget_before_ms: int) -> None:
-        """Removes the entries of jobs that had ended before the positions that `needed` returns. `needed` blocks, and
-        returns None if nobody knows them now.
+        """Removes from the journal the entries of jobs that had ended before the positions that are still needed. `needed`: a
+        function that returns these positions by partition, and may block; None if they are not known now, and then nothing
+        is removed.
         """
 
         def trim() -> None:

@@ -119,15 +119,15 @@ class JobTimer(asyncio.TimerHandle):
 
 
 class _Dropped(BaseException):
-    """The exception that is raised in the coroutines of a discarded job, where they wait. It is no CancelledError,
-    since the job is not cancelled, and no GeneratorExit, since Python turns that into a RuntimeError if an inner
-    coroutine awaits something on its way out.
+    """The exception that ends the coroutines of a discarded job: it is raised where they wait. CancelledError would not do,
+    since the job is not cancelled. GeneratorExit would not do either: Python turns it into a RuntimeError if a coroutine
+    awaits something while it ends.
     """
 
 
 class _Watched(Coroutine[Any, Any, Any]):
-    """The coroutine of a task. It looks at each await of it, and refuses an awaited object that does not belong to the
-    job's loop.
+    """A wrapper of the coroutine of a task. It checks each object that the coroutine awaits, and refuses one that does not
+    belong to the job's loop.
     """
 
     __slots__ = ("_loop", "_send", "coroutine", "number")
@@ -247,7 +247,7 @@ class JobLoop(asyncio.AbstractEventLoop):
             self._leave(outside)
 
     def _enter(self, what: str) -> "_Outside":
-        """Makes this loop the running one of this thread. Returns what `_leave` restores."""
+        """Makes this loop the running loop of this thread. Returns the state before, which `_leave` restores."""
         loop, hooks = asyncio._get_running_loop(), sys.get_asyncgen_hooks()
         if isinstance(loop, JobLoop):
             raise InternalError(f"job {self.name} {what} inside of a turn of job {loop.name}")
@@ -357,8 +357,8 @@ class JobLoop(asyncio.AbstractEventLoop):
         return handle
 
     def _woken_from_outside(self) -> UserError:
-        """Returns the error if something of the function became ready otherwise than by a delivery. The other side gets
-        the error, and so does the job.
+        """Returns the error for a future or task of the function that became ready without a delivery, such as from another
+        thread. The caller that has made it ready gets the error, and the job fails with it.
         """
         who = "the app, or another thread"
         other = asyncio._get_running_loop()
@@ -375,8 +375,8 @@ class JobLoop(asyncio.AbstractEventLoop):
     def call_at(
         self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> JobTimer:
-        """Sets a timer, which the owner fires. The owner does not hear of a timer that is due already, whose callback
-        is ready at once, nor of one that will never be due.
+        """Sets a timer, and tells the owner, who fires it. The owner is not told of a timer that is due already, since its
+        callback is ready at once, nor of one that will never be due.
         """
         timer = JobTimer(when, callback, args, self, context)
         timer.open = when < _NEVER and not self.dead
@@ -432,7 +432,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         return None
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Logs errors that nobody has asked for: errors of callbacks, and of tasks whose result was never retrieved."""
+        """Logs errors that no code of the job gets: errors of callbacks, and of tasks whose result was never retrieved."""
         if not self.dead:
             _log.error("job %s: %s", self.name, context.get("message"), exc_info=context.get("exception"))
 
@@ -469,7 +469,7 @@ _collecting = 0  # the thread that collects garbage at this moment
 
 
 def _told_nobody(timer: JobTimer) -> None:
-    """Replaces the owner's callbacks in a loop that is dead, and does nothing."""
+    """Does nothing. A loop that is dead calls this in place of the owner's callbacks for timers."""
 
 
 def _note_collection(phase: str, info: dict[str, int]) -> None:

@@ -65,8 +65,8 @@ class JobOwner(Protocol):
         """Returns the coroutine of the function, with a context for the record in `job.history.begin.body`."""
 
     def ended(self, job: JobRun, value: Any) -> bytes:
-        """Takes the value that the function has returned: applies its state writes, emits its output and removes its
-        row in one step. Returns the packed output for END.
+        """Handles the value that the function has returned: applies the state writes of the job, emits its output, and removes
+        its row from the state, in one step. Returns the packed output for the END entry.
         """
 
     def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
@@ -94,7 +94,7 @@ class JobOwner(Protocol):
         """Returns the record with which the job goes on after `ctx.continue_as(message)`."""
 
     def parked(self, job_id: str) -> None:
-        """Called when the job was parked: it has no coroutine any more."""
+        """Called when the job was parked, which has removed its coroutine from memory."""
 
     def woken(self, job_id: str) -> None:
         """Called when an entry has come for a parked job. `Parking.wake` lets the job run."""
@@ -140,7 +140,7 @@ class RunningJob:
 
     @property
     def limit_s(self) -> float:
-        """The end of the job's time by the steady clock if it also holds while the job is parked, or 0."""
+        """The end of the job's time by the steady clock if the limit also applies while the job is parked; else 0."""
         sleeps = self.owner.sleep_counts and all(ask.kind == "sleep" for ask in self.job.open.values())
         return self.due_s if sleeps else 0.0
 

@@ -1,11 +1,11 @@
-"""Jobs that wait for something long. They have no coroutine and no task; their state is in the journal.
+"""Parked jobs: they wait for something that takes long, and have no coroutine and no task. Their state is in the journal.
 
 quiet, all open effects take long ─▶ parked ─ timer, answer, signal, cancel ─▶ its owner lets it run ─▶ its history is read ─▶ it runs
 
-Checkpoints keep notes of the things for which jobs wait. If a start finds such a note, the note names the job's last
-entry, and the code is the same, the job is parked again without a run over its history, which would have the same end.
-There are no notes of jobs that wait for a child, which may have to be begun again, for an effect in doubt, or for a
-letter of their own.
+A checkpoint keeps a note of the things for which a parked job waits. If a start finds such a note with the last entry of
+the job and with the same code, the job is parked again without a run over its history, since the run would end in the same
+state. There is no note of a job that waits for a child (the child may have to be begun again), for an effect in doubt, or
+for a letter that it has posted itself.
 """
 
 from collections import deque
@@ -55,7 +55,7 @@ class ParkedNotes(Protocol):
         """Removes the note of a job, if there is one."""
 
     def items(self) -> Iterable[tuple[str, bytes]]:
-        """Returns all notes with their jobs. Blocks."""
+        """Returns the id of each job that has a note, and the note. Blocks."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -80,8 +80,8 @@ class Parking:
     """The jobs of a host that are parked, and those whose history is being read."""
 
     def __init__(self, host: HostState, notes: ParkedNotes | None, *, has_letter: Callable[[str], bool]) -> None:
-        """Makes the parking of a host. `notes` keeps the notes of parked jobs; without it, a start replays the history
-        of every open job. `has_letter` returns True if a letter of a job is under way.
+        """Makes the parking of a host. `notes`: keeps the notes of parked jobs; with None, a start runs every open job over its
+        history. `has_letter`: a function that returns True if a letter that a job has posted was not taken yet.
         """
         self._host = host
         self._notes = notes
@@ -108,8 +108,8 @@ class Parking:
         return job_id in self._loading
 
     def awaits(self, job_id: str, ordinal: int) -> bool:
-        """Returns True if a timer of this ordinal is awaited, as far as is known. Ordinal 0 is the end of the job's own
-        time.
+        """Returns True if a parked job awaits the timer of this ordinal, or if that is not known because its history is being
+        read. Ordinal 0 is the end of the job's own time.
         """
         parked = self._parked.get(job_id)
         if parked is None:
@@ -117,7 +117,7 @@ class Parking:
         return ordinal in parked.timers or ordinal in parked.questions or (not ordinal and parked.limit_s > 0)
 
     def asks(self, job_id: str, ordinal: int) -> bool:
-        """Returns True if this is a question of a parked job."""
+        """Returns True if the effect with this ordinal is a question of a parked job."""
         parked = self._parked.get(job_id)
         return parked is not None and ordinal in parked.questions
 
@@ -145,7 +145,7 @@ class Parking:
         running.owner.parked(job_id)
 
     def letters_taken(self, job_id: str) -> None:
-        """Stores the note of a parked job, because no letter of it is under way any more."""
+        """Stores the note of a parked job. Called when the last letter that the job has posted was taken."""
         note = self._unnoted.pop(job_id, None)
         if note is not None and self._notes is not None:
             self._notes.put(job_id, _encode(note))
@@ -183,7 +183,9 @@ class Parking:
         self._parked[job_id] = _Parked(agent_id, note.waits, tuple(timers), tuple(questions), limit_s)
 
     def deliver(self, position: Position, entry: Delivery) -> None:
-        """Handles an entry for a job that is not in memory."""
+        """Handles an entry for a job that is not in memory. If the history of the job is being read, keeps the entry for it. A parked
+        job is woken, unless the entry is a signal for which it does not wait. Does nothing if the job has ended.
+        """
         job_id = entry.job
         if job_id in self._loading:
             self._loading[job_id].append((position, entry))
@@ -197,7 +199,7 @@ class Parking:
             self._wake(job_id, parked)
 
     def time_out(self, job_id: str) -> None:
-        """Wakes a parked job whose time is over. If it sleeps, it is cancelled."""
+        """Wakes a parked job if the limit of its time has passed. Does nothing if it has no such limit, or is not parked."""
         parked = self._parked.get(job_id)
         if parked is not None and 0 < parked.limit_s <= self._host.steady_s():
             self._wake(job_id, parked)
@@ -212,7 +214,7 @@ class Parking:
         self._host.owners[parked.agent].woken(job_id)
 
     def wake(self, job_id: str) -> None:
-        """Lets a parked job run."""
+        """Lets a parked job run again: reads its history."""
         del self._parked[job_id]
         self.load(job_id)
 
@@ -235,7 +237,7 @@ class Parking:
             self._loads -= 1
 
     def loaded(self, job_id: str, entries: list[tuple[Position, Entry]]) -> list[tuple[Position, Entry]]:
-        """Returns the whole history of a job that was read up to these entries."""
+        """Returns the whole history of a job: `entries`, which were read from the journal, and those that came meanwhile."""
         behind = self._loading.pop(job_id)
         last = entries[-1][0] if entries else None
         return [*entries, *(each for each in behind if last is None or each[0] > last)]

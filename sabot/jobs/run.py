@@ -1,4 +1,4 @@
-"""The run of a job's function over its history, with the open effects. It does no I/O; its host does (`host`).
+"""The run of a job's function over its history, with the open effects. It does no I/O; the host of the job does (`host`).
 
    deliver ──▶ turn ──▶ asks          one delivery (a result, an answer, a signal, a timer, a cancel), then until the function is quiet
    replay  =  the recorded deliveries in their order, then the host goes on with new ones
@@ -154,8 +154,8 @@ class JobRun:
             self._block(None, "the function goes on")
 
     def _next_recorded(self) -> Delivery | None:
-        """Returns the next recorded delivery: of those from earlier attempts the first whose effect was asked for,
-        otherwise the first one of this attempt.
+        """Returns the next recorded delivery, or None if there is none. A delivery from an earlier attempt comes first, if the
+        function has asked for its effect; then come those of this attempt in their order.
         """
         if self.blocked is not None:
             return None
@@ -171,7 +171,7 @@ class JobRun:
         return entry
 
     def deliver(self, entry: Delivery | None) -> None:
-        """Delivers an entry to the function, and runs that until it is quiet. Then does the same with the recorded
+        """Delivers an entry to the function, and runs the function until it is quiet. Then does the same with the recorded
         deliveries that follow.
         """
         loop = self.loop
@@ -259,7 +259,9 @@ class JobRun:
         return any(each.digest == asked for each in recorded.values()) if self._matches else self._asked + 1 in recorded
 
     def question(self, kind: str, body: bytes, timeout_s: float | None) -> "asyncio.Future[Answer]":
-        """Asks a person. `body`: the payload of the question as JSON."""
+        """Asks a person, and returns the future of the answer. `kind`: the type of the question. `body`: its payload as JSON.
+        `timeout_s`: the seconds for an answer; None for no limit.
+        """
         due_ms = 0 if timeout_s is None else round((self.loop.now + timeout_s) * 1000)
         ask = self._ask("ask", kind, body, body=body, due_ms=due_ms)
         assert ask.future is not None
@@ -386,7 +388,7 @@ class JobRun:
         return recorded, ordinal
 
     def _refusal(self, what: str) -> BaseException:
-        """Returns the error of an effect that must not be asked for now."""
+        """Returns the error for an effect, named by `what`, that the function must not ask for now."""
         if self.loop.dead:
             return asyncio.CancelledError(f"{what}: the job is parked or over")
         if asyncio._get_running_loop() is not self.loop:
@@ -455,7 +457,9 @@ class JobRun:
         return True
 
     def outcome(self) -> tuple[Any, BaseException | None]:
-        """Returns what the function has returned or raised. The job must be `finished`."""
+        """Returns a pair of the value that the function has returned, or None, and the error that it has raised, or None. The job
+        must be `finished`.
+        """
         if self.loop.refused is not None:
             return None, self.loop.refused
         forgotten = None if self.history.end else self.loop.forgotten  # what an older version has ended well stays so

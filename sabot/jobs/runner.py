@@ -71,8 +71,8 @@ Done = Callable[[Outcome], object]
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """One attempt. `done` gets the outcome, unless it is None. `entry` is the position of the entry that has to be
-    durable before the call. `look` is True for a call of `reconcile=`.
+    """One attempt of a call. `done`: called with the outcome; None if nobody wants it any more. `entry`: the position of the
+    entry that has to be durable before the call. `look`: True for a call of `reconcile=`.
 
     `began` is the time by the clock at which the call was sent, and infinite before. `thread` is True while the call
     counts in the limit of threads. `working` is the future of a call in a thread, which is done when the function has
@@ -216,8 +216,8 @@ class EffectRunner:
         self.make(effect, asks, args, kwargs, partial(_found, done, tool.name), look=True)
 
     def drop(self, job: str) -> None:
-        """Stops to pass on outcomes of this job's calls. The calls go on to their end; asked for again meanwhile, they
-        are adopted.
+        """Passes on no outcomes of the calls of this job any more. The calls go on to their ends. If the job asks for one again
+        meanwhile, `make` adopts the call.
         """
         for call in self._jobs.get(job, {}).values():
             call.done = None
@@ -228,7 +228,7 @@ class EffectRunner:
             self._cut_short(call, error)
 
     def stop(self, effect: EffectId) -> None:
-        """Cancels the call of this effect without passing on an outcome: its tool waits for a person, and is called
+        """Cancels the call of this effect without passing on an outcome, because its tool has asked a person. The tool is called
         again after the answer.
         """
         call = self._jobs.get(effect.job, {}).get((effect.ordinal, False))
@@ -268,7 +268,7 @@ class EffectRunner:
         }
 
     def tools(self) -> dict[str, dict[str, Any]]:
-        """Returns the figures of each tool that was called since the start, by its name. From any thread."""
+        """Returns the figures of each tool that was called since the start, by its name. May be called from any thread."""
         counts = ("calls", "in_flight", "failed", "unknown")
         return {
             name: {each: getattr(figures, each) for each in counts} | {"durations": figures.seconds.read()}
@@ -351,7 +351,7 @@ class EffectRunner:
         self._tell(call, outcome)
 
     def _sent(self, call: _Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """Notes that the call is about to be made. Returns the arguments with which it is made."""
+        """Records that the call is sent now. Returns its arguments, with secrets in place of references to them."""
         tool, effect, args, kwargs = call.tool, call.effect, call.args, call.kwargs
         if _has_secret(args) or _has_secret(kwargs):
             args, kwargs = _with_secrets(args, call.secrets), _with_secrets(kwargs, call.secrets)
@@ -510,7 +510,7 @@ def _raise_here(error: BaseException) -> None:
 
 
 def _found(done: Callable[[LookedUp], object], name: str, outcome: Outcome) -> None:
-    """Passes on the answer of a reconciling function."""
+    """Passes the answer of a tool's `reconcile=` to `done`, from the outcome of its call."""
     effect = outcome.effect
     if outcome.outcome != "ok":
         _log.warning(
@@ -556,8 +556,8 @@ def _has_secret(value: Any) -> bool:
 
 
 def _with_secrets(value: Any, read: list[str]) -> Any:
-    """Returns the value with secrets in the place of references, which are read into `read`. Raises UserError if one is
-    missing.
+    """Returns the value with each reference to a secret replaced by the secret, which is also added to `read`. Raises UserError
+    if a secret is missing.
     """
     if not _has_secret(value):
         return value
@@ -576,7 +576,7 @@ def _with_secrets(value: Any, read: list[str]) -> Any:
 
 
 def _hidden(value: Any, secrets: list[str]) -> Any:
-    """Returns a value that `unpack` gave, without these secrets."""
+    """Returns a value that `unpack` has returned, with `***` in place of these secrets."""
     if isinstance(value, str):
         return without_secrets(value)
     if isinstance(value, bytes):

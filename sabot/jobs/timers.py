@@ -21,7 +21,9 @@ _PRUNE_FROM = 4096  # timers
 
 
 class JobTimers:
-    """The timers of jobs, and the looks into the inbox. `keeps` returns True if a timer is still awaited."""
+    """The timers of the jobs of a host, and the task that looks into the inbox. `keeps`: a function that returns True if the
+    timer of a job and ordinal is still awaited.
+    """
 
     def __init__(
         self,
@@ -56,7 +58,9 @@ class JobTimers:
             self._looking = None
 
     def add(self, wait_s: float, job_id: str, ordinal: int) -> None:
-        """Adds a timer that is due in so many seconds. The same may be added again; then there is an event for each."""
+        """Adds a timer of a job and ordinal that is due in `wait_s` seconds. If it is added more than once, there is an event for
+        each time.
+        """
         heapq.heappush(self._heap, (self._clock.monotonic() + wait_s, job_id, ordinal))
         if len(self._heap) > self._prune_at:  # most timers are those of time-outs, and cancelled
             self._heap = [each for each in self._heap if self._keeps(each[1], each[2])]

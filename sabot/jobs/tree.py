@@ -25,7 +25,7 @@ def child_id(job_id: str, ordinal: int) -> str:
 
 
 def parent_of(job_id: str) -> tuple[str, int]:
-    """Returns the job that has begun this one, and the ordinal of the effect; ("", 0) if no job has."""
+    """Returns the id of the job that has begun this one, and the ordinal of the effect by which it did; ("", 0) if no job has begun it."""
     parent, _, number = job_id.rpartition(_CHILD)
     ordinal = int(number) if number.isdecimal() else 0
     return (parent, ordinal) if ordinal and child_id(parent, ordinal) == job_id else ("", 0)
@@ -81,7 +81,7 @@ class JobTree:
         return EffectError("DepthExceeded", f"{' > '.join([*chain, child])} is not begun: {why}")
 
     def ask(self, job_id: str) -> None:
-        """Records that a child was asked for. Its agent then adds it, or reports that it does not begin."""
+        """Records that a job has asked for this child. Its agent then calls `add`, or the host calls `not_begun`."""
         self._asked.setdefault(parent_of(job_id)[0], set()).add(job_id)
 
     def not_begun(self, job_id: str) -> None:
@@ -90,7 +90,7 @@ class JobTree:
         self._unwanted.discard(job_id)
 
     def add(self, job_id: str, agent_id: str, *, begun: bool, cancelled: bool = False) -> None:
-        """Adds a job of this agent. `begun`: its BEGIN is in the journal. `cancelled`: so is a CANCEL."""
+        """Adds a job of this agent. `begun`: True if its BEGIN is in the journal. `cancelled`: True if a CANCEL of it is in the journal."""
         self._agents[job_id] = agent_id
         self._came(job_id)
         if not begun:
@@ -103,8 +103,8 @@ class JobTree:
         self._hang(job_id, above)
 
     def begins(self, job_id: str) -> bool:
-        """Handles the turn of a job. Returns False if nobody waits for it any more: then it does not begin. A BEGIN with a CANCEL behind it
-        would let the job go on if a crash came between the two.
+        """Handles the turn of a job that has not begun. Returns True if it begins; False if nobody waits for it any more. A job that nobody
+        waits for gets no BEGIN with a CANCEL behind it: after a crash between these two entries it would go on.
         """
         self._coming.discard(job_id)
         unwanted = job_id in self._unwanted or not self.cancelled.isdisjoint((job_id, parent_of(job_id)[0]))
@@ -114,8 +114,12 @@ class JobTree:
     # -- cancels and ends ---------------------------------------------------------------------------------------------
 
     def cancel(self, cancel: Cancel, now_ms: int) -> list[Cancel]:
-        """Handles the cancel of a job. Returns those of the jobs below it, the nearest first, for all that have begun and were not
-        cancelled before. The others will not begin.
+        """Handles the cancel of a job. Returns a cancel for each job below it that has begun and was not cancelled before, the nearest
+        first. Jobs below it that have not begun will not begin.
+
+        The way of a cancel: `JobLetters.take` makes entries of the letter and of the cancels that this method returns;
+        `JobHost.deliver` passes each to `JobRun.deliver`, which raises CancelledError in the function (a parked job is woken
+        first); `core.drop` says which of its effects stay open; `JobHost.settle` ends the job when no open call may still happen.
         """
         told: list[Cancel] = []
         if cancel.job not in self._agents:
@@ -131,14 +135,14 @@ class JobTree:
         return told
 
     def leave(self, job_id: str, ordinals: Iterable[int], why: str, now_ms: int) -> list[Cancel]:
-        """Handles the open children of a job that is about to end, or to begin a new history: they are cancelled as in
-        `drop`, unless they may outlive it.
+        """Handles the open children of a job that is about to end, or to begin a new history. Returns the cancels for them, as
+        `drop` does; none if the limits of its agent let children outlive it.
         """
         return [] if self.limits[self.agent_of(job_id)].outlive else self.drop(job_id, ordinals, why, now_ms)
 
     def drop(self, job_id: str, ordinals: Iterable[int], why: str, now_ms: int) -> list[Cancel]:
-        """Handles children that their parent no longer awaits. Returns the cancels of those that are open, and of the
-        jobs below them.
+        """Handles the children of a job that it no longer awaits; `ordinals` are those of its effects. Returns the cancels for the
+        open children and all jobs below these. Children that have not begun will not begin.
         """
         told: list[Cancel] = []
         for ordinal in ordinals:
@@ -182,7 +186,7 @@ class JobTree:
         return above[::-1]
 
     def _hang(self, job_id: str, above: str) -> None:
-        """Moves a job below another one, or below none for ""."""
+        """Moves a job below the job `above`; "" removes it from the tree."""
         before = self._above.pop(job_id, "")
         if below := self._below.get(before):
             below.discard(job_id)
