@@ -303,6 +303,7 @@ class CheckpointStorage:
                     for folder in folders_of_format_1(self._place.where):
                         shutil.rmtree(folder)
             self.drop_old()
+            self._learn_all()  # now, if a damaged manifest was in the way: later, workers have files that none lists yet
 
     def copy_to(self, manifest: Manifest, location: Location) -> Path | str:
         """Makes a savepoint: a copy of the checkpoint in a place of its own, from which nothing is removed. Returns

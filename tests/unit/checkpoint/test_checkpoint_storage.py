@@ -116,6 +116,22 @@ def test_clear_forgets_everything(tmp_path: Path) -> None:
     assert write(storage, 1).checkpoint_id == 1
 
 
+def test_what_workers_store_after_a_fresh_start_is_not_swept_with_a_damaged_checkpoint(tmp_path: Path) -> None:
+    """Their names have the generation that the start had before it gave the earlier checkpoints up."""
+    first = CheckpointStorage(tmp_path / "store")
+    damage_bit(write(first, 1).path)
+    first.unlock()
+    storage = CheckpointStorage(tmp_path / "store")
+    storage.lock()
+    workers = storage.writer(storage.generation, "worker-1")
+    storage.clear()
+    (tmp_path / "rows").write_bytes(b"rows of a checkpoint that is not complete yet")
+    file = workers.store_file(tmp_path / "rows")
+    write(storage, 1)
+    storage.drop_old()
+    assert (tmp_path / "store" / file.name).exists()
+
+
 # One owner
 
 
