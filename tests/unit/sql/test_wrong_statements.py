@@ -8,7 +8,9 @@ import pytest
 
 from sabot import App, DataError, col
 from sabot.connectors.memory import MemoryBroker
+from sabot.operators.rows.bad import _SQL_TYPES
 from sabot.sql.syntax.text import SqlError
+from sabot.sql.types import sql_type
 from tools.agent_tools import bounded, values
 
 TABLES = """
@@ -1040,6 +1042,15 @@ def test_an_insert_marks_what_does_not_fit(statement, marked):
         app.sql(statement)
     _, line, caret, _ = str(caught.value).splitlines()
     assert line[caret.index("^") : caret.rindex("^") + 1] == marked
+
+
+def test_an_error_of_a_row_calls_types_as_describe_does() -> None:
+    """Both have a table of names, since the room of steps is below that of SQL."""
+    types = [pa.bool_(), pa.int8(), pa.int16(), pa.int32(), pa.int64()]
+    types += [pa.float32(), pa.float64(), pa.string(), pa.date32()]
+    types += [pa.timestamp(unit, zone) for unit in ("s", "ms", "us", "ns") for zone in (None, "UTC")]
+    assert {str(type): sql_type(type) for type in types} | {"decimal128": "DECIMAL"} == {**_SQL_TYPES}
+    assert sql_type(pa.decimal128(10, 2)).replace("DECIMAL", "decimal128") == str(pa.decimal128(10, 2))
 
 
 ROWS = pa.table({"k": ["a", "a", "b"], "s": ["5", "x", "7"], "n": [2**63 - 1, 1, 3]})
