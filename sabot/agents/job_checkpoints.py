@@ -3,8 +3,8 @@
    create   a signal that nobody waits for, into the inbox of the journal ─▶ an entry of the job's history
    restore  the history up to there ─▶ the beginning of another job (`jobs.fork_history`), which goes on live
 
-There is no second store besides the journal. So a checkpoint costs one entry, is kept where the journal is (SQLite,
-PostgreSQL, Kafka, memory), and exists as long as the history of its job.
+Checkpoints have no store of their own: a checkpoint is one entry of the journal. So it is in SQLite, PostgreSQL, Kafka
+or memory, as the journal is, and exists for as long as the history of its job.
 """
 
 import asyncio

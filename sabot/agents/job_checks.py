@@ -1,5 +1,5 @@
-"""Runs open jobs over their journal with the code of today, to find which of them a start would block. It calls no
-tool, and writes nothing.
+"""Runs the open jobs of a journal over their histories, with the code of today, to find the jobs that would be blocked
+if the app were started. It calls no tool, and writes nothing.
 
 checkpoint ─▶ state of their keys ┐
 journal ─▶ open jobs ─────────────┴─▶ replayed in the order in which they began ─▶ ok, blocked, held, fails, gone
@@ -51,7 +51,7 @@ class CheckedJob:
 
     @property
     def stands(self) -> bool:
-        """True if a start continues the job."""
+        """True if the job would continue if the app were started."""
         return self.verdict in ("ok", "fails")
 
 
@@ -64,8 +64,8 @@ def check_jobs(
     clock: Clock,
     backend: StateBackend | None = None,
 ) -> Iterator[CheckedJob]:
-    """Yields the checks of the jobs that a start from this checkpoint would run, in the order in which they began.
-    Blocks.
+    """Yields the checks of the jobs that the app would run if it were started from this checkpoint, in the order in
+    which they began. Blocks.
 
     `agents` are those of the program, by id, and `version` is the version of the program. `backend` is its state
     backend, which decides when values expire. Raises OtherJournal, CorruptJournal, CorruptCheckpoint, and UserError if

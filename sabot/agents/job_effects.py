@@ -27,10 +27,11 @@ _OPEN = ("open", "in_doubt", "needs_approval")
 
 @dataclass(frozen=True, slots=True)
 class EffectAnswer:
-    """The end of a question about an effect. `question`: in_doubt, or confirm for an approval. `answer`: the name of the answer
-    (`inbox.answer_name`), or the outcome of a question without one, such as expired. `by`: who has answered, or "". `at`: the time, in
-    seconds since 1970. `found`: of an effect that was looked up again, "done", "not done", or "unknown", or "" before that is known.
-    `again_at`: of an effect that was in doubt, the time of the first attempt after the answer, or None.
+    """The end of a question about an effect. `question` is "in_doubt", or "confirm" for an approval. `answer` is the
+    name of the answer (`inbox.answer_name`); if nobody answered, it is the outcome of the question, such as "expired".
+    `by` is the person who has answered, or "". `at` is the time of the answer in seconds since 1970. `found` is set if
+    the answer was to look the effect up again: it is "done", "not done" or "unknown", and "" before that is known.
+    `again_at` is the time of the first attempt after the answer, for an effect that was in doubt, or None.
     """
 
     question: str

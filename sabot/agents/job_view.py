@@ -2,9 +2,9 @@
 
    entry ─▶ JobView.apply ─▶ JobChange     the job, the effects that the entry changed, the question that it asks or closes
 
-Job stores, events, the command line and the console all use this view, while jobs run and at a start. A view keeps of
-each job its open effects and its state, but not the effects that are over: `job_effects` collects those from the
-changes.
+Job stores, events, the command line and the console all use this view, while jobs run and when a journal is read again.
+A view keeps the state of each job and the job's open effects. It does not keep effects that are over; `job_effects`
+collects those from the changes.
 """
 
 from collections import Counter

@@ -4,8 +4,8 @@
    finish  an effect that only reads: the end of that run, or null if the run is gone                  ─▶ its output
    resume  an effect that may be repeated: the command that continues the session, as `start`
 
-So the journal has the session's id while the program runs. If the worker is killed before that, `start` is in doubt, as
-any effect of its class.
+So the journal has the id of the session while the program runs. If the worker is killed before the journal has the id,
+`start` is in doubt, as any effect of its class would be.
 """
 
 import asyncio

@@ -3,9 +3,10 @@
    create    Begin          start    Attempt of ordinal 0         an end    End
    ask       Intent         answer   Answer (out of the inbox)    a cancel from outside    Cancel, then End
 
-Every change is an entry first. It is applied by the function that reads the journal at a start, in the journal's order,
-so a store that was killed has the same state as one that was not. An answer always goes through the inbox, also one
-from this process, since another process may answer at the same moment: only one is accepted.
+Every change is written as an entry first. Then the entry is applied, in the journal's order, by the same function that
+reads the journal when a store is opened. So a store that was killed and opened again has the same state as one that was
+not. An answer always goes through the inbox, even if it is given in this process: another process may answer at the
+same moment, and the inbox accepts only one answer.
 """
 
 import asyncio

@@ -17,8 +17,8 @@ appends its letter, and reads up to it, to learn whether it was the first.
 
 **Trimming** writes which jobs are removed. Kafka deletes only from the beginning of a topic. So when most of the topic
 is obsolete, the whole content is written anew as a copy, entries at the places that they had, between new frames; then
-the records before the copy are deleted. An incomplete copy counts for nothing. A copy is only written if it lets about
-as many bytes go as it adds.
+the records before the copy are deleted. Readers ignore an incomplete copy. A copy is only written if about as many
+bytes can be deleted after it as it adds.
 """
 
 import logging

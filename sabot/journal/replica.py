@@ -1,8 +1,9 @@
 """A local copy of a journal's topic: the content of its frames as tables, in a temporary database of the reading
 process.
 
-A topic has no look-ups. So a reader, an inbox, and the owner at its start read the topic once from its beginning into
-the tables of `journal.tables`, and then new records. The tables go with the process, and can be made again.
+A topic cannot be searched. So a reader, an inbox and the owner each read the topic once from its beginning into the
+tables of `journal.tables`, and then read new records only. The tables are removed when the process ends, since they can
+be made again.
 """
 
 import math

@@ -2,8 +2,8 @@
 
 An entry gives any number of rows, so an offset of the source is the offset of the entry times ROWS, plus the number of
 the row. Only durable entries are read, and a journal only grows, so the same offsets give the same rows, and
-checkpoints are exactly once. It is an error if entries were trimmed before they were read; the app that owns a journal
-does not trim entries that its own checkpoints have not read (`held_for`).
+checkpoints are exactly once. If entries were trimmed before this source has read them, that is an error. An app that
+owns a journal does not trim entries that its own sources have not read yet (`held_for`).
 """
 
 import threading

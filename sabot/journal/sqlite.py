@@ -5,9 +5,9 @@ thread writes entries, in groups (`writing.GroupWriter`). Readers see the last c
 its letter in a transaction of its own, so the command line needs no running app, and the database orders two processes
 that answer the same question.
 
-The log has checksums: after a torn write it is used up to the first bad frame, so a prefix is read. `tables` describes
-the database. `epoch` counts owners: each commit of entries checks that it has not changed, so an owner whose lock file
-somebody removed notices it, and writes nothing.
+The write-ahead log has checksums. If a crash has left a write incomplete, SQLite reads the log up to the first damaged
+frame, so the first entries remain, without a gap. `tables` describes the database. `epoch` counts owners: each commit
+of entries checks that it has not changed, so an owner whose lock file somebody removed notices it, and writes nothing.
 """
 
 import logging

@@ -6,8 +6,8 @@ indexes of them.
 without an owner.
 
 Pages of a SQLite database have no checksums, so each entry has its own. Functions that take a connection work in the
-transaction of their caller. Their statements work in both databases, with `?` for values. Only for SQLite are
-`connected`, `transaction`, `explained` and `make`.
+transaction of their caller. Their statements work in both databases, with `?` for values. The functions `connected`,
+`transaction`, `explained` and `make` are for SQLite only.
 """
 
 import sqlite3

@@ -1,7 +1,8 @@
 """Group commit: a bounded queue of appends, and one thread that makes all waiting entries durable in one step.
 
-While the disk is busy with one group the next one gathers, so its size follows the load: a single entry needs one
-commit of the disk, and a thousand waiting ones share one. No timer delays an entry to gather more.
+While the disk writes one group, the entries of the next group are collected. So the size of a group depends on the
+load: a single entry needs one commit of the disk, and a thousand waiting entries share one. No entry is delayed by a
+timer in order to collect more.
 """
 
 import asyncio

@@ -8,9 +8,9 @@
    end_job ───────── a row in doubt for each attempt of the calls that are open                              ─▶ END, with the rows
    drop ──────────── the call was not made: the reservation ends
 
-The account is in this process, or with the owner of shared budgets; `Ledger` asks either. Its methods are those of
-every account (`base/accounts.py`) under other names: reserve, if the call fits; hold, in any case; record, which
-settles; release.
+The account of a scope is in this process, or with the owner of shared budgets; `Ledger` uses either. The methods of
+`Ledger` correspond to those of every account (`base/accounts.py`): `reserve` reserves an amount if the call fits,
+`hold` reserves it in any case, `record` settles a call, and `release` ends its reservation.
 
 The journal decides what is true. A row is named by its effect and attempt, so the ledger can be made anew from the
 journal (`rows_of`), and no crash or replay counts a call twice. A row is written when its entry is durable, so that no
@@ -478,8 +478,8 @@ def rows_of(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
 async def update_ledger(ledger: Ledger, journal: JournalReader) -> int:
     """Writes the rows of a journal that the ledger lacks, for example after a crash, and returns the number of the
     journal's rows. Rows of the ledger that differ from the journal's are replaced, which is logged. Raises
-    BrokerUnavailable if the writer does not answer, so that a missing server is noticed at the start and not by the
-    first call.
+    BrokerUnavailable if the writer does not answer, so that a missing server is noticed when the program starts, and
+    not by the first call.
     """
     await ledger.reach()
     count, corrected, rows = 0, 0, rows_of(entry for _, entry in journal.read())

@@ -2,8 +2,9 @@
 
 check_budget ─▶ reserved ─▶ the call ─▶ record_model_usage ─▶ settled: a row, which counts in the scope
 
-A reservation is an upper bound. So calls that run side by side never use more together than the budget has. An owner that several
-processes share keeps them for all of these (`shared.py`); else they are those of this process (`local.py`).
+A reservation is an upper bound of the usage of a call. So calls that run at the same time never use more together than
+the budget has. If several processes share the budgets, an owner keeps the reservations of all of them (`shared.py`).
+Otherwise this process keeps its own (`local.py`).
 """
 
 import asyncio

@@ -4,8 +4,9 @@
      ├─ child ◀── account whose parent is that of the job; the RESULT of the child has its total
      └─ child
 
-The calls of all of them are judged by the account of the job, so it does not matter which of them makes a call. The journal is the
-authority: a start makes the accounts anew from its entries, by the same steps.
+The calls of all of them are judged by the account of the job, so it does not matter which of them makes a call. The
+accounts are not stored: when a process starts, it computes them again from the entries of the journal, by the same
+steps.
 """
 
 from collections.abc import Sequence

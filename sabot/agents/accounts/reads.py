@@ -37,7 +37,7 @@ class LimitRecord:
 
     @property
     def part(self) -> float:
-        """The part of the limit that is used: 1 if the limit is 0."""
+        """The used fraction of the limit. It is 1 if the limit is 0."""
         return float(self.used / self.limit) if self.limit else 1.0
 
 

@@ -1,7 +1,8 @@
 """Durable agents on the engine: the kind of agents whose jobs a journal keeps.
 
-`kind` is what the engine sees of it (`runtime.agent_kind`), `run` the jobs of one run. `operator` and `batch_operator`
-run an agent inside the agent task: `key_order` puts its rows in the order of their keys, those that wait long are in a
-`mailbox`. `context` is what the user's function gets, `models` the models that it asks. `job_rows` and `job_batches`
-are the input of jobs as the journal has it; `job_function` calls the user's function.
+`kind` is the interface to the engine (`runtime.agent_kind`), and `run` has the jobs of one run of an app. `operator`
+and `batch_operator` run an agent inside the agent task. `key_order` decides when the next row of a key has its turn,
+and `mailbox` stores rows that wait for long. `job_function` calls the user's function. `context` is the argument of
+that function, and `models` has the models that the function asks. `job_rows` and `job_batches` encode the input of jobs
+for the journal.
 """

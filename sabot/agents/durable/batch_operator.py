@@ -2,15 +2,15 @@
 
     put ─▶ drop the rows that jobs have ─▶ divide the others into pieces, each a job ─▶ as in `durable`
 
-The jobs are independent, and `concurrency=` of them run at once. Once its job has begun, a piece is never divided or
-joined with another.
+The jobs are independent, and `concurrency=` of them run at once. When the job of a piece has begun, the piece is never
+divided again or joined with another one.
 
 A checkpoint saves the rows whose jobs are neither parked nor over, and the ids of the jobs among them that have begun
 (`own_facts`). After a restart the journal has the rows of all jobs that have begun, including those that began after
 the checkpoint. So such rows are dropped when they come again from the checkpoint or the source.
 
-If a job fails, each of its rows becomes a dead letter with the job's id. The first of these that is sent again begins
-the job again, over all rows of its BEGIN, so that no recorded effect of the job is repeated.
+If a job fails, each of its rows becomes a dead letter with the job's id. When the first of these dead letters is sent
+again, the job begins again, over all rows of its BEGIN. So no recorded effect of the job is repeated.
 """
 
 from collections.abc import Coroutine, Iterator, Mapping

@@ -1,7 +1,7 @@
 """Batches as jobs: their ids, their form in the journal, and the rows that jobs already have.
 
-BEGIN pins the rows of a batch. After a restart, the journal gives the same batch again, whatever batches the source
-makes now. `Pins` says which of the rows that come already have a job; the others begin new jobs.
+The BEGIN entry of a job has the rows of its batch. So after a restart the job gets the same batch again, even if the
+source divides the rows into other batches now. `Pins` knows which rows already have a job; the others begin new jobs.
 """
 
 import re

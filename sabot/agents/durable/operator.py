@@ -349,7 +349,7 @@ class DurableAgentOperator(AgentOperator):
             self._close_call(call)
 
     def _begin_first(self, call: JobCall) -> None:
-        """Puts the call at the front of those that are ready to begin."""
+        """Puts the call at the front of the queue of those that are ready to begin."""
         self._admission.leave(call)
         self._admission.wait(call, first=True)
         self.go_on()

@@ -3,7 +3,8 @@ the job of their key).
 
     open ─▶ restore ─▶ jobs may begin once a complete checkpoint contains the journal's position ─▶ the journal is trimmed with checkpoints
 
-Jobs begin only after such a checkpoint. So if a journal has jobs and there is no such checkpoint, the state is lost.
+Jobs begin only after such a checkpoint. So if a journal has jobs and there is no such checkpoint, the checkpoints of
+the app are lost.
 """
 
 import logging

@@ -3,8 +3,8 @@
    bus ─▶ adapter: at most `at_once` wait ─▶ {prefix}.job, {prefix}.tool, {prefix}.model, …     (Redis: {prefix}:job, …)
 
 If the server is slower than the events, an adapter makes publishers wait (`slow="hold"`) or drops events and counts
-them ("drop"). An event that could not be sent is tried again for the time `patience`, whatever error the client raised;
-then it is counted as lost, and the first loss is logged. If a batch fails as a whole, its events are sent one by one,
+them ("drop"). An event that could not be sent is tried again for the time `patience`, after any error of the client.
+Then it is counted as lost, and the first loss is logged. If a batch fails as a whole, its events are sent one by one,
 so that one bad event costs no other. An event that is sent twice has the same event_id both times.
 """
 

@@ -5,9 +5,9 @@
    policy.add_rule(ModelPolicy(model_patterns=["gpt-4*"], require_approval=True))
    app = App("support", policy=policy)
 
-Every rule whose patterns match is asked. The strictest answer holds, in this order: deny, ask, degrade, redact, warn,
-allow; of two equally strict ones that of the rule that was added first. The texts to hide and the notes of milder rules
-hold as well.
+Every rule whose patterns match is asked. The strictest answer decides; from strict to mild they are deny, ask, degrade,
+redact, warn, allow. Of two equally strict answers, the answer of the rule that was added first decides. The texts that
+milder rules hide are hidden too, and their notes are kept.
 
 A call that no rule matches is allowed (with `default="deny"` denied). A rule that raises, or takes too long, denies.
 """

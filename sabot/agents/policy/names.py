@@ -6,8 +6,8 @@ nothing.
    a model    of an engine or an Agent, or written in such a module
    an agent   of the app or the kernel
 
-What a program makes while it runs cannot be known at its start. So every name that is written in the code counts, and
-only a name that is not even written there is refused as misspelt.
+A program may make tools and agents while it runs, and their names cannot be known when it starts. So every name that is
+written in the code counts as known. Only a name that is not written there either is refused as misspelt.
 """
 
 import logging

@@ -85,10 +85,10 @@ def _installed() -> str:
 class Recording:
     """The recorded history of a job or of a bus.
 
-    `events` are in their order. `arrivals` has for each event the seconds between the start of the recording and its
-    arrival; it is () if only the events' own times are known. A recording of a journal has a `job_id`, the `entries`
-    with their bodies, the `key` of their digests, and `seeds`: the seed of the job's random values for each of its
-    histories (`ctx.continue_as` begins a new one).
+    `events` are in the order in which they were published. `arrivals` has for each event the number of seconds from the
+    beginning of the recording to the arrival of the event. It is () if only the times in the events themselves are
+    known. A recording of a journal has a `job_id`, the `entries` with their bodies, the `key` of their digests, and
+    `seeds`: the seed of the job's random values for each of its histories (`ctx.continue_as` begins a new one).
     """
 
     metadata: RunMetadata

@@ -114,7 +114,7 @@ def _hash(asked: Iterable[Ask | Intent]) -> str:
 
 def _other_arguments(run: JobRun, asked: Iterable[Ask]) -> str:
     """Describes the first effect that is asked for with other arguments than recorded, or returns "". This check is
-    needed since a start takes the recorded results of some classes of effects without comparing arguments.
+    needed because a replay in an app or a kernel does not compare the arguments of some classes of effects.
     """
     for ask in sorted(asked, key=lambda ask: ask.ordinal):
         recorded = run.history.intents.get(ask.ordinal)
