@@ -27,8 +27,8 @@ def as_json(value: object, what: str) -> bytes:
 
 
 def name_of(spec: JobSpec) -> str:
-    """Returns the id of a job: the same for the same key and scope, so that a store finds the job as long as it keeps
-    ended jobs.
+    """Returns the id of a job. Specs with the same idempotency key and scope have the same id, so that a store finds
+    the job for as long as it keeps ended jobs.
     """
     if not spec.idempotency_key:
         return f"job-{uuid.uuid4().hex}"

@@ -43,8 +43,9 @@ def job_keeping(keep: str) -> JobKeeping | None:
 
 
 def ended_job(reader: JournalReader, job_id: str) -> EndedJob | None:
-    """Returns the row of a job that has ended, or None if its BEGIN is gone. Reads its entries and blocks. A job with
-    unreadable entries gets a row with that error, so that it does not keep the journal from being trimmed.
+    """Returns the row of a job that has ended, or None if the journal no longer has its BEGIN. Reads the entries of the
+    job, and blocks. If an entry cannot be read, the row has that error, so that such a job does not prevent the
+    trimming of the journal.
     """
     view, last_ms = JobView(reader), 0
     try:

@@ -260,7 +260,7 @@ class JobView:
         return last
 
     def has_missed(self, reader: JournalReader) -> bool:
-        """Returns True if a checkpoint has removed entries from the log that `follow` has not seen."""
+        """Returns True if the log has lost entries, in a trim, before `follow` has read them."""
         return any(offset > self._ends.get(partition, 0) for partition, offset in reader.trimmed().items())
 
     def seen(self) -> Iterator[JobRecord]:
@@ -464,8 +464,8 @@ def _arguments(job: JobState, question: Intent) -> dict[str, Any]:
 
 
 def resolution_of(answered: bytes) -> dict[str, Any]:
-    """Returns the answer as fields. Bytes that are not a JSON object become the text of an answer: whoever has a token
-    can post any bytes, which must not make the journal unreadable.
+    """Returns an answer as fields. Bytes that are not a JSON object are returned as the text of an answer, without an
+    error: anybody who has a token can post any bytes, and these must not make the journal unreadable.
     """
     try:
         resolution: dict[str, Any] = msgspec.json.decode(answered or b"{}", type=dict[str, Any])

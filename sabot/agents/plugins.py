@@ -25,7 +25,9 @@ _log = logging.getLogger(__name__)
 
 
 class PluginCapability(StrEnum):
-    """The capabilities of plugins. `memory`: stores of jobs, conversations or ledgers. `ui`: views of jobs for people."""
+    """The kinds of objects that a plugin may provide. `memory` stands for stores of jobs, conversations or ledgers, and
+    `ui` for views of jobs for people.
+    """
 
     TOOLS = "tools"
     OPERATOR = "operator"

@@ -93,11 +93,11 @@ class LentStore(Protocol):
 
 
 class JournalStore(JobsAndActions):
-    """A store of jobs and actions over a journal, which it owns from now on. The constructor reads the journal, which
-    may block.
+    """A store of jobs and actions over a journal. The store owns the journal from now on. The constructor reads the
+    journal, and may block.
 
-    Give the same store to a JobManager and an ActionManager, so that a job waits while an action of it is open. Given
-    to a RuntimeKernel, it is a view of the kernel's jobs (`lend`).
+    Give the same store to a JobManager and an ActionManager, so that a job waits while one of its actions is open. If
+    the store is given to a RuntimeKernel, it shows the jobs of the kernel (`lend`).
     """
 
     def __init__(self, journal: Journal) -> None:

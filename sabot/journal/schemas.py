@@ -67,7 +67,7 @@ def _marked(statement: str) -> str:
 
 
 class Statements:
-    """A connection of the driver, for statements with `?` for values."""
+    """A wrapper around a connection of PostgreSQL's driver, for statements that have `?` for their values."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -145,8 +145,8 @@ class JournalSchema:
         return self.server.connect(session, settings)
 
     def facts(self, connection: Any) -> dict[str, str] | None:
-        """Returns the values in `meta` of a journal of a known format, or None if there is no journal. Raises
-        UserError, CorruptJournal.
+        """Returns the values in the table `meta` of the journal, by name, or None if there is no journal. Raises
+        CorruptJournal if it is damaged, and UserError if this Sabot does not know its format.
         """
         with self.server.explained():
             if not connection.execute(_IS_THERE, (self.schema,)).fetchall():
@@ -169,7 +169,7 @@ class JournalSchema:
         return facts
 
     def make(self, connection: Any) -> None:
-        """Creates missing tables, all or none."""
+        """Creates the missing tables. If it raises, it has created none."""
         if self.facts(connection) is not None:
             return
         with self.server.explained(), step("journal", f"{self.where}: made"), connection.transaction():

@@ -119,7 +119,9 @@ _TAKEN = "UPDATE inbox SET taken = 1, letter = ? WHERE number = ?"
 
 @contextmanager
 def explained(where: object) -> Iterator[None]:
-    """Raises Sabot's errors for those of SQLite: CorruptJournal for damage, and for others an error with the obstacle."""
+    """Runs the `with` block, and turns an error of SQLite into one of Sabot: CorruptJournal if the database is damaged,
+    and otherwise an error that says what is in the way.
+    """
     try:
         yield
     except sqlite3.Error as error:
@@ -135,7 +137,9 @@ def explained(where: object) -> Iterator[None]:
 
 
 def connected(path: Path, mode: Literal["ro", "rw"], *, synced: bool = True) -> sqlite3.Connection:
-    """Returns a connection whose transactions the caller begins. With `synced` a commit is on the disk when it returns."""
+    """Returns a new connection. The caller begins its transactions. If `synced` is True, a commit is on the disk when
+    it returns.
+    """
     connection = open_database(path, wait_s=_WAIT_SECONDS, mode=mode, synchronous="FULL" if synced else "OFF")
     try:
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
@@ -146,7 +150,9 @@ def connected(path: Path, mode: Literal["ro", "rw"], *, synced: bool = True) -> 
 
 
 def facts_of(connection: sqlite3.Connection, where: object) -> dict[str, Any]:
-    """Returns the values in `meta` of a database that is a journal of a known format. Raises UserError, CorruptJournal."""
+    """Returns the values in the table `meta` of a journal's database, by name. Raises CorruptJournal if the database is
+    no journal, and UserError if this Sabot does not know its format.
+    """
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (form,) = connection.execute("PRAGMA user_version").fetchone()
     if application != _APPLICATION:

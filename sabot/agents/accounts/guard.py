@@ -269,7 +269,9 @@ class LedgerGuard(EffectGuard):
             self.ledger.release(_name(effect), opened.scope)
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """Makes the row of a call's result. A call that was denied has no row."""
+        """Makes the row of the result of a call, and returns it encoded for RESULT, with a doubt for each earlier
+        attempt without a row. Returns b"" for a call that was not made, and for a child.
+        """
         opened = self._close(effect)
         if opened is None:
             return b""

@@ -188,13 +188,13 @@ class Ledger:
         self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
     ) -> Judgement | Awaitable[Judgement]:
         """Judges a call. If it fits, reserves `wanted` for it until `release` or `record`, in place of an earlier
-        reservation of the call; if it does not, an earlier reservation stays. A call that is degraded, or for which a
-        person is asked, has no reservation yet: `hold` makes one.
+        reservation of the call. If it does not fit, an earlier reservation stays. If the judgement is to ask another
+        model or a person, nothing is reserved yet; the caller uses `hold`.
 
-        Returns an awaitable if the account is not loaded yet, if too many rows wait for the writer, or if budgets are
-        shared. `doubts` are the rows that are written for the call if this process dies. This is for guards, which name
-        calls; other code uses `check_budget`. Raises UserError if `call` or `scope_id` is no text. The await raises
-        BudgetUnavailable if the owner of shared budgets does not answer.
+        Returns an awaitable of the judgement if the account is not loaded yet, if too many rows wait for the writer, or
+        if budgets are shared. `doubts` are the rows that are written for the call if this process dies. This method is
+        for guards, which give calls names; other code uses `check_budget`. Raises UserError if `call` or `scope_id` is
+        no text. The await raises BudgetUnavailable if the owner of shared budgets does not answer.
         """
         budget = self._budgets.get(checked_text(scope_id, "scope_id"))
         checked_text(call, "call")

@@ -25,9 +25,9 @@ from sabot.errors import UserError
 class BudgetStep(NamedTuple):
     """A step of a call on the account of its scope.
 
-    `kind`: "reserve" reserves `wanted` if the budget has room for it, "hold" reserves it in any case, and "release" ends reservations made
-    under this number or a lower one. `number`: the number of the step in its process. `doubts`: the rows that stand for the call if its
-    process dies.
+    `kind` is "reserve" (reserves `wanted` if the budget has room for it), "hold" (reserves `wanted` in any case) or
+    "release" (ends the reservations that the call's process made under this number or a lower one). `number` is the
+    number of the step in its process. `doubts` are the rows that are written for the call if its process dies.
     """
 
     kind: Literal["reserve", "hold", "release"]

@@ -89,7 +89,9 @@ def place_of_rows(topic: str, records: pa.RecordBatch) -> str:
 
 
 def _by_partition(records: pa.RecordBatch) -> Iterable[tuple[int, Any, Any]]:
-    """Yields each partition with the numbers of its rows and their offsets (numpy)."""
+    """Yields for each partition its number, the numbers of its rows among the records, and the offsets of these rows
+    (two numpy arrays).
+    """
     partitions, offsets = records.column(_PARTITION).to_numpy(), records.column(_OFFSET).to_numpy()
     for partition in np.unique(partitions):
         rows = np.flatnonzero(partitions == partition)
@@ -97,8 +99,8 @@ def _by_partition(records: pa.RecordBatch) -> Iterable[tuple[int, Any, Any]]:
 
 
 class _PartitionPins:
-    """The rows of one partition that have jobs. `offsets`: their offsets, sorted. `known`: the offsets of the rows
-    whose payloads are known. `hashes`: the hashes of these payloads.
+    """The rows of one partition that have jobs. `offsets` has the offsets of these rows, sorted. `known` has the
+    offsets of those rows whose payloads are known, and `hashes` has the hashes of these payloads.
     """
 
     def __init__(self) -> None:

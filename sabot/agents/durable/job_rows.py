@@ -174,10 +174,11 @@ def rows_of_begun(calls: Iterable[JobCall]) -> dict[int, list[int]]:
 
 
 class JobNames:
-    """The names of an agent's jobs: it assigns job ids to rows, and finds on whose behalf the jobs run.
+    """Gives the rows of an agent their job ids, and finds the scope, principal and labels of each job.
 
-    `logs`: the identity of each topic's log. `parents`: the durable agents that write into this one. `again`: how often
-    `--reprocess` has made new jobs of the agent's records; with `job_id=`, job ids contain this number.
+    `logs` has the identity of each topic's log. `parents` are the durable agents that write into this one. `again` is
+    how often `--reprocess` has made new jobs of the agent's records; if the agent has `job_id=`, the ids contain this
+    number.
     """
 
     def __init__(self, spec: AgentSpec) -> None:

@@ -335,7 +335,7 @@ class DurableJobs:
 
     @property
     def flushes(self) -> Flushes:
-        """The log of the jobs, for which a barrier waits."""
+        """The log of the jobs. A barrier waits until its entries are durable."""
         return self.host.log
 
     def facts(self) -> dict[str, Any]:

@@ -45,10 +45,10 @@ class OTelConfig:
     """The settings of an OpenTelemetryAdapter.
 
     `tracer_name` is the name of the tracer and the meter. `service_name` is an attribute of each span; with "" the
-    resource of the provider names the service. `capture_input`, `capture_output` and `capture_tool_args` put into the
-    spans prompts; answers, results and error messages; and arguments. With `record_exceptions` a span has an event with
-    the class of each error. `sampling_rate` is the fraction of jobs that are traced, each of them whole, with its
-    children.
+    resource of the provider names the service. With `capture_input` the spans have prompts; with `capture_output` they
+    have answers, results and error messages; with `capture_tool_args` they have the arguments of tools. With
+    `record_exceptions` a span has an event with the class of each error. `sampling_rate` is the fraction of jobs that
+    are traced, from 0.0 to 1.0; a job is traced together with its children.
     """
 
     tracer_name: str = "agent_runtime"

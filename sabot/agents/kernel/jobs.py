@@ -256,7 +256,9 @@ class KernelAgent:
         return body
 
     def packed(self, job: JobRun, value: Any) -> bytes:
-        """Packs a result for END. Raises UserError."""
+        """Encodes the value that the agent or function has returned, for END. Raises UserError for a value that cannot
+        be encoded.
+        """
         return pack(_ended(value) if isinstance(value, AgentResult) else value, f"the result of job {job.job_id}")
 
     def failed(self, job: JobRun, error: BaseException) -> AfterFailure:

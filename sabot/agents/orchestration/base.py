@@ -362,7 +362,9 @@ OperatorLike = Operator | Agent | Callable[..., Any]
 
 
 def as_operator(given: Any, what: str) -> Operator:
-    """Returns an operator for an operator, an agent or a function. Raises UserError for anything else."""
+    """Returns `given` if it is an operator, or a step that runs it if it is an agent or a function. Raises UserError
+    for anything else; `what` names it in the message.
+    """
     if isinstance(given, Operator):
         return given
     if isinstance(given, Agent):
