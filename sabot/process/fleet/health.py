@@ -1,6 +1,6 @@
 """The health of child processes: whether they live, are ready, or are stuck; their usage, and the share of failed requests.
 
-a probe finds something wrong ─▶ so many times in a row ─▶ the instance does not live, or is not ready
+a probe finds something wrong ─▶ several times in a row (`HealthConfig`) ─▶ the instance does not live, or is not ready
 the next probe that finds nothing ─▶ it lives, or is ready, again
 a child that is stopped, work without progress ─▶ stuck, at the first probe that finds it
 """
@@ -63,9 +63,9 @@ class HealthConfig:
 
 @dataclass(frozen=True)
 class HealthSnapshot:
-    """An instance at this moment.
+    """The health of an instance at one moment.
 
-    - `why_not_live`, `why_not_ready`, `why_stuck`: the reasons, or "".
+    - `why_not_live`, `why_not_ready`, `why_stuck`: the reasons; "" if it lives, is ready, or is not stuck.
     - `requests`, `error_rate`, latencies: figures of the window; None if there was nothing to measure. `in_progress`:
       the pieces of work that are not done.
     - `memory_bytes`, `cpu_seconds`: the usage of its children with all that they have started, at the last probe of
@@ -91,7 +91,7 @@ class HealthSnapshot:
 
 @dataclass(frozen=True)
 class HealthChange:
-    """A change of an instance's health: it lives, is ready or is stuck from now on, or not any more."""
+    """A change of one mark of an instance's health, which begins or ends: that it lives, that it is ready, or that it is stuck."""
 
     agent_id: str
     what: Literal["live", "ready", "stuck"]
@@ -100,7 +100,7 @@ class HealthChange:
 
 
 class WatchedRequest:
-    """A piece of work of an instance. child: the child that does it, if that is known."""
+    """A piece of work of an instance. `child`: the child that does the work; None if that is not known."""
 
     def __init__(self, began: float, child: Child | None) -> None:
         self.began = began
@@ -119,7 +119,7 @@ class WatchedRequest:
         self._progressed = True
 
     def look(self, now: float) -> float:
-        """Returns the seconds since the work has made progress."""
+        """Looks for progress of the work, and returns the seconds since the last progress."""
         seen = 0 if self.child is None else self.child.output_bytes
         if self._progressed or seen != self._seen_bytes:
             self._progressed, self._seen_bytes, self.moved_at = False, seen, now
@@ -145,11 +145,11 @@ class _WatchedInstance:
 
     @property
     def is_probed(self) -> bool:
-        """True if a probe can find anything."""
+        """True if there is something to probe: a child, a heartbeat, or work."""
         return self.child_of is not None or self.beat_at is not None or bool(self.open or self.wrong or self.past)
 
     def children(self) -> list[Child]:
-        """Returns its own child, and those of its work."""
+        """Returns the child of the instance itself, and the children that do its work."""
         own = None if self.child_of is None else self.child_of()
         every = [own, *(request.child for request in list(self.open))]
         return list(dict.fromkeys(child for child in every if child is not None))
@@ -195,12 +195,12 @@ class HealthMonitor:
         heartbeats: bool = False,
         is_suspended: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Watches an instance from now on. It replaces an instance with the same id, and takes over the record of that
-        one's requests.
+        """Watches an instance from now on. If an instance with the same id is watched already, the new one takes its place, and
+        keeps the record of its requests.
 
-        - `child`: its process, or a function that returns the present one. None if it has processes only for its work.
-        - `heartbeats`: True if it calls `beat` at least each `liveness_interval_secs`.
-        - `is_suspended`: returns True while it is stopped on purpose, which is no failure.
+        - `child`: the child of the instance, or a function that returns the present one. None if only its work has children.
+        - `heartbeats`: True if `beat` is called for the instance at least each `liveness_interval_secs`.
+        - `is_suspended`: a function that returns True while the instance is stopped on purpose, which is no failure.
         """
         check_called(f"HealthMonitor: instance {agent_id!r}", child=child, is_suspended=is_suspended)
         before = self._instances.get(agent_id)
@@ -228,8 +228,8 @@ class HealthMonitor:
 
     @contextmanager
     def request(self, agent_id: str, child: Child | None = None) -> Iterator[WatchedRequest]:
-        """Counts a request of the instance, which is the `with` block. The request has failed if the block raises, or
-        sets `request.failed = True`. Raises NotFound.
+        """Counts the `with` block as one request of the instance. The request has failed if the block raises an error, or sets
+        `failed = True` on the object that it gets. Raises NotFound.
         """
         watched = self._find(agent_id)
         request = WatchedRequest(self._clock.monotonic(), child)
@@ -272,7 +272,7 @@ class HealthMonitor:
                 await asyncio.wait(probes)
 
     async def close(self) -> None:
-        """Watches nothing any more, and serves nothing. Children go on."""
+        """Stops all probes, and the pages that `serve` has begun. Does not end the children."""
         self._instances.clear()
         self._look_after()
         if self._metrics is not None:
@@ -455,7 +455,7 @@ class HealthMonitor:
         )
 
     def _look_after(self) -> None:
-        """Starts the probes if there is something to watch. Earlier probes may belong to an event loop that has ended."""
+        """Starts the probes in this event loop if there is something to watch, unless they run in it already."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -486,5 +486,5 @@ def _stopped(watched: _WatchedInstance) -> str:
 
 
 def _quantile(ordered: list[float], share: float) -> float | None:
-    """Returns the least value that is not below such a share of all; None of no values."""
+    """Returns the smallest value such that at least `share` of all values are not above it; None if there are no values."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None

@@ -1,4 +1,4 @@
-"""The lifecycle manager of document 002: instances by their ids, and the search for idle ones.
+"""The lifecycle manager of the specification 002 (`docs/names.md`): it keeps instances by their ids, and looks for idle ones.
 
 One verb works on an instance at a time, and others wait. A verb does nothing if the instance is already in the state
 that the verb leads to. The phases and the verbs themselves are those of `process.instance`.
@@ -45,10 +45,10 @@ class LifecycleConfig:
 
     - `spawn_timeout`: the longest time until an instance is ready. `shutdown_timeout`: the time from SIGTERM to
       SIGKILL, and the longest time of a checkpoint.
-    - `max_restarts`: restarts of an instance that fails, before which it waits for `restart_backoff`, and twice as
-      long each time, at most 60 s. An instance that has run for `stable_after` begins the count anew.
-    - `idle_suspend`: the time without work after which an instance is suspended; None: never. `release_idle`: True to
-      give its memory back then.
+    - `max_restarts`: the most restarts in a row of an instance that fails. The first one waits for `restart_backoff`, each
+      further one twice as long, at most 60 s. When an instance has run for `stable_after`, the count begins anew.
+    - `idle_suspend`: the time without work after which an instance is suspended; it is never suspended if that is None.
+      `release_idle`: True if its process is also ended then, to free the memory (`checkpoint` saves its state).
     """
 
     spawn_timeout: float = 60.0
@@ -92,7 +92,7 @@ class InstanceInfo:
 
 
 class AgentInstance(Instance):
-    """An instance of a lifecycle manager: with its state in document 002, and with the figures by which it is found idle."""
+    """An instance of a lifecycle manager, with its state by the name in document 002, and with the figures that show whether it is idle."""
 
     def __init__(self, command: Command, *, clock: Clock = SYSTEM_CLOCK, **options: Any) -> None:
         """Makes an instance. `options` are those of Instance."""
@@ -106,7 +106,7 @@ class AgentInstance(Instance):
 
     @property
     def state(self) -> LifecycleState:
-        """The state in document 002."""
+        """The state of the instance by its name in document 002."""
         return self.phase.lifecycle_state
 
     @property
@@ -135,11 +135,11 @@ Checkpoint = Callable[[AgentInstance], Awaitable[Command]]
 
 
 class LifecycleManager:
-    """A manager that starts instances as children of this machine. They end with `close`, or with this process in
-    whatever way.
+    """A manager that starts instances as child processes on this machine. `close` ends them, and so does the end of this
+    process, in whatever way it ends.
 
-    - `checkpoint`: saves the state of a running instance, and returns the command with which it goes on from there; needed
-     to give memory back.
+    - `checkpoint`: a coroutine function that saves the state of a running instance, and returns the command with which its
+     next process continues. Without it no instance can be suspended with `release_memory`.
     - `on_state`: called with an instance, its state before, and the new one.
     - `sleep`: waits before restarts, and between looks for idle instances.
     """
@@ -180,7 +180,7 @@ class LifecycleManager:
         name: str = "",
         ready: Callable[[Child], Awaitable[object]] | None = None,
     ) -> AgentInstance:
-        """Starts an instance. Returns when its program was executed, and `ready` has returned.
+        """Starts an instance, and returns it as soon as its program runs and `ready` has returned.
 
         If an instance with this id and this command has not ended, returns that one. Raises AgentNotSpawned. A caller
         that is cancelled leaves no process.
@@ -212,15 +212,15 @@ class LifecycleManager:
         return instance
 
     def adopt(self, instance: AgentInstance) -> None:
-        """Lists an instance of a fleet or of a warm pool, until it has ended. It is suspended, resumed and terminated
-        as others are, and quotas hold for it; it is never started again, nor idle, nor ended by `close`.
+        """Adds an instance of a fleet or of a warm pool until it has ended. The manager can suspend, resume and terminate it, and
+        quotas hold for it. The manager does not restart it, does not suspend it as idle, and does not end it in `close`.
         """
         instance.is_adopted, instance.on_phase = True, self._tell
         self._list(instance)
 
     async def suspend(self, agent_id: str, *, release_memory: bool = False, why: str = "") -> AgentInstance:
         """Stops all processes of the instance where they are (SIGSTOP): they use no CPU, and keep their memory and
-        connections. `release_memory`: the manager's `checkpoint` saves it instead, and its processes end.
+        connections. With `release_memory`, the manager's `checkpoint` saves its state, and its processes end.
 
         Raises SuspendFailed; UnknownAgent.
         """
@@ -238,9 +238,9 @@ class LifecycleManager:
         return instance
 
     async def restart(self, agent_id: str, *, at_once: bool = False, why: str = "") -> AgentInstance:
-        """Ends the instance's process in good order, if it has one, and starts another one. Returns when that runs.
+        """Ends the instance's process in good order, if it has one, and starts another one. Returns when the new process runs.
 
-        The restart counts and waits like one after a failure. With `at_once` it does not wait, and the count begins
+        The restart counts as one after a failure, and waits as long. With `at_once` it does not wait, and the count begins
         anew. Raises RestartFailed, also if the restarts are used up; UnknownAgent.
         """
         instance = self.agent(agent_id)
@@ -257,7 +257,7 @@ class LifecycleManager:
         """Ends the instance for good: closes its stdin, sends SIGTERM, and SIGKILL after the grace
         (`shutdown_timeout` if None).
 
-        Raises TerminateFailed if some of it still runs; UnknownAgent.
+        Raises TerminateFailed if one of its processes still runs; UnknownAgent.
         """
         instance = self.agent(agent_id)
         grace_s = self.config.shutdown_timeout
@@ -267,7 +267,7 @@ class LifecycleManager:
         return instance
 
     async def close(self) -> None:
-        """Terminates all instances. Returns when nothing of them is left; raises TerminateFailed if that fails."""
+        """Terminates all instances, and waits until their processes have ended. Raises TerminateFailed if one still runs."""
         self._closed = True
         await run_to_end(self._close())
 

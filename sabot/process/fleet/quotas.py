@@ -34,8 +34,8 @@ class QuotaMode(StrEnum):
 
 
 class QuotaAction(StrEnum):
-    """The action of a quota that is exceeded. throttle: the instance gets less CPU. suspend, terminate: the verbs of
-    the lifecycle manager.
+    """The action if a quota is exceeded: to warn only, to give the instance less CPU (`throttle`), or to call `suspend` or
+    `terminate` of the lifecycle manager.
     """
 
     WARN = "warn"
@@ -53,7 +53,7 @@ class QuotaResource(StrEnum):
 
 
 class CountsTokens(Protocol):
-    """The usage of a call of a model: `sabot.llm.Usage` and a ledger's rows have it."""
+    """The tokens that a call of a model has used. `sabot.llm.Usage` and the rows of a ledger have these fields."""
 
     @property
     def total_tokens(self) -> int: ...
@@ -61,14 +61,14 @@ class CountsTokens(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceQuota:
-    """A quota of an instance, with all that it has started. Exactly so much is allowed; None if a resource is not
-    limited. Raises InvalidQuota.
+    """A quota of an instance, with all that it has started. Usage of exactly a limit is allowed; None means no limit. Raises
+    InvalidQuota.
 
     - `cpu`: cores, say "2", "500m" or 0.5, on average between two looks. `memory`: resident memory, say "2Gi", "512Mi"
       or a number of bytes. `tokens_per_hour`: tokens in an hour of the clock.
-    - `on_cpu`, `on_memory`, `on_tokens`: the action if more is used, at the time that `mode` says.
-    - `throttled_cpu`: the cores to which an instance is held that is throttled for its memory or its tokens; for its
-      CPU it is held to `cpu`.
+    - `on_cpu`, `on_memory`, `on_tokens`: the action if more is used; `mode` decides when it is taken.
+    - `throttled_cpu`: the cores that an instance gets while it is throttled because of its memory or its tokens. An instance
+      that is throttled because of its CPU gets `cpu`.
     """
 
     cpu: str | float | None = "2"
@@ -121,10 +121,10 @@ class ResourceReport:
 
     - `at`: the time in seconds since 1970. `cpu_cores`: the average since the look before; 0 at the first look at a
       process. `cpu_seconds`: the time of all its processes from the first that was looked at.
-    - `peak_memory_bytes`: the most of all looks. `tokens`: those of this hour. `total_tokens`: those that were reported
-      here.
-    - `held_to`: the cores to which it is held, or None. `exceeded`: the resources of which it uses too much, or for
-      which it is held.
+    - `peak_memory_bytes`: the most memory at any look. `tokens`: the tokens of this hour. `total_tokens`: all tokens that were
+      reported by `report_tokens`.
+    - `held_to`: the cores to which the instance is throttled; None if it is not. `exceeded`: the resources of which it uses
+      too much, or because of which it is throttled.
     """
 
     agent_id: str
@@ -143,8 +143,8 @@ class ResourceReport:
 
 @dataclass(frozen=True)
 class QuotaViolation:
-    """A limit that was exceeded. at: the time in seconds since 1970. action: the action that was taken. error: the
-    reason why that has failed, or ""; the action is tried again.
+    """A limit that was exceeded. `at`: the time in seconds since 1970. `action`: the action that was taken. `error`: the reason
+    why the action has failed, so that it is tried again; "" if it has not failed.
     """
 
     agent_id: str

@@ -72,8 +72,8 @@ class FleetMetrics:
 
 @dataclass(frozen=True)
 class ScalingDecision:
-    """A decision on the number of replicas. recommended: the number by the metrics of this moment alone. desired: the
-    number to which the fleet goes, since it was wanted for long enough.
+    """A decision on the number of replicas. `recommended`: the number that the metrics of this moment recommend. `desired`: the
+    number that the fleet is to have, since it was recommended for long enough.
     """
 
     action: Literal["up", "down", "none"]
@@ -131,8 +131,8 @@ class Recommendations:
         return metrics.active if abs(ratio - 1) <= self._config.tolerance else math.ceil(metrics.active * ratio)
 
     def _held(self, seconds: float, least: Callable[[list[int]], int]) -> int | None:
-        """Returns the number that `least` chooses among the recommendations of the last `seconds`, or None if they do
-        not reach back so far.
+        """Returns the number that `least` chooses from the recommendations of the last `seconds`; None if the recommendations
+        have not been made for so long.
         """
         since = self._wanted[-1][0] - seconds
         at_first = [wanted for at, wanted in self._wanted if at <= since]

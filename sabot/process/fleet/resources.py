@@ -93,7 +93,7 @@ class _LimitedInstance:
         self.peak_memory = max(self.peak_memory, used.memory_bytes)
 
     def hold(self) -> None:
-        """Holds the present process to the fewest cores of the measures that throttle it."""
+        """Limits the CPU of the present process to the lowest number of cores among the measures that throttle it, or lifts the limit."""
         throttled = [each for each, measure in self.measures.items() if measure.action is QuotaAction.THROTTLE]
         least, limits = parse_cpu(self.quota.throttled_cpu), self.quota.limits()
         wanted = min((limits[each] if each is QuotaResource.CPU else least for each in throttled), default=None)
@@ -144,7 +144,7 @@ class ResourceManager:
             self._looking = self._tasks.every(self._interval, self.check_all, self._sleep)
 
     async def close(self) -> None:
-        """Stops measuring. Instances, and the measures taken, stay as they are."""
+        """Stops measuring. Instances that are throttled or suspended stay so."""
         await self._tasks.cancel()
 
     async def __aenter__(self) -> "ResourceManager":
@@ -338,8 +338,8 @@ class ResourceManager:
             raise failed(f"{why}: {error.message}", hint=error.hint) from error
 
     async def _lift(self, limited: _LimitedInstance, resource: QuotaResource) -> None:
-        """Undoes the measure for this limit. An instance that was suspended for another reason meanwhile stays
-        suspended. Raises ResumeFailed.
+        """Undoes the action that was taken for this resource: lifts the throttle, or resumes the instance. An instance that was
+        suspended for another reason meanwhile stays suspended. Raises ResumeFailed.
         """
         instance, measure = limited.instance, limited.measures.get(resource)
         is_ours = measure is not None and measure.action is QuotaAction.SUSPEND and instance.why == str(measure)
@@ -401,8 +401,8 @@ class ResourceManager:
 
 
 def _is_low_by(done: QuotaAction | None, resource: QuotaResource, instance: AgentInstance) -> bool:
-    """Returns True if the instance uses little only because it is held or suspended. If that lifted the measure, the
-    next look would take it again: only another quota lifts it.
+    """Returns True if the instance uses little of the resource only because it is throttled or suspended. Then its low usage
+    does not lift the measure, which would have to be taken again at the next look; only another quota lifts it.
     """
     suspended = done is QuotaAction.SUSPEND and instance.state is LifecycleState.SUSPENDED
     return resource is QuotaResource.CPU and (suspended or done is QuotaAction.THROTTLE)

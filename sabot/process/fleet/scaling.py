@@ -3,8 +3,8 @@
         run(work) ─▶ a free replica, or the queue
         each interval: measured ─▶ recommended ─▶ held for long enough ─▶ started, or drained
 
-A replica that is drained gets no new work, may end its present work, is saved by the hook, and its child ends. Work that
-is not done by then is given back.
+A replica that is drained gets no new work, and has `drain_secs` to finish its present work. Then the hook `checkpoint` saves
+its state, and its child is ended. The caller of work that was not finished gets DrainTimeout, or another replica does it.
 """
 
 import asyncio
@@ -36,8 +36,8 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class FleetReplica:
-    """An instance of a fleet. state: `active`; `draining`: it gets no new work; `ending`: its child ends. done: a count of
-    the pieces of work that it has done.
+    """An instance of a fleet. `state`: `active`; `draining` if it gets no new work; `ending` if its child is being ended. `done`:
+    the number of pieces of work that it has done.
     """
 
     number: int
@@ -60,8 +60,8 @@ class FleetReplica:
 
 
 class FleetManager:
-    """A fleet of as many replicas of one command as their work needs. They end with `close`, and with this process in
-    whatever way.
+    """A fleet of as many replicas of one command as their work needs. `close` ends them, and so does the end of this process,
+    in whatever way it ends.
 
     - `what`: the command of a replica, or a warm pool that gives them.
     - `lag`: returns the amount of work that `run` does not know of, for example the number of records that a consumer lags
@@ -114,8 +114,8 @@ class FleetManager:
         self._counts = {"up": 0, "down": 0, "died": 0, "given_back": 0}
 
     async def start(self) -> None:
-        """Returns when `min_replicas` run, which are watched from then on. Raises ScaleUpFailed (E2090): then none is
-        left.
+        """Starts `min_replicas` replicas, waits until they run, and begins to watch them. Raises ScaleUpFailed (E2090) if one does
+        not start; then the others are ended.
         """
         if self._pool.running:
             return
@@ -299,7 +299,7 @@ class FleetManager:
             self._pool.offer(replica)
 
     def _spoiled(self, replica: FleetReplica) -> None:
-        """Ends and replaces a replica whose next answer would belong to work that nobody waits for."""
+        """Ends and replaces a replica whose work was broken off: its next answer would belong to that work."""
         replica.work = None
         if replica.state == "active" and replica in self._pool.members:
             self._retire(replica)
@@ -368,7 +368,7 @@ class FleetManager:
         return ""
 
     async def _shrink(self, by: int) -> None:
-        """Drains so many replicas. Drained replicas are gone even if others fail."""
+        """Drains `by` replicas. If some of these drains fail, the others are completed, and then the first error is raised."""
         some = sorted(self._active(), key=lambda each: (each.is_busy, -each.number))[:by]
         self._target -= by  # so that a replica that dies meanwhile is not replaced
         try:

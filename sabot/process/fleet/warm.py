@@ -72,8 +72,8 @@ class WarmPoolStatus:
 
 
 class WarmPool:
-    """A pool that keeps children of one command warm. They end with `close`, also those that were given out, and with
-    this process in whatever way.
+    """A pool that keeps children of one command warm. `close` ends all of them, including those that were given out, and so
+    does the end of this process, in whatever way it ends.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class WarmPool:
         self._counts = {"spawned": 0, "allocated": 0, "refused": 0, "died": 0, "refreshed": 0}
 
     async def start(self) -> None:
-        """Returns when the pool is full. Raises SpawnFailed if one of its children does not start: then none is left."""
+        """Starts the children, and waits until all are warm. Raises SpawnFailed if one does not start; then the others are ended."""
         if self._pool.running:
             return
         try:
@@ -158,15 +158,15 @@ class WarmPool:
     async def allocate(self, wait_secs: Duration | None = 0.0) -> Child:
         """Gives out the oldest warm child, and starts another one in its place.
 
-        `wait_secs`: the longest time to wait if there is none; None: until there is one. Raises WarmPoolExhausted
-        (E2092).
+        `wait_secs`: the longest time to wait if no child is warm; with None it waits until there is one. Raises
+        WarmPoolExhausted (E2092) after that time.
         """
         instance = await self.take(wait_secs)
         assert instance.child is not None
         return instance.child
 
     async def take(self, wait_secs: Duration | None = 0.0) -> AgentInstance:
-        """Gives out an instance as `allocate` gives out its child."""
+        """Does the same as `allocate`, but returns the instance instead of its child."""
         if not self._pool.running:
             raise UserError(f"warm pool {self.name!r} does not run", hint="await pool.start() before, or `async with`")
         wait_s = None if wait_secs is None else parse_seconds(wait_secs, name="allocate: wait_secs")
@@ -278,7 +278,7 @@ class WarmPool:
         )
 
     def _is_quiet(self, child: Child) -> bool:
-        """Returns True if nothing of the work before is on the way to the next user of the child."""
+        """Returns True if no output of the last work is unread and no input of it is unsent, which the next user would get."""
         while child.stderr is not None and child.stderr.read_nowait():
             pass
         has_rest = (child.stdout is not None and child.stdout.has_unread) or (child.stdin and child.stdin.has_unsent)
@@ -327,7 +327,7 @@ class WarmPool:
 
 
 def _is_fit(child: Child) -> bool:
-    """Returns True if the child runs: it has not ended, also if the supervisor has not said so yet, and is not
-    stopped.
+    """Returns True if the child runs: it is not stopped and has not ended. This also sees an end that the supervisor has not
+    reported yet.
     """
     return not child.trouble and numbers_of(child.pid) is not None

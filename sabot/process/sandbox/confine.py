@@ -87,7 +87,7 @@ def confinement(plan: Mapping[str, Any]) -> list[tuple[str, Callable[[], None]]]
 
 
 def prepare(plan: Mapping[str, Any]) -> None:
-    """Prepares resources that many children share, in the process that forks them."""
+    """Prepares resources that many children share. Called in the supervisor, before it forks a child."""
     if plan["filter"] is not None:
         instructions(plan["filter"])
     if plan["user"] == "root" and plan["mounts"]:
@@ -342,7 +342,7 @@ def _identity(user: int, group: int) -> int:
 
 
 def _ids(owner: int) -> str:
-    """Returns the map of ids: that of the owner stands for nobody's, and all others for themselves."""
+    """Returns the map of ids for a user namespace, in which the id `owner` stands for that of nobody, and each other id for itself."""
     lines = [f"{owner} {NOBODY} 1"]
     for first, behind in (0, min(owner, NOBODY)), (owner + 1, NOBODY):
         if first < behind:
@@ -462,7 +462,7 @@ def _filter_trial() -> None:
 
 
 def _why_not(action: Callable[[], None]) -> str:
-    """Does a step in a fork of this process. Returns the reason if the step fails, or ""."""
+    """Tries a step in a fork of this process. Returns "" if it succeeds, else the reason why it has failed."""
     reader, writer = os.pipe()
     if (pid := os.fork()) == 0:
         try:

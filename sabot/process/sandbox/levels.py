@@ -106,8 +106,8 @@ class Sandbox:
 
 @dataclass(frozen=True)
 class SandboxSupport:
-    """The means of `MEANS` that this system has. `missing`: the reasons of the others. `user`, `landlock`: the way in which the user is
-    changed ("root", "namespace" or ""), and the version of Landlock, 0 for none.
+    """The means that this system has for sandboxes. `missing`: the means of `MEANS` that it lacks, each with the reason. `user`: the way in
+    which the user is changed ("root", "namespace", or "" if it cannot be changed). `landlock`: the version of Landlock; 0 if there is none.
     """
 
     there: frozenset[str]
@@ -219,8 +219,8 @@ def support_of(found: Mapping[str, Any]) -> SandboxSupport:
 
 
 def check_available(sandbox: Sandbox, program: str) -> str:
-    """Returns the reasons for means that the program has to do without, if it may. Raises SandboxUnavailable if the system lacks means that
-    the level demands.
+    """Returns the reasons why means that the level demands are missing, for a program that may run without them (`allow_degraded`); "" if
+    none is missing. Raises SandboxUnavailable if means are missing, and the program may not run without them.
     """
     level, support = TrustLevel(sandbox.level), available()
     lacking = [name for name in DEMANDED[level] if name not in support.there]
