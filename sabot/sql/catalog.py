@@ -1,7 +1,7 @@
 """The tables of a SQL program: CREATE TABLE … WITH ('connector' = …) as sources and sinks of the engine."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -319,6 +319,7 @@ def _connector(options: Options) -> Connector:
     return found
 
 
+_TIMESTAMP = "timestamp"
 _STARTS = {
     "earliest-offset": "earliest",
     "latest-offset": "latest",
@@ -326,18 +327,33 @@ _STARTS = {
     "earliest": "earliest",
     "latest": "latest",
     "committed": "committed",
+    "timestamp": _TIMESTAMP,
 }
+_ENDS = {"latest-offset": "now", "unbounded": None, "timestamp": _TIMESTAMP}
+
+
+def _place(options: Options, which: str, choices: Mapping[str, str | None]) -> str | int | None:
+    """Returns the place in a topic where reading begins or ends, as `App.stream` takes it."""
+    mode, name = f"{which}.mode", f"{which}.timestamp-millis"
+    span = options.value_span(mode)
+    found: str | None = options.choose(mode, choices)
+    if found != _TIMESTAMP:
+        return found
+    ms = options.number(name)
+    if ms is None or ms != int(ms) or ms < 0:
+        message = f"'{mode}' = 'timestamp' needs '{name}', ms since 1970"
+        raise SqlFault(span, message, f"'{name}' = '1767225600000'")
+    return int(ms)
 
 
 def _read_topic(options: Options, statement: CreateTable) -> OpenRead:
-    start = options.choose("scan.startup.mode", _STARTS)
-    bounded = options.choose("scan.bounded.mode", {"latest-offset": True, "unbounded": False})
+    start, until = _place(options, "scan.startup", _STARTS), _place(options, "scan.bounded", _ENDS)
     source, format = _topic(options), format_of(options, statement)
     if format == DEBEZIUM:
-        return _read_changes(options, statement, source, "now" if bounded else None)
+        return _read_changes(options, statement, source, until)
 
     def open_rows(app: "HasStreams", given: dict[str, Any]) -> Stream:
-        more = {"start": start, "until": "now" if bounded else None}
+        more = {"start": start, "until": until}
         given = {**given, **{name: value for name, value in more.items() if value is not None}}
         return stream_of(app.stream, source(app), format, given, statement)
 
@@ -345,7 +361,7 @@ def _read_topic(options: Options, statement: CreateTable) -> OpenRead:
 
 
 def _read_changes(
-    options: Options, statement: CreateTable, source: Callable[["HasStreams"], Any], until: str | None
+    options: Options, statement: CreateTable, source: Callable[["HasStreams"], Any], until: str | int | None
 ) -> OpenRead:
     """Returns the reader of a topic whose records are changes of a table."""
     _check_key(options, statement)

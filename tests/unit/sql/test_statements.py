@@ -235,6 +235,25 @@ def test_a_topic_is_read_on_from_the_offsets_of_a_group_of_flink_which_goes_on(m
     assert broker.committed("flink-job", "clicks") == {0: 3}
 
 
+def test_a_part_of_a_topic_between_two_timestamps_is_read_as_in_flink(memory_url):
+    broker = MemoryBroker.get(memory_url)
+    for n in range(6):
+        broker.publish("clicks", [{"n": n}], timestamp=1000 * n)
+    part = """
+        CREATE TABLE clicks (n BIGINT) WITH (
+            'connector' = 'kafka', 'topic' = 'clicks', 'format' = 'json', 'scan.startup.mode' = 'timestamp',
+            'scan.bounded.mode' = 'timestamp', 'scan.bounded.timestamp-millis' = '4000' {}
+        );
+        SELECT n FROM clicks
+    """
+    app = App("part", broker=memory_url)
+    found = app.sql(part.format(", 'scan.startup.timestamp-millis' = '2000'")).collect()
+    assert found.column("n").to_pylist() == [2, 3]
+    for wrong in ("", ", 'scan.startup.timestamp-millis' = '-1'"):
+        with pytest.raises(SqlError, match=r"needs 'scan\.startup\.timestamp-millis', ms since 1970"):
+            App("part", broker=memory_url).sql(part.format(wrong))
+
+
 @pytest.mark.parametrize("format", ["json", "csv", "parquet"])
 def test_a_timestamp_has_the_digits_of_its_declaration_whatever_the_file_has(tmp_path, format):
     path = tmp_path / f"times.{format}"
