@@ -406,7 +406,10 @@ def doubted(effect: EffectState, found: Reconciled | None = None, result: bytes 
 
 
 def _verdict(effect: EffectState, answer: Answer) -> EffectCommand:
-    """Handles a person's verdict on an effect in doubt. Any other word means `abandon`: nothing is repeated by mistake."""
+    """Returns what follows a person's answer on an effect in doubt. "done" records its result, "not_done" makes another attempt if
+    one may be made, and "look_up" asks `reconcile=` again if the tool has it. Anything else, also a question that has expired,
+    abandons the effect, so that nothing is repeated by mistake.
+    """
     body = _resolution(answer) if answer.outcome == "resolved" else {}
     said, result = body.get("outcome", body.get("answer")), body.get("result")
     if said == LOOK_UP and effect.effect_class == EffectClass.RECONCILABLE:

@@ -79,14 +79,17 @@ _STRICTNESS = {each: at for at, each in enumerate(Decision)}
 
 
 class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The verdict on one call, as `Intent.note` has it. Fields are only added, at the end, with a default.
+    """The verdict on one call. It is stored in `Intent.note`; therefore new fields are only added at the end, with a default.
 
-    `rule` is the rule that decided ("" if none matched), `version` the version of the rules, and `reason` a text for
-    people. `model` is asked in place of the call's own model. `hide` has regular expressions of texts that the call is
-    made without. `wait_s` is how long a person may answer (0: for ever). `error` is the type of the error of a denial.
-    `tokens` and `cost` are the upper bounds that are reserved for the call. `notes` are the reasons of milder rules.
-    `about` is the model that the call itself asks. `most_tokens` is the largest number of tokens that a model may write
-    (0: as the call says). `apart` is True if the job's own budget does not count the call.
+    - `rule`: the rule that decided, or "" if none matched. `version`: the version of the rules.
+    - `reason`: a text for people. `notes`: the reasons of other guards, whose verdicts were not stricter than this one.
+    - `about`: the model that the call itself asks. `model`: the model that is asked in its place, or "" for the same.
+    - `hide`: regular expressions. Texts in the call's arguments that match one are replaced by `***`.
+    - `wait_s`: the seconds that a person has for an answer; 0 for no limit.
+    - `error`: the type of the error, if the call is denied.
+    - `tokens`, `cost`: the upper bounds that are reserved for the call.
+    - `most_tokens`: the largest number of tokens that a model may write, or 0 if the request says it.
+    - `apart`: True if the job's own budget does not count the call.
     """
 
     decision: Decision = Decision.ALLOW
@@ -294,7 +297,9 @@ class EffectGuard:
         return b""
 
     def forget_job(self, job_id: str) -> None:
-        """Drops the decisions on the open calls of a job. Called when the job has ended, and at a start for a job that had ended."""
+        """Drops the decisions on the open calls of a job. Called when the job ends, and again after a restart of the app if the
+        journal already has its END.
+        """
 
     async def open(self, journal: Journal) -> None:
         """Reads from the journal what the guard must know of earlier results. Called before any job begins."""

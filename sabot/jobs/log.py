@@ -256,9 +256,11 @@ class JobLog:
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """Returns the facts that a checkpoint keeps of the journal: its identity, its positions at the cut, and the
-        jobs that had ended before this run and have not run over their history yet. The effects of these on state and
-        output are not in the cut, though their END stands before it.
+        """Returns what a checkpoint stores about the journal.
+
+        `identity` tells the journal from others. `positions` are its ends at the checkpoint. `unapplied` has the jobs that
+        had ended before the app started and have not been replayed yet: the checkpoint lacks their changes of state and
+        output, although their END is before `positions`, so that a restore has to replay them.
         """
         return {
             "identity": self.journal.identity,

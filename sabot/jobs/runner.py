@@ -380,8 +380,8 @@ class EffectRunner:
         return Outcome(call.effect, certainty, "Error" if kind == "ok" else kind, pack_error(error))
 
     def _break(self, call: _Call, error: SabotError) -> None:
-        """Ends the run. The outcome of the call is not passed on, since its job must not go on with it; the next start
-        decides on it.
+        """Ends the run of the app because of `error`. The job must not go on with the outcome of this call: if it has not been
+        passed on yet, it never is, and the next start of the app decides on the effect.
         """
         call.done = None
         self._on_broken(error)

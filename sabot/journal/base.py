@@ -301,12 +301,12 @@ class Journal(JournalReader, Inbox):
 
     @abstractmethod
     def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
-        """Removes the entries of jobs that have ended before these offsets, and long bodies that no other entry names.
-        `before` has, by partition, the offsets of the oldest retained checkpoint. Returns the number of removed
+        """Removes the entries of jobs that ended before the offsets in `before`, and long bodies that no remaining entry names.
+        `before` has, by partition, the offset of the journal in the oldest retained checkpoint. Returns the number of removed
         entries. Blocks; other threads may append meanwhile.
 
-        The marks of these jobs stay until they are older than `forget_before_ms` (milliseconds since 1970). So do the
-        entries of jobs that may begin again (MAY_BEGIN_AGAIN), because those need their earlier results. Jobs that have
+        Of a job that ended at or after `forget_before_ms` (milliseconds since 1970) its `JobMark` stays, and also its entries if
+        it may begin again (MAY_BEGIN_AGAIN), because it then needs its earlier results. Jobs that have
         not ended keep all entries. After a crash in the middle, each job is either trimmed completely or not at all. If
         `keeping` is set, the entries move into the history, and jobs that are too old or too many for the history are
         removed from there.

@@ -110,7 +110,9 @@ class SentCall:
 
     @contextlib.asynccontextmanager
     async def in_time(self, server: str, config: McpConfig) -> AsyncIterator[None]:
-        """Limits the time of the `with` block to the time that the call has left. Raises McpTimeout."""
+        """Limits the `with` block to `seconds`. Each report of progress begins these anew, at most to the end of `left`, the time of
+        the whole call, from which the time in the block is taken. Raises McpTimeout.
+        """
         now = asyncio.get_running_loop().time
         self.ends = now() + self.left
         try:

@@ -88,9 +88,9 @@ class McpServerPool:
           the program `config.cortex_binary_path`.
         - `sampling`: the engine whose model answers when a server asks for an answer of a model. With None such requests are
           refused.
-        - `ask`: a coroutine function `ask(kind, payload, timeout_s)` that asks a person a server's question for a call
-          outside of a job. It returns the answer as a dict, or None if there is no answer. In a durable agent the question
-          is an action, and `ask` is not called.
+        - `ask`: a coroutine function `ask(kind, payload, timeout_s)`. It is called when a server asks the user something
+          (elicitation) during a call that no durable job makes, and returns the answer as a dict, or None if there is none.
+          In a durable agent it is not called: the job waits for a person, who answers with `sabot actions`.
         """
         _require_sdk()
         self.config = config or McpConfig()

@@ -402,7 +402,9 @@ class Instance:
         return child
 
     async def _undo(self, child: Child) -> None:
-        """Ends a process that has not become ready. Keeps `why`, and adds the error if the process cannot be killed."""
+        """Ends a process that has not become ready. `self.why` still has the reason why it has not; if the process cannot be
+        killed, that error is appended to it.
+        """
         why = self.why
         try:
             await self._stop(child, 0.0, why)

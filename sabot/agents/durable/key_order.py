@@ -67,8 +67,8 @@ class _Queue(msgspec.Struct, eq=False, gc=False):
 class KeyOrder:
     """The order of an agent's rows. It decides when the turn of each row comes.
 
-    `crowded` has the keys whose mailbox is full and that have more rows in memory. `children` has the ids of child jobs
-    that wait for their turn.
+    `crowded` has the keys whose mailbox is full, so that their further rows wait in memory. While there is such a key, the
+    agent takes no input. `children` has the ids of child jobs that wait for their turn.
     """
 
     def __init__(self, spec: AgentSpec, room: MailRoom, owner: OrderOwner) -> None:

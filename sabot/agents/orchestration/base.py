@@ -240,8 +240,10 @@ class Flow(Operator):
 
 
 async def _kept(flow: Coroutine[Any, Any, T], config: OrchestrationConfig) -> T:
-    """Awaits the flow, and returns its result. If this call is cancelled, the flow is cancelled. Without
-    `propagate_cancellation`, the flow is not cancelled, and this call first waits for its end.
+    """Awaits the flow, and returns its result.
+
+    If this call is cancelled: with `config.propagate_cancellation` the flow is cancelled too. Without it, the flow runs to
+    its end, and only then does this call raise CancelledError.
     """
     if config.propagate_cancellation:
         return await flow

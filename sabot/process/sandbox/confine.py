@@ -297,7 +297,9 @@ def _set_attributes(folder: int, path: str, given: int, *, recursive: bool = Fal
 
 
 def _closed_above(path: str) -> str | None:
-    """Returns the highest folder on the way to the path that the user nobody may not pass, or None."""
+    """Returns the parent folder of the path, nearest to the root, that others have no permission to enter (no `o+x`), so that the
+    sandbox's user `nobody` cannot pass it. Returns None if there is none.
+    """
     way = ""
     for name in path.split("/")[1:-1]:
         way += f"/{name}"

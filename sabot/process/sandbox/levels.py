@@ -81,9 +81,10 @@ class Sandbox:
     """A level of trust, with exceptions.
 
     - `readable`, `writable`: files and folders besides the working directory. `ports`: TCP ports to which a STANDARD program may connect;
-      53 is for names.
-    - `temp_bytes`: the size of its /tmp, and of its /dev/shm; both are in memory.
-    - `allow_degraded`: True if the program runs without means that the level demands and the system lacks; the log names them.
+      53 is DNS.
+    - `temp_bytes`: the size of the program's own /tmp, and of its own /dev/shm; both are in memory.
+    - `allow_degraded`: if the system lacks protections that the level demands (`MEANS`): True runs the program without them, and logs
+      which; False raises SandboxUnavailable.
     """
 
     level: TrustLevel | str
