@@ -43,9 +43,8 @@ class Database(ABC):
     def __init__(self, table: str, keys: Sequence[str]) -> None:
         self.table = table
         self.keys = list(keys)
-        self.left: Sequence[
-            str
-        ] = ()  # further columns, which a replaced row gets as a new row would: their defaults, or null
+        self.left: Sequence[str] = ()
+        """Columns that the app no longer writes. A row that is replaced gets their defaults, as a new row would."""
 
     def replacing(self, names: Sequence[str]) -> str:
         """Returns the action of an INSERT with these columns for a row that the table has already."""
