@@ -1,4 +1,4 @@
-"""The budget of a scope: what it may use in an hour, a day and a month, and how a call is judged by it.
+"""The budget of a scope: what the scope may use in an hour, a day and a month, and how the budget judges a call.
 
 The arithmetic is that of every account (`base/accounts.py`).
 """
@@ -20,20 +20,24 @@ BudgetDecision = Decision
 """The name of `Decision` in document 001."""
 
 FITS = (Decision.ALLOW, Decision.WARN)
-"""The decisions with which a call is made because the budget has room for it."""
+"""The decisions that allow a call because the budget has room for the call."""
 
 _MEASURES: tuple[Measure, ...] = ("tokens", "cost", "calls")
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The budget that the jobs of a scope have together. None means no limit; usage of exactly a limit is allowed.
+    """The budget that all jobs of a scope share. A limit of None is no limit. Usage of exactly a limit is allowed.
     Costs are in US dollars.
 
-    `exhausted` decides on a call that does not fit: "deny" it, "ask" a person, or "degrade" it to the model
-    `degrade_to`, which nothing limits. `unpriced` decides, if money has a limit, on a call of a model whose price is
-    not known: "deny" it, or "ask" a person. A call that fits, but uses at least the fraction `warn_at` of a limit, is
-    reported as a warning; with 1 there are no warnings. Raises UserError.
+    - `exhausted`: the decision on a call that does not fit. "deny" refuses the call, "ask" asks a person, and "degrade"
+      asks the model `degrade_to` instead; no limit applies to that model.
+    - `unpriced`: the decision, if the budget limits money, on a call of a model whose price is not known: "deny" or
+      "ask".
+    - `warn_at`: a fraction of a limit. A call that fits, but with which at least this fraction is used, is reported as
+      a warning. With 1 there are no warnings.
+
+    Raises UserError for wrong values.
     """
 
     scope_id: str
@@ -98,9 +102,12 @@ class Budget:
 
 
 class Judgement(NamedTuple):
-    """The judgement of a budget on a call. `reason` says why the call is not simply allowed, or is "". `window` is the
-    window of the limit that decided, or "" if none did, for example because the owner of shared budgets did not answer.
-    `error` is the type of the error that a denied call raises.
+    """The judgement of a budget on a call.
+
+    - `reason`: the reason why the call is not simply allowed, or "".
+    - `window`: the window ("hourly", "daily" or "monthly") of the limit that decided. It is "" if no limit decided, for
+      example because the owner of shared budgets did not answer.
+    - `error`: the name of the error type that a denied call raises.
     """
 
     decision: Decision
@@ -110,7 +117,9 @@ class Judgement(NamedTuple):
 
     @property
     def rule(self) -> str:
-        """The name of the limit that decided, or "" for a call that is simply allowed."""
+        """The name of the limit that decided, "budget owner" if another reason decided, or "" for a call that is simply
+        allowed.
+        """
         return f"{self.window} budget" if self.window else "budget owner" if self.reason else ""
 
 
@@ -118,8 +127,8 @@ ALLOWED = Judgement(Decision.ALLOW)
 
 
 def judge(budget: Budget, account: Account, wanted: Amounts, now_s: float) -> Judgement:
-    """Judges a call that may use the amounts `wanted`, in addition to the amounts that the account has used and
-    reserved. The account must have the limits of the budget.
+    """Returns the judgement of a budget on a call that may use the amounts `wanted`. They are added to the amounts that
+    the account has used and reserved. `account` must have the limits of the budget.
     """
     judged = ALLOWED
     for each in account.states(wanted, now_s):
@@ -145,8 +154,10 @@ def unpriced(budget: Budget, model: str) -> Judgement | None:
 
 
 class Standing(NamedTuple):
-    """The state of a scope's account at the time `at`, in seconds since 1970. `used` is the usage in each of the
-    windows that are current at that time. `reserved` is reserved for calls in flight, and is not contained in `used`.
+    """The state of a scope's account at the time `at`, in seconds since 1970.
+
+    - `used`: the usage in each of the windows that are current at that time, without reservations.
+    - `reserved`: the amounts that are reserved for calls in flight.
     """
 
     used: Mapping[Window, Amounts]
@@ -155,7 +166,9 @@ class Standing(NamedTuple):
 
 
 class JudgedCall(NamedTuple):
-    """A call that a budget has not simply allowed. `at`: seconds since 1970. `name`: the model or the tool, "" if it is not known."""
+    """A record of a call that a budget has not simply allowed. `at` is the time in seconds since 1970. `name` is the
+    model or the tool, or "" if it is not known.
+    """
 
     at: float
     scope: str

@@ -15,11 +15,15 @@ LedgerEventType = Literal["model", "tool", "doubt"]
 class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A row of a ledger: one call of a model or of a tool.
 
-    `type` is "model" or "tool". It is "doubt" if nobody knows whether the call was made, so that it may have been paid.
-    `name` is the name of the model or of the tool. `cost` is in US dollars, or None if the price is not known; for a
-    doubt it is the most that the call may have cost. `reserved_tokens` is, for a doubt, the most tokens that the call
-    may have used. `at_ms` is the time in milliseconds since 1970. `agent` is the agent of the job; tables do not store
-    it. `settles` is set if this row replaces a doubt with the same id; it has the amounts of that doubt.
+    - `type`: "model" or "tool", or "doubt". A doubt stands for a call of which nobody knows whether it was made, and so
+      whether it has to be paid.
+    - `name`: the name of the model or of the tool.
+    - `cost`: the cost in US dollars, or None if the price is not known. For a doubt it is the most that the call may
+      have cost.
+    - `reserved_tokens`: for a doubt, the most tokens that the call may have used.
+    - `at_ms`: the time in milliseconds since 1970.
+    - `agent`: the agent of the job. Tables do not store this field.
+    - `settles`: set if this row replaces a stored doubt with the same id. It has the amounts of that doubt.
     """
 
     event_id: str
@@ -38,24 +42,26 @@ class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total_tokens(self) -> int:
-        """The tokens that the model has read and written."""
+        """The number of tokens that the model has read and written in this call."""
         return self.input_tokens + self.output_tokens
 
     @property
     def amounts(self) -> Amounts:
-        """The amounts of the row in a budget. For a doubt they are the amounts that were reserved for the call."""
+        """The amounts of this row that a budget counts. For a doubt they are the amounts that were reserved for the call."""
         tokens = self.reserved_tokens if self.type == "doubt" else self.total_tokens
         return Amounts(tokens, self.cost or Decimal(0), int(self.type != "tool"))
 
     @property
     def adds(self) -> Amounts:
-        """The amounts by which the row changes the usage of its budget. A row that settles a doubt takes the doubt's amounts back."""
+        """The amounts by which this row changes the usage of its budget. If the row replaces a doubt, the doubt's
+        amounts are subtracted.
+        """
         return self.amounts if self.settles is None else self.amounts.minus(Amounts(*self.settles))
 
     @property
     def doubts(self) -> Amounts:
-        """The part of `adds` that is an upper bound. It is negative for a row that settles a doubt, because the bound
-        is taken back.
+        """The part of `adds` that is only an upper bound. It is negative for a row that replaces a doubt, because the
+        bound of that doubt is subtracted.
         """
         if self.settles is not None:
             return Amounts().minus(Amounts(*self.settles))
@@ -63,9 +69,11 @@ class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LedgerSum(msgspec.Struct, frozen=True, kw_only=True):
-    """The sum of some rows. `group`: the values that these rows share, one per grouping word of the query and in the
-    same order. `doubt_tokens`, `doubt_cost`: upper bounds of the usage of the calls in doubt. `unpriced`: the number of
-    calls of models whose price is not known.
+    """The sum of some rows of a ledger.
+
+    - `group`: the values that these rows share, one for each grouping word of the query, in the order of the words.
+    - `doubt_tokens`, `doubt_cost`: upper bounds of the usage of the calls in doubt.
+    - `unpriced`: the number of calls of models whose price is not known.
     """
 
     group: tuple[str, ...]
@@ -84,27 +92,29 @@ Durable = Callable[[], Awaitable[object]]
 
 @runtime_checkable
 class LedgerWriter(Protocol):
-    """A store of rows. A row with a known id is not written again, except that a row that settles a doubt replaces it."""
+    """A store of the rows of a ledger. It does not write a row whose id is stored already, with one exception: a row
+    that settles a doubt replaces that doubt.
+    """
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
-        """Writes rows. They are durable when it returns. Raises DataError, and writes none, if the content of one
-        cannot be stored.
+        """Writes rows. They are durable when this returns. Raises DataError, and writes none of the rows, if the
+        content of one of them cannot be stored.
         """
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """Returns those of these ids that have a row in the store, and whose row is not a doubt."""
+        """Returns those of these ids that the store has rows for. Ids of doubts are left out."""
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """Writes rows as `write` does, and replaces stored rows that have the same id and other content. Returns the
-        number of replaced rows. A row and the doubt that it settles do not count as different.
+        """Writes rows as `write` does. If the store has a row with the same id and other content, that row is replaced.
+        Returns the number of replaced rows. A row that settles a doubt also replaces the doubt, but is not counted.
         """
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """Returns the sum of the rows of a scope since this time, as a budget counts it."""
+        """Returns the amounts that a scope has used since this time (milliseconds since 1970), as a budget counts them."""
 
     async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
-        """Returns the sums of the rows since this time, grouped by the words `by` (`rows.GROUPS`) and in the order of
-        the groups. Raises UserError for an unknown word.
+        """Returns the sums of the rows since this time (milliseconds since 1970), in the order of their groups. The
+        words `by` name the groups; `rows.GROUPS` has all words. Raises UserError for an unknown word.
         """
 
     async def close(self) -> None:
@@ -112,8 +122,8 @@ class LedgerWriter(Protocol):
 
 
 def refuse_redis(given: object) -> None:
-    """Raises UserError if `given` is the address of a Redis server, which keeps no budgets. The address may have a password, so no message
-    shows it.
+    """Raises UserError if `given` is the address of a Redis server, because budgets cannot be kept in Redis. The
+    message does not show the address, which may contain a password.
     """
     if isinstance(given, str) and given.startswith(("redis:", "rediss:")):
         raise UserError(

@@ -68,11 +68,13 @@ _Verdict = TypeVar("_Verdict", bound=GuardVerdict | None)
 class _Open:
     """A call without a result.
 
-    `attempt` is the number of the last attempt, or 0 if a person has to allow the call first. `recorded` is the number
-    of the last attempt that has a row. `wanted` is the upper bound of the usage of one attempt. `judged` is True if the
-    budget has allowed the call, and also decides on each further attempt. It is False if the budget is used up, and
-    therefore a person decides or a cheaper model is asked. `models` has the models that are asked in place of `name`;
-    the key is the first attempt that asks the model.
+    - `attempt`: the number of the last attempt, or 0 if a person has to allow the call first.
+    - `recorded`: the number of the last attempt that has a row in the ledger.
+    - `wanted`: the upper bound of the usage of one attempt.
+    - `judged`: True if the budget has allowed the call; then the budget also decides on each further attempt. False if
+      the budget is used up; then a person decides, or a cheaper model is asked.
+    - `models`: the models that are asked in place of `name`. The key is the number of the first attempt that asks the
+      model.
     """
 
     scope: str
@@ -87,16 +89,16 @@ class _Open:
     models: dict[int, str] | None = None
 
     def asks(self, model: str, attempt: int) -> None:
-        """Records that this model is asked from this attempt on."""
+        """Records that the attempts from `attempt` on ask this model."""
         self.models = {**(self.models or {}), attempt: model}
 
     def asked(self, attempt: int) -> str:
-        """Returns the model, or the tool, that is asked in this attempt."""
+        """Returns the name of the model or tool that this attempt calls."""
         models = self.models or {}
         return models.get(max((each for each in models if each <= attempt), default=0), self.name)
 
     def row(self, effect: EffectId, attempt: int, at_ms: int) -> LedgerEvent:
-        """Returns the row of an attempt whose usage is not known: a doubt for a model."""
+        """Returns the row for an attempt whose usage is not known. For a model it is a row of type "doubt"."""
         return LedgerEvent(
             event_id=f"{_name(effect)}/{attempt}",
             type="tool" if self.kind == "tool" else "doubt",
@@ -112,12 +114,12 @@ class _Open:
 
     @property
     def unrecorded(self) -> int:
-        """The number of attempts without a row, but at least one."""
+        """The number of attempts without a row. It is at least 1."""
         return max(1, self.attempt - self.recorded)
 
     def rows_in_doubt(self, effect: EffectId, before: int, at_ms: int) -> list[LedgerEvent]:
-        """Returns a doubt (a row of type "doubt") for each attempt to ask a model that has no row and comes before the
-        attempt `before`. The results of these attempts are unknown, and they may have been paid. Returns [] for a tool.
+        """Returns a row of type "doubt" for each attempt that comes before the attempt `before` and has no row yet. The
+        results of these attempts are unknown, and they may have to be paid. Returns [] if the call is that of a tool.
         """
         if self.kind != "model":
             return []
@@ -137,8 +139,9 @@ class LedgerGuard(EffectGuard):
         self._open: dict[str, dict[int, _Open]] = {}  # by job and ordinal
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Decides on a call of a model by the budget of its scope. A tool uses nothing that a budget limits, so its
-        call is allowed, and gets a row. A child is allowed; its own calls are judged when it makes them.
+        """Decides on a call. A call of a model is judged by the budget of its scope. A call of a tool is always
+        allowed, because a budget limits nothing that a tool uses; it only gets a row. A child job is always allowed
+        too, because its own calls are judged later.
         """
         if call.kind == "child":
             return GuardVerdict()
@@ -163,17 +166,17 @@ class LedgerGuard(EffectGuard):
     def _judged(
         self, effect: EffectId, opened: _Open, attempts: int, decided: Callable[[Judgement], _Verdict]
     ) -> _Verdict | Awaitable[_Verdict]:
-        """Asks the ledger to reserve the upper bound of `attempts` attempts, if the budget has room for it. Returns the
-        verdict that `decided` makes of the ledger's judgement. Returns an awaitable of the verdict if the account is
-        not in this process.
+        """Asks the ledger to reserve the upper bound of `attempts` attempts, if the budget has room. Returns the
+        verdict that `decided` makes of the ledger's judgement, or an awaitable of that verdict if the account is not in
+        this process.
         """
         rows = self._rows_in_doubt(effect, opened)
         judged = self.ledger.reserve(_name(effect), opened.scope, opened.wanted.times(attempts), rows)
         return decided(judged) if isinstance(judged, Judgement) else _decided_later(judged, decided)
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Decides whether another model may be asked in place of the first one. If the other model may cost more, the
-        higher cost is reserved.
+        """Decides whether another model may be asked in place of the first one. If the other model may cost more,
+        reserves the higher cost.
         """
         opened = self._open.get(call.effect.job, {}).get(call.effect.ordinal)
         cost = most_use(call).cost
@@ -207,8 +210,8 @@ class LedgerGuard(EffectGuard):
         return GuardVerdict(tokens=opened.wanted.tokens, cost=str(opened.wanted.cost))
 
     def _is_over(self, effect: EffectId, opened: _Open) -> bool:
-        """Returns True if the job has ended while the call was judged. Then it also ends the reservation of the call,
-        which nobody else would end.
+        """Returns True if the job has ended while the ledger judged the call. In that case it also ends the reservation
+        of the call, because nobody else would.
         """
         if self._open.get(effect.job, {}).get(effect.ordinal) is opened:
             return False
@@ -255,8 +258,8 @@ class LedgerGuard(EffectGuard):
         )
 
     def _sets_a_bound(self, call: GuardedCall) -> bool:
-        """Returns True if the request does not limit the length of the answer, although a budget limits tokens or
-        money. The verdict then limits the answer to the reserved tokens.
+        """Returns True if the budget limits tokens or money, but the request does not limit the length of the answer.
+        In that case the verdict limits the answer to the reserved tokens.
         """
         return call.spec is not None and call.spec.max_tokens is None and self.ledger.limits_answers(call.scope)
 
@@ -269,8 +272,9 @@ class LedgerGuard(EffectGuard):
             self.ledger.release(_name(effect), opened.scope)
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """Makes the row of the result of a call, and returns it encoded for RESULT, with a doubt for each earlier
-        attempt without a row. Returns b"" for a call that was not made, and for a child.
+        """Makes the row of a call that has a result, and a row of type "doubt" for each earlier attempt that has no
+        row. Returns these rows encoded for the RESULT entry. Returns b"" for a call that was not made, and for a child
+        job.
         """
         opened = self._close(effect)
         if opened is None:
@@ -286,8 +290,8 @@ class LedgerGuard(EffectGuard):
         return _usage(self._recorded(effect, opened, [*opened.rows_in_doubt(effect, effect.attempt, at_ms), row]))
 
     def _recorded(self, effect: EffectId, opened: _Open, rows: list[LedgerEvent]) -> list[LedgerEvent]:
-        """Records rows in the ledger, and returns them. They replace the reservation of their call. The ledger writes
-        them when the journal's entry with these rows is durable.
+        """Records rows in the ledger, ends the reservation of their call, and returns the rows. The ledger writes them
+        later, when the journal's entry with these rows is durable.
         """
         for each in rows[:-1]:
             self.ledger.record(each, durable=self._durable)
@@ -298,8 +302,8 @@ class LedgerGuard(EffectGuard):
         return rows
 
     def _hold(self, effect: EffectId, opened: _Open, attempts: int) -> None:
-        """Sets the reservation of a call to the upper bound of `attempts` attempts, even if the budget has no room for
-        it. With 0 attempts the reservation ends.
+        """Reserves the upper bound of `attempts` attempts of a call, in place of its earlier reservation, even if the
+        budget has no room for it. With 0 attempts only ends the earlier reservation.
         """
         if attempts > 0:
             rows = self._rows_in_doubt(effect, opened)
@@ -308,15 +312,15 @@ class LedgerGuard(EffectGuard):
             self.ledger.release(_name(effect), opened.scope)
 
     def _rows_in_doubt(self, effect: EffectId, opened: _Open) -> list[LedgerEvent]:
-        """Returns the doubts (rows of type "doubt") that the owner of shared budgets writes for the attempts of this
-        call if this process dies. Returns [] if the budgets are not shared.
+        """Returns the rows of type "doubt" that are written for the attempts of this call if this process dies. The
+        owner of shared budgets writes them. Returns [] if the budgets are not shared.
         """
         return opened.rows_in_doubt(effect, opened.attempt + 1, 0) if self.ledger.shared else []
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """Reserves the upper bound of the attempts of a call that was open at the start of the process, and of its next
-        attempt. The next attempt asks the first model again. Nothing is reserved for a call that waits for a person's
-        approval because the budget is used up.
+        """Reserves amounts for a call that was open in the journal when the process started: the upper bound of its
+        earlier attempts, and of its next one, which asks the first model again. Reserves nothing if the call waits for
+        a person's approval because the budget is used up.
         """
         job = self._open.setdefault(effect.job, {})
         if effect.ordinal in job:
@@ -335,14 +339,14 @@ class LedgerGuard(EffectGuard):
         self._hold(effect, opened, 0 if waits else effect.attempt + 1 - recorded)
 
     async def ready(self) -> None:
-        """Waits until the accounts of all open calls are loaded. `decide_again` needs them."""
+        """Waits until the accounts of all open calls are loaded. `decide_again` needs these accounts."""
         for scope in {opened.scope for job in self._open.values() for opened in job.values()}:
             # if budgets are shared, this also waits until their owner knows the reservations that `reopen` has made
             await self.ledger.ready(scope)
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """Decides on another attempt of a call. Denies it if the budget has no room for it in addition to the earlier
-        attempts, which may have been paid. Returns None if it is allowed.
+        """Decides on another attempt of a call. Returns None if the attempt is allowed. Returns a verdict that denies
+        it if the budget has no room for it. The earlier attempts count as used, because they may have to be paid.
         """
         opened = self._open.get(effect.job, {}).get(effect.ordinal)
         if opened is None:
@@ -366,8 +370,9 @@ class LedgerGuard(EffectGuard):
         return None if fits else _denied(judged, "with attempts before it that may have been paid, ")
 
     async def _held(self, scope: str) -> Judgement:
-        """Waits until the owner of shared budgets knows of the reservations so far, and returns ALLOWED. From then on
-        the call counts in the budget, even if this process dies. Raises BudgetUnavailable if the owner does not answer.
+        """Waits until the owner of shared budgets knows the reservations of this process, and returns ALLOWED. From
+        then on the call counts in the budget, even if this process dies. Raises BudgetUnavailable if the owner does not
+        answer.
         """
         try:
             await self.ledger.ready(scope)
@@ -376,8 +381,8 @@ class LedgerGuard(EffectGuard):
         return ALLOWED
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """Makes a doubt (a row of type "doubt") for each attempt of the job's open model calls that has no row yet, and
-        returns these rows, encoded for END.
+        """Makes a row of type "doubt" for each attempt of the job's open model calls that has no row yet. Returns these
+        rows, encoded for the END entry.
         """
         rows = []
         for ordinal, opened in self._open.get(job_id, {}).items():
@@ -390,7 +395,7 @@ class LedgerGuard(EffectGuard):
             self._hold(EffectId(job_id, ordinal), opened, 0)
 
     async def open(self, journal: Journal) -> None:
-        """Writes into the ledger those rows of the journal that the ledger lacks, for example after a crash."""
+        """Writes into the ledger the rows that the journal has and the ledger lacks, for example after a crash."""
         await update_ledger(self.ledger, journal)
         self._durable = journal.flush
 
@@ -419,8 +424,8 @@ def _name(effect: EffectId) -> str:
 
 
 def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: bytes) -> LedgerEvent:
-    """Returns the row of a call that has ended, made from the row of its last attempt. If an answer has no token count,
-    the reserved tokens count.
+    """Returns the row of a call that has ended. It is made from `row`, the row of the call's last attempt. If the
+    answer has no token count, the reserved tokens count.
     """
     if kind != "model":
         return msgspec.structs.replace(row, type="tool", name=name, cost=None)
@@ -478,10 +483,12 @@ def rows_of(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
 
 
 async def update_ledger(ledger: Ledger, journal: JournalReader) -> int:
-    """Writes the rows of a journal that the ledger lacks, for example after a crash, and returns the number of the
-    journal's rows. Rows of the ledger that differ from the journal's are replaced, which is logged. Raises
-    BrokerUnavailable if the writer does not answer, so that a missing server is noticed when the program starts, and
-    not by the first call.
+    """Writes into the ledger the rows that the journal has and the ledger lacks, for example after a crash. Rows of the
+    ledger that differ from those of the journal are replaced, and this is logged. Returns the number of the journal's
+    rows.
+
+    Raises BrokerUnavailable if the server of the ledger does not answer. Because this is called at the start of the
+    program, a missing server is noticed before the first call.
     """
     await ledger.reach()
     count, corrected, rows = 0, 0, rows_of(entry for _, entry in journal.read())
@@ -496,8 +503,8 @@ async def update_ledger(ledger: Ledger, journal: JournalReader) -> int:
 
 
 def checked_budgets(given: object) -> "list[Budget] | Ledger":
-    """Returns the budgets of an app or a kernel. Raises UserError for a value that is not a budget, and for two budgets
-    of one scope that contradict each other.
+    """Returns `given` if it is a list of budgets or a Ledger, as an app or a kernel takes it. Raises UserError for
+    anything else, and for two budgets of one scope that contradict each other.
     """
     refuse_redis(given)
     if isinstance(given, Ledger):

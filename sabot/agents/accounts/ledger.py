@@ -42,15 +42,16 @@ BUDGETS = (
     '[Budget("scope", max_cost_daily=Decimal("10"))], or a Ledger; a BudgetSpec is one job\'s of a kernel: '
     "ExecutionRequest(…, budgets=…); a CallBudget of sabot.llm is an engine's: ExecutionEngine(…, budget=…)"
 )
-"""The hint for a wrong `budgets=` of an app or a kernel."""
+"""The hint in the error for a wrong `budgets=` of an app or a kernel."""
 
 
 class Ledger:
-    """A ledger, for one event loop. It judges calls by the budgets of their scopes, and keeps rows of their use. One ledger has the budgets
-    of a scope, or several ledgers share an owner of them.
+    """A ledger, for one event loop. It judges calls by the budgets of their scopes, and keeps a row for the usage of
+    each call. The budget of a scope belongs to one ledger, or to an owner that several ledgers share.
 
-    `reservation_timeout`: the time after which an allowed call counts no more if nothing was recorded of it. `refused_rows`: the number of
-    rows that the writer refused because of their content; the log has them. `judged`: the last calls that were not simply allowed.
+    - `reservation_timeout`: the time after which an allowed call no longer counts if its usage was not recorded.
+    - `refused_rows`: the number of rows that the writer refused because of their content. The log has these rows.
+    - `judged`: the last calls that were not simply allowed.
     """
 
     def __init__(
@@ -64,10 +65,13 @@ class Ledger:
         lease: Duration = "30s",
         patience: Duration = "10s",
     ) -> None:
-        """Opens a ledger over `writer`. `budgets`: budgets of the same scope all apply (`Budget.merge`). `on_decision` is called with each
-        call that is not simply allowed. If the writer is shared by several processes, `lease` is the time after which reservations of a
-        process that has sent nothing are in doubt and count as used; `patience` is the time that a call waits for a writer that does not
-        answer, before it is refused. Raises UserError.
+        """Makes a ledger whose rows go to `writer`. Raises UserError.
+
+        - `budgets`: the budgets. Several budgets of one scope all apply (`Budget.merge`).
+        - `on_decision`: a function that is called for each call that is not simply allowed.
+        - `lease`: only for a writer that several processes share. If a process has sent nothing for this time, its
+          reservations are in doubt, and count as used.
+        - `patience`: the time that a call waits for a shared writer that does not answer. After it the call is refused.
         """
         check_called("Ledger", on_decision=on_decision)
         self.writer = checked_writer(writer)
@@ -109,11 +113,13 @@ class Ledger:
 
     @property
     def shared(self) -> bool:
-        """True if other processes spend from the same budgets."""
+        """True if other processes spend from the budgets of this ledger."""
         return isinstance(self._accounts, SharedAccounts)
 
     def set_budget(self, budget: Budget) -> None:
-        """Sets the budget of a scope from now on. The usage so far counts in it. Raises UserError for a value that is not a Budget."""
+        """Sets the budget of a scope from now on. The usage of the scope so far counts in the new budget. Raises
+        UserError for a value that is not a Budget.
+        """
         self._budgets[_checked(budget).scope_id] = budget
         self._accounts.set_budget(budget)
 
@@ -132,7 +138,7 @@ class Ledger:
         return budget
 
     def budget_of(self, scope_id: str) -> Budget | None:
-        """Returns the budget of a scope, or None."""
+        """Returns the budget of a scope, or None if the scope has no budget."""
         return self._budgets.get(checked_text(scope_id, "scope_id"))
 
     def limits_answers(self, scope_id: str) -> bool:
@@ -145,8 +151,8 @@ class Ledger:
         return (await self.standing(scope_id)).used
 
     async def standing(self, scope_id: str) -> Standing:
-        """Returns the account of a scope in the windows of now. Raises UserError for a scope without a budget, BudgetUnavailable if the
-        owner of shared budgets does not answer.
+        """Returns the account of a scope in the current windows. Raises UserError for a scope without a budget, and
+        BudgetUnavailable if the owner of shared budgets does not answer.
         """
         return await self._accounts.standing(self.budget(scope_id))
 
@@ -161,13 +167,13 @@ class Ledger:
 
     async def ready(self, scope_id: str) -> None:
         """Waits until the account of the scope is loaded. If budgets are shared, waits until their owner knows all
-        reservations that were made so far.
+        reservations that this ledger has made so far.
         """
         await self._accounts.ready(scope_id)
 
     async def reach(self) -> None:
-        """Waits until the writer answers. If budgets are shared, it waits as long as a call waits for the owner
-        (`patience`). Raises BrokerUnavailable if the writer does not answer, and UserError if it refuses.
+        """Waits until the writer answers. For shared budgets the wait is limited to `patience`, the time that a call
+        waits for the owner. Raises BrokerUnavailable if the writer does not answer, and UserError if it refuses.
         """
         until, failures = SYSTEM_CLOCK.monotonic() + self._accounts.patience_s, 0
         while True:
@@ -187,14 +193,19 @@ class Ledger:
     def reserve(
         self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
     ) -> Judgement | Awaitable[Judgement]:
-        """Judges a call. If it fits, reserves `wanted` for it until `release` or `record`, in place of an earlier
-        reservation of the call. If it does not fit, an earlier reservation stays. If the judgement is to ask another
-        model or a person, nothing is reserved yet; the caller uses `hold`.
+        """Judges a call, and returns the judgement.
 
-        Returns an awaitable of the judgement if the account is not loaded yet, if too many rows wait for the writer, or
-        if budgets are shared. `doubts` are the rows that are written for the call if this process dies. This method is
-        for guards, which give calls names; other code uses `check_budget`. Raises UserError if `call` or `scope_id` is
-        no text. The await raises BudgetUnavailable if the owner of shared budgets does not answer.
+        - If the call fits, `wanted` is reserved for it until `release` or `record`, in place of an earlier reservation
+          of the call.
+        - If it does not fit, an earlier reservation stays.
+        - If the judgement is to ask another model or a person, nothing is reserved yet; the caller then calls `hold`.
+
+        The result is an awaitable of the judgement if the account is not loaded yet, if too many rows wait for the
+        writer, or if budgets are shared. `doubts` are the rows that are written for the call if this process dies.
+
+        This method is for guards, which name each call; other code uses `check_budget`. Raises UserError if `call` or
+        `scope_id` is not a text. Awaiting the result raises BudgetUnavailable if the owner of shared budgets does not
+        answer.
         """
         budget = self._budgets.get(checked_text(scope_id, "scope_id"))
         checked_text(call, "call")
@@ -212,8 +223,8 @@ class Ledger:
         return judged if isinstance(judged, Judgement) else await judged
 
     def hold(self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()) -> None:
-        """Reserves the amounts even if the budget has no room for them: the call was allowed before, or by a person.
-        `doubts` are the rows that are written for the call if this process dies.
+        """Reserves the amounts even if the budget has no room for them, for a call that was allowed earlier or by a
+        person. `doubts` are the rows that are written for the call if this process dies.
         """
         budget = self._budgets.get(scope_id)
         if budget is not None:
@@ -229,8 +240,8 @@ class Ledger:
         self, context: ExecutionContext, pending_tokens: int = 0, *, pending_cost: Decimal | str | int = 0
     ) -> Decision:
         """Returns the decision on a call that uses at most `pending_tokens` tokens and `pending_cost` US dollars. If
-        the budget has room for it, this is reserved until the next `record_model_usage` of the same scope, principal
-        and job, or until `reservation_timeout`.
+        the budget has room for them, they are reserved. The reservation ends with the next `record_model_usage` of the
+        same scope, principal and job, or after `reservation_timeout`.
         """
         check("check_budget: context", context, Of(ExecutionContext, _CONTEXT))
         cost = amount("pending_cost", pending_cost) or Decimal(0)
@@ -263,11 +274,11 @@ class Ledger:
         model: str = "",
         event_id: str = "",
     ) -> LedgerEvent:
-        """Records the usage of a call, and returns its row when the row is written. `event_id` names the call; a call
-        of the same name is counted once.
+        """Records the usage of a call. Returns the row of the call when the row is written. `event_id` names the call;
+        if it is used twice, the call is counted once.
 
-        Raises UserError for tokens or a cost that are negative or not numbers, because such a row would take usage back
-        from a budget, and for a model or a name that no database can store.
+        Raises UserError for tokens or a cost that are negative or not numbers, because such a row would give usage back
+        to a budget. Also raises UserError for a model or a name that no database can store.
         """
         check("record_model_usage: context", context, Of(ExecutionContext, _CONTEXT))
         check("record_model_usage: usage", usage, Of(Usage, "Usage(input_tokens=…, output_tokens=…)"))
@@ -301,8 +312,8 @@ class Ledger:
         return event
 
     async def _has(self, event_id: str) -> bool:
-        """Returns True if there is a row with this id. If it returns False, the caller must record that row before it
-        awaits anything else.
+        """Returns True if the ledger has a row with this id. After False, the caller must record the row before it
+        awaits anything else. Otherwise another task could record the same row.
         """
         while (asked := self._asked.get(event_id)) is not None:
             await asked.wait()
@@ -319,20 +330,23 @@ class Ledger:
         return False
 
     def record(self, event: LedgerEvent, call: str = "", *, durable: Durable | None = None) -> None:
-        """Records a row, which is written soon (`flush`). The row counts at once. If budgets are shared, it counts when
-        it is written, and the reservation counts until then. `call` is the call whose reservation the row settles, or
-        "". `durable` is a function that waits until the journal's entry of the row is durable, so that the ledger never
-        has a row whose entry is lost.
+        """Records a row, which is written soon (`flush`). The usage in the row counts at once. If budgets are shared,
+        it counts when the row is written; until then the reservation of the call counts.
 
-        The writer stores a row once, but the caller must record it only once.
+        - `call`: the name of the call whose reservation ends with this row, or "".
+        - `durable`: a function that waits until the journal's entry with this row is durable. So the ledger never has a
+          row whose entry is lost.
+
+        The caller must record a row only once, although the writer stores each id once.
         """
         check("record: event", event, Of(LedgerEvent))
         self._rows.append((self._accounts.settled(event, call), durable))
         self._begin_writing()
 
     def leave(self, durable: Durable) -> None:
-        """Drops the rows of a journal that is about to be closed, if they were not written yet. When the journal is
-        opened again, those whose entries are durable are written.
+        """Drops the rows that come from a journal and are not written yet, because the journal is about to be closed.
+        `durable` is the function that was given to `record` for these rows. When the journal is opened again, those
+        rows whose entries are durable are written.
         """
         self._rows = [(row, waits_for) for row, waits_for in self._rows if waits_for != durable]
 
@@ -341,7 +355,9 @@ class Ledger:
             self._writing = asyncio.get_running_loop().create_task(self._write(), name="ledger")
 
     def _write_again(self) -> None:
-        """Tries again to write the rows that could not be written. Until then their reservations count."""
+        """Tries again to write the rows that could not be written. Until they are written, the reservations of their
+        calls count.
+        """
         if self._rows:
             self._begin_writing()
 
@@ -351,11 +367,15 @@ class Ledger:
         return len(self._rows) > _MOST_WAITING
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """Corrects rows (`LedgerWriter.correct`), except those that the writer refuses. Returns the number of rows that were replaced."""
+        """Writes rows in place of stored rows with other content (`LedgerWriter.correct`). Rows that the writer refuses
+        are left out. Returns the number of rows that were replaced.
+        """
         return await self._settle([SettledRow(each) for each in events], corrects=True)
 
     async def flush(self) -> None:
-        """Returns when all rows are written. Raises the errors of the writer; the rows are then kept, and the next call tries again."""
+        """Waits until all rows are written. Raises the errors of the writer. The ledger then keeps the rows that are
+        not written, and the next call tries again.
+        """
         while self._rows or self._writing is not None:
             self._begin_writing()
             assert self._writing is not None
@@ -383,7 +403,9 @@ class Ledger:
         return None
 
     async def _settle(self, rows: Sequence[SettledRow], *, corrects: bool = False) -> int:
-        """Writes these rows, and logs those that the writer refuses. Returns the number of corrected rows."""
+        """Writes these rows. Rows that the writer refuses are logged and left out. Returns the number of stored rows
+        that were replaced.
+        """
         try:
             return await self._accounts.settle(rows, corrects=corrects)
         except DataError as error:
@@ -406,7 +428,9 @@ class Ledger:
 
 
 def merge_budgets(budgets: Iterable[Budget]) -> list[Budget]:
-    """Returns one budget for each scope. Raises UserError for a value that is not a Budget, and for two that contradict each other."""
+    """Returns the budgets, merged to one for each scope. Raises UserError for a value that is not a Budget, and for two
+    budgets of a scope that contradict each other.
+    """
     check("budgets", budgets, Of(Iterable, '[Budget("scope", max_cost_daily=…)]'))
     found: dict[str, Budget] = {}
     for budget in map(_checked, budgets):

@@ -4,9 +4,8 @@
      ├─ child ◀── account whose parent is that of the job; the RESULT of the child has its total
      └─ child
 
-The calls of all of them are judged by the account of the job, so it does not matter which of them makes a call. The
-accounts are not stored: when a process starts, it computes them again from the entries of the journal, by the same
-steps.
+The account of the job judges the calls of the job and of all its children. So it does not matter which of them makes a
+call. The accounts are not stored: when a process starts, it computes them again from the entries of the journal.
 """
 
 from collections.abc import Sequence
@@ -41,7 +40,7 @@ from sabot.llm.results import Completion, Usage, is_cost
 from sabot.llm.token_counts import most_input_tokens
 
 ASSUMED_TOKENS = 4096
-"""The most tokens of an answer whose request has no `max_tokens`."""
+"""The number of tokens that an answer is assumed to have at most, if its request has no `max_tokens`."""
 
 _FIELDS = frozenset(bytes([0x80 + count]) for count in range(16))  # the first byte of a msgpack mapping with few fields
 _COUNTED = ("max_tokens", "max_cost", "max_turns", "max_tool_calls")
@@ -55,8 +54,8 @@ def unpaid(outcome: str, body: bytes) -> bool:
 
 
 class TreeUse(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The usage of a child and its own children, as the RESULT entry of its parent records it. `turns`: the number of
-    calls of models.
+    """The usage of a child job and its own children. The RESULT entry in the history of the child's parent has it.
+    `turns` is the number of model calls.
     """
 
     tokens: int = 0
@@ -66,13 +65,13 @@ class TreeUse(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def amounts(self) -> Amounts:
-        """The usage in the form in which an account counts it."""
+        """The usage as the amounts that an account counts."""
         return Amounts(self.tokens, self.cost, self.turns, self.tool_calls)
 
 
 class _TreeCall(msgspec.Struct):
-    """A call without a result. `wanted` is the upper bound of one attempt. `attempt` is the last attempt, or 0 if a
-    person has to allow the call first.
+    """A call without a result. `wanted` is the upper bound of the usage of one attempt. `attempt` is the number of the
+    last attempt, or 0 if a person has to allow the call first.
     """
 
     kind: CallKind
@@ -80,7 +79,7 @@ class _TreeCall(msgspec.Struct):
     attempt: int = 1
 
     def most(self, attempts: int) -> Amounts:
-        """Returns the upper bound of the usage of `attempts` attempts. They count as one call."""
+        """Returns the upper bound of the usage of `attempts` attempts. In the number of calls, they count as one."""
         if self.kind != "model":
             return Amounts(tool_calls=1)
         return Amounts(self.wanted.tokens * attempts, self.wanted.cost * attempts, 1)
@@ -90,9 +89,12 @@ class _TreeCall(msgspec.Struct):
 class _Job:
     """A job with limits, or one of its children. The usage of a child also counts in the account of its parent.
 
-    `children` has the ids of the jobs that it has begun. `open` has its calls without a result: its own by ordinal, and
-    those that its tools make by name. `apart` has the ordinals of effects that do not count. `asked` has the usage of
-    the models that a tool has asked by itself, by the ordinal of the tool's effect, until that has a result.
+    - `children`: the ids of the jobs that this job has begun.
+    - `open`: the calls without a result. The key of a call of the job is its ordinal. The key of a call that a tool of
+      the job makes by itself is a name.
+    - `apart`: the ordinals of effects that do not count.
+    - `asked`: the usage of models that a tool has asked by itself, by the ordinal of the tool's effect. It is kept
+      until that effect has a result.
     """
 
     limits: BudgetSpec
@@ -104,7 +106,7 @@ class _Job:
     over: bool = False
 
     def begin(self, key: int | str, call: _TreeCall) -> None:
-        """Opens a call, or changes an open one, and reserves the upper bound of its attempts."""
+        """Opens a call, or changes an open one. Reserves the upper bound of the usage of its attempts."""
         self.open[key] = call
         self.account.reserve(key, call.most(max(1, call.attempt)))
 
@@ -130,7 +132,9 @@ class JobLimits(EffectGuard):
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
-        """Opens the account of a job. `taken` has the entries that the job copies from another job; their usage counts."""
+        """Opens the account of a job. `taken` has the entries that the job copies from another job. The usage in these
+        entries counts.
+        """
         self._begun(begin)
         for entry in taken:
             self._read_entry(entry)
@@ -154,7 +158,9 @@ class JobLimits(EffectGuard):
         return parent
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """Counts the upper bounds of the job's open calls as its usage. Returns b""."""
+        """Closes the account of a job. Calls without a result count with the upper bound of their usage. Returns b"",
+        because END needs no usage of this guard.
+        """
         job = self._jobs.get(job_id)
         if job is not None:
             for key, each in job.open.items():
@@ -173,8 +179,8 @@ class JobLimits(EffectGuard):
         self.end_job(job_id, 0)
 
     def _forget(self, job_id: str) -> Amounts:
-        """Forgets a job, and those of its descendants that are over. Returns the usage of all of them. It stays counted
-        in the account of the job's parent.
+        """Forgets a job, and those of its descendants that have ended. Returns the usage of the forgotten jobs. The
+        account of the job's parent still counts that usage.
         """
         job = self._jobs.pop(job_id)
         for name in job.children & self._jobs.keys():
@@ -206,8 +212,8 @@ class JobLimits(EffectGuard):
         return GuardVerdict()
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict:
-        """Decides whether another model may be asked in place of the first one. If the other model may cost more, the
-        higher cost is reserved.
+        """Decides whether another model may be asked in place of the first one. If the other model may cost more,
+        reserves the higher cost.
         """
         job, opened = self._opened(call.effect)
         cost = most_use(call).cost
@@ -274,20 +280,22 @@ class JobLimits(EffectGuard):
         self._within.pop(effect[:2], None)
 
     def _key(self, effect: EffectId) -> int | str:
-        """Returns the key of a call in `_Job.open`. A call that a tool makes by itself is in the job of the tool."""
+        """Returns the key of a call in `_Job.open`, where the job is that of the call. If a tool makes the call by
+        itself, the job is that of the tool.
+        """
         return f"{effect.job}/{effect.ordinal}" if effect[:2] in self._within else effect.ordinal
 
     def _opened(self, effect: EffectId) -> tuple[_Job | None, _TreeCall | None]:
-        """Returns the job in which a call counts, or None, and the call if it is open, or None. A call that a tool
-        makes by itself counts in the job of the tool.
+        """Returns the job in whose account a call counts (None if no limits apply), and the open call (None if it is
+        not open). If a tool makes the call by itself, the job is that of the tool.
         """
         within = self._within.get(effect[:2])
         job = self._jobs.get(effect.job if within is None else within.job)
         return job, None if job is None else job.open.get(self._key(effect))
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | None:
-        """Decides on another attempt of a call. Denies it if the budget has no room for it in addition to the earlier
-        attempts, which may have been paid. Returns None if it is allowed.
+        """Decides on another attempt of a call. Returns None if the attempt is allowed. Returns a verdict that denies
+        it if the budget has no room for it. The earlier attempts count as used, because they may have to be paid.
         """
         job, opened = self._opened(effect)
         if job is None or opened is None:
@@ -321,8 +329,8 @@ class JobLimits(EffectGuard):
         job.begin(effect.ordinal, _TreeCall(kind, wanted, effect.attempt))
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """Counts the usage of a call that has a result. For a child, returns its encoded usage for the RESULT;
-        otherwise b"".
+        """Counts the usage of a call that has a result. If the call began a child job, returns the usage of that child,
+        encoded for the RESULT entry; otherwise returns b"".
         """
         job, opened = self._opened(effect)
         key, within = self._key(effect), self._within.pop(effect[:2], None)
@@ -355,7 +363,7 @@ class JobLimits(EffectGuard):
     # -- the journal --------------------------------------------------------------------------------------------------
 
     async def open(self, journal: Journal) -> None:
-        """Reads the usage of the open jobs from the journal."""
+        """Opens the accounts of the jobs that are open in the journal, with the usage that their entries have."""
         await run_to_end(run_in_thread(self._read, journal))
 
     def _read(self, journal: Journal) -> None:
@@ -407,8 +415,8 @@ class JobLimits(EffectGuard):
 
 
 def most_use(call: GuardedCall) -> Amounts:
-    """Returns the upper bound of the usage of a call of a model. If the model's price is not known, the bound has no
-    cost.
+    """Returns the upper bound of the usage of a call of a model. The bound has no cost if the price of the model is not
+    known.
     """
     if call.spec is None:
         return Amounts()
@@ -419,8 +427,8 @@ def most_use(call: GuardedCall) -> Amounts:
 
 
 def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> Amounts:
-    """Returns the usage of a call whose last attempt has this result. Its earlier attempts have no results, and count
-    with their upper bound, because they may have been paid.
+    """Returns the usage of a call whose last attempt has this result. The earlier attempts have no results. They count
+    with the upper bound of their usage, because they may have to be paid.
     """
     most = opened.most(attempt)
     if opened.kind != "model":
@@ -438,9 +446,9 @@ def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> Amounts
 
 
 def reported_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | None]:
-    """Returns the tokens and the cost of an answer. An answer without a token count, or with impossible numbers
-    (negative tokens, more cached tokens than were read, a cost that is not a number), counts with the reservation.
-    Otherwise a server could give usage back to a budget, or use it up.
+    """Returns the tokens and the cost that count for an answer. The reservation `wanted` counts instead if the answer
+    has no token count, or impossible numbers: negative tokens, more cached tokens than were read, or a cost that is not
+    a number. Otherwise a server could use up a budget, or give usage back to it.
     """
     usage = answer.usage
     if (usage is not None and not usage.is_possible) or (answer.cost is not None and not is_cost(answer.cost)):
@@ -451,7 +459,7 @@ def reported_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | 
 
 
 def has_price(call: GuardedCall) -> bool:
-    """Returns True if the price of a model is known."""
+    """Returns True if the price of the model that the call asks is known."""
     return call.price is not None and call.price(call.name, Usage(1, 1)) is not None
 
 
@@ -475,7 +483,9 @@ def _child_use(usage: bytes) -> TreeUse | None:
 
 
 def _limits_of(begin: Begin) -> BudgetSpec | None:
-    """Returns the budget in the request of a kernel's job, or None."""
+    """Returns the `BudgetSpec` in the request of a kernel's job. Returns None if the job is not that of a kernel, or if
+    no usage has a limit.
+    """
     body = begin.body
     asked = unpack(body) if begin.agent and isinstance(body, bytes) and body[:1] in _FIELDS else None
     if not isinstance(asked, dict) or not isinstance(said := asked.get("budgets"), dict):

@@ -1,5 +1,5 @@
-"""The accounts of budgets that one process alone spends from. They count the rows of the ledger, and what calls in
-flight have reserved.
+"""The accounts of budgets that only one process spends from. An account counts the rows of the ledger, and the
+reservations of calls in flight.
 """
 
 import asyncio
@@ -13,15 +13,17 @@ from sabot.clock import Clock
 
 
 class LocalAccounts:
-    """The side of one ledger of budgets that no other process spends from, for one event loop. Its methods are those of
-    `SharedAccounts`. An account is loaded, from the rows of its scope, when it is first needed.
+    """The accounts of a ledger's budgets, if no other process spends from these budgets. For one event loop. The
+    methods are those of `SharedAccounts`. An account is loaded from the rows of its scope when it is first needed.
     """
 
     patience_s = 0.0
-    """A call that cannot reach the writer fails at once."""
+    """The seconds that a call waits for a writer that does not answer. 0: such a call fails at once."""
 
     def __init__(self, writer: LedgerWriter, *, clock: Clock, flush: Callable[[], Awaitable[object]]) -> None:
-        """Makes the accounts over the rows of `writer`. `flush` returns when all rows of the ledger are written."""
+        """Makes the accounts. They count the rows that `writer` has stored. `flush` is a function that returns when all
+        rows of the ledger are written.
+        """
         self.by_scope: dict[str, Account] = {}
         self._writer, self._clock, self._flush = writer, clock, flush
         self._loading: dict[str, asyncio.Task[None]] = {}
@@ -32,8 +34,8 @@ class LocalAccounts:
         self.by_scope.setdefault(budget.scope_id, Account(windows=WINDOWS)).limits = [*budget.limits()]
 
     async def load(self, scope_id: str) -> None:
-        """Waits until the account of the scope contains the usage of the scope's rows. Does nothing if the scope has no
-        account.
+        """Loads the account of a scope: it then contains the usage in the rows of the scope. Does nothing if the scope
+        has no account.
         """
         account = self.by_scope.get(scope_id)
         if account is None:
@@ -89,7 +91,7 @@ class LocalAccounts:
         return judged
 
     def hold(self, budget: Budget, call: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()) -> None:
-        """Reserves an amount even if the budget has no room for it."""
+        """Reserves an amount for a call even if the budget has no room for it."""
         self.by_scope[budget.scope_id].reserve(call, wanted)
 
     def release(self, budget: Budget, call: str) -> None:
@@ -99,7 +101,9 @@ class LocalAccounts:
     # -- rows and accounts --------------------------------------------------------------------------------------------
 
     def settled(self, event: LedgerEvent, call: str) -> SettledRow:
-        """Counts a row, and ends the reservation of the call. Returns the row in the form that `settle` takes."""
+        """Counts the usage in a row, and ends the reservation of the call. Returns the row in the form that `settle`
+        takes.
+        """
         account = self.by_scope.get(event.scope_id)
         if account is not None:
             account.settle(call, event.adds, self._clock.time())
@@ -107,7 +111,9 @@ class LocalAccounts:
         return SettledRow(event)
 
     async def settle(self, rows: Sequence[SettledRow], *, corrects: bool = False) -> int:
-        """Writes rows. Returns the number of corrected rows. Raises the errors of the writer."""
+        """Writes rows. With `corrects`, they replace stored rows that have other content. Returns the number of
+        replaced rows. Raises the errors of the writer.
+        """
         events = [each.event for each in rows]
         if corrects:
             return await self._writer.correct(events)
@@ -115,7 +121,7 @@ class LocalAccounts:
         return 0
 
     async def standing(self, budget: Budget) -> Standing:
-        """Returns the account of the scope."""
+        """Returns the account of the budget's scope, as it is now."""
         await self.load(budget.scope_id)
         account, now = self.by_scope[budget.scope_id], self._clock.time()
         return Standing(account.used(now), account.reserved, now)

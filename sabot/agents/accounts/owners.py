@@ -4,9 +4,9 @@
     ledger B ─ BudgetBatch ─┼─▶ owner: one batch at a time ─▶ `work`: rows, reservations, accounts change together, or not at all
     ledger C ─ BudgetBatch ─┘
 
-A reservation belongs to the process that made it, under a lease that each of its batches extends. When a lease has ended, its reservations
-become rows of type "doubt": the calls may have been paid, so they count, and nothing is given back. A later row for the same call takes the
-place of the doubt.
+A reservation belongs to the process that made it, and is valid for the time of that process's lease. Each batch from the
+process extends the lease. When a lease has ended, the reservations of its process become rows of type "doubt". They still
+count, because the calls may have to be paid. If a row with the result of such a call comes later, it replaces the doubt.
 """
 
 from abc import ABC, abstractmethod
@@ -25,9 +25,10 @@ from sabot.errors import UserError
 class BudgetStep(NamedTuple):
     """A step of a call on the account of its scope.
 
-    `kind` is "reserve" (reserves `wanted` if the budget has room for it), "hold" (reserves `wanted` in any case) or
-    "release" (ends the reservations that the call's process made under this number or a lower one). `number` is the
-    number of the step in its process. `doubts` are the rows that are written for the call if its process dies.
+    - `kind`: "reserve" reserves `wanted` if the budget has room for it. "hold" reserves `wanted` in any case. "release"
+      ends the reservations of the call that its process made under this number or a lower one.
+    - `number`: the number of the step. Each process numbers its own steps.
+    - `doubts`: the rows that are written for the call if its process dies.
     """
 
     kind: Literal["reserve", "hold", "release"]
@@ -44,8 +45,11 @@ class BudgetStep(NamedTuple):
 
 
 class SettledRow(NamedTuple):
-    """A row, and the call whose reservation ends with it. `call` is "" if no reservation ends. `number` is the number
-    of the step in its process: the row ends only a reservation that was made under this number or a lower one.
+    """A row, and the call whose reservation ends with it.
+
+    - `call`: the name of the call, or "" if no reservation ends.
+    - `number`: a number of a step of the process. The row ends only a reservation that the process made in this step or
+      an earlier one.
     """
 
     event: LedgerEvent
@@ -56,11 +60,12 @@ class SettledRow(NamedTuple):
 class BudgetBatch(NamedTuple):
     """The steps and rows that a process sends to an owner at once.
 
-    `holder` is the id of the process. It is "" if the rows end no reservation. `lease_s` is the number of seconds for
-    which the reservations of the process stay valid after this batch. `now_s` is the time in seconds since 1970, or
-    None to use the owner's clock. `machine_s` is the time by the clock of the process, which the owner compares with
-    its own clock, or None for no comparison. If `corrects` is True, the rows replace stored rows that have the same ids
-    and other content.
+    - `holder`: the id of the process, or "" if the rows end no reservation.
+    - `lease_s`: the seconds for which the reservations of the process stay valid after this batch.
+    - `now_s`: the time in seconds since 1970; with None the owner uses its own clock.
+    - `machine_s`: the time by the clock of the process, in seconds since 1970. The owner compares it with its own
+      clock. With None it does not compare.
+    - `corrects`: True if the rows replace stored rows that have the same ids and other content.
     """
 
     holder: str
@@ -75,10 +80,11 @@ class BudgetBatch(NamedTuple):
 class BatchResult(NamedTuple):
     """The answer of an owner to a batch.
 
-    `judgements` has a judgement for each step of the kind "reserve", in order. `used` is the usage in the current
-    windows, by scope, without reservations. `corrected` is the number of rows that were replaced by `corrects`. `now_s`
-    is the time of the batch by the clock that decides when windows end, in seconds since 1970. `reserved` is the sum of
-    the reservations of all processes, by scope.
+    - `judgements`: a judgement for each step of the kind "reserve", in order.
+    - `used`: the usage in the current windows, by scope, without reservations.
+    - `corrected`: the number of stored rows that were replaced because the batch has `corrects`.
+    - `now_s`: the time of the batch in seconds since 1970, by the clock that decides when windows end.
+    - `reserved`: the sum of the reservations of all processes, by scope.
     """
 
     judgements: list[Judgement]
@@ -90,22 +96,26 @@ class BatchResult(NamedTuple):
 
 @runtime_checkable
 class BudgetOwner(Protocol):
-    """A writer of rows that also keeps the accounts of scopes for several processes, so that rows, reservations and
-    accounts change in one transaction. Each process uses it in one event loop.
+    """A writer of rows that also keeps the accounts of scopes for several processes. Rows, reservations and accounts
+    change in one transaction. Each process uses its owner in one event loop.
     """
 
     where: str
-    """The server or file, for messages."""
+    """The server or file of the owner, for messages."""
 
     async def work(self, batch: BudgetBatch) -> BatchResult:
-        """Does all steps of a batch. The changes are durable when it returns. If it raises TransientError, they may be
-        durable, and the caller may give the same batch again. Raises DataError, and changes nothing, if the content of
-        a row cannot be stored. Raises UserError if the owner refuses the batch.
+        """Does all steps of a batch, and returns the answer. The changes are durable when it returns. Raises
+        TransientError if it is not known whether the changes are durable; the caller may then give the same batch
+        again. Raises DataError, and changes nothing, if the content of a row cannot be stored. Raises UserError if the
+        owner refuses the batch.
         """
 
 
 class Reservation(NamedTuple):
-    """A reservation in the form in which the owner stores it."""
+    """A reservation in the form in which the owner stores it. `holder` is the id of the process that made it, and
+    `number` the number of the step in which the process made it. `doubts` are the rows that are written if this process
+    dies.
+    """
 
     scope: str
     call: str
@@ -120,8 +130,8 @@ decode_doubts = msgspec.json.Decoder(tuple[LedgerEvent, ...]).decode
 
 
 class AccountStore(ABC):
-    """The accounts, reservations and rows of an owner within one transaction. No other transaction changes the returned
-    accounts.
+    """The accounts, reservations and rows of an owner, as one transaction sees them. No other transaction changes the
+    accounts that it returns.
     """
 
     @abstractmethod
@@ -138,11 +148,11 @@ class AccountStore(ABC):
 
     @abstractmethod
     def reservations(self, calls: Collection[str]) -> list[Reservation]:
-        """Returns the reservations of these calls, in any scope."""
+        """Returns the reservations of these calls, in all scopes."""
 
     @abstractmethod
     def dead(self, scopes: Collection[str], now_s: float) -> list[Reservation]:
-        """Returns the reservations in these scopes whose process is gone: its lease has ended."""
+        """Returns the reservations in these scopes whose process is gone, because its lease had ended at the time `now_s`."""
 
     @abstractmethod
     def rows(self, event_ids: Collection[str]) -> dict[str, LedgerEvent]:
@@ -154,7 +164,7 @@ class AccountStore(ABC):
 
     @abstractmethod
     def put_reservations(self, kept: Sequence[Reservation], dropped: Sequence[tuple[str, str]]) -> None:
-        """Stores reservations, and removes others, which are named by scope and call."""
+        """Stores the reservations `kept`, and removes the reservations `dropped`, each given as (scope, call)."""
 
     @abstractmethod
     def put_rows(self, events: Sequence[LedgerEvent], replaced: Collection[str]) -> None:
@@ -162,14 +172,14 @@ class AccountStore(ABC):
 
     @abstractmethod
     def hold(self, holder: str, until_s: float, now_s: float) -> None:
-        """Extends the lease of the process `holder` until this time. Forgets the processes whose leases have ended and
-        that have no reservations.
+        """Extends the lease of the process `holder` until the time `until_s`. Forgets the processes whose leases have
+        ended at the time `now_s` and that have no reservations.
         """
 
 
 def check_skew(machine_s: float | None, now_s: float, where: str) -> None:
-    """Raises UserError if the clock of a machine and the clock of an owner differ so much that windows would be wrong.
-    With `machine_s` None there is no check.
+    """Raises UserError if the clock of a machine (`machine_s`) and the clock of an owner (`now_s`) differ so much that
+    windows would be wrong. Does nothing if `machine_s` is None.
     """
     if machine_s is not None and abs(machine_s - now_s) > SKEW_SECONDS:
         raise UserError(
@@ -203,7 +213,7 @@ class _BatchWork:
         self.corrected = 0
 
     def change(self, scope: str, call: str, kept: Reservation | None) -> None:
-        """Stores another reservation of a call, or none if `kept` is None."""
+        """Replaces the reservation of a call by `kept`, or removes it if `kept` is None."""
         before = self.reserved.pop((scope, call), None)
         self.accounts[scope].reserve_instead(
             NOTHING if before is None else before.amounts, NOTHING if kept is None else kept.amounts
@@ -214,13 +224,13 @@ class _BatchWork:
             self.changed[scope, call] = kept
 
     def release(self, scope: str, call: str, number: int) -> None:
-        """Ends the reservation of a call if this process made it under this number or an earlier one."""
+        """Ends the reservation of a call if this process made it in the step `number` or an earlier one."""
         had = self.reserved.get((scope, call))
         if had is not None and had.holder == self.batch.holder and had.number <= number:
             self.change(scope, call, None)
 
     def take(self, step: BudgetStep) -> Judgement | None:
-        """Does a step. Returns the judgement for a step that reserves, otherwise None."""
+        """Does a step. Returns the judgement if the step is of the kind "reserve", otherwise None."""
         if step.kind == "release":
             self.release(step.scope, step.call, step.number)
             return None
@@ -244,8 +254,8 @@ class _BatchWork:
         return judged
 
     def settle(self, event: LedgerEvent, corrects: bool = False) -> None:
-        """Counts a row, unless a row with its id is stored already. A row that settles a doubt, or that corrects a
-        stored row, replaces it.
+        """Counts a row, and stores it. A row whose id is stored already is left out, with two exceptions: a row that
+        settles a doubt replaces the doubt, and with `corrects` a row replaces the stored one.
         """
         before = self.rows.get(event.event_id)
         if before is not None:
@@ -265,8 +275,8 @@ class _BatchWork:
             account.add(event.amounts.times(sign), self.now_s, event.at_ms / 1000)
 
     def expire(self, each: Reservation) -> None:
-        """Ends a reservation whose process is gone, and stores the doubts (rows of type "doubt") that the process has
-        left for it.
+        """Ends a reservation whose process is gone. Stores the rows of type "doubt" that the process has left with the
+        reservation.
         """
         self.reserved.setdefault((each.scope, each.call), each)
         self.change(each.scope, each.call, None)
@@ -275,7 +285,7 @@ class _BatchWork:
 
 
 def work(book: AccountStore, batch: BudgetBatch) -> BatchResult:
-    """Does a batch in the transaction of an account store, and returns the answer."""
+    """Does a batch within the transaction of `book`, and returns the answer."""
     now_s = book.now() if batch.now_s is None else batch.now_s
     if not batch.holder:  # the rows may be of an earlier time: their window must not end before they are counted
         now_s = min(now_s, max(row.event.at_ms for row in batch.rows) / 1000)
@@ -307,8 +317,8 @@ def batch_of_rows(events: Sequence[LedgerEvent], *, corrects: bool = False) -> B
 
 
 def opened_account(used: Callable[[int], Amounts], now_s: float) -> Account:
-    """Returns a new account that begins with the usage of its scope in the current windows. `used` is a function that
-    returns the usage since a time, in milliseconds since 1970.
+    """Returns a new account that begins with the usage of its scope in the current windows. `used` is a function of a
+    time in milliseconds since 1970. It returns the usage of the scope since that time.
     """
     account, began = Account(windows=WINDOWS), {each: window_start(each, now_s) for each in WINDOWS}
     account.restore({each: (start, used(round(start * 1000))) for each, start in began.items()})

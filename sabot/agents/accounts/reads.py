@@ -17,8 +17,10 @@ from sabot.base.accounts import Window, window_start
 class LimitRecord:
     """A limit of a budget, with the usage in its present window, which began at `began`, in seconds since 1970.
 
-    `measure` is tokens, cost (US dollars) or calls. `spent` is the usage of calls whose usage is known. `in_doubt` is
-    the upper bound for calls of which nobody knows whether they were paid, and `reserved` that for calls in flight.
+    - `measure`: "tokens", "cost" (in US dollars) or "calls".
+    - `spent`: the usage of calls whose usage is known.
+    - `in_doubt`: the upper bound of the usage of calls of which nobody knows whether they have to be paid.
+    - `reserved`: the upper bound of the usage of calls in flight.
     """
 
     scope: str
@@ -32,18 +34,21 @@ class LimitRecord:
 
     @property
     def used(self) -> Decimal:
-        """The usage that counts in the budget, without reservations."""
+        """The usage that counts in the budget, including calls in doubt, without reservations."""
         return self.spent + self.in_doubt
 
     @property
     def part(self) -> float:
-        """The used fraction of the limit. It is 1 if the limit is 0."""
+        """The fraction of the limit that is used. It is 1 if the limit is 0."""
         return float(self.used / self.limit) if self.limit else 1.0
 
 
 class BudgetQuery(msgspec.Struct, frozen=True):
-    """A query for the usage in a ledger. `by` has the words by which its rows are grouped. `since_ms` is the earliest
-    time of these rows, in milliseconds since 1970; `days_since_s` that of the sums by day, in seconds.
+    """A query for the usage in a ledger.
+
+    - `by`: the words that name the groups of rows (`rows.GROUPS`).
+    - `since_ms`: the earliest time of the grouped rows, in milliseconds since 1970.
+    - `days_since_s`: the earliest time of the rows that are summed by day, in seconds since 1970.
     """
 
     by: tuple[str, ...]
@@ -52,9 +57,12 @@ class BudgetQuery(msgspec.Struct, frozen=True):
 
 
 class BudgetFacts(msgspec.Struct, frozen=True):
-    """The budgets of a ledger and their use. `sums` and `days` are the sums that the query asks for. `judged` has calls
-    that were not simply allowed, the oldest first. `limits` is None if the ledger is read without the program that has
-    the budgets; then there are no calls in `judged` either.
+    """The budgets of a ledger and their usage.
+
+    - `sums`: the sums by the groups of the query.
+    - `days`: the sums by day.
+    - `limits`: the limits of the budgets, or None if the ledger is read without the program that has the budgets.
+    - `judged`: calls that were not simply allowed, the oldest first. Empty if `limits` is None.
     """
 
     sums: list[LedgerSum]
@@ -64,22 +72,22 @@ class BudgetFacts(msgspec.Struct, frozen=True):
 
 
 async def budget_facts(ledger: Ledger, query: BudgetQuery) -> BudgetFacts:
-    """Returns the budgets of a ledger and their usage. Called on the ledger's event loop. Raises the errors of
-    `limit_records`.
+    """Returns the budgets of a ledger and their usage. Must be called on the event loop of the ledger. Raises
+    BudgetUnavailable if the owner of shared budgets does not answer.
     """
     used = await used_facts(ledger.writer, query)
     return msgspec.structs.replace(used, limits=await limit_records(ledger), judged=list(ledger.judged))
 
 
 async def used_facts(writer: LedgerWriter, query: BudgetQuery) -> BudgetFacts:
-    """Returns the usage in the rows of a ledger, without budgets."""
+    """Returns the usage in the rows that `writer` has stored, without budgets."""
     days = await writer.sums(["scope", "day"], round(query.days_since_s * 1000))
     return BudgetFacts(list(await writer.sums(query.by, query.since_ms)), list(days))
 
 
 async def limit_records(ledger: Ledger) -> list[LimitRecord]:
-    """Returns the limits of all budgets of a ledger. Called on the ledger's event loop. Raises BudgetUnavailable if the
-    owner of shared budgets does not answer.
+    """Returns the limits of all budgets of a ledger. Must be called on the event loop of the ledger. Raises
+    BudgetUnavailable if the owner of shared budgets does not answer.
     """
     doubts: dict[Window, dict[str, LedgerSum]] = {}
     found = []
@@ -100,8 +108,8 @@ async def limit_records(ledger: Ledger) -> list[LimitRecord]:
 
 
 def _in_doubt(rows: LedgerSum | None, measure: str) -> Decimal:
-    """Returns the part of a measure that is in doubt. Sums do not count calls in doubt separately, so it is 0 for the
-    measure "calls".
+    """Returns the part of `measure` that comes from calls in doubt. It is 0 for the measure "calls", because sums do
+    not count calls in doubt separately.
     """
     if rows is None or measure == "calls":
         return Decimal(0)
@@ -109,7 +117,7 @@ def _in_doubt(rows: LedgerSum | None, measure: str) -> Decimal:
 
 
 def sum_facts(words: Sequence[str], found: LedgerSum) -> dict[str, Any]:
-    """Returns the figures of grouped rows, by name."""
+    """Returns the figures of a sum of rows, by name. `words` are the words that name the groups."""
     return {
         **dict(zip(words, found.group, strict=True)),
         "calls": found.calls,

@@ -32,7 +32,7 @@ from sabot.journal.tables import connected, explained, transaction
 from sabot.steps import step
 
 DATABASE = "ledger.db"
-"""The name of an app's ledger in its state directory."""
+"""The file name of an app's ledger in the state directory of the app."""
 
 
 def _day(event: LedgerEvent) -> str:
@@ -63,7 +63,7 @@ GROUPS = {
 
 
 def checked_groups(by: Sequence[str]) -> tuple[str, ...]:
-    """Returns the words as a tuple. Raises UserError for an unknown word, and for one that is there twice."""
+    """Returns the words as a tuple. Raises UserError for an unknown word, and for a word that is given twice."""
     if isinstance(by, str):
         raise UserError(f"by={short_repr(by)}", hint='a list of words: ["scope", "model"]')
     for each in by:
@@ -75,7 +75,7 @@ def checked_groups(by: Sequence[str]) -> tuple[str, ...]:
 
 
 class _MemoryAccountStore(AccountStore):
-    """The accounts in memory. They are simple on purpose: tests compare the tables with them."""
+    """The accounts of an owner in memory. They are simple on purpose: tests compare the accounts in tables with them."""
 
     def __init__(self, rows: dict[str, LedgerEvent], used: Callable[[str, int], Amounts]) -> None:
         self._rows, self._used = rows, used
@@ -126,8 +126,8 @@ class _MemoryAccountStore(AccountStore):
 
 
 class InMemoryLedgerWriter:
-    """A writer that keeps rows in this process, for tests and scripts. With `shared` it is the `BudgetOwner` of the
-    ledgers that use it.
+    """A writer that keeps rows in this process, for tests and scripts. With `shared` it is also a `BudgetOwner`: the
+    ledgers that use this writer share their budgets.
     """
 
     where = "ledger in memory"
@@ -159,8 +159,8 @@ class InMemoryLedgerWriter:
         return await self._worked(events, corrects=True)
 
     async def _worked(self, events: Sequence[LedgerEvent], *, corrects: bool = False) -> int:
-        """Stores rows in one batch, as an owner of budgets does. If the writer is not shared, there are no accounts to
-        change. Returns the number of corrected rows.
+        """Stores rows in one batch, as an owner of budgets does. Without `shared` the writer has no accounts to change.
+        Returns the number of stored rows that were replaced.
         """
         return (await self.work(batch_of_rows(events, corrects=corrects))).corrected if events else 0
 
@@ -269,14 +269,14 @@ class _SqliteAccountStore(TableAccountStore):
 
 
 class SqliteLedgerWriter:
-    """A writer of a SQLite database, which is created with mode 0600 if it is missing; other programs may read it. With
-    `shared` it is the `BudgetOwner` of the ledgers that use it. Calls raise UserError if the file is not such a
-    database.
+    """A writer that keeps rows in a SQLite database. A missing database is created with mode 0600; other programs may
+    read it. With `shared` the writer is also a `BudgetOwner`: the ledgers that use the database share their budgets.
+    Calls raise UserError if the file is not such a database.
     """
 
     def __init__(self, path: Path | str, *, shared: bool = False) -> None:
-        """Makes a writer, without opening the file. `shared` is for budgets from which several processes of this
-        machine spend; then all processes that write to the file have to set it.
+        """Makes a writer; the file is opened later. Set `shared` if several processes of this machine spend from the
+        same budgets. Then all processes that write to the file have to set it.
         """
         refuse_redis(path)
         self.path = Path(checked_path(path, "SqliteLedgerWriter: path"))
@@ -287,7 +287,9 @@ class SqliteLedgerWriter:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """Gives the connection under the lock. It is opened when it is first needed, and again after a close."""
+        """Gives the connection to the `with` block, which no other thread can enter meanwhile. The connection is opened
+        when it is first needed, and again after a close.
+        """
         with explained(self._where), self._lock:
             if self._opened is None:
                 self._opened = self._open()
@@ -380,8 +382,8 @@ class SqliteLedgerWriter:
 
 
 def contradicted(rows: Iterable[tuple[Any, ...]], kept: Mapping[str, tuple[Any, ...]]) -> set[str]:
-    """Returns the ids of those rows that are stored with other content. The id is the first value of a row. A doubt and
-    the row that settles it do not contradict each other.
+    """Returns the ids of those rows that are stored with other content. The id is the first value of a row. `kept` has
+    the stored rows by id. A doubt and the row that settles it do not count as different.
     """
     return {
         row[0]
@@ -425,7 +427,9 @@ def _event(row: tuple[Any, ...]) -> LedgerEvent:
 
 
 def sum_of_row(row: tuple[Any, ...], words: int) -> LedgerSum:
-    """Returns the sum that a row of a query has: `words` values of the group, then the figures in their order."""
+    """Returns the sum in a row of a query's result. The row has `words` values of the group, then the figures in the
+    order of `LedgerSum`.
+    """
     calls, read, written, doubt, cost, doubt_cost, unpriced = row[words:]
     return LedgerSum(
         group=tuple(row[:words]),

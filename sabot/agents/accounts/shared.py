@@ -32,7 +32,9 @@ BACKOFF = Backoff(0.02, 1.0)  # the waits between attempts to send a batch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pending:
-    """A step, or rows, of a batch. `answer`: the future that the caller awaits, or None if nobody waits for the answer."""
+    """A step of a call, or rows, that wait to be sent with a batch. `answer` is the future that the caller awaits, or
+    None if nobody waits for the answer.
+    """
 
     step: BudgetStep | None = None
     rows: Sequence[SettledRow] = ()
@@ -41,15 +43,13 @@ class _Pending:
 
     @property
     def given_up(self) -> bool:
-        """True if the caller no longer waits for the answer. Then the request need not be sent, because the caller has
+        """True if the caller no longer waits for the answer. Then the step need not be sent, because the caller has
         already queued a release.
         """
         return self.answer is not None and self.answer.done()
 
     def fails(self, error: Exception) -> bool:
-        """Raises the error in the task that awaits the answer, and returns True. Returns False if nobody awaits an
-        answer.
-        """
+        """Raises `error` in the task that awaits the answer, and returns True. Returns False if nobody awaits the answer."""
         if self.answer is None:
             return False
         if not self.answer.done():
@@ -58,7 +58,7 @@ class _Pending:
 
 
 class SharedAccounts:
-    """One ledger's connection to the owner of budgets that several processes share, for one event loop."""
+    """The connection of one ledger to the owner of budgets that several processes share. For one event loop."""
 
     def __init__(
         self,
@@ -70,11 +70,14 @@ class SharedAccounts:
         beat: Callable[[], object],
         flush: Callable[[], Awaitable[object]],
     ) -> None:
-        """Makes one ledger's side of the budgets of `owner`. Reservations stay valid for `lease_s` seconds after the
-        last batch of this process. A call waits at most `patience_s` seconds for an owner that does not answer. `clock`
-        decides when windows end; if it is the machine's clock, the owner's clock is used instead. `beat` is a function
-        that is called several times in each lease. `flush` is a function that returns when all rows of the ledger are
-        written.
+        """Makes the connection of one ledger to `owner`.
+
+        - `lease_s`: the seconds for which the reservations of this process stay valid after its last batch.
+        - `patience_s`: the most seconds that a call waits for an owner that does not answer.
+        - `clock`: the clock that decides when windows end. If it is the machine's clock, the owner's clock is used
+          instead.
+        - `beat`: a function that is called several times in each lease.
+        - `flush`: a function that returns when all rows of the ledger are written.
         """
         self.owner = owner
         self._holder = uuid.uuid4().hex
@@ -88,7 +91,7 @@ class SharedAccounts:
         self._failed: Exception | None = None
 
     def set_budget(self, budget: Budget) -> None:
-        """Does nothing: the owner gets the budget with each step."""
+        """Does nothing: each step that is sent to the owner has the budget."""
 
     async def load(self, scope_id: str) -> None:
         """Does nothing: the owner has the accounts."""
@@ -98,9 +101,9 @@ class SharedAccounts:
     async def reserve(
         self, budget: Budget, call: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
     ) -> Judgement:
-        """Asks the owner to judge a call, and to reserve `wanted` if it fits (`Ledger.reserve`). Raises
-        BudgetUnavailable if the owner does not answer or refuses. In that case nobody knows whether the call has its
-        earlier reservation or the wanted one.
+        """Asks the owner to judge a call, and to reserve `wanted` if the call fits (`Ledger.reserve`). Returns the
+        judgement. Raises BudgetUnavailable if the owner does not answer or refuses. After that nobody knows whether the
+        earlier reservation of the call is valid or the new one.
         """
         key = budget.scope_id, call
         had = key in self._open
@@ -116,7 +119,9 @@ class SharedAccounts:
         return judged
 
     def hold(self, budget: Budget, call: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()) -> None:
-        """Reserves an amount even if the budget has no room for it, with the next batch."""
+        """Reserves an amount for a call even if the budget has no room for it. The request goes to the owner with the
+        next batch.
+        """
         self._put(_Pending(self._step("hold", budget, call, wanted, doubts)))
 
     def release(self, budget: Budget, call: str) -> None:
@@ -126,8 +131,8 @@ class SharedAccounts:
             self._put(_Pending(BudgetStep("release", budget, call, number)))
 
     def _released(self, scope_id: str, call: str) -> int:
-        """Returns the number up to which a row ends the reservations of a call, or 0 if the call has none. From then on
-        the call has none.
+        """Forgets that the call has a reservation. Returns the number of this process's last step, for a row or step
+        that ends the reservations made up to that step. Returns 0 if the call has no reservation.
         """
         if (scope_id, call) not in self._open:
             return 0
@@ -149,37 +154,38 @@ class SharedAccounts:
     # -- rows and accounts --------------------------------------------------------------------------------------------
 
     def settled(self, event: LedgerEvent, call: str) -> SettledRow:
-        """Returns a row in the form that `settle` takes. The row counts, and the reservation of the call ends, when the
-        owner has written the row.
+        """Returns a row in the form that `settle` takes. When the owner has written the row, the row counts, and the
+        reservation of the call ends.
         """
         number = self._released(event.scope_id, call)
         return SettledRow(event, call if number else "", number)
 
     async def settle(self, rows: Sequence[SettledRow], *, corrects: bool = False) -> int:
-        """Sends rows to the owner. When it returns, the rows count, and the reservations of their calls have ended.
-        Returns the number of corrected rows. Raises DataError if the owner refuses the content of a row, TransientError
-        if the owner does not answer, and UserError if it refuses.
+        """Sends rows to the owner, and waits for its answer. Then the rows count, and the reservations of their calls
+        have ended. Returns the number of stored rows that were replaced. Raises DataError if the owner refuses the
+        content of a row, TransientError if it does not answer, and UserError if it refuses for another reason.
         """
         corrected: int = await self._answer(None, rows, corrects=corrects)
         return corrected
 
     async def standing(self, budget: Budget) -> Standing:
-        """Returns the account of the scope, with the calls in flight of all processes. Raises BudgetUnavailable, and
-        the errors of the writer.
+        """Returns the account of the budget's scope. The reservations of all processes are in it. Raises
+        BudgetUnavailable if the owner does not answer, and the errors of the writer.
         """
         await self._flush()
         standing: Standing = await self._answer(BudgetStep("release", budget, "", 0))
         return standing
 
     async def ready(self, scope_id: str) -> None:
-        """Waits until the owner knows all reservations and releases so far, of all scopes. Raises TransientError,
-        UserError.
+        """Waits until the owner knows all reservations and releases that this ledger has queued so far, in all scopes.
+        Raises TransientError if the owner does not answer, and UserError if it refuses.
         """
         await self._answer(None)
 
     async def close(self) -> None:
-        """Sends the queued requests, and ends the tasks. Reservations of calls under way stay with the owner. When the
-        lease ends they become doubts; the next process that runs these jobs settles them.
+        """Sends the queued requests, and ends the tasks. The owner keeps the reservations of calls under way. When the
+        lease ends, they become rows of type "doubt". The next process that runs the jobs of these calls replaces the
+        doubts by the results.
         """
         beating, self._beating = self._beating, None
         if beating is not None:

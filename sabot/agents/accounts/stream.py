@@ -32,16 +32,17 @@ LEDGER_SCHEMA = pa.schema(
         ("cost_in_doubt", pa.float64()),
     ]
 )
-"""calls: of models. cost: in US dollars; null: the price is not known. in_doubt, cost_in_doubt: the most that a call has used of which
-nobody knows whether it was paid; negative where its result came after all, and takes that back.
+"""The columns of the stream. `calls`: the number of model calls. `cost`: US dollars, or null if the price is not known.
+`in_doubt`, `cost_in_doubt`: the most tokens and US dollars of a call of which nobody knows whether it has to be paid.
+They are negative in a row with the later result of such a call, because that row takes the upper bound back.
 """
 
 _encode = msgspec.json.Encoder().encode
 
 
 def ledger_source(name: str, reading: Callable[[], AbstractContextManager[JournalReader]]) -> JournalSource:
-    """Returns a source of a journal's ledger rows, in the order in which the entries became durable. `reading` opens a
-    reader of the journal.
+    """Returns a source of the ledger rows in a journal, in the order in which the journal's entries became durable.
+    `reading` is a function that opens a reader of the journal for a `with` block.
     """
     return JournalSource(name, reading, lambda entry: list(_rows(entry)))
 

@@ -1,8 +1,10 @@
 """The accounts of a shared budget in tables beside `runtime_ledger`, in SQLite and in PostgreSQL.
 
-`runtime_accounts`      the usage of a scope in each window, and its reservations as the window "reserved"; a change locks its rows
+`runtime_accounts`      the usage of a scope in each window; the window "reserved" has the reservations of the scope
 `runtime_reservations`  the reservation of each call in flight, with the process that holds it
 `runtime_holders`       the time at which the lease of each process ends
+
+A transaction that changes an account locks the rows of the account.
 """
 
 from abc import abstractmethod
@@ -18,7 +20,9 @@ _RESERVED = "reserved"
 
 
 def tables_of_budgets(number: str, money: str, time: str) -> dict[str, str]:
-    """Returns the statements that make the tables with these types of columns, by table."""
+    """Returns the CREATE statements of the tables, by table. `number`, `money` and `time` are the database's types of
+    columns.
+    """
     amounts = f"tokens {number} NOT NULL, cost {money} NOT NULL, calls {number} NOT NULL"
     return {
         "runtime_accounts": f"CREATE TABLE runtime_accounts (scope_id TEXT NOT NULL, span TEXT NOT NULL, began {time} NOT NULL, {amounts}, "
@@ -31,9 +35,10 @@ def tables_of_budgets(number: str, money: str, time: str) -> dict[str, str]:
 
 
 class TableAccountStore(AccountStore):
-    """An `AccountStore` over a cursor, within a transaction of its user.
+    """An `AccountStore` over a database cursor. The caller begins and ends the transaction.
 
-    `mark`: the placeholder of a parameter in a statement. `lock`: the words after a SELECT that lock its rows.
+    - `mark`: the placeholder of a parameter in a statement.
+    - `lock`: the words after a SELECT that lock the selected rows.
     """
 
     mark = "?"
@@ -45,24 +50,24 @@ class TableAccountStore(AccountStore):
 
     @abstractmethod
     def among(self, column: str) -> str:
-        """Returns the SQL condition that a column has one of the values in a parameter."""
+        """Returns an SQL condition: the column has one of several values. The condition has one parameter (`several`)."""
 
     @abstractmethod
     def several(self, values: Collection[str]) -> Any:
-        """Returns these values in the form of the one parameter that the condition of `among` has."""
+        """Returns several values in the form of one parameter, for the condition that `among` returns."""
 
     @abstractmethod
     def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """Returns the sum of the rows of a scope since this time, as a budget counts it."""
+        """Returns the amounts that a scope has used since this time (milliseconds since 1970), as a budget counts them."""
 
     def select(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Returns the rows of a SELECT statement with `?` for its parameters."""
+        """Executes a SELECT statement, and returns its rows. `?` stands for each of its parameters."""
         self._cursor.execute(statement.replace("?", self.mark), values)
         found: list[tuple[Any, ...]] = self._cursor.fetchall()
         return found
 
     def change(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Executes a statement once for each of these rows of parameters."""
+        """Executes a statement once for each of these tuples of parameters."""
         if rows:
             self._cursor.executemany(statement.replace("?", self.mark), rows)
 
@@ -75,8 +80,8 @@ class TableAccountStore(AccountStore):
         return {scope for (scope,) in found}
 
     def accounts(self, scopes: Collection[str], now_s: float) -> dict[str, Account]:
-        """Locks and returns accounts. They are locked in the order of their names, so that transactions do not
-        deadlock.
+        """Locks and returns the accounts of these scopes. The accounts are locked in the order of their names, so that
+        transactions do not deadlock. Missing accounts are made.
         """
         if not scopes:
             return {}
@@ -92,7 +97,7 @@ class TableAccountStore(AccountStore):
         return accounts
 
     def _locked(self, scopes: Collection[str]) -> dict[str, Account]:
-        """Locks and returns the accounts among these that exist."""
+        """Locks and returns the accounts of those scopes that have one."""
         found = self.select(
             f"SELECT scope_id, span, began, tokens, cost, calls FROM runtime_accounts WHERE {self.among('scope_id')} "
             f"ORDER BY scope_id, span {self.lock}",
