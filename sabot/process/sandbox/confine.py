@@ -1,8 +1,8 @@
 """The confinement of a child, between fork and exec: namespaces, mounts, user, capabilities, Landlock, and the filter
 of system calls.
 
-The worker decides which steps a sandbox has (`reach`), by the findings of `probe` on this system. The steps are done
-here, in a process of one thread, with the standard library alone.
+The worker decides which of these steps a sandbox needs (`reach`); `probe` has told it which ones work on this system. The
+forked child does the steps. It has a single thread, and imports only the standard library and this folder.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ from sabot.process.sandbox.seccomp import MACHINES, instructions
 NOBODY = 65534
 """The user and the group of a child in a sandbox."""
 PRIVATE = ("/tmp", "/dev/shm")
-"""The folders that are empty, in memory, and private to a child with a mount namespace."""
+"""The folders that a child with a mount namespace has for itself: they are empty at its start, and lie in memory."""
 _SOCKETS = "/run"  # sockets of Docker, of message buses, …: a program that can connect to them is not confined
 
 _NEW_MOUNTS, _NEW_IPC, _NEW_USER, _NEW_NETWORK = 0x20000, 0x08000000, 0x10000000, 0x40000000
@@ -54,14 +54,22 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def confinement(plan: Mapping[str, Any]) -> list[tuple[str, Callable[[], None]]]:
-    """Returns the steps that confine this process for good, in order, with their names. The steps raise OSError.
+    """Returns the steps that confine this process for good, in order, as pairs of a name and a function. The functions raise
+    OSError. Only the filter of system calls is no step here; `filter_calls` is called after them.
 
-    `plan`: user ("root", "namespace" or ""), network, ipc, mounts, proc, capabilities (True if the step is done), landlock (the version, or
-    0), filter (the kind of sockets, or None for no filter), links (symbolic links on the way to paths, with their targets), system and
-    readable (paths to read), writable, owners (user and group for writing in each of these), devices, ports (None for any), temp_bytes.
+    The fields of `plan`:
 
-    No path of `readable` and `writable` has a symbolic link in it. Each is opened once, in the step "paths", which fails if it has one now;
-    all later steps use the descriptor.
+    - `user`: how the process becomes the user nobody: "root", "namespace", or "" (not at all).
+    - `network`, `ipc`, `mounts`: True for a namespace of its own. `proc`: True for a /proc of its own.
+    - `capabilities`: True to drop them. `landlock`: the version of Landlock to use, or 0.
+    - `filter`: the kind of sockets that the filter allows (`seccomp.Sockets`), or None for no filter.
+    - `system`, `readable`, `writable`, `devices`: paths to which the process gets access.
+    - `owners`: for each path of `writable`, the user and the group to which new files there belong.
+    - `links`: symbolic links on the way to these paths, each with its target.
+    - `ports`: the TCP ports to which it may connect; None for all. `temp_bytes`: the size of its /tmp and its /dev/shm.
+
+    The paths of `readable` and `writable` have no symbolic links in them. The step "paths" opens each of them once, and
+    fails if a link is there now. All later steps use the open descriptors, so a path that is replaced later has no effect.
     """
     steps: list[tuple[str, Callable[[], None]]] = []
     ruleset: list[int] = []
@@ -87,7 +95,9 @@ def confinement(plan: Mapping[str, Any]) -> list[tuple[str, Callable[[], None]]]
 
 
 def prepare(plan: Mapping[str, Any]) -> None:
-    """Prepares resources that many children share. Called in the supervisor, before it forks a child."""
+    """Makes what the confinement of a child by this plan needs, and what later children use again: the filter's program, and
+    the user namespaces for mounts (`_identity`). Called in the supervisor, before it forks the child.
+    """
     if plan["filter"] is not None:
         instructions(plan["filter"])
     if plan["user"] == "root" and plan["mounts"]:
@@ -98,7 +108,9 @@ def prepare(plan: Mapping[str, Any]) -> None:
 
 
 def filter_calls(sockets: Any) -> None:
-    """Filters the system calls of this process and of all that it starts, for good: the last step. Raises OSError."""
+    """Filters the system calls of this process, and of all processes that it starts, from now on. This cannot be undone, so
+    it is the last step of the confinement. `sockets`: the kind of sockets that are allowed. Raises OSError.
+    """
     program = instructions(sockets)
     held = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(held))
@@ -130,8 +142,8 @@ def _unshare(flags: int) -> None:
 
 
 def _enter_user_namespace() -> None:
-    """Enters a user namespace in which this process is the user nobody, and outside of which it has only the rights of
-    its user.
+    """Enters a new user namespace. Inside, this process is the user nobody; outside, it keeps the rights of the worker's
+    user and no others.
     """
     user, group = os.geteuid(), os.getegid()
     _unshare(_NEW_USER)
@@ -150,8 +162,10 @@ def _become_nobody() -> None:
 
 
 def _drop_bounds() -> None:
-    """Removes all capabilities from the bounding set, so that no program that is executed can have one. A user without
-    the right to do so has no capabilities to pass on, and `no_new_privs` then keeps programs from getting some.
+    """Removes all capabilities from the bounding set of this process, so that no program that it executes can have one.
+
+    A process without the right to do so has no capabilities itself, so nothing is done. The later step `no_new_privs` then
+    keeps the programs that it executes from gaining any.
     """
     with open("/proc/sys/kernel/cap_last_cap") as last:
         highest = int(last.read())
@@ -175,7 +189,7 @@ def _enter_ipc() -> None:
 
 
 def _enter_network() -> None:
-    """Enters a network that has only the loopback device."""
+    """Enters a new network namespace, whose only device is a loopback, and brings that device up."""
     _unshare(_NEW_NETWORK)
     set_flags, up = 0x8914, 1
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
@@ -183,12 +197,14 @@ def _enter_network() -> None:
 
 
 def _named(plan: Mapping[str, Any]) -> list[str]:
-    """Returns the paths that the sandbox names, folders before their contents."""
+    """Returns the readable and the writable paths of the plan, ordered so that folders come before what lies in them."""
     return sorted({*plan["readable"], *plan["writable"]}, key=lambda path: path.count("/"))
 
 
 def _open_place(path: str) -> int:
-    """Opens an absolute path with no other right than to name it. Raises OSError with ELOOP if a symbolic link is on the way."""
+    """Opens an absolute path with O_PATH, and returns the descriptor, by which the path can be named but not read or
+    written. Raises OSError; its errno is ELOOP if a part of the path is a symbolic link.
+    """
     how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS)
     try:
         return _call(_OPENAT2, _AT_FDCWD, os.fsencode(path), how, len(how), path=path)
@@ -202,7 +218,7 @@ def _open_place(path: str) -> int:
 
 
 def _walk_to(path: str) -> int:
-    """Opens a path like `_open_place`, one folder after the other."""
+    """Does the same as `_open_place` without the system call `openat2`: opens one folder of the path after the other."""
     place = os.open("/", os.O_PATH | os.O_CLOEXEC)
     for name in path.split("/"):
         if name:
@@ -220,7 +236,9 @@ def _walk_to(path: str) -> int:
 
 
 def enter(path: str) -> None:
-    """Makes this folder the current one, in a sandbox. Raises OSError with ELOOP if a symbolic link is on the way."""
+    """Makes a folder the current one of this process. Raises OSError; its errno is ELOOP if a part of the path is a symbolic
+    link.
+    """
     place = _open_place(path)
     os.fchdir(place)
     os.close(place)
@@ -236,9 +254,13 @@ def _private() -> list[str]:
 
 
 def _mount(plan: Mapping[str, Any], places: Mapping[str, int]) -> None:
-    """Makes everything read-only except `writable`, and /tmp, /dev/shm and /run empty; /tmp and /dev/shm are private
-    and writable. If a folder on the way to a named path is closed to the user nobody, it is covered, and has only the
-    named paths.
+    """Mounts the file systems of a child that has a mount namespace of its own. `places`: the open descriptors of the paths
+    that the plan names as readable or writable.
+
+    - All files are read-only, except the plan's writable paths.
+    - /tmp and /dev/shm are empty, in memory, and writable; /run is empty.
+    - A folder above a named path that the user nobody may not enter is covered by an empty one, too.
+    - The named paths that lie in a covered folder are mounted there again.
     """
     writable, private = list(plan["writable"]), _private()
     covers = private + [each for each in (_SOCKETS,) if os.path.isdir(each) and not os.path.islink(each)]
@@ -276,7 +298,7 @@ def _mount(plan: Mapping[str, Any], places: Mapping[str, int]) -> None:
 
 
 def _make_place(path: str, *, is_folder: bool) -> None:
-    """Makes the file or folder on which a tree is mounted, in a folder that is private."""
+    """Makes the empty file or folder on which a named path is mounted, in a covered folder (`_mount`)."""
     os.makedirs(path if is_folder else os.path.dirname(path), exist_ok=True)
     if not is_folder and not os.path.exists(path):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
@@ -297,8 +319,8 @@ def _set_attributes(folder: int, path: str, given: int, *, recursive: bool = Fal
 
 
 def _closed_above(path: str) -> str | None:
-    """Returns the parent folder of the path, nearest to the root, that others have no permission to enter (no `o+x`), so that the
-    sandbox's user `nobody` cannot pass it. Returns None if there is none.
+    """Returns the first folder above the path, counted from the root, that the user nobody cannot enter because its mode
+    lacks `o+x`. Returns None if nobody can enter all of them.
     """
     way = ""
     for name in path.split("/")[1:-1]:
@@ -316,8 +338,10 @@ _identities: dict[tuple[int, ...], int] = {}
 
 
 def _identity(user: int, group: int) -> int:
-    """Returns the descriptor of a user namespace that maps this user and group to nobody. On a file system that is
-    mounted with it, files that nobody makes belong to this user.
+    """Makes a user namespace in which this user and group stand for the user and group nobody, and returns its descriptor.
+
+    A mount can be made with such a namespace. Files that the user nobody creates on that mount then belong to this user and
+    group. Raises OSError if no user namespace can be made.
     """
     waiting, end = os.pipe2(os.O_CLOEXEC)
     ready, tell = os.pipe2(os.O_CLOEXEC)
@@ -344,7 +368,9 @@ def _identity(user: int, group: int) -> int:
 
 
 def _ids(owner: int) -> str:
-    """Returns the map of ids for a user namespace, in which the id `owner` stands for that of nobody, and each other id for itself."""
+    """Returns the text for `uid_map` or `gid_map` of a user namespace: the id `owner` is mapped to the id of nobody, and each
+    other id below that of nobody to itself.
+    """
     lines = [f"{owner} {NOBODY} 1"]
     for first, behind in (0, min(owner, NOBODY)), (owner + 1, NOBODY):
         if first < behind:
@@ -362,7 +388,9 @@ def landlock_version() -> int:
 
 
 def _ruleset(plan: Mapping[str, Any], places: Mapping[str, int]) -> int:
-    """Returns the descriptor of the Landlock rules. All that they do not allow is denied."""
+    """Makes the Landlock rules of the plan, and returns their descriptor. They deny each access to files, and each TCP
+    connection if the plan has ports, that no rule allows. `_restrict` puts them in force.
+    """
     version, ports = plan["landlock"], plan["ports"]
     rights = _ALL_OF_VERSION_1
     for since, right in (2, _REFER), (3, _TRUNCATE), (5, _IOCTL_DEV):
@@ -402,11 +430,13 @@ def _allow(rules: int, path: str, place: int, allowed: int) -> None:
 
 
 def probe() -> dict[str, Any]:
-    """Tries in forks which means this system gives this process, and returns the findings.
+    """Tries, in forks of this process, which steps of a confinement this system allows, and returns the findings as a dict:
 
-    The findings are `user` ("root", "namespace" or ""), `landlock` (the version), `missing` (the reasons why some of
-    `user`, `capabilities`, `filter`, `mounts`, `proc`, `network` and `ipc` do not work), and `encrypted` (True if the
-    host cannot read the machine's memory).
+    - `user`: how a child becomes the user nobody: "root", "namespace", or "" if it cannot.
+    - `landlock`: the version of Landlock, or 0.
+    - `missing`: for each step that does not work, its name with the reason. The names are `user`, `capabilities`, `filter`,
+      `mounts`, `proc`, `network` and `ipc`.
+    - `encrypted`: True if the memory of this machine is encrypted, so that its host cannot read it.
     """
     root = os.geteuid() == 0
     missing: dict[str, str] = {}
@@ -464,7 +494,7 @@ def _filter_trial() -> None:
 
 
 def _why_not(action: Callable[[], None]) -> str:
-    """Tries a step in a fork of this process. Returns "" if it succeeds, else the reason why it has failed."""
+    """Calls `action` in a fork of this process. Returns "" if it raised nothing there, else the reason why it failed."""
     reader, writer = os.pipe()
     if (pid := os.fork()) == 0:
         try:
@@ -484,5 +514,5 @@ def _why_not(action: Callable[[], None]) -> str:
 
 
 def main() -> None:
-    """Prints the findings of `probe`."""
+    """Prints the findings of `probe` as JSON."""
     print(json.dumps(probe()))

@@ -1,7 +1,7 @@
-"""Levels of trust in a program, the means that enforce them, and which of these this system has.
+"""The levels of trust in a program, and the means of the kernel that enforce them; no container engine is used.
 
-The means are those of the kernel, without a container engine. They are tried once to find out which exist
-(`available`). If a level demands means that the system lacks, that is refused before anything is started.
+`available` finds out, by trials, which of these means this system has. If the system lacks means that a level demands,
+a program of that level is refused before anything of it is started, unless its sandbox has `allow_degraded`.
 """
 
 import functools
@@ -29,18 +29,21 @@ sys.modules["sabot"] = package
 from sabot.process.{module} import main
 main()
 """
-"""A script that runs `main` of a module of this package without the imports of the package itself."""
+"""A Python script that runs `main` of the module `sabot.process.{module}` without executing `sabot/__init__.py`. The script
+takes the path of the folder `sabot` as its first argument."""
 
 _PROBE_SECONDS = 20.0
 
 
 class TrustLevel(StrEnum):
-    """A level of trust in a program. At each level it runs as user 65534 without capabilities, and writes only in its working directory.
+    """A level of trust in a program. At each level the program runs as user 65534 (nobody) without capabilities, and may
+    write only in its working directory.
 
-    - TRUSTED: the network, and all files that anybody may read.
-    - STANDARD: TCP connections to a few ports; the files of the system, of the program, and those that it is given.
-    - UNTRUSTED: no network but a loopback of its own.
-    - CONFIDENTIAL: the same as UNTRUSTED, in encrypted memory.
+    - TRUSTED: the program may use the network, and read all files that anybody may read.
+    - STANDARD: it may make TCP connections to a few ports (`Sandbox.ports`). It may read the files of the system, its own
+      installation, and the files that its sandbox names.
+    - UNTRUSTED: it may read the same files as a STANDARD program, and has no network but a loopback device of its own.
+    - CONFIDENTIAL: the same as UNTRUSTED, on a machine whose memory is encrypted.
     """
 
     TRUSTED = "trusted"
@@ -64,7 +67,7 @@ MEANS = {
     "ipc": "it has its own System V shared memory and message queues (IPC namespace)",
     "encryption": "the host cannot read the machine's memory (AMD SEV-SNP, Intel TDX)",
 }
-"""The effect of each means, in words."""
+"""The means that enforce levels of trust, by name, each with what it does to the program (the "it" of these texts)."""
 
 _EVERY = ("user", "capabilities", "filter", "writes")
 DEMANDED: dict[TrustLevel, tuple[str, ...]] = {
@@ -78,13 +81,13 @@ USED_WHERE_THERE = ("mounts", "neighbours", "ipc")
 
 @dataclass(frozen=True, kw_only=True)
 class Sandbox:
-    """A level of trust, with exceptions.
+    """A level of trust, and what a program may do beyond it.
 
-    - `readable`, `writable`: files and folders besides the working directory. `ports`: TCP ports to which a STANDARD program may connect;
-      53 is DNS.
-    - `temp_bytes`: the size of the program's own /tmp, and of its own /dev/shm; both are in memory.
-    - `allow_degraded`: if the system lacks protections that the level demands (`MEANS`): True runs the program without them, and logs
-      which; False raises SandboxUnavailable.
+    - `readable`, `writable`: files and folders that the program may read, or also write, besides its working directory.
+    - `ports`: TCP ports to which a STANDARD program may connect; port 53 is DNS.
+    - `temp_bytes`: the size in bytes of the program's private /tmp, and of its private /dev/shm; both are in memory.
+    - `allow_degraded`: what happens if the system lacks means that the level demands (`MEANS`). With True the program runs
+      without them, and a warning names them; with False SandboxUnavailable is raised.
     """
 
     level: TrustLevel | str
@@ -107,8 +110,13 @@ class Sandbox:
 
 @dataclass(frozen=True)
 class SandboxSupport:
-    """The means that this system has for sandboxes. `missing`: the means of `MEANS` that it lacks, each with the reason. `user`: the way in
-    which the user is changed ("root", "namespace", or "" if it cannot be changed). `landlock`: the version of Landlock; 0 if there is none.
+    """The means that this system has for sandboxes.
+
+    - `there`: the names of the means of `MEANS` that the system has. `missing`: the names of the others, each with the reason.
+    - `user`: how a child becomes the user nobody: "root" (the worker is root), "namespace" (in a user namespace), or "" (not
+      at all).
+    - `landlock`: the version of Landlock; 0 if there is none.
+    - `proc`: True if a child can get a /proc of its own. `namespace`: True if it can get a network namespace of its own.
     """
 
     there: frozenset[str]
@@ -135,13 +143,17 @@ def _level(given: TrustLevel | str) -> TrustLevel:
 
 
 def sandbox_of(trust: "Sandbox | TrustLevel | str | None") -> Sandbox | None:
-    """Returns the sandbox for a value of `trust=`, or None for no sandbox. Raises UserError."""
+    """Returns the sandbox that a value of `trust=` means; None for None. Raises UserError for a level that does not exist."""
     return trust if trust is None or isinstance(trust, Sandbox) else Sandbox(level=_level(trust))
 
 
 def stricter(most: "Sandbox | TrustLevel | str | None", asked: "Sandbox | TrustLevel | str | None") -> Sandbox | None:
-    """Returns the sandbox of an instance within the sandbox of all: with the files of both, the ports that the instance asks for (for a
-    level alone, those of all), and the smaller temp_bytes. Raises TrustExceeded if the instance asks for more trust than all have.
+    """Combines the sandbox of all instances of a runner or runtime (`most`) with the one that an instance asks for
+    (`asked`), and returns the sandbox of that instance. If one of the two is None, it returns the other.
+
+    The result has the level of `asked`, the files of both, and the smaller `temp_bytes`. Its ports are those of `asked` if
+    that is a Sandbox, and those of `most` if it is only a level. Raises TrustExceeded if `asked` has a less strict level,
+    if it sets `allow_degraded` and `most` does not, or if it has ports that a STANDARD `most` does not have.
     """
     general, own = sandbox_of(most), sandbox_of(asked)
     if general is None or own is None:
@@ -173,7 +185,9 @@ def stricter(most: "Sandbox | TrustLevel | str | None", asked: "Sandbox | TrustL
 
 @functools.cache
 def available() -> SandboxSupport:
-    """Returns the means that this system gives this worker. They are tried once, which takes some hundredths of a second."""
+    """Returns the means for sandboxes that this system gives this worker. The first call tries each of them in a child
+    process, which takes some hundredths of a second; later calls return the same result.
+    """
     if sys.platform != "linux":
         support = SandboxSupport(frozenset(), dict.fromkeys(MEANS, f"{sys.platform} has no such means"))
     else:
@@ -196,7 +210,7 @@ def _tried() -> SandboxSupport:
 
 
 def support_of(found: Mapping[str, Any]) -> SandboxSupport:
-    """Returns the means that follow from the findings of `confine.probe`."""
+    """Returns the means that this system has, from the trials of `confine.probe`. `found`: the result of `probe`."""
     failed: Mapping[str, str] = found["missing"]
     version: int = found["landlock"]
     kernel = "Landlock is not in this kernel" if version == 0 else f"Landlock is of version {version} here"
@@ -220,8 +234,10 @@ def support_of(found: Mapping[str, Any]) -> SandboxSupport:
 
 
 def check_available(sandbox: Sandbox, program: str) -> str:
-    """Returns the reasons why means that the level demands are missing, for a program that may run without them (`allow_degraded`); "" if
-    none is missing. Raises SandboxUnavailable if means are missing, and the program may not run without them.
+    """Checks that this system has all means that the level of the sandbox demands. Returns "" if it has them.
+
+    If some are missing, returns a text with their names and the reasons if the sandbox has `allow_degraded`, and raises
+    SandboxUnavailable if not. `program`: the name of the program, for the message.
     """
     level, support = TrustLevel(sandbox.level), available()
     lacking = [name for name in DEMANDED[level] if name not in support.there]

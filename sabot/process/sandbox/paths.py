@@ -1,9 +1,9 @@
-"""The paths that a sandbox names, and the symbolic links on the way to them.
+"""Resolves the paths that a sandbox names, with the symbolic links on the way to them.
 
-A program in a sandbox may replace a file in its folder by a link to anywhere. If another sandbox then followed that
-link, it would give access to files that nobody meant to give. So the folders in which such programs may write are
-remembered, here and for the other workers of this user, and no link that leads out of one of them is followed. The
-user's own links, above those folders, are followed.
+A program in a sandbox may replace a file in its folder by a symbolic link to any other file. A sandbox that followed
+this link would then give its program access to a file that the user did not mean to give. So each worker records the
+folders in which sandboxed programs may write, in files that all workers of this user read. A link that lies in such a
+folder and leads out of it is refused. Links in all other places are followed: no sandboxed program can have made them.
 """
 
 import errno
@@ -32,14 +32,20 @@ class SymbolicLink(NamedTuple):
 
 
 class ResolvedPath(NamedTuple):
-    """A path without any link. `real`: the path, which may not be there. `links`: the links that were followed, in order."""
+    """The result of `way_to` for a path.
+
+    - `real`: the absolute path without symbolic links; nothing needs to exist at that place.
+    - `links`: the symbolic links that were followed to it, in order.
+    """
 
     real: str
     links: tuple[SymbolicLink, ...]
 
 
 def way_to(path: str | os.PathLike[str]) -> ResolvedPath:
-    """Resolves a path as the kernel does, and records each link. Raises OSError if links form a circle."""
+    """Resolves a path as the kernel does, and returns it with the symbolic links that were followed. Raises OSError
+    (ELOOP) for more than 40 links.
+    """
     waiting = _names(os.path.join(os.getcwd(), os.fspath(path)))
     links: list[SymbolicLink] = []
     way = "/"
@@ -63,21 +69,21 @@ def way_to(path: str | os.PathLike[str]) -> ResolvedPath:
 
 
 def _names(path: str) -> list[str]:
-    """Returns the names of a path, the last one first."""
+    """Splits a path into its names, and returns them in reverse order, without empty names and `.`."""
     return [name for name in reversed(path.split("/")) if name not in ("", ".")]
 
 
 def is_in(path: str, folders: Iterable[str]) -> bool:
-    """Returns True if the path is one of these folders, or lies in one."""
+    """Returns True if the path is one of these folders, or lies in one of them at any depth. Compares the texts only."""
     return any(f"{path.rstrip('/')}/".startswith(f"{each.rstrip('/')}/") for each in folders)
 
 
 def planted(way: ResolvedPath, folders: Collection[str]) -> tuple[SymbolicLink, str] | None:
-    """Returns the first link on the way that lies in one of these folders and leads out of it, with that folder, or
-    None.
+    """Finds the first symbolic link of a resolved path that lies in one of these folders, while the resolved path lies
+    outside of that folder. Returns the link and the folder, or None if there is no such link.
 
-    A link that leads to a place in the same folder gives nothing away, since a program that may write there has access
-    anyway.
+    `folders` are those in which sandboxed programs may write. A link within such a folder is harmless: the program that
+    may have made it has access to the whole folder anyway.
     """
     for link in way.links:
         above = os.path.dirname(link.place)
@@ -95,8 +101,8 @@ _lock = threading.Lock()  # paths are resolved in threads
 
 
 def writable_folders() -> frozenset[str]:
-    """Returns the folders in which programs in sandboxes may write, of this worker and of the others of this user since
-    the last reboot. Raises IoError if another user has taken the folder in which this is recorded; OSError.
+    """Returns the folders in which sandboxed programs may write, as all workers of this user have recorded them since
+    the last reboot. Raises IoError if the folder of these records belongs to another user; OSError if it cannot be read.
     """
     folder = _folder()
     with _lock:
@@ -111,7 +117,8 @@ def writable_folders() -> frozenset[str]:
 
 
 def remember_writable(folders: Iterable[str]) -> None:
-    """Records that programs in sandboxes may write in these folders, before one of them does. Raises the errors of
+    """Records, for all workers of this user, that sandboxed programs may write in these folders. Called before such a
+    program is started. Also removes old records of folders that no longer exist. Raises the errors of
     `writable_folders`.
     """
     global _kept

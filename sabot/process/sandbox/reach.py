@@ -1,4 +1,8 @@
-"""The files, folders, ports and sockets that a sandboxed command reaches, by its level and by the needs of the program."""
+"""Finds the files, folders, ports and sockets to which a sandboxed program gets access, from its sandbox (the level of
+trust, and the paths that the user names) and from the files that are needed to run the program.
+
+In this module a "way" is a resolved path, with the symbolic links that lead to it (`ResolvedPath`).
+"""
 
 import functools
 import logging
@@ -63,7 +67,12 @@ _MOST_SETTINGS = 1 << 16  # bytes of a pyvenv.cfg that are read
 
 @dataclass(frozen=True)
 class Confined:
-    """A command in its sandbox. `plan`: the plan for the supervisor. `means`: the means by which it is confined."""
+    """A command with all that its sandbox changes in it.
+
+    - `plan`: the plan by which the supervisor confines the process; `confine.confinement` lists its fields.
+    - `environment`, `directory`: the environment variables and the working directory of the process.
+    - `means`: the means by which the process is confined, out of `levels.MEANS`.
+    """
 
     plan: Mapping[str, Any]
     environment: Mapping[str, str]
@@ -74,10 +83,16 @@ class Confined:
 def confined(
     sandbox: Sandbox, argv: Sequence[str], environment: Mapping[str, str], own: Mapping[str, str], directory: str | None
 ) -> Confined:
-    """Returns the command in the sandbox. `environment`: the whole environment, of which `own` was set for the command. `directory`: None
-    if the command has only its /tmp.
+    """Returns what a command runs with in this sandbox, and records the folders in which it may write.
 
-    Raises SandboxUnavailable if the system lacks means that the level demands; SandboxPathRefused; IoError.
+    - `argv`: the program and its arguments.
+    - `environment`: all environment variables of the program. `own`: those among them that the command itself sets; HOME
+      and TMPDIR are left unchanged if they are in `own`, and otherwise name a folder in which the program may write.
+    - `directory`: the working directory, in which the program may write; None for its private /tmp.
+
+    Raises SandboxUnavailable if this system lacks means that the level demands, unless the sandbox has `allow_degraded`;
+    SandboxPathRefused if a path may not be given to the program, or if `directory` is None on a system without mount
+    namespaces; IoError if the records of writable folders belong to another user.
     """
     level, support = TrustLevel(sandbox.level), levels.available()
     if said := check_available(sandbox, argv[0]):
@@ -134,7 +149,7 @@ def confined(
 
 
 def _outermost(paths: Sequence[str]) -> list[str]:
-    """Returns the paths that are not inside of another one."""
+    """Returns the paths, sorted, without those that lie in another one of them."""
     found: list[str] = []
     for path in sorted(set(paths)):
         if not is_in(path, found):
@@ -143,7 +158,12 @@ def _outermost(paths: Sequence[str]) -> list[str]:
 
 
 class _Ways:
-    """The paths that a sandbox names, each with its links. `folders`: the folders in which programs in sandboxes may write."""
+    """The resolver of the paths of one sandbox. It collects the symbolic links on the way to them.
+
+    - `program`: the name of the program, for messages.
+    - `folders`: the folders in which sandboxed programs may write.
+    - `links`: the symbolic links that were followed; they are made again in the program's mount namespace.
+    """
 
     def __init__(self, program: str) -> None:
         self.program = program
@@ -152,7 +172,9 @@ class _Ways:
         self._named: list[tuple[str, ResolvedPath]] = []
 
     def named(self, path: str | os.PathLike[str]) -> str:
-        """Returns the path without links. Raises SandboxPathRefused if nothing is there."""
+        """Resolves a path that the sandbox names, and returns it without symbolic links. Raises SandboxPathRefused if
+        the path does not exist, or if its links form a circle. `check` checks the links later.
+        """
         try:
             way = way_to(path)
         except OSError as error:
@@ -166,8 +188,10 @@ class _Ways:
         return way.real
 
     def writable(self, path: str | os.PathLike[str]) -> str:
-        """Returns the path without links. Raises SandboxPathRefused if nothing is there, or the user may not write
-        there.
+        """Resolves a path in which the program is to write, and returns it without symbolic links.
+
+        Raises SandboxPathRefused if the path does not exist, if it is a folder of the system (such as /usr or /dev), or
+        if it is, contains, or lies in the folder of the supervisor's leases.
         """
         real = self.named(path)
         leases = os.path.realpath(folder_of_leases())
@@ -183,8 +207,10 @@ class _Ways:
         return real
 
     def check(self, writable: Iterable[str]) -> None:
-        """Raises SandboxPathRefused if a program in a sandbox may have placed a link on one of the ways: another
-        program, or an earlier run of this one. `writable` are the folders in which this one may write.
+        """Checks the symbolic links on the way to each path that `named` has resolved. Raises SandboxPathRefused if a
+        sandboxed program may have made one of them: another program, or an earlier process of this program.
+
+        `writable`: the folders in which the program of this sandbox may write; they are added to `folders`.
         """
         before = self.folders
         self.folders |= frozenset(writable)
@@ -199,10 +225,11 @@ class _Ways:
                     )
 
     def owner(self, path: str) -> tuple[int, int]:
-        """Returns the user and the group of a path, as which the program writes there if the worker is root.
+        """Returns the ids of the user and of the group to which a path belongs. If the worker is root, the files that the
+        program makes there belong to this user and group, too.
 
-        Raises SandboxPathRefused if they differ from those of a folder above it in which programs in sandboxes may
-        write: they cannot change owners, but may have moved a folder of another user to this place.
+        Raises SandboxPathRefused if the worker is root, and the path lies in a folder of another user in which sandboxed
+        programs may write: one of these programs may have moved it there.
         """
         found = os.lstat(path)
         above = os.path.dirname(path)
@@ -217,8 +244,8 @@ class _Ways:
         return found.st_uid, found.st_gid
 
     def real(self, path: str) -> str | None:
-        """Returns the path without links, or None if nothing is there, or a program in a sandbox may have placed one of
-        the links.
+        """Resolves a path that the sandbox does not name, such as one of the PATH, and returns it without symbolic links.
+        Returns None if the path does not exist, or if a sandboxed program may have made one of the links.
         """
         try:
             way = way_to(path)
@@ -230,7 +257,9 @@ class _Ways:
         return way.real
 
     def writer(self, path: str) -> str | None:
-        """Returns the folder of a program in a sandbox in which this path lies, or None."""
+        """Returns the folder of `folders` in which this path lies, so that a sandboxed program may have written the file.
+        Returns None if the path lies in none of them.
+        """
         above = path
         while above != "/" and above not in self.folders:
             above = os.path.dirname(above)
@@ -238,11 +267,12 @@ class _Ways:
 
 
 class _Programs:
-    """The files that are read to run a program: its file, the interpreter in its first line, everything that was
-    installed with either, and the programs on the PATH.
+    """The finder of the files that a program needs to run: the program's file, the interpreter that its first line names,
+    the files that were installed with these two, and the programs on the PATH.
 
-    `given`: paths that are readable anyway. A file that a program in a sandbox may have written gives access to nothing
-    else, neither as a link, nor by its first line or its `pyvenv.cfg`.
+    A file in a folder in which sandboxed programs may write must not widen the access. So the paths to which such a file
+    leads (as a symbolic link, by its first line, or by its `pyvenv.cfg`) must be readable anyway, or lie in the same folder.
+    `environment` has the PATH; `directory` is the working directory; `given` are the paths that are readable anyway.
     """
 
     def __init__(self, ways: _Ways, environment: Mapping[str, str], directory: str, given: Sequence[str]) -> None:
@@ -252,8 +282,8 @@ class _Programs:
         self._given = list(given)
 
     def of(self, program: str) -> list[str]:
-        """Returns the files for a program. Raises SandboxPathRefused if a file that a program in a sandbox may have written asks for more
-        than is given.
+        """Returns the files and folders that must be readable to run the program. Raises SandboxPathRefused if a file that
+        a sandboxed program may have written leads to another path than the class allows.
         """
         home = os.path.realpath(os.path.expanduser("~"))
         found: list[str] = []
@@ -267,7 +297,9 @@ class _Programs:
         return found
 
     def _places(self, program: str) -> Iterator[str]:
-        """Yields the file that is run, if there is one."""
+        """Yields the path of the file that the name `program` runs, as found on the PATH. Yields nothing if there is no
+        such executable file.
+        """
         for each in candidates(program, self._environment.get("PATH", os.defpath)):
             place = os.path.join(self._directory, each)
             if os.path.isfile(place) and os.access(place, os.X_OK):
@@ -275,8 +307,11 @@ class _Programs:
                 return
 
     def _installed(self, file: str, written: str | None = None, depth: int = 0) -> Iterator[str]:
-        """Yields the files that were installed with a file. `written`: the file that has named this one, if a program in a sandbox may have
-        written it.
+        """Yields the files that must be readable to run `file`: the file itself, its installation, the targets of its
+        symbolic links, and the same for its interpreter. `written`: the file that leads to this one, if a sandboxed
+        program may have written that file; else None. `depth`: how many interpreters of interpreters led here; at most 4.
+
+        Raises SandboxPathRefused as `of` does.
         """
         for _ in range(_HOPS):
             way = way_to(os.path.dirname(file))
@@ -312,11 +347,15 @@ class _Programs:
         return parts
 
     def _is_given(self, path: str, written: str) -> bool:
-        """Returns True if the path is readable anyway, or lies in the folder of the file that leads to it."""
+        """Returns True if the path is readable anyway, or lies in the same writable folder as the file `written`, which
+        leads to the path.
+        """
         return is_in(path, [*self._given, self._ways.writer(written) or written])
 
     def _interpreters(self, file: str) -> list[str]:
-        """Returns the program in the first line of a script, and, if that is `env`, also the program that `env` runs."""
+        """Returns the path of the interpreter that the first line of a script names (`#!`). If that is `env`, the list also
+        has the program that `env` runs. The list is empty for a file that is no script, or cannot be read.
+        """
         try:
             with open(file, "rb", opener=regular) as opened:
                 first = opened.readline(256)
@@ -331,8 +370,15 @@ class _Programs:
         return found
 
     def _installation(self, folder: str, *, is_run: bool = False) -> Iterator[str]:
-        """Yields the parts of an installation of Python or Node in whose `bin` a program is, of any other installation but a home if the
-        program is run, or all packages of Node among which it lies. `folder`: a path without links.
+        """Yields the parts of the installation to which a folder of programs belongs, as paths that must be readable.
+
+        - A folder below a `node_modules`: yields the whole of that (outermost) `node_modules`.
+        - A folder `bin` of an installation of Python or Node: yields the parts beside it, such as `lib`. For a virtual
+          environment it also yields those of the Python over which it was made.
+        - Any other folder `bin`: the same parts, if `is_run` is True (the program that is run lies in it), and the folder
+          above is no user's home.
+
+        `folder` has no symbolic links. A `bin` of the system, such as /usr/bin, yields nothing, since it is readable anyway.
         """
         before, packages, _ = f"{folder}/".partition("/node_modules/")
         if packages:
@@ -353,7 +399,9 @@ class _Programs:
 
     @staticmethod
     def _homes_of(settings: Path) -> Iterator[str]:
-        """Yields the folder of the Python over which a virtual environment was made."""
+        """Yields the values of `home` in a `pyvenv.cfg`: the folder of the Python over which the virtual environment was
+        made. Yields nothing if the file cannot be read. `settings`: the path of the `pyvenv.cfg`.
+        """
         try:
             with open(os.path.realpath(settings), "rb", opener=regular) as file:
                 lines = file.read(_MOST_SETTINGS).decode(errors="replace").splitlines()
@@ -367,5 +415,7 @@ class _Programs:
 
 @functools.cache
 def _homes() -> frozenset[str]:
-    """Returns folders that are no installations, though they may have a folder `bin` and a folder `lib`."""
+    """Returns `/` and the home folders of all users. They may have a folder `bin` and a folder `lib`, but are not treated
+    as installations.
+    """
     return frozenset(map(os.path.realpath, ["/", os.path.expanduser("~"), *(user.pw_dir for user in pwd.getpwall())]))

@@ -1,7 +1,8 @@
-"""The filter of system calls of a child in a sandbox, as a program for the kernel's packet filter.
+"""The filter of system calls for a child in a sandbox, as a program for the kernel's packet filter (BPF).
 
-Calls that are not named are allowed. Denied calls give EPERM, or ENOSYS if programs then use an older call whose flags
-can be seen: the filter sees the registers of a call, and not the memory that they point to.
+The tables and rules of this module name the calls that are denied; all others are allowed. A denied call usually fails
+with EPERM. The filter sees the registers of a call, but not the memory to which they point. So a call that passes its
+flags in memory, such as `clone3`, fails with ENOSYS: programs then use an older call, whose flags the filter can see.
 """
 
 import errno
@@ -12,12 +13,17 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 Sockets = Literal["egress", "restricted", "isolated", "none"]
-"""Which sockets may be made. egress: UNIX, INET, INET6, and a look at the routes. restricted: TCP, as a client. isolated: TCP and UDP, for
-a network namespace of its own. none: none. A pair of connected UNIX sockets always."""
+"""The kinds of sockets that a program may make. Each kind also allows pairs of connected UNIX sockets (`socketpair`).
+
+- `egress`: UNIX sockets, IPv4 and IPv6 sockets of any type, and netlink sockets for routes and addresses.
+- `restricted`: TCP sockets over IPv4 and IPv6 that connect to others and do not listen.
+- `isolated`: TCP and UDP sockets over IPv4 and IPv6; for a program in a network namespace of its own.
+- `none`: no sockets.
+"""
 
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 MACHINES = frozenset(_ARCHITECTURES)
-"""The machines for which there is a filter."""
+"""The values of `platform.machine()` for which there is a filter."""
 
 # Denied whatever their arguments: (number on x86_64, number on aarch64), None where there is no such call.
 _DENIED: dict[str, tuple[int | None, int | None]] = {
@@ -136,8 +142,11 @@ _X32 = 0x40000000  # the other numbers of calls on x86_64
 
 
 class _Test(NamedTuple):
-    """A test of the lower half of an argument after `mask`: it `is` the value, is `not` the value, or `has` any bit of it. `set`: a test
-    for any bit of the whole argument.
+    """A test of one 64-bit argument of a system call. The filter can only compare 32 bits at a time.
+
+    - `argument`: the position of the argument, from 0.
+    - `kind`: `is`, `not` and `has` test the lower 32 bits, of which only the bits of `mask` are kept: whether they equal
+      `value`, differ from it, or have any bit of it. `set` tests whether any of the 64 bits is set.
     """
 
     argument: int
@@ -219,8 +228,11 @@ def _socket_rules(sockets: Sockets) -> Iterator[_Rule]:
 
 @functools.cache
 def instructions(sockets: Sockets, machine: str = "") -> bytes:
-    """Returns the program as the kernel takes it: 8 bytes for each instruction. `machine` is a name from
-    `platform.machine()`, by default that of this machine. A call of another architecture ends the process.
+    """Returns the filter as a program for the kernel, with 8 bytes for each instruction.
+
+    - `sockets`: the kind of sockets that the filter allows.
+    - `machine`: one of `MACHINES`; "" for this machine. In the filter, a system call of another architecture kills the
+      process that makes it.
     """
     machine = machine or platform.machine()
     column = list(_ARCHITECTURES).index(machine)
@@ -243,8 +255,10 @@ def instructions(sockets: Sockets, machine: str = "") -> bytes:
 
 
 def _block(call: int, tests: Sequence[_Test], number: int) -> list[bytes]:
-    """Returns the instructions that deny this call with an error if all tests hold. Otherwise the program continues
-    after them, with the call's number loaded.
+    """Returns the instructions that deny a system call if all tests of its arguments hold. Otherwise the filter continues
+    with the instruction after these, and its register has the call's number, as the next block expects.
+
+    `call`: the call's number. `number`: the errno with which the call is denied.
     """
     made = [(code, value, when) for test in tests for code, value, when in _compiled(test)]
     block = [(_EQUAL, call, "else"), *made, (_RETURN, _ERROR | number, "")]
@@ -268,8 +282,12 @@ def _block(call: int, tests: Sequence[_Test], number: int) -> list[bytes]:
 
 
 def _compiled(test: _Test) -> Iterator[tuple[int, int, str]]:
-    """Yields (code, value, jump) for the instructions of a test. The jump "then" leaves the block if the comparison
-    holds, and "else" if it does not.
+    """Yields the instructions of a test, each as (code, value, jump). The jump says where the filter continues:
+
+    - "": at the next instruction.
+    - "then": after the block (`_block`) if the comparison holds; so the call is not denied.
+    - "else": after the block if the comparison does not hold.
+    - "half": behind the next two instructions if the comparison does not hold.
     """
     lower = 16 + 8 * test.argument
     yield _LOAD, lower, ""
