@@ -91,7 +91,12 @@ class HealthSnapshot:
 
 @dataclass(frozen=True)
 class HealthChange:
-    """A change of one mark of an instance's health, which begins or ends: that it lives, that it is ready, or that it is stuck."""
+    """A change of an instance's health.
+
+    - `what`: the part of the health that changed. `now`: True if the instance lives, is ready, or is stuck from now on;
+      False if it no longer does.
+    - `why`: the reason why it does not live, is not ready, or is stuck; "" otherwise.
+    """
 
     agent_id: str
     what: Literal["live", "ready", "stuck"]
@@ -111,7 +116,7 @@ class WatchedRequest:
         self._seen_bytes = 0
 
     def by(self, child: Child) -> None:
-        """Records that this child does the work."""
+        """Records that this child does the work from now on."""
         self.child = child
 
     def progress(self) -> None:
@@ -119,7 +124,7 @@ class WatchedRequest:
         self._progressed = True
 
     def look(self, now: float) -> float:
-        """Looks for progress of the work, and returns the seconds since the last progress."""
+        """Counts new output of the child as progress of the work, and returns the seconds since the last progress."""
         seen = 0 if self.child is None else self.child.output_bytes
         if self._progressed or seen != self._seen_bytes:
             self._progressed, self._seen_bytes, self.moved_at = False, seen, now
@@ -145,7 +150,9 @@ class _WatchedInstance:
 
     @property
     def is_probed(self) -> bool:
-        """True if there is something to probe: a child, a heartbeat, or work."""
+        """True if the instance must be probed: it has a child, heartbeats, or work, or has an earlier trouble or request whose
+        end the probes have to find.
+        """
         return self.child_of is not None or self.beat_at is not None or bool(self.open or self.wrong or self.past)
 
     def children(self) -> list[Child]:
@@ -156,13 +163,14 @@ class _WatchedInstance:
 
 
 class HealthMonitor:
-    """A monitor that watches child processes, and only reports. A process that hangs is ended by its owner: by
-    `ProcessRuntime.check_health`, by a fleet, or by the program's `on_change=`.
+    """A monitor that probes the health of child processes and reports it. The monitor never ends a process that hangs. The
+    owner of the process does that: `ProcessRuntime.check_health`, a fleet, or the user's function `on_change`.
 
-    Probes run in the event loop as long as there is a child, a heartbeat or work. Pages and samples may be read in any
-    thread.
+    Probes run as tasks of the event loop, as long as a watched instance has a child, heartbeats or work. The pages and the
+    samples may be read in any thread.
 
-    - `name`: the app's name, in pages and figures. `on_change`: called with each change.
+    - `name`: the app's name, which the pages and the figures show.
+    - `on_change`: called with each HealthChange.
     """
 
     def __init__(
@@ -195,12 +203,13 @@ class HealthMonitor:
         heartbeats: bool = False,
         is_suspended: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Watches an instance from now on. If an instance with the same id is watched already, the new one takes its place, and
-        keeps the record of its requests.
+        """Watches an instance from now on. If an instance with the same id is watched already, the new one takes its place,
+        with the record of the requests so far.
 
-        - `child`: the child of the instance, or a function that returns the present one. None if only its work has children.
-        - `heartbeats`: True if `beat` is called for the instance at least each `liveness_interval_secs`.
-        - `is_suspended`: a function that returns True while the instance is stopped on purpose, which is no failure.
+        - `child`: the child of the instance, or a function that returns its present child. None if the instance has children
+          only for single requests (`request`).
+        - `heartbeats`: True if the caller calls `beat` for the instance at least each `liveness_interval_secs`.
+        - `is_suspended`: a function that returns True while the instance is stopped on purpose. This is then no failure.
         """
         check_called(f"HealthMonitor: instance {agent_id!r}", child=child, is_suspended=is_suspended)
         before = self._instances.get(agent_id)
@@ -214,7 +223,7 @@ class HealthMonitor:
         self._look_after()
 
     def unregister(self, agent_id: str) -> None:
-        """Watches the instance no more. Does nothing for one that is not watched."""
+        """Stops watching the instance. Does nothing if no instance with this id is watched."""
         self._instances.pop(agent_id, None)
         self._look_after()
 
@@ -229,7 +238,9 @@ class HealthMonitor:
     @contextmanager
     def request(self, agent_id: str, child: Child | None = None) -> Iterator[WatchedRequest]:
         """Counts the `with` block as one request of the instance. The request has failed if the block raises an error, or sets
-        `failed = True` on the object that it gets. Raises NotFound.
+        `failed = True` on the WatchedRequest that the `with` statement gives it. A cancelled block is not counted.
+
+        `child`: the child that does the work, if it is known. Raises NotFound if no instance with this id is watched.
         """
         watched = self._find(agent_id)
         request = WatchedRequest(self._clock.monotonic(), child)
@@ -251,16 +262,18 @@ class HealthMonitor:
             self._look_after()
 
     def record_request(self, agent_id: str, seconds: float, *, failed: bool = False) -> None:
-        """Counts a request on which the instance has worked for `seconds`. Raises NotFound."""
+        """Counts a request that has ended, and on which the instance has worked for `seconds`. `failed`: True if the request
+        failed. Raises NotFound if no instance with this id is watched.
+        """
         self._record(self._find(agent_id), seconds, failed)
 
     def include(self, figures: Callable[[], list[Sample]]) -> None:
-        """Adds the `samples` of a fleet or of a warm pool to those of the instances."""
+        """Adds further figures to the result of `samples`. `figures`: the method `samples` of a fleet or of a warm pool."""
         self._figures.append(figures)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["HealthMonitor"]:
-        """Runs probes during the `with` block, as long as there is anything to watch."""
+        """Starts the probes if an instance must be probed, and stops all probes at the end of the `with` block."""
         self._look_after()
         try:
             yield self
@@ -272,7 +285,7 @@ class HealthMonitor:
                 await asyncio.wait(probes)
 
     async def close(self) -> None:
-        """Stops all probes, and the pages that `serve` has begun. Does not end the children."""
+        """Stops watching all instances, and closes the pages that `serve` has opened. The children are not ended."""
         self._instances.clear()
         self._look_after()
         if self._metrics is not None:
@@ -282,7 +295,7 @@ class HealthMonitor:
     # -- probes -------------------------------------------------------------------------------------------------------
 
     async def probe_liveness(self) -> None:
-        """Probes once whether each instance lives, and measures the children."""
+        """Probes once for each instance whether it lives and whether it is stuck, and measures the usage of its children."""
         for watched in list(self._instances.values()):
             self._stuck(watched)
             why = self._why_not_live(watched)
@@ -291,7 +304,7 @@ class HealthMonitor:
         await asyncio.gather(*map(self._measure, list(self._instances.values())))
 
     async def probe_readiness(self) -> None:
-        """Probes once whether each instance is ready."""
+        """Probes once for each instance whether it is ready and whether it is stuck."""
         for watched in list(self._instances.values()):
             self._stuck(watched)
             why = self._why_not_ready(watched)
@@ -299,29 +312,29 @@ class HealthMonitor:
                 self._becomes(watched, "ready", why)
 
     def snapshot(self, agent_id: str) -> HealthSnapshot:
-        """Returns the instance at this moment. Raises NotFound."""
+        """Returns the health of the instance at this moment. Raises NotFound if no instance with this id is watched."""
         return self._snapshot(self._find(agent_id))
 
     def snapshots(self) -> list[HealthSnapshot]:
-        """Returns all instances at this moment. Called from any thread."""
+        """Returns the health of all watched instances at this moment. May be called from any thread."""
         return [self._snapshot(each) for each in list(self._instances.values())]
 
     # -- pages --------------------------------------------------------------------------------------------------------
 
     def liveness(self) -> tuple[str, dict[str, str]]:
-        """Returns the reason why not all instances live, or "", and the reason for each instance. Called from any
-        thread.
+        """Returns whether all instances live, as a pair: a text that is "" if all of them live and else says why not; and a
+        dict with the reason for each instance by its id. May be called from any thread.
         """
         return self._lacking("live")
 
     def readiness(self) -> tuple[str, dict[str, str]]:
-        """Returns the reason why not all instances are ready, or "", and the reason for each instance. Called from any
-        thread.
+        """Returns whether all instances are ready, as a pair: a text that is "" if all of them are ready and else says why
+        not; and a dict with the reason for each instance by its id. May be called from any thread.
         """
         return self._lacking("ready")
 
     def samples(self) -> Iterator[Sample]:
-        """Yields the figures for Prometheus. Called from any thread."""
+        """Yields the figures of all instances for Prometheus. May be called from any thread."""
         for each in list(self._instances.values()):
             instance = each.agent_id
             for name, what in (("sabot_process_live", "live"), ("sabot_process_ready", "ready")):
@@ -336,10 +349,11 @@ class HealthMonitor:
             yield from figures()
 
     def serve(self, port: int = 0, host: str = "127.0.0.1") -> int:
-        """Answers `/healthz`, `/ready` and `/metrics` on host:port until `close`, and returns the port; 0 takes a free one. An app has
-        these pages on its own port.
+        """Serves the pages `/healthz`, `/ready` and `/metrics` over HTTP on host:port until `close`, and returns the port. With
+        port 0 the system chooses a free one. Not needed in an app, which has these pages on its own port.
 
-        Raises MissingExtra; UserError for an address that cannot be used, or if the monitor is served already.
+        Raises MissingExtra if a package for the pages is not installed; UserError for an address that cannot be used, or if
+        this monitor serves its pages already.
         """
         if self._metrics is not None:
             raise UserError(f"health of {self.name} is served already, on port {self._metrics.port}")
@@ -455,7 +469,9 @@ class HealthMonitor:
         )
 
     def _look_after(self) -> None:
-        """Starts the probes in this event loop if there is something to watch, unless they run in it already."""
+        """Starts the tasks that probe, in this event loop, if an instance must be probed and they do not run here already.
+        Cancels them if no instance must be probed any more.
+        """
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -481,7 +497,9 @@ class HealthMonitor:
 
 
 def _stopped(watched: _WatchedInstance) -> str:
-    """Returns the trouble of the first child that is stopped, or "". A child that has ended its work does not count."""
+    """Returns the trouble of the first child of the instance that is stopped (SIGSTOP); "" if none is. A child that was started
+    for a request and has ended is left out.
+    """
     return next((child.trouble for child in watched.children() if child.trouble and not child.is_over), "")
 
 

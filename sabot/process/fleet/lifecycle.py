@@ -45,10 +45,12 @@ class LifecycleConfig:
 
     - `spawn_timeout`: the longest time until an instance is ready. `shutdown_timeout`: the time from SIGTERM to
       SIGKILL, and the longest time of a checkpoint.
-    - `max_restarts`: the most restarts in a row of an instance that fails. The first one waits for `restart_backoff`, each
-      further one twice as long, at most 60 s. When an instance has run for `stable_after`, the count begins anew.
-    - `idle_suspend`: the time without work after which an instance is suspended; it is never suspended if that is None.
-      `release_idle`: True if its process is also ended then, to free the memory (`checkpoint` saves its state).
+    - `max_restarts`: the most restarts in a row of an instance that fails. `restart_backoff`: the wait before the first of
+      these restarts; the wait doubles for each further one, up to 60 s. `stable_after`: when a process has run for so long,
+      the count of restarts in a row begins anew.
+    - `idle_suspend`: the time without work after which an instance is suspended; None to never suspend idle instances.
+    - `release_idle`: True to also end the process of an instance that is suspended as idle, which frees its memory. The
+      manager's `checkpoint` saves its state before.
     """
 
     spawn_timeout: float = 60.0
@@ -182,8 +184,12 @@ class LifecycleManager:
     ) -> AgentInstance:
         """Starts an instance, and returns it as soon as its program runs and `ready` has returned.
 
-        If an instance with this id and this command has not ended, returns that one. Raises AgentNotSpawned. A caller
-        that is cancelled leaves no process.
+        - `agent_id`: the id of the instance; None for a new id. If an instance with this id and an equal command has not
+          ended, nothing is started, and that instance is returned.
+        - `name`: the name in messages; the name of the program if it is "".
+        - `ready`: a coroutine function that is called with the new process, and returns when the process is ready.
+
+        Raises AgentNotSpawned. If the caller is cancelled, the process is ended.
         """
         if self._closed:
             raise AgentNotSpawned("the lifecycle manager is closed, and starts no agent")
@@ -212,8 +218,10 @@ class LifecycleManager:
         return instance
 
     def adopt(self, instance: AgentInstance) -> None:
-        """Adds an instance of a fleet or of a warm pool until it has ended. The manager can suspend, resume and terminate it, and
-        quotas hold for it. The manager does not restart it, does not suspend it as idle, and does not end it in `close`.
+        """Lists an instance of a fleet or of a warm pool among those of this manager until the instance has ended.
+
+        The instance can then be suspended, resumed and terminated by its id, and can have a quota. The manager does not
+        restart it, does not suspend it as idle, and does not end it in `close`: its fleet or pool does that.
         """
         instance.is_adopted, instance.on_phase = True, self._tell
         self._list(instance)
@@ -291,8 +299,8 @@ class LifecycleManager:
 
     @asynccontextmanager
     async def in_use(self, agent_id: str) -> AsyncIterator[AgentInstance]:
-        """Keeps the instance from counting as idle during the `with` block, and resumes it if it was suspended for
-        being idle. Raises ResumeFailed if it does not run.
+        """Keeps the instance from counting as idle during the `with` block. If the instance is suspended because it was idle,
+        resumes it before the block begins. Raises ResumeFailed if the instance does not run then; UnknownAgent.
         """
         instance = self.agent(agent_id)
         instance.users += 1
@@ -304,8 +312,10 @@ class LifecycleManager:
             instance.active_at = self._clock.monotonic()
 
     async def suspend_idle(self) -> list[str]:
-        """Looks at all running instances once, and suspends those that have been idle for `idle_suspend`: they were not
-        in use, wrote nothing and used less than a hundredth of a core. Returns their ids.
+        """Looks at all running instances once, and suspends the idle ones. Returns the ids of those that it has suspended.
+
+        An instance is idle if for `idle_suspend` seconds it was not in use (`in_use`), wrote no output, and used less than a
+        hundredth of a core.
         """
         asleep = []
         for instance in list(self._instances.values()):
@@ -383,7 +393,7 @@ class LifecycleManager:
             raise ResumeFailed(f"instance {instance.label} is {instance.state}: {instance.why}")
 
     async def _is_idle(self, instance: AgentInstance) -> bool:
-        """Returns True if the instance has done nothing for `idle_suspend`, as far as the looks so far can tell."""
+        """Measures the instance, and returns True if it was idle at all looks of the last `idle_suspend` seconds."""
         child, now = instance.child, self._clock.monotonic()
         if child is None or instance.users or self.config.idle_suspend is None:
             return False

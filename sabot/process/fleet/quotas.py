@@ -1,8 +1,9 @@
 """Quotas of child processes (CPU, memory and tokens), and the reports and violations that follow from them.
 
-A quota is a rule for a manager that measures every few seconds and can warn, slow down, suspend or terminate. A limit
-that must hold at every moment belongs to the command (`ResourceLimits`), where the supervisor and the kernel enforce
-it.
+A quota is a rule for the `ResourceManager`, which measures an instance every few seconds. If the instance has used too
+much, the manager warns, slows the instance down, suspends it, or terminates it. So an instance may exceed its quota for some
+seconds. A limit that must hold at every moment belongs to the command (`ResourceLimits`): the supervisor and the kernel
+enforce it.
 """
 
 import math
@@ -24,8 +25,11 @@ _MOST_CORES = 1 << 20
 
 
 class QuotaMode(StrEnum):
-    """The time at which a quota acts: at once (HARD), after a warning and `grace_seconds` (SOFT_THEN_HARD), or never, with warnings only
-    (WARN_ONLY).
+    """The moment at which a quota that is exceeded takes its action.
+
+    - HARD: at the first look that finds it exceeded.
+    - SOFT_THEN_HARD: `grace_seconds` after that look; until then it only warns.
+    - WARN_ONLY: never; it only warns.
     """
 
     HARD = "hard"
@@ -34,8 +38,11 @@ class QuotaMode(StrEnum):
 
 
 class QuotaAction(StrEnum):
-    """The action if a quota is exceeded: to warn only, to give the instance less CPU (`throttle`), or to call `suspend` or
-    `terminate` of the lifecycle manager.
+    """The action when a quota is exceeded.
+
+    - WARN: only reports the violation.
+    - THROTTLE: gives the instance less CPU.
+    - SUSPEND, TERMINATE: calls `suspend` or `terminate` of the lifecycle manager for the instance.
     """
 
     WARN = "warn"
@@ -53,7 +60,7 @@ class QuotaResource(StrEnum):
 
 
 class CountsTokens(Protocol):
-    """The tokens that a call of a model has used. `sabot.llm.Usage` and the rows of a ledger have these fields."""
+    """An object with the tokens that a call of a model has used, such as `sabot.llm.Usage` or a row of a ledger."""
 
     @property
     def total_tokens(self) -> int: ...
@@ -117,14 +124,16 @@ class ResourceQuota:
 
 @dataclass(frozen=True)
 class ResourceReport:
-    """The usage of an instance, with all that it has started.
+    """The usage of an instance, with all processes that it has started, as the manager has measured it at one look.
 
-    - `at`: the time in seconds since 1970. `cpu_cores`: the average since the look before; 0 at the first look at a
-      process. `cpu_seconds`: the time of all its processes from the first that was looked at.
-    - `peak_memory_bytes`: the most memory at any look. `tokens`: the tokens of this hour. `total_tokens`: all tokens that were
-      reported by `report_tokens`.
-    - `held_to`: the cores to which the instance is throttled; None if it is not. `exceeded`: the resources of which it uses
-      too much, or because of which it is throttled.
+    - `at`: the time of the look in seconds since 1970. `processes`: the number of processes now.
+    - `cpu_cores`: the cores in use, on average since the look before; 0 at the first look at a process. `cpu_seconds`: the
+      CPU time of all its processes, present and earlier, that were looked at.
+    - `memory_bytes`: the resident memory now. `peak_memory_bytes`: the most memory that any look has found.
+    - `tokens`: the tokens of this hour of the clock. `total_tokens`: all tokens that `report_tokens` has added.
+    - `held_to`: the number of cores to which the instance is throttled; None if it is not throttled.
+    - `exceeded`: the resources of which the instance uses more than its quota, or because of which it is throttled or
+      suspended.
     """
 
     agent_id: str
@@ -161,7 +170,9 @@ class QuotaViolation:
 
 
 def parse_cpu(value: str | float, *, name: str = "cpu") -> float:
-    """Returns the cores of "2", "0.5", "500m" (thousandths) or a number. Raises InvalidQuota."""
+    """Returns the number of cores that a text such as "2", "0.5" or "500m" (thousandths of a core) means, or a number as it
+    is. Raises InvalidQuota for any other value. `name`: the field of the quota, for the message.
+    """
     cores = None
     if isinstance(value, str):
         if (match := re.fullmatch(r"(\d+)m|(\d+(?:\.\d+)?)", value.strip(), re.ASCII)) is not None:
@@ -176,7 +187,9 @@ def parse_cpu(value: str | float, *, name: str = "cpu") -> float:
 
 
 def parse_memory(value: str | int) -> int:
-    """Returns the bytes of "2Gi", "512Mi", "1.5G" or a number. Raises InvalidQuota."""
+    """Returns the number of bytes that a text such as "2Gi", "512Mi" or "1.5G" means, or a number of bytes as it is. Raises
+    InvalidQuota for any other value.
+    """
     size = None
     if isinstance(value, str):
         if (match := re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTPE]i|[kMGTPE])?", value.strip(), re.ASCII)) is not None:

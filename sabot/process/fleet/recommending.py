@@ -15,13 +15,18 @@ class FleetConfig:
     """The settings of a fleet.
 
     - `min_replicas`, `max_replicas`: the least and the most replicas.
-    - `target_cpu_percent`, `target_memory_percent`: the wanted usage, in percent of a replica's limit (of a core, if
-      its CPU is not limited; memory counts only if it is), on average over all. `target_lag`: the share of the lag for
-      one replica. `tolerance`: the distance from a target within which nothing is changed.
-    - `interval_secs`: seconds between two looks. `scale_up_secs`, `scale_down_secs`: seconds for which more, or fewer,
-      replicas have to be wanted before they are started, or drained.
-    - `drain_secs`: seconds for the work of a replica to end, and again for the hook. `spawn_timeout_secs`: seconds to
-      wait for a child of a warm pool. `grace_secs`: seconds from SIGTERM to SIGKILL.
+    - `target_cpu_percent`: the wanted CPU usage, on average over all replicas, in percent of a replica's limit; in percent
+      of a core if its CPU is not limited.
+    - `target_memory_percent`: the same for memory; it has no effect if the memory of a replica is not limited.
+    - `target_lag`: the amount of waiting work for which one replica is wanted: pieces of work in the queue, or the result of
+      the fleet's function `lag`.
+    - `tolerance`: a share, such as 0.1. If the usage is within this share of its target, no other number of replicas is
+      recommended for it.
+    - `interval_secs`: seconds between two measurements. `scale_up_secs`, `scale_down_secs`: the seconds for which all
+      measurements must recommend more replicas before some are started, or fewer before some are drained.
+    - `drain_secs`: the seconds that a drained replica has to finish its work, and then again for the fleet's `checkpoint`.
+    - `spawn_timeout_secs`: the longest wait for a child of a warm pool, in seconds. `grace_secs`: seconds from SIGTERM to
+      SIGKILL.
     """
 
     min_replicas: int = 1
@@ -54,10 +59,12 @@ class FleetConfig:
 
 @dataclass(frozen=True)
 class FleetMetrics:
-    """A measurement of a fleet. Percents are averages over the active replicas; None if there is nothing to measure
-    them by.
+    """A measurement of a fleet.
 
-    `waiting`: pieces of work in the queue. `lag`: the result of the function that the fleet was given, else 0.
+    - `active`, `busy`, `draining`: the numbers of replicas that get work, that have work, and that are being drained.
+    - `waiting`: the pieces of work in the queue. `lag`: the result of the fleet's function `lag`; 0 if it has none.
+    - `cpu_percent`, `memory_percent`: averages over the active replicas, in the percents of `FleetConfig`. None if there
+      are no figures yet, or no limit of which it would be a percentage.
     """
 
     active: int
@@ -72,8 +79,12 @@ class FleetMetrics:
 
 @dataclass(frozen=True)
 class ScalingDecision:
-    """A decision on the number of replicas. `recommended`: the number that the metrics of this moment recommend. `desired`: the
-    number that the fleet is to have, since it was recommended for long enough.
+    """A decision on the number of replicas.
+
+    - `current`: the number of replicas now. `recommended`: the number that the metrics of this moment recommend.
+    - `desired`: the number that the fleet is to have. It differs from `current` only if more, or fewer, replicas were
+      recommended for long enough (`FleetConfig`); `action` says which.
+    - `reason`: the figure on which the recommendation rests.
     """
 
     action: Literal["up", "down", "none"]
@@ -85,14 +96,16 @@ class ScalingDecision:
 
 
 class Recommendations:
-    """The recommendations for a fleet and their times, from its start on."""
+    """The record of recent recommendations for a fleet, each with its time, from which decisions are made."""
 
     def __init__(self, config: FleetConfig, now: float) -> None:
         self._config = config
         self._wanted = deque([(now, config.min_replicas)])
 
     def decide(self, metrics: FleetMetrics, current: int, now: float) -> ScalingDecision:
-        """Returns the decision for a fleet of `current` replicas. `now`: the clock's steady count of seconds."""
+        """Records the recommendation that follows from these metrics, and returns the decision for a fleet of `current`
+        replicas. `now`: the time of the metrics, by the clock's steady count of seconds.
+        """
         own = self._config
         recommended, reason = self._of(metrics)
         self._wanted.append((now, recommended))
@@ -106,7 +119,9 @@ class Recommendations:
         return ScalingDecision("none", current, recommended, current, reason, metrics)
 
     def _of(self, metrics: FleetMetrics) -> tuple[int, str]:
-        """Returns the recommended number, and its reason."""
+        """Returns the number of replicas that these metrics recommend, and the reason. It is the highest of the numbers that
+        the work, the lag, the CPU and the memory each ask for, within `min_replicas` and `max_replicas`.
+        """
         own = self._config
         wanted = {
             "work": metrics.busy + math.ceil(metrics.waiting / own.target_lag),
@@ -124,15 +139,17 @@ class Recommendations:
         return min(max(wanted[why], own.min_replicas), own.max_replicas), f"{why}: {figures[why]}"
 
     def _by_share(self, metrics: FleetMetrics, percent: float | None, target: float) -> int:
-        """Returns the number of replicas with which the usage of each would be the target."""
+        """Returns the number of replicas over which the present usage must be spread so that each one uses `target` percent.
+        Returns the present number if `percent` is within the tolerance, and 0 if it is None.
+        """
         if percent is None:
             return 0
         ratio = percent / target
         return metrics.active if abs(ratio - 1) <= self._config.tolerance else math.ceil(metrics.active * ratio)
 
     def _held(self, seconds: float, least: Callable[[list[int]], int]) -> int | None:
-        """Returns the number that `least` chooses from the recommendations of the last `seconds`; None if the recommendations
-        have not been made for so long.
+        """Returns the number that `least` (`min` or `max`) chooses from the recommendations of the last `seconds`. Returns None
+        if the first recommendation was made less than `seconds` ago.
         """
         since = self._wanted[-1][0] - seconds
         at_first = [wanted for at, wanted in self._wanted if at <= since]

@@ -72,14 +72,16 @@ class _LimitedInstance:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def used(self, resource: QuotaResource, now_s: float) -> float:
-        """Returns the cores, the bytes, or the tokens of the hour of this time."""
+        """Returns the usage of a resource: cores or bytes at the last look, or the tokens of this hour of the clock. `now_s`:
+        the time in seconds since 1970.
+        """
         if resource is QuotaResource.TOKENS:
             return sum(each.used(now_s)["hourly"].tokens for each in (self.reported, self.asked))
         return (self.meter.cores or 0.0) if resource is QuotaResource.CPU else self.usage.memory_bytes
 
     async def measure(self) -> None:
-        """Measures the present process, if there is one. A new process is held to the same share of CPU as the one
-        before.
+        """Measures the present process, if there is one, and records the usage. If this is a new process of a throttled
+        instance, throttles it like the process before.
         """
         child = self.instance.child
         used = await self.meter.look(child)
@@ -93,7 +95,9 @@ class _LimitedInstance:
         self.peak_memory = max(self.peak_memory, used.memory_bytes)
 
     def hold(self) -> None:
-        """Limits the CPU of the present process to the lowest number of cores among the measures that throttle it, or lifts the limit."""
+        """Limits the CPU of the present process to the lowest number of cores that a measure against the instance demands.
+        Lifts the limit if no measure throttles the instance.
+        """
         throttled = [each for each, measure in self.measures.items() if measure.action is QuotaAction.THROTTLE]
         least, limits = parse_cpu(self.quota.throttled_cpu), self.quota.limits()
         wanted = min((limits[each] if each is QuotaResource.CPU else least for each in throttled), default=None)
@@ -157,9 +161,10 @@ class ResourceManager:
     # -- quotas -------------------------------------------------------------------------------------------------------
 
     async def set_quota(self, agent_id: str, quota: ResourceQuota) -> None:
-        """Gives an instance this quota in the place of its present one. Measures of the old quota are undone, and the usage is judged anew.
+        """Gives an instance this quota in the place of its present one. Undoes the throttles and suspensions of the old quota,
+        and checks the instance against the new one.
 
-        Raises UnknownAgent; QuotaUpdateFailed if the instance cannot be released; the errors of `check`.
+        Raises UnknownAgent; QuotaUpdateFailed if a suspended instance cannot be resumed; the errors of `check`.
         """
         if agent_id not in self._limited:
             self._limit(agent_id, quota)
@@ -171,8 +176,10 @@ class ResourceManager:
                 await self._judge(limited, resource)
 
     async def update_quota(self, agent_id: str, **changes: object) -> ResourceQuota:
-        """Changes fields of an instance's quota, and returns the new quota. Raises QuotaNotFound; QuotaUpdateFailed, and then nothing has
-        changed; the errors of `check`.
+        """Changes fields of an instance's quota, and returns the new quota. Does for it what `set_quota` does.
+
+        Raises QuotaNotFound; QuotaUpdateFailed if a suspended instance cannot be resumed, and then the quota is unchanged;
+        the errors of `check`.
         """
         limited = self._find(agent_id)
         try:
@@ -183,16 +190,16 @@ class ResourceManager:
         return quota
 
     async def remove_quota(self, agent_id: str) -> None:
-        """Removes the quota of an instance, which has the `default` from now on. Measures of the old quota are undone. Raises
-        QuotaNotFound; QuotaUpdateFailed if the instance cannot be released.
+        """Removes the quota of an instance, and undoes its throttles and suspensions. From then on the `default` quota holds for
+        the instance, if there is one. Raises QuotaNotFound; QuotaUpdateFailed if a suspended instance cannot be resumed.
         """
         async with self._locked(agent_id) as limited:
             await self._let_go(limited)
             del self._limited[agent_id]
 
     async def reset(self, agent_id: str) -> None:
-        """Sets the usage of an instance to zero, also its reported tokens, and undoes the measures of its quota. Raises QuotaNotFound;
-        QuotaUpdateFailed if the instance cannot be released.
+        """Sets the recorded usage of an instance to zero, including its reported tokens, and undoes the throttles and
+        suspensions of its quota. Raises QuotaNotFound; QuotaUpdateFailed if a suspended instance cannot be resumed.
         """
         async with self._locked(agent_id) as limited:
             await self._let_go(limited)
@@ -220,9 +227,11 @@ class ResourceManager:
             await self._judge(limited, QuotaResource.TOKENS)
 
     async def require_tokens(self, agent_id: str, tokens: int) -> None:
-        """Checks that the quota leaves room for a call of so many tokens. It reserves nothing: calls at the same time
-        may exceed the quota together, which the `Budget` of a ledger prevents. Raises QuotaNotFound, and QuotaExceeded
-        unless the quota's action is only to warn.
+        """Checks that the instance may use so many further tokens in this hour. Raises QuotaExceeded if not, unless the quota
+        only warns at this moment (`_action`). Raises QuotaNotFound.
+
+        The tokens are not reserved, so calls at the same time may exceed the quota together. The `Budget` of a ledger
+        prevents that.
         """
         async with self._locked(agent_id) as limited:
             await self._ask_for_tokens(limited)
@@ -309,7 +318,9 @@ class ResourceManager:
         self._note(violation)
 
     def _action(self, limited: _LimitedInstance, resource: QuotaResource) -> QuotaAction:
-        """Returns the action for a limit that is exceeded, or would be."""
+        """Returns the action for an exceeded limit of this resource at this moment: by the quota's mode, WARN or the action of
+        the quota.
+        """
         quota, now = limited.quota, self._clock.monotonic()
         soft = (
             quota.mode is QuotaMode.SOFT_THEN_HARD and now - limited.breaches.get(resource, now) < quota.grace_seconds
@@ -325,8 +336,8 @@ class ResourceManager:
         return done is action
 
     async def _do(self, instance: AgentInstance, action: QuotaAction, why: str) -> None:
-        """Suspends or terminates an instance, if the action demands it. Raises QuotaSuspendFailed,
-        QuotaTerminateFailed.
+        """Suspends or terminates the instance if `action` is SUSPEND or TERMINATE; does nothing for any other action. `why`: the
+        reason. Raises QuotaSuspendFailed; QuotaTerminateFailed.
         """
         try:
             if action is QuotaAction.SUSPEND:
@@ -338,8 +349,8 @@ class ResourceManager:
             raise failed(f"{why}: {error.message}", hint=error.hint) from error
 
     async def _lift(self, limited: _LimitedInstance, resource: QuotaResource) -> None:
-        """Undoes the action that was taken for this resource: lifts the throttle, or resumes the instance. An instance that was
-        suspended for another reason meanwhile stays suspended. Raises ResumeFailed.
+        """Undoes the action that was taken because of this resource: lifts the throttle, or resumes the instance. If the
+        instance is suspended for another reason by now, it stays suspended. Raises ResumeFailed.
         """
         instance, measure = limited.instance, limited.measures.get(resource)
         is_ours = measure is not None and measure.action is QuotaAction.SUSPEND and instance.why == str(measure)
@@ -401,8 +412,10 @@ class ResourceManager:
 
 
 def _is_low_by(done: QuotaAction | None, resource: QuotaResource, instance: AgentInstance) -> bool:
-    """Returns True if the instance uses little of the resource only because it is throttled or suspended. Then its low usage
-    does not lift the measure, which would have to be taken again at the next look; only another quota lifts it.
+    """Returns True if the instance uses little CPU only because it is throttled or suspended for its CPU. This measure must not
+    be undone because of the low usage, since the next look would take it again; only another quota undoes it.
+
+    `done`: the action that was taken because of `resource`; None if none was taken.
     """
     suspended = done is QuotaAction.SUSPEND and instance.state is LifecycleState.SUSPENDED
     return resource is QuotaResource.CPU and (suspended or done is QuotaAction.THROTTLE)

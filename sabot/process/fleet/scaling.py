@@ -1,7 +1,8 @@
 """A fleet of instances that do one kind of work: as many replicas as the work needs.
 
-        run(work) ─▶ a free replica, or the queue
-        each interval: measured ─▶ recommended ─▶ held for long enough ─▶ started, or drained
+        run(work) ─▶ a free replica does the work, or the work waits in the queue
+        each `interval_secs`: the replicas are measured ─▶ a number of replicas is recommended
+            ─▶ if it was recommended for long enough: replicas are started, or drained
 
 A replica that is drained gets no new work, and has `drain_secs` to finish its present work. Then the hook `checkpoint` saves
 its state, and its child is ended. The caller of work that was not finished gets DrainTimeout, or another replica does it.
@@ -36,8 +37,12 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class FleetReplica:
-    """An instance of a fleet. `state`: `active`; `draining` if it gets no new work; `ending` if its child is being ended. `done`:
-    the number of pieces of work that it has done.
+    """An instance of a fleet, with its work.
+
+    - `number`: its number in the fleet, from the first start on.
+    - `state`: `active` if it can get work; `draining` if it only finishes its work; `ending` if its child is being ended.
+    - `done`: the number of pieces of work that it has done.
+    - `quiet`: set while it has no work. `work`: the task of its present work, or None.
     """
 
     number: int
@@ -54,7 +59,7 @@ class FleetReplica:
         return not self.quiet.is_set()
 
     def works(self, begins: bool) -> None:
-        """Records that the replica has work from now on, or none any more."""
+        """Records that the replica begins work if `begins` is True, or that it has none any more."""
         self.quiet.clear() if begins else self.quiet.set()
         self.instance.work(begins=begins)
 
@@ -63,13 +68,13 @@ class FleetManager:
     """A fleet of as many replicas of one command as their work needs. `close` ends them, and so does the end of this process,
     in whatever way it ends.
 
-    - `what`: the command of a replica, or a warm pool that gives them.
+    - `what`: the command of a replica, or a warm pool from which the fleet takes its replicas.
     - `lag`: returns the amount of work that `run` does not know of, for example the number of records that a consumer lags
      behind.
     - `checkpoint`: called with a replica that is drained, before its child ends; if it fails, the replica goes on.
-    - `lives`: lists the replicas as its instances, so that quotas hold for them; replicas of a warm pool are listed by
-     that pool's manager.
-    - `sleep`: waits between looks, and for drains.
+    - `lives`: a lifecycle manager that lists the replicas among its instances, so that they can have quotas. Replicas from a
+      warm pool are listed by the manager of that pool instead.
+    - `sleep`: waits between measurements, and for drains.
     """
 
     def __init__(
@@ -141,12 +146,12 @@ class FleetManager:
         return list(self._pool.members)
 
     async def run(self, work: Callable[[Child], Awaitable[T]], *, repeatable: bool = False) -> T:
-        """Calls `work` with the child of a free replica, in the order of the calls of `run`, and returns the result of
-        `work`.
+        """Waits for a free replica, calls `work` with its child, and returns the result of `work`. Callers that wait are served
+        in the order of their calls.
 
-        A replica whose work has raised, or was cancelled, is replaced: its next line would be taken for the answer to
-        other work. Raises DrainTimeout (E2093) if the work was not done when its replica was drained; `repeatable`:
-        True if another replica does it again then.
+        If `work` raises or is cancelled, the replica is ended and replaced, since the next work could take a late answer
+        for its own. If the replica is drained before `work` has returned, DrainTimeout (E2093) is raised; with
+        `repeatable` True another replica does the work again instead.
         """
         given_back = False
         while True:
@@ -159,16 +164,20 @@ class FleetManager:
                 given_back = True
 
     async def evaluate(self) -> ScalingDecision:
-        """Measures the replicas, and returns a decision without carrying it out."""
+        """Measures the replicas, and returns the decision that follows: whether to start or drain some. Starts and drains none
+        itself.
+        """
         metrics = await self.measure()
         return self._recommendations.decide(metrics, self._target, self._clock.monotonic())
 
     async def scale_to(self, replicas: int) -> None:
-        """Starts replicas, or drains some: first those that have no work, then the youngest.
+        """Starts or drains replicas until the fleet has `replicas` active ones. It drains those without work first, and then
+        the youngest.
 
-        Raises ScaleUpFailed (E2090) above `max_replicas`, or if some replicas did not start; those that did start stay.
-        Raises ScaleDownFailed (E2091) below `min_replicas`, or if the hook has failed; replicas that could not be
-        drained stay.
+        - Raises ScaleUpFailed (E2090) if `replicas` is above `max_replicas`, or if some replicas did not start. Those that
+          did start stay.
+        - Raises ScaleDownFailed (E2091) if `replicas` is below `min_replicas`, or if `checkpoint` failed for a replica. That
+          replica stays in the fleet.
         """
         if not self._pool.running:
             raise self._not_running()
@@ -228,8 +237,8 @@ class FleetManager:
         ]
 
     async def close(self) -> None:
-        """Drains all replicas, and gives back the work that waits (DrainTimeout). Raises ScaleDownFailed if the hook
-        has failed; the children have ended then, too.
+        """Drains all replicas and ends their children. Calls of `run` that still wait for a replica raise DrainTimeout. Raises
+        ScaleDownFailed if `checkpoint` failed for a replica; all children have ended in that case, too.
         """
         await self._pool.stop(self._not_begun)
         self._target = 0
@@ -293,13 +302,15 @@ class FleetManager:
         return result
 
     def _offer(self, replica: FleetReplica) -> None:
-        """Makes the replica free, or gives it to the caller that has waited longest."""
+        """Gives a replica that has done its work to the caller that has waited longest; the replica is free if none waits."""
         replica.works(False)
         if replica.state == "active":
             self._pool.offer(replica)
 
     def _spoiled(self, replica: FleetReplica) -> None:
-        """Ends and replaces a replica whose work was broken off: its next answer would belong to that work."""
+        """Ends and replaces a replica whose work was broken off. Its next output could be the answer to that work, and would be
+        taken for the answer to the next one.
+        """
         replica.work = None
         if replica.state == "active" and replica in self._pool.members:
             self._retire(replica)
@@ -412,7 +423,7 @@ class FleetManager:
             raise ScaleDownFailed(f"{what} has failed: {error}") from error
 
     async def _within(self, what: Awaitable[Any]) -> bool:
-        """Returns True if the work is done in the time of a drain."""
+        """Waits for `what`, but at most `drain_secs` seconds, and returns True if it is done by then. Else cancels it."""
         work = asyncio.ensure_future(what)
         late = asyncio.ensure_future(self._sleep(self.config.drain_secs))
         try:

@@ -32,9 +32,10 @@ _log = logging.getLogger(__name__)
 class WarmPoolConfig:
     """The settings of a warm pool.
 
-    - `size`: children that are kept warm. `max_age_secs`: the age from which a child is never given out.
-    - `refresh_interval_secs`: seconds between two looks, each of which replaces the children that would be too old at
-      the next one.
+    - `size`: the number of children that are kept warm, which means: started, and not given out.
+    - `max_age_secs`: the age from which a child is not given out any more.
+    - `refresh_interval_secs`: seconds between two calls of `refresh`. Each replaces the children that would be too old at the
+      next call.
     - `spawn_timeout_secs`: the longest time until a child is warm. `grace_secs`: seconds from SIGTERM to SIGKILL.
     """
 
@@ -52,11 +53,14 @@ class WarmPoolConfig:
 
 @dataclass(frozen=True)
 class WarmPoolStatus:
-    """The pool at this moment, and since its start.
+    """The state of a warm pool, and its counts since its start.
 
-    - `ages_secs`: ages of the warm children, the oldest first.
-    - `failure`: the reason of the last child that ended while it was warm, or was not started; "" if a child was given
-      out after that.
+    - `warm`, `starting`, `given_out`: the numbers of children in these states now.
+    - `ages_secs`: the ages of the warm children, the oldest first.
+    - `spawned`, `allocated`: the numbers of children that were started, and that were given out. `refused`: the number of
+      callers that got WarmPoolExhausted.
+    - `died`, `refreshed`: the numbers of warm children that have ended or were stopped, and that were replaced for their age.
+    - `failure`: the reason why the last child ended while it was warm, or did not start; "" if a child was given out since.
     """
 
     warm: int
@@ -93,12 +97,12 @@ class WarmPool:
         - `command`: needs a stdin, on which a child gets its work. The time of its limits begins when the child is given out.
         - `ready`: the line of stdout by which a child reports that it is warm; without it a child is warm when its program was
          executed.
-        - `reset`: called with a child that is given back; a child for which it returns True is given out again. It has to make
-         sure that the program has forgotten the work before, and to read the program's answer to the end. A child whose stdout
-         has more, or whose stdin has not taken all, is ended, since its next user would take the rest for an answer. The contents
-         of stderr are thrown away. Without `reset` a child that is given back is ended.
-        - `lives`: lists the children as its instances, so that quotas hold for them.
-        - `sleep`: waits between looks, and before a replacement.
+        - `reset`: a coroutine function that is called with a child that is given back. If it returns True, the child is warm
+         again; else the child is ended. It has to make the program forget the earlier work, and to read the program's output
+         to the end. The pool ends a child that still has unread output or unsent input, which the next user would get.
+         Unread stderr is dropped. Without `reset` each child that is given back is ended.
+        - `lives`: a lifecycle manager that lists the children among its instances, so that they can have quotas.
+        - `sleep`: waits between the calls of `refresh`, and before a replacement.
         """
         if command.stdin != "pipe" or (ready is not None and command.stdout != "pipe"):
             raise UserError(
@@ -166,7 +170,7 @@ class WarmPool:
         return instance.child
 
     async def take(self, wait_secs: Duration | None = 0.0) -> AgentInstance:
-        """Does the same as `allocate`, but returns the instance instead of its child."""
+        """Gives out a warm child as `allocate` does, but returns its instance."""
         if not self._pool.running:
             raise UserError(f"warm pool {self.name!r} does not run", hint="await pool.start() before, or `async with`")
         wait_s = None if wait_secs is None else parse_seconds(wait_secs, name="allocate: wait_secs")
@@ -204,7 +208,7 @@ class WarmPool:
 
     @asynccontextmanager
     async def borrowed(self, wait_secs: Duration | None = 0.0) -> AsyncIterator[Child]:
-        """Gives a child of `allocate` for the `with` block, and takes it back afterwards."""
+        """Calls `allocate`, gives the child to the `with` block, and calls `give_back` after the block."""
         child = await self.allocate(wait_secs)
         try:
             yield child
@@ -212,7 +216,7 @@ class WarmPool:
             await run_to_end(self.give_back(child))
 
     async def refresh(self) -> int:
-        """Replaces the children that would be too old at the next look. Returns their number."""
+        """Replaces the warm children that would be older than `max_age_secs` at the next call. Returns their number."""
         oldest = self._clock.monotonic() + self.config.refresh_interval_secs - self.config.max_age_secs
         stale = [each for each, since in self._pool.free.items() if since < oldest]
         self._counts["refreshed"] += len(stale)
@@ -250,7 +254,7 @@ class WarmPool:
     # -- internals ----------------------------------------------------------------------------------------------------
 
     def _can_work(self, instance: AgentInstance) -> bool:
-        """Returns True if a warm child can be given out; otherwise it is counted as refreshed or died, and ended."""
+        """Returns True if a warm child can be given out. If not, counts it as refreshed or died, and the pool ends it."""
         assert instance.child is not None
         too_old = self._clock.monotonic() - self._pool.free[instance] > self.config.max_age_secs
         if too_old or (instance.phase is Phase.IDLE and not self._is_quiet(instance.child)):
@@ -278,7 +282,9 @@ class WarmPool:
         )
 
     def _is_quiet(self, child: Child) -> bool:
-        """Returns True if no output of the last work is unread and no input of it is unsent, which the next user would get."""
+        """Returns True if the child has no unread stdout and no unsent stdin of its last work; its next user would get them.
+        Drops its unread stderr.
+        """
         while child.stderr is not None and child.stderr.read_nowait():
             pass
         has_rest = (child.stdout is not None and child.stdout.has_unread) or (child.stdin and child.stdin.has_unsent)
@@ -327,7 +333,7 @@ class WarmPool:
 
 
 def _is_fit(child: Child) -> bool:
-    """Returns True if the child runs: it is not stopped and has not ended. This also sees an end that the supervisor has not
-    reported yet.
+    """Returns True if the child runs: its process has not ended, and nobody has stopped it (SIGSTOP). It looks at the process
+    itself, so it also notices an end that the supervisor has not reported yet.
     """
     return not child.trouble and numbers_of(child.pid) is not None
