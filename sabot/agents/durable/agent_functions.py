@@ -1,7 +1,7 @@
-"""The function of a durable agent that runs a `sabot.llm.Agent` for each record: `app.llm_agent` makes it.
+"""The function of a durable agent that runs a `sabot.llm.Agent` for each record. `app.llm_agent` uses it.
 
-With `session=True` each key has one conversation. It is part of the keyed state, and is written when the job
-succeeds.
+With `session=True` each key has one conversation over all its records. The conversation is part of the keyed state, and
+is written when a job succeeds.
 """
 
 import re
@@ -28,12 +28,14 @@ def agent_function(
     reply: Callable[[Any, AgentResult], Any] | None,
     session: bool,
 ) -> Callable[[DurableContext], Any]:
-    """Returns the function of a durable agent that runs `agent` for each record.
+    """Returns the function of a durable agent that runs `agent` for each record. Raises UserError if `prompt` or
+    `reply` is async.
 
-    `prompt`: a template ("Summarize: {text}"), or a function of the message; None if the message is a text, or has a
-    field "prompt", "text" or "question". `reply`: the function of message and AgentResult that returns the result for
-    the sink; None for the agent's output. `session`: True if a key has one conversation over all its records. Raises
-    UserError if one of the functions is async.
+    - `prompt`: a template ("Summarize: {text}"), or a function of the message that returns the prompt. With None the
+      prompt is the message, if it is a text, or else its field "prompt", "text" or "question".
+    - `reply`: a function of the message and the AgentResult that returns the result for the sink. With None the result
+      is the output of the agent.
+    - `session`: True if a key has one conversation over all its records.
     """
     check_called(f"agent {agent.name!r}", prompt=prompt, reply=reply)
 
@@ -53,8 +55,8 @@ def agent_function(
 
 
 def check_template(prompt: str, where: str) -> None:
-    """Raises UserError if no record can fill the template, because it has a brace that is not closed, or braces that
-    belong to JSON.
+    """Raises UserError if no record can fill the template: it has a brace that is not closed, or braces that look like
+    JSON.
     """
     try:
         fields = [field for _, field, _, _ in Formatter().parse(prompt) if field is not None]
@@ -85,5 +87,7 @@ def _prompt_of(message: Any, prompt: str | Callable[[Any], object] | None) -> ob
 
 
 def _plain(result: AgentResult) -> Any:
-    """Returns the result for the sink if there is no `reply`: the typed output, or else {"content": text}."""
+    """Returns the result for the sink if the agent has no `reply`: its typed output, or {"content": text} if it has no
+    output type.
+    """
     return {"content": result.content} if result.output is None else msgspec.to_builtins(result.output)

@@ -1,16 +1,16 @@
-"""A durable batch agent: each batch is a job, and its BEGIN entry has the rows (`job_batches`).
+"""A durable batch agent: each batch is a job, and the job's BEGIN entry has the rows (`job_batches`).
 
-    put ─▶ drop the rows that jobs have ─▶ divide the others into pieces, each a job ─▶ as in `durable`
+    put ─▶ drop the rows that jobs have ─▶ divide the others into pieces, each a job ─▶ as in `operator`
 
-The jobs are independent, and `concurrency=` of them run at once. When the job of a piece has begun, the piece is never
-divided again or joined with another one.
+The jobs are independent, and at most `concurrency=` of them run at once. When the job of a piece has begun, the piece is
+never divided again or joined with another one.
 
-A checkpoint saves the rows whose jobs are neither parked nor over, and the ids of the jobs among them that have begun
-(`own_facts`). After a restart the journal has the rows of all jobs that have begun, including those that began after
-the checkpoint. So such rows are dropped when they come again from the checkpoint or the source.
+A checkpoint saves the rows of jobs that have not begun, and of jobs that run. It also saves the ids of the latter
+(`own_facts`). After a restart the journal has the rows of all jobs that have begun, including those that began after the
+checkpoint. So such rows are dropped when they come again from the checkpoint or the source.
 
-If a job fails, each of its rows becomes a dead letter with the job's id. When the first of these dead letters is sent
-again, the job begins again, over all rows of its BEGIN. So no recorded effect of the job is repeated.
+If a job fails, each of its rows becomes a dead letter with the id of the job. When the first of these dead letters is
+sent again, the job begins again, over all rows of its BEGIN. So no recorded effect of the job is repeated.
 """
 
 from collections.abc import Coroutine, Iterator, Mapping
@@ -66,10 +66,13 @@ _HEADERS = RECORD_SCHEMA.get_field_index("headers")
 
 
 class _BatchCall(JobCall, eq=False, gc=False):
-    """A call for a batch. `held` is the batch in the agent's queue that has the rows, and `rows` are the numbers of the
-    rows in it; both are None if the agent's queue does not have them. `records` has the rows as they came, and
-    `columns` the rows as the function gets them; both are None after the job has begun. `body` is the body of BEGIN, if
-    it was read from the journal, or b"".
+    """A call for a batch.
+
+    - `held`: the batch in the agent's queue that has the rows, or None if the queue does not have them.
+    - `rows`: the numbers of the rows in `held`, or None.
+    - `records`: the rows as they came, or None after the job has begun.
+    - `columns`: the rows as the function gets them, or None after the job has begun.
+    - `body`: the body of the job's BEGIN if it was read from the journal, or b"".
     """
 
     held: QueuedRows | None = None
@@ -111,9 +114,11 @@ class DurableBatchOperator(DurableAgentOperator):
         self._pins.add(batch.log, from_ipc(batch.records))
 
     def own_facts(self) -> dict[str, Any]:
-        """Adds two facts to the checkpoint. `running` has the ids of those jobs that have begun and whose rows are in
-        this checkpoint. `pinned` has the positions of other rows that have a job and that the source may read again
-        after a restart. By then the journal may have deleted the jobs of the pinned rows.
+        """Returns the facts of the base class for a checkpoint, and two more.
+
+        - `running`: the ids of the jobs that have begun and whose rows are in this checkpoint.
+        - `pinned`: the positions of other rows that have a job and that the source may read again after a restart. By
+          then the journal may have deleted these jobs.
         """
         calls = [call for call in self.calls.values() if isinstance(call, _BatchCall) and call.begun and call.held]
         return {**super().own_facts(), "running": [call.job_id for call in calls], "pinned": self._pins.facts()}
@@ -165,8 +170,8 @@ class DurableBatchOperator(DurableAgentOperator):
         self.go_on()
 
     def _keep_unprocessed(self, batch: Batch) -> None:
-        """Keeps rows in the queue that cannot become jobs, because the agent has failed or fails now. The checkpoint
-        saves them.
+        """Keeps rows in the agent's queue that cannot become jobs, because the agent has failed or fails now. So the
+        checkpoint saves them.
         """
         if not batch.data.schema.equals(RECORD_SCHEMA):
             nameless = UserError(
@@ -177,8 +182,8 @@ class DurableBatchOperator(DurableAgentOperator):
         self.hold_rows(QueuedRows(batch.num_rows, batch.data, topic=batch.topic))
 
     def _changed(self, records: pa.RecordBatch, batch: Batch) -> bool:
-        """Handles rows whose content differs from the content with which a job began at the same positions: they
-        become dead letters, or the agent fails. Returns True if the agent continues.
+        """Handles rows at positions where a job has begun with other rows. They become dead letters, or with
+        on_error="fail" the agent fails. Returns True if the agent continues, and False if it has failed.
         """
         error = InputChanged(
             f"{place_of_rows(batch.topic, records)}: a job began with other records at these places",
@@ -194,9 +199,9 @@ class DurableBatchOperator(DurableAgentOperator):
         return False
 
     def _stamped(self, records: pa.RecordBatch, topic: str, log: str) -> pa.RecordBatch:
-        """Returns the records with the id of their job (JOB_HEADER) added to the headers of each record that has none.
-        It is used for records of a checkpoint if the topic has another log now: their positions will no longer identify
-        them. `log` is the identity of the log that they came from.
+        """Returns the records with a job id (JOB_HEADER) in the headers of each of them. Records that have one keep it.
+        The others get the id that their position in the log `log` gives. It is used for records of a checkpoint if the
+        topic has another log now, because their positions no longer identify them.
         """
         headers = []
         for place, row in enumerate(rows_of(records, topic)):
@@ -206,8 +211,9 @@ class DurableBatchOperator(DurableAgentOperator):
         return with_headers(records, headers)
 
     def _calls_of(self, held: QueuedRows, columns: pa.RecordBatch, nbytes: int, log: str) -> Iterator[_BatchCall]:
-        """Divides rows that arrived together into calls, and yields the calls. Rows that carry the id of a job become
-        one call for each id. The other rows are divided into pieces of limited size.
+        """Divides rows that arrived together into calls, and yields the calls. Rows that have a job id in their headers
+        become one call for each id. The other rows are divided into pieces of limited size, and each piece becomes a
+        call.
         """
         if not held.rows:
             return
@@ -264,7 +270,7 @@ class DurableBatchOperator(DurableAgentOperator):
         return labels_of(tuple(pair for row in header_rows(headers) for pair in row), self.spec.labels)
 
     def _sent_back(self, records: pa.RecordBatch) -> dict[str, list[int]]:
-        """Returns, by job id, the numbers of the rows that carry this id in their headers, because they are dead
+        """Returns, by job id, the numbers of the rows that have this job id in their headers. Such rows are dead
         letters that were sent again.
         """
         headers = records.column(_HEADERS)
@@ -281,8 +287,8 @@ class DurableBatchOperator(DurableAgentOperator):
         return jobs
 
     def is_known(self, call: JobCall) -> bool:
-        """Returns True if the call's job is waiting or running, and drops the rows. If that job fails, all its rows
-        become dead letters again.
+        """Returns True, and drops the rows of the call, if the job of this call is waiting or running already. If that
+        job fails, all its rows become dead letters again. Returns False if there is no such job.
         """
         other = self.calls.get(call.job_id)
         if other is None:
@@ -317,8 +323,8 @@ class DurableBatchOperator(DurableAgentOperator):
         call.body = b""
 
     async def ask_journal(self, call: JobCall) -> None:
-        """Asks the journal whether it has the call's job, as the base method does. If the rows were sent again after a
-        failure, the job processes all rows of its BEGIN.
+        """Asks the journal whether it has the job of this call, as the method of the base class does. If the rows are
+        dead letters that were sent again, the job processes all rows of its BEGIN.
         """
         assert isinstance(call, _BatchCall)
         begin = await call_journal(last_begin, self.host.journal, call.job_id)
@@ -392,15 +398,15 @@ class DurableBatchOperator(DurableAgentOperator):
         error: BaseException | tuple[str, str],
         attempts: int | None,
     ) -> None:
-        """Sends rows to the dead letters, with the id of their job and the number of its failed run."""
+        """Sends rows to the dead letters, with the id of their job and the number of the job's failed run."""
         for row in rows_of(records, topic):
             row.headers = (*user_headers(row.headers), *failed.headers)
             self.dead_letter(row, error, attempts)
 
 
 def _without(batch: Batch, dropped: Any) -> Batch:
-    """Returns the batch without some of its records. `dropped` is a numpy array of bool: True for each record to
-    remove.
+    """Returns the batch without some of its records. `dropped` is a numpy array of bool: True for each record to leave
+    out.
     """
     records = batch.records
     assert records is not None

@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The outcome of a question. `outcome`: "resolved", "expired" or "cancelled". `resolution`: the answer. `by`: the
-    person who answered, or "".
+    """The outcome of a question to a person.
+
+    - `outcome`: "resolved", "expired" or "cancelled".
+    - `resolution`: the answer.
+    - `by`: the person who answered, or "".
     """
 
     outcome: str
@@ -41,7 +44,9 @@ class Reply:
 
     @property
     def approved(self) -> bool:
-        """True if the answer is yes: `sabot actions resolve TOKEN --approve`, or {"approved": true}."""
+        """True if the person approved: the answer came from `sabot actions resolve TOKEN --approve`, or is {"approved":
+        true}.
+        """
         return self.outcome == "resolved" and self.resolution.get("approved") is True
 
     @property
@@ -51,13 +56,13 @@ class Reply:
 
 
 class DurableContext(AgentContext):
-    """The context of one job. Each effect (a call, a question, a wait) goes through its methods, and its result is
-    recorded in the journal.
+    """The context of one job. The function makes each effect (a call, a question, a wait) by a method of this context,
+    which records the result in the journal.
 
-    After a crash the function runs again, and gets the recorded results in place of new calls. So, given the same
-    results, it must ask for the same effects in the same order. It may compute, use its state, and ask for effects.
-    Everything else (files, sockets, threads, the clock, random numbers) has a method here, or belongs into `step`.
-    State writes take effect when the job succeeds.
+    After a crash the function runs again, and gets the recorded results in place of new calls. So it must be
+    deterministic: with the same results it must ask for the same effects in the same order. It may compute and use its
+    state. Everything else (files, sockets, threads, the clock, random numbers) has a method here, or must be done in a
+    function that `step` calls. Writes of state take effect when the job succeeds.
     """
 
     __slots__ = ("_job",)
@@ -71,8 +76,8 @@ class DurableContext(AgentContext):
 
     @property
     def attempt(self) -> int:
-        """The number of this attempt, from 1 (`on_error="retry"`). A replay of the journal after a crash is not a new
-        attempt.
+        """The number of this attempt of the job, from 1. With `on_error="retry"` a failed job gets further attempts. A
+        replay of the journal after a crash is not a new attempt.
         """
         return self._job.history.attempt
 
@@ -88,20 +93,18 @@ class DurableContext(AgentContext):
 
     @property
     def labels(self) -> frozenset[str]:
-        """The labels of all data that this job has seen: of its record, and of the results of tools
-        (`@tool(open_world=True, labels=…)`).
-
-        The output of the job has them in the header "sabot.labels".
+        """The labels of all data that this job has seen: those of its record, and those of the results of tools
+        (`@tool(open_world=True, labels=…)`). The output of the job has them in the header "sabot.labels".
         """
         return frozenset(self._job.labels)
 
     async def call(self, tool: Tool | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Calls a tool, and returns its result after encoding and decoding by msgpack: a tuple becomes a list, for
-        example.
+        """Calls a tool, and returns its result. The result is encoded and decoded by msgpack, so for example a tuple
+        becomes a list.
 
-        The result is in the journal before the job continues, and a replay reads it from there. A function that is no
-        tool is called as a tool of the class `unsafe`. Raises EffectError if the tool fails, if the call could not be
-        made or was abandoned, or if its result cannot be encoded.
+        The result is in the journal before the job continues, and a replay reads it from there. A function that is not
+        a tool is called as a tool of the effect class "unsafe". Raises EffectError if the tool fails, if the call could
+        not be made or was abandoned, or if the result cannot be encoded.
         """
         made = as_tool(tool)
         if made.converse is not None and not args:
@@ -118,11 +121,12 @@ class DurableContext(AgentContext):
         retries: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Calls any function like a tool, with the properties that `@tool` would declare.
+        """Calls any function as if it were a tool. Returns and raises as `call` does.
 
-        `effect`: the class of the effect, such as "read" for a function that changes nothing; by default "unsafe".
-        `timeout`: the longest time of an attempt. `retries`: the number of further attempts. Returns and raises as
-        `call` does.
+        - `effect`: the class of the effect, as in `@tool`: for example "read" for a function that changes nothing. By
+          default "unsafe".
+        - `timeout`: the time limit of each attempt; None sets none.
+        - `retries`: the number of further attempts after a failure.
         """
         return await self._made(as_tool(func, effect=effect, timeout=timeout, retries=retries), args, kwargs)
 
@@ -130,12 +134,16 @@ class DurableContext(AgentContext):
         return await self._job.call(tool, args, kwargs, pack([args, kwargs], f"arguments of {tool.name}", sort=True))
 
     async def ask(self, kind: str, payload: Mapping[str, Any], *, timeout: Duration | None = None) -> Reply:
-        """Asks a person, and parks the job until the answer comes, even for days. `sabot actions` shows and answers
-        questions.
+        """Asks a person, and returns the reply. The job is parked until the answer comes, even for days. `sabot
+        actions` shows and answers questions.
 
-        `kind`: "confirm", "choose", "input", "approval" or another type of actions, or one word of your own.
-        `payload`: the data to show, as JSON. `timeout`: the time after which the reply is `expired`. Raises UserError
-        for a payload that is not JSON, and for a kind that is not one word, or looks like a misspelt type.
+        - `kind`: the type of the question: "confirm", "choose", "input", "approval" or another type of actions, or one
+          word of your own.
+        - `payload`: the data to show to the person. It must be JSON.
+        - `timeout`: the time after which the reply is `expired`; None sets no limit.
+
+        Raises UserError for a payload that is not JSON. Also raises UserError for a kind that is not one word, or that
+        looks like a misspelt type.
         """
         _check_type(kind)
         try:
@@ -150,16 +158,15 @@ class DurableContext(AgentContext):
         return Reply(entry.outcome, _said(entry.body), entry.by)  # type: ignore[arg-type]
 
     async def sleep(self, duration: Duration) -> None:
-        """Waits for this time. If it is more than a second, the job is parked. `asyncio.sleep` in a job does the
-        same.
+        """Waits for this time. If it is more than a second, the job is parked meanwhile. `asyncio.sleep` in a job does
+        the same.
         """
         await asyncio.sleep(parse_seconds(duration, name="sleep"))
 
     async def wait(self, name: str, *, timeout: Duration | None = None) -> Any:
-        """Waits for the next signal of this name (`sabot jobs signal JOB NAME`), and returns its value. A signal that
-        came before this call is returned at once, unless an earlier call has returned it.
-
-        Raises TimeoutError if no signal comes within `timeout`.
+        """Waits for the next signal of this name (`sabot jobs signal JOB NAME`), and returns the value of the signal.
+        If a signal came before this call, and no earlier call has returned it, it is returned at once. Raises
+        TimeoutError if no signal comes within `timeout`.
         """
         checked_text(name, "wait: name")
         async with asyncio.timeout(None if timeout is None else parse_seconds(timeout, name="timeout")):
@@ -167,31 +174,29 @@ class DurableContext(AgentContext):
         return _value(signal.body)  # type: ignore[arg-type]
 
     async def child(self, agent: Callable[..., Any] | str, message: Any) -> Any:
-        """Runs another durable agent of this app on this message, as a job of its own, and returns the result of that
-        job. This job is parked meanwhile.
+        """Begins another durable agent of this app with this message, as a child job. Returns the result of the child.
+        This job is parked meanwhile. `agent` is the function of the other agent, or its name.
 
-        `agent` is the function of the other agent, or its name. Raises EffectError if the child fails. If this job
-        ends, or its call of `child` is cancelled, the child is cancelled too, unless the child's agent has
-        `ChildLimits(outlive=True)`.
+        If this job ends, or this call is cancelled, the child is cancelled too, unless the child's agent has
+        `ChildLimits(outlive=True)`. Raises EffectError if the child fails.
         """
         name = agent if isinstance(agent, str) else getattr(agent, "__name__", "")
         agent_id = f"{self.agent_id.rpartition('.')[0]}.{name}"
         return await self._job.child(agent_id, pack(message, f"message to {agent_id}", sort=True))
 
     def llm(self, engine: "Engine") -> "JobModel":  # type: ignore[override]  # these models ask as effects
-        """Returns the models of this engine, as this job asks them: `await ctx.llm(engine).complete("…",
-        output=Verdict)`.
+        """Returns the models of an engine for this job: `await ctx.llm(engine).complete("…", output=Verdict)`.
 
         Each answer is in the journal before the job continues, so no answer is paid for twice. `Agent.run(…,
-        effects=ctx.llm(engine))` runs a whole agent this way.
+        effects=ctx.llm(engine))` runs a whole agent in this way.
         """
         from sabot.agents.durable.models import JobModel
 
         return JobModel(self.call, self._job, engine)
 
     def now(self) -> int:
-        """Returns the time of the job in ms since 1970: the time at which it received its last result, answer or
-        timer. A replay returns the same time.
+        """Returns the time of the job in milliseconds since 1970: the time at which the job received its last result,
+        answer or timer. A replay returns the same time.
         """
         return self._job.now_ms()
 
@@ -207,14 +212,15 @@ class DurableContext(AgentContext):
         """Returns True if the job may run the new code of a changed function: `if ctx.patched("fraud-check"): … else:
         …old…`.
 
-        Use it where a change alters the effects that a function asks for. A job that reaches this line for the first
-        time gets True. A job whose journal shows that it passed this line before the change gets False.
+        Use it where a change alters the effects that a function asks for. `name` names the change. A job that comes to
+        this call for the first time gets True. A job gets False if its journal shows that it passed this place when the
+        old code ran.
         """
         return self._job.patched(checked_text(name, "patched: name"))
 
     def continue_as(self, message: Any) -> NoReturn:
-        """Ends this run, and starts the function again for the same job with this message and an empty history. It is
-        for jobs without an end.
+        """Ends this run of the function, and starts the function again, for the same job, with this message and an
+        empty history. Use it in jobs that go on forever, whose histories would grow without a limit.
         """
         raise ContinueAs(message)
 
@@ -225,8 +231,8 @@ class DurableContext(AgentContext):
 
 
 class _JobCaller:
-    """The environment in which a job runs a tool with `converse`: calls of other tools and requests to models become
-    effects of the job, and questions become actions for people.
+    """The environment of a tool that uses `converse` and is called by a job. The tool's calls of other tools and its
+    requests to models become effects of the job, and its questions become actions for people.
     """
 
     def __init__(self, ctx: DurableContext) -> None:
@@ -247,8 +253,8 @@ class _JobCaller:
 class BatchJobContext(DurableContext):
     """The context of one job of a batch agent. `message` is the batch.
 
-    `given_up`: the rows that the function has named as bad (`RowErrors`), as {number of the row in the journal's
-    batch: reason}.
+    `given_up` has the rows that the function has reported as bad by raising `RowErrors`. The key is the number of the
+    row in the journal's batch, and the value is the reason.
     """
 
     __slots__ = ("given_up",)
@@ -279,7 +285,7 @@ class BatchJobContext(DurableContext):
 def durable_context(
     job: JobRun, record: RecordFields, state_backend: StateBackend | None, agent_id: str, prefix: str, clock: Clock
 ) -> DurableContext:
-    """Makes the context for one run of a job over its record."""
+    """Makes the context in which a job's function runs over the record of the job."""
     ctx = record_context(record, state_backend, agent_id, prefix, clock, None, DurableContext)
     assert isinstance(ctx, DurableContext)
     ctx._job = job
@@ -287,7 +293,7 @@ def durable_context(
 
 
 def batch_job_context(job: JobRun, data: pa.RecordBatch, topic: str, agent_id: str, clock: Clock) -> BatchJobContext:
-    """Makes the context for one run of a job over its batch."""
+    """Makes the context in which a job's function runs over the batch of the job."""
     ctx = BatchJobContext(data, topic=topic, agent_id=agent_id, buffered=True, clock=clock)
     ctx._job, ctx.given_up = job, {}
     return ctx
@@ -308,7 +314,9 @@ def _check_type(kind: str) -> None:
 
 
 def _misspelt(word: str, meant: str) -> bool:
-    """Returns True if the words differ by one letter: it is replaced, missing or added, or two letters are swapped."""
+    """Returns True if `word` becomes `meant` by changing one letter: replacing it, removing it, adding it, or swapping
+    it with the next.
+    """
     at = 0
     while word[at : at + 1] == meant[at : at + 1] != "":
         at += 1

@@ -1,7 +1,8 @@
-"""Batches as jobs: their ids, their form in the journal, and the rows that jobs already have.
+"""Batches as jobs: their ids, their form in the journal, and the rows that already have jobs.
 
 The BEGIN entry of a job has the rows of its batch. So after a restart the job gets the same batch again, even if the
-source divides the rows into other batches now. `Pins` knows which rows already have a job; the others begin new jobs.
+source now divides the rows into other batches. `Pins` knows which rows already have a job; the other rows begin new
+jobs.
 """
 
 import re
@@ -24,10 +25,13 @@ _PARTITION, _OFFSET = RECORD_SCHEMA.get_field_index("partition"), RECORD_SCHEMA.
 
 
 class BatchInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The body of BEGIN for a batch. New fields are only added at the end.
+    """The body of BEGIN for a job with a batch. New fields are only added at the end.
 
-    `log`: the identity of the rows' log. `records`: the rows as they came (RECORD_SCHEMA). `columns`: the rows as the
-    function gets them. Both are Arrow IPC streams, which are read without a copy.
+    - `log`: the identity of the log (of a topic, for example) that the rows came from.
+    - `records`: the rows as they came (RECORD_SCHEMA).
+    - `columns`: the rows as the function gets them.
+
+    `records` and `columns` are Arrow IPC streams, which are read without a copy.
     """
 
     topic: str
@@ -40,7 +44,7 @@ _decode = msgspec.msgpack.Decoder(BatchInput).decode
 
 
 def read_batch(body: bytes, job_id: str) -> BatchInput:
-    """Decodes the body of a batch's BEGIN. Raises CorruptJournal."""
+    """Decodes the body of the BEGIN of a job with a batch. Raises CorruptJournal."""
     try:
         return _decode(body)
     except UNREADABLE as error:
@@ -69,28 +73,30 @@ def from_ipc(data: bytes) -> pa.RecordBatch:
 
 
 def batch_job_id(agent_id: str, log: str, records: pa.RecordBatch) -> str:
-    """Returns the id of the job of these rows. It is made of the agent, the log, the position of the first row, and the
-    number of rows.
+    """Returns the id of the job that processes these rows. The id is made of the agent, the log of the rows, the
+    position of the first row, and the number of rows.
     """
     partition, offset = records.column(_PARTITION)[0].as_py(), records.column(_OFFSET)[0].as_py()
     return f"{agent_id}/{log}/{partition}/{offset}+{records.num_rows}"
 
 
 def is_batch(job_id: str, agent_id: str) -> bool:
-    """Returns True if the id is that of a batch of this agent (`batch_job_id`), False for that of a record."""
+    """Returns True if a job id of this agent was made for a batch (`batch_job_id`), and False if it was made for a record."""
     found = _NAME.search(job_id, len(agent_id))
     return found is not None and found.end() == len(job_id)
 
 
 def place_of_rows(topic: str, records: pa.RecordBatch) -> str:
-    """Returns topic[partition]@offset of the first row, and the number of rows, for messages."""
+    """Returns the place of the rows as a text for messages: topic[partition]@offset of the first row, and the number of
+    rows.
+    """
     partition, offset = records.column(_PARTITION)[0].as_py(), records.column(_OFFSET)[0].as_py()
     return f"{topic}[{partition}]@{offset} ({records.num_rows} rows)"
 
 
 def _by_partition(records: pa.RecordBatch) -> Iterable[tuple[int, Any, Any]]:
-    """Yields for each partition its number, the numbers of its rows among the records, and the offsets of these rows
-    (two numpy arrays).
+    """Yields, for each partition, a tuple: the number of the partition, the numbers of its rows among `records`, and
+    the offsets of these rows. The last two are numpy arrays.
     """
     partitions, offsets = records.column(_PARTITION).to_numpy(), records.column(_OFFSET).to_numpy()
     for partition in np.unique(partitions):
@@ -99,8 +105,11 @@ def _by_partition(records: pa.RecordBatch) -> Iterable[tuple[int, Any, Any]]:
 
 
 class _PartitionPins:
-    """The rows of one partition that have jobs. `offsets` has the offsets of these rows, sorted. `known` has the
-    offsets of those rows whose payloads are known, and `hashes` has the hashes of these payloads.
+    """The rows of one partition that have jobs.
+
+    - `offsets`: the sorted offsets of these rows.
+    - `known`: the sorted offsets of those rows whose payloads are known.
+    - `hashes`: the hashes of these payloads, in the order of `known`.
     """
 
     def __init__(self) -> None:
@@ -126,33 +135,33 @@ class _PartitionPins:
         return found
 
     def passed(self, offset: int) -> None:
-        """Removes the rows up to and including this offset: the source does not read them again."""
+        """Removes the rows up to and including this offset, because the source does not read them again."""
         ahead = self.known > offset
         self.offsets = self.offsets[self.offsets > offset]
         self.known, self.hashes = self.known[ahead], self.hashes[ahead]
 
 
 class Pins:
-    """The rows of jobs that had begun before this start of the app, and that may be read again. Such a row is
-    *pinned* to its job.
+    """The rows that may be read again although they belong to jobs that began before this start of the app. Such a row
+    is *pinned* to its job.
 
-    The rows of a partition arrive in the order of their offsets, first those of the checkpoint and then those of the
-    source. When a row has arrived, it and all pinned rows before it are therefore removed from here.
+    The rows of a partition arrive in the order of their offsets, first the rows in the checkpoint and then those of the
+    source. So when a row arrives, the pin of that row and of all rows before it is removed.
     """
 
     def __init__(self) -> None:
         self._of: dict[tuple[str, int], _PartitionPins] = {}
 
     def add(self, log: str, records: pa.RecordBatch) -> None:
-        """Adds the rows of a job."""
+        """Pins the rows of a job."""
         hashes = _hashes(records)
         for partition, rows, offsets in _by_partition(records):
             self._of.setdefault((log, partition), _PartitionPins()).add(offsets, hashes[rows])
 
     def check(self, log: str, records: pa.RecordBatch) -> tuple[Any, Any] | None:
-        """Compares rows that have come with the rows of jobs at the same positions. Returns two arrays (numpy bool):
-        True for each row that a job has already, and True for each of these whose content differs from the job's.
-        Returns None if no job has any of the rows.
+        """Compares rows that have arrived with the pinned rows at the same positions. Returns None if none of the rows
+        is pinned. Otherwise returns two numpy arrays of bool: True for each row that is pinned, and True for each
+        pinned row whose content differs from the content that its job has.
         """
         if not self._of:
             return None
@@ -170,16 +179,14 @@ class Pins:
         return (pinned, changed) if pinned.any() else None
 
     def facts(self) -> list[list[Any]]:
-        """Returns, for a checkpoint, the positions of the rows that have a job and have not come again yet: lists of
-        [log, partition, packed offsets].
-        """
+        """Returns the positions of the pinned rows for a checkpoint, as lists of [log, partition, packed offsets]."""
         return [
             [log, partition, text_of_offsets(known.offsets)] for (log, partition), known in sorted(self._of.items())
         ]
 
     def take(self, facts: Iterable[Sequence[Any]]) -> None:
-        """Adds the rows of the facts in a checkpoint. Their positions are known, but their content is not. Raises
-        ValueError if the facts are damaged.
+        """Pins the rows whose positions a checkpoint has (`facts`). The content of these rows is not known. Raises
+        ValueError if `facts` are damaged.
         """
         for log, partition, packed in facts:
             self._of.setdefault((log, partition), _PartitionPins()).add(offsets_of_text(packed))

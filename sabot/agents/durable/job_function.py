@@ -29,15 +29,17 @@ from sabot.state.base import LocalBackend
 class JobFunction:
     """The function of a durable agent, and its state.
 
-    `keyed`: True if the agent has `key=`. Then one job of a key runs at a time, and the state belongs to the key.
-    `begun`: the ids of the open jobs with the times when they began (ms since 1970); empty unless values of the state
-    expire. A job reads the state as of its own time (`ctx.now`), so that a replay reads the same values. A value is
-    therefore kept until all jobs that began before it expired have ended.
+    - `keyed`: True if the agent has `key=`. Then one job of a key runs at a time, and the state belongs to the key.
+    - `begun`: the ids of the open jobs with the times when they began, in milliseconds since 1970. It is empty if no
+      value of the state expires.
+
+    A job reads the state as it was at the job's own time (`ctx.now`), so that a replay reads the same values. Therefore
+    an expired value is kept until all jobs that began before it expired have ended.
     """
 
     def __init__(self, spec: AgentSpec, state: StateBackend | None, clock: Clock) -> None:
-        """Makes the function. `state` is the agent's state. It is not used without key=; then each job has a state of
-        its own, which is dropped at its end.
+        """Makes the function. `state` is the agent's state. An agent without `key=` does not use it: each of its jobs
+        has a state of its own, which is dropped when the job ends.
         """
         self.keyed = spec.job_key is not None
         self._agent_id = spec.agent_id
@@ -49,7 +51,9 @@ class JobFunction:
         self._function, _ = collect_results(spec.func, _ordered)
 
     def context(self, job: JobRun) -> tuple[DurableContext, JobInput | BatchInput]:
-        """Returns the context for a job's function, and the record or batch of the job. Raises DataError."""
+        """Returns the context in which a job's function runs, and the record or batch of the job. Raises DataError if
+        the input cannot be decoded.
+        """
         begin, state = job.history.begin, self._state
         if self._expiry is not None and state is not None:
             self.opened(job.job_id, begin.at_ms)
@@ -64,12 +68,12 @@ class JobFunction:
         return durable_context(job, row, state, self._agent_id, self._prefix, self._clock), record
 
     def opened(self, job_id: str, begun_ms: int) -> None:
-        """Records that the job is open, and the time at which it began, in ms since 1970. Idempotent."""
+        """Records that a job is open since `begun_ms`, in milliseconds since 1970. Idempotent."""
         if self._expiry is not None:
             self.begun.setdefault(job_id, begun_ms)
 
     def call(self, ctx: DurableContext) -> Coroutine[Any, Any, Any]:
-        """Calls the function, and returns its coroutine, of which nothing has run yet."""
+        """Calls the function, and returns its coroutine. The coroutine has not been started."""
         return self._result(ctx)
 
     async def _result(self, ctx: DurableContext) -> Any:
@@ -82,14 +86,16 @@ class JobFunction:
         return encode(msgspec.structs.replace(record, payload=payload_from(message), columns=b""))
 
     def packed(self, job: JobRun, value: Any) -> bytes:
-        """Encodes the value that the function has returned, for END. Raises UserError for a value that cannot be
-        encoded.
+        """Encodes the value that the function has returned, for the END of the job. Raises UserError for a value that
+        cannot be encoded.
         """
         return pack(plain_value(value), f"the result of job {job.job_id}")
 
 
 class BatchJobFunction(JobFunction):
-    """The function of a durable batch agent. It gets the columns from the journal, in the first run as in a replay."""
+    """The function of a durable batch agent. It always gets the columns from the journal, also in the first run, so
+    that a replay sees the same.
+    """
 
     def __init__(self, spec: AgentSpec, state: StateBackend | None, clock: Clock) -> None:
         super().__init__(spec, state, clock)
@@ -104,8 +110,8 @@ class BatchJobFunction(JobFunction):
         return self._good_rows(ctx)
 
     async def _good_rows(self, ctx: BatchJobContext) -> Any:
-        """Calls the function, and returns its result. If the function names bad rows (`RowErrors`) before it has asked
-        for an effect, calls it again without these rows.
+        """Calls the function, and returns its result. If the function raises `RowErrors` for bad rows, and has asked
+        for no effect before that, it is called again without these rows.
         """
         left, before = np.arange(ctx.message.num_rows), ctx.asked
         while ctx.message.num_rows:
@@ -122,8 +128,8 @@ class BatchJobFunction(JobFunction):
         return None
 
     def packed(self, job: JobRun, value: Any) -> bytes:
-        """Encodes the number of result rows and a digest of them for END. Raises TypeError if the result is not
-        Arrow.
+        """Encodes the number of result rows and a digest of them, for the END of the job. Raises TypeError if the
+        result is not Arrow.
         """
         if value is None:
             return pack(None, "")
@@ -137,7 +143,7 @@ def job_function(spec: AgentSpec, state: StateBackend | None, clock: Clock) -> J
 
 
 def _ordered(value: Any) -> Any:
-    """Returns the result with a sorted list in place of each set, because another process would have the values of a
+    """Returns the result with a sorted list in place of each set. Otherwise another process would give the values of a
     set in another order.
     """
     if isinstance(value, Message):

@@ -25,35 +25,41 @@ from sabot.journal.effects import digest
 from sabot.operators.agents.rows import JOB_HEADER, JSON_HEADER, Row, place_of, rows_of, with_headers
 
 RUN_HEADER = "sabot.run"
-"""The header with the number of the run that has failed (`Begin.run`), beside JOB_HEADER or FROM_HEADER. 0 means that
-no run has failed, but that the job may have begun already.
+"""The header with the number of a job's failed run (`Begin.run`). A record with this header also has JOB_HEADER or
+FROM_HEADER. 0 means that no run has failed, but that the job may have begun already.
 """
 
 LAST_RUN = 1 << 62
-"""A number greater than that of any run. It means the last run of a job if the number of that run is not known."""
+"""A number that is greater than the number of any run. It stands for the last run of a job if the number of that run is
+not known.
+"""
 
 INPUT_HEADER = "sabot.input"
-"""The header of a dead letter whose job went on with another input than its record (`ctx.continue_as`). It has the
-digest of the first input, which identifies the job, and a digest of both inputs. So a record with another payload is
-not taken for that of the job.
+"""The header of a dead letter whose job continued with another input than its record (`ctx.continue_as`). It has two
+digests. The first is that of the job's first input, which identifies the job. The second is made of the record and the
+first input. It shows if a record was given this header but has another payload, and so does not belong to the job.
 """
 
 CONVERSATION_HEADER = "sabot.conversation"
-"""The header of a dead letter with the conversation between agent and model, as JSON."""
+"""The header of a dead letter that has the conversation of the failed agent with its model, as JSON."""
 
 FROM_HEADER = "sabot.from"
-"""The header of a row that one durable agent passes to another: the job that made it, and the number of the result."""
+"""The header of a row that one durable agent passes to another. It has the id of the job that made the row, and the
+number of the row among the results of that job.
+"""
 
 
 LABELS_HEADER = "sabot.labels"
-"""The header with the labels of a record, separated by commas: those of the data that the job saw which made it."""
+"""The header with the labels of a record, separated by commas. They are the labels of all data that the job which made
+the record has seen.
+"""
 
 
 class JobInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A record in the BEGIN entry of a job. New fields are only added at the end.
 
-    `columns`: the decoded payload as an Arrow IPC stream of one row, so that a replay reads the same even if the
-    schema or its registry has changed. Empty if the payload is JSON or null.
+    `columns` is the decoded payload as an Arrow IPC stream of one row. So a replay reads the same values even if the
+    schema or its registry has changed. It is empty if the payload is JSON or null.
     """
 
     topic: str
@@ -85,9 +91,11 @@ decode_waiting = msgspec.msgpack.Decoder(WaitingInput).decode
 
 
 class FailedRun(NamedTuple):
-    """The failed run of a job, for the headers of a dead letter. `job_id` is "" if the record has no known job.
-    `digest` is the digest of the job's first input. `conversation` is the conversation of the agent that has failed, as
-    JSON, or empty.
+    """A job's failed run, for the headers of a dead letter.
+
+    - `job_id`: the id of the job, or "" if the record has no known job.
+    - `digest`: the digest of the job's first input.
+    - `conversation`: the conversation of the failed agent with its model, as JSON, or empty.
     """
 
     job_id: str
@@ -97,7 +105,7 @@ class FailedRun(NamedTuple):
 
     @property
     def headers(self) -> Headers:
-        """The headers of the dead letter: those that identify the job, and the conversation."""
+        """Returns the headers of the dead letter. They identify the job, and have the conversation if there is one."""
         said = ((CONVERSATION_HEADER, self.conversation),) if self.conversation else ()
         return (*job_headers(self.job_id, self.run), *said) if self.job_id else ()
 
@@ -105,21 +113,22 @@ class FailedRun(NamedTuple):
 class JobCall(
     msgspec.Struct, eq=False, gc=False
 ):  # gc=False: it is in no cycle, and each of 100,000 parked jobs has one
-    """A row that waits for its job or has one, or a job that was open in the journal at the start. It exists until
-    the job ends.
+    """A row that waits for its job or has a job, or a job that was open in the journal when the app started. The call
+    is dropped when the job ends.
 
     - `digest`: the digest of the record.
-    - `named`: True if the journal must be asked whether it has the job, because the job's id does not come from the record's
-      position, or because jobs of later rows have begun.
-    - `failed_run`: for a dead letter that was sent back, the number of the run that has failed, else 0.
+    - `named`: True if the journal must be asked whether it has the job. That is so if the job's id does not come from
+      the position of the record, or if jobs of later rows have begun.
+    - `failed_run`: for a dead letter that was sent again, the number of the run that has failed; otherwise 0.
     - `row`: the row in the agent's queue, or None.
     - `mailed`: True if the row is the first of its key's mailbox.
-    - `before`: the job as it was open in the journal, or None; set to None when the job is parked or blocked.
-    - `reopened`: True if the job was open at the start.
-    - `place`: the place of the job at the agent's `JobAdmission`, which allows `concurrency=` jobs to run.
-    - `renewed`: True if the job was tried again since the start.
-    - `run`: the number of the run in its BEGIN; above 1 the job gets its recorded results.
-    - `begun`: True if its BEGIN is in the journal.
+    - `before`: the job as it was open in the journal, or None. It is set to None when the job is parked or blocked.
+    - `reopened`: True if the job was open when the app started.
+    - `place`: the place that `JobAdmission` gives to the job. It allows `concurrency=` jobs of the agent to run.
+    - `renewed`: True if the job was tried again since the start of the app.
+    - `run`: the number of the run in the job's BEGIN. In a run above 1 the job gets the results that earlier runs
+      recorded.
+    - `begun`: True if the job's BEGIN is in the journal.
     - `behalf`: the scope, principal and labels of the job.
     """
 
@@ -143,29 +152,31 @@ class JobCall(
 
     @property
     def parked(self) -> bool:
-        """True if the job is parked, or woken and not running yet."""
+        """True if the job is parked. It still is when it was woken but does not run yet."""
         return self.place in ("parked", "woken")
 
     @property
     def is_failed_child(self) -> bool:
-        """True if the job is a child that has failed, and its parent has begun it again."""
+        """True if the job is a child that has failed, and whose parent has begun it again."""
         return self.failed_run > 0 and self.record is not None and self.record.offset < 0
 
 
 def input_of(row: Row) -> JobInput:
-    """Returns the record of a row for BEGIN."""
+    """Returns the record in a row, in the form in which BEGIN has it."""
     columns = b"" if row.columns is None else to_ipc(row.columns)
     headers = user_headers(row.headers)
     return JobInput(row.topic, row.partition, row.offset, row.timestamp, row.key, headers, row.raw(), columns)
 
 
 def inputs_of(call: JobCall) -> dict[str, Any]:
-    """Returns the arguments of BEGIN that describe the record."""
+    """Returns the arguments for BEGIN that describe the record of the call."""
     return {"record": encode(call.record), "key": call.scope, "digest": call.digest}
 
 
 def rows_of_begun(calls: Iterable[JobCall]) -> dict[int, list[int]]:
-    """Returns the rows whose jobs have begun: their numbers in a `QueuedRows`, by the Python `id` of that object."""
+    """Returns the numbers of the rows whose jobs have begun. The key is the Python `id` of the `QueuedRows` object that
+    has the rows.
+    """
     begun: dict[int, list[int]] = {}
     for call in calls:
         if call.begun and call.row is not None:
@@ -174,11 +185,12 @@ def rows_of_begun(calls: Iterable[JobCall]) -> dict[int, list[int]]:
 
 
 class JobNames:
-    """Gives the rows of an agent their job ids, and finds the scope, principal and labels of each job.
+    """A maker of job ids: it gives each row of an agent a job id, and finds the scope, principal and labels of its job.
 
-    `logs` has the identity of each topic's log. `parents` are the durable agents that write into this one. `again` is
-    how often `--reprocess` has made new jobs of the agent's records; if the agent has `job_id=`, the ids contain this
-    number.
+    - `logs`: the identity of each topic's log.
+    - `parents`: the durable agents that write into this one.
+    - `again`: the number of times that `--reprocess` has made new jobs of the agent's records. If the agent has
+      `job_id=`, each id contains this number.
     """
 
     def __init__(self, spec: AgentSpec) -> None:
@@ -191,7 +203,8 @@ class JobNames:
 
     def name(self, call: JobCall, row: Row) -> None:
         """Sets the job id of the call, and the scope, principal and labels of its job. Raises DataError if nothing
-        gives the row an id, or if an option names a field whose value is neither a text nor a whole number.
+        gives the row an id. Also raises DataError if an option of the agent names a field whose value is neither a text
+        nor a whole number.
         """
         labels = self._labels if not row.headers else labels_of(row.headers, self._labels)
         if labels or self._scope is not None or self._principal is not None:
@@ -220,9 +233,9 @@ class JobNames:
             )
 
     def stamped(self, batch: Batch, log: str) -> Batch:
-        """Returns rows of a checkpoint with the ids of their jobs added as headers, if their positions will no longer
-        identify them. That is so if they came from another log (`log`) than the one that the topic has now. Otherwise
-        returns the batch unchanged. Rows that a field or a header identifies are not changed either.
+        """Returns the rows of a checkpoint, with the ids of their jobs added as headers if the topic has another log
+        now than `log`. Then the positions of the rows no longer identify them. If the log is the same, or if a field or
+        a header identifies the rows, the batch is returned unchanged.
         """
         if self._field is not None or log == self.logs.get(batch.topic):
             return batch
@@ -237,7 +250,9 @@ class JobNames:
 
 
 def _text_field(row: Row, field: str | None, option: str) -> str:
-    """Returns the text or whole number in a field that an option names. Raises DataError for anything else."""
+    """Returns the value of a field as a text. `option` is the option of the agent that names the field. Raises
+    DataError if the value is neither a text nor a whole number.
+    """
     if field is None:
         return ""
     found = row.value.get(field) if isinstance(row.value, dict) else None
@@ -250,7 +265,7 @@ def _text_field(row: Row, field: str | None, option: str) -> str:
 
 
 def labels_of(headers: Headers, labels: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Returns these labels and those of the headers, sorted."""
+    """Returns `labels` and the labels in the headers, sorted."""
     said = [value.decode(errors="replace") for name, value in headers if name == LABELS_HEADER and value]
     return tuple(sorted({*labels, *filter(None, ",".join(said).split(","))})) if said else labels
 
@@ -263,28 +278,29 @@ def row_of(record: JobInput) -> Row:
 
 
 def user_headers(headers: Headers) -> Headers:
-    """Returns the headers without those that Sabot has added. The user's function gets these as `ctx.headers`."""
+    """Returns the headers without those that Sabot has added. The user's function gets them as `ctx.headers`."""
     return headers and tuple(pair for pair in headers if pair[0] not in _OURS)
 
 
 def job_headers(job_id: str, run: int) -> Headers:
-    """Returns the headers of a record that is sent back: the id of its job, and the run that has failed."""
+    """Returns the headers of a record that is sent again: the id of its job, and the number of the run that has failed."""
     return ((JOB_HEADER, job_id.encode()), (RUN_HEADER, b"%d" % run))
 
 
 def json_headers(record: JobInput, format: Format) -> Headers:
-    """Returns the headers to add to a record that is sent back into a topic: JSON_HEADER if the payload is JSON and the
-    topic has another format; otherwise none.
+    """Returns the headers to add to a record that is sent again into a topic: JSON_HEADER if the payload is JSON and
+    the topic has another format, otherwise none.
     """
     return ((JSON_HEADER, b"1"),) if format != JSON and not record.columns and record.payload is not None else ()
 
 
 def input_headers(key: bytes, own: bytes, first: bytes) -> Headers:
-    """Returns the headers to add to a record that is sent back: INPUT_HEADER if its job began with another input;
+    """Returns the headers to add to a record that is sent again: INPUT_HEADER if its job began with another input,
     otherwise none.
 
-    `key` is the key of the journal's digests, `own` the digest of the record, and `first` the digest of the job's first
-    input.
+    - `key`: the key of the journal's digests.
+    - `own`: the digest of the record.
+    - `first`: the digest of the job's first input.
     """
     return (
         ()
@@ -294,8 +310,8 @@ def input_headers(key: bytes, own: bytes, first: bytes) -> Headers:
 
 
 def first_digest(key: bytes, own: bytes, headers: Headers) -> bytes:
-    """Returns the digest of the first input of a record's job, from INPUT_HEADER. If that header is missing or not
-    valid, returns `own`, the digest of the record itself. `key` is the key of the journal's digests.
+    """Returns the digest of the first input of a record's job, which INPUT_HEADER has. If the header is missing or not
+    valid, returns `own`, the digest of the record. `key` is the key of the journal's digests.
     """
     said = next((value for name, value in reversed(headers) if name == INPUT_HEADER), None)
     try:
@@ -306,9 +322,9 @@ def first_digest(key: bytes, own: bytes, headers: Headers) -> bytes:
 
 
 def result_headers(job_id: str, number: int, *, replayed: bool) -> Headers:
-    """Returns the headers of a result that one durable agent passes to another.
-
-    `replayed`: True if the job was run over its history, so that the result may have been passed on before.
+    """Returns the headers of a result that one durable agent passes to another. `number` is the number of the result
+    among those of the job. `replayed` is True if the job ran over its history, so that the result may have been passed
+    on before.
     """
     again = ((RUN_HEADER, b"0"),) if replayed else ()
     return ((FROM_HEADER, f"{job_id}>{number}".encode()), *again)
@@ -328,9 +344,11 @@ def payload_from(message: Any) -> bytes:
 
 
 def version_of(function: Callable[..., Any], version: str = "") -> str:
-    """Returns the version of the code for BEGIN. It consists of `version`, or by default of a short hash of the
-    function's code, and of the version of Python, because another Python may run tasks in another order (`jobs.run`).
-    It is the same in all processes with the same source and Python.
+    """Returns the version of the code, for BEGIN. It is made of two parts, and is the same in all processes with the
+    same source and Python.
+
+    - `version`, or by default a short hash of the function's code;
+    - the version of Python, because another Python may run tasks in another order (`jobs.run`).
     """
     code = getattr(unwrap(function), "__code__", None)
     if not version and code is not None:

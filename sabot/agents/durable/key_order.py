@@ -1,10 +1,10 @@
-"""The order of a durable agent's rows: one job of a key at a time, parked or not.
+"""The order of a durable agent's rows: a key has at most one job at a time, even if that job is parked.
 
     add ─▶ its turn, if its key has no job; else behind the key: in memory or, if the job takes long, in the mailbox
 
-A row whose turn has come may begin its job. When a job ends, the turn passes to the next one of its key, in this
-order: the key's other jobs that are open in the journal, the rows of its mailbox, the rows in memory. A row stays in
-its mailbox until its job is parked or has ended.
+A row whose turn has come may begin its job. When that job ends, the next one of the key gets its turn. First come the
+key's other jobs that are open in the journal, then the rows in its mailbox, then the rows in memory. A row stays in its
+mailbox until its job is parked or has ended.
 """
 
 import logging
@@ -26,17 +26,21 @@ _log = logging.getLogger(__name__)
 
 
 class OrderOwner(Protocol):
-    """The agent whose rows are put in order."""
+    """The owner of the rows that are put in order: a durable agent."""
 
     def turn(self, call: JobCall) -> None:
-        """Called when the turn of a row has come: it is the next one of its key, or has no key. Its job may begin."""
+        """Called when the turn of a row has come, because it is the next one of its key or has no key. The job of the
+        row may now begin.
+        """
 
     def is_known(self, call: JobCall) -> bool:
-        """Returns True if the job of this call has already begun. In that case it has also dropped or refused the row."""
+        """Looks for the job of this call among those that have begun. If it is there, drops the row, or refuses it if
+        its content differs from the job's input. Returns True if the job was found.
+        """
 
     def end_row(self, call: JobCall) -> None:
-        """Called when a row has been written to a mailbox. From now on, checkpoints no longer save it among the
-        unfinished rows.
+        """Called when a row has been written to a mailbox. From now on, checkpoints save it with the mailbox, and no
+        longer among the unfinished rows.
         """
 
     def refuse(self, call: JobCall, error: SabotError) -> None:
@@ -46,13 +50,17 @@ class OrderOwner(Protocol):
         """Returns True if the agent has failed. After that no row gets its turn."""
 
     def mail_room(self) -> None:
-        """Called when no row waits in memory for a full mailbox any more. The agent accepts input again."""
+        """Called when no row in memory waits for a full mailbox any more. The agent then accepts input again."""
 
 
 class _Queue(msgspec.Struct, eq=False, gc=False):
-    """The queue of a key that has a job. `before` has the key's other jobs that were open in the journal. `waiting` has
-    the rows in memory, which come after those. Both are None while they are empty, as they are for most keys: an empty
-    deque takes 600 bytes, and costs time of the garbage collector.
+    """The queue of a key that has a job.
+
+    - `before`: the key's other jobs that were open in the journal. They come first.
+    - `waiting`: the rows in memory. They come after those jobs.
+
+    Both are None while they are empty, as they are for most keys. An empty deque takes 600 bytes, and slows the garbage
+    collector.
     """
 
     call: JobCall
@@ -67,8 +75,9 @@ class _Queue(msgspec.Struct, eq=False, gc=False):
 class KeyOrder:
     """The order of an agent's rows. It decides when the turn of each row comes.
 
-    `crowded` has the keys whose mailbox is full, so that their further rows wait in memory. While there is such a key, the
-    agent takes no input. `children` has the ids of child jobs that wait for their turn.
+    - `crowded`: the keys whose mailbox is full, so that their further rows wait in memory. While there is such a key,
+      the agent takes no input.
+    - `children`: the ids of child jobs that wait for their turn.
     """
 
     def __init__(self, spec: AgentSpec, room: MailRoom, owner: OrderOwner) -> None:
@@ -83,8 +92,8 @@ class KeyOrder:
         room.on_room.append(self.unpack)
 
     def restore(self, calls: Iterable[JobCall]) -> None:
-        """Restores the open jobs of the journal, in the order in which they began, and then the mailboxes. Called
-        before any row comes. Raises UserError if rows wait in mailboxes and the agent has no key= any more.
+        """Restores the open jobs of the journal (`calls`, in the order in which they began), and then the mailboxes.
+        Called before any row comes. Raises UserError if rows wait in mailboxes, but the agent no longer has `key=`.
         """
         if self._spec.job_key is None and self.boxes.rows:
             raise UserError(
@@ -106,9 +115,9 @@ class KeyOrder:
                 self._turn(self._mailed(scope))
 
     def start(self, calls: Iterable[JobCall]) -> None:
-        """Ends the restore: from now on `suspend` forgets the entries of parked jobs. Called when the facts of the
-        checkpoint are restored. Removes from memory the journal's entries (`JobCall.before`) of those of `calls` that
-        are parked already.
+        """Ends the restore. Called when the facts of the checkpoint are restored. Drops `JobCall.before`, the job as it
+        was in the journal, of those `calls` that are parked already. From now on `suspend` does this for each job that
+        is parked.
         """
         self._started = True
         for call in calls:
@@ -116,8 +125,8 @@ class KeyOrder:
                 call.before = None
 
     def add_child(self, call: JobCall) -> None:
-        """Adds a child job, which another job (its parent) has asked for. Raises UserError if the job that has the key
-        now is the parent or one of its ancestors: that job and the child would wait for each other.
+        """Adds a child job that another job, its parent, has asked for. Raises UserError if the key already has a job
+        that is the parent or one of the parent's ancestors. That job and the child would wait for each other.
         """
         queue = None if self._spec.job_key is None else self._queues.get(call.scope)
         above = parent_of(call.job_id)[0]
@@ -145,7 +154,7 @@ class KeyOrder:
             queue.waiting = _with(queue.waiting, call)
 
     def _warn_blocked(self, blocked: JobCall) -> None:
-        """Logs, once for each blocked job, that rows of its key wait behind it."""
+        """Logs that rows of a key wait behind its blocked job. It does so once for each blocked job."""
         if blocked.job_id not in self._warned:
             self._warned.add(blocked.job_id)
             _log.warning(
@@ -170,8 +179,8 @@ class KeyOrder:
         self._owner.turn(call)
 
     def suspend(self, call: JobCall) -> None:
-        """Moves the rows that wait in memory behind this job into the mailbox of its key. Called when the job is parked
-        or blocked.
+        """Moves the rows of a key that wait in memory into the mailbox of the key. Called when the key's job (`call`)
+        is parked or blocked.
         """
         if self._started:
             call.before = None
@@ -179,7 +188,7 @@ class KeyOrder:
             self._spill(self._queues[call.scope])
 
     def end(self, call: JobCall) -> None:
-        """Gives the turn to the next row of a key. `call` is the call of the key's job that has ended."""
+        """Gives the next row of a key its turn. Called when the key's job (`call`) has ended."""
         if self._spec.job_key is None:
             return
         scope, queue = call.scope, self._queues[call.scope]
@@ -206,8 +215,8 @@ class KeyOrder:
         return JobCall(found.job, scope, found.digest, found.record, *asked, mailed=True, behalf=found.behalf)
 
     def _post(self, queue: _Queue, call: JobCall) -> None:
-        """Puts a row into the mailbox of its key. If the mailbox is full, the row becomes a dead letter, or waits in
-        memory while the agent accepts no input. A child job always waits in memory.
+        """Puts a row into the mailbox of its key. If the mailbox is full, the row becomes a dead letter, or it waits in
+        memory and the agent accepts no input meanwhile. A child job always waits in memory.
         """
         assert call.record is not None
         scope = call.scope
@@ -230,7 +239,7 @@ class KeyOrder:
             self._post(queue, call)
 
     def unpack(self) -> None:
-        """Moves the rows that wait in memory into their mailboxes, where these have room again."""
+        """Moves rows that wait in memory into their mailboxes, as far as these have room again."""
         for scope in list(self.crowded):
             queue = self._queues.get(scope)
             if queue is None or not (queue.takes_long or scope in self.boxes):

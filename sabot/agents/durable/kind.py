@@ -1,4 +1,4 @@
-"""Durable agents and the guards of an app, as the runtime sees them."""
+"""The durable agents of an app, and its guards, as the runtime uses them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -21,13 +21,13 @@ from sabot.state.base import LocalBackend
 
 
 class DurableKind:
-    """The durable agents of an app (`runtime.agent_kind.AgentKind`)."""
+    """The durable agents of an app, in the form of the runtime's plug for them (`runtime.agent_kind.AgentKind`)."""
 
     def __init__(self, app: JournalOwner) -> None:
         self._app = app
 
     def open(self) -> "AppJournal":
-        """Opens the journal of the app, and the store of its mailboxes. Blocks. Raises UserError."""
+        """Opens the journal of the app, and the store of its mailboxes. Blocks. Raises UserError if they cannot be opened."""
         app, storage = self._app, self._app.checkpoints()
         if app.journal_storage is None or storage is None or app.settings.forget_effects:
             app.journal_storage = MemoryStorage(app.clock)
@@ -36,20 +36,24 @@ class DurableKind:
         return AppJournal(app, journal, mail)
 
     def judge(self, guards: Sequence[EffectGuard]) -> GuardJudge | None:
-        """Returns the judge of the model calls that are made outside of jobs, or None if no guard judges them. It asks
-        the guards of this run.
+        """Returns a judge for the model calls that are made outside of jobs. It asks the guards in `guards`. Returns
+        None if none of these guards judges such calls.
         """
         return judge_of(self._app.id, guards, self._app.clock)
 
     async def budgets(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the `BudgetFacts` of the app. `asked`: the fields of a `BudgetQuery`. Raises UserError if the app has no budgets."""
+        """Returns the fields of the app's `BudgetFacts`. `asked` has the fields of a `BudgetQuery`. Raises UserError if
+        the app has no budgets.
+        """
         if self._app.accounts is None:
             raise UserError(f"app {self._app.id} has no budgets", hint='App(…, budgets=[Budget("scope", …)])')
         facts = await budget_facts(self._app.accounts, msgspec.convert(asked, BudgetQuery))
         return cast("dict[str, Any]", msgspec.to_builtins(facts))
 
     def refuses(self, agents: Sequence[AgentSpec]) -> None:
-        """Raises UserError if one of these agents is durable and would run in another process than its journal."""
+        """Raises UserError if one of these agents is durable and the app's journal is not on a server. Other processes
+        of the app could not reach such a journal.
+        """
         durable = next((spec.agent_id for spec in agents if spec.durable), None)
         if durable is not None and not is_at_server(journal := journal_place(self._app)):
             raise UserError(
@@ -65,8 +69,9 @@ class AppJournal:
         self._app, self.journal, self._mail = app, journal, mail
 
     def check(self, facts: Mapping[str, Any] | None, place: object = None) -> None:
-        """Checks that the journal belongs to a checkpoint (`check_journal`). `facts` are the checkpoint's facts about
-        the journal, or None. Blocks.
+        """Checks that the journal belongs to the checkpoint from which the app starts (`check_journal`). `facts` are
+        the facts about the journal in the checkpoint, or None. `place` is the place of the checkpoints, for the error
+        message. Blocks.
         """
         check_journal(self.journal, facts, place)
 
@@ -78,7 +83,7 @@ class AppJournal:
         storage: CheckpointStorage | None,
         on_broken: Callable[[str, BaseException], None],
     ) -> DurableJobs:
-        """Makes the jobs of a run over this journal. They are not open yet (`DurableJobs.open`)."""
+        """Makes the jobs of one run of the app over this journal. The caller then opens them (`DurableJobs.open`)."""
         return DurableJobs(
             self.journal,
             self._mail,
@@ -92,8 +97,8 @@ class AppJournal:
         )
 
     def close(self, *, ran: bool = True) -> None:
-        """Closes the journal and the mailboxes. Blocks. `ran` is False if the start of the app was refused. A journal
-        that this start has just created is then removed (`Journal.abandon`).
+        """Closes the journal and the mailboxes. Blocks. `ran` is False if the start of the app was refused. In that
+        case a journal that this start has created is removed (`Journal.abandon`).
         """
         try:
             self._mail.shut()

@@ -1,12 +1,11 @@
-"""Mailboxes: rows that wait behind a key whose job takes long. Because they are stored there, a key whose job is
-parked for days delays no other key.
+"""Mailboxes store the rows of a key whose job takes long. So a key whose job is parked for days delays no other key.
 
-    MailRoom       of an app: a backend for all mailboxes, saved at the barrier, with a limit for all together
-    Mailboxes      of one agent: a queue for each key that has rows, with a limit for each
+    MailRoom       the store of all mailboxes of an app, with a limit for all together; each checkpoint has a snapshot
+    Mailboxes      the mailboxes of one agent: a queue for each key that has rows, with a limit for each
     NotesOfParked  notes of the things that the parked jobs of all agents wait for
 
-The backend is not the backend of users' state, whose values may expire, and which may be the user's own class. In
-memory a queue has only the numbers of its first and last row.
+The store is not the backend of users' state, because values of that state may expire, and that backend may be of the
+user's own class. In memory a queue has only the numbers of its first and last row.
 """
 
 import struct
@@ -17,10 +16,10 @@ from sabot.state import MemoryBackend, load_snapshot
 from sabot.state.base import Cut, LocalBackend, LocalSnapshot
 
 STATE = "mailboxes"
-"""The name of the mailboxes' state in a checkpoint, among the states of the agent task."""
+"""The name under which a checkpoint has the mailboxes, among the states of the agent task."""
 
 NOTES = "parked"
-"""The name of the state of the notes of parked jobs, among the states of the agent task."""
+"""The name under which a checkpoint has the notes of parked jobs, among the states of the agent task."""
 
 _ROWS = 1_000_000  # the most rows in all mailboxes of an app
 _BYTES = 1 << 30
@@ -46,8 +45,8 @@ class MailRoom:
         return None if self.backend.is_empty else self.backend.cut()
 
     def load(self, directory: Path) -> None:
-        """Loads the rows of a snapshot that was saved in the directory. Blocks. Called before any `Mailboxes` is
-        made. Raises CorruptCheckpoint.
+        """Loads the rows of a snapshot in this directory. Called before any `Mailboxes` is made. Blocks. Raises
+        CorruptCheckpoint.
         """
         _load(self.backend, directory)
 
@@ -62,8 +61,8 @@ def _load(backend: LocalBackend, directory: Path) -> None:
 
 
 class NotesOfParked:
-    """The notes of the parked jobs of an app (`jobs.parking.ParkedNotes`). They are small and kept in memory. A
-    snapshot of them is one file, which another thread writes.
+    """The notes of the parked jobs of an app (`jobs.parking.ParkedNotes`). They are small, and kept in memory. A
+    snapshot of them is written as one file, by another thread.
     """
 
     def __init__(self) -> None:
@@ -83,14 +82,14 @@ class NotesOfParked:
         return _CutOfNotes(self._notes.copy()) if self._notes else None
 
     def load(self, directory: Path) -> None:
-        """Loads the notes of a snapshot that was saved in the directory. Blocks. Raises CorruptCheckpoint."""
+        """Loads the notes from a snapshot in this directory. Blocks. Raises CorruptCheckpoint."""
         backend = MemoryBackend()
         _load(backend, directory)
         self._notes = {key.decode(): note for key, note in backend.items("")}
 
 
 class _CutOfNotes:
-    """A snapshot of notes. It is saved in the same form as a snapshot of a backend in memory."""
+    """A snapshot of the notes of parked jobs. It is saved in the same form as the snapshot of a backend in memory."""
 
     def __init__(self, notes: dict[str, bytes]) -> None:
         self._notes = notes
@@ -106,12 +105,12 @@ class _CutOfNotes:
 
 
 class Mailboxes:
-    """The mailboxes of one agent: one for each key that has rows. A key is named by its scope (bytes), and a row is
+    """The mailboxes of one agent: one for each key that has rows. Keys are named by their `scope`. Scopes and rows are
     bytes.
     """
 
     def __init__(self, room: MailRoom, agent_id: str, capacity_rows: int) -> None:
-        """Makes the mailboxes of an agent. A key may have at most `capacity_rows` rows."""
+        """Makes the mailboxes of an agent. The mailbox of a key has at most `capacity_rows` rows."""
         self._room = room
         self._backend = room.backend
         self._space = agent_id
@@ -128,33 +127,33 @@ class Mailboxes:
         return scope in self._bounds
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yields the scopes that have rows."""
+        """Yields the scopes (names of keys) that have rows."""
         return iter(self._bounds)
 
     def rows_of(self, scope: bytes) -> int:
-        """Returns the number of rows that wait for this scope."""
+        """Returns the number of rows in the mailbox of this scope."""
         first, end = self._bounds.get(scope, (0, 0))
         return end - first
 
     def has_room(self, scope: bytes) -> bool:
-        """Returns True if there is room for another row of this key."""
+        """Returns True if there is room for another row, in the mailbox of this scope and in the store of all mailboxes."""
         return self.rows_of(scope) < self._capacity and self._room.has_room
 
     def add(self, scope: bytes, row: bytes) -> None:
-        """Adds a row behind the other rows of its key."""
+        """Adds a row to the end of the mailbox of this scope."""
         bounds = self._bounds.setdefault(scope, [0, 0])
         self._backend.write(self._space, scope + _NUMBER.pack(bounds[1]), row)
         bounds[1] += 1
         self._count(1, len(row))
 
     def first(self, scope: bytes) -> bytes:
-        """Returns the first row of a scope. The scope must have rows."""
+        """Returns the first row in the mailbox of this scope. The mailbox must have rows."""
         row = self._backend.read(self._space, scope + _NUMBER.pack(self._bounds[scope][0]))
         assert row is not None
         return row
 
     def remove_first(self, scope: bytes) -> None:
-        """Removes the first row of a scope, and calls the listeners in `MailRoom.on_room`."""
+        """Removes the first row from the mailbox of this scope, and calls the listeners in `MailRoom.on_room`."""
         row, bounds = self.first(scope), self._bounds[scope]
         self._backend.write(self._space, scope + _NUMBER.pack(bounds[0]), None)
         bounds[0] += 1

@@ -1,7 +1,7 @@
-"""Models in durable agents: each request that a job sends to a model (`ctx.llm(engine)`) is an effect in the job's
-journal.
+"""Models in durable agents: each request that a job sends to a model (`ctx.llm(engine)`) is an effect in the job's journal.
 
-Its class is `metered`: it may be repeated after a crash, but a recorded answer is never paid for again.
+The class of the effect is `metered`: a request without a recorded answer may be repeated after a crash, but a recorded
+answer is never paid for again.
 """
 
 import asyncio
@@ -30,16 +30,17 @@ from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Effect, Tool, as_tool
 
 ASKS = "llm"
-"""The name of the effect. It is not the name of the model, which may change while jobs are open."""
+"""The name of the effect of a request to a model. It is not the name of the model, because that may change while jobs
+are open.
+"""
 
 
 class JobModel(AgentModel):
-    """The models of an engine, for one job: `ctx.llm(engine)`. Each answer is in the journal before the job
-    continues.
+    """The models of an engine, for one job: `ctx.llm(engine)`. Each answer is in the journal before the job continues.
 
-    The journal's entry for a request has the digest of the whole request, and only the messages after the last answer
-    of the model, because earlier entries have the messages before. `call`: the method `DurableContext.call` of the
-    job, which calls tools.
+    The journal's entry for a request has a digest of the whole request, but only those messages that follow the model's
+    last answer. Earlier entries have the messages before. `call` is the method `DurableContext.call` of the job, which
+    calls tools.
     """
 
     def __init__(self, call: Callable[..., Awaitable[Any]], job: JobRun, engine: Engine) -> None:
@@ -51,11 +52,12 @@ class JobModel(AgentModel):
         self._price = engine.most_cost
 
     async def complete(self, prompt: object, *, output: Any = None, **fields: Any) -> Completion:
-        """Returns the answer of the model. In a replay it returns, or raises, the same as in the first run.
+        """Returns the answer of the model. In a replay it returns or raises the same as in the first run. Raises
+        ModelError, and EffectError if the call was denied or abandoned.
 
-        `prompt` is a text, a ChatMessage, several ChatMessages, or a RequestSpec. `output` is the type that the answer
-        must have; None demands no type. `fields` are further fields of the RequestSpec. Raises ModelError, and
-        EffectError if the call was denied or abandoned.
+        - `prompt`: a text, a ChatMessage, several ChatMessages, or a RequestSpec.
+        - `output`: the type that the answer must have; None allows any answer.
+        - `fields`: further fields of the RequestSpec.
         """
         spec, schema = request_of(prompt, output, fields)
         body = request_body(spec)
@@ -67,7 +69,7 @@ class JobModel(AgentModel):
         return with_output(msgspec.convert(said, Completion), schema)
 
     async def answer_all(self, requests: Sequence[RequestSpec], output: Schema | None) -> Sequence[Said]:
-        """Returns for each request the answer or the error, in order. Each request is an effect."""
+        """Sends requests, each as an effect of its own. Returns the answer or the error of each request, in order."""
         return await asyncio.gather(*(self._answer(each, output) for each in requests))
 
     async def _answer(self, request: RequestSpec, output: Schema | None) -> Said:
@@ -87,14 +89,14 @@ class JobModel(AgentModel):
         return JobModel(self._call_tool, self._job, engine)
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        """Calls a tool, as an effect of the tool's class."""
+        """Calls a tool, as an effect of the job in the tool's effect class."""
         return await self._call_tool(tool, **arguments)
 
 
 class _Requests:
-    """A `CallJudge` for the requests that one effect sends to a model. The guard has allowed the effect, and thereby
-    its first request. If the answer to a request was not read, the next request is a new attempt of the effect, and the
-    guard may refuse it.
+    """A judge (`CallJudge`) for the requests that one effect sends to a model. The guard has allowed the effect, and
+    with it the first request. If the answer to a request could not be read, the next request is a new attempt of the
+    effect, and the guard may refuse it.
 
     `around` is the judge that is in force outside of the effect, or None. If it is a `GuardJudge`, it also decides
     whether a fallback model may be asked.
@@ -140,8 +142,9 @@ def _asking(engine: Engine, job_id: str, pieces: Pieces | None) -> Callable[...,
 async def _in_pieces(
     engine: Engine, spec: RequestSpec, effect: Effect, pieces: Pieces, requests: _Requests
 ) -> Completion:
-    """Returns the whole answer, and publishes its pieces as they come. If the stream breaks off after a piece, it asks
-    again for the whole answer.
+    """Asks the model for the answer in pieces, publishes the pieces as they come, and returns the whole answer. If the
+    stream breaks off after the first piece, asks again for the whole answer. If it breaks off before, raises
+    TransientError.
     """
     number = 0
     try:
@@ -159,8 +162,8 @@ async def _in_pieces(
 
 
 def request_body(spec: RequestSpec) -> bytes:
-    """Returns a request in the form in which the journal has it: its digest, the number of messages, and the new
-    messages.
+    """Returns a request in the form in which the journal has it: the digest of the request, the number of its messages,
+    and the messages that are new since the last request.
     """
     return pack([spec.digest(), len(spec.messages), _news(spec.messages)], "a request to a model")
 

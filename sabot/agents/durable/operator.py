@@ -4,16 +4,16 @@
              │                                                        │
              └─ behind its key: in memory; if that is parked, in the mailbox ◀─┘ the turn of the next
 
-With `key=` there is one job of a key at a time, parked or not. `concurrency=` limits the jobs that run; parked jobs
-are not counted. A row stays in the agent's queue until its job is parked or has ended. A checkpoint saves the rows
-whose jobs have not begun. All other rows are in the journal, and the checkpoint is complete only when the journal is
-durable up to the barrier. If the source gives a row again whose job has begun, the row is recognised by the job's id
-and dropped.
+With `key=`, a key has at most one job at a time, even if that job is parked. `concurrency=` limits the jobs that run; a
+parked job does not count. A row stays in the agent's queue until its job is parked or has ended.
 
-The id of a job says where its record is: the agent, the identity of the log (`Source.identity`), partition and
-offset. The id of a row from another durable agent is made from the id of the job that emitted it. With `job_id=` a
-field of the record identifies the request. A dead letter carries the id, so a record that is sent again belongs to
-the same job.
+A checkpoint saves the rows whose jobs have not begun. The journal has all other rows, and the checkpoint is complete only
+when the journal is durable up to the barrier. If the source gives a row again whose job has begun, the row is recognised
+by the id of the job and dropped.
+
+The id of a job says where its record is: the agent, the identity of the log (`Source.identity`), partition and offset.
+If the row came from another durable agent, the id is made from the id of the job that emitted it. With `job_id=` a field
+of the record gives the id. A dead letter has the id in a header, so a record that is sent again belongs to the same job.
 """
 
 import asyncio
@@ -66,9 +66,8 @@ from sabot.operators.agents.rows import RecordReader, Row, place_of, results_of,
 
 
 class DurableAgentOperator(AgentOperator):
-    """The operator of a durable agent, and the owner of its jobs (`jobs.owner.JobOwner`).
-
-    `calls`: the calls whose turn has come (`key_order`), by the ids of their jobs.
+    """The operator of a durable agent, and the owner of its jobs (`jobs.owner.JobOwner`). `calls` has the calls whose
+    turn has come (`key_order`), by the ids of their jobs.
     """
 
     def __init__(
@@ -111,9 +110,7 @@ class DurableAgentOperator(AgentOperator):
         self.order.restore(calls)
 
     def open_call(self, job: OpenJob) -> JobCall:
-        """Returns the call of a job that is open in the journal. Raises UserError for a job with which this agent
-        cannot continue.
-        """
+        """Returns the call for a job that is open in the journal. Raises UserError if this agent cannot continue the job."""
         if self.spec.job_id is None and is_batch(job.job_id, self.spec.agent_id):
             raise UserError(
                 f"agent {self.spec.agent_id} takes records, and its open job {job.job_id} has a batch",
@@ -124,9 +121,11 @@ class DurableAgentOperator(AgentOperator):
         return JobCall(job.job_id, job.key if self._keyed else b"", job.digest, before=job, reopened=True)
 
     def own_facts(self) -> dict[str, Any]:
-        """Adds `begun` to the facts of the checkpoint: for each partition, the greatest offset of a row whose job has
-        begun. After a restart, open jobs run again before the source has read their rows again. If a barrier arrives in
-        between, the source's position is smaller than these offsets.
+        """Returns the facts of the base class for a checkpoint, and `begun`: for each partition, the greatest offset of
+        a row whose job has begun.
+
+        After a restart, open jobs run again before the source has read their rows again. If a barrier arrives in
+        between, the position of the source is smaller than these offsets.
         """
         return {**super().own_facts(), "begun": [[*place, at] for place, at in sorted(self._begun.items())]}
 
@@ -151,8 +150,8 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     async def quiesce(self, grace_s: float) -> None:
-        """Stops beginning jobs. Does not wait for jobs that run: the host waits for them, because it knows how long
-        their effects may take.
+        """Stops beginning jobs. It does not wait for jobs that run. The host of the jobs does that, because it knows
+        how long their effects may take.
         """
         self._started = False
         self.release()
@@ -170,8 +169,8 @@ class DurableAgentOperator(AgentOperator):
         return not self._started
 
     def end_calls(self) -> None:
-        """Does nothing. After a failure no new job begins, and jobs that run continue to their ends, because the calls
-        of their effects may be under way.
+        """Does nothing. After a failure of the agent no new job begins. Jobs that run continue to their ends, because
+        the calls of their effects may be under way.
         """
 
     def busy(self) -> tuple[str, float] | None:
@@ -180,8 +179,8 @@ class DurableAgentOperator(AgentOperator):
 
     @property
     def unprocessed(self) -> bool:
-        """True if a job runs, is ready to begin or to continue, or is parked. Parked jobs do not count while the app
-        drains. Blocked jobs never count.
+        """True if a job runs, is ready to begin or to continue, or is parked. Blocked jobs never count. While the app
+        drains, parked jobs do not count either.
         """
         jobs = self._admission
         return bool(jobs.waiting or jobs.running or (jobs.parked and not self.leaving))
@@ -205,9 +204,9 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     def put_restored(self, batch: Batch, log: str | None) -> None:
-        """Adds rows of a checkpoint. `log` is the identity of the topic's log at the checkpoint, or None if the
-        checkpoint has none. If the topic has another log now, other records may be at the same positions; then the rows
-        get the ids of their jobs as headers.
+        """Adds rows of a checkpoint. `log` is the identity that the topic's log had at the checkpoint, or None if the
+        checkpoint does not have it. If the topic has another log now, the rows get the ids of their jobs as headers,
+        because other records may be at their positions.
         """
         self.put(batch if log is None else self.names.stamped(batch, log))
 
@@ -216,8 +215,8 @@ class DurableAgentOperator(AgentOperator):
             self.order.add(call)
 
     def is_known(self, call: JobCall) -> bool:
-        """Returns True if the job of this call has already begun. In that case it drops the row, or refuses it if its
-        content differs from the job's input.
+        """Looks for the job of this call among those that have begun. If it is there, drops the row, or refuses it if
+        its content differs from the job's input. Returns True if the job was found.
         """
         if (other := self.calls.get(call.job_id)) is not None:
             other.failed_run = max(other.failed_run, call.failed_run)  # used if the journal is being asked for the job
@@ -227,8 +226,8 @@ class DurableAgentOperator(AgentOperator):
         return before is not None
 
     def _drop(self, call: JobCall, before: bytes) -> None:
-        """Drops the row of a job that has already begun, or refuses it if its content differs. `before` is the digest
-        of the job's input.
+        """Drops the row of a call whose job has already begun. Refuses the row instead if its content differs from the
+        job's input. `before` is the digest of that input.
         """
         if before != call.digest:
             error = InputChanged(
@@ -241,9 +240,9 @@ class DurableAgentOperator(AgentOperator):
         self.end_row(call)
 
     def refuse(self, call: JobCall, error: SabotError) -> None:
-        """Refuses a record that cannot be a job: it becomes a dead letter. With on_error="fail", a record whose
-        content differs from that of its job fails the agent instead. If the record is a child of another job, the
-        failure is reported to this parent.
+        """Refuses a record that cannot become a job. The record becomes a dead letter, with two exceptions. If it is
+        the input of a child job, the failure is reported to the parent. If its content differs from that of the job
+        with this id, and on_error="fail", the agent fails.
         """
         self.counters.errors_count += 1
         assert call.record is not None
@@ -267,8 +266,8 @@ class DurableAgentOperator(AgentOperator):
     # -- methods for the order of keys (`key_order.OrderOwner`) -------------------------------------------------------
 
     def turn(self, call: JobCall) -> None:
-        """Makes the call ready to begin its job. If its job was parked when the checkpoint was taken and still waits
-        for something, the call stays parked, and its key accepts no other job.
+        """Makes the call ready to begin its job. There is one exception: if the job was parked at the checkpoint, and
+        still waits for something, it stays parked. Until it ends, no other job of its key begins.
         """
         self.calls[call.job_id] = call
         if call.before is None or not self.host.stays_parked(call.before):
@@ -283,16 +282,16 @@ class DurableAgentOperator(AgentOperator):
     # -- begin of jobs ---------------------------------------------------------------------------------------------------
 
     def go_on(self) -> None:
-        """Resumes parked jobs, then begins new ones, until `concurrency=` jobs run, or a receiver is full, or `rate=`
-        is reached.
+        """Resumes parked jobs that can continue, then begins new ones. Stops when `concurrency=` jobs run, a receiver
+        is full, or `rate=` is reached.
         """
         self._admission.go_on()
         if not self.unprocessed:
             self.release()
 
     def _is_held(self, call: JobCall) -> bool:
-        """Returns True if the next job may not run now. `go_on` is called again when a receiver has room, or when
-        `rate=` allows a job.
+        """Returns True if the next job may not run now, because a receiver is full or `rate=` is reached. `go_on` is
+        called again when that has changed.
         """
         if not self._started or not self._admitted or self.failure is not None:
             return True
@@ -315,15 +314,17 @@ class DurableAgentOperator(AgentOperator):
             self.begin(call)
 
     def begin(self, call: JobCall) -> None:
-        """Begins the job of a call at the host."""
+        """Begins the job of a call: asks the host to write its BEGIN and to run it."""
         assert call.record is not None
         self._note_begun(call.record)
         self.host.begin(self.spec.agent_id, call.job_id, **inputs_of(call), run=call.run, behalf=call.behalf)
 
     async def ask_journal(self, call: JobCall) -> None:
-        """Asks the journal whether it has the call's job. If it has not, the job begins. If the job has failed and its
-        record was sent again, the job begins a new run and gets its recorded results. Otherwise the record is dropped
-        or refused.
+        """Asks the journal whether it has the job of this call.
+
+        - If it does not have the job, the job begins.
+        - If the job has failed, and its record was sent again, the job begins a new run and gets its recorded results.
+        - Otherwise the record is dropped or refused.
         """
         await self.host.journal.flush()  # entries of jobs that have just ended
         mark = await self.host.mark_of(call.job_id)
@@ -349,7 +350,7 @@ class DurableAgentOperator(AgentOperator):
             self._close_call(call)
 
     def _begin_first(self, call: JobCall) -> None:
-        """Puts the call at the front of the queue of those that are ready to begin."""
+        """Puts the call at the front of the calls that are ready to begin."""
         self._admission.leave(call)
         self._admission.wait(call, first=True)
         self.go_on()
@@ -384,7 +385,7 @@ class DurableAgentOperator(AgentOperator):
             self._waits_for_port = self._spawn(wait())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Starts a task. An error of the task is reported to `on_broken`."""
+        """Starts a task for `work`, and returns it. An error of the task is reported to `on_broken`."""
         what = f"the start of jobs of agent {self.spec.agent_id}"
         task = self.loop.create_task(work, name=what)
         self._tasks.add(task)
@@ -426,9 +427,9 @@ class DurableAgentOperator(AgentOperator):
         return packed
 
     def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
-        """Decides what follows an error of the function, as `JobOwner.failed` says. With on_error="fail", an error
-        fails the agent. There is one exception: if an earlier run of the app left the job open, its first failure is
-        tried again, because the same failure may have ended that run.
+        """Decides what follows an error of a job's function (`JobOwner.failed`). With on_error="fail" the agent fails.
+        There is one exception: if the job was open in the journal when the app started, its first failure is tried
+        again. The same failure may have ended the run of the app before.
         """
         call, attempts = self.calls[job.job_id], job.history.attempt
         self.counters.errors_count += 1
@@ -481,12 +482,14 @@ class DurableAgentOperator(AgentOperator):
         self._suspend(call)
 
     def woken(self, job_id: str) -> None:
-        """Puts a parked job into the queue of jobs that continue. It stays parked until it may run."""
+        """Puts a parked job into the queue of jobs that continue. The job counts as parked until it may run."""
         self._admission.wait(self.calls[job_id], continues=True)
         self.go_on()
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """Handles a job that is blocked. No other job of its key begins until the code or the job is corrected."""
+        """Handles a job that is blocked. No other job of its key begins until the code is corrected or the job is
+        cancelled.
+        """
         call = self.calls[job_id]
         call.blocked = True
         self.blocked_jobs[job_id] = error
@@ -505,14 +508,16 @@ class DurableAgentOperator(AgentOperator):
         self._close_call(self.calls[job.job_id])
 
     def _suspend(self, call: JobCall) -> None:
-        """Releases all resources that a parked or blocked job holds in memory. No other job of its key may begin."""
+        """Releases the memory that a parked or blocked job needs: its row leaves the queue, and the rows behind it go
+        to the mailbox. No other job of its key may begin.
+        """
         call.ctx = None
         self.end_row(call)
         self.order.suspend(call)
         self.go_on()
 
     def _close_call(self, call: JobCall) -> None:
-        """Removes a call whose job has ended, or that will have no job. The next call of its key gets its turn."""
+        """Removes a call whose job has ended, or that will not have a job. The next call of its key gets its turn."""
         del self.calls[call.job_id]
         self.function.begun.pop(call.job_id, None)
         self._admission.leave(call)
@@ -551,8 +556,8 @@ class DurableAgentOperator(AgentOperator):
 
     def statistics(self) -> dict[str, Any]:
         """Returns the figures of the base class, and these numbers: jobs that run (at most `limit`), jobs that are
-        parked, jobs that are blocked, rows behind blocked jobs, rows in mailboxes, and rows that came again
-        (`duplicates`).
+        parked, jobs that are blocked, rows behind blocked jobs, rows in mailboxes, and rows that came again and were
+        dropped (`duplicates`).
         """
         return {
             **super().statistics(),
@@ -567,8 +572,8 @@ class DurableAgentOperator(AgentOperator):
         }
 
     def unfinished(self) -> list[Batch]:
-        """Returns the rows that a restore must process again: the rows whose jobs have not begun. The rows of all
-        other jobs are in the journal, which is durable before the checkpoint is complete.
+        """Returns the rows whose jobs have not begun. A checkpoint saves them, and a restore processes them again. The
+        journal has all other rows, and it is durable before the checkpoint is complete.
         """
         return waiting_batches(self.held, rows_of_begun(self.calls.values()))
 

@@ -1,10 +1,10 @@
-"""The jobs of the durable agents of a run, with their journal, their host, and their mailboxes (rows that wait for
-the job of their key).
+"""The jobs of the durable agents in one run of an app, with their journal, their host, and their mailboxes (rows that wait
+for the job of their key).
 
     open ─▶ restore ─▶ jobs may begin once a complete checkpoint contains the journal's position ─▶ the journal is trimmed with checkpoints
 
-Jobs begin only after such a checkpoint. So if a journal has jobs and there is no such checkpoint, the checkpoints of
-the app are lost.
+Jobs begin only after a complete checkpoint that contains the journal's position. So if a journal has jobs and there is no
+such checkpoint, the checkpoints of the app are lost.
 """
 
 import logging
@@ -44,8 +44,8 @@ _log = logging.getLogger(__name__)
 
 
 class JournalOwner(Protocol):
-    """An app with a journal. `journal_storage` has the contents of a journal in memory, so that the next run in this
-    process finds its entries.
+    """An app with a journal. `journal_storage` has the contents of a journal in memory, so that the app's next run in
+    this process finds the entries.
     """
 
     id: str
@@ -59,12 +59,12 @@ class JournalOwner(Protocol):
         """The ledger with the budgets of the app."""
 
     def checkpoints(self) -> CheckpointStorage | None:
-        """Returns the storage of checkpoints, not locked, or None."""
+        """Returns the storage of the app's checkpoints, without locking it. Returns None if the app has none."""
 
 
 def journal_place(app: JournalOwner) -> str | Path:
-    """Returns the place of an app's journal: a directory, an address, or "memory". Raises UserError if the journal
-    has no place.
+    """Returns the place of an app's journal: a directory, an address, or "memory". Raises UserError if the app has no
+    place for a journal.
     """
     place = app.settings.journal_place
     if place is None:
@@ -78,11 +78,14 @@ def journal_place(app: JournalOwner) -> str | Path:
 def open_app_journal(
     app: JournalOwner, storage: CheckpointStorage | None, memory: MemoryStorage
 ) -> tuple[Journal, LocalBackend]:
-    """Opens the journal of an app, by default in its state directory, and a store for mailboxes. `storage`: the
-    storage of the app's checkpoints, or None. `memory`: the contents of a journal in "memory".
+    """Opens the journal of an app, and a store for mailboxes. By default the journal is in the state directory of the
+    app. Blocks.
 
-    Blocks. Raises UserError if a failure could separate journal and checkpoints, and if `fresh` would forget effects
-    without the user's permission.
+    - `storage`: the storage of the app's checkpoints, or None.
+    - `memory`: the contents of the journal if its place is "memory".
+
+    Raises UserError if a failure could lose the journal but not the checkpoints, or the other way round. Also raises
+    UserError if the setting `fresh` would forget effects, and the user has not allowed that.
     """
     settings = app.settings
     fresh = settings.fresh
@@ -124,8 +127,9 @@ def open_app_journal(
 
 
 def _needed(facts: Mapping[str, Any]) -> dict[int, int]:
-    """Returns, by partition, the offset from which on the checkpoint needs the journal's entries for its jobs. The
-    checkpoint contains the results of every job whose END is before this offset.
+    """Returns, by partition, the first offset of the journal that a checkpoint needs for its jobs. `facts` are the
+    checkpoint's facts about the journal. The checkpoint contains the results of every job whose END is before this
+    offset.
     """
     positions = dict(facts["positions"])
     for partition, offset in unapplied_jobs(facts).values():
@@ -134,20 +138,22 @@ def _needed(facts: Mapping[str, Any]) -> dict[int, int]:
 
 
 def _needed_by(manifest: Manifest, facts: Mapping[str, Any]) -> dict[int, int]:
-    """Returns, by partition, the offset from which on this checkpoint needs the journal: for its jobs, and for its
-    streams that read the journal.
+    """Returns, by partition, the first offset of the journal that a checkpoint needs: for its jobs, or for its streams
+    that read the journal. `facts` are the checkpoint's facts about the journal.
     """
     inputs = [task.meta["input"] for task in manifest.tasks.values() if "positions" in task.meta.get("input", {})]
     return held_for(map(positions_in, inputs), _needed(facts))
 
 
 def check_journal(journal: JournalReader, facts: Mapping[str, Any] | None, place: object = None) -> None:
-    """Checks that the journal belongs to a checkpoint. Raises OtherJournal if the checkpoint was made with another
-    journal, or if this journal lacks entries that the checkpoint needs. Raises UserError if there is no checkpoint with
-    a position in the journal, although the journal has jobs. Blocks.
+    """Checks that a journal belongs to a checkpoint. Blocks.
 
-    `facts` are the checkpoint's facts about the journal, or None. `place` is the place of the checkpoints, for the
-    error message, or None.
+    - `facts`: the checkpoint's facts about the journal, or None.
+    - `place`: the place of the checkpoints for the error message, or None.
+
+    Raises OtherJournal if the checkpoint was made with another journal, or if this journal lacks entries that the
+    checkpoint needs. Raises UserError if the journal has jobs, but there is no checkpoint that contains a position in
+    the journal.
     """
     if facts is not None:
         check_place(journal, facts["identity"], dict(facts["positions"]), _needed(facts))
@@ -165,7 +171,9 @@ def _load(restored: Manifest, task: str, name: str, load: Callable[[Path], None]
 
 
 class DurableJobs:
-    """The jobs of a run. Methods run on the run's event loop unless they say otherwise."""
+    """The jobs of the durable agents in one run of an app. The methods run on the event loop of the run, unless they
+    say otherwise.
+    """
 
     def __init__(
         self,
@@ -180,11 +188,16 @@ class DurableJobs:
         listener: Listener | None = None,
         guard: EffectGuard | None = None,
     ) -> None:
-        """`mail` is the store of the mailboxes; `close` closes it. `known` is True if a checkpoint contains the
-        journal's position, or if no checkpoint is ever taken. `storage` is the storage of checkpoints and savepoints,
-        or None. The ids of ended jobs are kept for `dedupe_s` seconds. `on_broken` is called, with a description and
-        the error, if state and output may no longer agree. `listener` receives the events of jobs. `guard` decides on
-        the effects of jobs.
+        """Makes the jobs; `open` opens them.
+
+        - `mail`: the store of the mailboxes. `close` closes it.
+        - `known`: True if a checkpoint contains the journal's position, or if no checkpoint is ever taken.
+        - `storage`: the storage of checkpoints and savepoints, or None.
+        - `dedupe_s`: the seconds for which the ids of ended jobs are kept.
+        - `on_broken`: a function that is called, with a description and the error, if state and output may no longer
+          agree.
+        - `listener`: receives the events of jobs.
+        - `guard`: decides on the effects of jobs.
         """
         self.journal = journal
         self._notes = NotesOfParked()
@@ -204,9 +217,9 @@ class DurableJobs:
         ] = {}  # by checkpoint: the positions from which on it needs the journal
 
     async def open(self, restored: Manifest | None, task: str) -> None:
-        """Reads the open jobs from the journal, and those that ended after the checkpoint; loads the mailboxes and the
-        notes of parked jobs from the checkpoint. `restored` is the checkpoint's manifest, or None. `task` is the name
-        of the task in which the agents run.
+        """Reads from the journal the open jobs, and the jobs that ended after the checkpoint. Loads from the checkpoint
+        the mailboxes and the notes of parked jobs. `restored` is the manifest of the checkpoint, or None. `task` is the
+        name of the task in which the agents run.
         """
         facts = stored_journal(restored, task)
         if restored is not None and facts is not None:
@@ -237,9 +250,10 @@ class DurableJobs:
         return made
 
     def reads(self, agent_id: str, topic: str, log: str | None, again: int) -> None:
-        """Sets two facts about the topic that a durable agent reads. `log` is the identity of the topic's log, or None
-        if job ids are not made from positions in it. `again` is how often `--reprocess` has made new jobs of the
-        topic's rows.
+        """Sets two facts about the topic that a durable agent reads.
+
+        - `log`: the identity of the topic's log, or None if job ids are not made from positions in the log.
+        - `again`: the number of times that `--reprocess` has made new jobs of the topic's rows.
         """
         names = self._operators[agent_id].names
         names.again = max(again, names.again)
@@ -247,8 +261,9 @@ class DurableJobs:
             names.logs[topic] = log
 
     def restore(self, operators: Mapping[str, AgentOperator]) -> None:
-        """Gives the open jobs to the operators of their agents. Also tells each durable agent that writes into another
-        one to add the id of the job to each row. Raises UserError if the program lacks the agent of an open job.
+        """Gives the open jobs of the journal to the operators of their agents. Also tells each durable agent that
+        writes into another one to add the id of the job to each row. Raises UserError if an open job belongs to an
+        agent that the program does not have.
         """
         for agent_id, operator in operators.items():
             below = operator.port.operator if isinstance(operator.port, OperatorPort) else None
@@ -279,9 +294,7 @@ class DurableJobs:
             operator.admit()
 
     def completed(self, manifest: Manifest, task: str) -> None:
-        """Called when a checkpoint is complete. If the checkpoint contains the journal's position, jobs may begin from
-        now on.
-        """
+        """Called when a checkpoint is complete. If it contains the journal's position, jobs may begin from now on."""
         facts = stored_journal(manifest, task)
         if facts is not None:
             self._positions[manifest.checkpoint_id] = _needed_by(manifest, facts)
@@ -289,8 +302,8 @@ class DurableJobs:
                 self._admit()
 
     def retained(self, oldest_id: int) -> None:
-        """Trims the journal. It keeps the entries that the checkpoint `oldest_id`, a later checkpoint or a savepoint
-        needs.
+        """Trims the journal. Keeps the entries that are needed by a savepoint, by the checkpoint `oldest_id`, or by a
+        later checkpoint.
         """
         positions = self._positions.get(oldest_id)
         self._positions = {name: each for name, each in self._positions.items() if name >= oldest_id}
@@ -299,9 +312,9 @@ class DurableJobs:
             self.host.log.trim(lambda: self._with_savepoints(positions), forget_before_ms)
 
     def _with_savepoints(self, positions: Mapping[int, int]) -> Mapping[int, int] | None:
-        """Returns, by partition, the offset from which on the journal must be kept, because a checkpoint or a savepoint
-        needs it. `positions` has the offsets that the checkpoints need. Returns None if the notes of the savepoints
-        cannot be read now. Blocks.
+        """Returns, by partition, the first offset of the journal that a checkpoint or a savepoint needs. `positions`
+        has the offsets that the checkpoints need. Returns None if the notes of the savepoints cannot be read now.
+        Blocks.
         """
         needed = dict(positions)
         try:
@@ -316,8 +329,8 @@ class DurableJobs:
         return needed
 
     def leave(self) -> None:
-        """Lets the durable agents end although jobs are parked; these stay parked. Called when all inputs have ended in
-        a drain.
+        """Lets the durable agents end although some of their jobs are parked. These jobs stay parked in the journal.
+        Called when all inputs have ended while the app drains.
         """
         for operator in self._operators.values():
             operator.leaving = True
@@ -325,12 +338,12 @@ class DurableJobs:
 
     @property
     def rest(self) -> bool:
-        """True if jobs are parked. Then the app is not finished, even if all its inputs have ended."""
+        """True if jobs are parked. In that case the app is not finished, even if all its inputs have ended."""
         return self.host.parking.parked > 0
 
     @property
     def left_behind(self) -> list[str]:
-        """The names of calls that went on although they were cancelled."""
+        """The names of calls that still run although they were cancelled."""
         return self.host.left_behind
 
     @property
@@ -343,15 +356,15 @@ class DurableJobs:
         return self.host.log.facts()
 
     def start(self) -> None:
-        """Starts the host."""
+        """Starts the host of the jobs."""
         self.host.start()
 
     async def quiesce(self) -> None:
-        """Stops all jobs: none begins or continues, and effects that run have some time to end."""
+        """Stops all jobs. No job begins or continues. Effects that are under way have some time to end."""
         await self.host.quiesce()
 
     async def close(self) -> None:
-        """Drops the jobs from memory, and closes the mailboxes. The jobs stay in the journal. Idempotent."""
+        """Removes the jobs from memory, and closes the mailboxes. The jobs stay in the journal. Idempotent."""
         await self.host.close()
         await run_in_thread(self.mail.shut)
 
