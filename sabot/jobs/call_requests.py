@@ -1,8 +1,10 @@
-"""Requests of calls under way: for another attempt, for another model, or for a question to a person.
+"""Handles the requests that a call makes while it is under way: for another attempt, for another model, or for a
+question to a person.
 
    a tool ─▶ resend | instead | ask_person ─▶ CallAsked ─▶ queue ─▶ answer ─▶ the tool goes on when the request's entry is durable
 
-The first three methods run in the task of the call. `answer` runs in the task of the host, which handles events.
+`resend`, `instead` and `ask_person` run in the task of the call. `answer` runs in the task of the host, which handles
+the events of the queue.
 """
 
 import asyncio
@@ -22,8 +24,8 @@ from sabot.llm.errors import model_error
 
 
 class CallRequests:
-    """Passes requests of calls under way to the host, and answers them there: a call asks for another attempt, for another model, or for
-    a question to a person.
+    """The part of a host that handles the requests of calls under way. `resend`, `instead` and `ask_person` pass a
+    request from the call to the host's queue; `answer` answers it when its turn in the queue comes.
     """
 
     def __init__(self, host: HostState, log: JobLog, guard: EffectGuard | None) -> None:
@@ -32,26 +34,32 @@ class CallRequests:
     # -- in the task of the call --------------------------------------------------------------------------------------
 
     async def resend(self, effect: EffectId) -> EffectId:
-        """Begins another attempt for a call that sends its request once more, because the answer to the last request was lost. Waits until
-        the request may be sent, and returns the effect with the new attempt. Raises EffectError if nobody waits for the effect any more,
-        and the error of the guard (such as BudgetExceeded) if it denies the attempt.
+        """Asks the host for another attempt of a call that has to send its request once more, because the answer to its
+        last request was lost.
+
+        Waits until the request may be sent. Returns `effect` with the number of the new attempt. Raises EffectError if
+        nobody waits for the effect any more, and the error of the guard (such as BudgetExceeded) if the guard denies
+        the attempt.
         """
         attempt, entry = await self._asked(effect, "again")
         await self._log.sendable(entry)
         return EffectId(effect.job, effect.ordinal, attempt)
 
     async def instead(self, effect: EffectId, verdict: GuardVerdict) -> None:
-        """Records the guard's verdict on another model, which the call asks in place of the first one from this attempt on. Waits until the
-        record is durable. Raises EffectError if nobody waits for the effect any more.
+        """Records that the call asks another model from this attempt on. `verdict`: the guard's verdict on that model.
+        Waits until the record is durable. Raises EffectError if nobody waits for the effect any more.
         """
         await self._log.sendable(await self._asked(effect, verdict))
 
     async def ask_person(self, effect: EffectId, kind: str, body: bytes, seconds: float | None) -> str:
-        """Asks a person a question of a tool whose call is under way (`AsksPerson`). `seconds`: the time for the answer, or None.
+        """Asks a person a question on behalf of a tool whose call is under way (the contract is `AsksPerson`).
 
-        If a person has answered this question already, returns the token of the answer. If not, does not return: the call is
-        stopped, and made again after the answer. Raises UserError if the call asks a second question, EffectError if nobody
-        waits for the call any more.
+        If a person has answered this question already, returns the token of the question. Otherwise it never returns:
+        the host stops the call, and makes it again after the answer.
+
+        `kind`: the type of the question. `body`: its payload as JSON. `seconds`: the time for the answer; None for no
+        limit. Raises UserError if the call asks a second question, and EffectError if nobody waits for the call any
+        more.
         """
         if asyncio.get_running_loop() is not self._host.loop:
             raise UserError(
@@ -60,7 +68,9 @@ class CallRequests:
         return str(await self._asked(effect, PersonAsked(kind, body, seconds)))
 
     async def _asked(self, effect: EffectId, request: CallRequest) -> Any:
-        """Passes a request to the host, waits for the answer, and returns it. Raises EffectError if nobody waits for the effect."""
+        """Puts a request into the host's queue, and returns the answer of the host. Raises EffectError if nobody waits
+        for the effect any more.
+        """
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._host.put(CallAsked(effect, request, answer))
         return await answer
@@ -68,8 +78,9 @@ class CallRequests:
     # -- where the host handles events --------------------------------------------------------------------------------
 
     def answer(self, event: CallAsked, running: RunningJob, ask: Ask) -> PersonAsked | None:
-        """Answers a request through `event.answer`, and returns None. If a person is to be asked, gives no answer and returns the request:
-        the caller stops the call and asks the person.
+        """Handles a request of a call: sets the result or the error of the future `event.answer`, and returns None. If
+        a person has to be asked first, leaves the future open and returns the question; the caller then stops the call
+        and asks the person.
         """
         effect, answer, now_ms = event.effect, event.answer, self._host.now_ms()
         match event.request:
@@ -106,8 +117,8 @@ class CallRequests:
         answer.set_result((ask.attempt, self._log.append(entry, running)))
 
     def _may_ask(self, running: RunningJob, ask: Ask, asks: PersonAsked, answer: "asyncio.Future[Any]") -> bool:
-        """Returns True if the call has not asked a person yet. If it has, returns False and answers the call: with the token of the answer
-        if it asks the same question again after the answer, else with an error.
+        """Returns True if no person was asked about this call before. Otherwise returns False and sets `answer`: to the
+        token of the question if the call asks the same question again and it was answered, else to an error.
         """
         history = running.job.history
         if (before := history.approvals.get(ask.ordinal)) is None:

@@ -18,8 +18,8 @@ from enum import StrEnum
 
 
 class Certainty(StrEnum):
-    """The states of knowledge about a call: it was made (with a result, or with an error of the tool's own), it was not
-    sent, or nobody knows.
+    """The knowledge about whether a call was made. `DONE`: it was made, and has ended with a result or with an error of
+    the tool's own. `NOT_SENT`: it was not made. `UNKNOWN`: nobody knows.
     """
 
     DONE = "done"
@@ -107,7 +107,7 @@ _SOCKET_ERRORS = {
 
 
 def certainty_of(error: BaseException) -> Certainty:
-    """Returns whether a call was made that has ended with this error of its tool: DONE, NOT_SENT, or UNKNOWN."""
+    """Returns whether a call was made whose tool has raised this error. Looks at the causes of the error too."""
     if isinstance(error, BaseExceptionGroup):
         found = {certainty_of(each) for each in error.exceptions}
         return found.pop() if len(found) == 1 else _UNKNOWN if _UNKNOWN in found else _DONE
@@ -126,8 +126,8 @@ def certainty_of(error: BaseException) -> Certainty:
 
 
 def _said_by(error: BaseException) -> Certainty | str | None:
-    """Returns the certainty that the class of the error alone implies, without its causes. None means that the error is
-    the tool's own.
+    """Returns the certainty that follows from the class of this error alone, without its causes. Returns _CAUSE if the
+    cause of the error has to decide. Returns None for an unknown class, which counts as an error of the tool's own.
     """
     for kind in type(error).__mro__:
         known = _KNOWN.get(kind.__module__.partition(".")[0], {}).get(kind.__name__)
@@ -139,8 +139,8 @@ def _said_by(error: BaseException) -> Certainty | str | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields the errors before this one, the nearest first: each is the cause of the next (`raise … from`), or was being handled when the
-    next was raised.
+    """Yields the errors that led to this one, the nearest first: the `__cause__` of each error (`raise … from`), or
+    else the error that was being handled when it was raised.
     """
     seen = {id(error)}  # a user's error may be its own cause
     while True:

@@ -31,7 +31,7 @@ from sabot.journal.entries import UNSENT, Answer, Attempt, EffectResult, Entry, 
 
 
 class EffectPhase(IntEnum):
-    """The phase of an effect. Its INTENT is in the journal in all phases after AWAITS_GUARD."""
+    """The phase of an effect. In every phase after AWAITS_GUARD, the INTENT entry of the effect is in the journal."""
 
     ASKED = 0
     AWAITS_GUARD = 1
@@ -51,17 +51,25 @@ TRANSITIONS: tuple[tuple[EffectPhase, ...], ...] = (
     (OPEN, DOUBT, DONE),  # after DOUBT
     (),  # after DONE
 )
-"""The phases that may follow each phase, by its number."""
+"""The phases that may follow a phase. The index is the number of the phase."""
 
 
 @dataclass(slots=True, eq=False)
 class EffectState:
     """The state of an effect that the function of a job has asked for.
 
-    `kind` is "call", "ask", "sleep", "wait", "child" or "patch". `token` and `due_ms` are those of the question that is open: the
-    function's own, or one about the effect. `attempt` counts from 1; 0 means that a person has to allow the effect first. `dropped` is
-    True once the function awaits it no longer. `verdict` is what the guard has decided. `model` is the name of the model that a call asks.
-    `retries` and `in_doubt` are what the tool of a call says.
+    - `ordinal`: the number of the effect in its job. `name`: the name of its tool, agent, timer, question or signal.
+    - `kind`: "call", "ask", "sleep", "wait", "child" or "patch".
+    - `effect_class`: for a call, the class of its tool, which says whether the call may be repeated.
+    - `digest`, `body`: the digest and the packed arguments.
+    - `token`, `due_ms`: the token and the deadline of the open question. The question is either the effect itself, or
+      one that a person is asked about the effect.
+    - `attempt`: the number of the last attempt, from 1; 0 if a person has to allow the effect before the first attempt.
+    - `phase`: the place of the effect in the table of transitions.
+    - `dropped`: True once the function awaits the effect no longer.
+    - `verdict`: the decision of the guard.
+    - `model`: the name of the model that the call asks, or "".
+    - `retries`, `in_doubt`: the options of these names of the call's tool.
     """
 
     ordinal: int
@@ -82,23 +90,23 @@ class EffectState:
 
     @property
     def title(self) -> str:
-        """The name of the effect in messages. A call that asks a model has the name of the model."""
+        """The name of the effect in messages: the name of the model if the call asks one, else `name`."""
         return self.model or self.name
 
     @property
     def guarded(self) -> CallKind | None:
-        """The kind of the call for the guard, which decides on it; None for effects on which no guard decides."""
+        """The kind under which the guard decides on this effect; None if no guard decides on effects of this kind."""
         if self.kind == "call":
             return "model" if self.model else "tool"
         return "child" if self.kind == "child" else None
 
     @property
     def gives_rows(self) -> bool:
-        """True if the result is a list of rows."""
+        """True if the result of the effect is a list of rows."""
         return False
 
     def enter(self, phase: EffectPhase) -> None:
-        """Changes the phase. Raises InternalError for a transition that the table does not have."""
+        """Changes the phase of the effect. Raises InternalError if TRANSITIONS does not allow the change."""
         if phase not in TRANSITIONS[self.phase]:
             raise InternalError(
                 f"effect {self.ordinal} ({self.kind} {self.name}) goes from {self.phase!r} to {phase!r}"
@@ -107,18 +115,21 @@ class EffectState:
 
     @property
     def recorded(self) -> bool:
-        """True if its INTENT is in the journal."""
+        """True if the INTENT of the effect is in the journal."""
         return self.phase > AWAITS_GUARD
 
     @property
     def repeatable(self) -> bool:
-        """True if repeating the call is harmless."""
+        """True if it does no harm to make the effect twice."""
         return RULES[self.effect_class].repeatable
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """The outcome of one attempt. `outcome` is "ok" or the class of the error, `body` the packed value or the packed error.
-    `stopped` is True if the worker stops and has not sent the call: then the next start makes it.
+    """The outcome of one attempt of a call.
+
+    `certainty` says whether the call was made. `outcome` is "ok" or the class of the error, and `body` the packed value
+    or the packed error. `stopped` is True if the worker stopped before it sent the call; then the next start of the app
+    makes the call.
     """
 
     effect: EffectId
@@ -129,7 +140,9 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class LookedUp(msgspec.Struct, frozen=True):
-    """The finding of a tool's `reconcile=`: whether the effect was done, and its packed result if there is one."""
+    """The answer of a tool's `reconcile=` function about an effect. `found`: whether the effect was done. `result`: the
+    packed result, or None if the function gave none.
+    """
 
     effect: EffectId
     found: Reconciled
@@ -137,16 +150,16 @@ class LookedUp(msgspec.Struct, frozen=True):
 
 
 class Judged(NamedTuple):
-    """The event that the guard has decided on another attempt. `denied` is its verdict, or None if the attempt may be
-    made.
+    """The event that the guard has decided whether another attempt may be made. `denied` is the verdict that denies it,
+    or None if the attempt may be made.
     """
 
     denied: GuardVerdict | None
 
 
 class PersonAsked(NamedTuple):
-    """The request of a call to ask a person. `kind` is the type of the question, `body` its payload as JSON, and
-    `seconds` the time for the answer, or None.
+    """The request of a call to ask a person. `kind`: the type of the question. `body`: its payload as JSON. `seconds`:
+    the time for the answer; None for no limit.
     """
 
     kind: str
@@ -157,24 +170,31 @@ class PersonAsked(NamedTuple):
 EffectEvent = (
     Outcome | Literal["asked", "unawaited", "resumed", "due", "unsure"] | Judged | LookedUp | PersonAsked | Answer
 )
-"""An event of an effect. An Answer is the answer of a person to the open question about the effect.
+"""An event that `step` handles. An Answer is the answer of a person to the open question about the effect. The texts
+mean:
 
-"asked": the function has asked for the effect, and the guard has decided (`verdict`). "unawaited": the same, but nothing
-is to be made. "resumed": an earlier run of the job has written the INTENT. "due": the back-off of the tool is over.
-"unsure": nobody knows whether the effect was made, and no worker can be making it now.
+- "asked": the function has asked for the effect, and the guard's decision is in `EffectState.verdict`.
+- "unawaited": as "asked", but the function awaits the effect no longer, so only its INTENT is recorded.
+- "resumed": the job runs again over its history, which has the INTENT of the effect and no result.
+- "due": the wait before the next attempt (the retry option of the tool) is over.
+- "unsure": nobody knows whether the effect was made, and no worker can still be making it.
 """
 
 
 class EffectCommand(msgspec.Struct, frozen=True, gc=False):
-    """A command to the host.
+    """A command that `step` gives to the host. `kind` is one of these:
 
-    "make" calls the tool. "again" makes another attempt if the guard allows it, and "later" does so after the tool's
-    back-off. "begin" begins the child. "reconcile" calls the tool's `reconcile=`. "doubt" waits until no worker can be
-    making the call; then the event "unsure" follows. "wait" sets the timer of the effect, if it has one, which counts
-    from `at_ms`. "nothing" waits for an event.
+    - "make": call the tool.
+    - "again": ask the guard whether another attempt may be made, and make it if so. "later": the same after the tool's
+      wait between attempts.
+    - "begin": begin the child job.
+    - "reconcile": call the tool's `reconcile=` function.
+    - "doubt": wait until no worker can still be making the call, then send the event "unsure".
+    - "wait": set a timer for the deadline of the effect, if it has one. The wait has begun at `at_ms`.
+    - "nothing": wait for the next event.
 
-    `step` makes entries of three commands, so that the host never sees them: "result" records the outcome and the body,
-    "approve" asks a person whether the effect may be made, and "inquire" whether it was made.
+    Three more kinds stay inside of `step`, which makes entries of them: "result" records `outcome` and `body` as the
+    result, "approve" asks a person whether the effect may be made, and "inquire" asks a person whether it was made.
     """
 
     kind: str
@@ -188,7 +208,7 @@ RECONCILE, APPROVE, INQUIRE, NOTHING = map(EffectCommand, ("reconcile", "approve
 
 
 class JobFacts(Protocol):
-    """A job, as `step` knows it."""
+    """The facts about a job that `step` needs."""
 
     @property
     def job_id(self) -> str:
@@ -196,7 +216,7 @@ class JobFacts(Protocol):
 
     @property
     def key(self) -> bytes:
-        """The key of the journal."""
+        """The secret key of the journal, with which tokens and digests are made."""
 
     @property
     def history(self) -> History:
@@ -204,7 +224,9 @@ class JobFacts(Protocol):
 
 
 def step(job: JobFacts, effect: EffectState, event: EffectEvent, now_ms: int) -> tuple[list[Entry], EffectCommand]:
-    """Handles an event of an effect. Returns the next entries in their order, and the next command, which relies on them."""
+    """Handles an event of an effect, and changes the effect in place. Returns the entries to append, in this order, and
+    the command to run after that.
+    """
     history, ordinal, verdict = job.history, effect.ordinal, effect.verdict
     entries: list[Entry] = []
     asked: Intent | None = None
@@ -285,8 +307,11 @@ def step(job: JobFacts, effect: EffectState, event: EffectEvent, now_ms: int) ->
 def intended(
     effect: EffectState, at_ms: int, *, resumed: bool = False, asks: bool = False, answer: Answer | None = None
 ) -> EffectCommand:
-    """Handles an effect whose INTENT is in the journal since `at_ms`. `resumed` is True if it was before this run of
-    the job. `asks` is True if the guard wants the approval of a person, and `answer` is that person's answer, if there
+    """Decides what follows when the INTENT of an effect is recorded: the guard's question to a person, the call, the
+    child, or a wait.
+
+    `at_ms`: the time of the INTENT. `resumed`: True if an earlier run of the job has recorded it, so that a call may
+    have been made. `asks`: True if the guard wants the approval of a person. `answer`: that person's answer, if there
     is one.
     """
     effect.enter(OPEN)
@@ -303,14 +328,16 @@ def intended(
 
 
 def asked_person(effect: EffectState, question: Intent) -> EffectCommand:
-    """Handles a question about an effect that a person has not answered."""
+    """Puts an effect into the phase of a question that a person was asked about it and has not answered. Returns the
+    command to wait for the deadline of the question.
+    """
     effect.token, effect.due_ms = question.token, question.due_ms
     effect.enter(DOUBT if question.name == IN_DOUBT else APPROVAL)
     return EffectCommand("wait", at_ms=question.at_ms)
 
 
 def answered(effect: EffectState, answer: Answer) -> EffectCommand:
-    """Handles a person's answer to the open question about an effect."""
+    """Decides what follows a person's answer to the open question about an effect."""
     effect.token, effect.due_ms = "", 0
     if effect.phase is DOUBT:
         return _verdict(effect, answer)
@@ -318,8 +345,9 @@ def answered(effect: EffectState, answer: Answer) -> EffectCommand:
 
 
 def approved(effect: EffectState, answer: Answer) -> EffectCommand:
-    """Handles the answer to the question whether an effect may be made. An ATTEMPT entry is written before the call, so a crash before
-    that entry cannot leave the effect in doubt.
+    """Decides what follows a person's answer to the question whether an effect may be made. An approval leads to a
+    first attempt with an ATTEMPT entry of its own. So if a crash comes before that entry, the effect is not in doubt.
+    Any other answer makes an error the result.
     """
     effect.token, effect.due_ms = "", 0
     if answer.outcome != "resolved":
@@ -336,17 +364,25 @@ def approved(effect: EffectState, answer: Answer) -> EffectCommand:
 
 
 def refused(effect: EffectState, why: str, error: str = "PolicyDenied", rule: str = "") -> EffectCommand:
-    """Returns the result of an effect that must not be made."""
+    """Returns the command that records an error as the result of an effect that must not be made.
+
+    `why`: the reason, for the message. `error`: the type of the error. `rule`: the name of the rule that denies the
+    effect, if one does.
+    """
     return EffectCommand("result", error, pack_error(EffectError(error, refusal(effect, why, rule))))
 
 
 def refusal(effect: EffectState, why: str, rule: str) -> str:
-    """Returns the message of the error that the function gets."""
+    """Returns the message of the error that the function gets for an effect that was refused, with the reason `why` and
+    the name of the rule, if there is one.
+    """
     return f"{effect.title} was not done: {why}" + (f" (rule {rule})" if rule else "")
 
 
 def attempt_ended(effect: EffectState, ended: Outcome) -> EffectCommand:
-    """Handles the outcome of an attempt."""
+    """Decides what follows the outcome of an attempt: its result is recorded, it is made again, or its doubt has to be
+    resolved.
+    """
     if ended.stopped:
         return NOTHING
     certainty, failed = ended.certainty, ended.outcome != "ok"
@@ -359,8 +395,9 @@ def attempt_ended(effect: EffectState, ended: Outcome) -> EffectCommand:
 
 
 def repeat_or_drop(effect: EffectState) -> EffectCommand:
-    """Makes another attempt of an effect whose last one was not made, or may be repeated. If none may be made
-    (`may_repeat`), its RESULT records that the effect was not made.
+    """Returns the command for another attempt of an effect whose last attempt was not made or may be repeated. If
+    nobody awaits the effect any more and it may not be repeated (`may_repeat`), returns the command that records that
+    it was not made.
     """
     if not may_repeat(effect, not_made=True):
         error = CancelledError(f"{effect.name} was not done, and its job waits for it no longer")
@@ -369,7 +406,9 @@ def repeat_or_drop(effect: EffectState) -> EffectCommand:
 
 
 def attempted(effect: EffectState) -> EffectCommand:
-    """Handles a new attempt, whose entry is written next."""
+    """Begins the next attempt of an effect, and returns the command to call the tool. The caller writes the ATTEMPT
+    entry.
+    """
     effect.attempt += 1
     effect.enter(OPEN)
     return MAKE
@@ -378,9 +417,13 @@ def attempted(effect: EffectState) -> EffectCommand:
 def continue_with_question(
     effect: EffectState, not_made: bool, asked: Intent | None, answer: Answer | None
 ) -> EffectCommand | None:
-    """Continues with a call whose last attempt has no result: with the question that a person was already asked about
-    it, or with another attempt if the last one was certainly not made (`not_made`). Returns None if neither applies, so
-    that the doubt has to be resolved. `asked` and `answer` are the question about it, and its answer.
+    """Decides how a call goes on whose last attempt has no result.
+
+    `asked`: the question that a person was asked about the call, if there is one. `answer`: the answer to it, if there
+    is one. `not_made`: True if the last attempt was certainly not made.
+
+    With a question, the answer decides, or the wait for it goes on. Without a question, a call that was not made is
+    made again. Returns None if the call may have been made and nobody was asked: then the doubt has to be resolved.
     """
     if asked is None:
         return repeat_or_drop(effect) if not_made else None
@@ -389,7 +432,9 @@ def continue_with_question(
 
 
 def doubted(effect: EffectState, found: Reconciled | None = None, result: bytes | None = None) -> EffectCommand:
-    """Decides on an effect of which nobody knows whether it was made. `found` and `result` are the findings of its `reconcile=`."""
+    """Decides on an effect in doubt, by the class and the `in_doubt=` option of its tool. `found` and `result`: the
+    answer of the tool's `reconcile=` function, if it was called.
+    """
     effect.enter(DOUBT)
     match in_doubt(EffectClass(effect.effect_class), configured=effect.in_doubt, found=found):
         case Doubt.AGAIN | Doubt.AGAIN_WITH_KEY:
@@ -406,9 +451,10 @@ def doubted(effect: EffectState, found: Reconciled | None = None, result: bytes 
 
 
 def _verdict(effect: EffectState, answer: Answer) -> EffectCommand:
-    """Returns what follows a person's answer on an effect in doubt. "done" records its result, "not_done" makes another attempt if
-    one may be made, and "look_up" asks `reconcile=` again if the tool has it. Anything else, also a question that has expired,
-    abandons the effect, so that nothing is repeated by mistake.
+    """Decides what follows a person's answer about an effect in doubt. "done" records the result that the person gave.
+    "not_done" makes another attempt, if one may be made. "look_up" calls the tool's `reconcile=` function again, if
+    there is one. Any other answer, and a question that has expired, ends the effect with the error Abandoned, so that
+    nothing is repeated by mistake.
     """
     body = _resolution(answer) if answer.outcome == "resolved" else {}
     said, result = body.get("outcome", body.get("answer")), body.get("result")
@@ -427,28 +473,29 @@ def _verdict(effect: EffectState, answer: Answer) -> EffectCommand:
 
 
 def drop(effect: EffectState) -> bool:
-    """Handles an effect that the function no longer awaits, because of a cancel, of a timeout or of its own code.
-    Returns True if it stays open, and False if it is withdrawn.
+    """Handles an effect that the function no longer awaits, because the job was cancelled, because of a timeout, or
+    because the function gave the effect up. Returns True if the effect stays open, and False if it is withdrawn.
 
-    A cancel ends the function, but no call. A call under way runs to its end, and its result is recorded without being
-    delivered. It is repeated only if its class makes that harmless (`may_repeat`). Until its RESULT the job stays open
-    (`may_happen`), for days if a person has to say whether it was made. Questions, timers, waits, children, and calls
-    without the approval that they need are withdrawn.
+    Calls stay open, except those that wait for an approval. A call under way goes on to its end, and its result is
+    recorded, but the function does not get it. The call is repeated only if that does no harm (`may_repeat`). The job
+    stays open until the RESULT of the call is recorded (`may_happen`), which takes days if a person has to say whether
+    the call was made. Everything else is withdrawn: questions, timers, waits, children, and calls that wait for an
+    approval.
     """
     effect.dropped = True
     return effect.kind == "call" and effect.attempt > 0
 
 
 def may_repeat(effect: EffectState, *, not_made: bool) -> bool:
-    """Returns True if another attempt may be made. That is so if a repetition is harmless; and if the function still
-    awaits the effect, and its last attempt was certainly not made (`not_made`).
+    """Returns True if another attempt of the effect may be made: if it does no harm to make the effect twice, or if the
+    function still awaits the effect and the last attempt was certainly not made (`not_made`).
     """
     return (not_made and not effect.dropped) or effect.repeatable
 
 
 def may_happen(effects: Iterable[EffectState]) -> bool:
-    """Returns True if one of the open effects is a call that may still change something outside: no job ends during it
-    (`drop`).
+    """Returns True if one of these open effects is a call that may still change something outside. A job does not end
+    while it has such a call (see `drop`).
     """
     return any(each.kind == "call" and RULES[each.effect_class].settles for each in effects)
 
@@ -456,10 +503,13 @@ def may_happen(effects: Iterable[EffectState]) -> bool:
 def question(
     effect: EffectState, job_id: str, at_ms: int, key: bytes, name: str, asked: Any, *, about: str = "", due_ms: int = 0
 ) -> Intent:
-    """Returns the INTENT of a question about an effect, which has the ordinal of that effect.
+    """Returns the INTENT of a question to a person about an effect. The question has the same ordinal as the effect.
 
-    `key`: the key of the journal. `asked`: the payload of the question, or its JSON. `about`: tells several questions
-    about one effect apart.
+    - `at_ms`, `due_ms`: the times at which the question is asked and expires, in milliseconds since 1970; `due_ms` 0
+      for no deadline.
+    - `key`: the key of the journal.
+    - `name`: the type of the question. `asked`: its payload, or the payload as JSON.
+    - `about`: a text that gives each of several questions about one effect a token of its own.
     """
     token, name_of = question_token(key, job_id, effect.ordinal, about), digest(key, "ask", name, asked)
     body = asked if isinstance(asked, bytes) else msgspec.json.encode(asked)
@@ -467,7 +517,7 @@ def question(
 
 
 def approval(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
-    """Returns the question whether an effect may be made, of type "confirm"."""
+    """Returns the INTENT of the question to a person whether an effect may be made. Its type is "confirm"."""
     verdict = effect.verdict
     assert verdict is not None
     payload: dict[str, Any] = {"effect": effect.title, "kind": effect.guarded, "ordinal": effect.ordinal}
@@ -477,8 +527,9 @@ def approval(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
 
 
 def inquiry(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
-    """Returns the question whether an effect was made: done, not done, or abandon; or to look it up again, which may lead to another
-    question.
+    """Returns the INTENT of the question to a person whether an effect was made. The person may answer that it was
+    done, that it was not done, or that it is to be abandoned. If the tool has a `reconcile=` function, a further answer
+    calls it again, which may lead to another such question.
     """
     answers = [*VERDICTS, *([LOOK_UP] if effect.effect_class == EffectClass.RECONCILABLE else [])]
     payload = {"effect": effect.name, "ordinal": effect.ordinal, "attempt": effect.attempt, "answers": answers}
@@ -492,27 +543,28 @@ def inquiry(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
 
 
 def job_seed(job_id: str, runs: int, key: bytes) -> bytes:
-    """Returns the seed of a job's random numbers. `runs`: the number of histories that the job has begun. `key`: the
-    key of the journal.
+    """Returns the seed of a job's random numbers. `runs`: the number of histories that the job has begun (each
+    `ctx.continue_as` begins one). `key`: the key of the journal.
     """
     return blake2b(f"{job_id}\0{runs}".encode(), key=key, digest_size=32).digest()
 
 
 def question_token(key: bytes, job_id: str, ordinal: int, about: str = "") -> str:
-    """Returns the secret word of a question, fit for a command line. It is derived, so that a crash before INTENT
-    changes nothing. `key`: the key of the journal.
+    """Returns the token of a question: a secret word that can be typed on a command line. It is computed from the
+    arguments, so a job that runs again after a crash makes the same token. `key`: the key of the journal. `about`:
+    tells several questions about one effect apart.
     """
     name = f"token\0{job_id}\0{ordinal}\0{about}"
     return blake2b(name.encode(), key=key, digest_size=20).hexdigest()
 
 
 def is_approved(answer: Answer) -> bool:
-    """Returns True only if the answer has {"approved": true}."""
+    """Returns True if the answer is the object {"approved": true}, with or without further fields."""
     return answer.outcome == "resolved" and _resolution(answer).get("approved") is True
 
 
 def _resolution(answer: Answer) -> dict[str, Any]:
-    """Returns the answer of a person as an object; {} if it is no JSON object."""
+    """Returns the JSON object that a person has answered; {} if the answer is not a JSON object."""
     try:
         body: dict[str, Any] = msgspec.json.decode(answer.body or b"{}", type=dict[str, Any])  # type: ignore[arg-type]
     except UNREADABLE:

@@ -57,14 +57,14 @@ _UNTIMED_SECONDS = 60.0  # the assumed time of a call of an earlier worker, if t
 
 
 class Effects:
-    """The part of a host that runs the effects of jobs. It appends entries to the journal; those that the job has to get are
-    also added to `HostState.told`, and the host delivers them.
+    """The part of a host that runs the effects of jobs. It appends entries to the journal. Those of them that a job has
+    to get are also added to `HostState.told`, from where the host delivers them.
     """
 
     def __init__(
         self, host: HostState, log: JobLog, timers: JobTimers, clock: Clock, guard: EffectGuard | None = None
     ) -> None:
-        """Makes the part. `guard` decides which effects may be made; None allows all."""
+        """Makes the part of a host that runs effects. `guard` decides which effects may be made; None allows all."""
         self.asked_total = self.doubts_total = 0
         requests = self._requests = CallRequests(host, log, guard)
         judge = None if guard is None else partial(judge_within, host.running, guard, clock, requests.instead)
@@ -83,7 +83,10 @@ class Effects:
     # -- effects that the function asks for ---------------------------------------------------------------------------
 
     def submit(self, running: RunningJob, ask: Ask) -> None:
-        """Takes up an effect that the function has asked for."""
+        """Takes up an effect that the function has asked for: asks the guard, records the INTENT, and runs the effect.
+        An effect of an earlier run of the job goes on from its recorded entries instead. Does nothing if the job is no
+        longer in memory, or if the effect is new and the host stops.
+        """
         if not running.in_memory:
             return
         if ask.phase is not ASKED:  # its INTENT is in the journal
@@ -101,8 +104,8 @@ class Effects:
             self._record(running, ask)
 
     def _decide(self, running: RunningJob, ask: Ask, kind: CallKind, guard: EffectGuard) -> None:
-        """Asks the guard whether the effect may be made. If the guard returns an awaitable, the host does not wait for it: the verdict
-        comes as the event EffectWaited.
+        """Asks the guard whether the effect may be made, and goes on with the verdict. If the guard returns an
+        awaitable, the host does not wait for it: the verdict comes later, as the event EffectWaited.
         """
         job = running.job
         call = GuardedCall(
@@ -130,7 +133,9 @@ class Effects:
         self._host.put_when(found, partial(EffectWaited, running, ask), what)
 
     def _decided_late(self, running: RunningJob, ask: Ask, verdict: GuardVerdict) -> None:
-        """Handles a verdict of the guard that has taken time. If nobody waits for the effect any more, the effect is not made."""
+        """Handles a verdict that the guard has returned as an awaitable. The effect is not made if the function awaits
+        it no longer, if the job has left memory, or if the host stops.
+        """
         running.undecided.pop(ask.ordinal, None)
         runs = running.in_memory and not self._host.stopping
         if ask.dropped or not runs:
@@ -152,8 +157,8 @@ class Effects:
         self._record(running, ask)
 
     def _record(self, running: RunningJob, ask: Ask) -> None:
-        """Writes the INTENT of an effect, and begins the effect if it is open. A patch is never open, and neither is a wait whose signal
-        has come already.
+        """Writes the INTENT of an effect, and begins the effect if the job waits for it. The job waits for no result of
+        a patch, nor for a signal that has come already.
         """
         # by the time of the job's loop, which is ahead if the machine's clock was set back before this
         # start
@@ -163,7 +168,7 @@ class Effects:
         self.step(running, ask, "asked" if ask.ordinal in running.job.open else "unawaited")
 
     def _go_on(self, running: RunningJob, ask: Ask) -> None:
-        """Continues with an effect of an earlier run that has no result."""
+        """Continues with an effect that an earlier run of the job has recorded without a result."""
         job, verdict = running.job, ask.verdict
         if verdict is not None:
             try:
@@ -179,8 +184,8 @@ class Effects:
     # -- events of one effect -----------------------------------------------------------------------------------------
 
     def step(self, running: RunningJob, ask: Ask, event: EffectEvent) -> None:
-        """Handles an event of an effect: appends the next entries, and runs the next command. A call waits until the last
-        entry is durable, if the class of the effect demands that.
+        """Handles an event of an effect: appends the entries that `core.step` returns, and runs its command. If the
+        class of the effect demands it, a call is sent only when its last entry is durable.
         """
         host, job_id, last = self._host, running.job.job_id, None
         entries, command = step(running.job, ask, event, host.now_ms())
@@ -222,8 +227,8 @@ class Effects:
             self.runner.reconcile(EffectId(job_id, ask.ordinal, ask.attempt), ask.tool, args, kwargs, host.put)
 
     def waited(self, running: RunningJob, ask: Ask, event: EffectEvent | GuardVerdict) -> None:
-        """Handles an event for which the host has waited, such as a late verdict. Does nothing if the job is no longer in memory: then the
-        next start decides on the effect.
+        """Handles an event that comes after a wait outside of the queue, such as a late verdict. If the job is no
+        longer in memory, the effect is not made; the next start of the app decides on it.
         """
         if isinstance(event, GuardVerdict):
             self._decided_late(running, ask, event)
@@ -233,7 +238,9 @@ class Effects:
             self.step(running, ask, event)
 
     def call_ended(self, ended: Outcome | LookedUp) -> None:
-        """Handles the outcome of an attempt, or the finding of a tool's `reconcile=`."""
+        """Handles the outcome of an attempt, or the answer of a tool's `reconcile=` function. Does nothing if nobody
+        waits for the effect any more.
+        """
         job_id, ordinal, _ = ended.effect
         running = self._host.running.get(job_id)
         ask = None if running is None else running.job.open.get(ordinal)
@@ -247,7 +254,9 @@ class Effects:
             self._resolve_doubt(running, ask, ended)
 
     def call_asked(self, event: CallAsked) -> None:
-        """Handles a request of a call under way (`CallRequests`): answers it, or stops the call and asks a person."""
+        """Handles a request of a call under way (`CallRequests`): answers it, or stops the call and asks a person. The
+        request gets an EffectError if nobody waits for the effect any more.
+        """
         effect, answer = event.effect, event.answer
         if answer.done():
             return  # the call was cancelled
@@ -264,8 +273,8 @@ class Effects:
     # -- what some commands need --------------------------------------------------------------------------------------
 
     def _ask_again(self, running: RunningJob, ask: Ask) -> None:
-        """Asks the guard whether another attempt of an effect may be made, and passes the verdict to the core. Does nothing while the host
-        stops.
+        """Asks the guard whether another attempt of an effect may be made, and handles the verdict as the event Judged.
+        Does nothing while the host stops.
         """
         if self._host.stopping:
             return
@@ -278,11 +287,13 @@ class Effects:
             self._host.put_when(denied, lambda said: EffectWaited(running, ask, Judged(said)), what)
 
     def _resolve_doubt(self, running: RunningJob, ask: Ask, event: Literal["unsure"] | LookedUp) -> None:
-        """Lets the core decide on an effect of which nobody knows whether its call was made. First makes sure that no call is under way: if
-        this process still makes the call, waits for its outcome instead; if an earlier worker may still make it, waits until that
-        worker's claim and the time limit of the tool are over.
+        """Handles an effect of which nobody knows whether its call was made. First makes sure that the call cannot be
+        under way; then lets `core.step` decide.
 
-        `event`: "unsure", or the finding of the tool's `reconcile=`.
+        If this process still makes the call, waits for its outcome instead. If an earlier worker may still make it,
+        first waits until that worker's claim on the journal and the time limit of the tool are over.
+
+        `event`: "unsure", or the answer of the tool's `reconcile=` function.
         """
         host, job, tool = self._host, running.job, ask.tool
         if host.stopping or not running.in_memory:
@@ -302,8 +313,8 @@ class Effects:
         self.step(running, ask, event)
 
     def _begin_child(self, running: RunningJob, ask: Ask) -> None:
-        """Begins the child job for which an effect asks. Does nothing if the child is open already, since it reports its end when it
-        ends. If the child may not begin, the error becomes the result of the effect.
+        """Begins the child job for which an effect asks. If the child may not begin, the error becomes the result of
+        the effect. Does nothing if the child is open already: the end of the child will give the result.
         """
         job, jobs = running.job, self._host.jobs
         child, owner = child_id(job.job_id, ask.ordinal), self._host.owners.get(ask.name)
@@ -330,8 +341,9 @@ class Effects:
     # -- time limits of attempts --------------------------------------------------------------------------------------
 
     def limit(self, running: RunningJob) -> None:
-        """Starts the time limit of the job's attempt, if its owner has one. The limit no longer applies when the job is over or
-        parked; with `sleep_counts` it also applies while the job is parked and only sleeps.
+        """Starts the timer for the time limit of the job's attempt; does nothing if the job's owner sets no limit. The
+        limit applies while the job is in memory; with the owner's `sleep_counts` also while the job is parked and only
+        sleeps.
         """
         left = running.owner.time_left(running.job)
         if left is not None:
@@ -340,8 +352,8 @@ class Effects:
             self._timers.add(left_s, running.job.job_id, 0)
 
     def time_out(self, job_id: str) -> None:
-        """Handles the end of the time limit of a job's attempt: ends its calls with a TimeoutError, and cancels its function once.
-        Does nothing if the limit has not passed, or no longer applies.
+        """Handles the timer of a job's time limit: ends the job's calls with a TimeoutError, and cancels its function,
+        once for each attempt. Does nothing if the limit has not passed, or no longer applies.
         """
         host, running = self._host, self._host.running.get(job_id)
         if host.stopping or running is None or not 0 < running.due_s <= host.steady_s():
@@ -356,7 +368,9 @@ class Effects:
     # -- starts and ends of jobs --------------------------------------------------------------------------------------
 
     async def reopen(self, jobs: Iterable[OpenJob]) -> None:
-        """Tells the guard, at a start, which decisions it has made in earlier runs on the open effects of these jobs."""
+        """Tells the guard at a start which decisions it made in earlier runs on effects of these jobs that have no
+        result yet.
+        """
         if self._guard is None:
             return
         for job in jobs:
@@ -367,17 +381,17 @@ class Effects:
         await self._guard.ready()
 
     def leave(self, running: RunningJob) -> None:
-        """Records the INTENT of all effects on which the guard has not decided yet, because the job is about to end or to begin a
-        new history. These effects are not made. They are recorded because each effect has an ordinal, and no ordinal may be
-        missing.
+        """Records the INTENT of each effect on which the guard has not decided yet. Called when the job is about to
+        end, to begin another attempt or to begin a new history. These effects are not made. They are recorded all the
+        same, because the journal must have the INTENT of every ordinal.
         """
         for ask in running.undecided.values():
             ask.verdict = _UNAWAITED
             self.step(running, ask, "unawaited")
 
     def forget(self, running: RunningJob, stays_open: bool) -> None:
-        """Handles a job that leaves memory. `stays_open` is True if the next start goes on with it, so that the
-        outcomes of its calls are still recorded.
+        """Handles a job that leaves memory. If `stays_open`, the next start goes on with the job, so the outcomes of
+        its calls are still recorded. Otherwise they are dropped.
         """
         job = running.job
         if not stays_open:

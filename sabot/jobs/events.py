@@ -1,11 +1,13 @@
-"""The events in the queue of a host. `JobHost` matches all of them in one place, and handles one after the other.
+"""The events in the queue of a host. `JobHost._handle` takes one event after the other.
 
-Some events are not classes of this module:
+Most events are classes of this module. These come from other modules:
 
-- a RunningJob: its function is quiet. The host takes up its next effect; after the last one the job ends, is parked, or waits.
-- an OpenJob: it had ended before this start, or its turn to run has come.
-- an Outcome or a LookedUp: the runner reports the end of a call, or the finding of a tool's `reconcile=`.
-- a future: the host sets its result, so whoever awaits it knows that all earlier events were handled.
+- RunningJob: the function of this job is quiet, that is, it waits for something. The host takes up its next effect. If
+  no effect is left, the host ends the job, parks it, or leaves it in memory.
+- OpenJob: the turn of a job that a start has found in the journal. Either it had ended before that start, or it may run
+  now.
+- Outcome, LookedUp: the runner reports the end of a call, or the answer of a tool's `reconcile=` function.
+- a future: the host sets its result. Whoever awaits the future then knows that all earlier events were handled.
 """
 
 import asyncio
@@ -26,7 +28,7 @@ from sabot.journal.entries import Answer, End, Entry, Signal
 
 
 class BeginJob(msgspec.Struct):
-    """The event that a job begins: its turn in the queue has come (`JobHost.begin`)."""
+    """The event that the turn of a new job has come. The fields are the arguments of `JobHost.begin`."""
 
     agent_id: str
     job_id: str
@@ -39,7 +41,9 @@ class BeginJob(msgspec.Struct):
 
 
 class NotBegun(msgspec.Struct):
-    """The event that a child does not begin, although a job has asked for it. `outcome` and `body` are reported to that job."""
+    """The event that a child does not begin, although another job has asked for it. `outcome` and `body` are reported
+    to that job as if the child had ended with them.
+    """
 
     job_id: str
     outcome: str
@@ -47,15 +51,15 @@ class NotBegun(msgspec.Struct):
 
 
 class Loaded(msgspec.Struct):
-    """The event that the history of a job was read."""
+    """The event that the history of a job was read from the journal."""
 
     job_id: str
     entries: list[tuple[Position, Entry]]
 
 
 class LastDurable(msgspec.Struct):
-    """The event that the last entry of a job that is about to end is durable. `error` is the error of its function, or
-    None.
+    """The event that the last entry of a job has become durable, so that the job can end. `error` is the error of its
+    function, or None if the function has returned.
     """
 
     running: RunningJob
@@ -63,7 +67,7 @@ class LastDurable(msgspec.Struct):
 
 
 class AttemptDue(msgspec.Struct):
-    """The event that the wait after a failed attempt of a job is over, and its function is to run once more."""
+    """The event that the wait after a failed attempt of a job is over. The function of the job runs once more."""
 
     running: RunningJob
 
@@ -72,8 +76,8 @@ class AttemptDue(msgspec.Struct):
 
 
 class EffectWaited(msgspec.Struct):
-    """An event for which the host has waited outside of the queue. `event` is an event of the core, or the guard's verdict on an effect
-    that has no INTENT yet.
+    """The event that a wait for an effect outside of the queue is over. `event` is the event of the effect for
+    `core.step`, or the guard's verdict on an effect that has no INTENT yet.
     """
 
     running: RunningJob
@@ -82,13 +86,17 @@ class EffectWaited(msgspec.Struct):
 
 
 CallRequest = Literal["again"] | Judged | GuardVerdict | PersonAsked
-"""A request of a call under way. "again": it is about to send its request again, in another attempt, on which the guard
-then decides (Judged). A verdict is that on another model, which the call asks in place of the first one.
+"""A request of a call under way:
+
+- "again": the call wants to send its request again, in another attempt. `Judged` then follows with the decision of the
+  guard on that attempt.
+- GuardVerdict: the call asks another model in place of the first one, and this is the guard's verdict on that model.
+- PersonAsked: the call asks a person.
 """
 
 
 class CallAsked(msgspec.Struct):
-    """The event that a call under way has a request, and waits for `answer`."""
+    """The event that a call under way has made a request. The call waits for the future `answer`."""
 
     effect: EffectId
     request: CallRequest
@@ -99,21 +107,25 @@ class CallAsked(msgspec.Struct):
 
 
 class Due(msgspec.Struct):
-    """The event that a timer, the deadline of a question, or the end of an attempt's time (ordinal 0) is due."""
+    """The event that a timer of a job is due. `ordinal` is that of the effect whose time has come: a timer, or a
+    question with a deadline. Ordinal 0 is the time limit of the job's attempt.
+    """
 
     job_id: str
     ordinal: int
 
 
 class LettersCame(msgspec.Struct):
-    """The event that the inbox of the journal has letters. `posted_by` is the job that has posted one of them itself."""
+    """The event that the inbox of the journal has letters. `posted_by` is the id of a job on whose behalf this host has
+    posted one of them; "" if another process has posted them.
+    """
 
     posted_by: str = ""
 
 
 class Arrived(msgspec.Struct):
-    """The event of an entry for a job that comes neither from the inbox nor from a call. The host records the entry, unless
-    the job no longer awaits the effect `ask`.
+    """The event that there is an entry for a job that comes neither from the inbox nor from a call. The host records
+    the entry. If `ask` is given, the host records it only while the job still awaits that effect.
     """
 
     entry: Answer | Signal | End

@@ -1,10 +1,11 @@
-"""Makes a part of a job's history the beginning of another job.
+"""Copies the beginning of a job's history into a new job, which goes on from there.
 
-   BEGIN  INTENT 1  RESULT 1  INTENT 2  INTENT 3  ▏RESULT 2 …      of a job, up to a place
-   BEGIN  INTENT 1  RESULT 1  INTENT 3  …                          of another job
+   BEGIN  INTENT 1  RESULT 1  INTENT 2  INTENT 3  ▏RESULT 2 …      the history of a job; ▏ is the place of the fork
+   BEGIN  INTENT 1  RESULT 1  INTENT 3  …                          the history with which the new job begins
 
-Effect 2, a call without a result, is asked for anew. Effect 3, a question or a timer, keeps the rest of its time.
-Entries keep their times, so the function reads the same clock over them. Their usage does not count a second time.
+Effect 2 is a call that had no result at that place, so the new job asks for it again. Effect 3 is a question or a
+timer, which keeps the rest of its time. Copied entries keep their times, so the function reads the same clock while
+they are replayed. Their usage (tokens and costs) does not count a second time.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -17,12 +18,16 @@ from sabot.jobs.history import History
 from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Intent, JobOrigin, Signal
 
 CHECKPOINT = "sabot.checkpoint"
-"""The name of the signal that marks a place in the history of a job. A fork does not take it over."""
+"""The name of the signal that marks a checkpoint in the history of a job. In the copy of a history the signal gets
+another name, so the new job does not have the checkpoint.
+"""
 
 
 class HistoryPart(NamedTuple):
-    """A part of a history. `settled` has the entries without those of effects that had no result, and `waiting` the
-    intents of timers and questions among these.
+    """The beginning of a history, as another job can take it over.
+
+    - `settled`: the entries, without those of effects that had no result yet.
+    - `waiting`: the INTENT entries of the timers and questions that had no result yet.
     """
 
     settled: list[Entry]
@@ -30,7 +35,9 @@ class HistoryPart(NamedTuple):
 
 
 def part_of(entries: Iterable[Entry]) -> HistoryPart:
-    """Returns the part of a history up to a place with which another job may begin."""
+    """Returns the part of these entries that another job can take over. `entries`: a history from its beginning up to a
+    place.
+    """
     entries = list(entries)
     asked: dict[int, Intent] = {}  # the first intent of an ordinal; later ones are questions about it
     over: set[int] = set()
@@ -60,7 +67,9 @@ def _settles(entry: EffectResult | Answer, asked: Intent | None) -> bool:
 
 
 def open_calls(whole: Iterable[Entry], part: HistoryPart) -> list[Intent]:
-    """Returns the calls and children of the whole history that are not settled in this part of it, and were not denied."""
+    """Returns the INTENT entries of the calls and children that the whole history has and `part` has not settled.
+    Leaves out those that were certainly not made because the guard has denied them or they could not be sent.
+    """
     settled = {entry.ordinal for entry in part.settled if isinstance(entry, Intent)}
     calls: dict[int, Intent] = {}
     for entry in whole:
@@ -75,7 +84,9 @@ _NEVER_MADE: Collection[str] = ("PolicyDenied", "BudgetExceeded", "BudgetUnavail
 
 
 def seeds_of(job_id: str, entries: Iterable[Entry], key: bytes) -> tuple[bytes, ...]:
-    """Returns the seed of the random numbers of each history of a job. `key`: the key of its journal."""
+    """Returns the seeds of a job's random numbers, one for each history that the job has begun. `entries`: all entries
+    of the job. `key`: the key of its journal.
+    """
     history: History | None = None
     seeds: dict[int, bytes] = {}
     for entry in entries:
@@ -88,9 +99,12 @@ def seeds_of(job_id: str, entries: Iterable[Entry], key: bytes) -> tuple[bytes, 
 
 
 def take_over(before: Sequence[Entry], job_id: str, origin: JobOrigin, at_ms: int, key: bytes) -> list[Entry]:
-    """Returns the entries with which the job of this id begins: those of another job before a place. `origin`: the
-    origin with the present time. `at_ms`: the time at which the other job was at that place. `key`: the key of the
-    journal of both.
+    """Returns the entries with which the new job `job_id` begins, as copies of another job's entries.
+
+    - `before`: the entries of the other job up to the place of the fork.
+    - `origin`: says from which job the copies come. Its time is the present time.
+    - `at_ms`: the time at which the other job was at that place.
+    - `key`: the key of the journal, which both jobs are in.
     """
     part, first = part_of(before), before[0]
     assert isinstance(first, Begin)

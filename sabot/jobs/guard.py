@@ -1,13 +1,15 @@
-"""The guard decides whether an effect may be made, once and before it is made. The journal has the decision in the INTENT.
+"""The contract of guards. A guard decides whether an effect may be made. It decides once, before the effect is made,
+and the INTENT entry records the decision.
 
    ask ─▶ decide ─▶ INTENT, with the verdict ─┬ allow, warn ─────▶ made                            RESULT ─▶ settle
                                               ├ redact, degrade ─▶ made with the changes of the verdict
                                               ├ ask ─────────────▶ a question to a person, then made or denied
                                               └ deny ────────────▶ RESULT, an error that the function sees
 
-A job that runs again over its history finds the verdicts in it, so a policy that has changed meanwhile only judges later
-effects. Another attempt of a job (`on_error="retry"`, or a dead letter that is sent again) asks again for effects that a
-rule has denied before, and the guard decides on these anew. The refusal of a person stays.
+A job that runs again over its history finds the earlier verdicts there. So a policy that has changed meanwhile only
+decides on later effects. Another attempt of a job (`on_error="retry"`, or a dead letter that is sent again) asks again
+for effects that a rule had denied, and the guard decides on them anew. If a person has refused an effect, it stays
+refused.
 """
 
 import asyncio
@@ -33,18 +35,25 @@ from sabot.llm.tools import Tool
 CallKind = Literal["tool", "model", "child"]
 
 Price = Callable[[str, Usage], Decimal | None]
-"""Returns the price of so many tokens of a model in US dollars, or None if nobody knows it."""
+"""A function that returns the price in US dollars of this usage of this model; None if the price is unknown."""
 
 CONFIRM = "confirm"
-"""The type of the question that asks a person whether an effect may be made. Its intent has the ordinal of that effect."""
+"""The type of the question to a person whether an effect may be made. The INTENT of the question has the ordinal of the
+effect.
+"""
 
 
 APART: ContextVar[bool] = ContextVar("APART", default=False)
-"""True where the job's own budget does not count the effects that are asked for."""
+"""True in code whose effects the job's own budget does not count."""
 
 
 class Behalf(NamedTuple):
-    """The tenant (`scope`) and the actor (`principal`) on whose behalf a job runs, and the `labels` of its input."""
+    """The tenant and the actor on whose behalf a job runs.
+
+    - `scope`: the tenant; "" stands for the app.
+    - `principal`: the actor; "" if nobody is named.
+    - `labels`: the labels of the job's input.
+    """
 
     scope: str = ""
     principal: str = ""
@@ -52,14 +61,15 @@ class Behalf(NamedTuple):
 
 
 NOBODY = Behalf()
-"""The value if nobody is named: the scope is the app."""
+"""A Behalf that names no actor, with the app as the tenant."""
 
 
 class Decision(StrEnum):
-    """A decision on a call. If several guards decide, the decision that stands last here holds.
+    """A decision on a call, from the mildest to the strictest. If several guards decide, the strictest decision holds.
 
-    `WARN`: the call is made, and logged. `REDACT`: it is made without some texts. `DEGRADE`: it asks another model.
-    `ASK`: a person says whether it is made.
+    - `ALLOW`: the call is made. `WARN`: it is made, and a warning is logged.
+    - `REDACT`: some texts in its arguments are hidden. `DEGRADE`: it asks another model.
+    - `ASK`: a person decides whether it is made. `DENY`: it is not made.
     """
 
     ALLOW = "allow"
@@ -109,16 +119,20 @@ class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def changes(self) -> bool:
-        """True if the call is not made as it was asked."""
+        """True if the verdict changes the call before it is made."""
         return bool(self.model or self.hide or self.most_tokens)
 
     def spec(self, spec: RequestSpec) -> RequestSpec:
-        """Returns the request to a model after the changes of this verdict."""
+        """Returns the request to a model with the changes of this verdict: the other model, and the lower limit of
+        tokens.
+        """
         spec = msgspec.structs.replace(spec, model=self.model) if self.model else spec
         return msgspec.structs.replace(spec, max_tokens=self.most_tokens) if self.most_tokens else spec
 
     def and_then(self, other: "GuardVerdict") -> "GuardVerdict":
-        """Returns the verdict that holds if a guard has given this verdict, and the guard after it the verdict `other`."""
+        """Combines this verdict with the verdict `other` of the next guard in the chain. Returns a verdict with the
+        decision and the reason of the stricter one, and with the changes of both.
+        """
         first, second = (self, other) if self.decision.strictness >= other.decision.strictness else (other, self)
         noted = (*first.notes, *((second.reason,) if second.reason else ()), *second.notes)
         return msgspec.structs.replace(
@@ -138,9 +152,12 @@ _NONE_INSTEAD: Mapping[int, GuardVerdict] = MappingProxyType({})  # no other mod
 
 
 class DecidedEffect(NamedTuple):
-    """An effect that was decided and has no result. `attempt` is its last attempt, or 0 if a person has to allow the
-    effect first. `recorded` is the last attempt whose usage is in an entry of the journal. `instead` has the verdicts
-    on models that replace the first one, by the attempt from which on they hold.
+    """An effect on which the guard has decided and that has no result.
+
+    - `attempt`: its last attempt; 0 if a person has to allow the effect first.
+    - `recorded`: the last attempt whose usage is recorded in the journal.
+    - `instead`: the verdicts on models that were asked in place of the first one. The key is the first attempt for
+      which a verdict holds.
     """
 
     verdict: GuardVerdict
@@ -150,20 +167,24 @@ class DecidedEffect(NamedTuple):
 
 
 def most_cost(verdict: GuardVerdict, instead: Iterable[GuardVerdict] = ()) -> Decimal:
-    """Returns the largest number of dollars that one of these verdicts has reserved."""
+    """Returns the highest cost in US dollars that one of these verdicts has reserved."""
     return max(Decimal(each.cost or 0) for each in (verdict, *instead))
 
 
 @dataclass(frozen=True, slots=True)
 class GuardedCall:
-    """A call for which a job asks.
+    """A call on which a guard decides.
 
-    `kind` is "tool", "model" or "child", `name` the tool, the model or the agent of the child, and `agent` the agent of
-    the job. `args` and `kwargs` are the arguments of a tool, or the message of a child. `spec` is the request to a
-    model, and `price` the price of its tokens. `labels` are those of all that the job has seen so far. `apart` is True
-    if the job's own budget does not count the call. `within` is the effect whose tool asks by itself; None if the call
-    is an effect, or of no job. The attempt of `effect` is 0 if a guard before this one wants a person's approval: then
-    the call is not made before `decide_again` has allowed its first attempt.
+    - `effect`: its id. The attempt in it is 0 if an earlier guard of the chain wants a person's approval; then
+      `decide_again` is asked before the first attempt.
+    - `kind`, `name`: "tool", "model" or "child", and the name of the tool, of the model or of the child's agent.
+    - `agent`: the agent of the job. `behalf`: the tenant and the actor of the job.
+    - `effect_class`: the class of the tool, which says whether the call may be repeated. `tool`: the tool itself.
+    - `args`, `kwargs`: the arguments of a tool, or the message to a child.
+    - `spec`, `price`: the request to a model, and the prices of its tokens.
+    - `labels`: the labels of all data that the job has seen so far.
+    - `apart`: True if the job's own budget does not count the call.
+    - `within`: the effect whose tool makes this call itself; None if the call is an effect, or belongs to no job.
     """
 
     effect: EffectId
@@ -193,7 +214,7 @@ class GuardedCall:
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """The arguments of a tool by the names of its parameters, or {"message": …} of a child. Empty for a model."""
+        """The arguments by name: those of a tool by its parameters, and {"message": …} for a child. Empty for a model."""
         if not self.args:
             return self.kwargs
         if self.tool is None:
@@ -205,7 +226,7 @@ class GuardedCall:
         return {**given, **self.kwargs}
 
     def changed(self, verdict: GuardVerdict) -> "GuardedCall":
-        """Returns the call as it will be made under this verdict."""
+        """Returns the call with the changes of this verdict."""
         if not verdict.changes:
             return self
         spec = self.spec
@@ -217,105 +238,117 @@ class GuardedCall:
 
 
 class EffectGuard:
-    """A policy that decides which effects jobs may make. It is called on the event loop of the host; only the
-    coroutines and the awaitables that methods return may suspend.
+    """A policy that decides which effects jobs may make. Its methods are called on the event loop of the host, and must
+    not block it. Only the coroutines and awaitables that they return may wait.
 
-    `host` calls `open`, `begin_job`, `end_job`, `forget_job`, `flush` and `close`, and `settle` when a child has ended.
-    `effects` calls `reopen` and `ready` at a start, then for each effect `decide`, `decide_again` before each further
-    attempt, `settle` and `asked_by_tool` with its result, and `drop` if nobody waits for the decision any more.
-    `judges` calls `decide`, `decide_degraded`, `decide_again`, `settle` and `drop` for calls of models that are no
-    effects. The app or the kernel calls `check_names`.
+    - `JobHost` calls `open`, `begin_job`, `end_job`, `forget_job`, `flush` and `close`, and `settle` when a child has
+      ended.
+    - `Effects` calls `reopen` and `ready` at a start. For each effect it calls `decide`, `decide_again` before each
+      further attempt, `settle` and `asked_by_tool` with the result, and `drop` if nobody waits for the decision any
+      more.
+    - `judges` calls `decide`, `decide_degraded`, `decide_again`, `settle` and `drop` for calls of models that are not
+      effects.
+    - The app or the kernel calls `check_names`.
     """
 
     name: str = ""
     """The name by which requests of a kernel may choose the guard (`PolicyRef`)."""
 
     def check_names(self, functions: Sequence[Callable[..., Any]], agents: Collection[str], where: str) -> None:
-        """Raises UserError if a rule names a tool, a model or an agent that does not exist. Called at a start.
+        """Checks at a start that the tools, models and agents that the rules name exist. Raises UserError if one does
+        not.
 
-        `functions`: the functions of the agents, whose ids are `agents`. `where`: the app or the kernel, for
+        `functions`: the functions of the agents. `agents`: the ids of the agents. `where`: the app or the kernel, for
         messages.
         """
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Decides on a call. Returns an awaitable if that takes time; other jobs go on meanwhile. An error that it
-        raises counts as a denial.
+        """Returns the verdict on a call, or an awaitable of the verdict if the decision takes time. Other jobs go on
+        meanwhile. If the method or the awaitable raises an error, the call is denied.
         """
         raise NotImplementedError
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Decides on a call that it has allowed before, and that now asks another model: another guard has degraded the
-        call, or its first provider has failed. If the other model may cost more, the difference is reserved. A denial
-        frees no reservation. By default it calls `decide`.
+        """Decides on a call that this guard has already allowed and that now asks another model, because another guard
+        has degraded the call, or because its first provider has failed.
+
+        If the other model may cost more, the guard reserves the difference. A denial leaves earlier reservations as
+        they are. By default this calls `decide`.
         """
         return self.decide(call)
 
     def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
-        """Called before BEGIN of a job is recorded: for a new job, and for one that runs once more over its history.
+        """Called before the BEGIN entry of a job is recorded: for a new job, and for a job that runs once more over its
+        history after it has failed.
 
         `taken`: the entries that follow BEGIN if the job goes on from a checkpoint of another job.
         """
 
     def drop(self, effect: EffectId) -> None:
-        """Cancels the decision on this call, and frees the tokens and the cost that were reserved for it. Called if the job is
-        gone, if another guard has denied the call, or if the job no longer waits for the person who has to allow it.
+        """Withdraws the decision on this call, and frees the tokens and the cost that were reserved for it. Called when
+        the job is gone, when another guard has denied the call, or when the job awaits no longer a call that a person
+        has not allowed yet.
         """
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """Settles a call of a tool, a model or an agent whose result is about to be recorded. Returns the encoded
-        usage for the entry.
+        """Handles the result of a call of a tool, a model or an agent, just before it is recorded: replaces the
+        reservation of the call by its usage. Returns the usage as bytes, for the RESULT entry.
+
+        `outcome`: "ok" or the type of the error. `body`: the packed result or error. `at_ms`: the time of the result.
         """
         return b""
 
     def asked_by_tool(self, effect: EffectId) -> bytes:
-        """Returns the encoded usage of models that the tool of this effect has asked by itself, for the limits of the
-        job. Called before the tool's result is recorded.
+        """Returns, as bytes, the usage of the models that the tool of this effect has asked by itself. The limits of
+        the job count it. Called before the tool's result is recorded.
         """
         return b""
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """Restores the reservation of a call on which an earlier run has decided, and which may be made again. A call
-        that is open already stays as it is.
+        """Restores the reservation of a call on which the guard has decided in an earlier run, and which may be made
+        again. Does nothing if the guard already knows the call as open.
 
-        `decided`: the decision, with the number of the last attempt (0 if none was made).
+        `decided`: the decision, and the last attempt.
         """
 
     async def ready(self) -> None:
-        """Called once `reopen` has been called for all open calls of earlier runs, before any job begins."""
+        """Called at a start after the last call of `reopen`, before any job begins."""
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """Decides whether another attempt of an open call may be made, or the first one after a person has allowed it.
-        Earlier attempts have no result. Returns None if the attempt may be made, else the verdict that denies it. If the
-        decision takes time, returns an awaitable of these, which does not raise; the call may end meanwhile.
+        """Decides whether an open call may be attempted again, or for the first time after a person has allowed it.
+        Returns None if the attempt may be made, and otherwise the verdict that denies it.
+
+        If the decision takes time, returns an awaitable of the same. The awaitable must not raise, and the call may end
+        before it is done. `effect` has the number of the new attempt.
         """
         return None
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """Called before END of the job is recorded. Returns the encoded usage that its open calls, which have no
-        result, may have caused.
+        """Called before the END entry of a job is recorded. Returns, as bytes, the usage that the job's calls without a
+        result may have caused.
         """
         return b""
 
     def forget_job(self, job_id: str) -> None:
-        """Drops the decisions on the open calls of a job. Called when the job ends, and again after a restart of the app if the
-        journal already has its END.
+        """Drops the decisions on the open calls of a job. Called when the job ends, and after a restart of the app for
+        a job whose END the journal already has.
         """
 
     async def open(self, journal: Journal) -> None:
         """Reads from the journal what the guard must know of earlier results. Called before any job begins."""
 
     async def flush(self) -> None:
-        """Waits until all data that the guard has taken from results so far is durable, so that the journal may remove the
-        results.
+        """Waits until all data that the guard has derived from results is durable elsewhere. After that the journal may
+        remove the results.
         """
 
     async def close(self) -> None:
-        """Called at the end of the run, when all jobs have been dropped."""
+        """Called when the host closes, after all jobs have left memory."""
 
 
 class EffectGuards(EffectGuard):
-    """A chain of guards. Each sees the call as the guards before it have changed it, and the strictest decision holds.
-    If a guard chooses another model, those before it decide on that model too.
+    """A chain of guards that acts as one guard. Each guard sees the call with the changes of the guards before it, and
+    the strictest decision holds. If a guard puts another model in place, the guards before it decide on that model too.
     """
 
     def __init__(self, guards: Sequence[EffectGuard]) -> None:
@@ -345,8 +378,9 @@ class EffectGuards(EffectGuard):
     async def _degraded(
         self, found: GuardVerdict, at: int, call: GuardedCall, so_far: GuardVerdict | None
     ) -> GuardVerdict:
-        """Continues the chain after the guard number `at` has decided. If it has chosen another model, the guards before it decide
-        on that model. Returns the verdict.
+        """Continues the chain after guard number `at` has returned the verdict `found`, and returns the verdict of the
+        whole chain. If `found` puts another model in place, the guards before it decide on that model first. `so_far`:
+        the verdict of the guards before it; None for the first guard.
         """
         first = call.name
         so_far, call = self._joined(at, call, so_far, found)
@@ -360,8 +394,12 @@ class EffectGuards(EffectGuard):
     async def _stands_in(
         self, call: GuardedCall, so_far: GuardVerdict, asked: list[str], count: int, dropped: int
     ) -> tuple[GuardVerdict, GuardedCall]:
-        """Returns the verdict of the first `count` guards on a call that asks the last of the models `asked` in place
-        of the first. `dropped`: the number of guards that drop the call if it is denied.
+        """Lets the first `count` guards decide on a call that now asks another model. If one of them chooses yet
+        another model, all of them decide again.
+
+        `so_far`: the verdict up to now. `asked`: the models, from the first one that the call asked to the one that it
+        asks now. `dropped`: the number of guards that drop the call if it is denied; 0 if the call is under way.
+        Returns the verdict, and the call with its changes.
         """
         place, first, effect = 0, asked[0], call.effect
         while place < count and so_far.decision is not Decision.DENY:
@@ -404,7 +442,7 @@ class EffectGuards(EffectGuard):
             guard.drop(effect)
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """Settles the call with all guards. One of them returns the usage."""
+        """Lets all guards settle the call. At most one of them returns its usage, which this returns."""
         used = [guard.settle(effect, kind, name, outcome, body, at_ms) for guard in self._guards]
         return next(filter(None, used), b"")
 
@@ -420,7 +458,7 @@ class EffectGuards(EffectGuard):
             await guard.ready()
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """Asks the guards one after the other. Returns the first verdict that denies the attempt, or None."""
+        """Asks one guard after the other. Returns the first verdict that denies the attempt; None if all allow it."""
         guards = iter(self._guards)
         said = next((said for guard in guards if (said := guard.decide_again(effect)) is not None), None)
         return (
@@ -456,33 +494,37 @@ class EffectGuards(EffectGuard):
 
 
 def checked_guard(given: Any) -> EffectGuard | None:
-    """Returns the policy of an app or a kernel. Raises UserError if it is not an EffectGuard."""
+    """Returns the given policy of an app or a kernel unchanged. Raises UserError if it is not an EffectGuard."""
     if given is not None and not isinstance(given, EffectGuard):
         raise UserError(f"policy={short_repr(given)}", hint="a PolicyEngine: PolicyEngine([ToolPolicy(…)])")
     return given
 
 
 def guard_of(guards: Sequence[EffectGuard]) -> EffectGuard | None:
-    """Returns one guard that stands for all of `guards`; None if there are none, which allows all effects."""
+    """Returns one guard that stands for all of `guards`. Returns None if `guards` is empty: then all effects are
+    allowed.
+    """
     return EffectGuards(guards) if len(guards) > 1 else next(iter(guards), None)
 
 
 def degraded_to(call: GuardedCall, verdict: GuardVerdict) -> str:
-    """Returns the model that the verdict puts in place of the call's own; "" if it denies the call, or changes no model."""
+    """Returns the model that the verdict puts in place of the call's own. Returns "" if the verdict denies the call, or
+    leaves its model.
+    """
     other = call.kind == "model" and verdict.decision is not Decision.DENY and verdict.model != call.name
     return verdict.model if other else ""
 
 
 def for_degraded(verdict: GuardVerdict, model: str, asked: str) -> GuardVerdict:
-    """Returns the verdict on a model that replaces another one, with a reason that names the replaced model."""
+    """Returns the verdict on `model`, which was asked in place of `asked`, with a reason that names both."""
     if not verdict.reason or model == asked:
         return verdict
     return msgspec.structs.replace(verdict, reason=f"{model}, in place of {asked}: {verdict.reason}")
 
 
 def ring_of(models: Sequence[str], rule: str = "", version: str = "") -> GuardVerdict:
-    """Returns the denial of a call whose models replace each other in a ring: each of `models` replaces the one before
-    it, and the last one is there twice.
+    """Returns the denial of a call whose models replace each other in a circle. `models`: the models in order, each the
+    replacement of the one before it; the last one occurs twice. `rule`, `version`: the rule that has closed the circle.
     """
     reason = f"models stand in for each other in a ring: {', '.join(models)}"
     return GuardVerdict(Decision.DENY, rule, version, reason)
@@ -491,8 +533,9 @@ def ring_of(models: Sequence[str], rule: str = "", version: str = "") -> GuardVe
 def judge_call(
     guard: EffectGuard, call: GuardedCall, *, degraded: bool = False
 ) -> GuardVerdict | Awaitable[GuardVerdict]:
-    """Returns the decision of the guard's `decide`, or with `degraded` that of its `decide_degraded`. If the guard
-    raises, or changes a value that cannot be changed, the call is denied with that reason.
+    """Asks the guard to decide on the call: with `decide`, or with `decide_degraded` if `degraded` is True. Returns the
+    verdict, or an awaitable of it. If the guard raises an error, or its verdict cannot be applied to the call, the call
+    is denied and the verdict names the error.
     """
     try:
         found = guard.decide_degraded(call) if degraded else guard.decide(call)
@@ -519,8 +562,8 @@ async def _judged_later(found: Awaitable[GuardVerdict], call: GuardedCall) -> Gu
 
 
 def _sound(verdict: GuardVerdict) -> GuardVerdict:
-    """Returns the verdict if a journal with it can be read again. Raises an error that says why not, for example a
-    reason that is no text.
+    """Checks that a journal with this verdict can be read again, and returns the verdict. Raises an error that says why
+    not, such as a reason that is no text.
     """
     _decode(encode_verdict(verdict))
     return verdict
@@ -538,7 +581,7 @@ _decode = msgspec.msgpack.Decoder(GuardVerdict).decode
 
 
 def decode_verdict(note: bytes) -> GuardVerdict | None:
-    """Returns the verdict in the note of an entry; None if there is none. Raises CorruptJournal."""
+    """Returns the verdict in the note of an entry; None if the note is empty. Raises CorruptJournal."""
     if not note or note == UNSENT:
         return None
     try:
@@ -548,6 +591,8 @@ def decode_verdict(note: bytes) -> GuardVerdict | None:
 
 
 def stood_in(entry: Attempt) -> GuardVerdict | None:
-    """Returns the verdict on a model that was asked in place of the first one of an effect; None if the entry has none."""
+    """Returns the verdict in an ATTEMPT entry on a model that was asked in place of the effect's first one; None if the
+    entry records no such model.
+    """
     verdict = decode_verdict(entry.note)
     return None if verdict is None or verdict.decision in (Decision.DENY, Decision.ASK) else verdict

@@ -1,20 +1,21 @@
-"""The history of one job, in the form that a replay needs: its effects and their outcomes, in the order of the journal.
+"""The history of one job in the form that a replay needs: its effects and their outcomes, in the order of the journal.
 
    BEGIN  INTENT 1  RESULT 1  INTENT 2  INTENT 3  RESULT 3  ATTEMPT  RESULT 2 …
           ───────── asked     ───────── asked     delivered first    delivered second
 
-Only entries after the last BEGIN count (`ctx.continue_as` begins a history anew). Ordinals go on, so that no effect has
-the id of an earlier one. But a BEGIN after END is another attempt of the same history: the dead letter of a failed job
-was sent again. The job keeps the input with which this history began, because the sender may only know the first input
-of the job.
+BEGIN: `ctx.continue_as` writes another BEGIN, which begins a history anew; only the entries after it count. The
+ordinals of effects go on, so no effect gets the id of an earlier one. A BEGIN after END is different. It is another
+attempt of the same history: the job has failed, and its dead letter was sent again. If the job had used `continue_as`
+before, it keeps the input of its last history, because the sender of the dead letter may only know the job's first
+input.
 
-A RESULT with ordinal 0 means that the time of the attempt is over.
+RESULT with ordinal 0: the time limit of the attempt is over.
 
-A new attempt of the job (ATTEMPT with ordinal 0) keeps all results, and forgets the errors of effects that may be
-repeated: the function asks for these again. It also forgets everything that the attempt before had given up: timers
-that have not fired, questions that it has withdrawn, children that were cancelled, and effects that were denied
-(`guard`). The function asks for them anew, as new effects. A call that was not made because nobody awaited it is asked
-for again under its own ordinal, so that its idempotency key stays the same.
+ATTEMPT with ordinal 0: a new attempt of the job. It keeps all results. It forgets the errors of effects that may be
+repeated, so the function asks for these again. It also forgets everything that the earlier attempt had given up: timers
+that have not fired, questions that were withdrawn, children that were cancelled, and effects that a rule has denied.
+The function asks for these as new effects. One kind keeps its ordinal: a call that was not made because nobody awaited
+it. So its idempotency key stays the same.
 """
 
 from collections.abc import Iterable
@@ -35,28 +36,36 @@ VERDICTS = ("done", "not_done", "abandon")
 """The answers to a question of type IN_DOUBT, as {"outcome": …}; with "done" also {"result": …}, which the job gets."""
 
 LOOK_UP = "look_up"
-"""A further answer if the effect's tool has `reconcile=`: that function is called again, and may lead to another question."""
+"""One more answer to a question of type IN_DOUBT, if the effect's tool has a `reconcile=` function. That function is
+called again, which may lead to another question.
+"""
 
 NOT_MADE = "cancelled"
-"""The outcome of a child or a call that was certainly not made, and that the job no longer awaits (`core.drop`)."""
+"""The outcome of a child or a call that was certainly not made and that the job awaits no longer (`core.drop`)."""
 
 TIMEOUT = "timeout"
-"""The name of a timer that limits the time of something, unlike a sleep. It starts anew in another attempt of the job."""
+"""The name of a timer that limits the time of something. Another attempt of the job starts such a timer anew, unlike
+that of a sleep.
+"""
 
 WAITS_LONG = ("ask", "wait", "child")
-"""The kinds of effects that park a job which waits for nothing else. So does a timer, unless it is due within PARKS_MS."""
+"""The kinds of effects that take long. A job that only awaits such effects is parked, and so is one that awaits a timer
+that is due in more than PARKS_MS.
+"""
 
 PARKS_MS = 1_000
 
 ACTION_TYPES = ("confirm", "choose", "input", "upload", "reauth", "apply_changes", "approval", IN_DOUBT, "custom")
-"""The types of questions that Sabot knows. A durable agent may use further types."""
+"""The types of questions to people that Sabot knows. A durable agent may use further types."""
 
 Delivery = EffectResult | Answer | Signal | Cancel
-"""An entry that changes a job from outside."""
+"""An entry that the function of a job gets from outside."""
 
 
 class ContinueAs(BaseException):
-    """The exception that `ctx.continue_as(input)` raises in the function, so that the job goes on with a new input and a new history."""
+    """The exception by which `ctx.continue_as(input)` leaves the function. The job then goes on with the new input and
+    a new history.
+    """
 
     def __init__(self, message: Any) -> None:
         super().__init__("continue_as")
@@ -67,24 +76,30 @@ class ContinueAs(BaseException):
 class History:
     """The history of one job, as a replay needs it.
 
-    `begin` is the last BEGIN, and `runs` the number of BEGIN entries. `attempt` counts the attempts of the job from 1,
-    and `tried_ms` is the time at which a later one began. `tries` has the number of attempts of each effect. `end` is
-    the END entry, if there is one.
-
-    `intents` has the effects by ordinal, and `deliveries` their outcomes in order; the first `kept` of these came in
-    attempts before this one. `doubts` has the last question about an effect in doubt, by its ordinal, `approvals` the
-    question whether an effect may be made, and `answers` the answers to both, by token. An approval may also be a
-    question of the call's tool.
-
-    `not_made` has the ordinals of calls whose last attempt was certainly not made: it could not be sent, its tool asked
-    a person first, or the job waited no longer. `failed_children` has the ordinals of children that failed in an attempt
-    before this one. `recorded` has for each effect the last attempt whose use is in an entry, and `instead` the decisions
-    on models that stand in for the first one, by the attempt from which they hold.
-
-    `base` is the last ordinal before the last BEGIN, and `last_ordinal` the last one of all. `ran_ms` is the time up to
-    the last entry (`last_ms`) in all histories of the job, without waits for others. `seed` is the seed of random
-    numbers, if it is not the job's own. `untaken` is the number of entries still to come from the job from whose
-    checkpoint this one goes on.
+    - `begin`: the last BEGIN entry. `runs`: the number of histories that the job has begun. `end`: the END entry, if
+      there is one.
+    - `attempt`: the number of the job's attempt, from 1. `tried_ms`: the time at which a later attempt began; 0 for the
+      first.
+    - `intents`: the INTENT entries of the effects, by ordinal.
+    - `deliveries`: the outcomes of effects in their order. The first `kept` of them are from earlier attempts of the
+      job.
+    - `tries`: the number of attempts of each effect, by ordinal.
+    - `doubts`: the last question to a person whether an effect in doubt was made, by the effect's ordinal.
+    - `approvals`: the question to a person whether an effect may be made, or the question that its tool has asked, by
+      the effect's ordinal.
+    - `answers`: the answers to the questions of `doubts` and `approvals`, by token.
+    - `not_made`: the ordinals of calls whose last attempt was certainly not made: it could not be sent, its tool had to
+      ask a person first, or the job awaited it no longer.
+    - `failed_children`: the ordinals of children that failed in an earlier attempt of the job.
+    - `recorded`: the last attempt of each effect whose usage is in an entry, by ordinal.
+    - `instead`: the guard's verdicts on models that were asked in place of the first one, by ordinal, and then by the
+      first attempt for which they hold.
+    - `base`: the last ordinal before the last BEGIN. `last_ordinal`: the last ordinal of all.
+    - `ran_ms`: the milliseconds that the job has run in all its histories up to its last entry, without waits for
+      others. `last_ms`: the time of that entry.
+    - `seed`: the seed of the random numbers; b"" if it follows from the job's id.
+    - `untaken`: for a job that goes on from a checkpoint of another job, the number of that job's entries that were not
+      added yet.
     """
 
     begin: Begin
@@ -122,7 +137,9 @@ class History:
 
     @classmethod
     def of(cls, job_id: str, entries: Iterable[Entry]) -> "History":
-        """Returns the history of a job, from all its entries in order, with their bodies loaded. Raises CorruptJournal."""
+        """Returns the history of a job. `entries`: all entries of the job in order, with their bodies loaded. Raises
+        CorruptJournal.
+        """
         history: History | None = None
         for entry in entries:
             if isinstance(entry, Begin):
@@ -138,7 +155,9 @@ class History:
         return history
 
     def followed_by(self, begin: Begin) -> "History":
-        """Returns the history after another BEGIN of the job, which either begins it anew or continues it."""
+        """Returns the history after another BEGIN entry of the job. Without an END before it, the BEGIN begins a new
+        history; after an END, it begins another attempt of this one.
+        """
         if self.end is None:
             followed = self.anew(begin)
             followed.untaken, followed._restored_ms = self.untaken, self._restored_ms
@@ -153,12 +172,14 @@ class History:
         return self
 
     def anew(self, begin: Begin) -> "History":
-        """Returns the new history that another BEGIN of the job begins."""
+        """Returns the empty history that another BEGIN entry of the job begins. Ordinals and the time that the job has
+        run go on from this one.
+        """
         ran_ms, last = self.ran_until(begin.at_ms), self.last_ordinal
         return History(begin, self.runs + 1, base=last, last_ordinal=last, ran_ms=ran_ms)
 
     def add(self, entry: Entry) -> None:
-        """Adds the next entry. An entry behind END changes nothing."""
+        """Adds the next entry. Ignores entries after END."""
         if self.end is not None:
             self._take()
             return
@@ -189,13 +210,15 @@ class History:
                     self._record_open()
 
     def begin_attempt(self, ordinal: int, attempt: int) -> None:
-        """Records another attempt of an effect. Questions about earlier attempts no longer count."""
+        """Notes another attempt of an effect. Questions to people about earlier attempts no longer count."""
         self.tries[ordinal] = max(attempt, self.tries.get(ordinal, 1))
         self.doubts.pop(ordinal, None)
         self.not_made.discard(ordinal)
 
     def add_question(self, question: Intent) -> None:
-        """Notes a question to a person about an effect: whether it was made (`doubts`), or whether it may be (`approvals`)."""
+        """Notes a question to a person about an effect: in `doubts` if it asks whether the effect was made, else in
+        `approvals`.
+        """
         if question.name == IN_DOUBT:
             self.doubts[question.ordinal] = question
         else:
@@ -203,30 +226,34 @@ class History:
             self.not_made.add(question.ordinal)
 
     def question_about(self, ordinal: int) -> tuple[Intent | None, Answer | None]:
-        """Returns the question that a person was asked last about an effect without a result, and its answer; (None, None) if nobody was.
-        If the last attempt was certainly not made, it asks whether the effect may be made, or the tool has asked it; else whether it was.
+        """Returns the last question that a person was asked about an effect without a result, and the answer; None in
+        place of each that does not exist.
+
+        If the last attempt was certainly not made, the question is the one in `approvals`, else the one in `doubts`.
         """
         asked = (self.approvals if ordinal in self.not_made else self.doubts).get(ordinal)
         return asked, None if asked is None else self.answers.get(asked.token)
 
     def _record_open(self) -> None:
-        """Records that the usage of calls without a result is in the journal, since the END entry has it."""
+        """Notes that END has recorded the usage of all calls that have no result."""
         over = {each.ordinal for each in self.deliveries if isinstance(each, EffectResult)}
         self.recorded |= {at: self.attempt_of(each) for at, each in self.intents.items() if at not in over}
 
     def _take(self) -> None:
-        """Counts an entry that was taken from another job. The time of this job begins after the last of these entries."""
+        """Counts one more entry as taken over from the job of whose checkpoint this one goes on. After the last of
+        them, the time of this job begins.
+        """
         self.untaken -= 1
         if self.untaken == 0:
             self.last_ms = self._restored_ms
 
     def ran_until(self, now_ms: int) -> int:
-        """Returns the time that the job has run until `now_ms`, in milliseconds, counted as `ran_ms` is."""
+        """Returns how many milliseconds the job has run until `now_ms`. Waits for others do not count, as in `ran_ms`."""
         return self.ran_ms if self._waits_for_others() else self.ran_ms + max(0, now_ms - self.last_ms)
 
     def _run_to(self, entry: Entry) -> None:
-        """Moves the time forward to this entry. The time of a child counts when the child has ended, up to the time
-        that the job has waited for children.
+        """Adds the time from the last entry to this one to `ran_ms`. If the entry is the end of a child, adds the time
+        that the child has run, but at most the time that the job has waited for children.
         """
         ran_ms, passed_ms = self.ran_until(entry.at_ms), max(0, entry.at_ms - self.last_ms)
         parked_ms = passed_ms - (ran_ms - self.ran_ms)
@@ -240,8 +267,8 @@ class History:
         self.ran_ms, self.last_ms = ran_ms, self.last_ms + passed_ms
 
     def _waits_for_others(self) -> bool:
-        """Returns True if the job was parked behind its last entry, and did not just sleep: it waited for a person, a
-        signal or a child.
+        """Returns True if after its last entry the job was parked for a person, a signal or a child. Returns False if
+        it ran, or only slept.
         """
         waits = False
         for each in self._open.values():
@@ -271,34 +298,38 @@ class History:
                 self._open.pop(next(waits, 0), None)
 
     def _is_about_effect(self, answer: Answer) -> bool:
-        """Returns True if the answer is to a question about an effect, and not to one of the function's own."""
+        """Returns True if the answer is to a question about an effect. Returns False if it is to a question of the
+        function (`ctx.ask`).
+        """
         asked = (self.doubts.get(answer.ordinal), self.approvals.get(answer.ordinal))
         return any(each is not None and each.token == answer.token for each in asked)
 
     def attempt_of(self, intent: Intent) -> int:
-        """Returns the last attempt of this effect; 0 if a person has to allow it first."""
+        """Returns the last attempt of this effect; 0 if a person has to allow the effect before the first one."""
         verdict = decode_verdict(intent.note)
         asks = verdict is not None and verdict.decision is Decision.ASK
         return self.tries.get(intent.ordinal, 0 if asks else 1)
 
     def decided(self, effect: EffectId, verdict: GuardVerdict) -> DecidedEffect:
-        """Returns the decision on an effect without a result. `verdict`: the verdict in its intent."""
+        """Returns the guard's decision on an effect without a result. `verdict`: the verdict in its INTENT."""
         recorded, instead = self.recorded.get(effect.ordinal, 0), self.instead.get(effect.ordinal, {})
         return DecidedEffect(verdict, effect.attempt, recorded, instead)
 
     def approval(self, ordinal: int) -> Answer | None:
-        """Returns a person's answer to the question whether this effect may be made. None if there is no answer yet, or
-        nobody was asked.
+        """Returns a person's answer to the question whether this effect may be made. Returns None if nobody was asked,
+        or nobody has answered yet.
         """
         question = self.approvals.get(ordinal)
         return None if question is None else self.answers.get(question.token)
 
     def has_result(self, ordinal: int) -> bool:
-        """Returns True if the outcome of this effect is recorded."""
+        """Returns True if a RESULT of this effect is recorded."""
         return any(isinstance(each, EffectResult) and each.ordinal == ordinal for each in self.deliveries)
 
     def _try(self, attempt: int, at_ms: int) -> None:
-        """Begins another attempt of the job."""
+        """Begins another attempt of the job: removes everything that the attempt asks for again (the docstring of the
+        module lists it).
+        """
         self.attempt, self.tried_ms = attempt, at_ms
         for ordinal in [at for at, each in self.intents.items() if each.note and self._was_denied(each)]:
             del self.intents[ordinal]
@@ -325,8 +356,8 @@ class History:
             self.last_ordinal = max(self.last_ordinal, intent.ordinal)
 
     def _was_denied(self, intent: Intent) -> bool:
-        """Returns True if the effect was denied by a rule, or because no person has answered. Another attempt of the job may ask
-        for such an effect again. Returns False if a person has refused it.
+        """Returns True if a rule has denied the effect, or if no person has answered whether it may be made. Another
+        attempt of the job asks for such an effect again. Returns False if a person has refused the effect.
         """
         verdict = decode_verdict(intent.note)
         assert verdict is not None
@@ -336,7 +367,7 @@ class History:
         return verdict.decision is Decision.ASK and answer is not None and answer.outcome != "resolved"
 
     def _unwanted(self, entry: Delivery) -> bool:
-        """Returns True if the entry shows that the job itself gave the effect up."""
+        """Returns True if this entry says that the job itself gave up a question or a child."""
         match entry:
             case Answer():
                 return entry.outcome == "cancelled" and entry.by == entry.job
@@ -346,7 +377,7 @@ class History:
         return False
 
     def _asked_again(self, entry: Delivery) -> bool:
-        """Returns True if another attempt of the job may ask for the effect of this entry again."""
+        """Returns True if another attempt of the job asks again for the effect of which this entry is the outcome."""
         if not isinstance(entry, Answer | EffectResult):
             return False
         intent = self.intents.get(entry.ordinal)

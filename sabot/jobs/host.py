@@ -4,9 +4,10 @@
                        │                           ▲
                        └─ quiet, and all open effects take long: parked ────────────┘    (parking, timers)
 
-One task handles one event after the other (`_handle`): a job that begins, an outcome, a timer, the letters of the
-inbox. Entries are appended only by this task, so a job gets its deliveries in the order of the journal. The task never
-waits for a disk or a call, only for room in the queue of the journal.
+One task of the host handles one event after the other (`_handle`): a job that begins, an outcome, a timer, the letters
+of the inbox. Only this task appends entries, so each job gets its deliveries in the order of the journal. The task
+never waits for a disk or for a call. It waits only if the queue of the journal is full, or if the listener is far
+behind.
 """
 
 import asyncio
@@ -66,7 +67,7 @@ _AGAIN_SECONDS = 0.05  # a timer of a job whose history is being read comes agai
 
 
 class JobHost(HostState):
-    """The host of jobs, which owns a journal while jobs run. It belongs to one event loop."""
+    """The host of jobs. It belongs to one event loop, and owns a journal while jobs run over it."""
 
     def __init__(
         self,
@@ -82,10 +83,13 @@ class JobHost(HostState):
     ) -> None:
         """Makes a host.
 
-        - `on_broken`: called with a text and the error if nothing can go on, because the journal or the host has failed.
-        - `stop_grace_s`: the seconds that calls under way have to end when the host stops.
-        - `notes`: the notes of parked jobs in the restored checkpoint; None if checkpoints have none.
-        - `listener`: gets all notices (`log`). `guard`: decides on effects; None allows all. `make_run`: makes a JobRun.
+        - `on_broken`: a function that is called with a text and the error when the journal or the host has failed and
+          no job can go on.
+        - `stop_grace_s`: the seconds in which calls under way may end when the host stops.
+        - `notes`: the notes of parked jobs in the restored checkpoint; None if checkpoints keep none.
+        - `listener`: receives all notices (`log`); None for no receiver.
+        - `guard`: decides which effects may be made; None allows all.
+        - `make_run`: makes the JobRun of a job.
         """
         super().__init__(journal, clock, on_broken)
         self._stop_grace_s = stop_grace_s
@@ -105,19 +109,19 @@ class JobHost(HostState):
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def register(self, agent_id: str, owner: JobOwner, children: ChildLimits = DEFAULT_LIMITS) -> None:
-        """Registers the owner of the jobs of an agent. `children`: limits for the children that its jobs may begin."""
+        """Registers the owner of an agent's jobs. `children`: the limits for the children that these jobs begin."""
         self.owners[agent_id] = owner
         self.jobs.limits[agent_id] = children
 
     async def open(
         self, positions: Mapping[int, int] | None, unapplied: Mapping[str, Position] | None = None
     ) -> list[OpenJob]:
-        """Reads the journal. Returns the jobs that the restored checkpoint does not cover completely, in the order in
-        which they began.
+        """Reads from the journal the jobs that the restored checkpoint does not cover completely. Returns them in the
+        order in which they began.
 
-        `positions`: the positions of the journal in that checkpoint; None without a checkpoint, and then all jobs are
-        open. `unapplied`: jobs whose END stands before those positions, and which the checkpoint does not cover all the
-        same (`facts`).
+        `positions`: the ends of the journal's partitions at that checkpoint; None without a checkpoint, and then no job
+        is covered. `unapplied`: jobs that the checkpoint does not cover although their END is before those positions
+        (`JobLog.facts`), with the positions of END.
         """
         await self._guard.open(self.journal)
         found = await run_to_end(run_in_thread(open_jobs, self.journal, dict(positions or {}), dict(unapplied or {})))
@@ -132,7 +136,7 @@ class JobHost(HostState):
         return found
 
     def start(self) -> None:
-        """Starts the task that serves the queue."""
+        """Starts the task that handles the events of the queue."""
         self.stopping = False
         self._serving = self.loop.create_task(self._serve(), name="jobs")
         what = "the task that runs jobs"
@@ -140,8 +144,8 @@ class JobHost(HostState):
         self._timers.start()
 
     async def quiesce(self) -> None:
-        """Stops the host from beginning jobs and making calls. Calls under way get `stop_grace_s` seconds to end, and their
-        results are recorded.
+        """Stops the host: it begins no job and makes no call any more. Waits up to `stop_grace_s` seconds for the calls
+        under way, and records their results.
         """
         self.stopping = True
         self.log.stop_waiting()
@@ -157,7 +161,7 @@ class JobHost(HostState):
         self._serving = None
 
     async def close(self) -> None:
-        """Removes all jobs from memory, since the journal has them. A second call does nothing."""
+        """Stops the host and removes all jobs from memory. The journal keeps the jobs. A second call does nothing."""
         await self.quiesce()
         await self.log.wait_published()
         for task in list(self.tasks):
@@ -189,18 +193,23 @@ class JobHost(HostState):
         behalf: Behalf = NOBODY,
         taken: Sequence[Entry] = (),
     ) -> None:
-        """Begins a job, if somebody still waits for it when its turn in the queue comes.
+        """Puts the beginning of a job into the queue. When its turn comes, the job begins, unless it was cancelled
+        meanwhile.
 
-        `record`: its input, as its owner reads it again. `key`: the key that decides on its order. `digest`: the digest
-        of the input. `run`: above 1 if the job has failed or was cancelled, and runs once more over its recorded
-        effects. `behalf`: on whose behalf it runs. `taken`: the entries of another job with which it begins, if it goes
-        on from a checkpoint.
+        - `record`: the input, as bytes that the owner of the job can read. `digest`: the digest of the input.
+        - `key`: the key of the job. Jobs of the same key run one after the other.
+        - `run`: 1 for a new job. More if the job has failed or was cancelled and runs once more over its recorded
+          effects.
+        - `behalf`: the tenant and the actor on whose behalf the job runs.
+        - `taken`: the entries of another job with which this one begins, if it goes on from a checkpoint of that job.
         """
         self.jobs.add(job_id, agent_id, begun=False)
         self.put(BeginJob(agent_id, job_id, record, key, digest, run, behalf, taken))
 
     def _begin_job(self, event: BeginJob) -> None:
-        """Begins a job whose turn has come."""
+        """Begins a job whose turn in the queue has come. If the job was cancelled meanwhile, tells its owner and its
+        parent that it is over.
+        """
         job_id, owner = event.job_id, self.owners[event.agent_id]
         if self.stopping:
             return
@@ -232,9 +241,13 @@ class JobHost(HostState):
         behalf: Behalf,
         failed: bool,
     ) -> OpenJob | None:
-        """Handles a child of this agent that waits for its turn. If it may outlive its parent, its BEGIN is recorded
-        now, since after a restart nobody might ask for it. May only be called while an event is handled. Returns the
-        child for `resume` at its turn, or None if it begins only then. `failed` is True if it has begun before.
+        """Records the BEGIN of a child that has to wait for its turn, if the child may outlive its parent. Without the
+        entry the child would be lost: after a restart of the app the parent may be gone, and nobody would ask for the
+        child.
+
+        Returns the child, which the caller passes to `resume` at its turn. Returns None if nothing was recorded; the
+        caller then begins the child by `begin`. `failed`: True if the child has run and failed before. May only be
+        called while an event is handled.
         """
         if failed or not self.jobs.limits[self.jobs.agent_of(parent_of(job_id)[0])].outlive:
             return None
@@ -249,7 +262,9 @@ class JobHost(HostState):
         )
 
     def child_not_begun(self, job_id: str, outcome: str, body: bytes) -> None:
-        """Reports to the parent of a child that does not begin the given outcome, as an END would."""
+        """Reports to the parent of a child that the child will not begin. The parent gets `outcome` and `body` as if
+        the child had ended with them.
+        """
         self.put(NotBegun(job_id, outcome, body))
 
     def _begin(self, history: History, owner: JobOwner, entry: Begin) -> None:
@@ -258,7 +273,9 @@ class JobHost(HostState):
         self._run(running, running.job.start, owner.call)
 
     def _load(self, history: History, owner: JobOwner, last: Position | None = None) -> RunningJob:
-        """Makes a RunningJob from a history, keeps it in memory, and returns it. `last`: the position of its last entry."""
+        """Makes a RunningJob of a history, keeps it in memory, and returns it. `last`: the position of the history's
+        last entry.
+        """
         job = self._make_run(history.begin.job, history, key=self.journal.key, code=owner.code, pieces=self.log)
         running = self.running[job.job_id] = RunningJob(
             job, owner, last, since_ms=self.now_ms(), since_s=self.steady_s()
@@ -267,14 +284,14 @@ class JobHost(HostState):
         return running
 
     def stays_parked(self, job: OpenJob) -> bool:
-        """Parks an open job again, as it was at the cut of the checkpoint, and tells its owner. Returns True if that was possible;
-        False if the job has to run over its history.
+        """Parks an open job again, as it was at the restored checkpoint, and tells its owner. Returns True if that was
+        possible. Returns False if the job has to run over its history instead.
         """
         return self.parking.take_up(job, self.owners[job.agent], self._timers)
 
     def resume(self, job: OpenJob) -> None:
-        """Runs an open job over its history. A job that has failed or was cancelled is not run: its owner learns of
-        its end again.
+        """Runs an open job over its history. A job that has ended with a failure or a cancel does not run: its owner is
+        told of the end once more.
         """
         waits = job.last == job.began and parent_of(job.job_id)[0]
         if waits or (job.ended is not None and job.ended.outcome != "succeeded"):
@@ -283,7 +300,9 @@ class JobHost(HostState):
             self.parking.load(job.job_id)
 
     def _resume(self, job: OpenJob) -> None:
-        """Handles an open job whose turn has come: tells its owner if the job had ended; else begins it, since its BEGIN is recorded."""
+        """Handles an open job whose turn has come. If the job has ended, tells its owner and its parent. Otherwise
+        begins the job, whose BEGIN is already recorded.
+        """
         job_id, end = job.job_id, job.ended
         if end is not None:
             self.jobs.end(job_id)
@@ -297,7 +316,9 @@ class JobHost(HostState):
             self.parking.load(job_id)
 
     async def mark_of(self, job_id: str) -> JobMark | None:
-        """Returns the journal's mark of a job, which says how the job stands; None if the journal has no such job."""
+        """Returns the journal's mark of a job, which says whether the job is open or how it has ended. Returns None if
+        the journal does not have the job.
+        """
         return await call_journal(self.journal.job, job_id)
 
     # -- the task that serves -----------------------------------------------------------------------------------------
@@ -322,7 +343,7 @@ class JobHost(HostState):
                 slice_end = monotonic() + _SLICE_SECONDS
 
     def _handle(self, event: Event) -> Awaitable[None] | None:
-        """Handles an event. Returns an awaitable to be awaited before the next event, or None."""
+        """Handles an event. Returns an awaitable that the caller has to await before the next event, or None."""
         effects = self._effects
         match event:
             case RunningJob():  # the two events of each effect come first, and capture nothing: that takes longer
@@ -379,8 +400,8 @@ class JobHost(HostState):
     # -- turns --------------------------------------------------------------------------------------------------------
 
     def _run(self, running: RunningJob, turn: Callable[..., None], *given: Any) -> None:
-        """Calls `turn` with `given`, which runs one turn of the job. Then takes up the effects that the function has asked for, or settles
-        the job.
+        """Runs one turn of the job: calls `turn` with `given`. Then puts the job into the queue if its function has
+        asked for effects or dropped some, and otherwise settles it.
         """
         job = running.job
         try:
@@ -398,9 +419,9 @@ class JobHost(HostState):
             self.settle(running)
 
     def _take_up(self, running: RunningJob) -> None:
-        """Takes up one effect that the function has asked for, or that it awaits no longer. Puts the job into the queue again if
-        there are more, and settles it after the last one. Each effect is an event of its own, because the journal must have
-        room for its entry.
+        """Handles one effect that the function has asked for or awaits no longer. Then puts the job into the queue
+        again if there are more of them, and otherwise settles it. Each effect is an event of its own, because before
+        each event the host waits until the journal has room for an entry.
         """
         job = running.job
         if job.new:
@@ -416,8 +437,8 @@ class JobHost(HostState):
             self.settle(running)
 
     def _drop(self, running: RunningJob, ask: Ask) -> None:
-        """Handles an effect that the function awaits no longer: withdraws a question, frees what the guard has reserved for a call that
-        waits for an approval, and cancels a child.
+        """Handles an effect that the function awaits no longer. Withdraws a question, cancels a child, and frees what
+        the guard has reserved for a call that waits for an approval.
         """
         job, ordinal, now_ms = running.job, ask.ordinal, self.now_ms()
         if ask.token:
@@ -433,7 +454,9 @@ class JobHost(HostState):
             self.deliver(told)
 
     def _leave_children(self, running: RunningJob) -> list[tuple[Position, Entry]]:
-        """Cancels the open children of a job that is about to end, or to begin a new history. Returns the entries, to be delivered."""
+        """Cancels the open children of a job that is about to end or to begin a new history. Returns the CANCEL
+        entries, which the caller has to deliver.
+        """
         job = running.job
         open_children = [ask.ordinal for ask in job.open.values() if ask.kind == "child"]
         why = job.late or f"job {job.job_id} has ended, and did not wait for it"
@@ -443,8 +466,8 @@ class JobHost(HostState):
         return [(self.log.append(each), each) for each in entries]
 
     def _tell_parent(self, job_id: str, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0) -> None:
-        """Reports the end of a job to its parent, if it has one. `body` and `labels` are those of its END, and `ran_ms`
-        is the time that it has run.
+        """Reports the end of a job to its parent; does nothing if no parent waits for it. `body`, `labels`: those of
+        the job's END. `ran_ms`: the milliseconds that the job has run.
         """
         self._guard.forget_job(job_id)
         result = self.jobs.result(job_id, self.now_ms(), outcome, body, labels, ran_ms)
@@ -457,8 +480,12 @@ class JobHost(HostState):
         self.deliver([(self.log.append(result, running), result)])
 
     def settle(self, running: RunningJob) -> None:
-        """Decides what follows when the function of a job is quiet: ends the job if its function has finished and no open call
-        may still happen, fails it if nothing can wake it, parks it if all that it awaits takes long, or leaves it in memory.
+        """Decides what follows when the function of a job is quiet, that is, when it has ended or waits for something.
+
+        - The job ends if its function has ended and no open call may still happen.
+        - The job fails if its function waits for something that is not an effect, since nothing can wake it.
+        - The job is parked if everything that it awaits takes long.
+        - Otherwise the job stays in memory.
         """
         if not running.in_memory or running.ending or running.noting:
             return
@@ -482,8 +509,9 @@ class JobHost(HostState):
         running.in_memory = False
 
     def deliver(self, entries: Iterable[tuple[Position, Entry]] = ()) -> None:
-        """Delivers entries that are in the journal to their jobs, in order: first those in `told`, then these. A job in memory
-        runs one turn for each; a parked job is woken. Entries that follow from a delivery are delivered after all others.
+        """Delivers recorded entries to their jobs: first those in `told`, then `entries`. A job in memory runs one turn
+        for each entry, and a parked job is woken. Entries that are recorded because of a delivery are delivered after
+        all others.
         """
         told = self.told
         told.extend(entries)
@@ -527,7 +555,9 @@ class JobHost(HostState):
         return self.parking.awaits(job_id, ordinal) if running is None else running.awaits(ordinal)
 
     def _due(self, job_id: str, ordinal: int) -> None:
-        """Handles a timer that is due: the timer of an effect, the deadline of a question, or the time limit of an attempt (ordinal 0)."""
+        """Handles a timer of a job that is due. If it belongs to a sleep, the sleep gets its result. If it is the
+        deadline of a question, the question is withdrawn. Ordinal 0 is the time limit of the job's attempt.
+        """
         if not ordinal:
             self._effects.time_out(job_id)
             self.deliver()
@@ -549,7 +579,9 @@ class JobHost(HostState):
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def _end(self, running: RunningJob) -> None:
-        """Ends a job whose function has finished, and whose open calls, if any, can change nothing outside (`may_happen`)."""
+        """Ends a job whose function has ended, and whose open effects can change nothing outside any more
+        (`may_happen`). If the job's output leaves at once, first waits until its last entry is durable.
+        """
         job, owner = running.job, running.owner
         value, error = job.outcome()
         if error is not None:
@@ -573,7 +605,9 @@ class JobHost(HostState):
         self._close_job(running, "succeeded", output, name)
 
     def _end_safely(self, running: RunningJob, error: BaseException | None) -> None:
-        """Ends a job whose last entry is durable."""
+        """Ends a job whose last entry has become durable. `error`: the error of its function; None if the function has
+        returned.
+        """
         running.ending, running.safe = False, True
         if running.in_memory and error is not None:
             self._failed(running, error)
@@ -581,8 +615,10 @@ class JobHost(HostState):
             self.settle(running)
 
     def _close_job(self, running: RunningJob, outcome: str, body: bytes, name: bytes = b"", result: str = "") -> None:
-        """Writes the last entry of a job. `result`: the type of the error, or the reason. `body`: the output, or the
-        error.
+        """Writes the END of a job, removes the job from memory, and tells its owner and its parent.
+
+        `outcome`: "succeeded", "failed" or "cancelled". `body`: the packed output or error. `name`: the digest of the
+        output. `result`: the type of the error, or the reason of the cancel.
         """
         job_id, labels, ran_ms = running.job.job_id, running.job.behalf.labels, running.ran_ms(self.steady_s())
         told: Sequence[tuple[Position, Entry]] = ()
@@ -600,13 +636,17 @@ class JobHost(HostState):
         self.deliver(told)
 
     def _forget(self, running: RunningJob, *, stays_open: bool = False) -> None:
-        """Removes the job from memory. `stays_open` is True if the next start goes on with it."""
+        """Removes a job from memory. `stays_open`: True if the job has not ended, so that the next start goes on with
+        it.
+        """
         self._remove(running)
         self._effects.forget(running, stays_open)
         running.job.discard()
 
     def _failed(self, running: RunningJob, error: BaseException) -> None:
-        """Handles an error that the function has raised."""
+        """Handles an error of the function: a new history (ContinueAs), a cancel, or a failure. For a failure, waits
+        until the job's last entry is durable; then the job's owner decides whether another attempt follows.
+        """
         job = running.job
         if isinstance(error, ContinueAs):
             self._continue(running, error.message)
@@ -629,8 +669,8 @@ class JobHost(HostState):
             self._forget(running, stays_open=True)
 
     def _attempt(self, running: RunningJob) -> None:
-        """Begins another attempt of a failed job: runs its function once more over its history. Results stay; the function asks
-        again for effects that have failed, if they may be repeated.
+        """Begins another attempt of a failed job: its function runs once more over its history. Effects with a result
+        keep it. The function asks again for effects that have failed, if they may be repeated.
         """
         job_id = running.job.job_id
         if not running.in_memory or self.stopping:
@@ -644,7 +684,7 @@ class JobHost(HostState):
         self.parking.load(job_id)
 
     def _continue(self, running: RunningJob, message: Any) -> None:
-        """Begins a new history of the same job."""
+        """Begins a new history of a job whose function has called `ctx.continue_as(message)`."""
         self._effects.leave(running)
         told = self._leave_children(running)
         job, owner = running.job, running.owner
@@ -667,9 +707,15 @@ class JobHost(HostState):
     # -- figures ------------------------------------------------------------------------------------------------------
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the numbers of jobs that run (or wake), are parked, have begun and have ended since the start; the
-        reasons of blocked jobs by id; the numbers of effects, of doubts and of calls in flight; the figures of each
-        tool and of the journal.
+        """Returns the figures of the host:
+
+        - `running`, `parked`: the numbers of jobs in memory (or whose history is being read), and of parked jobs.
+        - `blocked`: the reasons why jobs cannot go on, by the jobs' ids.
+        - `begun`, `ended`: the numbers of jobs since the start of the app.
+        - `effects`, `doubts`: the numbers of effects since that start, and of those in doubt about which a person was
+          asked.
+        - `in_flight`: the number of calls under way. `tools`: the figures of each tool.
+        - `journal`: the figures of the journal.
         """
         return {
             "running": len(self.running) + self.parking.loading,

@@ -23,9 +23,11 @@ T = TypeVar("T")
 class HostState:
     """The state of a host. It belongs to one event loop.
 
-    `jobs` are all jobs that the host knows and that have not ended, `running` those in memory, by id, and `owners` the
-    durable agents, by id. `told` has the entries that were appended in this event and are not delivered. `stopping` is
-    True once the host stops: it begins no job and makes no effect any more.
+    - `jobs`: all jobs that the host knows and that have not ended, also parked ones.
+    - `running`: the jobs in memory, by id.
+    - `owners`: the durable agents, by id.
+    - `told`: entries for jobs that were appended and are not delivered yet.
+    - `stopping`: True once the host stops; from then on it begins no job and makes no effect.
     """
 
     def __init__(self, journal: Journal, clock: Clock, on_broken: Callable[[str, BaseException], None]) -> None:
@@ -56,8 +58,8 @@ class HostState:
         self.loop.call_later(wait_s, self.put, event)
 
     def put_when(self, awaited: Awaitable[T], event: Callable[[T], Event], what: str) -> None:
-        """Waits for `awaited` in a task, and then adds the event that `event` returns for its value. `what`: the name of the work, for
-        messages.
+        """Starts a task that waits for `awaited`, calls `event` with its value, and adds the event that this returns to
+        the end of the queue. `what`: the name of the work, for messages.
         """
 
         async def wait() -> None:
@@ -66,7 +68,9 @@ class HostState:
         self.spawn(wait(), what)
 
     def spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
-        """Starts a task for work that waits. It is cancelled when the host is closed; an error in it ends the run."""
+        """Starts a task for work that waits for something. The task is cancelled when the host is closed. An error in
+        the task ends the run of the app. `what`: the name of the work, for messages.
+        """
         task = self.loop.create_task(work, name=what)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)

@@ -1,4 +1,4 @@
-"""Calls of a journal that wait while its server does not answer."""
+"""Repeats calls of a journal while the journal's server does not answer."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,8 +14,9 @@ _AGAIN_SECONDS = 0.1
 
 
 async def call_journal(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Runs `call` in a thread, and repeats it as long as the server of the journal does not answer. There is no limit
-    of time: entries wait for the same server, and the journal ends the run if they wait too long.
+    """Calls `call` in a thread, and repeats the call as long as the server of the journal does not answer. Returns its
+    result. There is no time limit here: the entries that wait for the same server have one, and the journal then ends
+    the run of the app.
     """
     while True:
         try:

@@ -1,8 +1,8 @@
-"""Asks the guards of an app before calls of models that are not effects of a job: in agents that are not durable, in
-streams (`map_llm`), and in tools that ask models by themselves.
+"""Asks the guards of an app before calls of models that are not effects of a job. Such calls are made by agents that
+are not durable, by streams (`map_llm`), and by tools that ask models themselves.
 
-These calls are in no journal. So each decision holds for one call only, no person can be asked, and a call that a crash
-cuts off has no row in the ledger.
+No journal records these calls. So a decision holds for one call only, and no person can be asked. A call during which
+the process crashes has no row in the ledger.
 """
 
 import asyncio
@@ -42,13 +42,13 @@ NoteInstead = Callable[[EffectId, GuardVerdict], Awaitable[None]]
 
 
 class GuardJudge:
-    """A `CallJudge` that asks a guard, for one event loop."""
+    """A `CallJudge` that asks a guard about each call of a model. It belongs to one event loop."""
 
     _only_asks = "only durable agents ask"
 
     def __init__(self, calls: str, agent: str, guard: EffectGuard, clock: Clock) -> None:
-        """Makes a judge. `calls`: a name for its calls, which rows of the ledger have in place of a job's id. `agent`: the id of
-        the owner of the calls; its app is their scope.
+        """Makes a judge. `calls`: a name that stands in the rows of the ledger where calls of jobs have the job's id.
+        `agent`: the id of the agent or stream that makes the calls. Its app is the tenant of the calls.
         """
         self._calls, self._agent, self._guard, self._clock = calls, agent, guard, clock
         self._numbers = count(1)
@@ -91,9 +91,10 @@ class GuardJudge:
         return outcome
 
     async def instead(self, effect: EffectId, call: ModelCall, price: Price) -> None:
-        """Decides on another provider of the engine, which the call asks in place of one that has failed: the rules
-        judge its model too, and the guard reserves the higher cost for the effect. Raises PolicyDenied and
-        BudgetExceeded, which are logged too.
+        """Decides on another provider, which a call asks because its first one has failed. The rules decide on the
+        other provider's model, and the guard reserves its cost if that is higher. Changes `call` as the verdict says.
+
+        Raises PolicyDenied or BudgetExceeded if the other provider must not be asked, and logs the reason.
         """
         effect = EffectId(effect.job, effect.ordinal, effect.attempt + call.unread)  # the attempt that asks it
         found = judge_call(self._guard, self._asked(effect, call.model, call, price), degraded=True)
@@ -107,7 +108,9 @@ class GuardJudge:
         call.model = call.spec.model or call.model
 
     async def _noted(self, effect: EffectId, verdict: GuardVerdict) -> None:
-        """Records the verdict on a model that replaces the first one. These calls have no journal, so a GuardJudge does nothing here."""
+        """Records the verdict on a model that replaces the first one. A GuardJudge does nothing here, because no
+        journal has its calls.
+        """
 
     def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GuardedCall:
         behalf, kind, spec = self._behalf, EffectClass.METERED, _told(call)
@@ -126,7 +129,7 @@ class GuardJudge:
 
 
 class _ToolJudge(GuardJudge):
-    """A judge of the models that a tool asks by itself, on behalf of the job that has called it."""
+    """A judge of the models that a tool asks by itself. It judges on behalf of the job that has called the tool."""
 
     _only_asks = "a tool asks nobody: let the agent ask the model, by ctx.llm(engine)"
 
@@ -138,7 +141,9 @@ class _ToolJudge(GuardJudge):
         self._loop = asyncio.get_running_loop()
 
     async def _noted(self, effect: EffectId, verdict: GuardVerdict) -> None:
-        """Notes a verdict on the effect itself. Models that the tool asks by itself are in no journal."""
+        """Records the verdict if it is on the model of the effect itself. Other models that the tool asks are in no
+        journal.
+        """
         if effect[:2] == self._effect[:2]:
             await self._note(effect, verdict)
 
@@ -158,14 +163,16 @@ class _ToolJudge(GuardJudge):
 
 
 def _told(call: ModelCall) -> RequestSpec:
-    """Returns the request as the guards see it. For a call that embeds texts, the texts are its messages, and no tokens are written."""
+    """Returns the request of a call in the form that guards read. If the call embeds texts, the texts are the messages
+    of the request, and the limit of tokens to write is 0.
+    """
     if call.kind != "embed":
         return call.spec
     return msgspec.structs.replace(call.spec, messages=tuple(map(user, call.texts)), max_tokens=0)
 
 
 def judge_of(app: str, guards: Sequence[EffectGuard], clock: Clock) -> GuardJudge | None:
-    """Returns the judge of an app with these guards; None without guards."""
+    """Returns a judge that asks these guards of an app; None if there are no guards."""
     guard = guard_of(guards)
     return None if guard is None else GuardJudge(f"{app}.calls", f"{app}.calls", guard, clock)
 
@@ -173,8 +180,10 @@ def judge_of(app: str, guards: Sequence[EffectGuard], clock: Clock) -> GuardJudg
 def judge_within(
     running: Mapping[str, RunningJob], guard: EffectGuard, clock: Clock, note: NoteInstead, effect: EffectId
 ) -> GuardJudge:
-    """Returns the judge of the models that the tool of this effect asks by itself. `running`: the jobs in memory, by
-    id. `note`: records the verdict on a model that stands in for that of the effect.
+    """Returns the judge of the models that the tool of this effect asks by itself.
+
+    `running`: the jobs in memory, by id. `note`: a function that records the verdict on a model that is asked in place
+    of the effect's own.
     """
     job = running[effect.job].job  # no effect is made for a job that is not in memory
     return _ToolJudge(effect, job.history.begin.agent, job.behalf, guard, clock, note)

@@ -1,6 +1,7 @@
-"""The inbox of a host's journal. Other processes post letters there: answers, signals and cancels. The host takes them.
+"""The inbox of a host's journal. Other processes post letters into it: answers, signals and cancels. The host takes the
+letters out.
 
-A host also posts letters itself, to withdraw questions of its jobs. An answer and a withdrawal are both letters, so the
+A host also posts letters itself, to withdraw questions of its jobs. Both an answer and a withdrawal are letters, so the
 inbox decides which of the two came first.
 """
 
@@ -24,12 +25,12 @@ class JobLetters:
         self._posting: Counter[str] = Counter()  # by job: the number of posted letters that are not taken yet
 
     def under_way(self, job_id: str) -> bool:
-        """Returns True if this job has posted a letter that the host has not taken yet."""
+        """Returns True if a letter was posted on behalf of this job and the host has not taken it yet."""
         return job_id in self._posting
 
     async def take(self) -> None:
-        """Takes all letters of the inbox: the journal makes entries of them, which the host delivers before anything else.
-        Behind the cancel of a job it appends the cancels of all jobs below it (`JobTree.cancel` tells the whole way).
+        """Takes all letters out of the inbox. The journal turns them into entries, and the host delivers these before
+        anything else. After the CANCEL of a job, appends a CANCEL for each job below it (see `JobTree.cancel`).
         """
         host, entries = self._host, await run_in_thread(self._host.journal.take)
         self._log.note_taken(entries)
@@ -39,8 +40,8 @@ class JobLetters:
                 host.told.append((self._log.append(each), each))
 
     def withdraw(self, job_id: str, ordinal: int, token: str, why: str) -> None:
-        """Withdraws a question of a job: posts a letter that closes it, unless an answer came first. `token`: the question's token. `why`:
-        "expired" or "cancelled".
+        """Withdraws a question of a job: posts a letter that closes the question. If an answer came before the letter,
+        the answer holds. `token`: the token of the question. `why`: "expired" or "cancelled".
         """
         letter = Letter("withdraw", token, name=why, by=job_id)
         self._posting[job_id] += 1
@@ -57,7 +58,9 @@ class JobLetters:
         self._host.put(LettersCame(posted_by=job_id))
 
     def taken(self, job_id: str) -> bool:
-        """Records that a letter which this job has posted was taken. Returns True if no other letter of the job is under way."""
+        """Notes that the host has taken one letter that was posted on behalf of this job. Returns True if it was the
+        last one.
+        """
         self._posting[job_id] -= 1
         if self._posting[job_id]:
             return False

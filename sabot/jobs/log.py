@@ -1,11 +1,12 @@
-"""The journal of a host: its end, the facts that a checkpoint keeps of it, and the listener that gets its entries.
+"""The log of a host: appends entries to the journal, and passes them to a listener.
 
    append ─▶ journal
          └─▶ notices, in order ─▶ durable? ─▶ listener
 
-A listener gets an entry when it is durable, so no crash can undo what it has seen. It gets each entry at least once:
-after a start, those of open jobs come again from their beginnings. Notices that are not entries (a piece of an answer)
-keep their place in this order. The host's task does not wait for a listener until AHEAD_MOST notices wait for it.
+The listener gets an entry only when the entry is durable, so no crash can undo what the listener has seen. It gets each
+entry at least once: after a start of the app, the entries of open jobs come again from the first one on. Other notices,
+such as a piece of a model's answer, keep their place among the entries. The host does not wait for the listener until
+AHEAD_MOST notices wait.
 """
 
 import asyncio
@@ -27,17 +28,19 @@ from sabot.journal.entries import Entry
 _log = logging.getLogger(__name__)
 
 AHEAD_MOST = 10_000
-"""The number of waiting notices at which the host waits for its listener."""
+"""The number of notices that may wait for the listener. With more of them, the host waits for the listener."""
 
 LAST_SECONDS = 5.0
-"""The seconds that a slow listener has at a close."""
+"""The seconds that the host waits for a slow listener when it closes."""
 
 _CLAIM_SECONDS = 0.05  # the seconds between two looks whether the claim holds again
 _SILENT_SECONDS = 5.0  # the seconds that a stop waits for a journal in which nothing becomes durable
 
 
 class Fragment(NamedTuple):
-    """A piece of a model's answer, as it comes. No journal has it. `number` counts the pieces of this attempt from 0."""
+    """A piece of a model's answer, published while the answer is being written. No journal has it. `number` counts the
+    pieces of one attempt from 0.
+    """
 
     job: str
     ordinal: int
@@ -49,7 +52,7 @@ class Fragment(NamedTuple):
 
 
 class Blocked(NamedTuple):
-    """A notice that a job cannot go on with this code."""
+    """A notice that a job cannot go on, because its function no longer does what its history says."""
 
     job: str
     error: NonDeterminism
@@ -63,22 +66,22 @@ class Listener(Protocol):
     """A receiver of notices: the entries of a host's jobs, pieces of answers, and blocked jobs."""
 
     async def publish(self, notice: Notice) -> None:
-        """Called with one notice at a time: the next one follows when this has returned. An error that it raises ends
-        the run.
+        """Takes one notice. The next one comes only after this call has returned. An error that this raises ends the
+        run of the app.
         """
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """Returns True if the listener wants the pieces of model answers of this job; then models are asked for
-        streams.
+        """Returns True if the listener wants the pieces of models' answers in this job. Models are then asked to
+        stream.
         """
 
 
 class JobLog:
-    """The journal of a host, and its listener. It belongs to the event loop of the host."""
+    """The log of a host: its journal and its listener. It belongs to the event loop of the host."""
 
     def __init__(self, host: HostState, listener: Listener | None, kept: Callable[[], Awaitable[None]]) -> None:
-        """Makes the log. `kept`: a coroutine function that waits until the data that others take from results (such as the
-        guard) is durable, so that the journal may remove the results.
+        """Makes the log. `kept`: a coroutine function that returns when all data that others derive from results (such
+        as the guard) is durable. Only then may the journal remove the results.
         """
         self._kept = kept
         self.journal = host.journal
@@ -90,17 +93,20 @@ class JobLog:
         self._unpublished: deque[tuple[Position | None, Notice | asyncio.Future[None]]] = deque()
         self._publisher: asyncio.Task[None] | None = None
         self.behind: asyncio.Future[None] | None = None
-        """A future that is done when the listener has caught up, or None unless more than AHEAD_MOST notices wait."""
+        """A future, while more than AHEAD_MOST notices wait; it is done when the listener has caught up. Otherwise
+        None.
+        """
         # By partition: the ends of jobs that wait for the disk.
         self._awaited: dict[int, deque[tuple[Position, Event]]] = {}
         self._leaving = False
 
     async def open(self) -> None:
-        """Reads the positions at which the journal ends."""
+        """Reads the ends of the journal's partitions."""
         self._ends = await run_to_end(run_in_thread(self.journal.positions))
 
     def append(self, entry: Entry, running: RunningJob | None = None) -> Position:
-        """Appends an entry to the journal, as the last one of a job in memory. May only be called while an event is
+        """Appends an entry to the journal, and passes it to the listener once it is durable. Returns the position of
+        the entry. `running`: the job in memory whose last entry this becomes. May only be called while an event is
         handled, when the journal has room.
         """
         position = self.journal.append(entry)
@@ -112,16 +118,14 @@ class JobLog:
         return position
 
     def note_taken(self, entries: Iterable[tuple[Position, Entry]]) -> None:
-        """Adds entries that the journal has made of letters to the notices for listeners."""
+        """Passes on to the listener the entries that the journal has made of letters."""
         for position, entry in entries:
             self._ends[position.partition] = position.offset + 1
             if self.listener is not None:
                 self._publish(position, entry)
 
     def when_durable(self, position: Position, event: Event) -> None:
-        """Puts the event into the queue of the host as soon as the entry at this position is durable. One task for each partition
-        waits for all such entries.
-        """
+        """Puts an event into the queue of the host as soon as the entry at this position is durable."""
         if (awaited := self._awaited.get(position.partition)) is not None:
             awaited.append((position, event))
             return
@@ -138,9 +142,9 @@ class JobLog:
             del self._awaited[partition]
 
     async def sendable(self, first: Position | None) -> None:
-        """Waits until the entry at `first` is durable and this worker holds the claim on the journal, so that a call may be sent.
-        A claim runs out if the server of the journal is away; then this waits until it is back. If another worker has taken
-        the claim, raises JournalFailed.
+        """Returns when a call may be sent: when the entry at `first` is durable and this worker holds the claim on the
+        journal. The claim runs out while the server of the journal is away; this then waits until it is renewed. Raises
+        JournalFailed if another worker has taken the claim.
         """
         if first is not None:
             await self.journal.durable(first)
@@ -151,17 +155,17 @@ class JobLog:
     # -- listeners ----------------------------------------------------------------------------------------------------
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """Returns True if the listener wants the pieces of answers of this job."""
+        """Returns True if there is a listener and it wants the pieces of models' answers in this job."""
         return self.listener is not None and await self.listener.wants_fragments(job_id)
 
     def fragment(self, effect: EffectId, number: int, text: str, reasoning: str) -> None:
-        """Publishes a piece of the answer to this call."""
+        """Publishes a piece of the answer to this call of a model. `number` counts the pieces from 0."""
         self._publish_now(
             Fragment(effect.job, effect.ordinal, effect.attempt, number, text, reasoning, self._host.now_ms())
         )
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """Publishes that a job cannot go on."""
+        """Publishes that a job cannot go on with the present code of its function."""
         self._publish_now(Blocked(job_id, error, self._host.now_ms()))
 
     def _publish_now(self, notice: Fragment | Blocked) -> None:
@@ -169,7 +173,9 @@ class JobLog:
             self._publish(None, notice)
 
     def publish_again(self, entries: Sequence[tuple[Position, Entry]]) -> None:
-        """Publishes durable entries once more at a start, since a crash may have come before listeners got them."""
+        """Passes durable entries to the listener at a start of the app. The listener may lack them, because the last
+        run may have crashed before it got them.
+        """
         if self.listener is not None:
             for _, entry in entries:
                 self._publish(None, entry)
@@ -208,7 +214,9 @@ class JobLog:
             self.behind = None
 
     def stop_waiting(self) -> None:
-        """Ends the wait of the host's task for the listener, also in future. Called when the host stops."""
+        """Releases the host if it waits for the listener. The host never waits for the listener again. Called when the
+        host stops.
+        """
         self._leaving = True
         self._catch_up()
 
@@ -220,7 +228,7 @@ class JobLog:
             await asyncio.wait([told, self._publisher], return_when=asyncio.FIRST_COMPLETED)
 
     async def wait_published(self) -> None:
-        """Returns when the listener has got all notices, or after LAST_SECONDS."""
+        """Waits until the listener has got all notices, but at most LAST_SECONDS."""
         if self._publisher is not None:
             await asyncio.wait([self._publisher], timeout=LAST_SECONDS)
 
@@ -237,7 +245,9 @@ class JobLog:
         return self._flushing > 0
 
     def barrier(self, checkpoint_id: int) -> "asyncio.Future[Mapping[str, int]]":
-        """Starts to flush the journal at a cut. The future is done when all entries before the cut are durable."""
+        """Starts to make all entries durable that the journal has at this checkpoint barrier. Returns a future that is
+        done when they are.
+        """
         self._flushing += 1
         return asyncio.get_running_loop().create_task(self._flush())
 
@@ -256,11 +266,13 @@ class JobLog:
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """Returns what a checkpoint stores about the journal.
+        """Returns the facts about the journal that a checkpoint stores:
 
-        `identity` tells the journal from others. `positions` are its ends at the checkpoint. `unapplied` has the jobs that
-        had ended before the app started and have not been replayed yet: the checkpoint lacks their changes of state and
-        output, although their END is before `positions`, so that a restore has to replay them.
+        - `identity`: tells this journal from others.
+        - `positions`: the end of each partition at the checkpoint.
+        - `unapplied`: jobs that had ended before the app started and have not been replayed yet, with the position of
+          their END. Their changes of state and their output are not in the checkpoint, although END is before
+          `positions`. So a restore has to replay them.
         """
         return {
             "identity": self.journal.identity,
@@ -269,9 +281,11 @@ class JobLog:
         }
 
     def trim(self, needed: Callable[[], Mapping[int, int] | None], forget_before_ms: int) -> None:
-        """Removes from the journal the entries of jobs that had ended before the positions that are still needed. `needed`: a
-        function that returns these positions by partition, and may block; None if they are not known now, and then nothing
-        is removed.
+        """Removes from the journal, in the background, entries of ended jobs that no checkpoint needs any more.
+
+        `needed`: a function that may block. It returns, by partition, the offset from which on a checkpoint still needs
+        the entries. It returns None if that is not known now, and then nothing is removed. `forget_before_ms`: passed
+        to `Journal.trim`, in milliseconds since 1970.
         """
 
         def trim() -> None:

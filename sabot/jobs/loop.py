@@ -1,14 +1,14 @@
-"""The event loop of one job, which makes its function do the same whenever it gets the same deliveries in the same
+"""The event loop of one job. The function of the job does the same whenever it gets the same deliveries in the same
 order.
 
-   delivery    the owner resolves a future of the job, fires one of its timers, or cancels its main task
+   delivery    the owner of the loop resolves a future of the job, fires one of its timers, or cancels its main task
    turn        `run_until_quiet` makes a delivery, and runs everything that is ready, first come, first served
    quiet       every task waits for a delivery
 
-Nothing else decides an order: tasks, futures and timers are numbered as they are made, and hash by that number, so that
-asyncio walks its sets of them in the same order in every process. Other sources of an order (sockets, threads, other
-event loops, signals) are refused with an error that has a hint. The loop has no thread and no clock of its own: a turn
-runs inside of the event loop of the app, on its thread.
+Nothing else decides on an order. Tasks, futures and timers get numbers as they are made, and tasks and futures hash by
+these numbers, so asyncio walks its sets of them in the same order in every process. Other sources of an order (sockets,
+threads, other event loops, signals) are refused with an error that has a hint. The loop has no thread and no clock of
+its own: a turn runs inside of the event loop of the app, on its thread.
 """
 
 import asyncio
@@ -62,8 +62,8 @@ _WRAP_FUTURE = asyncio.wrap_future.__code__
 
 
 class _Numbered:
-    """A future or task that hashes by its number and the name of its job. The hash is the same in every process. It
-    includes the job because asyncio keeps the tasks of all loops in one set.
+    """A future or a task whose hash is made of its number and the name of its job. So the hash is the same in every
+    process. The name of the job is part of it because asyncio keeps the tasks of all loops in one set.
     """
 
     _number: int
@@ -73,11 +73,11 @@ class _Numbered:
 
 
 class JobFuture(_Numbered, asyncio.Future[Any]):
-    """A future of a job. Its owner or the function sets its result."""
+    """A future on the loop of a job. The owner of the loop or the job's function sets its result."""
 
     def __init__(self, loop: "JobLoop", on_cancel: Callable[[], None] | None = None) -> None:
-        """Makes a future. `on_cancel` is called in the turn if the function cancels the future, or the task that awaits
-        it.
+        """Makes a future. `on_cancel`: called, during the turn, when the job's function cancels the future or the task
+        that awaits it.
         """
         self._number = next(loop.numbers)
         self._on_cancel = on_cancel
@@ -91,7 +91,7 @@ class JobFuture(_Numbered, asyncio.Future[Any]):
 
 
 class JobTask(_Numbered, asyncio.Task[Any]):
-    """A task of a job's function."""
+    """A task on the loop of a job."""
 
     def __init__(self, steps: "_Watched", loop: "JobLoop", number: int, **options: Any) -> None:
         self._number = number  # before the task is made, because that puts it into a set
@@ -103,9 +103,10 @@ class JobTask(_Numbered, asyncio.Task[Any]):
 
 
 class JobTimer(asyncio.TimerHandle):
-    """A timer of a job's loop, made by `call_later` and `call_at`. Two timers are never equal. `open` is True until it
-    has fired or was cancelled. `sleeps` is True for the timer of an `asyncio.sleep`, and False for a timeout or a
-    `call_later`.
+    """A timer on the loop of a job, made by `call_later` and `call_at`. A timer only equals itself.
+
+    - `open`: True until the timer has fired or was cancelled.
+    - `sleeps`: True for the timer of an `asyncio.sleep`; False for that of a timeout or of a `call_later`.
     """
 
     __slots__ = ("open", "sleeps")
@@ -119,15 +120,15 @@ class JobTimer(asyncio.TimerHandle):
 
 
 class _Dropped(BaseException):
-    """The exception that ends the coroutines of a discarded job: it is raised where they wait. CancelledError would not do,
-    since the job is not cancelled. GeneratorExit would not do either: Python turns it into a RuntimeError if a coroutine
-    awaits something while it ends.
+    """The exception that ends the coroutines of a discarded job. It is raised at the places where they wait. Neither of
+    the usual exceptions would do: CancelledError would say that the job was cancelled, and Python turns GeneratorExit
+    into a RuntimeError if the coroutine awaits something while it ends.
     """
 
 
 class _Watched(Coroutine[Any, Any, Any]):
-    """A wrapper of the coroutine of a task. It checks each object that the coroutine awaits, and refuses one that does not
-    belong to the job's loop.
+    """A wrapper of a task's coroutine. It checks each object that the coroutine awaits, and raises an error in the
+    coroutine if the object does not belong to the job's loop.
     """
 
     __slots__ = ("_loop", "_send", "coroutine", "number")
@@ -171,13 +172,15 @@ class _Watched(Coroutine[Any, Any, Any]):
 
 
 class JobLoop(asyncio.AbstractEventLoop):
-    """The event loop of one job. All of it belongs to the thread of its owner.
+    """The event loop of one job. It is only used on the thread of its owner, which is the run of the job.
 
-    `now` is the time in seconds since 1970 that `time()` returns; the owner moves it, never back. `main` is the task of
-    the job's function, from `start` on. `refused` is the error of the first thing that the function did and must not
-    do; no turn goes on after it, even if the function catches it, and the job has to fail. `forgotten` names the first
-    coroutine that the function has made and thrown away without awaiting it. `dead` is True once the loop is discarded,
-    before the first `finally:` block of a discarded coroutine runs.
+    - `now`: the time that `time()` returns, in seconds since 1970. The owner moves it forward, never back.
+    - `main`: the task of the job's function. `start` makes it.
+    - `refused`: the error of the first forbidden thing that the function did. No turn goes on after it, even if the
+      function catches the error, and the job has to fail.
+    - `forgotten`: the error that names the first coroutine which the function made and threw away without awaiting it.
+    - `dead`: True once the loop is discarded. It is set before the first `finally:` block of a discarded coroutine
+      runs.
     """
 
     main: "asyncio.Task[Any]"
@@ -185,9 +188,13 @@ class JobLoop(asyncio.AbstractEventLoop):
     def __init__(
         self, name: str, *, on_timer: Callable[[JobTimer], None], on_timer_gone: Callable[[JobTimer], None]
     ) -> None:
-        """Makes a loop. `name` is the name of the job, the same in every replay. `on_timer` is called when the function
-        has set a timer, and `on_timer_gone` when it has cancelled one that had not fired. Both run in the turn, and
-        their errors go to the function.
+        """Makes a loop.
+
+        - `name`: the name of the job, the same in every replay.
+        - `on_timer`: called when the function has set a timer.
+        - `on_timer_gone`: called when the function has cancelled a timer that had not fired.
+
+        Both are called during the turn, and the function gets their errors.
         """
         self.name = name
         self.now = 0.0
@@ -211,7 +218,9 @@ class JobLoop(asyncio.AbstractEventLoop):
     # -- for the owner ------------------------------------------------------------------------------------------------
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Makes the main task, in a copy of the current context. It takes its first step in the next turn."""
+        """Makes the main task of a coroutine, in a copy of the current context. The coroutine first runs in the next
+        turn.
+        """
         self._in_turn = get_ident()
         context = copy_context()
         context.run(IN_JOB.set, True)
@@ -221,10 +230,11 @@ class JobLoop(asyncio.AbstractEventLoop):
             self._in_turn = 0
 
     def run_until_quiet(self, deliver: Callable[[], object] | None = None) -> None:
-        """Calls `deliver`, then everything that is ready, as the running loop of this thread; ends when nothing is
-        ready, or when `refused` is set. Work that becomes ready outside of a turn is refused.
+        """Runs one turn: calls `deliver`, and then every callback that is ready. Returns when none is ready, or when
+        `refused` is set. During the turn, this loop is the running event loop of the thread. Callbacks that become
+        ready outside of a turn are refused.
 
-        Raises KeyboardInterrupt and SystemExit of the function. It does not suspend.
+        Does not suspend. Raises a KeyboardInterrupt or SystemExit of the function.
         """
         ready, left = self._ready, _MOST_CALLBACKS
         outside = self._enter("runs")
@@ -247,7 +257,9 @@ class JobLoop(asyncio.AbstractEventLoop):
             self._leave(outside)
 
     def _enter(self, what: str) -> "_Outside":
-        """Makes this loop the running loop of this thread. Returns the state before, which `_leave` restores."""
+        """Makes this loop the running event loop of the thread. Returns the state before, for `_leave`, which restores
+        it. `what`: the purpose, for the message if another job's loop is running.
+        """
         loop, hooks = asyncio._get_running_loop(), sys.get_asyncgen_hooks()
         if isinstance(loop, JobLoop):
             raise InternalError(f"job {self.name} {what} inside of a turn of job {loop.name}")
@@ -268,17 +280,18 @@ class JobLoop(asyncio.AbstractEventLoop):
             tasks._enter_task(task.get_loop(), task)
 
     def fire(self, timer: JobTimer) -> None:
-        """Makes the timer's callback ready; does nothing if the timer has fired or is cancelled."""
+        """Makes the callback of a timer ready. Does nothing if the timer has fired or was cancelled."""
         if timer.open:
             timer.open = False
             self._ready.append(timer)
 
     def discard(self) -> None:
-        """Ends the coroutines of all tasks, the youngest first. Nothing of the job runs afterwards, and no message
-        comes from it.
+        """Ends the coroutines of all tasks, the youngest first. After that, nothing of the job runs, and the job logs
+        nothing.
 
-        The loop forgets its main task and its owner, so that the rest of the job has no cycles and is freed at once. If
-        thousands of jobs end or park in a second, the garbage collector would stop all others while it finds theirs.
+        Also drops the references from the loop to its main task and to its owner. Then the objects of the job form no
+        cycles, and Python frees them at once. Otherwise the garbage collector would have to find them, and would stop
+        all other jobs meanwhile when thousands of jobs end or park in a second.
         """
         outside = self._enter("is discarded")
         self.dead = True
@@ -296,7 +309,9 @@ class JobLoop(asyncio.AbstractEventLoop):
             self._on_timer = self._on_timer_gone = _told_nobody
 
     def _drop(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Ends a coroutine: raises an exception in it, again and again as long as it waits for something."""
+        """Ends a coroutine by an exception. If the coroutine awaits something while it ends, raises the exception
+        again, up to a limit.
+        """
         for _ in range(_MOST_DROPS):
             try:
                 coroutine.throw(_Dropped())
@@ -320,7 +335,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         return refusal
 
     def refusal_of(self, awaited: Any) -> UserError | None:
-        """Returns the error if the function must not await this object, or None."""
+        """Returns None if the function may await this object. Otherwise returns the error, and sets `refused`."""
         if awaited is None:
             return None
         what = f"awaits a {type(awaited).__name__}"  # not its repr, which may have data in it
@@ -334,7 +349,9 @@ class JobLoop(asyncio.AbstractEventLoop):
         return self._refuse(f"{what} that belongs to {whose}")
 
     def in_given_order(self, awaitables: Iterable[Any]) -> dict[Any, None]:
-        """Returns the arguments of `asyncio.wait` or `asyncio.as_completed` in their order, without repeats."""
+        """Returns the objects that were given to `asyncio.wait` or `asyncio.as_completed`, in their order and each
+        once, as the keys of a dict. Raises UserError if the function must not await one of them.
+        """
         ordered = dict.fromkeys(awaitables)
         for each in ordered:
             if asyncio.isfuture(each) and (refusal := self.refusal_of(each)) is not None:
@@ -357,8 +374,8 @@ class JobLoop(asyncio.AbstractEventLoop):
         return handle
 
     def _woken_from_outside(self) -> UserError:
-        """Returns the error for a future or task of the function that became ready without a delivery, such as from another
-        thread. The caller that has made it ready gets the error, and the job fails with it.
+        """Returns the error for a callback that became ready outside of a turn, for example because another thread has
+        set the result of a future of the job. The code that did so gets the error, and the job fails with it.
         """
         who = "the app, or another thread"
         other = asyncio._get_running_loop()
@@ -375,8 +392,9 @@ class JobLoop(asyncio.AbstractEventLoop):
     def call_at(
         self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> JobTimer:
-        """Sets a timer, and tells the owner, who fires it. The owner is not told of a timer that is due already, since its
-        callback is ready at once, nor of one that will never be due.
+        """Sets a timer, and tells the owner of the loop, who fires it when it is due. The owner is not told of two
+        kinds of timers: of those that are due already, whose callbacks are ready at once, and of those that will never
+        be due.
         """
         timer = JobTimer(when, callback, args, self, context)
         timer.open = when < _NEVER and not self.dead
@@ -413,7 +431,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         return JobTask(steps, self, number, name=name, context=context, **options)
 
     def ended(self, steps: _Watched) -> None:
-        """Removes a task whose coroutine has ended."""
+        """Forgets a task whose coroutine has ended."""
         self._tasks.pop(steps.number, None)
 
     def is_running(self) -> bool:
@@ -432,15 +450,17 @@ class JobLoop(asyncio.AbstractEventLoop):
         return None
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Logs errors that no code of the job gets: errors of callbacks, and of tasks whose result was never retrieved."""
+        """Logs an error that no code of the job gets: the error of a callback, or of a task whose result nobody asked
+        for.
+        """
         if not self.dead:
             _log.error("job %s: %s", self.name, context.get("message"), exc_info=context.get("exception"))
 
     def coroutine_dropped(self, coroutine: Coroutine[Any, Any, Any]) -> bool:
-        """Handles a coroutine of this job that was never awaited. Returns True if no further warning is needed.
+        """Handles a coroutine of this job that was never awaited. Returns True if Python need not warn of it.
 
-        As with generators, only a coroutine whose last reference was dropped by the program is recorded, since that is
-        deterministic. What the garbage collector finds is chance.
+        Sets `forgotten` if the program itself dropped the last reference, since a replay does the same. A coroutine
+        that the garbage collector has found is not recorded, because the moment of a collection is chance.
         """
         in_turn = self._in_turn == get_ident() != _collecting
         if in_turn and self.forgotten is None:
@@ -452,10 +472,9 @@ class JobLoop(asyncio.AbstractEventLoop):
         return in_turn or self.dead
 
     def _generator_dropped(self, generator: AsyncGenerator[Any, Any]) -> None:
-        """Closes an async generator that was started, is not at its end, and has no references left.
-
-        If the program itself dropped the last reference, the generator is closed at once. If the garbage collector has
-        found it, that was chance, so it is kept and closed when the job is discarded.
+        """Handles an async generator that was started, has not ended, and has no references left. If the program itself
+        dropped the last reference, closes the generator at once. If the garbage collector has found it, keeps it until
+        the job is discarded, because the moment of a collection is chance.
         """
         if self.dead:
             self._drop(generator.aclose())
@@ -469,7 +488,7 @@ _collecting = 0  # the thread that collects garbage at this moment
 
 
 def _told_nobody(timer: JobTimer) -> None:
-    """Does nothing. A loop that is dead calls this in place of the owner's callbacks for timers."""
+    """Ignores a timer. A discarded loop calls this in place of its owner's callbacks for timers."""
 
 
 def _note_collection(phase: str, info: dict[str, int]) -> None:
@@ -481,8 +500,8 @@ gc.callbacks.append(_note_collection)
 
 
 def _call_words(coroutine: Any) -> str:
-    """Returns the call that has made a coroutine which was never started, as its author wrote it. Of its arguments only
-    the tool or function is named.
+    """Returns the call that made this coroutine, as its author wrote it, for a message. Only the first argument is
+    shown: the name of the tool or function. The coroutine has never started.
     """
     name, frame = coroutine.__qualname__.rpartition("<locals>.")[2], coroutine.cr_frame
     of, _, verb = name.rpartition(".")
@@ -493,8 +512,8 @@ def _call_words(coroutine: Any) -> str:
 
 
 def _line_words(frame: FrameType) -> str:
-    """Returns the place in the user's program that dropped the last reference. Returns "" if our own code did, for
-    example because the function has ended.
+    """Returns, for a message, the line of the user's program that dropped the last reference. Returns "" if Sabot's
+    code dropped it, for example because the function has ended.
     """
     if frame.f_globals.get("__name__", "").partition(".")[0] == "sabot":
         return ""

@@ -25,10 +25,11 @@ _NO_TEXT = (type(None), bool, int, float, Decimal, date, time, timedelta, UUID, 
 
 
 def mask(value: Any, patterns: Sequence[str]) -> Any:
-    """Returns the value with `***` for each text in it, also in UTF-8, that matches one of these regular expressions.
-    Returns the value itself if nothing matches.
+    """Returns a copy of the value in which each text that matches one of these regular expressions is replaced by
+    `***`. Looks into lists, dicts, dataclasses and the like, and into bytes as UTF-8. Returns the value itself if
+    nothing matches.
 
-    Raises UserError for an object that cannot be looked into.
+    Raises UserError for an object of a type into which it cannot look.
     """
     return _without(value, [_compiled(each) for each in patterns]) if patterns else value
 

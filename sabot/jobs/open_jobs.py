@@ -1,4 +1,6 @@
-"""Reads from a journal the jobs that have not ended, for a start and for readers outside."""
+"""Reads from a journal the jobs that have not ended. A start of the app needs them, and so do readers in other
+processes.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,15 +15,17 @@ from sabot.journal.entries import Attempt, Begin, Cancel, EffectResult, End, Int
 
 
 def unapplied_jobs(facts: Mapping[str, Any]) -> dict[str, Position]:
-    """Returns the jobs that a checkpoint does not cover although their END is before its position in the journal, with
-    the position of END.
+    """Returns the jobs that a checkpoint does not cover although their END is before the checkpoint's positions in the
+    journal, with the position of each END. `facts`: the facts of the journal in the checkpoint (`JobLog.facts`).
     """
     return {job_id: Position(partition, offset) for job_id, partition, offset in facts.get("unapplied", ())}
 
 
 def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Mapping[str, Position]) -> list[OpenJob]:
-    """Returns the jobs that a checkpoint does not cover completely, in the order in which they began. `positions`: the
-    positions of the journal in that checkpoint. `unapplied`: the result of `unapplied_jobs`. Blocks.
+    """Returns the jobs that a checkpoint does not cover completely, in the order in which they began. Blocks.
+
+    `positions`: the offset of the checkpoint in each partition of the journal. `unapplied`: the result of
+    `unapplied_jobs` for the checkpoint.
     """
     begun: dict[str, tuple[Position, Begin]] = {}
     ends: dict[str, tuple[Position, End]] = {}
@@ -86,18 +90,20 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
 
 
 def last_begin(reader: JournalReader, job_id: str) -> Begin | None:
-    """Returns the last BEGIN of a job, or None if the journal has nothing of it. Blocks."""
+    """Returns the last BEGIN of a job; None if the journal has no BEGIN of it. Blocks."""
     begins = [entry for _, entry in reader.read(job_id) if isinstance(entry, Begin)]
     return begins[-1] if begins else None
 
 
 def whole_entries(reader: JournalReader, job_id: str) -> list[tuple[Position, Any]]:
-    """Returns the entries of a job, with their bodies, however long. Blocks."""
+    """Returns the entries of a job with their positions. Loads the bodies that are stored apart because they are long.
+    Blocks.
+    """
     return [(position, whole_entry(reader, entry)) for position, entry in reader.read(job_id)]
 
 
 def whole_entry(reader: JournalReader, entry: Any) -> Any:
-    """Returns the entry with its body, however long. Blocks."""
+    """Returns the entry with its body, which is loaded if it is stored apart because it is long. Blocks."""
     body = getattr(entry, "body", None)
     if not isinstance(body, StoredBody):
         return entry

@@ -1,11 +1,12 @@
-"""Parked jobs: they wait for something that takes long, and have no coroutine and no task. Their state is in the journal.
+"""Parks jobs that wait for something that takes long. A parked job has no coroutine and no task. Its history is in the
+journal.
 
-quiet, all open effects take long ─▶ parked ─ timer, answer, signal, cancel ─▶ its owner lets it run ─▶ its history is read ─▶ it runs
+   quiet, all open effects take long ─▶ parked ─ timer, answer, signal, cancel ─▶ its owner lets it run ─▶ its history is read ─▶ it runs
 
-A checkpoint keeps a note of the things for which a parked job waits. If a start finds such a note with the last entry of
-the job and with the same code, the job is parked again without a run over its history, since the run would end in the same
-state. There is no note of a job that waits for a child (the child may have to be begun again), for an effect in doubt, or
-for a letter that it has posted itself.
+A checkpoint keeps a note of the things for which a parked job waits. At a start of the app, a job is parked again
+without a replay if its note is still true: the job has got no entry since, and the code is the same, so a replay would
+end in the same state. Three kinds of parked jobs have no note: those that wait for a child (the child may have to be
+begun again), those with an effect in doubt, and those with a letter of their own that is not taken yet.
 """
 
 from collections import deque
@@ -30,10 +31,14 @@ _NOTED = ("ask", "sleep", "wait")
 
 
 class ParkedNote(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A note of the things that a parked job waits for. `partition` and `offset` are the position of its last entry.
-    `code` is the version of the function that ran. `waits` has the names of signals. `timers` and `questions` have
-    pairs of an ordinal and the time at which it is due, in ms. `at_ms` is the time of the note; 0 in notes of an
-    earlier Sabot. Fields are only added, at the end.
+    """A note of the things for which a parked job waits. New fields are only added at the end.
+
+    - `partition`, `offset`: the position of the job's last entry.
+    - `code`: the version of the function that ran.
+    - `waits`: the names of the signals.
+    - `timers`, `questions`: pairs of the ordinal of a timer or question, and the time at which it is due, in
+      milliseconds since 1970.
+    - `at_ms`: the time of the note; 0 in notes of an earlier version of Sabot.
     """
 
     partition: int
@@ -46,10 +51,12 @@ class ParkedNote(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class ParkedNotes(Protocol):
-    """The notes of parked jobs, which a checkpoint saves in their state at its cut. It belongs to the event loop."""
+    """The notes of parked jobs, kept in the state of the agent. Each checkpoint saves them with that state. Belongs to
+    the event loop.
+    """
 
     def put(self, job_id: str, note: bytes) -> None:
-        """Keeps a note, in place of an earlier one."""
+        """Stores a note, and replaces an earlier note of the job."""
 
     def remove(self, job_id: str) -> None:
         """Removes the note of a job, if there is one."""
@@ -63,9 +70,13 @@ _decode = msgspec.msgpack.Decoder(ParkedNote).decode
 
 
 class _Parked(msgspec.Struct, gc=False):  # of 100,000 of them the garbage collector would look at each, again and again
-    """A parked job. `agent` is its agent's id. `waits` has the names of signals, `timers` the ordinals of timers, and
-    `questions` those of questions with a deadline. `limit_s` is the end of its own time (`RunningJob.limit_s`). `woken`
-    is True once its owner was told that it is to run.
+    """A parked job.
+
+    - `agent`: the id of its agent.
+    - `waits`: the names of the signals for which it waits.
+    - `timers`, `questions`: the ordinals of its timers, and of its questions with a deadline.
+    - `limit_s`: the end of its attempt's time (`RunningJob.limit_s`).
+    - `woken`: True once the owner was told that the job has to run again.
     """
 
     agent: str
@@ -77,11 +88,12 @@ class _Parked(msgspec.Struct, gc=False):  # of 100,000 of them the garbage colle
 
 
 class Parking:
-    """The jobs of a host that are parked, and those whose history is being read."""
+    """The part of a host that keeps the parked jobs, and reads the histories of jobs that run again."""
 
     def __init__(self, host: HostState, notes: ParkedNotes | None, *, has_letter: Callable[[str], bool]) -> None:
-        """Makes the parking of a host. `notes`: keeps the notes of parked jobs; with None, a start runs every open job over its
-        history. `has_letter`: a function that returns True if a letter that a job has posted was not taken yet.
+        """Makes this part of a host. `notes`: stores the notes of parked jobs; with None, each open job runs over its
+        history at a start of the app. `has_letter`: a function that returns True if a letter was posted on behalf of a
+        job and not taken yet.
         """
         self._host = host
         self._notes = notes
@@ -108,8 +120,9 @@ class Parking:
         return job_id in self._loading
 
     def awaits(self, job_id: str, ordinal: int) -> bool:
-        """Returns True if a parked job awaits the timer of this ordinal, or if that is not known because its history is being
-        read. Ordinal 0 is the end of the job's own time.
+        """Returns True if the job is parked and awaits the timer of the effect with this ordinal. Also returns True
+        while the history of the job is being read, since it is not known then. Ordinal 0 is the time limit of the job's
+        attempt.
         """
         parked = self._parked.get(job_id)
         if parked is None:
@@ -117,12 +130,14 @@ class Parking:
         return ordinal in parked.timers or ordinal in parked.questions or (not ordinal and parked.limit_s > 0)
 
     def asks(self, job_id: str, ordinal: int) -> bool:
-        """Returns True if the effect with this ordinal is a question of a parked job."""
+        """Returns True if the job is parked and the effect with this ordinal is a question with a deadline."""
         parked = self._parked.get(job_id)
         return parked is not None and ordinal in parked.questions
 
     def park(self, running: RunningJob, agent_id: str) -> None:
-        """Parks a job: it is removed from memory, except for a small record."""
+        """Parks a job that was removed from the jobs in memory: keeps a small record of it, stores its note, and
+        discards its coroutines.
+        """
         job_id, asks, at = running.job.job_id, running.job.open.values(), running.last
         assert at is not None
         note = ParkedNote(
@@ -145,13 +160,17 @@ class Parking:
         running.owner.parked(job_id)
 
     def letters_taken(self, job_id: str) -> None:
-        """Stores the note of a parked job. Called when the last letter that the job has posted was taken."""
+        """Stores the note of a parked job, if it has one that waits for this. Called when the host has taken the last
+        letter that was posted on behalf of the job.
+        """
         note = self._unnoted.pop(job_id, None)
         if note is not None and self._notes is not None:
             self._notes.put(job_id, _encode(note))
 
     def open(self, jobs: Iterable[OpenJob]) -> None:
-        """Reads the notes of open jobs that have got no entry since, and removes all others. Blocks."""
+        """Reads the notes at a start of the app. Keeps those of open jobs that have got no entry since, and removes all
+        others. Blocks.
+        """
         if self._notes is None:
             return
         lasts = {job.job_id: job.last for job in jobs if job.ended is None}
@@ -163,8 +182,8 @@ class Parking:
                 self._notes.remove(job_id)
 
     def take_up(self, job: OpenJob, owner: JobOwner, timers: JobTimers) -> bool:
-        """Parks an open job in the state that it had at the cut. Returns False if it cannot: then the job must run, and
-        replay its history.
+        """Parks an open job again by its note. Returns True if it is parked. Returns False if it has no valid note;
+        then the job has to run over its history.
         """
         note = self._noted.pop(job.job_id, None)
         if note is None or self._notes is None:
@@ -183,8 +202,9 @@ class Parking:
         self._parked[job_id] = _Parked(agent_id, note.waits, tuple(timers), tuple(questions), limit_s)
 
     def deliver(self, position: Position, entry: Delivery) -> None:
-        """Handles an entry for a job that is not in memory. If the history of the job is being read, keeps the entry for it. A parked
-        job is woken, unless the entry is a signal for which it does not wait. Does nothing if the job has ended.
+        """Handles an entry for a job that is not in memory. While the history of the job is being read, keeps the entry
+        for it. Wakes a parked job, unless the entry is a signal for which the job does not wait. Does nothing if the
+        job has ended.
         """
         job_id = entry.job
         if job_id in self._loading:
@@ -199,7 +219,9 @@ class Parking:
             self._wake(job_id, parked)
 
     def time_out(self, job_id: str) -> None:
-        """Wakes a parked job if the limit of its time has passed. Does nothing if it has no such limit, or is not parked."""
+        """Wakes a parked job if the time limit of its attempt has passed. Does nothing if the job is not parked, or if
+        its limit does not apply while it is parked.
+        """
         parked = self._parked.get(job_id)
         if parked is not None and 0 < parked.limit_s <= self._host.steady_s():
             self._wake(job_id, parked)
@@ -214,12 +236,14 @@ class Parking:
         self._host.owners[parked.agent].woken(job_id)
 
     def wake(self, job_id: str) -> None:
-        """Lets a parked job run again: reads its history."""
+        """Lets a parked job run again: forgets its record, and reads its history. The owner of the job calls this."""
         del self._parked[job_id]
         self.load(job_id)
 
     def load(self, job_id: str) -> None:
-        """Reads the history of a job, and then runs the job over it."""
+        """Starts to read the history of a job. When it is read, the event Loaded follows, and the host runs the job
+        over its history.
+        """
         self._loading[job_id] = []
         self._to_load.append(job_id)
         if self._loads < _LOADS:
@@ -237,7 +261,9 @@ class Parking:
             self._loads -= 1
 
     def loaded(self, job_id: str, entries: list[tuple[Position, Entry]]) -> list[tuple[Position, Entry]]:
-        """Returns the whole history of a job: `entries`, which were read from the journal, and those that came meanwhile."""
+        """Returns the whole history of a job: `entries`, which were read from the journal, and after them the entries
+        that came while they were read.
+        """
         behind = self._loading.pop(job_id)
         last = entries[-1][0] if entries else None
         return [*entries, *(each for each in behind if last is None or each[0] > last)]

@@ -1,10 +1,11 @@
-"""The run of a job's function over its history, with the open effects. It does no I/O; the host of the job does (`host`).
+"""The run of a job's function over its history, with its open effects. It does no I/O; the host of the job (`host`)
+does that.
 
    deliver ──▶ turn ──▶ asks          one delivery (a result, an answer, a signal, a timer, a cancel), then until the function is quiet
    replay  =  the recorded deliveries in their order, then the host goes on with new ones
 
-The function runs on a loop of its own (`loop.JobLoop`), so the same deliveries in the same order make it ask for the
-same effects. If it asks for something else than the journal has, the job is `blocked`.
+The function runs on a loop of its own (`loop.JobLoop`). So if it gets the same deliveries in the same order, it asks
+for the same effects. If it asks for another effect than the journal has, the job is `blocked`.
 """
 
 import asyncio
@@ -36,18 +37,21 @@ from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool
 
 MOST_EFFECTS = 10_000
-"""The most effects of one history, so that replays of a job do not take long."""
+"""The most effects that one history may have. The limit keeps replays of a job short."""
 
 PYTHON_MARK = " on Python "
-"""The text between the version of a job's code and that of Python, such as 3.12."""
+"""The text that separates the version of a job's code from the version of Python that follows it, such as 3.12."""
 
 
 @dataclass(slots=True, eq=False)
 class Ask(EffectState):
     """An effect that the function has asked for, with its arguments.
 
-    `future` is the future that the function awaits, on the job's loop, if there is one. `apart` is True if the job's
-    own budget is not to count the call.
+    - `future`: the future on the job's loop that the function awaits; None for a patch.
+    - `tool`, `args`, `kwargs`: the tool of a call and its arguments.
+    - `price`: the prices of the model's tokens, if the call asks a model.
+    - `timer`: the timer on the job's loop, for a sleep or a timeout.
+    - `apart`: True if the job's own budget does not count the call.
     """
 
     future: "asyncio.Future[Any] | None" = None
@@ -64,8 +68,8 @@ class Ask(EffectState):
         return self.tool is not None and gives_rows(self.tool.func)
 
     def change(self, verdict: GuardVerdict) -> None:
-        """Applies the verdict to the arguments. The digest stays that of the original arguments. Raises UserError if
-        they cannot be changed.
+        """Applies the changes of a verdict to the arguments. `digest` stays that of the arguments before. Raises
+        UserError if the changes cannot be made.
         """
         self.verdict = verdict
         if self.args and isinstance(self.args[0], RequestSpec):
@@ -79,22 +83,26 @@ class Ask(EffectState):
 
 
 class Pieces(Protocol):
-    """A receiver of the pieces of models' answers while they come."""
+    """A receiver of the pieces of models' answers while the answers are being written."""
 
     async def wants_fragments(self, job_id: str) -> bool:
         """Returns True while somebody subscribes to partial answers of this job."""
 
     def fragment(self, effect: EffectId, number: int, text: str, reasoning: str) -> None:
-        """Takes a piece of the answer to this call, with its number, counted from 0."""
+        """Takes a piece of the answer to this call of a model. `number` counts the pieces from 0."""
 
 
 class JobRun:
-    """One job in memory. All of it belongs to the event loop of its host.
+    """The run of one job in memory. All of it belongs to the event loop of its host.
 
-    `open` has the effects that were asked for and have no result, by ordinal. `new` has those that the host has not taken up yet, and
-    `gone` the questions, timers, waits and children that the function awaits no longer; the host removes both as it handles them.
-    `cancels` are the cancels that were delivered. `late` is the reason if the time of the attempt is over. `labels` are those of the
-    input and of all results that the function has got. `blocked` is the error if the function does not do what the journal says.
+    - `open`: the effects that the function has asked for and that have no result, by ordinal.
+    - `new`: the effects that the host has not taken up yet. The host removes each as it does so.
+    - `gone`: withdrawn effects (such as questions, timers, waits and children) that the function awaits no longer. The
+      host removes each as it handles it.
+    - `cancels`: the CANCEL entries that were delivered.
+    - `late`: the message of the TimeoutError if the time of the attempt is over; else "".
+    - `labels`: the labels of the input and of all results that the function has got.
+    - `blocked`: the error if the function does not do what the journal says; else None.
     """
 
     def __init__(
@@ -107,9 +115,13 @@ class JobRun:
         pieces: Pieces | None = None,
         seed: bytes = b"",
     ) -> None:
-        """Makes a run. `key` is the key of the journal, with which digests are made. `code` is the version of the
-        function that will run. `pieces` receives partial answers of models. `seed` is the result of `job_seed`, if the
-        journal had another key.
+        """Makes a run.
+
+        - `key`: the key of the journal, with which digests are made.
+        - `code`: the version of the function that will run.
+        - `pieces`: receives the pieces of models' answers; None for no receiver.
+        - `seed`: the seed of the random numbers, if `key` is not the key with which the job ran (then `job_seed` would
+          return another one).
         """
         self.job_id = job_id
         self.history = history
@@ -143,7 +155,9 @@ class JobRun:
     # -- its turn -----------------------------------------------------------------------------------------------------
 
     def start(self, function: Callable[["JobRun"], Coroutine[Any, Any, Any]]) -> None:
-        """Runs the function over the recorded deliveries. Then the host takes up the effects that are open."""
+        """Starts the function, and gives it the recorded deliveries. The host then takes up the effects that are still
+        open. `function` returns the coroutine.
+        """
         self.loop.start(function(self))
         self.loop.run_until_quiet()
         self.deliver(self._next_recorded())
@@ -154,8 +168,9 @@ class JobRun:
             self._block(None, "the function goes on")
 
     def _next_recorded(self) -> Delivery | None:
-        """Returns the next recorded delivery, or None if there is none. A delivery from an earlier attempt comes first, if the
-        function has asked for its effect; then come those of this attempt in their order.
+        """Returns the next recorded delivery; None if none is left or the job is blocked. Deliveries of earlier
+        attempts come first, each once the function has asked for its effect. Those of this attempt follow in their
+        order.
         """
         if self.blocked is not None:
             return None
@@ -171,8 +186,8 @@ class JobRun:
         return entry
 
     def deliver(self, entry: Delivery | None) -> None:
-        """Delivers an entry to the function, and runs the function until it is quiet. Then does the same with the recorded
-        deliveries that follow.
+        """Delivers an entry to the function, and runs the function until it is quiet. Then does the same with each
+        recorded delivery that follows. None delivers nothing.
         """
         loop = self.loop
         while entry is not None:
@@ -240,11 +255,12 @@ class JobRun:
         model: str = "",
         price: Price | None = None,
     ) -> "asyncio.Future[Any]":
-        """Asks for a call of the tool with these arguments, which `body` has packed, so that the function may change
-        them afterwards.
+        """Asks for a call of a tool. Returns the future of the result.
 
-        `model` is the name of the model, if the call asks one; then the first argument is the RequestSpec. `price` is
-        the price of its tokens.
+        - `body`: the packed arguments. The call gets copies of the arguments, so the function may change the originals
+          afterwards.
+        - `model`: the name of the model if the call asks one. The first argument is then the RequestSpec.
+        - `price`: the prices of the model's tokens.
         """
         args, kwargs = copied((args, kwargs), f"arguments of {tool.name}")
         ask = self._ask("call", tool.name, body, effect_class=tool.effect, body=body)
@@ -254,13 +270,15 @@ class JobRun:
         return ask.future
 
     def is_recorded(self, name: str, body: bytes) -> bool:
-        """Returns True if the journal has the call of this tool for which the function is about to ask."""
+        """Returns True if the function is about to ask for a call that its history already has. `name`: the tool.
+        `body`: the packed arguments.
+        """
         asked, recorded = digest(self.key, "call", name, body), self._unmatched
         return any(each.digest == asked for each in recorded.values()) if self._matches else self._asked + 1 in recorded
 
     def question(self, kind: str, body: bytes, timeout_s: float | None) -> "asyncio.Future[Answer]":
-        """Asks a person, and returns the future of the answer. `kind`: the type of the question. `body`: its payload as JSON.
-        `timeout_s`: the seconds for an answer; None for no limit.
+        """Asks for an answer of a person. Returns the future of the answer. `kind`: the type of the question. `body`:
+        its payload as JSON. `timeout_s`: the seconds for the answer; None for no limit.
         """
         due_ms = 0 if timeout_s is None else round((self.loop.now + timeout_s) * 1000)
         ask = self._ask("ask", kind, body, body=body, due_ms=due_ms)
@@ -268,7 +286,7 @@ class JobRun:
         return ask.future
 
     def wait(self, name: str) -> "asyncio.Future[Signal]":
-        """Waits for the next signal of this name, which may have come already."""
+        """Asks for the next signal of this name. Returns its future. The signal may have come already."""
         ask = self._ask("wait", name, b"")
         assert ask.future is not None
         if (waiting := self._signals.get(name)) and ask.ordinal in self.open:
@@ -277,14 +295,16 @@ class JobRun:
         return ask.future
 
     def child(self, agent_id: str, body: bytes) -> "asyncio.Future[Any]":
-        """Asks for a job of another agent, with this input."""
+        """Asks for a child, which is a job of another agent. Returns the future of its output. `body`: the packed
+        input.
+        """
         ask = self._ask("child", agent_id, body, body=body)
         assert ask.future is not None
         return ask.future
 
     def patched(self, name: str) -> bool:
-        """Returns True if the new code runs here. False if the journal shows that the job has passed this place without
-        it.
+        """Returns True if the job has to run the new code at this place (`ctx.patched`). Returns False if the journal
+        shows that the job has already passed this place with the old code.
         """
         if name in self._patches:
             return self._patches[name]
@@ -301,13 +321,13 @@ class JobRun:
         return chosen
 
     def now_ms(self) -> int:
-        """Returns the time of the last delivery in milliseconds since 1970. Arguments are made of it, so it is the same
-        in another attempt.
+        """Returns the time of the last delivery, in milliseconds since 1970. A replay gives the same time at the same
+        place, so arguments of effects can be made of it.
         """
         return self._told_ms
 
     def random(self) -> random.Random:
-        """Returns the job's random number generator, which gives the same numbers in every replay."""
+        """Returns the random number generator of the job. It gives the same numbers in every replay."""
         if self._random is None:
             self._random = random.Random(self._seed)
         return self._random
@@ -365,8 +385,8 @@ class JobRun:
         return ask
 
     def _recorded(self, kind: str, name: str, asked: bytes, effect_class: str) -> tuple[Intent | None, int]:
-        """Returns the recorded INTENT of an effect that the function asks for, if there is one, and the ordinal of the
-        effect.
+        """Finds the recorded INTENT of the effect that the function asks for now. Returns it, or None if the effect is
+        new, and the ordinal of the effect. Blocks the job if the record is of another effect.
         """
         if self._matches:
             for ordinal, intent in self._unmatched.items():
@@ -388,7 +408,9 @@ class JobRun:
         return recorded, ordinal
 
     def _refusal(self, what: str) -> BaseException:
-        """Returns the error for an effect, named by `what`, that the function must not ask for now."""
+        """Returns the error that the function gets if it must not ask for an effect now. `what`: the name of the
+        effect.
+        """
         if self.loop.dead:
             return asyncio.CancelledError(f"{what}: the job is parked or over")
         if asyncio._get_running_loop() is not self.loop:
@@ -402,7 +424,7 @@ class JobRun:
         )
 
     def _abandoned(self, ordinal: int) -> None:
-        """Handles an effect whose future was cancelled: the function awaits it no longer."""
+        """Handles an effect whose future was cancelled, so that the function awaits it no longer."""
         ask = self.open.get(ordinal)
         if ask is not None and not drop(ask):
             del self.open[ordinal]
@@ -434,19 +456,19 @@ class JobRun:
 
     @property
     def finished(self) -> bool:
-        """True if the function has returned, or must not go on."""
+        """True if the function has ended, or was stopped because it did something forbidden."""
         return self.loop.main.done() or self.loop.refused is not None
 
     def stuck(self) -> UserError:
-        """Returns the error of a function that has not finished and has no open effect, so that nothing can wake it."""
+        """Returns the error for a function that has not ended and has no open effect, so nothing can wake it."""
         return UserError(
             f"job {self.job_id} waits for something that nobody will give it",
             hint="await effects of ctx; what is awaited beside them belongs into ctx.step(f, …)",
         )
 
     def may_park(self, now_s: float) -> bool:
-        """Returns True if all open effects may take long, so that a job that waits for nothing else need not stay in
-        memory.
+        """Returns True if all open effects take long, so the job need not stay in memory. `now_s`: the present time in
+        seconds since 1970.
         """
         for each in self.open.values():
             if each.kind == "sleep":
@@ -457,8 +479,8 @@ class JobRun:
         return True
 
     def outcome(self) -> tuple[Any, BaseException | None]:
-        """Returns a pair of the value that the function has returned, or None, and the error that it has raised, or None. The job
-        must be `finished`.
+        """Returns the value that the function has returned and the error that it has raised. One of them is None. May
+        only be called once the job is `finished`.
         """
         if self.loop.refused is not None:
             return None, self.loop.refused
@@ -474,7 +496,7 @@ class JobRun:
             return None, error
 
     def discard(self) -> None:
-        """Drops the coroutines of the job, and breaks the references to them (`JobLoop.discard`)."""
+        """Ends the coroutines of the job, and breaks the reference cycles of its objects (`JobLoop.discard`)."""
         self.loop.discard()
         for ask in self.open.values():
             if ask.future is not None:

@@ -1,14 +1,13 @@
-"""Makes the calls of tools, one attempt each, and passes their outcomes on.
+"""Makes the calls of tools, one attempt each, and passes on their outcomes.
 
    make ─▶ it has a thread ─▶ sendable ─▶ the tool, in a task of its own or in a thread ─▶ done(outcome)
                                               └─ its time is over ─▶ done(unknown); it is cancelled, and its result dropped
 
-Calls do not belong to jobs. A job that is dropped, or run again, leaves its calls as they are. If the job asks again
-for a call that is under way, that call is adopted and not made twice.
+Calls do not belong to jobs. If a job leaves memory or runs again, its calls go on. If the job then asks again for a
+call that is under way, that call is adopted and not made twice.
 
-A thread cannot be cancelled, and a coroutine may ignore its cancellation: such a call is left behind. It is named in
-`left_behind`, and its thread no longer counts among those that calls may have, so that a tool that hangs does not block
-the others.
+A thread cannot be cancelled, and a coroutine may ignore its cancellation. Such a call is left behind: its name is in
+`left_behind`, and it no longer counts in the limit of threads. So a tool that hangs does not block other tools.
 """
 
 import asyncio
@@ -57,13 +56,16 @@ _LEFT_PER_THREAD = 4  # the most calls left behind in threads, for each thread t
 
 
 AsksPerson = Callable[[EffectId, str, bytes, float | None], Awaitable[str]]
-"""Asks a question of this call: its type, its payload as JSON, the seconds in which it may be answered. Returns the token of the question,
-when that is closed; until then whoever awaits it is cancelled.
+"""A function by which a call asks a person. Its arguments are the effect, the type of the question, its payload as
+JSON, and the seconds for the answer (None for no limit). It returns the token of the question if the question was
+answered. If not, it does not return: the call is cancelled, and made again after the answer.
 """
 
 
 CALL: contextvars.ContextVar[tuple[EffectId, AsksPerson] | None] = contextvars.ContextVar("CALL", default=None)
-"""The effect whose tool is being called, and the function by which it asks a person; None outside of such a call."""
+"""The effect whose tool is being called in this context, and the function by which the tool asks a person. None outside
+of such a call.
+"""
 
 
 Done = Callable[[Outcome], object]
@@ -71,12 +73,17 @@ Done = Callable[[Outcome], object]
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """One attempt of a call. `done`: called with the outcome; None if nobody wants it any more. `entry`: the position of the
-    entry that has to be durable before the call. `look`: True for a call of `reconcile=`.
+    """One attempt of a call.
 
-    `began` is the time by the clock at which the call was sent, and infinite before. `thread` is True while the call
-    counts in the limit of threads. `working` is the future of a call in a thread, which is done when the function has
-    returned. `secrets` are the values of secrets that it was given. `figures` are those of its tool, once it was sent.
+    - `done`: called with the outcome; None if nobody wants the outcome any more.
+    - `entry`: the position of the entry that has to be durable before the call is sent.
+    - `look`: True for a call of the tool's `reconcile=` function.
+    - `began`: the time by the clock at which the call was sent; infinite before that.
+    - `told`: True once the outcome was passed on, or is no longer to be passed on.
+    - `thread`: True while the call counts in the limit of threads.
+    - `working`: for a call in a thread, a future that is done when the thread has ended the call.
+    - `secrets`: the secrets that were put into the arguments.
+    - `figures`: the figures of the tool, once the call was sent.
     """
 
     effect: EffectId
@@ -101,8 +108,12 @@ class _Call:
 
 @dataclass(slots=True)
 class ToolFigures:
-    """The figures of one tool since the start. `failed` counts calls with an error, and `unknown` those of which nobody
-    knows whether they were made. `seconds` has the times of ended calls, from their sending.
+    """The figures of one tool since the start of the app.
+
+    - `calls`, `in_flight`: the numbers of calls that were sent, and of those under way.
+    - `failed`: the number of calls with an error. `unknown`: the number of calls of which nobody knows whether they
+      were made.
+    - `seconds`: the times of ended calls, from the sending to the outcome.
     """
 
     calls: int = 0
@@ -113,7 +124,7 @@ class ToolFigures:
 
 
 class EffectRunner:
-    """The runner of the calls of a process. It belongs to one event loop."""
+    """The runner of the calls of a host. It belongs to one event loop."""
 
     def __init__(
         self,
@@ -125,14 +136,16 @@ class EffectRunner:
         again: Callable[[EffectId], Awaitable[EffectId]] | None = None,
         judge: Callable[[EffectId], CallJudge] | None = None,
     ) -> None:
-        """Makes a runner. `sendable` is awaited just before each call, with the position of its entry, and before each
-        request to a model that a call sends. It raises JournalFailed if no call may be made any more. `sync_threads` is
-        the number of sync tools that run at once.
+        """Makes a runner.
 
-        `on_broken` is called in place of `done` if the run has to end: the journal has failed, or a tool has asked for
-        the end of the process (`process_exit`). Without it the error is raised from a callback of the event loop.
-        `again` begins another attempt for a tool (`Effect`). `judge` returns the judge of the models that the tool of
-        this effect asks by itself.
+        - `sendable`: awaited just before each call, with the position of the call's entry, and before each request that
+          a call sends to a model. It raises JournalFailed if no call may be made any more.
+        - `sync_threads`: the number of sync tools that may run at once.
+        - `on_broken`: called in place of `done` if the run of the app has to end, because the journal has failed or
+          because a tool has asked for the end of the process (`process_exit`). Without it, the error is raised in a
+          callback of the event loop.
+        - `again`: begins another attempt of a call at the request of its tool (see `Effect`).
+        - `judge`: returns the judge of the models that the tool of an effect asks by itself.
         """
         self._clock = clock
         self._sendable = sendable
@@ -140,7 +153,7 @@ class EffectRunner:
         self._again = again
         self._judge = judge
         self.ask: AsksPerson | None = None
-        """The function by which tools ask a person, or None if they cannot."""
+        """The function by which tools ask a person; None if they cannot."""
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._context.run(SENDABLE.set, None if sendable is None else partial(sendable, None))
@@ -170,11 +183,12 @@ class EffectRunner:
         *,
         look: bool = False,
     ) -> None:
-        """Makes one attempt of the effect. If a call of it is under way, that one is adopted, and its outcome goes to
-        `done` instead of the earlier receiver.
+        """Makes one attempt of an effect. If a call of the effect is under way, adopts that call instead; its outcome
+        then goes to this `done`.
 
-        `done` is called once, on the loop, and never from inside this method. `entry` is the position of the entry that
-        has to be durable before the call. With `look` the call is one of `reconcile=`.
+        - `done`: called once with the outcome, on the event loop, and only after this method has returned.
+        - `entry`: the position of the entry that has to be durable before the call is sent.
+        - `look`: True for a call of the tool's `reconcile=` function.
         """
         calls = self._jobs.setdefault(effect.job, {})
         key = (effect.ordinal, look)
@@ -199,8 +213,9 @@ class EffectRunner:
         kwargs: Mapping[str, Any],
         done: Callable[[LookedUp], object],
     ) -> None:
-        """Asks the tool's `reconcile=` whether the effect was done, and passes the answer to `done`. The answer is
-        UNKNOWN if the function raises, does not answer within `timeout=` (60 s without one), or returns something else.
+        """Asks the tool's `reconcile=` function whether the effect was done, and passes the answer to `done`. The
+        answer is UNKNOWN if the function raises an error, returns something unexpected, or takes longer than the tool's
+        `timeout=` (60 s without one).
         """
         look = tool.reconcile
         assert look is not None, f"tool {tool.name} has nothing to reconcile with"
@@ -216,20 +231,22 @@ class EffectRunner:
         self.make(effect, asks, args, kwargs, partial(_found, done, tool.name), look=True)
 
     def drop(self, job: str) -> None:
-        """Passes on no outcomes of the calls of this job any more. The calls go on to their ends. If the job asks for one again
-        meanwhile, `make` adopts the call.
+        """Passes on no more outcomes of this job's calls. The calls themselves go on. If the job asks for one of them
+        again, `make` adopts it.
         """
         for call in self._jobs.get(job, {}).values():
             call.done = None
 
     def cut_short(self, job: str, error: BaseException) -> None:
-        """Cancels the calls of this job, and passes this error on as their outcome. A call that was sent is in doubt."""
+        """Cancels the calls of this job, and passes on the error as their outcome. A call that was already sent is then
+        in doubt.
+        """
         for call in list(self._jobs.get(job, {}).values()):
             self._cut_short(call, error)
 
     def stop(self, effect: EffectId) -> None:
-        """Cancels the call of this effect without passing on an outcome, because its tool has asked a person. The tool is called
-        again after the answer.
+        """Cancels the call of this effect without passing on an outcome. Used when its tool has asked a person; the
+        tool is called again after the answer.
         """
         call = self._jobs.get(effect.job, {}).get((effect.ordinal, False))
         if call is not None:
@@ -239,23 +256,23 @@ class EffectRunner:
             )
 
     def is_under_way(self, job: str, ordinal: int) -> bool:
-        """Returns True if `make` would adopt a call."""
+        """Returns True if a call of this effect is under way, so that `make` would adopt it."""
         return (ordinal, False) in self._jobs.get(job, {})
 
     def in_flight(self) -> int:
-        """Returns the number of calls whose outcome was not passed on, including those that wait for their intent or
-        for a thread.
+        """Returns the number of calls whose outcome was not passed on yet. Calls that still wait for their entry or for
+        a thread count too.
         """
         return self._in_flight
 
     @property
     def left_behind(self) -> list[str]:
-        """The calls that were cancelled and still run, as texts with their tools and effects."""
+        """The calls that were cancelled and still run, each as a text with its tool and effect."""
         return [str(call) for call in self._left]
 
     def statistics(self) -> dict[str, int]:
-        """Returns figures: calls made since the start, of them timeouts, unknown, not_sent; in_flight; left_behind;
-        threads.
+        """Returns figures. Since the start: `calls`, and of these the `timeouts`, the `unknown` and the `not_sent`. At
+        present: the calls `in_flight`, the calls `left_behind`, and the `threads`.
         """
         return {
             "calls": self._calls,
@@ -276,12 +293,12 @@ class EffectRunner:
         }
 
     async def close(self, grace_s: float) -> None:
-        """Waits up to `grace_s` seconds for the calls in flight, and cancels those that are left. Their intents are in
-        the journal, and the next start decides on them. Nothing is passed on of those that were sent, and of the others
-        that the worker has stopped. If none of the calls was sent, the wait is short, because the journal for which
-        they wait does not answer.
+        """Waits up to `grace_s` seconds for the calls in flight, and then cancels the rest. The wait is short if none
+        of them was sent, since then they wait for a journal that does not answer.
 
-        Calls that ignore their cancellation for some seconds, and those in threads, are `left_behind`.
+        The next start of the app decides on the cancelled calls, whose INTENT entries are in the journal. The outcome
+        of a call that was sent is not passed on. The outcome of one that was not sent says `stopped`. Calls that ignore
+        their cancellation for some seconds, and those in threads, are `left_behind`.
         """
         self._errors.flush()
         began = self._loop.time()
@@ -351,7 +368,9 @@ class EffectRunner:
         self._tell(call, outcome)
 
     def _sent(self, call: _Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """Records that the call is sent now. Returns its arguments, with secrets in place of references to them."""
+        """Notes that the call is sent now. Returns the arguments for the tool, with the secrets themselves in place of
+        references to them.
+        """
         tool, effect, args, kwargs = call.tool, call.effect, call.args, call.kwargs
         if _has_secret(args) or _has_secret(kwargs):
             args, kwargs = _with_secrets(args, call.secrets), _with_secrets(kwargs, call.secrets)
@@ -380,14 +399,14 @@ class EffectRunner:
         return Outcome(call.effect, certainty, "Error" if kind == "ok" else kind, pack_error(error))
 
     def _break(self, call: _Call, error: SabotError) -> None:
-        """Ends the run of the app because of `error`. The job must not go on with the outcome of this call: if it has not been
-        passed on yet, it never is, and the next start of the app decides on the effect.
+        """Ends the run of the app with this error. The outcome of the call is not passed on any more, because the job
+        must not go on with it. The next start of the app decides on the effect.
         """
         call.done = None
         self._on_broken(error)
 
     def _tell(self, call: _Call, outcome: Outcome) -> None:
-        """Passes on the outcome of a call, if none was passed on before."""
+        """Passes on the outcome of a call. Does nothing if an outcome of the call was passed on before."""
         if call.told:
             return
         call.told = True
@@ -418,7 +437,7 @@ class EffectRunner:
         self._cut_short(call, TimeoutError(f"the call took longer than timeout={call.tool.timeout_s:g}s"))
 
     def _cut_short(self, call: _Call, error: BaseException) -> None:
-        """Passes this error on as the outcome of the call, and cancels it."""
+        """Passes on the error as the outcome of the call, and cancels the call."""
         assert call.task is not None
         if call.timer is not None:
             call.timer.cancel()
@@ -443,7 +462,7 @@ class EffectRunner:
     # -- calls in threads ---------------------------------------------------------------------------------------------
 
     async def _thread(self, call: _Call) -> None:
-        """Waits until the call may have a thread, first come, first served."""
+        """Waits until the call may use a thread. Calls get threads in the order in which they came."""
         if self._free:
             self._free -= 1
         else:
@@ -457,7 +476,7 @@ class EffectRunner:
         call.thread = True
 
     def _release(self, call: _Call) -> None:
-        """Gives the thread of the call to another call."""
+        """Lets the next waiting call use the thread of this call."""
         call.thread = False
         while self._waiting:
             waiter = self._waiting.popleft()
@@ -485,7 +504,7 @@ class EffectRunner:
         return value
 
     def _returned(self, call: _Call, working: "asyncio.Future[Any]", value: Any, error: BaseException | None) -> None:
-        """Handles the end of a call in its thread."""
+        """Handles the end of a call that ran in a thread. `value`, `error`: what the tool has returned or raised."""
         call.working = None
         if call.thread:
             self._release(call)
@@ -510,7 +529,9 @@ def _raise_here(error: BaseException) -> None:
 
 
 def _found(done: Callable[[LookedUp], object], name: str, outcome: Outcome) -> None:
-    """Passes the answer of a tool's `reconcile=` to `done`, from the outcome of its call."""
+    """Passes the answer of a tool's `reconcile=` function to `done`. `outcome`: the outcome of the call of that
+    function. `name`: the tool.
+    """
     effect = outcome.effect
     if outcome.outcome != "ok":
         _log.warning(
@@ -556,8 +577,8 @@ def _has_secret(value: Any) -> bool:
 
 
 def _with_secrets(value: Any, read: list[str]) -> Any:
-    """Returns the value with each reference to a secret replaced by the secret, which is also added to `read`. Raises UserError
-    if a secret is missing.
+    """Returns the value with the secrets themselves in place of references to them. Also adds the secrets to the list
+    `read`. Raises UserError if a secret is missing.
     """
     if not _has_secret(value):
         return value
@@ -576,7 +597,7 @@ def _with_secrets(value: Any, read: list[str]) -> Any:
 
 
 def _hidden(value: Any, secrets: list[str]) -> Any:
-    """Returns a value that `unpack` has returned, with `***` in place of these secrets."""
+    """Returns a value of `unpack` with `***` in place of these secrets."""
     if isinstance(value, str):
         return without_secrets(value)
     if isinstance(value, bytes):

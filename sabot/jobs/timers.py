@@ -1,9 +1,9 @@
 """Reports to a host when timers of jobs are due, and when the inbox of its journal has letters.
 
-A timer is a time to wait from now on, by the steady clock, so a change of the machine's clock moves none. The event
-loop only gets the time of the next timer, so a timer costs one entry of a heap. The clock is read each _LOOK_SECONDS,
-since it may be one that tests move by hand. The inbox is read as often as its home says, since letters come from other
-processes.
+Timers count from the moment at which they are set, by the steady clock, so a change of the machine's clock does not
+move them. The event loop only gets the time of the next timer; the others are entries of a heap. The clock is read
+every _LOOK_SECONDS, because a test may move it by hand. Letters come from other processes, so the inbox is looked into
+regularly, every `Journal.look_s` seconds.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ _PRUNE_FROM = 4096  # timers
 
 
 class JobTimers:
-    """The timers of the jobs of a host, and the task that looks into the inbox. `keeps`: a function that returns True if the
-    timer of a job and ordinal is still awaited.
+    """The timers of a host's jobs, and the task that looks into the inbox. `keeps`: a function that returns True if the
+    timer of a job and an ordinal is still needed.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class JobTimers:
             self._looking = None
 
     def add(self, wait_s: float, job_id: str, ordinal: int) -> None:
-        """Adds a timer of a job and ordinal that is due in `wait_s` seconds. If it is added more than once, there is an event for
-        each time.
+        """Adds a timer that is due in `wait_s` seconds, for the effect of a job. Ordinal 0 is the time limit of the
+        job's attempt. Each call adds a timer, also for the same effect.
         """
         heapq.heappush(self._heap, (self._clock.monotonic() + wait_s, job_id, ordinal))
         if len(self._heap) > self._prune_at:  # most timers are those of time-outs, and cancelled
@@ -70,8 +70,8 @@ class JobTimers:
             self._arm()
 
     def add_rest(self, asked_ms: int, due_ms: int, job_id: str, ordinal: int) -> None:
-        """Adds a timer for the rest of a wait that began at `asked_ms` (0 if unknown), and was to end at `due_ms`, both
-        in milliseconds since 1970.
+        """Adds a timer for the rest of a wait. The wait began at `asked_ms` (0 if unknown) and has to end at `due_ms`,
+        both in milliseconds since 1970.
         """
         wait_s = due_ms / 1000 - self._clock.time()
         if asked_ms:

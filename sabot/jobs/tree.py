@@ -1,10 +1,11 @@
-"""The part of the durable core for trees of jobs: `ctx.child` begins a job below another one. It does no I/O.
+"""Trees of jobs: `ctx.child` begins a job below another one. This part of the durable core decides what follows for the
+jobs of a tree. It does no I/O.
 
    job ── job~3 ── job~3~1         a cancel of `job` cancels all jobs below it, in one step; a child that was asked for
     └──── job~4                    before that, and whose turn comes after it, does not begin
 
-The functions return the entries that follow from an event. The host appends all of them before it delivers the first
-one, so that no job of a tree begins another one in between.
+The functions return the entries that follow from an event. The host appends all of these before it delivers the first
+one. So no job of the tree can begin another one in between.
 """
 
 from collections.abc import Iterable
@@ -14,35 +15,37 @@ from sabot.errors import EffectError
 from sabot.journal.entries import Cancel, EffectResult
 
 UNAWAITED_CHILD = "its parent waits no longer"
-"""The reason of the cancel of a child that its parent does not wait for any more."""
+"""The reason in the CANCEL of a child that its parent awaits no longer."""
 
 _CHILD = "~"  # stands between the id of a job and the ordinal of its child
 
 
 def child_id(job_id: str, ordinal: int) -> str:
-    """Returns the id of the job that this effect of a job begins."""
+    """Returns the id of the child that a job begins by the effect with this ordinal."""
     return f"{job_id}{_CHILD}{ordinal}"
 
 
 def parent_of(job_id: str) -> tuple[str, int]:
-    """Returns the id of the job that has begun this one, and the ordinal of the effect by which it did; ("", 0) if no job has begun it."""
+    """Returns the id of a job's parent, and the ordinal of the effect by which the parent has begun the job; ("", 0) if
+    the job has no parent.
+    """
     parent, _, number = job_id.rpartition(_CHILD)
     ordinal = int(number) if number.isdecimal() else 0
     return (parent, ordinal) if ordinal and child_id(parent, ordinal) == job_id else ("", 0)
 
 
 def first_of(job_id: str) -> str:
-    """Returns the first job of its tree, which may be the job itself."""
+    """Returns the id of the first job of the tree to which this job belongs. It may be the job itself."""
     while parent := parent_of(job_id)[0]:
         job_id = parent
     return job_id
 
 
 class JobTree:
-    """The jobs of a host that have not ended.
+    """The jobs of a host that have not ended, as trees.
 
-    `limits` has, by agent, the limits of the children that its jobs may begin. `cancelled` has the jobs that were
-    cancelled, or will not begin.
+    - `limits`: by agent, the limits of the children that its jobs may begin.
+    - `cancelled`: the jobs that were cancelled, also those that had not begun and now never will.
     """
 
     def __init__(self) -> None:
@@ -65,8 +68,9 @@ class JobTree:
     # -- begins -------------------------------------------------------------------------------------------------------
 
     def refusal(self, job_id: str, child: str, siblings: int, *, cancelled: bool) -> EffectError | None:
-        """Returns the error if a job must not begin a child of this agent, or None. `siblings` is the number of its
-        open children that it asked for before. `cancelled` is True if its function has got a cancel.
+        """Returns the error if a job must not begin a child, or None if it may. `child`: the agent of the child.
+        `siblings`: the number of open children that the job asked for before. `cancelled`: True if the job's function
+        has got a cancel.
         """
         if cancelled or job_id in self.cancelled:
             return EffectError("JobCancelled", f"job {job_id} was cancelled, and begins no child {child}")
@@ -81,16 +85,20 @@ class JobTree:
         return EffectError("DepthExceeded", f"{' > '.join([*chain, child])} is not begun: {why}")
 
     def ask(self, job_id: str) -> None:
-        """Records that a job has asked for this child. Its agent then calls `add`, or the host calls `not_begun`."""
+        """Notes that a job has asked for the child `job_id`. After that, either the child's agent calls `add`, or the
+        host calls `not_begun`.
+        """
         self._asked.setdefault(parent_of(job_id)[0], set()).add(job_id)
 
     def not_begun(self, job_id: str) -> None:
-        """Records that a child that was asked for does not begin."""
+        """Notes that the child `job_id`, which a job has asked for, will not begin."""
         self._came(job_id)
         self._unwanted.discard(job_id)
 
     def add(self, job_id: str, agent_id: str, *, begun: bool, cancelled: bool = False) -> None:
-        """Adds a job of this agent. `begun`: True if its BEGIN is in the journal. `cancelled`: True if a CANCEL of it is in the journal."""
+        """Adds a job of this agent. `begun`: True if the journal has its BEGIN. `cancelled`: True if the journal has a
+        CANCEL of it.
+        """
         self._agents[job_id] = agent_id
         self._came(job_id)
         if not begun:
@@ -103,8 +111,9 @@ class JobTree:
         self._hang(job_id, above)
 
     def begins(self, job_id: str) -> bool:
-        """Handles the turn of a job that has not begun. Returns True if it begins; False if nobody waits for it any more. A job that nobody
-        waits for gets no BEGIN with a CANCEL behind it: after a crash between these two entries it would go on.
+        """Handles the turn of a job that has not begun. Returns True if the job may begin. Returns False if it was
+        cancelled, or if its parent awaits it no longer; then no entry of it is written. A BEGIN followed by a CANCEL
+        would not be safe: a crash between the two entries would let the job go on.
         """
         self._coming.discard(job_id)
         unwanted = job_id in self._unwanted or not self.cancelled.isdisjoint((job_id, parent_of(job_id)[0]))
@@ -114,12 +123,16 @@ class JobTree:
     # -- cancels and ends ---------------------------------------------------------------------------------------------
 
     def cancel(self, cancel: Cancel, now_ms: int) -> list[Cancel]:
-        """Handles the cancel of a job. Returns a cancel for each job below it that has begun and was not cancelled before, the nearest
-        first. Jobs below it that have not begun will not begin.
+        """Handles the cancel of a job. Returns a CANCEL entry for each job below it that has begun and was not
+        cancelled before, the nearest first. Jobs below it that have not begun will not begin.
 
-        The way of a cancel: `JobLetters.take` makes entries of the letter and of the cancels that this method returns;
-        `JobHost.deliver` passes each to `JobRun.deliver`, which raises CancelledError in the function (a parked job is woken
-        first); `core.drop` says which of its effects stay open; `JobHost.settle` ends the job when no open call may still happen.
+        The steps of a cancel:
+
+        - `JobLetters.take` makes entries of the letter, and appends the entries that this method returns.
+        - `JobHost.deliver` passes each entry to `JobRun.deliver`, which cancels the function. A parked job is woken
+          first.
+        - `core.drop` decides which effects of the function stay open.
+        - `JobHost.settle` ends the job when no open call may still happen.
         """
         told: list[Cancel] = []
         if cancel.job not in self._agents:
@@ -135,14 +148,16 @@ class JobTree:
         return told
 
     def leave(self, job_id: str, ordinals: Iterable[int], why: str, now_ms: int) -> list[Cancel]:
-        """Handles the open children of a job that is about to end, or to begin a new history. Returns the cancels for them, as
-        `drop` does; none if the limits of its agent let children outlive it.
+        """Handles the open children of a job that is about to end or to begin a new history. Returns the CANCEL entries
+        for them, as `drop` does; none if the children of its agent may outlive it. `ordinals`: those of the effects by
+        which the job has begun the children.
         """
         return [] if self.limits[self.agent_of(job_id)].outlive else self.drop(job_id, ordinals, why, now_ms)
 
     def drop(self, job_id: str, ordinals: Iterable[int], why: str, now_ms: int) -> list[Cancel]:
-        """Handles the children of a job that it no longer awaits; `ordinals` are those of its effects. Returns the cancels for the
-        open children and all jobs below these. Children that have not begun will not begin.
+        """Handles children that a job awaits no longer. Returns the CANCEL entries for these children and for all jobs
+        below them. Children that have not begun will not begin. `ordinals`: those of the effects by which the job has
+        asked for the children. `why`: the reason.
         """
         told: list[Cancel] = []
         for ordinal in ordinals:
@@ -155,7 +170,7 @@ class JobTree:
         return told
 
     def end(self, job_id: str) -> None:
-        """Removes a job that has ended. Its children that are still open become children of the job above it."""
+        """Removes a job that has ended. Its open children then hang below the nearest job above it that is open."""
         del self._agents[job_id]
         self.cancelled.discard(job_id)
         self._coming.discard(job_id)
@@ -168,8 +183,8 @@ class JobTree:
     def result(
         self, job_id: str, now_ms: int, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0
     ) -> EffectResult | None:
-        """Returns the RESULT that reports the end of a job to its parent, or None if the parent is not open. `outcome`,
-        `body` and `labels` are those of its END.
+        """Returns the RESULT that reports the end of a job to its parent; None if the job has no parent or the parent
+        has ended. `outcome`, `body`, `labels`: those of the job's END. `ran_ms`: the milliseconds that the job has run.
         """
         parent, ordinal = parent_of(job_id)
         if parent not in self._agents:
@@ -178,7 +193,9 @@ class JobTree:
         return EffectResult(parent, now_ms, ordinal, 1, said, body, labels=labels, ran_ms=ran_ms)
 
     def chain(self, job_id: str) -> list[str]:
-        """Returns the agents from the first job of the tree down to this one; "…" for jobs that have ended."""
+        """Returns the ids of the agents from the first job of the tree down to this one, with "…" for a job that has
+        ended.
+        """
         above, parent = [self.agent_of(job_id)], parent_of(job_id)[0]
         while parent:
             above.append(self.agent_of(parent) or "…")
@@ -186,7 +203,7 @@ class JobTree:
         return above[::-1]
 
     def _hang(self, job_id: str, above: str) -> None:
-        """Moves a job below the job `above`; "" removes it from the tree."""
+        """Hangs a job below the job `above` in the tree. With "" as `above`, the job hangs below none."""
         before = self._above.pop(job_id, "")
         if below := self._below.get(before):
             below.discard(job_id)

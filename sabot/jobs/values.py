@@ -1,9 +1,10 @@
-"""Packs the arguments, results and errors of effects into bytes. A job always sees the unpacked values, live as in a
-replay.
+"""Packs the arguments, results and errors of effects into bytes. A job always gets the unpacked values, also on the
+first run, so a replay sees the same values.
 
-Values are msgpack. Tuples and sets come back as lists (a set that a job returns is sorted: `in_order`), dataclasses and
-models as dicts, datetimes as datetimes, Decimals and UUIDs as text, an Arrow batch or table as a RecordBatch. A
-`Secret` stays a reference. An error is its class's name and its message; unpacking runs no code.
+Values are packed as msgpack. Some come back as another type: tuples and sets as lists (a set in a job's output is
+sorted, see `in_order`), dataclasses and models as dicts, Decimals and UUIDs as texts, an Arrow table as a RecordBatch.
+Datetimes stay datetimes, and a `Secret` stays a reference. Of an error, the name of its class and its message are
+packed. Unpacking runs no code of a user.
 """
 
 import re
@@ -22,7 +23,7 @@ from sabot.calls.functions import unwrap
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, PolicyDenied, UserError, message_of
 
 MAX_RESULT_BYTES = 16 << 20
-"""The longest packed value in bytes. A longer one is refused, since a journal is not for files."""
+"""The most bytes that a packed value may have. Longer values are refused, because a journal is not a store of files."""
 
 _SECRET = 1  # the code of the msgpack extension that holds a secret's name
 _ARROW = 2  # … an Arrow IPC stream of one batch
@@ -35,7 +36,7 @@ _PARTS = 5  # the most errors of a group that are named
 
 
 def _plain(value: Any) -> Any:
-    """Returns a plain value for one of a type that msgspec does not know."""
+    """Returns a value that msgspec can pack in place of one of a type that it does not know."""
     if isinstance(value, Secret):
         return msgspec.msgpack.Ext(_SECRET, value.name.encode())
     if isinstance(value, pa.RecordBatch | pa.Table):
@@ -84,10 +85,12 @@ _decoder = msgspec.msgpack.Decoder(ext_hook=_extension)
 
 
 def pack(value: Any, what: str, *, sort: bool = False) -> bytes:
-    """Returns the value as bytes that `unpack` reads. `what`: its name in messages. `sort`: equal dicts and sets give
-    equal bytes in every process, for arguments that are compared with recorded ones.
+    """Returns the value as bytes, which `unpack` reads.
 
-    Raises UserError for a value that msgpack cannot express, that is nested too deep, or that has more than
+    `what`: the name of the value in messages. `sort`: True if equal dicts and sets have to give equal bytes in every
+    process, as for arguments that are compared with recorded ones.
+
+    Raises UserError for a value that msgpack cannot express, that is nested too deeply, or that is longer than
     MAX_RESULT_BYTES.
     """
     encode = _encode_sorted if sort else _encoder.encode
@@ -117,10 +120,10 @@ _FIXED = frozenset({type(None), bool, int, float, str, bytes, Secret, pa.RecordB
 
 
 def copied(value: Any, what: str) -> Any:
-    """Returns the value with copies of everything in it that can be changed, so that its reader sees the values that
-    `pack` has packed, whatever happens to the original.
+    """Returns a copy of the value in which everything that can be changed is copied too. So the reader of the copy sees
+    the values that `pack` has packed, even if the original changes. `what`: the name of the value in messages.
 
-    Raises UserError for an object that refuses to be copied.
+    Raises UserError for an object that cannot be copied.
     """
     kind = type(value)
     if kind in _FIXED:
@@ -161,7 +164,7 @@ def _sorted(value: Any) -> Any:
 
 
 def in_order(value: Any) -> Any:
-    """Returns the value with sorted lists in place of the sets in it, because the order of a set differs between
+    """Returns the value with a sorted list in place of each set in it, because the order of a set differs between
     processes. Returns the value itself if it has no sets.
     """
     kind = type(value)
@@ -195,8 +198,9 @@ def unpack(data: bytes) -> Any:
 
 
 def pack_error(error: BaseException, *, whole: bool = False) -> bytes:
-    """Returns the error's class and message, without known secrets, as bytes that `unpack_error` reads. `whole`: with
-    the conversation of an agent that the error has ended (`conversation_of`).
+    """Returns the class name and the message of an error as bytes, which `unpack_error` reads. Known secrets are hidden
+    in the message. `whole`: also packs the conversation of an agent's run that has ended with this error
+    (`conversation_of`).
     """
     said = error.message if isinstance(error, EffectError) else message_of(error)
     if isinstance(error, BaseExceptionGroup):
@@ -214,13 +218,13 @@ def pack_error(error: BaseException, *, whole: bool = False) -> bytes:
 
 
 def type_of(error: BaseException) -> str:
-    """Returns the name of the error's class. An EffectError has the name of its own (`EffectError.type`)."""
+    """Returns the name of the error's class. For an EffectError, returns its `type` instead."""
     name = error.type if isinstance(error, EffectError) else stored_name(type(error))
     return _legal(scrubbed(name)[:_TYPE])
 
 
 def unpack_error(data: bytes) -> EffectError:
-    """Returns the error that a job sees. Raises CorruptJournal."""
+    """Returns the error that the function of a job gets: an EffectError or PolicyDenied. Raises CorruptJournal."""
     told = _told(data)
     return (
         PolicyDenied(told.message) if told.type == stored_name(PolicyDenied) else EffectError(told.type, told.message)
@@ -228,14 +232,14 @@ def unpack_error(data: bytes) -> EffectError:
 
 
 def conversation_of(data: bytes) -> bytes:
-    """Returns, as JSON, the conversation that is recorded with the error of an agent's run; b"" if there is none.
-    Raises CorruptJournal.
+    """Returns, as JSON, the conversation of an agent's run that was packed with an error (`pack_error`); b"" if there
+    is none. Raises CorruptJournal.
     """
     return _told(data).conversation
 
 
 class _ToldError(msgspec.Struct, frozen=True, array_like=True):
-    """An error as a journal has it. Fields are only added, at the end."""
+    """A packed error, as the journal has it. New fields are only added at the end."""
 
     type: str
     message: str
@@ -255,12 +259,12 @@ def _told(data: bytes) -> _ToldError:
 
 
 def _legal(text: str) -> str:
-    """Returns the text without halves of surrogate pairs, which no encoding has."""
+    """Returns the text with "?" in place of lone surrogates, which cannot be encoded."""
     return text.encode(errors="replace").decode()
 
 
 def gives_rows(function: Any) -> bool:
-    """Returns True if the annotations of a function say that it returns an Arrow batch or table. They may be text."""
+    """Returns True if a function is annotated to return an Arrow batch or table. Annotations that are texts count too."""
     said = getattr(unwrap(function), "__annotations__", {}).get("return")
     if isinstance(said, str):
         return re.search(r"\b(RecordBatch|Table)\b", said) is not None
@@ -268,8 +272,8 @@ def gives_rows(function: Any) -> bool:
 
 
 def rows_of_answer(value: Any) -> pa.RecordBatch:
-    """Returns the batch that a person gives as the result of an effect: a list of objects with the same fields in each.
-    Raises UserError.
+    """Returns the record batch that a person has given as the result of an effect. `value`: a list of objects that all
+    have the same fields. Raises UserError for any other value.
     """
     try:
         if isinstance(value, list) and all(isinstance(row, dict) and row.keys() == value[0].keys() for row in value):
