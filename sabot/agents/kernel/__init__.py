@@ -5,6 +5,8 @@
                                  └─▶ runs ◀──▶ parked ─▶ END
    resume ─▶ open jobs of the journal ─▶ run over their histories
 
+A place is the right to run; a kernel has `max_jobs` of them.
+
 kernel     RuntimeKernel: the interface for programs
 jobs       a request, an agent as the owner of jobs, the limits of one job
 handle     ExecutionHandle: the handle of one job

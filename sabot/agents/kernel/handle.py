@@ -1,4 +1,6 @@
-"""The handle that `RuntimeKernel.execute` returns: callers wait for a job through it, watch, answer and cancel it."""
+"""The handle that `RuntimeKernel.execute` returns. A caller waits for the job through it, watches the job, answers its
+questions, and cancels it.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -31,7 +33,7 @@ class _Kernel(Protocol):
 
 
 class ExecutionHandle:
-    """The handle of one job of a kernel. Any number of tasks may wait on it."""
+    """The handle of one job of a kernel. Any number of tasks may wait for the job through the same handle."""
 
     __slots__ = (
         "_answered",
@@ -47,8 +49,8 @@ class ExecutionHandle:
     )
 
     def __init__(self, kernel: _Kernel, job_id: str, agent: KernelAgent, digest: bytes = b"") -> None:
-        """Makes a handle; only a kernel does so. `digest` is the digest of the request, by which a repeated request is
-        compared.
+        """Makes a handle. Only a kernel calls this. `digest` is the digest of the job's request. It is compared with
+        that of a later request with the same idempotency key.
         """
         self.job_id = job_id
         self.digest = digest
@@ -66,15 +68,16 @@ class ExecutionHandle:
 
     @property
     def done(self) -> bool:
-        """True if the job has ended or is blocked, or its kernel has stopped."""
+        """True if the job has ended or is blocked, or if its kernel has stopped."""
         return self._outcome is not None
 
     async def result(self) -> ExecutionResult:
         """Waits until the job has ended, and returns its result.
 
         Raises the error with which the job ended: ModelError, BudgetExceeded, TurnLimitExceeded, TimeoutError
-        (`max_runtime_seconds`) or JobCancelled, and for any other error an EffectError with its class and message.
-        Raises NonDeterminism if the job is blocked, and SabotError if the kernel stops before the job has ended.
+        (`max_runtime_seconds`) or JobCancelled. Any other error of the job is raised as an EffectError with its class
+        and message. Raises NonDeterminism if the job is blocked, and SabotError if the kernel stops before the job has
+        ended.
         """
         if self._outcome is None:
             if self._answered is None:
@@ -88,12 +91,12 @@ class ExecutionHandle:
         return self._outcome
 
     async def events(self) -> AsyncIterator[RuntimeEvent]:
-        """Yields the events of the job from its beginning, then new ones as they come, until `final.result` or
-        `final.error`.
+        """Yields the events of the job from its beginning, and then new ones as they come. The last event is
+        `final.result` or `final.error`.
 
-        The events of parts of an answer (streamed text) are only there for answers that a model began while somebody
-        listened; a caller that iterates as soon as it has the handle gets all of them. Raises what `result` raises if
-        the job does not reach its end.
+        The events of parts of an answer (streamed text) exist only if somebody listened when the model began that
+        answer. A caller that iterates as soon as it has the handle gets all of them. If the job is blocked or the
+        kernel stops, raises what `result` raises.
         """
         live, told = self._kernel.event_bus.listen(job_id=self.job_id), set[str]()
         self._listening.append(live)
@@ -137,7 +140,7 @@ class ExecutionHandle:
             self._listening.remove(live)
 
     async def cancel(self, reason: str = "") -> None:
-        """Asks the job to end: its function gets a CancelledError at the place where it waits. The request is durable
+        """Asks the job to end. Its function gets a CancelledError at the place where it waits. The request is durable
         when this returns. Raises LetterRefused if the job has ended, or was cancelled before.
         """
         await self._kernel.post(cancel_letter(self.job_id, reason))
@@ -147,7 +150,9 @@ class ExecutionHandle:
         return await self._kernel.actions.find(job_id=self.job_id, statuses=[ActionStatus.PENDING])
 
     async def resolve_action(self, token: str, resolution: Mapping[str, Any], *, by: str = "") -> ActionRecord:
-        """Answers the question with this `resume_token`. The answer is durable when this returns. Raises LetterRefused."""
+        """Answers the question with this token (`ActionRecord.resume_token`), and returns the answered action. The
+        answer is durable when this returns. Raises LetterRefused if there is no such question, or if it is closed.
+        """
         return await self._kernel.actions.resolve(token, resolution, by=by)
 
     # -- called by the kernel -----------------------------------------------------------------------------------------
@@ -161,8 +166,8 @@ class ExecutionHandle:
         return bool(self._begun)
 
     def begun(self, has: bool = True) -> None:
-        """Called by the kernel when the BEGIN of the job is appended. `has` is False if it will not be appended. Wakes
-        the tasks that wait in `begins`.
+        """Called by the kernel when the BEGIN of the job is appended to the journal, or with `has` False if it will not
+        be. Wakes the tasks that wait in `begins`.
         """
         if self._begun is None:
             self._begun = has
@@ -170,8 +175,8 @@ class ExecutionHandle:
                 self._begins.set()
 
     def settle(self, outcome: bytes | BaseException, *, ended: bool) -> None:
-        """Called by the kernel when the handle's job is over. Sets the outcome, and wakes all tasks that wait for it.
-        `ended` is True if the journal has the END of the job; then `events` yields a last event. If it is False,
+        """Called by the kernel when the job is over for this handle. Sets the outcome, and wakes all tasks that wait
+        for it. `ended` is True if the journal has the END of the job; then `events` yields a last event. Otherwise
         `events` ends without one.
         """
         if self._outcome is not None:
@@ -185,8 +190,8 @@ class ExecutionHandle:
 
 
 def _of(pieces: Any, event: RuntimeEvent | None) -> Iterator[RuntimeEvent]:
-    """Removes from `pieces` those parts that belong to the answer of this event, and yields them. If `event` is None,
-    it yields all parts that are left.
+    """Yields the events in `pieces` that are parts of the model's answer in `event`, and removes them from `pieces`. If
+    `event` is None, yields all events that are left. Yields nothing if `event` has no answer.
     """
     if not pieces or (event is not None and event.type is not RuntimeEventType.MODEL_DONE):
         return
@@ -196,7 +201,7 @@ def _of(pieces: Any, event: RuntimeEvent | None) -> Iterator[RuntimeEvent]:
 
 
 def outcome_of(job_id: str, outcome: str, body: bytes) -> bytes | BaseException:
-    """Returns the outcome for a handle, made from the END of its job: the packed result, or the error to raise."""
+    """Returns the outcome for a handle, made from the END of the handle's job: the packed result, or the error to raise."""
     if outcome == "succeeded":
         return body
     if outcome == "cancelled":

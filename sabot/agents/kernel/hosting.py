@@ -1,5 +1,5 @@
-"""The jobs of a kernel while it owns its journal: which of them run, which wait for a place, and whose handles are
-settled.
+"""The jobs of a kernel while it has its journal open: which jobs run, and which wait for a place, the right to run. When a
+job is over, its handle gets the outcome.
 
 caller ─▶ place? ─▶ begun ─▶ runs ◀── woken, resumed, begun by another job: these go first
                              │
@@ -66,8 +66,11 @@ class KernelHost:
         policy: EffectGuard | None,
         children: ChildLimits,
     ) -> None:
-        """Makes a host. `agents` has the agents by their ids, `handle` makes the handle of a job, and `shown` are the
-        stores that show its jobs too. The other arguments are those of `RuntimeKernel`.
+        """Makes a host. The arguments that are not named here are those of `RuntimeKernel`.
+
+        - `agents`: the agents, by their ids.
+        - `handle`: a function that makes the handle of a job, from its id, its agent and the digest of its request.
+        - `shown`: the stores of the program that also show the jobs of this kernel.
         """
         self.journal = journal
         self.open: dict[str, OpenJob] = {}
@@ -99,8 +102,8 @@ class KernelHost:
     # -- start and stop -----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Reads the open jobs, and begins to run jobs. Raises UserError if the journal has open jobs of an agent that
-        the kernel does not have.
+        """Reads the open jobs of the journal, and allows jobs to run. Raises UserError if the journal has open jobs of
+        an agent that the kernel does not have.
         """
         self._positions = await run_in_thread(self.journal.positions)
         found = await self._host.open(self._positions)
@@ -122,7 +125,9 @@ class KernelHost:
             self._host.put(Arrived(End(job.job_id, self._host.now_ms(), "cancelled", why)))
 
     async def close(self, why: SabotError) -> None:
-        """Stops the host. Handles of jobs that have not ended raise `why`."""
+        """Stops the host. The handles of jobs that have not ended get the error `why`, unless a failure has stopped the
+        host before.
+        """
         await self._host.close()
         self._end_all(self.failure or why)
         if self._showing is not None:
@@ -133,8 +138,8 @@ class KernelHost:
             await store.leave()
 
     def _broke(self, what: str, error: BaseException) -> None:
-        """Stops the host, because of an error that leaves it broken, and ends all handles with that error. `what` names
-        the part that has failed.
+        """Stops the host because of an error that leaves it broken. All handles get that error. `what` names the part
+        that has failed.
         """
         if self.failure is None:
             self.failure = unexpected_end(what, error)
@@ -154,7 +159,7 @@ class KernelHost:
                 caller.set_exception(error)
 
     def check(self) -> None:
-        """Raises the error that has stopped the host. Does nothing if there was none."""
+        """Raises the error that has stopped the host. Does nothing if there is none."""
         if self.failure is not None:
             raise self.failure
 
@@ -181,7 +186,9 @@ class KernelHost:
         return await self._begun(handle, inputs, request if request.idempotency_key else None)
 
     async def take_over(self, agent: KernelAgent, entries: Sequence[Entry]) -> ExecutionHandle:
-        """Begins a new job that continues after these entries of another job's history (see `fork_history`)."""
+        """Begins a new job that continues after `entries`, which are from the history of another job (`fork_history`).
+        Returns the handle of the new job.
+        """
         job_id = entries[0].job
         handle = self.handles[job_id] = self._new(job_id, agent, b"")
         return await self._begun(handle, {"record": b"", "key": b"", "digest": b"", "taken": entries})
@@ -189,8 +196,8 @@ class KernelHost:
     async def _begun(
         self, handle: ExecutionHandle, inputs: Mapping[str, Any], named: ExecutionRequest | None = None
     ) -> ExecutionHandle:
-        """Begins the job, and returns its handle when BEGIN is durable. If the journal has a job of this name already,
-        returns the handle of that one. `inputs` are the arguments of `JobHost.begin`.
+        """Begins a job, and returns its handle when its BEGIN is durable. If the journal already has a job with the id
+        of this one, returns the handle of that job. `inputs` are the arguments of `JobHost.begin`.
         """
         job_id = handle.job_id
         try:
@@ -216,8 +223,8 @@ class KernelHost:
         return handle
 
     async def _before(self, handle: ExecutionHandle, request: ExecutionRequest) -> ExecutionHandle | None:
-        """Looks for a job of the same id in the journal, which may be open or have ended. Returns its handle, or None
-        if the journal does not have it. Raises IdempotencyConflict if that job had another request.
+        """Looks in the journal for a job with the id of `handle`, open or ended. Returns the handle of that job, or
+        None if the journal does not have it. Raises IdempotencyConflict if that job had another request.
         """
         job_id = handle.job_id
         job = self.open.pop(job_id, None)
@@ -239,11 +246,13 @@ class KernelHost:
         return handle
 
     async def caught_up(self) -> None:
-        """Returns when the events of all entries so far are published."""
+        """Waits until the events of all entries so far are published."""
         await self._host.log.wait_caught_up()
 
     async def settle_from_journal(self, handle: ExecutionHandle) -> None:
-        """Settles the handle of a job that has ended. Raises UserError if the journal has forgotten its END."""
+        """Gives the handle of an ended job its outcome, which is read from the journal. Raises UserError if the journal
+        no longer has the END of the job.
+        """
         await self.journal.flush()
         for _, entry in reversed(await call_journal(whole_entries, self.journal, handle.job_id)):
             if isinstance(entry, End):
@@ -256,8 +265,8 @@ class KernelHost:
         )
 
     async def tell_again(self) -> None:
-        """Publishes once more the events of the jobs that ended last before this start, because a crash may have lost
-        them. Later calls do nothing.
+        """Publishes once more the events of the last jobs that ended before this start of the kernel, because a crash
+        may have lost these events. Later calls do nothing.
         """
         ends, self._positions = self._positions, {}
         start = {partition: max(0, end - _RETOLD_ENTRIES) for partition, end in ends.items()}
@@ -272,7 +281,7 @@ class KernelHost:
                 self._host.log.publish_again(entries)
 
     def resume(self) -> list[ExecutionHandle]:
-        """Lets all open jobs go on, in the order in which they began, and returns their handles."""
+        """Lets all jobs continue that were open at the start, in the order in which they began. Returns their handles."""
         jobs, handles = list(self.open.values()), []
         self.open.clear()
         for job in jobs:
@@ -290,7 +299,7 @@ class KernelHost:
     # -- places -------------------------------------------------------------------------------------------------------
 
     async def _place(self, job_id: str) -> None:
-        """Waits until the job may run."""
+        """Waits until the job has a place, so that it may run."""
         free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._callers.add(free)
         try:
@@ -309,7 +318,7 @@ class KernelHost:
         self._admission.go_on()
 
     def _show(self) -> None:
-        """Lets the stores show new entries, in a task of its own. Called when more entries are durable."""
+        """Called when more entries are durable. Starts a task in which the stores show the new entries."""
         self._news = True
         # not a task of the host, which would cancel it when it closes
         if self._showing is None or self._showing.done():
@@ -390,8 +399,8 @@ class KernelHost:
         self._broke(f"job {job_id}", error)
 
     def _trim(self) -> None:
-        """Counts one more ended job. From time to time it trims the journal, which then keeps the histories of the last
-        `keep_jobs` ended jobs.
+        """Counts one more ended job. From time to time it also trims the journal. The histories of the last `keep_jobs`
+        ended jobs are kept.
         """
         self._ended += 1
         if self._ended % max(1, self._keep_jobs // _TRIMS):
@@ -406,15 +415,17 @@ class KernelHost:
 
 
 class _Seat(msgspec.Struct, eq=False):
-    """A job that runs, or waits for a place, as `JobAdmission` sees it. `go` is a function that lets the job run."""
+    """A job that runs or waits for a place, in the form that `JobAdmission` needs. `go` is a function that lets the job
+    run.
+    """
 
     go: Callable[[], object]
     place: Place = ""
 
 
 def _let_in(caller: "asyncio.Future[None]") -> None:
-    """Lets a waiting caller of `execute` continue, because its job has a place. A caller that was cancelled meanwhile
-    gives the place back itself.
+    """Lets a waiting caller of `execute` continue, because its job has a place. If the caller was cancelled meanwhile,
+    it gives the place back itself.
     """
     if not caller.done():
         caller.set_result(None)
@@ -424,16 +435,19 @@ class _KernelEvents(JobEvents):
     def __init__(
         self, events: InMemoryEventBus, given: dict[str, asyncio.Event], durable: Callable[[], None] | None
     ) -> None:
-        """Makes the listener. `given` has, for each job that has asked no model yet, an event that is set when a caller
-        has its handle. `durable` is called when more entries are durable.
+        """Makes the listener that publishes the events of a kernel's jobs.
+
+        - `given`: for each job that has asked no model yet, an asyncio.Event that is set when the caller of `execute`
+          has the job's handle.
+        - `durable`: a function that is called when more entries are durable, or None.
         """
         super().__init__(events.publish, events.wants)
         self._given, self._durable = given, durable
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """Returns True if somebody listens for the parts of the answers of this job. Before a job asks its first model,
-        this waits until the caller of `execute` has the handle, and for some turns of the event loop in which the
-        caller can begin to listen.
+        """Returns True if somebody listens for the parts of the model answers of this job. Before the job asks its
+        first model, it first waits until the caller of `execute` has the handle, and gives that caller a few turns of
+        the event loop in which it can begin to listen.
         """
         given = self._given.get(job_id)
         if given is not None:

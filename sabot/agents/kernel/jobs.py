@@ -1,4 +1,4 @@
-"""The jobs of a kernel: a job's BEGIN has a request, and an agent or a function runs over it.
+"""The jobs of a kernel. The BEGIN of a job has a request, over which an agent or a function runs.
 
 ExecutionRequest ─▶ BEGIN ─▶ Agent.run(…, effects=ctx.llm(engine)), or f(ctx) ─▶ END with the returned value
 """
@@ -40,11 +40,14 @@ _NO_STATE = MemoryBackend()  # the empty state that contexts of jobs show; nothi
 class ExecutionRequest:
     """A request for one run of an agent.
 
-    `prompt` is a text, a ChatMessage, or several of them; if the agent is a function, anything that msgpack can encode,
-    which the function finds as `ctx.message`. `scope_id` is the tenant, and `principal_id` the actor. `session_id`,
-    `run_id`, `metadata`, `versions` and `policy_ref` are kept with the job. `budgets` limits what this job may use
-    together with the jobs that it begins. Requests with the same `idempotency_key` in one scope are one job, however
-    often they are sent. `agent` is the agent's name, if the kernel has several.
+    - `prompt`: a text, a ChatMessage, or several of them. For an agent that is a function it is anything that msgpack
+      can encode, and the function gets it as `ctx.message`.
+    - `scope_id`, `principal_id`: the tenant and the actor.
+    - `session_id`, `run_id`, `metadata`, `versions`: recorded with the job.
+    - `policy_ref`: the policy that the kernel must have. It is recorded with the job.
+    - `budgets`: limits the usage of this job together with the jobs that it begins.
+    - `idempotency_key`: requests with the same key in one scope are one job, however often they are sent.
+    - `agent`: the name of the agent, if the kernel has several.
     """
 
     prompt: Any
@@ -69,18 +72,18 @@ class ExecutionRequest:
         checked_fields(self.metadata, "metadata")
 
     def context(self, job_id: str = "") -> ExecutionContext:
-        """Returns the context of the job: on whose behalf it runs, and within which limits."""
+        """Returns the context of the request's job: on whose behalf the job runs, and within which limits."""
         shared = {name: getattr(self, name) for name in ExecutionContext.__dataclass_fields__ if name != "job_id"}
         return ExecutionContext(**shared, job_id=job_id)
 
     @property
     def behalf(self) -> Behalf:
-        """The tenant and the actor for whom the job runs."""
+        """The tenant and the actor for whom the request's job runs."""
         return Behalf(self.scope_id, self.principal_id)
 
     @property
     def content(self) -> dict[str, Any]:
-        """The fields that must be equal if two requests share an idempotency key."""
+        """The fields that must be equal in two requests with the same idempotency key."""
         left_out = ("run_id", "versions", "idempotency_key")
         said = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
         return {**said, "budgets": self.budgets.content}
@@ -90,11 +93,13 @@ class ExecutionRequest:
 class ExecutionResult:
     """The result of a job.
 
-    `content` is the agent's last answer, or the result of a function as text. `output` is the answer converted to the
-    output type of the agent, or the result of a function. `usage`, `cost` (US dollars), `turns`, `tool_calls` and
-    `finish_reason` are those of the AgentResult: they count what an Agent asks itself, not what its tools ask of
-    models, and have their defaults if the agent is a function. The ledger counts everything (`budgets=[]` only
-    records).
+    - `content`: the last answer of the Agent as a text; for a function, its result as a text.
+    - `output`: the answer converted to the output type of the Agent; for a function, its result.
+    - `usage`, `cost` (US dollars), `turns`, `tool_calls`, `finish_reason`: the fields of the AgentResult. They count
+      the requests of the Agent itself, and not those that its tools send to models. For a function they have their
+      defaults.
+
+    The ledger of the kernel counts everything; with `budgets=[]` it only records.
     """
 
     job_id: str
@@ -115,7 +120,7 @@ _DEFAULTS = {
 
 
 class _Ended(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The result of an agent, in the form in which END stores it."""
+    """The result of an agent, in the form in which the END of its job stores it."""
 
     content: str
     usage: Usage = Usage()
@@ -126,7 +131,9 @@ class _Ended(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def encode_request(request: ExecutionRequest) -> bytes:
-    """Encodes a request for BEGIN; fields with their default value are left out. Raises UserError."""
+    """Encodes a request for BEGIN. Fields with their default value are left out. Raises UserError for a value that
+    cannot be encoded.
+    """
     prompt = [request.prompt] if isinstance(request.prompt, ChatMessage) else request.prompt
     said = {name: value for name in _DEFAULTS if (value := getattr(request, name)) != _DEFAULTS[name]}
     return pack({**said, "prompt": msgspec.to_builtins(prompt) if _has_messages(prompt) else prompt}, "the request")
@@ -141,42 +148,44 @@ def _request(job: JobRun) -> ExecutionRequest:
 
 
 class JobWatch(Protocol):
-    """The kernel's side of its agents: they report what happens to their jobs, and it decides when jobs run. All
-    methods are called on the event loop.
+    """The kernel as its agents see it. They report what happens to their jobs, and the kernel decides when jobs run.
+    All methods are called on the event loop of the kernel.
     """
 
     def began(self, job_id: str) -> None:
-        """Called when BEGIN of a job is appended, or was found in the journal."""
+        """Called when the BEGIN of a job is appended to the journal, or was found in it."""
 
     def rests(self, job_id: str) -> None:
-        """Called when a job is parked. Its place is free for another job."""
+        """Called when a job is parked. Its place, the right to run, is then free for another job."""
 
     def wakes(self, job_id: str) -> None:
-        """Called when a parked job can go on, because an answer, a signal or a timer has come. It needs a place to run."""
+        """Called when a parked job can continue because an answer, a signal or a timer has come. The job needs a place,
+        the right to run.
+        """
 
     def child(self, agent: "KernelAgent", job_id: str, request: ExecutionRequest, behalf: Behalf) -> None:
-        """Called when a job asks for a child. The child begins once there is a place. `behalf` has the labels of the
-        job that asks.
+        """Called when a job asks for a child job. The child begins as soon as it has a place. `behalf` has the scope,
+        principal and labels that the child takes from the job.
         """
 
     def says(self, job_id: str, said: bytes | BaseException) -> None:
-        """Called when the function of a job has ended. `said` is the value that it has returned, encoded as in END, or
-        the error that it has raised.
+        """Called when the function of a job has ended. `said` is the returned value, encoded as in END, or the error
+        that the function has raised.
         """
 
     def over(self, job_id: str, outcome: str) -> None:
-        """Called when END of a job is appended."""
+        """Called when the END of a job is appended to the journal."""
 
     def is_blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """Called when a job cannot go on, because this code does something else than its journal has."""
+        """Called when a job cannot continue, because the code of today asks for other effects than the job's journal has."""
 
     def asked_to_exit(self, job_id: str, error: BaseException) -> None:
-        """Called when the function of a job raises SystemExit or KeyboardInterrupt, which end the process."""
+        """Called when the function of a job raises SystemExit or KeyboardInterrupt, which are meant to end the process."""
 
 
 class KernelAgent:
-    """The owner of the jobs of one agent of a kernel (`jobs.owner.JobOwner`). The agent is an Agent, or a function of a
-    DurableContext.
+    """The owner of the jobs of one agent in a kernel (`jobs.owner.JobOwner`). The agent is an Agent, or a function that
+    takes a DurableContext.
     """
 
     leaves_at_once = sleep_counts = True
@@ -189,9 +198,10 @@ class KernelAgent:
         clock: Clock,
         version: str,
     ) -> None:
-        """Makes the owner. `engine` is the engine that asks the models, in place of the Agent's own engine; None uses
-        the Agent's own. `version` is the version of the code; with "" it is a digest of the code. The host sets `watch`
-        later.
+        """Makes the owner. The host of the jobs sets `watch` later.
+
+        - `engine`: the engine that asks the models, in place of the Agent's own engine. None uses the Agent's own.
+        - `version`: the version of the code. With "" it is a digest of the code.
         """
         if not isinstance(agent, Agent) and not callable(agent):
             raise UserError(f"{short_repr(agent)} is no agent", hint="an Agent of sabot.llm, or `async def f(ctx)`")
@@ -215,7 +225,7 @@ class KernelAgent:
         return self.coroutine(job)
 
     def coroutine(self, job: JobRun) -> Coroutine[Any, Any, Any]:
-        """Returns the coroutine that runs for this job."""
+        """Returns the coroutine of the agent for this job. It has not been started."""
         request, begin = self._asked(job), job.history.begin
         row = Row(None, None, begin.at_ms, -1, -1, (), "", request.prompt, begin.key)
         ctx = durable_context(job, row, _NO_STATE, self.agent_id, "", self._clock)
@@ -238,8 +248,8 @@ class KernelAgent:
 
     def time_left(self, job: JobRun) -> tuple[float, str] | None:
         """Returns the seconds that the job may still run under its limit `max_runtime_seconds`, and the limit in words.
-        Returns None if the job has no limit. The time is computed from the job's entries, so time before a restart
-        counts.
+        Returns None if the job has no such limit. The time that the job has run is taken from its entries, so the time
+        before a restart counts.
         """
         most = self._asked(job).budgets.max_runtime_seconds
         told = any(isinstance(each, EffectResult) and not each.ordinal for each in job.history.deliveries)
@@ -256,8 +266,8 @@ class KernelAgent:
         return body
 
     def packed(self, job: JobRun, value: Any) -> bytes:
-        """Encodes the value that the agent or function has returned, for END. Raises UserError for a value that cannot
-        be encoded.
+        """Encodes the value that the agent or function has returned, for the END of the job. Raises UserError for a
+        value that cannot be encoded.
         """
         return pack(_ended(value) if isinstance(value, AgentResult) else value, f"the result of job {job.job_id}")
 
@@ -270,7 +280,7 @@ class KernelAgent:
         return "end"
 
     def backoff_s(self, attempt: int) -> float:
-        """Returns 0: a kernel does not try a failed job again."""
+        """Returns 0, because a kernel does not try a failed job again."""
         return 0.0
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:

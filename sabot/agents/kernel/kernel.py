@@ -48,11 +48,13 @@ from sabot.runtime.host import interpreter
 
 
 class RuntimeKernel:
-    """A kernel runs agents as jobs over a journal: `kernel = RuntimeKernel.create(agent=agent, journal="jobs")`.
+    """A kernel: it runs agents as jobs over a journal. `kernel = RuntimeKernel.create(agent=agent, journal="jobs")`.
 
-    It belongs to one event loop. It opens its journal when it is first used, or with `async with`; until it is closed,
-    no other process can open that journal. Jobs that are open in the journal wait for `resume`. `jobs` and `actions`
-    work in any process that can reach the journal, whether a kernel has it open or not.
+    A kernel belongs to one event loop. It opens its journal when it is first used, or with `async with`. Until the
+    kernel is closed, no other process can open that journal. Jobs that are already open in the journal wait for
+    `resume`.
+
+    `jobs` and `actions` work in any process that can reach the journal, even if no kernel has it open.
     """
 
     def __init__(
@@ -78,26 +80,29 @@ class RuntimeKernel:
     ) -> None:
         """Makes a kernel. Raises UserError.
 
-        `engine` asks the models for all agents, in place of the engines of the agents; None leaves each agent its own
-        engine. `agent` is an Agent, a function that takes a DurableContext, or a list of these. If there are several, a
-        request names one of them, and `ctx.child` can begin jobs of each.
-
-        `journal` is the place of the journal: a folder (SQLite), a postgresql:// or kafka:// address, or a Journal,
-        which the kernel does not close. With None, the journal is that of `job_store` or `action_store` if they have
-        one; otherwise it is in memory. `job_store` and `action_store` are stores that also show the jobs and actions of
-        this kernel.
-
-        `policy` decides which effects jobs may make; None allows all. `budgets` limits the usage of scopes. It is a
-        list of Budgets, or a Ledger, which the kernel does not close. [] records usage and limits nothing. None does
-        not even record it, unless there is a `ledger_writer`. `ledger_writer` stores the recorded usage; by default it
-        is stored beside the journal if the journal is a folder.
-
-        `name` is the name of the kernel. The ids of its agents begin with it, so that a later kernel of the same name
-        finds its jobs in the journal. The kernel publishes events to `event_bus`; None makes a new bus. `max_jobs` is
-        the most jobs that run at once. `children` limits the jobs that one job may begin. The journal keeps the
-        histories of the last `keep_jobs` ended jobs. It remembers the ids of ended jobs, and keeps the histories of
-        failed jobs, for the time `dedupe`. When the kernel is closed, calls under way have the time `stop_grace` to
-        finish. `version` is the version of the code; "" takes a digest of the code.
+        - `engine`: the engine that asks the models for all agents, in place of their own engines. None leaves each
+          Agent its own.
+        - `agent`: an Agent, a function that takes a DurableContext, or a list of these. If there are several, a request
+          names one of them, and `ctx.child` can begin jobs of each.
+        - `journal`: the place of the journal: a folder (SQLite), a postgresql:// or kafka:// address, or a Journal,
+          which the kernel does not close. With None it is the journal of `job_store` or `action_store` if they have
+          one; otherwise the journal is in memory.
+        - `policy`: decides which effects jobs may make. None allows all.
+        - `budgets`: limits the usage of scopes: a list of Budgets, or a Ledger, which the kernel does not close. []
+          records usage and limits nothing. None does not even record usage, unless there is a `ledger_writer`.
+        - `ledger_writer`: stores the recorded usage. By default it is stored beside the journal, if the journal is a
+          folder.
+        - `job_store`, `action_store`: stores that also show the jobs and actions of this kernel.
+        - `name`: the name of the kernel. The ids of its agents begin with it, so a later kernel of the same name finds
+          its jobs in the journal.
+        - `event_bus`: the bus to which the kernel publishes events. None makes a new bus.
+        - `max_jobs`: the most jobs that run at once.
+        - `children`: limits the jobs that one job may begin.
+        - `keep_jobs`: the number of the last ended jobs whose histories the journal keeps.
+        - `dedupe`: the time for which the journal keeps the ids of ended jobs, and the histories of failed jobs.
+        - `stop_grace`: the time that calls under way have to finish when the kernel is closed.
+        - `version`: the version of the code. With "" it is a digest of the code.
+        - `clock`: the clock of the kernel.
         """
         self.name = checked_name(name, "RuntimeKernel: name")
         for word, given, kind, hint in (
@@ -154,7 +159,7 @@ class RuntimeKernel:
 
     @classmethod
     def create(cls, *, agent: Any, engine: ExecutionEngine | None = None, **options: Any) -> "RuntimeKernel":
-        """Makes a kernel. The options are those of `RuntimeKernel`."""
+        """Makes a kernel. The `options` are the other arguments of `RuntimeKernel(…)`."""
         return cls(engine, agent, **options)
 
     # -- start and stop -----------------------------------------------------------------------------------------------
@@ -167,8 +172,8 @@ class RuntimeKernel:
         await self.close()
 
     async def start(self) -> None:
-        """Opens the journal. Raises AppLocked if another process has it open, and UserError if it has open jobs of
-        agents that this kernel does not have. Idempotent.
+        """Opens the journal. Raises AppLocked if another process has the journal open, and UserError if the journal has
+        open jobs of agents that this kernel does not have. Idempotent.
         """
         await self._started()
 
@@ -233,8 +238,8 @@ class RuntimeKernel:
     async def accounts(self) -> Ledger | None:
         """Returns the ledger of this kernel for reading, or None if the kernel has no budgets.
 
-        It can be read while another process has the journal open. If the ledger's rows are stored nowhere else, they
-        are read from the journal. The caller closes the ledger if this kernel was never started.
+        The ledger can be read while another process has the journal open. If its rows are stored nowhere else, they are
+        read from the journal. If this kernel was never started, the caller closes the ledger.
         """
         if self._budgets is None:
             return None
@@ -245,9 +250,9 @@ class RuntimeKernel:
         return ledger
 
     async def close(self) -> None:
-        """Stops the kernel. Calls under way have `stop_grace` to finish. Open jobs stay in the journal, and go on when
-        a kernel over it is resumed; their handles raise UserError. The engine stays open. Raises the failure that has
-        stopped the kernel before, if any. Idempotent.
+        """Stops the kernel. Calls under way have the time `stop_grace` to finish. Open jobs stay in the journal, and
+        their handles raise UserError. They continue when a later kernel over this journal calls `resume`. The engine
+        stays open. If a failure has stopped the kernel before, raises that failure. Idempotent.
         """
         async with self._opening:
             was_closed, self._closed = self._closed, True
@@ -269,9 +274,12 @@ class RuntimeKernel:
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     async def execute(self, request: ExecutionRequest) -> ExecutionHandle:
-        """Begins a job, and returns its handle when the job is durable. Waits until there is a place for it among the
-        jobs that run. If the scope has a job with the same idempotency key already, also one that has ended, returns
-        the handle of that job. Raises IdempotencyConflict, UserError, JournalFailed.
+        """Begins a job, and returns its handle when the job is durable. First waits until one of the `max_jobs` places
+        for running jobs is free.
+
+        If the scope already has a job with the same idempotency key, running or ended, begins nothing and returns the
+        handle of that job. Raises IdempotencyConflict if that job had another request, UserError for a wrong request,
+        and JournalFailed.
         """
         check("execute: request", request, Of(ExecutionRequest, "ExecutionRequest(prompt=…)"))
         self._check_policy(request.policy_ref)
@@ -280,14 +288,16 @@ class RuntimeKernel:
         return await host.execute(agent, _job_id(agent, request), request)
 
     def _agent(self, name: str) -> KernelAgent:
-        """Returns the agent of this name, or the first one for "". Raises UserError if there is none of this name."""
+        """Returns the agent of this name. Returns the first agent for "". Raises UserError if there is no agent of this
+        name.
+        """
         found = self._agents.get(name) if name else next(iter(self._agents.values()))
         if found is None:
             raise UserError(f"kernel {self.name} has no agent {name!r}", hint=f"it has {', '.join(self._agents)}")
         return found
 
     def _check_policy(self, asked: PolicyRef | None) -> None:
-        """Raises UserError if a request names a policy that is not the kernel's."""
+        """Raises UserError if a request names a policy, and that is not the policy of this kernel."""
         name = "" if self.policy is None else self.policy.name
         if asked is None or (
             name and asked.name == name and asked.version in ("", getattr(self.policy, "version", ""))
@@ -304,9 +314,10 @@ class RuntimeKernel:
         )
 
     async def take_over(self, taken: Sequence[Entry]) -> ExecutionHandle:
-        """Begins a new job that continues after these entries, which `fork_history` makes from the history of another
-        job (see `StateManager.restore`). Waits for a place as `execute` does. Raises NonDeterminism, and begins
-        nothing, if the code of today asks for other effects than the entries have.
+        """Begins a new job that continues after the entries `taken`, and returns its handle. `fork_history` makes these
+        entries from the history of another job (see `StateManager.restore`). First waits for a place, as `execute`
+        does. Raises NonDeterminism, and begins nothing, if the code of today asks for other effects than these entries
+        have.
         """
         begin = taken[0] if isinstance(taken, Sequence) and taken else None
         if not isinstance(begin, Begin):
@@ -325,11 +336,11 @@ class RuntimeKernel:
         return await host.take_over(agent, taken)
 
     async def resume(self) -> list[ExecutionHandle]:
-        """Lets all jobs go on that were open when the journal was opened, and returns their handles in the order in
-        which they began. A second call returns [].
+        """Lets all jobs continue that were open when the journal was opened. Returns their handles, in the order in
+        which the jobs began. A second call returns [].
 
-        Effects with a result are not made again, and effects in doubt are judged. The events of these jobs, and of the
-        last jobs that had ended, are published again with the ids that they had.
+        Effects with a result are not made again. For an effect in doubt it is decided whether it is made again. The
+        events of these jobs, and of the last jobs that had ended, are published again with the ids that they had.
         """
         host = await self._started()
         await host.tell_again()
@@ -337,7 +348,7 @@ class RuntimeKernel:
 
     async def handle(self, job_id: str) -> ExecutionHandle:
         """Returns the handle of a job of this journal that runs or has ended. Raises UserError if there is no such job,
-        if it is open and was not resumed, or if its end is forgotten.
+        if the job is open but was not resumed, or if the journal no longer has its END.
         """
         checked_word(job_id, "handle: job_id")
         host = await self._started()
@@ -364,16 +375,16 @@ class RuntimeKernel:
         return await call_journal(record_job, host.journal, job_id)
 
     def code(self, agent: str = "") -> JobCode:
-        """Returns the code of an agent, by default of the first one, for `ReplayPlayer.replay(mode="verify", code=…)`.
-        Raises UserError if there is no agent of that name.
+        """Returns the code of an agent, for `ReplayPlayer.replay(mode="verify", code=…)`. `agent` is the name of the
+        agent; "" takes the first one. Raises UserError if there is no agent of that name.
         """
         checked_word(agent, "code: agent")
         found = self._agent(agent)
         return JobCode(found.coroutine, found.packed, found.continued)
 
     async def recorded_events(self, job_id: str) -> list[RuntimeEvent]:
-        """Returns the events of a job as its entries in the journal give them. Before that, it waits until they are
-        published to the listeners.
+        """Returns the events of a job, made from its entries in the journal. Before that, it waits until these events
+        are published to the listeners.
         """
         checked_word(job_id, "recorded_events: job_id")
         await (await self._started()).caught_up()
@@ -385,21 +396,26 @@ class RuntimeKernel:
         return [entry for _, entry in await call_journal(whole_entries, host.journal, job_id)]
 
     async def post(self, letter: Letter) -> None:
-        """Writes a letter to the inbox of the journal. Raises LetterRefused."""
+        """Writes a letter to the inbox of the journal. Raises LetterRefused if the letter cannot be applied."""
         check("post: letter", letter, Of(Letter))
         await run_in_thread(self._store.post, letter)
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the numbers of jobs that are `running`, `parked`, and `waiting` for a place; `blocked`: the reasons
-        by job id; the numbers of jobs `begun` and `ended`, of `effects` and of `doubts` since the start; the calls in
-        flight; and the state of the journal. Returns {} before the start.
+        """Returns the figures of this kernel, or {} before the start.
+
+        - `running`, `parked`, `waiting`: the numbers of jobs that run, are parked, and wait for a place.
+        - `blocked`: the reasons why jobs are blocked, by job id.
+        - `begun`, `ended`, `effects`, `doubts`: the numbers since the start of jobs that began, of jobs that ended, of
+          effects, and of effects in doubt.
+
+        It also has the calls in flight, and the state of the journal.
         """
         return {} if self._host is None else self._host.statistics()
 
 
 class _KernelStore(AppJobStore):
-    """The store of jobs and actions in the journal of a kernel. `journal` is set while a kernel in this process owns
-    it.
+    """The store of jobs and actions in the journal of a kernel. `journal` is set while a kernel in this process has it
+    open.
     """
 
     def __init__(self, place: "str | Path | Journal | MemoryStorage", name: str, clock: Clock) -> None:
@@ -408,8 +424,8 @@ class _KernelStore(AppJobStore):
         super().__init__(lambda: found, clock, lambda: self.journal)
 
     async def own_writes(self) -> None:
-        """Waits until all changes that handles have reported can be read from the journal. A handle reports an END when
-        it is appended, but a reader sees it only when it is durable.
+        """Waits until all changes that handles have reported can be read from the journal. It is needed because a
+        handle reports an END as soon as it is appended, but a reader sees it only when it is durable.
         """
         if self.journal is not None:
             with suppress(JournalFailed):  # the kernel raises it; what is durable can be read all the same
@@ -420,8 +436,8 @@ class _KernelStore(AppJobStore):
 
 
 def _stores_of(job_store: Any, action_store: Any) -> list[LentStore]:
-    """Returns the stores behind these two, without repeats. Raises UserError for a store that cannot show the jobs of a
-    kernel.
+    """Returns the stores on which `job_store` and `action_store` are based, each once. Raises UserError for a store
+    that cannot show the jobs of a kernel.
     """
     found: list[LentStore] = []
     for name, store in (("job_store", job_store), ("action_store", action_store)):
@@ -438,8 +454,8 @@ def _stores_of(job_store: Any, action_store: Any) -> list[LentStore]:
 
 
 def _job_id(agent: KernelAgent, request: ExecutionRequest) -> str:
-    """Returns the id of the job of a request. Requests with the same idempotency key and scope have the same id, so
-    that the journal finds the job for as long as it remembers ended jobs. A request without a key gets a new id.
+    """Returns the job id for a request. Requests with the same idempotency key and scope have the same id, so the
+    journal finds the job as long as it remembers ended jobs. A request without a key gets a new id.
     """
     if not request.idempotency_key:
         return f"{agent.agent_id}/{uuid.uuid4().hex}"

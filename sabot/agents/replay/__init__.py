@@ -1,9 +1,9 @@
-"""Replay: a job's recording as a file, its events played again, and the code of today run over it.
+"""Replay: the history of a job as a recording, its events published again, and the code of today run over it.
 
-recording      records from a bus or from a journal; saves and loads recordings
+recording      makes recordings from a bus or from a journal; saves and loads them
 player         the modes in which a recording is played
 verification   compares the code of today with a recording
-fork           continues a job from one of its steps with changes
+fork           continues a job from one of its steps, with changes
 """
 
 from sabot.agents.replay.fork import FORK_ALLOWS, Forked, fork

@@ -1,4 +1,4 @@
-"""A fork continues a job from one of its steps with another model, prompt or tool, and changes nothing outside.
+"""A fork runs a job again from one of its steps, with another model, prompt or tool. By default it changes nothing outside.
 
 recording ─▶ entries up to the result of step `at` ─▶ a journal in memory ─▶ the code runs over them ─▶ goes on live
          ─▶ a new recording
@@ -56,7 +56,9 @@ from sabot.llm.results import Completion
 from sabot.llm.tools import Tool
 
 FORK_ALLOWS = ("local", "read", "metered")
-"""The classes of effects that a fork really makes, by default. A child may do anything, so it is not begun."""
+"""The classes of effects that a fork really makes by default. Children are not among them, because a child may do
+anything.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -67,12 +69,16 @@ _CODE = "of a fork"
 class Forked:
     """The result of a fork.
 
-    `outcome` is "succeeded", "failed" or "cancelled", or "waits" if the fork waits for an answer or a signal that
-    nobody gives. `result` is the value that the function has returned, `error` the one that it has raised. `waits_for`
-    says in words for what it waits. `recording` is the recording of the fork. `first_difference` is the ordinal of the
-    first step that differs from the original, or None. `unused` has the names in `allow` and `answers` that match no
-    class of effects and nothing that the job or the fork has asked for, so that they may be misspelt. `booked_as` is
-    the job id of the fork's rows in the ledger, or "" if it has none.
+    - `outcome`: "succeeded", "failed" or "cancelled", or "waits" if the fork waits for an answer or a signal that
+      nobody gives.
+    - `result`: the value that the function has returned.
+    - `error`: the error that the function has raised.
+    - `waits_for`: the thing for which the fork waits, in words.
+    - `recording`: the recording of the fork.
+    - `first_difference`: the ordinal of the first step that differs from the original job, or None.
+    - `unused`: the names in `allow` and `answers` that fit nothing. They name no class of effects, and nothing that the
+      job or the fork has asked for, so they may be misspelt.
+    - `booked_as`: the job id under which the ledger has the rows of the fork, or "" if there are none.
     """
 
     outcome: str
@@ -99,27 +105,30 @@ async def fork(
     no_wait: bool = False,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Forked:
-    """Runs the code over the recording up to the result of step `at`, and goes on live from there.
+    """Runs the code over the recording up to the result of step `at`, and from there goes on with real calls. Returns
+    the outcome.
 
-    Up to that step nothing is called; effects that were asked for by then without a result are asked for anew. The fork
-    follows `ctx.continue_as` too.
+    Up to that step nothing is called. Effects that the job had asked for before it, and that had no result by then, are
+    asked for again. The fork also follows `ctx.continue_as`.
 
-    `at` is an ordinal; 0 is the beginning, and None is after everything that is recorded. `answers` has, by name,
-    results that stand in for calls: for a tool its return value, for a model ("llm" means all models) a text or a
-    Completion, or a list of them for several calls, for the type of a question or the name of a signal its answer
-    ("confirm" answers whether a call may be made for which `guard` asks for approval), and for an agent the result of
-    the child. `model` is asked in place of the models that the code names. `prompt` replaces the instructions in
-    requests to models.
+    - `at`: the ordinal of a step. 0 is the beginning, and None is behind everything that is recorded.
+    - `answers`: results that are used in place of calls, by name. For a tool it is the return value. For a model ("llm"
+      means all models) it is a text or a Completion. For an agent it is the result of the child. For the type of a
+      question, or the name of a signal, it is the answer. "confirm" is the answer if `guard` asks for approval of a
+      call. For a model it may be a list, with a result for each of several calls.
+    - `model`: asked in place of the models that the code names.
+    - `prompt`: replaces the instructions in requests to models.
+    - `allow`: the classes of effects and the names of tools that are really called. Others are denied.
+    - `guard`: decides on the calls in addition to `allow`.
+    - `ledger`: judges the calls of the fork by its budgets, and gets their rows, with the time of today and a new job
+      id. The caller closes it.
+    - `no_wait`: True ends the fork when only time would let it go on: it waits for a timer, or for the deadline of a
+      question that nobody answers. False lets the fork wait for that time; the log says for what and how long.
+    - `clock`: measures the time of the fork. Its calendar time continues from the last entry that the fork has taken,
+      so a deadline is as far away as it was for the job.
 
-    `allow` has the classes of effects and the names of tools that are really called; others are denied. `guard` decides
-    in addition. `ledger` judges the fork's calls by its budgets, and gets their rows, at today's time and under a job
-    id of their own; the caller closes it. With `no_wait` the fork is over when only time would let it go on: a timer,
-    or the deadline of a question that nobody answers. Without it the fork waits, and the log says for what and how
-    long. The fork's calendar time continues from the last entry taken over, so a deadline is as far away as it was for
-    the job; `clock` measures it.
-
-    Raises UserError for a recording without entries or without a result of that step, and ReplayDifference if the code
-    asks for something else before it.
+    Raises UserError for a recording without entries, or without a result of step `at`. Raises ReplayDifference if the
+    code asks for something else than the recording has up to that step.
     """
     check("fork: recording", recording, Of(Recording, "what record_job has recorded"))
     check("fork: code", code, Of(JobCode, "code_of(agent.spec)"))
@@ -174,7 +183,7 @@ async def fork(
 
 def _asked_for(entries: Sequence[Entry]) -> set[str]:
     """Returns the names by which `answers` and `allow` can refer to the effects in these entries. An agent has two
-    names: with and without the id of its app. A request to a model has the name "llm" and the name of the model.
+    names: with the id of its app and without it. A request to a model also has two: "llm", and the name of the model.
     """
     found = set[str]()
     for entry in entries:
@@ -187,8 +196,8 @@ def _asked_for(entries: Sequence[Entry]) -> set[str]:
 
 
 def _entries_until(recording: Recording, at: int | None) -> list[Entry]:
-    """Returns the entries up to the result of the step `at`. Entries of effects that have no result by then are left
-    out. Raises UserError if there is no such result.
+    """Returns the entries up to the result of the step `at`, without the entries of effects that had no result by then.
+    Raises UserError if the step has no result.
     """
     entries = recording.entries
     if not entries:
@@ -207,8 +216,8 @@ def _entries_until(recording: Recording, at: int | None) -> list[Entry]:
 
 
 def _places(entries: Sequence[Entry]) -> dict[int, int]:
-    """Returns, by ordinal of a step, the number of entries from the first one to the step's result. The key 0 stands
-    for the beginning, which is one entry long.
+    """Returns for each step, by its ordinal, the number of entries from the first one to the result of the step. The
+    key 0 stands for the beginning, which is one entry.
     """
     view, places = JobView(), {0: 1}
     for count, entry in enumerate(entries, 1):
@@ -225,9 +234,11 @@ def _first_difference(recording: Recording, made: Recording) -> int | None:
 
 @dataclass(slots=True)
 class _Changes:
-    """The changes that a fork makes. `answers` and `prompt` are the arguments of `fork`. `said` has, by model, the
-    number of answers that were already used. `stood_in` has the job and ordinal of each call that was not made because
-    an answer was used in its place.
+    """The changes that a fork makes.
+
+    - `answers`, `prompt`: the arguments of `fork`.
+    - `said`: for each model, the number of answers that were already used.
+    - `stood_in`: the job id and ordinal of each call that was not made, because an answer was used in its place.
     """
 
     answers: Mapping[str, Any]
@@ -236,15 +247,15 @@ class _Changes:
     stood_in: set[tuple[str, int]] = field(default_factory=set)
 
     def of(self, name: str) -> str | None:
-        """Returns the name under which `answers` has a result for this tool or agent, or None."""
+        """Returns the name under which `answers` has a result for this tool or agent, or None if it has no result."""
         return next((each for each in (name, name.rpartition(".")[2]) if each in self.answers), None)
 
     def of_model(self, name: str) -> str | None:
-        """Returns the name under which `answers` has a result for this model, or None."""
+        """Returns the name under which `answers` has a result for this model, or None if it has no result."""
         return next((each for each in (name, ASKS) if each in self.answers), None)
 
     def completion(self, name: str) -> Completion:
-        """Returns the next answer of a model. Raises UserError if none is left."""
+        """Returns the next answer that `answers` has for a model. Raises UserError if no answer is left."""
         said = self.answers[name]
         if isinstance(said, list):
             if self.said[name] == len(said):
@@ -255,9 +266,9 @@ class _Changes:
 
 
 def _question(ask: Ask) -> str:
-    """Returns the word under which `answers` may have the answer to a waiting effect: the type of its open question,
-    which the function has asked or which is about the effect; or the name of the signal that it waits for. Returns ""
-    if it waits for neither.
+    """Returns the name under which `answers` may have the answer to a waiting effect. If the effect waits for a
+    question, it is the type of the question; if it waits for a signal, it is the name of the signal. Returns "" if it
+    waits for neither.
     """
     if ask.kind in ("ask", "wait"):
         return ask.name
@@ -265,8 +276,9 @@ def _question(ask: Ask) -> str:
 
 
 def _approval(said: Any, *, of_function: bool) -> Any:
-    """Returns the answer to "confirm" as it is recorded. `of_function` is True for a question that the function itself
-    asks, which may take more than yes or no. Raises UserError for a value that is neither a yes nor a no.
+    """Returns the answer to "confirm" in the form in which it is recorded. `of_function` is True for a question that
+    the job's function asks; its answer may be more than yes or no. Raises UserError if the answer `said` is wrong for
+    the question.
     """
     if isinstance(said, bool):
         return {"approved": said}
@@ -293,9 +305,9 @@ class _ForkClock:
 
 
 class _ForkRun(JobRun):
-    """A run in which answers stand in for some calls, and requests to models have other instructions. `on_answered` is
-    a function that is called with each open question or wait for which `answers` has an answer. It is called when the
-    question is in the journal and the job waits for it.
+    """A run of a fork's job: `answers` are used in place of some calls, and requests to models have other instructions.
+    `on_answered` is a function that is called for each question or signal for which `answers` has an answer, when the
+    job waits for it and the question is in the journal.
     """
 
     def __init__(self, *given: Any, changes: _Changes, on_answered: Callable[[Ask], None], **how: Any) -> None:
@@ -304,7 +316,7 @@ class _ForkRun(JobRun):
         self._answered: set[tuple[int, str]] = set()  # ordinals and tokens: an effect may have several questions
 
     def may_park(self, now_s: float) -> bool:
-        """Returns True if the run may be parked. Returns False if it waits for a question that is answered at once."""
+        """Returns True if the run may be parked. Returns False if `answers` has the answer for which the run waits."""
         answered = [ask for ask in self.open.values() if _question(ask) in self._changes.answers]
         for ask in answered:
             if (named := (ask.ordinal, ask.token)) not in self._answered:
@@ -313,7 +325,7 @@ class _ForkRun(JobRun):
         return not answered and super().may_park(now_s)
 
     def set_seed(self, seed: bytes) -> None:
-        """Sets the seed, so that random values are those of the original job."""
+        """Sets the seed of the random values, so that they are those of the original job."""
         self._seed = seed
 
     def call(
@@ -336,8 +348,8 @@ class _ForkRun(JobRun):
 
 
 class _ForkGuard(EffectGuard):
-    """A guard that allows effects that change nothing outside, and those that an answer stands in for. `model` is asked
-    in place of all other models.
+    """A guard that allows the classes of effects and the names in `allow`, and calls for which an answer is used
+    instead. It denies all others. `model` is asked in place of all other models.
     """
 
     def __init__(self, job_id: str, allow: frozenset[str], changes: _Changes, model: str) -> None:
@@ -365,8 +377,9 @@ class _ForkGuard(EffectGuard):
 
 
 class _ForkLedger(LedgerGuard):
-    """The program's ledger, for the calls that a fork really makes. They are booked under a job id of their own, since
-    the rows of the original job belong to its own effects, and at the real time, not at that of the fork's clock.
+    """The guard that books the calls which a fork really makes in the program's ledger. They are booked at the real
+    time, not at that of the fork's clock. They have a job id of their own, because the rows of the original job belong
+    to its own effects.
     """
 
     def __init__(self, ledger: Ledger, job_id: str, booked_as: str, changes: _Changes, clock: Clock) -> None:
@@ -383,11 +396,11 @@ class _ForkLedger(LedgerGuard):
         return round(self._today.time() * 1000)
 
     async def open(self, journal: Journal) -> None:
-        """Opens nothing: the recorded effects were booked when they were made."""
+        """Does nothing: the recorded effects were booked when they were made."""
         self._durable = journal.flush
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Decides on a call. A call that an answer stands in for uses nothing."""
+        """Decides on a call. If an answer is used in place of the call, the call is allowed and uses nothing."""
         if (call.effect.job, call.effect.ordinal) in self._changes.stood_in:
             return GuardVerdict()
         return super().decide(replace(call, effect=self._own(call.effect)))
@@ -416,8 +429,8 @@ class _ForkLedger(LedgerGuard):
 
 
 class _ForkOwner:
-    """The owner of a fork's only job (`jobs.owner.JobOwner`). `over_as` gets the outcome of the fork: when the job has
-    ended, or when it waits for something that nobody will give.
+    """The owner of a fork's only job (`jobs.owner.JobOwner`). `over_as` is a future that gets the outcome of the fork:
+    when its job has ended, or when its job waits for something that nobody will give.
     """
 
     leaves_at_once = sleep_counts = False
@@ -435,7 +448,7 @@ class _ForkOwner:
         self._host: JobHost | None = None
 
     def broken(self, what: str, error: BaseException) -> None:
-        """Ends the fork with an error of its host."""
+        """Ends the fork with an error of the host of its job."""
         if not self.over_as.done():
             self.over_as.set_exception(error)
 
@@ -452,7 +465,7 @@ class _ForkOwner:
         return body
 
     def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
-        """Ends the job: a fork is not tried again."""
+        """Returns the decision to end the job, because a fork does not try a failed job again."""
         self.error = error
         return "end"
 
@@ -463,7 +476,9 @@ class _ForkOwner:
         return 0.0
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
-        """Gives the child's result from `answers` to the job, under the name of the child's agent. No child is begun."""
+        """Gives the job the result of a child from `answers`, where it stands under the name of the child's agent. No
+        child is begun.
+        """
         name, host = self._changes.of(self.run.open[parent_of(job_id)[1]].name), self._host
         if name is None or host is None:
             raise UserError(f"job {job_id} is not begun by a fork")
@@ -473,8 +488,8 @@ class _ForkOwner:
         return self._code.continued(job, message)
 
     def parked(self, job_id: str) -> None:
-        """Ends the fork if the job waits for a person, or if it waits for a time and `no_wait` is set. Otherwise logs
-        the thing that it waits for.
+        """Ends the fork if its job waits for a person, or if the job waits for a time and `no_wait` is True. Otherwise
+        logs what the job waits for.
         """
         asks = self.run.open.values()
         if any(ask.kind == "child" and not ask.token and self._changes.of(ask.name) is not None for ask in asks):
@@ -499,8 +514,8 @@ class _ForkOwner:
         return words
 
     def answer(self, ask: Ask) -> None:
-        """Answers the question of an effect with the value in `answers`. The answer does not pass through the inbox,
-        and no deadline is checked.
+        """Answers the question of an effect with the value in `answers`. The answer does not go through the inbox of
+        the journal, so no deadline is checked.
         """
         host, job_id = self._host, self.run.job_id
         assert host is not None

@@ -1,8 +1,8 @@
-"""The player of recordings: it publishes their events again, or runs the code of today over their entries.
+"""The player of recordings. It publishes their events again, or runs the code of today over their entries.
 
 FAST, TIMED, STEP   events go to a bus: all at once, with the pauses that they had, or one by one
-VERIFY              the function runs over all entries, strictly, and nothing is called
-FORK                the function runs over the first entries, and goes on live (`fork`)
+VERIFY              the code runs over all entries; nothing is called, and each difference is an error
+FORK                the code runs over the first entries, and then goes on with real calls (`fork`)
 """
 
 import asyncio
@@ -29,8 +29,8 @@ class ReplayMode(StrEnum):
 
 
 class ReplayPlayer:
-    """A player of one recording. It publishes the events to `event_bus`. With None it publishes nothing, and the events
-    can be read with `step`.
+    """A player of one recording. It publishes the recorded events to `event_bus`. With None it publishes nothing, and
+    the events can be read with `step`.
     """
 
     def __init__(
@@ -55,12 +55,15 @@ class ReplayPlayer:
         prompt: str | None = None,
         no_wait: bool = False,
     ) -> Any:
-        """Plays the recording to its end, and returns the result in its last `final.result` event, or None if it has
-        none.
+        """Plays the recording to its end. Raises UserError for an unknown mode, for STEP (see `step`), and for VERIFY
+        and FORK without the arguments that they need.
 
-        VERIFY returns a Verified: `code` runs over the entries; for a durable agent it is `code_of(spec)`. It raises
-        ReplayDifference at the first difference. FORK returns a Forked: `code` goes on after step `at`; `fork`
-        describes `at`, `answers`, `model`, `prompt`, `no_wait`, and the errors. Raises UserError for an unknown mode.
+        - FAST and TIMED return the result in the last `final.result` event of the recording, or None if it has no such
+          event.
+        - VERIFY needs `code`, runs it over the entries, and returns a Verified. For a durable agent `code` is
+          `code_of(spec)`. Raises ReplayDifference at the first difference.
+        - FORK needs `code` and `at`, continues with `code` after step `at`, and returns a Forked. `fork` describes
+          `at`, `answers`, `model`, `prompt`, `no_wait`, and the errors.
         """
         try:
             mode = ReplayMode(mode)
@@ -95,7 +98,7 @@ class ReplayPlayer:
         return result
 
     async def step(self) -> AsyncIterator[RuntimeEvent]:
-        """Yields the events one by one."""
+        """Yields the events of the recording one by one. Nothing is published."""
         for event in await self._events():
             yield event
 

@@ -3,9 +3,9 @@
 RuntimeEvents ─▶ ReplayRecorder ─▶ Recording ─▶ save, load
 journal       ─▶ record_job     ─▶
 
-A recording of a journal has its entries, so that the code of today can be run over them. Their digests and tokens are
-computed anew with a key of the recording, so a reader of the file can neither answer the questions of the job nor look
-up arguments in the journal.
+A recording that is made from a journal has the journal's entries, so that the code of today can be run over them. The
+digests and tokens in these entries are computed anew, with a key of the recording. So a reader of the file can neither
+answer the questions of the job nor find its arguments in the journal by their digests.
 """
 
 import gzip
@@ -58,8 +58,8 @@ class RunMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @classmethod
     def create(cls, *, clock: Clock = SYSTEM_CLOCK, **fields: Any) -> "RunMetadata":
-        """Makes metadata. An id, the time, and the versions of Sabot and Python are filled in where `fields` has none.
-        Raises UserError for a wrong field.
+        """Makes the metadata of a run. Where `fields` has none, an id, the time, and the versions of Sabot and Python
+        are filled in. Raises UserError for a wrong field.
         """
         given = {
             "run_id": uuid.uuid4().hex,
@@ -83,12 +83,18 @@ def _installed() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """The recorded history of a job or of a bus.
+    """The recorded history of a job, or the recorded events of a bus.
 
-    `events` are in the order in which they were published. `arrivals` has for each event the number of seconds from the
-    beginning of the recording to the arrival of the event. It is () if only the times in the events themselves are
-    known. A recording of a journal has a `job_id`, the `entries` with their bodies, the `key` of their digests, and
-    `seeds`: the seed of the job's random values for each of its histories (`ctx.continue_as` begins a new one).
+    - `events`: the events, in the order in which they were published.
+    - `arrivals`: for each event, the seconds from the beginning of the recording to its arrival. It is () if only the
+      times in the events themselves are known.
+
+    A recording that is made from a journal also has these:
+
+    - `job_id`: the id of the job.
+    - `entries`: the entries of the job, with their bodies.
+    - `key`: the key of the digests in the entries.
+    - `seeds`: the seed of the job's random values, for each of its histories. `ctx.continue_as` begins a new history.
     """
 
     metadata: RunMetadata
@@ -108,8 +114,8 @@ class Recording:
         return replace(self, entries=entries, seeds=self.seeds[: len(seeds_of(self.job_id, entries, self.key))])
 
     def save(self, path: Path | str) -> None:
-        """Writes a JSON file with mode 0600, whole or not at all, compressed if its name ends in .gz. Raises UserError
-        if it has a value that JSON cannot represent.
+        """Writes the recording as a JSON file with mode 0600, compressed if its name ends in .gz. The file is written
+        completely or not at all. Raises UserError if the recording has a value that JSON cannot represent.
         """
         content = {
             "metadata": msgspec.to_builtins(self.metadata),
@@ -180,9 +186,9 @@ def _digest(data: bytes) -> str:
 
 @dataclass(slots=True)
 class ReplayRecorder:
-    """A recorder of the events on a bus from `start` to `stop`. With `job_id` it keeps the events of that job only.
-    `most` is the number of events that it keeps; if there are more, `stop` raises an error instead of losing some
-    silently.
+    """A recorder of the events on a bus, from `start` to `stop`. With `job_id` it keeps only the events of that job.
+    `most` is the largest number of events that it keeps. If there are more, `stop` raises an error, so that no event is
+    lost silently.
     """
 
     event_bus: EventBus
@@ -198,7 +204,7 @@ class ReplayRecorder:
     _over: int = 0
 
     async def start(self, initial_input: Any = None) -> None:
-        """Begins to record. Raises UserError if the recorder records already."""
+        """Begins to record. Raises UserError if the recorder is already recording."""
         if self._subscription is not None:
             raise UserError("the recorder has been started", hint="await recorder.stop() first")
         self._input, self._events, self._arrived, self._over = initial_input, [], [], 0
@@ -231,7 +237,9 @@ class ReplayRecorder:
 
 
 def record_job(reader: JournalReader, job_id: str, metadata: RunMetadata | None = None) -> Recording:
-    """Records the history of a job from a journal. Blocks. Raises UserError if the journal does not have the job."""
+    """Returns a recording of a job, made from its entries in a journal. Blocks. Raises UserError if the journal does
+    not have the job.
+    """
     check("record_job: reader", reader, Of(JournalReader, "a Journal, or what open_reader gives"))
     checked_text(job_id, "record_job: job_id")
     entries = [whole_entry(reader, entry) for _, entry in reader.history.entries(job_id)]
@@ -251,7 +259,7 @@ def record_job(reader: JournalReader, job_id: str, metadata: RunMetadata | None 
 
 
 def _with_key(entries: Iterable[Entry], key: bytes) -> Iterable[Entry]:
-    """Yields the entries with digests and tokens as a journal with this key would have them."""
+    """Yields the entries with other digests and tokens: those that a journal with the key `key` would have."""
 
     def token(of: str) -> str:
         return of and blake2b(of.encode(), key=key, digest_size=20).hexdigest()

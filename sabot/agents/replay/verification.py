@@ -1,5 +1,5 @@
-"""Verification runs the code of today over a recording: the code is the same if it asks for the same effects and has
-the same end.
+"""Verification: runs the code of today over a recording, and compares the two. They are the same if the code asks for
+the same effects and ends in the same way.
 """
 
 from collections.abc import Callable, Coroutine, Iterable
@@ -34,8 +34,11 @@ def _continued(run: JobRun, message: Any) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class JobCode:
-    """The code that runs over a recording. `call` returns the coroutine of the job's function for a run, `packed` packs
-    its result for END, and `continued` packs the input of `ctx.continue_as` for BEGIN.
+    """The code that runs over a recording.
+
+    - `call`: a function that returns the coroutine of the job's function for a run.
+    - `packed`: a function that encodes the result of that coroutine for END.
+    - `continued`: a function that encodes the input of `ctx.continue_as` for BEGIN.
     """
 
     call: Callable[[JobRun], Coroutine[Any, Any, Any]]
@@ -44,14 +47,16 @@ class JobCode:
 
 
 class ReplayDifference(SabotError):
-    """The error for code that does something else than the recording has."""
+    """The error for code that does something else than the recording has, for example asks for another effect."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The result of a verification. `steps` is the number of effects that the function has asked for. `difference`
-    describes the first difference, or is "". `events_hash` is a hash of the effects asked for; `hash_of_steps` is that
-    of the recording.
+    """The result of a verification.
+
+    - `steps`: the number of effects that the function has asked for.
+    - `difference`: a description of the first difference, or "".
+    - `events_hash`: a hash of the effects that the code has asked for. `hash_of_steps` returns that of the recording.
     """
 
     job_id: str
@@ -61,13 +66,13 @@ class Verified:
 
     @property
     def same(self) -> bool:
-        """True if the code does what is recorded."""
+        """True if the code does the same as the recording has."""
         return not self.difference
 
 
 def code_of(spec: AgentSpec) -> JobCode:
-    """Returns the code of a durable agent, to run over a recording. It has the agent's function, but none of the
-    agent's state.
+    """Returns the code of a durable agent, to run over a recording. It calls the agent's function, without the state of
+    the agent.
     """
     check("code_of: spec", spec, Of(AgentSpec, "the spec of a durable agent: agent.spec"))
     function = job_function(spec, None, SYSTEM_CLOCK)
@@ -75,7 +80,9 @@ def code_of(spec: AgentSpec) -> JobCode:
 
 
 def verified(recording: Recording, code: JobCode) -> Verified:
-    """Runs the code over a recording of a journal; nothing is called. Raises UserError for a recording without entries."""
+    """Runs the code over a recording that was made from a journal, and returns the result of the comparison. Nothing is
+    called. Raises UserError for a recording without entries.
+    """
     if not recording.entries:
         raise UserError(
             "the recording has events only", hint="record_job(reader, job_id) records what code can run over"
@@ -113,8 +120,8 @@ def _hash(asked: Iterable[Ask | Intent]) -> str:
 
 
 def _other_arguments(run: JobRun, asked: Iterable[Ask]) -> str:
-    """Describes the first effect that is asked for with other arguments than recorded, or returns "". This check is
-    needed because a replay in an app or a kernel does not compare the arguments of some classes of effects.
+    """Returns a description of the first effect that is asked for with other arguments than recorded, or "" if there is
+    none. It is needed because a replay in an app or a kernel does not compare the arguments of some classes of effects.
     """
     for ask in sorted(asked, key=lambda ask: ask.ordinal):
         recorded = run.history.intents.get(ask.ordinal)
@@ -160,8 +167,8 @@ def _other_end(run: JobRun, end: End, value: Any, error: BaseException | None, c
 
 
 def steps_of(recording: Recording) -> list[dict[str, Any]]:
-    """Returns the effects in the order in which they were asked for: ordinal, kind, name, arguments, and the outcome
-    and value of each.
+    """Returns the effects of a recorded job, in the order in which they were asked for. Each is a dict with ordinal,
+    kind, name, arguments, outcome and value.
     """
     steps: dict[int, dict[str, Any]] = {}
     for entry in recording.entries:
