@@ -3,15 +3,19 @@
 In reading order:
 
     one process     `command` and `limits` say what it is; `client` has the worker's Child and its Supervisor, `streams` its pipes,
-                    `inspection` the looks at its usage and health
-    its supervisor  `supervisor` is the loop of that process, with `launcher` (fork to exec), `tree`, `cgroups`, and `lease` for what a
-                    killed supervisor leaves; `sandbox/` confines
-    one instance    `instance` is a program over all its processes, `phases` the table of its changes; `document_names` has the states
-                    as the specifications 002, 003 and 004 name them (the documents that `docs/names.md` compares with Sabot)
+                    `inspection` measures its usage and its health
+    its supervisor  `supervisor` is the loop of that process, with `launcher` (a child between fork and exec), `tree`
+    (processes in
+                    /proc), `cgroups` (control groups), and `lease` (finds the processes that a killed supervisor has
+                    left); `sandbox/` confines a child
+    one instance    `instance` is a program that is restarted in process after process, `phases` the table of its phases;
+                    `document_names` has the states as the specifications 002, 003 and 004 name them (`docs/names.md`
+                    compares these documents with Sabot)
     many            `pool` has the members of a fixed, a warm (`fleet/warm`) or an autoscaled pool (`fleet/scaling`)
     document 002    `fleet/`: lifecycle, quotas, health
-    document 003    `runner` runs programs once, which `backends` describes
-    document 004    `runtime` keeps instances, `executor` gives them tasks over `task_lines`; `lead` plans
+    document 003    `runner` starts a program for one task; `backends` describes these programs
+    document 004    `runtime` keeps instances; `executor` gives them tasks over `task_lines`; `lead` plans the tasks of
+    a query
 
 `import sabot` loads nothing of this package. The program of the supervisor imports the standard library and this folder alone.
 """

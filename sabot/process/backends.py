@@ -1,7 +1,7 @@
 """The programs that an instance may run: how each is called, and what its output means.
 
-claude and opencode are called as their documentation describes, to work on one task and end. They write events as JSON
-lines, or plain text. Either program would wait for the end of an open stdin, so it is started with an empty stdin.
+claude and opencode are called as their documentation describes: to work on one task, and then to end. They write events
+as JSON lines, or plain text. Both would wait for the end of an open stdin, so they are started with an empty one.
 """
 
 import json
@@ -53,10 +53,11 @@ class AgentConfig:
 class AgentProgram:
     """The way to call one program, and to read its output.
 
-    - `argv`: a function of a configuration and a flag that returns the command; if the flag is True, the program writes events as JSON
-      lines.
-    - `answer`: a function that returns the final answer among the program's events. It is None if all of stdout is the answer.
-    - `session`: the name of the field in which an event has the session's id.
+    - `argv`: a function that is called with a configuration and a flag, and returns the command line. With the flag
+      True the program is to write events as JSON lines.
+    - `answer`: a function that finds the final answer among the program's events; None if all of stdout is the answer.
+    - `session`: the name of the field in which an event has the id of the program's session; None if events have no id.
+    - `stdin`: "pipe" if the worker can write to the program, "null" for an empty stdin.
     """
 
     name: str
@@ -66,14 +67,14 @@ class AgentProgram:
     stdin: Literal["pipe", "null"] = "null"
 
     def session_of(self, event: Any) -> str | None:
-        """Returns the id by which the program's session can be resumed, if the event has it."""
+        """Returns the id by which the program's session can be resumed; None if the event does not have it."""
         found = event.get(self.session) if self.session is not None and isinstance(event, Mapping) else None
         return found if isinstance(found, str) else None
 
 
 def program_of(backend: str) -> AgentProgram:
-    """Returns the program of a backend: `claude`, `opencode`, the program X for `X-cli`, and for any other name the program of that name.
-    The last two get the task as their argument.
+    """Returns the program for a value of `model_backend`: `claude` or `opencode`; for `X-cli` the program X; for any
+    other value the program of this name. The programs of the last two kinds get the task as their argument.
     """
     if backend in _KNOWN:
         return _KNOWN[backend]
@@ -130,7 +131,9 @@ def _answer_of_opencode(events: Iterable[Any]) -> str:
 
 
 def _text(task: AgentConfig, *, with_system_prompt: bool = False) -> str:
-    """Returns the task, after the texts that the program has to know."""
+    """Returns one text for the program: the `context`, the `system_prompt` if `with_system_prompt` is True, and the
+    task.
+    """
     parts = [task.system_prompt if with_system_prompt else None, task.context, task.task]
     return "\n\n".join(each for each in parts if each)
 

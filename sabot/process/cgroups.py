@@ -1,9 +1,12 @@
-"""Control groups of Linux, if this process may make some. They limit a tree of processes in its share of the CPU, its
-number of processes and its memory, exactly and at once; without them the supervisor measures.
+"""Control groups of Linux, if this process may make some.
 
-Of version 2 all three controllers are used, in groups beside or below that of this process, wherever they are enabled
-or this process may enable them. Of version 1 only CPU and processes are used, since its memory controller counts the
-files that a program reads.
+The kernel limits a tree of processes by its control group: its share of the CPU, its number of processes, and its
+memory. These limits hold exactly and at every moment. Without control groups the supervisor measures the processes
+instead.
+
+In version 2 of control groups all three controllers are used, if they are enabled or this process may enable them. The
+new groups are made beside or below the group of this process. In version 1 only those of CPU and processes are used:
+its memory controller also counts the files that a program reads.
 """
 
 import os
@@ -23,7 +26,10 @@ def group_of(tag: int | str) -> str:
 
 
 class ControlGroups:
-    """The folders in which this process can make groups, by controller."""
+    """The control groups that this process can make, with the folder for each controller.
+
+    `mount`: the folder where control groups are mounted. `own`: the file that names the groups of this process.
+    """
 
     def __init__(self, mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> None:
         self._parents: dict[str, Path] = {}
@@ -45,10 +51,11 @@ class ControlGroups:
         return sorted(self._parents)
 
     def hand_down(self, ours: Iterable[int]) -> None:
-        """Enables the controllers of version 2 in the group that systemd (`Delegate=yes`) or a container has given to this
-        process, if no controller is enabled for subgroups there yet. A group with enabled controllers must have no
-        process, so this moves the group's processes into a new group below it. `ours`: the pids that may be moved; a
-        group with any other process is left unchanged.
+        """Enables the controllers of version 2 for subgroups of the group of this process, if systemd (`Delegate=yes`)
+        or a container lets this process do so and none is enabled yet.
+
+        A group with enabled controllers must have no process of its own. So the processes of the group are moved into a
+        new group below it. `ours`: the pids that may be moved; if the group has any other process, nothing is changed.
         """
         for place in (self._own, self._own.parent) if self._unified else ():
             with suppress(OSError):
@@ -87,13 +94,15 @@ class ControlGroups:
         return joins
 
     def free_cpu(self, name: str) -> None:
-        """Removes the limit of the group's CPU."""
+        """Removes the CPU limit of the group."""
         with suppress(OSError, KeyError):
             if (folder := self._parents["cpu"] / name).exists():
                 self._set(folder, "cpu", None)
 
     def kill(self, name: str) -> None:
-        """Sends SIGKILL to all processes of the group at once, if the kernel can (version 2, Linux 5.14), so that no fork escapes."""
+        """Sends SIGKILL to all processes of the group at once, so that no process that is being forked escapes. Does
+        nothing if the kernel cannot do that; it needs version 2 and Linux 5.14.
+        """
         for folder in self._folders(name) if self._unified else ():
             with suppress(OSError):
                 (folder / "cgroup.kill").write_text("1")
@@ -107,7 +116,9 @@ class ControlGroups:
         return False
 
     def remove(self, name: str) -> bool:
-        """Removes a group that has no process any more. Returns True if it is gone."""
+        """Removes a group. Returns True if the group is gone, and False if it could not be removed, since it has a
+        process.
+        """
         gone = True
         for folder in self._folders(name):
             try:
@@ -142,7 +153,9 @@ class ControlGroups:
         return folders
 
     def _set(self, folder: Path, controller: str, value: float | None) -> None:
-        """Writes the limit of one controller. If `value` is None, writes the kernel's word for "no limit"."""
+        """Writes the limit of one controller for the group `folder`. If `value` is None, writes that there is no
+        limit.
+        """
         match controller:
             case "cpu" if self._unified:
                 (folder / "cpu.max").write_text(f"{'max' if value is None else _quota(value)} {_PERIOD_US}")
@@ -157,7 +170,9 @@ class ControlGroups:
 
 
 def _quota(percent: float) -> int:
-    """Returns the microseconds of each period in which a group may run. The kernel takes no value below a millisecond."""
+    """Returns the CPU time in microseconds that a group may use in each period of the kernel's scheduler, for a limit
+    in percent of a core. It is at least 1000, since the kernel takes no lower value.
+    """
     return max(1000, int(percent / 100 * _PERIOD_US))
 
 

@@ -45,8 +45,8 @@ class ExitStatus:
     """The end of a program: its exit code, or the signal that ended it.
 
     - `code`: the exit code; None if a signal has ended the program. `signal`: the signal's number; None if there is a code.
-    - `cpu_seconds`: the CPU time of the program and of those of its descendants that it waited for.
-    - `limit`: the field of ResourceLimits that the program has exceeded, if it was ended for that; else None.
+    - `cpu_seconds`: the CPU time of the program and of its descendants that were reaped.
+    - `limit`: if the program was ended because it exceeded a limit, the name of the field of ResourceLimits; else None.
     """
 
     code: int | None
@@ -69,7 +69,9 @@ class ExitStatus:
 
 @dataclass(frozen=True)
 class ProcessUsage:
-    """The usage of a child and all its descendants: resident memory now, CPU time since the beginning."""
+    """The usage of a child and all its descendants: the processes and the resident memory now, and the CPU time since
+    the start of the child.
+    """
 
     processes: int
     memory_bytes: int
@@ -133,14 +135,17 @@ class Child:
 
     @property
     def trouble(self) -> str:
-        """The reason why the child cannot work: its process has ended, or somebody has stopped it; "" if it can."""
+        """The reason why the child cannot work: its process has ended, or somebody has stopped it (SIGSTOP). "" if
+        neither.
+        """
         if self.is_over:
             return "its process has ended"
         return f"its process {self.pid} is stopped (SIGSTOP)" if self.paused else ""
 
     async def wait(self) -> ExitStatus:
-        """Waits until the program and all its descendants have ended, and returns the end of the program. When the program ends, the
-        supervisor ends its descendants. The output can still be read afterwards. Raises CommunicationError if the supervisor was killed.
+        """Waits until the program and all its descendants have ended, and returns the end of the program. When the
+        program ends, the supervisor ends the descendants that are left. The output can still be read after this call.
+        Raises CommunicationError if the supervisor was killed.
         """
         await wait_done(self._ended)
         return self._ended.result()
@@ -162,8 +167,8 @@ class Child:
         self._ask("resume")
 
     def hold_cpu(self, percent: float | None) -> None:
-        """Limits the child's CPU to `percent` of a core from now on, or to the limit of its command if that is lower. With None only the
-        limit of the command holds.
+        """Limits the child's CPU to `percent` of a core from now on. If the command has a lower limit, that one holds.
+        With None only the limit of the command holds again.
         """
         if percent is not None and not (is_number(percent) and math.isfinite(percent)):
             raise UserError(f"{self.argv[0]}: hold_cpu({short_repr(percent)})", hint="a percentage of one core")
@@ -175,14 +180,16 @@ class Child:
         self._ask("stop", grace=0.0)
 
     def end_after(self, seconds: Duration | None) -> None:
-        """Limits the time of the child to `seconds` from now, in place of `max_task_duration`; None removes the limit."""
+        """Sets the time limit of the child anew: the child is ended `seconds` from now, or never if that is None. The
+        `max_task_duration` of its command no longer holds.
+        """
         self._ask("time", seconds=None if seconds is None else parse_seconds(seconds, name="end_after: seconds"))
 
     async def stop(self, grace_seconds: Duration = 5.0) -> ExitStatus:
         """Ends the program and all its descendants: closes stdin, sends SIGTERM, and SIGKILL to those that still run `grace_seconds` later.
 
-        Returns the end of the program. Raises CommunicationError if the supervisor was killed, or has not reported the end 30 s after
-        SIGKILL; UserError if `grace_seconds` is no duration, and then the program goes on.
+        Returns the end of the program. Raises CommunicationError if the supervisor was killed, or has not reported the
+        end 30 s after SIGKILL; UserError if `grace_seconds` is no duration, in which case nothing is ended.
         """
         grace_s = parse_seconds(grace_seconds, name="stop: grace_seconds")
         if not self.is_over:
@@ -215,7 +222,7 @@ class Child:
     # -- told by the supervisor's thread --------------------------------------------------------------------------------
 
     def _take(self, message: Mapping[str, Any]) -> None:
-        """Takes a message of the supervisor about this child. Called in the thread that listens to the supervisor."""
+        """Records a message of the supervisor about this child. Called in the thread that listens to the supervisor."""
         match message["event"]:
             case "began":
                 self.pid, self.started_at = message["pid"], message["at"]
@@ -231,7 +238,9 @@ class Child:
                 self._record_end(ExitStatus(code if code >= 0 else None, number, message["cpu"], limit))
 
     def _record_end(self, end: ExitStatus | AgentError) -> None:
-        """Records the end of the child, or the error for a lost supervisor. Called in the thread that listens to the supervisor."""
+        """Records the end of the child, or the error that `wait` raises if the supervisor was lost. Called in the
+        thread that listens to the supervisor.
+        """
         if self._loop.is_closed():
             self._close_streams()
         elif self.stdin is not None:
@@ -250,8 +259,8 @@ class Child:
                 each.close()
 
     def _forget(self) -> None:
-        """Closes this process's copies of the pipes, in a fork of the worker. An open copy would keep the child from seeing that the
-        worker has closed its end.
+        """Closes the pipes of the child in a fork of the worker, which has copies of them. With an open copy the child
+        would not notice that the worker has closed its end of the pipe.
         """
         for each in (self.stdin, self.stdout, self.stderr):
             if each is not None:
@@ -259,11 +268,14 @@ class Child:
 
 
 class Supervisor:
-    """The supervisor process of this worker, which `await Supervisor.running()` starts and returns.
+    """The worker's side of its supervisor process. `await Supervisor.running()` starts the process if needed, and
+    returns it.
 
-    When the worker ends, in whatever way, the supervisor ends every child with its descendants. A fork of the worker starts a supervisor of
-    its own. `control_groups`: the controllers by which the kernel enforces limits, out of `cpu`, `memory` and `pids`; the supervisor
-    enforces the other limits by measuring.
+    When the worker ends, in whatever way, the supervisor ends every child with its descendants. A fork of the worker
+    does not use this supervisor; it starts one of its own.
+
+    `control_groups`: the controllers by which the kernel enforces limits, out of `cpu`, `memory` and `pids`. The
+    supervisor enforces the limits of the others by measuring.
     """
 
     _lock = threading.Lock()
@@ -328,20 +340,24 @@ class Supervisor:
 
     @property
     def pid(self) -> int:
-        """The supervisor's process."""
+        """The pid of the supervisor process."""
         return self._process.pid
 
     @property
     def children(self) -> list[Child]:
-        """The children whose programs run: their starts have succeeded, and they have not ended. Each of them has a pid."""
+        """The children that have been started and have not ended. A child whose start is still under way is not
+        listed.
+        """
         return [child for child in self._children.values() if child.pid]
 
     async def spawn(self, command: Command) -> Child:
         """Starts the program, and returns its child as soon as the kernel runs the program.
 
-        Raises SpawnFailed if the program or its directory does not exist, or may not be used; SandboxError if the sandbox cannot be made;
-        IoError if this process cannot open more files for the pipes, or its current folder was removed; CommunicationError if the
-        supervisor has ended, or has not answered in 30 s: if the program starts after all, it is killed.
+        - Raises SpawnFailed if the program or its directory does not exist, or may not be used; SandboxError if the
+          sandbox cannot be made.
+        - Raises IoError if this process cannot open more files for the pipes, or if its current folder was removed.
+        - Raises CommunicationError if the supervisor has ended, or has not answered in 30 s. If the program starts
+          later than that, it is killed.
         """
         number = next(self._numbers)
         try:
@@ -378,7 +394,9 @@ class Supervisor:
         return child
 
     async def usage(self, number: int) -> ProcessUsage:
-        """Measures the usage of a child, given by its number."""
+        """Measures the usage of the child with this number (`Child.usage` has the meaning). Raises CommunicationError
+        if the supervisor has ended, or does not answer.
+        """
         ask = next(self._numbers)
         reply = self._replies[ask] = Future()
         self.tell({"do": "usage", "child": number, "ask": ask})
@@ -399,8 +417,8 @@ class Supervisor:
         return reply.result()
 
     def silent(self, whose: str) -> CommunicationError:
-        """Returns the error for a request that the supervisor has not answered. `whose`: the subject of the request, with which the message
-        begins.
+        """Returns the error to raise when the supervisor has not answered a request. `whose`: the words with which its
+        message begins, such as the name of the child.
         """
         return CommunicationError(
             f"{whose}: the supervisor of this worker's children (pid {self.pid}, {_state_of(self.pid)}) has not answered in"
@@ -415,9 +433,10 @@ class Supervisor:
         )
 
     def tell(self, request: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
-        """Sends a request, and never blocks: if the supervisor does not take it at once, since it is stopped, a thread sends it later.
-        `descriptors`: open files that the request carries. Does nothing if the supervisor has ended. Raises CommunicationError if too
-        many requests wait.
+        """Sends a request to the supervisor without waiting. If the supervisor does not read it at once, for example
+        because it is stopped, a thread sends it later. Does nothing if the supervisor has ended.
+
+        `descriptors`: open files that are sent with the request. Raises CommunicationError if too many requests wait.
         """
         data = framed(request)
         with self._sending:
@@ -432,7 +451,9 @@ class Supervisor:
                     threading.Thread(target=self._send_all, name="sabot-supervisor-requests", daemon=True).start()
 
     def _send_all(self) -> None:
-        """Sends the requests that the supervisor did not take at once. Runs in a thread of its own."""
+        """Sends the requests that the supervisor did not read at once, and waits until it reads them. Runs in a thread
+        of its own.
+        """
         more = True
         while more:
             self._send_first(0)
@@ -458,7 +479,9 @@ class Supervisor:
         return True
 
     def _listen(self) -> None:
-        """Takes the messages of the supervisor until it ends. Runs in a thread of its own."""
+        """Reads the messages of the supervisor, and handles each, until the supervisor ends. Runs in a thread of its
+        own.
+        """
         received = bytearray()
         while data := self._receive():
             received += data
@@ -498,14 +521,18 @@ class Supervisor:
                 self._children[message["child"]]._take(message)
 
     def close(self) -> None:
-        """Ends all children and the supervisor, and waits for it. Called at the end of the process, or of a test."""
+        """Ends the supervisor, which ends all children, and waits until it has ended. Called when this process or a
+        test ends.
+        """
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_STOP_SECONDS)
 
     def forget(self) -> None:
-        """Forgets the supervisor and its children. Called in a fork of the worker, since they belong to the worker."""
+        """Closes this process's copies of the socket and of the children's pipes, and counts the supervisor as ended.
+        Called in a fork of the worker, since the supervisor and its children belong to the worker.
+        """
         self._over = True
         self._socket.close()
         self._process.returncode = 0  # not a child of this process: nobody is to wait for it
@@ -523,8 +550,8 @@ def _state_of(pid: int) -> str:
 
 
 async def _until_over(child: Child, reply: "Future[dict[str, Any]]") -> None:
-    """Waits until a child that was killed during its start is over. Gives up if the supervisor does not report that within a time limit.
-    `reply`: the supervisor's reply to the request to start it.
+    """Waits until the supervisor has reported the end of a child that was killed during its start, but only for a
+    limited time. `reply`: the supervisor's reply to the request to start the child.
     """
     with suppress(TimeoutError, AgentError):
         async with asyncio.timeout(_GONE_SECONDS):
@@ -534,8 +561,8 @@ async def _until_over(child: Child, reply: "Future[dict[str, Any]]") -> None:
 
 
 def _pipes(command: Command) -> tuple[list[ChildInput | ChildOutput | None], list[int]]:
-    """Opens the pipes of a child. Returns the worker's ends (stdin, stdout, stderr; None where there is no pipe), and the three descriptors
-    for the child.
+    """Opens the pipes of a child. Returns the worker's ends for stdin, stdout and stderr (None for a stream without a
+    pipe), and the three descriptors that the child gets as its streams.
     """
     opened: list[int] = []
     streams: list[ChildInput | ChildOutput | None] = []
@@ -580,8 +607,8 @@ def _end() -> None:
 
 
 def _forget() -> None:
-    """Closes the socket to the supervisor, in a fork of the worker. The supervisor notices the worker's end by the closing of the socket,
-    which an open copy would delay.
+    """Drops the supervisor in a fork of the worker, and closes the fork's copy of the socket to it. The supervisor
+    takes the closing of the socket for the end of the worker, so an open copy would delay that.
     """
     Supervisor._lock = threading.Lock()
     current, Supervisor._current = Supervisor._current, None

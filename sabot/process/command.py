@@ -1,4 +1,6 @@
-"""Programs to be run: the command, the request to the supervisor, and the error if a program did not start."""
+"""The command of a program to be started, the request that asks the supervisor to start it, and the error if it did not
+start.
+"""
 
 import errno
 import os
@@ -46,8 +48,8 @@ class Command:
     - `limits`: limits of the program with all its descendants; None for no limits.
     - `trust`: a level of trust, or a `Sandbox`; None if the program runs as the worker does. A program in a sandbox can write in its
       `working_dir`; without a `working_dir` it can write in an empty /tmp of its own.
-    - `output_bytes`: the most bytes of stdout, and of stderr, that are kept until they are read. `lossless`: True if the program has to
-      wait when so many bytes are unread; else the oldest bytes are dropped.
+    - `output_bytes`: the most unread bytes of stdout, and of stderr, that the worker keeps. `lossless`: with True, a
+      program that writes more has to wait until they are read; with False, the oldest bytes are dropped.
     """
 
     argv: Sequence[str]
@@ -95,7 +97,9 @@ class Command:
         keep_settings(self.environment, owner=self)
 
     def whole_environment(self) -> dict[str, str]:
-        """Returns the environment that the program sees."""
+        """Returns all environment variables of the program: those of the worker that `inherit` names, and
+        `environment`.
+        """
         return {name: os.environ[name] for name in self.inherit if name in os.environ} | dict(self.environment)
 
 
@@ -118,7 +122,9 @@ def _check_encoded(where: str, text: str) -> None:
 
 
 def confined_command(command: Command) -> Confined:
-    """Returns the command with the measures by which this system makes its sandbox. Raises the errors of `confined`."""
+    """Prepares the sandbox of the command on this system, and returns the plan for it, with the environment and the
+    directory of the program. Raises the errors of `sandbox.reach.confined`.
+    """
     sandbox = sandbox_of(command.trust)
     assert sandbox is not None
     where = None if command.working_dir is None else os.path.abspath(command.working_dir)
@@ -126,7 +132,11 @@ def confined_command(command: Command) -> Confined:
 
 
 def spawn_request(number: int, command: Command, sandbox: Confined | None) -> dict[str, Any]:
-    """Returns the message that asks the supervisor to start the command. `number`: the number that the worker gives the child."""
+    """Returns the message that asks the supervisor to start the command.
+
+    `number`: the number that the worker gives the child. `sandbox`: the result of `confined_command`; None for no
+    sandbox.
+    """
     return {
         "do": "spawn",
         "child": number,

@@ -51,13 +51,16 @@ class SandboxUnavailable(SandboxError):
 
 
 class SandboxStepFailed(SandboxError):
-    """The system refused a step of the confinement of this program, though it had allowed the step in a test before."""
+    """A step of the confinement of a program has failed, although the same step had worked in an earlier trial."""
 
     code = "E2042"
 
 
 class SandboxPathRefused(SandboxError):
-    """A path of the sandbox does not exist, its user may not write there, or no sandbox may have it, such as the folder of leases."""
+    """A path that the sandbox names does not exist, or a sandboxed program may not have it: for example a folder of the
+    system to write in, the supervisor's folder of leases, or a path over a link that another sandboxed program may have
+    made.
+    """
 
     code = "E2043"
 
@@ -69,7 +72,7 @@ class TrustExceeded(SandboxError):
 
 
 class ExecutionError(AgentError):
-    """The program ended badly, or its task has failed."""
+    """A program ended with an exit code that is not 0 or by a signal, or its task has failed."""
 
 
 class CommunicationError(AgentError):
@@ -89,7 +92,9 @@ class Timeout(AgentError, TimeoutError):
 
 
 class InvalidContext(AgentError, UserError):
-    """The name, the task or the environment of an instance does not fit."""
+    """A configuration of an instance is not valid: its name, its task, its environment, or a value of a call about
+    it.
+    """
 
 
 class IoError(AgentError, OSError):
@@ -101,7 +106,7 @@ class ProviderError(AgentError):
 
 
 class ResourceLimitExceeded(AgentError):
-    """A task has used more than its limit. `limit`: the field of `ResourceLimits`."""
+    """A task has used more than a limit allows. `limit`: the name of the field of `ResourceLimits`."""
 
     def __init__(self, message: str, *, limit: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -109,7 +114,9 @@ class ResourceLimitExceeded(AgentError):
 
 
 class LifecycleError(AgentError):
-    """A verb of the lifecycle has failed. `code`: the code of document 002."""
+    """A call that starts, suspends, resumes, restarts or ends an instance has failed. `code`: the error code of
+    document 002.
+    """
 
     code = "E2020"
 
@@ -189,24 +196,28 @@ class QuotaTerminateFailed(QuotaError):
 
 
 class ScaleUpFailed(AgentError):
-    """A fleet has not grown: it would exceed its size, or children did not start."""
+    """A fleet has not got the replicas that were asked for: they would be more than its maximum, or children did not
+    start.
+    """
 
     code = "E2090"
 
 
 class ScaleDownFailed(AgentError):
-    """A fleet has not shrunk: it would fall below its size, or the state of a replica was not saved."""
+    """A fleet has not shrunk: it would have fewer replicas than its minimum, or the state of a replica was not saved."""
 
     code = "E2091"
 
 
 class WarmPoolExhausted(AgentError):
-    """No child of the warm pool is started and free."""
+    """A warm pool has no child to give out."""
 
     code = "E2092"
 
 
 class DrainTimeout(Timeout):
-    """A child that was to finish its work before its end took too long. The child was ended, and its caller gets the work back."""
+    """A piece of work was not done when its child was drained. The child was ended; the caller may have the work done
+    again.
+    """
 
     code = "E2093"

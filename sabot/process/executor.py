@@ -1,7 +1,8 @@
 """The instances of document 004, and the execution of their tasks.
 
-A task is submitted, an instance is acquired, its process and its tools are checked, the task is executed within its
-limits, calls of tools are routed, the result is collected, and the instance is released.
+A task goes through these steps: it is submitted; an instance is acquired for it; the process and the tools of the
+instance are checked; the instance executes the task within its limits, and its calls of tools are passed on to their
+servers; the result is collected; and the instance is released for the next task.
 """
 
 import asyncio
@@ -47,10 +48,12 @@ class ToolServers(Protocol):
     """The servers of the tools that instances may call, such as `sabot.mcp.McpServerPool`."""
 
     async def get_or_create(self, agent_id: str) -> Any:
-        """Opens the session of an instance, if there is none."""
+        """Returns the session of an instance with the servers. Opens it if there is none."""
 
     async def call_tool(self, agent_id: str, call: Any) -> Any:
-        """Calls `call.name` with `call.arguments`. The result has `content`, blocks of the protocol, and `is_error`."""
+        """Calls the tool `call.name` with `call.arguments` for the instance. The result has `content`, a list of blocks
+        of the Model Context Protocol, and `is_error`.
+        """
 
 
 @runtime_checkable
@@ -58,7 +61,7 @@ class ToolServerConfig(Protocol):
     """A configuration from which tool servers are made, such as `sabot.mcp.McpConfig`."""
 
     def tool_servers(self) -> Any:
-        """Returns the servers, with `close`; None if there are none."""
+        """Returns the tool servers, which also have a method `close`; None if the configuration names no server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +70,9 @@ class ToolAudit:
 
     - `arguments_digest`: SHA-256 of the arguments as JSON with sorted names, so that equal arguments have equal
       digests.
-    - `outcome`: "ok"; "tool_error" if the tool says that it failed; "failed" if nobody answered; "refused" if it was
-      not called; "cancelled" if its task was ended meanwhile.
-    - `reason`: the reason of each outcome but "ok".
+    - `outcome`: "ok"; "tool_error" if the tool reported that it failed; "failed" if the server did not answer;
+      "refused" if the tool was not called; "cancelled" if the task was ended during the call.
+    - `reason`: the reason of the outcome; "" for "ok".
     """
 
     tool: str
@@ -88,12 +91,12 @@ class ToolRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskDelegation:
-    """A task for an instance. Its process gets all of it, as JSON.
+    """A task for an instance. The process of the instance gets it as JSON, without its limits.
 
-    - `context`: values that the instance has to know. `output_format`, `boundaries`: the form of the answer, and rules
-      to keep to.
-    - `allowed_tools`: names of tools; None for all tools. `max_tool_calls`, `timeout` (seconds): at most those of the
-      instance's limits.
+    - `objective`: what the instance is to do. `context`: values that it has to know.
+    - `output_format`: the form of the answer. `boundaries`: rules to keep to.
+    - `allowed_tools`: the names of the tools that the instance may call; None for all tools.
+    - `max_tool_calls`, `timeout` (seconds): limits of this task; None for those of the instance. The lower limit holds.
     """
 
     objective: str
@@ -121,7 +124,7 @@ class TaskDelegation:
             ) from error
 
     def params(self) -> dict[str, Any]:
-        """Returns the part of the task that the process gets."""
+        """Returns the JSON object that the process gets: the task without its limits."""
         return {
             "task_id": self.task_id,
             "objective": self.objective,
@@ -138,6 +141,7 @@ class TaskResult:
 
     - `agent_id`: the id of the instance that did the task. It may differ from the id that was asked for, since another
       instance does the tasks of a degraded one (`RecoveryConfig.enable_graceful_degradation`).
+    - `result`: the answer. `tool_calls`: the number of calls of tools.
     - `seconds`: the time from the moment at which the instance began the task until its answer.
     """
 
@@ -168,7 +172,7 @@ class RuntimeAgent(Instance):
     """
 
     def __init__(self, command: Command, kind: str, limits: ResourceLimits, log: LastWords, **options: Any) -> None:
-        """Makes an instance. `options` are those of Instance."""
+        """Makes an instance. `kind` becomes its `type`. `options`: the options of Instance."""
         super().__init__(command, **options)
         self.type = kind
         self.limits = limits
@@ -194,8 +198,8 @@ class RuntimeAgent(Instance):
         return self.phase is Phase.FAILED and self.policy is not None
 
     async def usable(self) -> TaskLines | None:
-        """Waits until the instance can be given a task, and returns the conversation with its process; None if there
-        will be no process any more.
+        """Waits until the instance can be given a task, and returns the conversation with its process. Returns None if
+        the instance gets no further process.
         """
         if self.phase not in _FREE:
             await self.until(lambda phase: self.is_over or phase in _FREE)
@@ -203,8 +207,8 @@ class RuntimeAgent(Instance):
 
     @asynccontextmanager
     async def busy(self) -> AsyncIterator[None]:
-        """Keeps the instance busy during the `with` block. Raises IllegalTransition if it has a task, or cannot be
-        given one.
+        """Keeps the instance in the phase BUSY during the `with` block. Raises IllegalTransition if the instance has a
+        task already, or cannot be given one.
         """
         lines = self.lines
         assert lines is not None
@@ -218,8 +222,8 @@ class RuntimeAgent(Instance):
                 self.become(Phase.IDLE)
 
     async def end_task(self, lines: TaskLines) -> None:
-        """Ends the process whose task was not answered, so that a late answer is not mistaken for that of another task.
-        The next process is started at once, and no failure is counted.
+        """Ends the process that has not answered its task, since a late answer could be taken for that of the next
+        task. Starts the next process at once, and counts no failure. `lines`: the conversation with the process to end.
         """
         lines.is_at_fault = False
         await self.end_and_plan(lines.child, "its task was ended", counts=False)
@@ -228,10 +232,11 @@ class RuntimeAgent(Instance):
 class AgentExecutor:
     """An executor that gives tasks to instances.
 
-    - `choose`: a function of an instance's id that returns the instance for a task: this one, or another one that does its
-      tasks. `tools`: the servers of the tools that instances may call.
-    - `tell`: called at each step with the name of the step, the instance's id, the task's id, and the ToolAudit if the
-      step is a call of a tool, else None.
+    - `choose`: a function that is called with the id of an instance, and returns the instance that does the tasks for
+      this id: that instance, or another one in its place.
+    - `tools`: the servers of the tools that instances may call; None for no tools.
+    - `tell`: called at each step of a task with the name of the step, the instance's id, and the task's id. The fourth
+      argument is the ToolAudit if the step is a call of a tool, else None.
     """
 
     def __init__(
@@ -261,9 +266,11 @@ class AgentExecutor:
         """Executes a task as soon as the instance has done its earlier tasks, and returns the result. `slots`: a semaphore
         that is held while the task is executed.
 
-        Raises AgentNotFound; Timeout and ResourceLimitExceeded, after which the process is ended and replaced;
-        ExecutionError if the process reports a failure, ends, or is not started again; and the errors of opening the
-        instance's session with its tools.
+        - Raises AgentNotFound if there is no instance with this id.
+        - Raises Timeout or ResourceLimitExceeded if the task exceeds a limit. The process is then ended and replaced.
+        - Raises ExecutionError if the process reports that the task failed, if the process ends, or if the instance
+          gets no further process.
+        - Raises the errors of opening the instance's session with the tool servers.
         """
         if not isinstance(task, TaskDelegation):
             raise InvalidContext(f"a task is no {type(task).__name__}", hint='TaskDelegation(objective="…")')
@@ -280,8 +287,8 @@ class AgentExecutor:
     async def execute_tasks_parallel(
         self, tasks: Sequence[tuple[str, TaskDelegation]], max_parallel: int
     ) -> list[TaskResult | Exception]:
-        """Executes pairs of (agent id, task), at most `max_parallel` at a time. Returns the result or the error of
-        each, in their order.
+        """Executes several tasks, at most `max_parallel` at a time. `tasks`: pairs of an instance's id and a task.
+        Returns, in the order of `tasks`, the result of each task or the error that it raised.
         """
         if not is_whole(max_parallel, 1):
             raise UserError(f"max_parallel={short_repr(max_parallel)} allows no task", hint="a whole number above 0")
@@ -298,7 +305,9 @@ class AgentExecutor:
         return [each.result() for each in running]
 
     async def _counted(self, instance: RuntimeAgent, lines: TaskLines, task: TaskDelegation) -> TaskResult:
-        """Executes a task on an instance that has no other task and whose process runs, and counts the task as done or failed."""
+        """Executes a task on an instance whose process runs and has no other task. Counts the task as done or failed,
+        and returns its result.
+        """
         began = self._clock.monotonic()
         try:
             await self._tell("task.acquired", instance.id, task.task_id, None)
@@ -320,8 +329,8 @@ class AgentExecutor:
             await self._tell("task.released", instance.id, task.task_id, None)
 
     async def _executed(self, instance: RuntimeAgent, lines: TaskLines, task: TaskDelegation) -> tuple[Any, int]:
-        """Gives the task to the process, and returns its answer and the number of calls of tools. If no answer has come, because
-        of an error or the time limit, ends the process, since it may still work on the task.
+        """Gives the task to the process, and returns the answer and the number of calls of tools. If an error or the
+        time limit comes before the answer, ends the process, since it may still work on the task.
         """
         seconds = _lower(task.timeout, instance.limits.max_task_duration)
         answer: Mapping[str, Any] | None = None
@@ -365,8 +374,9 @@ class AgentExecutor:
             await lines.tell({"id": message.get("id"), **await self._called(instance, task, message.get("params"))})
 
     async def _called(self, instance: RuntimeAgent, task: TaskDelegation, params: Any) -> dict[str, Any]:
-        """Calls a tool for the process, and returns the message that answers the process: a result, or an error. So the model
-        in the process learns of an error.
+        """Calls a tool for the process, and returns the message with the result. If the call is refused or fails, the
+        message has the error instead, so that the model in the process learns of it. `params`: the name and the
+        arguments.
         """
         refused = self._refusal(instance, task, params)
         if refused is not None:
@@ -388,7 +398,9 @@ class AgentExecutor:
             await run_to_end(self._audit(instance, task, params, outcome, reason))
 
     def _refusal(self, instance: RuntimeAgent, task: TaskDelegation, params: Any) -> dict[str, Any] | None:
-        """Returns None if the tool may be called; else the error with which the process is answered."""
+        """Checks whether the process may make this call of a tool. Returns None if it may; else the message with the
+        error with which the process is answered.
+        """
         match params:
             case {"name": str(name), **rest} if isinstance(rest.get("arguments") or {}, dict):
                 pass
@@ -435,7 +447,9 @@ def _error(code: int, message: str) -> dict[str, Any]:
 
 
 def _is_unicode(value: Any) -> bool:
-    """Returns True if all texts in a JSON value can be written in UTF-8. Half a surrogate pair cannot, though JSON has an escape for it."""
+    """Returns True if all texts in a JSON value can be written in UTF-8. A single half of a surrogate pair cannot,
+    although JSON has an escape for it.
+    """
     try:
         msgspec.json.encode(value)
     except UnicodeEncodeError:

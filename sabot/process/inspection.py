@@ -1,9 +1,10 @@
 """Measures a child process from outside: its usage, and its health.
 
    usage     the supervisor measures it; a `UsageMeter` has the CPU that was used between two measurements
-   health    `Child.trouble` and `silence`; some owners act only when several looks in a row find trouble (`Failures`)
+   health    `Child.trouble` and `silence`; some owners of a child act only when several measurements in a row find
+   trouble
 
-Owners of children decide what follows: a runtime ends a process that hangs, a fleet and a warm pool end one that is
+The owner of a child decides what follows: a runtime ends a process that hangs, a fleet and a warm pool end one that is
 stopped, and a `HealthMonitor` only reports.
 """
 
@@ -57,7 +58,9 @@ class UsageMeter:
         return usage
 
     def note(self, child: Child | None, usage: ProcessUsage | None) -> None:
-        """Records the usage that was measured just now for `child`, the present process; None if it could not be measured."""
+        """Records a measurement of the present process. `child`: that process, or None if there is none. `usage`: the
+        usage that was measured just now; None if it could not be measured.
+        """
         before, now = self._child, self._clock.monotonic()
         if before is not None and before.status is not None:  # the usage of the process before, after the last look
             self.cpu_seconds += max(0.0, before.status.cpu_seconds - self._seen_s)
@@ -78,8 +81,10 @@ class UsageMeter:
 
 
 def silence(beat_at_s: float | None, now_s: float, longest_s: float) -> str:
-    """Returns words for the trouble if the last heartbeat of a child was more than `longest_s` seconds ago; else "".
-    `beat_at_s`: the time of that heartbeat; None for a child that sends no heartbeats.
+    """Returns a text that reports the silence of a child if its last heartbeat was more than `longest_s` seconds ago;
+    else "".
+
+    `beat_at_s`: the time of the last heartbeat, by the same clock as `now_s`; None for a child that sends no heartbeats.
     """
     silent_s = 0.0 if beat_at_s is None else now_s - beat_at_s
     return f"its last heartbeat was {silent_s:.0f} s ago" if silent_s > longest_s else ""

@@ -10,13 +10,17 @@
          failed          └───────────────────────────────── restart ───────┘  │
               └───────────────────── resume, if its process has ended ────────┘
 
-A verb that ends a process also decides what follows. If a process ends by itself, `_decide_after_end` decides: another start,
-or a last phase. It is called by `_watch`, a task that waits for the end if the instance has a TaskSet, and by `see` if it has
-none. `restart` gives a failed instance another process. The tables in `phases` have the phases and their changes.
+A verb is a method that changes the phase: start, end, suspend and so on. A verb that ends a process also decides what
+follows. If a process ends by itself, `_decide_after_end` decides: another start, or a last phase. If the instance has a
+TaskSet, this is called by the task `_watch`, which waits for the end of the process; else it is called by `see`.
+`restart` gives a failed instance another process. The tables in `phases` have the phases and their changes.
 
-Four names of an end: `ended` (kept as `_ended`) is the owner's function, called with each process that has ended; `end_asked`
-is True once the instance is to end for good; `_end_was_called` wakes a start that waits for a process to be ready, and only
-`end` sets it; `_gone` is set when the present process has ended and `_ended` has returned.
+Four attributes have to do with an end:
+
+- `_ended`: the owner's function `ended`, which is called with each process that has ended.
+- `end_asked`: True once the instance is to end for good.
+- `_end_was_called`: an event that only `end` sets; it wakes a start that waits until its process is ready.
+- `_gone`: an event that is set when the present process has ended and `_ended` has returned.
 """
 
 import asyncio
@@ -55,7 +59,7 @@ LONGEST_WAIT_S = 60.0
 """The longest wait before a start after failures, unless the first wait is longer."""
 
 STOPPED_BY_OTHERS = "somebody else has stopped its process (SIGSTOP)"
-"""The reason of a suspension that no verb of the instance has caused."""
+"""The text of `why` when somebody else than the owner has suspended the instance, by a signal SIGSTOP to its process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +83,8 @@ class RestartPolicy:
 
 
 class Instance:
-    """A program that runs as a child process on this machine, over all its processes. It has at most one process at a time.
+    """A program that runs as a child process on this machine. If its process ends, it may get another one
+    (RestartPolicy). It has at most one process at a time.
 
     - `name`: the name that was given, or else the name of the program. `label`: the name in messages, which includes the id
       if no name was given.
@@ -111,8 +116,10 @@ class Instance:
         - `policy`: the restart policy; None for an instance that has one process and no restarts.
         - `ready`: a coroutine function that is called with each new process, and returns when the process is ready. If it takes
          longer than `ready_within_s` seconds, the start fails.
-        - `ended`: a coroutine function that is called with each process that has ended, before the instance does anything about
-         the end. It returns True if the end counts as a failure of the program; after False the next process starts at once.
+        - `ended`: a coroutine function that is called with each process that has ended, before the instance starts
+          another one
+         or enters a last phase. If it returns True, the end may count as a failure of the program; if it returns False,
+         the next process starts at once.
         - `on_phase`: called with the instance, the phase before, and the new phase.
         - `tasks`: the owner's set of tasks, in which one task waits for the end of each process. If it is None, the instance
          notices an end only when `see` is called, and it has no restarts.
@@ -151,7 +158,7 @@ class Instance:
 
     @property
     def is_over(self) -> bool:
-        """True if the instance gets no further process, even while its last one is still being ended."""
+        """True if the instance gets no further process. Its last process may still be about to end."""
         return self.end_asked or self.phase in OVER
 
     @property
@@ -160,7 +167,9 @@ class Instance:
         return 0 if self.child is None or self.child.is_over else self.child.pid
 
     def become(self, phase: Phase) -> None:
-        """Enters the phase, and calls `on_phase`. Raises IllegalTransition if NEXT does not have the change."""
+        """Enters the phase, and calls `on_phase`. Raises IllegalTransition if the table `NEXT` does not allow the
+        change.
+        """
         before = self.phase
         if phase not in NEXT[before]:
             raise IllegalTransition(f"instance {self.label}: one that is {before} does not become {phase}")
@@ -214,10 +223,11 @@ class Instance:
             self.become(Phase.TERMINATED)
 
     async def end_and_plan(self, child: Child, why: str, *, counts: bool = True) -> None:
-        """Kills this process, and plans the next one as after a failure. With `counts` False the next one starts at
-        once, and this end does not count as a failure.
+        """Kills the process `child`, and plans the start of the next one as after a failure. With `counts` False no
+        failure is counted, and the next process starts at once.
 
-        Does nothing if the instance has another process by now, or none. Raises TerminateFailed.
+        Does nothing if `child` is not the present process of the instance any more. Raises TerminateFailed if the
+        process, or a descendant of it, still runs.
         """
         async with self.lock:
             if self.child is child and self.phase in (*RUNS, Phase.SUSPENDED):
@@ -225,10 +235,11 @@ class Instance:
                 self._plan(counts=counts)
 
     async def restart(self, why: str, *, grace_s: float, at_once: bool = False) -> None:
-        """Ends the process, if there is one, and plans the next one as after a failure. Does nothing if one is planned.
-        With `at_once` the count of failures in a row begins anew, and the start does not wait.
+        """Ends the process, if there is one, and plans the start of the next one as after a failure. Does nothing if a
+        start is planned already. With `at_once` the start does not wait, and the count of failures in a row begins anew.
 
-        Raises RestartFailed if the instance is over for good, its restarts are used up, or its process still runs.
+        `grace_s`: seconds from SIGTERM to SIGKILL. Raises RestartFailed if the instance is over for good, if its
+        restarts are used up, or if its process could not be ended.
         """
         async with self.lock:
             if self.end_asked or self.phase in (Phase.COMPLETED, Phase.TERMINATED) or self.policy is None:
@@ -361,8 +372,8 @@ class Instance:
             self.become(self._runs_as)
 
     def work(self, *, begins: bool) -> None:
-        """Makes the instance BUSY if it begins work, and IDLE if its work is done. A suspended instance stays SUSPENDED, and
-        gets that phase when it is resumed.
+        """Enters the phase BUSY if the instance begins work (`begins` is True), and IDLE if its work is done. A
+        suspended instance stays SUSPENDED, and enters BUSY or IDLE when it is resumed.
         """
         runs_as = self._runs_as if self.phase is Phase.SUSPENDED else self.phase
         if runs_as in RUNS and begins is not (runs_as is Phase.BUSY):
@@ -375,8 +386,10 @@ class Instance:
     # -- starts -------------------------------------------------------------------------------------------------------
 
     async def _start(self) -> Child:
-        """Starts a process, and returns it when it is ready. The caller holds the lock. If this raises, `why` has the reason,
-        and the process has ended. Only a process that could not be killed stays `child` until it has ended.
+        """Starts a process, and returns it when it is ready. The caller holds the lock.
+
+        If an error is raised, `self.why` has the reason, the process has ended, and `self.child` is None. If the
+        process could not be killed, `self.child` is that process until it has ended.
         """
         self.next_start_at = None
         self.become(Phase.STARTING)
@@ -402,8 +415,8 @@ class Instance:
         return child
 
     async def _undo(self, child: Child) -> None:
-        """Ends a process that has not become ready. `self.why` still has the reason why it has not; if the process cannot be
-        killed, that error is appended to it.
+        """Ends a process that has not become ready. `self.why` has the reason why it did not; if the process cannot be
+        killed, this error is appended to `self.why`.
         """
         why = self.why
         try:
@@ -516,8 +529,8 @@ class Instance:
         return Phase.TERMINATED if self.end_asked and is_killed else Phase.FAILED
 
     async def _stop(self, child: Child, grace_s: float, why: str) -> None:
-        """Ends the process for the reason `why`, waits until the owner's `ended` has returned for it, and sets `child` to None.
-        The caller holds the lock. Raises TerminateFailed.
+        """Ends the process for the reason `why`, waits until the owner's function `ended` has returned for it, and sets
+        `self.child` to None. The caller holds the lock. Raises TerminateFailed if the process still runs.
         """
         if self.phase in RUNS:
             self.become(Phase.STOPPING)

@@ -1,8 +1,10 @@
-"""The steps in a child between fork and exec. The supervisor, which forks, has one thread, so they may run any Python.
+"""The steps of a child between fork and exec. The supervisor that forks the child has a single thread, so the steps may
+run any Python code.
 
-They make the child the leader of a session of its own, with default signals, its three streams, its limits and its
-directory, and execute the program. The supervisor learns the result from the pipe `report`: if a step fails, the child
-writes `step errno` to it and ends; if the program is executed, the pipe is closed and empty.
+The steps make the child the leader of a session of its own, reset its signal handlers, set its three streams, its
+limits and its directory, and execute the program. The child reports the result to the supervisor over a pipe
+(`report`). If a step fails, the child writes the name of the step and the errno to the pipe, and ends. If the program
+is executed, nothing is written, and the pipe is closed.
 """
 
 import ctypes
@@ -17,8 +19,9 @@ from typing import Any
 from sabot.process.sandbox.confine import confinement, enter, filter_calls
 
 TAG = 10
-"""RLIMIT_LOCKS: a limit that the kernel keeps for each process and has not used since 2.4. Every descendant inherits it, whatever it does
-to its session, its parents and its environment; and anybody can read it from /proc. So its value says whose descendant a process is."""
+"""The resource limit RLIMIT_LOCKS, whose value marks the descendants of a child (`tree.own_tags`). The kernel keeps
+this limit for each process, but has not used it since Linux 2.4. Each descendant inherits the value, even in a session
+of its own or with another parent, and it can be read from /proc."""
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -26,14 +29,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def become_subreaper() -> None:
-    """Makes this process the parent of each descendant whose own parent ends."""
+    """Makes this process a subreaper: it becomes the parent of each of its descendants whose own parent ends."""
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "the system gives no subreaper")
 
 
 def end_with_parent(parent: int, number: signal.Signals) -> None:
-    """Lets the kernel send this process a signal when the thread that has forked it ends, however that ends. Exits if the parent has
-    ended already. `parent`: its pid.
+    """Lets the kernel send the signal `number` to this process when the thread that has forked it ends, in whatever
+    way. Ends this process if the parent has ended already. `parent`: the pid of the parent.
     """
     _libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
     if os.getppid() != parent:
@@ -41,7 +44,9 @@ def end_with_parent(parent: int, number: signal.Signals) -> None:
 
 
 def candidates(program: str, path: str) -> Iterator[str]:
-    """Yields the files that a program of this name may be: the name itself if it has a slash, else one for each folder of `path`."""
+    """Yields the paths at which a program may lie: the name itself if it has a slash, else that name in each folder of
+    `path`, which is a value of the variable PATH.
+    """
     if "/" in program:
         yield program
     else:
@@ -50,11 +55,12 @@ def candidates(program: str, path: str) -> Iterator[str]:
 
 
 def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: int, parent: int) -> None:
-    """Makes a child of this fork and executes its program. Never returns.
+    """Does all steps in the forked process, and executes the program. Never returns.
 
-    - `plan`: argv, environment, directory, nice, rlimits, groups (the files by which control groups are joined), and sandbox (None, or the
-      plan for `confine.confinement`).
-    - `streams`: the descriptors that become 0, 1 and 2. `parent`: the supervisor's pid.
+    - `plan`: the request to spawn: `argv`, `environment`, `directory`, `nice`, `rlimits`, `groups` (the files by which a
+      process joins its control groups), and `sandbox` (None, or the plan for `confine.confinement`).
+    - `streams`: the descriptors that become stdin, stdout and stderr.
+    - `tag`: the tag of the child (`TAG`). `report`: the pipe to the supervisor. `parent`: the supervisor's pid.
     """
     step = "session"
     try:
@@ -109,7 +115,9 @@ def _report(report: int, text: str) -> None:
 
 
 def _join(group: str) -> None:
-    """Moves this process into a control group. If the group refuses, does nothing, since the supervisor then enforces the limits."""
+    """Moves this process into a control group. If the kernel refuses, does nothing: the supervisor then enforces the
+    limits by measuring. `group`: the file by which a process joins the group.
+    """
     with suppress(OSError):
         descriptor = os.open(group, os.O_WRONLY | os.O_CLOEXEC)
         with suppress(OSError):

@@ -2,8 +2,9 @@
 
     query ─▶ memories of the workspace ─▶ plan: (kind of worker, task), … ─▶ workers, side by side ─▶ one answer ─▶ remembered
 
-`LeadAgent` has the eight collaborators that the document names. `LeadAgentWithRuntime` gives the tasks to instances of a
-`ProcessRuntime`. A query is lost if the process ends; where it has to survive that, use a durable agent with child jobs.
+`LeadAgent` is made with the eight collaborators that the document names. `LeadAgentWithRuntime` gives the tasks to
+instances of a `ProcessRuntime`. If this process ends, a query that is under way is lost. For queries that must survive
+this, use a durable agent with child jobs.
 """
 
 import inspect
@@ -45,7 +46,8 @@ class LeadAgent:
         *,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """
+        """Makes a lead agent.
+
         - `name`: names the agent in events and errors.
         - `cortex`: servers with the tools `cortex_search` and `cortex_store`, say a `McpServerPool`. The agent has a
           session of its own for each workspace, `NAME/WORKSPACE`. If it is None, the agent has no memory.
@@ -76,11 +78,13 @@ class LeadAgent:
         self._clock = clock
 
     async def handle_query(self, query: str, workspace_id: str, session_id: str) -> TaskResult:
-        """Answers a query. In the result, `agent_id` is the name of this agent, and the calls of tools are those of all tasks.
+        """Answers a query. In the result, `agent_id` is the name of this agent, and `tool_calls` counts the calls of
+        all tasks.
 
-        Raises InvalidContext if the query or its plan is empty; AgentNotFound if the plan names a kind that has no worker;
-        ExecutionError if no task was done, or, without graceful degradation, if one has failed; the errors of the
-        collaborators; UserError if there is no coordinator.
+        - Raises InvalidContext if the query or its plan is empty; AgentNotFound if the plan names a kind that has no
+          worker; UserError if the agent has no coordinator.
+        - Raises ExecutionError if all tasks failed; without `enable_graceful_degradation` also if one task failed.
+        - Raises the errors of the collaborators.
         """
         if self._coordinator is None or self._workers is None:
             raise UserError(
@@ -108,8 +112,8 @@ class LeadAgent:
         return TaskResult(query_id, self.name, answer, calls, self._clock.monotonic() - began)
 
     def with_runtime(self, runtime: ProcessRuntime) -> "LeadAgent":
-        """Returns this agent with a runtime as its coordinator, and, if it has no registry, with the instances of the
-        runtime by their type as its workers.
+        """Returns a copy of this agent whose coordinator is the runtime. If this agent has no worker registry, the
+        workers of a kind are the instances of the runtime whose `type` is that kind.
         """
         made = copy(self)
         made._coordinator = runtime
@@ -119,7 +123,9 @@ class LeadAgent:
         return made
 
     def _assigned(self, plan: Delegations, workers: Callable[[str], Sequence[str]]) -> list[tuple[str, TaskDelegation]]:
-        """Returns the tasks with the ids of their workers. Workers of one kind take turns."""
+        """Returns the tasks of the plan, each with the id of the worker that is to do it. Workers of one kind take
+        turns.
+        """
         turns, assigned = Counter[str](), []
         for kind, task in plan:
             ids = workers(kind)
@@ -178,8 +184,8 @@ class LeadAgentWithRuntime:
     """A lead agent whose tasks are done by instances of a runtime."""
 
     def __init__(self, lead_agent: LeadAgent, runtime: ProcessRuntime) -> None:
-        """Makes the agent. `runtime` must be started. Its instances are the workers if the agent has no registry: the
-        kind of a worker is the `type` with which it was spawned.
+        """Makes an agent like `lead_agent` whose coordinator is the runtime, which must be started. If `lead_agent` has
+        no worker registry, the workers of a kind are the instances that were spawned with this kind as their `type`.
         """
         self._lead = lead_agent.with_runtime(runtime)
 

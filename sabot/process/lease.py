@@ -1,11 +1,13 @@
 """Leases of supervisors, by which the processes that a killed supervisor has left are found and ended.
 
-Each supervisor holds a lease: a file that is locked as long as its process lives, and that has the tags of its
-descendants. If another process can lock a lease, its supervisor is dead: the process that gets the lock ends everything
-that still has these tags, and removes the file. By then the kernel has ended the direct children of the supervisor
-(`launcher.end_with_parent`); the tags find the rest. The watcher, a process that each supervisor starts and that does
-nothing else, waits for the lock. If the watcher was killed too, the worker that has lost its supervisor, or the next
-supervisor of this user, gets the lock. A lease in use is left alone, and so is one from before the last reboot.
+Each supervisor holds a lease: a file that it keeps locked as long as it lives. The lease has the tags that mark the
+descendants of this supervisor (`tree.own_tags`). If another process can lock the lease, the supervisor is dead. The
+process that gets the lock then ends all processes with these tags, and removes the lease. The direct children of the
+supervisor are already dead at that time, since the kernel ends them with it (`launcher.end_with_parent`).
+
+Three processes may get the lock. The first is the watcher: a process that each supervisor starts, and that only waits
+for the lock. If the watcher was killed too, it is the worker that has lost its supervisor, or the next supervisor of
+this user. A lease that is still locked is left alone, and so is a lease from before the last reboot.
 """
 
 import errno
@@ -29,8 +31,8 @@ _SUFFIX = ".lease"
 
 
 def folder_of_leases() -> Path:
-    """Returns the folder of this user on this machine: in XDG_RUNTIME_DIR or in /run/user/UID, if that is a folder of
-    this user in which nobody else may write; otherwise a folder named after the user among the temporary files.
+    """Returns the folder for the leases of this user on this machine. It lies in XDG_RUNTIME_DIR or /run/user/UID if
+    that folder belongs to this user and nobody else may write in it; otherwise among the temporary files.
     """
     for parent in filter(None, (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{os.getuid()}")):
         if os.path.isabs(parent) and _is_ours(Path(parent)):
@@ -39,7 +41,9 @@ def folder_of_leases() -> Path:
 
 
 class Lease:
-    """The lease of this process, which is a supervisor. The process holds the lease until `give_up`, or until the process ends."""
+    """The lease of a supervisor, made and held by this process, which is that supervisor. The process holds the lease
+    until it calls `give_up` or ends.
+    """
 
     def __init__(self, folder: Path, first: int) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -60,10 +64,10 @@ class Lease:
 
     def watch(self, groups: ControlGroups) -> None:
         """Starts the watcher: a process that waits for the end of this process, and then ends all processes that this
-        process has left. The watcher ends at once if the lease was given up.
+        process has left. If the lease was given up by then, the watcher has nothing to end, and ends itself.
 
-        The watcher is started by a process in between that ends at once, so it is no child of this process. Call this
-        before this process becomes a subreaper, has other threads, or handles signals.
+        The watcher is forked by a process in between, which ends at once, so the watcher is no child of this process.
+        Call this before this process becomes a subreaper, has other threads, or handles signals.
         """
         if (parent := os.fork()) == 0:
             try:
@@ -75,8 +79,8 @@ class Lease:
 
 
 def _watch(path: Path, groups: ControlGroups) -> None:
-    """Runs the watcher. It closes all descriptors that it has inherited from the supervisor: other processes see the supervisor's end by
-    the closing of its files, which a copy in the watcher would keep open.
+    """Runs as the watcher (`Lease.watch`). First closes all descriptors that it has inherited from the supervisor,
+    because other processes notice the end of the supervisor by the closing of its files.
     """
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -91,11 +95,11 @@ def _watch(path: Path, groups: ControlGroups) -> None:
 
 
 def end_what_is_left(folder: Path, groups: ControlGroups, own: str = "") -> int:
-    """Ends the processes that killed supervisors have left, and returns the number of these processes. Gives up a lease whose processes do
-    not end within some seconds.
+    """Ends the processes that killed supervisors have left, and returns the number of these processes. If the processes
+    of a lease do not end within some seconds, goes on with the next lease.
 
-    `own`: the name of the lease of a supervisor that is known to have ended. If its watcher is ending its processes, this call waits for
-    the watcher; leases of other supervisors are skipped if they are locked.
+    `own`: the name of the lease of a supervisor that is known to have ended. If this lease is locked, its watcher is
+    ending the processes, and this call waits for the watcher. Any other lease that is locked is skipped.
     """
     if not _is_ours(folder):
         return 0
@@ -107,8 +111,9 @@ def end_what_is_left(folder: Path, groups: ControlGroups, own: str = "") -> int:
 
 
 def _end_lease(path: Path, groups: ControlGroups, *, wait: bool) -> int:
-    """Ends the processes that have the tags of a lease, and returns the number of these processes. `wait`: True to wait until nobody else
-    has locked the lease. Raises OSError if there is no such lease, or if it is locked and `wait` is False.
+    """Ends the processes that have the tags of a lease, and returns the number of these processes. `wait`: True to wait
+    while another process has locked the lease. Raises OSError if there is no such lease, or if it is locked and `wait`
+    is False.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
@@ -146,8 +151,8 @@ def _end_all(first: int, groups: ControlGroups) -> int:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Returns True if the folder belongs to this user, and nobody else may write there. Somebody else who could write there could make a
-    lease that names processes of this user.
+    """Returns True if the folder belongs to this user, and no other user may write in it. Another user could otherwise
+    write a lease with the tags of this user's processes, which would then be ended.
     """
     try:
         status = folder.lstat()

@@ -25,16 +25,19 @@ _OVERSHOOT = 0.5
 
 class ResourceLimits:
     """The limits of a child and all its descendants together. Usage of exactly a limit is allowed; None means no limit.
+    A name in parentheses is a second name of the same limit. "Killed" means that the child and all its descendants are
+    killed.
 
-    - `max_memory_bytes` (or `max_memory_mb`): resident memory; above it all of them are killed.
-    - `cpu_limit_percent` (or `max_cpu_percent`): percent of one core; above it all of them are slowed down.
-    - `max_task_duration` (or `max_runtime_secs`): seconds, after which all of them are ended.
-    - `max_open_files`: open files of each process; the kernel refuses to open more. `max_processes`: the number of processes;
-     above it all of them are killed.
-    - `max_output_bytes`: bytes of stdout and stderr together; above it all of them are killed. `max_file_bytes`: the size of a
-     file that one of them writes; above it the writer gets SIGXFSZ.
-    - `max_tool_calls_per_task`: calls of tools in a task, counted by the runtime. `max_tool_calls_per_minute`: calls in any
-     60 seconds over all tasks; the error of a refused call has the time at which the next one is possible.
+    - `max_memory_bytes` (or `max_memory_mb`): their resident memory; above it they are killed.
+    - `cpu_limit_percent` (or `max_cpu_percent`): their CPU in percent of one core; above it they are slowed down.
+    - `max_task_duration` (or `max_runtime_secs`): the time in seconds after which they are ended.
+    - `max_open_files`: the open files of each single process; the kernel refuses to open more.
+    - `max_processes`: the number of processes; above it they are killed.
+    - `max_output_bytes`: the bytes of stdout and stderr together; above it they are killed.
+    - `max_file_bytes`: the size of a file that a process writes; above it this process gets SIGXFSZ.
+    - `max_tool_calls_per_task`: the calls of tools in one task of a runtime; further calls are refused.
+    - `max_tool_calls_per_minute`: the calls of tools in any 60 seconds, over all tasks. A further call is refused, with
+      an error that says when the next call is possible.
     """
 
     __slots__ = (
@@ -110,7 +113,7 @@ class ResourceLimits:
         return ResourceLimits(**{name: None if name in names else getattr(self, name) for name in self.__slots__})
 
     def narrowed(self, other: "ResourceLimits | None") -> "ResourceLimits":
-        """Returns limits of which each is the lower one of this and of `other`."""
+        """Returns limits in which each field has the lower value of this object and of `other`."""
         if other is None:
             return self
         both = {name: (getattr(self, name), getattr(other, name)) for name in self.__slots__}
@@ -118,7 +121,7 @@ class ResourceLimits:
         return ResourceLimits(**lower)
 
     def plan(self) -> dict[str, Any]:
-        """Returns the limits as the supervisor's request to spawn has them."""
+        """Returns the limits in the form of a request to the supervisor (`command.spawn_request`)."""
         memory = None
         if self.max_memory_bytes is not None:
             memory = self.max_memory_bytes + int(_OVERSHOOT * memory_left())
