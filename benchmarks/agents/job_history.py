@@ -173,7 +173,7 @@ def listed(place: str, jobs: int, opened: int) -> list[tuple[float, float]]:
         page = jobs_page(with_open, JobQuery(), LISTED)
         found.append((round((time.perf_counter() - began) * 1000, 1), round((cpu() - before) * 1000, 1)))
         assert [job.record.job_id for job in page.jobs[:3]] == [job_id(jobs + opened - 1 - n) for n in range(3)]
-        assert sum(job.tokens for job in page.jobs) == 100 * min(LISTED, jobs + opened + 1)
+        assert sum(job.used.tokens for job in page.jobs) == 100 * min(LISTED, jobs + opened + 1)
     with_open.close()
     return found
 
