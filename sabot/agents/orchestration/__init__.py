@@ -1,10 +1,10 @@
-"""Flows of agents: chain, parallel, map and reduce, plan and execute, debate, router, graph, workflow. A flow that runs
-in a durable job is durable.
+"""Flows of agents: chain, parallel, map and reduce, plan and execute, debate, router, graph, workflow. A flow that runs in a
+durable job is durable, too.
 
-base       operators, their context, their bounds and errors
-patterns   operators that consist of others
-graph      nodes that run when the nodes they need have ended
-workflow   nodes that run one after the other, as the state decides, with loops
+base       operators (the steps of flows), the context of a flow, its limits and errors
+patterns   operators that consist of other operators
+graph      a node runs when the nodes before it have ended
+workflow   nodes run one after the other, with loops; the state decides which is the next
 """
 
 from sabot.agents.orchestration.base import (

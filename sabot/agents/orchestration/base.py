@@ -1,10 +1,10 @@
-"""Operators, the steps of flows, and the context that they get.
+"""Operators, which are the steps of flows, and the context that a flow gives them.
 
 Operator.execute(input, context) ─▶ OperatorResult        an agent, a function, or a pattern of other operators
 
-A flow runs in the event loop of its caller, and calls tools and models through `context.effects` only. Outside of a job
-these are plain calls; in a job each call is an effect. So a flow in a durable job is durable without a store of its
-own: after a crash it runs again, and takes the results from the journal.
+A flow runs in the event loop of its caller, and calls tools and models only through `context.effects`. Outside of a job
+these are plain calls; in a job each call is an effect. So a flow in a durable job needs no store of its own: after a
+crash the flow runs again, and takes the results of its calls from the journal.
 """
 
 import asyncio
@@ -34,15 +34,15 @@ T = TypeVar("T")
 
 
 class FlowError(SabotError):
-    """The error for a flow that cannot go on. E2010: a loop has no bound; E2011: the flow is too deep or has too many
-    branches; E2012: a step has failed; E2013: its time is over.
+    """The error for a flow that cannot continue. E2010: a loop has no limit. E2011: the flow is nested too deeply, or
+    has too many branches. E2012: a step has failed. E2013: the time of the flow is over.
     """
 
     code = "E2012"
 
 
 class FlowCycle(FlowError, UserError):
-    """The error for a flow whose steps wait for each other, or with a loop without a bound."""
+    """The error for a flow whose steps wait for each other, or that has a loop without a limit."""
 
     code = "E2010"
 
@@ -54,28 +54,32 @@ class DepthExceeded(FlowError):
 
 
 class FlowFailed(FlowError):
-    """The error for a step that has failed. It is also the error of the pattern around that step."""
+    """The error for a step that has failed. A pattern that contains a failed step fails with the same error."""
 
 
 class FlowTimeout(FlowError, TimeoutError):
-    """The error for a flow that has not ended in its time."""
+    """The error for a flow that has not ended within its time limit."""
 
     code = "E2013"
 
 
 _FAILURES = (FlowFailed, ModelError, AgentRunError, ToolError, EffectError, BudgetExceeded, TimeoutError)
-"""The errors that count as a failure of an operator. Any other error is one of the program, and is raised."""
+"""The errors that count as a failure of an operator. Any other error is a mistake in the program, and is raised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrchestrationConfig:
-    """The bounds of a flow.
+    """The limits of a flow.
 
-    `max_child_jobs` is the number of operators that one pattern may start in one execution. `max_depth` is the number
-    of patterns within patterns. `timeout_seconds` limits one execution of the outermost pattern. With `inherit_budgets`
-    the usage of steps counts in the `BudgetSpec` of the job that runs the flow; without it only in the budget of the
-    scope. With `propagate_cancellation` a cancelled flow cancels the steps that it has started; without it their end is
-    awaited first. With `parallel_execution` branches run side by side, at most `max_parallel` of them.
+    - `max_child_jobs`: the most operators that one pattern may start in one execution.
+    - `max_depth`: the most patterns within patterns.
+    - `timeout_seconds`: the time limit of one execution of the outermost pattern.
+    - `inherit_budgets`: True if the usage of the steps counts in the `BudgetSpec` of the job that runs the flow. With
+      False it only counts in the budget of the scope.
+    - `propagate_cancellation`: True if a cancelled flow cancels the steps that it has started. With False it waits for
+      their end.
+    - `parallel_execution`: True if branches run side by side, at most `max_parallel` of them. With False they run one
+      after the other.
     """
 
     max_child_jobs: int = 10
@@ -96,11 +100,14 @@ class OrchestrationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorContext:
-    """The context of a flow, which all its operators get.
+    """The context of a flow, which all operators of the flow get.
 
-    `execution` says on whose behalf it runs. `effects` asks models and calls tools; None takes those of the job around
-    it, or plain calls. `config` has the bounds. `depth` is the number of patterns around this one. `values` are given
-    by the caller for all operators, which must not change them.
+    - `execution`: the ExecutionContext, which says on whose behalf the flow runs.
+    - `effects`: asks models and calls tools. With None the effects of the job around the flow are used, or plain calls
+      if there is no job.
+    - `config`: the limits of the flow.
+    - `depth`: the number of patterns around this one.
+    - `values`: values that the caller gives to all operators. The operators must not change them.
     """
 
     execution: ExecutionContext | None = None
@@ -111,8 +118,8 @@ class OperatorContext:
 
     @classmethod
     def of(cls, given: "OperatorContext | ExecutionContext | DurableContext | None") -> "OperatorContext":
-        """Makes an OperatorContext from one of these contexts. If it is the context of a durable agent, all calls of
-        the flow become effects of the agent's job.
+        """Makes an OperatorContext from one of these contexts, or from None. If `given` is the context of a durable
+        agent, all calls of the flow become effects of the agent's job.
         """
         if given is None or isinstance(given, ExecutionContext):
             given = cls(execution=given)
@@ -126,7 +133,9 @@ class OperatorContext:
         return given if given.effects is not None else replace(given, effects=current_effects.get())
 
     async def call(self, tool: Tool | Callable[..., Any], /, **arguments: Any) -> Any:
-        """Calls a tool: in a job as an effect of the tool's class, else directly. A plain function counts as unsafe."""
+        """Calls a tool, and returns its result. In a job the call is an effect of the tool's effect class. A plain
+        function counts as a tool of the class "unsafe".
+        """
         effects = DirectTools(RequestContext()) if self.effects is None else self.effects
         return await effects.call(as_tool(tool), arguments)
 
@@ -152,9 +161,13 @@ class _InJob:
 
 @dataclass(frozen=True, slots=True)
 class OperatorResult:
-    """The result of an operator. `content` is a text, a value of the agent's output type, or the value that a function
-    has returned. If `success` is False, `content` describes the failure and `error` is the exception, if there was one.
-    `usage` is the sum over all model calls.
+    """The result of an operator.
+
+    - `content`: a text, a value of the agent's output type, or the value that a function has returned. For a failure it
+      is a description of the failure.
+    - `success`: False if the operator has failed.
+    - `error`: the exception that made the operator fail, or None.
+    - `usage`: the sum of the usage of all model calls.
     """
 
     content: Any
@@ -164,7 +177,7 @@ class OperatorResult:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def checked(self, what: str) -> "OperatorResult":
-        """Returns this result if it is a success. Otherwise raises FlowFailed; `what` names the step in the message."""
+        """Returns this result if it is a success. Otherwise raises FlowFailed. `what` names the step in the error message."""
         if self.success:
             return self
         why = self.error if self.error is not None else short_repr(self.content)
@@ -172,7 +185,9 @@ class OperatorResult:
 
 
 class Operator(ABC):
-    """A step of a flow. A subclass implements `execute`, and may have a name other than that of its class."""
+    """A step of a flow. A subclass implements `execute`. The step is named after its class, unless it is given another
+    `name`.
+    """
 
     def __init__(self, agent: Agent | None = None, *, name: str = "") -> None:
         """Makes a step. `agent` is the agent that the step runs, as `self.agent`, or None if the step runs none."""
@@ -181,32 +196,38 @@ class Operator(ABC):
 
     @property
     def name(self) -> str:
-        """The name of the operator in errors."""
+        """The name of the operator in error messages."""
         return self._name or type(self).__name__
 
     @property
     def takes_items(self) -> bool:
-        """True if the operator gets all steps of a plan at once, as `items`; otherwise it is executed for each of them."""
+        """True if the operator gets all steps of a plan at once, as the field "items". Otherwise it is executed once
+        for each step.
+        """
         return False
 
     @abstractmethod
     async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
-        """Executes the step. The agents of the step make their calls through the effects of the flow. A ModelError,
-        AgentRunError, ToolError, EffectError, BudgetExceeded or TimeoutError means that the step has failed. Any other
-        error ends the flow.
+        """Executes the step, and returns its result. The agents of the step make their calls through the effects of the
+        flow.
+
+        The step has failed if this raises a ModelError, AgentRunError, ToolError, EffectError, BudgetExceeded or
+        TimeoutError. Any other error ends the flow.
         """
 
 
 class Flow(Operator):
-    """An operator that consists of others. `execute` takes an OperatorContext, an ExecutionContext, or no context. If
-    the input is a text, the steps get it as the field "text".
+    """An operator that consists of other operators. `execute` takes an OperatorContext, an ExecutionContext, the
+    context of a durable agent, or no context. If the input is a text, the operators get it as the field "text".
     """
 
     def __init__(self, *, name: str = "") -> None:
         super().__init__(name=name)
 
     async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
-        """Executes the flow. The failure of a step is in the result. Raises FlowTimeout, DepthExceeded."""
+        """Executes the flow, and returns its result. If a step fails, the result says so, and nothing is raised. Raises
+        FlowTimeout and DepthExceeded.
+        """
         within = OperatorContext.of(context)
         config = within.config
         if within.depth >= config.max_depth:
@@ -229,14 +250,14 @@ class Flow(Operator):
             raise FlowTimeout(f"{self.name} has not ended within {seconds:g} s", hint="timeout_seconds=…") from error
 
     def _seconds(self, config: OrchestrationConfig) -> float | None:
-        """Returns the time limit in seconds if this is the outermost flow. Returns None if it is not, or if there is no
-        limit.
+        """Returns the time limit of the flow in seconds, or None if it has none. The limit applies only if this is the
+        outermost flow.
         """
         return config.timeout_seconds
 
     @abstractmethod
     async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
-        """Executes the operators of the flow."""
+        """Executes the operators of the flow, and returns the result of the flow."""
 
 
 async def _kept(flow: Coroutine[Any, Any, T], config: OrchestrationConfig) -> T:
@@ -256,8 +277,8 @@ async def _kept(flow: Coroutine[Any, Any, T], config: OrchestrationConfig) -> T:
 
 
 async def step(operator: Operator, given: Any, context: OperatorContext) -> OperatorResult:
-    """Executes an operator as a step of a flow, and returns its result. If the operator fails, the result says so. Its
-    agents make their calls through `context`.
+    """Executes an operator as a step of a flow, and returns its result. If the operator fails, returns a result that
+    says so. The agents of the operator make their calls through `context`.
     """
     before, counted = current_effects.set(context.effects), APART.set(APART.get() or not context.config.inherit_budgets)
     try:
@@ -279,8 +300,8 @@ async def step(operator: Operator, given: Any, context: OperatorContext) -> Oper
 async def run_parallel(
     who: str, work: Sequence[tuple[Operator, Any]], context: OperatorContext
 ) -> list[OperatorResult]:
-    """Executes operators with their inputs, and returns the results in their order. Raises DepthExceeded if they are
-    too many.
+    """Executes operators with their inputs, side by side if the configuration allows it. Returns their results, in the
+    order of `work`. Raises DepthExceeded, naming the pattern `who`, if there are more operators than allowed.
     """
     config = context.config
     if len(work) > config.max_child_jobs:
@@ -307,10 +328,11 @@ async def run_parallel(
 
 
 class AgentStep(Operator):
-    """A step that runs an agent. Its content is the agent's output, or its text if it has no output type.
+    """A step that runs an agent. Its content is the agent's output, or the text of the answer if the agent has no
+    output type.
 
-    `prompt` is a template over the input's fields ("Summarize: {text}"), or a function of the input; by default the
-    prompt is made by `prompt_of`.
+    `prompt` is a template over the fields of the input ("Summarize: {text}"), or a function of the input. By default
+    `prompt_of` makes the prompt.
     """
 
     def __init__(self, agent: Agent, *, prompt: str | Callable[[Any], object] | None = None, name: str = "") -> None:
@@ -319,7 +341,7 @@ class AgentStep(Operator):
         self._prompt = prompt
 
     async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
-        """Runs the agent once."""
+        """Runs the agent once over the input, and returns its output as the result."""
         said = self._said(input_data)
         effects = OperatorContext.of(context).effects
         ran = await self.agent.run(said, effects=None if effects is None else effects.of(self.agent.engine))
@@ -342,8 +364,8 @@ class AgentStep(Operator):
 
 
 class FunctionStep(Operator):
-    """A step that calls a function, `f(input)` or `f(input, context)`, async or not, which returns the content or an
-    OperatorResult. The function may compute; it calls tools through `context.call`.
+    """A step that calls a function: `f(input)` or `f(input, context)`, async or not. The function returns the content
+    of the step, or an OperatorResult. The function may compute; to call a tool it uses `context.call`.
     """
 
     def __init__(self, func: Callable[..., Any], *, name: str = "") -> None:
@@ -352,7 +374,7 @@ class FunctionStep(Operator):
         self._takes_context = _positional(func) > 1
 
     async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
-        """Calls the function."""
+        """Calls the function with the input, and returns its result."""
         within = OperatorContext.of(context)
         value = self._func(input_data, within) if self._takes_context else self._func(input_data)
         if inspect.isawaitable(value):
@@ -364,8 +386,8 @@ OperatorLike = Operator | Agent | Callable[..., Any]
 
 
 def as_operator(given: Any, what: str) -> Operator:
-    """Returns `given` if it is an operator, or a step that runs it if it is an agent or a function. Raises UserError
-    for anything else; `what` names it in the message.
+    """Returns an operator for `given`: an operator unchanged, and for an agent or a function a step that runs it.
+    Raises UserError for anything else. `what` names it in the error message.
     """
     if isinstance(given, Operator):
         return given
@@ -388,7 +410,9 @@ def _positional(func: Callable[..., Any]) -> int:
 
 
 def prompt_of(given: Any) -> str:
-    """Returns an input as text for a model: a text unchanged, several fields as a line each, and other values as JSON."""
+    """Returns an input as a text for a model. A text is unchanged, a single field becomes its value, several fields
+    become one line each, and any other value becomes JSON.
+    """
     if isinstance(given, str):
         return given
     if not isinstance(given, Mapping):
@@ -403,13 +427,13 @@ def _shown(value: Any) -> str:
 
 
 def fields_of(given: Any) -> dict[str, Any]:
-    """Returns an input as fields: a mapping as it is, anything else as the field "text"."""
+    """Returns an input as fields. A mapping is copied; any other value becomes the field "text"."""
     return dict(given) if isinstance(given, Mapping) else {"text": given}
 
 
 def with_content(given: Any, content: Any) -> dict[str, Any]:
-    """Returns the input of the next step: the fields of the flow's input, and the content of the step before, as its
-    fields or as "text".
+    """Returns the input of the next step. It has the fields of the flow's input (`given`), and the content of the step
+    before: the fields of that content, or the field "text".
     """
     builtin = content if isinstance(content, Mapping | str) else msgspec.to_builtins(content, enc_hook=str)
     return {**fields_of(given), **fields_of(builtin)}

@@ -1,6 +1,6 @@
-"""A graph of operators: a node starts when all nodes before it have ended; independent nodes run side by side.
+"""A graph of operators. A node starts when all nodes before it have ended. Independent nodes run side by side.
 
-For loops, and routes that the state decides, see `workflow`.
+A graph has no loops. `workflow` has loops, and routes that the state decides.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ class GraphNode:
 
 @dataclass(frozen=True, slots=True)
 class GraphEdge:
-    """An edge: `target` waits for `source` and gets its content. `when` is a function of the content; the edge is only
-    followed if it returns true.
+    """An edge: the node `target` waits for the node `source`, and gets its content. `when` is a function of that
+    content. The edge is only followed if the function returns a true value; None follows it always.
     """
 
     source: str
@@ -52,7 +52,7 @@ class ExecutionGraph:
         self.edges: list[GraphEdge] = []
 
     def add_node(self, node: GraphNode) -> "ExecutionGraph":
-        """Adds a node, and returns the graph. Raises UserError if there is a node of this id."""
+        """Adds a node, and returns this graph. Raises UserError if the graph already has a node with this id."""
         if not isinstance(node, GraphNode):
             raise UserError(f"graph: {short_repr(node)} is no node", hint="graph.add_node(GraphNode(id, operator))")
         if not isinstance(node.id, str) or not node.id or node.id in self.nodes:
@@ -61,8 +61,8 @@ class ExecutionGraph:
         return self
 
     def add_edge(self, edge: GraphEdge) -> "ExecutionGraph":
-        """Adds an edge, and returns the graph; its nodes may be added later. Raises UserError if the edge is there
-        already.
+        """Adds an edge, and returns this graph. The nodes of the edge may be added later. Raises UserError if the graph
+        already has this edge.
         """
         if not isinstance(edge, GraphEdge):
             raise UserError(f"graph: {short_repr(edge)} is no edge", hint="graph.add_edge(GraphEdge(source, target))")
@@ -85,7 +85,7 @@ class ExecutionGraph:
 
     @property
     def last(self) -> list[str]:
-        """Returns the nodes that have no edge to another node."""
+        """The nodes from which no edge leads to another node."""
         return [node for node in self.nodes if all(edge.source != node for edge in self.edges)]
 
     def checked(self) -> "ExecutionGraph":
@@ -114,9 +114,10 @@ class ExecutionGraph:
 
 @dataclass(frozen=True, slots=True)
 class GraphResult(OperatorResult, Mapping[str, OperatorResult]):
-    """The result of a graph, and by node id the results of the nodes that ran: `results["planner"].content`.
+    """The result of a graph. As a mapping it has the results of the nodes that ran, by node id:
+    `results["planner"].content`.
 
-    `content` is the content of the last node, or a mapping by id if several last nodes ran.
+    `content` is the content of the last node. If several last nodes ran, it is a mapping of their contents by node id.
     """
 
     nodes: Mapping[str, OperatorResult] = field(default_factory=dict)
@@ -134,9 +135,11 @@ class GraphResult(OperatorResult, Mapping[str, OperatorResult]):
 class GraphExecutor(Flow):
     """An operator that executes a graph, and returns a GraphResult.
 
-    A node gets the fields of the input and, by node id, the content of each node before it; if only one is before it,
-    also as "text". A node with incoming edges does not run if none of them is followed. If a node fails, the nodes
-    behind it do not run, the others do, and the graph has failed.
+    A node gets the fields of the input, and the content of each node before it as a field with that node's id. If there
+    is only one node before it, the content is also the field "text". A node with incoming edges does not run if none of
+    them is followed.
+
+    If a node fails, the nodes behind it do not run, and the graph has failed. The other nodes still run.
     """
 
     def __init__(self, graph: ExecutionGraph, *, name: str = "") -> None:
@@ -193,7 +196,9 @@ class GraphExecutor(Flow):
 
 
 def _contents(edges: Sequence[GraphEdge], before: Mapping[str, OperatorResult | None]) -> dict[str, Any] | None:
-    """Returns the contents of the nodes before a node, by id, or None if the node must not run."""
+    """Returns the contents of the nodes before a node, by node id. Returns None if the node must not run, because a
+    node before it has failed or no edge to it is followed.
+    """
     contents = {}
     for edge in edges:
         result = before[edge.source]

@@ -1,6 +1,8 @@
-"""The patterns: chain, parallel, map and reduce, plan and execute, debate, router. Each is an operator, so they nest.
+"""The patterns: chain, parallel, map and reduce, plan and execute, debate, router. Each pattern is itself an operator, so
+patterns can contain patterns.
 
-A step gets the fields of its flow's input, and the results of earlier steps under names that each pattern describes.
+A step gets the fields of the input of its pattern, and the results of earlier steps under names that each pattern
+describes.
 """
 
 import re
@@ -38,8 +40,9 @@ def _several(given: Sequence[OperatorLike], what: str) -> list[Operator]:
 
 
 class ChainOperator(Flow):
-    """A pattern that executes operators one after the other. Each gets the input of the chain, and the content of the
-    one before it, as its fields or as "text". The first failure ends the chain and is its result.
+    """A pattern that executes operators one after the other. Each operator gets the input of the chain, and the content
+    of the operator before it: the fields of that content, or the field "text". If an operator fails, the chain ends
+    with its result.
     """
 
     def __init__(self, operators: Sequence[OperatorLike], *, name: str = "") -> None:
@@ -59,8 +62,11 @@ class ChainOperator(Flow):
 
 
 class ParallelOperator(Flow):
-    """A pattern that executes operators side by side with the same input. Its content is the list of their contents, or
-    the value of `aggregate` for their results. It succeeds if all do; with `aggregate`, if one does.
+    """A pattern that executes operators side by side with the same input. The content is the list of their contents. It
+    succeeds if all operators succeed.
+
+    With `aggregate`, a function of the list of results, the content is the value of that function. Then it succeeds if
+    at least one operator does.
     """
 
     def __init__(
@@ -88,9 +94,10 @@ class ParallelOperator(Flow):
 class MapReduceOperator(Flow):
     """A pattern that executes a map operator for each item, and then a reduce operator over the results.
 
-    The items are the field `items` of the input. Each map gets the other fields and its item, as fields or as "text".
-    The reduce gets the other fields, "results" (the contents, in the order of the items) and "text" (the contents as
-    one text). It is not executed if a map has failed.
+    - The items are the field of the input that `items` names.
+    - The map operator gets the other fields of the input and one item: the fields of the item, or the field "text".
+    - The reduce operator gets the other fields, "results" (the contents, in the order of the items) and "text" (the
+      contents as one text). It is not executed if the map operator has failed for an item.
     """
 
     def __init__(
@@ -103,7 +110,7 @@ class MapReduceOperator(Flow):
 
     @property
     def takes_items(self) -> bool:
-        """True: all steps of a plan are given at once."""
+        """True, because all steps of a plan are the items of one execution."""
         return True
 
     async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
@@ -127,13 +134,18 @@ def _with_results(fields: Mapping[str, Any], results: Sequence[OperatorResult]) 
 
 
 class PlannerExecutorOperator(Flow):
-    """A pattern with a planner, an executor of the plan's steps, and a synthesizer of the answer.
+    """A pattern with a planner, an executor that executes the steps of the plan, and a synthesizer that writes the
+    answer.
 
-    The planner's content is the plan: a list, or fields with a list "steps", "items" or "tasks", or a text with a JSON
-    list or a line for each step. The executor is executed for each step in turn, with the step (as its fields, or as
-    "text") and "results", the contents of the steps before; an executor that takes items (MapReduceOperator) is
-    executed once, with all steps as "items". The synthesizer gets the input, "results" and "text"; without one the
-    content is that of the executor, or the list of its contents. A failure ends the pattern.
+    - The planner's content is the plan: a list; or fields with a list "steps", "items" or "tasks"; or a text with a
+      JSON list, or with one step per line.
+    - The executor is executed for each step in turn. It gets the step (its fields, or the field "text") and "results",
+      the contents of the steps before. An executor that takes items (MapReduceOperator) is executed once, with all
+      steps as "items".
+    - The synthesizer gets the input, "results" and "text". Without a synthesizer the content of the pattern is that of
+      the executor, or the list of its contents.
+
+    If one of them fails, the pattern ends and has failed.
     """
 
     def __init__(
@@ -204,8 +216,8 @@ def _steps_of(content: Any) -> list[Any]:
 
 
 def _read(text: str) -> Any:
-    """Returns the steps of a plan that is given as a text. The text is JSON, or a list with one step per line, or any
-    text, of which each line is a step.
+    """Returns the steps of a plan that is given as a text. The text is JSON, or has one step per line, with or without
+    list marks.
     """
     try:
         plan = msgspec.json.decode(text)
@@ -218,10 +230,12 @@ def _read(text: str) -> Any:
 class DebateOperator(Flow):
     """A pattern in which debaters argue in rounds, and a moderator decides.
 
-    In each round a debater gets the input, "round" (from 1) and "arguments": the texts of the rounds before (debater,
-    round, text). Then the moderator gets the input, "round", "rounds" and "arguments". The debate ends if the
-    moderator's content has a true field "consensus", and after `max_rounds`. The content is the moderator's last one.
-    Debaters that fail are left out of their round; if all fail, or the moderator does, the debate has failed.
+    In each round a debater gets the input, "round" (from 1) and "arguments": the texts of the earlier rounds, each with
+    debater, round and text. Then the moderator gets the input, "round", "rounds" and "arguments".
+
+    The debate ends when the moderator's content has the field "consensus" and that is true, or after `max_rounds`. Its
+    content is that of the moderator in the last round. A debater that fails is left out of its round. If all debaters
+    fail, or the moderator does, the debate has failed.
     """
 
     def __init__(
@@ -263,10 +277,8 @@ def _agreed(content: Any) -> bool:
 
 
 class Router(Flow):
-    """A pattern that executes one of several operators: `choose`, an operator or a function, returns the name of its
-    route.
-
-    An unknown name takes the route `default`; without a default it is a failure.
+    """A pattern that executes one of several operators. `choose` is an operator or a function that returns the name of
+    a route. A name that is no route takes the route `default`. If there is no default, the pattern has failed.
     """
 
     def __init__(

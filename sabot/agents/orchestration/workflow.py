@@ -1,13 +1,14 @@
-"""A workflow executes one node after the other, as the state decides, with loops that have a bound (document 002).
+"""A workflow executes one node after the other (document 002). The state decides which node is the next. A workflow may have
+loops, which have a limit.
 
 AgentNode        runs an operator, whose content goes into the state
 ConditionalNode  chooses the next node
 ParallelNode     runs several operators side by side
-EndNode          ends it
+EndNode          ends the workflow
 
-The state is a set of fields: those of the input, and the content of each node under its id. Between two nodes it is a
-value that can be stored (`WorkflowState`). In a durable job nothing has to be stored: after a crash the job runs again
-over its journal.
+The state is a set of fields: those of the input, and the content of each node under the node's id. Between two nodes it
+is a value that can be stored (`WorkflowState`). In a durable job nothing has to be stored: after a crash the job runs
+again over its journal.
 """
 
 import inspect
@@ -40,8 +41,8 @@ from sabot.llm.results import Usage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Visited:
-    """A node that may have a bound. In one run it can be visited at most `max_visits` times; None sets no bound. If it
-    would be visited once more, the run continues at the node `exhausted` instead, or fails if `exhausted` is "".
+    """A node whose visits can be limited. One run of the workflow can visit it at most `max_visits` times; None sets no
+    limit. After that, the run continues at the node `exhausted` instead. If `exhausted` is "", the run fails.
     """
 
     max_visits: int | None = None
@@ -56,8 +57,8 @@ class _Visited:
 
 @dataclass(frozen=True, slots=True)
 class AgentNode(_Visited):
-    """A node that runs an operator, an agent or a function over the state. Its content becomes the fields `id` and
-    "text".
+    """A node that runs an operator, an agent or a function over the state. Its content goes into the state, as the
+    field with the node's id and as the field "text".
     """
 
     id: str
@@ -65,14 +66,14 @@ class AgentNode(_Visited):
     next: str
 
     def ways(self) -> Iterator[str]:
-        """Yields the nodes that may follow."""
+        """Yields the ids of the nodes that may follow this one."""
         yield self.next
 
 
 @dataclass(frozen=True, slots=True)
 class ConditionalNode(_Visited):
-    """A node that chooses a route: `choose` is an operator whose content names it, or a function that returns the name
-    (True is "yes", False is "no").
+    """A node that chooses the next node. `choose` is an operator whose content names a route, or a function that
+    returns the name of a route. True stands for the route "yes", False for "no".
     """
 
     id: str
@@ -81,7 +82,7 @@ class ConditionalNode(_Visited):
     default: str = ""
 
     def ways(self) -> Iterator[str]:
-        """Yields the nodes that may follow."""
+        """Yields the ids of the nodes that may follow this one."""
         yield from self.routes.values()
         if self.default:
             yield self.default
@@ -89,8 +90,8 @@ class ConditionalNode(_Visited):
 
 @dataclass(frozen=True, slots=True)
 class ParallelNode(_Visited):
-    """A node that runs operators side by side over the same state. The list of their contents becomes the field of its
-    id.
+    """A node that runs operators side by side over the same state. The list of their contents goes into the state, as
+    the field with the node's id.
     """
 
     id: str
@@ -98,21 +99,21 @@ class ParallelNode(_Visited):
     next: str
 
     def ways(self) -> Iterator[str]:
-        """Yields the nodes that may follow."""
+        """Yields the ids of the nodes that may follow this one."""
         yield self.next
 
 
 @dataclass(frozen=True, slots=True)
 class EndNode(_Visited):
-    """A node that ends the workflow. `content` names the field of the state that is the result; "" takes the whole
-    state.
+    """A node that ends the workflow. `content` names the field of the state that is the result of the workflow. With ""
+    the result is the whole state.
     """
 
     id: str
     content: str = ""
 
     def ways(self) -> Iterator[str]:
-        """Yields nothing: no node follows."""
+        """Yields nothing, because no node follows an EndNode."""
         yield from ()
 
 
@@ -120,8 +121,12 @@ WorkflowNode = AgentNode | ConditionalNode | ParallelNode | EndNode
 
 
 class WorkflowState(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a run between two nodes. `node` is the next node, `fields` is the state, `visits` counts the visits
-    of each node, and `steps` the nodes that have run.
+    """The state of a run of a workflow between two nodes.
+
+    - `node`: the id of the next node.
+    - `fields`: the fields of the state.
+    - `visits`: the number of visits of each node.
+    - `steps`: the number of nodes that have run.
     """
 
     node: str
@@ -138,7 +143,7 @@ class WorkflowState(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "WorkflowState":
-        """Decodes a state that `to_bytes` has encoded. Raises UserError."""
+        """Decodes a state that `to_bytes` has encoded. Raises UserError for other data."""
         try:
             return msgspec.msgpack.decode(data, type=cls)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -148,13 +153,15 @@ class WorkflowState(msgspec.Struct, frozen=True, kw_only=True):
 class Workflow(Flow):
     """An operator made of nodes that lead to each other.
 
-    `start` is the first node, by default the first of the list. `max_depth` is the number of nodes that a run may
-    visit, repeated visits included. `max_branches` limits a ParallelNode. `timeout_seconds` limits a run, if this is
-    the outermost flow. `on_step(WorkflowState)`, async or not, is called with the state after each node; a run whose
-    input is such a state goes on from there.
+    - `start`: the id of the first node; by default it is the first one in the list.
+    - `max_depth`: the most nodes that a run may visit, repeated visits included.
+    - `max_branches`: the most operators of a ParallelNode.
+    - `timeout_seconds`: the time limit of a run, if this is the outermost flow.
+    - `on_step`: a function, async or not, that is called with the WorkflowState after each node. If a run gets such a
+      state as its input, it continues from there.
 
     Raises UserError for missing nodes, and FlowCycle (E2010) for a loop in which no node has `max_visits`. A run raises
-    FlowTimeout (E2013) and DepthExceeded (E2011); a node that fails makes the workflow fail (E2012).
+    FlowTimeout (E2013) and DepthExceeded (E2011). If a node fails, the workflow fails (E2012).
     """
 
     def __init__(

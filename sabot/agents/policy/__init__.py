@@ -1,8 +1,8 @@
-"""Policies: what jobs may do, and the audit of what was decided.
+"""Policies: rules that decide what jobs may do, and the audit of these decisions.
 
-engine     rules, and their decision on a call; a guard of jobs
+engine     PolicyEngine: a list of rules that decides on calls, as a guard of jobs
 names      checks that the names in rules exist
 rules      the rules that come with Sabot
-cedar      policies in Cedar, as a rule
-auditing   the decisions in a job, read from its journal
+cedar      policies in the language Cedar, as a rule
+auditing   reads the decisions on a job's calls from the journal
 """

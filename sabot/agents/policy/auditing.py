@@ -1,5 +1,5 @@
-"""Reads from a job's entries which calls were allowed and why, with the answers of people and the outcomes of the
-calls.
+"""An audit of a job, made from its entries: which calls were allowed and why, the answers of people, and the outcomes
+of the calls.
 """
 
 from collections.abc import Iterator
@@ -19,17 +19,23 @@ from sabot.journal.entries import UNSENT, Attempt, StoredBody
 
 @dataclass(slots=True)
 class AuditRecord:
-    """The record of one call that a job has asked for: of a tool, a model or a child. If the provider of a model failed
-    and another model was to be asked, that one has a record of its own, and `in_place_of` names the first model.
+    """The record of one call that a job has asked for: of a tool, a model or a child job. If the provider of a model
+    failed, and another model was to be asked instead, that model has a record of its own, whose `in_place_of` names the
+    first model.
 
-    `asked_at` is in seconds since 1970. `scope` and `principal` say on whose behalf. `decision` is "" if the app had no
-    policy and no budget. `rule` is the rule that decided, or "" if none matched, and `version` the version of the
-    rules. `notes` are the reasons of milder rules. `model` was asked in place of the named one. `hidden` is True if
-    texts were replaced.
-
-    `approval` is "waiting", "approved", "rejected", "expired" or "cancelled", or "" if nobody was asked; `by` is the
-    person. `outcome` is "ok", the type of the error, or "" if there is none yet; for a model that another one replaced
-    it is "failed". `arguments` are those that were passed on, or None if they are long.
+    - `asked_at`: the time in seconds since 1970.
+    - `scope`, `principal`: the tenant and the person for whom the job ran.
+    - `decision`: the decision on the call, or "" if the app had no policy and no budget.
+    - `rule`: the rule that decided, or "" if no rule matched.
+    - `version`: the version of the rules.
+    - `notes`: the reasons of rules that did not decide, because another rule was stricter.
+    - `model`: the model that was asked in place of the one in the call, or "".
+    - `hidden`: True if texts in the call were replaced.
+    - `approval`: "waiting", "approved", "rejected", "expired" or "cancelled", or "" if no person was asked.
+    - `by`: the person who answered.
+    - `outcome`: "ok", the type of the error, or "" if there is no result yet. For a model that another one replaced it
+      is "failed".
+    - `arguments`: the arguments that were passed on, or None if they are long.
     """
 
     job_id: str
@@ -54,8 +60,8 @@ class AuditRecord:
 
 
 def audit_job(reader: JournalReader, job_id: str) -> Iterator[AuditRecord]:
-    """Yields the records of a job's calls, in the order in which they were asked for. Blocks. A journal keeps at least
-    the jobs that its checkpoints may need.
+    """Yields the records of the calls of a job, in the order in which the job asked for them. Blocks. A journal keeps
+    at least the jobs that the app's checkpoints may need.
     """
     view, entries = JobView(), [entry for _, entry in reader.history.entries(job_id)]
     effects = effects_of(view, entries)
@@ -76,7 +82,9 @@ def audit_job(reader: JournalReader, job_id: str) -> Iterator[AuditRecord]:
 
 
 def _stands_in(entry: Attempt, first: AuditRecord) -> AuditRecord:
-    """Returns the record of a model that was to be asked in place of the call's first model."""
+    """Returns the record of a model that was to be asked in place of the first model of a call. `first` is the record
+    of that first model.
+    """
     verdict = decode_verdict(entry.note)
     assert verdict is not None
     denied = verdict.error if verdict.decision is Decision.DENY else stored_name(PolicyDenied)

@@ -30,9 +30,9 @@ _AS_TEXT = (date, datetime, time, timedelta, UUID)
 class CedarPolicy(PolicyRule):
     """A rule that asks Cedar policies: `PolicyEngine([CedarPolicy(Path("agents.cedar").read_text())])`.
 
-    A permitted call is allowed by this rule; other rules may still ask for approval, choose another model, or deny it.
-    Arguments that are None are left out. Numbers with a fraction become Cedar decimals with four digits, lists and sets
-    become sets, and times become texts.
+    If Cedar permits a call, this rule allows it. Other rules may still ask for approval, choose another model, or deny
+    it. In the context of a request to Cedar, arguments that are None are left out, numbers with a fraction become
+    decimals with four digits, lists and sets become sets, and times become texts.
     """
 
     def __init__(
@@ -44,10 +44,14 @@ class CedarPolicy(PolicyRule):
         kinds: Collection[CallKind] = get_args(CallKind),
         name: str = "CedarPolicy",
     ) -> None:
-        """Makes the rule. `policies` is a text in Cedar's language. `entities` are in Cedar's JSON form, for example
-        principals with their roles; an entity in this list is used in place of the one that is made from the call.
-        `schema` checks policies and calls. `kinds` are the kinds of calls on which the rule decides. Raises UserError
-        for invalid Cedar, and MissingExtra.
+        """Makes the rule. Raises UserError for invalid Cedar, and MissingExtra if Cedar is not installed.
+
+        - `policies`: a text in Cedar's language.
+        - `entities`: entities in Cedar's JSON form, for example principals with their roles. An entity in this list
+          replaces the one that is made from a call.
+        - `schema`: a Cedar schema, by which policies and calls are checked.
+        - `kinds`: the kinds of calls on which the rule decides.
+        - `name`: the name of the rule.
         """
         try:
             import cedarpy
@@ -118,7 +122,7 @@ class CedarPolicy(PolicyRule):
 
 
 def _uid(said: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns the type and id of an entity in JSON form, also of the form {"__entity": …}."""
+    """Returns the type and id of an entity that is given in JSON form, either directly or under the key "__entity"."""
     plain = said.get("__entity", said)
     return plain["type"], plain["id"]
 
@@ -129,7 +133,9 @@ def _entity(uid: tuple[str, str], *, parents: Sequence[tuple[str, str]] = (), **
 
 
 def _cedar(value: Any) -> Any:
-    """Converts an argument for Cedar. Raises UserError for a value that Cedar cannot represent."""
+    """Converts the argument of a call to the form that Cedar takes. Raises UserError for a value that Cedar cannot
+    represent.
+    """
     if isinstance(value, bool | int | str):
         return value
     if isinstance(value, float | Decimal):

@@ -1,15 +1,16 @@
-"""Policies: which tools, models and agents a job may use, with which arguments, and whose approval it needs.
+"""Policies: rules on which tools, models and agents a job may use, with which arguments, and whose approval it needs.
 
    policy = PolicyEngine()
    policy.add_rule(ToolPolicy(tool_patterns=["file_*"], allowed_scopes=["internal"]))
    policy.add_rule(ModelPolicy(model_patterns=["gpt-4*"], require_approval=True))
    app = App("support", policy=policy)
 
-Every rule whose patterns match is asked. The strictest answer decides; from strict to mild they are deny, ask, degrade,
-redact, warn, allow. Of two equally strict answers, the answer of the rule that was added first decides. The texts that
-milder rules hide are hidden too, and their notes are kept.
+Every rule whose patterns match a call gives an answer. The strictest answer decides; from strict to mild they are deny,
+ask, degrade, redact, warn, allow. If two answers are equally strict, that of the rule that was added first decides. The
+texts that the other rules hide are hidden too, and the notes of those rules are kept.
 
-A call that no rule matches is allowed (with `default="deny"` denied). A rule that raises, or takes too long, denies.
+A call that no rule matches is allowed, or with `default="deny"` denied. If a rule raises an error or takes too long, the
+call is denied.
 """
 
 import asyncio
@@ -51,11 +52,13 @@ _NAMES = 4096  # the most keys (kind, name, scope, principal) whose matching rul
 
 @dataclass(frozen=True, slots=True)
 class PolicyResult:
-    """The decision of a policy on a call. `allowed` is True if the call may be made at once. It is False if the call is
-    denied, and also if a person has to be asked first (then `decision` is "ask").
+    """The decision of a policy on a call.
 
-    `reason` is written for people. `rule` is the rule that decided, or "" if no rule matched. `version` is the version
-    of the rules.
+    - `allowed`: True if the call may be made at once. False if the call is denied, or if a person has to be asked
+      first; then `decision` is "ask".
+    - `reason`: the reason of the decision, written for people.
+    - `rule`: the rule that decided, or "" if no rule matched.
+    - `version`: the version of the rules.
     """
 
     allowed: bool
@@ -78,7 +81,9 @@ class _FunctionRule(PolicyRule):
 
 
 class PolicyEngine(EffectGuard):
-    """A list of rules that decides on calls. It is a guard of jobs (`App(policy=…)`), and can also be asked directly."""
+    """A list of rules that decides on calls. It is a guard of jobs (`App(policy=…)`), and programs can also ask it
+    directly.
+    """
 
     def __init__(
         self,
@@ -88,9 +93,12 @@ class PolicyEngine(EffectGuard):
         timeout: Duration = "10s",
         name: str = "",
     ) -> None:
-        """Makes a policy. `default` decides on tools and models that no rule matches. `timeout` is the time that an
-        async rule has; after it the rule denies. `name` is the name by which requests may ask for this policy
-        (`PolicyRef`).
+        """Makes a policy.
+
+        - `rules`: the first rules; `add_rule` adds more.
+        - `default`: the decision on calls of tools and models that no rule matches.
+        - `timeout`: the time that an async rule has to answer. After it the call is denied.
+        - `name`: the name by which a request may demand this policy (`PolicyRef`).
         """
         if default not in ("allow", "deny"):
             raise UserError(f"PolicyEngine: default={short_repr(default)}", hint='"allow" or "deny"')
@@ -105,8 +113,9 @@ class PolicyEngine(EffectGuard):
             self.add_rule(rule)
 
     def add_rule(self, rule: PolicyRule | Callable[[GuardedCall], Any]) -> None:
-        """Adds a rule for calls from now on: a rule of this package, a subclass of PolicyRule, or a function of the
-        call, sync or async, that returns a Decision, a GuardVerdict, or None if it does not apply.
+        """Adds a rule for calls from now on. The rule is one of this package, a subclass of PolicyRule, or a function
+        of the call. Such a function, async or not, returns a Decision, a GuardVerdict, or None if it has no opinion on
+        the call.
         """
         if not isinstance(rule, PolicyRule):
             if isinstance(rule, type) or not callable(rule):
@@ -131,8 +140,8 @@ class PolicyEngine(EffectGuard):
 
     @property
     def version(self) -> str:
-        """A short hash of the rules, which intents have. Equal rules have the same hash in every process with the same
-        Python.
+        """A short hash of the rules, which the entry of each call (INTENT) records. Equal rules have the same hash in
+        every process with the same version of Python.
         """
         if self._version is None:
             said = "\n".join([self.default, *(rule.version() for rule in self._rules)])
@@ -149,8 +158,11 @@ class PolicyEngine(EffectGuard):
         arguments: Mapping[str, Any] | None = None,
         labels: Collection[str] = (),
     ) -> PolicyResult:
-        """Returns the decision on a call of this tool. `ctx` is the caller's context; `labels` are the labels of data
-        that it has seen.
+        """Returns the decision on a call of this tool, without making the call.
+
+        - `ctx`: the context of the caller.
+        - `arguments`: the arguments of the call, by name.
+        - `labels`: the labels of the data that the caller has seen.
         """
         if arguments is not None:
             check("check_tool: arguments", arguments, Of(Mapping, "by the names of parameters"))
@@ -168,7 +180,9 @@ class PolicyEngine(EffectGuard):
         messages: Sequence[ChatMessage] = (),
         labels: Collection[str] = (),
     ) -> PolicyResult:
-        """Returns the decision on a request to this model with these messages."""
+        """Returns the decision on a request to this model with these messages, without sending the request. `ctx` is
+        the context of the caller, and `labels` has the labels of the data that the caller has seen.
+        """
         check("check_model: model", model, Of(str, "its name"))
         check("check_model: messages", messages, Of(Sequence, "ChatMessages in a list"))
         spec = RequestSpec(messages=tuple(messages), model=model)
@@ -206,7 +220,9 @@ class PolicyEngine(EffectGuard):
     # -- as a guard (`jobs.guard.EffectGuard`) ------------------------------------------------------------------------
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Decides on a call. If a rule chooses another model, all rules decide on that model too."""
+        """Returns the decision on a call, or an awaitable of it if a rule is async. If a rule chooses another model,
+        all rules also decide on that model.
+        """
         return self._followed(self._judge(call), call, None, ())
 
     def _followed(
@@ -216,9 +232,12 @@ class PolicyEngine(EffectGuard):
         so_far: GuardVerdict | None,
         asked: tuple[str, ...],
     ) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Follows the models that rules choose, until a decision chooses no further model, and returns the joint
-        decision. `found` is the decision on `call`. `so_far` is the joint decision on the earlier models, or None at
-        the beginning. `asked` has the names of the models that `call` has replaced.
+        """Asks the rules about each model that a rule has chosen in place of another, until no further model is chosen.
+        Returns the joint decision on all these models.
+
+        - `found`: the decision on `call`.
+        - `so_far`: the joint decision on the models before, or None at the beginning.
+        - `asked`: the names of the models that the one in `call` replaces.
         """
         while isinstance(found, GuardVerdict):
             if so_far is not None:
@@ -243,7 +262,7 @@ class PolicyEngine(EffectGuard):
         return rest if isinstance(rest, GuardVerdict) else await rest
 
     def _judge(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Returns the decision of the rules on this call alone."""
+        """Returns the decision of the rules on this call, without following a model that a rule chooses instead."""
         verdict, later = None, []
         for rule, known in self._matching(call):
             try:
@@ -287,8 +306,9 @@ class PolicyEngine(EffectGuard):
         return self._final(call, verdict)
 
     def _matching(self, call: GuardedCall) -> list[tuple[PolicyRule, GuardVerdict | None]]:
-        """Returns the rules that match the call, each with its answer if that depends on names only, and otherwise with
-        None. If several rules allow the call by name, only the first of them is in the list.
+        """Returns the rules that match the call, each with its answer. The answer is None if it does not depend on
+        names only, so that the rule must be asked for each call. If several rules allow the call by its name, the list
+        has only the first of them.
         """
         key = (call.kind, call.name, call.scope, call.principal)
         found = self._by_name.get(key)
@@ -338,13 +358,13 @@ class PolicyEngine(EffectGuard):
 
 def _is_cancelled() -> bool:
     """Returns True if a CancelledError was raised because the task that waits for the decision was cancelled. Returns
-    False if the rule itself has raised it.
+    False if a rule raised it by itself.
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def _close(awaited: Any) -> None:
-    """Closes a coroutine that nobody will await."""
+    """Closes a coroutine that will not be awaited, so that Python gives no warning about it."""
     if inspect.iscoroutine(awaited):
         awaited.close()

@@ -1,9 +1,10 @@
-"""Checks the names in the rules of a policy when a program starts: a rule about a tool that does not exist protects
-nothing.
+"""Checks the names in the rules of a policy when a program starts. A rule about a tool that does not exist protects nothing.
+
+These names are known:
 
    a tool     made by @tool, given to an Agent, offered by an MCP server that was asked, or named in the module of an agent's function,
               which may call any function as a step
-   a model    of an engine or an Agent, or written in such a module
+   a model    of an engine or an Agent, or written in the module of an agent's function
    an agent   of the app or the kernel
 
 A program may make tools and agents while it runs, and their names cannot be known when it starts. So every name that is
@@ -85,10 +86,12 @@ def _of_code(code: CodeType, found: _CodeWords) -> None:
 def check_names(
     rules: Sequence[PolicyRule], functions: Sequence[Callable[..., Any]], agents: Collection[str], where: str
 ) -> None:
-    """Raises UserError for a rule that names something unknown, with similar names as a hint. A pattern that matches
-    nothing is logged.
+    """Raises UserError for a rule that names an unknown tool, model or agent, with similar names as a hint. A pattern
+    that matches nothing is only logged.
 
-    `functions` are the functions of the agents, `agents` their ids. `where` names the owner of the policy in messages.
+    - `functions`: the functions of the agents.
+    - `agents`: the ids of the agents.
+    - `where`: the owner of the policy, for messages.
     """
     around = names_around(functions)
     degraded = {to for rule in rules if (to := getattr(rule, "degrade_to", ""))}
@@ -121,7 +124,9 @@ def _patterns_of(rules: Sequence[PolicyRule]) -> Iterator[tuple[PolicyRule, Call
 
 
 def _told(kind: CallKind, agents: Collection[str]) -> Collection[str]:
-    """Returns the names to suggest in a hint: those of tools, models or agents, but not the other names in the code."""
+    """Returns the known names that a hint may suggest: those of tools, of models or of agents. Other names in the code
+    are left out.
+    """
     made: dict[CallKind, Collection[str]] = {"tool": TOOLS, "model": MODELS - {""}, "child": agents}
     return made[kind]
 

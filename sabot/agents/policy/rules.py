@@ -1,4 +1,6 @@
-"""The rules of a policy (`policy.PolicyEngine`): by names and scopes, by arguments, by labels of data, and by texts."""
+"""The rules of a policy (`policy.PolicyEngine`). They decide by names and scopes, by arguments, by labels of data, and
+by texts.
+"""
 
 import inspect
 import re
@@ -26,32 +28,33 @@ _CHANGES_WORLD = tuple(each.value for each in EffectClass if RULES[each].settles
 
 
 class PolicyRule(ABC):
-    """A rule of a policy. Users write a subclass with `decide`, or a function of the call (`PolicyEngine.add_rule`).
-
-    `name` is the rule's name in the journal and in messages.
+    """A rule of a policy. A program writes a rule as a subclass with `decide`, or as a function of the call
+    (`PolicyEngine.add_rule`). `name` is the name of the rule in the journal and in messages.
     """
 
     name: str = ""
 
     @property
     def by_name(self) -> bool:
-        """True if the rule's answer depends only on the kind and name of the call and on its scope and principal. Such
-        a rule is asked only once for each combination of these.
+        """True if the rule's answer depends only on the kind and name of the call, and on its scope and principal. The
+        policy asks such a rule only once for each combination of these.
         """
         return False
 
     def matches(self, kind: CallKind, name: str) -> bool:
-        """Returns True if the rule applies to calls of this tool, model or agent. Asked once for each name."""
+        """Returns True if the rule applies to calls of this tool, model or agent. The policy asks this once for each name."""
         return True
 
     @abstractmethod
     def decide(self, call: GuardedCall) -> RuleAnswer | Awaitable[RuleAnswer]:
-        """Decides on a call; None means that the rule has no opinion. It may be `async`: then it has
-        `PolicyEngine(timeout=)`.
+        """Decides on a call. Returns None if the rule has no opinion on it. The method may be async; then it has to
+        answer within the time `PolicyEngine(timeout=)`.
         """
 
     def version(self) -> str:
-        """Returns a text made of the rule's fields and its code, which is the same for the same rule in every process."""
+        """Returns a text made of the fields of the rule and its code. The text is the same for the same rule in every
+        process.
+        """
         made = sorted((key, value) for key, value in vars(self).items() if not key.startswith("_"))
         return f"{type(self).__qualname__}{made!r} {version_of(type(self).decide)}"
 
@@ -61,11 +64,14 @@ class PolicyRule(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class _NameRule(PolicyRule):
-    """A rule that depends on the caller and on the name of the tool, model or agent.
+    """A rule that decides by the caller, and by the name of the tool, model or agent.
 
-    `allowed_scopes`, `denied_scopes` and `allowed_principals` are patterns of those who may or may not; None allows
-    all. `denied` denies all. With `require_approval` a person has to allow each call, within `approval_timeout`. With
-    `warn` the call is allowed, noted and logged. `reason` is shown to people.
+    - `allowed_scopes`, `allowed_principals`: patterns of the callers that may make the call. None allows all.
+    - `denied_scopes`: patterns of the scopes that may not make it.
+    - `denied`: True denies the call to all.
+    - `require_approval`: True if a person has to allow each call, within the time `approval_timeout`.
+    - `warn`: True allows the call, notes it in the decision, and logs it.
+    - `reason`: the reason that people are shown.
     """
 
     allowed_scopes: Sequence[str] | None = None
@@ -102,7 +108,7 @@ class _NameRule(PolicyRule):
         return kind == self._kind and _fits(getattr(self, self._patterns_field), name)
 
     def refuses(self, call: GuardedCall) -> str:
-        """Returns the reason why the caller may not make the call, or ""."""
+        """Returns the reason why the caller may not make the call, or "" if the caller may."""
         if self.denied:
             return f"{asked_words(call)} is denied"
         if self.allowed_scopes is not None and not _fits(self.allowed_scopes, call.scope):
@@ -128,8 +134,8 @@ class _NameRule(PolicyRule):
 
 @dataclass(frozen=True)
 class ToolPolicy(_NameRule):
-    """A rule about callers of tools with such names (`fnmatch` patterns). `ctx.step(f)` is a call of a tool with the
-    name of `f`.
+    """A rule about who may call the tools whose names match (`fnmatch` patterns). `ctx.step(f)` counts as a call of a
+    tool with the name of `f`.
     """
 
     tool_patterns: Sequence[str]
@@ -138,7 +144,7 @@ class ToolPolicy(_NameRule):
 
 @dataclass(frozen=True)
 class AgentPolicy(_NameRule):
-    """A rule about jobs that begin children of agents with such ids ("app.agent")."""
+    """A rule about which jobs may begin children of the agents whose ids ("app.agent") match."""
 
     agent_patterns: Sequence[str]
     _patterns_field = "agent_patterns"
@@ -147,10 +153,11 @@ class AgentPolicy(_NameRule):
 
 @dataclass(frozen=True)
 class ModelPolicy(_NameRule):
-    """A rule about callers of models with such names.
+    """A rule about who may call the models whose names match.
 
-    `degrade_to` names a model of the same engine. It is asked in place of a denial, or, if the rule denies nothing and
-    asks for no approval, in place of every model that matches. This rule allows it; other rules decide on it as well.
+    `degrade_to` names another model of the same engine. It is asked whenever this rule would deny the call. If the rule
+    denies nothing and asks for no approval, it is asked in place of every model that matches. This rule allows the
+    other model; the remaining rules decide on it as well.
     """
 
     model_patterns: Sequence[str]
@@ -186,8 +193,8 @@ class _ContentRule(PolicyRule):
     _wait_s = 0.0
 
     def _check(self, named_by: str, *patterns: str) -> None:
-        """Checks the common fields, and gives the rule a name if it has none. `named_by` is the field whose value
-        distinguishes this rule from others of its class. `patterns` are the names of the fields that have patterns.
+        """Checks the fields that all rules about contents have, and gives the rule a name if it has none. `named_by` is
+        the field whose value becomes part of that name. `patterns` are the names of the fields that have patterns.
         """
         kind = type(self).__name__
         check(f"{kind}: otherwise", self.otherwise, OneOf(get_args(Otherwise)))
@@ -208,15 +215,20 @@ class _ContentRule(PolicyRule):
 
 @dataclass(frozen=True)
 class ConstraintPolicy(_ContentRule):
-    """A rule about the values of a tool's argument.
+    """A rule about the value of one argument of a tool.
 
-    `field` is the name of the argument, or a path in it: "order.total", "items.*.price". `min` and `max` are inclusive
-    bounds. `allowed` and `denied` are values. `pattern` is a regular expression for the whole text. `max_length` limits
-    a text or a list. With `required` the argument must be there, in each item of a path with "*"; otherwise the rule
-    ignores calls without it. `otherwise` is the decision on a call that breaks the rule.
+    - `field`: the name of the argument, or a path in it: "order.total", "items.*.price".
+    - `min`, `max`: the least and the greatest value that is allowed.
+    - `allowed`, `denied`: lists of values.
+    - `pattern`: a regular expression that must match the whole text.
+    - `max_length`: the greatest length of a text or a list.
+    - `required`: True if the argument must be there, and in a path with "*" in each item. With False the rule ignores
+      calls without it.
+    - `otherwise`: the decision on a call that breaks the rule.
 
-    A call of a tool that has no such argument breaks the rule, unless the tool was named by a wildcard: one of the
-    names is misspelt. Raises UserError for a rule that no call could break, or that every call breaks.
+    If the tool has no such argument, a call breaks the rule, because one of the two names is misspelt. A tool that is
+    named by a wildcard is an exception. Raises UserError for a rule that no call could break, or that every call
+    breaks.
     """
 
     tool_patterns: Sequence[str]
@@ -318,11 +330,14 @@ class ConstraintPolicy(_ContentRule):
 
 @dataclass(frozen=True)
 class DataAccessPolicy(_ContentRule):
-    """A rule about data with these labels: who may read it, and where it may go.
+    """A rule about data with certain labels: who may read the data, and where it may go.
 
-    `allowed_scopes` and `allowed_principals` may call tools whose results carry one of the labels (`@tool(labels=…)`).
-    A job that has seen such data may only ask `allowed_models`, call `allowed_tools` and begin `allowed_agents`. All
-    are patterns; None allows all.
+    - `allowed_scopes`, `allowed_principals`: the callers that may call tools whose results have one of the labels
+      (`@tool(labels=…)`).
+    - `allowed_models`, `allowed_tools`, `allowed_agents`: the models that a job may ask, the tools that it may call,
+      and the agents that it may begin as children, after it has seen such data.
+
+    All of these are patterns; None allows all.
     """
 
     labels: Sequence[str]
@@ -356,11 +371,12 @@ class DataAccessPolicy(_ContentRule):
 
 @dataclass(frozen=True)
 class LabelPolicy(_ContentRule):
-    """A rule that stops a job that has seen data with one of these labels from changing the world by itself, since the
-    author of that data may have given it instructions.
+    """A rule for a job that has seen data with one of these labels. The job can no longer change anything outside by
+    itself, because the author of the data may have put instructions into it.
 
-    `labels` is by default the label of data from the open world (`@tool(open_world=True)`). `tool_patterns` and
-    `effects` select the tools and the classes of effects; by default all tools that change something outside.
+    - `labels`: by default the label of data from the open world (`@tool(open_world=True)`).
+    - `tool_patterns`, `effects`: the tools, and the classes of effects, to which the rule applies. By default it
+      applies to all tools that change something outside.
     """
 
     labels: Sequence[str] = (UNTRUSTED,)
@@ -388,8 +404,8 @@ class LabelPolicy(_ContentRule):
 
 @dataclass(frozen=True)
 class RedactionPolicy(PolicyRule):
-    """A rule that hides texts from tools, models and agents. `patterns` are regular expressions; in arguments, prompts
-    and the journal `***` replaces what they match.
+    """A rule that hides texts from tools, models and agents. `patterns` are regular expressions. In arguments, in
+    prompts and in the journal, each text that matches is replaced by `***`.
     """
 
     patterns: Sequence[str]
@@ -433,7 +449,7 @@ class RedactionPolicy(PolicyRule):
 
 
 def asked_words(call: GuardedCall) -> str:
-    """Returns what a call asks for, in words for people: "tool refund"."""
+    """Returns the thing that a call asks for, in words for people: "tool refund"."""
     return f"{'agent' if call.kind == 'child' else call.kind} {call.name}"
 
 
@@ -449,7 +465,7 @@ _compiled: dict[tuple[str, ...], re.Pattern[str]] = {}
 
 
 def _fits(patterns: Sequence[str], word: str) -> bool:
-    """Returns True if one of these `fnmatch` patterns matches the word, in the same letter case."""
+    """Returns True if one of these `fnmatch` patterns matches the word. Upper and lower case are different."""
     key = patterns if isinstance(patterns, tuple) else tuple(patterns)
     found = _compiled.get(key)
     if found is None:
@@ -467,8 +483,9 @@ def _checked_expression(what: str, pattern: Any) -> None:
 
 
 def _wait_s(kind: str, timeout: Duration | None, asks: str) -> float:
-    """Returns the time for an approval in seconds, or 0.0 if there is no limit. `asks` is "" if the rule asks a person;
-    otherwise it names the option that would make it ask. Raises UserError if there is a timeout, but nobody is asked.
+    """Returns the time limit for an approval in seconds, or 0.0 if there is no limit. `asks` is "" if the rule asks a
+    person; otherwise it names the option that is missing for that. Raises UserError if there is a time limit, but no
+    person is asked.
     """
     seconds = 0.0 if timeout is None else parse_seconds(timeout, name=f"{kind}: approval_timeout", zero=False)
     if seconds and asks:
