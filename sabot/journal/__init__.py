@@ -1,5 +1,5 @@
-"""The journal of effects: a log of the calls that jobs make, written before and after each call. `base` is the
-contract.
+"""The journal of effects: a log of the operations that jobs ask for, written before and after each one. The module
+`base` has the contract.
 """
 
 from sabot.base.lazy_imports import lazy_exports

@@ -34,13 +34,15 @@ from sabot.journal.ended_jobs import EndedJob, EndedQuery, HistoryBounds
 from sabot.journal.entries import Answer, Body, Cancel, Entry, Letter, Signal
 
 MAY_BEGIN_AGAIN = ("failed", "cancelled")
-"""The outcomes of jobs that begin again if a dead letter of theirs is sent again. Each failure has one. A job that was
-cancelled has one if it had failed before, and a crash came before the END of that was durable.
+"""The outcomes of jobs that may begin again, because somebody may send their dead letter again. Every failed job has a
+dead letter. A cancelled job has one in a rare case: it had failed, and a crash came before its END was durable.
 """
 
 
 class Position(NamedTuple):
-    """The place of an entry. The offsets of a partition only grow, with gaps where entries were trimmed."""
+    """The place of an entry: its partition, and its offset there. Offsets only grow. There are gaps where entries were
+    trimmed.
+    """
 
     partition: int
     offset: int
@@ -48,11 +50,12 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JobMark:
-    """The facts of a job that a journal knows without reading the job's entries: `began` is the place of its BEGIN, and
-    `outcome` is its outcome, or "" while the job is open.
+    """The facts about a job that a journal knows without reading the job's entries. When `trim` removes the entries of
+    an ended job, its mark stays, so that the journal recognizes a job that is asked for again.
 
-    `trim` removes the entries of an ended job and leaves its mark, so that the journal recognizes a job that is asked
-    for again. `digest` is the digest in BEGIN, and `result` the result in END.
+    - `began`: the place of the job's BEGIN. `digest`: the digest in that BEGIN.
+    - `outcome`: the outcome of the job; "" while the job is open. `result`: the result in its END.
+    - `ended_ms`: the time of its END in milliseconds since 1970; 0 while the job is open.
     """
 
     job: str
@@ -65,8 +68,10 @@ class JobMark:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question: an intent with a token, by which somebody outside can answer it. `due_ms` is its deadline in
-    milliseconds since 1970, or 0 if it has none. `closed` is the outcome, or "" while the question is open.
+    """A question: an INTENT entry with a token. Whoever knows the token may answer the question.
+
+    - `due_ms`: the deadline in milliseconds since 1970; 0 for none.
+    - `closed`: the outcome of the question; "" while it is open.
     """
 
     job: str
@@ -76,33 +81,34 @@ class Question:
 
 
 class JobHistory(ABC):
-    """The ended jobs whose entries `trim` has moved out of the log. They stay here for as long as `Journal.keeping`
-    says. Every method may block, may be called from any thread, and raises the errors of a `JournalReader`.
+    """The history of a journal: ended jobs whose entries `trim` has moved out of the log. They stay in the history for
+    as long as `Journal.keeping` says. Every method may block, may be called from any thread, and raises the errors of a
+    `JournalReader`.
 
-    A job moves in one step: at any moment, and after any crash, a job is either in the log or in the history. A job
-    that has begun again after it was moved is in both.
+    A job moves in one step: at any moment, and after any crash, its entries are either in the log or in the history. If
+    a job begins again after it was moved, its old entries are in the history and its new ones in the log.
     """
 
     @abstractmethod
     def entries(self, job: str) -> Iterator[tuple[Position, Entry]]:
-        """Yields all entries of a job in order, wherever they are: those in the history, then those in the log."""
+        """Yields all entries of a job in order: first those in the history, then those in the log."""
 
     @abstractmethod
     def find(self, query: EndedQuery, most: int) -> list[EndedJob]:
-        """Returns the jobs of the history that a query selects, the newest first, and no more than `most`."""
+        """Returns the jobs of the history that fulfil a query, the newest first, and at most `most` of them."""
 
     @abstractmethod
     def counts(self, query: EndedQuery) -> dict[str, int]:
-        """Returns the number of jobs of the history that a query selects, by status."""
+        """Returns the number of jobs of the history that fulfil a query, by status."""
 
     @abstractmethod
     def known(self, jobs: Collection[str]) -> list[EndedJob]:
-        """Returns the rows of those jobs among `jobs` that are in the history; others are left out."""
+        """Returns the rows of those of these jobs that are in the history. Leaves out the others."""
 
     @abstractmethod
     def used_below(self, jobs: Collection[str]) -> dict[str, Amounts]:
-        """Returns the usage of the descendants of each of these jobs, as far as they are in the history. A job without
-        such descendants is missing in the result.
+        """Returns, by job, the total usage of the job's descendants that are in the history. Leaves out jobs without
+        such descendants.
         """
 
 
@@ -110,9 +116,10 @@ class JobHistory(ABC):
 class JobKeeping:
     """The rule by which `trim` moves entries into the history.
 
-    `describe` is a function of a reader and the id of a job. It returns the job's row for the history, or None if the
-    job is not to be kept; it may block, and raises only errors of the reader. Ended jobs are kept for `seconds`
-    seconds, and at most `most_bytes` bytes of them.
+    - `describe`: a function that gets a reader and the id of a job. It returns the job's row for the history, or None
+      if the history must not keep the job. It may block, and raises only errors of the reader.
+    - `seconds`: how long the history keeps a job after its end.
+    - `most_bytes`: the most bytes that the history may have.
     """
 
     describe: Callable[["JournalReader", str], EndedJob | None]
@@ -120,14 +127,16 @@ class JobKeeping:
     most_bytes: int
 
     def bounds(self, now: float) -> HistoryBounds:
-        """Returns the bounds of the history at the time `now`, in seconds since 1970."""
+        """Returns the bounds of the history at the time `now`, which is in seconds since 1970."""
         return HistoryBounds(round((now - self.seconds) * 1000), self.most_bytes)
 
 
 class JournalReader(ABC):
-    """A reader of the durable entries. It changes nothing. Every method may block, and may be called from any thread.
-    Methods raise CorruptJournal, UserError for a version that this Sabot does not know, and TransientError if the
-    journal is on a server that does not answer.
+    """A reader of the durable entries of a journal. It changes nothing. Every method may block, and may be called from
+    any thread.
+
+    Methods raise CorruptJournal, UserError if the journal has a format version that this Sabot does not know, and
+    TransientError if the journal is on a server that does not answer.
     """
 
     where: str
@@ -135,18 +144,21 @@ class JournalReader(ABC):
     identity: str
     """The random id of the journal, which never changes."""
     key: bytes
-    """32 secret random bytes: the key of all digests (`effects.digest`), so that others cannot guess the digested values."""
+    """32 random bytes, which are secret. They are the key of all digests (`effects.digest`), so that nobody without
+    them can guess the digested values.
+    """
 
     @abstractmethod
     def positions(self) -> dict[int, int]:
         """Returns, by partition, the offset behind the last durable entry. A checkpoint saves these offsets and the
-        `identity` of the journal; `check_place` compares them at the next start.
+        `identity` of the journal. At the next start of the app, `check_place` compares them with the journal.
         """
 
     @abstractmethod
     def trimmed(self) -> dict[int, int]:
-        """Returns, by partition, the offset behind the last END of a job whose entries `trim` has removed. A partition
-        without such jobs is missing. `check_place` refuses a checkpoint that needs entries before that offset.
+        """Returns, by partition, how far entries were removed: the offset behind the last END among the jobs that
+        `trim` has removed. Leaves out partitions without such jobs. `check_place` refuses a checkpoint that needs
+        entries before that offset.
         """
 
     @property
@@ -156,15 +168,19 @@ class JournalReader(ABC):
 
     @abstractmethod
     def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
-        """Yields the durable entries in order, partition by partition: those of one job or of all, from the offsets in
-        `start` on.
+        """Yields the durable entries with their places, one partition after the other, each in order. `job`: yields
+        only the entries of this job; None for those of all jobs. `start`: by partition, the offset of the first entry
+        to yield.
 
-        Entries that become durable meanwhile may be among them or not. A long body is a StoredBody, which `load` loads.
+        An entry that becomes durable during the reading may be yielded or not. In place of a long body, an entry has a
+        StoredBody, which `load` loads.
         """
 
     @abstractmethod
     def load(self, body: Body) -> bytes:
-        """Returns the bytes of a body. Raises CorruptJournal if a stored body does not fit its hash."""
+        """Returns the bytes of a body, and reads them if they are stored apart. Raises CorruptJournal if they do not
+        fit their hash.
+        """
 
     @abstractmethod
     def job(self, job: str) -> JobMark | None:
@@ -176,7 +192,7 @@ class JournalReader(ABC):
 
     @abstractmethod
     def letters(self) -> list[Letter]:
-        """Returns the letters that the owner has not taken, in the order in which they came."""
+        """Returns the letters that the owner has not taken yet, in the order in which they came."""
 
     @property
     @abstractmethod
@@ -189,20 +205,22 @@ class JournalReader(ABC):
 
 
 class Inbox(ABC):
-    """The inbox of a journal: it takes letters, whether an owner runs or not."""
+    """The inbox of a journal. It accepts letters, also while no owner runs."""
 
     @abstractmethod
     def post(self, letter: Letter) -> None:
-        """Posts a letter. When it returns, the letter is durable, and the owner will take it. May be called in any
-        thread and any process. Blocks.
+        """Posts a letter. When this returns, the letter is durable, and the owner will take it. Blocks. May be called
+        in any thread and any process.
 
-        Raises LetterRefused with the reason: nobody knows the token or the job; the question is closed, or its deadline
-        has passed; the job has ended; or the inbox has accepted such a letter before. Of two letters that answer the
-        same question at the same time, the inbox accepts one.
+        Raises LetterRefused with one of these reasons: the journal does not know the token or the job; the question is
+        closed, or its deadline has passed; the job has ended; or the inbox has already accepted such a letter. Of two
+        letters that answer the same question at the same time, the inbox accepts one.
 
-        After a crash, or a TransientError (a server does not answer, or another process holds the database), the letter
-        may be stored or not. The caller may post it again: if it was stored, LetterRefused says that there was one
-        before. Raises UserError for a letter that could not be decoded again.
+        After a crash or a TransientError, the letter may be stored or not. (TransientError: a server does not answer,
+        or another process holds the database.) The caller may post the letter again. If the first one was stored, the
+        second one raises LetterRefused.
+
+        Raises UserError for a letter that could not be decoded again.
         """
 
     @abstractmethod
@@ -211,122 +229,137 @@ class Inbox(ABC):
 
 
 class Journal(JournalReader, Inbox):
-    """The owner of a journal. The constructor takes the claim. It raises AppLocked if another process, or another
-    object of this process, holds the claim.
+    """The owner of a journal. The constructor takes the claim, which says who is the owner. It raises AppLocked if
+    another process, or another object of this process, holds the claim.
 
-    A claim ends with `close` or with the process. An owner may lose its claim in another way, for example because
-    somebody removes its lock; then its next append raises JournalFailed.
+    A claim ends with `close` or with the process. An owner may also lose the claim earlier, for example because
+    somebody removes its lock. Then its next append raises JournalFailed.
     """
 
     clock: Clock
-    """The clock by which letters are judged and dated. Code that works over a journal uses it too."""
+    """The clock that gives letters their times and tells whether they came too late. Code that works over a journal
+    uses it too.
+    """
 
     keeping: JobKeeping | None = None
-    """The rule by which `trim` keeps the entries that it removes, or None to delete them."""
+    """The rule by which `trim` moves entries into the history. None: `trim` deletes the entries."""
 
     look_s: float = 0.02
-    """The seconds between two looks for letters. They are few if a look is cheap, so that answers are taken soon."""
+    """The seconds between two looks for letters. The number is small if a look costs little, so that answers are taken
+    soon.
+    """
 
     def abandon(self) -> None:
-        """Closes the journal of an app whose start is refused. If this process has just created the journal and nobody
-        else has used it, it is removed.
+        """Closes the journal of an app whose start is refused. Also removes the journal, if this process has just
+        created it and nobody else has used it.
         """
         self.close()
 
     def may_have_letters(self) -> bool:
-        """Returns True if letters may have come since the last call. Returns False if certainly none has come. An
-        implementation that cannot find out cheaply returns True. Never waits for another machine or a disk. Called by
-        one thread.
+        """Returns False if certainly no letter has come since the last call of this method, and True otherwise. An
+        implementation that cannot find out cheaply returns True. Never waits for another machine or for a disk. Called
+        by one thread.
         """
         return True
 
     def claim_left(self) -> float:
-        """Returns the number of seconds for which this owner certainly still has the claim, by the machine's monotonic
-        clock. The caller asks just before it sends a call. 0.0 means that another process may have the claim, and that
-        the call must not be sent. `math.inf` means that the claim ends with the process and not by time. Never blocks.
+        """Returns the seconds for which this owner certainly still holds the claim, by the machine's monotonic clock.
+        Never blocks.
+
+        The caller asks just before it sends a call. 0.0: another process may hold the claim, so the call must not be
+        sent. `math.inf`: the claim does not end by time, only with the process.
         """
         return math.inf
 
     def predecessor_left(self) -> float:
-        """Returns the number of seconds for which the owner before this one may still begin a call, because it was
-        paused or cut off, and has not noticed that it has lost its claim. Never blocks.
+        """Returns the seconds for which the previous owner may still begin calls. It may have been paused or cut off,
+        and not have noticed yet that it has lost the claim. Never blocks.
 
-        The number is negative if that time is already over. It is `-math.inf` if there is no such owner: the one before
-        has closed the journal, or its process has certainly ended. A call that it began ends at the latest by its own
-        time-out, counted from the end of these seconds. Until then, effects in doubt are not decided on.
+        A negative number means that this time is over. `-math.inf` means that there is no such owner: the previous one
+        has closed the journal, or its process has certainly ended.
+
+        A call that the previous owner begins at the end of this time ends at the latest after the time-out of its tool.
+        Until then, nobody decides on effects in doubt.
         """
         return -math.inf
 
     @abstractmethod
     def append(self, entry: Entry) -> Position:
-        """Appends the entry to its partition, and returns its place. Entries stand in the order of these calls. Never
-        blocks. May be called in any thread.
+        """Appends an entry to the partition of its job, and returns the place of the entry. Entries have the order of
+        these calls. Never blocks. May be called in any thread.
 
-        The entry is not durable yet when this method returns: await `durable`. Raises JournalFull, and appends nothing,
-        if too many bytes wait for the disk (await `room` first). Raises JournalFailed if an append has failed before,
-        and UserError if the journal is closed.
+        The entry is not durable yet when this method returns: await `durable`. If too many bytes wait for the disk,
+        raises JournalFull and appends nothing (await `room` first). Raises JournalFailed if an append has failed
+        before, and UserError if the journal is closed.
         """
 
     @abstractmethod
     async def room(self) -> None:
-        """Waits until `append` has room for an entry. To be awaited on an event loop. If `append` follows without
-        another `await` in between, it does not raise JournalFull, unless another thread appends too. Raises
-        JournalFailed.
+        """Waits until `append` has room for an entry. Raises JournalFailed. If the caller then calls `append` without
+        another `await` in between, `append` does not raise JournalFull, unless another thread appends too.
         """
 
     @abstractmethod
     async def durable(self, position: Position) -> None:
-        """Waits until the entry at this place, and all entries before it in its partition, are durable. To be awaited
-        on an event loop. Raises JournalFailed.
+        """Waits until the entry at this place, and all entries before it in its partition, are durable. Raises
+        JournalFailed.
         """
 
     @abstractmethod
     def wait_durable(self, position: Position, timeout: float | None = None) -> bool:
-        """Blocks a thread until the entry at this place is durable, and returns True. Returns False if it is not
-        durable after `timeout` seconds; None waits without a limit. Raises JournalFailed.
+        """Blocks the thread until the entry at this place is durable, and returns True. Returns False if the entry is
+        not durable after `timeout` seconds; None waits without a limit. Raises JournalFailed.
         """
 
     @abstractmethod
     async def flush(self) -> dict[int, int]:
-        """Waits until all entries that were appended before this call are durable, and returns `positions`. Barriers
-        wait for it. Raises JournalFailed.
+        """Waits until all entries that were appended before this call are durable. Returns `positions` of that moment.
+        Each checkpoint barrier waits for this. Raises JournalFailed.
         """
 
     @abstractmethod
     def take(self) -> list[tuple[Position, Entry]]:
-        """Takes letters from the inbox in the order in which they came, appends an entry for each, and returns these
-        entries. The entries are not durable yet. If the queue of appends is full, the remaining letters stay in the
-        inbox for a later call. After a crash, a letter whose entry was not durable is still in the inbox.
+        """Takes letters out of the inbox in the order in which they came, and appends an entry for each. Returns these
+        entries with their places. They are not durable yet.
+
+        If the queue of appends is full, the remaining letters stay in the inbox for a later call. After a crash, a
+        letter whose entry was not durable is still in the inbox.
         """
 
     @abstractmethod
     def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
-        """Removes the entries of jobs that ended before the offsets in `before`, and long bodies that no remaining entry names.
-        `before` has, by partition, the offset of the journal in the oldest retained checkpoint. Returns the number of removed
-        entries. Blocks; other threads may append meanwhile.
+        """Removes the entries of jobs that ended before the offsets in `before`, and the long bodies that no remaining
+        entry names. Returns the number of removed entries. Blocks; other threads may append meanwhile.
 
-        Of a job that ended at or after `forget_before_ms` (milliseconds since 1970) its `JobMark` stays, and also its entries if
-        it may begin again (MAY_BEGIN_AGAIN), because it then needs its earlier results. Jobs that have
-        not ended keep all entries. After a crash in the middle, each job is either trimmed completely or not at all. If
-        `keeping` is set, the entries move into the history, and jobs that are too old or too many for the history are
-        removed from there.
+        - `before`: by partition, the offset of the journal in the oldest retained checkpoint.
+        - `forget_before_ms`: a time in milliseconds since 1970. A job that ended before it is forgotten completely. A
+          job that ended later keeps its `JobMark`. If such a job may begin again (MAY_BEGIN_AGAIN), it also keeps its
+          entries, because it then needs its earlier results.
+
+        A job that has not ended keeps all entries. After a crash during a trim, each job is either trimmed completely
+        or not at all. If `keeping` is set, the removed entries move into the history, and the history drops the jobs
+        that are beyond its bounds.
         """
 
     @abstractmethod
     def statistics(self) -> dict[str, Any]:
-        """Returns figures since the journal was opened: the numbers of entries, of commits, of entries that are not
-        durable yet (`waiting`) and their bytes (`bytes_waiting`), of stored bodies, and of letters that were taken
-        (`letters`) or `refused`. Never blocks.
+        """Returns figures since the journal was opened. Never blocks.
+
+        - `entries`, `commits`: the numbers of appended entries and of commits.
+        - `waiting`, `bytes_waiting`: the number of entries that are not durable yet, and their bytes.
+        - `bodies`: the number of long bodies that were stored.
+        - `letters`, `refused`: the numbers of letters that were taken and that were refused.
         """
 
 
 def check_letter(letter: Letter, question: Question | None, mark: JobMark | None, earlier: bool, now_ms: int) -> str:
-    """Returns the id of the job that a letter is for. Raises LetterRefused if the inbox must not accept the letter. The
-    inbox calls this in the transaction that stores the letter.
+    """Checks whether an inbox may accept a letter. Returns the id of the job for which the letter is. Raises
+    LetterRefused if the letter must not be accepted. The inbox calls this in the transaction that stores the letter.
 
-    `question` is the question with the letter's token, or None if there is none. `mark` is the mark of the job that a
-    signal or a cancel names, or None if the journal does not know the job. `earlier` is True if the inbox already has a
-    letter with the same `once`.
+    - `question`: the question with the letter's token; None if there is none.
+    - `mark`: the mark of the job that a signal or a cancel names; None if the journal does not know the job.
+    - `earlier`: True if the inbox has already accepted a letter with the same `Letter.once`.
+    - `now_ms`: the present time, in milliseconds since 1970.
     """
     if letter.kind in ("signal", "cancel"):
         if mark is None:
@@ -351,8 +384,8 @@ def check_letter(letter: Letter, question: Question | None, mark: JobMark | None
 
 
 def entry_of_letter(letter: Letter, question: Question | None, at_ms: int) -> Entry:
-    """Returns the entry that a letter becomes when the owner takes it. `question` is the question with the letter's
-    token; only answers and withdrawals need it.
+    """Returns the entry that a letter becomes when the owner takes it. `question`: the question with the letter's
+    token; None for a signal or a cancel. `at_ms`: the time of the entry.
     """
     if letter.kind == "signal":
         return Signal(letter.job, at_ms, letter.name, letter.token, letter.body, letter.by)
@@ -367,13 +400,15 @@ def entry_of_letter(letter: Letter, question: Question | None, at_ms: int) -> En
 def check_place(
     journal: JournalReader, identity: str, positions: Mapping[int, int], needed: Mapping[int, int] | None = None
 ) -> None:
-    """Checks that a checkpoint belongs to this journal. `identity` and `positions` are those that the checkpoint has
-    saved.
+    """Checks that a checkpoint and a journal belong together. With the wrong journal, the app would make effects again
+    that it has made before.
 
-    `needed` has, by partition, the offset from which on the checkpoint needs the entries of ended jobs; None stands for
-    `positions`. Raises OtherJournal if the identity differs, if the journal ends before `positions`, or if entries
-    behind `needed` were trimmed. The hint names the choices. With such a journal the app would make effects again that
-    it has made before.
+    - `identity`, `positions`: those of the journal, as the checkpoint has saved them.
+    - `needed`: by partition, the offset from which on the checkpoint needs the entries of ended jobs; None stands for
+      `positions`.
+
+    Raises OtherJournal if the journal has another identity, if it ends before `positions`, or if entries after `needed`
+    were trimmed. The hint of the error says what the user can do.
     """
     hint = "give the journal that the job had; or start --fresh, and effects that it had made may be made again"
     if journal.identity != identity:

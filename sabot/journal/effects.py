@@ -1,7 +1,8 @@
-"""Effects: their ids, their digests, and how each class of them may be repeated.
+"""Effects: their classes, their ids, their digests, and the decision on effects in doubt.
 
-`RULES` is the one table of classes. `in_doubt` decides what happens to an effect with an intent and without a certain
-outcome (after a crash, a time-out, a cancel, a lost connection). It is a pure function.
+`RULES` is the table of the classes, which say how an effect may be repeated. `in_doubt` decides what follows for an
+effect whose INTENT is recorded and whose outcome is not certain: after a crash, a time-out, a cancel or a lost
+connection.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from sabot.errors import UserError, short_repr
 
 
 class EffectClass(StrEnum):
-    """The classes of effects by how they may be repeated. A tool that declares no class is `unsafe`."""
+    """The class of an effect, which says how the effect may be repeated. A tool that declares no class is `unsafe`."""
 
     LOCAL = "local"
     READ = "read"
@@ -28,10 +29,12 @@ class EffectClass(StrEnum):
 class Doubt(StrEnum):
     """The decision on an effect in doubt.
 
-    `again`: make it again. `again_with_key`: make it again, with the same idempotency key. `reconcile`: call the tool's
-    own function, which finds out whether it was done. `take`: take the result that this function has found. `ask`: a
-    person decides: done, not done, or abandon (an action of type `in_doubt`). `fail`: raise an error in the job.
-    `assume_done`: treat it as done, without a result.
+    - `again`: make the effect again. `again_with_key`: make it again with the same idempotency key.
+    - `reconcile`: call the tool's `reconcile=` function, which finds out whether the effect was done.
+    - `take`: take the result that this function has returned.
+    - `ask`: ask a person, who answers done, not done, or abandon. The type of the question is `in_doubt`.
+    - `fail`: raise an error in the job.
+    - `assume_done`: treat the effect as done, without a result.
     """
 
     AGAIN = "again"
@@ -44,7 +47,7 @@ class Doubt(StrEnum):
 
 
 class Reconciled(StrEnum):
-    """The findings of a reconciling function."""
+    """The answer of a tool's `reconcile=` function: whether the effect was done."""
 
     DONE = "done"
     NOT_DONE = "not_done"
@@ -55,11 +58,12 @@ class Reconciled(StrEnum):
 class ClassRule:
     """The rule for the effects of one class.
 
-    `intent` says when the intent must be durable: "next" (together with the next entry that must be durable), "later"
-    (it is written, and nobody waits for it) or "first" (before the call). `in_doubt` is the decision on an effect in
-    doubt. If `reserves` is True, the intent has an upper bound of the cost. If `checked` is True, a job is blocked
-    whose function asks for the effect with other arguments in a replay. If `marks` is True, a call that is made again
-    counts as a duplicate in the ledger.
+    - `intent`: when the INTENT entry must be durable. "first": before the call is sent. "next": together with the next
+      entry that must be durable. "later": nobody waits for it.
+    - `in_doubt`: the decision on an effect in doubt.
+    - `reserves`: True if a budget reserves an upper bound of the cost, which the INTENT records.
+    - `checked`: True if the arguments must be the same in a replay. If they differ, the job is blocked.
+    - `marks`: True if the ledger marks a repeated call as a duplicate.
     """
 
     intent: Literal["next", "later", "first"]
@@ -70,7 +74,7 @@ class ClassRule:
 
     @property
     def repeatable(self) -> bool:
-        """True if the effect may be made again whatever its outcome was."""
+        """True if an effect in doubt may simply be made again."""
         return self.in_doubt in (Doubt.AGAIN, Doubt.AGAIN_WITH_KEY)
 
     @property
@@ -107,11 +111,13 @@ def in_doubt(
     sent: bool | None = None,
     found: Reconciled | None = None,
 ) -> Doubt:
-    """Decides on an effect whose outcome is not certain.
+    """Decides what follows for an effect whose outcome is not certain.
 
-    `configured` is the tool's option `in_doubt=`: "ask" asks a person. `sent` is False if the call certainly failed
-    before anything was sent, so that nothing is in doubt; None means that nobody knows. `found` is the finding of the
-    tool's `reconcile=` function, or None if the function was not called yet.
+    - `kind`: the class of the effect.
+    - `configured`: the option `in_doubt=` of the tool. It holds if the rule of the class is to ask a person.
+    - `sent`: False if the call certainly failed before anything was sent, so that it can be made again; None if nobody
+      knows.
+    - `found`: the answer of the tool's `reconcile=` function; None if the function was not called yet.
     """
     if sent is False:
         return Doubt.AGAIN
@@ -124,7 +130,9 @@ def in_doubt(
 
 
 class EffectId(NamedTuple):
-    """The id of one attempt of an effect. The ledger counts by it; all attempts of an effect have the same `key`."""
+    """The id of one attempt of an effect. The rows of the ledger have this id. All attempts of an effect have the same
+    `key`.
+    """
 
     job: str
     ordinal: int
@@ -132,8 +140,8 @@ class EffectId(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The idempotency key for the called service: the same for every attempt, valid in an HTTP header, and without
-        the job's name.
+        """The idempotency key that the called service gets. It is the same for every attempt, can stand in an HTTP
+        header, and does not reveal the job's id.
         """
         name = blake2b(f"{self.job}\0{self.ordinal}".encode(), digest_size=16)
         return f"sabot-{name.hexdigest()}"
@@ -143,11 +151,11 @@ class EffectId(NamedTuple):
 
 
 def digest(key: bytes, kind: str, name: str, arguments: Any) -> bytes:
-    """Returns a digest of 16 bytes of an effect's kind, name and arguments. It is the same in every process, and tells
-    nothing to those who do not have `key`, the journal's key.
+    """Returns a digest of 16 bytes of an effect's kind, name and arguments. It is the same in every process. Without
+    `key`, the journal's key, nobody can guess the arguments from it.
 
-    `arguments` must be values that msgpack can encode. The order of the keys of a mapping does not change the digest;
-    the type of a number does. Raises UserError for other values.
+    `arguments` must consist of values that msgpack can encode; raises UserError for others. The order of the keys of a
+    mapping does not change the digest. The type of a number does.
     """
     try:
         asked = msgspec.msgpack.encode([kind, name, arguments], order="deterministic")

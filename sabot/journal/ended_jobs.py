@@ -1,4 +1,4 @@
-"""Jobs that have ended, as the history of a journal shows them without their entries, and the queries of lists."""
+"""Ended jobs, as the history of a journal lists them without their entries, and queries for such jobs."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -10,11 +10,13 @@ _NANO = Decimal(1_000_000_000)
 
 
 class EndedJob(msgspec.Struct, frozen=True, array_like=True):
-    """A job that has ended. Times are in milliseconds since 1970. Fields are only added, at the end, with a default.
+    """A job that has ended. Times are in milliseconds since 1970. New fields are only added at the end, with a default.
 
-    `name` is the agent's id without its app. `key` is the key of the job's record, as text. `searched` has the texts
-    that a search looks through, in lower case. `tokens` and `nanodollars` are the usage of its own calls; a dollar has
-    10⁹ nanodollars. `record` has the other fields, encoded by the code that makes the row.
+    - `agent`, `name`: the agent's id with its app, and without it.
+    - `scope`: the tenant. `key`: the key of the job's record, as text.
+    - `searched`: the texts in which a search looks, in lower case.
+    - `tokens`, `nanodollars`: the usage of the job's own calls. A dollar has 10⁹ nanodollars.
+    - `record`: further fields, encoded. Only the code that makes the row reads them.
     """
 
     job: str
@@ -32,11 +34,15 @@ class EndedJob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EndedQuery(NamedTuple):
-    """A query for ended jobs: those that fulfil all conditions; "" and 0 stand for all.
+    """A query for ended jobs. A job is selected if it fulfils all conditions. A condition with "" or 0 is fulfilled by
+    all jobs.
 
-    `agent` is the id APP.NAME, or NAME alone. `text` is searched in any letter case. A job was created at `since_ms` or
-    later, and before `until_ms`, in milliseconds since 1970. `after` is the last job of the page before, by time of
-    creation and id; pages go from the newest job to the oldest.
+    - `agent`: the agent's id APP.NAME, or only NAME.
+    - `text`: a text to search for, in any letter case.
+    - `since_ms`, `until_ms`: the job was created at or after the first time, and before the second, in milliseconds
+      since 1970.
+    - `after`: the last job of the page before (its time of creation and its id); None for the first page. Pages go from
+      the newest job to the oldest.
     """
 
     agent: str = ""
@@ -49,7 +55,7 @@ class EndedQuery(NamedTuple):
     after: tuple[int, str] | None = None
 
     def selects(self, job: EndedJob) -> bool:
-        """Returns True if the job fulfils the conditions."""
+        """Returns True if the job fulfils all conditions of the query."""
         return (
             self.agent in ("", job.agent, job.name)
             and self.scope in ("", job.scope)
@@ -62,13 +68,13 @@ class EndedQuery(NamedTuple):
         )
 
     def behind(self, job: EndedJob) -> "EndedQuery":
-        """Returns the query for the next page, when `job` is the last job of this page."""
+        """Returns the query for the next page. `job`: the last job of this page."""
         return EndedQuery(*self[:-1], after=(job.created_ms, job.job))
 
 
 class HistoryBounds(NamedTuple):
-    """The bounds of a history. It keeps the jobs that have ended at `before_ms` (milliseconds since 1970) or later. If
-    these have more than `most_bytes` bytes, it keeps only the newest of them.
+    """The bounds of a history. It keeps the jobs that ended at or after `before_ms` (milliseconds since 1970). If these
+    need more than `most_bytes` bytes, it keeps only the newest of them.
     """
 
     before_ms: int
@@ -76,18 +82,18 @@ class HistoryBounds(NamedTuple):
 
 
 def dollars_of(nanodollars: int) -> Decimal:
-    """Returns an amount of nanodollars (10⁻⁹ dollars) in dollars, without trailing zeros."""
+    """Converts nanodollars (10⁻⁹ dollars) to dollars, without trailing zeros."""
     return (nanodollars / _NANO).normalize() + 0
 
 
 def nanodollars_of(dollars: Decimal) -> int:
-    """Returns an amount of dollars in nanodollars (10⁻⁹ dollars), rounded."""
+    """Converts dollars to nanodollars (10⁻⁹ dollars), rounded."""
     return round(dollars * _NANO)
 
 
 def descendants(job: str) -> tuple[str, str]:
-    """Returns two ids that enclose the ids of all descendants of a job (`jobs.tree`): the least id, and the first id
-    after the last one.
+    """Returns two ids, between which the ids of all descendants of a job are (`jobs.tree`). The first one is included
+    in the range, the second one is not.
     """
     return f"{job}~", f"{job}\x7f"
 

@@ -28,7 +28,9 @@ from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr
 VERSION = 1
 
 INLINE_BYTES = 64 * 1024
-"""The longest body in bytes that stands in its entry. A longer one is stored once, under its hash, which the entry names."""
+"""The most bytes of a body that is stored inside of its entry. A longer body is stored apart, once, under its hash; the
+entry has the hash.
+"""
 
 
 class StoredBody(msgspec.Struct, frozen=True, array_like=True):
@@ -50,9 +52,13 @@ class _Base(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class JobOrigin(msgspec.Struct, frozen=True, array_like=True):
-    """The origin of a job that continues another job from one of that job's checkpoints. `entries` is the number of
-    entries after BEGIN that were copied from the other job. `waiting` is the number of entries that follow them: the
-    intents of timers and questions that were open, with the time that they had left at `at_ms`.
+    """The origin of a job that goes on from a checkpoint of another job.
+
+    - `job`, `checkpoint`: the other job, and the name of its checkpoint.
+    - `at_ms`: the time at which this job began, in milliseconds since 1970.
+    - `entries`: the number of entries after BEGIN that are copies of entries of the other job.
+    - `waiting`: the number of entries that follow these copies: the INTENT entries of timers and questions that were
+      open at the checkpoint. They keep the rest of their time, counted from `at_ms`.
     """
 
     job: str
@@ -63,13 +69,18 @@ class JobOrigin(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
-    """The beginning of a job. A second BEGIN of the same job begins its history anew (`ctx.continue_as`).
+    """The beginning of a job. A second BEGIN begins the history of the same job anew (`ctx.continue_as`), or is another
+    run of a job that has ended.
 
-    `digest` is the digest of the input; it is empty if the same job cannot be asked for twice. `code` is the version of
-    the function. `scope` and `principal` name the tenant and the person for whom the job runs, or are "". `run` is 1 at
-    first. It is one higher each time that the job begins again, after a failure whose dead letter was sent back.
-    `labels` are the labels of the input. `origin` is set if the job continues another one. `seed` is the seed of random
-    values; with b"" the id of the job is the seed.
+    - `agent`: the id of the agent. `body`: the input. `key`: the key of the job's record.
+    - `digest`: the digest of the input; empty if the same job cannot be asked for twice.
+    - `code`: the version of the function.
+    - `scope`, `principal`: the tenant and the person for whom the job runs, or "".
+    - `run`: 1 for the first run of the job, and one more each time that it begins again because its dead letter was
+      sent again.
+    - `labels`: the labels of the input.
+    - `origin`: set if the job goes on from a checkpoint of another job.
+    - `seed`: the seed of random values; with b"" the seed is derived from the id of the job.
     """
 
     agent: str = ""
@@ -86,15 +97,18 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
 
 
 UNSENT = b"\xc0"
-"""The note of an attempt that was certainly not sent, and that another attempt follows. As msgpack it is nil: no decision."""
+"""The note of an attempt that was certainly not sent and that another attempt follows. As msgpack these bytes are nil,
+so they are not taken for the decision of a guard.
+"""
 
 
 class Attempt(_Base, frozen=True, array_like=True, gc=False, tag="attempt"):
-    """An attempt of an effect, or of the job if `ordinal` is 0. `attempt` counts from 1.
+    """An attempt of an effect; of the job itself if `ordinal` is 0. `attempt` counts from 1. The `note` says what has
+    happened:
 
-    An entry without a `note` says that this attempt begins. With the note `UNSENT` it says that this attempt, which had
-    begun, was certainly not sent. With any other note it says that another model is asked from this attempt on; the
-    note has the guard's decision on that model.
+    - b"": the attempt begins.
+    - UNSENT: the attempt had begun, and was certainly not sent.
+    - otherwise: from this attempt on, the call asks another model. The note has the guard's decision on that model.
     """
 
     ordinal: Number
@@ -103,11 +117,15 @@ class Attempt(_Base, frozen=True, array_like=True, gc=False, tag="attempt"):
 
 
 class Intent(_Base, frozen=True, array_like=True, gc=False, tag="intent"):
-    """The intent to make an effect. `body` has the arguments. If it has a `token`, whoever knows the token may answer
-    it. `due_ms` is the deadline in milliseconds since 1970, or 0 if there is none.
+    """The intent to make an effect, recorded before the effect is made.
 
-    `effect_class` is one of `effects.EffectClass`, or "" for an effect of the engine itself (a question, a timer).
-    `note` has the decision of the guards: policy and reserved budget, in their own encoding.
+    - `kind`, `name`: the kind of the effect ("call", "ask", "sleep", …), and for example the name of the tool.
+    - `digest`, `body`: the digest of the arguments, and the arguments.
+    - `effect_class`: the class (`effects.EffectClass`); "" for an effect of Sabot itself, such as a question or a
+      timer.
+    - `token`: for a question, the token by which it can be answered.
+    - `due_ms`: the deadline in milliseconds since 1970; 0 for none.
+    - `note`: the decision of the guards, with the reserved budget, in their own encoding.
     """
 
     ordinal: Number
@@ -122,10 +140,13 @@ class Intent(_Base, frozen=True, array_like=True, gc=False, tag="intent"):
 
 
 class EffectResult(_Base, frozen=True, array_like=True, gc=False, tag="result"):
-    """The result of an effect. `outcome` is "ok", or the type of the error. `usage` is the usage of the call, in the
-    encoding of the ledger. For a child, `labels` are the labels of all data that the child has seen, and `ran_ms` is
-    the time that it has run, in milliseconds, without the time in which it waited. For a tool, `asked` is the usage of
-    the models that the tool itself has asked, as the limits of the job count it.
+    """The result of an effect.
+
+    - `outcome`: "ok", or the type of the error. `body`: the value or the error.
+    - `usage`: the usage of the call, in the encoding of the ledger.
+    - `asked`: for a tool, the usage of the models that the tool itself has asked. The limits of the job count it.
+    - `labels`: for a child, the labels of all data that the child has seen.
+    - `ran_ms`: for a child, the milliseconds that it has run, without the time in which it waited.
     """
 
     ordinal: Number
@@ -139,7 +160,9 @@ class EffectResult(_Base, frozen=True, array_like=True, gc=False, tag="result"):
 
 
 class Answer(_Base, frozen=True, array_like=True, gc=False, tag="answer"):
-    """The end of a question. `outcome` is resolved, expired or cancelled. `by` is the person who answered, if known."""
+    """The end of a question. `outcome`: "resolved" (somebody has answered), "expired" or "cancelled". `by`: the person
+    who answered, if known.
+    """
 
     ordinal: Number
     token: str
@@ -149,7 +172,9 @@ class Answer(_Base, frozen=True, array_like=True, gc=False, tag="answer"):
 
 
 class Signal(_Base, frozen=True, array_like=True, gc=False, tag="signal"):
-    """A message from outside. `token` is chosen by the sender; a signal with the same token is accepted once."""
+    """A message to a job from outside. The sender chooses `token`. Of several signals with the same token, only the
+    first is accepted.
+    """
 
     name: str
     token: str
@@ -158,16 +183,19 @@ class Signal(_Base, frozen=True, array_like=True, gc=False, tag="signal"):
 
 
 class Cancel(_Base, frozen=True, array_like=True, gc=False, tag="cancel"):
-    """A request to end the job."""
+    """A request to end the job. `by`: the person who asks for it, if known."""
 
     reason: str = ""
     by: str = ""
 
 
 class End(_Base, frozen=True, array_like=True, gc=False, tag="end"):
-    """The end of a job. `result` is a short reference to its result. `body` has the output, or the error. `labels` are
-    the labels of all data that the job has seen. `usage` is an upper bound of the usage of its calls without a result,
-    in the encoding of the ledger.
+    """The end of a job.
+
+    - `outcome`: "succeeded", "failed" or "cancelled". `result`: the type of the error, or the reason of the cancel.
+    - `digest`: the digest of the output. `body`: the output or the error.
+    - `labels`: the labels of all data that the job has seen.
+    - `usage`: an upper bound of the usage of the job's calls that have no result, in the encoding of the ledger.
     """
 
     outcome: str
@@ -185,10 +213,10 @@ EntryT = TypeVar("EntryT", bound=_Base)
 class Letter(msgspec.Struct, frozen=True):
     """A letter to a job: an answer to a question, the withdrawal of a question, a signal, or a cancel.
 
-    `token` is the token of the question. A signal has a unique token that the sender has chosen. A cancel has none,
-    because each job takes one cancel. `job` is set for a signal and a cancel; for the others the question names the
-    job. `name` is the name of the signal, the outcome of a withdrawal ("expired", "cancelled"), or the reason of a
-    cancel.
+    - `token`: for an answer or a withdrawal, the token of the question. For a signal, a unique token that the sender
+      has chosen. A cancel has none, because a job takes only one cancel.
+    - `job`: the job, for a signal or a cancel. For the others the question names the job.
+    - `name`: the name of a signal, the outcome of a withdrawal ("expired" or "cancelled"), or the reason of a cancel.
     """
 
     kind: Literal["answer", "withdraw", "signal", "cancel"]
@@ -200,8 +228,8 @@ class Letter(msgspec.Struct, frozen=True):
 
     @property
     def once(self) -> str:
-        """The name of which the inbox accepts one letter only. An answer and the withdrawal of the same question have
-        the same name, so only one of them is accepted.
+        """A name that the inbox accepts only once. An answer to a question and the withdrawal of the same question have
+        the same name, so only the first of them is accepted.
         """
         prefix = "token" if self.kind in ("answer", "withdraw") else self.kind
         return f"{prefix}:{self.token or self.job}"
@@ -214,23 +242,23 @@ _FIRST = bytes([VERSION])
 
 
 def kind_of(entry: Entry) -> str:
-    """Returns the name of the entry's kind: "begin", "intent", …"""
+    """Returns the kind of the entry as a word: "begin", "intent", …"""
     return str(entry.__struct_config__.tag)
 
 
 def body_of(entry: Entry) -> Body | None:
-    """Returns the entry's body, or None if entries of this kind have none."""
+    """Returns the body of the entry; None if entries of this kind have no body."""
     return getattr(entry, "body", None)
 
 
 def hash_of(body: bytes) -> bytes:
-    """Returns the hash of a body, 32 bytes, under which it is stored."""
+    """Returns the hash of a body, 32 bytes. A long body is stored under its hash."""
     return blake2b(body, digest_size=32).digest()
 
 
 def with_stored_body(entry: Entry) -> tuple[Entry, bytes]:
-    """Moves a long body out of an entry. Returns the entry with a reference in place of the body, and the body. If the
-    body is short, returns the entry unchanged, and b"".
+    """Takes a long body out of an entry. Returns the entry with a StoredBody in its place, and the body. If the body is
+    short, returns the unchanged entry and b"".
     """
     body = body_of(entry)
     if not isinstance(body, bytes) or len(body) <= INLINE_BYTES:
@@ -244,8 +272,8 @@ def without_body(entry: Entry) -> Entry:
 
 
 def encode_entry(entry: Entry) -> bytes:
-    """Encodes the version and an entry. Raises UserError for an entry that could not be read again, or that does not
-    fit the columns of a table.
+    """Returns the entry as bytes, which begin with the version of the format. Raises UserError for an entry that could
+    not be read again, or whose values do not fit the columns of the journal's tables.
     """
     try:
         data = _encoder.encode(entry)
@@ -259,8 +287,8 @@ def encode_entry(entry: Entry) -> bytes:
 
 
 def decode_entry(data: bytes, where: object) -> Entry:
-    """Decodes an entry. Raises UserError for a version that this Sabot does not know, and CorruptJournal for other
-    bytes; both errors name `where`.
+    """Returns the entry in these bytes. Raises UserError for a version of the format that this Sabot does not know, and
+    CorruptJournal for other bytes. `where`: the place of the entry, for these errors.
     """
     if data[:1] != _FIRST:
         _check_version(data[:1], where)
@@ -280,8 +308,9 @@ def _check_version(first: Iterable[int], where: object) -> None:
 
 
 def encode_letter(letter: Letter) -> bytes:
-    """Encodes the version and a letter. Raises UserError for a letter that could not be decoded again (for example, one
-    whose body is a text and not bytes): it would block the inbox for all letters behind it.
+    """Returns the letter as bytes, which begin with the version of the format. Raises UserError for a letter that could
+    not be decoded again, such as one whose body is a text. In the inbox, such a letter would block all letters behind
+    it.
     """
     try:
         data = _encoder.encode(letter)
@@ -294,7 +323,7 @@ def encode_letter(letter: Letter) -> bytes:
 
 
 def decode_letter(data: bytes, where: object) -> Letter:
-    """Decodes a letter. Raises the errors of `decode_entry`."""
+    """Returns the letter in these bytes. Raises the errors of `decode_entry`."""
     if data[:1] != _FIRST:
         _check_version(data[:1], where)
     try:

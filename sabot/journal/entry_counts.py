@@ -1,12 +1,12 @@
-"""Detects missing entries. The places of a journal are counted from 0; each place either has its entry, or is recorded
+"""Detects missing entries. The places of a journal are numbered from 0. Each place either has its entry, or is recorded
 as trimmed.
 
-   log_end   one row: the place behind the last entry that was written; the transaction that writes the entry changes it
-   gone      runs of places whose entries were trimmed; they do not overlap, and are not adjacent
+   log_end   a table of one row: the place behind the last entry that was written; changed in the transaction that writes the entry
+   gone      a table of runs of places whose entries were trimmed; they do not overlap, and are not adjacent
 
-So a gap between two entries, or behind the last entry, is found whatever its cause: somebody has deleted rows, or has
-restored one table without the others. A commit of entries changes one row of these tables. A trim changes only the runs
-beside the places that it trims. The statements work in SQLite and PostgreSQL, with `?` for values.
+So a missing entry is found whatever the cause, also at the end of the log. For example, somebody has deleted rows, or
+has restored one table without the others. A commit of entries changes one row of these tables. A trim changes only the
+runs next to the places that it trims. The statements work in SQLite and PostgreSQL, with `?` for values.
 """
 
 from bisect import bisect_right
@@ -18,7 +18,7 @@ from sabot.errors import CorruptJournal
 T = TypeVar("T")
 
 COUNTED = 2
-"""The first format of tables in which places are counted."""
+"""The first version of the tables' format in which places are numbered."""
 
 _TABLES = (
     "CREATE TABLE log_end (place {whole} PRIMARY KEY)",
@@ -28,13 +28,13 @@ _TABLES = (
 
 _MOST_NAMED = 400  # the most values in one statement
 ENDS = "SELECT (SELECT max(place) FROM entries), (SELECT value FROM meta WHERE name = 'trimmed')"
-"""The statement whose row is the argument of `end_of_rows`."""
+"""The statement that selects the row for `end_of_rows`."""
 
 WRITTEN_END = "SELECT place FROM log_end"
-"""The statement that returns the place behind the last entry that was ever written."""
+"""The statement that selects the place behind the last entry that was ever written."""
 
 GONE = "SELECT first, behind FROM gone WHERE behind > ? AND first < ? ORDER BY first"
-"""The statement that returns trimmed runs, as `Gone` does."""
+"""The statement that selects trimmed runs, with the two values that a function of type `Gone` gets."""
 
 # a look-up by key stays fast during a long dump, for which the database keeps all versions of the row
 _WRITTEN = "UPDATE log_end SET place = ? WHERE place = ?"
@@ -46,14 +46,16 @@ _GAPS = (
 _HINT = "bring back a copy of the journal that has them; or start --fresh --forget-effects: effects that were made may be made again"
 
 Run = tuple[int, int]
-"""A run of places: the first one, and the one behind the last."""
+"""A run of places: the first place, and the place behind the last one."""
 
 Gone = Callable[[int, int], Sequence[Run]]
-"""A function that returns, in order, the runs of trimmed places that overlap the range from the first number to before the second."""
+"""A function of two places. It returns the runs of trimmed places that overlap the range between them, in order. The
+first place belongs to the range, the second does not.
+"""
 
 
 class Connection(Protocol):
-    """A connection with an open transaction: one of SQLite, or `schemas.Statements` in its place."""
+    """A connection with an open transaction: to SQLite, or to PostgreSQL by `schemas.Statements`."""
 
     def execute(self, statement: str, values: Sequence[Any] = ..., /) -> Any: ...
     def executemany(self, statement: str, rows: Sequence[Sequence[Any]], /) -> object: ...
@@ -71,7 +73,7 @@ def runs_of(places: Iterable[int]) -> list[Run]:
 
 
 def joined(runs: Iterable[Run]) -> list[Run]:
-    """Returns these disjoint runs in order, with adjacent ones joined."""
+    """Returns these runs in order, with adjacent runs joined into one. The runs must not overlap."""
     found: list[Run] = []
     for first, behind in sorted(runs):
         if found and found[-1][1] == first:
@@ -82,12 +84,16 @@ def joined(runs: Iterable[Run]) -> list[Run]:
 
 
 def written(connection: Connection, first: int, behind: int) -> None:
-    """Moves the end of the log from `first` to `behind`, in the transaction that writes the entries in between."""
+    """Records that entries were written from the place `first` to before `behind`: moves the end of the log. Called in
+    the transaction that writes the entries.
+    """
     connection.execute(_WRITTEN, (behind, first))
 
 
 def note_gone(connection: Connection, runs: Sequence[Run]) -> None:
-    """Records that the entries at these runs of places are trimmed in this transaction. The runs must be in order."""
+    """Records that the entries at these places are trimmed. Called in the transaction that trims them. The runs must be
+    in order.
+    """
     beside: set[Run] = set()
     for some in parts(runs):
         for column, values in (("behind", [first for first, _ in some]), ("first", [behind for _, behind in some])):
@@ -101,37 +107,36 @@ def note_gone(connection: Connection, runs: Sequence[Run]) -> None:
 
 
 def parts(values: Sequence[T], most: int = _MOST_NAMED) -> Iterator[Sequence[T]]:
-    """Yields the values in parts that are small enough for one statement."""
+    """Yields the values in groups that are small enough for one SQL statement."""
     for first in range(0, len(values), most):
         yield values[first : first + most]
 
 
 def among(values: Sequence[Any]) -> str:
-    """Returns the SQL that follows a column's name, and demands that the column has one of these values. It has a `?`
-    for each value.
-    """
+    """Returns the SQL condition `IN (?, …)` with a `?` for each of these values, to stand after the name of a column."""
     return f"IN ({', '.join('?' * len(values))})"
 
 
 def make_tables(connection: Connection, whole: str) -> None:
-    """Makes the tables for a journal without entries. `whole` is the column type for whole numbers of 63 bits: bigint,
-    or INTEGER in SQLite. In SQLite an INTEGER key is the row's own number, so a commit of entries writes one page less.
+    """Makes the tables of a journal without entries. `whole`: the column type for whole numbers of 63 bits: bigint in
+    PostgreSQL, INTEGER in SQLite. In SQLite an INTEGER key is the row's own number, so a commit of entries writes one
+    page less.
     """
     for statement in _TABLES:
         connection.execute(statement.format(whole=whole))
 
 
 def begin_to_count(connection: Connection, whole: str) -> None:
-    """Adds the tables to a journal of an older format. From now on its places are counted. The caller records the new
-    format.
+    """Adds the tables to a journal of an older format, so that its places are numbered from now on. The caller records
+    the new format.
     """
     make_tables(connection, whole)
     count_anew(connection)
 
 
 def count_anew(connection: Connection) -> None:
-    """Records all missing entries as trimmed. Called for a journal that has not counted its places so far, so that
-    nobody knows why they are missing.
+    """Records all missing entries as trimmed. Called for a journal whose places were not numbered before. Nobody knows
+    why its entries are missing.
     """
     ((last,),) = connection.execute("SELECT coalesce(max(place), -1) FROM entries").fetchall()
     behind = end_of_log(connection)
@@ -143,19 +148,20 @@ def count_anew(connection: Connection) -> None:
 
 
 def end_of_log(connection: Connection) -> int:
-    """Returns the end of the log: the place behind the last entry, including entries that were trimmed."""
+    """Returns the place behind the last entry of the log. Trimmed entries count too."""
     return end_of_rows(connection.execute(ENDS).fetchall())
 
 
 def end_of_rows(rows: Sequence[Sequence[Any]]) -> int:
-    """Returns the end of the log from the row that `ENDS` finds."""
+    """Returns the place behind the last entry of the log. `rows`: the rows that the statement ENDS has found."""
     ((last, trimmed),) = rows
     return max(-1 if last is None else last + 1, int(trimmed or 0), 0)
 
 
 def check_counted(gone: Gone, where: str, first: int, places: Sequence[int], behind: int) -> None:
-    """Raises CorruptJournal if an entry from `first` to before `behind` is missing. `places` are those of the existing
-    entries, in order.
+    """Raises CorruptJournal if an entry from the place `first` to before `behind` is missing and was not trimmed.
+    `places`: the places of the entries that exist in this range, in order. `gone`: returns trimmed runs. `where`: the
+    journal, for the message.
     """
     if len(places) >= behind - first:
         return

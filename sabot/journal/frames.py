@@ -1,7 +1,7 @@
-"""The records of a journal's topic: their encoding, and the rule that decides which of them count.
+"""The records of a journal's topic in Kafka: their encoding, and the rule that decides which of them count.
 
-The owner writes **frames** to partition 0, each with the next number, `seq`. A frame that is too long for one record is
-written in pieces, which are consecutive records.
+The owner writes **frames** to partition 0. Each frame has the next number, `seq`. A frame that is too long for one
+record is written in pieces, which are consecutive records.
 
    OwnerClaim    somebody becomes the owner; the first one creates the journal
    EntriesFrame  entries, and before them the long bodies that they are the first to name
@@ -10,18 +10,20 @@ written in pieces, which are consecutive records.
    ReleaseFrame  the owner has closed the journal
    CopyBegin, CopyRows, CopyEnd   the whole content of the journal, written anew, so that the records before it can be deleted
 
-**Which frames count** is decided only by the order of the topic: a frame counts if its `seq` is the next one, and it is
-a claim, or its writer is the owner, which is the writer of the last claim that counts. So a claim fences: frames that
-the earlier owner writes behind it count for no reader, and of two claims at once the first one counts. A frame with
-missing pieces does not count: a claim takes its number.
+**Which frames count** follows only from the order of the records in the topic. A frame counts if its `seq` is the next
+number, and if its writer is the owner or the frame is a claim. The owner is the writer of the last claim that counts.
 
-       seq      7 entries (a)   8 claim (b)   8 entries (a)   9 entries (b)
+So a claim shuts out the earlier owner: no reader counts the frames that the earlier owner writes after the claim. If
+two processes write a claim at once, the first one counts. A frame with missing pieces does not count, and a claim may
+take its number.
+
+       seq      7 entries (a)   8 claim (b)   8 entries (a)   9 entries (b)      a, b: the writers
                 counts          counts        does not        counts
 
-Letters are in partition 1; of several letters of one name the first counts.
+Letters are in partition 1. Of several letters with the same name (`Letter.once`), the first one counts.
 
-A record is two letters, a version, and msgpack. Fields are only added, at the end, with a default; any other change
-needs a new version.
+A record consists of two letters, a version, and msgpack. New fields are only added at the end, with a default. Any
+other change needs a new version.
 """
 
 import logging
@@ -41,11 +43,15 @@ _LETTER = b"SL"
 
 
 class OwnerClaim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
-    """A claim: its writer becomes the owner. Each claim repeats the `identity` and the `key` of the journal. `holder`
-    is a description of the owner for people. `life` identifies the owner's process for other processes of the same
-    machine (`life.is_over`). `lease_s` is the number of seconds, from the sending of a frame that counts, for which the
-    owner may rely on its claim. `earlier_s` is the number of seconds for which earlier owners, which do not know that
-    they were replaced, may still rely on theirs (`Journal.predecessor_left`).
+    """A claim. Its writer becomes the owner of the journal.
+
+    - `identity`, `key`: those of the journal. Every claim repeats them.
+    - `holder`: a description of the owner for people.
+    - `life`: identifies the owner's process for other processes of the same machine (`life.is_over`).
+    - `lease_s`: the seconds for which the owner may rely on its claim, counted from the sending of its last frame that
+      counts.
+    - `earlier_s`: the seconds for which earlier owners may still rely on their claims, because they do not know yet
+      that they were replaced (`Journal.predecessor_left`).
     """
 
     identity: str
@@ -57,8 +63,10 @@ class OwnerClaim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
 
 
 class EntriesFrame(msgspec.Struct, frozen=True, array_like=True, tag="entries"):
-    """A frame of new entries: the place of each, its bytes, and the number of the letter that it was made of (0 for
-    none). `bodies` are the long ones that are not in the topic yet.
+    """A frame of new entries.
+
+    - `entries`: for each entry its place, its bytes, and the number of the letter of which it was made (0 for none).
+    - `bodies`: the long bodies of these entries that are not in the topic yet.
     """
 
     entries: list[tuple[int, bytes, int]]
@@ -66,9 +74,13 @@ class EntriesFrame(msgspec.Struct, frozen=True, array_like=True, tag="entries"):
 
 
 class TrimFrame(msgspec.Struct, frozen=True, array_like=True, tag="trim"):
-    """A trim. It removes those of `jobs` that had ended before the place `before`, with their letters up to the number
-    `letters`. It removes the marks of jobs that had ended before `forget_before_ms` (0 removes no marks). `kept` has
-    the rows of those jobs that move into the history, and `expired` names the jobs that leave the history.
+    """A trim, which removes entries and marks of jobs.
+
+    - `jobs`, `before`: the jobs to remove. A job stays if it had not ended before the place `before`.
+    - `letters`: the letters of these jobs are removed up to this number.
+    - `forget_before_ms`: marks of jobs that had ended before this time are removed; 0 removes no marks.
+    - `kept`: the rows of those jobs that move into the history.
+    - `expired`: the ids of jobs that leave the history.
     """
 
     jobs: list[str]
@@ -80,22 +92,24 @@ class TrimFrame(msgspec.Struct, frozen=True, array_like=True, tag="trim"):
 
 
 class BeatFrame(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
-    """A sign of life, which has only its number."""
+    """A sign of life of the owner. It has no content."""
 
 
 class ReleaseFrame(msgspec.Struct, frozen=True, array_like=True, tag="release"):
-    """The last frame of an owner that has closed the journal, and will begin no more calls. `earlier_s` has the meaning
-    that it has in `OwnerClaim`.
+    """The last frame of an owner, which has closed the journal and begins no more calls. `earlier_s`: as in
+    `OwnerClaim`.
     """
 
     earlier_s: float = -math.inf
 
 
 class CopyBegin(msgspec.Struct, frozen=True, array_like=True, tag="copy"):
-    """The beginning of a copy of the journal's whole content, as the frames before this one have made it. `claim` is
-    the claim of the writer. `next` is the place of the next entry. `letters` is the number of the next letter to read:
-    earlier letters are in the copy, or are no longer needed. `removed` is the place behind the last END of a trimmed
-    job (`JournalReader.trimmed`).
+    """The beginning of a copy of the journal's whole content, as it is after the frames before this one.
+
+    - `claim`: the claim of the writer.
+    - `next`: the place of the next entry.
+    - `letters`: the number of the next letter to read. Earlier letters are in the copy, or are no longer needed.
+    - `removed`: the place behind the last END of a trimmed job (`JournalReader.trimmed`).
     """
 
     claim: OwnerClaim
@@ -105,22 +119,22 @@ class CopyBegin(msgspec.Struct, frozen=True, array_like=True, tag="copy"):
 
 
 class CopyRows(msgspec.Struct, frozen=True, array_like=True, tag="rows"):
-    """Some rows of a table (`journal.tables`) in a copy."""
+    """Rows of one table (`journal.tables`), as a part of a copy."""
 
     table: str
     rows: list[list[Any]]
 
 
 class CopyEnd(msgspec.Struct, frozen=True, array_like=True, tag="copied"):
-    """The end of a copy that is complete."""
+    """The end of a copy. A copy without it is incomplete, and does not count."""
 
 
 Frame = OwnerClaim | EntriesFrame | TrimFrame | BeatFrame | ReleaseFrame | CopyBegin | CopyRows | CopyEnd
 
 
 class LetterRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A letter in partition 1: `once`, the name under which one letter counts; its job; and its bytes
-    (`entries.encode_letter`).
+    """A letter in partition 1. `once`: its name; of several letters with the same name, the first one counts
+    (`Letter.once`). `data`: the letter, as `entries.encode_letter` returns it.
     """
 
     once: str
@@ -143,7 +157,7 @@ _letters = msgspec.msgpack.Decoder(LetterRecord)
 
 
 def encode_frame(writer: bytes, seq: int, frame: Frame, piece_bytes: int) -> list[bytes]:
-    """Returns the records of a frame. Each has at most `piece_bytes` bytes of it."""
+    """Returns the records of a frame. Each record holds at most `piece_bytes` bytes of the frame."""
     data = _encoder.encode(frame)
     parts = max(1, -(-len(data) // piece_bytes))
     return [
@@ -160,15 +174,15 @@ def encode_letter_record(letter: LetterRecord) -> bytes:
 
 
 def decode_letter_record(value: bytes | None, where: str) -> LetterRecord | None:
-    """Returns the letter in a record, or None for a record of another kind. Raises UserError for a later version, and
-    CorruptJournal; both errors name `where`.
+    """Returns the letter in a record; None for a record of another kind. Raises UserError for a later version of the
+    format, and CorruptJournal for damaged bytes. `where`: the place of the record, for these errors.
     """
     body = _body(value, _LETTER, where)
     return None if body is None else _read(_letters, body, where)
 
 
 def is_claim(value: bytes | None, seq: int, where: str) -> bool:
-    """Returns True if the record is a claim with this number."""
+    """Returns True if the record is a claim whose `seq` is this number. `where`: the place of the record, for errors."""
     piece = _piece(value, where)
     if piece is None or piece.seq != seq or piece.parts != 1:
         return False
@@ -203,10 +217,11 @@ def _piece(value: bytes | None, where: str) -> _FramePiece | None:
 
 
 class FrameOrder:
-    """The rule for which frames count. It takes the records of partition 0 in order, and `take` returns the frames that
-    count.
+    """The rule that decides which frames count. `take` gets the records of partition 0 in order, and returns the frames
+    that count.
 
-    `writer` is the id of the writer whose claim is the last one that counts. `seq` is the number of the next frame.
+    - `writer`: the id of the owner, which is the writer of the last claim that counts.
+    - `seq`: the number of the next frame that can count.
     """
 
     def __init__(self) -> None:
@@ -219,9 +234,9 @@ class FrameOrder:
         self._ahead: dict[bytes, int] = {}  # by writer other than the owner: the number of a frame that came too early
 
     def take(self, value: bytes | None, where: str) -> Frame | None:
-        """Takes the next record. Returns the frame that this record completes, or None if it completes none or the
-        frame does not count. Raises CorruptJournal if records before it are missing, and UserError for a later version;
-        both errors name `where`.
+        """Takes the next record. Returns the frame that this record completes. Returns None if the record completes no
+        frame, or if the frame does not count. Raises CorruptJournal if earlier records are missing, and UserError for a
+        later version of the format. `where`: the place of the record, for these errors.
         """
         piece = _piece(value, where)
         if piece is None:
@@ -247,11 +262,11 @@ class FrameOrder:
         return self._counted(_read(_frames, b"".join(self._parts), where))
 
     def _judge(self, piece: _FramePiece, where: str) -> None:
-        """Handles a frame whose number is not the next one, and which therefore does not count. Raises CorruptJournal
-        if the number shows that earlier frames are missing, for example the claim of its writer.
+        """Handles a frame that does not count because its number is not the next one. Raises CorruptJournal if the
+        number shows that earlier frames are missing, such as the claim of its writer.
 
-        One such frame of an unknown writer is tolerated. If a topic was deleted and created anew, the owner of the
-        deleted topic writes one frame into the new one before it fails.
+        One such frame of an unknown writer is allowed: if a topic was deleted and created anew, the owner of the
+        deleted topic writes one frame into the new one before it notices and fails.
         """
         if piece.writer != self.writer:
             frame = _read(_frames, piece.data, where) if piece.parts == 1 else None

@@ -1,10 +1,10 @@
-"""The history of a journal in tables: in SQLite, in PostgreSQL, and in the local copy of a journal in Kafka.
+"""The tables of a journal's history: in SQLite, in PostgreSQL, and in the local copy of a journal in Kafka.
 
-   history          a row for each job that was moved (`EndedJob`), with the number of bytes of its entries
-   history_entries  its entries, at the places that they had; `uses` still records which long bodies they name
+   history          a row for each job that was moved into the history (`EndedJob`), with the number of bytes of its entries
+   history_entries  the entries of these jobs, at the places that they had in the log
 
-The statements work in SQLite and PostgreSQL, with `?` for values. Functions that take a connection work in the
-transaction of their caller.
+The table `uses` of the log also records which long bodies the moved entries name. The statements work in SQLite and
+PostgreSQL, with `?` for values. Functions that take a connection work in the transaction of their caller.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ from sabot.journal.entries import Entry
 from sabot.journal.entry_counts import Connection, among, parts
 
 KEPT = 3
-"""The first format of tables with a history."""
+"""The first version of the tables' format that has a history."""
 
 Select = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 
@@ -48,17 +48,17 @@ _MOST_NAMED = 100  # the most jobs in one statement
 
 
 def make_history(connection: Connection, *, whole: str, text: str, blob: str) -> None:
-    """Makes the tables. `whole`, `text` and `blob` are the column types for whole numbers of 63 bits, for texts in the
-    order of their bytes, and for bytes.
+    """Makes the tables of the history. `whole`, `text`, `blob`: the column types for whole numbers of 63 bits, for
+    texts that are sorted by their bytes, and for bytes.
     """
     for statement in _TABLES:
         connection.execute(statement.format(whole=whole, text=text, blob=blob))
 
 
 def move_entries(connection: Connection, jobs: Sequence[EndedJob]) -> None:
-    """Copies the entries of these jobs into the history, and writes a row for each job. The jobs must be few enough for
-    one statement. The caller removes the copied entries from the log. If the history already has entries of a job that
-    has begun again since, they stay beside the new ones.
+    """Copies the entries of these jobs into the history, and writes a row for each job. The caller then removes the
+    entries from the log. The jobs must be few enough for one statement. If the history already has entries of a job,
+    because the job has begun again since, the new ones are added to them.
     """
     names = [job.job for job in jobs]
     chosen = among(names)
@@ -75,7 +75,7 @@ def move_entries(connection: Connection, jobs: Sequence[EndedJob]) -> None:
 
 
 def _sizes(connection: Connection, names: Sequence[str]) -> dict[str, int]:
-    """Returns, by job, the number of bytes of its entries and of the long bodies that they name."""
+    """Returns, by job, the number of bytes of the job's entries, with the long bodies that they name."""
     found: dict[str, int] = {}
     for what, source in (
         ("entry", "history_entries"),
@@ -96,14 +96,14 @@ def _count(connection: Connection, more: int) -> None:
 
 
 def count_history(connection: Connection) -> None:
-    """Computes the number of bytes in the history anew."""
+    """Computes anew how many bytes the history has, and stores the number."""
     ((found,),) = connection.execute("SELECT sum(size) FROM history").fetchall()
     connection.execute("UPDATE meta SET value = ? WHERE name = 'kept_bytes'", (str(int(found or 0)),))
 
 
 def expiring(select: Select, bounds: HistoryBounds) -> list[str]:
-    """Returns the oldest jobs that have to leave the history, because they are too old, or because the history is too
-    large. It may return only some of them: the caller calls again until the list is empty.
+    """Returns jobs that have to leave the history, the oldest first: those that are too old, or too many for the number
+    of bytes. May return only some of them. The caller removes these and calls again, until the list is empty.
     """
     ((held,),) = select(_BYTES, ())
     old = select(_OLD, (bounds.before_ms, _CHUNK))
@@ -119,7 +119,7 @@ def expiring(select: Select, bounds: HistoryBounds) -> list[str]:
 
 
 def expire(connection: Connection, jobs: Sequence[str]) -> None:
-    """Removes jobs from the history, with long bodies that no other entry names."""
+    """Removes jobs from the history, and long bodies that no remaining entry names."""
     for names in parts(jobs, _MOST_NAMED):
         chosen = among(names)
         before = connection.execute(f"SELECT sum(size) FROM history WHERE job {chosen}", names).fetchall()
@@ -130,8 +130,8 @@ def expire(connection: Connection, jobs: Sequence[str]) -> None:
 
 
 def drop_bodies(connection: Connection, table: str, jobs: Sequence[str]) -> None:
-    """Removes the long bodies that are named only by entries of these jobs in `table`. The caller removes these entries
-    next.
+    """Removes the long bodies that only the entries of these jobs in `table` name. The caller removes these entries
+    after that.
     """
     chosen = f"place IN (SELECT place FROM {table} WHERE job {among(jobs)})"
     bodies = [name for (name,) in connection.execute(f"SELECT DISTINCT hash FROM uses WHERE {chosen}", jobs).fetchall()]
@@ -142,8 +142,10 @@ def drop_bodies(connection: Connection, table: str, jobs: Sequence[str]) -> None
 
 
 class SqlHistory(JobHistory):
-    """The history in tables. `decoded` is a function that checks and decodes rows of entries. `there` is False if the
-    tables have an older format, which has no history.
+    """The history of a journal in tables.
+
+    - `decoded`: a function that checks and decodes rows of entries.
+    - `there`: False if the tables have an older format without a history. Then the history is empty.
     """
 
     def __init__(
@@ -201,7 +203,7 @@ class SqlHistory(JobHistory):
 
 
 def _conditions(query: EndedQuery) -> tuple[str, list[Any]]:
-    """Returns a WHERE clause, or "", and its values."""
+    """Returns a WHERE clause for a query, and the values for its `?`. The clause is "" if the query selects all jobs."""
     conditions: list[tuple[str, Sequence[Any]]] = []
     if query.agent:
         conditions.append(("(agent = ? OR name = ?)", (query.agent, query.agent)))

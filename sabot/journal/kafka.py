@@ -1,24 +1,26 @@
-"""A journal in a Kafka topic: its owner, readers, and an inbox that needs no owner. `frames` describes the records, and
-which of them count.
+"""A journal in a Kafka topic: its owner, its readers, and an inbox that needs no owner. `frames` describes the records
+of the topic, and which of them count.
 
-**Durable** means acknowledged by all replicas in sync (`acks=all`), in a topic that deletes nothing by itself. One
-frame holds all entries that waited, so a group commit is one request. No transactions are needed: the order of the
-topic fences. A claim takes the next frame's number, so frames that an earlier owner writes behind it count for nobody.
-That owner learns from the broker that its record has a higher offset than expected, reads the records before it, and
+**Durable** means that all replicas in sync have acknowledged a record (`acks=all`), in a topic that deletes nothing by
+itself. All entries that wait go into one frame, so a group commit is one request.
+
+Kafka's transactions are not needed, because the order of the records in the topic shuts out an earlier owner. A claim
+takes the number of the next frame, so the frames that the earlier owner writes after the claim do not count. The
+earlier owner finds out: the broker tells it a higher offset than expected, so it reads the records in between, and
 fails.
 
-**The claim** ends by time. The owner relies on it for `lease_s` after it sent the last acknowledged frame, and sends a
-beat if it has nothing to write. A newcomer watches the topic for a while. If the owner shows a sign of life, the
-newcomer is refused; otherwise it takes over, and knows for how long the earlier owner, which may only be paused, could
-still send calls. If the process of that owner is known to be gone from this machine, nobody waits.
+**The claim** ends by time. The owner relies on it for `lease_s` seconds after it sent the last acknowledged frame, and
+sends a beat if it has nothing to write. A new process watches the topic for a while. If the owner shows a sign of life,
+the new process is refused; otherwise it becomes the owner. It then knows for how long the earlier owner, which may only
+be paused, could still send calls. If the process of the earlier owner was on this machine and has ended, nobody waits.
 
-**Letters** have a partition of their own, whose order decides: the first one of a name counts, for everybody. A sender
-appends its letter, and reads up to it, to learn whether it was the first.
+**Letters** have a partition of their own. Of several letters with the same name, the first one in its order counts, for
+every reader. A sender appends its letter, and then reads the partition up to it, to learn whether it was the first.
 
-**Trimming** writes which jobs are removed. Kafka deletes only from the beginning of a topic. So when most of the topic
-is obsolete, the whole content is written anew as a copy, entries at the places that they had, between new frames; then
-the records before the copy are deleted. Readers ignore an incomplete copy. A copy is only written if about as many
-bytes can be deleted after it as it adds.
+**Trimming** writes a frame with the jobs that are removed. Kafka can only delete from the beginning of a topic. So when
+most of the topic is obsolete, the owner writes the whole content anew, as a copy, between other frames. The entries
+keep their places. Then the records before the copy are deleted. Readers ignore an incomplete copy. A copy is only
+written if about as many bytes can then be deleted as the copy adds.
 """
 
 import logging
@@ -81,11 +83,11 @@ _GONE = "bring back a copy of the topic; or give another journal, and effects ma
 
 
 class KafkaJournalReader(TablesReader):
-    """A reader of the journal at `kafka://host:port/topic` (without a topic: `{app}.journal`). It reads the topic once
-    as a whole, and then new records.
+    """A reader of the journal at `kafka://host:port/topic` (without a topic: `{app}.journal`). It reads the whole topic
+    once, and after that only new records.
 
-    `kafka` has settings of the client that say how the broker is reached. Raises UserError if there is no journal, and
-    BrokerUnavailable.
+    `kafka`: settings of the client that say how the broker is reached. Raises UserError if there is no journal, and
+    BrokerUnavailable if the broker does not answer.
     """
 
     def __init__(self, address: str, *, app: str = "", kafka: Mapping[str, Any] | None = None) -> None:
@@ -131,7 +133,7 @@ class KafkaJournalReader(TablesReader):
 
 
 class _TopicInbox(Inbox):
-    """An inbox that sends letters to the topic. `catch_up` reads new records."""
+    """An inbox that sends letters to the topic. `catch_up`: a function that reads the new records of the topic."""
 
     def __init__(self, replica: Replica, catch_up: Callable[[], object], clock: Clock) -> None:
         self._replica = replica
@@ -162,8 +164,8 @@ class _TopicInbox(Inbox):
 
 
 class KafkaInbox(_TopicInbox):
-    """An inbox of the journal at an address (see KafkaJournalReader). Raises UserError if there is no journal, and
-    BrokerUnavailable.
+    """An inbox of the journal at an address; the arguments are those of KafkaJournalReader. Raises UserError if there
+    is no journal, and BrokerUnavailable if the broker does not answer.
     """
 
     def __init__(
@@ -178,7 +180,7 @@ class KafkaInbox(_TopicInbox):
 
 
 def _opened(address: str, app: str, kafka: Mapping[str, Any] | None) -> Replica:
-    """Returns the replica of an existing journal."""
+    """Returns the local copy of an existing journal, up to date. Raises UserError if there is no journal."""
     replica = Replica(*journal_topic(address, app), kafka or {})
     try:
         try:
@@ -200,13 +202,15 @@ class KafkaJournal(TablesReader, SqlJournal):
     """The owner of the journal at `kafka://host:port/topic` (without a topic: `{app}.journal`). A missing topic is
     created.
 
-    `kafka` has settings of the client that say how the broker is reached. `capacity_bytes` limits the entries that wait
-    for the broker. If the broker does not answer for `patience_s` seconds, the journal has failed. `lease_s` is the
-    length of a lease (`claim_left`); a new owner watches the topic for half of it if the earlier owner has not closed
-    the journal. `copy_slack_bytes` is the number of obsolete bytes in the topic below which no copy is written.
+    - `kafka`: settings of the client that say how the broker is reached.
+    - `capacity_bytes`: the most bytes of entries that may wait for the broker.
+    - `patience_s`: the journal has failed if the broker does not answer for this many seconds.
+    - `lease_s`: the seconds of a lease (`claim_left`). If the earlier owner has not closed the journal, a new owner
+      watches the topic for half of them.
+    - `copy_slack_bytes`: no copy is written while the topic has fewer obsolete bytes than this.
 
     Raises AppLocked if another owner shows a sign of life, UserError if the topic would delete records, and
-    BrokerUnavailable.
+    BrokerUnavailable if the broker does not answer.
     """
 
     look_s = 0.1  # a look is a request to the broker
@@ -289,8 +293,9 @@ class KafkaJournal(TablesReader, SqlJournal):
         self._seq, self._end, self._log_bytes = replica.order.seq, replica.next, replica.log_bytes
 
     def _watch(self, earlier: OwnerClaim, since: float) -> None:
-        """Waits for half a lease, and watches whether the earlier owner writes. Returns if it is silent, or if its
-        process has certainly ended or has closed the journal. Raises AppLocked if it writes.
+        """Watches for half a lease whether the earlier owner writes. Raises AppLocked if it does. Returns if it stays
+        silent; returns earlier if it has closed the journal, or if its process has certainly ended. `since`: the time
+        at which the watch began.
         """
         seq, still = self._replica.order.seq, threading.Event()
         while boot_seconds() < since + earlier.lease_s / 2:
@@ -310,7 +315,7 @@ class KafkaJournal(TablesReader, SqlJournal):
         return self._predecessor_until - boot_seconds()
 
     def _beat(self) -> None:
-        """Writes a beat if nothing was written for a while."""
+        """Writes a beat if nothing else was written for a fraction of the lease."""
         if boot_seconds() >= self._sure_at + self._lease_s / _BEATS:
             with self._frames:
                 self._write(BeatFrame())
@@ -318,8 +323,9 @@ class KafkaJournal(TablesReader, SqlJournal):
     # -- frames -----------------------------------------------------------------------------------------------------------
 
     def _write(self, frame: Frame, seconds: float | None = None) -> None:
-        """Writes a frame, and returns when it is durable and counts. Called with `_frames` held. Raises SabotError;
-        after that nothing more is written.
+        """Writes a frame, and returns when it is durable and counts. The caller holds the lock `_frames`. If this
+        raises an error, later calls raise JournalFailed and write nothing. `seconds`: the time in which the broker has
+        to answer, if it is not the usual one.
         """
         if (before := self._lost) is not None:
             why = getattr(before, "message", "") or f"the journal has failed before: {type(before).__name__}: {before}"
@@ -342,8 +348,8 @@ class KafkaJournal(TablesReader, SqlJournal):
         self._sure_at = sent_at
 
     def _look(self, offset: int) -> None:
-        """Reads the records that others have written before our own record at `offset`. Raises JournalFailed if another
-        owner's claim is among them, or if the topic has lost records.
+        """Checks the records that others have written between the end that we know and our record at `offset`. Raises
+        JournalFailed if one of them is the claim of another owner, or if the topic has lost records.
         """
         replica = self._replica
         if offset < self._end:
@@ -358,7 +364,7 @@ class KafkaJournal(TablesReader, SqlJournal):
         log.debug("%s: records at %d to %d count for nothing", replica.where, self._end, offset)
 
     def _commit(self, group: list[Appended]) -> None:
-        """Writes a group of entries as frames. Called in the writer's thread."""
+        """Writes a group of entries as frames. Called in the thread of the GroupWriter."""
         with self._frames:
             for rows in _portions(rows_of(group)):
                 bodies = self._new_bodies(rows)
@@ -370,7 +376,7 @@ class KafkaJournal(TablesReader, SqlJournal):
                 self.bodies += len(bodies)
 
     def _new_bodies(self, rows: Sequence[StoredEntry]) -> dict[bytes, bytes]:
-        """Returns, by hash, the bodies of these rows that are not in the topic yet."""
+        """Returns, by hash, those long bodies of these rows that are not in the topic yet."""
         found = {
             named.hash: row.body for row in rows if isinstance(named := body_of(row.entry), StoredBody) and row.body
         }
@@ -388,7 +394,7 @@ class KafkaJournal(TablesReader, SqlJournal):
 
     def take(self) -> list[tuple[Position, Entry]]:
         """Takes letters as `Journal.take` does. Blocks, because it reads from the broker. If the broker does not
-        answer, a later call takes the letters.
+        answer, new letters are left for a later call.
         """
         if not self._replica.link.lost:
             with suppress(TransientError):
@@ -396,8 +402,8 @@ class KafkaJournal(TablesReader, SqlJournal):
         return super().take()
 
     def untaken(self, after: int = 0) -> list[tuple[int, Letter]]:
-        """Returns the letters that were not taken, with their numbers. Letters for trimmed jobs are left out. Such a
-        letter can exist, because a sender may be paused between its check of the job and its post.
+        """Returns the letters that were not taken yet, with their numbers. Leaves out letters for jobs that were
+        trimmed. Such letters exist if a sender was paused after it had checked the job and before it posted the letter.
         """
         return [(number, letter) for number, letter in super().untaken(after) if self._is_for_somebody(letter)]
 
@@ -432,8 +438,8 @@ class KafkaJournal(TablesReader, SqlJournal):
 
     @contextmanager
     def _all_or_failed(self) -> Iterator[None]:
-        """Runs the `with` block. If the block raises, the journal has failed, and all callers that wait for it get the
-        error.
+        """Runs the `with` block. If the block raises an error, the journal has failed, and every caller that waits for
+        the journal gets the error.
         """
         try:
             yield
@@ -442,7 +448,7 @@ class KafkaJournal(TablesReader, SqlJournal):
             raise
 
     def _copy(self) -> None:
-        """Writes the whole content of the journal anew, and deletes the records before it."""
+        """Writes the whole content of the journal anew, and then deletes the records before this copy."""
         replica = self._replica
         with self._all_or_failed():
             with self._frames, step("journal", f"{replica.topic}: copy"):
@@ -482,7 +488,7 @@ class KafkaJournal(TablesReader, SqlJournal):
 
 
 class _OwnerInbox(_TopicInbox, OwnerInbox):
-    """The inbox of the owner. Its methods `trim`, `expire` and `forget` write a frame (`KafkaJournal._trim`)."""
+    """The inbox of the owner. `trim`, `expire` and `forget` each write a TrimFrame."""
 
     def __init__(self, replica: Replica, clock: Clock, trim: Callable[..., int]) -> None:
         super().__init__(replica, replica.catch_up_letters, clock)
@@ -510,8 +516,8 @@ def _portions(rows: Sequence[StoredEntry]) -> Iterable[Sequence[StoredEntry]]:
 
 
 def _prepared(replica: Replica) -> int:
-    """Creates the topic if it is missing, and returns the number of bytes of a frame that a record can hold. Raises
-    UserError if the topic would delete records.
+    """Creates the topic if it is missing. Returns how many bytes of a frame one record can hold. Raises UserError if
+    the settings of the topic would delete records.
     """
     link, topic = replica.link, replica.topic
     ensure_topic(link, topic, replica.kafka, 2, _FOREVER)
@@ -537,8 +543,8 @@ def _prepared(replica: Replica) -> int:
 
 
 def _harden(replica: Replica) -> None:
-    """Sets up a new topic so that an acknowledged record is on two machines, or, with one replica, on the disk of its
-    machine.
+    """Sets up a new topic so that an acknowledged record cannot be lost with one machine: the record is on two
+    machines, or, if the topic has only one replica, on the disk of its machine.
     """
     if replicas_of(replica.link, replica.kafka, replica.topic) > 1:
         set_topic(replica.link, replica.kafka, replica.topic, "min.insync.replicas", "2")

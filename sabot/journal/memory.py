@@ -48,7 +48,7 @@ from sabot.journal.entry_counts import Run, check_counted, joined, runs_of
 
 
 class MemoryStorage:
-    """The content of a journal in memory, with one lock for everything."""
+    """The content of a journal in memory. One lock guards all of it."""
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self.identity = uuid.uuid4().hex
@@ -101,7 +101,9 @@ class MemoryReader(JournalReader):
                 yield Position(0, offset), decode_entry(found[1], self.where)
 
     def _check(self, first: int, offsets: list[int]) -> None:
-        """Raises CorruptJournal if an entry from `first` on is missing."""
+        """Raises CorruptJournal if an entry is missing from the offset `first` on. `offsets`: those of the existing
+        entries.
+        """
         later = [offset for offset in offsets if offset >= first]
         check_counted(lambda *_: self.storage.gone, self.where, first, later, max(first, self.storage.next))
 

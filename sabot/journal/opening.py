@@ -1,5 +1,5 @@
-"""Opens a journal by its address: `kafka://host:port/topic` is a topic, `postgresql://user@host/database` a database,
-and a path the folder of a journal in SQLite.
+"""Opens a journal by its address. `kafka://host:port/topic` is a topic, `postgresql://user@host/database` is a
+database, and a path is the folder of a journal in SQLite.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from sabot.journal.sqlite import SqliteInbox, SqliteJournal, SqliteReader
 
 
 def open_reader(address: Path | str, *, app: str = "", kafka: Mapping[str, Any] | None = None) -> JournalReader:
-    """Opens a reader of the journal at an address. `app` is the id of the app, if the address does not have it. `kafka`
-    has settings of the client, for a topic. Raises UserError if there is no journal, and for an unknown kind of
-    address.
+    """Opens a reader of the journal at an address. `app`: the id of the app, if the address does not name it. `kafka`:
+    settings of the client, if the journal is a topic. Raises UserError if there is no journal, or if the address is of
+    an unknown kind.
     """
     match _scheme(address):
         case "kafka":
@@ -32,7 +32,7 @@ def open_reader(address: Path | str, *, app: str = "", kafka: Mapping[str, Any] 
 def open_inbox(
     address: Path | str, *, app: str = "", clock: Clock = SYSTEM_CLOCK, kafka: Mapping[str, Any] | None = None
 ) -> Inbox:
-    """Opens an inbox of the journal at an address. Raises the errors of `open_reader`."""
+    """Opens an inbox of the journal at an address. The other arguments and the errors are those of `open_reader`."""
     match _scheme(address):
         case "kafka":
             from sabot.journal.kafka import KafkaInbox  # imported late, because this loads the Kafka client
@@ -51,12 +51,12 @@ def open_journal(
     kafka: Mapping[str, Any] | None = None,
     anew: bool = False,
 ) -> Journal:
-    """Opens the journal at an address as its owner. A missing journal is created: in the folder of a path; in the topic
-    of a broker (`{app}.journal` if the address names none); or in the schema `sabot_{app}` of a database. Raises the
+    """Opens the journal at an address as its owner. A missing journal is created: in the folder that the path names, in
+    the topic (`{app}.journal` if the address names none), or in the schema `sabot_{app}` of the database. Raises the
     errors of the class that it returns.
 
-    If `anew` is True, the existing content is deleted first, and the journal gets a new identity. For a topic and a
-    database this is a UserError, because others may read them.
+    `anew`: True to delete the existing content first, and to give the journal a new identity. Raises UserError then for
+    a topic and a database, because other processes may read them.
     """
     scheme = _scheme(address)
     if anew and scheme:
@@ -75,12 +75,16 @@ def open_journal(
 
 
 def is_at_server(address: Path | str) -> bool:
-    """Returns True if the journal of this address is kept by a server. Raises UserError for an unknown kind of address."""
+    """Returns True if a server keeps the journal at this address, and False if it is a folder. Raises UserError for an
+    unknown kind of address.
+    """
     return _scheme(address) != ""
 
 
 def _scheme(address: Path | str) -> str:
-    """Returns "kafka", "postgresql", or "" for a path. Raises UserError for an unknown kind of address."""
+    """Returns the scheme of the address, "kafka" or "postgresql", or "" for a path. Raises UserError for an unknown
+    scheme.
+    """
     scheme, separator, _ = str(address).partition("://")
     if not separator or not isinstance(address, str):
         return ""

@@ -1,4 +1,6 @@
-"""The owner and the inbox of a journal in tables: the code that SQLite, PostgreSQL and the local copy of a topic share."""
+"""The base classes for the owner of a journal in tables and for its inbox. SQLite, PostgreSQL and the local copy of a
+Kafka topic share them.
+"""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,35 +19,41 @@ from sabot.journal.writing import GroupWriter
 
 
 class OwnerInbox(Inbox):
-    """The part of a journal that takes letters and removes old entries, for the owner of the journal. `SqlJournal`
-    calls it; each kind of database or topic has its own subclass.
+    """The inbox of a journal as its owner uses it: it also removes old entries. `SqlJournal` calls it. There is a
+    subclass for each kind of database, and one for a topic.
     """
 
     @abstractmethod
     def trim(self, jobs: Sequence[str], before: int, kept: Sequence[EndedJob]) -> int:
-        """Removes entries as `tables.remove` does: all or none, durable when it returns."""
+        """Removes entries of jobs, as `tables.remove` does. Removes all of them or none, and returns when that is
+        durable.
+        """
 
     @abstractmethod
     def expire(self, jobs: Sequence[str]) -> None:
-        """Removes jobs from the history as `history_tables.expire` does: all or none, durable when it returns."""
+        """Removes jobs from the history, as `history_tables.expire` does. Removes all of them or none, and returns when
+        that is durable.
+        """
 
     @abstractmethod
     def forget(self, before_ms: int) -> None:
-        """Removes marks as `tables.forget` does: all or none, durable when it returns."""
+        """Removes marks of jobs, as `tables.forget` does. Removes all of them or none, and returns when that is
+        durable.
+        """
 
 
 class SqlInbox(OwnerInbox):
-    """An `OwnerInbox` over the tables of a database. `clock` is the clock by which the deadlines of letters are
-    checked.
-    """
+    """An `OwnerInbox` in the tables of a database. `clock`: the clock by which deadlines are checked."""
 
     clock: Clock
 
     @abstractmethod
     def transaction(self, what: str) -> AbstractContextManager[Connection]:
-        """Runs the `with` block as one transaction. The changes are durable when the block has ended. `what` is the
-        purpose. During "letter" and "expire" nobody else can post a letter; during "trim" the owner can write no
-        entries either. Raises the errors of `post`.
+        """Runs the `with` block as one transaction. When the block has ended, the changes are durable. Raises the
+        errors of `post`.
+
+        `what`: the purpose. During "letter" and "expire", nobody else can post a letter. During "trim", the owner
+        cannot write entries either.
         """
 
     def post(self, letter: Letter) -> None:
@@ -68,17 +76,17 @@ class SqlInbox(OwnerInbox):
 
 
 class SqlJournal(SqlReader, Journal):
-    """The owner of a journal in an SQL database. A subclass opens the database, calls `start` when everything is open,
-    runs the statements, and closes what it has opened.
+    """The owner of a journal in an SQL database. A subclass opens the database, then calls `start`, runs the
+    statements, and closes the database in the end.
     """
 
     writer: GroupWriter
     inbox: OwnerInbox
     bodies: int
-    """The number of bodies stored by hash since the opening; the subclass counts them."""
+    """The number of long bodies that were stored since the journal was opened. The subclass counts them."""
 
     def start(self, writer: GroupWriter, inbox: OwnerInbox, clock: Clock) -> None:
-        """Starts the journal: entries go to `writer`, and letters to `inbox`."""
+        """Sets the parts of the journal: `writer` gets the entries, and `inbox` the letters."""
         self.writer = writer
         self.inbox = inbox
         self.clock = clock

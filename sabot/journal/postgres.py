@@ -1,22 +1,25 @@
-"""A journal in PostgreSQL: the tables of `tables`, in a schema of the app's own (`schemas`).
+"""A journal in PostgreSQL: the tables of `tables`, in a schema that belongs to the app (`schemas`).
 
-A group of entries is one transaction, sent without waiting between its statements. The server confirms a commit when it
-is on its disk (`synchronous_commit`).
+A group of entries is one transaction, whose statements are sent without waits between them. The server confirms a
+commit when it is on the server's disk (`synchronous_commit`).
 
-**The claim is a lease** in the one row of `claim`: the owner, the end of the lease, and the epoch. The writing thread
-renews it. Each transaction of entries is fenced by it: it locks the row of its own epoch, and fails if there is none.
-So if a worker was paused for longer than its lease, another one may follow, and the next commit of the first one fails.
-No connection holds a lock, which a paused process would keep. The lease ends by the server's clock. Its owner counts
-from before its request, on a clock that goes on while the machine is suspended, and does not use the last tenth. If the
-owner's process is known to be gone from this machine, nobody waits.
+**The claim is a lease** in the table `claim`, whose only row has the owner, the end of the lease, and the epoch (a
+number that grows with each owner). The thread that writes entries renews the lease. Each transaction of entries locks
+the row with the epoch of its owner, and fails if there is no such row. So if a worker was paused for longer than its
+lease, another one may become the owner, and the next commit of the paused one fails.
 
-**A commit whose outcome is unknown** (the connection broke, the server ended) is resolved: a new connection ends the
-old session and raises the epoch, so that nothing of the old one can be committed later, and then reads where the log
-ends. The group is there, or is sent again. While the server does not answer, entries wait and the claim runs out; the
-owner goes on if nobody else has taken the claim.
+No connection holds a lock for long, because a paused process would keep it. The server's clock decides when the lease
+ends. The owner counts the lease from before it sends its request, on a clock that goes on while the machine is
+suspended, and does not rely on the last tenth. If the process of the owner was on this machine and has ended, a new
+owner does not wait.
 
-Letters lock the row `identity` in `meta` one after the other, so that their numbers grow in the order of their commits.
-A trim locks this row too, and the row of the claim, so that no entries are written meanwhile.
+**A commit whose outcome is unknown** (the connection broke, or the server ended) is resolved. A new connection ends the
+old session and raises the epoch, so the old session can commit nothing later. Then it reads where the log ends. So it
+knows whether the group of entries was committed, and if not, sends it again. While the server does not answer, entries
+wait and the claim runs out. The owner goes on afterwards if nobody else has taken the claim.
+
+Each letter locks the row `identity` in the table `meta`, one after the other, so the numbers of letters grow in the
+order of their commits. A trim locks this row too, and also the row of the claim, so no entries are written meanwhile.
 """
 
 import logging
@@ -90,11 +93,11 @@ _NO_ENTRIES = "SELECT 1 FROM claim FOR UPDATE"
 
 
 class PostgresReader(SqlReader):
-    """A reader of the journal of an app at a PostgreSQL address. Raises UserError if there is no journal, and
+    """A reader of an app's journal in a PostgreSQL database. Raises UserError if there is no journal, and
     BrokerUnavailable if no server answers.
 
-    `app` is the id of the app, if the address does not have it as a query
-    (`postgresql://user@host/database?app=refunds`); without either, the only journal of the database is read.
+    `app`: the id of the app, if the address does not have it (`postgresql://user@host/database?app=refunds`). If
+    neither names an app, the reader takes the only journal of the database.
     """
 
     def __init__(self, url: str, app: str | None = None) -> None:
@@ -127,7 +130,9 @@ class PostgresReader(SqlReader):
 
 
 class PostgresInbox(SqlInbox):
-    """An inbox of the journal of an app at a PostgreSQL address. Arguments and errors are those of `PostgresReader`."""
+    """An inbox of an app's journal in a PostgreSQL database. The arguments and the errors are those of
+    `PostgresReader`.
+    """
 
     def __init__(self, url: str, app: str | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._place = JournalSchema(url, app)
@@ -150,14 +155,15 @@ class PostgresInbox(SqlInbox):
 
 
 class PostgresJournal(PostgresReader, SqlJournal):
-    """The owner of the journal of an app at a PostgreSQL address. A missing journal is created.
+    """The owner of an app's journal in a PostgreSQL database. A missing journal is created.
 
-    `url` and `app` are those of `PostgresReader`. `capacity_bytes` limits the entries that wait for the server. For
-    `lease_s` seconds after the last renewal no other owner is let in. If the server does not answer for `patience_s`
-    seconds, the journal has failed.
+    - `url`, `app`: as in `PostgresReader`.
+    - `capacity_bytes`: the most bytes of entries that may wait for the server.
+    - `lease_s`: the seconds after the last renewal for which no other owner can take the claim.
+    - `patience_s`: the journal has failed if the server does not answer for this many seconds.
 
-    The constructor waits until the lease of a silent owner ends, unless its process is known to be gone, and raises
-    AppLocked if that owner renews it.
+    If another owner has a lease, the constructor waits until the lease ends, unless the process of that owner has
+    certainly ended. Raises AppLocked if that owner renews the lease meanwhile.
     """
 
     look_s = 0.1  # a look is a query
@@ -200,7 +206,9 @@ class PostgresJournal(PostgresReader, SqlJournal):
             self._ending.wait(_BACKOFF.wait_s(failures))
 
     def _open(self, url: str, app: str | None, clock: Clock, capacity_bytes: int) -> None:
-        """Opens everything that follows the first connection. If it raises, it has closed all of that again."""
+        """Opens everything that comes after the first connection. If it raises an error, it has closed all of that
+        again.
+        """
         place = self._place
         with ExitStack() as opened:
             opened.callback(self._drop)
@@ -238,7 +246,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
         return super().append(entry)
 
     def take(self) -> list[tuple[Position, Entry]]:
-        """Takes letters, as `Journal.take` does. Returns [] while the server does not answer; the letters stay in the
+        """Takes letters as `Journal.take` does. Returns [] while the server does not answer; the letters stay in the
         inbox.
         """
         if not self.claim_left():
@@ -266,8 +274,8 @@ class PostgresJournal(PostgresReader, SqlJournal):
         return f"sabot-journal-{owner}"
 
     def _take_claim(self) -> None:
-        """Takes the claim. If another owner has a lease, waits until the lease ends, or until the owner's process has
-        certainly ended. Raises AppLocked if the owner renews the lease.
+        """Takes the claim. If another owner has a lease, first waits until the lease ends, or until the process of that
+        owner has certainly ended. Raises AppLocked if that owner renews the lease meanwhile.
         """
         run = self._writing.execute
         mine = {
@@ -316,8 +324,8 @@ class PostgresJournal(PostgresReader, SqlJournal):
         return now >= self._asked + self._lease_s / _RENEWALS
 
     def _keep_claim(self) -> None:
-        """Renews the claim if a fifth of the lease is over. Called in the writer's thread while there is nothing to
-        write. Raises JournalFailed if another owner has the claim.
+        """Renews the lease when a fifth of it is over. Called in the thread of the GroupWriter while there is nothing
+        to write. Raises JournalFailed if another owner has the claim.
         """
         asked = boot_seconds()
         if not self._is_due(asked):
@@ -337,10 +345,12 @@ class PostgresJournal(PostgresReader, SqlJournal):
             self._tell_silence(error)
 
     def _come_back(self, behind: int | None = None) -> None:
-        """Makes a new connection, and ensures that nothing of the old connection can be committed from now on. Sets
-        `_end` to the end of the log. `behind` is the place behind a group of entries that may have been committed, or
-        None if there is no such group. Raises JournalFailed if another owner has the claim or if durable entries are
-        missing, and TransientError if the server does not answer.
+        """Makes a new connection, and ensures that the old one can commit nothing from now on. Sets `_end` to the end
+        of the log.
+
+        `behind`: the place behind a group of entries of which it is unknown whether it was committed; None if there is
+        no such group. Raises JournalFailed if another owner has the claim, or if durable entries are missing. Raises
+        TransientError if the server does not answer.
         """
         self._drop()
         connection = self._place.connect(self._session_of(self._owner))
@@ -396,8 +406,8 @@ class PostgresJournal(PostgresReader, SqlJournal):
     # -- entries -----------------------------------------------------------------------------------------------------------
 
     def _commit(self, group: list[Appended]) -> None:
-        """Commits a group of entries in one transaction. If the outcome of a commit is not known, it finds out, and
-        commits again if necessary. Called in the writer's thread.
+        """Commits a group of entries in one transaction. If the outcome of the commit is unknown, finds it out, and
+        commits again if the group is not there. Called in the thread of the GroupWriter.
         """
         rows = rows_of(group)
         self.bodies += sum(bool(row.body) for row in rows)

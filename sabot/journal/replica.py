@@ -1,9 +1,8 @@
-"""A local copy of a journal's topic: the content of its frames as tables, in a temporary database of the reading
-process.
+"""A local copy of a journal's Kafka topic: the content of its frames, as tables in a temporary SQLite database.
 
-A topic cannot be searched. So a reader, an inbox and the owner each read the topic once from its beginning into the
-tables of `journal.tables`, and then read new records only. The tables are removed when the process ends, since they can
-be made again.
+A topic cannot be searched. So each process that needs the journal (a reader, an inbox, the owner) reads the topic once
+from its beginning into the tables of `journal.tables`, and after that only new records. The tables are removed when the
+process ends, since they can be made again.
 """
 
 import math
@@ -61,8 +60,8 @@ _ROWS_ARE_GONE = "bring back a copy of the topic; or give another journal, and e
 
 
 def journal_topic(address: str, app: str = "") -> tuple[str, str]:
-    """Returns the broker and the topic of `kafka://host:port/topic`; without a topic it is `{app}.journal`. Raises
-    UserError.
+    """Returns the broker and the topic of the address `kafka://host:port/topic`. If the address has no topic, it is
+    `{app}.journal`. Raises UserError for an address without either, or of another form.
     """
     check("journal: address", address, Of(str, "kafka://host:port/topic"))
     scheme, separator, rest = address.partition("://")
@@ -75,15 +74,15 @@ def journal_topic(address: str, app: str = "") -> tuple[str, str]:
 
 
 class Replica:
-    """The tables of the journal at an address, empty until `catch_up`. Its methods may be called from any thread, and
-    block.
+    """The local copy of a journal in a topic. Its tables are empty until the first `catch_up`. Its methods block, and
+    may be called from any thread.
 
     They raise NoSuchTopic, BrokerUnavailable, other UserErrors of the broker, and CorruptJournal.
     """
 
     def __init__(self, broker: str, topic: str, kafka: Mapping[str, Any], *, owned: bool = False) -> None:
-        """Makes a replica. `owned` is True for the owner of the journal: it writes the frames itself once it has the
-        claim, and therefore only has to read letters.
+        """Makes a local copy. `owned`: True for the owner of the journal. Once the owner has the claim, it writes all
+        frames itself, so it only reads letters.
         """
         self.topic = topic
         self.link = link_of(broker, f"journal in topic {topic!r}", kafka, "Write" if owned else "Read")
@@ -94,19 +93,21 @@ class Replica:
         self.claim: OwnerClaim | None = None
         self.released = False
         self.earlier_s = -math.inf
-        """The value of `earlier_s` in the owner's last claim or release."""
+        """`OwnerClaim.earlier_s` of the last claim, or `ReleaseFrame.earlier_s` if the owner has closed the journal."""
         self.order = FrameOrder()
         self.next = 0
-        """The offset behind the last record that was read of the frames' partition."""
+        """The offset behind the last record of the frames' partition that was read."""
         self.begins = 0
-        """The offset of the first record that was read."""
+        """The offset of the first record of the frames' partition that was read."""
         self.log_bytes = 0
         """The number of bytes of the records from `begins` on."""
         self.whole_copy: tuple[int, int] | None = None
-        """The offset and `letters` of the last complete copy, if records stand before it; otherwise None."""
+        """For the last complete copy of the journal in the topic, its offset and its `CopyBegin.letters`. None if there
+        is no copy with records before it.
+        """
         self.letters_next = 0
         self.second: set[int] = set()
-        """The numbers of letters that came after another one of the same name, and do not count."""
+        """The numbers of letters that do not count, because another letter of the same name came before."""
         self._copy: tuple[int, int] | None = None
         self._valid = False
         self._lock = threading.RLock()
@@ -144,7 +145,7 @@ class Replica:
                 yield self._connection
 
     def catch_up(self) -> bool:
-        """Reads new records, letters first. Returns False if the topic is empty, and so has no journal yet."""
+        """Reads the new records of the topic. Returns True if the topic has a journal, and False if it is still empty."""
         with self._lock:
             deadline = SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
             while True:
@@ -167,8 +168,8 @@ class Replica:
             self._new_letters(ANSWER_SECONDS)
 
     def _is_trimmed(self, first: int) -> bool:
-        """Returns True if the owner has deleted the beginning of the topic while this replica reads it: the frames no
-        longer begin at `first`, or letters that were not read yet are gone.
+        """Returns True if the owner has deleted records that this copy was about to read: the frames no longer begin at
+        the offset `first`, or letters that were not read yet are gone.
         """
         letters_first, _ = self.frames_log.bounds(self.topic, LETTERS)
         return self.frames_log.bounds(self.topic, FRAMES)[0] > first or letters_first > self.letters_next
@@ -179,8 +180,8 @@ class Replica:
     # -- frames ---------------------------------------------------------------------------------------------------------
 
     def _load(self, first: int) -> None:
-        """Reads the topic from `first`, its first offset. If the topic has a complete copy of the journal, that copy is
-        at the beginning, and is read first.
+        """Reads the topic anew, from its first offset, `first`. If the topic begins with a complete copy of the
+        journal, puts that copy into the tables, and then applies the frames.
         """
         self.order, self.next, self.begins, self.log_bytes = FrameOrder(), first, first, 0
         self.whole_copy = self._copy = None
@@ -223,7 +224,9 @@ class Replica:
             clear(tables, next_place, removed)
 
     def _put_back(self, order: FrameOrder, first: int, end: int) -> None:
-        """Reads into the tables the copy of the journal whose first frame stands just before `first`."""
+        """Puts the rows of a copy of the journal into the tables. `first`: the offset behind the CopyBegin. `end`: the
+        end of the topic. Raises CorruptJournal if the copy has no end.
+        """
         for _, frame in self._frames(order, first, end):
             if isinstance(frame, CopyEnd):
                 with self.writes() as tables:
@@ -236,7 +239,7 @@ class Replica:
         raise CorruptJournal(f"{self.where}: the copy at its beginning has no end", hint=_ROWS_ARE_GONE)
 
     def _follow(self, end: int) -> None:
-        """Applies the frames that count, from the offset `self.next` to `end`."""
+        """Applies to the tables the frames that count, from the offset `self.next` to before `end`."""
         self._valid = False  # stays False if this method raises
         portion: list[tuple[int, Frame]] = []
         for offset, frame in self._frames(self.order, self.next, end, counted=True):
@@ -248,8 +251,9 @@ class Replica:
         self._valid = True
 
     def _frames(self, order: FrameOrder, first: int, end: int, *, counted: bool = False) -> Iterator[tuple[int, Frame]]:
-        """Yields the frames that count among the records from `first` to `end`, each with the offset of its last
-        record. If `counted` is True, moves `self.next` and adds the bytes of the records to `self.log_bytes`.
+        """Yields the frames that count among the records from the offset `first` to before `end`, each with the offset
+        of its last record. `counted`: True to move `self.next` forward, and to add the bytes of the records to
+        `self.log_bytes`.
         """
         for message in self._records(self.frames_log, FRAMES, first, end):
             value, offset = message.value(), message.offset()
@@ -335,14 +339,16 @@ class Replica:
                 self._letters_log.rest()
 
     def letters_up_to(self, number: int) -> None:
-        """Reads the letters up to this number. Raises BrokerUnavailable."""
+        """Reads new letters. Raises BrokerUnavailable if the broker does not answer, or does not give the letters up to
+        this number.
+        """
         self.catch_up_letters()
         if self.letters_next < number:
             raise BrokerUnavailable(f"{self.where} does not show a letter that it has taken")
 
     def seen_now(self, look: Callable[[sqlite3.Connection], Iterator[T]]) -> tuple[Iterator[T], int]:
-        """Runs `look` on a snapshot of the tables, which later writes do not change. Returns the results of `look`, and
-        the number of letters that had been read when the snapshot was taken.
+        """Calls `look` with a snapshot of the tables, which later writes do not change. Returns the result of `look`,
+        and the number of the next letter to read at the time of the snapshot.
         """
         with explained(self.where), self._letters_lock, self._lock:
             reading = connected(self.database, "ro")
@@ -352,7 +358,7 @@ class Replica:
             return _closing(reading, look(reading)), self.letters_next
 
     def live_bytes(self) -> int:
-        """Returns the approximate number of bytes of the content."""
+        """Returns about how many bytes the content of the journal has without obsolete records."""
         with self._lock:
             assert self._connection is not None
             (pages,), (free,), (size,) = (
@@ -371,7 +377,7 @@ def _closing(reading: sqlite3.Connection, rows: Iterator[T]) -> Iterator[T]:
 
 
 def trimmed(tables: sqlite3.Connection, frame: TrimFrame) -> int:
-    """Applies a trim, and returns the number of removed entries."""
+    """Applies a TrimFrame to the tables. Returns the number of removed entries."""
     removed = remove(tables, frame.jobs, frame.before, frame.kept, frame.letters)
     if frame.forget_before_ms:
         forget(tables, frame.forget_before_ms)

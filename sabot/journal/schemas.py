@@ -1,5 +1,5 @@
-"""The schema of a journal in PostgreSQL, `sabot_{app}`: it is found by its address, created if it is missing, and
-connected to.
+"""The schema of an app's journal in PostgreSQL, `sabot_{app}`: finds it by the address of the journal, creates it if it
+is missing, and makes connections to it.
 """
 
 import secrets
@@ -67,7 +67,7 @@ def _marked(statement: str) -> str:
 
 
 class Statements:
-    """A wrapper around a connection of PostgreSQL's driver, for statements that have `?` for their values."""
+    """A wrapper around a connection of PostgreSQL's driver. Its statements have `?` for their values, as in SQLite."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -76,15 +76,15 @@ class Statements:
         return self._connection.execute(_marked(statement), values, binary=True)
 
     def executemany(self, statement: str, rows: Sequence[Sequence[Any]], /) -> None:
-        """Inserts rows of `entries`. They are sent as arrays in one statement; a statement for each would cost the
-        client twice as much.
+        """Runs a statement that inserts rows into `entries`. Sends all rows as arrays in one statement, which costs the
+        client half as much as a statement for each row.
         """
         head, _, _ = statement.partition("VALUES")
         self._connection.execute(f"{head}SELECT * FROM {_ARRAYS}", [list(values) for values in zip(*rows, strict=True)])
 
 
 def split_app(url: str) -> tuple[str, str]:
-    """Returns the address in the form for libpq, and the app in its `?app=NAME`, or ""."""
+    """Splits an address. Returns it in the form that libpq takes, and the app in its `?app=NAME` ("" if there is none)."""
     check("journal: url", url, Of(str, "postgresql://user@host/database"))
     address, mark, query = url.partition("?")
     words = query.split("&") if mark else []
@@ -95,8 +95,8 @@ def split_app(url: str) -> tuple[str, str]:
 
 
 def app_of_journal(connection: Any, identity: str) -> str | None:
-    """Returns the app whose journal in this database has this identity, or None if there is none that the user may
-    read.
+    """Returns the app whose journal has this identity. Looks at all journals in this database that the user may read;
+    returns None if none has it.
     """
     for (schema,) in connection.execute(_READABLE).fetchall():
         statement = f"SELECT 1 FROM {quoted(schema)}.meta WHERE name = 'identity' AND value = %s"
@@ -106,8 +106,8 @@ def app_of_journal(connection: Any, identity: str) -> str | None:
 
 
 class JournalSchema:
-    """The schema of an app's journal in a database. `app` is needed if the address does not have it; without either,
-    the constructor connects to the server to find the only journal.
+    """The schema of an app's journal in a database. `app`: the app, if the address does not name it. If neither names
+    an app, the constructor connects to the server and takes the only journal of the database.
     """
 
     def __init__(self, url: str, app: str | None) -> None:
@@ -138,15 +138,15 @@ class JournalSchema:
         )
 
     def connect(self, session: str = "") -> Any:
-        """Returns a new connection that finds the tables of this schema. The server ends a transaction that is idle for
-        20 seconds.
+        """Returns a new connection, on which names of tables refer to this schema. The server ends a transaction that
+        is idle for 20 seconds.
         """
         settings = {"search_path": quoted(self.schema), "idle_in_transaction_session_timeout": "20s"}
         return self.server.connect(session, settings)
 
     def facts(self, connection: Any) -> dict[str, str] | None:
-        """Returns the values in the table `meta` of the journal, by name, or None if there is no journal. Raises
-        CorruptJournal if it is damaged, and UserError if this Sabot does not know its format.
+        """Returns the values in the journal's table `meta`, by name; None if there is no journal. Raises CorruptJournal
+        if the journal is damaged, and UserError if this Sabot does not know its format.
         """
         with self.server.explained():
             if not connection.execute(_IS_THERE, (self.schema,)).fetchall():
@@ -162,14 +162,16 @@ class JournalSchema:
         return facts
 
     def known_facts(self, connection: Any) -> dict[str, str]:
-        """Returns the values in `meta`, as `facts` does. Raises UserError if there is no journal."""
+        """Returns the values in the journal's table `meta`, by name. Raises UserError if there is no journal, and the
+        errors of `facts`.
+        """
         facts = self.facts(connection)
         if facts is None:
             raise UserError(f"{self.where}: there is none", hint="give the address and the name that the app has")
         return facts
 
     def make(self, connection: Any) -> None:
-        """Creates the missing tables. If it raises, it has created none."""
+        """Creates the schema and its tables, unless the journal exists. If it raises an error, it has created nothing."""
         if self.facts(connection) is not None:
             return
         with self.server.explained(), step("journal", f"{self.where}: made"), connection.transaction():
@@ -190,7 +192,7 @@ class JournalSchema:
                 connection.execute("INSERT INTO meta (name, value) VALUES (%s, %s)", fact)
 
     def bring_up_to_date(self, connection: Any) -> None:
-        """Adds the tables of today to a journal of an older format. Called by the holder of its claim."""
+        """Adds the tables that a journal of an older format lacks. Only the owner of the journal may call this."""
         with self.server.explained(), step("journal", f"{self.where}: counted"), connection.transaction():
             ((form,),) = connection.execute("SELECT value FROM meta WHERE name = 'format' FOR UPDATE").fetchall()
             if int(form) < COUNTED:
@@ -201,7 +203,7 @@ class JournalSchema:
 
 
 class TablesPlace(Protocol):
-    """The place of tables on a server. `where` names it in messages."""
+    """A place of tables on a PostgreSQL server. `where`: its name in messages."""
 
     where: str
     server: PostgresServer
@@ -211,7 +213,7 @@ class TablesPlace(Protocol):
 
 
 class PostgresSession:
-    """A connection that is replaced after an error. It is used by one thread at a time; others wait."""
+    """A connection that is replaced by a new one after an error. One thread uses it at a time; other threads wait."""
 
     def __init__(self, place: TablesPlace) -> None:
         self._place = place
@@ -219,12 +221,12 @@ class PostgresSession:
         self._connection: Any = None
         self._closed = False
         self.stale = False
-        """True if the next use needs a new connection. May be set from any thread."""
+        """True to make the next use open a new connection. May be set from any thread."""
 
     @contextmanager
     def using(self, first: str = "") -> Iterator[Any]:
-        """Gives the connection, on which the statement `first` has run; a new one if the old one has broken. Raises
-        TransientError if the server does not answer, and UserError if it refuses.
+        """Runs the statement `first`, and gives the connection to the `with` block. If the connection has broken, opens
+        a new one first. Raises TransientError if the server does not answer, and UserError if it refuses.
         """
         with self._lock:
             if self._closed:

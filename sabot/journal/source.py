@@ -1,9 +1,9 @@
-"""A source of records made of the entries of a journal, for streams over the activity of jobs.
+"""A source of rows that are made of the entries of a journal, for streams over the activity of jobs.
 
-An entry gives any number of rows, so an offset of the source is the offset of the entry times ROWS, plus the number of
-the row. Only durable entries are read, and a journal only grows, so the same offsets give the same rows, and
-checkpoints are exactly once. If entries were trimmed before this source has read them, that is an error. An app that
-owns a journal does not trim entries that its own sources have not read yet (`held_for`).
+Each entry gives any number of rows. The offset of a row is the offset of its entry times ROWS, plus the number of the
+row in the entry. Only durable entries are read, and a journal only grows. So the same offsets give the same rows, and
+the stream can be exactly once. If entries were trimmed before the source has read them, the source raises an error. An
+app does not trim entries of its own journal that its own sources have not read yet (`held_for`).
 """
 
 import threading
@@ -20,14 +20,14 @@ from sabot.journal.base import JournalReader
 from sabot.journal.entries import Entry
 
 ROWS = 1 << 14
-"""The most rows of an entry."""
+"""The most rows that may be made of one entry."""
 
 _LOOK_SECONDS = 0.05  # the seconds between two looks for new entries
 _NAME = "journal of "
 
 
 class JournalRow(NamedTuple):
-    """A row that is made of an entry. `at_ms` is its event time in milliseconds since 1970."""
+    """A row that is made of an entry. `at_ms`: its event time in milliseconds since 1970."""
 
     payload: bytes
     key: bytes | None
@@ -35,7 +35,9 @@ class JournalRow(NamedTuple):
 
 
 class JournalSource(Source, HasIdentity, ReportsLag):
-    """A source of rows made of the durable entries of a journal, each partition in order. It does not end."""
+    """A source of rows that are made of a journal's durable entries. The rows of a partition come in order. The source
+    does not end.
+    """
 
     def __init__(
         self,
@@ -43,9 +45,12 @@ class JournalSource(Source, HasIdentity, ReportsLag):
         reading: Callable[[], AbstractContextManager[JournalReader]],
         rows: Callable[[Entry], Sequence[JournalRow]],
     ) -> None:
-        """Makes a source. `name` names its content. `reading` is a function that opens a reader; the reader stays open
-        as long as the source. `rows` is a function that makes the rows of an entry, and must return the same rows for
-        the same entry each time.
+        """Makes a source.
+
+        - `name`: a name that says what the rows are.
+        - `reading`: a function that opens a reader of the journal. The reader stays open as long as the source.
+        - `rows`: a function that makes the rows of an entry. It must return the same rows each time it gets the same
+          entry.
         """
         self.name = f"{_NAME}{name}"
         self._reading = reading
@@ -81,8 +86,8 @@ class JournalSource(Source, HasIdentity, ReportsLag):
             raise
 
     def _check(self, restored: Mapping[int, int]) -> None:
-        """Raises UserError if the journal does not have one of these positions, or if entries behind one were trimmed
-        before this source read them.
+        """Raises UserError if a restored position is not in the journal, or if entries were trimmed that this source
+        has not read.
         """
         reader = self._opened()
         for partition, position in restored.items():
@@ -149,8 +154,8 @@ class JournalSource(Source, HasIdentity, ReportsLag):
     def _scan(
         self, reader: JournalReader, partition: int, first: int, most: int, found: list[tuple[int, int, JournalRow]]
     ) -> None:
-        """Appends the next rows of a partition to `found`, at most `most` of them, beginning with the entry at the
-        offset `first`.
+        """Appends the next rows of a partition to `found`, at most `most` of them. `first`: the offset of the entry at
+        which it begins.
         """
         position = self._positions.get(partition, 0)
         everywhere = {other: self._ends[other] for other in self._ends}
@@ -175,7 +180,7 @@ class JournalSource(Source, HasIdentity, ReportsLag):
         return {(self.name, partition): offset for partition, offset in list(self._positions.items())}
 
     def lag(self) -> dict[tuple[str, int], int]:
-        """Returns the number of entries by partition that were not read yet."""
+        """Returns, by the name of the source and the partition, the number of entries that were not read yet."""
         if self._reader is None:
             return {}
         return {
@@ -196,8 +201,9 @@ class JournalSource(Source, HasIdentity, ReportsLag):
 
 
 def held_for(read: Iterable[Positions], needed: Mapping[int, int]) -> dict[int, int]:
-    """Returns, by partition, the offset from which on a checkpoint needs the journal, for its jobs and for its sources
-    that read the journal. `read` has the positions of all sources. `needed` has the offsets that its jobs alone need.
+    """Returns, by partition, the offset from which on a checkpoint needs the journal.
+
+    `read`: the positions of all sources of the app, in this checkpoint. `needed`: the offsets that the app's jobs need.
     """
     held = dict(needed)
     for positions in read:

@@ -1,13 +1,14 @@
-"""A journal in SQLite: one database, `journal.db`, in a folder of its own, beside the lock of its owner.
+"""A journal in SQLite: one database, `journal.db`, in a folder of its own. The lock of its owner is in the same folder.
 
-With a write-ahead log and `synchronous=FULL`, a commit is one fsync of the log, and is on the disk when it returns. One
-thread writes entries, in groups (`writing.GroupWriter`). Readers see the last commit and delay nobody. An inbox writes
-its letter in a transaction of its own, so the command line needs no running app, and the database orders two processes
-that answer the same question.
+With a write-ahead log and `synchronous=FULL`, a commit is one fsync of that log, and is on the disk when it returns.
+One thread writes entries, in groups (`writing.GroupWriter`). Readers see the last commit and delay nobody. An inbox
+writes a letter in a transaction of its own, so the command line can post letters while no app runs. If two processes
+answer the same question, the database decides which answer is the first.
 
 The write-ahead log has checksums. If a crash has left a write incomplete, SQLite reads the log up to the first damaged
-frame, so the first entries remain, without a gap. `tables` describes the database. `epoch` counts owners: each commit
-of entries checks that it has not changed, so an owner whose lock file somebody removed notices it, and writes nothing.
+frame. So the entries before that frame remain, without a gap. `tables` describes the tables. The value `epoch` in the
+table `meta` counts the owners. Each commit of entries checks that `epoch` has not changed. So if somebody removes the
+lock file of an owner and another owner begins, the first one notices it and writes nothing.
 """
 
 import logging
@@ -54,8 +55,8 @@ _log = logging.getLogger(__name__)
 
 
 def database_of(path: Path | str) -> Path:
-    """Returns the path of the database: for the path of the database itself, of its folder, or of a state directory
-    with a folder `journal`. Raises UserError if there is none.
+    """Returns the path of the database `journal.db`. `path` may be the path of the database, of its folder, or of a
+    state directory that has the folder `journal`. Raises UserError if there is no database.
     """
     path = Path(checked_path(path, "journal: path"))
     if path.is_file():
@@ -67,8 +68,8 @@ def database_of(path: Path | str) -> Path:
 
 
 class SqliteReader(TablesReader):
-    """A reader of the journal at `path`: that of the database, its folder, or a state directory. Raises UserError if
-    there is no journal.
+    """A reader of the journal at `path`, which is the path of the database, of its folder, or of a state directory.
+    Raises UserError if there is no journal.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -77,8 +78,8 @@ class SqliteReader(TablesReader):
 
 
 class SqliteInbox(SqlInbox):
-    """An inbox of the journal at `path`: that of the database, its folder, or a state directory. Raises UserError if
-    there is no journal.
+    """An inbox of the journal at `path`, which is the path of the database, of its folder, or of a state directory.
+    Raises UserError if there is no journal.
     """
 
     def __init__(self, path: Path | str, *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -106,9 +107,7 @@ class SqliteInbox(SqlInbox):
 
 
 def _check_name(folder: Path) -> None:
-    """Raises UserError if a new folder has the name of a file, such as journal.db. A folder that exists may keep such a
-    name.
-    """
+    """Raises UserError if the folder does not exist and its name looks like that of a file, such as journal.db."""
     if folder.name == DATABASE or folder.is_file():
         raise UserError(
             f"{folder}: a journal is a folder, and this names a file", hint=f'give its folder: "{folder.parent}"'
@@ -121,8 +120,8 @@ def _check_name(folder: Path) -> None:
 
 
 def _made(folder: Path) -> Path:
-    """Returns the path of the database in a folder, and creates a missing database. It is created under another name
-    and then renamed, so that no other process ever finds an incomplete one.
+    """Returns the path of the database in a folder. Creates the database if it is missing: under another name, and then
+    renames it, so that no other process ever finds an incomplete one.
     """
     database = folder / DATABASE
     if database.exists():
@@ -147,8 +146,8 @@ def _made(folder: Path) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    """Removes the journal in a folder. The write-ahead log is removed first, because a log without a database would be
-    refused at the next start.
+    """Removes the journal in a folder. Removes the write-ahead log first: if a crash came in between, a log without a
+    database would stop the next start of the app.
     """
     with explained(f"journal {folder}"), step("journal", f"{folder}: removed"):
         for name in (f"{DATABASE}-wal", f"{DATABASE}-shm", DATABASE):
@@ -157,10 +156,10 @@ def _remove(folder: Path) -> None:
 
 
 class SqliteJournal(SqliteReader, SqlJournal):
-    """The owner of the journal in `folder`, which is created if it is missing: with mode 0700, its files with 0600.
+    """The owner of the journal in `folder`. A missing folder is created with mode 0700, its files with mode 0600.
 
-    With `anew` an existing journal is removed first. `capacity_bytes` limits the entries that wait for the disk. Raises
-    AppLocked if another owner has it.
+    `anew`: True to remove an existing journal first. `capacity_bytes`: the most bytes of entries that may wait for the
+    disk. Raises AppLocked if another owner has the claim.
     """
 
     def __init__(
@@ -237,7 +236,7 @@ class SqliteJournal(SqliteReader, SqlJournal):
             self._claim.release()
 
     def _shut(self) -> None:
-        """Closes everything, except that the claim is kept."""
+        """Closes everything, and keeps the claim."""
         self._closed = True
         self.writer.close()
         self.inbox.close()
@@ -261,8 +260,8 @@ class SqliteJournal(SqliteReader, SqlJournal):
             self._claim.release()
 
     def may_have_letters(self) -> bool:
-        """Returns True if another connection has committed since the last call. SQLite counts commits in memory that
-        all processes share, so this reads no file.
+        """Returns True if another connection has committed since the last call. SQLite counts the commits in memory
+        that all processes share, so this reads no file.
         """
         seen = self._seen
         try:
@@ -272,8 +271,8 @@ class SqliteJournal(SqliteReader, SqlJournal):
         return self._seen != seen
 
     def _commit(self, group: list[Appended]) -> None:
-        """Commits a group in one transaction, with one fsync. While another process holds the database, entries wait.
-        Called in the writer's thread.
+        """Commits a group of entries in one transaction, with one fsync. Waits as long as another process holds the
+        database. Called in the thread of the GroupWriter.
         """
         rows = rows_of(group)
         self.bodies += sum(bool(row.body) for row in rows)
@@ -283,8 +282,9 @@ class SqliteJournal(SqliteReader, SqlJournal):
             )
 
     def _committed(self, rows: list[StoredEntry]) -> bool:
-        """Tries to commit rows. Returns True if they are committed. Returns False, and has changed nothing, if another
-        process holds the database; if the journal is being closed, it raises an error in that case.
+        """Tries to commit rows. Returns True if they are committed. Returns False if another process holds the
+        database; nothing has changed then. While the journal is being closed, raises an error instead of returning
+        False.
         """
         try:
             with step("journal", self.database), transaction(self._writing):

@@ -1,13 +1,15 @@
-"""The tables of a journal in SQLite, of one in PostgreSQL, and of the local copy of one in Kafka: the entries, and
-indexes of them.
+"""The tables of a journal: in SQLite, in PostgreSQL, and in the local copy of a Kafka topic.
 
-`entries` is the journal; `bodies` has long bodies by hash, and `uses` records which entry names which body. `jobs`,
-`questions` and `inbox` are indexes of the entries, changed in the same transactions, so that a letter can be judged
-without an owner.
+   entries   the journal itself: a row for each entry
+   bodies    long bodies, by hash
+   uses      which entry names which long body
+   jobs, questions, inbox   indexes of the entries and the letters, by which an inbox checks a letter without the owner
 
-Pages of a SQLite database have no checksums, so each entry has its own. Functions that take a connection work in the
-transaction of their caller. Their statements work in both databases, with `?` for values. The functions `connected`,
-`transaction`, `explained` and `make` are for SQLite only.
+The indexes change in the same transactions as the entries. Pages of a SQLite database have no checksums, so each entry
+has a checksum of its own.
+
+Functions that take a connection work in the transaction of their caller. Their statements work in both databases, with
+`?` for values. The functions `connected`, `transaction`, `explained` and `make` are for SQLite only.
 """
 
 import sqlite3
@@ -112,15 +114,15 @@ _ENDED = (  # jobs that had ended before a place
 _REOPENED = f"({', '.join(map(repr, MAY_BEGIN_AGAIN))})"
 _REMOVED = "SELECT value FROM meta WHERE name = 'removed'"  # the place behind the last END whose job was trimmed
 HISTORY_TYPES = {"whole": "INTEGER", "text": "TEXT", "blob": "BLOB"}
-"""The column types of SQLite for `history_tables.make_history`."""
+"""The column types of SQLite, as arguments of `history_tables.make_history`."""
 
 _TAKEN = "UPDATE inbox SET taken = 1, letter = ? WHERE number = ?"
 
 
 @contextmanager
 def explained(where: object) -> Iterator[None]:
-    """Runs the `with` block, and turns an error of SQLite into one of Sabot: CorruptJournal if the database is damaged,
-    and otherwise an error that says what is in the way.
+    """Runs the `with` block, and turns errors of SQLite into Sabot's own: CorruptJournal if the database is damaged,
+    and otherwise an error that says what is in the way. `where`: the journal, for messages.
     """
     try:
         yield
@@ -137,8 +139,8 @@ def explained(where: object) -> Iterator[None]:
 
 
 def connected(path: Path, mode: Literal["ro", "rw"], *, synced: bool = True) -> sqlite3.Connection:
-    """Returns a new connection. The caller begins its transactions. If `synced` is True, a commit is on the disk when
-    it returns.
+    """Returns a new connection to a SQLite database. Transactions are begun by the caller. `synced`: True if a commit
+    has to be on the disk when it returns.
     """
     connection = open_database(path, wait_s=_WAIT_SECONDS, mode=mode, synchronous="FULL" if synced else "OFF")
     try:
@@ -150,8 +152,8 @@ def connected(path: Path, mode: Literal["ro", "rw"], *, synced: bool = True) -> 
 
 
 def facts_of(connection: sqlite3.Connection, where: object) -> dict[str, Any]:
-    """Returns the values in the table `meta` of a journal's database, by name. Raises CorruptJournal if the database is
-    no journal, and UserError if this Sabot does not know its format.
+    """Returns the values in the table `meta` of a journal in SQLite, by name. Raises CorruptJournal if the database is
+    not a journal, and UserError if this Sabot does not know its format. `where`: the journal, for messages.
     """
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (form,) = connection.execute("PRAGMA user_version").fetchone()
@@ -169,21 +171,25 @@ def facts_of(connection: sqlite3.Connection, where: object) -> dict[str, Any]:
 
 
 def checksum(place: int, job: str, data: bytes) -> int:
-    """Returns the checksum of an entry and its place."""
+    """Returns the checksum of an entry at a place. `data`: the encoded entry."""
     return zlib.crc32(data, zlib.crc32(f"{place}\0{job}".encode()))
 
 
 class SqlReader(JournalReader):
-    """A reader of the tables in any database. `format` is the number of the tables' format; when an owner opens older
-    tables, it brings them up to date. From the format COUNTED on, places are counted (`entry_counts`). From the format
-    KEPT on, there is a history.
+    """A reader of a journal's tables in a database.
+
+    `format`: the number of the tables' format. When an owner opens tables of an older format, it brings them up to
+    date. From the format COUNTED on, places are numbered, so missing entries are found (`entry_counts`). From the
+    format KEPT on, there is a history.
     """
 
     format: int
 
     @abstractmethod
     def select(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Returns the rows that a statement finds, among durable rows only. Raises the errors of a `JournalReader`."""
+        """Runs a statement, and returns the rows that it finds. It sees only durable rows. Raises the errors of a
+        `JournalReader`.
+        """
 
     def positions(self) -> dict[int, int]:
         return {0: end_of_rows(self.select(ENDS, ()))}
@@ -222,8 +228,8 @@ class SqlReader(JournalReader):
         return [(int(at), int(end)) for at, end in self.select(GONE, (first, behind))]
 
     def check_end(self) -> None:
-        """Raises CorruptJournal if entries at the end of the log are missing. Otherwise an owner would write new
-        entries at their places.
+        """Raises CorruptJournal if entries at the end of the log are missing. An owner calls this, because it would
+        otherwise write new entries at their places.
         """
         (behind,) = SqlReader.positions(self).values()
         if self.format >= COUNTED:
@@ -248,7 +254,7 @@ class SqlReader(JournalReader):
         return _question(self.select(f"{_QUESTION} WHERE token = ?", (token,)))
 
     def questions(self, tokens: Sequence[str]) -> dict[str, Question]:
-        """Returns, by token, the questions of these tokens that exist."""
+        """Returns, by token, the questions that have these tokens. Leaves out tokens without a question."""
         return {
             token: Question(*facts)
             for some in parts(tokens)
@@ -259,14 +265,16 @@ class SqlReader(JournalReader):
         return [letter for _, letter in self.untaken()]
 
     def untaken(self, after: int = 0) -> list[tuple[int, Letter]]:
-        """Returns the letters that the owner has not taken and whose numbers are above `after`, with their numbers."""
+        """Returns the letters that the owner has not taken yet, with their numbers. `after`: returns only letters with
+        higher numbers than this.
+        """
         rows = self.select("SELECT number, letter FROM inbox WHERE taken = 0 AND number > ? ORDER BY number", (after,))
         return [(number, decode_letter(data, self.where)) for number, data in rows]
 
     def ended(self, before: int, before_ms: int) -> list[str]:
-        """Returns up to `_TRIMMED_AT_ONCE` jobs that still have entries and had ended before the place `before`. A job
-        that has not succeeded is only returned if it had also ended before the time `before_ms` (milliseconds since
-        1970).
+        """Returns up to `_TRIMMED_AT_ONCE` jobs whose entries can be trimmed: those that still have entries and had
+        ended before the place `before`. A job that may begin again (MAY_BEGIN_AGAIN) must also have ended before
+        `before_ms`, in milliseconds since 1970.
         """
         chosen = (
             f"{_ENDED} AND {_HAS_ENTRIES} AND (outcome NOT IN {_REOPENED} OR ended_ms < ?) LIMIT {_TRIMMED_AT_ONCE}"
@@ -275,7 +283,9 @@ class SqlReader(JournalReader):
 
 
 class TablesReader(SqlReader):
-    """A reader of the tables in the SQLite database at `database`. `where` is its name in messages."""
+    """A reader of a journal's tables in the SQLite database at the path `database`. `where`: the name of the journal in
+    messages.
+    """
 
     def __init__(self, database: Path, where: str) -> None:
         self.database = database
@@ -330,7 +340,9 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _indexed(offset: int, entry: Entry) -> list[tuple[str, tuple[Any, ...]]]:
-    """Returns the statements that keep `jobs` and `questions` up to date with an entry."""
+    """Returns the statements, with their values, that bring `jobs` and `questions` up to date after an entry. `offset`:
+    the place of the entry.
+    """
     if isinstance(entry, Begin):
         return [(_BEGIN, (entry.job, offset, entry.digest))]
     if isinstance(entry, End):
@@ -347,7 +359,7 @@ def _indexed(offset: int, entry: Entry) -> list[tuple[str, tuple[Any, ...]]]:
 
 def letter_facts(connection: Connection, letter: Letter) -> tuple[Question | None, JobMark | None, bool]:
     """Returns three arguments of `base.check_letter`: the question with the letter's token, or None; the mark of the
-    letter's job, or None; and True if the inbox has a letter with the same `once`.
+    letter's job, or None; and whether the inbox has already accepted a letter with the same `Letter.once`.
     """
     run = connection.execute
     question = _question(run(f"{_QUESTION} WHERE token = ?", (letter.token,)).fetchall())
@@ -356,8 +368,8 @@ def letter_facts(connection: Connection, letter: Letter) -> tuple[Question | Non
 
 
 def add_letter(connection: Connection, once: str, job: str, data: bytes, number: int | None = None) -> bool:
-    """Puts a letter into the inbox, and returns True. `number` is the letter's number, above 0; None takes the next
-    number. If there is a letter with the same `once` already, returns False and changes nothing.
+    """Puts a letter into the inbox, and returns True. If the inbox has already accepted a letter with the same `once`,
+    returns False and changes nothing. `number`: the number of the letter, above 0; None takes the next number.
     """
     named, values = ("", ()) if number is None else ("number, ", (number,))
     marks = ", ".join("?" * (len(values) + 3))
@@ -369,8 +381,11 @@ def add_letter(connection: Connection, once: str, job: str, data: bytes, number:
 
 
 class StoredEntry(NamedTuple):
-    """An entry in the form in which it is stored. `body` is the long body that the entry names; it is empty if there is
-    none, or if it is stored already. `letter` is the number of the letter that became this entry, or 0.
+    """An entry as it is stored.
+
+    - `place`, `entry`: the place and the entry itself. `data`: the entry as bytes.
+    - `body`: the long body that the entry names; b"" if it has none, or if the body is stored already.
+    - `letter`: the number of the letter of which the entry was made; 0 for none.
     """
 
     place: int
@@ -381,7 +396,7 @@ class StoredEntry(NamedTuple):
 
 
 def rows_of(group: Iterable[Appended]) -> list[StoredEntry]:
-    """Returns the entries of a group as they are stored."""
+    """Returns the entries of a group in the form in which they are stored."""
     rows = []
     for each in group:
         entry, data, body = each.entry, each.data, b""
@@ -393,7 +408,9 @@ def rows_of(group: Iterable[Appended]) -> list[StoredEntry]:
 
 
 def add(connection: Connection, rows: Sequence[StoredEntry]) -> None:
-    """Adds entries with their bodies, updates the indexes, and marks their letters as taken."""
+    """Adds entries with their long bodies, brings the indexes up to date, and marks the letters of these entries as
+    taken.
+    """
     connection.executemany(
         _ENTRY, [(row.place, row.entry.job, checksum(row.place, row.entry.job, row.data), row.data) for row in rows]
     )
@@ -413,10 +430,11 @@ def add(connection: Connection, rows: Sequence[StoredEntry]) -> None:
 def remove(
     connection: Connection, jobs: Sequence[str], before: int, kept: Sequence[EndedJob] = (), letters: int = 1 << 62
 ) -> int:
-    """Removes the entries and questions of these jobs, and their letters up to the number `letters`. Returns the number
-    of removed entries. The entries of jobs in `kept` move into the history.
+    """Removes the entries and the questions of these jobs. Returns the number of removed entries. A job stays if it had
+    not ended before the place `before`, since it may have begun again after the caller chose it.
 
-    A job stays if it had not ended before the place `before`: it may have begun again after the caller chose it.
+    `kept`: the jobs whose entries move into the history. `letters`: the letters of the jobs are removed up to this
+    number.
     """
     described = {job.job: job for job in kept}
     removed = 0
@@ -445,7 +463,7 @@ def remove(
 
 
 def removed_before(connection: Connection) -> int:
-    """Returns the place behind the last END of a trimmed job, or 0 if there is none."""
+    """Returns the place behind the last END among the jobs that were trimmed; 0 if none was."""
     rows = connection.execute(_REMOVED).fetchall()
     return int(rows[0][0]) if rows else 0
 
@@ -456,14 +474,16 @@ def _set_removed(connection: Connection, place: int) -> None:
 
 
 def forget(connection: Connection, before_ms: int) -> None:
-    """Removes the marks of jobs that had ended before this time, and have no entries any more."""
+    """Removes the marks of jobs that had ended before `before_ms` (in milliseconds since 1970) and have no entries any
+    more.
+    """
     connection.execute(
         f"DELETE FROM jobs WHERE ended IS NOT NULL AND ended_ms < ? AND NOT {_HAS_ENTRIES}", (before_ms,)
     )
 
 
 def make(database: Path, identity: str, key: bytes) -> None:
-    """Makes the tables in an existing empty database."""
+    """Makes the tables in an empty SQLite database that exists. `identity`, `key`: those of the new journal."""
     connection = connected(database, "rw")
     try:
         connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
@@ -490,7 +510,9 @@ _COPIED = {  # the columns of each table; new ones are only added at the end
 
 
 def copied(connection: sqlite3.Connection, most_bytes: int) -> Iterator[tuple[str, list[Sequence[Any]]]]:
-    """Yields all rows of all tables, in portions of about `most_bytes` bytes, from a snapshot at the first call."""
+    """Yields all rows of all tables, as pairs of a table's name and a portion of its rows with about `most_bytes`
+    bytes. All rows are of one snapshot, which is taken at the first step.
+    """
     for table, names in _COPIED.items():
         portion: list[Sequence[Any]] = []
         nbytes = 0
@@ -505,8 +527,8 @@ def copied(connection: sqlite3.Connection, most_bytes: int) -> Iterator[tuple[st
 
 
 def put_back(connection: sqlite3.Connection, table: str, rows: Sequence[Sequence[Any]]) -> None:
-    """Inserts rows that `copied` gave, also those of an earlier version with fewer columns. Raises KeyError for an
-    unknown table.
+    """Inserts rows that `copied` has yielded. Also takes rows of an earlier version of Sabot, which have fewer columns.
+    Raises KeyError if there is no such table.
     """
     names = _COPIED[table][: len(rows[0])]
     marks = ", ".join("?" * len(names))
@@ -514,8 +536,8 @@ def put_back(connection: sqlite3.Connection, table: str, rows: Sequence[Sequence
 
 
 def clear(connection: sqlite3.Connection, next_place: int, removed: int) -> None:
-    """Empties the tables of entries. The next entry gets the place `next_place`, or a later one if `put_back` brings
-    later entries. After this call `removed_before` returns `removed`.
+    """Empties the tables of a local copy. The next entry gets the place `next_place`, or a later one if `put_back` then
+    inserts later entries. `removed`: the value that `removed_before` returns after this call.
     """
     for table in _COPIED:
         connection.execute(f"DELETE FROM {table}")
@@ -526,5 +548,5 @@ def clear(connection: sqlite3.Connection, next_place: int, removed: int) -> None
 
 
 def add_body(connection: sqlite3.Connection, body: bytes) -> None:
-    """Stores a long body by its hash, unless it is stored already."""
+    """Stores a long body under its hash, unless it is stored already."""
     connection.execute(_BODY, (hash_of(body), body))

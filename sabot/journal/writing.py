@@ -1,8 +1,8 @@
-"""Group commit: a bounded queue of appends, and one thread that makes all waiting entries durable in one step.
+"""Group commit: a bounded queue of entries, and one thread that makes all waiting entries durable in one step.
 
-While the disk writes one group, the entries of the next group are collected. So the size of a group depends on the
-load: a single entry needs one commit of the disk, and a thousand waiting entries share one. No entry is delayed by a
-timer in order to collect more.
+While the disk writes one group, the entries of the next group collect in the queue. So the size of a group follows the
+load: a single entry needs one commit, and a thousand waiting entries share one. No timer delays an entry in order to
+collect more.
 """
 
 import asyncio
@@ -27,8 +27,12 @@ _MOST = 4096  # the most entries of one group
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """An entry in the queue. `data` is the encoded entry. It is empty if the body is long; then the writer's thread
-    hashes the body and encodes the entry. `letter` is the number of the letter that became this entry, or 0.
+    """An entry in the queue.
+
+    - `data`: the entry as bytes. Empty if the body is long: then the writer's thread hashes the body and encodes the
+      entry.
+    - `letter`: the number of the letter of which the entry was made; 0 for none.
+    - `size`: the number of bytes that the entry counts in the queue.
     """
 
     offset: int
@@ -39,10 +43,14 @@ class Appended:
 
 
 class GroupWriter:
-    """The writer of one partition. `commit` is a function that makes a group of entries durable, or raises. It is
-    called in the writer's thread, and not again after it has raised. `store` is the name of the store in error
-    messages. `idle` is a function that is called in that thread many times a second while nothing waits; if it raises,
-    the writer has failed, as after a failed commit.
+    """The writer of one partition of a journal, with its queue and its thread.
+
+    - `commit`: a function that makes a group of entries durable, or raises an error. It is called in the writer's
+      thread. After an error the writer has failed, and does not call it again.
+    - `capacity_bytes`: the most bytes that may wait in the queue.
+    - `store`: the name of the disk or server, for messages.
+    - `idle`: a function that is called in the writer's thread many times a second while nothing waits. If it raises an
+      error, the writer has failed too.
     """
 
     def __init__(
@@ -86,7 +94,9 @@ class GroupWriter:
         return self._next
 
     def append(self, entry: Entry, letter: int = 0) -> Position:
-        """Appends an entry, as `Journal.append` describes."""
+        """Appends an entry as `Journal.append` does. `letter`: the number of the letter of which the entry was made; 0
+        for none.
+        """
         body = body_of(entry)
         long = isinstance(body, bytes) and len(body) > INLINE_BYTES
         data = b"" if long else encode_entry(entry)
@@ -129,8 +139,8 @@ class GroupWriter:
         await future
 
     def wait_durable(self, offset: int, timeout: float | None) -> bool:
-        """Blocks until the entry at this offset is durable, and returns True; returns False after `timeout` seconds
-        (`Journal.wait_durable`).
+        """Blocks until the entry at this offset is durable, as `Journal.wait_durable` does. Returns False if it is not
+        durable after `timeout` seconds.
         """
         with self._changed:
             self._changed.wait_for(lambda: offset < self._durable or self._failed is not None, timeout)
@@ -141,8 +151,8 @@ class GroupWriter:
             return False
 
     async def room(self) -> None:
-        """Waits until half of the queue is free (`Journal.room`), so that a task can append many entries before it has
-        to wait again.
+        """Waits until half of the queue is free, so that the caller can append many entries before it has to wait again
+        (`Journal.room`).
         """
         while True:
             with self._changed:
@@ -155,7 +165,9 @@ class GroupWriter:
             await future
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the numbers of entries, commits, waiting (entries that are not durable) and bytes_waiting."""
+        """Returns the numbers of `entries` and `commits` since the start, of entries that are not durable yet
+        (`waiting`), and of their bytes (`bytes_waiting`).
+        """
         return {
             "entries": self._next - self._first,
             "commits": self.commits,
@@ -164,7 +176,7 @@ class GroupWriter:
         }
 
     def close(self) -> None:
-        """Makes the waiting entries durable, unless a commit has failed, and ends the thread."""
+        """Makes the waiting entries durable, unless a commit has failed, and then ends the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -200,8 +212,9 @@ class GroupWriter:
         return True
 
     def _ready(self) -> list[tuple[asyncio.AbstractEventLoop, list["asyncio.Future[None]"]]]:
-        """Returns the futures of callers whose entries are durable, in one list per event loop, so that a commit wakes
-        each loop only once.
+        """Returns the futures that can be done now, with their event loops: those that wait for entries that are
+        durable, and those that wait for room. All futures of durable entries of a loop are in one list, so a commit
+        wakes the loop only once.
         """
         ready = []
         for loop, awaited in list(self._awaited.items()):
@@ -217,7 +230,7 @@ class GroupWriter:
         return ready
 
     def fail(self, error: BaseException) -> None:
-        """Makes the writer fail with this error: all callers that wait, and all later calls, get JournalFailed."""
+        """Makes the writer fail because of this error. All callers that wait, and all later calls, get JournalFailed."""
         failed = JournalFailed(
             f"{self._where}: entries could not be made durable: {getattr(error, 'message', None) or error}",
             hint=(error.hint if isinstance(error, SabotError) else "") or hint_of(error),
