@@ -7,7 +7,7 @@ supervisor are already dead at that time, since the kernel ends them with it (`l
 
 Three processes may get the lock. The first is the watcher: a process that each supervisor starts, and that only waits
 for the lock. If the watcher was killed too, it is the worker that has lost its supervisor, or the next supervisor of
-this user. A lease that is still locked is left alone, and so is a lease from before the last reboot.
+this user. A lease that is still locked is left alone. Of a lease from before the last reboot only the file is removed.
 """
 
 import errno

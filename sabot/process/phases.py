@@ -1,14 +1,15 @@
 """The phases of an instance and their changes, with the states that the specifications 002, 003 and 004 have for each phase
 (`docs/names.md` says which documents these are, and has the table).
 
-Only `Instance.become` changes a phase, and only as the table `NEXT` allows. It is called by
+Only `Instance.become` changes a phase, and only as the table `NEXT` allows. These call `become`:
 
-- the verbs of an instance, which its owner calls: start, end, end_and_plan, restart, suspend, release, resume, work;
-- the busy time of an agent with tasks (`RuntimeAgent.busy`);
-- the planned start after a failure (`_start_later`);
-- `_watch`, when the process has ended, for an instance with a TaskSet;
-- `see`, which an owner calls before it reads a phase: it notices that somebody else has sent SIGSTOP or SIGCONT and, for
- an instance without a TaskSet, that the process has ended.
+- the verbs of an instance, which are the methods that its owner calls to change the phase: start, end, end_and_plan,
+  restart, suspend, release, resume, work;
+- `RuntimeAgent.busy`, when a task begins and when it ends;
+- `Instance._start_later`, which makes the planned start after a failure;
+- `Instance._watch`, when the process has ended, for an instance with a TaskSet;
+- `Instance.see`, which an owner calls before it reads a phase. It notices that somebody else has stopped the process
+  (SIGSTOP) or continued it (SIGCONT) and, for an instance without a TaskSet, that the process has ended.
 
 In `NEXT`, the comment above a row names the causes of the changes in that row, in the same order.
 """
@@ -21,8 +22,10 @@ from sabot.process.document_names import AgentStatus, LifecycleState, ProcessSta
 
 
 class Phase(StrEnum):
-    """The phase of an instance: the step of its life that Sabot works with. Each phase has the state that an instance in it has by the
-    names of three specifications (`docs/names.md`): `lifecycle_state` of document 002, `agent_status` of 003, `process_state` of 004.
+    """The phase of an instance, by Sabot's own name.
+
+    Three specifications have other names for the same state (`docs/names.md`). Each phase has these names as attributes:
+    `lifecycle_state` is the name in document 002, `agent_status` that in 003, and `process_state` that in 004.
     """
 
     lifecycle_state: LifecycleState
@@ -51,8 +54,9 @@ class Phase(StrEnum):
 
 
 RUNS: Final = (Phase.READY, Phase.BUSY, Phase.IDLE)
-"""Phases in which the process runs: it was given no work yet, has work, or has done work. An instance to which its owner
-gives no work, such as one of a lifecycle manager or a runner, stays ready as long as its process runs.
+"""The phases in which the process runs: it was given no work yet (READY), has work (BUSY), or has done its work (IDLE).
+An instance whose owner never calls `work`, such as a lifecycle manager or a runner, stays READY as long as its process
+runs.
 """
 
 OVER: Final = (Phase.COMPLETED, Phase.TERMINATED, Phase.FAILED)

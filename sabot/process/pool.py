@@ -1,11 +1,13 @@
-"""A pool of instances of one command: free members, callers that wait for one, and starts in place of missing members.
+"""A pool of instances of one command. It keeps the free members and the callers that wait for one, and starts members
+that are missing.
 
-   missing ──> start (the wait before it grows with each failure in a row) ──> offer
-   offer   ──> the caller that has waited longest, else free ──> take
+   a member is missing  ──> it is started (after a wait that grows with each failure in a row) ──> `offer`
+   `offer`              ──> the caller that has waited longest gets the member; if none waits, it is free until `take`
 
-The owner of a pool decides how many members are missing, and so the kind of the pool: a fixed pool counts the callers
-that wait, a warm one its free members, an autoscaled one the replicas that it has decided on. The owner also tells the
-pool when a member has done work (`was_of_use`), which ends the row of failures.
+The owner of a pool says how many members are missing, which makes the kind of the pool: the owner of a fixed pool
+counts the callers that wait, that of a warm pool its free members, and that of an autoscaled pool the replicas that it
+wants to have. The owner also tells the pool when a member has done work (`was_of_use`), which sets the count of
+failures to 0.
 """
 
 import asyncio
@@ -31,11 +33,12 @@ M = TypeVar("M")
 class Pool(Generic[M]):
     """The members of one pool.
 
-    - `members`: the members that have not ended, each with the count of `failures` when it was started. `free`: the members
-      that no caller has, the oldest first, each with the time since when it is free, by the clock's steady count of seconds.
-    - `starting`: the number of starts that are under way, or that wait for their time. `failures`: the count of members that
-      have failed or did not start since the last call of `was_of_use`.
-    - `tasks`: the tasks of the pool, which end with `close`.
+    - `members`: the members that have not ended, each with the count of `failures` at its start.
+    - `free`: the members that no caller has, the one that is free for longest first. Each has the time at which it
+      became free, by the clock's steady count of seconds.
+    - `starting`: the number of starts that are under way, or that wait because of earlier failures.
+    - `failures`: the count of members that have failed, or did not start, since the last call of `was_of_use`.
+    - `tasks`: the asyncio tasks of the pool, which `close` cancels.
     """
 
     def __init__(
@@ -57,10 +60,13 @@ class Pool(Generic[M]):
 
         - `what`: the pool's name, in log lines. `start`: starts a member, and returns it and its child when it is ready.
         - `missing`: returns the number of members that are to be started, apart from those in `starting`.
-        - `ended`: called with each member that has ended by itself, its child, and True if it was free. It returns the reason
-         if this end is a failure of the program, else "".
-        - `end`: a coroutine function that ends a member, and never raises. `given`: called with a member and True when a caller
-         gets the member, and with False if that caller was cancelled before it could use the member.
+        - `ended`: called with a member that has ended by itself, its child, and a bool that is True if the member was
+          free. It
+         returns the reason if this end is a failure of the program, else "".
+        - `end`: a coroutine function that ends a member, and never raises.
+        - `given`: called with a member and True when a caller gets the member, and with a member and False if that
+          caller was
+         cancelled before it could use the member.
         - `can_work`: called before a member is given to a caller. If it returns False, the pool ends the member instead.
         - `tells_errors`: True if the error of a failed start is raised to the caller that has waited longest; with False the
          pool logs the error and starts again.
@@ -106,7 +112,9 @@ class Pool(Generic[M]):
                 self.tasks.begin(self._replace())
 
     def take(self) -> M | None:
-        """Gives the caller the oldest free member that can work, and returns it; None if there is none. Never waits."""
+        """Returns the member that is free for longest and can work, and gives it to the caller. Returns None if there
+        is no such member. Never waits.
+        """
         for member in list(self.free):
             if self._can_work(member):
                 del self.free[member]
@@ -140,8 +148,8 @@ class Pool(Generic[M]):
                 self._waiting.remove(waiting)
 
     def offer(self, member: M) -> None:
-        """Gives a member that is free to the caller that has waited longest, or keeps it. Does nothing if the member has
-        ended.
+        """Gives a member that has become free to the caller that has waited longest. If no caller waits, the member
+        stays free. Does nothing if the member has ended.
         """
         if member not in self.members:
             return
@@ -170,7 +178,9 @@ class Pool(Generic[M]):
         _log.warning("%s: a child %s", self._what, why)
 
     async def stop(self, refusal: Callable[[], Exception]) -> None:
-        """Starts no more members, and raises the error that `refusal` returns to the callers that wait. The members are not ended."""
+        """Stops starting members. In each caller that waits, `wait` raises the error that `refusal` returns. The
+        members are not ended.
+        """
         self.running = False
         while self.waiting:
             self._first().set_exception(refusal())
@@ -178,7 +188,7 @@ class Pool(Generic[M]):
         self.starting = 0
 
     async def close(self, refusal: Callable[[], Exception]) -> None:
-        """Starts no more members, raises the error that `refusal` returns to the callers that wait, and ends all members."""
+        """Does what `stop` does, and then ends all members."""
         await self.stop(refusal)
         await asyncio.gather(*map(self._end, list(self.members)))
         self.members.clear()
@@ -191,7 +201,10 @@ class Pool(Generic[M]):
             self.starting -= 1
 
     async def _replace(self) -> None:
-        """Starts a member. The wait before the start is longer after each failure in a row."""
+        """Starts a member in the place of a missing one. Waits before that if earlier members have failed, and longer
+        with each failure in a row. If the start fails, tries again; with `tells_errors` gives the error to a caller
+        that waits instead.
+        """
         begun = False
         try:
             while not begun:
@@ -221,7 +234,9 @@ class Pool(Generic[M]):
         self.offer(member)
 
     async def _watch(self, member: M, child: Child) -> None:
-        """Awaits the end of a member, and handles it whether the member is free, taken or being retired."""
+        """Waits until the child of a member has ended. Then removes the member from the pool, counts a failure if the
+        owner says so (`ended`), and starts other members if some are missing.
+        """
         with suppress(CommunicationError):  # the supervisor was killed, and its child too
             await child.wait()
         if (since := self.members.pop(member, None)) is None:  # its owner has ended it, and needs no replacement

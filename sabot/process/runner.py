@@ -1,4 +1,6 @@
-"""The runner of document 003: programs that are started for one task, handles on them, and their statuses."""
+"""The runner of document 003. It starts a program for one task, and returns a handle, by which the caller reads the
+output of the program, sends it signals, and waits for its end.
+"""
 
 import asyncio
 import os
@@ -51,10 +53,10 @@ class AgentSignal(StrEnum):
 class ProcessRunnerConfig:
     """The settings of a runner.
 
-    - `working_dir`: the directory of instances that name none; the directory of this process if None. `trust`: the trust
-      in all instances (`Command.trust`).
-    - `enable_json_streaming`: True if programs that can write events as JSON lines do so.
-    - `enable_health_checks`: True if every instance is measured each `health_check_interval_secs`.
+    - `working_dir`: the working directory of instances whose configuration has none; if None, that of this process.
+    - `trust`: the trust in all instances (`Command.trust`).
+    - `enable_json_streaming`: True if programs that can write events as JSON lines are to do so.
+    - `enable_health_checks`: True if the usage of every instance is measured each `health_check_interval_secs` seconds.
     - `max_concurrent_agents`: the most instances at a time; None for any number.
     """
 
@@ -174,14 +176,14 @@ class AgentHandle:
             yield text
 
     async def events(self) -> AsyncIterator[Any]:
-        """Yields the values of the lines that are JSON."""
+        """Yields the value of each line of stdout that is JSON. Skips all other lines."""
         async for line in self.lines():
             if (event := json_of(line)) is not None:
                 yield event
 
     async def write_stdin(self, data: bytes) -> None:
-        """Writes the bytes, and returns when at most 64 KB wait for the program. Raises CommunicationError if it does
-        not read.
+        """Writes the bytes to stdin. Returns when at most 64 KB of them are still in memory, since the pipe was full.
+        Raises CommunicationError if the program does not read its stdin any more, or was started with an empty stdin.
         """
         if self.child.stdin is None:
             raise CommunicationError(
@@ -192,9 +194,9 @@ class AgentHandle:
         await self.child.stdin.drain()
 
     async def read_stdout(self) -> bytes | None:
-        """Returns the output that nobody has read, at most 64 KB; None if there is nothing. Does not wait.
+        """Returns unread output of stdout, at most 64 KB. Returns None if there is none. Does not wait.
 
-        Raises CommunicationError if earlier output was not read in time, and is gone (`ChildOutput`).
+        Raises CommunicationError if earlier output was dropped because it was not read in time (`ChildOutput`).
         """
         assert self.child.stdout is not None
         found = self.child.stdout.read_nowait() or None
@@ -334,16 +336,20 @@ class LocalProcessRunner:
         return handle
 
     async def list_agents(self) -> list[AgentInfo]:
-        """Returns the instances that run, and the last thousand that have ended."""
+        """Returns views of the instances that run, and of the last thousand that have ended."""
         return [*(handle.info for handle in self._alive()), *self._ended.values()]
 
     async def get_agent(self, agent_id: str) -> AgentInfo | None:
-        """Returns the instance with this id; None if there is none, or if it has ended long ago."""
+        """Returns a view of the instance with this id. Returns None if there never was one, or if more than a thousand
+        instances have ended since it did.
+        """
         handle = self._running.get(agent_id)
         return self._ended.get(agent_id) if handle is None else handle.info
 
     async def kill(self, agent_id: str) -> ExitStatus | None:
-        """Ends the instance now. Returns its end, or None if it had ended before. Raises NotFound."""
+        """Ends the instance now (SIGKILL), and returns the end of its program. Returns None if the instance had ended
+        before. Raises NotFound if there is no instance with this id.
+        """
         handle = self._find(agent_id)
         return None if handle is None else await handle.kill()
 
@@ -354,7 +360,9 @@ class LocalProcessRunner:
             await handle.signal(what)
 
     async def shutdown(self, grace_seconds: Duration = 5.0) -> None:
-        """Ends all instances in good order, and the health checks."""
+        """Stops the health checks and ends all instances: closes stdin, sends SIGTERM, and SIGKILL to processes that
+        still run `grace_seconds` later.
+        """
         grace_s = parse_seconds(grace_seconds, name="shutdown: grace_seconds")
         await asyncio.gather(*(handle.stop(grace_s) for handle in self._alive()), return_exceptions=True)
         self._alive()
@@ -401,8 +409,8 @@ class LocalProcessRunner:
         return None if handle is None or handle.child.is_over else handle
 
     def _alive(self) -> list[AgentHandle]:
-        """Returns the handles of the instances that run. Drops the handles of ended instances with their output, and keeps the
-        views of the last ones (`AgentInfo`).
+        """Returns the handles of the instances that run. Also drops the handles and the output of instances that have
+        ended; of these only views (`AgentInfo`) are kept, for the last thousand.
         """
         for handle in [each for each in self._running.values() if each.child.is_over]:
             del self._running[handle.id]
@@ -412,7 +420,7 @@ class LocalProcessRunner:
         return list(self._running.values())
 
     async def _measure_all(self) -> None:
-        """Measures all instances again and again, as long as there are any."""
+        """Measures all instances each `health_check_interval_secs` seconds, until no instance runs."""
         while True:
             await asyncio.sleep(self.config.health_check_interval_secs)
             if not (alive := self._alive()):

@@ -43,8 +43,8 @@ _OF_TASKS = ("max_task_duration", "max_output_bytes", "max_tool_calls_per_task",
 class ProcessConfig:
     """The settings of the processes of a runtime.
 
-    - `max_concurrent_processes`: the number of instances at a time. `spawn_timeout`: seconds until an instance is
-      ready.
+    - `max_concurrent_processes`: the most instances at a time.
+    - `spawn_timeout`: the longest time, in seconds, from the start of an instance until it is ready.
     - `shutdown_grace_period`: seconds from SIGTERM to SIGKILL.
     - `enable_isolation`: True if instances get only `PATH`, `HOME` and the like of the worker's environment; with False
       they get all of its variables.
@@ -66,10 +66,11 @@ class ProcessConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MonitoringConfig:
-    """The settings of the watch over instances.
+    """The settings of health checks, measurements and logs of instances.
 
-    - `health_check_interval`: seconds between two looks at all instances. `heartbeat_timeout`: the longest silence, in
-      seconds, of an instance that sends heartbeats.
+    - `health_check_interval`: seconds between two checks of all instances.
+    - `heartbeat_timeout`: if an instance that sends heartbeats writes nothing for longer than so many seconds, its
+      process is ended.
     - `enable_metrics`: True if the usage of instances is measured each `metrics_interval` seconds.
     - `enable_log_aggregation`: True if the output of instances is kept for `ProcessRuntime.logs`: the newest
       `log_buffer_bytes` bytes of each instance, without its answers to tasks.
@@ -98,7 +99,7 @@ class RecoveryConfig:
       60 s.
     - `enable_graceful_degradation`: True if the tasks of a degraded instance are done by another instance of the same type;
       with False, or without another one, they fail.
-    - `failure_threshold`: the number of health checks in a row that find a process stopped, after which it is ended.
+    - `failure_threshold`: a process is ended when so many health checks in a row have found it stopped (SIGSTOP).
     """
 
     enable_auto_restart: bool = True
@@ -148,8 +149,10 @@ class ProcessEvent:
     - `type`: `agent.spawned`, `agent.failed`, `agent.restarted`, `agent.degraded`, `agent.terminated`; for a task
       `task.submitted`, `acquired`, `process_checked`, `tools_checked`, `started`, `tool_call`, `collected`, `released`;
       for a query `query.received`, `planned`, `answered`, `failed`.
-    - `at`: the time in seconds since 1970. `tool_call`: the call of a `task.tool_call`, which is published when the
-      call has ended or was refused.
+    - `agent_id`, `task_id`: the instance and the task that the event is about; "" if there is none.
+    - `at`: the time in seconds since 1970.
+    - `tool_call`: the call of a tool, in an event `task.tool_call`; else None. This event is published when the call
+      has ended or was refused.
     """
 
     type: str
@@ -160,10 +163,10 @@ class ProcessEvent:
 
 
 class ProcessEventBus(Protocol):
-    """A listener to events."""
+    """An object to which a runtime or a lead agent gives its events."""
 
     async def publish(self, event: Any) -> None:
-        """Takes an event."""
+        """Handles an event. If this raises, the error is logged, and the runtime goes on."""
 
 
 @dataclass(frozen=True)
@@ -227,8 +230,8 @@ class ProcessRuntime:
         self._tasks = TaskSet("the runtime of processes")
 
     async def start(self) -> None:
-        """Begins the health checks. Instances can be spawned from then on. Raises UserError if `mcp` names a program that
-        does not exist.
+        """Starts the runtime: begins the health checks, and from then on instances can be spawned. Raises UserError if
+        `RuntimeConfig.mcp` names a program that does not exist.
         """
         if self._running:
             return
@@ -323,14 +326,16 @@ class ProcessRuntime:
         return instance.id
 
     async def terminate(self, agent_id: str) -> None:
-        """Ends an instance in good order: SIGTERM, the grace, SIGKILL to all that it has started. Raises AgentNotFound."""
+        """Ends an instance for good: sends SIGTERM, and SIGKILL to its processes that still run `shutdown_grace_period`
+        seconds later. Raises AgentNotFound.
+        """
         instance = self.agent(agent_id)
         await self._end(instance, "it was terminated")
         self._instances.pop(agent_id, None)
         await self._publish("agent.terminated", agent_id)
 
     async def shutdown(self) -> None:
-        """Ends all instances in good order."""
+        """Ends all instances as `terminate` does, and stops the health checks."""
         self._running = False
         await asyncio.gather(
             *(self._end(instance, "the runtime was shut down") for instance in self._instances.values())
@@ -356,7 +361,9 @@ class ProcessRuntime:
         return self.agent(agent_id).log.text()
 
     async def check_health(self) -> list[str]:
-        """Looks at all instances once, and ends processes that hang. Returns the ids of the instances whose processes it ended."""
+        """Checks all instances once, and ends processes that hang: those that were found stopped too often, or that
+        send no heartbeats any more. Returns the ids of the instances whose processes it has ended.
+        """
         hung, now_s = [], self._clock.monotonic()
         for instance in self.list_agents():
             lines = instance.lines
@@ -372,7 +379,7 @@ class ProcessRuntime:
         return hung
 
     async def get_statistics(self) -> RuntimeStatistics:
-        """Measures all instances, and returns the figures."""
+        """Measures the usage of all instances, and returns the figures of the runtime."""
         await self._measure()
         alive = [instance for instance in self._instances.values() if instance.pid]
         used = [instance.usage for instance in alive if instance.usage is not None]
@@ -394,8 +401,9 @@ class ProcessRuntime:
             raise UserError("the runtime does not run", hint="await runtime.start() before instances are spawned")
 
     def _choose(self, agent_id: str) -> RuntimeAgent:
-        """Returns the instance that does the tasks for this id: the instance itself, or another one of its type if it is degraded
-        (`RecoveryConfig`). Raises AgentNotFound; ExecutionError if no instance can do them.
+        """Returns the instance that does the tasks for this id: the instance with the id or, if that one is degraded
+        (`RecoveryConfig`), another one of the same type. Raises AgentNotFound; ExecutionError if no instance can do
+        them.
         """
         instance = self.agent(agent_id)
         if not instance.is_over:
@@ -431,8 +439,8 @@ class ProcessRuntime:
             await instance.lines.ready.wait()
 
     async def _ended(self, instance: RuntimeAgent, child: Child) -> bool:
-        """Reads the rest of the output of a process that has ended, and ends its task. Returns True if the end counts as a failure of
-        the program; False if the process was ended because of its task.
+        """Reads the rest of the output of a process that has ended. If the process had a task, the task fails. Returns
+        False if the process ended because of its task; else True, for a failure of the program.
         """
         instance.usage = None
         self._cpu_of_ended += 0.0 if child.status is None else child.status.cpu_seconds

@@ -1,9 +1,11 @@
 """The streams of a child, at the worker's end of their pipes. They belong to the event loop that spawned the child.
 
-The worker reads the output of a child as soon as it comes, whether or not a caller asks for it, until `capacity_bytes`
-wait for a caller. Then the worker stops reading, which blocks the child. A lossless stream stays so until a caller reads.
-In any other stream, the worker goes on after a second: it drops the oldest bytes and counts them, until a caller reads
-again, so that the child can go on and `wait` returns. A caller that comes to a gap gets an error.
+The worker reads the output of a child as soon as it comes, even if no caller wants it yet, and keeps it in a buffer.
+When `capacity_bytes` are in the buffer, the worker stops reading, and the child blocks when it writes more. The child
+of a lossless stream stays blocked until a caller reads.
+
+In any other stream, the worker reads on after a second, so that the child can go on and end. Until a caller reads
+again, it drops the oldest bytes of the buffer. When a caller reads where bytes were dropped, it first gets an error.
 """
 
 import asyncio
@@ -25,7 +27,7 @@ _PATIENCE_SECONDS = 1.0  # for a reader of a full stream
 
 
 def json_of(line: bytes | str) -> Any:
-    """Returns the value of a line that is JSON; None for `null`, and for a line that is not JSON."""
+    """Returns the JSON value in a line. Returns None for a line that is not JSON, and also for `null`."""
     try:
         return json.loads(line)
     except UNREADABLE:
@@ -35,11 +37,13 @@ def json_of(line: bytes | str) -> Any:
 class ChildOutput:
     """The stdout or the stderr of a child.
 
-    - `name`: the stream's name in errors. `wrote`: a function that is called with the number of bytes of each piece of output.
-    - `dropped_bytes`: the number of bytes that were dropped, because nobody read them in time. `total_bytes`: the number of all bytes.
+    - `name`: the stream's name in errors. `capacity_bytes`: the most unread bytes that the stream keeps.
+    - `lossless`: if True, no bytes are ever dropped, and the child waits for the reader.
+    - `wrote`: a function that is called with the number of bytes of each piece of output; None at first.
+    - `total_bytes`: the number of all bytes so far. `dropped_bytes`: the number of those that nobody read in time.
 
-    If a stream that is not lossless stays full for more than a second, the oldest bytes are dropped. The reader's next call then raises
-    CommunicationError at the gap, and the call after that goes on behind it.
+    If a stream that is not lossless stays full for more than a second, the oldest bytes are dropped. The reader's next
+    call then raises CommunicationError. The call after that returns the bytes that were kept.
     """
 
     def __init__(
@@ -72,7 +76,7 @@ class ChildOutput:
 
     @property
     def at_end(self) -> bool:
-        """True if all writers of the stream have closed it, and everything was read."""
+        """True if no more output can come, since all writers have closed the stream, and all output was read."""
         return self._descriptor < 0 and not self._kept
 
     @property
@@ -83,22 +87,24 @@ class ChildOutput:
         return bool(self._kept)
 
     async def read(self, most_bytes: int = _PIECE) -> bytes:
-        """Waits for output, and returns at most so many bytes of it; b"" at the end."""
+        """Waits for output, and returns at most `most_bytes` of it. Returns b"" at the end of the stream."""
         self._check_gap()
         while not self._kept and self._descriptor >= 0:
             await self._wait()
         return self._take(most_bytes)
 
     def read_nowait(self, most_bytes: int = _PIECE) -> bytes | None:
-        """Returns at most so many bytes without waiting; None if there are none now, b"" at the end."""
+        """Returns at most `most_bytes` of output without waiting. Returns None if there is none now, and b"" at the end
+        of the stream.
+        """
         self._check_gap()
         if not self._kept and self._descriptor >= 0:
             self._receive()
         return None if not self._kept and self._descriptor >= 0 else self._take(most_bytes)
 
     async def lines(self) -> AsyncGenerator[bytes]:
-        """Yields the lines without their ends. A line whose beginning was dropped is left out, and counted in `dropped_bytes`. Raises
-        CommunicationError for a line that is longer than the capacity.
+        """Yields the lines without their line ends. If the beginning of a line was dropped, its rest is dropped, too.
+        Raises CommunicationError for a line that is longer than the capacity of the stream.
         """
         taken = 0
         while True:
@@ -129,8 +135,8 @@ class ChildOutput:
                 yield line
 
     async def json_lines(self) -> AsyncIterator[Any]:
-        """Yields the values of the lines, which are JSON; empty lines are left out. Raises CommunicationError for a line that is not JSON;
-        the lines after it can still be read.
+        """Yields the JSON value of each line, and skips empty lines. Raises CommunicationError for a line that is not
+        JSON. The lines after that one can be read by another call.
         """
         async for line in self.lines():
             if words := line.strip():
@@ -140,7 +146,9 @@ class ChildOutput:
                 yield value
 
     def close(self) -> None:
-        """Closes the stream: no more is read, and the child's next write fails. Does nothing if it is closed already."""
+        """Closes the stream. Nothing more is read from the child, whose next write fails. Does nothing if the stream is
+        closed already.
+        """
         if self._descriptor >= 0:
             if not self._loop.is_closed():
                 self._loop.remove_reader(self._descriptor)
@@ -194,7 +202,9 @@ class ChildOutput:
             self._missed += excess if self._has_been_read else 0
 
     def _stop_expecting(self) -> None:
-        """Begins to drop the oldest output, so that the child can go on. Called when a stream was full for a second and nobody has read."""
+        """Reads on, and drops the oldest output from now on, so that the child can go on. Called when the stream has
+        been full for a second, and nobody has read from it.
+        """
         self._is_expected = False
         self._go_on()
         self._drop()
@@ -208,8 +218,9 @@ class ChildOutput:
             self._loop.add_reader(self._descriptor, self._receive)
 
     def _refuse_line(self) -> None:
-        """Raises CommunicationError for a line that is longer than the stream may keep. Unless the stream is lossless, drops the line as it
-        comes, and raises only once for it.
+        """Handles a full stream whose unread bytes have no line end, so that the line is longer than the capacity.
+        Raises CommunicationError. If the stream is not lossless, drops the line, and raises only at the first call for
+        this line.
         """
         was_told = self._torn
         if not self._lossless:
@@ -248,8 +259,8 @@ class ChildOutput:
 
 
 class LastWords:
-    """A buffer with the newest output of a child, or of several children in succession. `dropped_bytes`: the number of
-    bytes that were dropped, since the buffer was full.
+    """A buffer with the newest output of a child, or of several children one after the other. `dropped_bytes`: the
+    number of older bytes that were dropped to make room.
     """
 
     def __init__(self, most_bytes: int, output: ChildOutput | None = None) -> None:
@@ -296,7 +307,7 @@ class LastWords:
 
 
 class ChildInput:
-    """The stdin of a child."""
+    """The stdin of a child, to which the worker writes. Bytes that the pipe cannot take yet are kept in memory."""
 
     def __init__(self, descriptor: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -310,22 +321,22 @@ class ChildInput:
 
     @property
     def is_open(self) -> bool:
-        """True if the child can be written to."""
+        """True if neither the worker nor the child has closed the stream, as far as is known."""
         return not self._closing and not self._broken
 
     @property
     def has_unsent(self) -> bool:
-        """True if the pipe has not taken all bytes yet."""
+        """True if some of the written bytes are still in memory, because the pipe was full."""
         return bool(self._waiting)
 
     @property
     def has_room(self) -> bool:
-        """True if at most 64 KB wait for the child, so that `drain` returns at once."""
+        """True if at most 64 KB of the written bytes are still in memory, so that `drain` returns at once."""
         return self._room.is_set()
 
     def write(self, data: bytes) -> None:
-        """Writes bytes. Bytes that the pipe does not take now are kept in memory: await `drain()` before the next call.
-        Raises CommunicationError if the child does not read any more, or if 64 MB wait for it.
+        """Writes bytes without waiting. Keeps in memory those that the pipe cannot take now, so await `drain()` before
+        the next call. Raises CommunicationError if the child does not read any more, or if 64 MB are in memory already.
         """
         if not self.is_open:
             raise self._error()
@@ -346,7 +357,9 @@ class ChildInput:
             raise self._error()
 
     async def drain(self) -> None:
-        """Waits until at most 64 KB wait for the child. Raises CommunicationError if it does not read any more."""
+        """Waits until at most 64 KB of the written bytes are still in memory. Raises CommunicationError if the child
+        does not read any more.
+        """
         await self._room.wait()
         if self._broken:
             raise self._error()

@@ -1,14 +1,15 @@
 """The supervisor: a process beside a worker that starts, owns, reaps and ends every child of that worker.
 
-The worker makes the pipes of a child and sends their far ends with the request, so the output of children never passes
-through the supervisor. As the subreaper of its descendants, it becomes the parent of each one whose own parent has
-ended, in whatever session that is. When the worker ends, which closes the socket to it, the supervisor ends its tree:
-SIGTERM, a second, SIGKILL, until it has no child left.
+The worker makes the pipes of a child and sends the child's ends with the request, so the output of children never passes
+through the supervisor. The supervisor is a subreaper: it becomes the parent of each of its descendants whose own parent
+has ended, even of one in a session of its own. When the worker ends, its socket to the supervisor is closed. The
+supervisor then sends SIGTERM to all its descendants, and SIGKILL a second later, until it has no child left.
 
-Messages, both ways: four bytes of length, then JSON. A request to spawn carries three descriptors.
+A message between the two, in either direction, is four bytes with its length, and then JSON. A request to spawn carries
+three descriptors.
 
-The supervisor has one thread and no event loop, so a child that it forks may run Python until it executes its program. It
-imports nothing but the standard library and this folder.
+The supervisor has one thread and no event loop, so a child that it forks may run Python code until it executes its
+program. The supervisor imports nothing but the standard library and this folder.
 """
 
 import json
@@ -57,13 +58,15 @@ _STOP_SECONDS = 1.0  # between SIGTERM and SIGKILL when the time of a child is o
 
 
 def framed(message: Mapping[str, Any]) -> bytes:
-    """Returns a message as it travels between a worker and its supervisor."""
+    """Returns the bytes in which a message is sent between a worker and its supervisor."""
     data = json.dumps(message).encode()
     return _LENGTH.pack(len(data)) + data
 
 
 def cut_frames(received: bytearray) -> Iterator[Any]:
-    """Yields the complete messages at the beginning of these bytes, and removes them."""
+    """Yields the complete messages at the beginning of these bytes, and removes each from `received`. An incomplete
+    message at the end stays in it.
+    """
     while len(received) >= _LENGTH.size:
         end = _LENGTH.size + _LENGTH.unpack_from(received)[0]
         if len(received) < end:
@@ -142,7 +145,7 @@ class SupervisorProcess:
         self._watch(worker_pid)
 
     def run(self) -> None:
-        """Runs until the worker and all children have ended."""
+        """Serves the worker until it has ended, and then ends all children. Returns when none is left."""
         self._say({"event": "ready", "pid": self._pid, "groups": self._groups.controllers, "lease": self._lease.name})
         while True:
             for key, _ in self._selector.select(self._wait_seconds()):
@@ -160,8 +163,8 @@ class SupervisorProcess:
     # -- the worker ---------------------------------------------------------------------------------------------------
 
     def _watch(self, worker_pid: int) -> None:
-        """Watches the process of the worker. The end of the socket alone would not do: a fork of the worker may hold it open after the
-        worker has ended.
+        """Begins to watch the process of the worker. The closing of the socket would not be enough: a fork of the
+        worker may keep the socket open after the worker has ended.
         """
         with suppress(OSError):
             self._selector.register(os.pidfd_open(worker_pid), selectors.EVENT_READ, self._say_farewell)
@@ -231,8 +234,8 @@ class SupervisorProcess:
             self._send_more()
 
     def _send_more(self) -> None:
-        """Sends as much of the waiting messages as the worker's socket takes now. It never waits for the worker, which may be stopped in a
-        debugger.
+        """Sends as many of the waiting messages as the socket to the worker takes now. It does not wait for the worker,
+        which may be stopped in a debugger; the loop sends the rest later.
         """
         try:
             while self._unsent:
@@ -246,7 +249,10 @@ class SupervisorProcess:
             self._selector.modify(self._worker, wanted, self._talk)
 
     def _say_farewell(self, over: Any = None) -> None:
-        """Begins to end all children, because the worker has ended, or because somebody has sent the supervisor a signal to end."""
+        """Begins to end all children: sends them SIGTERM; the loop sends SIGKILL later. Called when the worker has
+        ended, or when the supervisor has got a signal to end. `over`: a file that the loop must not watch any more, or
+        None.
+        """
         for each in (over, self._worker):
             with suppress(KeyError, ValueError):
                 self._selector.unregister(each)
@@ -292,7 +298,9 @@ class SupervisorProcess:
         self._selector.register(report, selectors.EVENT_READ, lambda _: self._began(child, report))
 
     def _began(self, child: _Child, report: int) -> None:
-        """Reads the report of a forked child from the pipe `report`, and tells the worker that the program runs, or which step failed."""
+        """Reads the report of a forked child from the pipe `report`. If the program runs, tells the worker so; if a
+        step failed, keeps the failure, which the worker is told when the child is reaped.
+        """
         said = os.read(report, 4096).decode(errors="surrogateescape")
         self._selector.unregister(report)
         os.close(report)
@@ -339,10 +347,11 @@ class SupervisorProcess:
         return childless
 
     def _took_more(self, child: _Child, peak: int) -> bool:
-        """Returns True if a child has exceeded its limit of memory between two measurements. `peak`: the most memory, in bytes, that the
-        child has had, by the kernel's count.
+        """Returns True if a child that has ended had exceeded its memory limit, perhaps between two measurements.
+        `peak`: the most memory, in bytes, that the child has had, as the kernel counted it.
 
-        A child begins as a fork of this process, so its peak is at least the peak of this process, and says nothing below that.
+        A child begins as a fork of this process, so the kernel's count begins with the peak of this process. A peak
+        that is no higher than this shows nothing, and the result is False.
         """
         most = child.limits.get("memory")
         return most is not None and peak > max(most, peak_memory())
@@ -352,7 +361,9 @@ class SupervisorProcess:
         return next((child for child in self._children.values() if child.tag == tag), None)
 
     def _end_strays(self) -> None:
-        """Ends the descendants of children whose programs have ended. When its last descendant has ended, a child is over."""
+        """Ends the descendants that are left of children whose programs have ended. If a child has no descendant left,
+        tells the worker that the child has ended.
+        """
         strays = [pid for pid in children_of(self._pid) if pid not in self._leaders]
         owners: dict[int | None, _Child] = {child.tag: child for child in self._children.values()}
         now = time.monotonic()
@@ -425,10 +436,12 @@ class SupervisorProcess:
         self._next_look = now + max(_LOOK_SECONDS, _LOOK_SHARE * (time.monotonic() - now))
 
     def _throttle(self, child: _Child, members: list[int], used: float, share: float, now: float) -> None:
-        """Keeps a child to its share of the CPU: stops its processes when they have used more, and continues them when enough time has
-        passed.
+        """Keeps a child to its share of the CPU: stops its processes (SIGSTOP) when they have used more, and continues
+        them when enough time has passed.
 
-        `used`: the CPU seconds that the child has used. `share`: its share of a core, such as 0.5. `now`: the time of the measurement.
+        - `members`: the pids of the child's processes. `used`: the CPU seconds that they have used so far.
+        - `share`: the share of a core that the child may use, such as 0.5. `now`: the time of the measurement, in
+          seconds.
         """
         earned, spent = share * (now - child.looked_at), max(0.0, used - child.seen_cpu)
         child.allowance = min(share * _BURST_SECONDS, child.allowance + earned - spent)
@@ -442,7 +455,9 @@ class SupervisorProcess:
                 signal_all(members, signal.SIGCONT)
 
     def _hold(self, child: _Child, percent: float | None) -> None:
-        """Limits the CPU of a child from now on; None removes the limit."""
+        """Limits the CPU of a child to `percent` of a core from now on, by a control group if possible. None removes
+        the limit.
+        """
         child.limits = {"memory": None, "processes": None, **child.limits, "cpu": percent}
         members = self._members(child)
         child.looked_at, child.seen_cpu = time.monotonic(), self._used_by(child, members)["cpu"]
@@ -503,12 +518,14 @@ class SupervisorProcess:
 
 
 def _noted(number: int, frame: object) -> None:
-    """Handles a signal by doing nothing: that the signal arrived has already woken the selector of the loop."""
+    """Does nothing. A signal needs a handler so that its arrival wakes the selector of the loop, and that has happened
+    already.
+    """
 
 
 def main() -> None:
-    """Runs the supervisor. The arguments of this program are the descriptor of the socket, the pid of the worker, the folder of control
-    groups (which need not exist), and the folder of leases.
+    """Runs the supervisor. The program is started with four arguments: the descriptor of the socket to the worker, the
+    pid of the worker, the folder where control groups are mounted (which may be missing), and the folder of leases.
     """
     worker = socket.socket(fileno=int(sys.argv[1]))
     worker.set_inheritable(False)

@@ -40,9 +40,10 @@ class TaskLines:
 
     - `ready`: set when the process has reported that it is ready. `stops`: counts the health checks in a row that have found
       the process stopped (SIGSTOP).
-    - `beat_at_s`: None until the first heartbeat of the process; after that the time of its last line, by the clock's steady
-      count of seconds.
-    - `is_at_fault`: False if the process is ended because of its task, which is no failure of the program.
+    - `beat_at_s`: None until the first heartbeat of the process. After that, the time of the last line that it wrote,
+      by the clock's steady count of seconds.
+    - `is_at_fault`: True if an end of the process counts as a failure of the program. False if the process ends because
+      of its task, for example because the task has exceeded a limit.
     """
 
     def __init__(self, label: str, child: Child, log: LastWords, limits: ResourceLimits, clock: Clock) -> None:
@@ -66,18 +67,20 @@ class TaskLines:
         self._reading = [asyncio.ensure_future(self._read_answers()), asyncio.ensure_future(self._read_log())]
 
     def begin_task(self) -> None:
-        """Begins to accept an answer, since a task is about to be sent. Output of the process counts for this task from now on."""
+        """Begins to accept an answer, and to count the output of the process for the task's limit. Called before a task
+        is sent.
+        """
         self._said = asyncio.Queue()
         self._output_before, self._log_before = self.child.output_bytes, self._log.size
         self._has_exceeded = False
 
     def end_task(self) -> None:
-        """Ends the task: an answer that comes later is treated as a line of the log."""
+        """Stops accepting an answer. An answer that comes later is put in the log."""
         self._said = None
 
     async def tell(self, message: Mapping[str, Any]) -> None:
-        """Writes the message as a line to the process. Raises nothing if the process does not read any more: `hear` then raises
-        the end of the process, or the caller's time limit passes.
+        """Writes the message as a line to the process. Does not raise if the process does not read any more: the caller
+        learns that from `hear`, which raises when the process has ended, or by its own time limit.
         """
         assert self.child.stdin is not None
         whole = {"jsonrpc": "2.0", **message}
@@ -90,8 +93,8 @@ class TaskLines:
             await self.child.stdin.drain()
 
     async def hear(self) -> dict[str, Any]:
-        """Waits for the next message: an answer, or a call of a tool. Raises ResourceLimitExceeded; ExecutionError if
-        the process has ended.
+        """Waits for the next message of the process, and returns it: an answer, or a call of a tool. Raises
+        ResourceLimitExceeded if the task has exceeded a limit; ExecutionError if the process has ended.
         """
         assert self._said is not None
         message = await self._said.get()
@@ -112,8 +115,10 @@ class TaskLines:
             self._said.put_nowait(ExecutionError(what) if limit is None else ResourceLimitExceeded(what, limit=limit))
 
     def _was_denied_memory(self) -> bool:
-        """Returns True if the program has a limit of memory, did not end with 0, and its last lines say that it got no memory. The
-        measurements do not show that: a request for too much memory is denied before any of it is used.
+        """Returns True if the program has a memory limit, did not end with 0, and its last lines report that it got no
+        memory.
+
+        Measurements cannot show such an end: the kernel denies a request for too much memory before any of it is used.
         """
         status = self.child.status
         if status is None or status.code == 0 or self._limits.max_memory_bytes is None:

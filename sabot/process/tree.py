@@ -16,9 +16,12 @@ TAGS = 1 << 20
 
 
 def own_tags() -> int:
-    """Returns the first of the `TAGS` tags that this supervisor uses. A tag is a number by which the descendants of one child are found:
-    each child has its tag as a resource limit (`launcher.TAG`), which descendants inherit and can only lower. So below another supervisor,
-    the tags are lower than the tag that this process has inherited.
+    """Chooses `TAGS` numbers in a row as the tags of this supervisor, and returns the first.
+
+    A tag is a number by which the descendants of one child are found. Each child gets a tag as the value of a resource
+    limit (`launcher.TAG`), which its descendants inherit. A process can lower this limit, but not raise it. So if this
+    supervisor is itself a descendant of another supervisor's child, its tags are lower than the tag that it has
+    inherited.
     """
     limit = resource.getrlimit(TAG)[1]
     highest = (1 << 62) if limit == resource.RLIM_INFINITY else limit
@@ -26,7 +29,9 @@ def own_tags() -> int:
 
 
 def tag_of(pid: int) -> int | None:
-    """Returns the tag that a process has inherited from a child of a supervisor; None if the process has no tag, or has ended."""
+    """Returns the tag of a process, which is a child of a supervisor or a descendant of one. Returns None if the
+    process has no tag, or has ended.
+    """
     with suppress(OSError), open(f"/proc/{pid}/limits") as limits:
         for line in limits:
             if line.startswith("Max file locks"):
@@ -75,8 +80,12 @@ def below(pid: int) -> Iterator[int]:
 
 
 class ProcessFacts(NamedTuple):
-    """Facts of a process. `program`: its name, and for Python the name of the module; other arguments are left out, since they may be
-    secret. `state`: the kernel's letter for its state, such as `R`. `cpu_seconds`: its CPU time, with that of its reaped children.
+    """The facts of a process.
+
+    - `program`: the name of its program and, for Python with `-m`, the name of the module. Other arguments are left
+      out, since they may be secret.
+    - `state`: the kernel's letter for its state, such as `R`.
+    - `memory_bytes`: its resident memory. `cpu_seconds`: its CPU time, with that of its reaped children.
     """
 
     pid: int
@@ -115,13 +124,16 @@ def memory_left() -> int:
 def peak_memory() -> int:
     """Returns the most memory, in bytes, that this process has had since it began its program.
 
-    `getrusage` would not do: in a process that was started by vfork, Linux counts the memory of the starter too.
+    `getrusage` is not used: in a process that was started by vfork, it also counts the memory of the process that
+    started it.
     """
     return _bytes_in("/proc/self/status", b"VmHWM:")
 
 
 def _bytes_in(path: str, name: bytes) -> int:
-    """Returns the value of a line `NAME: 123 kB` of this file of /proc; 0 if there is none, or if the process has ended."""
+    """Returns the value, in bytes, of a line such as `NAME: 123 kB` in a file of /proc. Returns 0 if the file or the
+    line is missing. `name`: the beginning of the line.
+    """
     with suppress(OSError), open(path, "rb") as facts:
         for line in facts:
             if line.startswith(name):
@@ -130,10 +142,12 @@ def _bytes_in(path: str, name: bytes) -> int:
 
 
 def shared_memory_of(pids: Iterable[int]) -> int:
-    """Returns the resident shared memory of these processes that `numbers_of` does not count, because no process has mapped it: open files
-    without a name (memfd_create), files in /dev/shm, and System V segments that one of them made.
+    """Returns the bytes of shared memory that these processes hold without having mapped it, so that `numbers_of` does
+    not count it. Three kinds are counted: open files without a name (memfd_create), open files in /dev/shm, and System
+    V segments that one of the processes made.
 
-    Memory that only a message in a socket still holds, and files of processes that this one may not inspect, are not counted.
+    Files that only a message in a socket still holds open, and files of processes that this process may not inspect,
+    are not counted.
     """
     pids, files = set(pids), dict[tuple[int, int], int]()
     for pid in pids:
@@ -154,15 +168,15 @@ def shared_memory_of(pids: Iterable[int]) -> int:
 
 
 def signal_all(pids: Iterable[int], number: int) -> None:
-    """Sends a signal to each process, and passes over those that have ended or belong to another user."""
+    """Sends a signal to each of the processes. Skips those that have ended or that belong to another user."""
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
 
 
 def may_be_signalled(pid: int) -> bool:
-    """Returns True if this process may send signals to the process `pid`, or if that has ended. A process of another user may not be
-    signalled, so there is no use in waiting for its end.
+    """Returns False if this process may not send signals to the process `pid`, because that belongs to another user. A
+    caller then does not wait for its end. Returns True for any other process, even for one that has ended.
     """
     try:
         os.kill(pid, 0)
@@ -174,9 +188,11 @@ def may_be_signalled(pid: int) -> bool:
 
 
 def end(roots: Iterable[int]) -> None:
-    """Kills these processes and all their descendants (SIGKILL). All are stopped first, so that none forks meanwhile. Process groups get
-    their signals as a whole, which reaches processes that are being forked: signals one by one would lose the race against a program
-    that forks without end.
+    """Kills these processes and all their descendants (SIGKILL).
+
+    All of them are stopped first, so that none can fork any more. Each signal goes to whole process groups as well as
+    to single processes. This also reaches a process that is being forked at that moment; otherwise a program that forks
+    without end could always be faster than the signals.
     """
     roots, stopped, groups = list(roots), set[int](), set[int]()
     for _ in range(100):
@@ -193,8 +209,9 @@ def end(roots: Iterable[int]) -> None:
 
 
 def _group_of(pid: int) -> int | None:
-    """Returns the process group of a process if only a child of a supervisor and its descendants can be in that group: the process has a
-    tag and is in another session than this process. Returns None otherwise, and if the process has ended.
+    """Returns the process group of a process if only a child of a supervisor and its descendants can be in that group.
+    That is so if the process has a tag, and is in another session than this process. Returns None otherwise, and if it
+    has ended.
     """
     with suppress(OSError):
         group = os.getpgid(pid)

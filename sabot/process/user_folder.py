@@ -1,4 +1,6 @@
-"""The folder in which supervisors and sandboxes of this user record facts for each other."""
+"""The folder in which the workers and supervisors of one user keep files for each other, such as leases and the record
+of writable folders of sandboxes.
+"""
 
 from pathlib import Path
 
