@@ -1,6 +1,6 @@
 """Events of jobs, and their subscribers.
 
-bus         events, the bus, and its subscribers
+bus         events, the bus to which they are published, and its subscribers
 job_events  makes events from the entries of a journal
 brokers     sends events to Kafka topics and Redis Streams
 otel        makes spans and metrics of OpenTelemetry from events

@@ -1,11 +1,12 @@
-"""Adapters that send events to Kafka topics or Redis Streams. Each category of events has its own topic or stream.
+"""Adapters that send the events of a bus to Kafka topics or Redis Streams. Each category of events has its own topic or
+stream.
 
    bus ─▶ adapter: at most `at_once` wait ─▶ {prefix}.job, {prefix}.tool, {prefix}.model, …     (Redis: {prefix}:job, …)
 
-If the server is slower than the events, an adapter makes publishers wait (`slow="hold"`) or drops events and counts
-them ("drop"). An event that could not be sent is tried again for the time `patience`, after any error of the client.
-Then it is counted as lost, and the first loss is logged. If a batch fails as a whole, its events are sent one by one,
-so that one bad event costs no other. An event that is sent twice has the same event_id both times.
+If the server is slower than the events come, an adapter makes publishers wait (`slow="hold"`), or drops events and counts
+them ("drop"). If an event could not be sent, the adapter tries again for the time `patience`. After that the event is
+counted as lost; the first lost event is logged. If a batch fails as a whole, its events are sent one by one, so that one
+bad event does not stop the others. An event that is sent twice has the same `event_id` both times.
 """
 
 import asyncio
@@ -35,8 +36,11 @@ _READ = 1000  # entries of a stream at a time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaConfig:
-    """The settings of a KafkaEventAdapter. `bootstrap_servers` is "host:port", or an address with kafka:// or
-    memory://. `topic_prefix` stands before ".job" and the other categories. `kafka` has further settings of the client.
+    """The settings of a KafkaEventAdapter.
+
+    - `bootstrap_servers`: "host:port", or an address with kafka:// or memory://.
+    - `topic_prefix`: the text before ".job" and the other categories in the names of the topics.
+    - `kafka`: further settings of the Kafka client.
     """
 
     bootstrap_servers: str
@@ -46,8 +50,10 @@ class KafkaConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisStreamsConfig:
-    """The settings of a RedisStreamsAdapter. `stream_prefix` stands before ":job" and the other categories. `max_len`
-    is roughly the number of entries that a stream keeps.
+    """The settings of a RedisStreamsAdapter.
+
+    - `stream_prefix`: the text before ":job" and the other categories in the names of the streams.
+    - `max_len`: about how many entries a stream keeps.
     """
 
     stream_prefix: str
@@ -103,7 +109,9 @@ class _Adapter(ABC):
             _log.warning("%s: events wait, and are lost after %g s each: %s", name, patience_s, error)
 
     async def stop(self) -> None:
-        """Sends the events that the bus has handed over, and closes the connection. Repeated calls do nothing."""
+        """Stops the adapter: sends the events that the bus has handed to it, and closes the connection. Repeated calls
+        do nothing.
+        """
         subscription, self._subscription = self._subscription, None
         if subscription is None:
             return
@@ -131,8 +139,8 @@ class _Adapter(ABC):
             self._sending = asyncio.create_task(self._deliver(), name=f"events to {type(self).__name__}")
 
     async def _deliver(self) -> None:
-        """Sends all waiting events together. Then sends those that have come meanwhile, and so on, so that events stay
-        in order.
+        """Sends all waiting events together, then those that came meanwhile, until none waits. So the events stay in
+        order.
         """
         try:
             while self._waiting:
@@ -165,7 +173,9 @@ class _Adapter(ABC):
                 await asyncio.sleep(wait_s)
 
     async def _outcomes(self, events: Sequence[tuple[RuntimeEvent, bytes]]) -> list[SabotError | None]:
-        """Sends events, and returns for each its error or None. If `_send` raises, each event is sent alone."""
+        """Sends events. Returns for each event its error, or None if it was sent. If `_send` raises an error for all of
+        them, sends each event alone.
+        """
         try:
             return await self._send(events)
         except Exception as error:
@@ -181,8 +191,8 @@ class _Adapter(ABC):
 
     @abstractmethod
     async def _send(self, events: Sequence[tuple[RuntimeEvent, bytes]]) -> list[SabotError | None]:
-        """Sends events, and returns when the server has them. Returns for each event its error, or None. An error that
-        it raises holds for all of the events.
+        """Sends events, and returns when the server has them. Returns for each event its error, or None if it was sent.
+        If this raises an error, none of the events counts as sent.
         """
 
     @abstractmethod
@@ -200,13 +210,17 @@ class _Adapter(ABC):
 
 
 class KafkaEventAdapter(_Adapter):
-    """An adapter that sends events as JSON records to Kafka topics. The key is the job's id, so the events of a job
-    stay in order.
+    """An adapter that sends events as JSON records to Kafka topics. The key of a record is the id of the event's job,
+    so the events of a job stay in order.
     """
 
     def __init__(self, event_bus: EventBus, config: KafkaConfig, **how: Any) -> None:
-        """Makes an adapter; `start` begins to send. The options `how` are `event_types` (only these types are sent),
-        `slow` ("hold" or "drop"), `at_once` (the most events that wait), and `patience` (how long an event is tried).
+        """Makes an adapter; `start` begins to send. `how` has these options:
+
+        - `event_types`: the types of events that are sent; by default all.
+        - `slow`: "hold" makes publishers wait if the server is slow, "drop" drops events.
+        - `at_once`: the most events that wait in the adapter.
+        - `patience`: the time for which the adapter tries to send an event.
         """
         super().__init__(event_bus, **how)
         check("KafkaEventAdapter: config", config, Of(KafkaConfig))
@@ -219,7 +233,7 @@ class KafkaEventAdapter(_Adapter):
         self._known: set[str] = set()  # the topics that this sender has used
 
     def topic(self, event_type: RuntimeEventType) -> str:
-        """Returns the topic of events of this type."""
+        """Returns the name of the topic to which events of this type are sent."""
         return f"{self.config.topic_prefix}.{event_type.category}"
 
     async def start(self) -> None:
@@ -263,8 +277,8 @@ def _error(said: object) -> SabotError | None:
 
 
 def _ours(error: Exception) -> SabotError:
-    """Returns the error as a SabotError. An error that the client's documentation does not mention becomes a
-    TransientError.
+    """Returns an error of the Kafka client as a SabotError. An error that the client's documentation does not mention
+    becomes a TransientError.
     """
     return error if isinstance(error, SabotError) else TransientError(f"{type(error).__name__}: {message_of(error)}")
 
@@ -274,7 +288,7 @@ class RedisStreamsAdapter(_Adapter):
 
     def __init__(self, client: Any, event_bus: EventBus, config: RedisStreamsConfig, **how: Any) -> None:
         """Makes an adapter. `client` is a `redis.asyncio.Redis`, which the caller closes, or the address of a server.
-        `how` has the options of KafkaEventAdapter.
+        `how` has the same options as for KafkaEventAdapter.
         """
         super().__init__(event_bus, **how)
         check("RedisStreamsAdapter: config", config, Of(RedisStreamsConfig))
@@ -283,11 +297,13 @@ class RedisStreamsAdapter(_Adapter):
         self._server = RedisServer.of(client, "events", "RedisStreamsAdapter")
 
     def statistics(self) -> dict[str, int]:
-        """Returns the numbers of each adapter, and `unreadable`: the entries that `read_events` has skipped."""
+        """Returns the numbers that every adapter has, and `unreadable`: the number of entries that `read_events` has
+        skipped.
+        """
         return {**super().statistics(), "unreadable": self.unreadable}
 
     def stream(self, event_type: RuntimeEventType) -> str:
-        """Returns the stream of events of this type."""
+        """Returns the name of the stream to which events of this type are sent."""
         return f"{self.config.stream_prefix}:{event_type.category}"
 
     async def _send(self, events: Sequence[tuple[RuntimeEvent, bytes]]) -> list[SabotError | None]:
@@ -310,11 +326,11 @@ class RedisStreamsAdapter(_Adapter):
         await self._server.close()
 
     async def read_events(self, stream: str, *, after: str = "0", follow: bool = False) -> AsyncIterator[RuntimeEvent]:
-        """Yields the events of a stream, the oldest first, beginning after the entry with the id `after`. If `follow`
-        is True, it waits for further events without end.
+        """Yields the events of a stream, the oldest first, beginning after the entry with the id `after`. With `follow`
+        it then waits for new events, without end.
 
-        An entry that is not an event is skipped and counted in `unreadable`; the id of the first such entry is logged.
-        Raises TransientError, UserError.
+        An entry that is not an event is skipped and counted in `unreadable`. The id of the first such entry is logged.
+        Raises TransientError if the server does not answer, and UserError if it refuses.
         """
         checked_word(stream, "read_events: stream", empty=False)
         checked_word(after, "read_events: after", empty=False)

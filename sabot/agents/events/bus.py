@@ -2,12 +2,12 @@
 
    publish ─▶ a queue of each subscriber ─▶ its handler, one event after the other
 
-Each subscriber has its own bounded queue and its own task, so a handler that hangs, raises or is slow does not delay
-other subscribers. The option `slow` decides what happens when its queue is full: "drop" leaves the event out and counts
-it, "hold" lets `publish` wait until there is room.
+Each subscriber has a bounded queue and a task of its own. So a handler that hangs, raises or is slow does not delay other
+subscribers. If the queue of a subscriber is full, its option `slow` decides: "drop" leaves the event out and counts it,
+"hold" makes `publish` wait until there is room.
 
-Events are delivered at least once: a repeated event has the same `event_id`, so a subscriber can tell. An
-`InMemoryEventBus` belongs to one event loop.
+Each event is delivered at least once. If it is delivered again, it has the same `event_id`, so a subscriber can recognise
+it. An `InMemoryEventBus` belongs to one event loop.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _SLICE = 256  # events that one task publishes, or handles, before others get th
 
 
 class RuntimeEventType(StrEnum):
-    """The types of events. The word before the dot is the category."""
+    """The types of events. The word before the dot is the category of the type."""
 
     PROGRESS = "progress"
     MODEL_TOKEN = "model.token"
@@ -71,10 +71,13 @@ class RuntimeEventType(StrEnum):
 class RuntimeEvent(msgspec.Struct, frozen=True):
     """An event: something that has happened in a job.
 
-    `type` is a `RuntimeEventType`, or its text ("job.started"), which becomes one. `event_id` is the same if the event
-    is published again; by default it is random. `at` is in seconds since 1970. `data` has the values that belong to the
-    type. Raises UserError for an unknown type, and for a field with a value of a wrong type, since such an event could
-    not be sent to a broker.
+    - `type`: a `RuntimeEventType`, or its text ("job.started"), which is converted.
+    - `event_id`: the id of the event, which stays the same if the event is published again. By default it is random.
+    - `at`: the time in seconds since 1970.
+    - `data`: the values that belong to the type.
+
+    Raises UserError for an unknown type, and for a field with a value of a wrong type, because such an event could not
+    be sent to a broker.
     """
 
     type: RuntimeEventType
@@ -98,7 +101,9 @@ class RuntimeEvent(msgspec.Struct, frozen=True):
 
 
 Handler: TypeAlias = Callable[[RuntimeEvent], Awaitable[object] | object]
-"""A function or coroutine function. A plain function is called on the event loop, so it must not block."""
+"""The function that a subscriber gives: plain or async. A plain function is called on the event loop, so it must not
+block.
+"""
 
 Slow: TypeAlias = Literal["drop", "hold"]
 
@@ -115,10 +120,13 @@ class EventBus(Protocol):
         slow: Slow = "drop",
         capacity: int = CAPACITY_EVENTS,
     ) -> "Subscription":
-        """Subscribes a handler, which gets each event from now on, in the order in which they are published.
+        """Subscribes a handler. From now on it gets each event, in the order in which the events are published. Returns
+        the subscription. Raises UserError for wrong arguments.
 
-        `event_types` and `job_id` restrict it to events of these types and of this job. `slow` decides what happens
-        when `capacity` events wait for the handler. Raises UserError.
+        - `event_types`: only events of these types are delivered; None delivers all.
+        - `job_id`: only events of this job are delivered; None delivers all.
+        - `slow`: decides what happens when the queue is full: "drop" leaves events out, "hold" makes `publish` wait.
+        - `capacity`: the most events that the queue of the handler has.
         """
 
     async def publish(self, event: RuntimeEvent) -> None:
@@ -127,16 +135,18 @@ class EventBus(Protocol):
         """
 
     def wants(self, event_type: RuntimeEventType, job_id: str) -> bool:
-        """Returns True if a subscriber gets such events of this job; otherwise the event need not be made."""
+        """Returns True if a subscriber gets events of this type and job. If not, the caller need not make such an event."""
 
 
 class Subscription:
-    """One subscriber of a bus. A subscription with a handler calls the handler for each event; a subscription without
-    one is iterated.
+    """One subscriber of a bus. If it has a handler, the handler is called for each event. If it has none, the program
+    iterates over the subscription.
 
-    `delivered` is the number of events that were handled. `dropped` is the number of events that were left out because
-    the queue was full. `errors` is the number of errors of the handler, and `last_error` is the last of them. The first
-    drop and the first error are logged. `queue` has the events that wait.
+    - `delivered`: the number of events that the handler was called for, or that the program has got by iterating.
+    - `dropped`: the number of events that were left out because the queue was full. The first one is logged.
+    - `errors`: the number of errors that the handler has raised. The first one is logged.
+    - `last_error`: the last of these errors.
+    - `queue`: the events that wait.
     """
 
     __slots__ = (
@@ -188,7 +198,7 @@ class Subscription:
 
     @property
     def name(self) -> str:
-        """The name of the handler, for messages."""
+        """The name of the handler, for log and error messages."""
         return getattr(self._handler, "__qualname__", None) or short_repr(self._handler)
 
     def wants(self, event_type: str) -> bool:
@@ -196,7 +206,9 @@ class Subscription:
         return self.event_types is None or event_type in self.event_types
 
     def take(self, event: RuntimeEvent) -> None:
-        """Takes an event from the bus into the queue."""
+        """Puts an event from the bus into the queue. If the queue is full, `slow="drop"` drops the event, and
+        `slow="hold"` makes the next `publish` wait.
+        """
         queue = self.queue
         if len(queue) >= self.capacity:
             if self.slow == "drop":
@@ -267,10 +279,10 @@ class Subscription:
         return event
 
     async def flush(self, *, timeout: Duration | None = FLUSH_SECONDS) -> None:
-        """Waits until the handler has handled all events in the queue.
+        """Waits until the handler has handled all events in the queue. `timeout=None` waits without a limit.
 
-        `timeout=None` waits without a limit. If the handler is not done in time, because it hangs or is slow, raises
-        TransientError with the handler's name. The handler is not cancelled.
+        If the handler has not done so in time, raises TransientError with the name of the handler. The handler is not
+        cancelled.
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
         pump = self._pump
@@ -284,13 +296,13 @@ class Subscription:
             )
 
     async def unsubscribe(self) -> None:
-        """Ends the subscription: no further event is delivered, and waiting ones are left out. A running handler is
-        cancelled, except if the handler itself calls this. Idempotent.
+        """Ends the subscription. No further event is delivered, and the events in the queue are left out. A handler
+        that is running is cancelled, unless it has called this method itself. Idempotent.
         """
         self.close()
 
     def close(self) -> None:
-        """Ends the subscription, as `unsubscribe` does, without `await`."""
+        """Ends the subscription as `unsubscribe` does, but without `await`, so that plain code can call it."""
         if self.closed:
             return
         self.closed = True
@@ -323,7 +335,7 @@ class InMemoryEventBus:
         slow: Slow = "drop",
         capacity: int = CAPACITY_EVENTS,
     ) -> Subscription:
-        """Subscribes a handler, as `EventBus.subscribe` describes."""
+        """Subscribes a handler, and returns the subscription, as `EventBus.subscribe` describes."""
         return self.on(handler, event_types, job_id=job_id, slow=slow, capacity=capacity)
 
     def on(
@@ -335,7 +347,9 @@ class InMemoryEventBus:
         slow: Slow = "drop",
         capacity: int = CAPACITY_EVENTS,
     ) -> Subscription:
-        """Subscribes a handler as `subscribe` does; for code outside of an event loop."""
+        """Subscribes a handler as `subscribe` does, but without `await`, so that it can be called outside of an event
+        loop.
+        """
         if not callable(handler):
             raise UserError(f"{short_repr(handler)} is no handler of events", hint="a function of the event")
         return self._join(Subscription(self, handler, event_types, job_id, slow, capacity))
@@ -348,8 +362,8 @@ class InMemoryEventBus:
         slow: Slow = "drop",
         capacity: int = CAPACITY_EVENTS,
     ) -> Subscription:
-        """Returns a subscription without a handler, to be iterated: `async for event in bus.listen(): …`. `close` ends
-        it.
+        """Returns a subscription without a handler, over which the program iterates: `async for event in bus.listen():
+        …`. `close` ends it. The arguments are those of `subscribe`.
         """
         return self._join(Subscription(self, None, event_types, job_id, slow, capacity))
 
@@ -406,12 +420,12 @@ class InMemoryEventBus:
         return any(each.wants(event_type) for each in self._of_job.get(job_id, ()))
 
     def holds(self, subscription: Subscription) -> None:
-        """Makes `publish` wait for this subscription, because its queue is full."""
+        """Called when the queue of a subscription with `slow="hold"` is full. `publish` waits from now on."""
         self._full.add(subscription)
 
     def drained(self, subscription: Subscription) -> None:
-        """Called when the queue of this subscription has room again. Lets `publish` continue, unless another
-        subscription is still full.
+        """Called when the queue of this subscription is at most half full again, or the subscription has ended.
+        `publish` continues, unless it waits for another subscription too.
         """
         self._full.discard(subscription)
         if not self._full:
@@ -421,10 +435,10 @@ class InMemoryEventBus:
                     future.set_result(None)
 
     async def flush(self, *, timeout: Duration | None = FLUSH_SECONDS) -> None:
-        """Waits until the handlers have handled all events that were published before.
+        """Waits until the handlers have handled all events that were published before this call.
 
         `timeout` is the limit for all handlers together; None waits without a limit. Raises TransientError with the
-        names of the handlers that are not done in time.
+        names of the handlers that have not done so in time.
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
         until, failed = None if timeout_s is None else SYSTEM_CLOCK.monotonic() + timeout_s, []

@@ -1,4 +1,4 @@
-"""Makes events from the entries of a journal; the listener of a host publishes them.
+"""Makes events from the entries of a journal. The listener of a job host publishes them.
 
    BEGIN                job.started
    INTENT, ATTEMPT      tool.start, unless it is denied, or a person has to allow it first; action.required, job.status_changed
@@ -7,9 +7,9 @@
    ANSWER               action.resolved, .expired, .cancelled; job.status_changed
    END                  job.completed, .failed, .cancelled; then final.result or final.error
 
-The id of an event is made of the job, the ordinal and attempt of the effect, and the type (`job/3/1/tool.end`). For an
-event of the whole job it has the time of its entry, and for a part of an answer the number of the part. So an event
-that is published again after a crash has the id that it had.
+The id of an event is made of the job id, the ordinal and attempt of the effect, and the type (`job/3/1/tool.end`). For an
+event about the whole job it has the time of the entry instead, and for a part of an answer the number of the part. So an
+event that is published again after a crash has the same id as before.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -33,7 +33,9 @@ _ENDS = {"succeeded": _TYPE.JOB_COMPLETED, "cancelled": _TYPE.JOB_CANCELLED}
 
 
 class JobEvents:
-    """A `jobs.log.Listener` that publishes events. `publish` and `wants` are the methods of an `EventBus`."""
+    """A listener of a job host (`jobs.log.Listener`) that publishes events. `publish` and `wants` are the methods of an
+    `EventBus`.
+    """
 
     def __init__(
         self, publish: Callable[[RuntimeEvent], Awaitable[None]], wants: Callable[[RuntimeEventType, str], bool]
@@ -46,7 +48,9 @@ class JobEvents:
         return self._wants(_TYPE.MODEL_TOKEN, job_id) or self._wants(_TYPE.MODEL_REASONING, job_id)
 
     async def publish(self, notice: Notice) -> None:
-        """Publishes the events of a notice: of an entry, of a part of an answer, or of a job that is blocked."""
+        """Publishes the events of a notice. The notice is an entry of the journal, a part of a model's answer, or the
+        message that a job is blocked.
+        """
         if isinstance(notice, Fragment | Blocked):
             job = self._view.states.get(notice.job, JobState(notice.job))
             if isinstance(notice, Fragment):
@@ -188,7 +192,7 @@ class JobEvents:
 
 
 async def events_of(entries: Iterable[Entry]) -> list[RuntimeEvent]:
-    """Returns the events that these entries give."""
+    """Returns the events that are made from these entries."""
     found: list[RuntimeEvent] = []
 
     async def keep(event: RuntimeEvent) -> None:
@@ -201,7 +205,7 @@ async def events_of(entries: Iterable[Entry]) -> list[RuntimeEvent]:
 
 
 def _calls(effects: Iterable[EffectView]) -> list[Intent]:
-    """Returns the intents of those effects that are calls."""
+    """Returns the intents (INTENT entries) of those effects that are calls."""
     return [effect.intent for effect in effects if effect.intent.kind == "call"]
 
 
@@ -210,13 +214,15 @@ def _asks_model(intent: Intent) -> bool:
 
 
 def _said(entry: Any) -> Any:
-    """Returns the value in the entry's body, or None if the entry has no body or the body is long and stored elsewhere."""
+    """Returns the value in the body of an entry. Returns None if the entry has no body, or if the body is so long that
+    it is stored elsewhere.
+    """
     body = body_of(entry)
     return None if body is None or isinstance(body, StoredBody) else value_of(entry, body)
 
 
 def _decided(intent: Intent) -> dict[str, Any]:
-    """Returns the decision of rules and budgets on a call, as event data; {} if there was none."""
+    """Returns the decision of rules and budgets on a call, in the form of event data. Returns {} if nothing had to decide."""
     verdict = decode_verdict(intent.note)
     if verdict is None:
         return {}
@@ -230,7 +236,9 @@ def _decided(intent: Intent) -> dict[str, Any]:
 
 
 def _input(value: Any) -> Any:
-    """Returns the text that a job is about: the prompt of a request, the message of a record, or else the whole input."""
+    """Returns the text that a job is about: the prompt of a request, or the message of a record. If the input has
+    neither, returns the whole input.
+    """
     if isinstance(value, dict):
         value = value.get("prompt", value.get("message", value))
     return as_plain(value)
@@ -243,7 +251,9 @@ def _error(value: Any) -> dict[str, Any]:
 
 
 def _answer(value: Any) -> dict[str, Any]:
-    """Returns the event data of a completion; for another metered call, its result."""
+    """Returns the event data of a model's answer. `value` is the answer; for another call of the class "metered" it is
+    the result.
+    """
     if not isinstance(value, dict) or "message" not in value:
         return {"result": as_plain(value)}
     message = value["message"]
@@ -265,7 +275,7 @@ def _action(question: Intent) -> dict[str, Any]:
 
 
 def _action_number(question: Intent) -> str:
-    """Returns the number of an action within its job, by which the stores know it."""
+    """Returns the number of an action within its job. The stores of actions use it in the id of the action."""
     said = _said(question) if question.name == IN_DOUBT else None
     attempt = said.get("attempt") if isinstance(said, dict) else None
     return f"{question.ordinal}" if attempt is None else f"{question.ordinal}.{attempt}"

@@ -1,16 +1,17 @@
 """Makes spans and metrics of OpenTelemetry from events (`pip install sabot[otel]`).
 
-   agent.job                 from job.started to its end
+   agent.job                 from job.started to the end of the job
    ├── agent.run             a request to a model
    ├── agent.tool            an attempt of a call
    ├── agent.action          a question to a person, until its answer
    └── agent.job             a child
 
 The ids of a trace and its spans are computed from the job and the events. So a job with all its children is one trace,
-even across an approval of two days or a crash, and an event that is published again gives the same span. The id of a
-child names the jobs above it, so the journal has its trace context. A span is made when the activity that it describes
-has ended. Names and attributes follow the semantic conventions for generative AI; prompts, answers and arguments are
-left out unless the configuration asks for them.
+even across an approval of two days or a crash, and an event that is published again gives the same span. The trace of a
+child is found from its job id, which contains the ids of the jobs above it.
+
+A span is made when the activity that it describes has ended. Names and attributes follow the semantic conventions for
+generative AI. Prompts, answers and arguments are left out unless the configuration asks for them.
 """
 
 import json
@@ -44,11 +45,14 @@ _WANTED = (
 class OTelConfig:
     """The settings of an OpenTelemetryAdapter.
 
-    `tracer_name` is the name of the tracer and the meter. `service_name` is an attribute of each span; with "" the
-    resource of the provider names the service. With `capture_input` the spans have prompts; with `capture_output` they
-    have answers, results and error messages; with `capture_tool_args` they have the arguments of tools. With
-    `record_exceptions` a span has an event with the class of each error. `sampling_rate` is the fraction of jobs that
-    are traced, from 0.0 to 1.0; a job is traced together with its children.
+    - `tracer_name`: the name of the tracer and the meter.
+    - `service_name`: an attribute of each span. With "" the resource of the provider names the service.
+    - `capture_input`: True adds prompts to the spans.
+    - `capture_output`: True adds answers, results and error messages.
+    - `capture_tool_args`: True adds the arguments of tools.
+    - `record_exceptions`: True adds an event with the class of each error.
+    - `sampling_rate`: the fraction of jobs that are traced, from 0.0 to 1.0. A job is traced together with its
+      children.
     """
 
     tracer_name: str = "agent_runtime"
@@ -67,8 +71,11 @@ class OTelConfig:
 
 @dataclass(slots=True)
 class _Trace:
-    """A job that has not ended. `began` is in seconds since 1970. `asked` has the event of each open question, by
-    action, and `started` that of each running call, by ordinal.
+    """The data for the spans of a job that has not ended.
+
+    - `began`: the time of its beginning in seconds since 1970.
+    - `asked`: the event of each open question, by the id of the action.
+    - `started`: the event of each running call, by the ordinal of the effect.
     """
 
     began: float
@@ -89,8 +96,8 @@ class OpenTelemetryAdapter:
         tracer_provider: Any = None,
         meter_provider: Any = None,
     ) -> None:
-        """Makes an adapter. The providers are by default those of the process (`trace.set_tracer_provider`). Raises
-        MissingExtra.
+        """Makes an adapter; `start` subscribes it to the bus. The providers are by default those of the process
+        (`trace.set_tracer_provider`). Raises MissingExtra if OpenTelemetry is not installed.
         """
         try:
             from opentelemetry import context, metrics, trace
@@ -130,7 +137,7 @@ class OpenTelemetryAdapter:
             await subscription.unsubscribe()
 
     def take(self, event: RuntimeEvent) -> None:
-        """Handles the next event of the bus."""
+        """Handles an event of the bus: notes that an activity has begun, or makes the span of an activity that has ended."""
         if not self._samples(event.job_id):
             return
         job = self._jobs.get(event.job_id)
@@ -215,7 +222,9 @@ class OpenTelemetryAdapter:
     def _span(
         self, name: str, event: RuntimeEvent, began: float, about: Mapping[str, Any], *, is_job: bool = False
     ) -> None:
-        """Makes a span that ends with this event. `began` is in seconds since 1970."""
+        """Makes a span that ends at the time of `event`. `began` is the start of the span in seconds since 1970.
+        `about` has its attributes.
+        """
         trace, job_id, data = self._trace, event.job_id, event.data
         trace_id, job_span = _number(f"trace {first_of(job_id)}", 16), _number(f"span {job_id}", 8)
         context, above = self._nothing, parent_of(job_id)[0] if is_job else job_id
@@ -233,8 +242,8 @@ class OpenTelemetryAdapter:
         span.end(_ns(event.at))
 
     def _fails(self, span: Any, data: Mapping[str, Any], at: float) -> None:
-        """Marks a span as failed at the time `at`. The error message is only in the span if `capture_output` is set,
-        because it may quote arguments of a tool or a prompt.
+        """Marks a span as failed at the time `at`. The span gets the error message only if `capture_output` is set,
+        because the message may quote a prompt or the arguments of a tool.
         """
         span.set_attribute("error.type", data["error"])
         said = str(data.get("message", "")) if self.config.capture_output else ""
@@ -245,7 +254,7 @@ class OpenTelemetryAdapter:
 
 
 class _Ids:
-    """An id generator for the SDK that returns the ids chosen in `next`."""
+    """An id generator for the OpenTelemetry SDK. It returns the ids that were chosen with `next`."""
 
     def __init__(self) -> None:
         self._trace_id = self._span_id = 0
@@ -270,7 +279,9 @@ class _Ids:
 
 
 def _number(name: str, size: int) -> int:
-    """Returns a hash of the name with `size` bytes, never 0."""
+    """Returns a hash of the name as a whole number of `size` bytes. It is never 0, which OpenTelemetry does not allow
+    as an id.
+    """
     return int.from_bytes(blake2b(name.encode(), digest_size=size).digest(), "big") or 1
 
 
