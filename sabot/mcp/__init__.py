@@ -1,9 +1,11 @@
 """The Model Context Protocol, as a client and as a server.
 
-`pool` has the sessions with servers, `connection` is one session, and `transport` carries the messages of a session.
-`tools` turns the tools of servers into tools of agents, and `errors` draws the tree of errors. `bridges`, `sessions` and
-`documents` make typed calls to servers that keep sessions and documents. `server` offers tools to other programs, such as
-those of the memory of agents (`memory`) and of the saved state of an app (`saved_state`).
+As a client: `pool` has the sessions with servers, `connection` is one session, and `transport` carries the messages of a
+session. `tools` turns the tools of servers into tools of agents, and `errors` draws the tree of errors. `sessions` and
+`documents` are typed clients for servers that keep sessions of agents or documents; `bridges` is their common base.
+
+As a server: `server` offers tools to other programs. `memory` and `saved_state` have such tools: for the memory of
+agents, and for the saved state of an app.
 
 Only this package imports the official SDK, and only in modules that need it: `pip install 'sabot[mcp]'`.
 """

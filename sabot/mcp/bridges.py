@@ -1,13 +1,16 @@
-"""The base of bridges: classes that call the tools of a server, and repeat a call while the server cannot be reached.
+"""The base of bridges. A bridge is a class whose methods call the tools of an MCP server of one kind.
 
-The bridges are `sessions.SessionBridge` and `documents.DocumentBridge`; each works with any MCP server that offers the
-tools that it calls. Repeating such a call does no harm, so a call that did not reach the server, or whose connection
-broke, is repeated three times, after 1, 2 and 4 seconds. The option `on_error` decides what follows after the last try.
+The bridges are `sessions.SessionBridge` and `documents.DocumentBridge`. Each works with any server that offers the
+tools that the bridge calls. These calls can be repeated without harm. So if a call did not reach the server, or its
+connection broke, the bridge repeats it: by default three times, after 1, 2 and 4 seconds. If the last try fails, the
+option `on_error` decides:
 
-   "fail_fast"    an error with its code
-   "graceful"     the agent goes on: a snapshot is kept here and sent with the next heartbeat, a search returns its last answer
+   "fail_fast"    an error is raised, with its code
+   "graceful"     the agent goes on: a snapshot is kept in this process and sent with the next heartbeat, and a search
+   returns
+                  the last answer to the same query
 
-Neither mode invents data. A refusal of the server is an error in both.
+In both modes a refusal of the server raises an error, and no data are made up.
 """
 
 import logging
@@ -35,13 +38,14 @@ class CallTool(Protocol):
     async def call(
         self, name: str, arguments: Mapping[str, Any] | None = None, *, timeout: Duration | None = None
     ) -> McpResult:
-        """Calls a tool once. Raises TransientError or TimeoutError if the server cannot be reached or does not answer, and another
+        """Calls a tool once, and returns its result. `timeout`: the time for the answer; None for the session's
+        default. Raises TransientError or TimeoutError if the server cannot be reached or does not answer; another
         SabotError if it refuses.
         """
 
 
 class BridgedServer:
-    """The tools of a server, whose calls are repeated while it cannot be reached."""
+    """A server whose tools a bridge calls. Calls are repeated if the server cannot be reached (module `bridges`)."""
 
     def __init__(
         self,
@@ -74,13 +78,15 @@ class BridgedServer:
         once_s: float | None = None,
         gone: type[SabotError] | None = None,
     ) -> dict[str, Any] | None:
-        """Calls the tool `name`, and returns its answer, a JSON object. Returns None if the server cannot be reached, `on_error`
-        is "graceful" and `gone` is None.
+        """Calls the tool `name`, and returns its answer, which is a JSON object.
 
-        - `error`: the class of the error to raise if the tool refuses, if its answer is no object, or if the server cannot be
-          reached. `what`: the words with which its message begins.
-        - `once_s`: if given, the call is tried once only, within so many seconds.
-        - `gone`: if given, the class of the error to raise if the server cannot be reached, even if `on_error` is "graceful".
+        If the server cannot be reached, this raises `gone` if it is given; else it returns None if `on_error` is
+        "graceful", and raises `error` if it is "fail_fast".
+
+        - `error`: the class of the error to raise, also if the tool refuses, or if its answer is no JSON object.
+        - `what`: the words with which the message of the error begins.
+        - `once_s`: if given, the call is tried only once, and the server has so many seconds to answer.
+        - `gone`: the class of the error to raise in both modes if the server cannot be reached; None for no such error.
         """
         tries = 1 if once_s is not None else self._retries + 1
         for attempt in range(tries):

@@ -26,12 +26,15 @@ _MOST_TIMEOUTS = 10  # the longest call that reports progress, in times for an a
 _CREDENTIALS = ("authorization", "proxy-authorization", "cookie")  # headers whose values are secret
 
 PerTenant: TypeAlias = Mapping[str, str] | Callable[[str, str], Mapping[str, str]] | None
-"""Names and values, the same for all, or given by a function of (scope, principal): credentials of a tenant's own."""
+"""Names and values, such as environment variables or HTTP headers with credentials: a mapping that is the same for all
+tenants, or a function that is called with (scope, principal) and returns the mapping for them. None for no values."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionKey:
-    """The key of a session: the server, and the owner who alone uses it. `scope`: the tenant. `principal`: the user or the agent."""
+    """The key of a session. `server`: the name of the server. Only the tenant `scope` with its user or agent
+    `principal` uses the session.
+    """
 
     server: str
     scope: str = ""
@@ -43,29 +46,35 @@ class SessionKey:
 
 
 Connect: TypeAlias = Callable[[SessionKey, Callable[[str], object]], AbstractAsyncContextManager[Any]]
-"""A function of the program that connects to a server."""
+"""The type of `McpServerSpec.connect`: a function of the user's program that connects to a server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class McpConfig:
     """Limits and times of a pool's servers. Durations are written as "5s", sizes as "10MB".
 
-    - `cortex_binary_path`: the program of the pool's own server, which serves agents if no other server is named. It is run as
-      `PROGRAM mcp stdio`. If None, it is the program `cortex` on PATH.
-    - `protocol_version`: the oldest version that a server may speak.
-    - `request_timeout`: the time in which a server has to answer. It begins anew with each report of progress, and does not run while a
-      person is asked. `max_call_time`: the time of a whole call, however often the server reports progress; 10 times the time for an
-      answer if None.
-    - `connect_timeout`: the time to start a server, and to agree on a version of the protocol. `max_retries`: the number of further tries
-      to open a session, after failures of which another try may succeed.
-    - `stdio_buffer`: bytes that are read at a time. `max_result_bytes`: the size of a message from a server.
-    - `max_servers`: the most sessions that are open at a time. `idle_timeout`: the time without use after which a session is closed.
-    - `question_timeout`: the time that a person has to answer a server's question. `max_questions`: the most questions of one call.
-    - `max_tools`: the most tools of one server that an agent can get; if a server offers more, choose some by `only=`.
-    - `max_listed`: the most tools, resources, templates or prompts that a server may list. `max_list_bytes`: the most bytes of such a list,
-      with all its pages.
-    - `max_description_chars`: the most characters of a tool's description; the rest is cut off. `max_sampling_tokens`: the most tokens that
-      a model may write for a request of a server.
+    - `cortex_binary_path`: the program of the pool's own server, which the pool calls for agents if no other server is
+      named (`get_or_create`, `call_tool`). The pool runs it as `PROGRAM mcp stdio`. If None, it is the program `cortex`
+      on PATH.
+    - `protocol_version`: the oldest version of the protocol that a server may speak.
+    - `request_timeout`: the time in which a server has to answer. The time begins anew with each report of progress,
+      and stands still while a person answers a question of the server.
+    - `max_call_time`: the longest time of a whole call, however often the server reports progress; if None, 10 times
+      the time for one answer.
+    - `connect_timeout`: the time to start a server, and to agree with it on a version of the protocol.
+    - `max_retries`: how often opening a session is tried again, after failures that may pass.
+    - `stdio_buffer`: the number of bytes that are read at a time. `max_result_bytes`: the most bytes of a message from
+      a server.
+    - `max_servers`: the most sessions that are open at a time. `idle_timeout`: the time without use after which a
+      session is closed.
+    - `question_timeout`: the time that a person has to answer a server's question. `max_questions`: the most questions
+      that a server may ask in one call.
+    - `max_tools`: the most tools of one server that an agent can get. If a server offers more, choose some with `only=`.
+    - `max_listed`: the most tools, resources, templates or prompts that a server may list. `max_list_bytes`: the most
+      bytes of such a list, over all its pages.
+    - `max_description_chars`: the most characters of a tool's description; the rest is cut off.
+    - `max_sampling_tokens`: the most tokens that the engine's model may write when a server asks for an answer of a
+      model.
     """
 
     cortex_binary_path: "str | PathLike[str] | None" = None
@@ -106,8 +115,8 @@ class McpConfig:
         return parse_seconds(getattr(self, name), name=name)
 
     def most_seconds(self, timeout_s: float) -> float:
-        """Returns the time limit in seconds of a whole call, however often it reports progress. `timeout_s`: the time
-        limit of one answer, in seconds.
+        """Returns the longest time, in seconds, that a whole call may take, however often the server reports progress.
+        `timeout_s`: the time limit for one answer, in seconds.
         """
         if self.max_call_time is None:
             return _MOST_TIMEOUTS * timeout_s
@@ -120,7 +129,9 @@ class McpConfig:
 
     @property
     def most_list_bytes(self) -> int:
-        """The value of `max_list_bytes` in bytes, but at most `max_result_bytes`, since a list comes in messages."""
+        """The value of `max_list_bytes` in bytes, or that of `max_result_bytes` if it is lower: a list comes in
+        messages.
+        """
         return min(parse_bytes(self.max_list_bytes), self.most_bytes)
 
     def default_command(self) -> tuple[str, ...]:
@@ -140,8 +151,10 @@ class McpConfig:
         return (program, "mcp", "stdio")
 
     def tool_servers(self) -> "McpServerPool | None":
-        """Returns a pool with the server of `cortex_binary_path`. A runtime calls this for `RuntimeConfig(mcp=McpConfig(...))`. Returns
-        None if `cortex_binary_path` is None and no program `cortex` is on PATH. Raises UserError, MissingExtra.
+        """Returns a pool with the server of `cortex_binary_path`. Returns None if that is None and no program `cortex`
+        is on PATH. A runtime calls this for `RuntimeConfig(mcp=McpConfig(...))`.
+
+        Raises UserError if `cortex_binary_path` does not exist; MissingExtra if the SDK is not installed.
         """
         from sabot.mcp import McpServerPool
 
@@ -168,11 +181,12 @@ class McpServerOptions(TypedDict, total=False):
 class McpServerSpec:
     """A server, with its name and the way to reach it: a command (by stdin and stdout), a URL (streamable HTTP), or `connect`.
 
-    - `environment`: variables of a command's process besides PATH, HOME and the like. `working_dir`, `limits`, `trust`: settings of the
-      process, as in `sabot.process.Command`; of `limits`, `max_task_duration` and `max_output_bytes` do not apply.
-    - `headers`: headers of each HTTP request.
-    - `connect`: `connect(key, ended)` returns an asynchronous context manager of the SDK's two message streams, and calls `ended(why)` when
-      the server is gone.
+    - `environment`: environment variables of the command's process, besides PATH, HOME and the like.
+    - `working_dir`, `limits`, `trust`: settings of this process, as in `sabot.process.Command`. The limits
+      `max_task_duration` and `max_output_bytes` have no effect.
+    - `headers`: headers of each HTTP request to the URL.
+    - `connect`: a function that is called as `connect(key, ended)`. It returns an asynchronous context manager that
+      gives the SDK's two message streams, and it calls `ended(why)` when the server is gone.
     """
 
     name: str
@@ -221,7 +235,7 @@ class McpServerSpec:
         keep_url(self.url, owner=self)
 
     def command_of(self, key: SessionKey) -> Command:
-        """Returns the command for this session."""
+        """Returns the command that starts the server for the session `key`, with the environment for its tenant."""
         return Command(
             argv=self.command,
             environment=_values(self.environment, key),
@@ -232,7 +246,9 @@ class McpServerSpec:
         )
 
     def headers_of(self, key: SessionKey, owner: object) -> dict[str, str]:
-        """Returns the headers of each HTTP request of this session. Their secrets are hidden in texts while `owner` lives."""
+        """Returns the headers of each HTTP request of the session `key`. As long as the object `owner` exists, secrets
+        in the headers are hidden in logs and errors.
+        """
         headers = _values(self.headers, key)
         _keep_headers(headers, owner)
         return headers

@@ -1,5 +1,5 @@
-"""A session with a server, and the task that owns it: the SDK's sessions are opened and closed by one task, and any
-task may call.
+"""A session with a server, and the asyncio task that owns it. The SDK demands that the same task opens and closes a
+session; calls may come from any task.
 
    owner:  connect ─▶ initialize ─▶ list tools ─▶ ready … until it is closed, or the server ends
    call:   request ─▶ result
@@ -8,14 +8,15 @@ task may call.
 
    state:  opening ─▶ open ◀─▶ hung ─▶ ended        (opening ─▶ ended, open ─▶ ended)
 
-If a call is not answered in time, the session sends a ping. If the ping is answered, only the tool is slow, and the session
-stays open. If it is not, the session hangs, and new calls fail at once. A hung session is open again if the server answers
-a call that is still under way; it ends when no call is under way. If the sessions of a server hang again and again,
-`McpServerPool` decides for how long no new session is opened.
+If a call is not answered in time, the session sends a ping. If the server answers the ping, only the tool is slow, and
+the session stays open. If the server does not answer the ping, the session hangs, and new calls fail at once. If the
+server then answers a call that is still under way, the session is open again. When no call is under way any more, a
+hung session ends. If the sessions of a server hang again and again, `McpServerPool` decides for how long no new session
+is opened.
 
-In versions of the protocol since 2026-07-28 a server asks a question in its answer to a call, with a state that the next
-request carries back. In older versions it sends a request of its own that does not name the call, so this module knows the
-call only if a single call is under way.
+A server may have to ask something before it can answer a call. Since version 2026-07-28 of the protocol it puts the
+question into its answer, with a state that the next request returns to it. In older versions it sends a request of its
+own. This request does not name the call, so this module can answer it only if a single call is under way.
 """
 
 import asyncio
@@ -75,7 +76,8 @@ from sabot.mcp.wire import (
 _log = logging.getLogger(__name__)
 
 OnProgress = Callable[[float, float | None, str], object]
-"""A function that is called with the progress of a call, the total or None, and a text. It may be async."""
+"""A function or coroutine function that is called with the progress of a call: how much is done, the total or None, and
+a text."""
 
 _PING_SECONDS = 5.0  # seconds for the answer to a ping, after a call was not answered in time
 _MODERN = "2026-07-28"
@@ -88,13 +90,16 @@ _CALLED: TypeAdapter[Any] = TypeAdapter(types.CallToolResult | types.InputRequir
 
 @dataclass(slots=True, eq=False)
 class SentCall:
-    """A call under way.
+    """A call of a tool that is under way.
 
-    - `seconds`: the time in which the server has to answer.
-    - `task`: makes the call; None in versions of the protocol where a question ends the request.
-    - `asked`: the server's questions that the caller has not answered yet, by key. `asks`: done as soon as there is one.
-    - `answers`: by key, the futures with which the server's requests wait for the caller's answers.
-    - `forget`: the timer after which a call with an unanswered question is dropped.
+    - `name`: the tool. `seconds`: the time in which the server has to answer.
+    - `deadline`: the present time limit; None while the call does not wait for the server.
+    - `task`: the task that makes the call. None in versions of the protocol where the server asks in its answer.
+    - `asked`: the server's questions that the caller has not answered yet, by key.
+    - `asks`: a future that is done as soon as the server has asked something.
+    - `answers`: by the key of each question, the future that gets the caller's answer; the server's request waits for
+      it.
+    - `forget`: the timer that cancels the call if nobody answers its questions.
     """
 
     name: str
@@ -110,8 +115,9 @@ class SentCall:
 
     @contextlib.asynccontextmanager
     async def in_time(self, server: str, config: McpConfig) -> AsyncIterator[None]:
-        """Limits the `with` block to `seconds`. Each report of progress begins these anew, at most to the end of `left`, the time of
-        the whole call, from which the time in the block is taken. Raises McpTimeout.
+        """Limits the time of the `with` block to `seconds`. This time begins anew with each report of progress, but the
+        block ends at the latest after `left`, the seconds that are left for the whole call. Afterwards `left` is lower
+        by the time that the block took. Raises McpTimeout.
         """
         now = asyncio.get_running_loop().time
         self.ends = now() + self.left
@@ -128,7 +134,9 @@ class SentCall:
             self.left, self.deadline = max(0.0, self.ends - now()), None
 
     def go_on(self, answers: Mapping[str, Any]) -> None:
-        """Passes the caller's answers on to the server, which has asked the questions."""
+        """Gives the caller's answers to the server's requests that wait for them. `answers`: by the key of the
+        question.
+        """
         if self.forget is not None:
             self.forget.cancel()
         responses = responses_of({key: each for key, each in answers.items() if key in self.asked})
@@ -140,7 +148,13 @@ class SentCall:
 
 
 class SessionState(StrEnum):
-    """The state of a session: not agreed on yet, open, hung (it is sent no new call), or over."""
+    """The state of a session.
+
+    - OPENING: the two sides have not agreed on a version of the protocol yet.
+    - OPEN: calls can be made.
+    - HUNG: the server does not answer. New calls fail, and nothing is sent for them.
+    - ENDED: the session is over, and is not opened again.
+    """
 
     OPENING = "opening"
     OPEN = "open"
@@ -149,13 +163,13 @@ class SessionState(StrEnum):
 
 
 class McpConnection:
-    """One session, which belongs to the event loop that opened it.
+    """A session with a server. It belongs to the event loop that opened it.
 
-    - `state`: changed by `_enter` alone.
-    - `offers`: the tools by name. `left_out`: the reasons of tools that are not offered. `version`: the version of the protocol.
-    - `used_at`: the time of the last use, by the loop's clock.
-    - `failed_at_discover`: True if the server's program has ended before a version was agreed on. Servers of 2024 do that: they do not know
-      `server/discover`, and end when they get it, or at the message after it, 10 seconds later. The pool then tries again with `legacy`.
+    - `state`: the SessionState; only `_enter` changes it. `version`: the version of the protocol.
+    - `offers`: the offered tools, by name. `left_out`: the tools that are not offered, each with the reason.
+    - `used_at`: the time of the last use, by the loop's clock. `busy`: the number of calls under way.
+    - `failed_at_discover`: True if the server's program ended before a version was agreed on. Some servers of 2024 do
+      that, since they do not know the first message, `server/discover`. The pool then tries again with `legacy`.
     """
 
     def __init__(
@@ -172,10 +186,10 @@ class McpConnection:
         """Makes a session, which `open` opens.
 
         - `samples`: True if the server may ask for answers of a model.
-        - `legacy`: True if the server is not sent `server/discover`, since it is of an older version.
+        - `legacy`: True if `server/discover` is not sent, since the server speaks an older version.
         - `on_over`: called with this session when it has ended.
-        - `on_hung`: called when the session is given up because the server does not answer: with the key, the reason, and True
-          if the session had been open.
+        - `on_hung`: called when the session ends because the server does not answer: with the key, the reason, and a
+          bool that is True if the session had been open before.
         """
         self.key = key
         self.offers: dict[str, Offer] = {}
@@ -204,12 +218,12 @@ class McpConnection:
 
     @property
     def is_open(self) -> bool:
-        """True if the session was opened and has not ended. It may be hung; then new calls fail."""
+        """True if the session was opened and has not ended. A hung session counts as open, although new calls fail."""
         return self.state in (SessionState.OPEN, SessionState.HUNG)
 
     @property
     def _session(self) -> Any:
-        """The SDK's session. Raises McpUnavailable."""
+        """The SDK's session. Raises McpUnavailable if the session is not open."""
         if self._client is None:
             raise McpUnavailable(self.key.server, f"its session is over: {self._why}")
         return self._client.session
@@ -220,7 +234,9 @@ class McpConnection:
         return not (self.busy or self._suspended)
 
     def _enter(self, state: SessionState, why: str = "") -> None:
-        """Enters a state, and keeps the reason `why`. Does nothing if the session has ended, so the first reason of an end stays."""
+        """Enters a state, and records the reason `why`. Does nothing if the session has ended: the first reason of its
+        end stays.
+        """
         if self.state not in (state, SessionState.ENDED):
             self.state, self._why = state, why
             if state is SessionState.ENDED:
@@ -258,8 +274,9 @@ class McpConnection:
             await asyncio.wait([self._task], timeout=_CLOSE_SECONDS)
 
     async def _own(self, ready: "asyncio.Future[None]") -> None:
-        """Opens the SDK's session, waits until it is to end, and closes it. The SDK demands that one task does all of that. Sets
-        `ready` when the session is open, or to the error.
+        """Opens the SDK's session, waits until the session is to end, and closes it. The SDK demands that the same task
+        does all of that. `ready`: a future that is done when the session is open, or gets the error if it could not be
+        opened.
         """
         error: BaseException | None = None
         try:
@@ -330,7 +347,7 @@ class McpConnection:
         return McpUnavailable(self.key.server, f"no session could be opened: {self._why}", passes=may_pass(error))
 
     def _watch(self) -> None:
-        """Subscribes to changes of the list of tools, if the server reports them by a subscription."""
+        """Subscribes to changes of the server's list of tools, if the server reports changes to subscribers."""
         capabilities = self._client.server_capabilities.tools
         if self.version >= _MODERN and capabilities is not None and capabilities.list_changed:
             self._listener = asyncio.create_task(self._listen())
@@ -350,8 +367,8 @@ class McpConnection:
         return not self.is_open or self._under_way > 0
 
     def _doubt(self, what: str) -> None:
-        """Begins to ping the server, because a request was not answered in time. New calls wait until the ping is answered, or is out
-        of time. `what`: words for the request, as a reason.
+        """Begins to ping the server, because it has not answered a request in time. New calls wait for the result of
+        the ping. `what`: the text that says which request was not answered.
         """
         if self._pinging is None and self.is_open:
             self._pinging = asyncio.create_task(self._ping(what))
@@ -384,8 +401,8 @@ class McpConnection:
             self._on_hung(self.key, self._why, True)
 
     async def _until_usable(self) -> None:
-        """Waits until a ping that is under way was answered, or is out of time. Raises McpUnavailable if the session hangs or is over; then
-        the caller has sent nothing.
+        """Waits for the result of a ping, if one is under way. Raises McpUnavailable if the session hangs or is over.
+        Called before a request, so that nothing is sent in that case.
         """
         if self._pinging is not None:
             await asyncio.wait([self._pinging])
@@ -417,7 +434,7 @@ class McpConnection:
           check.
         - `timeout_s`: the time for the answer in seconds; `request_timeout` if None. `progress`: called with reports of progress.
 
-        Raises McpError; the class of the error says that nothing was sent, that the call was done, or that nobody knows.
+        Raises McpError. The class of the error tells whether nothing was sent, the call was done, or this is not known.
         """
         seconds = self._config.seconds("request_timeout") if timeout_s is None else timeout_s
         check_encoded(self.key.server, name, [arguments, answers])
@@ -467,8 +484,8 @@ class McpConnection:
             raise McpInvalidArguments(server, f"{name} does not take these arguments: {error}") from None
 
     async def _until_it_asks(self, call: SentCall) -> McpResult:
-        """Waits for the call, and returns its result. If the server asks something first, returns a result with the questions, and keeps
-        the call as suspended.
+        """Waits for the call, and returns its result. If the server asks something first, returns a result with the
+        questions instead, and keeps the call until the answers come or `question_timeout` has passed.
         """
         assert call.task is not None
         stays = False
@@ -588,8 +605,9 @@ class McpConnection:
         return await self._asked("sampling/createMessage", params)
 
     async def _asked(self, method: str, params: Any) -> Any:
-        """Passes a question of the server to the caller of the call that is under way, waits for the answer, and returns it. Returns an
-        error if it is not clear which call the question belongs to, or if the call has asked too much.
+        """Passes a question of the server to the caller of the only call that is under way, waits for the answer, and
+        returns it. Returns an error for the server if no call or several calls are under way, or after `max_questions`
+        questions.
         """
         calls = list(self._calls or self._suspended.values())
         if len(calls) != 1:
@@ -611,7 +629,7 @@ class McpConnection:
         return await answer
 
     def _forget(self, state: str) -> None:
-        """Cancels the suspended call with this `state`, whose questions nobody has answered."""
+        """Cancels the call that waits for answers under this `state`, if it still waits."""
         call = self._suspended.pop(state, None)
         if call is not None and call.task is not None:
             call.task.cancel()
@@ -619,7 +637,9 @@ class McpConnection:
     # -- tools, resources, prompts ------------------------------------------------------------------------------------
 
     async def refresh(self) -> None:
-        """Lists the tools again if the server has reported a change."""
+        """Gets the list of tools again if the server has reported a change, or if the subscription to changes has
+        ended.
+        """
         if self._stale and self.is_open:
             self._stale = False
             try:
@@ -652,7 +672,7 @@ class McpConnection:
         return dict(self.offers), dict(self.left_out), self.version
 
     async def resources(self) -> list[McpResource]:
-        """Returns the resources and, after them, the templates of resources."""
+        """Returns the resources of the server and, after them, its templates of resources. Empty if it offers none."""
         if not self._offers_any("resources"):
             return []
         found = await self._pages("list_resources")
@@ -670,12 +690,12 @@ class McpConnection:
         ]
 
     async def contents(self, uri: str) -> list[dict[str, Any]]:
-        """Returns the contents of a resource as JSON."""
+        """Returns the contents of a resource as JSON values, in the form of the protocol. `uri`: the resource."""
         found = await self._request("read_resource", uri)
         return [as_json(each) for each in found.contents]
 
     async def prompts(self) -> list[McpPrompt]:
-        """Returns the prompts."""
+        """Returns the prompts of the server. Empty if it offers none."""
         if not self._offers_any("prompts"):
             return []
         return [
@@ -688,14 +708,14 @@ class McpConnection:
         ]
 
     async def messages(self, name: str, arguments: Mapping[str, str]) -> list[ChatMessage]:
-        """Returns the messages of a prompt, for a model."""
+        """Returns the messages of the prompt `name`, filled in with `arguments`, in the form for a model."""
         found = await self._request("get_prompt", name, arguments=dict(arguments))
         said = [(each.role, McpResult(content=[as_json(each.content)]).text) for each in found.messages]
         return [assistant(text) if role == "assistant" else user(text) for role, text in said]
 
     async def _pages(self, method: str) -> list[dict[str, Any]]:
-        """Returns all items of a list as JSON. `method`: the method of the SDK's session. Raises McpError; McpResultTooLarge if there are
-        too many.
+        """Returns all items of one of the server's lists as JSON. `method`: the method of the SDK's session that gets
+        the list, such as `list_tools`. Raises McpError; it is a McpResultTooLarge if there are too many items.
         """
 
         async def fetch(cursor: str | None) -> Any:
@@ -706,7 +726,9 @@ class McpConnection:
             return await all_pages(self.key.server, method, fetch, self._config)
 
     async def _request(self, method: str, *args: Any, **options: Any) -> Any:
-        """Returns the answer to a request that changes nothing. `method`: the method of the SDK's session. Raises McpError."""
+        """Sends a request that changes nothing at the server, and returns the answer. `method`: the method of the SDK's
+        session that sends it. Raises McpError.
+        """
         check_encoded(self.key.server, method, [args, options])
         await self._until_usable()
         async with self._timed(method):

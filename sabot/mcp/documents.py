@@ -1,5 +1,5 @@
-"""Documents kept by a server: they are searched, read, and compared with claims. The specification 002 calls such a server
-`document-consolidator` (`docs/names.md` says which document that is).
+"""Documents that a server keeps. A `DocumentBridge` searches them, reads them, and compares them with claims. The
+specification 002 calls such a server `document-consolidator` (`docs/names.md` says which specification that is).
 
    documents = DocumentBridge(await pool.session("documents"))
    check = await documents.verify_claim("The gateway is in Oslo")
@@ -43,7 +43,7 @@ class DocumentError(SabotError):
 
 
 class NoAuthoritativeSource(DocumentError):
-    """No authoritative document matches."""
+    """No authoritative document of the server matches the topic or the claim."""
 
     code = "E2061"
 
@@ -64,7 +64,7 @@ class SourceDocument(msgspec.Struct, frozen=True):
     """A document of the server.
 
     - `confidence`: how well the document matches the query, from 0 to 1.
-    - `authoritative`: True if the document counts as a source of truth; a document of which the server does not say that counts as one.
+    - `authoritative`: True if the document counts as a source of truth. It is False only if the server says so.
     - `updated`: the time of the last change as the server writes it; "" if it gives none.
     """
 
@@ -79,8 +79,8 @@ class SourceDocument(msgspec.Struct, frozen=True):
 class ClaimCheck(msgspec.Struct, frozen=True):
     """The result of a comparison of a claim with authoritative documents.
 
-    - `status`: "disputed" if some documents support the claim and others contradict it; "undecided" if no document does either.
-    - `confidence`: the highest confidence of a document on which the status rests.
+    - `status`: "disputed" if some documents support the claim and others contradict it; "undecided" if none does either.
+    - `confidence`: the highest confidence among the documents that led to the status.
     - `sources`: the documents that were compared, the best first.
     """
 
@@ -103,12 +103,14 @@ Judge = Callable[[str, SourceDocument], Says | Awaitable[Says]]
 class DocumentBridge:
     """The documents of a server: they can be searched, read, and compared with claims.
 
-    - `confidence_threshold`: the least confidence of a document. `max_sources`: the most documents of a search. `cache_ttl`: the time for
-      which the answer to a query is used again.
-    - `judge`: a function, or a coroutine function, that compares a claim with a document and returns "supports", "contradicts" or "silent".
-      It may ask a model.
-    - `on_error`: "fail_fast" or "graceful" (module `bridges`). `retries`, `backoff`, `timeout`: the number of further tries, the time
-      before the first of them, and the time limit of each try.
+    - `confidence_threshold`: documents with a lower confidence are left out. `max_sources`: the most documents of a
+      search.
+    - `cache_ttl`: the time for which the answer to a query is used again.
+    - `judge`: a function, or a coroutine function, that is called with a claim and a document, and returns "supports",
+      "contradicts" or "silent". It may ask a model. Without it the words are compared (`by_words`).
+    - `on_error`: "fail_fast" or "graceful" (module `bridges`).
+    - `retries`: the number of further tries of a call. `backoff`: the time before the first of them; it doubles each
+      time. `timeout`: the time limit of each try.
     """
 
     def __init__(
@@ -146,8 +148,13 @@ class DocumentBridge:
     async def search(
         self, query: str, *, filters: Mapping[str, Any] | None = None, use_cache: bool = True
     ) -> list[SourceDocument]:
-        """Returns the documents that match the query, the best first. If the server cannot be reached and `on_error` is "graceful", returns
-        the last answer to the same query, however old it is, or an empty list if there is none. Raises DocumentError (E2060).
+        """Returns the documents that match the query, the best first.
+
+        - `filters`: passed on to the server. `use_cache`: False to ask the server even if a recent answer is in the
+          cache.
+
+        If the server cannot be reached and `on_error` is "graceful", returns the last answer to the same query, however
+        old it is, or an empty list if there was none. Raises DocumentError (E2060).
         """
         key = msgspec.json.encode([query, dict(filters or {})], order="deterministic")
         kept = self._cached.get(key)
@@ -183,7 +190,9 @@ class DocumentBridge:
         return (await self._authoritative(topic))[0]
 
     async def verify_claim(self, claim: str) -> ClaimCheck:
-        """Compares a claim with the authoritative documents on it. Raises NoAuthoritativeSource (E2061), VerificationFailed (E2062)."""
+        """Searches authoritative documents for a claim, compares each with it, and returns the result. Raises
+        NoAuthoritativeSource (E2061) if there is none; VerificationFailed (E2062) if they could not be compared.
+        """
         sources = await self._authoritative(claim)
         supporting: list[SourceDocument] = []
         contradicting: list[SourceDocument] = []
@@ -220,8 +229,9 @@ class DocumentBridge:
 
 
 def by_words(claim: str, document: SourceDocument) -> Says:
-    """Compares a claim with a document by words alone, without a model. Returns "supports" if a sentence of the document has all words of
-    the claim, and no negation that is not in the claim; else "silent". It never returns "contradicts", which words alone do not show.
+    """Compares a claim with a document by their words, without a model. Returns "supports" if a sentence of the
+    document has all words of the claim and no further negation; else "silent". It never returns "contradicts": words
+    alone cannot show that.
     """
     wanted = set(_words(claim))
     for sentence in _SENTENCE.split(document.text):
@@ -240,7 +250,7 @@ def _negates(word: str) -> bool:
 
 
 def _rank(document: SourceDocument) -> tuple[float, tuple[int, ...], str]:
-    """Returns a key for sorting: the documents with the highest confidence come first, and among equal ones the newest."""
+    """Returns a sort key that puts documents of a higher confidence first and, among equal ones, those changed later."""
     return -document.confidence, tuple(-ord(each) for each in document.updated), document.id
 
 

@@ -26,8 +26,8 @@ class McpError(ToolError):
 
 
 class McpUnavailable(McpError, NotSent):
-    """The server cannot be started or reached, or does not speak the protocol. Nothing was sent. `passes`: True if another try may
-    succeed.
+    """The server cannot be started or reached, or does not speak the protocol. The call was not sent. `passes`: True if
+    another try may succeed.
     """
 
     def __init__(self, server: str, message: str, *, passes: bool = False, hint: str = "") -> None:
@@ -36,21 +36,23 @@ class McpUnavailable(McpError, NotSent):
 
 
 class McpBusy(McpError, NotSent):
-    """The pool has as many sessions as it may have, and all are in use. Nothing was sent."""
+    """The pool has `max_servers` sessions, and all are in use. The call was not sent."""
 
 
 class McpConnectionLost(McpError, TransientError):
-    """The session ended while a call was under way. Nobody knows whether the call was done. The class of the tool's effect decides whether
-    the call is made again.
+    """The session ended while a call was under way, so it is not known whether the server has done the call. The class
+    of the tool's effect decides whether an agent makes the call again.
     """
 
 
 class McpTimeout(McpError, ToolTimeout):
-    """The server did not answer in time. Nobody knows whether the call was done."""
+    """The server did not answer a call in time. It is not known whether the server has done the call."""
 
 
 class McpRefused(McpError):
-    """The server answered with an error, or asked for something that it did not get. `number`: its code of JSON-RPC."""
+    """The server answered with an error, or asked for something (such as an answer of a model) that it was refused.
+    `number`: the JSON-RPC code of the error.
+    """
 
     def __init__(self, server: str, message: str, number: int = 0, *, hint: str = "") -> None:
         super().__init__(server, message, hint=hint)
@@ -58,16 +60,18 @@ class McpRefused(McpError):
 
 
 class McpResultTooLarge(McpError):
-    """The call was done, and its answer is longer than `max_result_bytes`. It was read to its end, and not kept."""
+    """The server did the call, but the answer is longer than `max_result_bytes`. The answer was dropped."""
 
 
 class McpInvalidAnswer(McpError):
-    """The call was done, and its answer does not fit the protocol, or the output schema of the tool."""
+    """The server did the call, but the answer does not fit the protocol, or the output schema of the tool."""
 
 
 class McpInvalidArguments(McpError):
-    """The arguments do not match the tool's input schema. Nothing was sent."""
+    """The arguments of a call do not match the tool's input schema. The call was not sent."""
 
 
 class McpToolChanged(McpError):
-    """The tool's description or schema has changed since it was offered, or the server offers it no more. Nothing was sent."""
+    """The tool's description or schema has changed since the tool was offered, or the server does not offer it any
+    more. The call was not sent.
+    """

@@ -57,13 +57,15 @@ class LoopThread:
 
 
 def seen(task: "asyncio.Task[Any]") -> None:
-    """Marks the error of a task as retrieved, because nobody waits for the task any more."""
+    """Marks the error of a finished task as seen, so that asyncio does not log it. For tasks for which no caller
+    waits.
+    """
     if not task.cancelled():
         task.exception()
 
 
 def _pass_on(done: "asyncio.Task[T]", answer: "asyncio.Future[T]") -> None:
-    """Gives the result or the error of the task to the caller that waits."""
+    """Gives the result or the error of the finished task to the future `answer`, for which the caller waits."""
     error = None if done.cancelled() else done.exception()
     if answer.done():
         return
