@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class PluginCapability(StrEnum):
-    """The kinds of objects that a plugin may provide. `memory` stands for stores of jobs, conversations or ledgers, and
+    """A kind of objects that a plugin may provide. `memory` stands for stores of jobs, conversations or ledgers, and
     `ui` for views of jobs for people.
     """
 
@@ -40,7 +40,7 @@ class PluginCapability(StrEnum):
 @dataclass(frozen=True, slots=True)
 class PluginManifest:
     """The description of a plugin: the name under which it is listed, its version, and its capabilities. Raises
-    UserError.
+    UserError if a field is not valid.
     """
 
     name: str
@@ -67,17 +67,19 @@ class PluginManifest:
 
 
 class Plugin(ABC):
-    """A plugin of a package. A subclass has a manifest, and provides objects for each capability in it."""
+    """A plugin of a package. A subclass has a manifest, and provides objects for each capability that the manifest
+    names.
+    """
 
     @property
     @abstractmethod
     def manifest(self) -> PluginManifest:
-        """Returns the description of the plugin."""
+        """The description of the plugin."""
 
     @abstractmethod
     def provide(self, capability: PluginCapability) -> Mapping[str, Any]:
-        """Returns the objects of this capability by name: for `tools` functions or Tools, for others what the
-        capability means.
+        """Returns the objects of this capability by name. For `tools` they are functions or Tools. For other
+        capabilities they are objects of the kind that the capability names.
         """
 
 
@@ -99,8 +101,8 @@ class PluginRegistry:
     _provided: dict[PluginCapability, dict[str, tuple[str, Any]]] = field(default_factory=dict)
 
     def register(self, plugin: Plugin) -> None:
-        """Adds a plugin. Raises UserError if it is not a plugin, if its name is taken, or if it lacks a capability of
-        its manifest.
+        """Adds a plugin. Raises UserError if the object is not a plugin, if its name is taken, or if it does not
+        provide a capability that its manifest names.
         """
         if not isinstance(plugin, Plugin):
             raise UserError(f"{short_repr(plugin)} is no plugin", hint="a subclass of sabot.agents.Plugin")
@@ -135,8 +137,8 @@ class PluginRegistry:
         return things
 
     def discover(self, found: Callable[[], Iterator[EntryPoint]] | None = None) -> "PluginRegistry":
-        """Loads the installed plugins, and returns the registry. Those that cannot be loaded go to `failed`, and are
-        logged. `found` replaces the search of entry points in tests.
+        """Loads the installed plugins, and returns the registry itself. Plugins that cannot be loaded are listed in
+        `failed`, and logged. `found`: in tests, a function that yields entry points in place of the installed ones.
         """
         for entry in found() if found is not None else iter(entry_points(group=GROUP)):
             package = entry.dist.name if entry.dist is not None else ""
@@ -150,7 +152,9 @@ class PluginRegistry:
         return self
 
     def provided(self, capability: PluginCapability | str) -> dict[str, Any]:
-        """Returns the objects of this capability of all plugins, by name. Raises UserError for an unknown capability."""
+        """Returns the objects that all plugins provide for this capability, by name. Raises UserError for an unknown
+        capability.
+        """
         try:
             wanted = PluginCapability(capability)
         except ValueError as error:
@@ -159,5 +163,5 @@ class PluginRegistry:
 
     @property
     def tools(self) -> list[Any]:
-        """Returns the tools of all plugins: `Agent(engine, tools=[*registry.tools])`."""
+        """The tools of all plugins, for example for `Agent(engine, tools=[*registry.tools])`."""
         return list(self.provided(PluginCapability.TOOLS).values())

@@ -1,13 +1,14 @@
-"""Programs for many records: each child gets records on stdin as lines of JSON, and works on at most one at a time.
+"""Runs a program for many records in a pool of child processes. A child gets the records on stdin, each as a line of
+JSON, and works on one record at a time.
 
    protocol "lines"    to the child      the record
                        from the child    its answer: the next line that it writes
    protocol "json"     to the child      {"id": …, "record": …}
                        from the child    {"id": …, "line": …}, any number, then {"id": …, "result": …} or {"id": …, "error": {"message": …}}
 
-If a child ends during a record, or is ended because it does not answer in time or writes too much, nobody knows how far
-it came, and the record fails with CommunicationError. The other children go on, and the pool starts another one, after
-a wait that grows with each failure.
+If a child ends while it works on a record, nobody knows how far it came, so the record fails with CommunicationError.
+The pool itself ends a child that does not answer in time or that writes too much. The other children go on, and the
+pool starts another child, after a wait that grows with each failure.
 """
 
 import asyncio
@@ -47,7 +48,9 @@ _log = logging.getLogger(__name__)
 
 
 class _AnswerLine(msgspec.Struct):
-    """A line of the protocol "json". A missing field is UNSET; null is a value."""
+    """A line that a child writes in the protocol "json". A field that the line does not have is UNSET, because null is
+    a value.
+    """
 
     id: Any = None
     line: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -59,8 +62,8 @@ _decoder = msgspec.json.Decoder(_AnswerLine)
 
 
 class ProgramPool:
-    """A pool of at most `size` children of one command. They belong to the event loop on which `run` is called, and end
-    with `close`.
+    """A pool of at most `size` children that run the same command. The children belong to the event loop on which `run`
+    is called. `close` ends them.
     """
 
     def __init__(
@@ -73,10 +76,13 @@ class ProgramPool:
         timeout_s: float | None,
         first_wait_s: float = 0.1,
     ) -> None:
-        """Makes a pool. `program` is the program's name in errors. `command` is the command of a child; its limits of
-        time and output apply to each record. A child has `timeout_s` seconds to answer a record; None sets no limit. If
-        a child ends before it has answered any record, the pool waits `first_wait_s` seconds before it starts another
-        one; the wait doubles each time that this happens again.
+        """Makes a pool.
+
+        - `program`: the name of the program, for errors.
+        - `command`: the command of a child. Its limits of time and output apply to each record.
+        - `timeout_s`: the seconds in which a child has to answer a record; None for no limit.
+        - `first_wait_s`: if a child ends before it has answered any record, the pool waits this many seconds before it
+          starts another one. Each further such failure doubles the wait.
         """
         limits = command.limits or ResourceLimits.none()
         times = [each for each in (timeout_s, limits.max_task_duration) if each is not None]
@@ -101,16 +107,17 @@ class ProgramPool:
         self._pool.running = True
 
     async def close(self) -> None:
-        """Ends the children."""
+        """Ends the children. Calls of `run` that wait for a child raise ExecutionError."""
         await self._pool.close(lambda: ExecutionError(f"{self._program}: its pool was closed"))
 
     async def run(
         self, argv: Sequence[str], stdin: str | None, run_id: RunId, began: Began | None = None
     ) -> ProgramOutput:
-        """Gives a record to a free child, and waits for its answer. `stdin` is the record as a line of JSON.
+        """Gives a record to a free child, waits for the answer, and returns it. `stdin`: the record as a line of JSON.
+        `began`: called with the child before it gets the record.
 
-        Raises ExecutionError if the answer is an error, SpawnFailed, and CommunicationError if the child has ended
-        during the record, or was ended because of it.
+        Raises ExecutionError if the answer is an error, and SpawnFailed if no child can be started. Raises
+        CommunicationError if the child ends while it works on the record, or if the pool ends it.
         """
         assert stdin is not None
         self._command = replace(self._command, argv=argv)
@@ -137,7 +144,9 @@ class ProgramPool:
 
     @asynccontextmanager
     async def _instance(self) -> "AsyncIterator[_PooledInstance]":
-        """Gives a free child for the `with` block. A child that still works on its record after the block is ended."""
+        """Gives a free child to the `with` block. Ends the child after the block if it has not answered its record by
+        then.
+        """
         instance = self._pool.take() or await self._pool.wait()
         try:
             yield instance
@@ -148,9 +157,7 @@ class ProgramPool:
                 await run_to_end(instance.end())
 
     def _can_work(self, instance: "_PooledInstance") -> bool:
-        """Returns True if the child can take a record. Returns False if it has answered records before, and can take no
-        further one.
-        """
+        """Returns True if a child that is free can take another record. Otherwise logs the reason and returns False."""
         why = instance.unusable(self._protocol)
         if why:
             _log.warning("%s (pid %d) %s: another one is started", self._program, instance.child.pid, why)
@@ -194,8 +201,9 @@ class ProgramPool:
         raise await self._lost(instance, why)
 
     def _taken(self, said: bytes, run_id: RunId, found: list[str]) -> bool:
-        """Handles a line of the protocol "json": adds output lines to `found`, and returns True if the line ends the
-        answer. Ignores lines that do not belong to this record. Raises ExecutionError if the child reports an error.
+        """Handles a line that a child has written in the protocol "json": adds output lines to `found`. Returns True if
+        the line ends the answer. Ignores lines that do not belong to this record. Raises ExecutionError if the line
+        reports an error.
         """
         try:
             message = _decoder.decode(said)
@@ -213,8 +221,8 @@ class ProgramPool:
         return message.result is not msgspec.UNSET
 
     async def _lost(self, instance: "_PooledInstance", why: str) -> CommunicationError:
-        """Ends a child that works on a record, and returns the error for that record. `why` is the reason; with "" the
-        child's exit status is the reason.
+        """Ends a child that works on a record, and returns the error for that record. `why`: the reason; "" stands for
+        the way in which the child has ended.
         """
         await instance.end()
         try:
@@ -227,7 +235,7 @@ class ProgramPool:
 
 
 class _PooledInstance:
-    """A child of a pool, as an instance that can be restarted, and its output."""
+    """A child of a pool, with the instance that runs it and with its output."""
 
     def __init__(self, instance: Instance, child: Child) -> None:
         assert child.stdout is not None
@@ -237,9 +245,7 @@ class _PooledInstance:
         self.words = last_words(self.child)
 
     def unusable(self, protocol: PoolProtocol) -> str:
-        """Returns the reason why the child, which has answered records before, can take no further record, or "" if it
-        can.
-        """
+        """Returns the reason why this free child can take no further record; "" if it can."""
         if not self.has_answered:
             return ""
         unread = self.stdout.read_nowait()

@@ -1,4 +1,4 @@
-"""Runs a program once for one record, with its input, output and exit code."""
+"""Runs a program once for each record, with the input of the record, and returns its output and exit code."""
 
 import asyncio
 import logging
@@ -19,13 +19,15 @@ from sabot.process.pool import end_member
 from sabot.process.streams import LastWords
 
 MAX_OUTPUT_BYTES = 10 << 20
-"""The limit of stdout for one record. The lines are held until the program has ended, and a journal is not for files."""
+"""The most bytes that a program may write to stdout for one record. The lines are kept in memory until the program has
+ended, and a durable agent stores them in its journal.
+"""
 
 MAX_LINES = 100_000
-"""The most results of one record."""
+"""The most lines, which are results, that a program may write for one record."""
 
 GRACE_SECONDS = 1.0
-"""The seconds between SIGTERM and SIGKILL."""
+"""The seconds that a program has to end between SIGTERM and SIGKILL."""
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +36,12 @@ _LAST_BYTES = 2000
 
 
 class ProgramOutput(msgspec.Struct, frozen=True):
-    """The output of a program. `error` is its own error message, or "". `cpu_seconds` is its CPU time."""
+    """The output of a program for one record.
+
+    - `lines`: the lines that it has written to stdout. `code`: its exit code.
+    - `cpu_seconds`: the CPU time that it has used.
+    - `error`: the error that the program itself has reported, or "".
+    """
 
     lines: Sequence[str] = ()
     code: int = 0
@@ -44,8 +51,8 @@ class ProgramOutput(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class RunId:
-    """The identity of a run. `job` is the id of the job; without a job, it is the place of the record. `key` is the
-    same for all attempts of a record, and differs between records.
+    """The identity of a run of a program. `job`: the id of the job; for an agent that is not durable, the place of the
+    record. `key`: the same for all attempts of a record, and different for different records.
     """
 
     job: str
@@ -53,29 +60,29 @@ class RunId:
 
     @classmethod
     def of(cls, effect: Effect) -> "RunId":
-        """Returns the identity of the run that an effect of a job makes."""
+        """Returns the identity of the run that this effect of a job makes."""
         return cls(effect.id.job, effect.key)
 
 
 Began = Callable[[Child], object]
-"""A function that is called with the child when a program has started."""
+"""A function that is called with the child process when a program has started."""
 
 Heard = Callable[[list[str]], Awaitable[None]]
-"""A function that gets lines as soon as they are written. While it runs, no further lines are read."""
+"""A function that gets a program's lines as soon as they are written. No further lines are read until it has returned."""
 
 
 class LiveLines:
-    """A sender of a program's lines to a topic as soon as they are written, whether the run succeeds or not. Lines are
-    sent at least once, in order within a run.
+    """A sender that sends a program's lines to a topic as soon as they are written, even if the run of the program
+    fails later. Each line is sent at least once. The lines of one run are in order.
     """
 
     def __init__(self, send: Callable[..., Awaitable[int]], topic: str, agent_id: str, *, json: bool) -> None:
-        """Makes a sender. `send` is `App.send`. With `json` the lines are decoded as JSON."""
+        """Makes a sender. `send`: the method `App.send`. `json`: True to decode the lines as JSON."""
         self._send, self._topic, self._agent, self._json = send, topic, agent_id.encode(), json
 
     def of(self, run_id: RunId, also: Heard | None) -> Heard:
-        """Returns a function that sends the lines of one run. For each list of lines, it first calls `also`, unless
-        that is None.
+        """Returns a function that sends the lines of one run. `also`: a function that gets each list of lines before it
+        is sent; None for none.
         """
         run, number = uuid.uuid4().hex.encode(), 0
         broken = False
@@ -101,34 +108,36 @@ class LiveLines:
 
 
 def last_words(child: Child) -> LastWords:
-    """Begins to read the stderr of a program, and returns the reader, which keeps the end of it."""
+    """Starts to read the stderr of a program. Returns the reader, which keeps only the end of it."""
     return LastWords(_LAST_BYTES, child.stderr)
 
 
 def tail_of(words: LastWords) -> str:
-    """Returns the last lines of a program's stderr, as an error message shows them: ":", a line break and the lines,
-    with secrets replaced. Returns "" if the program wrote nothing.
+    """Returns the last lines of a program's stderr as the end of an error message: ":", a line break, and the lines,
+    with secrets hidden. Returns "" if the program wrote nothing to stderr.
     """
     last = "\n".join(words.text().strip().splitlines()[-_LAST_LINES:])
     return f":\n{last}" if last else ""
 
 
 class ProgramRuns:
-    """A runner that starts a program for each record."""
+    """A runner that starts the program anew for each record."""
 
     def __init__(self, program: str, command: Command, *, codes: frozenset[int], timeout_s: float | None) -> None:
-        """Makes a runner. `program` is the name in errors, and `codes` are the exit codes of success."""
+        """Makes a runner. `program`: the name of the program, for errors. `codes`: the exit codes that count as
+        success. `timeout_s`: the seconds that a run may take; None for no limit.
+        """
         self._program, self._codes, self._timeout_s = program, codes, timeout_s
         self._command = replace(command, lossless=True)
 
     async def run(
         self, argv: Sequence[str], stdin: str | None, heard: Heard | None = None, began: Began | None = None
     ) -> ProgramOutput:
-        """Runs the program to its end, and returns its output. `heard` gets the lines as soon as they are written;
-        `began` is called when the program has started. The program never outlives this call.
+        """Runs the program to its end, and returns its output. `heard`: gets the lines as soon as they are written.
+        `began`: called when the program has started. When this returns or raises, the program has ended.
 
-        Raises SpawnFailed if the program cannot be started, ExecutionError if it ends with an exit code that is not a
-        success, and CommunicationError if the supervisor was killed and the program with it.
+        Raises SpawnFailed if the program cannot be started, ExecutionError if its exit code is not a success, and
+        CommunicationError if the supervisor was killed, and the program with it.
         """
         instance = Instance(replace(self._command, argv=argv), name=self._program)
         child = await instance.start()
@@ -177,7 +186,7 @@ class ProgramRuns:
 
 
 async def _ended(instance: Instance, child: Child, words: LastWords) -> None:
-    """Ends what is left of the run, and returns when nothing of it is left."""
+    """Ends the processes that are left of a run, and returns when none is left."""
     await end_member(instance, GRACE_SECONDS, "its run is over")
     await words.over(close=True)
     assert child.stdout is not None

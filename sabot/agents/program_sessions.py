@@ -1,10 +1,12 @@
-"""Programs that keep sessions, and continue one after they were cut off.
+"""Runs programs that keep sessions. If the run of a program is cut off, another run of it continues the session.
 
-   start   an effect of the agent's class: the program runs, until one of its lines names its session  ─▶ {"session", "run"}
-   finish  an effect that only reads: the end of that run, or null if the run is gone                  ─▶ its output
-   resume  an effect that may be repeated: the command that continues the session, as `start`
+Three effects of the job do that:
 
-So the journal has the id of the session while the program runs. If the worker is killed before the journal has the id,
+   start   has the effect class of the agent: starts the program; its result is {"session", "run"}, as soon as a line names the session
+   finish  is a read: waits for the end of that run; its result is the output, or null if the run is gone
+   resume  may be repeated: starts the command that continues the session; its result is that of `start`
+
+So the journal has the id of the session while the program runs. If the worker is killed before the journal has it,
 `start` is in doubt, as any effect of its class would be.
 """
 
@@ -31,8 +33,8 @@ Run = Callable[[Sequence[str], str | None, RunId, Heard | None], Awaitable[Progr
 
 
 class ProgramSessions:
-    """The runs of one agent whose programs keep sessions. `run` is a function that runs a program to its end. `field`
-    is the field of a JSON line in which the program writes the id of its session.
+    """The runs of one agent's program, which keeps sessions. `run`: a function that runs the program to its end.
+    `field`: the name of the field in which a JSON line of the program has the id of the session.
     """
 
     def __init__(self, program: str, name: str, run: Run, field: str, effect: str, in_doubt: InDoubt) -> None:
@@ -44,7 +46,7 @@ class ProgramSessions:
 
     @asynccontextmanager
     async def open(self) -> "AsyncIterator[None]":
-        """Runs the `with` block, and then ends the runs that are still going on."""
+        """Runs the `with` block, and then cancels the runs that have not ended."""
         try:
             yield
         finally:
@@ -54,9 +56,9 @@ class ProgramSessions:
     async def output(
         self, ctx: "DurableContext", argv: Sequence[str], stdin: str | None, resumed: Callable[[str], Sequence[str]]
     ) -> Any:
-        """Returns the output of the program for this job. If a run was cut off, the session is continued by another
-        run, as often as necessary. `resumed` is a function that makes the command that continues the session with this
-        id. Raises EffectError.
+        """Returns the output of the program for this job. If a run was cut off, continues the session by another run,
+        again and again up to a limit. `resumed`: a function that returns the command that continues the session with
+        the given id. Raises EffectError if an effect fails, and ExecutionError if the program was cut off too often.
         """
         said = await ctx.call(self._start, argv, stdin)
         for _ in range(_MOST_RESUMES):
@@ -70,8 +72,8 @@ class ProgramSessions:
         raise ExecutionError(f"{self._program} was cut off {_MOST_RESUMES} times")
 
     async def _begun(self, argv: Sequence[str], stdin: str | None, effect: Effect) -> ProgramOutput | dict[str, str]:
-        """Starts the program. Returns the ids of the session and of the run as soon as a line names the session. If the
-        program ends without naming a session, returns its output.
+        """Starts the program. Returns the ids of the session and of the run as soon as a line names the session; the
+        program goes on. If it ends without such a line, returns its output.
         """
         known: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -94,8 +96,8 @@ class ProgramSessions:
         return {"session": known.result(), "run": token}
 
     async def _finished(self, session: str, run: str) -> ProgramOutput | None:
-        """Waits for the end of a run, and returns its output. Returns None if the run was ended together with its
-        worker or the supervisor; the caller can then resume the session. Raises ExecutionError if the program failed.
+        """Waits for the end of a run, and returns its output. Returns None if the run is gone, because the worker or
+        the supervisor has ended; the caller then resumes the session. Raises ExecutionError if the program failed.
         """
         running = self._running.get(run)
         if running is None:
@@ -109,7 +111,7 @@ class ProgramSessions:
             self._running.pop(run, None)
 
     def _session_in(self, line: str) -> str:
-        """Returns the id of the session that this line names, or "" if it names none."""
+        """Returns the id of the session that this line names; "" if it names none."""
         if self._field not in line:
             return ""
         try:
@@ -121,7 +123,7 @@ class ProgramSessions:
 
 
 async def _cancelled(running: "asyncio.Future[Any]") -> None:
-    """Cancels a run, and returns when it is over."""
+    """Cancels a run, and returns when the run has ended."""
     running.cancel()
     await asyncio.wait([running])
     if not running.cancelled():

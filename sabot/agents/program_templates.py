@@ -1,4 +1,4 @@
-"""Templates of commands: {field} in a word stands for a field of a record. No shell reads the words."""
+"""Templates of commands. `{field}` in a word of a command stands for a field of a record. No shell reads the words."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,14 @@ _SHELLS = {"sh", "ash", "bash", "dash", "ksh", "zsh"}
 
 
 class CommandTemplate:
-    """The template of an agent's command. `fields` are the fields of a record that its words use, as paths, and
-    `program` is the program's name.
+    """The template of an agent's command. `fields`: the fields of a record that its words use, each as a path of names.
+    `program`: the name of the program.
     """
 
     def __init__(self, where: str, command: Sequence[str]) -> None:
-        """Makes a template. `where` names the agent in errors. Raises UserError."""
+        """Makes a template of the words in `command`. `where`: the agent, for errors. Raises UserError if a word is not
+        a valid template.
+        """
         self.program = PurePath(command[0]).name
         ends = command.index("--") if "--" in command else len(command)
         self._words = [_TemplateWord(word, where, number < ends) for number, word in enumerate(command)]
@@ -30,7 +32,9 @@ class CommandTemplate:
         self._check(where, command)
 
     def of(self, record: Any) -> list[str]:
-        """Returns the words for this record. Raises DataError if the record lacks a field, or its value does not fit."""
+        """Returns the words of the command for this record. Raises DataError if the record lacks a field, or if the
+        value of a field cannot stand in a word.
+        """
         return [word.of(record) for word in self._words]
 
     def _check(self, where: str, command: Sequence[str]) -> None:
@@ -49,8 +53,8 @@ class CommandTemplate:
                 )
 
     def check_schema(self, schema: pa.Schema, where: str, known: Sequence[str] = ()) -> None:
-        """Raises UserError if a word uses a field that no record of this schema has. `known` are fields that do not
-        come from the record.
+        """Checks that records of this schema have all fields that the words use. Raises UserError if one is missing.
+        `known`: fields that do not come from the record. `where`: the agent, for the error.
         """
         for names in self.fields:
             if names[0] not in (*schema.names, *known):
@@ -60,13 +64,15 @@ class CommandTemplate:
 
 
 class _TemplateWord:
-    """One word of a template: texts[0] fields[0] texts[1] … texts[n]. `fields` are paths into the record.
-    `may_be_option` is True if the word stands before "--". A program would read such a word as an option if a field's
-    value at its beginning looked like one; this is refused.
+    """One word of a template. It consists of texts and fields in turn: texts[0] fields[0] texts[1] … texts[n].
+
+    `fields`: the paths of the fields in the record. `may_be_option`: True if the word stands before "--". If such a
+    word began with a field whose value begins with "-", the program would take the value for an option; so that value
+    is refused.
     """
 
     def __init__(self, template: str, where: str, may_be_option: bool) -> None:
-        """Parses the word. Raises UserError for a wrong template."""
+        """Parses the word. Raises UserError if it is not a valid template."""
         self._texts, self.fields = [""], list[tuple[str, ...]]()
         where = f"{where}: the word {short_repr(template)}"
         try:
@@ -84,7 +90,7 @@ class _TemplateWord:
         self._checks_option = may_be_option and bool(self.fields) and not self._texts[0]
 
     def of(self, record: Any) -> str:
-        """Returns the word for this record. Raises DataError."""
+        """Returns the word for this record. Raises the errors of `CommandTemplate.of`."""
         made = self._texts[0]
         for names, text in zip(self.fields, self._texts[1:], strict=True):
             value = _field(record, names)
@@ -104,7 +110,7 @@ class _TemplateWord:
 
 
 def _unfit(word: str) -> str:
-    """Returns the reason why the operating system would refuse the word, or "" if it accepts it."""
+    """Returns the reason why the operating system would refuse this word of a command; "" if it accepts the word."""
     try:
         size = len(word.encode())
     except UnicodeEncodeError:

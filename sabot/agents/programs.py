@@ -1,10 +1,11 @@
-"""Agents that are programs: a child of `sabot.process` for each record, whose output lines are the results.
+"""Agents that are programs. A child process of `sabot.process` handles a record, and the lines that it writes are the
+results.
 
    record ─▶ the words of the command, filled ─▶ a child ─▶ its lines ─▶ results, if it ends well
                                                   └─ it ends badly: an error of the agent, and no results
    record ─▶ a line to a child that serves many records (`program_pool`) ─▶ its answer ─▶ results
 
-In a durable agent the run of the program is one effect, and the journal has its lines as the result.
+In a durable agent, the run of the program is one effect, and the journal has the lines as the result of the effect.
 """
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -47,8 +48,8 @@ _RESUME = 'resume=["claude", "-p", "Go on", "--resume", "{session}"]'
 
 
 class AgentCommand:
-    """The program of an agent. `function` makes the function that the agent calls, and `resources` is open while the
-    app runs.
+    """The program of an agent. `function` and `durable_function` make the function that the agent calls for each
+    record. The app keeps the `resources` open while it runs.
     """
 
     def __init__(
@@ -72,8 +73,9 @@ class AgentCommand:
         live: LiveLines | None = None,
         health: tuple[HealthMonitor, str],
     ) -> None:
-        """Makes the command. `where` names the agent in errors. `health` is the monitor that watches the program, and
-        its name there. The other arguments are those of `App.process_agent`. Raises UserError.
+        """Makes the command of an agent. `where`: the agent, for errors. `health`: the monitor that watches the
+        program, and the name of the program in it. The other arguments are those of `App.process_agent`. Raises
+        UserError if an argument is not valid.
         """
         check(f"{where}: lines", lines, OneOf(get_args(LineFormat)))
         if limits is not None and not isinstance(limits, ResourceLimits):
@@ -156,9 +158,9 @@ class AgentCommand:
         return Resource(f"pool of {where}", opened)
 
     async def check_system(self) -> None:
-        """Raises SandboxUnavailable if this system lacks something that the program's level of trust demands. Also
-        registers the program's writable folders, so that no program of the app follows links that an earlier run has
-        left in these folders.
+        """Checks that this system has everything that the program's level of trust needs. Raises SandboxUnavailable if
+        something is missing. Also registers the program's writable folders: an earlier run may have left links in them,
+        which no program of the app must follow.
         """
         sandbox = sandbox_of(self._command.trust)
         if sandbox is not None:
@@ -167,14 +169,14 @@ class AgentCommand:
             await run_in_thread(remember_writable, [way_to(each).real for each in folders])
 
     def check_schema(self, schema: pa.Schema, where: str) -> None:
-        """Raises UserError if a command uses a field that no record of this schema has."""
+        """Checks that records of this schema have all fields that the command uses. Raises UserError if one is missing."""
         self.words.check_schema(schema, where)
         if self._resume is not None:
             self._resume.check_schema(schema, f"{where}: resume", known=[_SESSION])
 
     def function(self, name: str) -> Callable[[AgentContext], Any]:
-        """Returns the function of an agent that is not durable. It runs the program each time that it is called with a
-        record, also if the record is read again.
+        """Returns the function of an agent that is not durable. Each call of it runs the program for a record. If a
+        record is read again after a restart, the program runs again.
         """
 
         async def run(ctx: AgentContext) -> AsyncIterator[Message]:
@@ -190,11 +192,13 @@ class AgentCommand:
         self, name: str, effect: str, in_doubt: InDoubt, *, retries: int = 0, backoff: Duration = 0, fails: bool = True
     ) -> "Callable[[DurableContext], Any]":
         """Returns the function of a durable agent. It runs the program as one effect of the class `effect`, whose
-        arguments are the command and the stdin. Raises UserError.
+        arguments are the command and the stdin. Raises UserError if an option is not valid.
 
-        `retries` is the number of times that the effect is repeated after a failure. The effect itself has to be
-        repeated: another attempt of the job would get the recorded error. If `fails` is True, the function raises an
-        error if the program says that it has failed.
+        - `in_doubt`: the decision if nobody knows whether the program has run to its end.
+        - `retries`, `backoff`: how often the effect is repeated after a failure, and the time before the first
+          repetition. The effect itself has to be repeated, because another attempt of the job would only get the
+          recorded error.
+        - `fails`: True if the function has to raise an error when the program reports a failure.
         """
 
         async def made_of(argv: Sequence[str], stdin: str | None, effect: Effect) -> ProgramOutput:
@@ -244,9 +248,9 @@ class AgentCommand:
             return await self._runs.run(argv, stdin, heard, request.by)
 
     def _output_of(self, said: Any) -> ProgramOutput:
-        """Returns the program's output from the value that the journal has. If the effect was in doubt, a person may
-        have given that value: a whole output, only its lines, or nothing. Raises ExecutionError for another value, and
-        if the program has reported an error.
+        """Returns the program's output from the recorded result of the effect. If the effect was in doubt, a person may
+        have given that result: a whole output, only its lines, or nothing. Raises ExecutionError if the result is
+        something else, or if the program has reported an error.
         """
         if not isinstance(said, dict):
             said = {"lines": [] if said is None else said}
@@ -264,7 +268,9 @@ class AgentCommand:
         return encode_json(record).decode() + "\n" if self._stdin else None
 
     def _results(self, output: ProgramOutput, agent_id: str, job: str) -> list[Message]:
-        """Returns the messages that a run gives. Raises ExecutionError if the lines have to be JSON and one is not."""
+        """Returns the messages that are made of the lines of a run. Raises ExecutionError if the lines have to be JSON
+        and one of them is not.
+        """
         ours = (("process.agent", agent_id.encode()), ("process.job", job.encode()))
         made = [
             Message(self._value(line, number), headers=(*ours, ("process.line", b"%d" % number)))
@@ -287,5 +293,5 @@ class AgentCommand:
 
 
 def _resumed(words: CommandTemplate, record: Any, session: str) -> list[str]:
-    """Returns the command that continues this session."""
+    """Returns the command that continues the session with this id."""
     return words.of({**(record if isinstance(record, Mapping) else {}), _SESSION: session})

@@ -1,4 +1,4 @@
-"""The public names of the agents of an app."""
+"""The public names for the agents of an app."""
 
 from sabot.runtime.agent_process import AgentProcess, AgentState
 from sabot.runtime.agent_runtime import AgentRuntime

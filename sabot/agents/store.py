@@ -1,12 +1,13 @@
-"""A store of jobs and actions over a journal: everything that it returns is computed from the journal's entries.
+"""A store of jobs and actions over a journal. Everything that the store returns is computed from the entries of the
+journal.
 
    create    Begin          start    Attempt of ordinal 0         an end    End
    ask       Intent         answer   Answer (out of the inbox)    a cancel from outside    Cancel, then End
 
-Every change is written as an entry first. Then the entry is applied, in the journal's order, by the same function that
-reads the journal when a store is opened. So a store that was killed and opened again has the same state as one that was
-not. An answer always goes through the inbox, even if it is given in this process: another process may answer at the
-same moment, and the inbox accepts only one answer.
+Every change is first written as an entry. Then the entry is applied, in the order of the journal, by the function that
+also reads the journal when a store is opened. So a store that was killed and opened again has the same state as one
+that was not killed. An answer always goes through the inbox of the journal, even if it is given in this process,
+because another process may answer at the same moment, and the inbox accepts only one answer.
 """
 
 import asyncio
@@ -60,43 +61,44 @@ def cancel_letter(job_id: str, reason: str = "", by: str = "") -> Letter:
 
 
 class JobsAndActions(JobStore, ActionStore):
-    """A store of both jobs and actions."""
+    """A store that is both a store of jobs and a store of actions."""
 
 
 @runtime_checkable
 class LentStore(Protocol):
-    """A store that also shows the jobs and actions of a kernel (`RuntimeKernel(job_store=…, action_store=…)`). `home`
-    is the place where a kernel without `journal=` keeps its journal: the store's own journal, or the address of the
-    store's database, or None if the store offers no place.
+    """A store that can also show the jobs and actions of a kernel (`RuntimeKernel(job_store=…, action_store=…)`).
+
+    `home`: the place where a kernel without `journal=` keeps its journal. It is the store's own journal, or the address
+    of the store's database, or None if the store has no such place.
     """
 
     @property
     def home(self) -> Journal | str | None: ...
 
     def lend(self, to: JobsAndActions) -> None:
-        """Connects the store with a kernel: from now on the store passes its calls on to `to`, the kernel's store.
-        Raises UserError if it is connected with a kernel already.
+        """Connects the store with a kernel. From now on the store passes its calls on to `to`, the kernel's own store.
+        Raises UserError if the store is connected with a kernel already.
         """
 
     async def show(self, journal: Journal) -> None:
-        """Begins to show the jobs of this journal. If they contradict jobs that the store has shown before, this is
-        logged.
+        """Begins to show the jobs of the kernel's journal. If they contradict jobs that the store has shown before,
+        logs a warning.
         """
 
     async def became_durable(self) -> None:
-        """Called when more entries of the journal are durable. If a server does not answer, it raises nothing, and the
-        next call shows the missed entries too.
+        """Called when more entries of the journal have become durable. Must not raise an error if a server does not
+        answer; the next call then has to show the missed entries too.
         """
 
     async def leave(self) -> None:
-        """Called before the kernel closes the journal. By then all durable entries were shown."""
+        """Called before the kernel closes its journal, when the store has shown all durable entries."""
 
 
 class JournalStore(JobsAndActions):
-    """A store of jobs and actions over a journal. The store owns the journal from now on. The constructor reads the
-    journal, and may block.
+    """A store of jobs and actions over a journal. From now on the store is the owner of the journal. The constructor
+    reads the journal, and blocks meanwhile.
 
-    Give the same store to a JobManager and an ActionManager, so that a job waits while one of its actions is open. If
+    If the same store is given to a JobManager and to an ActionManager, a job waits while one of its actions is open. If
     the store is given to a RuntimeKernel, it shows the jobs of the kernel (`lend`).
     """
 
@@ -112,20 +114,20 @@ class JournalStore(JobsAndActions):
 
     @property
     def home(self) -> Journal:
-        """The store's own journal, in which a kernel without `journal=` keeps its jobs (`LentStore.home`)."""
+        """The store's own journal. A kernel without `journal=` keeps its jobs in it (`LentStore.home`)."""
         return self.journal
 
     def lend(self, to: JobsAndActions) -> None:
-        """Connects the store with a kernel: from now on it shows the jobs of the kernel, which may run over this
-        journal or over another one. Raises UserError if it is connected with a kernel already.
+        """Connects the store with a kernel. From now on the store shows the jobs of the kernel, whose journal is this
+        one or another one. Raises UserError if the store is connected with a kernel already.
         """
         if self._lent is not None:
             raise UserError(f"the store of {self.journal.where} is that of another kernel", hint="make one for each")
         self._lent = to
 
     async def show(self, journal: Journal) -> None:
-        """Called with the journal of the kernel. If that is another journal than the store's own, and the store's own
-        journal has jobs too, logs that those are not shown.
+        """Called with the journal of the kernel. If that is not the store's own journal, and the store's own journal
+        has jobs too, logs a warning that those are not shown.
         """
         if journal is not self.journal and (others := len(self._known.states)):
             _log.warning(
@@ -242,8 +244,8 @@ class JournalStore(JobsAndActions):
         return await self._taken(action.resume_token)
 
     async def _taken(self, token: str) -> ActionRecord:
-        """Takes letters from the inbox, and returns the action with this token. The caller has posted the answer of
-        that action. If the server of the journal does not answer, tries again until it does.
+        """Returns the action with this token after the caller has posted an answer to it: takes letters from the inbox
+        until the answer is applied. If the server of the journal does not answer, tries again until it does.
         """
         while True:
             try:
@@ -271,9 +273,11 @@ class JournalStore(JobsAndActions):
         return found
 
     async def trim(self, keep_seconds: Duration) -> int:
-        """Removes the history of jobs that have ended, and forgets those that ended more than so many seconds ago: only
-        then their idempotency keys are free again. Returns the number of removed entries. Raises UserError for seconds
-        that are negative or not finite.
+        """Removes the entries of jobs that have ended. Returns the number of removed entries. Failed and cancelled jobs
+        keep their entries until they are forgotten.
+
+        Forgets the jobs that ended more than `keep_seconds` ago. Their idempotency keys are free again after that, and
+        not before. Raises UserError if `keep_seconds` is negative or not finite.
         """
         before_ms = max(1, self._now_ms() - parse_ms(keep_seconds, name="trim: keep_seconds"))
         async with self._lock:
@@ -285,28 +289,28 @@ class JournalStore(JobsAndActions):
         return round(self.clock.time() * 1000)
 
     async def _append(self, entry: Entry) -> None:
-        """Appends an entry, and applies it. Called under the lock."""
+        """Appends an entry to the journal, and applies it to the store. The caller holds the lock."""
         await self.journal.room()
         self._positions[entry.job] = self.journal.append(entry)
         self._known.apply(entry)
 
     async def _look(self) -> None:
-        """Takes letters from the inbox, and ends cancelled jobs."""
+        """Takes letters from the inbox, and ends the jobs that were cancelled."""
         async with self._lock:
             await run_to_end(self._take())
             for job_id, reason in list(self._known.cancelled.items()):
                 await self._append(End(job_id, self._now_ms(), JobStatus.CANCELLED, reason))
 
     async def _take(self) -> None:
-        """Takes letters from the inbox, and applies their entries. Called under the lock. It must not be cancelled,
-        since its thread would go on, and nobody would apply the entries that it appends.
+        """Takes letters from the inbox, and applies their entries to the store. The caller holds the lock. Must not be
+        cancelled: the thread that takes the letters would go on, and nobody would apply the entries that it appends.
         """
         for position, entry in await run_in_thread(self.journal.take):
             self._positions[entry.job] = position
             self._known.apply(entry)
 
     async def _settled(self, job_id: str) -> None:
-        """Waits until the entries of the job are durable. The store reports no state before that."""
+        """Waits until the entries of the job are durable. The store returns a state of the job only after that."""
         position = self._positions.get(job_id)
         if position is not None:
             await self.journal.durable(position)
@@ -315,20 +319,20 @@ class JournalStore(JobsAndActions):
             await self.became_durable()
 
     async def became_durable(self) -> None:
-        """Called when an entry is durable, before the store reports the new state. A subclass that shows entries
-        elsewhere overrides it.
+        """Called when an entry is durable, before the store returns the new state. Does nothing here. A subclass that
+        shows entries elsewhere overrides it.
         """
 
     async def leave(self) -> None:
-        """Does nothing (`LentStore.leave`)."""
+        """Does nothing, because the store shows nothing elsewhere (`LentStore.leave`)."""
 
 
 class InMemoryJobStore(JournalStore):
-    """A store of jobs and actions in memory, which is gone with the process."""
+    """A store of jobs and actions in memory. It ends with the process."""
 
     def __init__(self, *, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(MemoryJournal(clock=clock))
 
 
 InMemoryActionStore = InMemoryJobStore
-"""The name of the store for programs that only keep actions."""
+"""Another name of the store, for programs that only keep actions."""

@@ -1,3 +1,3 @@
-"""Stores on servers: tables in PostgreSQL, which other programs may read; signals, a cache, actions and hot state in
-Redis.
+"""Stores on servers. In PostgreSQL: tables that other programs may read. In Redis: signals, a cache, actions and hot
+state.
 """

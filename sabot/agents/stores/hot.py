@@ -1,4 +1,4 @@
-"""Hot state: the latest state of an agent, in memory or in Redis, where other processes can read it at once."""
+"""Hot state: the latest state of an agent, in memory or in Redis. In Redis, other processes can read it at once."""
 
 import math
 from typing import Any
@@ -12,12 +12,15 @@ from sabot.errors import UNREADABLE, DataError, UserError
 
 
 class HotState:
-    """A store of states by name; each save replaces the state before it. It is not a checkpoint: no job is restored
-    from it.
+    """A store of states by name. Each save replaces the earlier state of the name. No job is restored from it; for that
+    there are checkpoints.
 
-    `client` is a `redis.asyncio.Redis`, which the caller closes, or the address of a server; None uses the memory of
-    this process. `prefix` is the prefix of the keys. `ttl` is the time for which a state is kept after it was saved;
-    None keeps it until it is removed, or, in memory, until the process ends. `max_size` limits one state, as JSON.
+    - `client`: a `redis.asyncio.Redis`, which the caller closes, or the address of a server. None stores the states in
+      the memory of this process.
+    - `prefix`: the prefix of the keys in Redis.
+    - `ttl`: the time for which a state is kept after it was saved. None keeps it until it is removed; in memory, at
+      most until the process ends.
+    - `max_size`: the most bytes that one state may have as JSON.
     """
 
     def __init__(
@@ -38,8 +41,8 @@ class HotState:
         self._here: dict[str, tuple[bytes, float]] = {}
 
     async def save(self, name: str, state: Any) -> None:
-        """Saves a state, in place of the one before it. Raises UserError for a state that JSON cannot represent or that
-        is too large, and TransientError if the server does not answer.
+        """Saves a state under a name, in place of an earlier one. Raises UserError if JSON cannot represent the state
+        or if it is too large, and TransientError if the server does not answer.
         """
         checked_name(name, "hot state: name")
         try:
@@ -64,8 +67,8 @@ class HotState:
         self._here[name] = (data, math.inf if self._ttl_s is None else now + self._ttl_s)
 
     async def load(self, name: str) -> Any:
-        """Returns the state of this name, or None if there is none. Raises TransientError, and DataError if the stored
-        value is not a state.
+        """Returns the state of this name; None if there is none. Raises TransientError if the server does not answer,
+        and DataError if the stored value is not a state.
         """
         data: bytes | str | None
         if self._server is None:
@@ -83,7 +86,7 @@ class HotState:
             raise DataError(f"hot state {name} cannot be read: {error}", hint=hint) from error
 
     async def remove(self, name: str) -> None:
-        """Removes the state of this name, if there is one. Raises TransientError."""
+        """Removes the state of this name, if there is one. Raises TransientError if the server does not answer."""
         if self._server is None:
             self._here.pop(name, None)
             return
@@ -91,7 +94,7 @@ class HotState:
             await self._server.client.delete(f"{self._prefix}:{name}")
 
     async def close(self) -> None:
-        """Closes the connections, if the store has opened them, and forgets the states in memory."""
+        """Closes the connections that the store itself has opened, and forgets the states in memory."""
         self._here.clear()
         if self._server is not None:
             await self._server.close()

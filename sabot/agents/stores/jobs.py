@@ -1,9 +1,10 @@
-"""The tables `runtime_jobs` and `runtime_actions` of PostgreSQL, which show the jobs and actions of journals.
+"""The tables `runtime_jobs` and `runtime_actions` in PostgreSQL, which show the jobs and actions of journals.
 
-   journal ─▶ new entries ─▶ records of their jobs ─▶ `runtime_sequence` ─▶ the tables
-                                                      a row is written if (job, sequence) is newer than that in the table
+   journal ─▶ new entries ─▶ records of their jobs ─▶ the table `runtime_sequence` ─▶ the tables
+                                                      a row is only written if its last entry is newer than that of the row in the table
 
-So any reader of the journal may write the tables, also twice or late. If they are lost, `rebuild` makes them anew.
+So any reader of the journal may write the tables, also several readers at once, and also late. If the tables are lost,
+`rebuild` makes them anew from the journal.
 """
 
 import asyncio
@@ -71,36 +72,35 @@ _FORGET = (
 
 
 class PostgresJobViews:
-    """A writer of the tables `runtime_jobs` and `runtime_actions`, made of the entries of a journal of any kind.
-    Several journals may be shown in the same tables. Missing tables are created.
+    """A writer of the tables `runtime_jobs` and `runtime_actions`. It makes their rows from the entries of a journal of
+    any kind. Several journals may be shown in the same tables. Missing tables are created.
     """
 
     def __init__(self, pool: Any) -> None:
-        """Makes a writer. `pool` is an address, or a pool of asyncpg, of which only the address is used. Raises
-        UserError for anything else, and MissingExtra without psycopg.
+        """Makes a writer. `pool`: the address of the database, or a pool of asyncpg, from which only the address is
+        taken. Raises UserError for anything else, and MissingExtra if psycopg is not installed.
         """
         self._tables = PostgresTables(pool, "jobs", "PostgresJobViews", TABLES)
         self._known: JobView | None = None
         self._turn = asyncio.Lock()
 
     async def create_tables(self) -> None:
-        """Creates missing tables, as the first use does. Raises the errors of `refresh`."""
+        """Creates missing tables. Not necessary, because the first use does so too. Raises the errors of `refresh`."""
         await run_to_end(run_in_thread(self._tables.create))
 
     async def refresh(self, journal: JournalReader) -> int:
-        """Brings the tables up to date with the durable entries of the journal, and returns the number of rows of jobs
-        that were written. It reads the entries since the last call; the first call, and one after a failed call, reads
-        all.
+        """Brings the tables up to date with the durable entries of the journal. Returns the number of rows of jobs that
+        were written.
 
-        Raises TransientError while a server does not answer, UserError, CorruptJournal.
+        Reads the entries that are new since the last call. The first call, and a call after one that has failed, reads
+        all entries. Raises TransientError if a server does not answer, UserError if it refuses, and CorruptJournal.
         """
         async with self._turn:
             return await run_to_end(run_in_thread(self._refresh, journal))
 
     async def wrong(self, journal: JournalReader) -> list[str]:
-        """Returns the ids of the jobs whose rows contradict this journal. A row that is only older than the journal's
-        last entry of the job does not contradict it. Jobs that the journal has trimmed are not checked. Raises the
-        errors of `refresh`.
+        """Returns the ids of the jobs whose rows contradict this journal. A row that is merely older than the journal
+        does not contradict it. Jobs that were trimmed from the journal are not checked. Raises the errors of `refresh`.
         """
         async with self._turn:
             return await run_to_end(run_in_thread(self._wrong, journal))
@@ -120,8 +120,8 @@ class PostgresJobViews:
         return found
 
     async def rebuild(self, journal: JournalReader) -> int:
-        """Removes all rows of this journal, also those of trimmed jobs, and writes the tables anew. Returns the number
-        of jobs.
+        """Removes all rows of this journal, also those of jobs that were trimmed from it, and writes the rows anew.
+        Returns the number of jobs that were written. Raises the errors of `refresh`.
         """
         async with self._turn:
             return await run_to_end(run_in_thread(self._refresh, journal, True))
@@ -141,21 +141,23 @@ class PostgresJobViews:
         return newer
 
     async def close(self) -> None:
-        """Closes the connection; the next use connects again."""
+        """Closes the connection. The next use opens a new one."""
         await run_to_end(run_in_thread(self._tables.close))
 
 
 def forget_jobs(connection: Any, identity: str) -> None:
-    """Removes all rows of the journal with this identity."""
+    """Removes from the tables all rows of the journal with this identity."""
     for statement in _FORGET:
         connection.execute(statement, (identity,))
 
 
 def show_jobs(connection: Any, identity: str, last: Mapping[str, int], known: JobView) -> int:
-    """Writes the rows of jobs, unless the tables have newer rows of them. Returns the number of rows that were written.
+    """Writes the rows of jobs and of their actions, except jobs of which the tables already have rows that are as new.
+    Returns the number of rows of jobs that were written.
 
-    `identity` is the identity of the journal. `last` has, by job id, the sequence number of the last entry of each job
-    to show.
+    - `identity`: the identity of the journal.
+    - `last`: the jobs to show, by id, each with the sequence number of its last entry.
+    - `known`: the view of these jobs, from which the rows are made.
     """
     actions: dict[str, list[ActionRecord]] = {}
     for action in known.actions.values():
@@ -180,7 +182,7 @@ def _each(connection: Any, statement: str, rows: Iterable[tuple[Any, ...]]) -> N
 
 
 def _json(value: object) -> str:
-    """Encodes a value as JSON for the database, which takes no NUL character in a text."""
+    """Returns a value as JSON text for the database, which accepts no NUL character in a text."""
     text = msgspec.json.encode(value).decode()
     return msgspec.json.encode(_shown(msgspec.json.decode(text))).decode() if r"\u0000" in text else text
 

@@ -1,5 +1,5 @@
-"""The rows of a ledger in PostgreSQL, in the table `runtime_ledger`, and the budgets that several processes share, in
-tables beside it.
+"""A ledger in PostgreSQL: its rows in the table `runtime_ledger`, and, in further tables, budgets that several
+processes share.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -72,20 +72,24 @@ _WORDS = {word: group.sql for word, group in GROUPS.items()} | {
 
 
 class PostgresLedgerWriter:
-    """A writer of the table `runtime_ledger` of a database, which is created if it is missing. Several processes may
-    write, and other programs may read it. A row counts as written when the server has confirmed its commit. With
-    `shared` the writer is the `BudgetOwner` of the ledgers that use it.
+    """A writer of the table `runtime_ledger` in a database. A missing table is created. Several processes may write,
+    and other programs may read the table. A row counts as written when the server has confirmed the commit of it. With
+    `shared`, the writer is also the `BudgetOwner` of the ledgers that use it.
 
-    Calls raise BrokerUnavailable or TransientError while the server does not answer, UserError if it refuses, and
-    DataError if it refuses the content of a row.
+    Calls raise BrokerUnavailable or TransientError while the server does not answer, UserError if it refuses a
+    statement, and DataError if it refuses the content of a row.
     """
 
     def __init__(self, pool: Any, *, make: bool = True, shared: bool = False) -> None:
-        """Makes a writer. Raises UserError for a `pool` of another type, and MissingExtra without psycopg.
+        """Makes a writer.
 
-        `pool` is an address (postgresql://user@host:5432/database), or a pool of asyncpg, of which only the address is
-        used. With `make` a missing table is created; without it the first use raises UserError. `shared` is for budgets
-        from which several processes spend; then all processes that write to the table have to set it.
+        - `pool`: an address (postgresql://user@host:5432/database), or a pool of asyncpg, from which only the address
+          is taken.
+        - `make`: True to create a missing table; False to raise UserError at the first use if it is missing.
+        - `shared`: True if several processes spend from the same budgets. All processes that write to the table then
+          have to set it.
+
+        Raises UserError for a `pool` of another type, and MissingExtra if psycopg is not installed.
         """
         refuse_redis(pool)
         self.shared, self._makes = shared, make
@@ -96,15 +100,15 @@ class PostgresLedgerWriter:
         self.where = self._tables.where
 
     async def create_tables(self) -> None:
-        """Creates missing tables, as the first use does. Raises the errors of other calls, and UserError with
-        make=False.
+        """Creates missing tables. Not necessary, because the first use does so too. Raises UserError if the writer was
+        made with make=False and tables are missing.
         """
         if not self._makes:
             raise UserError(f"{self.where}: it was made with make=False, and makes no tables")
         await run_to_end(run_in_thread(self._tables.create))
 
     async def work(self, batch: BudgetBatch) -> BatchResult:
-        """Does a batch in one transaction (`BudgetOwner.work`)."""
+        """Does the operations of a batch on the shared budgets, in one transaction (`BudgetOwner.work`)."""
         return await run_to_end(run_in_thread(self._work, batch))
 
     def _work(self, batch: BudgetBatch) -> BatchResult:
@@ -120,8 +124,8 @@ class PostgresLedgerWriter:
             return worked
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
-        """Writes rows in one transaction (`LedgerWriter.write`); the same rows may be written again. Without rows, the
-        table exists when it returns.
+        """Writes rows in one transaction (`LedgerWriter.write`). The same rows may be written again. With no rows, only
+        makes sure that the table exists.
         """
         if self.shared and events:
             await self.work(batch_of_rows(events))
@@ -129,7 +133,8 @@ class PostgresLedgerWriter:
         await run_to_end(run_in_thread(self._write, _rows(events), _conflict(events)))
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """Writes rows in one transaction, and replaces those that differ (`LedgerWriter.correct`). Needs the right to
+        """Writes rows in one transaction, and replaces stored rows with the same id and other content
+        (`LedgerWriter.correct`). Returns the number of replaced rows. The user of the database needs the right to
         delete rows.
         """
         if self.shared and events:
@@ -149,16 +154,22 @@ class PostgresLedgerWriter:
         return len(wrong)
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """Returns those of these ids that have a row, and whose row is not a doubt (`LedgerWriter.known`)."""
+        """Returns those of these ids that have a row in the table, except rows that record a doubt
+        (`LedgerWriter.known`).
+        """
         return {name for (name,) in await self._asked(_KNOWN, (list(event_ids),))}
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """Returns the amounts that a scope has used since this time (`LedgerWriter.used`)."""
+        """Returns the tokens and costs that a tenant has used since this time, in milliseconds since 1970
+        (`LedgerWriter.used`).
+        """
         ((tokens, cost, calls),) = await self._asked(_USED, (scope_id, since_ms))
         return Amounts(tokens, Decimal(cost), calls)
 
     async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
-        """Returns sums of rows since this time (`LedgerWriter.sums`)."""
+        """Returns sums of the rows since this time, in milliseconds since 1970, in the groups that the words `by` name
+        (`LedgerWriter.sums`).
+        """
         words = [_WORDS[word] for word in checked_groups(by)]
         groups = "".join(f"{word}, " for word in words)
         order = ", ".join(f'({word}) COLLATE "C"' for word in words)
@@ -170,7 +181,7 @@ class PostgresLedgerWriter:
         return await run_to_end(run_in_thread(self._tables.select, statement, values))
 
     async def close(self) -> None:
-        """Closes the connection; the next use connects again."""
+        """Closes the connection. The next use opens a new one."""
         await run_to_end(run_in_thread(self._tables.close))
 
 
@@ -204,7 +215,9 @@ class _PostgresAccountStore(TableAccountStore):
 
 @contextmanager
 def _content_told(connection: Any) -> Iterator[None]:
-    """Turns an error of the server or the driver about the content of a row into a DataError."""
+    """Runs the `with` block, and raises a DataError in place of an error of the server or driver about the content of a
+    row.
+    """
     try:
         yield
     except (connection.Error, UnicodeError) as error:
@@ -215,15 +228,15 @@ def _content_told(connection: Any) -> Iterator[None]:
 
 
 def _conflict(events: Sequence[LedgerEvent]) -> str:
-    """Returns the clause of the INSERT that handles ids that are stored already. If no row settles a doubt, the clause
-    changes no stored row, so that the user needs no right to change rows.
+    """Returns the ON CONFLICT clause of the INSERT, for rows whose ids are stored already. Only if a row settles a
+    doubt does the clause change a stored row. Otherwise the user of the database needs no right to change rows.
     """
     return SETTLES if any(event.settles is not None for event in events) else _ONCE
 
 
 def _rows(events: Sequence[LedgerEvent]) -> list[tuple[Any, ...]]:
-    """Returns the rows in the form for a statement. Each id is there once, because a statement may change a row only
-    once. They are in the order of ids, so that two writers of the same rows lock them in the same order.
+    """Returns the rows as values for one statement. Each id occurs once, because a statement may change a row only
+    once. They are sorted by id, so that two writers lock the same rows in the same order, and do not deadlock.
     """
     once: dict[str, LedgerEvent] = {}
     for event in events:

@@ -2,10 +2,11 @@
 
    a call ─▶ one transaction: the job's lock ─▶ its entries ─▶ allowed? ─▶ the next entry ─▶ runtime_jobs, runtime_actions
 
-The jobs that a JobManager makes are defined by their entries in `runtime_entries`. Such a job has no effects and no
-code to run, so its entries are a small journal without an owner. The jobs of a kernel are defined by the kernel's
-journal, whose owner writes the same tables; calls about them are passed on to that journal, answers and cancels to its
-inbox.
+There are two kinds of jobs in the tables. The jobs of a JobManager have no effects and no code to run. The store keeps
+their entries itself, in the table `runtime_entries`, which is like a small journal without an owner.
+
+The jobs of a kernel are in the kernel's journal, whose owner writes the same tables. The store passes calls about them
+on: questions about their state to that journal, answers and cancels to its inbox.
 """
 
 import asyncio
@@ -85,38 +86,43 @@ _TRIM = (
 
 
 class _Stored:
-    """A loader of bodies (`job_view.HasBodies`) for entries in `runtime_entries`. These entries contain their bodies."""
+    """A loader of the bodies of entries in `runtime_entries` (`job_view.HasBodies`). These entries contain their
+    bodies.
+    """
 
     def __init__(self, where: str) -> None:
         self.where = where
 
     def load(self, body: Body) -> bytes:
-        """Returns the body itself. Raises CorruptJournal for a reference to a body elsewhere."""
+        """Returns the body itself. Raises CorruptJournal if it is a reference to a body that is stored apart."""
         if isinstance(body, StoredBody):
             raise CorruptJournal(f"{self.where}: an entry names a body that stands elsewhere")
         return body
 
 
 class PostgresJobStore(JobsAndActions):
-    """A store of jobs and actions in a PostgreSQL database, which shows them in the tables `runtime_jobs` and
+    """A store of jobs and actions in a PostgreSQL database. It shows them in the tables `runtime_jobs` and
     `runtime_actions`. Any number of stores, in any number of processes, can use the same database.
-    `PostgresActionStore` is another name of the class.
+    `PostgresActionStore` is another name of this class.
 
-    Given to a RuntimeKernel, it shows the jobs and actions of the kernel; without `journal=` the kernel keeps its
-    journal in the same database. Stores in other processes find these jobs, answer their questions and cancel them.
+    If the store is given to a RuntimeKernel, it also shows the jobs and actions of the kernel. A kernel without
+    `journal=` then keeps its journal in the same database. Stores in other processes can find the kernel's jobs, answer
+    their questions and cancel them.
 
-    Changes are durable when a call returns. Calls raise BrokerUnavailable or TransientError while the server does not
-    answer, in which case the change may be durable all the same, and UserError if the server refuses.
+    When a call returns, its change is durable. Calls raise BrokerUnavailable or TransientError if the server does not
+    answer; the change may then be durable or not. They raise UserError if the server refuses.
     """
 
     def __init__(self, pool: Any, *, clock: Clock = SYSTEM_CLOCK) -> None:
-        """Makes a store. `pool` is an address, or a pool of asyncpg, of which only the address is used: the store has
-        one connection of its own. `?app=NAME` in the address names the journal of a kernel without one. Raises
-        UserError for anything else, and MissingExtra without psycopg.
+        """Makes a store.
+
+        `pool`: the address of the database, or a pool of asyncpg, from which only the address is taken, because the
+        store has its own connection. `?app=NAME` in the address names the app under which a kernel without `journal=`
+        keeps its journal. Raises UserError for anything else, and MissingExtra if psycopg is not installed.
         """
         self.clock = clock
         self.home = address_of(pool, "PostgresJobStore")
-        """The address at which a kernel keeps its journal, if it is given none."""
+        """The address at which a kernel without `journal=` keeps its journal."""
         database, _ = split_app(self.home)
         self.views = PostgresJobViews(database)
         self._tables = PostgresTables(database, "jobs", "PostgresJobStore", TABLES | _ENTRIES)
@@ -128,18 +134,18 @@ class PostgresJobStore(JobsAndActions):
         self._told = False
 
     async def create_tables(self) -> None:
-        """Creates missing tables, as the first use does."""
+        """Creates missing tables. Not necessary, because the first use does so too."""
         await run_to_end(run_in_thread(self._tables.create))
 
     async def close(self) -> None:
-        """Closes the store's connections; the next use connects again. A pool stays open."""
+        """Closes the store's own connections. The next use opens new ones. A pool that was given stays open."""
         await run_to_end(run_in_thread(self._tables.close))
         await self.views.close()
 
     # -- one job's entries --------------------------------------------------------------------------------------------
 
     def _known(self, connection: Any, job_ids: Collection[str]) -> tuple[JobView, dict[str, int]]:
-        """Returns the view of these jobs, made of their entries, and the number of entries of each."""
+        """Returns the view of these jobs, which is made of their entries, and the number of entries by job."""
         known, counts = JobView(self._stored), dict[str, int]()
         for job_id, data in connection.execute(_READ, (list(job_ids),)).fetchall():
             known.apply(decode_entry(bytes(data), f"{self._tables.where}: runtime_entries"))
@@ -156,9 +162,10 @@ class PostgresJobStore(JobsAndActions):
     async def _change(
         self, job_id: str, next_entry: Callable[[JobView], Entry | None], *, known_only: bool = False
     ) -> JobView | None:
-        """Appends an entry to a job, and writes the job's row. `next_entry` is a function that makes the entry from the
-        view of the job, or returns None to append nothing. Returns the view after the change. If `known_only` is True
-        and the job has no entries here, returns None and changes nothing. Raises the errors of `next_entry`.
+        """Appends an entry to a job, and writes the rows of the job. Returns the view of the job after the change.
+
+        `next_entry`: a function that gets the view of the job and returns the entry, or None to append nothing. Its
+        errors are raised. `known_only`: True to change nothing and return None if the job has no entries in this store.
         """
 
         tried: tuple[int, bytes] | None = None  # the entry of a transaction whose outcome is not known
@@ -191,8 +198,8 @@ class PostgresJobStore(JobsAndActions):
         return done
 
     async def _patiently(self, call: Callable[[], _T]) -> _T:
-        """Calls a function in a thread, and returns its result. If the server does not answer, calls it again, for some
-        seconds. Then raises the TransientError.
+        """Calls a function in a thread, and returns its result. While the server does not answer, calls the function
+        again; after some seconds, raises the TransientError.
         """
         until = SYSTEM_CLOCK.monotonic() + _PATIENCE_SECONDS
         while True:
@@ -212,8 +219,9 @@ class PostgresJobStore(JobsAndActions):
         return await self._patiently(partial(self._tables.select, statement, values))
 
     async def _owner(self, job_id: str) -> JobsAndActions | None:
-        """Returns the store that knows a job which has no entries here. It is the store of this process's kernel, or
-        the store of the journal that the tables name for the job. Returns None if no store knows the job.
+        """Returns the store to which calls about a job are passed on, for a job without entries in this store: the
+        store of this process's kernel, or the store of the journal that the tables name for the job. Returns None if
+        the job is unknown.
         """
         if self._lent is not None and await self._lent.get(job_id) is not None:
             return self._lent
@@ -221,8 +229,8 @@ class PostgresJobStore(JobsAndActions):
         return await self._of_journal(rows[0][0], job_id) if rows and rows[0][0] != _OURS else None
 
     async def _of_journal(self, identity: str, job_id: str) -> JobsAndActions:
-        """Returns the store of the jobs in the journal with this identity. Raises UserError if the journal is not in
-        this database, or if this user may not read it.
+        """Returns a store of the jobs in the journal with this identity. Raises UserError if the journal is not in this
+        database, or if the user of the database may not read it.
         """
         if self._lent is not None and identity == self._mine:
             return self._lent
@@ -374,7 +382,9 @@ class PostgresJobStore(JobsAndActions):
         return await owner.close_action(action_id, status)
 
     async def _answered(self, job_id: str, letter: Letter, resolution: Mapping[str, Any] | None = None) -> ActionRecord:
-        """Closes a question of a job whose entries are here, by an answer or a withdrawal. Raises LetterRefused."""
+        """Closes a question of a job whose entries are in this store. `letter`: the answer or the withdrawal. Returns
+        the action. Raises LetterRefused if the question is closed already, or its deadline has passed.
+        """
 
         def answer(known: JobView) -> Entry:
             action, now_ms = known.of_token(letter.token), self._now_ms()
@@ -397,9 +407,9 @@ class PostgresJobStore(JobsAndActions):
     # -- upkeep -------------------------------------------------------------------------------------------------------
 
     async def trim(self, keep_seconds: Duration) -> int:
-        """Removes jobs that ended more than so many seconds ago, with their actions, and returns the number of removed
-        entries. Only then their idempotency keys are free again. Jobs of kernels stay. Raises UserError for seconds
-        that are negative or not finite.
+        """Removes the jobs that ended more than `keep_seconds` ago, with their actions, from this store. Returns the
+        number of removed entries. The idempotency keys of these jobs are then free again. Jobs of kernels stay. Raises
+        UserError if `keep_seconds` is negative or not finite.
         """
         before = self.clock.time() - parse_seconds(keep_seconds, name="trim: keep_seconds")
 
@@ -410,8 +420,8 @@ class PostgresJobStore(JobsAndActions):
         return await run_to_end(run_in_thread(trim))
 
     async def rebuild(self) -> int:
-        """Makes `runtime_jobs` and `runtime_actions` anew, for example after a loss, from the entries here and those of
-        the kernel's journal. Returns the number of jobs.
+        """Writes the tables `runtime_jobs` and `runtime_actions` anew, for example after they were lost. Makes their
+        rows from the entries of this store and of the kernel's journal. Returns the number of jobs.
         """
 
         def rebuild() -> int:
@@ -430,16 +440,16 @@ class PostgresJobStore(JobsAndActions):
     # -- the view of a kernel's jobs ----------------------------------------------------------------------------------
 
     def lend(self, to: JobsAndActions) -> None:
-        """Lets the store show the jobs of a kernel (`LentStore.lend`). Raises UserError if it shows those of another
-        kernel.
+        """Connects the store with a kernel, whose jobs it will show (`LentStore.lend`). `to`: the kernel's own store.
+        Raises UserError if the store is connected with a kernel already.
         """
         if self._lent is not None:
             raise UserError(f"the store of {self._tables.where} is that of another kernel", hint="make one for each")
         self._lent = to
 
     async def show(self, journal: Journal) -> None:
-        """Shows this journal in the tables. If the tables contradict the journal, this is logged, and the rows of the
-        journal are written anew.
+        """Begins to show the jobs of the kernel's journal in the tables. If rows of the tables contradict the journal,
+        logs a warning and writes the rows of the journal anew.
         """
         self._shown, self._mine = journal, journal.identity
         await journal.flush()
@@ -455,7 +465,9 @@ class PostgresJobStore(JobsAndActions):
         await self.became_durable()
 
     async def became_durable(self) -> None:
-        """Shows new durable entries in the tables. A failure is logged once, and the next call catches up."""
+        """Shows the entries that have become durable in the tables. If that fails, logs it once; the next call shows
+        the missed entries too.
+        """
         if self._shown is None:
             return
         try:
@@ -467,16 +479,18 @@ class PostgresJobStore(JobsAndActions):
             self._told = True
 
     async def leave(self) -> None:
-        """Stops to show the journal (`LentStore.leave`)."""
+        """Stops showing the jobs of the kernel's journal (`LentStore.leave`)."""
         self._shown = None
 
 
 PostgresActionStore = PostgresJobStore
-"""The name of the store for programs that only keep actions."""
+"""Another name of the store, for programs that only keep actions."""
 
 
 def _job_of(row: Sequence[Any]) -> JobRecord:
-    """Returns the record of a row of `runtime_jobs`. Fields without a column are under "sabot" in its `metadata`."""
+    """Returns the record of a job from its row in `runtime_jobs`. Fields of the record without a column are in the
+    row's `metadata`, under "sabot".
+    """
     said = dict(zip(_JOB_WORDS, row, strict=True))
     said["metadata"] = dict(said["metadata"])
     ours = said["metadata"].pop("sabot", {})

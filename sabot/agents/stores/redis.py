@@ -1,4 +1,4 @@
-"""Redis beside a store: it signals answers at once, caches jobs that have ended, and keeps actions.
+"""Redis as an addition to a store: it signals answers at once, caches jobs that have ended, and keeps actions.
 
 ActionManager A ─ resolve ─▶ store      Redis keeps no signal: a signal that is missed is found by the poll
      └─ notify ─▶ PUBLISH ─▶ ActionManager B ─ wait_for_resolution ─▶ looks into the store
@@ -40,17 +40,19 @@ _BACKOFF = Backoff(0.05, 5.0)  # the waits between attempts
 
 
 def _text(value: Any) -> str:
-    """Returns a reply of the client, bytes or text, as text."""
+    """Returns a reply of the client as text. The reply may be bytes."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
 class RedisSignalChannel:
-    """A SignalChannel between processes over one channel of Redis. While the server does not answer, that is logged
-    once, and answers are found by the poll of `ActionManager`.
+    """A SignalChannel over one channel of Redis, for several processes. While the server does not answer, the channel
+    logs it once, and `ActionManager` finds answers by polling the store.
     """
 
     def __init__(self, client: Any, *, channel: str = "sabot:actions") -> None:
-        """Makes a channel. `client` is a `redis.asyncio.Redis`, which the caller closes, or the address of a server."""
+        """Makes a channel. `client`: a `redis.asyncio.Redis`, which the caller closes, or the address of a server.
+        `channel`: the name of the channel in Redis.
+        """
         self._server = RedisServer.of(client, "signals", "RedisSignalChannel")
         self._channel = channel
         self._local = LocalSignals()
@@ -58,8 +60,8 @@ class RedisSignalChannel:
         self._silent = False
 
     async def start(self) -> None:
-        """Begins to listen. Raises TransientError if no server answers, and UserError if it refuses or the channel was
-        started before.
+        """Begins to listen for signals. Raises TransientError if no server answers. Raises UserError if the server
+        refuses, or if the channel was started before.
         """
         if self._hearing is not None:
             raise UserError("RedisSignalChannel has been started", hint="await channel.stop() first")
@@ -67,7 +69,7 @@ class RedisSignalChannel:
         self._hearing = asyncio.create_task(self._hear(heard), name="signals of Redis")
 
     async def stop(self) -> None:
-        """Stops to listen. Repeated calls do nothing."""
+        """Stops listening. Repeated calls do nothing."""
         hearing, self._hearing = self._hearing, None
         if hearing is not None:
             hearing.cancel()
@@ -82,8 +84,8 @@ class RedisSignalChannel:
         await self.stop()
 
     async def notify(self, action_id: str) -> None:
-        """Wakes the callers in all processes that wait for this action, because it was closed. An error of the server
-        is only logged, because the answer itself is already durable.
+        """Wakes all callers that wait for this action, in all processes. Called when the action was closed. If the
+        server does not answer, that is only logged, because the answer is already durable in the store.
         """
         await self._local.notify(action_id)
         try:
@@ -93,13 +95,15 @@ class RedisSignalChannel:
             self._tell(error)
 
     async def wait(self, action_id: str, seconds: float) -> None:
-        """Returns when this action is closed, or after so many seconds. Raises UserError before `start`."""
+        """Waits until this action was closed, but at most `seconds` seconds. Raises UserError if the channel was not
+        started.
+        """
         if self._hearing is None:
             raise UserError("RedisSignalChannel hears nothing yet", hint="await channel.start()")
         await self._local.wait(action_id, seconds)
 
     async def _subscribed(self) -> Any:
-        """Subscribes, and returns the subscription when the server has confirmed it."""
+        """Subscribes to the channel in Redis. Returns the subscription when the server has confirmed it."""
         heard = self._server.client.pubsub()
         try:
             with self._server.explained():
@@ -146,14 +150,17 @@ async def _closed(heard: Any) -> None:
 
 
 class RedisJobCache(JobStore):
-    """A cache in front of a store of jobs. Redis keeps jobs that have ended; since they change no more, a cached job is
-    never outdated. If the server does not answer, the store is asked.
+    """A cache in front of a store of jobs. Redis keeps only jobs that have ended. These change no more, so a cached job
+    is up to date. While the server does not answer, the cache asks the store.
     """
 
     def __init__(self, store: JobStore, client: Any, *, prefix: str = "sabot:jobs", ttl: Duration = "1h") -> None:
-        """Makes a cache. `client` is a `redis.asyncio.Redis`, which the caller closes, or the address of a server.
-        `ttl` is the time for which an ended job stays in the cache. If the dead letter of an agent's job is sent again,
-        the cache may show the job as ended for that time.
+        """Makes a cache.
+
+        - `client`: a `redis.asyncio.Redis`, which the caller closes, or the address of a server.
+        - `ttl`: the time for which an ended job stays in the cache. One kind of job changes after its end: if the dead
+          letter of an agent's job is sent again, the job runs again. The cache may show such a job as ended for this
+          time.
         """
         check("RedisJobCache: store", store, Of(JobStore, "a PostgresJobStore, an InMemoryJobStore"))
         self.store, self.clock = store, store.clock
@@ -202,7 +209,7 @@ class RedisJobCache(JobStore):
         return await self.store.find(scope_id=scope_id, statuses=statuses)
 
     async def close(self) -> None:
-        """Closes the connections that the cache has opened; the store stays open."""
+        """Closes the connections that the cache itself has opened. The store stays open."""
         await self._server.close()
 
     def _tell(self, error: Exception) -> None:
@@ -212,8 +219,8 @@ class RedisJobCache(JobStore):
 
 
 class _Closing(msgspec.Struct, kw_only=True):
-    """The answer that closes an action. `once` is an id of the call, by which the script recognizes a call that the
-    client has sent twice.
+    """The answer or withdrawal that closes an action. `once`: an id of the call. By it, the script in Redis recognizes
+    a call that the client has sent twice.
     """
 
     once: str
@@ -233,21 +240,23 @@ return ''
 
 
 class RedisActionStore(ActionStore):
-    """A store of actions in Redis. It knows no jobs. Any number of processes may ask and answer, and one answer is
-    accepted. Changes are as durable as the settings of the server make them (`appendfsync always`).
+    """A store of actions in Redis. It knows no jobs. Any number of processes may ask and answer; of several answers to
+    an action, one is accepted. Whether changes survive a crash of the server depends on its settings (`appendfsync
+    always`).
 
-    Given to a RuntimeKernel (`action_store=`) it shows the kernel's actions to other processes, which have their own
-    stores over the same server, and passes their answers on to the kernel's journal. The journal decides which answer
-    is accepted; if it is another one than that in Redis, Redis is corrected.
+    If the store is given to a RuntimeKernel (`action_store=`), it shows the kernel's actions to other processes. These
+    have their own stores over the same server. The store passes their answers on to the kernel's journal, which decides
+    which answer is accepted. If Redis has another answer, it is replaced.
 
-    Calls raise TransientError while the server does not answer; read the action again to see whether a change was made.
+    Calls raise TransientError while the server does not answer. Whether a change was made can then be seen by reading
+    the action again.
     """
 
     def __init__(
         self, client: Any, *, prefix: str = "sabot:actions", poll: Duration = "200ms", clock: Clock = SYSTEM_CLOCK
     ) -> None:
-        """Makes a store. `client` is a `redis.asyncio.Redis`, which the caller closes, or the address of a server.
-        `poll` is the interval at which a kernel looks for answers.
+        """Makes a store. `client`: a `redis.asyncio.Redis`, which the caller closes, or the address of a server.
+        `poll`: the time between two looks for answers, if the store shows the actions of a kernel.
         """
         self.clock = clock
         self._poll_s = parse_seconds(poll, name="poll", zero=False)
@@ -260,7 +269,9 @@ class RedisActionStore(ActionStore):
         return f"{self._prefix}:action:{action_id}"
 
     async def start(self) -> None:
-        """Checks the connection. Raises TransientError if no server answers, and UserError if it refuses."""
+        """Checks the connection to the server. Raises TransientError if the server does not answer, and UserError if it
+        refuses.
+        """
         with self._server.explained():
             await self._server.client.ping()
 
@@ -348,7 +359,9 @@ class RedisActionStore(ActionStore):
         return _Closing(once=secrets.token_hex(8), resolution=resolution, resolved_at=self.clock.time(), by=by)
 
     async def _close(self, action_id: str, status: ActionStatus, closing: _Closing) -> str:
-        """Closes an action in one script. Returns "", or the reason why it was not closed: its status, or "late"."""
+        """Closes an action by one script in Redis. Returns "" if the action was closed. Otherwise returns the reason
+        why not: the status that it has already, or "late".
+        """
         words = (str(status), msgspec.json.encode(closing), repr(self.clock.time()))
         with self._server.explained():
             return _text(await self._server.client.eval(_CLOSE, 1, self._key(action_id), *words))
@@ -369,7 +382,7 @@ class RedisActionStore(ActionStore):
         return [action for action in found if not statuses or action.status in statuses]
 
     async def close(self) -> None:
-        """Closes the connections that the store has opened."""
+        """Closes the connections that the store itself has opened."""
         await self._server.close()
 
     # -- the view of a kernel's actions -------------------------------------------------------------------------------
@@ -377,16 +390,16 @@ class RedisActionStore(ActionStore):
     home = None  # a kernel cannot keep its journal in Redis (`LentStore.home`)
 
     def lend(self, to: JobsAndActions) -> None:
-        """Lets the store show the actions of a kernel (`LentStore.lend`). Raises UserError if it shows those of another
-        kernel.
+        """Connects the store with a kernel, whose actions it will show (`LentStore.lend`). `to`: the kernel's own
+        store. Raises UserError if the store is connected with a kernel already.
         """
         if self._mirror is not None:
             raise UserError("the RedisActionStore is that of another kernel", hint="make one for each")
         self._mirror = _Mirror(to)
 
     async def show(self, journal: Journal) -> None:
-        """Shows the actions of this journal, and begins to look for answers. Raises TransientError if no server
-        answers.
+        """Begins to show the actions of the kernel's journal, and to look for answers to them. Raises TransientError if
+        the server does not answer.
         """
         assert self._mirror is not None
         await self.start()
@@ -396,7 +409,7 @@ class RedisActionStore(ActionStore):
         self._mirror.hearing = asyncio.create_task(self._hear_answers(self._mirror), name="answers of Redis")
 
     async def leave(self) -> None:
-        """Stops to look for answers (`LentStore.leave`)."""
+        """Stops looking for answers (`LentStore.leave`)."""
         mirror = self._mirror
         if mirror is not None and mirror.hearing is not None:
             hearing, mirror.hearing = mirror.hearing, None
@@ -404,8 +417,8 @@ class RedisActionStore(ActionStore):
             await asyncio.gather(hearing, return_exceptions=True)
 
     async def became_durable(self) -> None:
-        """Shows the actions in new durable entries. If the server does not answer, that is logged, and the next call
-        shows all.
+        """Shows the actions of the entries that have become durable. If the server does not answer, logs that; the next
+        call then shows all actions.
         """
         mirror = self._mirror
         if mirror is None or mirror.journal is None:
@@ -422,8 +435,8 @@ class RedisActionStore(ActionStore):
                 mirror.tell("actions are not shown: %s", error)
 
     async def _show_action(self, mirror: "_Mirror", action: ActionRecord) -> None:
-        """Writes an action to Redis as the journal has it. If Redis has an answer and the journal has none yet, the
-        answer stays, because it is on its way into the journal.
+        """Writes an action to Redis with the state that it has in the journal. If it is answered in Redis and still
+        open in the journal, leaves the answer in Redis, because the answer is on its way into the journal.
         """
         closed = action.status is not ActionStatus.PENDING
         said = self._closing(dict(action.resolution), action.by)
@@ -493,11 +506,15 @@ return {status or '', closing or ''}
 
 @dataclass(slots=True)
 class _Mirror:
-    """The actions of a kernel that a store over Redis shows.
+    """The connection of a store in Redis with a kernel, whose actions it shows.
 
-    `of` is the store of the kernel's jobs and actions. `known` is the view of the jobs in the kernel's journal. `anew`
-    is True if all actions have to be shown again, because the server did not answer for a time, and may have lost some.
-    `pending` has, by action id, the tokens of the actions that wait for an answer.
+    - `of`: the kernel's own store of jobs and actions. `journal`: the kernel's journal, while its actions are shown.
+    - `known`: the view of the jobs in that journal.
+    - `pending`: the tokens of the actions that wait for an answer, by action id.
+    - `hearing`: the task that looks for answers in Redis.
+    - `silent`: True if an error was logged since the last call that succeeded.
+    - `anew`: True if all actions have to be shown again. That is so at the beginning, and after the server did not
+      answer, because it may have lost some.
     """
 
     of: JobsAndActions
@@ -510,7 +527,9 @@ class _Mirror:
     anew: bool = True
 
     def news(self, journal: Journal) -> list[ActionRecord]:
-        """Returns the actions of the jobs that have new entries since the last call. Blocks."""
+        """Returns the actions of the jobs that have new entries since the last call; all actions if `anew` is True.
+        Blocks.
+        """
         known, anew, self.anew = self.known, self.anew, False
         if known is None or anew:
             known = JobView(journal)
@@ -521,7 +540,9 @@ class _Mirror:
         return found
 
     def tell(self, what: str, error: Exception) -> None:
-        """Logs an error, unless one was logged since the last call that succeeded."""
+        """Logs an error, unless one was logged since the last call that succeeded. `what`: the message, with `%s` for
+        the error.
+        """
         if not self.silent:
             _log.warning(what, error)
         self.silent = True

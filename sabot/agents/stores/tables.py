@@ -1,4 +1,6 @@
-"""Tables in a PostgreSQL database: missing ones are created; one connection is used, and replaced when it breaks."""
+"""The tables of a store in a PostgreSQL database. Creates missing tables. Uses one connection, and opens a new one when
+it breaks.
+"""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,10 +25,10 @@ _NARROW = (  # only columns of tables that this user may alter
 
 
 class PostgresTables:
-    """The tables of one store, in the first schema of the address's user. Its methods block.
+    """The tables of one store, in the first schema of the search path of the address's user. Its methods block.
 
     A user without the right to create tables can use tables that somebody else has created. Raises UserError for a
-    wrong address, and MissingExtra without psycopg.
+    wrong address, and MissingExtra if psycopg is not installed.
     """
 
     def __init__(
@@ -37,9 +39,13 @@ class PostgresTables:
         made_by: dict[str, str],
         wide: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """Makes the tables' object, without connecting. `place` is the address, or a pool of asyncpg, of which only the
-        address is used. `made_by` has the statement that creates each table. `wide` has, by table, the columns of type
-        BIGINT that an earlier version has created as INTEGER: they are altered.
+        """Makes the object, and does not connect yet.
+
+        - `place`: the address of the database, or a pool of asyncpg, from which only the address is taken.
+        - `what`, `feature`: the name of the store and of the feature that needs psycopg, for errors.
+        - `made_by`: by table, the statement that creates it.
+        - `wide`: by table, the columns of type BIGINT that an earlier version of Sabot has created as INTEGER. Their
+          type is changed.
         """
         self.server = PostgresServer(address_of(place, feature), what, feature)
         self.where = f"{what} in {self.server.where}"
@@ -49,16 +55,16 @@ class PostgresTables:
         self._session: PostgresSession | None = None
 
     def connect(self) -> Any:
-        """Returns a new connection. The server ends a transaction that is idle for 20 seconds."""
+        """Returns a new connection. On it, the server ends a transaction that is idle for 20 seconds."""
         return self.server.connect("", {"idle_in_transaction_session_timeout": "20s"})
 
     @contextmanager
     def transaction(self, *, look: bool = False) -> Iterator[Any]:
-        """Gives a connection to the `with` block, and runs the block as one transaction. If `look` is True, it checks
-        that the tables exist, even if they existed before.
+        """Runs the `with` block as one transaction, and gives it the connection. `look`: True to check again that the
+        tables exist, even if an earlier use has found them.
 
-        Raises BrokerUnavailable or TransientError if the server does not answer; the changes may be durable
-        nevertheless. Raises UserError if the server refuses.
+        Raises BrokerUnavailable or TransientError if the server does not answer; the changes may then be durable or
+        not. Raises UserError if the server refuses.
         """
         if self._session is None:
             self._session = PostgresSession(self)
@@ -71,7 +77,9 @@ class PostgresTables:
         self._made = True
 
     def select(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """Returns the rows of a query in a transaction of its own. Raises the errors of `transaction`."""
+        """Runs a query in a transaction of its own, and returns the rows that it finds. Raises the errors of
+        `transaction`.
+        """
         with self.transaction() as connection:
             rows: list[tuple[Any, ...]] = connection.execute(statement, values).fetchall()
             return rows
@@ -99,7 +107,7 @@ class PostgresTables:
                 _log.warning("%s: %s.%s stays INTEGER: %s", self.where, table, column, str(error).strip())
 
     def close(self) -> None:
-        """Closes the connection; the next use connects again."""
+        """Closes the connection. The next use opens a new one."""
         session, self._session = self._session, None
         if session is not None:
             session.close()
