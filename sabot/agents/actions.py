@@ -1,8 +1,8 @@
-"""Actions: questions of jobs to people, each answered once.
+"""Actions: questions of jobs to people, each of which is answered once.
 
-An action is pending until it is resolved, expires, or is cancelled. Whoever has its token may resolve it once, from
-this process or, through the inbox of the journal, from another one. Programs use `ActionManager`; `store.JournalStore`
-keeps actions where it keeps jobs.
+An action is pending until it is resolved, expires, or is cancelled. Anybody who has the token of an action may resolve it
+once, from this process or, through the inbox of the journal, from another one. Programs use `ActionManager`.
+`store.JournalStore` keeps actions in the same journal as jobs.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class ActionStatus(StrEnum):
-    """The states of an action: pending, or the way in which it was closed, which is final."""
+    """The states of an action. PENDING is the first. The others say how the action was closed, and are final."""
 
     PENDING = "pending"
     RESOLVED = "resolved"
@@ -47,8 +47,9 @@ class ActionStatus(StrEnum):
 class ActionSpec:
     """The specification of a question.
 
-    `type` is one of ACTION_TYPES, or "custom". `payload` is what the person is shown; it must be JSON.
-    `timeout_seconds` is the time in which it may be answered; None means no limit.
+    - `type`: one of ACTION_TYPES, or "custom".
+    - `payload`: the data that the person is shown. It must be JSON.
+    - `timeout_seconds`: the time in which the question may be answered; None means no limit.
     """
 
     job_id: str
@@ -69,10 +70,11 @@ class ActionSpec:
 
 @dataclass(slots=True, kw_only=True)
 class ActionRecord:
-    """The record of an action. An ActionManager returns the same object to the caller that asked, and updates that
-    object when it sees the answer. Times are in seconds since 1970.
+    """The record of an action. Times are in seconds since 1970. The caller that asked the question in this process has
+    an object of its own, which an ActionManager updates when it sees the answer, and returns again.
 
-    `resolution` is {} unless the action was resolved. `by` is the person who resolved it, or "" if that is not known.
+    - `resolution`: the answer; {} unless the action was resolved.
+    - `by`: the person who resolved the action, or "" if that is not known.
     """
 
     action_id: str
@@ -89,11 +91,11 @@ class ActionRecord:
 
     @property
     def approves_effect(self) -> bool:
-        """True if the question asks whether an effect may be made, because a rule demands approval."""
+        """True if the question asks for approval of an effect."""
         return self.type == CONFIRM and self.payload.keys() >= {"effect", "ordinal", "rule"}
 
     def overdue(self, now: float) -> bool:
-        """Returns True if the action is pending, and its time is over."""
+        """Returns True if the action is pending, although its time had run out at the time `now` (seconds since 1970)."""
         return self.status is ActionStatus.PENDING and self.expires_at is not None and now > self.expires_at
 
 
@@ -106,10 +108,11 @@ def no_action(action_id: str) -> UserError:
 
 
 def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> None:
-    """Checks the answer to a question about an effect. Raises UserError if the answer does not say whether the effect
-    may be made, or whether it was made. Without this check, the job would take such an answer for a refusal or for
-    "abandon". Also raises UserError if the answer says that an effect was made, the effect returns rows, and the answer
-    has no rows.
+    """Checks the answer to a question about an effect. Raises UserError in two cases:
+
+    - The answer does not say whether the effect may be made, or whether it was made. Without this check the job would
+      take such an answer for a refusal or for "abandon".
+    - The answer says that the effect was made, but lacks the rows that the effect returns.
     """
     if action.approves_effect and not isinstance(resolution.get("approved"), bool):
         raise UserError(
@@ -133,20 +136,22 @@ def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> Non
 
 
 class ActionStore(ABC):
-    """A store of actions, for one event loop. If the store is durable, changes are durable when a method returns."""
+    """A store of actions, for one event loop. If the store is durable, the changes of a method are durable when it
+    returns.
+    """
 
     clock: Clock
 
     @abstractmethod
     async def require(self, spec: ActionSpec) -> ActionRecord:
-        """Makes a pending action with a new token. If the store knows the job of the action, the job is shown as
-        waiting for the action. Raises IllegalTransition if the job cannot wait.
+        """Makes a pending action with a new token, and returns it. If the store knows the job of the action, the job
+        then has the status `waiting_action`. Raises IllegalTransition if the job may not change to that status.
         """
 
     @abstractmethod
     async def action(self, action_id: str) -> ActionRecord | None:
-        """Returns the action as it is now, including an answer from another process. Returns None if no action has this
-        id.
+        """Returns the action as it is now, or None if no action has this id. An answer that another process has given
+        is included.
         """
 
     @abstractmethod
@@ -163,18 +168,18 @@ class ActionStore(ABC):
 
     @abstractmethod
     async def actions(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
-        """Returns the actions of a job, or of all jobs if `job_id` is None, in the order in which they were asked.
-        `statuses` selects actions in one of these statuses; () selects all.
+        """Returns the actions of a job, or of all jobs if `job_id` is None, in the order in which they were asked. Only
+        actions in one of `statuses` are returned; () means all.
         """
 
 
 class SignalChannel(Protocol):
-    """A channel that wakes the callers that wait for an action. It may lose signals, or send too many. So a caller
-    reads the store again after each signal, and also from time to time.
+    """A channel that wakes the callers that wait for an action. It may lose signals, or send too many. So a waiting
+    caller reads the store again after each signal, and also from time to time.
     """
 
     async def notify(self, action_id: str) -> None:
-        """Wakes the callers that wait for this action, because it was closed."""
+        """Wakes the callers that wait for this action. Called when the action was closed."""
 
     async def wait(self, action_id: str, seconds: float) -> None:
         """Waits for a signal about this action, for at most `seconds` seconds."""
@@ -208,12 +213,14 @@ class LocalSignals:
 
 
 class ActionManager:
-    """A manager of the actions of a store. With a store over a journal on disk, actions survive the process, and can be
-    resolved while it does not run.
+    """A manager of the actions in a store. If the store is over a journal on disk, the actions survive the process, and
+    can be resolved while the process does not run.
 
-    `signal_channel` wakes `wait_for_resolution` at once when an action is answered. An answer that the channel does not
-    report, for example from another process, is found after the time `poll` at the latest. The time is that of the
-    store's clock.
+    - `signal_channel`: wakes `wait_for_resolution` at once when an action is answered.
+    - `poll`: the time after which `wait_for_resolution` reads the store again. So it also finds an answer that the
+      channel does not report, for example one from another process.
+
+    The time of day is that of the store's clock.
     """
 
     def __init__(
@@ -230,8 +237,8 @@ class ActionManager:
         self._asked: dict[str, ActionRecord] = {}  # by id: the handles of actions that are open, as far as is known
 
     def _seen(self, action: ActionRecord) -> ActionRecord:
-        """Updates the object that the caller who asked has (ActionRecord), and returns it. If nobody in this process
-        has asked, returns `action`.
+        """Updates the ActionRecord that `require_action` has returned for this action, and returns that object. If
+        nobody in this process has asked the question, returns `action`.
         """
         handle = self._asked.get(action.action_id, action)
         for name in ("status", "resolution", "resolved_at", "by"):
@@ -241,13 +248,13 @@ class ActionManager:
         return handle
 
     async def require_action(self, spec: ActionSpec) -> ActionRecord:
-        """Asks a question, and returns its action. If the store knows the job, the job waits for the answer
+        """Asks a question, and returns its action. If the store knows the job, the job then waits for the answer
         (`waiting_action`). Raises IllegalTransition if the job does not run.
 
-        A tool of an agent may also ask, with the id of the agent's job, if a kernel or an app runs that job. Then this
-        call of the tool ends here, and the job is parked. After the answer the tool is called again from its beginning,
-        and this method returns the closed action. So the code before this line runs twice, and the code after it once.
-        A call can ask one question, and only on the event loop of the job.
+        A tool of an agent may also call this, with the id of the agent's job, if a kernel or an app runs that job. Then
+        the call of the tool ends here, and the job is parked. After the answer the tool is called again from its
+        beginning, and this method returns the closed action. So the tool's code before this line runs twice, and the
+        code after it once. Each call of a tool can ask one question, on the event loop of the job.
         """
         check("require_action: spec", spec, Of(ActionSpec, "ActionSpec(…)"))
         action = await self.store.require(spec)
@@ -280,7 +287,9 @@ class ActionManager:
         return self._seen(action)
 
     async def cancel(self, action_id: str) -> ActionRecord:
-        """Withdraws the question. Raises IllegalTransition if it was closed before."""
+        """Withdraws the question, and returns the cancelled action. Raises IllegalTransition if the action was closed
+        before.
+        """
         action = await self.get(action_id)
         if action.status is ActionStatus.PENDING:
             action = await self._closed(action_id, ActionStatus.CANCELLED)
@@ -294,8 +303,8 @@ class ActionManager:
         return self._seen(action)
 
     async def wait_for_resolution(self, action_id: str, timeout: Duration | None = None) -> ActionRecord:
-        """Waits until the action is resolved, has expired or was cancelled, and returns it. Raises TimeoutError after
-        `timeout`; the action stays open.
+        """Waits until the action is resolved, has expired or was cancelled, and returns it. If that takes longer than
+        `timeout`, raises TimeoutError, and the action stays open. None waits without a limit.
         """
         seconds = None if timeout is None else parse_seconds(timeout, name="timeout")
         async with asyncio.timeout(seconds):
@@ -304,15 +313,15 @@ class ActionManager:
         return action
 
     async def expire(self) -> list[ActionRecord]:
-        """Closes the actions whose time is over, and returns those that were not answered before."""
+        """Closes the pending actions whose time has run out. Returns those that are now expired."""
         now = self.store.clock.time()
         overdue = [each for each in await self.store.actions(statuses=[ActionStatus.PENDING]) if each.overdue(now)]
         closed = [await self._closed(each.action_id, ActionStatus.EXPIRED) for each in overdue]
         return [each for each in closed if each.status is ActionStatus.EXPIRED]
 
     async def find(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
-        """Returns the actions of a job, or of all jobs if `job_id` is None, in the order in which they were asked.
-        `statuses` selects actions in one of these statuses; () selects all.
+        """Returns the actions of a job, or of all jobs if `job_id` is None, in the order in which they were asked. Only
+        actions in one of `statuses` are returned; () means all.
         """
         if job_id is not None:
             checked_word(job_id, "find: job_id")

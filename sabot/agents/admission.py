@@ -1,11 +1,11 @@
-"""The admission of jobs, of a durable agent and of a kernel: how many run, which one is next, and how many are parked.
+"""The admission of jobs, for a durable agent or a kernel: how many jobs run, which one is next, and how many are parked.
 
-    wait ─▶ waiting ─▶ running ─┬─▶ leave    it has ended, or is blocked: its place is free
-                          ▲     └─▶ park     it waits for long: its place is free
+    wait ─▶ waiting ─▶ running ─┬─▶ leave    the job has ended, or is blocked: its place is free
+                          ▲     └─▶ park     the job waits for long: its place is free
                           │           │
-                        woken ◀─ wait ┘      it has something to do, and is parked until it runs
+                        woken ◀─ wait ┘      the job can continue; it counts as parked until it runs
 
-Jobs that continue go before those that begin. In both, the one that has waited longest is the next.
+Jobs that continue go before jobs that begin. Among either, the job that has waited longest is the next.
 """
 
 from collections import deque
@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
 Place: TypeAlias = Literal["", "waiting", "running", "parked", "woken"]
-"""The place of a job, or "" for a job that was not admitted yet or has left."""
+"""The place of a job. "" is that of a job that was not admitted yet, or has left."""
 
 
 class Placed(Protocol):
-    """A job as its owner has it. Only `JobAdmission` changes its place."""
+    """A job, in the form that `JobAdmission` needs. Only `JobAdmission` changes its `place`."""
 
     place: Place
 
@@ -26,18 +26,22 @@ Job = TypeVar("Job", bound=Placed)
 
 
 class JobAdmission(Generic[Job]):
-    """Decides which jobs run and which wait. For one event loop.
+    """The admission of jobs, for one event loop: it decides which jobs run and which wait.
 
-    At most `limit` jobs run at a time. `running` and `waiting` are the numbers of jobs that run and that wait. `parked`
-    is the number of parked jobs, including those that were woken and do not run yet.
+    - `limit`: the most jobs that run at a time.
+    - `running`, `waiting`: the numbers of jobs that run and that wait.
+    - `parked`: the number of parked jobs, including those that were woken and do not run yet.
     """
 
     def __init__(
         self, limit: int, run: Callable[[Job, bool], object], held: Callable[[Job], bool] = lambda job: False
     ) -> None:
-        """Makes the admission. `run` is called with the next job, to let it run, and with True if the job was parked.
-        `held` is a function that returns True if the next job has to wait although a place is free. When that has
-        changed, the owner of the jobs calls `go_on`.
+        """Makes the admission.
+
+        - `limit`: the most jobs that run at a time.
+        - `run`: a function that lets a job run. It is called with the job, and with True if the job was parked.
+        - `held`: a function that returns True if a job has to wait although a place is free. The owner of the jobs
+          calls `go_on` when that has changed.
         """
         self.limit, self.running, self.waiting, self.parked = limit, 0, 0, 0
         self._run, self._held = run, held
@@ -45,8 +49,9 @@ class JobAdmission(Generic[Job]):
         self._beginning: deque[Job] = deque()
 
     def wait(self, job: Job, *, continues: bool = False, first: bool = False) -> None:
-        """Puts a job into a queue: that of the jobs that continue, or that of the jobs that begin. The job goes to the
-        end of the queue, or to its front if `first` is True. A later call of `go_on` lets it run.
+        """Puts a job into the queue of the jobs that continue, or with `continues` False into that of the jobs that
+        begin. The job goes to the end of the queue, or to its front if `first` is True. A later call of `go_on` lets it
+        run.
         """
         job.place = "woken" if job.place == "parked" else "waiting"
         self.waiting += 1
@@ -75,7 +80,7 @@ class JobAdmission(Generic[Job]):
             self._run(job, was_parked)
 
     def park(self, job: Job) -> None:
-        """Takes the place away from a job that will wait for long."""
+        """Takes the place away from a running job that will wait for long. The job counts as parked."""
         self.leave(job)
         job.place = "parked"
         self.parked += 1

@@ -1,8 +1,8 @@
-"""The jobs and actions of a journal whose jobs an app or a kernel runs. They are read when they are asked for, and
-changed by letters to the inbox of the journal.
+"""The jobs and actions in a journal whose jobs an app or a kernel runs. They are read from the journal when a program asks
+for them. To change them, a program puts letters into the inbox of the journal.
 
-It does not matter whether the app runs in this process, in another one, or not at all. A letter is durable when a call
-returns, and its effect is seen in later reads, also before the owner of the journal has taken it.
+It does not matter whether the app runs in this process, in another one, or not at all. When a call returns, its letter is
+durable. Later reads see the effect of the letter, even if the owner of the journal has not taken it yet.
 """
 
 import uuid
@@ -32,8 +32,10 @@ from sabot.journal.opening import open_inbox, open_reader
 
 @dataclass(frozen=True)
 class JournalAddress:
-    """The address of a journal, by which another process can find it too. `app` is the id of the app whose journal it
-    is, or "" if `place` contains it. `kafka` has the settings of the Kafka client.
+    """The address of a journal, by which another process can find the journal too.
+
+    - `app`: the id of the app that owns the journal, or "" if `place` already identifies it.
+    - `kafka`: the settings of the Kafka client.
     """
 
     place: str
@@ -42,24 +44,26 @@ class JournalAddress:
 
     @contextmanager
     def opened(self) -> Iterator[JournalReader]:
-        """Opens a reader of the journal for one `with` block. Blocks. Raises UserError if there is no journal."""
+        """Opens a reader of the journal for a `with` block. Blocks. Raises UserError if there is no journal at this
+        address.
+        """
         with closing(open_reader(self.place, app=self.app, kafka=self.kafka)) as reader:
             yield reader
 
     @property
     def works_elsewhere(self) -> bool:
-        """True if another process can use this address. It cannot if the settings of the Kafka client include
-        functions, which exist only in this process.
+        """True if another process can use this address. False if the settings of the Kafka client have functions, which
+        exist only in this process.
         """
         return not any(map(callable, self.kafka.values()))
 
 
 JournalPlace: TypeAlias = JournalAddress | MemoryStorage | None
-"""The place of a journal that a store reads: None for one in memory, before its owner has run."""
+"""The place of a journal that a store reads. None stands for a journal in memory whose owner has not run yet."""
 
 
 def place_of_app(app: JournalOwner) -> JournalPlace:
-    """Returns the place of an app's journal. Raises UserError if it has none."""
+    """Returns the place of an app's journal. Raises UserError if the app has no place for a journal."""
     place = str(journal_place(app))
     if place == "memory":
         return app.journal_storage
@@ -72,8 +76,11 @@ class AppJobStore(JobsAndActions):
     def __init__(
         self, place: Callable[[], JournalPlace], clock: Clock, running: Callable[[], Journal | None] = lambda: None
     ) -> None:
-        """Makes a store. `place` is a function that returns the place of the journal. `running` is a function that
-        returns the open journal while jobs run over it in this process, and otherwise None.
+        """Makes a store.
+
+        - `place`: a function that returns the place of the journal.
+        - `running`: a function that returns the open journal while jobs run over it in this process, and otherwise
+          None.
         """
         self.clock = clock
         self._place = place
@@ -81,12 +88,12 @@ class AppJobStore(JobsAndActions):
 
     @property
     def running(self) -> Journal | None:
-        """The journal, while jobs run over it in this process; otherwise None."""
+        """The open journal while jobs run over it in this process; otherwise None."""
         return self._running()
 
     @contextmanager
     def reader(self) -> Iterator[JournalReader]:
-        """Gives a reader of the journal for one `with` block. Blocks. Raises UserError if there is no journal."""
+        """Gives a reader of the journal to a `with` block. Blocks. Raises UserError if there is no journal."""
         running = self.running
         if running is not None:
             yield running
@@ -100,8 +107,8 @@ class AppJobStore(JobsAndActions):
 
     def address(self) -> JournalAddress | None:
         """Returns the address by which another process finds the journal. Returns None if only this process should read
-        it: the journal is in memory; or it is in a topic of which this process already has a copy; or the settings of
-        the Kafka client have functions.
+        it, for one of these reasons: the journal is in memory; it is in a topic of which this process already has a
+        copy; the settings of the Kafka client have functions.
         """
         place = self._place()
         if not isinstance(place, JournalAddress) or not place.works_elsewhere:
@@ -109,7 +116,9 @@ class AppJobStore(JobsAndActions):
         return None if place.place.startswith("kafka://") and self.running is not None else place
 
     def post(self, letter: Letter) -> None:
-        """Puts a letter into the inbox. Blocks. Raises LetterRefused, and UserError if there is no journal."""
+        """Puts a letter into the inbox of the journal. Blocks. Raises LetterRefused if the letter cannot be applied,
+        and UserError if there is no journal.
+        """
         running = self.running
         if running is not None:
             running.post(letter)
@@ -123,12 +132,12 @@ class AppJobStore(JobsAndActions):
             inbox.post(letter)
 
     async def own_writes(self) -> None:
-        """Waits until readers can see all changes of jobs that this process has reported."""
+        """Waits until readers of the journal can see all changes of jobs that this process has reported to callers."""
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
-        """Raises UserError, because a job of an app begins with a record."""
+        """Raises UserError, because the jobs of an app begin with records, and cannot be made here."""
         raise UserError("jobs of an app begin with the records of its durable agents", hint="await app.send(topic, …)")
 
     async def get(self, job_id: str) -> JobRecord | None:
@@ -140,8 +149,8 @@ class AppJobStore(JobsAndActions):
             return self._known(reader, job_id).job(job_id)
 
     async def move(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
-        """Cancels a job by a letter; the job ends when its owner has taken it. Raises IllegalTransition for any other
-        status.
+        """Cancels a job by a letter, and returns the job. The job ends when the owner of the journal has taken the
+        letter. Raises IllegalTransition for any other status.
         """
         job = await self.get(job_id)
         if job is None:
@@ -169,9 +178,9 @@ class AppJobStore(JobsAndActions):
     # -- actions ------------------------------------------------------------------------------------------------------
 
     async def require(self, spec: ActionSpec) -> ActionRecord:
-        """Asks a question within a call of a tool. The first time, the call of the tool is cancelled; it is made again
-        after the answer, and then this method returns the closed action. Raises UserError outside of a tool's call,
-        because the function of an agent asks by its context.
+        """Asks a question from within a call of a tool. The first time the call of the tool is cancelled. After the
+        answer the tool is called again, and then this method returns the closed action. Raises UserError outside of a
+        call of a tool, because the function of an agent asks by its context.
         """
         check("require: spec", spec, Of(ActionSpec, "ActionSpec(job_id=…)"))
         call, payload = CALL.get(), as_json(spec.payload, "payload")
@@ -232,8 +241,8 @@ class AppJobStore(JobsAndActions):
         return action
 
     def _in_time(self, action: ActionRecord) -> ActionRecord:
-        """Returns the action. If its time is over and the owner of the journal has not closed it yet, it is returned as
-        expired.
+        """Returns the action. If its time has run out, but the owner of the journal has not closed it yet, returns it
+        as expired.
         """
         if action.overdue(self.clock.time()):
             action.status, action.resolved_at = ActionStatus.EXPIRED, action.expires_at
@@ -242,7 +251,7 @@ class AppJobStore(JobsAndActions):
     # -- the journal --------------------------------------------------------------------------------------------------
 
     def _known(self, reader: JournalReader, job_id: str | None = None) -> JobView:
-        """Returns the view of the journal, with the letters applied that the owner has not taken yet."""
+        """Returns the view of the journal. Letters that the owner of the journal has not taken yet are applied to it."""
         # letters are read first: if the owner takes one meanwhile, it is seen twice and not missed
         letters = reader.letters()
         known = JobView.of(reader, job_id)
@@ -261,7 +270,7 @@ def _made(storage: MemoryStorage | None) -> MemoryStorage:
 
 
 class AppJobs(JobManager):
-    """The jobs of an app's durable agents (`app.jobs`), usable in any process."""
+    """The jobs of an app's durable agents (`app.jobs`). A program can use it in any process that can reach the journal."""
 
     store: AppJobStore
 
@@ -269,11 +278,12 @@ class AppJobs(JobManager):
         super().__init__(store)
 
     async def signal(self, job_id: str, name: str, value: Any = None, *, token: str = "", by: str = "") -> None:
-        """Sends a signal to a job, for which `ctx.wait(name)` waits now or later. `value` must be JSON; `ctx.wait`
-        returns it.
+        """Sends a signal to a job. `ctx.wait(name)` in the job returns its value, whether the job waits now or later.
 
-        `token` identifies the signal: sent again, it raises LetterRefused ("second"). Without a token each call is a
-        new signal.
+        - `value`: the value of the signal. It must be JSON.
+        - `token`: identifies the signal. If a signal with the same token is sent again, LetterRefused ("second") is
+          raised. With "" each call sends a new signal.
+        - `by`: the person who sends it.
         """
         checked_word(job_id, "signal: job_id")
         checked_word(name, "name", empty=False)

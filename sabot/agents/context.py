@@ -12,7 +12,9 @@ from sabot.errors import UserError, short_repr
 
 
 def checked_word(value: object, what: str, *, empty: bool = True) -> str:
-    """Returns the value if it is a text that can be stored. Raises UserError otherwise, and for "" if `empty` is False."""
+    """Returns the value if it is a text that can be stored. Raises UserError for anything else, and with `empty=False`
+    also for "". `what` names the value in messages.
+    """
     if not isinstance(value, str) or "\0" in value or (not empty and not value):
         raise UserError(f"{what}={short_repr(value)}: a text is wanted{'' if empty else ', which is not empty'}")
     try:
@@ -23,8 +25,8 @@ def checked_word(value: object, what: str, *, empty: bool = True) -> str:
 
 
 def checked_fields(value: object, what: str) -> None:
-    """Raises UserError unless the value is a mapping with texts as keys: another value could not be read back from the
-    journal.
+    """Raises UserError unless the value is a mapping with texts as keys, because any other value could not be read back
+    from the journal. `what` names the value in messages.
     """
     if not isinstance(value, Mapping) or not all(isinstance(each, str) for each in value):
         raise UserError(f"{what}={short_repr(value)}: fields by their names are wanted", hint=f'{what}={{"name": …}}')
@@ -32,12 +34,15 @@ def checked_fields(value: object, what: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetSpec:
-    """The limits of one job; None means no limit. Usage of exactly the limit is allowed.
+    """The limits of one job; None means no limit. Usage of exactly a limit is allowed.
 
-    `max_cost` is in US dollars, and is stored as a Decimal. `max_runtime_seconds` counts the time in which the job runs
-    or sleeps, but not the time in which it waits for an action. `unpriced` decides under `max_cost` on a call of a
-    model whose price is not known: "deny" it, or "ask" a person each time. Raises UserError for a limit that is
-    negative or not a number.
+    - `max_cost`: US dollars, stored as a Decimal.
+    - `max_runtime_seconds`: counts the time in which the job runs or sleeps, but not the time in which it waits for an
+      action.
+    - `unpriced`: the decision, if there is a `max_cost`, on a call of a model whose price is not known: "deny" it, or
+      "ask" a person each time.
+
+    Raises UserError for a limit that is negative or not a number.
     """
 
     max_tokens: int | None = None
@@ -49,7 +54,9 @@ class BudgetSpec:
 
     @classmethod
     def of(cls, given: "BudgetSpec | Mapping[str, Any] | None") -> "BudgetSpec":
-        """Makes limits from a mapping of fields; None means no limits. Raises UserError for unknown fields."""
+        """Returns limits: a BudgetSpec unchanged, or made from a mapping of its fields. None gives no limits. Raises
+        UserError for unknown fields.
+        """
         if isinstance(given, BudgetSpec):
             return given
         if given is None:
@@ -75,8 +82,8 @@ class BudgetSpec:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The limits in the form that is compared if two requests have the same idempotency key. Newer fields are left
-        out while they have their default, so that a request of an older version stays equal.
+        """The limits as fields, by which two requests with the same idempotency key are compared. Newer fields are left
+        out while they have their default, so that a request which an older version has stored still counts as equal.
         """
         newer = () if self.unpriced != "deny" else ("unpriced",)
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in newer}
@@ -84,8 +91,8 @@ class BudgetSpec:
 
 @dataclass(frozen=True, slots=True)
 class PolicyRef:
-    """The name of the policy under which a job runs (`PolicyEngine(name=…)`), and its version, if that matters. A
-    kernel refuses a request that names another policy than its own.
+    """A reference to the policy under which a job runs: its name (`PolicyEngine(name=…)`), and its version if that
+    matters. A kernel refuses a request that names another policy than the kernel's own.
     """
 
     name: str
@@ -98,7 +105,7 @@ class PolicyRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunVersions:
-    """The versions with which a job was run, for later comparison; "" means unknown."""
+    """The versions with which a job was run, which are recorded for later comparison. "" means unknown."""
 
     runtime_version: str = ""
     model_version: str = ""
@@ -116,8 +123,10 @@ class RunVersions:
 class ExecutionContext:
     """The context that all operations of a job share.
 
-    `scope_id` is the tenant, `principal_id` the actor, and `session_id` the conversation. `run_id` groups jobs that
-    belong together. Raises UserError for an empty scope.
+    - `scope_id`: the tenant. It must not be empty, or UserError is raised.
+    - `principal_id`: the actor.
+    - `session_id`: the conversation.
+    - `run_id`: the same for all jobs that belong together.
     """
 
     scope_id: str
@@ -136,5 +145,5 @@ class ExecutionContext:
             checked_word(getattr(self, name), name)
 
     def with_job(self, job_id: str) -> "ExecutionContext":
-        """Returns the same context for this job."""
+        """Returns a copy of this context with the job id `job_id`."""
         return replace(self, job_id=job_id)

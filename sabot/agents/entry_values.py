@@ -20,9 +20,13 @@ _DIGITS = 12  # the hexadecimal digits of a digest that people see
 
 
 def value_of(entry: Entry, body: bytes) -> Any:
-    """Returns the value in the body of an entry: for a failure an EffectError, for a call [args, kwargs], for the BEGIN
-    of an agent's job its message and the place of its record, and None for an empty body. Bytes that cannot be decoded
-    are returned unchanged.
+    """Returns the value in the body of an entry:
+
+    - for a failure, an EffectError;
+    - for a call, [args, kwargs];
+    - for the BEGIN of an agent's job, a dict with the message and the place of its record;
+    - for an empty body, None;
+    - for other entries, the decoded body. Bytes that cannot be decoded are returned unchanged.
     """
     if not body:
         return None
@@ -59,7 +63,7 @@ def _message(record: JobInput) -> Any:
 
 
 def key_text(key: bytes) -> str:
-    """Returns the key in the BEGIN of a job as text. Returns "" if the job's agent has no `key=`."""
+    """Returns the key in the BEGIN of a job as a text, or "" if the job's agent has no `key=`."""
     with suppress(*UNREADABLE):
         found = key_of(key) if key else ""
         return found if isinstance(found, str) else str(found)
@@ -88,8 +92,8 @@ def as_plain(value: Any) -> Any:
 
 
 def readable(value: Any) -> Any:
-    """Returns the value for people who compare it: bytes in it that are not text, such as digests, become their first
-    hexadecimal digits.
+    """Returns the value in a form that people can compare: bytes that are not text, such as digests, are replaced by
+    their first hexadecimal digits.
     """
     match value:
         case bytes() if (text := text_or_hex(value)) == value.hex():

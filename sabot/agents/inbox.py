@@ -1,6 +1,7 @@
-"""The questions of a journal to people, and their answers: the command line and the console only render them.
+"""The questions in a journal to people, and their answers. The command line and the console only render them.
 
-`read_questions` and `find_question` read a whole journal once. `OpenQuestions` follows a journal that is looked at again and again.
+`read_questions` and `find_question` read a whole journal once. `OpenQuestions` is for a journal that is read again and
+again: it reads only new entries.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,8 +26,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "abandon": {"outcome": "abandon"},
     "look-up": {"outcome": LOOK_UP},
 }
-"""Answers by their short names. The last four are for effects in doubt: the call was made; make it again; raise an error in the job; ask
-the tool's `reconcile=` once more.
+"""The answers by their short names. The last four are for effects in doubt: the call was made; make the call again;
+raise an error in the job; ask the `reconcile=` function of the tool once more.
 """
 
 SAID = {
@@ -38,15 +39,17 @@ SAID = {
     "look-up": "looked up again",
     "value": "answered",
 }
-"""The outcome of a question in words, by the name of its answer (`answer_name`)."""
+"""The outcome of a question in words, by the short name of its answer (`answer_name`)."""
 
 OF_DOUBTS = ("done", "not-done", "abandon", "look-up")
 
 
 @dataclass(frozen=True, slots=True)
 class InboxQuestion:
-    """A question to a person. `job` is the job that asks, or None if the journal does not have the beginning of that
-    job. `answered` is True if the inbox of the journal has an answer that the owner has not taken yet.
+    """A question to a person.
+
+    - `job`: the job that asks, or None if the journal does not have the beginning of that job.
+    - `answered`: True if the inbox of the journal has an answer that the owner of the journal has not taken yet.
     """
 
     action: ActionRecord
@@ -72,18 +75,22 @@ class InboxQuestion:
 
     @property
     def can_look_up(self) -> bool:
-        """True if the tool of an effect in doubt has a function that finds out whether the call was made."""
+        """True if the tool of an effect in doubt has a function that can find out whether the call was made
+        (`reconcile=`).
+        """
         return self.in_doubt and LOOK_UP in self.action.payload.get("answers", ())
 
     @property
     def key(self) -> str:
-        """The idempotency key with which an effect in doubt was called, by which a person can look the call up; "" for other questions."""
+        """The idempotency key of the call that is in doubt. With it a person can look up whether the call was made. ""
+        for other questions.
+        """
         return EffectId(self.action.job_id, int(self.action.payload["ordinal"])).key if self.in_doubt else ""
 
     @property
     def context(self) -> Any:
-        """The value to show to the person: the payload of the question. For a question about an effect, the arguments
-        of the effect, by their names or numbers.
+        """The value to show to the person. For a question about an effect it is the arguments of the effect, by their
+        names or numbers. For other questions it is the payload.
         """
         if not self.effect:
             return dict(self.action.payload)
@@ -97,7 +104,7 @@ class InboxQuestion:
 
 
 def answer_name(answer: Mapping[str, Any]) -> str:
-    """Returns the short name of an answer, or "value" if it has none."""
+    """Returns the short name of an answer, or "value" if the answer has no short name."""
     return next((name for name, given in ANSWERS.items() if given.items() <= answer.items()), "value")
 
 
@@ -107,14 +114,18 @@ def _questions(known: JobView, reader: JournalReader, actions: Collection[Action
 
 
 def read_questions(reader: JournalReader, *, everything: bool = False) -> list[InboxQuestion]:
-    """Returns the open questions in the order in which they were asked; with `everything` closed ones too. Reads the journal, blocks."""
+    """Returns the open questions of a journal, in the order in which they were asked. With `everything` also returns
+    closed ones. Reads the whole journal, and blocks.
+    """
     known = JobView.of(reader)
     found = [each for each in known.actions.values() if everything or each.status is ActionStatus.PENDING]
     return _questions(known, reader, found)
 
 
 def find_question(reader: JournalReader, word: str) -> InboxQuestion:
-    """Returns the question with this id or token. Reads the journal and blocks. Raises UserError if there is none."""
+    """Returns the question whose id or token is `word`. Reads the whole journal, and blocks. Raises UserError if there
+    is no such question.
+    """
     known = JobView.of(reader)
     action = known.actions.get(word) or known.of_token(word)
     if action is None:
@@ -125,9 +136,9 @@ def find_question(reader: JournalReader, word: str) -> InboxQuestion:
 
 
 class OpenQuestions:
-    """The open questions of a journal that is read again and again. Each call of `read` reads only the new entries. If
-    a checkpoint has trimmed entries that it had not read, it reads the whole log again. It keeps the jobs that have not
-    ended in memory. Only one thread may use it at a time.
+    """A reader of the open questions in a journal that is read again and again. Each call of `read` reads only the new
+    entries. If a trim of the journal has removed entries that were not read, the next call reads the whole log again.
+    The jobs that have not ended are kept in memory. Only one thread may use a reader at a time.
     """
 
     def __init__(self) -> None:
@@ -153,8 +164,11 @@ class OpenQuestions:
 
 @dataclass(slots=True)
 class AnswerCount:
-    """The outcome of giving an answer to several questions: the number of accepted answers, and the refused ones. For
-    each refused one it has the id of the question, the reason, and True if the question can no longer be answered.
+    """The outcome of an answer that was given to several questions.
+
+    - `answered`: the number of questions that accepted the answer.
+    - `refused`: a tuple for each question that refused it: the id of the question, the reason, and True if the question
+      can no longer be answered.
     """
 
     answered: int = 0
@@ -182,11 +196,12 @@ def answer_questions(
 ) -> AnswerCount:
     """Gives the same answer to several questions, one after the other, and returns the outcome. Blocks.
 
-    `post` is a function that puts a letter into the inbox of the journal (`Inbox.post`). `word` is the short name of
-    the answer, or "" (`check_answer`).
+    - `post`: a function that puts a letter into the inbox of the journal (`Inbox.post`).
+    - `word`: the short name of the answer, or "" if it has none.
+    - `by`: the person who answers.
 
-    Each answer is durable before the next one is given, and each question takes one answer. So after a crash in the
-    middle, the same call answers the remaining questions.
+    Each answer is durable before the next one is given, and a question accepts only one answer. So if a crash
+    interrupts this call, it can be repeated, and answers the remaining questions.
     """
     count = AnswerCount()
     for each in questions:

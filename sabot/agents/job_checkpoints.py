@@ -1,10 +1,10 @@
-"""Checkpoints of single jobs: names for places in their histories, from which another job can continue.
+"""Checkpoints of single jobs: names for places in the history of a job, from which another job can continue.
 
    create   a signal that nobody waits for, into the inbox of the journal ─▶ an entry of the job's history
-   restore  the history up to there ─▶ the beginning of another job (`jobs.fork_history`), which goes on live
+   restore  the history up to that entry ─▶ the beginning of another job (`jobs.fork_history`), which then goes on with real calls
 
-Checkpoints have no store of their own: a checkpoint is one entry of the journal. So it is in SQLite, PostgreSQL, Kafka
-or memory, as the journal is, and exists for as long as the history of its job.
+A checkpoint is one entry of the journal, so checkpoints need no store of their own. They are in SQLite, PostgreSQL, Kafka or
+memory, as the journal is, and exist for as long as the history of the job.
 """
 
 import asyncio
@@ -37,44 +37,48 @@ from sabot.journal.entries import Begin, End, Entry, Intent, JobOrigin, Letter, 
 CheckpointType = Literal["auto", "manual", "pre_suspend", "pre_drain"]
 
 MOST_BYTES = "100MB"
-"""The default limit of a job's history up to a checkpoint."""
+"""The default limit of the size of a job's history up to a checkpoint."""
 
 _OPEN = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.WAITING_ACTION)
 
 
 class JobCheckpointFailed(UserError):
-    """The error for a checkpoint that cannot be made: the job has ended or is unknown, or has a checkpoint of this
-    name.
+    """The error for a checkpoint that cannot be made, because the job has ended, is unknown, or already has a
+    checkpoint of this name.
     """
 
     code = "E2030"
 
 
 class JobCheckpointTooLarge(JobCheckpointFailed):
-    """The error for a job whose history up to the checkpoint is longer than allowed."""
+    """The error for a checkpoint of a job whose history is longer than allowed."""
 
     code = "E2031"
 
 
 class RestoreFailed(UserError):
-    """The error for a checkpoint from which no job can continue: it is missing or too old, or the code of today, or
-    effects that were made after it, forbid it.
+    """The error for a checkpoint from which no job can continue. The checkpoint is missing or too old, or the code of
+    today asks for other effects, or the old job has made effects after the checkpoint that must not be made again.
     """
 
     code = "E2032"
 
 
 class JobCheckpointDamaged(RestoreFailed):
-    """The error for a checkpoint whose digest differs from that of the entries in the journal."""
+    """The error for a checkpoint that does not belong to the entries in the journal: its digest differs from theirs."""
 
     code = "E2033"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobCheckpoint:
-    """A checkpoint of a job. `created_at` is in seconds since 1970. `entries` and `size_bytes` measure the history up
-    to it, and `effects` counts the effects that the job had asked for. `by` is the person who made it, if known.
-    `digest` is that of the entries.
+    """A checkpoint of a job.
+
+    - `created_at`: the time in seconds since 1970.
+    - `entries`, `size_bytes`: the number of entries in the job's history up to the checkpoint, and their bytes.
+    - `effects`: the number of effects that the job had asked for.
+    - `by`: the person who made the checkpoint, or "".
+    - `digest`: the digest of the entries.
     """
 
     job_id: str
@@ -101,7 +105,7 @@ class _CheckpointBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 def _size(entries: Iterable[Entry]) -> tuple[int, str]:
-    """Returns the number of bytes of entries, and their digest."""
+    """Returns the number of bytes of these entries, and a digest of them."""
     found, size = blake2b(digest_size=16), 0
     for entry in entries:
         data = encode_entry(entry)
@@ -126,10 +130,13 @@ def _history(reader: JournalReader, job_id: str) -> list[Entry]:
 def checkpoint_letter(
     reader: JournalReader, job_id: str, name: str, kind: CheckpointType, *, most: int, now_ms: int, by: str = ""
 ) -> Letter:
-    """Returns the letter that makes a checkpoint of an open job when it is put into the inbox of the journal.
+    """Returns a letter that makes a checkpoint of an open job when it is put into the inbox of the journal. Blocks.
+    Raises JobCheckpointFailed and JobCheckpointTooLarge.
 
-    With `name` "" the name is made of the type and the number of effects. `most` is the limit of the history in bytes.
-    Blocks. Raises JobCheckpointFailed, JobCheckpointTooLarge.
+    - `name`: the name of the checkpoint. With "" it is made of `kind` and the number of effects.
+    - `most`: the most bytes that the history of the job may have.
+    - `now_ms`: the time of the checkpoint in milliseconds since 1970.
+    - `by`: the person who makes the checkpoint.
     """
     if kind not in get_args(CheckpointType):
         raise JobCheckpointFailed(f"type={short_repr(kind)}", hint=f"one of {', '.join(get_args(CheckpointType))}")
@@ -157,7 +164,7 @@ def checkpoint_letter(
 
 
 def refused(job_id: str, name: str, error: LetterRefused) -> JobCheckpointFailed:
-    """Returns the error for a checkpoint whose letter an inbox has refused."""
+    """Returns the error for a checkpoint that was not made, because the inbox of the journal has refused its letter."""
     if error.reason == "second":
         return JobCheckpointFailed(f"job {job_id} has a checkpoint {name}", hint="give this one another name")
     if error.reason == "closed":
@@ -166,7 +173,9 @@ def refused(job_id: str, name: str, error: LetterRefused) -> JobCheckpointFailed
 
 
 def checkpoints_of(reader: JournalReader, job_id: str) -> list[JobCheckpoint]:
-    """Returns the checkpoints of a job, the oldest first, with those whose letters the owner has not taken yet. Blocks."""
+    """Returns the checkpoints of a job, the oldest first. Those whose letters the owner of the journal has not taken
+    yet are included. Blocks.
+    """
     signals: list[Any] = [each for each in reader.letters() if (each.kind, each.job) == ("signal", job_id)]
     signals = [*(entry for _, entry in whole_entries(reader, job_id) if isinstance(entry, Signal)), *signals]
     found: dict[str, JobCheckpoint] = {}
@@ -187,17 +196,17 @@ def _said(job_id: str, signal: Any) -> JobCheckpoint | None:
 
 
 class _Jobs(Protocol):
-    """An App, or a RuntimeKernel."""
+    """The app or kernel whose jobs a `StateManager` manages."""
 
     jobs: AppJobs
 
 
 class StateManager:
-    """A manager of the checkpoints of jobs of a kernel or an app: `states = StateManager(kernel)`. It stores nothing
-    itself, so there may be several for the same journal, also in other processes.
+    """A manager of the checkpoints of a kernel's or an app's jobs: `states = StateManager(kernel)`. It stores nothing
+    itself, so several managers, also in other processes, may work on the same journal.
 
-    As `async with StateManager(kernel)` it makes a checkpoint of each open job every minute, if the job has new
-    entries.
+    `async with StateManager(kernel)` also makes automatic checkpoints: by default every minute, of each open job that
+    has new entries.
     """
 
     def __init__(
@@ -212,10 +221,12 @@ class StateManager:
     ) -> None:
         """Makes a manager. Raises UserError.
 
-        `auto` is the interval of the automatic checkpoints that `async with` makes; None makes none. `max_size` is the
-        most bytes that the history of a job may have up to a checkpoint. A checkpoint older than `retention` can no
-        longer be found. `hot` is the store of the hot states, for example one in Redis that other processes can read
-        (`HotState("redis://localhost")`); None keeps them in memory.
+        - `of`: the app or kernel.
+        - `auto`: the interval of the automatic checkpoints in an `async with` block; None makes none.
+        - `max_size`: the most bytes that the history of a job may have up to a checkpoint.
+        - `retention`: the age from which on a checkpoint is no longer found.
+        - `hot`: the store of the hot states, for example one in Redis that other processes can read
+          (`HotState("redis://localhost")`). None keeps the hot states in memory.
         """
         if not isinstance(getattr(of, "jobs", None), AppJobs):
             raise UserError(f"StateManager: of={short_repr(of)}", hint="a RuntimeKernel, or an App")
@@ -234,7 +245,7 @@ class StateManager:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Ends the automatic checkpoints. If an error has ended them before, raises that error."""
+        """Ends the automatic checkpoints. If an error has stopped them before, raises that error."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -251,16 +262,16 @@ class StateManager:
     async def create(
         self, job_id: str, name: str = "", *, type: CheckpointType = "manual", by: str = ""
     ) -> JobCheckpoint:
-        """Makes a checkpoint of an open job as it is now, with the effects that it has asked for and their results. It
-        is durable when this returns. `name` must be new in the job; by default it is made of the type. Raises
-        JobCheckpointFailed, JobCheckpointTooLarge.
+        """Makes a checkpoint of an open job, with the effects that the job has asked for so far and their results, and
+        returns it. It is durable when this returns. `name` must be new in the job; with "" it is made of `type`. Raises
+        JobCheckpointFailed and JobCheckpointTooLarge.
         """
         checked_word(job_id, "create: job_id")
         await self._flushed()
         return await run_in_thread(self._create, job_id, name, type, by)
 
     async def _flushed(self) -> None:
-        """Waits until readers can see all entries that this process has written."""
+        """Waits until readers of the journal can see all entries that this process has written."""
         if self._store.running is not None:
             await self._store.running.flush()
 
@@ -277,8 +288,8 @@ class StateManager:
         return made
 
     async def create_all(self, type: CheckpointType) -> list[JobCheckpoint]:
-        """Makes a checkpoint of each open job that has new entries since its last one, for example before a drain. Jobs
-        that end meanwhile get none.
+        """Makes a checkpoint of each open job that has new entries since its last one, for example before the app
+        drains. Returns the checkpoints. A job that ends meanwhile gets none.
         """
         made = []
         for job in await self._store.find(statuses=_OPEN):
@@ -289,7 +300,7 @@ class StateManager:
         return made
 
     def _is_new(self, job_id: str) -> bool:
-        """Returns True if the job has entries other than checkpoints since its last checkpoint."""
+        """Returns True if the job has new entries since its last checkpoint. Entries that make checkpoints do not count."""
         with self._store.reader() as reader:
             known = [made.entries for made in checkpoints_of(reader, job_id)]
             since = [entry for _, entry in reader.read(job_id)][max(known, default=0) :]
@@ -298,7 +309,7 @@ class StateManager:
     # -- reading checkpoints ------------------------------------------------------------------------------------------
 
     async def checkpoints(self, job_id: str) -> list[JobCheckpoint]:
-        """Returns the checkpoints of a job that are not too old, the oldest first."""
+        """Returns the checkpoints of a job that are younger than `retention`, the oldest first."""
         return await run_in_thread(self._checkpoints, checked_word(job_id, "checkpoints: job_id"))
 
     def _checkpoints(self, job_id: str) -> list[JobCheckpoint]:
@@ -309,9 +320,9 @@ class StateManager:
         return self._store.clock.time() - checkpoint.created_at > self._retention_s
 
     async def export(self, job_id: str, name: str, path: Path | str) -> Recording:
-        """Writes the history up to a checkpoint to a file, compressed if its name ends in .gz, to keep it longer than
-        the journal does, and for `sabot jobs replay` and `fork`. Raises RestoreFailed, and UserError if the file cannot
-        be written.
+        """Writes the history of a job up to a checkpoint to a file, and returns it as a recording. The file is
+        compressed if its name ends in .gz. It can be kept longer than the journal keeps the job, and is for `sabot jobs
+        replay` and `fork`. Raises RestoreFailed, and UserError if the file cannot be written.
         """
         checked_word(job_id, "export: job_id")
         return await run_in_thread(self._export, job_id, name, checked_path(path, "export: path"))
@@ -328,17 +339,19 @@ class StateManager:
     async def restore(
         self, job_id: str, name: str = "", *, again: Collection[str] = (), beside: bool = False
     ) -> ExecutionHandle:
-        """Begins a new job of the kernel that continues an old job from a checkpoint, with the code of today. `name` is
-        the name of the checkpoint; by default it is the last one. Returns the handle of the new job.
+        """Begins a new job of the kernel that continues an old job from a checkpoint, with the code of today. Returns
+        the handle of the new job. The journal keeps both jobs.
 
-        The new job has the results up to the checkpoint, and does not make these effects again. A question or a timer
-        that was open has the time that it had left. The journal keeps both jobs.
+        - `job_id`: the old job.
+        - `name`: the name of the checkpoint; "" takes the last one.
+        - `again`: the names of tools and agents whose calls may be made a second time, if the old job made them after
+          the checkpoint. Models, and calls that only read, are always allowed.
+        - `beside`: True allows this although the old job has not ended.
 
-        Effects that the old job made after the checkpoint would be made a second time. `again` has the names of the
-        tools and agents for which this is allowed; models, and calls that only read, are always allowed. If `beside` is
-        True, the new job may run although the old one has not ended.
+        The new job has the results up to the checkpoint, and does not make these effects again. If a question or a
+        timer was open at the checkpoint, it has the time that it had left.
 
-        Raises RestoreFailed, JobCheckpointDamaged or JobCheckpointTooLarge; then nothing was done.
+        Raises RestoreFailed, JobCheckpointDamaged or JobCheckpointTooLarge; then no job was begun.
         """
         kernel = self._of
         checked_word(job_id, "restore: job_id")
@@ -369,8 +382,8 @@ class StateManager:
             return self._find(reader, job_id, name)
 
     def _find(self, reader: JournalReader, job_id: str, name: str) -> "_Found":
-        """Returns a checkpoint with the entries of its job. Raises RestoreFailed, JobCheckpointDamaged,
-        JobCheckpointTooLarge.
+        """Returns a checkpoint of a job, together with the entries of the job. Raises RestoreFailed,
+        JobCheckpointDamaged and JobCheckpointTooLarge.
         """
         made = checkpoints_of(reader, job_id)
         entries = _history(reader, job_id)
@@ -400,8 +413,11 @@ class StateManager:
 
 
 class _Found(NamedTuple):
-    """A checkpoint that was found: the checkpoint, all `entries` of its job, the `part` of these entries before the
-    checkpoint, and the `key` of the journal.
+    """A checkpoint that was found in a journal.
+
+    - `entries`: all entries of the job.
+    - `part`: those of these entries that are before the checkpoint.
+    - `key`: the key of the journal's digests.
     """
 
     checkpoint: JobCheckpoint

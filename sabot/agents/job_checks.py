@@ -1,5 +1,5 @@
-"""Runs the open jobs of a journal over their histories, with the code of today, to find the jobs that would be blocked
-if the app were started. It calls no tool, and writes nothing.
+"""Runs the open jobs of a journal over their histories with the code of today. So it finds the jobs that would be blocked if
+the app were started now. It calls no tool, and writes nothing.
 
 checkpoint ─▶ state of their keys ┐
 journal ─▶ open jobs ─────────────┴─▶ replayed in the order in which they began ─▶ ok, blocked, held, fails, gone
@@ -37,10 +37,11 @@ _STATE = "state"
 class CheckedJob:
     """The check of one job.
 
-    `verdict` is "ok", or one of these: "blocked", if the function asks for other effects than the journal has; "held",
-    if the job waits behind a blocked job of its key; "gone", if the program has no durable agent of this name; "fails",
-    if the function raises an error after all recorded results. `effects` is the number of effects that the job has
-    asked for. `then` describes the job's next step, or the problem.
+    - `verdict`: "ok"; or "blocked", if the function asks for other effects than the journal has; "held", if the job
+      waits behind a blocked job of its key; "gone", if the program has no durable agent of this name; "fails", if the
+      function raises an error after all recorded results.
+    - `effects`: the number of effects that the job has asked for.
+    - `then`: a description of the next step of the job, or of the problem.
     """
 
     job_id: str
@@ -51,7 +52,7 @@ class CheckedJob:
 
     @property
     def stands(self) -> bool:
-        """True if the job would continue if the app were started."""
+        """True if the job would continue if the app were started now."""
         return self.verdict in ("ok", "fails")
 
 
@@ -64,12 +65,15 @@ def check_jobs(
     clock: Clock,
     backend: StateBackend | None = None,
 ) -> Iterator[CheckedJob]:
-    """Yields the checks of the jobs that the app would run if it were started from this checkpoint, in the order in
-    which they began. Blocks.
+    """Yields a check of each job that the app would continue if it were started from the checkpoint `manifest`, in the
+    order in which the jobs began. Blocks.
 
-    `agents` are those of the program, by id, and `version` is the version of the program. `backend` is its state
-    backend, which decides when values expire. Raises OtherJournal, CorruptJournal, CorruptCheckpoint, and UserError if
-    the journal has jobs that no checkpoint knows.
+    - `agents`: the agents of the program, by id.
+    - `version`: the version of the program.
+    - `backend`: the state backend of the program, which decides when values expire.
+
+    Raises OtherJournal, CorruptJournal, CorruptCheckpoint, and UserError if the journal has jobs, but no checkpoint
+    contains its position.
     """
     facts = stored_journal(manifest, TASK)
     check_journal(reader, facts)
@@ -96,7 +100,7 @@ def check_jobs(
 
 
 def _load_state(state: MemoryBackend, manifest: Manifest | None, jobs: list[OpenJob]) -> None:
-    """Loads from the checkpoint into `state` the values that belong to the keys of these jobs."""
+    """Loads into `state` those values of the checkpoint that belong to the keys of these jobs."""
     task = None if manifest is None else manifest.tasks.get(TASK)
     if manifest is None or task is None or _STATE not in task.states or not jobs:
         return
@@ -117,7 +121,7 @@ def _load_state(state: MemoryBackend, manifest: Manifest | None, jobs: list[Open
 
 def _checked(run: JobRun, function: JobFunction, key: bytes) -> tuple[str, str]:
     """Runs a job over its history. Returns the verdict, and a description of the job's next step or of the problem. If
-    the job ends, its writes are applied to the state, so that the next jobs of its key read them.
+    the function reaches its end, its writes of state are kept, so that the next jobs of its key read them.
     """
     contexts: list[DurableContext] = []
 

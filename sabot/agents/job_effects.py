@@ -1,5 +1,5 @@
-"""The effects of one job, in the order in which it asked for them, with the result of each, for people who look at a
-job.
+"""The effects of one job, in the order in which the job asked for them, each with its result. They are for people who
+look at a job.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,11 +27,17 @@ _OPEN = ("open", "in_doubt", "needs_approval")
 
 @dataclass(frozen=True, slots=True)
 class EffectAnswer:
-    """The end of a question about an effect. `question` is "in_doubt", or "confirm" for an approval. `answer` is the
-    name of the answer (`inbox.answer_name`); if nobody answered, it is the outcome of the question, such as "expired".
-    `by` is the person who has answered, or "". `at` is the time of the answer in seconds since 1970. `found` is set if
-    the answer was to look the effect up again: it is "done", "not done" or "unknown", and "" before that is known.
-    `again_at` is the time of the first attempt after the answer, for an effect that was in doubt, or None.
+    """The answer to a question about an effect, or the way in which the question ended without an answer.
+
+    - `question`: "in_doubt", or "confirm" for an approval.
+    - `answer`: the short name of the answer (`inbox.answer_name`). If nobody answered, it is the outcome of the
+      question, such as "expired".
+    - `by`: the person who has answered, or "".
+    - `at`: the time of the answer in seconds since 1970.
+    - `found`: "done", "not done" or "unknown", if the answer was to look the effect up again and the result is known;
+      otherwise "".
+    - `again_at`: the time at which an effect that was in doubt was made again after the answer, in seconds since 1970,
+      or None.
     """
 
     question: str
@@ -46,12 +52,16 @@ class EffectAnswer:
 class EffectRecord:
     """An effect of a job. Times are in seconds since 1970.
 
-    `kind` is call, ask, sleep, wait, child or patch. `attempts` counts how often the call was made or may have been
-    made. `ended_at` is None while the effect is open. `outcome` is "ok", the type of the error, or "". `by` is the
-    person who answered last, or "". `decision` is that of the policy and `rule` the rule that decided, or "". `tokens`
-    and `dollars` are the usage that budgets count, of which `doubt_tokens` and `doubt_dollars` are an upper bound.
-    `child` is the id of the job that the effect began, or "". `answers` are those to questions about the effect, in
-    their order.
+    - `kind`: "call", "ask", "sleep", "wait", "child" or "patch".
+    - `attempts`: the number of times that the call was made or may have been made.
+    - `ended_at`: None while the effect is open.
+    - `outcome`: "ok", the type of the error, or "" while the effect is open.
+    - `by`: the person who answered the last question about the effect, or "".
+    - `decision`, `rule`: the decision of the policy, and the rule that decided, or "".
+    - `tokens`, `dollars`: the usage that budgets count. `doubt_tokens` and `doubt_dollars` are the part of it that is
+      an upper bound.
+    - `child`: the id of the job that the effect began, or "".
+    - `answers`: the answers to questions about the effect, in order.
     """
 
     ordinal: int
@@ -84,9 +94,10 @@ class EffectRecord:
 class JobStory:
     """A job with all of its effects.
 
-    `parent` is the id of the job that began this one, or "". `children` are the ids of the jobs that this one began.
-    `used` is the usage of the calls of this job and of its descendants, of which at most 1,000 are read. `doubts` is
-    the part of `used` that is known to be an upper bound.
+    - `parent`: the id of the job that began this one, or "".
+    - `children`: the ids of the jobs that this one began.
+    - `used`: the usage of the calls of this job and of its descendants, of which at most 1,000 are read.
+    - `doubts`: the part of `used` that is known to be an upper bound.
     """
 
     record: JobRecord
@@ -98,8 +109,8 @@ class JobStory:
 
 
 def effect_record(effect: EffectView, bodies: HasBodies) -> EffectRecord:
-    """Returns an effect as it is now. `bodies` is the journal from which the bodies of answers are loaded. Raises
-    CorruptJournal if the decision on the effect cannot be read.
+    """Returns an effect as it is now. `bodies` is the journal that has the bodies of the answers. Raises CorruptJournal
+    if the decision on the effect cannot be read.
     """
     intent = effect.intent
     verdict = decode_verdict(intent.note) or GuardVerdict()
@@ -142,7 +153,9 @@ def _answer_of(effect: EffectView, number: int, bodies: HasBodies) -> EffectAnsw
 
 
 def effects_of(view: JobView, entries: Iterable[Entry]) -> dict[int, EffectView]:
-    """Applies the entries of one job to a view. Returns the job's effects by ordinal, in the order in which they were asked for."""
+    """Applies the entries of one job to a view. Returns the effects of the job by ordinal, in the order in which the
+    job asked for them.
+    """
     effects: dict[int, EffectView] = {}
     for entry in entries:
         for effect in view.apply(entry).effects:
@@ -160,7 +173,7 @@ class FoldedJob(NamedTuple):
     end: End | None
 
     def values(self, reader: JournalReader) -> dict[str, Any]:
-        """Returns the decoded input of an agent's job under "input" and, if the job has succeeded, the output under "output"."""
+        """Returns the decoded input of an agent's job as "input" and, if the job has succeeded, its output as "output"."""
         found: dict[str, Any] = {}
         if self.record.agent and self.begin is not None:
             found["input"] = value_of(self.begin, reader.load(self.begin.body))
@@ -170,8 +183,8 @@ class FoldedJob(NamedTuple):
 
 
 def folded_job(reader: JournalReader, job_id: str) -> FoldedJob:
-    """Returns a job, computed from all its entries in the log and in the history. Blocks. Raises UserError if the
-    journal does not have the job, and CorruptJournal for an entry that cannot be read.
+    """Returns a job, computed from all entries that the journal's log and history have of it. Blocks. Raises UserError
+    if the journal does not have the job, and CorruptJournal for an entry that cannot be read.
     """
     found = _folded(reader, job_id)
     if found is None:
@@ -180,8 +193,8 @@ def folded_job(reader: JournalReader, job_id: str) -> FoldedJob:
 
 
 def story_of(reader: JournalReader, job: FoldedJob, shown: Mapping[int, EffectView]) -> JobStory:
-    """Returns the story of a job. `shown` has those of its effects that the story contains, by ordinal. Reads the
-    entries of the job's descendants, and blocks.
+    """Returns a job with its effects, its relatives and their usage. `shown` has the effects to include, by ordinal.
+    Reads the entries of the job's descendants, and blocks.
     """
     record, job_id = job.record, job.record.job_id
     children: list[JobRecord] = []

@@ -1,5 +1,5 @@
-"""Makes the entries by which a store changes its jobs and actions, and refuses wrong changes. All stores with entries
-use it.
+"""Makes the entries by which a store changes its jobs and actions, and refuses changes that are not allowed. All stores
+that keep entries use it.
 """
 
 import secrets
@@ -27,8 +27,8 @@ def as_json(value: object, what: str) -> bytes:
 
 
 def name_of(spec: JobSpec) -> str:
-    """Returns the id of a job. Specs with the same idempotency key and scope have the same id, so that a store finds
-    the job for as long as it keeps ended jobs.
+    """Returns the job id for a spec. Specs with the same idempotency key and scope have the same id, so a store finds
+    the job as long as it keeps ended jobs.
     """
     if not spec.idempotency_key:
         return f"job-{uuid.uuid4().hex}"
@@ -37,8 +37,8 @@ def name_of(spec: JobSpec) -> str:
 
 
 def digest_of(spec: JobSpec, key: bytes) -> bytes:
-    """Returns a digest of the content that must be equal if two specs share an idempotency key. Raises UserError for a
-    value that JSON cannot represent.
+    """Returns a digest of the content of a spec (`JobSpec.content`), which must be equal in specs with the same
+    idempotency key. `key` is the key of the digests. Raises UserError for a value that JSON cannot represent.
     """
     try:
         content = msgspec.to_builtins(spec.content, order="deterministic")
@@ -48,8 +48,8 @@ def digest_of(spec: JobSpec, key: bytes) -> bytes:
 
 
 def check_same(job_id: str, spec: JobSpec, content: bytes, before: bytes) -> None:
-    """Raises IdempotencyConflict if a new spec has the idempotency key of an existing job and other content. `content`
-    is the digest of the new spec, and `before` the digest of the spec of that job.
+    """Raises IdempotencyConflict if a new spec differs from that of an existing job with the same idempotency key.
+    `content` is the digest of the new spec, and `before` that of the existing job's spec.
     """
     if content != before:
         raise IdempotencyConflict(
@@ -66,8 +66,8 @@ def begin_entry(job_id: str, spec: JobSpec, content: bytes, now_ms: int) -> Begi
 def move_entry(
     job: JobRecord | None, job_id: str, status: JobStatus, now_ms: int, result_ref: str, error: str
 ) -> Attempt | End:
-    """Returns the entry that gives a job another status. Raises IllegalTransition if that status may not follow the
-    present one, and UserError if `job` is None.
+    """Returns the entry that gives a job the status `status`. Raises IllegalTransition if the job may not change from
+    its present status to this one, and UserError if `job` is None.
     """
     if job is None:
         raise no_job(job_id)
@@ -83,8 +83,8 @@ def move_entry(
 
 
 def question_entry(job: JobRecord | None, ordinal: int, spec: ActionSpec, now_ms: int, key: bytes) -> Intent:
-    """Returns the entry that asks a question of a job, with this ordinal. `job` is None if the store does not know the
-    job. Raises IllegalTransition if the job does not run.
+    """Returns the entry by which a job asks a question. `ordinal` is the ordinal of the question in the job, and `job`
+    is None if the store does not know the job. Raises IllegalTransition if the job does not run.
     """
     if job is not None and job.status is not JobStatus.WAITING_ACTION:  # a waiting job may ask further questions
         check_move(spec.job_id, job.status, JobStatus.WAITING_ACTION)

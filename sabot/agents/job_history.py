@@ -1,4 +1,6 @@
-"""Jobs that have ended, in the history of a journal: the row of a job, made of its entries, and the record that the row gives back."""
+"""Jobs that have ended, in the history of a journal. A job is kept there as a row, which is made of its entries, and
+from which its record is made again.
+"""
 
 from collections.abc import Collection, Sequence
 
@@ -18,7 +20,7 @@ _MOST_CHARS = 500  # the most characters of a key, a scope or a message in a row
 
 
 class _KeptRecord(msgspec.Struct, frozen=True, array_like=True):
-    """The facts of a row beside its columns. Fields are only added, at the end, with a default."""
+    """The facts about an ended job that have no column in its row. New fields are only added at the end, with a default."""
 
     principal: str = ""
     started_at: float | None = None
@@ -35,17 +37,19 @@ class _KeptRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 def job_keeping(keep: str) -> JobKeeping | None:
-    """Returns the rule by which the journal of an app keeps ended jobs, made from the setting `keep_jobs`, or None if
-    it keeps none. Raises UserError.
+    """Returns the rule by which the journal of an app keeps ended jobs. `keep` is the setting `keep_jobs`. Returns None
+    if the journal keeps no ended jobs. Raises UserError for a wrong setting.
     """
     parsed = parse_keep(keep, name="keep_jobs")
     return None if parsed is None else JobKeeping(ended_job, parsed.seconds, parsed.most_bytes)
 
 
 def ended_job(reader: JournalReader, job_id: str) -> EndedJob | None:
-    """Returns the row of a job that has ended, or None if the journal no longer has its BEGIN. Reads the entries of the
-    job, and blocks. If an entry cannot be read, the row has that error, so that such a job does not prevent the
-    trimming of the journal.
+    """Returns the row for a job that has ended, or None if the journal no longer has the job's BEGIN. Reads the entries
+    of the job, and blocks.
+
+    If an entry cannot be read, the row has the error instead, and nothing is raised. So a damaged job does not prevent
+    the trimming of the journal.
     """
     view, last_ms = JobView(reader), 0
     try:
@@ -121,8 +125,8 @@ def record_of(job: EndedJob) -> JobRecord:
 def ended_records(
     reader: JournalReader, query: EndedQuery, statuses: Sequence[JobStatus], without: Collection[str] = ()
 ) -> list[JobRecord]:
-    """Returns the records of the jobs of the history that a query selects, the newest first. `statuses` selects jobs in
-    one of these statuses; () selects all. Jobs whose ids are in `without` are left out. Blocks.
+    """Returns the records of those jobs in the history that a query selects, the newest first. Only jobs in one of
+    `statuses` are returned; () means all. Jobs whose ids are in `without` are left out. Blocks.
     """
     if statuses and not ENDS.intersection(statuses):
         return []
@@ -135,16 +139,16 @@ def ended_records(
 
 
 def amounts_of(job: JobRecord) -> tuple[Amounts, Amounts]:
-    """Returns the use of a job's own calls, and the part of it that is an upper bound."""
+    """Returns the usage of a job's own calls, and the part of that usage that is only an upper bound."""
     return Amounts(job.tokens, job.dollars), Amounts(job.doubt_tokens, job.doubt_dollars)
 
 
 def searched(record: JobRecord) -> str:
-    """Returns the texts of a job that a search looks through, in lower case."""
+    """Returns the texts of a job in which a search looks, as one text in lower case."""
     texts = record.job_id, record.agent, record.scope_id, record.principal_id, record.key, record.error
     return "\n".join(map(_cut, texts)).casefold()
 
 
 def _cut(text: str) -> str:
-    """Returns a text that fits any table: cut to the longest length, and without NUL characters."""
+    """Returns the text, cut to the length that every table can store, and without NUL characters."""
     return text[:_MOST_CHARS].replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -1,4 +1,4 @@
-"""Reads of the jobs of a journal that return records: the command line and the page of an app only render them."""
+"""Reads the jobs of a journal, and returns records. The command line and the page of an app only render these records."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -16,15 +16,15 @@ from sabot.journal.base import JournalReader
 from sabot.journal.ended_jobs import EndedJob, EndedQuery
 
 BLOCKED = "blocked"
-"""The status, in a list, of an open job that today's code cannot continue."""
+"""The status that lists show for an open job that the code of today cannot continue."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobList:
     """The jobs of a journal that a list shows.
 
-    `found` are the jobs that were asked for, the oldest first; jobs of the history come before jobs of the log. `known`
-    are all jobs of the log by id, so that the states of children can be shown.
+    - `found`: the jobs that were asked for, the oldest first. Jobs of the history come before jobs of the log.
+    - `known`: all jobs of the log by id, so that the states of children can be shown.
     """
 
     found: list[JobRecord]
@@ -33,13 +33,15 @@ class JobList:
 
 @dataclass(frozen=True, slots=True)
 class JobQuery:
-    """A query for a list of jobs. It selects the jobs that fulfil all conditions; "" and 0 are no condition.
+    """A query for a list of jobs. It selects the jobs that fulfil all conditions; "" and 0 are no condition. Times are
+    in seconds since 1970.
 
-    `agent` is the id APP.NAME, or NAME alone. `key` is the key of the job's record, as text. `text` is searched in the
-    id, the agent, the scope, the principal, the key and the error, in any letter case. The job was created at the time
-    `since` or later, and before the time `until`, in seconds since 1970. `after` is the cursor that the page before has
-    returned. `blocked` has the ids of the jobs that the running app reports as blocked, because today's code cannot
-    continue them; their status in the list is BLOCKED.
+    - `agent`: the id APP.NAME of the job's agent, or NAME alone.
+    - `key`: the key of the job's record, as a text.
+    - `text`: is searched in the id, the agent, the scope, the principal, the key and the error, in any letter case.
+    - `since`, `until`: the job was created at the time `since` or later, and before the time `until`.
+    - `after`: the cursor that the page before has returned (`JobPage.following`).
+    - `blocked`: the ids of the jobs that the running app reports as blocked. Their status in the list is BLOCKED.
     """
 
     agent: str = ""
@@ -53,20 +55,22 @@ class JobQuery:
     blocked: frozenset[str] = frozenset()
 
     def of_history(self, *, any_status: bool = False) -> EndedQuery:
-        """Returns the same query for the history. If `any_status` is True, it selects jobs in any status, from the
-        first page on.
+        """Returns the query for the jobs in the history. If `any_status` is True, it selects jobs in any status, and
+        begins at the first page.
         """
         since_ms, until_ms = round(self.since * 1000), round(self.until * 1000)
         status, after = ("", None) if any_status else (self.status, self.cursor())
         return EndedQuery(self.agent, self.scope, self.key, status, self.text, since_ms, until_ms, after)
 
     def status_of(self, job: JobState) -> str:
-        """Returns the status of a job of the log."""
+        """Returns the status that the list shows for a job of the log: BLOCKED for an open job in `blocked`, otherwise
+        its own.
+        """
         return BLOCKED if job.job_id in self.blocked and not job.ended else str(job.status)
 
     def cursor(self) -> tuple[int, str] | None:
-        """Returns the time of creation and the id of the last job on the page before, or None for the first page.
-        Raises UserError for an invalid cursor.
+        """Returns the place from which the page continues: the time of creation and the id of the last job on the page
+        before. Returns None for the first page. Raises UserError for an invalid cursor.
         """
         at, _, job_id = self.after.partition(":")
         try:
@@ -79,9 +83,12 @@ class JobQuery:
 
 @dataclass(frozen=True, slots=True)
 class ListedJob:
-    """A job of a list. `status` is that of the record, or BLOCKED. `used` is the usage of its own calls and of all jobs
-    below it. `doubts` is the part of it that is an upper bound, because nobody knows whether a call was paid; this part
-    leaves out jobs below it that are in the history.
+    """A job in a list.
+
+    - `status`: the status of the record, or BLOCKED.
+    - `used`: the usage of the calls of the job and of all its descendants.
+    - `doubts`: the part of `used` that is an upper bound, because nobody knows whether a call has to be paid.
+      Descendants in the history are left out of it.
     """
 
     record: JobRecord
@@ -94,9 +101,10 @@ class ListedJob:
 class JobPage:
     """One page of a list of jobs.
 
-    `jobs` are the jobs of the page, the newest first. `found` is the number of jobs on all pages. `counts` has, by
-    status, the number of jobs that fulfil all conditions other than the status. `following` is the cursor of the next
-    page, or "" if this is the last one.
+    - `jobs`: the jobs of the page, the newest first.
+    - `found`: the number of jobs on all pages.
+    - `counts`: for each status, the number of jobs in this status that fulfil all conditions other than the status.
+    - `following`: the cursor of the next page, or "" if this is the last one.
     """
 
     jobs: list[ListedJob]
@@ -113,7 +121,9 @@ def jobs_page(reader: JournalReader, query: JobQuery, most: int = 200) -> JobPag
 
 
 def short_jobs_page(reader: JournalReader, query: JobQuery, most: int, most_entries: int) -> JobPage | None:
-    """Returns a page of jobs, as `jobs_page` does. Returns None if the log has more than `most_entries` entries."""
+    """Returns a page of jobs as `jobs_page` does, or None if the log has more than `most_entries` entries, so that
+    reading it would take too long.
+    """
     view = JobView(reader)
     for number, (_, entry) in enumerate(reader.read()):
         if number == most_entries:
@@ -145,8 +155,8 @@ def _page(reader: JournalReader, query: JobQuery, most: int, view: JobView) -> J
 
 
 def _selects(query: EndedQuery, job: JobState) -> bool:
-    """Returns True if a job of the log fulfils the conditions. Cheap conditions come first, since a log may have many
-    jobs.
+    """Returns True if a job of the log fulfils the conditions of the query. Conditions that are cheap to check come
+    first, because a log may have many jobs.
     """
     created_ms = round(job.created_at * 1000)
     return (
@@ -166,7 +176,9 @@ def _age(job: JobState | EndedJob) -> tuple[int, str]:
 def _listed(
     reader: JournalReader, query: JobQuery, page: Sequence[JobState | EndedJob], view: JobView
 ) -> list[ListedJob]:
-    """Returns the jobs with the usage of their trees, which the history and the view have."""
+    """Returns the jobs of a page, each with the usage of itself and its descendants, which is read from the history and
+    the view.
+    """
     records = [record_of(job) if isinstance(job, EndedJob) else job.record() for job in page]
     parents = {record.job_id for record in records if record.children}
     used = reader.history.used_below(parents)
@@ -191,8 +203,8 @@ def _listed(
 def find_jobs(
     reader: JournalReader, *, agent: str | None = None, scope: str | None = None, statuses: Sequence[JobStatus] = ()
 ) -> JobList:
-    """Returns the jobs of an agent, of a scope, and in one of `statuses`; None and () select all. Reads the log and the
-    history, and blocks.
+    """Returns the jobs of an agent, of a scope, and in one of `statuses`. None and () set no condition. Reads the log
+    and the history, and blocks.
 
     `agent` is the id APP.NAME, or NAME alone for the agents of this name in all apps. Raises UserError if no agent of
     the journal has this id or name.
@@ -214,9 +226,9 @@ def find_jobs(
 
 
 def _agents_named(word: str, known: Collection[str], where: str) -> set[str]:
-    """Returns the ids of the agents that `word` names: the id `word` itself, or all ids APP.NAME where NAME is `word`.
-
-    Raises UserError if no agent of the journal has this id or name.
+    """Returns the ids of the agents that `word` names: `word` itself if it is an id, or else all ids APP.NAME where
+    NAME is `word`. Raises UserError if no agent in `known` has this id or name. `where` names the journal in the
+    message.
     """
     found = {word} & set(known) or {each for each in known if each.rpartition(".")[2] == word}
     if not found:

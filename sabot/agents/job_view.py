@@ -1,4 +1,4 @@
-"""The view of jobs, their effects and their questions that is computed from the entries of a journal.
+"""A view of the jobs of a journal, their effects and their questions, computed from the entries of the journal.
 
    entry ─▶ JobView.apply ─▶ JobChange     the job, the effects that the entry changed, the question that it asks or closes
 
@@ -40,8 +40,9 @@ from sabot.journal.entries import (
 EffectState: TypeAlias = Literal[
     "open", "in_doubt", "needs_approval", "done", "failed", "denied", "answered", "expired", "withdrawn", "closed"
 ]
-"""The state of an effect. in_doubt: a person is asked whether the effect was made. needs_approval: a person is asked whether it may be
-made. withdrawn: its question was taken back. closed: the job ended, or began anew, while the effect was open.
+"""The state of an effect. in_doubt: a person is asked whether the effect was made. needs_approval: a person is asked
+whether the effect may be made. withdrawn: the question was taken back. closed: the job ended, or began anew, while the
+effect was open.
 """
 
 _ANSWERS: dict[str, EffectState] = {"resolved": "answered", "expired": "expired"}
@@ -51,24 +52,30 @@ _OF_SPEC = [each.name for each in fields(JobSpec)]
 
 
 class HasBodies(Protocol):
-    """A journal that loads the bodies of entries. `where` is its name in messages."""
+    """A journal that loads the bodies of its entries. `where` is the name of the journal in messages."""
 
     where: str
 
     def load(self, body: Body) -> bytes:
-        """Returns a body, which may be stored outside of its entry (`JournalReader.load`)."""
+        """Returns the bytes of a body, which may be stored outside of its entry (`JournalReader.load`)."""
 
 
 @dataclass(slots=True, eq=False)
 class EffectView:
-    """An effect of a job, as of the entries applied so far. The view changes it with later entries of the job.
+    """An effect of a job, according to the entries that the view has applied so far. Later entries of the job change
+    this object.
 
-    `question` is the open question to a person about the effect, if there is one. `attempts` counts how often the
-    effect was made or may have been made. `ended_at` is in seconds since 1970, or None while the effect is open.
-    `outcome` is "ok", the type of the error, or "". `by` is the person who answered last. `used` is the usage that
-    budgets count, of which `doubts` is an upper bound, because nobody knows whether a call was paid. `result` is the
-    entry that ended the effect. `answers` has the type of each question about the effect with its answer. `again` has
-    the first attempt after each answer, as the number of answers before it and its time in seconds since 1970.
+    - `question`: the open question to a person about the effect, or None.
+    - `attempts`: the number of times that the effect was made or may have been made.
+    - `ended_at`: the time in seconds since 1970, or None while the effect is open.
+    - `outcome`: "ok", the type of the error, or "".
+    - `by`: the person who answered last, or "".
+    - `used`: the usage that budgets count.
+    - `doubts`: the part of `used` that is an upper bound, because nobody knows whether a call has to be paid.
+    - `result`: the entry that ended the effect, or None.
+    - `answers`: for each answered question about the effect, the type of the question and its answer.
+    - `again`: for the first attempt after each answer, the number of answers before it, and its time in seconds since
+      1970.
     """
 
     intent: Intent
@@ -85,7 +92,7 @@ class EffectView:
     again: tuple[tuple[int, float], ...] = ()
 
     def close(self, state: EffectState, at: float) -> None:
-        """Ends the effect in this state."""
+        """Ends the effect in this state, at the time `at` in seconds since 1970."""
         self.state, self.question, self.ended_at = state, None, at
 
     def reopen(self) -> None:
@@ -108,14 +115,18 @@ class EffectView:
 
 @dataclass(slots=True, eq=False)
 class JobState:
-    """A job, as of the entries applied so far. Times are in seconds since 1970.
+    """A job, according to the entries that the view has applied so far. Times are in seconds since 1970.
 
-    `begun` is False if the view has seen entries of the job, but not its BEGIN. `spec` is the request, or None for a
-    job of an agent, whose input is a record. `moved_at` is the time of the last change of status, `last_at` that of the
-    last entry. `open` has the effects without a result, by ordinal, and `failed` those with an error, which another
-    attempt may make again. `early` counts signals that came before the job waited for them. `questions` has the open
-    ones, by token. `inherited` is the number of entries to come that belong to the job from whose checkpoint this one
-    continues. `used` and `doubts` are explained at `EffectView`.
+    - `begun`: False if the view has seen entries of the job, but not its BEGIN.
+    - `spec`: the request, or None for a job of an agent, whose input is a record.
+    - `moved_at`, `last_at`: the times of the last change of status and of the last entry.
+    - `open`: the effects without a result, by ordinal.
+    - `failed`: the effects that ended with an error, by ordinal. Another attempt may make them again.
+    - `early`: the number of signals that came before the job waited for them.
+    - `questions`: the open questions, by token.
+    - `inherited`: the number of further entries that belong to another job: the one from whose checkpoint this job
+      continues.
+    - `used`, `doubts`: the usage of the job's calls, as in `EffectView`.
     """
 
     job_id: str
@@ -154,14 +165,17 @@ class JobState:
         return self.status in ENDS
 
     def move(self, status: JobStatus, at: float) -> None:
-        """Gives the job another status at the time `at`, and adds the time for which it has run until then."""
+        """Gives the job another status at the time `at` (seconds since 1970). If the job was running until then, adds
+        that time to its running time.
+        """
         if self.status is JobStatus.RUNNING:
             self.ran_seconds += max(0.0, at - self.moved_at)
         self.status, self.moved_at = status, at
 
     def open_effects(self) -> tuple[OpenEffect, ...]:
-        """Returns the open effects, the last one first. If the function has cancelled a timer, no entry says so. Such a
-        timer counts as open until the job has an entry after the time at which the timer was due.
+        """Returns the open effects, the last one first. If the function has cancelled a timer, there is no entry about
+        that. Such a timer counts as open until the job has an entry that is later than the time at which the timer was
+        due.
         """
         if self.ended:
             return ()
@@ -172,7 +186,7 @@ class JobState:
         )
 
     def record(self) -> JobRecord:
-        """Returns the job as it is now."""
+        """Returns the record of the job as it is now."""
         shared = {
             "job_id": self.job_id,
             "status": self.status,
@@ -207,8 +221,11 @@ class JobState:
 
 
 class JobChange(NamedTuple):
-    """The changes by one entry. `effects` are the changed effects as they are now. `question` is the question that the
-    entry asks or closes. `inherited` is True if the entry belongs to the job from whose checkpoint this job continues.
+    """The changes that one entry makes.
+
+    - `effects`: the changed effects as they are now.
+    - `question`: the question that the entry asks or closes, or None.
+    - `inherited`: True if the entry belongs to another job: the one from whose checkpoint this job continues.
     """
 
     job: JobState
@@ -218,16 +235,17 @@ class JobChange(NamedTuple):
 
 
 class JobView:
-    """The jobs and questions of a journal, as of the entries applied so far. `apply` takes the entries in the journal's
-    order.
+    """The jobs and questions of a journal, according to the entries applied so far. `apply` must get the entries in the
+    order of the journal.
 
-    `states` has the jobs by id, in the order in which they began, and `actions` the questions by id. `cancelled` has,
-    by job, the reason of a cancel from outside, for jobs that have not ended.
+    - `states`: the jobs by id, in the order in which they began.
+    - `actions`: the questions by id.
+    - `cancelled`: for jobs that have not ended, the reason of a cancel from outside, by job id.
     """
 
     def __init__(self, bodies: HasBodies | None = None) -> None:
-        """Makes a view. Bodies of entries are loaded from `bodies`; with None, questions, inputs and errors of jobs are
-        not read.
+        """Makes a view. `bodies` is the journal that has the bodies of the entries. With None no bodies are loaded, so
+        the view lacks the questions, inputs and errors of jobs.
         """
         self.bodies = bodies
         self.states: dict[str, JobState] = {}
@@ -238,8 +256,8 @@ class JobView:
 
     @classmethod
     def of(cls, reader: JournalReader, job_id: str | None = None) -> Self:
-        """Returns the view of all jobs in a journal's log, or of one job, even if that job has been moved to the
-        history. Blocks. Raises CorruptJournal.
+        """Returns the view of all jobs in the log of a journal. With `job_id` it returns the view of that job only,
+        even if the job has been moved to the history. Blocks. Raises CorruptJournal.
         """
         view = cls(reader)
         for _, entry in reader.read() if job_id is None else reader.history.entries(job_id):
@@ -247,10 +265,11 @@ class JobView:
         return view
 
     def follow(self, reader: JournalReader) -> dict[str, int]:
-        """Applies the entries of a journal's log that came since the last call. Returns, by job id, the offset of the
-        last new entry of each job that has new entries. Jobs that have ended stay in the view until `forget_ended`.
-        Blocks. Raises CorruptJournal for an entry that cannot be read; the next call continues with the entry behind
-        it.
+        """Applies the entries of the journal's log that are new since the last call. Returns the offset of the last new
+        entry of each job that has new entries, by job id. Jobs that have ended stay in the view until `forget_ended` is
+        called. Blocks.
+
+        Raises CorruptJournal for an entry that cannot be read. The next call continues with the entry after that one.
         """
         last: dict[str, int] = {}
         for position, entry in reader.read(start=self._ends):
@@ -260,20 +279,20 @@ class JobView:
         return last
 
     def has_missed(self, reader: JournalReader) -> bool:
-        """Returns True if the log has lost entries, in a trim, before `follow` has read them."""
+        """Returns True if a trim of the journal has removed entries from the log before `follow` had read them."""
         return any(offset > self._ends.get(partition, 0) for partition, offset in reader.trimmed().items())
 
     def seen(self) -> Iterator[JobRecord]:
-        """Yields the jobs in the order in which they began."""
+        """Yields the records of the jobs, in the order in which the jobs began."""
         return (job.record() for job in self.states.values() if job.begun)
 
     def job(self, job_id: str) -> JobRecord | None:
-        """Returns one job, or None if its BEGIN was not seen."""
+        """Returns the record of a job, or None if the view has not seen its BEGIN."""
         job = self.states.get(job_id)
         return None if job is None or not job.begun else job.record()
 
     def present(self, job_id: str) -> JobRecord:
-        """Returns one job. The view must have its BEGIN."""
+        """Returns the record of a job. The view must have seen its BEGIN."""
         job = self.job(job_id)
         if job is None:
             raise InternalError(f"job {job_id} was written, and is not known")
@@ -284,7 +303,7 @@ class JobView:
         return self.actions.get(self._tokens.get(token, ""))
 
     def next_ordinal(self, job_id: str) -> int:
-        """Returns the ordinal of the next effect of a job."""
+        """Returns the ordinal that the next effect of a job will have."""
         job = self.states.get(job_id)
         return 1 if job is None else job.last_ordinal + 1
 
@@ -305,7 +324,7 @@ class JobView:
             del self.actions[action.action_id], self._tokens[action.resume_token]
 
     def apply(self, entry: Entry) -> JobChange:
-        """Applies the next entry of the journal, and returns the changes. Raises CorruptJournal for one that cannot be
+        """Applies the next entry of the journal, and returns the changes. Raises CorruptJournal if the entry cannot be
         read.
         """
         at, job = entry.at_ms / 1000, self.states.get(entry.job)
@@ -392,8 +411,8 @@ class JobView:
         return closed
 
     def _why(self, end: End) -> str:
-        """Returns the reason why a job has not succeeded. For a failed job of an agent, this is the class of the error
-        and its message.
+        """Returns the reason for the end of a job that has not succeeded. For a failed job of an agent, it is the class
+        of the error and its message.
         """
         if end.outcome == JobStatus.FAILED and self.bodies is not None:
             error = value_of(end, self.bodies.load(end.body))
@@ -449,13 +468,13 @@ class JobView:
 
 
 def end_of(outcome: str) -> JobStatus:
-    """Returns the status of a job with this outcome. Outcomes other than the known ones count as failed."""
+    """Returns the status of a job that has ended with this outcome. An unknown outcome counts as failed."""
     return JobStatus(outcome) if outcome in ENDS else JobStatus.FAILED
 
 
 def _arguments(job: JobState, question: Intent) -> dict[str, Any]:
-    """Returns the arguments of the effect that the question is about. Returns {} if they are so long that they are
-    stored elsewhere.
+    """Returns the arguments of the effect that a question is about. Returns {} if they are so long that they are stored
+    elsewhere.
     """
     effect = job.open.get(question.ordinal)
     if effect is None or effect.question is None or not isinstance(effect.intent.body, bytes):
@@ -464,8 +483,8 @@ def _arguments(job: JobState, question: Intent) -> dict[str, Any]:
 
 
 def resolution_of(answered: bytes) -> dict[str, Any]:
-    """Returns an answer as fields. Bytes that are not a JSON object are returned as the text of an answer, without an
-    error: anybody who has a token can post any bytes, and these must not make the journal unreadable.
+    """Returns an answer as fields. Bytes that are not a JSON object become the text of an answer, and no error is
+    raised. Anybody who has a token can post any bytes, and these must not make the journal unreadable.
     """
     try:
         resolution: dict[str, Any] = msgspec.json.decode(answered or b"{}", type=dict[str, Any])

@@ -8,7 +8,7 @@
                cancelled       timed_out
                timed_out
 
-A `JobStore` keeps jobs; the stores of Sabot keep them in a journal (`store.JournalStore`). Programs use `JobManager`.
+A `JobStore` keeps jobs. The stores of Sabot keep them in a journal (`store.JournalStore`). Programs use `JobManager`.
 """
 
 import math
@@ -25,7 +25,9 @@ from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
-"""A function that is called with the name of an event and its data, on the event loop. Its errors are raised by the call that fired it."""
+"""A function that is called on the event loop with the name of an event and its data. If it raises an error, the method
+that caused the event raises it.
+"""
 
 
 class JobStatus(StrEnum):
@@ -64,7 +66,7 @@ def no_job(job_id: str) -> UserError:
 
 
 def check_move(job_id: str, before: JobStatus, after: JobStatus) -> None:
-    """Raises IllegalTransition if a job may not go from `before` to `after`."""
+    """Raises IllegalTransition if a job may not change from the status `before` to the status `after`."""
     if after not in TRANSITIONS[before]:
         allowed = ", ".join(sorted(TRANSITIONS[before]))
         raise IllegalTransition(
@@ -77,9 +79,11 @@ def check_move(job_id: str, before: JobStatus, after: JobStatus) -> None:
 class JobSpec:
     """The specification of a job.
 
-    Within a scope, specs with the same `idempotency_key` are one job, however often they are sent; other content under
-    the same key raises IdempotencyConflict. `run_id`, `versions` and `deadline` do not belong to the content. After
-    `deadline`, in seconds since 1970, the job is timed out in whatever state it is. `metadata` and `tags` must be JSON.
+    - `idempotency_key`: specs with the same key in one scope are one job, however often they are sent. If such a spec
+      has other content, IdempotencyConflict is raised. `run_id`, `versions` and `deadline` do not belong to the
+      content.
+    - `deadline`: the time, in seconds since 1970, after which the job is timed out in any state; None sets no limit.
+    - `metadata`, `tags`: must be JSON.
     """
 
     scope_id: str
@@ -124,18 +128,20 @@ class JobSpec:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The fields that must be equal if two specs have the same idempotency key."""
+        """The fields that must be equal in two specs with the same idempotency key."""
         names = ("scope_id", "principal_id", "session_id", "budgets", "policy_ref", "metadata", "tags")
         return {**{name: getattr(self, name) for name in names}, "budgets": self.budgets.content}
 
 
 @dataclass(frozen=True, slots=True)
 class OpenEffect:
-    """An effect of an agent's job without a result. Times are in seconds since 1970.
+    """An effect of an agent's job that has no result yet. Times are in seconds since 1970.
 
-    `kind` is "call", "ask", "sleep", "wait" or "child". `name` is that of the tool, the type of question, the signal,
-    or the agent. `due_at` is the time at which it ends by itself. `in_doubt` is True while a person is asked whether it
-    was made, and `needs_approval` while one is asked whether it may be made.
+    - `kind`: "call", "ask", "sleep", "wait" or "child".
+    - `name`: the name of the tool, the type of the question, the name of the signal, or the id of the agent.
+    - `due_at`: the time at which the effect ends by itself, or None.
+    - `in_doubt`: True while a person is asked whether the effect was made.
+    - `needs_approval`: True while a person is asked whether it may be made.
     """
 
     ordinal: int
@@ -151,14 +157,21 @@ class OpenEffect:
 class JobRecord:
     """The state of a job at the time of reading. Times are in seconds since 1970.
 
-    `result_ref` is the place of its result, as it was given to `complete`. `error` is the reason of a failure, a cancel
-    or a time-out. `ran_seconds` is the time that it has run, up to `updated_at`. For the job of a durable agent:
-    `agent` is the agent's id; `attempt` counts from 1; `effects` is the number of effects that it has asked for, of
-    which `open` have no result, the last one first; `key` is the key of its record, as text; and `children` is the
-    number of jobs that it has begun.
+    - `result_ref`: the word by which the result of the job is found, as it was given to `complete`.
+    - `error`: the reason of a failure, a cancel or a time-out.
+    - `ran_seconds`: the time for which the job had run at the time `updated_at`.
 
-    `tokens` and `dollars` are the usage of its own calls, as budgets count it. `doubt_tokens` and `doubt_dollars` are
-    the part of it that is an upper bound, because nobody knows whether a call was paid.
+    The following fields are for the job of a durable agent:
+
+    - `agent`: the id of the agent.
+    - `attempt`: the number of the attempt, from 1.
+    - `effects`: the number of effects that the job has asked for.
+    - `open`: those of them that have no result, the last one first.
+    - `key`: the key of the job's record, as a text.
+    - `children`: the number of jobs that the job has begun.
+    - `tokens`, `dollars`: the usage of the job's own calls, as budgets count it.
+    - `doubt_tokens`, `doubt_dollars`: the part of that usage that is an upper bound, because nobody knows whether a
+      call has to be paid.
     """
 
     job_id: str
@@ -205,7 +218,7 @@ class JobRecord:
         return self.ran_seconds + running
 
     def overdue(self, now: float) -> str:
-        """Returns the time limit that the job has passed, in words, or ""."""
+        """Returns the time limit that the job has passed at the time `now`, in words, or "" if it has passed none."""
         if self.ended:
             return ""
         if self.deadline is not None and now > self.deadline:
@@ -217,38 +230,42 @@ class JobRecord:
 
 
 class JobStore(ABC):
-    """A store of jobs, for one event loop. If the store is durable, changes are durable when a method returns."""
+    """A store of jobs, for one event loop. If the store is durable, the changes of a method are durable when it returns."""
 
     clock: Clock
 
     @abstractmethod
     async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
         """Makes a queued job, and returns it and True. If the scope already has a job with the same idempotency key,
-        returns that job and False, even if another call makes it at the same time. Raises IdempotencyConflict if that
-        job has other content.
+        returns that job and False, even if another call is making it at the same time. Raises IdempotencyConflict if
+        that job has other content.
         """
 
     @abstractmethod
     async def get(self, job_id: str) -> JobRecord | None:
-        """Returns the job as it is now, or None."""
+        """Returns the job as it is now, or None if no job has this id."""
 
     @abstractmethod
     async def move(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
-        """Gives a job another status, and returns it. Raises IllegalTransition, and UserError for an unknown job."""
+        """Gives a job another status, and returns the job. Raises IllegalTransition if the job may not change to this
+        status, and UserError for an unknown job.
+        """
 
     @abstractmethod
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
         """Returns the jobs of a scope, or of all scopes if `scope_id` is None, in the order in which they were created.
-        `statuses` selects jobs in one of these statuses; () selects all.
+        Only jobs in one of `statuses` are returned; () means all.
         """
 
 
 class JobManager:
-    """A manager of the jobs of a store. With a store over a journal on disk, jobs survive the process.
+    """A manager of the jobs in a store. If the store is over a journal on disk, the jobs survive the process.
 
-    `on_event` is called for `idempotency.start`, `idempotency.hit` and `idempotency.conflict`, with scope_id,
-    idempotency_key and job_id. The time is that of the store's clock. A job past its deadline, or past the running time
-    of its budget, is timed out when it is next read by its id, or by `expire`.
+    `on_event` is called for the events `idempotency.start`, `idempotency.hit` and `idempotency.conflict`, with
+    scope_id, idempotency_key and job_id.
+
+    The time of day is that of the store's clock. If a job is past its deadline, or past the running time of its budget,
+    it is timed out when it is next read by its id, or when `expire` is called.
     """
 
     def __init__(self, store: JobStore, *, on_event: OnEvent | None = None) -> None:
@@ -258,8 +275,8 @@ class JobManager:
         self._on_event = on_event
 
     async def create(self, spec: JobSpec) -> JobRecord:
-        """Makes a queued job, or returns the job that the scope has under the same idempotency key. Raises
-        IdempotencyConflict.
+        """Makes a queued job, and returns it. If the scope already has a job with the same idempotency key, returns
+        that job. Raises IdempotencyConflict if that job has other content.
         """
         check("create: spec", spec, Of(JobSpec, "JobSpec(scope_id=…)"))
         try:
@@ -289,19 +306,21 @@ class JobManager:
         return record
 
     async def start(self, job_id: str) -> JobRecord:
-        """Marks the job as running."""
+        """Marks the job as running, and returns it."""
         return await self._moved(job_id, JobStatus.RUNNING)
 
     async def complete(self, job_id: str, result_ref: str = "") -> JobRecord:
-        """Marks the job as succeeded. `result_ref` is a word by which its result is found."""
+        """Marks the job as succeeded, and returns it. `result_ref` is a word by which the caller finds the result of
+        the job.
+        """
         return await self._moved(job_id, JobStatus.SUCCEEDED, result_ref=checked_word(result_ref, "result_ref"))
 
     async def fail(self, job_id: str, error: str = "") -> JobRecord:
-        """Marks the job as failed."""
+        """Marks the job as failed, and returns it. `error` is the reason."""
         return await self._moved(job_id, JobStatus.FAILED, error=checked_word(error, "error"))
 
     async def cancel(self, job_id: str, reason: str = "") -> JobRecord:
-        """Cancels the job and its open actions."""
+        """Cancels the job and its open actions, and returns the job."""
         return await self._moved(job_id, JobStatus.CANCELLED, error=checked_word(reason, "reason"))
 
     async def _moved(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
@@ -309,7 +328,7 @@ class JobManager:
         return await self.store.move(job_id, status, result_ref=result_ref, error=error)
 
     async def expire(self) -> list[JobRecord]:
-        """Times out the jobs that are past their deadline or their running time, and returns them."""
+        """Times out the jobs that are past their deadline, or past the running time of their budget, and returns them."""
         now = self.store.clock.time()
         overdue = [job.job_id for job in await self.store.find() if job.overdue(now)]
         ended = [await self.get(job_id) for job_id in overdue]
@@ -317,7 +336,7 @@ class JobManager:
 
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
         """Returns the jobs of a scope, or of all scopes if `scope_id` is None, in the order in which they were created.
-        `statuses` selects jobs in one of these statuses; () selects all.
+        Only jobs in one of `statuses` are returned; () means all.
         """
         check("find: statuses", statuses, TEXTS)
         return await self.store.find(scope_id=scope_id, statuses=statuses)
