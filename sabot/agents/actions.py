@@ -157,7 +157,7 @@ class ActionStore(ABC):
     @abstractmethod
     async def resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
         """Resolves the action with this token, and returns it. Raises LetterRefused with the reason: "unknown" (no
-        action has the token), "second" (it was answered before), "expired" or "closed".
+        action has the token), "second" (the action was answered before), "expired" or "closed".
         """
 
     @abstractmethod
@@ -272,8 +272,8 @@ class ActionManager:
         return self._seen(action)
 
     async def resolve(self, resume_token: str, resolution: Mapping[str, Any], *, by: str = "") -> ActionRecord:
-        """Answers the action with this token. An action is answered once. Raises LetterRefused with the reason:
-        "unknown" (no action has the token), "second" (it was answered before), "expired" or "closed".
+        """Answers the action with this token, and returns it. Raises LetterRefused with the reason: "unknown" (no
+        action has the token), "second" (the action was answered before), "expired" or "closed".
         """
         checked_word(resume_token, "resolve: resume_token")
         check("resolve: resolution", resolution, Of(Mapping, 'an object, as in {"approved": True}'))

@@ -1,15 +1,16 @@
-"""The budgets of scopes and of jobs, and the ledger of what calls have used. The arithmetic is that of every account, `base/accounts.py`.
+"""The budgets of scopes and of jobs, and the ledger: a row for each call of a model or a tool, with its usage. An account
+adds up usage and reservations; its arithmetic is in `base/accounts.py`.
 
-budgets    a budget of a scope: its limits, and the judgement on a call
-limits     the budget of one job with its children, as a guard of jobs
-guard      the budgets of scopes as a guard of jobs: from the intent of a call to the row of its result
-ledger     the rows that wait to be written, and the judgement of calls by the accounts of scopes
-local      the accounts of scopes that this process alone spends from
-contract   a row of the ledger, and the contract of its writers
+budgets    the budget of a scope: its limits, and its judgement on a call
+limits     the budget of one job and its children, as a guard of jobs
+guard      the budgets of scopes, as a guard of jobs that also makes the rows
+ledger     judges calls by the budgets of their scopes, and keeps the rows
+local      the accounts of scopes, if only this process spends from their budgets
+shared     the accounts of scopes, if several processes share their budgets: sends batches of requests to the owner
+owners     the owner of shared budgets: changes rows, reservations and accounts in one transaction
+tables     the accounts of shared budgets in SQL tables
+contract   a row of the ledger, and the contract of the writers that store rows
 rows       the writers in memory and in SQLite
-owners     the step in which rows, reservations and accounts change together, where several processes share budgets
-tables     the accounts of shared budgets in tables
-shared     a ledger's side of shared budgets: it gathers requests into batches
 reads      limits and sums as records, for the command line and the console
 stream     the rows of the ledger as a stream
 """

@@ -1,20 +1,20 @@
-"""The guard that judges each call of a job by the budget of its scope, and makes rows of the results.
+"""The guard that judges each call of a job by the budget of its scope, and makes a row of the result of each call.
 
-   decide ────────── the upper bound of an attempt is reserved in the account of the scope, if it fits       ─▶ INTENT, with the verdict
-   decide_again ──── the same for one more attempt; those before it may have been paid, and stay reserved    ─▶ ATTEMPT
-   decide_degraded ─ the difference, if a dearer model is asked instead                                      ─▶ ATTEMPT, with a note
-   settle ────────── the row of the result replaces the reservation, with a row in doubt for each
-                     attempt before the last                                                                 ─▶ RESULT, with the rows
-   end_job ───────── a row in doubt for each attempt of the calls that are open                              ─▶ END, with the rows
-   drop ──────────── the call was not made: the reservation ends
+   decide ────────── reserves the upper bound of an attempt in the account of the scope, if it fits            ─▶ INTENT, with the verdict
+   decide_again ──── the same for one more attempt; earlier attempts may have to be paid, and stay reserved    ─▶ ATTEMPT
+   decide_degraded ─ reserves the difference, if a dearer model is asked instead                               ─▶ ATTEMPT, with a note
+   settle ────────── replaces the reservation by a row for the result, and a row of type "doubt" for each
+                     earlier attempt                                                                           ─▶ RESULT, with the rows
+   end_job ───────── makes a row of type "doubt" for each attempt of the calls that are open                   ─▶ END, with the rows
+   drop ──────────── ends the reservation, because the call was not made
 
 The account of a scope is in this process, or with the owner of shared budgets; `Ledger` uses either. The methods of
 `Ledger` correspond to those of every account (`base/accounts.py`): `reserve` reserves an amount if the call fits,
 `hold` reserves it in any case, `record` settles a call, and `release` ends its reservation.
 
-The journal decides what is true. A row is named by its effect and attempt, so the ledger can be made anew from the
-journal (`rows_of`), and no crash or replay counts a call twice. A row is written when its entry is durable, so that no
-row is left without its entry.
+The rows can always be made anew from the journal (`rows_of`). The id of a row is made of the effect and the attempt, so
+no crash or replay counts a call twice. A row is written only when its entry in the journal is durable, so the ledger has
+no row without an entry.
 """
 
 import logging
@@ -127,8 +127,8 @@ class _Open:
 
 
 class LedgerGuard(EffectGuard):
-    """A guard that judges calls by the budgets of a ledger. If a budget limits money, a call whose price is not known is denied, or a
-    person is asked.
+    """A guard that judges calls by the budgets of a ledger. If a budget limits money, and the price of a call is not
+    known, the call is denied or a person is asked (`Budget.unpriced`).
     """
 
     def __init__(self, ledger: Ledger, *, closes: bool = True) -> None:

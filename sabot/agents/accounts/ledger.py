@@ -1,4 +1,4 @@
-"""The ledger: it keeps the rows of calls, each once by its id, and judges calls by the budgets of their scopes.
+"""The ledger: it keeps a row for the usage of each call, and judges calls by the budgets of their scopes.
 
 check_budget ─▶ reserved ─▶ the call ─▶ record_model_usage ─▶ settled: a row, which counts in the scope
 

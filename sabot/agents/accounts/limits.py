@@ -119,8 +119,8 @@ class _Job:
 
 
 class JobLimits(EffectGuard):
-    """A guard that judges the calls of jobs whose BEGIN has a `BudgetSpec`, and the calls of their tools and of their
-    children. It allows the calls of all other jobs.
+    """A guard for jobs with a `BudgetSpec` in their BEGIN. It judges the calls of such a job, of the job's tools, and
+    of its children. It allows the calls of all other jobs.
     """
 
     def __init__(self) -> None:

@@ -1,5 +1,5 @@
-"""A ledger's side of budgets that several processes share: it sends its requests to the owner, and waits for the
-answers.
+"""The accounts of budgets that several processes share. A process does not keep the accounts itself: it sends requests to the
+owner of the budgets, in batches, and waits for the answers.
 
 reserve, hold, release ─▶ queue ─┐
 rows ───────────────────▶ queue ─┴─▶ BudgetBatch ─▶ owner ─▶ answers     one batch at a time: later requests wait for the next

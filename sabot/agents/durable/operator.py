@@ -301,8 +301,9 @@ class DurableAgentOperator(AgentOperator):
         return not call.parked and not call.named and self._is_rate_limited()
 
     def _run(self, call: JobCall, was_parked: bool) -> None:
-        """Lets a job run: wakes a parked job, resumes a job of the journal, or begins a new job. If the journal may
-        already have the job, asks the journal first.
+        """Lets the job of a call run. A parked job is woken, a job that is open in the journal is resumed, and
+        otherwise a new job begins. If the journal may already have the job (`JobCall.named`), the journal is asked
+        first.
         """
         if was_parked:
             self.host.parking.wake(call.job_id)

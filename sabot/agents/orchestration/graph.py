@@ -89,8 +89,8 @@ class ExecutionGraph:
         return [node for node in self.nodes if all(edge.source != node for edge in self.edges)]
 
     def checked(self) -> "ExecutionGraph":
-        """Returns the graph itself. Raises UserError if it has no nodes or an edge to a missing node, and FlowCycle if
-        nodes wait for each other.
+        """Checks this graph, and returns it. Raises UserError if the graph has no nodes, or an edge to a missing node.
+        Raises FlowCycle if nodes wait for each other in a circle.
         """
         if not self.nodes:
             raise UserError("graph: it has no nodes", hint="graph.add_node(GraphNode(id, operator))")

@@ -1,12 +1,14 @@
-"""Policies in Cedar (`pip install sabot[cedar]`), as one rule of a PolicyEngine.
+"""Policies in Cedar, a language for policies (`pip install sabot[cedar]`), as one rule of a PolicyEngine.
+
+Cedar is asked about each call with these values:
 
    principal   Principal::"ann"; its parent is Scope::"acme"
    action      Action::"tool", Action::"model", Action::"child"
    resource    Tool::"refund", Model::"gpt-4o", Agent::"desk.handle"; its attribute `name` is its id, for patterns
    context     scope, agent, effect_class (texts), labels (a set of texts), arguments (a record; empty for a request to a model)
 
-Cedar permits nothing by default, and a policy that forbids wins. If a policy raises an error, Cedar leaves it out;
-since it may be the one that forbids, this rule denies the call instead.
+Cedar permits nothing by default, and a policy that forbids a call wins. If a policy raises an error, Cedar ignores that
+policy. It may be one that forbids the call, so this rule then denies the call.
 """
 
 import json

@@ -377,6 +377,7 @@ class LabelPolicy(_ContentRule):
     - `labels`: by default the label of data from the open world (`@tool(open_world=True)`).
     - `tool_patterns`, `effects`: the tools, and the classes of effects, to which the rule applies. By default it
       applies to all tools that change something outside.
+    - `otherwise`: the decision on a call to which the rule applies; by default a person is asked.
     """
 
     labels: Sequence[str] = (UNTRUSTED,)
