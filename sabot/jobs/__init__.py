@@ -13,31 +13,41 @@ Modules in reading order:
     host_state     the state that a host shares with its parts: the journal, the jobs in memory, the queue
     host           runs jobs over a journal: handles one event after the other; the next eight are its parts
     effects        appends the entries that the core returns, and runs its commands
-    call_requests  handles requests of calls under way
+    call_requests  handles the requests that calls make while they are under way
     runner         makes the calls of tools
     certainty      decides from the error of a tool whether its call was made
-    parking        jobs that wait for something long
+    parking        keeps the jobs that wait for something long
     timers         reports when something is due, and when letters have come
     letters        takes the letters of the inbox, and posts those of jobs
     log            appends entries, and publishes them to listeners when they are durable
     guard          the contract of guards, which decide on effects; masking hides texts in their arguments
     judges         asks the guard before calls of models that are not effects
-    open_jobs      finds the jobs that have not ended, for a start
+    open_jobs      finds the jobs that have not ended, for a start of the app
     journal_calls  repeats calls of a journal whose server does not answer
-    fork_history   makes the history of one job the beginning of another one
+    fork_history   copies the beginning of a job's history into another job
 
-A call, and its result:
+Words in capitals are entries of the journal: BEGIN (a job begins), INTENT (an effect is asked for), ATTEMPT (a further
+attempt), RESULT, ANSWER, SIGNAL, CANCEL and END. A function is *quiet* when it has ended or every task of it waits. A
+*turn* makes one delivery to the function, and runs the function until it is quiet.
 
-    JobRun.call; JobHost._take_up, Effects.submit, core.step (INTENT), EffectRunner.make; EffectRunner._run, EffectRunner._tell;
-    JobHost._handle, Effects.call_ended, core.step (RESULT), JobHost.deliver, JobRun.deliver (the function goes on)
+The functions that run for a call and its result, in order:
 
-A cancel, with a call under way:
+- The function asks: JobRun.call; JobHost._take_up, Effects.submit, core.step (appends INTENT), EffectRunner.make.
+- The call is made: EffectRunner._run, EffectRunner._tell.
+- The result comes: JobHost._handle, Effects.call_ended, core.step (appends RESULT), JobHost.deliver, JobRun.deliver.
+  The function goes on.
 
-    JobTimers._look, JobLetters.take, JobTree.cancel, JobHost.deliver, JobRun.deliver (the function gets CancelledError), core.drop (the
-    call goes on), JobHost.settle (the job stays open); EffectRunner._tell, core.step (RESULT), JobHost.settle, JobHost._close_job
+Those for a cancel while a call is under way:
 
-A restart, with such a call:
+- The cancel comes: JobTimers._look, JobLetters.take, JobTree.cancel, JobHost.deliver, JobRun.deliver. The function gets
+  CancelledError.
+- The call goes on: core.drop. JobHost.settle leaves the job open.
+- The call ends: EffectRunner._tell, core.step (appends RESULT), JobHost.settle, JobHost._close_job.
 
-    JobHost.open, open_jobs.open_jobs, JobHost.resume, Parking.load, JobHost._replay_job, JobRun.start (over the history), Effects.submit,
-    core.step (it is in doubt), Effects._resolve_doubt, core.step: another attempt, a question, or RESULT
+Those for a restart of the app while such a call has no result:
+
+- The job is found: JobHost.open, open_jobs.open_jobs, JobHost.resume, Parking.load.
+- It runs over its history: JobHost._replay_job, JobRun.start.
+- Its call is in doubt: Effects.submit, core.step, Effects._resolve_doubt, core.step. Another attempt follows, a
+  question, or RESULT.
 """

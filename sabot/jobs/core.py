@@ -307,12 +307,12 @@ def step(job: JobFacts, effect: EffectState, event: EffectEvent, now_ms: int) ->
 def intended(
     effect: EffectState, at_ms: int, *, resumed: bool = False, asks: bool = False, answer: Answer | None = None
 ) -> EffectCommand:
-    """Decides what follows when the INTENT of an effect is recorded: the guard's question to a person, the call, the
-    child, or a wait.
+    """Decides what follows when the INTENT of an effect is recorded. Returns the command: to ask a person for approval,
+    to make the call, to begin the child, or to wait.
 
-    `at_ms`: the time of the INTENT. `resumed`: True if an earlier run of the job has recorded it, so that a call may
-    have been made. `asks`: True if the guard wants the approval of a person. `answer`: that person's answer, if there
-    is one.
+    - `at_ms`: the time of the INTENT, in milliseconds since 1970.
+    - `resumed`: True if an earlier run of the job has recorded the INTENT, so that a call may have been made.
+    - `asks`: True if the guard wants the approval of a person. `answer`: that person's answer, if there is one.
     """
     effect.enter(OPEN)
     if asks and not resumed:
@@ -373,8 +373,8 @@ def refused(effect: EffectState, why: str, error: str = "PolicyDenied", rule: st
 
 
 def refusal(effect: EffectState, why: str, rule: str) -> str:
-    """Returns the message of the error that the function gets for an effect that was refused, with the reason `why` and
-    the name of the rule, if there is one.
+    """Returns the message of the error that the function gets for a refused effect. It has the reason `why` and, if
+    `rule` is not "", the name of the rule.
     """
     return f"{effect.title} was not done: {why}" + (f" (rule {rule})" if rule else "")
 
@@ -395,9 +395,9 @@ def attempt_ended(effect: EffectState, ended: Outcome) -> EffectCommand:
 
 
 def repeat_or_drop(effect: EffectState) -> EffectCommand:
-    """Returns the command for another attempt of an effect whose last attempt was not made or may be repeated. If
-    nobody awaits the effect any more and it may not be repeated (`may_repeat`), returns the command that records that
-    it was not made.
+    """Returns the command for another attempt of an effect. The caller knows that the last attempt was not made or may
+    be repeated. If the function awaits the effect no longer and it may not be repeated (`may_repeat`), returns the
+    command that records that the effect was not made.
     """
     if not may_repeat(effect, not_made=True):
         error = CancelledError(f"{effect.name} was not done, and its job waits for it no longer")
@@ -417,13 +417,13 @@ def attempted(effect: EffectState) -> EffectCommand:
 def continue_with_question(
     effect: EffectState, not_made: bool, asked: Intent | None, answer: Answer | None
 ) -> EffectCommand | None:
-    """Decides how a call goes on whose last attempt has no result.
+    """Decides how a call goes on whose last attempt has no result. Returns the next command, or None if the doubt has
+    to be resolved first.
 
-    `asked`: the question that a person was asked about the call, if there is one. `answer`: the answer to it, if there
-    is one. `not_made`: True if the last attempt was certainly not made.
-
-    With a question, the answer decides, or the wait for it goes on. Without a question, a call that was not made is
-    made again. Returns None if the call may have been made and nobody was asked: then the doubt has to be resolved.
+    - `asked`, `answer`: the question that a person was asked about the call, and the answer, if they exist. An answer
+      decides. A question without an answer is waited for.
+    - `not_made`: True if the last attempt was certainly not made. If nobody was asked, such a call is made again, and
+      any other call is in doubt.
     """
     if asked is None:
         return repeat_or_drop(effect) if not_made else None
@@ -487,8 +487,10 @@ def drop(effect: EffectState) -> bool:
 
 
 def may_repeat(effect: EffectState, *, not_made: bool) -> bool:
-    """Returns True if another attempt of the effect may be made: if it does no harm to make the effect twice, or if the
-    function still awaits the effect and the last attempt was certainly not made (`not_made`).
+    """Returns True if another attempt of the effect may be made. One of two things allows it:
+
+    - It does no harm to make the effect twice.
+    - The last attempt was certainly not made (`not_made`), and the function still awaits the effect.
     """
     return (not_made and not effect.dropped) or effect.repeatable
 

@@ -3,10 +3,12 @@ journal.
 
    quiet, all open effects take long ─▶ parked ─ timer, answer, signal, cancel ─▶ its owner lets it run ─▶ its history is read ─▶ it runs
 
-A checkpoint keeps a note of the things for which a parked job waits. At a start of the app, a job is parked again
-without a replay if its note is still true: the job has got no entry since, and the code is the same, so a replay would
-end in the same state. Three kinds of parked jobs have no note: those that wait for a child (the child may have to be
-begun again), those with an effect in doubt, and those with a letter of their own that is not taken yet.
+A checkpoint keeps a note of the things for which a parked job waits. The note saves a replay at a start of the app. If
+the job has got no entry since the note, and the code is the same, a replay would end in the same state. So the job is
+parked again without one.
+
+Some parked jobs have no note: a job that waits for a child, because the child may have to be begun again; a job with an
+effect in doubt; and a job with a letter of its own that the host has not taken yet.
 """
 
 from collections import deque

@@ -1,8 +1,11 @@
 """Packs the arguments, results and errors of effects into bytes. A job always gets the unpacked values, also on the
 first run, so a replay sees the same values.
 
-Values are packed as msgpack. Some come back as another type: tuples and sets as lists (a set in a job's output is
-sorted, see `in_order`), dataclasses and models as dicts, Decimals and UUIDs as texts, an Arrow table as a RecordBatch.
+Values are packed as msgpack. Some come back as another type:
+
+- Tuples and sets come back as lists. A set in a job's output is sorted first (`in_order`).
+- Dataclasses and models come back as dicts, Decimals and UUIDs as texts, and an Arrow table as a RecordBatch.
+
 Datetimes stay datetimes, and a `Secret` stays a reference. Of an error, the name of its class and its message are
 packed. Unpacking runs no code of a user.
 """

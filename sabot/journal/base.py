@@ -212,9 +212,13 @@ class Inbox(ABC):
         """Posts a letter. When this returns, the letter is durable, and the owner will take it. Blocks. May be called
         in any thread and any process.
 
-        Raises LetterRefused with one of these reasons: the journal does not know the token or the job; the question is
-        closed, or its deadline has passed; the job has ended; or the inbox has already accepted such a letter. Of two
-        letters that answer the same question at the same time, the inbox accepts one.
+        Raises LetterRefused in these cases:
+
+        - The journal does not know the token or the job.
+        - The question is closed, or its deadline has passed.
+        - The job has ended.
+        - The inbox has already accepted such a letter. Of two letters that answer the same question at the same time,
+          it accepts one.
 
         After a crash or a TransientError, the letter may be stored or not. (TransientError: a server does not answer,
         or another process holds the database.) The caller may post the letter again. If the first one was stored, the

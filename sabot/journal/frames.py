@@ -265,8 +265,8 @@ class FrameOrder:
         """Handles a frame that does not count because its number is not the next one. Raises CorruptJournal if the
         number shows that earlier frames are missing, such as the claim of its writer.
 
-        One such frame of an unknown writer is allowed: if a topic was deleted and created anew, the owner of the
-        deleted topic writes one frame into the new one before it notices and fails.
+        One such frame of an unknown writer is allowed. It can come from the owner of a deleted topic: if the topic was
+        created anew, that owner writes one frame into it before it notices and fails.
         """
         if piece.writer != self.writer:
             frame = _read(_frames, piece.data, where) if piece.parts == 1 else None

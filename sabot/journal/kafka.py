@@ -543,8 +543,8 @@ def _prepared(replica: Replica) -> int:
 
 
 def _harden(replica: Replica) -> None:
-    """Sets up a new topic so that an acknowledged record cannot be lost with one machine: the record is on two
-    machines, or, if the topic has only one replica, on the disk of its machine.
+    """Sets up a new topic so that a record is safe when it is acknowledged: it is on two machines then. In a topic with
+    one replica, it is on the disk of that replica's machine.
     """
     if replicas_of(replica.link, replica.kafka, replica.topic) > 1:
         set_topic(replica.link, replica.kafka, replica.topic, "min.insync.replicas", "2")

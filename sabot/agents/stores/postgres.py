@@ -219,8 +219,8 @@ class PostgresJobStore(JobsAndActions):
         return await self._patiently(partial(self._tables.select, statement, values))
 
     async def _owner(self, job_id: str) -> JobsAndActions | None:
-        """Returns the store to which calls about a job are passed on, for a job without entries in this store: the
-        store of this process's kernel, or the store of the journal that the tables name for the job. Returns None if
+        """Returns the store to which calls about a job are passed on, if the job has no entries in this store. It is
+        the store of this process's kernel, or a store of the journal that the tables name for the job. Returns None if
         the job is unknown.
         """
         if self._lent is not None and await self._lent.get(job_id) is not None:
