@@ -1,13 +1,15 @@
-"""The memory of agents: texts in scopes, which are found by their words. No model is asked.
+"""The memory of agents: texts that are stored in scopes, and are found by their words. No model is used. A scope is a
+name; its memories are seen only by calls with the same scope.
 
    memory = Memory(MemoryFile("memories"))                a file that agents and servers of several processes use at once
    memory = Memory(StateMemories(ctx.map_state("notes")))  keyed state of an agent: saved with its checkpoints, exactly once
    agent = Agent(engine, tools=[*memory.tools("support")])
    sabot mcp serve --memory memories --scope support       the same four tools for any MCP client
 
-A store keeps the memories of each scope by id. The id is computed from the text, so the same text is one memory, however
-often it is stored. `consolidate` merges memories of nearly the same words: the newest text stays, and the older texts are
-kept with it as earlier wordings. The id of an earlier wording finds the newest text. So no stored text is lost.
+A store keeps the memories of each scope by their ids. An id is computed from the text, so the same text is one memory,
+however often it is stored. `Memory.consolidate` merges memories of nearly the same words: the newest text stays, and
+the older texts are kept with it as its earlier wordings. The id of an earlier wording still leads to the newest text.
+So no text is lost.
 """
 
 import hashlib
@@ -37,10 +39,13 @@ from sabot.llm.tools import Tool, tool
 from sabot.state import MapState
 
 StoredMemory: TypeAlias = dict[str, Any]
-"""A memory: text, tags, stored_ms, and `also`, its earlier wordings as [id, text, stored_ms]; or `into`, the id that it is a part of."""
+"""A record of a store: a dict with `text`, `tags`, `stored_ms` (milliseconds since 1970), and `also`, the earlier
+wordings as lists of id, text and stored_ms. The record of an earlier wording has only `into`: the id of the memory that
+it is a part of.
+"""
 
 MemoryChange: TypeAlias = Callable[[dict[str, StoredMemory]], Mapping[str, StoredMemory | None]]
-"""A function from the records by id to those that change, with None for a record to remove."""
+"""A function that gets records by id, and returns those to write by id; None stands for a record to remove."""
 
 _TEXT_MOST = 65_536
 _TAGS_MOST = 20
@@ -54,8 +59,11 @@ _QUERY_MOST = 200  # different words of a query; further ones are ignored
 
 
 class FoundMemory(TypedDict):
-    """A memory that a search has found. `score`: how well it matches, above 0; scores can be compared within one search only. `cut`: True
-    if `text` is only the beginning; `Memory.retrieve` returns the whole text.
+    """A memory that a search has found.
+
+    - `stored_ms`: the time of its storing, in milliseconds since 1970.
+    - `score`: how well it matches, above 0. Only scores of the same search can be compared.
+    - `cut`: True if `text` is only the beginning of the text; `Memory.retrieve` returns the whole.
     """
 
     id: str
@@ -67,7 +75,9 @@ class FoundMemory(TypedDict):
 
 
 class Remembered(TypedDict):
-    """A memory. `earlier`: the earlier wordings that were consolidated into it, the newest first."""
+    """A memory with its whole text. `stored_ms`: the time of its storing, in milliseconds since 1970. `earlier`: the
+    texts of earlier wordings that were merged into it, the newest first.
+    """
 
     id: str
     text: str
@@ -83,23 +93,25 @@ class MemoryStore(Protocol):
         """Returns the records of a scope by id: those of `ids` that exist, or all if `ids` is None."""
 
     async def change(self, scope: str, ids: Collection[str] | None, change: MemoryChange) -> None:
-        """Reads records as `read` does, calls `change` with them, and writes the records that it returns. No other change
-        comes between the read and the write. If `change` raises, nothing is written.
+        """Reads records as `read` does, calls `change` with them, and writes the records that `change` returns. All
+        this is one step, in which no other change takes place. If `change` raises, nothing is written.
         """
 
     async def count(self, scope: str) -> int:
         """Returns the number of memories of the scope. Memories that were merged into others do not count."""
 
     async def search(self, scope: str, query: str, limit: int) -> list[tuple[str, float]]:
-        """Returns the ids of memories that have words of the query, and their scores, the best first."""
+        """Returns at most `limit` memories of the scope that have words of the query, as pairs of id and score, the
+        best first.
+        """
 
 
 class _WordIndex:
     """An index of the words of memories, in a SQLite database with FTS5.
 
-    Each word is indexed with a prefix for its scope. So a search reads only words of its own scope, and counts in how
-    many memories of this scope a word occurs. The tokenizer `ascii` keeps all other letters, since `_words` has
-    normalised them.
+    Each word is indexed with a prefix for its scope. So a search reads only the words of its own scope, and counts in
+    how many memories of this scope a word occurs. The tokenizer `ascii` is used, which does not change other letters:
+    `_words` has normalised them already.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -113,7 +125,7 @@ class _WordIndex:
         self._execute("""CREATE VIRTUAL TABLE words USING fts5(text, tokenize = "ascii tokenchars '_'")""")
 
     def add(self, scope: str, id: str, record: StoredMemory) -> None:
-        """Adds a memory to the index, which must not have it yet. Does nothing for a memory that was merged into another one."""
+        """Adds a memory to the index, which must not have it yet. Does nothing for the record of an earlier wording."""
         if "into" in record:
             return
         texts = [record["text"], *record["tags"], *(text for _, text, _ in record["also"])]
@@ -137,8 +149,10 @@ class _WordIndex:
         return found[0]
 
     def search(self, scope: str, query: str, limit: int) -> list[tuple[str, float]]:
-        """Returns ids and scores, as `MemoryStore.search` does. Each longer word of the query is looked for twice: as it is, and as the
-        beginning of words. So a memory with the word itself scores twice, and one with a word that begins with it scores once.
+        """Returns pairs of id and score, as `MemoryStore.search` does.
+
+        Each longer word of the query is searched twice: as a whole word, and as the beginning of a word. So a memory
+        that has the word itself scores for both, and a memory that only has a word with this beginning scores for one.
         """
         prefix = _prefix_of(scope)
         wanted = []
@@ -299,9 +313,10 @@ class MemoryFile:
 
 
 class Memory:
-    """The memories of a store. All calls take the scope, and see nothing of another one.
+    """The memories of a store. Each call names a scope, and sees only the memories of that scope.
 
-    A scope holds 10,000 memories, a text 65,536 characters. Known secrets of this process are hidden in stored texts.
+    A scope can have 10,000 memories, and a text 65,536 characters. Known secrets of this process are hidden in stored
+    texts.
     """
 
     def __init__(self, home: MemoryStore, *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -309,8 +324,8 @@ class Memory:
         self._clock = clock
 
     async def store(self, scope: str, text: str, tags: Collection[str] = ()) -> str:
-        """Stores the text, and returns its id. If the text is stored already, returns the same id, and adds the new tags. Raises UserError
-        for a text or tags that do not fit, and for a scope that is full.
+        """Stores the text, and returns its id. If the text is stored already, adds the new tags, and returns the same
+        id. Raises UserError for a text or tags that are not valid or too long, and for a scope that is full.
         """
         scope, text = _scope(scope), without_secrets(_text(text))
         labels, now_ms = _tags(tags), int(self._clock.time() * 1000)
@@ -330,10 +345,11 @@ class Memory:
         return id
 
     async def search(self, scope: str, query: str, limit: int = 10) -> list[FoundMemory]:
-        """Returns the memories that have words of the query, the best first by BM25; among equal ones, the newest.
+        """Returns at most `limit` memories that have words of the query, the best first by their BM25 score. If the
+        scores are equal, the newest comes first.
+
         Letter case and different encodings of accents do not matter. A word of three letters or more also finds longer
-        words that begin with it, with about half the weight. Words of a query beyond the first 200 different ones are
-        ignored.
+        words that begin with it, with about half the weight. Only the first 200 different words of a query count.
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _FOUND_MOST:
             raise UserError(f"memory: limit={short_repr(limit)}", hint=f"from 1 to {_FOUND_MOST}")
@@ -343,7 +359,9 @@ class Memory:
         return [_found(each, standing[each], score) for each, score in scores if each in standing]
 
     async def retrieve(self, scope: str, id: str) -> Remembered:
-        """Returns the memory with this id, or the one into which it was consolidated. Raises UserError if there is none."""
+        """Returns the memory with this id. For the id of an earlier wording, returns the memory into which it was
+        merged. Raises UserError if there is none.
+        """
         scope = _scope(scope)
         standing, record = await self._standing(scope, checked_text(id, "memory: id"))
         if record is None:
@@ -354,10 +372,11 @@ class Memory:
         )
 
     async def consolidate(self, scope: str, similarity: float = 0.8) -> dict[str, int]:
-        """Merges memories of nearly the same words, and returns the numbers of memories `before` and `after`.
+        """Merges memories of nearly the same words: the newest text stays, and each older text becomes an earlier
+        wording of the text that it resembles most. Returns the numbers of memories as `{"before": …, "after": …}`.
 
-        `similarity`: the share of common words among all words of two texts (Jaccard), from 0.5 to 1. The newest text stays; each older one
-        is merged into the text that it resembles most. The same memories give the same result.
+        `similarity`: the least similarity of two texts that are merged, from 0.5 to 1. The similarity is the number of
+        words that both texts have, divided by the number of words that at least one of them has (Jaccard).
         """
         if isinstance(similarity, bool) or not isinstance(similarity, int | float) or not 0.5 <= similarity <= 1:
             raise UserError(f"memory: similarity={short_repr(similarity)}", hint="from 0.5 to 1")
@@ -369,7 +388,7 @@ class Memory:
         return {"before": len(standing), "after": len(standing) - len(leaders)}
 
     async def forget(self, scope: str, id: str) -> bool:
-        """Removes the memory with this id, and its earlier wordings. Returns False if there is none."""
+        """Removes the memory with this id, and its earlier wordings. Returns True if there was one, else False."""
         scope = _scope(scope)
         standing, record = await self._standing(scope, checked_text(id, "memory: id"))
         if record is None:
@@ -423,8 +442,8 @@ class Memory:
         return [cortex_search, cortex_store, cortex_retrieve, cortex_consolidate]
 
     async def _standing(self, scope: str, id: str) -> tuple[str, StoredMemory | None]:
-        """Returns the id under which a memory is kept now, and its record (None if there is none). For the id of an earlier wording that is
-        the memory into which it was merged.
+        """Finds the memory for an id. For the id of an earlier wording that is the memory into which it was merged.
+        Returns its id and its record; the record is None if there is no such memory.
         """
         while True:
             record = (await self._store.read(scope, [id])).get(id)
@@ -480,10 +499,12 @@ def _found(each: str, record: StoredMemory, score: float) -> FoundMemory:
 
 
 def _leaders(standing: Mapping[str, StoredMemory], similarity: float) -> dict[str, str]:
-    """Decides which memories are merged: returns the ids of memories to be merged, each with the id of the memory into which it is merged.
+    """Decides which memories are merged. Returns a dict from the id of each memory that is to be merged to the id of
+    the memory into which it is merged.
 
-    Not all pairs are compared. If the words of every memory are put in the same order, two memories can reach `similarity` only if they
-    share a word among the first few of each. With the rarest words first, few pairs do (Chaudhuri, Ganti and Kaushik, 2006).
+    Not all pairs of memories are compared. The words of each memory are put in an order that is the same for all, the
+    rarest first. Two memories can reach `similarity` only if they share one of their first few words, and few pairs do
+    (Chaudhuri, Ganti and Kaushik, 2006).
     """
     sets = {each: frozenset(_words(record["text"])) for each, record in standing.items()}
     common = Counter(word for words in sets.values() for word in words)

@@ -1,9 +1,9 @@
-"""Descriptions of a server's tools, made safe to show. Servers are not trusted, and their texts go into the prompts of
-models.
+"""The tools that a server offers, with descriptions that are safe to show to models. Servers are not trusted, and their
+descriptions go into the prompts of models.
 
-Invisible characters are removed from a description, and a long one is cut. A tool whose schema is too large or invalid
-is left out. The `digest` of a tool is computed from the description as the server wrote it. So it shows if a tool changes
-after somebody has approved it.
+Invisible characters are removed from a description, and a long description is cut. A tool whose schema is too large or
+invalid is left out. The digest of a tool is computed from its description as the server wrote it. So a tool that is
+changed after a user has approved it has another digest.
 """
 
 import asyncio
@@ -40,10 +40,14 @@ _PIECE = 50  # tools that are handled before the event loop gets a turn: some mi
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A tool that a server offers. `name`: the server's name for it. `shown`: the name for models. `digest`: the digest of the server's
-    description, before it was cleaned.
+    """A tool that a server offers.
 
-    `read_only`, `idempotent`, `open_world`: the server's hints about the effect, or None.
+    - `name`: the server's name for the tool. `shown`: the name that models see.
+    - `description`: the cleaned description. `schema`: the schema of the arguments. `output`: the schema of the result,
+      or None.
+    - `digest`: the digest of the server's description, before it was cleaned.
+    - `read_only`, `idempotent`, `open_world`: the server's hints about the effect of the tool; None for a hint it did
+      not give.
     """
 
     name: str
@@ -58,8 +62,10 @@ class Offer:
 
     @property
     def proposed(self) -> EffectClass:
-        """The class of effect that the server's hints propose. MCP sends no key with a call, so a tool with the hint `idempotent` is one
-        that has no further effect when it is called again with the same arguments.
+        """The class of effect that the server's hints propose.
+
+        MCP sends no key with a call by which the server could recognize a repeated call. So `idempotent` means here
+        that a second call with the same arguments has no further effect.
         """
         if self.read_only:
             return EffectClass.READ
@@ -67,7 +73,11 @@ class Offer:
 
 
 def offer_of(told: Mapping[str, Any], most_chars: int) -> Offer | str:
-    """Returns the offer for one entry of the server's list of tools, or, if the tool is left out, the reason as a text."""
+    """Returns the offer for one entry of the server's list of tools. If the tool must be left out, returns the reason
+    as a text.
+
+    `told`: the entry. `most_chars`: the most characters of the description.
+    """
     name = told["name"]
     if not name or clean(name, 200) != name:
         return f"its name {clean(repr(name), 100)} is empty, too long, or has characters that nobody sees"
@@ -96,7 +106,11 @@ def offer_of(told: Mapping[str, Any], most_chars: int) -> Offer | str:
 
 
 async def offers_of(listed: Sequence[dict[str, Any]], most_chars: int) -> tuple[dict[str, Offer], dict[str, str]]:
-    """Returns the tools that can be offered, by name, and the reasons why others are left out."""
+    """Returns two dicts by the name of the tool: the tools that can be offered, and the reasons why the others are left
+    out.
+
+    `listed`: the server's list of tools. `most_chars`: the most characters of a description.
+    """
     offers: dict[str, Offer] = {}
     left_out: dict[str, str] = {}
     for number, told in enumerate(listed):
@@ -149,8 +163,8 @@ def _depth(value: Any) -> int:
 
 
 def _cleaned(schema: Any, most: int) -> Any:
-    """Returns the schema with its titles and descriptions cleaned and cut. Names of properties, and values, stay as they are, because
-    calls use them.
+    """Returns the schema with each title and description cleaned and cut to `most` characters. The names of properties
+    and their values are unchanged, because calls use them.
     """
     if isinstance(schema, list):
         return [_cleaned(each, most) for each in schema]
@@ -163,7 +177,7 @@ def _cleaned(schema: Any, most: int) -> Any:
 
 
 class OfferedArguments:
-    """The arguments of a tool, with the schema that the server gives for models."""
+    """The schema of the arguments of an offered tool. It decodes and checks the arguments of a call."""
 
     def __init__(self, name: str, description: str, schema: JsonSchema) -> None:
         self.name = name
@@ -171,7 +185,9 @@ class OfferedArguments:
         self.json = schema
 
     def decode(self, text: str) -> dict[str, Any]:
-        """Returns the arguments by name from the JSON that a model wrote. Raises Mismatch."""
+        """Decodes the JSON that a model wrote, and returns the arguments by name. Raises Mismatch if the text is no
+        JSON object, or does not match the schema.
+        """
         try:
             found = msgspec.json.decode(text or "{}")
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:

@@ -1,12 +1,13 @@
-"""The MCP servers of a process, and the sessions with them. A session is opened when it is needed, kept while it is
-used, and belongs to one tenant and one principal alone.
+"""The MCP servers of a process, and the sessions with them. A session is opened when it is needed, and closed when it
+was not used for some time. Only one tenant with one principal (a user or an agent) uses it.
 
-When a session has hung in a call, the next session is opened at once. If that one hangs too before it has answered a
-call, or if a server does not answer while a session is opened, the pool sends the server nothing for a while. That time
-doubles with each further hang in a row.
+A session hangs if the server does not answer. After the first session that hangs in a call, the pool opens the next one
+at once. If that one hangs, too, before it has answered a call, or if the server does not answer while a session is
+opened, the pool opens no session with the server for some time. This time doubles with each further session in a row
+that hangs.
 
-A pool has an event loop in a thread of its own. A session belongs to one event loop, but a program may look up tools in one
-event loop and call them in another.
+A session belongs to one event loop, but a program may look up tools in one event loop and call them in another. So a
+pool has an event loop of its own, in a thread, in which all its sessions live.
 """
 
 import asyncio
@@ -41,7 +42,9 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 OnChange = Literal["refuse", "allow"]
-"""The handling of a call of a tool that has changed since it was offered."""
+"""The handling of a call of a tool whose description has changed since the tool was offered: the call fails, or is
+made.
+"""
 
 _AGENT_SERVER = "agent"  # the name of the server that an agent has if none is named
 _BACKOFF = Backoff(0.1, 30.0)  # the waits between attempts to open a session
@@ -50,9 +53,12 @@ _STOP_SECONDS = 15.0
 
 
 class McpServerFacts(NamedTuple):
-    """A server of a pool, and the facts of its open sessions. `way`: the program, or the address without its password. `busy`: the number
-    of calls under way. `tools`: the digest of each tool's description, by the server's name for the tool. `left_out`: the tools that are
-    not offered, each with the reason.
+    """A server of a pool, and the facts of its open sessions.
+
+    - `way`: the program of the server, or its address without a password.
+    - `sessions`: the number of open sessions. `busy`: the number of calls under way.
+    - `tools`: the digest of each tool's description, by the server's name for the tool.
+    - `left_out`: the tools that are not offered, each with the reason.
     """
 
     name: str
@@ -69,8 +75,8 @@ class McpServerPool:
        pool = McpServerPool()
        agent = Agent(engine, tools=[*await pool.tools("git", command=["mcp-server-git"])])
 
-    It may be used from any event loop and thread. `close`, or the end of `async with pool`, ends its sessions and the
-    servers that it has started; so does the end of the process.
+    A pool may be used from any event loop and thread. `close`, or the end of an `async with pool`, ends the sessions of
+    the pool and the servers that it has started; so does the end of this process.
     """
 
     def __init__(
@@ -185,17 +191,20 @@ class McpServerPool:
     ) -> list[Tool]:
         """Returns the tools of a server, for agents and for `ctx.call`.
 
-        - `options`: those of `add`, if the server was not added yet.
+        - `options`: the options of `add`; needed only if the server was not added yet.
         - `scope`, `principal`: the tenant and the principal in whose session the tools are looked up. They are also called in it, unless
          the caller has a tenant or principal of its own.
         - `only`: names of the tools; None for all. `approved`: digests by name (`McpSession.digests`); tools with another digest
          are refused.
-        - `effects`: a class for all tools, or classes by name ("*" for the others). It wins over the server's annotations, which
-         count only if `trust_annotations` is True.
-        - `in_doubt`, `timeout`, `retries`, `labels`: the options of `tool`. `prefix`: put before each name.
-        - `on_change`: with "refuse", calls of a tool that has changed since it was offered here fail.
+        - `effects`: the class of effect of all tools, or of each tool by name ("*" stands for all others). For a tool
+          without
+         one, the server's annotations decide if `trust_annotations` is True.
+        - `in_doubt`, `timeout`, `retries`, `labels`: as in the decorator `tool`. `prefix`: a text that is put before
+          each name.
+        - `on_change`: with "refuse", a call of a tool that has changed since this call of `tools` fails; with "allow"
+          it is made.
 
-        Raises UserError, McpError.
+        Raises UserError for options that are not valid; McpError if the server cannot be asked for its tools.
         """
         if options:
             self.add(server, **options)
@@ -252,16 +261,17 @@ class McpServerPool:
         timeout_s: float | None = None,
         progress: "OnProgress | None" = None,
     ) -> RemoteTool:
-        """Returns the tool of this name in the session `key`. `tools` and `McpSession.call` make their calls with it.
-        `expects`, `timeout_s`, `progress`: as in `McpConnection.call`.
+        """Returns an object by which the tool `name` of the session `key` can be called. `tools` and `McpSession.call`
+        use it. `expects`, `timeout_s`, `progress`: as in `McpConnection.call`.
         """
         return RemoteTool(self._step, key, name, expects, timeout_s, self._questions, progress)
 
     async def _step(
         self, key: SessionKey, name: str, arguments: Mapping[str, Any], options: Mapping[str, Any]
     ) -> McpResult:
-        """Sends one request of a call, and returns the result, which may be the server's questions. If the session is over before the
-        request was sent, opens another session, once. `options`: passed on to `McpConnection.call`.
+        """Sends one request of a call to the server, and returns the result, which may be questions of the server. If
+        the session ends before the request was sent, sends it in another session, but only once. `options`: passed on to
+        `McpConnection.call`.
         """
 
         async def call(connection: "McpConnection") -> McpResult:
@@ -274,7 +284,7 @@ class McpServerPool:
     # -- on the pool's loop -------------------------------------------------------------------------------------------
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine on the pool's event loop, and returns its result."""
+        """Runs a coroutine on the pool's event loop, and returns its result. Raises UserError if the pool is closed."""
         if self._closed:
             work.close()
             raise UserError("the McpServerPool is closed", hint="make another one")
@@ -287,9 +297,11 @@ class McpServerPool:
         *,
         again: type[McpError] | tuple[type[McpError], ...] = (McpUnavailable, McpConnectionLost),
     ) -> T:
-        """Calls `what` with an open session, on the pool's event loop, and returns its result. `again`: the errors after which
-        `what` is called once more with another session, if the first one has ended. The default allows that also after a
-        request was sent, so it is only for work that changes nothing.
+        """Calls `what` with an open session, on the pool's event loop, and returns its result.
+
+        `again`: if `what` raises one of these errors, and its session has ended, `what` is called once more with
+        another session. The default has McpConnectionLost, so a request may be sent twice; use it only for requests
+        that change nothing.
         """
         return await self.run(self._used(key, what, again))
 
@@ -320,7 +332,9 @@ class McpServerPool:
             self._look_for_room()
 
     async def _connection(self, key: SessionKey) -> "McpConnection":
-        """Returns an open session. Callers that ask while it is being opened get the same one."""
+        """Returns the open session for this key. Opens it if there is none; callers that ask meanwhile wait for the
+        same one.
+        """
         found = self._opened.get(key)
         if found is not None and found.is_open:
             return found
@@ -378,12 +392,14 @@ class McpServerPool:
             return connection
 
     def _hung(self, key: SessionKey, why: str, opened: bool) -> None:
-        """Records that a session was given up because the server did not answer. `opened`: True if the session was open before."""
+        """Records that a session has ended because the server did not answer. `why`: the reason. `opened`: True if the
+        session had been open before; the first such end is excused.
+        """
         hangs = self._hangs.setdefault(key, Failures(_HUNG_BACKOFF))
         hangs.note(why, asyncio.get_running_loop().time(), excused=int(opened))
 
     def _check_hangs(self, key: SessionKey) -> None:
-        """Raises McpUnavailable if the sessions of this key have hung, and the time has not passed in which no other one is opened."""
+        """Raises McpUnavailable if no session may be opened for this key yet, because earlier ones have hung."""
         hangs = self._hangs.get(key)
         if hangs is not None and (left := hangs.until_s - asyncio.get_running_loop().time()) > 0:
             raise McpUnavailable(
@@ -424,7 +440,7 @@ class McpServerPool:
         self._changed = asyncio.Event()
 
     def _close(self, connection: "McpConnection") -> Coroutine[Any, Any, None]:
-        """Takes a session out of the pool. Returns the coroutine that closes it, which has to be run."""
+        """Takes a session out of the pool, and returns a coroutine that closes the session; the caller has to run it."""
         self._over(connection)
         self._closing += 1
         return self._closed_down(connection)
@@ -497,8 +513,8 @@ class McpServerPool:
 
 
 class McpSession:
-    """A session with a server for one tenant and principal; `key` has all three. The pool closes it when it is not used for long, and opens
-    it again at the next use.
+    """A session with a server for one tenant and principal; `key` names all three. If it was not used for
+    `idle_timeout`, the pool closes it, and opens it again at the next use.
     """
 
     def __init__(self, pool: McpServerPool, key: SessionKey) -> None:
@@ -518,14 +534,16 @@ class McpSession:
         - `timeout`: the time for the answer; `McpConfig.request_timeout` if None.
         - `progress`: a function or coroutine function that is called as `progress(done, total, words)` in the pool's thread.
 
-        Raises McpError. After McpConnectionLost and McpTimeout nobody knows whether the call was done.
+        Raises McpError. After McpConnectionLost and McpTimeout it is not known whether the server has done the call.
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout", zero=False)
         remote = self._pool.remote(self.key, name, timeout_s=timeout_s, progress=progress)
         return await remote(**dict(arguments or {}))
 
     async def digests(self) -> dict[str, str]:
-        """Returns the digest of each tool's description by the name of the tool, as `McpServerPool.tools(approved=…)` takes them."""
+        """Returns the digest of each tool's description, by the name of the tool. `McpServerPool.tools(approved=…)`
+        takes this.
+        """
         return {name: offer.digest for name, offer in (await self.offers()).items()}
 
     async def offers(self) -> "dict[str, Offer]":

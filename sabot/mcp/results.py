@@ -1,4 +1,4 @@
-"""Calls of MCP tools and their results, as values that a journal keeps: JSON in the form of the protocol."""
+"""The results of MCP tools, and what servers list besides tools, as values that a journal can keep."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,11 +13,11 @@ from sabot.process.executor import ToolRequest
 class McpResult(ToolAnswer, frozen=True, omit_defaults=True, kw_only=True):
     """The answer of a tool.
 
-    - `content`: blocks, as the protocol has them: `{"type": "text", "text": …}`, images, resources. `structured`: the same as JSON, if the
-      tool has an output schema.
-    - `is_error`: True if the tool says that it has failed.
-    - `questions`: the server's questions by key, each as `{"method": …, "params": …}`. A result with questions has no content yet: the
-      call has to be made again with the answers and with `state`.
+    - `content`: a list of blocks in the form of the protocol: `{"type": "text", "text": …}`, images, resources.
+    - `structured`: the same answer as a JSON value, if the tool has an output schema; else None.
+    - `is_error`: True if the tool reports that it has failed.
+    - `questions`: the questions that the server has to ask first, by key, each as `{"method": …, "params": …}`. A
+      result with questions has no content: the caller has to make the call again, with the answers and with `state`.
     """
 
     content: list[dict[str, Any]] = msgspec.field(default_factory=list)
@@ -27,8 +27,8 @@ class McpResult(ToolAnswer, frozen=True, omit_defaults=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """The content as one text. A block that is not a text is named by a word. If there is no content, `structured` as
-        JSON.
+        """The content as one text, in which a block that is no text is only named. Without any content, it is
+        `structured` as JSON.
         """
         if not self.content and self.structured is not None:
             return msgspec.json.encode(self.structured).decode()
@@ -47,12 +47,13 @@ def _words(block: Mapping[str, Any]) -> str:
 
 
 ToolCall = ToolRequest
-"""The name of document 004. A class may not have it: `sabot.llm.ToolCall` is a model's request."""
+"""The name that the specification 004 has for `ToolRequest`. It is only a second name, not a class of its own, since
+the class `sabot.llm.ToolCall` is a model's request."""
 
 
 @dataclass(frozen=True, slots=True)
 class McpResource:
-    """A resource of a server. `template`: True if its uri has names in braces, to be filled in."""
+    """A resource of a server. `template`: True if `uri` has names in braces, for which a caller has to put in values."""
 
     uri: str
     name: str

@@ -1,7 +1,8 @@
 """Tools that read the state of an app from its checkpoints: keyed state of agents, aggregates and tables of streams.
 
-An answer names its checkpoint, and has at most 1,000 rows and 64 KB. A call with the answer's `next` as `cursor` returns
-the following rows of the same checkpoint. The tools only read, so it does not matter where the app runs, or whether it runs.
+The answer of a tool names the checkpoint, and has at most 1,000 rows and 64 KB. A call with `cursor` set to the `next`
+of an answer returns the following rows of the same checkpoint. The tools only read files of checkpoints, so the app
+need not run.
 """
 
 from collections.abc import Callable, Collection
@@ -35,7 +36,12 @@ class StateInfo(TypedDict):
 
 
 class StateRows(TypedDict):
-    """A page of rows. `total`: the number of rows that match. `next`: the cursor of the next page; None after the last one."""
+    """A page of rows of a state.
+
+    - `as_of`: the checkpoint from which the rows are.
+    - `total`: the number of rows that match, over all pages.
+    - `next`: the cursor with which the next page can be read; None on the last page.
+    """
 
     as_of: dict[str, Any]
     rows: list[dict[str, Any]]
@@ -44,7 +50,9 @@ class StateRows(TypedDict):
 
 
 class SavedState(Protocol):
-    """The state of an app in one checkpoint. Its calls may block, and raise UserError with the names of the app and the state."""
+    """The state of an app in one checkpoint. Its methods may block. They raise UserError for a state that does not
+    exist; the message names the app and the state.
+    """
 
     @property
     def checkpoint_id(self) -> int: ...
@@ -55,8 +63,8 @@ class SavedState(Protocol):
         """Returns the parts of the app that have state in the checkpoint."""
 
     def read(self, name: str, key: str | None) -> tuple[pa.Table, list[str]]:
-        """Returns the rows of the state `name`, and the names of its key columns, as far as they are known. With `key`, returns only the
-        rows of this key.
+        """Returns a pair: the rows of the state `name`, and the names of its key columns as far as they are known. If
+        `key` is given, only the rows of this key.
         """
 
 
@@ -65,11 +73,11 @@ def state_tools(
 ) -> list[Tool]:
     """Returns the tools `state_list`, `state_schema` and `state_read` of an app.
 
-    - `open_checkpoint`: opens the checkpoint with this id, or the newest. It may block, and raises UserError if there is none, or not any
-      more.
-    - `only`: the names of the states that the tools offer; by default all.
+    - `open_checkpoint`: a function that opens the checkpoint with the id that it is called with, or the newest one for
+      None. It may block. It raises UserError if this checkpoint does not exist, or has been deleted.
+    - `only`: the names of the states that can be read; all if it is empty.
 
-    Known secrets are hidden in values, as are values with a secret's name (`password`, `api_key`).
+    Known secrets are hidden in values. So is each value whose name is that of a secret, such as `password` or `api_key`.
     """
 
     def checked(name: str) -> str:
@@ -130,7 +138,9 @@ def _as_of(saved: SavedState) -> dict[str, Any]:
 
 
 def _place(cursor: str) -> tuple[int, int]:
-    """Returns the checkpoint and the row that a cursor names."""
+    """Returns the id of the checkpoint and the number of the row that a cursor names. Raises UserError for a bad
+    cursor.
+    """
     checkpoint_id, _, begin = cursor.partition(":")
     if not (checkpoint_id.isascii() and checkpoint_id.isdigit() and begin.isascii() and begin.isdigit()):
         raise UserError(f"cursor={short_repr(cursor)}", hint="give back what stands under next, or leave it out")
@@ -152,7 +162,9 @@ def _text(value: Any) -> str:
 
 
 def _page(table: pa.Table, begin: int, limit: int) -> list[dict[str, Any]]:
-    """Returns rows from number `begin` on as JSON values: at most `limit`, as many as fit in a page, but at least one."""
+    """Returns rows as JSON values, from row number `begin` on. There are at most `limit` rows, and only as many as fit
+    in 64 KB; but the first row is returned even if it does not fit.
+    """
     readers = {name: _reader(table[name]) for name in table.column_names}
     rows: list[dict[str, Any]] = []
     size = 0
@@ -168,10 +180,10 @@ def _page(table: pa.Table, begin: int, limit: int) -> list[dict[str, Any]]:
 
 
 def _reader(column: "pa.ChunkedArray[Any]") -> Callable[[Any], Any]:
-    """Returns the function that makes JSON of a column's values.
+    """Returns the function that turns a value of this column into a JSON value.
 
-    Mixed or nested values of an agent's state are saved as JSON in a column of text. Such a column is known by its values: all are JSON,
-    and at least one is an object, a list or a text.
+    Mixed or nested values of an agent's state are saved as JSON texts in a column of text. A column is taken for such a
+    one if all of its first 1,000 values are JSON, and at least one of them is an object, a list or a text.
     """
     if pa.types.is_string(column.type):
         texts = [text for text in column.slice(0, _SAMPLED).to_pylist() if text is not None]
@@ -181,7 +193,7 @@ def _reader(column: "pa.ChunkedArray[Any]") -> Callable[[Any], Any]:
 
 
 def _said(text: str | None) -> Any:
-    """Returns the value if the text is JSON, else the text itself."""
+    """Returns the JSON value in a text; the text itself if it is no JSON, and None for None."""
     return msgspec.json.decode(text) if text is not None and _is_json(text) else text
 
 
@@ -194,7 +206,9 @@ def _is_json(text: str) -> bool:
 
 
 def _bounded(value: Any) -> Any:
-    """Returns the value, or, if its JSON is long, an object with the beginning and the length of the JSON."""
+    """Returns the value. If its JSON is too long for an answer, returns an object with the beginning of the JSON
+    (`cut`) and its length in bytes (`bytes`) instead.
+    """
     text = msgspec.json.encode(value)
     if len(text) <= _CELL_MOST:
         return value
@@ -202,8 +216,8 @@ def _bounded(value: Any) -> Any:
 
 
 def _described(column: "pa.ChunkedArray[Any]") -> dict[str, Any]:
-    """Returns the type of a column. For a column of JSON, also returns the kinds of its values, and for objects the fields with the kinds
-    of their values, as the first 1,000 rows have them.
+    """Returns a description of a column: its type. For a column of JSON texts it also has the kinds of the values, and
+    for objects the fields with the kinds of their values. These are taken from the first 1,000 rows.
     """
     read = _reader(column)
     if read is msgspec.to_builtins:

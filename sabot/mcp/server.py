@@ -5,10 +5,11 @@
    await server.serve_http(port=8000)                             any number of clients, on this machine alone
    await server.serve_http("0.0.0.0", 8000, token=token)          from elsewhere, with `Authorization: Bearer …`
 
-The tools are functions with `@tool`. The server checks arguments by the tool's schema, shows the class of its effect as the
-hints of the protocol, and keeps its time limit. An error of a tool becomes a result with `isError`; its text has the message
-and the hint, so that a model can correct its call. A result is JSON, at most `max_result_bytes` long, and known secrets of
-this process are hidden in it.
+The tools are functions with the decorator `@tool`. The server checks the arguments of a call by the tool's schema, and
+ends the call after the tool's time limit. It tells clients the class of the tool's effect by the hints of the protocol.
+If a tool raises an error, the client gets a result with `isError`, whose text has the message and the hint, so that a
+model can correct its call. A result is JSON of at most `max_result_bytes`, in which known secrets of this process are
+hidden.
 """
 
 import asyncio
@@ -58,8 +59,8 @@ class ToolServer:
     - `name`, `version`, `instructions`: shown to clients.
     - `concurrency`: the most calls at a time; further calls wait. `max_result_bytes`: the most bytes of a result as JSON.
 
-    Raises UserError if two tools have the same name, or if a tool takes an `Effect`: a call of a client is not in a journal, so there is
-    no key for the effect.
+    Raises UserError if two tools have the same name, or if a tool has a parameter of type `Effect`. An `Effect` has a
+    key from a journal, and calls of clients are in no journal.
     """
 
     def __init__(
@@ -94,16 +95,16 @@ class ToolServer:
         """The server as the SDK knows it: `mcp.Client(tool_server.server)` is connected to it inside this process."""
 
     async def serve_stdio(self) -> None:
-        """Serves one client on standard input and output, until the client closes the input. Meanwhile all other output of
-        this process to standard output goes to standard error.
+        """Serves one client on standard input and output, until the client closes the input. In this time, everything
+        else that this process writes to standard output goes to standard error.
         """
         async with stdio_server() as (requests, answers):
             await self.server.run(requests, answers, self.server.create_initialization_options())
 
     @asynccontextmanager
     async def connect(self, key: object, ended: Callable[[str], object]) -> AsyncIterator[Any]:
-        """Connects a client in this process: gives the client's two message streams for the `with` block. It is meant for a
-        `McpServerPool`: `pool.add("shop", connect=server.connect)`.
+        """Connects a client in this process to this server, and gives the client's two message streams for the `with`
+        block. A `McpServerPool` takes this method as the way to a server: `pool.add("shop", connect=server.connect)`.
         """
         async with create_client_server_memory_streams() as (client, (requests, answers)):
             options = self.server.create_initialization_options()
@@ -123,13 +124,17 @@ class ToolServer:
         token: str | None = None,
         on_start: Callable[[str], None] | None = None,
     ) -> None:
-        """Serves clients at `http://host:port/mcp` (streamable HTTP) until it is cancelled; calls under way have 5 seconds to end then.
+        """Serves clients at `http://host:port/mcp` (streamable HTTP) until the caller is cancelled. Calls under way
+        then have 5 seconds to end.
 
-        - `token`: the token that each request has to carry. Without a token all programs on this machine may call, but no page in a browser
-          (`Host` and `Origin` are checked); a host that others can reach needs a token.
-        - `port`: the port; 0 for any free one. `on_start`: called with the address as soon as the server answers there.
+        - `host`: the address to listen on. `port`: the port; 0 for any free one.
+        - `token`: the token that each request has to carry. It may be None only if `host` can be reached from this
+          machine alone. Then all programs of this machine may call, but no page in a browser (`Host` and `Origin` are
+          checked).
+        - `on_start`: called with the address as soon as the server answers there.
 
-        Raises UserError for an address that is taken, and for a token that is missing or shorter than 16 characters.
+        Raises UserError if the address is taken, or if the token is shorter than 16 characters, or missing where one is
+        needed.
         """
         check_called("serve_http", on_start=on_start)
         if token is not None:
@@ -209,7 +214,7 @@ class ToolServer:
 
 
 def _with_token(app: "ASGIApp", token: str) -> "ASGIApp":
-    """Returns the app with a check in front that refuses requests without the token."""
+    """Returns an ASGI app that refuses requests without the token, and passes all others on to `app`."""
     wanted = f"Bearer {token}".encode()
 
     async def checked(scope: "Scope", receive: "Receive", send: "Send") -> None:

@@ -1,5 +1,5 @@
-"""Sessions of agents and their context, kept by a server. The specification 002 calls such a server `context-orchestrator`
-(`docs/names.md` says which document that is).
+"""Sessions of agents and their context, which a server keeps. The context is a dict of JSON values. The specification
+002 calls such a server `context-orchestrator` (`docs/names.md` says which specification that is).
 
     server = await pool.session("orchestrator", principal="agent-7")
     async with SessionBridge(server) as bridge:                     heartbeats every 30 s
@@ -35,7 +35,7 @@ class SessionError(SabotError):
 
 
 class SessionStopFailed(SessionError):
-    """The server did not accept the end of a session. In this process the session has ended all the same."""
+    """The server did not accept the end of a session. In this process the session has ended in spite of that."""
 
     code = "E2051"
 
@@ -47,7 +47,7 @@ class SnapshotFailed(SessionError):
 
 
 class RecoveryCheckFailed(SessionError):
-    """The server could not be asked for the sessions that need recovery."""
+    """The request for the sessions that need recovery has failed."""
 
     code = "E2053"
 
@@ -60,8 +60,12 @@ class ContextFailed(SessionError):
 
 @dataclass
 class SessionInfo:
-    """A session that runs in this process. `missed`: the number of failed heartbeats in a row. `unsent`: True if the server does not have
-    the newest snapshot yet. `next_heartbeat`: the time of the next heartbeat, by the clock's steady count of seconds.
+    """A session that runs in this process.
+
+    - `next_heartbeat`: the time of the next heartbeat, by the clock's steady count of seconds.
+    - `context`: the context as this process has saved it. `unsent`: True if the server does not have all of it yet.
+    - `missed`: the number of heartbeats in a row that have failed.
+    - `order`: a lock that is held during a request of this session, so that its requests reach the server in order.
     """
 
     session_id: str
@@ -77,7 +81,7 @@ class SessionInfo:
 
 @dataclass(frozen=True)
 class RecoverableSession:
-    """A session that ended without being stopped. `facts`: the server's data about it."""
+    """A session whose program ended without stopping it. `facts`: all data of the server about the session."""
 
     session_id: str
     agent_id: str
@@ -89,8 +93,9 @@ class SessionBridge:
     `async with`.
 
     - `heartbeat_interval`: the time between two heartbeats. `heartbeat_timeout`: the time in which the server has to answer one.
-    - `on_error`: "fail_fast" or "graceful" (module `bridges`). `retries`, `backoff`, `timeout`: the number of further tries of a call, the
-      time before the first of them (it doubles each time), and the time limit of each try.
+    - `on_error`: "fail_fast" or "graceful" (module `bridges`).
+    - `retries`: the number of further tries of a call. `backoff`: the time before the first of them; it doubles each
+      time. `timeout`: the time limit of each try.
     """
 
     def __init__(
@@ -119,7 +124,9 @@ class SessionBridge:
         return self
 
     async def __aexit__(self, *raised: object) -> None:
-        """Ends the heartbeats. Sessions that were not stopped stay open at the server, for recovery."""
+        """Stops the heartbeats. Sessions that were not stopped stay open at the server, which lists them for
+        recovery.
+        """
         if self._beating is not None:
             self._beating.cancel()
             with suppress(asyncio.CancelledError):
@@ -145,7 +152,9 @@ class SessionBridge:
         return await self._begin(agent_id, session_id, dict(context or {}), f"Session started for agent {agent_id}")
 
     async def resume_session(self, agent_id: str, session_id: str) -> SessionInfo:
-        """Continues a session of `check_recovery` with its saved context. Raises ContextFailed (E2054), SessionError."""
+        """Continues a session that `check_recovery` has returned, with the context that the server has. Raises
+        ContextFailed (E2054) if the context cannot be read; SessionError (E2050).
+        """
         if session_id in self._sessions:
             raise SessionError(f"session {session_id}: it runs already")
         context = await self._read(session_id)
@@ -159,8 +168,11 @@ class SessionBridge:
         return session
 
     async def save_snapshot(self, session_id: str, context: Mapping[str, Any], summary: str = "") -> None:
-        """Saves the fields of `context` at the server. Fields that were saved before and are not in `context` stay. Raises SnapshotFailed
-        (E2052).
+        """Saves the fields of `context` at the server. Earlier fields that are not in `context` are kept. `summary`: a
+        text that describes the change.
+
+        Raises SnapshotFailed (E2052). If the server cannot be reached and `on_error` is "graceful", nothing is raised,
+        and the next heartbeat sends the snapshot.
         """
         session = self._running(session_id, SnapshotFailed)
         async with session.order:
@@ -182,8 +194,8 @@ class SessionBridge:
             return dict(session.context)
 
     async def check_recovery(self) -> list[RecoverableSession]:
-        """Returns the sessions that ended without being stopped. If the server cannot be reached and `on_error` is "graceful", returns an
-        empty list. Raises RecoveryCheckFailed (E2053).
+        """Returns the sessions whose program ended without stopping them. If the server cannot be reached and
+        `on_error` is "graceful", returns an empty list. Raises RecoveryCheckFailed (E2053).
         """
         what = "recovery check"
         said = await self._server.ask("check_recovery", {"includeHistory": False}, RecoveryCheckFailed, what) or {}
@@ -195,7 +207,9 @@ class SessionBridge:
         return [RecoverableSession(str(each["taskId"]), str(each.get("sessionId", "")), each) for each in found]
 
     async def stop_session(self, session_id: str, reason: str = "normal_termination") -> None:
-        """Ends a session, so that it needs no recovery. Raises SessionStopFailed (E2051) if the server does not accept the end."""
+        """Ends a session here and at the server, so that it needs no recovery. `reason`: the server gets the status
+        "completed" for "normal_termination", and "archived" for any other reason. Raises SessionStopFailed (E2051).
+        """
         session = self._running(session_id, SessionStopFailed)
         del self._sessions[session_id]
         status = "completed" if reason == "normal_termination" else "archived"
@@ -204,7 +218,9 @@ class SessionBridge:
             await self._send(session, updates, f"Session stopped: {reason}", SessionStopFailed)
 
     async def beat(self) -> None:
-        """Sends the heartbeats that are due now, and the snapshots that could not be sent."""
+        """Sends the heartbeats that are due now. A heartbeat of a session also has the snapshots that could not be sent
+        before.
+        """
         now = self._clock.monotonic()
         await asyncio.gather(*(self._beat(each) for each in self._sessions.values() if each.next_heartbeat <= now))
 

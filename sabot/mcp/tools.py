@@ -1,8 +1,8 @@
 """The tools of MCP servers as tools of Sabot, and the answers to the questions of these servers.
 
-A call of a tool is one effect of an agent. If the server asks something before it answers, there are three steps: the call
-up to the question is one effect; the question is an action of a person, or a request to a model; and the rest of the call is
-another effect. So each step is in the journal of a durable agent, even if a person takes days to answer.
+A call of a tool is one effect of an agent. If the server asks something before it answers, there are three effects: the
+call up to the question; the question, which a person or a model answers; and the rest of the call with the answer. So
+the journal of a durable agent has each of them, even if a person takes days to answer.
 """
 
 import base64
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from sabot.mcp.connection import OnProgress
 
 Ask = Callable[[str, Mapping[str, Any], float], Awaitable[Mapping[str, Any] | None]]
-"""A coroutine function of (kind, payload, timeout_s) that returns the answer of a person, or None if there is none."""
+"""A coroutine function that asks a person. It is called with the kind of the question, its payload, and the seconds to
+wait. It returns the answer as a dict, or None if there is none."""
 
 _ANSWERS, _STATE = "$answers", "$state"  # additional arguments of all steps but the first
 _ANSWERED_WRONG = 3  # how often a person is asked until an answer matches the server's schema
@@ -47,7 +48,9 @@ CallStep = Callable[[SessionKey, str, Mapping[str, Any], Mapping[str, Any]], Awa
 
 
 class RemoteTool:
-    """A tool of a server. It is called in the session of one tenant and principal, unless its caller has others."""
+    """A tool of a server, as an object that can be called. The call is made in the session of the caller's tenant and
+    principal; for a caller without these, in the session `key`.
+    """
 
     def __init__(
         self,
@@ -67,16 +70,18 @@ class RemoteTool:
         self._questions = questions
 
     async def __call__(self, **arguments: Any) -> McpResult:
-        """Calls the tool outside of an agent. Raises McpError."""
+        """Calls the tool for a caller that is no agent, and returns its answer. Raises McpError."""
         context = RequestContext()
         return await self._talk(
             DirectCaller(DirectTools(context), context), self._key, partial(self._once, self._key), arguments
         )
 
     async def converse(self, tool: Tool, site: ToolCaller, arguments: Mapping[str, Any]) -> McpResult:
-        """Makes the call for an agent, and returns the result: sends the call, has questions of the server answered, and sends the
-        answers, as often as the server asks. `site`: makes each step as an effect of the agent. Raises McpError, or the error
-        that `site` raises in its place.
+        """Makes the call for an agent, and returns the result. As often as the server asks something, gets the
+        questions answered by a person or a model, and sends the answers to the server.
+
+        `site`: the object that makes each step as an effect of the agent. Raises McpError, or the error that `site`
+        makes of it.
         """
         key = replace(self._key, scope=site.scope or self._key.scope, principal=site.principal or self._key.principal)
         step = replace(tool, func=partial(self._once, key), converse=None)
@@ -113,7 +118,9 @@ class RemoteTool:
 
 
 class ServerQuestions:
-    """The object that gets questions of servers answered by a person or a model. `most`: the most questions of one call."""
+    """The way in which questions of servers are answered: by a person or by a model. `most`: how often a server may ask
+    in one call.
+    """
 
     def __init__(self, config: McpConfig, sampling: "ExecutionEngine | None", ask: Ask | None) -> None:
         self.most = config.max_questions
@@ -123,7 +130,9 @@ class ServerQuestions:
         self._ask = ask
 
     async def answer(self, site: ToolCaller, server: str, tool: str, question: Mapping[str, Any]) -> dict[str, Any]:
-        """Gets a question answered, and returns the answer in the form that `McpConnection.call` takes."""
+        """Gets a question of a server answered by a person or a model, and returns the answer in the form that
+        `McpConnection.call` takes. `site`: makes the question as an effect of the agent whose call is under way.
+        """
         method, params = question["method"], question["params"]
         if method == "sampling/createMessage":
             return {"method": method, **await self._sampled(site, params)}
@@ -173,9 +182,11 @@ class ServerQuestions:
 
 
 def _reply_of(said: Mapping[str, Any], schema: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns the answer of a person in the form of MCP. The person's answer `said` is one of: {"approved": false} or {"action":
-    "decline"}, to decline; the fields that were asked for, as they are or as {"content": fields}; or {"answer": value} if the server asks
-    for one field only.
+    """Returns the answer of a person in the form of MCP. `said`: the person's answer, in one of these forms:
+
+    - {"approved": false} or {"action": "decline"}: the person declines.
+    - The fields that the server asked for, or {"content": fields}.
+    - {"answer": value}, if the server asked for a single field.
     """
     if said.get("action") in ("decline", "cancel"):
         return {"action": said["action"]}
@@ -197,8 +208,9 @@ def _refusal(words: str) -> dict[str, Any]:
 
 
 def _request_of(params: Mapping[str, Any], most_tokens: int) -> RequestSpec:
-    """Returns the request to a model that a server asks for. The model is that of the engine, even if the server prefers another one.
-    Raises UserError if the server's request does not fit.
+    """Returns the request to a model for a server that asks for an answer of a model. The engine's model is used, even
+    if the server prefers another one. `most_tokens`: the most tokens of the answer. Raises UserError for a request that
+    is not valid.
     """
     messages = [_message_of(each) for each in params.get("messages", ())]
     prompt, tokens, heat = params.get("systemPrompt"), params.get("maxTokens", most_tokens), params.get("temperature")
@@ -268,8 +280,8 @@ def tool_of(
     labels: Collection[str],
     prefix: str,
 ) -> Tool:
-    """Returns the offered tool as a Tool for agents. If the class of its effect allows another attempt, a failed call
-    is repeated once, or `retries` times.
+    """Returns the offered tool as a Tool for agents. If the class of its effect allows another attempt, a failed call is
+    repeated `retries` times; once if that is None.
     """
     kind = effect_class(effect)
     name = f"{prefix}{offer.shown}"[:_MOST_NAME]

@@ -1,11 +1,11 @@
-"""The transports of messages: lines of JSON over a pair of byte streams, or streamable HTTP. Both give the SDK's two
-message streams.
+"""The transports of messages: lines of JSON over a pair of byte streams, or streamable HTTP. Both give the two streams
+of messages, one to read and one to write, over which the SDK's session works.
 
-   Child's stdout ─▶ lines, bounded ─▶ messages ─▶ session ─▶ messages ─▶ lines ─▶ Child's stdin
+   Child's stdout ─▶ lines of bounded length ─▶ messages ─▶ session ─▶ messages ─▶ lines ─▶ Child's stdin
 
-Messages of a server are bounded. A line or body that is longer than `most_bytes` is not kept, and the call to which it is
-the answer gets an error. A call whose answer cannot be read gets an error, too. If a connection breaks below HTTP, only the
-request on that connection gets an error, so the session and its other calls go on.
+The size of a server's messages is bounded. A line or body that is longer than `most_bytes` is dropped, and the call
+that it would have answered gets an error. A call whose answer cannot be parsed gets an error, too. If a TCP connection
+of HTTP breaks, only the request on that connection gets an error; the session and its other calls go on.
 """
 
 import asyncio
@@ -68,8 +68,8 @@ _ANSWERS = re.compile(rb"\A\s*\{\s*(?:" + _VERSION + rb'\s*,\s*)?"(?:result|erro
 async def _lines(
     source: ChildOutput | asyncio.StreamReader, buffer: int, most: int
 ) -> AsyncIterator[tuple[bytes, int]]:
-    """Yields the lines of a stream that are not blank, each with its size in bytes. Of a line that is longer than `most` bytes, only the
-    beginning and the end are yielded.
+    """Yields the lines of a stream that are not blank, each with its size in bytes. If a line is longer than `most`
+    bytes, yields only its beginning and its end, joined. `buffer`: the number of bytes that are read at a time.
     """
     line, size = bytearray(), 0
     while data := await source.read(buffer):
@@ -86,8 +86,8 @@ async def _lines(
 
 
 def _answered(line: bytes) -> int | str | None:
-    """Returns the id of the request to which a line is the answer. Only the first and last 512 bytes of the line are searched. Returns None
-    if the line is no answer, or if the id stands between these two parts.
+    """Returns the id of the request that a line answers. Only the first and the last 512 bytes of the line are
+    searched. Returns None if the line is no answer, or if its id is not in these parts.
     """
     first, last = line[:_END], line[-_END:]
     found = _FIRST_ID.match(first) or (_ANSWERS.match(first) and _LAST_ID.search(last))
@@ -104,8 +104,12 @@ async def over_bytes(
     buffer: int,
     on_end: Callable[[str], Awaitable[None]],
 ) -> AsyncIterator[tuple[Any, Any]]:
-    """Gives the SDK's two streams of messages for the `with` block, which are read from `source` and written to `sink`. `on_end`: called
-    with the reason if `source` or `sink` ends during the block; the streams are closed after that call.
+    """Gives the SDK's two streams of messages for the `with` block. Messages are read from `source`, and written to
+    `sink`.
+
+    - `most_bytes`, `most_list_bytes`: the most bytes of a message, and of a list that the server sends.
+    - `buffer`: the number of bytes that are read at a time.
+    - `on_end`: called with the reason if `source` or `sink` ends during the block; then the streams are closed.
     """
     lists = set[int | str]()  # the ids of requests for lists that have no answer yet
     heard, incoming = anyio.create_memory_object_stream[Any](0)
@@ -163,9 +167,11 @@ async def over_bytes(
 
 
 def _message(line: bytes, size: int, most_bytes: int) -> Any:
-    """Returns the message in a line, or None if the line is not JSON-RPC. A line that is too long is not parsed, since that
-    would take long; an error for the request to which it is the answer is returned in its place. Raises
-    CommunicationError if the id of that request cannot be found in the line.
+    """Returns the message in a line; None if the line is not JSON-RPC. `size`: the size of the whole line in bytes.
+
+    A line that is too long is not parsed. For such a line, and for an answer that cannot be parsed, returns an error
+    message for the request that the line answers. Raises CommunicationError for a line that is too long and has no such
+    id.
     """
     if size > most_bytes:
         words = f"a message of {size:,} bytes, and {most_bytes:,} are the most"
@@ -202,9 +208,11 @@ def _error(request_id: int | str | None, code: int, words: str) -> Any:
 async def over_process(
     command: Command, *, config: McpConfig, on_end: Callable[[str], object]
 ) -> AsyncIterator[tuple[Any, Any]]:
-    """Starts a program, and gives the SDK's two streams of messages with it for the `with` block. After the block the program
-    and all that it has started are ended. `on_end`: called if the program ends by itself, with the reason and the last lines
-    of its stderr. Raises SpawnFailed.
+    """Starts a program, and gives the SDK's two streams of messages to and from it for the `with` block. After the
+    block, ends the program with all its descendants.
+
+    `on_end`: called if the program ends by itself, with a text of the reason and the last lines of stderr. Raises
+    SpawnFailed.
     """
     instance = Instance(command)
     child = await instance.start()
@@ -266,11 +274,12 @@ def _trusted() -> Any:
 
 
 class _BoundedHttp(httpx2.AsyncBaseTransport):  # type: ignore[misc]  # its package is not read by mypy
-    """An HTTP transport that returns an error as the answer to a request that has failed, and bounds the bodies of answers.
+    """An HTTP transport that bounds the size of answers. If a request fails, it returns an answer with the error.
 
-    The SDK first sends `server/discover`. It takes any error for the answer of an older server, and goes on with
-    `initialize`. If `server/discover` did not reach the server, this transport answers `initialize` with the same error.
-    Otherwise an older version would be agreed on with a server that is just starting.
+    The SDK first sends `server/discover`. If that fails, for any reason, the SDK assumes that the server is an older
+    one, and sends `initialize`. But if `server/discover` did not reach the server, this transport answers `initialize`
+    with the same error. Otherwise the SDK would agree on an older version of the protocol with a server that is only
+    just starting.
     """
 
     def __init__(self, config: McpConfig) -> None:
@@ -319,7 +328,9 @@ class _BoundedHttp(httpx2.AsyncBaseTransport):  # type: ignore[misc]  # its pack
 
 
 class _Asked(msgspec.Struct):
-    """The method and the id of a message that is sent. `method` is "" for an answer, and `id` is None for a notification."""
+    """The method and the id of a message to a server. `method` is "" if the message is an answer; `id` is None if it is
+    a notification.
+    """
 
     method: str = ""
     id: int | str | None = None
@@ -331,7 +342,9 @@ def _answer(request: Any, status: int, code: int, words: str) -> Any:
 
 
 class _BoundedBody(httpx2.AsyncByteStream):  # type: ignore[misc]
-    """A body of an answer that raises `StreamError` when it gets longer than `most_bytes`, or when the connection breaks."""
+    """The body of an answer. Reading it raises `StreamError` when it gets longer than `most_bytes`, or the connection
+    breaks.
+    """
 
     def __init__(self, body: Any, most_bytes: int) -> None:
         self._body = body
@@ -353,8 +366,9 @@ class _BoundedBody(httpx2.AsyncByteStream):  # type: ignore[misc]
 
 
 class _BoundedEvents(_BoundedBody):
-    """A body that is a stream of events. If all events together get longer than `most_bytes`, it ends with an event that is an
-    error for the request: the SDK would not report another end to the caller. Only whole events are passed on.
+    """A body that is a stream of events. If its events together get longer than `most_bytes`, the body ends with an
+    event that has an error for the request `request_id`. If it just ended, the SDK would not report that to the caller.
+    Only whole events are passed on.
     """
 
     def __init__(self, body: Any, most_bytes: int, request_id: int | str | None) -> None:
@@ -380,9 +394,10 @@ class _BoundedEvents(_BoundedBody):
 
 
 class PacedStream:
-    """A stream of the messages of a server, which slows down a flood of notifications so that it does not keep a core busy.
-    While no request waits for the server, at most 50 notifications a second are read. `is_awaited` returns True while a
-    request waits.
+    """A stream of the messages of a server that limits notifications, so that a flood of them does not keep a core
+    busy. While no request waits for the server, at most 50 notifications a second are read.
+
+    `is_awaited`: a function that returns True while a request waits.
     """
 
     def __init__(self, stream: Any, is_awaited: Callable[[], bool]) -> None:
@@ -392,7 +407,9 @@ class PacedStream:
 
     @property
     def last_context(self) -> Any:
-        """The context of the last message, which the SDK reads from its streams; None if there is none."""
+        """The attribute `last_context` of the inner stream, which the SDK reads from its streams; None if there is
+        none.
+        """
         return getattr(self._stream, "last_context", None)
 
     async def receive(self) -> Any:
@@ -433,9 +450,10 @@ async def messages_of(
     on_end: Callable[[str], object],
     is_awaited: Callable[[], bool],
 ) -> AsyncIterator[tuple[Any, Any]]:
-    """Connects to a server, and gives the SDK's streams of messages for the `with` block. `on_end` is called with the
-    reason if the server ends the session. `is_awaited` returns True while a request waits for the server
-    (`PacedStream`).
+    """Connects to a server, and gives the SDK's two streams of messages for the `with` block.
+
+    - `on_end`: called with the reason if the server ends the session.
+    - `is_awaited`: a function that returns True while a request waits for the server (`PacedStream`).
     """
     if spec.connect is not None:
         opened = spec.connect(key, on_end)

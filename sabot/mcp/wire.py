@@ -1,4 +1,6 @@
-"""Translations of values of the SDK: its models into JSON, and its errors into those that say whether a call was done."""
+"""Translations between the SDK and Sabot: the SDK's models into JSON, and its errors into errors that tell whether the
+server has done a call.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -34,7 +36,7 @@ T = TypeVar("T")
 
 
 def as_json(value: BaseModel) -> dict[str, Any]:
-    """Returns a message or a part of one, which the SDK has as a pydantic model, as JSON values."""
+    """Returns a pydantic model of the SDK, such as a message or a part of one, as JSON values."""
     found: dict[str, Any] = value.model_dump(by_alias=True, mode="json", exclude_none=True)
     return found
 
@@ -76,7 +78,9 @@ async def all_pages(
 
 
 def check_encoded(server: str, what: str, value: object) -> None:
-    """Raises McpInvalidArguments for a value that cannot be sent as JSON in UTF-8, such as half a surrogate pair."""
+    """Checks that a value can be sent as JSON in UTF-8; a text with half a surrogate pair cannot. Raises
+    McpInvalidArguments if not. `what`: the call that it is for.
+    """
     try:
         msgspec.json.encode(value)
     except (UnicodeEncodeError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -84,8 +88,8 @@ def check_encoded(server: str, what: str, value: object) -> None:
 
 
 def recordable(server: str, what: str, value: T) -> T:
-    """Returns the value of a server if a journal can keep it. Raises McpInvalidAnswer otherwise, for example for a
-    number of more than 64 bits.
+    """Returns `value`, which a server has sent, if a journal can keep it. Raises McpInvalidAnswer if not, for example
+    for an integer of more than 64 bits. `what`: the call that it answers.
     """
     try:
         msgspec.msgpack.encode(value)
@@ -107,8 +111,8 @@ def responses_of(answers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_granted(server: str, what: str, answers: Mapping[str, Any]) -> None:
-    """Raises McpRefused if one of the answers refuses a request of the server. In versions of the protocol since
-    2026-07-28 no answer can express a refusal, and the server does not wait for one.
+    """Checks the answers to a server's questions. Raises McpRefused if one of them is a refusal: in versions of the
+    protocol since 2026-07-28 a refusal cannot be sent, and the server does not wait for it.
     """
     for each in answers.values():
         if "error" in each:
@@ -140,7 +144,9 @@ def may_pass(error: BaseException | None) -> bool:
 
 
 def refusal(server: str, what: str, error: MCPError, config: McpConfig) -> McpError:
-    """Returns the error to raise for a request that the server has answered with `error`, or that was not sent."""
+    """Returns the McpError to raise for a request that has failed with `error`: the server has answered with this
+    error, or the request was not sent. `what`: the request, for the message.
+    """
     words = str(error.message)[:_MOST_WORDS]
     if _too_large(error):
         lists = what.startswith("list_")
@@ -158,28 +164,30 @@ def refusal(server: str, what: str, error: MCPError, config: McpConfig) -> McpEr
 
 
 def unsent(error: SabotError, server: str = "") -> McpUnavailable:
-    """Returns a McpUnavailable with the words of `error`, for a call that was not sent since an earlier step has failed. `server`: the name
-    of the server, if the error has none.
+    """Returns a McpUnavailable for a call that was not sent because an earlier step has failed with `error`, whose
+    message it takes over. `server`: the name of the server if `error` does not have it.
     """
     server = error.server if isinstance(error, McpError) else server
     return McpUnavailable(server, error.message.removeprefix(f"MCP server {server}: "), hint=error.hint)
 
 
 def first_wrong(error: ValidationError) -> str:
-    """Returns words for the first fault in a message of a server, and its place in the message."""
+    """Returns a text that describes the first fault in a message of a server, with its place in the message."""
     first = error.errors(include_url=False, include_input=False)[0]
     return f"{first['msg']} at {'.'.join(map(str, first['loc']))}"[:300]
 
 
 def errors_in(error: BaseException | None) -> Sequence[BaseException]:
-    """Returns the errors of a group, or the error itself."""
+    """Returns the errors in a group and in its inner groups; for any other error a list with that error; for None an
+    empty list.
+    """
     if isinstance(error, BaseExceptionGroup):
         return [inner for each in error.exceptions for inner in errors_in(each)]
     return [] if error is None else [error]
 
 
 def reason_of(error: BaseException) -> str:
-    """Returns the reason why a session has ended."""
+    """Returns the reason why a session has ended, as a text. `error`: the error with which it ended."""
     return "; ".join(f"{type(each).__name__}: {message_of(each)}"[:300] for each in errors_in(error)) or "it was closed"
 
 
