@@ -115,7 +115,7 @@ class EffectState:
 
     @property
     def recorded(self) -> bool:
-        """True if the INTENT of the effect is in the journal."""
+        """True if the INTENT entry of the effect is in the journal."""
         return self.phase > AWAITS_GUARD
 
     @property
@@ -174,7 +174,7 @@ EffectEvent = (
 mean:
 
 - "asked": the function has asked for the effect, and the guard's decision is in `EffectState.verdict`.
-- "unawaited": as "asked", but the function awaits the effect no longer, so only its INTENT is recorded.
+- "unawaited": as "asked", but the function awaits the effect no longer, so only its INTENT entry is recorded.
 - "resumed": the job runs again over its history, which has the INTENT of the effect and no result.
 - "due": the wait before the next attempt (the retry option of the tool) is over.
 - "unsure": nobody knows whether the effect was made, and no worker can still be making it.
@@ -307,8 +307,8 @@ def step(job: JobFacts, effect: EffectState, event: EffectEvent, now_ms: int) ->
 def intended(
     effect: EffectState, at_ms: int, *, resumed: bool = False, asks: bool = False, answer: Answer | None = None
 ) -> EffectCommand:
-    """Decides what follows when the INTENT of an effect is recorded. Returns the command: to ask a person for approval,
-    to make the call, to begin the child, or to wait.
+    """Decides what follows when the INTENT entry of an effect is recorded. Returns the command: to ask a person for
+    approval, to make the call, to begin the child, or to wait.
 
     - `at_ms`: the time of the INTENT, in milliseconds since 1970.
     - `resumed`: True if an earlier run of the job has recorded the INTENT, so that a call may have been made.
@@ -478,9 +478,9 @@ def drop(effect: EffectState) -> bool:
 
     Calls stay open, except those that wait for an approval. A call under way goes on to its end, and its result is
     recorded, but the function does not get it. The call is repeated only if that does no harm (`may_repeat`). The job
-    stays open until the RESULT of the call is recorded (`may_happen`), which takes days if a person has to say whether
-    the call was made. Everything else is withdrawn: questions, timers, waits, children, and calls that wait for an
-    approval.
+    stays open until the RESULT entry of the call is recorded (`may_happen`), which takes days if a person has to say
+    whether the call was made. Everything else is withdrawn: questions, timers, waits, children, and calls that wait for
+    an approval.
     """
     effect.dropped = True
     return effect.kind == "call" and effect.attempt > 0
@@ -505,7 +505,8 @@ def may_happen(effects: Iterable[EffectState]) -> bool:
 def question(
     effect: EffectState, job_id: str, at_ms: int, key: bytes, name: str, asked: Any, *, about: str = "", due_ms: int = 0
 ) -> Intent:
-    """Returns the INTENT of a question to a person about an effect. The question has the same ordinal as the effect.
+    """Returns the INTENT entry of a question to a person about an effect. The question has the same ordinal as the
+    effect.
 
     - `at_ms`, `due_ms`: the times at which the question is asked and expires, in milliseconds since 1970; `due_ms` 0
       for no deadline.
@@ -519,7 +520,7 @@ def question(
 
 
 def approval(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
-    """Returns the INTENT of the question to a person whether an effect may be made. Its type is "confirm"."""
+    """Returns the INTENT entry of the question to a person whether an effect may be made. Its type is "confirm"."""
     verdict = effect.verdict
     assert verdict is not None
     payload: dict[str, Any] = {"effect": effect.title, "kind": effect.guarded, "ordinal": effect.ordinal}
@@ -529,9 +530,9 @@ def approval(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
 
 
 def inquiry(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
-    """Returns the INTENT of the question to a person whether an effect was made. The person may answer that it was
-    done, that it was not done, or that it is to be abandoned. If the tool has a `reconcile=` function, a further answer
-    calls it again, which may lead to another such question.
+    """Returns the INTENT entry of the question to a person whether an effect was made. The person may answer that it
+    was done, that it was not done, or that it is to be abandoned. If the tool has a `reconcile=` function, a further
+    answer calls it again, which may lead to another such question.
     """
     answers = [*VERDICTS, *([LOOK_UP] if effect.effect_class == EffectClass.RECONCILABLE else [])]
     payload = {"effect": effect.name, "ordinal": effect.ordinal, "attempt": effect.attempt, "answers": answers}

@@ -83,9 +83,9 @@ class Effects:
     # -- effects that the function asks for ---------------------------------------------------------------------------
 
     def submit(self, running: RunningJob, ask: Ask) -> None:
-        """Takes up an effect that the function has asked for: asks the guard, records the INTENT, and runs the effect.
-        An effect of an earlier run of the job goes on from its recorded entries instead. Does nothing if the job is no
-        longer in memory, or if the effect is new and the host stops.
+        """Takes up an effect that the function has asked for: asks the guard, records the INTENT entry, and runs the
+        effect. An effect of an earlier run of the job goes on from its recorded entries instead. Does nothing if the
+        job is no longer in memory, or if the effect is new and the host stops.
         """
         if not running.in_memory:
             return
@@ -157,8 +157,8 @@ class Effects:
         self._record(running, ask)
 
     def _record(self, running: RunningJob, ask: Ask) -> None:
-        """Writes the INTENT of an effect, and begins the effect if the job waits for it. The job waits for no result of
-        a patch, nor for a signal that has come already.
+        """Writes the INTENT entry of an effect, and begins the effect if the job waits for it. The job waits for no
+        result of a patch, nor for a signal that has come already.
         """
         # by the time of the job's loop, which is ahead if the machine's clock was set back before this
         # start
@@ -381,9 +381,9 @@ class Effects:
         await self._guard.ready()
 
     def leave(self, running: RunningJob) -> None:
-        """Records the INTENT of each effect on which the guard has not decided yet. Called when the job is about to
-        end, to begin another attempt or to begin a new history. These effects are not made. They are recorded all the
-        same, because the journal must have the INTENT of every ordinal.
+        """Records the INTENT entry of each effect on which the guard has not decided yet. Called when the job is about
+        to end, to begin another attempt or to begin a new history. These effects are not made. They are recorded all
+        the same, because the journal must have the INTENT of every ordinal.
         """
         for ask in running.undecided.values():
             ask.verdict = _UNAWAITED

@@ -38,8 +38,8 @@ Price = Callable[[str, Usage], Decimal | None]
 """A function that returns the price in US dollars of this usage of this model; None if the price is unknown."""
 
 CONFIRM = "confirm"
-"""The type of the question to a person whether an effect may be made. The INTENT of the question has the ordinal of the
-effect.
+"""The type of the question to a person whether an effect may be made. The INTENT entry of the question has the ordinal
+of the effect.
 """
 
 
@@ -331,7 +331,7 @@ class EffectGuard:
 
     def forget_job(self, job_id: str) -> None:
         """Drops the decisions on the open calls of a job. Called when the job ends, and after a restart of the app for
-        a job whose END the journal already has.
+        a job whose END entry the journal already has.
         """
 
     async def open(self, journal: Journal) -> None:

@@ -311,7 +311,7 @@ class History:
         return self.tries.get(intent.ordinal, 0 if asks else 1)
 
     def decided(self, effect: EffectId, verdict: GuardVerdict) -> DecidedEffect:
-        """Returns the guard's decision on an effect without a result. `verdict`: the verdict in its INTENT."""
+        """Returns the guard's decision on an effect without a result. `verdict`: the verdict in its INTENT entry."""
         recorded, instead = self.recorded.get(effect.ordinal, 0), self.instead.get(effect.ordinal, {})
         return DecidedEffect(verdict, effect.attempt, recorded, instead)
 
@@ -323,7 +323,7 @@ class History:
         return None if question is None else self.answers.get(question.token)
 
     def has_result(self, ordinal: int) -> bool:
-        """Returns True if a RESULT of this effect is recorded."""
+        """Returns True if a RESULT entry of this effect is recorded."""
         return any(isinstance(each, EffectResult) and each.ordinal == ordinal for each in self.deliveries)
 
     def _try(self, attempt: int, at_ms: int) -> None:

@@ -241,9 +241,9 @@ class JobHost(HostState):
         behalf: Behalf,
         failed: bool,
     ) -> OpenJob | None:
-        """Records the BEGIN of a child that has to wait for its turn, if the child may outlive its parent. Without the
-        entry the child would be lost: after a restart of the app the parent may be gone, and nobody would ask for the
-        child.
+        """Records the BEGIN entry of a child that has to wait for its turn, if the child may outlive its parent.
+        Without the entry the child would be lost: after a restart of the app the parent may be gone, and nobody would
+        ask for the child.
 
         Returns the child, which the caller passes to `resume` at its turn. Returns None if nothing was recorded; the
         caller then begins the child by `begin`. `failed`: True if the child has run and failed before. May only be
@@ -301,7 +301,7 @@ class JobHost(HostState):
 
     def _resume(self, job: OpenJob) -> None:
         """Handles an open job whose turn has come. If the job has ended, tells its owner and its parent. Otherwise
-        begins the job, whose BEGIN is already recorded.
+        begins the job, whose BEGIN entry is already recorded.
         """
         job_id, end = job.job_id, job.ended
         if end is not None:
@@ -467,7 +467,7 @@ class JobHost(HostState):
 
     def _tell_parent(self, job_id: str, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0) -> None:
         """Reports the end of a job to its parent; does nothing if no parent waits for it. `body`, `labels`: those of
-        the job's END. `ran_ms`: the milliseconds that the job has run.
+        the job's END entry. `ran_ms`: the milliseconds that the job has run.
         """
         self._guard.forget_job(job_id)
         result = self.jobs.result(job_id, self.now_ms(), outcome, body, labels, ran_ms)
@@ -615,7 +615,7 @@ class JobHost(HostState):
             self.settle(running)
 
     def _close_job(self, running: RunningJob, outcome: str, body: bytes, name: bytes = b"", result: str = "") -> None:
-        """Writes the END of a job, removes the job from memory, and tells its owner and its parent.
+        """Writes the END entry of a job, removes the job from memory, and tells its owner and its parent.
 
         `outcome`: "succeeded", "failed" or "cancelled". `body`: the packed output or error. `name`: the digest of the
         output. `result`: the type of the error, or the reason of the cancel.

@@ -30,7 +30,7 @@ class JobLetters:
 
     async def take(self) -> None:
         """Takes all letters out of the inbox. The journal turns them into entries, and the host delivers these before
-        anything else. After the CANCEL of a job, appends a CANCEL for each job below it (see `JobTree.cancel`).
+        anything else. After the CANCEL entry of a job, appends a CANCEL for each job below it (see `JobTree.cancel`).
         """
         host, entries = self._host, await run_in_thread(self._host.journal.take)
         self._log.note_taken(entries)

@@ -16,7 +16,7 @@ from sabot.journal.entries import Attempt, Begin, Cancel, EffectResult, End, Int
 
 def unapplied_jobs(facts: Mapping[str, Any]) -> dict[str, Position]:
     """Returns the jobs that a checkpoint does not cover although their END is before the checkpoint's positions in the
-    journal, with the position of each END. `facts`: the facts of the journal in the checkpoint (`JobLog.facts`).
+    journal, with the position of each END entry. `facts`: the facts of the journal in the checkpoint (`JobLog.facts`).
     """
     return {job_id: Position(partition, offset) for job_id, partition, offset in facts.get("unapplied", ())}
 
@@ -90,7 +90,7 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
 
 
 def last_begin(reader: JournalReader, job_id: str) -> Begin | None:
-    """Returns the last BEGIN of a job; None if the journal has no BEGIN of it. Blocks."""
+    """Returns the last BEGIN entry of a job; None if the journal has no BEGIN of it. Blocks."""
     begins = [entry for _, entry in reader.read(job_id) if isinstance(entry, Begin)]
     return begins[-1] if begins else None
 

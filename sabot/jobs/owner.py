@@ -118,8 +118,8 @@ class JobOwner(Protocol):
         """
 
     def job_closed(self, job_id: str, outcome: str) -> None:
-        """Called when the END of a job was appended. The next job of the same key may begin. `outcome`: "succeeded",
-        "failed" or "cancelled".
+        """Called when the END entry of a job was appended. The next job of the same key may begin. `outcome`:
+        "succeeded", "failed" or "cancelled".
         """
 
     def had_ended(self, job: OpenJob) -> None:

@@ -15,7 +15,7 @@ from sabot.errors import EffectError
 from sabot.journal.entries import Cancel, EffectResult
 
 UNAWAITED_CHILD = "its parent waits no longer"
-"""The reason in the CANCEL of a child that its parent awaits no longer."""
+"""The reason in the CANCEL entry of a child that its parent awaits no longer."""
 
 _CHILD = "~"  # stands between the id of a job and the ordinal of its child
 
@@ -96,8 +96,8 @@ class JobTree:
         self._unwanted.discard(job_id)
 
     def add(self, job_id: str, agent_id: str, *, begun: bool, cancelled: bool = False) -> None:
-        """Adds a job of this agent. `begun`: True if the journal has its BEGIN. `cancelled`: True if the journal has a
-        CANCEL of it.
+        """Adds a job of this agent. `begun`: True if the journal has its BEGIN entry. `cancelled`: True if the journal
+        has a CANCEL of it.
         """
         self._agents[job_id] = agent_id
         self._came(job_id)
@@ -112,8 +112,8 @@ class JobTree:
 
     def begins(self, job_id: str) -> bool:
         """Handles the turn of a job that has not begun. Returns True if the job may begin. Returns False if it was
-        cancelled, or if its parent awaits it no longer; then no entry of it is written. A BEGIN followed by a CANCEL
-        would not be safe: a crash between the two entries would let the job go on.
+        cancelled, or if its parent awaits it no longer; then no entry of it is written. A BEGIN entry followed by a
+        CANCEL would not be safe: a crash between the two entries would let the job go on.
         """
         self._coming.discard(job_id)
         unwanted = job_id in self._unwanted or not self.cancelled.isdisjoint((job_id, parent_of(job_id)[0]))
@@ -183,8 +183,9 @@ class JobTree:
     def result(
         self, job_id: str, now_ms: int, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0
     ) -> EffectResult | None:
-        """Returns the RESULT that reports the end of a job to its parent; None if the job has no parent or the parent
-        has ended. `outcome`, `body`, `labels`: those of the job's END. `ran_ms`: the milliseconds that the job has run.
+        """Returns the RESULT entry that reports the end of a job to its parent; None if the job has no parent or the
+        parent has ended. `outcome`, `body`, `labels`: those of the job's END. `ran_ms`: the milliseconds that the job
+        has run.
         """
         parent, ordinal = parent_of(job_id)
         if parent not in self._agents:

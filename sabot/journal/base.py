@@ -35,7 +35,7 @@ from sabot.journal.entries import Answer, Body, Cancel, Entry, Letter, Signal
 
 MAY_BEGIN_AGAIN = ("failed", "cancelled")
 """The outcomes of jobs that may begin again, because somebody may send their dead letter again. Every failed job has a
-dead letter. A cancelled job has one in a rare case: it had failed, and a crash came before its END was durable.
+dead letter. A cancelled job has one in a rare case: it had failed, and a crash came before its END entry was durable.
 """
 
 
@@ -53,7 +53,7 @@ class JobMark:
     """The facts about a job that a journal knows without reading the job's entries. When `trim` removes the entries of
     an ended job, its mark stays, so that the journal recognizes a job that is asked for again.
 
-    - `began`: the place of the job's BEGIN. `digest`: the digest in that BEGIN.
+    - `began`: the place of the job's BEGIN entry. `digest`: the digest in that BEGIN.
     - `outcome`: the outcome of the job; "" while the job is open. `result`: the result in its END.
     - `ended_ms`: the time of its END in milliseconds since 1970; 0 while the job is open.
     """
@@ -156,7 +156,7 @@ class JournalReader(ABC):
 
     @abstractmethod
     def trimmed(self) -> dict[int, int]:
-        """Returns, by partition, how far entries were removed: the offset behind the last END among the jobs that
+        """Returns, by partition, how far entries were removed: the offset behind the last END entry among the jobs that
         `trim` has removed. Leaves out partitions without such jobs. `check_place` refuses a checkpoint that needs
         entries before that offset.
         """
