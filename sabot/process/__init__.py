@@ -8,7 +8,7 @@ In reading order:
     (processes in
                     /proc), `cgroups` (control groups), and `lease` (finds the processes that a killed supervisor has
                     left); `sandbox/` confines a child
-    one instance    `instance` is a program that is restarted in process after process, `phases` the table of its phases;
+    one instance    `instance` is a program that may be restarted in another process, `phases` the table of its phases;
                     `document_names` has the states as the specifications 002, 003 and 004 name them (`docs/names.md`
                     compares these documents with Sabot)
     many            `pool` has the members of a fixed, a warm (`fleet/warm`) or an autoscaled pool (`fleet/scaling`)

@@ -33,15 +33,15 @@ _MOST_REQUESTS = 10_000  # the most requests of an instance that are kept for th
 
 @dataclass(frozen=True, kw_only=True)
 class HealthConfig:
-    """The settings of a health monitor.
+    """The settings of a health monitor. A probe is one check of all instances.
 
-    - `liveness_interval_secs`, `readiness_interval_secs`: seconds between two probes. `liveness_failures`,
-      `readiness_failures`: the number of probes in a row that find something wrong, after which an instance does not
-      live, or is not ready.
-    - `stuck_secs`: the longest time that work may make no progress. `window_secs`: the time over which latency and
-      errors are counted.
-    - `max_error_rate`: the share of failed requests, from 0 to 1, above which an instance is not ready, if there were
-      at least `min_requests` in the window.
+    - `liveness_interval_secs`: seconds between two probes for whether instances live. `liveness_failures`: an instance
+      counts as not live when so many of these probes in a row have found something wrong.
+    - `readiness_interval_secs`, `readiness_failures`: the same for whether instances are ready.
+    - `stuck_secs`: an instance is stuck if its work has made no progress for more than so many seconds.
+    - `window_secs`: the latest seconds over which latencies and failed requests are counted.
+    - `max_error_rate`: an instance is not ready if a larger share of its requests in this window has failed, from 0 to
+      1. This holds only if the window has at least `min_requests` requests.
     """
 
     liveness_interval_secs: float = 10
@@ -65,11 +65,13 @@ class HealthConfig:
 class HealthSnapshot:
     """The health of an instance at one moment.
 
+    - `live`, `ready`, `stuck`: whether the instance lives, is ready, or is stuck.
     - `why_not_live`, `why_not_ready`, `why_stuck`: the reasons; "" if it lives, is ready, or is not stuck.
-    - `requests`, `error_rate`, latencies: figures of the window; None if there was nothing to measure. `in_progress`:
-      the pieces of work that are not done.
-    - `memory_bytes`, `cpu_seconds`: the usage of its children with all that they have started, at the last probe of
-      liveness.
+    - `in_progress`: the number of requests that are not done yet.
+    - `requests`: the number of requests in the last `window_secs` seconds. `error_rate`: the share of them that failed.
+      The latencies are the seconds that they took. The rate and the latencies are None if there was no request.
+    - `memory_bytes`, `cpu_seconds`: the usage of its children with all their descendants, as the last probe of liveness
+      has measured it.
     """
 
     agent_id: str
@@ -150,8 +152,8 @@ class _WatchedInstance:
 
     @property
     def is_probed(self) -> bool:
-        """True if the instance must be probed: it has a child, heartbeats, or work, or has an earlier trouble or request whose
-        end the probes have to find.
+        """True if the instance must be probed: it has a child, heartbeats, or work, or has an earlier trouble or request
+        whose end the probes have to find.
         """
         return self.child_of is not None or self.beat_at is not None or bool(self.open or self.wrong or self.past)
 
@@ -206,8 +208,8 @@ class HealthMonitor:
         """Watches an instance from now on. If an instance with the same id is watched already, the new one takes its place,
         with the record of the requests so far.
 
-        - `child`: the child of the instance, or a function that returns its present child. None if the instance has children
-          only for single requests (`request`).
+        - `child`: the child of the instance, or a function that returns its present child. None if the instance has
+          children only for single requests (`request`).
         - `heartbeats`: True if the caller calls `beat` for the instance at least each `liveness_interval_secs`.
         - `is_suspended`: a function that returns True while the instance is stopped on purpose. This is then no failure.
         """
@@ -262,8 +264,8 @@ class HealthMonitor:
             self._look_after()
 
     def record_request(self, agent_id: str, seconds: float, *, failed: bool = False) -> None:
-        """Counts a request that has ended, and on which the instance has worked for `seconds`. `failed`: True if the request
-        failed. Raises NotFound if no instance with this id is watched.
+        """Counts a request that has ended, and on which the instance has worked for `seconds`. `failed`: True if the
+        request failed. Raises NotFound if no instance with this id is watched.
         """
         self._record(self._find(agent_id), seconds, failed)
 
@@ -295,7 +297,9 @@ class HealthMonitor:
     # -- probes -------------------------------------------------------------------------------------------------------
 
     async def probe_liveness(self) -> None:
-        """Probes once for each instance whether it lives and whether it is stuck, and measures the usage of its children."""
+        """Probes once for each instance whether it lives and whether it is stuck, and measures the usage of its
+        children.
+        """
         for watched in list(self._instances.values()):
             self._stuck(watched)
             why = self._why_not_live(watched)
@@ -349,8 +353,8 @@ class HealthMonitor:
             yield from figures()
 
     def serve(self, port: int = 0, host: str = "127.0.0.1") -> int:
-        """Serves the pages `/healthz`, `/ready` and `/metrics` over HTTP on host:port until `close`, and returns the port. With
-        port 0 the system chooses a free one. Not needed in an app, which has these pages on its own port.
+        """Serves the pages `/healthz`, `/ready` and `/metrics` over HTTP on host:port until `close`, and returns the port.
+        With port 0 the system chooses a free one. Not needed in an app, which has these pages on its own port.
 
         Raises MissingExtra if a package for the pages is not installed; UserError for an address that cannot be used, or if
         this monitor serves its pages already.
@@ -497,8 +501,8 @@ class HealthMonitor:
 
 
 def _stopped(watched: _WatchedInstance) -> str:
-    """Returns the trouble of the first child of the instance that is stopped (SIGSTOP); "" if none is. A child that was started
-    for a request and has ended is left out.
+    """Returns the trouble of the first child of the instance that is stopped (SIGSTOP); "" if none is. A child that was
+    started for a request and has ended is left out.
     """
     return next((child.trouble for child in watched.children() if child.trouble and not child.is_over), "")
 

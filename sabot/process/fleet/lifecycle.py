@@ -78,8 +78,9 @@ class LifecycleConfig:
 class InstanceInfo:
     """An instance at this moment.
 
-    - `pid`: 0 if there is no process. `started_at`: the start of the process in seconds since 1970; 0 if there is none.
-    - `restarts`: a count since the beginning. `why`: the reason of the last end or suspension.
+    - `state`: its state by the name in document 002.
+    - `pid`: the present process; 0 if there is none. `started_at`: its start in seconds since 1970; 0 if there is none.
+    - `restarts`: the number of restarts since the first start. `why`: the reason of the last end or suspension.
     - `next_start_at`: the time of the planned start in seconds since 1970, or None.
     """
 
@@ -299,8 +300,8 @@ class LifecycleManager:
 
     @asynccontextmanager
     async def in_use(self, agent_id: str) -> AsyncIterator[AgentInstance]:
-        """Keeps the instance from counting as idle during the `with` block. If the instance is suspended because it was idle,
-        resumes it before the block begins. Raises ResumeFailed if the instance does not run then; UnknownAgent.
+        """Keeps the instance from counting as idle during the `with` block. If the instance is suspended because it was
+        idle, resumes it before the block begins. Raises ResumeFailed if the instance does not run then; UnknownAgent.
         """
         instance = self.agent(agent_id)
         instance.users += 1
@@ -314,8 +315,8 @@ class LifecycleManager:
     async def suspend_idle(self) -> list[str]:
         """Looks at all running instances once, and suspends the idle ones. Returns the ids of those that it has suspended.
 
-        An instance is idle if for `idle_suspend` seconds it was not in use (`in_use`), wrote no output, and used less than a
-        hundredth of a core.
+        An instance is idle if for `idle_suspend` seconds it was not in use (`in_use`), wrote no output, and used less than
+        a hundredth of a core.
         """
         asleep = []
         for instance in list(self._instances.values()):
@@ -405,7 +406,7 @@ class LifecycleManager:
 
 
 def _settled(phase: Phase) -> bool:
-    """Returns True if no change is under way: the instance runs, is suspended, or is over."""
+    """Returns True if an instance in this phase is not about to change: it runs, is suspended, or is over."""
     return phase in (*RUNS, Phase.SUSPENDED, *OVER)
 
 

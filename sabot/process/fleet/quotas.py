@@ -1,9 +1,9 @@
 """Quotas of child processes (CPU, memory and tokens), and the reports and violations that follow from them.
 
 A quota is a rule for the `ResourceManager`, which measures an instance every few seconds. If the instance has used too
-much, the manager warns, slows the instance down, suspends it, or terminates it. So an instance may exceed its quota for some
-seconds. A limit that must hold at every moment belongs to the command (`ResourceLimits`): the supervisor and the kernel
-enforce it.
+much, the manager warns, slows the instance down, suspends it, or terminates it. So an instance may exceed its quota for
+some seconds. A limit that must hold at every moment belongs to the command (`ResourceLimits`): the supervisor and the
+kernel enforce it.
 """
 
 import math

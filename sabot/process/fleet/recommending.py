@@ -18,8 +18,8 @@ class FleetConfig:
     - `target_cpu_percent`: the wanted CPU usage, on average over all replicas, in percent of a replica's limit; in percent
       of a core if its CPU is not limited.
     - `target_memory_percent`: the same for memory; it has no effect if the memory of a replica is not limited.
-    - `target_lag`: the amount of waiting work for which one replica is wanted: pieces of work in the queue, or the result of
-      the fleet's function `lag`.
+    - `target_lag`: the amount of waiting work for which one replica is wanted: pieces of work in the queue, or the result
+      of the fleet's function `lag`.
     - `tolerance`: a share, such as 0.1. If the usage is within this share of its target, no other number of replicas is
       recommended for it.
     - `interval_secs`: seconds between two measurements. `scale_up_secs`, `scale_down_secs`: the seconds for which all
@@ -119,8 +119,8 @@ class Recommendations:
         return ScalingDecision("none", current, recommended, current, reason, metrics)
 
     def _of(self, metrics: FleetMetrics) -> tuple[int, str]:
-        """Returns the number of replicas that these metrics recommend, and the reason. It is the highest of the numbers that
-        the work, the lag, the CPU and the memory each ask for, within `min_replicas` and `max_replicas`.
+        """Returns the number of replicas that these metrics recommend, and the reason. It is the highest of the numbers
+        that the work, the lag, the CPU and the memory each ask for, within `min_replicas` and `max_replicas`.
         """
         own = self._config
         wanted = {
@@ -139,8 +139,8 @@ class Recommendations:
         return min(max(wanted[why], own.min_replicas), own.max_replicas), f"{why}: {figures[why]}"
 
     def _by_share(self, metrics: FleetMetrics, percent: float | None, target: float) -> int:
-        """Returns the number of replicas over which the present usage must be spread so that each one uses `target` percent.
-        Returns the present number if `percent` is within the tolerance, and 0 if it is None.
+        """Returns the number of replicas over which the present usage must be spread so that each one uses `target`
+        percent. Returns the present number if `percent` is within the tolerance, and 0 if it is None.
         """
         if percent is None:
             return 0
@@ -148,8 +148,8 @@ class Recommendations:
         return metrics.active if abs(ratio - 1) <= self._config.tolerance else math.ceil(metrics.active * ratio)
 
     def _held(self, seconds: float, least: Callable[[list[int]], int]) -> int | None:
-        """Returns the number that `least` (`min` or `max`) chooses from the recommendations of the last `seconds`. Returns None
-        if the first recommendation was made less than `seconds` ago.
+        """Returns the number that `least` (`min` or `max`) chooses from the recommendations of the last `seconds`. Returns
+        None if the first recommendation was made less than `seconds` ago.
         """
         since = self._wanted[-1][0] - seconds
         at_first = [wanted for at, wanted in self._wanted if at <= since]

@@ -72,8 +72,8 @@ class _LimitedInstance:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def used(self, resource: QuotaResource, now_s: float) -> float:
-        """Returns the usage of a resource: cores or bytes at the last look, or the tokens of this hour of the clock. `now_s`:
-        the time in seconds since 1970.
+        """Returns the usage of a resource: cores or bytes at the last look, or the tokens of this hour of the clock.
+        `now_s`: the time in seconds since 1970.
         """
         if resource is QuotaResource.TOKENS:
             return sum(each.used(now_s)["hourly"].tokens for each in (self.reported, self.asked))
@@ -161,8 +161,8 @@ class ResourceManager:
     # -- quotas -------------------------------------------------------------------------------------------------------
 
     async def set_quota(self, agent_id: str, quota: ResourceQuota) -> None:
-        """Gives an instance this quota in the place of its present one. Undoes the throttles and suspensions of the old quota,
-        and checks the instance against the new one.
+        """Gives an instance this quota in the place of its present one. Undoes the throttles and suspensions of the old
+        quota, and checks the instance against the new one.
 
         Raises UnknownAgent; QuotaUpdateFailed if a suspended instance cannot be resumed; the errors of `check`.
         """
@@ -190,8 +190,9 @@ class ResourceManager:
         return quota
 
     async def remove_quota(self, agent_id: str) -> None:
-        """Removes the quota of an instance, and undoes its throttles and suspensions. From then on the `default` quota holds for
-        the instance, if there is one. Raises QuotaNotFound; QuotaUpdateFailed if a suspended instance cannot be resumed.
+        """Removes the quota of an instance, and undoes its throttles and suspensions. From then on the `default` quota
+        holds for the instance, if there is one. Raises QuotaNotFound; QuotaUpdateFailed if a suspended instance cannot be
+        resumed.
         """
         async with self._locked(agent_id) as limited:
             await self._let_go(limited)
@@ -227,8 +228,8 @@ class ResourceManager:
             await self._judge(limited, QuotaResource.TOKENS)
 
     async def require_tokens(self, agent_id: str, tokens: int) -> None:
-        """Checks that the instance may use so many further tokens in this hour. Raises QuotaExceeded if not, unless the quota
-        only warns at this moment (`_action`). Raises QuotaNotFound.
+        """Checks that the instance may use so many further tokens in this hour. Raises QuotaExceeded if not, unless the
+        quota only warns at this moment (`_action`). Raises QuotaNotFound.
 
         The tokens are not reserved, so calls at the same time may exceed the quota together. The `Budget` of a ledger
         prevents that.
@@ -318,8 +319,8 @@ class ResourceManager:
         self._note(violation)
 
     def _action(self, limited: _LimitedInstance, resource: QuotaResource) -> QuotaAction:
-        """Returns the action for an exceeded limit of this resource at this moment: by the quota's mode, WARN or the action of
-        the quota.
+        """Returns the action for an exceeded limit of this resource at this moment: by the quota's mode, WARN or the
+        action of the quota.
         """
         quota, now = limited.quota, self._clock.monotonic()
         soft = (
@@ -336,8 +337,8 @@ class ResourceManager:
         return done is action
 
     async def _do(self, instance: AgentInstance, action: QuotaAction, why: str) -> None:
-        """Suspends or terminates the instance if `action` is SUSPEND or TERMINATE; does nothing for any other action. `why`: the
-        reason. Raises QuotaSuspendFailed; QuotaTerminateFailed.
+        """Suspends or terminates the instance if `action` is SUSPEND or TERMINATE; does nothing for any other action.
+        `why`: the reason. Raises QuotaSuspendFailed; QuotaTerminateFailed.
         """
         try:
             if action is QuotaAction.SUSPEND:
@@ -412,8 +413,8 @@ class ResourceManager:
 
 
 def _is_low_by(done: QuotaAction | None, resource: QuotaResource, instance: AgentInstance) -> bool:
-    """Returns True if the instance uses little CPU only because it is throttled or suspended for its CPU. This measure must not
-    be undone because of the low usage, since the next look would take it again; only another quota undoes it.
+    """Returns True if the instance uses little CPU only because it is throttled or suspended for its CPU. This measure
+    must not be undone because of the low usage, since the next look would take it again; only another quota undoes it.
 
     `done`: the action that was taken because of `resource`; None if none was taken.
     """

@@ -39,7 +39,7 @@ T = TypeVar("T")
 class FleetReplica:
     """An instance of a fleet, with its work.
 
-    - `number`: its number in the fleet, from the first start on.
+    - `number`: a number that no other replica of this fleet has had.
     - `state`: `active` if it can get work; `draining` if it only finishes its work; `ending` if its child is being ended.
     - `done`: the number of pieces of work that it has done.
     - `quiet`: set while it has no work. `work`: the task of its present work, or None.
@@ -72,8 +72,8 @@ class FleetManager:
     - `lag`: returns the amount of work that `run` does not know of, for example the number of records that a consumer lags
      behind.
     - `checkpoint`: called with a replica that is drained, before its child ends; if it fails, the replica goes on.
-    - `lives`: a lifecycle manager that lists the replicas among its instances, so that they can have quotas. Replicas from a
-      warm pool are listed by the manager of that pool instead.
+    - `lives`: a lifecycle manager that lists the replicas among its instances, so that they can have quotas. Replicas from
+      a warm pool are listed by the manager of that pool instead.
     - `sleep`: waits between measurements, and for drains.
     """
 
@@ -146,8 +146,8 @@ class FleetManager:
         return list(self._pool.members)
 
     async def run(self, work: Callable[[Child], Awaitable[T]], *, repeatable: bool = False) -> T:
-        """Waits for a free replica, calls `work` with its child, and returns the result of `work`. Callers that wait are served
-        in the order of their calls.
+        """Waits for a free replica, calls `work` with its child, and returns the result of `work`. Callers that wait are
+        served in the order of their calls.
 
         If `work` raises or is cancelled, the replica is ended and replaced, since the next work could take a late answer
         for its own. If the replica is drained before `work` has returned, DrainTimeout (E2093) is raised; with
@@ -164,20 +164,20 @@ class FleetManager:
                 given_back = True
 
     async def evaluate(self) -> ScalingDecision:
-        """Measures the replicas, and returns the decision that follows: whether to start or drain some. Starts and drains none
-        itself.
+        """Measures the replicas, and returns the decision that follows: whether to start or drain some. Starts and drains
+        none itself.
         """
         metrics = await self.measure()
         return self._recommendations.decide(metrics, self._target, self._clock.monotonic())
 
     async def scale_to(self, replicas: int) -> None:
-        """Starts or drains replicas until the fleet has `replicas` active ones. It drains those without work first, and then
-        the youngest.
+        """Starts or drains replicas until the fleet has `replicas` active ones. It drains those without work first, and
+        then the youngest.
 
         - Raises ScaleUpFailed (E2090) if `replicas` is above `max_replicas`, or if some replicas did not start. Those that
           did start stay.
-        - Raises ScaleDownFailed (E2091) if `replicas` is below `min_replicas`, or if `checkpoint` failed for a replica. That
-          replica stays in the fleet.
+        - Raises ScaleDownFailed (E2091) if `replicas` is below `min_replicas`, or if `checkpoint` failed for a replica.
+          That replica stays in the fleet.
         """
         if not self._pool.running:
             raise self._not_running()
@@ -237,8 +237,8 @@ class FleetManager:
         ]
 
     async def close(self) -> None:
-        """Drains all replicas and ends their children. Calls of `run` that still wait for a replica raise DrainTimeout. Raises
-        ScaleDownFailed if `checkpoint` failed for a replica; all children have ended in that case, too.
+        """Drains all replicas and ends their children. Calls of `run` that still wait for a replica raise DrainTimeout.
+        Raises ScaleDownFailed if `checkpoint` failed for a replica; all children have ended in that case, too.
         """
         await self._pool.stop(self._not_begun)
         self._target = 0
@@ -302,14 +302,16 @@ class FleetManager:
         return result
 
     def _offer(self, replica: FleetReplica) -> None:
-        """Gives a replica that has done its work to the caller that has waited longest; the replica is free if none waits."""
+        """Gives a replica that has done its work to the caller that has waited longest; the replica is free if none
+        waits.
+        """
         replica.works(False)
         if replica.state == "active":
             self._pool.offer(replica)
 
     def _spoiled(self, replica: FleetReplica) -> None:
-        """Ends and replaces a replica whose work was broken off. Its next output could be the answer to that work, and would be
-        taken for the answer to the next one.
+        """Ends and replaces a replica whose work was broken off. Its next output could be the answer to that work, and
+        would be taken for the answer to the next one.
         """
         replica.work = None
         if replica.state == "active" and replica in self._pool.members:

@@ -34,8 +34,8 @@ class WarmPoolConfig:
 
     - `size`: the number of children that are kept warm, which means: started, and not given out.
     - `max_age_secs`: the age from which a child is not given out any more.
-    - `refresh_interval_secs`: seconds between two calls of `refresh`. Each replaces the children that would be too old at the
-      next call.
+    - `refresh_interval_secs`: seconds between two calls of `refresh`. Each replaces the children that would be too old at
+      the next call.
     - `spawn_timeout_secs`: the longest time until a child is warm. `grace_secs`: seconds from SIGTERM to SIGKILL.
     """
 
@@ -59,7 +59,8 @@ class WarmPoolStatus:
     - `ages_secs`: the ages of the warm children, the oldest first.
     - `spawned`, `allocated`: the numbers of children that were started, and that were given out. `refused`: the number of
       callers that got WarmPoolExhausted.
-    - `died`, `refreshed`: the numbers of warm children that have ended or were stopped, and that were replaced for their age.
+    - `died`, `refreshed`: the numbers of warm children that have ended or were stopped, and that were replaced for their
+      age.
     - `failure`: the reason why the last child ended while it was warm, or did not start; "" if a child was given out since.
     """
 
@@ -97,10 +98,11 @@ class WarmPool:
         - `command`: needs a stdin, on which a child gets its work. The time of its limits begins when the child is given out.
         - `ready`: the line of stdout by which a child reports that it is warm; without it a child is warm when its program was
          executed.
-        - `reset`: a coroutine function that is called with a child that is given back. If it returns True, the child is warm
-         again; else the child is ended. It has to make the program forget the earlier work, and to read the program's output
-         to the end. The pool ends a child that still has unread output or unsent input, which the next user would get.
-         Unread stderr is dropped. Without `reset` each child that is given back is ended.
+        - `reset`: a coroutine function that is called with a child that is given back. If it returns True, the child is
+          warm
+         again; else the child is ended. It has to make the program forget the earlier work, and to read the program's
+         output to the end. The pool ends a child that still has unread output or unsent input, which the next user would
+         get. Unread stderr is dropped. Without `reset` each child that is given back is ended.
         - `lives`: a lifecycle manager that lists the children among its instances, so that they can have quotas.
         - `sleep`: waits between the calls of `refresh`, and before a replacement.
         """
@@ -282,8 +284,8 @@ class WarmPool:
         )
 
     def _is_quiet(self, child: Child) -> bool:
-        """Returns True if the child has no unread stdout and no unsent stdin of its last work; its next user would get them.
-        Drops its unread stderr.
+        """Returns True if the child has no unread stdout and no unsent stdin of its last work; its next user would get
+        them. Drops its unread stderr.
         """
         while child.stderr is not None and child.stderr.read_nowait():
             pass
@@ -333,7 +335,7 @@ class WarmPool:
 
 
 def _is_fit(child: Child) -> bool:
-    """Returns True if the child runs: its process has not ended, and nobody has stopped it (SIGSTOP). It looks at the process
-    itself, so it also notices an end that the supervisor has not reported yet.
+    """Returns True if the child runs: its process has not ended, and nobody has stopped it (SIGSTOP). It looks at the
+    process itself, so it also notices an end that the supervisor has not reported yet.
     """
     return not child.trouble and numbers_of(child.pid) is not None

@@ -54,8 +54,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def confinement(plan: Mapping[str, Any]) -> list[tuple[str, Callable[[], None]]]:
-    """Returns the steps that confine this process for good, in order, as pairs of a name and a function. The functions raise
-    OSError. Only the filter of system calls is no step here; `filter_calls` is called after them.
+    """Returns the steps that confine this process for good, in order, as pairs of a name and a function. The functions
+    raise OSError. Only the filter of system calls is no step here; `filter_calls` is called after them.
 
     The fields of `plan`:
 
@@ -95,8 +95,8 @@ def confinement(plan: Mapping[str, Any]) -> list[tuple[str, Callable[[], None]]]
 
 
 def prepare(plan: Mapping[str, Any]) -> None:
-    """Makes what the confinement of a child by this plan needs, and what later children use again: the filter's program, and
-    the user namespaces for mounts (`_identity`). Called in the supervisor, before it forks the child.
+    """Makes what the confinement of a child by this plan needs, and what later children use again: the filter's program,
+    and the user namespaces for mounts (`_identity`). Called in the supervisor, before it forks the child.
     """
     if plan["filter"] is not None:
         instructions(plan["filter"])
@@ -236,8 +236,8 @@ def _walk_to(path: str) -> int:
 
 
 def enter(path: str) -> None:
-    """Makes a folder the current one of this process. Raises OSError; its errno is ELOOP if a part of the path is a symbolic
-    link.
+    """Makes a folder the current one of this process. Raises OSError; its errno is ELOOP if a part of the path is a
+    symbolic link.
     """
     place = _open_place(path)
     os.fchdir(place)
@@ -368,8 +368,8 @@ def _identity(user: int, group: int) -> int:
 
 
 def _ids(owner: int) -> str:
-    """Returns the text for `uid_map` or `gid_map` of a user namespace: the id `owner` is mapped to the id of nobody, and each
-    other id below that of nobody to itself.
+    """Returns the text for `uid_map` or `gid_map` of a user namespace: the id `owner` is mapped to the id of nobody, and
+    each other id below that of nobody to itself.
     """
     lines = [f"{owner} {NOBODY} 1"]
     for first, behind in (0, min(owner, NOBODY)), (owner + 1, NOBODY):

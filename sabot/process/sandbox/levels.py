@@ -37,7 +37,7 @@ _PROBE_SECONDS = 20.0
 
 class TrustLevel(StrEnum):
     """A level of trust in a program. At each level the program runs as user 65534 (nobody) without capabilities, and may
-    write only in its working directory.
+    write only in its working directory and in the paths that its sandbox names as writable.
 
     - TRUSTED: the program may use the network, and read all files that anybody may read.
     - STANDARD: it may make TCP connections to a few ports (`Sandbox.ports`). It may read the files of the system, its own
@@ -112,9 +112,10 @@ class Sandbox:
 class SandboxSupport:
     """The means that this system has for sandboxes.
 
-    - `there`: the names of the means of `MEANS` that the system has. `missing`: the names of the others, each with the reason.
-    - `user`: how a child becomes the user nobody: "root" (the worker is root), "namespace" (in a user namespace), or "" (not
-      at all).
+    - `there`: the names of the means of `MEANS` that the system has. `missing`: the names of the others, each with the
+      reason.
+    - `user`: how a child becomes the user nobody: "root" (the worker is root), "namespace" (in a user namespace), or ""
+      (not at all).
     - `landlock`: the version of Landlock; 0 if there is none.
     - `proc`: True if a child can get a /proc of its own. `namespace`: True if it can get a network namespace of its own.
     """
@@ -143,7 +144,9 @@ def _level(given: TrustLevel | str) -> TrustLevel:
 
 
 def sandbox_of(trust: "Sandbox | TrustLevel | str | None") -> Sandbox | None:
-    """Returns the sandbox that a value of `trust=` means; None for None. Raises UserError for a level that does not exist."""
+    """Returns the sandbox that a value of `trust=` means; None for None. Raises UserError for a level that does not
+    exist.
+    """
     return trust if trust is None or isinstance(trust, Sandbox) else Sandbox(level=_level(trust))
 
 

@@ -271,8 +271,9 @@ class _Programs:
     the files that were installed with these two, and the programs on the PATH.
 
     A file in a folder in which sandboxed programs may write must not widen the access. So the paths to which such a file
-    leads (as a symbolic link, by its first line, or by its `pyvenv.cfg`) must be readable anyway, or lie in the same folder.
-    `environment` has the PATH; `directory` is the working directory; `given` are the paths that are readable anyway.
+    leads (as a symbolic link, by its first line, or by its `pyvenv.cfg`) must be readable anyway, or lie in the same
+    folder. `environment` has the PATH; `directory` is the working directory; `given` are the paths that are readable
+    anyway.
     """
 
     def __init__(self, ways: _Ways, environment: Mapping[str, str], directory: str, given: Sequence[str]) -> None:
@@ -378,7 +379,8 @@ class _Programs:
         - Any other folder `bin`: the same parts, if `is_run` is True (the program that is run lies in it), and the folder
           above is no user's home.
 
-        `folder` has no symbolic links. A `bin` of the system, such as /usr/bin, yields nothing, since it is readable anyway.
+        `folder` has no symbolic links. A `bin` of the system, such as /usr/bin, yields nothing, since it is readable
+        anyway.
         """
         before, packages, _ = f"{folder}/".partition("/node_modules/")
         if packages:
