@@ -127,7 +127,7 @@ def certainty_of(error: BaseException) -> Certainty:
 
 def _said_by(error: BaseException) -> Certainty | str | None:
     """Returns the certainty that follows from the class of this error alone, without its causes. Returns _CAUSE if the
-    cause of the error has to decide. Returns None for an unknown class, which counts as an error of the tool's own.
+    cause of the error has to decide. Returns None for any other class: its error counts as the tool's own.
     """
     for kind in type(error).__mro__:
         known = _KNOWN.get(kind.__module__.partition(".")[0], {}).get(kind.__name__)

@@ -123,8 +123,8 @@ class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return bool(self.model or self.hide or self.most_tokens)
 
     def spec(self, spec: RequestSpec) -> RequestSpec:
-        """Returns the request to a model with the changes of this verdict: the other model, and the lower limit of
-        tokens.
+        """Returns the request to a model with the changes of this verdict: the other model, and the limit of tokens to
+        write.
         """
         spec = msgspec.structs.replace(spec, model=self.model) if self.model else spec
         return msgspec.structs.replace(spec, max_tokens=self.most_tokens) if self.most_tokens else spec

@@ -197,7 +197,7 @@ class JobHost(HostState):
         meanwhile.
 
         - `record`: the input, as bytes that the owner of the job can read. `digest`: the digest of the input.
-        - `key`: the key of the job. Jobs of the same key run one after the other.
+        - `key`: the key of the job, by which its owner orders jobs.
         - `run`: 1 for a new job. More if the job has failed or was cancelled and runs once more over its recorded
           effects.
         - `behalf`: the tenant and the actor on whose behalf the job runs.

@@ -4,11 +4,11 @@ A group of entries is one transaction, whose statements are sent without waits b
 commit when it is on the server's disk (`synchronous_commit`).
 
 **The claim is a lease** in the table `claim`, whose only row has the owner, the end of the lease, and the epoch (a
-number that grows with each owner). The thread that writes entries renews the lease. Each transaction of entries locks
+number that each new owner and each new session raises). The thread that writes entries renews the lease. Each transaction of entries locks
 the row with the epoch of its owner, and fails if there is no such row. So if a worker was paused for longer than its
 lease, another one may become the owner, and the next commit of the paused one fails.
 
-No connection holds a lock for long, because a paused process would keep it. The server's clock decides when the lease
+The claim itself is no lock that a connection holds, because a paused process would keep it. The server's clock decides when the lease
 ends. The owner counts the lease from before it sends its request, on a clock that goes on while the machine is
 suspended, and does not rely on the last tenth. If the process of the owner was on this machine and has ended, a new
 owner does not wait.
