@@ -476,11 +476,11 @@ def drop(effect: EffectState) -> bool:
     """Handles an effect that the function no longer awaits, because the job was cancelled, because of a timeout, or
     because the function gave the effect up. Returns True if the effect stays open, and False if it is withdrawn.
 
-    Calls stay open, except those that wait for an approval. A call under way goes on to its end, and its result is
-    recorded, but the function does not get it. The call is repeated only if that does no harm (`may_repeat`). The job
-    stays open until the RESULT entry of the call is recorded (`may_happen`), which takes days if a person has to say
-    whether the call was made. Everything else is withdrawn: questions, timers, waits, children, and calls that wait for
-    an approval.
+    Calls stay open, except those that wait for an approval. A call under way goes on, but the function does not get its
+    result. The call is repeated only if that does no harm (`may_repeat`). If the call may change something outside
+    (`may_happen`), the job does not end before the RESULT entry of the call; if a person has to say whether the call was
+    made, that may take days. Everything else is withdrawn: questions, timers, waits, children, and calls that wait for an
+    approval.
     """
     effect.dropped = True
     return effect.kind == "call" and effect.attempt > 0
@@ -530,9 +530,11 @@ def approval(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
 
 
 def inquiry(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
-    """Returns the INTENT entry of the question to a person whether an effect was made. The person may answer that it
-    was done, that it was not done, or that it is to be abandoned. If the tool has a `reconcile=` function, a further
-    answer calls it again, which may lead to another such question.
+    """Returns the INTENT entry of the question that asks a person whether an effect was made. The possible answers:
+
+    - "done": it was made. "not_done": it was not made. "abandon": the effect is given up.
+    - "look_up", for a tool with a `reconcile=` function: this function is called again. If it still cannot tell, a new
+      question follows.
     """
     answers = [*VERDICTS, *([LOOK_UP] if effect.effect_class == EffectClass.RECONCILABLE else [])]
     payload = {"effect": effect.name, "ordinal": effect.ordinal, "attempt": effect.attempt, "answers": answers}

@@ -252,8 +252,9 @@ class History:
         return self.ran_ms if self._waits_for_others() else self.ran_ms + max(0, now_ms - self.last_ms)
 
     def _run_to(self, entry: Entry) -> None:
-        """Adds the time from the last entry to this one to `ran_ms`. If the entry is the end of a child, adds the time
-        that the child has run, but at most the time that the job has waited for children.
+        """Brings `ran_ms` up to this entry: adds the time since the last entry, unless the job waited for others in it. If the
+        entry is the result of a child, also adds the time that the child ran, but no more than the time waited for
+        children that is not yet counted so.
         """
         ran_ms, passed_ms = self.ran_until(entry.at_ms), max(0, entry.at_ms - self.last_ms)
         parked_ms = passed_ms - (ran_ms - self.ran_ms)

@@ -80,8 +80,11 @@ class JobLog:
     """The log of a host: its journal and its listener. It belongs to the event loop of the host."""
 
     def __init__(self, host: HostState, listener: Listener | None, kept: Callable[[], Awaitable[None]]) -> None:
-        """Makes the log. `kept`: a coroutine function that returns when all data that others derive from results (such
-        as the guard) is durable. Only then may the journal remove the results.
+        """Makes the log.
+
+        - `listener`: receives the notices; None for none.
+        - `kept`: a coroutine function that waits until everything that was derived from results outside the journal, such
+          as the data of the guard, is durable. Only then may the journal remove the results.
         """
         self._kept = kept
         self.journal = host.journal

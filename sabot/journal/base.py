@@ -233,8 +233,8 @@ class Inbox(ABC):
 
 
 class Journal(JournalReader, Inbox):
-    """The owner of a journal. The constructor takes the claim, which says who is the owner. It raises AppLocked if
-    another process, or another object of this process, holds the claim.
+    """A journal, opened by its owner: the only object that may append to it. The constructor acquires the claim, the lock
+    that makes this object the owner. It raises AppLocked if another process, or another object of this process, has it.
 
     A claim ends with `close` or with the process. An owner may also lose the claim earlier, for example because
     somebody removes its lock. Then its next append raises JournalFailed.

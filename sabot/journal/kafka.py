@@ -207,7 +207,8 @@ class KafkaJournal(TablesReader, SqlJournal):
     - `patience_s`: the journal has failed if the broker does not answer for this many seconds.
     - `lease_s`: the seconds of a lease (`claim_left`). If the earlier owner has not closed the journal, a new owner
       watches the topic for half of them.
-    - `copy_slack_bytes`: no copy is written while the topic has fewer obsolete bytes than this.
+    - `copy_slack_bytes`: the journal is compacted (its whole content is written anew, and the older records are deleted) only
+      if the topic has more obsolete bytes than this.
 
     Raises AppLocked if another owner shows a sign of life, UserError if the topic would delete records, and
     BrokerUnavailable if the broker does not answer.

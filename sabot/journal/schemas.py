@@ -139,7 +139,7 @@ class JournalSchema:
 
     def connect(self, session: str = "") -> Any:
         """Returns a new connection, on which names of tables refer to this schema. The server ends a transaction that
-        is idle for 20 seconds.
+        is idle for 20 seconds. `session`: the name by which other processes find the connection, or "" if none needs to.
         """
         settings = {"search_path": quoted(self.schema), "idle_in_transaction_session_timeout": "20s"}
         return self.server.connect(session, settings)

@@ -536,8 +536,9 @@ def put_back(connection: sqlite3.Connection, table: str, rows: Sequence[Sequence
 
 
 def clear(connection: sqlite3.Connection, next_place: int, removed: int) -> None:
-    """Empties the tables of a local copy. The next entry gets the place `next_place`, or a later one if `put_back` then
-    inserts later entries. `removed`: the value that `removed_before` returns after this call.
+    """Empties the tables of a local copy, so that entries can be put back into them (`put_back`). The place of the next new
+    entry is then `next_place`, or the place after the last entry that was put back, if that is greater. `removed`: the
+    value that `removed_before` returns from now on.
     """
     for table in _COPIED:
         connection.execute(f"DELETE FROM {table}")

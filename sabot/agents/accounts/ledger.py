@@ -47,11 +47,13 @@ BUDGETS = (
 
 class Ledger:
     """A ledger, for one event loop. It judges calls by the budgets of their scopes, and keeps a row for the usage of
-    each call. The budget of a scope belongs to one ledger, or to an owner that several ledgers share.
+    each call. Either the accounts of the scopes are kept in this process, or, if several processes spend from the same
+    budgets, a shared writer keeps them (`BudgetOwner`).
 
     - `reservation_timeout`: the time after which an allowed call no longer counts if its usage was not recorded.
-    - `refused_rows`: the number of rows that the writer refused because of their content. The log has these rows.
-    - `judged`: the last calls that were not simply allowed.
+    - `refused_rows`: the number of rows that are not stored because the writer refused their content. Each is logged as an
+      error.
+    - `judged`: the last 200 calls with another decision than ALLOW.
     """
 
     def __init__(

@@ -117,7 +117,9 @@ def _in_doubt(rows: LedgerSum | None, measure: str) -> Decimal:
 
 
 def sum_facts(words: Sequence[str], found: LedgerSum) -> dict[str, Any]:
-    """Returns the figures of a sum of rows, by name. `words` are the words that name the groups."""
+    """Returns one sum of ledger rows as a row of a table, by column: the values that these rows share, under the words by which the
+    query groups (`words`, such as "scope" and "model"), and then the figures, from "calls" to "unpriced".
+    """
     return {
         **dict(zip(words, found.group, strict=True)),
         "calls": found.calls,

@@ -476,8 +476,8 @@ class _ForkOwner:
         return 0.0
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
-        """Gives the job the result of a child from `answers`, where it stands under the name of the child's agent. No
-        child is begun.
+        """Begins no child. Reports to the parent, as the result of the child `job_id`, the value that `answers` has under the
+        name of the child's agent. Raises UserError if `answers` has none.
         """
         name, host = self._changes.of(self.run.open[parent_of(job_id)[1]].name), self._host
         if name is None or host is None:

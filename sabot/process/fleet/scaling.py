@@ -69,9 +69,10 @@ class FleetManager:
     in whatever way it ends.
 
     - `what`: the command of a replica, or a warm pool from which the fleet takes its replicas.
-    - `lag`: returns the amount of work that `run` does not know of, for example the number of records that a consumer lags
-     behind.
-    - `checkpoint`: called with a replica that is drained, before its child ends; if it fails, the replica goes on.
+    - `lag`: returns the amount of work that waits outside the fleet, besides the callers of `run`: for example the number of
+      records that a consumer lags behind.
+    - `checkpoint`: called with a replica that is drained, before its child ends. If it fails, the replica stays in the fleet;
+      in `close`, its child ends all the same.
     - `lives`: a lifecycle manager that lists the replicas among its instances, so that they can have quotas. Replicas from
       a warm pool are listed by the manager of that pool instead.
     - `sleep`: waits between measurements, and for drains.

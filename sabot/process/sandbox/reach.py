@@ -67,7 +67,7 @@ _MOST_SETTINGS = 1 << 16  # bytes of a pyvenv.cfg that are read
 
 @dataclass(frozen=True)
 class Confined:
-    """A command with all that its sandbox changes in it.
+    """How a command is started in its sandbox: what the sandbox adds to it or changes.
 
     - `plan`: the plan by which the supervisor confines the process; `confine.confinement` lists its fields.
     - `environment`, `directory`: the environment variables and the working directory of the process.
