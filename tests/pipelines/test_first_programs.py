@@ -146,7 +146,9 @@ def test_a_plan_of_nothing_says_that_there_is_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["ndjson", "csv", "topic"])
-def test_numbers_that_get_a_fraction_later_are_named_with_the_way_out_once_and_read_with_it(form, tmp_path, caplog):
+def test_numbers_that_get_a_fraction_later_are_named_with_the_way_out_once_and_read_with_it(
+    form, tmp_path, caplog, memory_url
+):
     values = [*range(1_200), *(n + 0.5 for n in range(100))]
     if form == "csv":
         values = [*range(200_000), *values]  # more than the MiB that CSV's types are inferred from
@@ -156,10 +158,10 @@ def test_numbers_that_get_a_fraction_later_are_named_with_the_way_out_once_and_r
     elif form == "ndjson":
         path.write_text("".join(f'{{"x": {value}, "y": "a"}}\n' for value in values))
     else:
-        MemoryBroker.get().publish("numbers", [{"x": value, "y": "a"} for value in values])
+        MemoryBroker.get(memory_url).publish("numbers", [{"x": value, "y": "a"} for value in values])
 
     def read(**options):
-        app = App("numbers")
+        app = App("numbers", memory_url)
         stream = (
             app.stream("numbers", until="now", **options) if form == "topic" else app.stream(files(path), **options)
         )
