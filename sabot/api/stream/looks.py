@@ -2,6 +2,7 @@
 
 import re
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -36,7 +37,7 @@ class PlanText(str):
         return html(self)
 
 
-class Shown:
+class Shown(ABC):
     """The part of a stream, also of one with a key or a window, that IPython and notebooks show."""
 
     _owner: Owner
@@ -67,9 +68,9 @@ class Shown:
     def _draw(self) -> str:
         return self._owner.draw(self._node)
 
+    @abstractmethod
     def _words(self) -> str:
         """Returns the text of `repr`."""
-        raise NotImplementedError
 
     def _heading(self) -> str:
         return self._words()
