@@ -10,6 +10,7 @@ import pytest
 from pipelines.test_durable_agents import Shop, checkpoint, crash, figures, jobs, orders
 
 from sabot import App, UserError, secret
+from sabot.agents.durable.operator import DurableAgentOperator
 from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import EffectError, SabotError
@@ -240,6 +241,48 @@ async def test_the_letter_of_a_job_that_went_on_with_another_input_is_sent_back(
         await until(lambda: figures(app)["rows"] == 0)
     assert shop.answers() == [{"order": 3, "said": "refunded 3", "headers": []}] * 3
     assert shop.calls == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("changed_first", [True, False])
+@pytest.mark.parametrize("key", ["customer", None])
+@pytest.mark.parametrize("crashes", [1, 2])
+async def test_a_changed_letter_does_not_refuse_the_unchanged_one_that_is_read_with_it(
+    shop: Shop, key: str | None, changed_first: bool, crashes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both come back in one batch, while the journal has not been asked which of them the job began with."""
+    broken, asked = {"now": True}, []
+    asks = DurableAgentOperator.ask_journal
+
+    async def slowly(self: Any, call: Any) -> None:
+        asked.append(call.job_id)
+        if crashes == 2 and len(asked) == 1:
+            await asyncio.sleep(3600)  # until the app crashes
+        await asks(self, call)
+
+    async def handle(ctx: Any) -> Any:
+        if broken["now"]:
+            raise ValueError("not today")
+        return {"order": await ctx.call(shop.refund, ctx.message["order"]) and ctx.message["order"]}
+
+    async with started(shop.app(handle, key=key, on_error="skip")):
+        shop.ticket("ann", 1)
+        await until(lambda: len(shop.letters()) == 1)
+    letter = shop.letters()[0]
+    own = letter.headers[: [name for name, _ in letter.headers].index("sabot.topic")]
+    payloads = [letter.payload + b" ", letter.payload]
+    MemoryBroker.get(shop.url).publish("tickets", payloads if changed_first else payloads[::-1], headers=own)
+    broken["now"] = False
+    monkeypatch.setattr(DurableAgentOperator, "ask_journal", slowly)
+    if crashes == 2:
+        await (app := shop.app(handle, key=key, on_error="skip")).start()
+        await until(lambda: asked)
+        await checkpoint(app)
+        await crash(app)
+    async with started(app := shop.app(handle, key=key, on_error="skip")):
+        await until(lambda: shop.answers() and len(shop.letters()) == 2)
+        await until(lambda: figures(app)["rows"] == 0)
+    assert (shop.answers(), shop.calls) == ([{"order": 1}], [1])
+    assert (shop.letters()[1].payload, dict(shop.letters()[1].headers)["sabot.error"]) == (payloads[0], b"InputChanged")
 
 
 async def test_a_child_that_went_on_with_another_input_and_failed_is_tried_again_with_that_one(shop: Shop) -> None:

@@ -92,6 +92,7 @@ class DurableAgentOperator(AgentOperator):
         self._rate = None if spec.calls.rate is None else TokenBucket(spec.calls.rate)
         self._waits_for_rate: asyncio.TimerHandle | None = None
         self._known: dict[str, bytes] = {}  # by id of a job that the journal had at the start, the digest of its input
+        self._undecided: dict[str, list[JobCall]] = {}  # by job id, rows that `is_known` could not compare yet
         self._begun: dict[tuple[str, int], int] = {}  # by topic and partition, the last offset whose job has begun
         self._duplicates = 0
         self._admitted = self._started = False
@@ -217,8 +218,16 @@ class DurableAgentOperator(AgentOperator):
     def is_known(self, call: JobCall) -> bool:
         """Looks for the job of this call among those that have begun. If it is there, drops the row, or refuses it if
         its content differs from the job's input. Returns True if the job was found.
+
+        While the journal is being asked whether it has the job, the job's input is not known. A row with another
+        content than the one that asks then waits, and is looked at again when the journal has answered.
         """
-        if (other := self.calls.get(call.job_id)) is not None:
+        other = self.calls.get(call.job_id)
+        if other is not None and other.named and not call.mailed and other.digest != call.digest:
+            call.named = True
+            self._undecided.setdefault(call.job_id, []).append(call)
+            return True
+        if other is not None:
             other.failed_run = max(other.failed_run, call.failed_run)  # used if the journal is being asked for the job
         before = other.digest if other is not None else None if call.failed_run else self._known.get(call.job_id)
         if before is not None:
@@ -351,7 +360,11 @@ class DurableAgentOperator(AgentOperator):
             self._close_call(call)
 
     def _begin_first(self, call: JobCall) -> None:
-        """Puts the call at the front of the calls that are ready to begin."""
+        """Puts the call at the front of the calls that are ready to begin. Refuses the rows that waited to be compared
+        with it.
+        """
+        for other in () if call.named else self._undecided.pop(call.job_id, ()):
+            self._drop(other, call.digest)
         self._admission.leave(call)
         self._admission.wait(call, first=True)
         self.go_on()
@@ -524,6 +537,8 @@ class DurableAgentOperator(AgentOperator):
         self._admission.leave(call)
         self.end_row(call)
         self.order.end(call)
+        for other in self._undecided.pop(call.job_id, ()):
+            self._add_call(other)
         self.go_on()
 
     def end_row(self, call: JobCall) -> None:
