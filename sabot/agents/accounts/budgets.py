@@ -27,17 +27,18 @@ _MEASURES: tuple[Measure, ...] = ("tokens", "cost", "calls")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The budget that all jobs of a scope share. A limit of None is no limit. Usage of exactly a limit is allowed.
-    Costs are in US dollars.
+    """The budget of a scope, usually a tenant. All jobs of the scope share it. It limits the tokens, the cost and the
+    number of model calls in each hour, day and month of the calendar (UTC).
 
-    - `exhausted`: the decision on a call that does not fit. "deny" refuses the call, "ask" asks a person, and "degrade"
-      asks the model `degrade_to` instead; no limit applies to that model.
-    - `unpriced`: the decision, if the budget limits money, on a call of a model whose price is not known: "deny" or
-      "ask".
-    - `warn_at`: a fraction of a limit. A call that fits, but with which at least this fraction is used, is reported as
-      a warning. With 1 there are no warnings.
+    - `max_…`: the limits. None means no limit. Usage of exactly a limit is allowed. Costs are in US dollars.
+    - `exhausted`: the decision on a call that would exceed a limit. "deny" refuses the call. "ask" asks a person.
+      "degrade" sends the request to the model `degrade_to` instead, even if the limit is exceeded by that.
+    - `unpriced`: the decision on a call of a model whose price is not known: "deny" or "ask". It has an effect only
+      if the budget limits the cost.
+    - `warn_at`: a fraction of a limit. A call that is allowed, but with which at least this fraction of a limit is
+      used, is reported as a warning. 1 turns the warnings off.
 
-    Raises UserError for wrong values.
+    Raises UserError for a value that is not valid.
     """
 
     scope_id: str
@@ -93,7 +94,9 @@ class Budget:
         return replace(self, **{name: min(values) for name, values in given.items() if values})
 
     def limits(self) -> Iterator[AmountLimit]:
-        """Yields the limits that are set, window by window."""
+        """Yields a limit for each `max_…` field that is not None: first the limits for an hour, then for a day, then
+        for a month.
+        """
         for window in WINDOWS:
             for measure in _MEASURES:
                 most = getattr(self, f"max_{measure}_{window}")
@@ -102,12 +105,13 @@ class Budget:
 
 
 class Judgement(NamedTuple):
-    """The judgement of a budget on a call.
+    """The result of checking one call against a budget.
 
-    - `reason`: the reason why the call is not simply allowed, or "".
-    - `window`: the window ("hourly", "daily" or "monthly") of the limit that decided. It is "" if no limit decided, for
-      example because the owner of shared budgets did not answer.
-    - `error`: the name of the error type that a denied call raises.
+    - `decision`: ALLOW, WARN, DEGRADE (another model is asked), ASK (a person is asked) or DENY.
+    - `reason`: the explanation of a decision other than ALLOW, or "".
+    - `window`: the window ("hourly", "daily" or "monthly") of the limit that led to the decision. It is "" if no
+      limit did, for example because the database that keeps a shared budget did not answer.
+    - `error`: the name of the exception that is raised in the job if the call is denied.
     """
 
     decision: Decision
@@ -117,8 +121,9 @@ class Judgement(NamedTuple):
 
     @property
     def rule(self) -> str:
-        """The name of the limit that decided, "budget owner" if another reason decided, or "" for a call that is simply
-        allowed.
+        """The rule that led to the decision: for example "daily budget" if the limit for a day did, "budget owner" if
+        the decision has a reason but is due to no limit (a shared budget could not be read), or "" if the call is
+        allowed without a reason.
         """
         return f"{self.window} budget" if self.window else "budget owner" if self.reason else ""
 
@@ -127,8 +132,11 @@ ALLOWED = Judgement(Decision.ALLOW)
 
 
 def judge(budget: Budget, account: Account, wanted: Amounts, now_s: float) -> Judgement:
-    """Returns the judgement of a budget on a call that may use the amounts `wanted`. They are added to the amounts that
-    the account has used and reserved. `account` must have the limits of the budget.
+    """Checks a call against the limits of a budget, and returns the judgement. The call needs at most `wanted`. This
+    is added to the amounts that `account` has already used and reserved in the windows at the time `now_s`, in
+    seconds since 1970.
+
+    The function reads the limits from `account.limits`. So the caller must have copied the limits of `budget` there.
     """
     judged = ALLOWED
     for each in account.states(wanted, now_s):
@@ -144,7 +152,9 @@ def judge(budget: Budget, account: Account, wanted: Amounts, now_s: float) -> Ju
 
 
 def unpriced(budget: Budget, model: str) -> Judgement | None:
-    """Returns the judgement on a call of a model whose price is not known; None if the budget does not limit money."""
+    """Returns the judgement on a call of a model whose price is not known: the decision `Budget.unpriced` ("deny" or
+    "ask"), with a reason. Returns None if the budget does not limit the cost.
+    """
     for limit in budget.limits():
         if limit.measure == "cost":
             has = f"the {limit.window} budget of {budget.scope_id} has {limit.words}"
@@ -154,10 +164,10 @@ def unpriced(budget: Budget, model: str) -> Judgement | None:
 
 
 class Standing(NamedTuple):
-    """The state of a scope's account at the time `at`, in seconds since 1970.
+    """The usage and the reservations of a scope at the time `at`, in seconds since 1970.
 
-    - `used`: the usage in each of the windows that are current at that time, without reservations.
-    - `reserved`: the amounts that are reserved for calls in flight.
+    - `used`: the usage in the current hour, day and month, by window, without reservations.
+    - `reserved`: the amounts that are reserved for calls that have no result yet.
     """
 
     used: Mapping[Window, Amounts]
@@ -166,8 +176,9 @@ class Standing(NamedTuple):
 
 
 class JudgedCall(NamedTuple):
-    """A record of a call that a budget has not simply allowed. `at` is the time in seconds since 1970. `name` is the
-    model or the tool, or "" if it is not known.
+    """A record of a model call for which a budget has decided something other than ALLOW. `at` is the time of the
+    decision in seconds since 1970. `name` is the name of the model, or "" if it is not known. `scope`, `job` and
+    `principal` identify the caller.
     """
 
     at: float

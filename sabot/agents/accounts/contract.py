@@ -13,17 +13,19 @@ LedgerEventType = Literal["model", "tool", "doubt"]
 
 
 class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of a ledger: one call of a model or of a tool.
+    """A row of a ledger: one attempt of a model call, or one call of a tool.
 
-    - `type`: "model" or "tool", or "doubt". A doubt stands for a call of which nobody knows whether it was made, and so
-      whether it has to be paid.
+    - `type`: "model", "tool" or "doubt". A "doubt" is a row for an attempt whose outcome is not known, for example
+      after a crash. Perhaps the provider charges for it, so it is counted with the most that it may have used.
     - `name`: the name of the model or of the tool.
-    - `cost`: the cost in US dollars, or None if the price is not known. For a doubt it is the most that the call may
-      have cost.
-    - `reserved_tokens`: for a doubt, the most tokens that the call may have used.
+    - `cost`: the cost in US dollars, or None if the price is not known. In a row of type "doubt", the most that the
+      attempt may have cost.
+    - `reserved_tokens`: in a row of type "doubt", the most tokens that the attempt may have used.
     - `at_ms`: the time in milliseconds since 1970.
-    - `agent`: the agent of the job. Tables do not store this field.
-    - `settles`: set if this row replaces a stored doubt with the same id. It has the amounts of that doubt.
+    - `agent`: the agent of the job. Ledgers in a database do not store this field.
+    - `settles`: the (tokens, cost, calls) of an earlier row of type "doubt" with the same id, if this row replaces
+      that row because the outcome is now known. None for all other rows. Ledgers in a database do not store this
+      field.
     """
 
     event_id: str
@@ -47,21 +49,24 @@ class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def amounts(self) -> Amounts:
-        """The amounts of this row that a budget counts. For a doubt they are the amounts that were reserved for the call."""
+        """The amounts by which this row is counted in a budget. For a row of type "doubt" they are the amounts that
+        were reserved for the call.
+        """
         tokens = self.reserved_tokens if self.type == "doubt" else self.total_tokens
         return Amounts(tokens, self.cost or Decimal(0), int(self.type != "tool"))
 
     @property
     def adds(self) -> Amounts:
-        """The amounts by which this row changes the usage of its budget. If the row replaces a doubt, the doubt's
-        amounts are subtracted.
+        """The change of the scope's usage when this row is recorded. If the row replaces a row of type "doubt"
+        (`settles`), the change is the difference between the two rows.
         """
         return self.amounts if self.settles is None else self.amounts.minus(Amounts(*self.settles))
 
     @property
     def doubts(self) -> Amounts:
-        """The part of `adds` that is only an upper bound. It is negative for a row that replaces a doubt, because the
-        bound of that doubt is subtracted.
+        """The part of `adds` that is an upper bound for a call whose outcome is not known. It is not zero in two
+        cases: for a row of type "doubt" it is the whole amount, and for a row that replaces a "doubt" it is that
+        amount with a negative sign.
         """
         if self.settles is not None:
             return Amounts().minus(Amounts(*self.settles))
@@ -69,11 +74,15 @@ class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LedgerSum(msgspec.Struct, frozen=True, kw_only=True):
-    """The sum of some rows of a ledger.
+    """The totals of a group of ledger rows.
 
-    - `group`: the values that these rows share, one for each grouping word of the query, in the order of the words.
-    - `doubt_tokens`, `doubt_cost`: upper bounds of the usage of the calls in doubt.
-    - `unpriced`: the number of calls of models whose price is not known.
+    - `group`: the values by which the rows were grouped. For rows grouped by "scope" and "model", for example, it is
+      (scope, model).
+    - `calls`: the number of rows, including rows of type "doubt" and "tool".
+    - `cost`, `doubt_cost`: US dollars.
+    - `doubt_tokens`, `doubt_cost`: the totals of the rows of type "doubt", whose calls may or may not have been made.
+      They are upper bounds, and are not contained in the other totals of tokens and cost.
+    - `unpriced`: the number of model calls whose price is not known.
     """
 
     group: tuple[str, ...]
@@ -92,8 +101,8 @@ Durable = Callable[[], Awaitable[object]]
 
 @runtime_checkable
 class LedgerWriter(Protocol):
-    """A store of the rows of a ledger. It does not write a row whose id is stored already, with one exception: a row
-    that settles a doubt replaces that doubt.
+    """A store for the rows of a ledger. Each row has an id. If a row with the same id is stored already, a new row is
+    ignored. There is one exception: a new row with the known outcome of a call replaces a stored row of type "doubt".
     """
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
@@ -102,19 +111,25 @@ class LedgerWriter(Protocol):
         """
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """Returns those of these ids that the store has rows for. Ids of doubts are left out."""
+        """Returns the ids among `event_ids` for which a row of the type "model" or "tool" is stored. An id whose
+        stored row has the type "doubt" is not returned.
+        """
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """Writes rows as `write` does. If the store has a row with the same id and other content, that row is replaced.
-        Returns the number of replaced rows. A row that settles a doubt also replaces the doubt, but is not counted.
+        """Writes rows as `write` does, but also replaces each stored row that has the same id and other content.
+        Returns the number of stored rows that had wrong content and were replaced. A row of type "doubt" that is
+        replaced by the known outcome of its call is not counted in this number.
         """
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """Returns the amounts that a scope has used since this time (milliseconds since 1970), as a budget counts them."""
+        """Returns the sum of the amounts of all rows of a scope since this time (milliseconds since 1970). Rows of
+        type "doubt" are included with their upper bounds.
+        """
 
     async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
-        """Returns the sums of the rows since this time (milliseconds since 1970), in the order of their groups. The
-        words `by` name the groups; `rows.GROUPS` has all words. Raises UserError for an unknown word.
+        """Groups the rows since this time (milliseconds since 1970), and returns the totals of each group, sorted by
+        `LedgerSum.group`. `by` has the names of the columns by which rows are grouped, for example "scope" and
+        "model". `rows.GROUPS` has all possible names. Raises UserError for another name.
         """
 
     async def close(self) -> None:

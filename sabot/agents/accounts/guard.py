@@ -66,15 +66,16 @@ _Verdict = TypeVar("_Verdict", bound=GuardVerdict | None)
 
 @dataclass(slots=True)
 class _Open:
-    """A call without a result.
+    """A call that has no result yet.
 
-    - `attempt`: the number of the last attempt, or 0 if a person has to allow the call first.
-    - `recorded`: the number of the last attempt that has a row in the ledger.
-    - `wanted`: the upper bound of the usage of one attempt.
-    - `judged`: True if the budget has allowed the call; then the budget also decides on each further attempt. False if
-      the budget is used up; then a person decides, or a cheaper model is asked.
-    - `models`: the models that are asked in place of `name`. The key is the number of the first attempt that asks the
-      model.
+    - `name`: the model or the tool that the call began with.
+    - `wanted`: the most that one attempt of the call may use.
+    - `attempt`: the number of the last attempt, or 0 if the call waits for the approval of a person.
+    - `recorded`: the number of the last attempt for which a ledger row exists.
+    - `judged`: True if the budget had room for the call. Then each further attempt is checked against the budget too.
+      False if the budget had no room, and a person was asked or a cheaper model is used instead. Then further
+      attempts are not checked.
+    - `models`: the fallback models of the call, by the number of the first attempt that uses the model.
     """
 
     scope: str
@@ -89,7 +90,7 @@ class _Open:
     models: dict[int, str] | None = None
 
     def asks(self, model: str, attempt: int) -> None:
-        """Records that the attempts from `attempt` on ask this model."""
+        """Records that the attempt with the number `attempt`, and each later attempt, uses the model `model`."""
         self.models = {**(self.models or {}), attempt: model}
 
     def asked(self, attempt: int) -> str:
@@ -98,7 +99,9 @@ class _Open:
         return models.get(max((each for each in models if each <= attempt), default=0), self.name)
 
     def row(self, effect: EffectId, attempt: int, at_ms: int) -> LedgerEvent:
-        """Returns the row for an attempt whose usage is not known. For a model it is a row of type "doubt"."""
+        """Returns the ledger row for an attempt whose usage is not known. The row has the type "tool" for a call of a
+        tool, and otherwise the type "doubt", with the upper bound of the usage.
+        """
         return LedgerEvent(
             event_id=f"{_name(effect)}/{attempt}",
             type="tool" if self.kind == "tool" else "doubt",
@@ -114,12 +117,15 @@ class _Open:
 
     @property
     def unrecorded(self) -> int:
-        """The number of attempts without a row. It is at least 1."""
+        """The number of attempts without a ledger row. If there is none, it is 1, so that one attempt is reserved in
+        any case.
+        """
         return max(1, self.attempt - self.recorded)
 
     def rows_in_doubt(self, effect: EffectId, before: int, at_ms: int) -> list[LedgerEvent]:
-        """Returns a row of type "doubt" for each attempt that comes before the attempt `before` and has no row yet. The
-        results of these attempts are unknown, and they may have to be paid. Returns [] if the call is that of a tool.
+        """Returns a row of type "doubt" for each attempt with a number less than `before` that has no ledger row yet.
+        The outcomes of these attempts are not known, and the provider may charge for them. Returns [] if the call is
+        not a model call. `at_ms` is the time of the rows.
         """
         if self.kind != "model":
             return []
@@ -139,9 +145,12 @@ class LedgerGuard(EffectGuard):
         self._open: dict[str, dict[int, _Open]] = {}  # by job and ordinal
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Decides on a call. A call of a model is judged by the budget of its scope. A call of a tool is always
-        allowed, because a budget limits nothing that a tool uses; it only gets a row. A child job is always allowed
-        too, because its own calls are judged later.
+        """Decides whether a call may be made. A model call is checked against the budget of its scope. A call of a
+        tool is always allowed, because budgets limit only the use of models; but a ledger row is written for it when
+        it ends. A call that begins a child job is always allowed, because the model calls of the child are checked
+        one by one.
+
+        Returns an awaitable of the verdict if the ledger cannot decide at once.
         """
         if call.kind == "child":
             return GuardVerdict()
@@ -166,17 +175,19 @@ class LedgerGuard(EffectGuard):
     def _judged(
         self, effect: EffectId, opened: _Open, attempts: int, decided: Callable[[Judgement], _Verdict]
     ) -> _Verdict | Awaitable[_Verdict]:
-        """Asks the ledger to reserve the upper bound of `attempts` attempts, if the budget has room. Returns the
-        verdict that `decided` makes of the ledger's judgement, or an awaitable of that verdict if the account is not in
-        this process.
+        """Reserves the most that `attempts` attempts of a call may use, if the budget has room for it. Passes the
+        judgement of the ledger to `decided`, and returns the verdict that `decided` returns. If the ledger must wait
+        for the judgement (the account is not loaded, or is shared with other processes), returns an awaitable of the
+        verdict.
         """
         rows = self._rows_in_doubt(effect, opened)
         judged = self.ledger.reserve(_name(effect), opened.scope, opened.wanted.times(attempts), rows)
         return decided(judged) if isinstance(judged, Judgement) else _decided_later(judged, decided)
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Decides whether another model may be asked in place of the first one. If the other model may cost more,
-        reserves the higher cost.
+        """Decides whether a fallback model may be asked after the first model has failed. `call.name` is the fallback
+        model. If that model may cost more than was reserved, reserves the higher cost. The verdict denies the call if
+        the budget has no room for that cost, or if it limits the cost and the price of the model is not known.
         """
         opened = self._open.get(call.effect.job, {}).get(call.effect.ordinal)
         cost = most_use(call).cost
@@ -210,8 +221,8 @@ class LedgerGuard(EffectGuard):
         return GuardVerdict(tokens=opened.wanted.tokens, cost=str(opened.wanted.cost))
 
     def _is_over(self, effect: EffectId, opened: _Open) -> bool:
-        """Returns True if the job has ended while the ledger judged the call. In that case it also ends the reservation
-        of the call, because nobody else would.
+        """Returns True if the job has ended while the ledger judged the call. In that case, also ends the reservation
+        that the ledger has just made for the call. Returns False if the call is still open.
         """
         if self._open.get(effect.job, {}).get(effect.ordinal) is opened:
             return False
@@ -258,8 +269,9 @@ class LedgerGuard(EffectGuard):
         )
 
     def _sets_a_bound(self, call: GuardedCall) -> bool:
-        """Returns True if the budget limits tokens or money, but the request does not limit the length of the answer.
-        In that case the verdict limits the answer to the reserved tokens.
+        """Returns True if the budget limits tokens or cost, and the request itself has no limit for the length of the
+        answer. In that case the guard adds a limit to the request: the number of tokens that is reserved for the
+        answer.
         """
         return call.spec is not None and call.spec.max_tokens is None and self.ledger.limits_answers(call.scope)
 
@@ -272,9 +284,11 @@ class LedgerGuard(EffectGuard):
             self.ledger.release(_name(effect), opened.scope)
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """Makes the row of a call that has a result, and a row of type "doubt" for each earlier attempt that has no
-        row. Returns these rows encoded for the RESULT entry. Returns b"" for a call that was not made, and for a child
-        job.
+        """Ends a call that has a result: records its row, and a row of type "doubt" for each earlier attempt that has
+        no row, and ends its reservation. Returns these rows, encoded for the journal's RESULT entry.
+
+        Returns b"" for a call that this guard does not know, a call that a person did not approve, and a call that
+        began a child job.
         """
         opened = self._close(effect)
         if opened is None:
@@ -290,8 +304,8 @@ class LedgerGuard(EffectGuard):
         return _usage(self._recorded(effect, opened, [*opened.rows_in_doubt(effect, effect.attempt, at_ms), row]))
 
     def _recorded(self, effect: EffectId, opened: _Open, rows: list[LedgerEvent]) -> list[LedgerEvent]:
-        """Records rows in the ledger, ends the reservation of their call, and returns the rows. The ledger writes them
-        later, when the journal's entry with these rows is durable.
+        """Passes rows to the ledger, ends the reservation of their call, and returns the same rows. The ledger counts
+        the rows at once. It stores them later, when the journal entry that contains them is durable.
         """
         for each in rows[:-1]:
             self.ledger.record(each, durable=self._durable)
@@ -302,8 +316,8 @@ class LedgerGuard(EffectGuard):
         return rows
 
     def _hold(self, effect: EffectId, opened: _Open, attempts: int) -> None:
-        """Reserves the upper bound of `attempts` attempts of a call, in place of its earlier reservation, even if the
-        budget has no room for it. With 0 attempts only ends the earlier reservation.
+        """Reserves the most that `attempts` attempts of a call may use, even if the budget has no room for it. This
+        replaces the earlier reservation of the call. If `attempts` is 0, only ends the earlier reservation.
         """
         if attempts > 0:
             rows = self._rows_in_doubt(effect, opened)
@@ -312,15 +326,19 @@ class LedgerGuard(EffectGuard):
             self.ledger.release(_name(effect), opened.scope)
 
     def _rows_in_doubt(self, effect: EffectId, opened: _Open) -> list[LedgerEvent]:
-        """Returns the rows of type "doubt" that are written for the attempts of this call if this process dies. The
-        owner of shared budgets writes them. Returns [] if the budgets are not shared.
+        """Returns the rows of type "doubt" that another process must write for the attempts of this call if this
+        process dies. They are stored together with the reservation in the database that keeps the shared budgets.
+        Returns [] if the budgets are not shared between processes.
         """
         return opened.rows_in_doubt(effect, opened.attempt + 1, 0) if self.ledger.shared else []
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """Reserves amounts for a call that was open in the journal when the process started: the upper bound of its
-        earlier attempts, and of its next one, which asks the first model again. Reserves nothing if the call waits for
-        a person's approval because the budget is used up.
+        """Registers a call that was open in the journal when the process started, and reserves amounts for it: the
+        most that may be used by its earlier attempts without a ledger row, and by one further attempt. The further
+        attempt uses the first model of the call again.
+
+        Reserves nothing if the budget was used up and the call waits for the approval of a person. Does nothing if
+        the call is registered already.
         """
         job = self._open.setdefault(effect.job, {})
         if effect.ordinal in job:
@@ -345,8 +363,10 @@ class LedgerGuard(EffectGuard):
             await self.ledger.ready(scope)
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """Decides on another attempt of a call. Returns None if the attempt is allowed. Returns a verdict that denies
-        it if the budget has no room for it. The earlier attempts count as used, because they may have to be paid.
+        """Decides whether another attempt of a call may be made. Earlier attempts of the call are counted with the
+        most that they may have used, because the provider may charge for them. Returns None if the attempt is
+        allowed, and a verdict that denies it if the budget has no room for it. If the ledger cannot decide at once,
+        returns an awaitable of one of the two.
         """
         opened = self._open.get(effect.job, {}).get(effect.ordinal)
         if opened is None:
@@ -370,9 +390,9 @@ class LedgerGuard(EffectGuard):
         return None if fits else _denied(judged, "with attempts before it that may have been paid, ")
 
     async def _held(self, scope: str) -> Judgement:
-        """Waits until the owner of shared budgets knows the reservations of this process, and returns ALLOWED. From
-        then on the call counts in the budget, even if this process dies. Raises BudgetUnavailable if the owner does not
-        answer.
+        """Waits until the database of the shared budgets has stored all reservations of this process, then returns
+        ALLOWED. After that a reservation is counted even if this process dies. Raises BudgetUnavailable if the
+        database does not answer or refuses the request.
         """
         try:
             await self.ledger.ready(scope)
@@ -381,8 +401,9 @@ class LedgerGuard(EffectGuard):
         return ALLOWED
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """Makes a row of type "doubt" for each attempt of the job's open model calls that has no row yet. Returns these
-        rows, encoded for the END entry.
+        """Records a row of type "doubt" for each attempt of the job's open model calls that has no row yet, and ends
+        the reservations of all open calls of the job. Returns the rows, encoded for the journal's END entry. Returns
+        b"" if there are none.
         """
         rows = []
         for ordinal, opened in self._open.get(job_id, {}).items():
@@ -424,8 +445,10 @@ def _name(effect: EffectId) -> str:
 
 
 def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: bytes) -> LedgerEvent:
-    """Returns the row of a call that has ended. It is made from `row`, the row of the call's last attempt. If the
-    answer has no token count, the reserved tokens count.
+    """Returns the final row of a call that has ended. It is a copy of `row`, which was made for the call's last
+    attempt, with the usage that the answer reports. If the answer reports no token count, the reserved tokens are
+    used instead. If a model call failed and the provider may still charge for it, `row` is returned unchanged, with
+    its type "doubt".
     """
     if kind != "model":
         return msgspec.structs.replace(row, type="tool", name=name, cost=None)
@@ -468,7 +491,9 @@ _decode = msgspec.msgpack.Decoder(list[LedgerEvent] | TreeUse).decode
 
 
 def rows_of(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
-    """Yields the rows of a ledger that are in these entries. Raises CorruptJournal."""
+    """Yields the ledger rows that are stored in these journal entries (RESULT and END entries have such rows). Raises
+    CorruptJournal if the rows in an entry cannot be decoded.
+    """
     for entry in entries:
         if isinstance(entry, EffectResult | End) and entry.usage:
             try:
@@ -483,12 +508,12 @@ def rows_of(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
 
 
 async def update_ledger(ledger: Ledger, journal: JournalReader) -> int:
-    """Writes into the ledger the rows that the journal has and the ledger lacks, for example after a crash. Rows of the
-    ledger that differ from those of the journal are replaced, and this is logged. Returns the number of the journal's
-    rows.
+    """Writes into the ledger the rows that the journal has and the ledger lacks, for example after a crash. Ledger
+    rows that differ from the rows in the journal are replaced, and a warning is logged. Returns the number of all
+    rows in the journal.
 
-    Raises BrokerUnavailable if the server of the ledger does not answer. Because this is called at the start of the
-    program, a missing server is noticed before the first call.
+    Raises BrokerUnavailable if the database of the ledger does not answer. The function is called when the program
+    starts. So a missing database is noticed before the first call.
     """
     await ledger.reach()
     count, corrected, rows = 0, 0, rows_of(entry for _, entry in journal.read())
@@ -503,8 +528,9 @@ async def update_ledger(ledger: Ledger, journal: JournalReader) -> int:
 
 
 def checked_budgets(given: object) -> "list[Budget] | Ledger":
-    """Returns `given` if it is a list of budgets or a Ledger, as an app or a kernel takes it. Raises UserError for
-    anything else, and for two budgets of one scope that contradict each other.
+    """Checks the value of a `budgets=` argument. Returns a Ledger unchanged, and a list of budgets merged to one
+    budget for each scope. Raises UserError for any other value, and for two budgets of one scope with settings that
+    contradict each other.
     """
     refuse_redis(given)
     if isinstance(given, Ledger):
@@ -515,7 +541,9 @@ def checked_budgets(given: object) -> "list[Budget] | Ledger":
 
 
 def ledger_of(budgets: "Sequence[Budget] | Ledger", directory: Path | None, clock: Clock) -> Ledger:
-    """Returns a ledger with these budgets, in a file of the directory, or in memory if `directory` is None."""
+    """Returns `budgets` if it is a Ledger. Otherwise makes a Ledger with these budgets. Its rows are stored in a
+    SQLite file in `directory`, or in memory if `directory` is None.
+    """
     given = checked_budgets(budgets)
     if isinstance(given, Ledger):
         return given

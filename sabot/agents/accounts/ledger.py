@@ -46,14 +46,15 @@ BUDGETS = (
 
 
 class Ledger:
-    """A ledger, for one event loop. It judges calls by the budgets of their scopes, and keeps a row for the usage of
-    each call. Either the accounts of the scopes are kept in this process, or, if several processes spend from the same
-    budgets, a shared writer keeps them (`BudgetOwner`).
+    """A ledger: it checks calls against the budgets of their scopes, and stores a row with the usage of each call. A
+    ledger is used on one event loop.
 
-    - `reservation_timeout`: the time after which an allowed call no longer counts if its usage was not recorded.
-    - `refused_rows`: the number of rows that are not stored because the writer refused their content. Each is logged as an
-      error.
-    - `judged`: the last 200 calls with another decision than ALLOW.
+    The current usage of each scope is kept in this process. If several processes share the budgets, it is kept by a
+    shared writer instead (a `BudgetOwner`, for example a PostgreSQL database).
+
+    - `refused_rows`: the number of rows that were not stored because the writer refused their content. An error was
+      logged for each.
+    - `judged`: the last 200 calls for which the decision was not ALLOW.
     """
 
     def __init__(
@@ -67,13 +68,16 @@ class Ledger:
         lease: Duration = "30s",
         patience: Duration = "10s",
     ) -> None:
-        """Makes a ledger whose rows go to `writer`. Raises UserError.
+        """Makes a ledger that stores its rows with `writer`. Raises UserError for an argument that is not valid.
 
-        - `budgets`: the budgets. Several budgets of one scope all apply (`Budget.merge`).
-        - `on_decision`: a function that is called for each call that is not simply allowed.
-        - `lease`: only for a writer that several processes share. If a process has sent nothing for this time, its
-          reservations are in doubt, and count as used.
-        - `patience`: the time that a call waits for a shared writer that does not answer. After it the call is refused.
+        - `budgets`: the budgets. If a scope has several, the limits of all of them are applied (`Budget.merge`).
+        - `reservation_timeout`: the age at which a reservation of `check_budget` ends although no usage was recorded
+          for it.
+        - `on_decision`: a function that `check_budget` calls with each decision other than ALLOW.
+        - `lease`: only used if several processes share the writer. If a process has sent nothing for this time, it is
+          regarded as dead, and the amounts that it had reserved are counted as used.
+        - `patience`: only used if several processes share the writer. It is the longest time that a call waits for
+          the writer. After that the call is refused.
         """
         check_called("Ledger", on_decision=on_decision)
         self.writer = checked_writer(writer)
@@ -95,8 +99,8 @@ class Ledger:
             self.set_budget(budget)
 
     def _made_accounts(self, lease: Duration, patience: Duration) -> LocalAccounts | SharedAccounts:
-        """Returns the accounts of the scopes. They are kept by the writer if it is shared, and otherwise in this
-        process.
+        """Makes the object that keeps the usage of each scope: SharedAccounts if the writer is shared between
+        processes, otherwise LocalAccounts.
         """
         lease_s = parse_seconds(lease, name="lease", zero=False)
         patience_s = parse_seconds(patience, name="patience", zero=False)
@@ -115,7 +119,7 @@ class Ledger:
 
     @property
     def shared(self) -> bool:
-        """True if other processes spend from the budgets of this ledger."""
+        """True if the budgets of this ledger are shared with other processes."""
         return isinstance(self._accounts, SharedAccounts)
 
     def set_budget(self, budget: Budget) -> None:
@@ -144,23 +148,30 @@ class Ledger:
         return self._budgets.get(checked_text(scope_id, "scope_id"))
 
     def limits_answers(self, scope_id: str) -> bool:
-        """Returns True if tokens or money of this scope have a limit."""
+        """Returns True if the budget of the scope limits tokens or cost. In that case the length of each answer must
+        be limited. Returns False if the scope has no budget, or its budget limits only the number of calls.
+        """
         budget = self._budgets.get(scope_id)
         return budget is not None and any(limit.measure != "calls" for limit in budget.limits())
 
     async def used(self, scope_id: str) -> Mapping[Window, Amounts]:
-        """Returns the usage of a scope in the current windows. Raises UserError for a scope without a budget."""
+        """Returns the usage of a scope in the current hour, day and month, by window. Reservations are not included.
+        Raises UserError for a scope without a budget, and BudgetUnavailable if a shared budget cannot be read.
+        """
         return (await self.standing(scope_id)).used
 
     async def standing(self, scope_id: str) -> Standing:
-        """Returns the account of a scope in the current windows. Raises UserError for a scope without a budget, and
-        BudgetUnavailable if the owner of shared budgets does not answer.
+        """Returns the usage of a scope in the current hour, day and month, and the amounts that are reserved for its
+        open calls. Raises UserError for a scope without a budget, and BudgetUnavailable if a shared budget cannot be
+        read.
         """
         return await self._accounts.standing(self.budget(scope_id))
 
     def note(self, call: str, scope_id: str, principal: str, name: str, judgement: Judgement) -> None:
-        """Adds the judgement on a call to `judged`, unless the call is simply allowed. `call` is the id of the job that
-        makes the call.
+        """Appends a call and the decision on it to `judged`, if the decision is not ALLOW.
+
+        - `call`: the id of the job that makes the call.
+        - `name`: the name of the model, or "".
         """
         if judgement.decision is not Decision.ALLOW:
             self.judged.append(JudgedCall(self._clock.time(), scope_id, call, principal, name, judgement))
@@ -168,14 +179,18 @@ class Ledger:
     # -- before a call ------------------------------------------------------------------------------------------------
 
     async def ready(self, scope_id: str) -> None:
-        """Waits until the account of the scope is loaded. If budgets are shared, waits until their owner knows all
-        reservations that this ledger has made so far.
+        """Waits until the usage of the scope is loaded from the stored rows. If several processes share the budgets,
+        waits instead until the shared writer has stored all reservations that this ledger has made so far, in all
+        scopes.
         """
         await self._accounts.ready(scope_id)
 
     async def reach(self) -> None:
-        """Waits until the writer answers. For shared budgets the wait is limited to `patience`, the time that a call
-        waits for the owner. Raises BrokerUnavailable if the writer does not answer, and UserError if it refuses.
+        """Checks that the writer answers, and waits until it does. If several processes share the budgets, it waits
+        for at most the time `patience` of the ledger. Otherwise it tries only once.
+
+        Raises BrokerUnavailable if the writer does not answer, and UserError if the writer answers that it cannot be
+        used, for example because the file is no ledger.
         """
         until, failures = SYSTEM_CLOCK.monotonic() + self._accounts.patience_s, 0
         while True:
@@ -195,19 +210,22 @@ class Ledger:
     def reserve(
         self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
     ) -> Judgement | Awaitable[Judgement]:
-        """Judges a call, and returns the judgement.
+        """Checks a call against the budget of its scope, and returns the judgement.
 
-        - If the call fits, `wanted` is reserved for it until `release` or `record`, in place of an earlier reservation
-          of the call.
-        - If it does not fit, an earlier reservation stays.
-        - If the judgement is to ask another model or a person, nothing is reserved yet; the caller then calls `hold`.
+        - If the decision is ALLOW or WARN, `wanted` is reserved for the call, and replaces an earlier reservation of
+          the same call. The reservation remains until `release` or `record` is called for this call.
+        - With any other decision nothing changes: an earlier reservation of the call remains. If the caller then asks
+          another model, or a person approves the call, the caller reserves the amount with `hold`.
+        - A scope without a budget is allowed everything, and nothing is reserved.
 
-        The result is an awaitable of the judgement if the account is not loaded yet, if too many rows wait for the
-        writer, or if budgets are shared. `doubts` are the rows that are written for the call if this process dies.
+        The result is an awaitable of the judgement if the usage of the scope is not loaded yet, if too many rows wait
+        to be written, or if several processes share the budgets. Awaiting it raises BudgetUnavailable if the shared
+        writer does not answer. Raises UserError if `call` or `scope_id` is not a text.
 
-        This method is for guards, which name each call; other code uses `check_budget`. Raises UserError if `call` or
-        `scope_id` is not a text. Awaiting the result raises BudgetUnavailable if the owner of shared budgets does not
-        answer.
+        - `call`: a name by which the caller identifies the call. Guards have such names; other code uses
+          `check_budget`.
+        - `doubts`: rows of type "doubt". The shared writer stores them if this process dies before the call has
+          ended.
         """
         budget = self._budgets.get(checked_text(scope_id, "scope_id"))
         checked_text(call, "call")
@@ -225,15 +243,19 @@ class Ledger:
         return judged if isinstance(judged, Judgement) else await judged
 
     def hold(self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()) -> None:
-        """Reserves the amounts even if the budget has no room for them, for a call that was allowed earlier or by a
-        person. `doubts` are the rows that are written for the call if this process dies.
+        """Reserves `wanted` for a call, even if the budget has no room for it. It replaces an earlier reservation of
+        the call. Used for a call that was allowed before, for example by a person. Does nothing if the scope has no
+        budget.
+
+        `doubts` are rows of type "doubt". If several processes share the budgets, the shared writer stores these rows
+        if this process dies before the call has ended.
         """
         budget = self._budgets.get(scope_id)
         if budget is not None:
             self._accounts.hold(budget, call, wanted, doubts)
 
     def release(self, call: str, scope_id: str) -> None:
-        """Ends the reservation of a call that was not made."""
+        """Ends the reservation of a call that was not made. Does nothing if the call has no reservation."""
         budget = self._budgets.get(scope_id)
         if budget is not None:
             self._accounts.release(budget, call)
@@ -241,9 +263,11 @@ class Ledger:
     async def check_budget(
         self, context: ExecutionContext, pending_tokens: int = 0, *, pending_cost: Decimal | str | int = 0
     ) -> Decision:
-        """Returns the decision on a call that uses at most `pending_tokens` tokens and `pending_cost` US dollars. If
-        the budget has room for them, they are reserved. The reservation ends with the next `record_model_usage` of the
-        same scope, principal and job, or after `reservation_timeout`.
+        """Decides whether a call that needs at most `pending_tokens` tokens and `pending_cost` US dollars may be
+        made. If the decision is ALLOW or WARN, these amounts are reserved.
+
+        The reservation ends at the next `record_model_usage` with the same scope, principal and job. If that does not
+        happen within `reservation_timeout`, the next `check_budget` with the same scope, principal and job ends it.
         """
         check("check_budget: context", context, Of(ExecutionContext, _CONTEXT))
         cost = amount("pending_cost", pending_cost) or Decimal(0)
@@ -276,11 +300,13 @@ class Ledger:
         model: str = "",
         event_id: str = "",
     ) -> LedgerEvent:
-        """Records the usage of a call. Returns the row of the call when the row is written. `event_id` names the call;
-        if it is used twice, the call is counted once.
+        """Records the usage of a model call, and ends the oldest reservation that `check_budget` made for the same
+        scope, principal and job. Waits until the row is stored, and returns the row. `event_id` is the id of the
+        call. If it is used a second time, the call is not counted again. With "" a new id is made.
 
-        Raises UserError for tokens or a cost that are negative or not numbers, because such a row would give usage back
-        to a budget. Also raises UserError for a model or a name that no database can store.
+        Raises UserError if the tokens or the cost are negative or not numbers, because such a row would reduce the
+        usage of the scope. Also raises UserError if `model` or `event_id` contains characters that a database cannot
+        store.
         """
         check("record_model_usage: context", context, Of(ExecutionContext, _CONTEXT))
         check("record_model_usage: usage", usage, Of(Usage, "Usage(input_tokens=…, output_tokens=…)"))
@@ -314,8 +340,9 @@ class Ledger:
         return event
 
     async def _has(self, event_id: str) -> bool:
-        """Returns True if the ledger has a row with this id. After False, the caller must record the row before it
-        awaits anything else. Otherwise another task could record the same row.
+        """Returns True if a row with this id is stored, or waits to be stored. Returns False otherwise. After False,
+        the caller must record a row with this id before it awaits anything else. Otherwise another task could record
+        a second row with the id.
         """
         while (asked := self._asked.get(event_id)) is not None:
             await asked.wait()
@@ -332,23 +359,26 @@ class Ledger:
         return False
 
     def record(self, event: LedgerEvent, call: str = "", *, durable: Durable | None = None) -> None:
-        """Records a row, which is written soon (`flush`). The usage in the row counts at once. If budgets are shared,
-        it counts when the row is written; until then the reservation of the call counts.
+        """Records a row. The row is stored soon, by a background task; `flush` waits for it.
 
-        - `call`: the name of the call whose reservation ends with this row, or "".
-        - `durable`: a function that waits until the journal's entry with this row is durable. So the ledger never has a
-          row whose entry is lost.
+        The usage in the row is counted at once. If several processes share the budgets, the usage is counted when the
+        row is stored, and until then the reservation of the call is counted instead.
 
-        The caller must record a row only once, although the writer stores each id once.
+        - `call`: the name of the call whose reservation ends with this row, or "" if no reservation ends.
+        - `durable`: a function that waits until the journal entry with this row is durable. The row is stored only
+          after that, so that the ledger never contains a row whose entry was lost. None if the row is in no journal.
+
+        The caller must not record the same row twice. The writer would store it once, but this process could count
+        its usage twice.
         """
         check("record: event", event, Of(LedgerEvent))
         self._rows.append((self._accounts.settled(event, call), durable))
         self._begin_writing()
 
     def leave(self, durable: Durable) -> None:
-        """Drops the rows that come from a journal and are not written yet, because the journal is about to be closed.
-        `durable` is the function that was given to `record` for these rows. When the journal is opened again, those
-        rows whose entries are durable are written.
+        """Drops the rows that came from a journal and are not stored yet, because the journal is about to be closed.
+        `durable` is the function that was passed to `record` with these rows. The rows are not lost: when the journal
+        is opened again, `update_ledger` stores the rows of all its entries.
         """
         self._rows = [(row, waits_for) for row, waits_for in self._rows if waits_for != durable]
 
@@ -357,26 +387,27 @@ class Ledger:
             self._writing = asyncio.get_running_loop().create_task(self._write(), name="ledger")
 
     def _write_again(self) -> None:
-        """Tries again to write the rows that could not be written. Until they are written, the reservations of their
-        calls count.
+        """Starts to write the waiting rows, if there are any. Called from time to time, so that rows are written that
+        failed before. Until a row is written, the reservation of its call remains.
         """
         if self._rows:
             self._begin_writing()
 
     @property
     def full(self) -> bool:
-        """True if so many rows wait for the writer that no further call should begin."""
+        """True if more than 10,000 rows wait to be stored. Then `reserve` first waits until they are stored."""
         return len(self._rows) > _MOST_WAITING
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """Writes rows in place of stored rows with other content (`LedgerWriter.correct`). Rows that the writer refuses
-        are left out. Returns the number of rows that were replaced.
+        """Writes rows. A stored row with the same id and other content is replaced (`LedgerWriter.correct`). Rows
+        whose content the writer refuses are skipped, and an error is logged. Returns the number of stored rows that
+        were replaced.
         """
         return await self._settle([SettledRow(each) for each in events], corrects=True)
 
     async def flush(self) -> None:
-        """Waits until all rows are written. Raises the errors of the writer. The ledger then keeps the rows that are
-        not written, and the next call tries again.
+        """Waits until all recorded rows are stored. Raises the error of the writer if they cannot be stored. Then the
+        rows remain in the queue, and the next `flush` tries again.
         """
         while self._rows or self._writing is not None:
             self._begin_writing()
@@ -405,8 +436,9 @@ class Ledger:
         return None
 
     async def _settle(self, rows: Sequence[SettledRow], *, corrects: bool = False) -> int:
-        """Writes these rows. Rows that the writer refuses are logged and left out. Returns the number of stored rows
-        that were replaced.
+        """Passes rows to the writer, and waits until they are stored. A row whose content the writer refuses is
+        skipped, counted in `refused_rows`, and logged as an error. With `corrects`, stored rows with the same id and
+        other content are replaced. Returns the number of these replaced rows.
         """
         try:
             return await self._accounts.settle(rows, corrects=corrects)
@@ -421,7 +453,9 @@ class Ledger:
             return 0
 
     async def close(self) -> None:
-        """Writes the rows that wait, and closes the writer."""
+        """Stores the rows that wait, and closes the writer. Raises the error of the writer if rows cannot be stored;
+        it is closed in that case too.
+        """
         try:
             await self.flush()
         finally:

@@ -49,13 +49,17 @@ _FREE = frozenset({"ContextLengthExceeded", "NotSent", *map(stored_name, UNPAID)
 
 
 def unpaid(outcome: str, body: bytes) -> bool:
-    """Returns True if the call has failed with an error for which no vendor is paid."""
+    """Returns True if a call has failed with an error after which the provider certainly does not charge for it: for
+    example, the request was refused or not sent. `outcome` is "ok" or the type of the error. `body` is the encoded
+    error.
+    """
     return outcome != "ok" and unpack_error(body).type in _FREE
 
 
 class TreeUse(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The usage of a child job and its own children. The RESULT entry in the history of the child's parent has it.
-    `turns` is the number of model calls.
+    """The usage of a child job and of its own children, or the usage of the model calls that a tool has made itself.
+    It is stored in the RESULT entry of the effect that began the child or called the tool. `turns` is the number of
+    model calls.
     """
 
     tokens: int = 0
@@ -70,8 +74,10 @@ class TreeUse(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class _TreeCall(msgspec.Struct):
-    """A call without a result. `wanted` is the upper bound of the usage of one attempt. `attempt` is the number of the
-    last attempt, or 0 if a person has to allow the call first.
+    """A call that has no result yet.
+
+    - `wanted`: the most that one attempt of the call may use.
+    - `attempt`: the number of the last attempt, or 0 if the call waits for the approval of a person.
     """
 
     kind: CallKind
@@ -79,7 +85,9 @@ class _TreeCall(msgspec.Struct):
     attempt: int = 1
 
     def most(self, attempts: int) -> Amounts:
-        """Returns the upper bound of the usage of `attempts` attempts. In the number of calls, they count as one."""
+        """Returns the most that `attempts` attempts of this call may use. Tokens and cost are multiplied by
+        `attempts`. The number of calls is 1, because the attempts are attempts of one call.
+        """
         if self.kind != "model":
             return Amounts(tool_calls=1)
         return Amounts(self.wanted.tokens * attempts, self.wanted.cost * attempts, 1)
@@ -87,14 +95,17 @@ class _TreeCall(msgspec.Struct):
 
 @dataclass(slots=True)
 class _Job:
-    """A job with limits, or one of its children. The usage of a child also counts in the account of its parent.
+    """The usage of a job that has a `BudgetSpec`, or of a job that such a job has begun (a child). The account of a
+    child adds its usage to the account of its parent too.
 
-    - `children`: the ids of the jobs that this job has begun.
-    - `open`: the calls without a result. The key of a call of the job is its ordinal. The key of a call that a tool of
-      the job makes by itself is a name.
-    - `apart`: the ordinals of effects that do not count.
-    - `asked`: the usage of models that a tool has asked by itself, by the ordinal of the tool's effect. It is kept
-      until that effect has a result.
+    - `limits`: the limits that are checked. A child without a `BudgetSpec` has the limits of its parent.
+    - `children`: the ids of the child jobs whose usage is not yet stored in a RESULT entry.
+    - `open`: the calls that have no result yet. The key is the ordinal of the call's effect, or a text for a model
+      call that a tool of the job makes itself, because such a call is not an effect.
+    - `apart`: the ordinals of the effects that are exempt from the limits (`GuardedCall.apart`).
+    - `asked`: the usage of the model calls that a tool has made itself, by the ordinal of the tool's effect. An item
+      is removed when the result of that effect is recorded.
+    - `over`: True if the job has ended.
     """
 
     limits: BudgetSpec
@@ -106,21 +117,23 @@ class _Job:
     over: bool = False
 
     def begin(self, key: int | str, call: _TreeCall) -> None:
-        """Opens a call, or changes an open one. Reserves the upper bound of the usage of its attempts."""
+        """Registers an open call, or replaces it if the key is registered already. Reserves the most that its
+        attempts so far may use, at least one attempt.
+        """
         self.open[key] = call
         self.account.reserve(key, call.most(max(1, call.attempt)))
 
     def most(self) -> Amounts:
-        """Returns the usage of the job with the limits and of all its children, including the upper bound of their
-        calls in flight.
+        """Returns the usage of the whole tree of jobs to which this job belongs: of the job that has the limits, and
+        of all its children. Calls that have no result yet are included with the most that they may use.
         """
         root = self.account.root
         return root.total.plus(root.reserved)
 
 
 class JobLimits(EffectGuard):
-    """A guard for jobs with a `BudgetSpec` in their BEGIN. It judges the calls of such a job, of the job's tools, and
-    of its children. It allows the calls of all other jobs.
+    """A guard that checks the limits of single jobs: the `BudgetSpec` in the BEGIN entry of a job. It checks the
+    calls of such a job, of its tools and of its child jobs. It allows all calls of other jobs.
     """
 
     def __init__(self) -> None:
@@ -132,8 +145,8 @@ class JobLimits(EffectGuard):
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
-        """Opens the account of a job. `taken` has the entries that the job copies from another job. The usage in these
-        entries counts.
+        """Opens the account of a job, if the job or its parent has limits. `taken` contains the entries that a forked
+        job has copied from the job that it was forked from. The usage in these entries is counted for the new job.
         """
         self._begun(begin)
         for entry in taken:
@@ -158,8 +171,10 @@ class JobLimits(EffectGuard):
         return parent
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """Closes the account of a job. Calls without a result count with the upper bound of their usage. Returns b"",
-        because END needs no usage of this guard.
+        """Ends the account of a job. A call that has no result is counted with the most that it may have used. But a
+        call that still waits for the approval of a person is not counted.
+
+        Returns b"", because this guard stores nothing in the END entry.
         """
         job = self._jobs.get(job_id)
         if job is not None:
@@ -179,8 +194,8 @@ class JobLimits(EffectGuard):
         self.end_job(job_id, 0)
 
     def _forget(self, job_id: str) -> Amounts:
-        """Forgets a job, and those of its descendants that have ended. Returns the usage of the forgotten jobs. The
-        account of the job's parent still counts that usage.
+        """Removes from memory a job, and those of its descendants that have ended. Returns the usage of the job and
+        its descendants. This usage remains in the account of the job's parent.
         """
         job = self._jobs.pop(job_id)
         for name in job.children & self._jobs.keys():
@@ -212,8 +227,9 @@ class JobLimits(EffectGuard):
         return GuardVerdict()
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict:
-        """Decides whether another model may be asked in place of the first one. If the other model may cost more,
-        reserves the higher cost.
+        """Decides whether a fallback model may be asked after the first model has failed. `call.name` is the fallback
+        model. If that model may cost more than was reserved, reserves the higher cost. The verdict denies the call if
+        the limits have no room for that cost, or if they limit the cost and the price of the model is not known.
         """
         job, opened = self._opened(call.effect)
         cost = most_use(call).cost
@@ -280,22 +296,24 @@ class JobLimits(EffectGuard):
         self._within.pop(effect[:2], None)
 
     def _key(self, effect: EffectId) -> int | str:
-        """Returns the key of a call in `_Job.open`, where the job is that of the call. If a tool makes the call by
-        itself, the job is that of the tool.
+        """Returns the key under which a call is stored in `_Job.open`: the ordinal of the effect. For a model call
+        that a tool makes itself, the key is "job/ordinal", made from the id of that call.
         """
         return f"{effect.job}/{effect.ordinal}" if effect[:2] in self._within else effect.ordinal
 
     def _opened(self, effect: EffectId) -> tuple[_Job | None, _TreeCall | None]:
-        """Returns the job in whose account a call counts (None if no limits apply), and the open call (None if it is
-        not open). If a tool makes the call by itself, the job is that of the tool.
+        """Returns the job whose limits apply to a call, and the open call. The job is None if no limits apply. The
+        call is None if it is not open. For a model call that a tool makes itself, the job is the one that called the
+        tool.
         """
         within = self._within.get(effect[:2])
         job = self._jobs.get(effect.job if within is None else within.job)
         return job, None if job is None else job.open.get(self._key(effect))
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | None:
-        """Decides on another attempt of a call. Returns None if the attempt is allowed. Returns a verdict that denies
-        it if the budget has no room for it. The earlier attempts count as used, because they may have to be paid.
+        """Decides whether another attempt of a call may be made. Earlier attempts of the call are counted with the
+        most that they may have used, because the provider may charge for them. Returns None if the attempt is
+        allowed, or if no limits apply. Returns a verdict that denies the attempt if the limits have no room for it.
         """
         job, opened = self._opened(effect)
         if job is None or opened is None:
@@ -329,8 +347,10 @@ class JobLimits(EffectGuard):
         job.begin(effect.ordinal, _TreeCall(kind, wanted, effect.attempt))
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """Counts the usage of a call that has a result. If the call began a child job, returns the usage of that child,
-        encoded for the RESULT entry; otherwise returns b"".
+        """Closes a call that has a result, and counts its usage. A call that a person did not approve is not counted.
+
+        If the call began a child job, returns the usage of the child and of its own children, encoded for the
+        journal's RESULT entry. Returns b"" for all other calls, and for a child that is exempt from the limits.
         """
         job, opened = self._opened(effect)
         key, within = self._key(effect), self._within.pop(effect[:2], None)
@@ -363,7 +383,9 @@ class JobLimits(EffectGuard):
     # -- the journal --------------------------------------------------------------------------------------------------
 
     async def open(self, journal: Journal) -> None:
-        """Opens the accounts of the jobs that are open in the journal, with the usage that their entries have."""
+        """Reads the whole journal, and opens an account for each job that has limits and has not ended. Usage that
+        the journal records for these jobs is counted.
+        """
         await run_to_end(run_in_thread(self._read, journal))
 
     def _read(self, journal: Journal) -> None:
@@ -373,7 +395,9 @@ class JobLimits(EffectGuard):
             self._read_entry(entry)
 
     def _read_entry(self, entry: Entry) -> None:
-        """Applies an entry of a job, whose body is loaded, to the accounts."""
+        """Applies one entry of the journal to the accounts: it may begin a job, begin or end a call, or end the job.
+        The caller must have loaded the body of the entry if it is a BEGIN or a RESULT.
+        """
         if isinstance(entry, Begin):
             self._begun(entry)
         elif entry.job in self._jobs:
@@ -427,8 +451,9 @@ def most_use(call: GuardedCall) -> Amounts:
 
 
 def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> Amounts:
-    """Returns the usage of a call whose last attempt has this result. The earlier attempts have no results. They count
-    with the upper bound of their usage, because they may have to be paid.
+    """Returns the usage of a call that has ended. `attempt` is the number of its last attempt, and `outcome` and
+    `body` are the result of that attempt. Each earlier attempt is counted with the most that it may have used,
+    because the provider may charge for it.
     """
     most = opened.most(attempt)
     if opened.kind != "model":
@@ -446,9 +471,11 @@ def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> Amounts
 
 
 def reported_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | None]:
-    """Returns the tokens and the cost that count for an answer. The reservation `wanted` counts instead if the answer
-    has no token count, or impossible numbers: negative tokens, more cached tokens than were read, or a cost that is not
-    a number. Otherwise a server could use up a budget, or give usage back to it.
+    """Returns the tokens and the cost with which an answer is counted. These are the numbers that the answer reports,
+    unless it reports no tokens, or numbers that are impossible: negative tokens, more cached tokens than input
+    tokens, or a cost that is not a number. In these cases the amounts in `wanted`, which were reserved for the call,
+    are returned. So a server with wrong reports can neither use up a budget nor give usage back to it. The cost is
+    None if it is not known.
     """
     usage = answer.usage
     if (usage is not None and not usage.is_possible) or (answer.cost is not None and not is_cost(answer.cost)):
@@ -483,8 +510,9 @@ def _child_use(usage: bytes) -> TreeUse | None:
 
 
 def _limits_of(begin: Begin) -> BudgetSpec | None:
-    """Returns the `BudgetSpec` in the request of a kernel's job. Returns None if the job is not that of a kernel, or if
-    no usage has a limit.
+    """Returns the limits of a job: the field `budgets` of the kernel's request that is the input of the job
+    (`begin.body`). Returns None if the input is not a request of a kernel, or if it limits neither tokens, cost,
+    model calls nor tool calls.
     """
     body = begin.body
     asked = unpack(body) if begin.agent and isinstance(body, bytes) and body[:1] in _FIELDS else None

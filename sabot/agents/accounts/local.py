@@ -13,16 +13,19 @@ from sabot.clock import Clock
 
 
 class LocalAccounts:
-    """The accounts of a ledger's budgets, if no other process spends from these budgets. For one event loop. The
-    methods are those of `SharedAccounts`. An account is loaded from the rows of its scope when it is first needed.
+    """The usage and the reservations of the scopes of a ledger, kept in this process. Used if no other process spends
+    from the same budgets; otherwise SharedAccounts, which has the same methods, is used. All methods are called on
+    one event loop.
+
+    The usage of a scope is read from its stored rows when it is needed for the first time.
     """
 
     patience_s = 0.0
     """The seconds that a call waits for a writer that does not answer. 0: such a call fails at once."""
 
     def __init__(self, writer: LedgerWriter, *, clock: Clock, flush: Callable[[], Awaitable[object]]) -> None:
-        """Makes the accounts. They count the rows that `writer` has stored. `flush` is a function that returns when all
-        rows of the ledger are written.
+        """Makes the accounts. Each account begins with the usage in the rows that `writer` has stored. `flush` is
+        called before these rows are read. It must wait until all rows of the ledger are stored.
         """
         self.by_scope: dict[str, Account] = {}
         self._writer, self._clock, self._flush = writer, clock, flush
@@ -71,7 +74,10 @@ class LocalAccounts:
     def reserve(
         self, budget: Budget, call: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
     ) -> Judgement | Awaitable[Judgement]:
-        """Judges a call, and reserves `wanted` if it fits (`Ledger.reserve`)."""
+        """Checks a call against `budget`, and returns the judgement. If the decision is ALLOW or WARN, reserves
+        `wanted` for the call, in place of its earlier reservation. Otherwise the earlier reservation remains. If the
+        usage of the scope is not loaded yet, returns an awaitable of the judgement. `doubts` is not used.
+        """
         loading = self._loading.get(budget.scope_id)
         if loading is None or not loading.done():
             return self._reserve_loaded(budget, call, wanted)
@@ -91,7 +97,9 @@ class LocalAccounts:
         return judged
 
     def hold(self, budget: Budget, call: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()) -> None:
-        """Reserves an amount for a call even if the budget has no room for it."""
+        """Reserves `wanted` for a call, even if the budget has no room for it. It replaces an earlier reservation of
+        the call. `doubts` is not used.
+        """
         self.by_scope[budget.scope_id].reserve(call, wanted)
 
     def release(self, budget: Budget, call: str) -> None:
@@ -101,8 +109,8 @@ class LocalAccounts:
     # -- rows and accounts --------------------------------------------------------------------------------------------
 
     def settled(self, event: LedgerEvent, call: str) -> SettledRow:
-        """Counts the usage in a row, and ends the reservation of the call. Returns the row in the form that `settle`
-        takes.
+        """Adds the usage in a row to the account of its scope, and ends the reservation of the call. Returns the row
+        as the SettledRow that is later passed to `settle`.
         """
         account = self.by_scope.get(event.scope_id)
         if account is not None:
@@ -111,8 +119,8 @@ class LocalAccounts:
         return SettledRow(event)
 
     async def settle(self, rows: Sequence[SettledRow], *, corrects: bool = False) -> int:
-        """Writes rows. With `corrects`, they replace stored rows that have other content. Returns the number of
-        replaced rows. Raises the errors of the writer.
+        """Stores rows. With `corrects`, stored rows with the same id and other content are replaced. Returns the
+        number of these replaced rows, which is 0 without `corrects`. Raises the errors of the writer.
         """
         events = [each.event for each in rows]
         if corrects:
@@ -121,7 +129,7 @@ class LocalAccounts:
         return 0
 
     async def standing(self, budget: Budget) -> Standing:
-        """Returns the account of the budget's scope, as it is now."""
+        """Returns the usage of the budget's scope in the current hour, day and month, and its reservations."""
         await self.load(budget.scope_id)
         account, now = self.by_scope[budget.scope_id], self._clock.time()
         return Standing(account.used(now), account.reserved, now)

@@ -23,12 +23,13 @@ from sabot.errors import UserError
 
 
 class BudgetStep(NamedTuple):
-    """A step of a call on the account of its scope.
+    """A request to change the reservation of one call in a shared account.
 
-    - `kind`: "reserve" reserves `wanted` if the budget has room for it. "hold" reserves `wanted` in any case. "release"
-      ends the reservations of the call that its process made under this number or a lower one.
-    - `number`: the number of the step. Each process numbers its own steps.
-    - `doubts`: the rows that are written for the call if its process dies.
+    - `kind`: "reserve" reserves `wanted` if the budget has room for it. "hold" reserves `wanted` in any case.
+      "release" ends a reservation of the call, if the sending process made it in a step with this `number` or a lower
+      one.
+    - `number`: the sequence number of the step. Each process numbers its own steps.
+    - `doubts`: rows of type "doubt". They are stored if the process dies before the call has ended.
     """
 
     kind: Literal["reserve", "hold", "release"]
@@ -45,11 +46,11 @@ class BudgetStep(NamedTuple):
 
 
 class SettledRow(NamedTuple):
-    """A row, and the call whose reservation ends with it.
+    """A ledger row, and the call whose reservation ends when the row is stored.
 
     - `call`: the name of the call, or "" if no reservation ends.
-    - `number`: a number of a step of the process. The row ends only a reservation that the process made in this step or
-      an earlier one.
+    - `number`: a step number of the sending process. The reservation ends only if that process made it in a step with
+      this number or a lower one. So a later reservation of the same call remains.
     """
 
     event: LedgerEvent
@@ -58,14 +59,17 @@ class SettledRow(NamedTuple):
 
 
 class BudgetBatch(NamedTuple):
-    """The steps and rows that a process sends to an owner at once.
+    """The steps and rows that a process sends together to the owner of shared budgets. They are applied in one
+    transaction.
 
-    - `holder`: the id of the process, or "" if the rows end no reservation.
-    - `lease_s`: the seconds for which the reservations of the process stay valid after this batch.
-    - `now_s`: the time in seconds since 1970; with None the owner uses its own clock.
-    - `machine_s`: the time by the clock of the process, in seconds since 1970. The owner compares it with its own
-      clock. With None it does not compare.
-    - `corrects`: True if the rows replace stored rows that have the same ids and other content.
+    - `holder`: the id of the process that makes the reservations, or "" if the batch contains only rows without
+      reservations.
+    - `lease_s`: the seconds for which the reservations of the process remain valid after this batch.
+    - `now_s`: the time that the owner uses for the batch, in seconds since 1970. With None the owner uses its own
+      clock.
+    - `machine_s`: the time on the clock of the process's machine, in seconds since 1970. The owner refuses the batch
+      if this differs too much from its own clock. With None this is not checked.
+    - `corrects`: True if stored rows that have the same ids as rows of the batch, and other content, are replaced.
     """
 
     holder: str
@@ -78,13 +82,13 @@ class BudgetBatch(NamedTuple):
 
 
 class BatchResult(NamedTuple):
-    """The answer of an owner to a batch.
+    """The answer of the owner of shared budgets to a batch.
 
-    - `judgements`: a judgement for each step of the kind "reserve", in order.
-    - `used`: the usage in the current windows, by scope, without reservations.
-    - `corrected`: the number of stored rows that were replaced because the batch has `corrects`.
-    - `now_s`: the time of the batch in seconds since 1970, by the clock that decides when windows end.
-    - `reserved`: the sum of the reservations of all processes, by scope.
+    - `judgements`: the judgements of the steps of the kind "reserve", in the order of these steps.
+    - `used`: for each scope, the usage in the current hour, day and month, without reservations.
+    - `corrected`: the number of stored rows that were replaced because `BudgetBatch.corrects` is True.
+    - `now_s`: the time that the owner used for the batch, in seconds since 1970.
+    - `reserved`: for each scope, the sum of the reservations of all processes.
     """
 
     judgements: list[Judgement]
@@ -96,25 +100,30 @@ class BatchResult(NamedTuple):
 
 @runtime_checkable
 class BudgetOwner(Protocol):
-    """A writer of rows that also keeps the accounts of scopes for several processes. Rows, reservations and accounts
-    change in one transaction. Each process uses its owner in one event loop.
+    """A ledger writer that several processes share, for example a PostgreSQL database. Beside the rows it stores the
+    usage and the reservations of each scope. One batch changes rows, reservations and usage in one transaction.
+    Within one process, an owner object is used on one event loop.
     """
 
     where: str
     """The server or file of the owner, for messages."""
 
     async def work(self, batch: BudgetBatch) -> BatchResult:
-        """Does all steps of a batch, and returns the answer. The changes are durable when it returns. Raises
-        TransientError if it is not known whether the changes are durable; the caller may then give the same batch
-        again. Raises DataError, and changes nothing, if the content of a row cannot be stored. Raises UserError if the
-        owner refuses the batch.
+        """Applies a batch, and returns the answer. The changes are durable when this method returns.
+
+        - Raises TransientError if the owner did not answer, so that nobody knows whether the changes were made. The
+          caller may send the same batch again.
+        - Raises DataError if the content of a row cannot be stored. Nothing is changed.
+        - Raises UserError if the owner refuses the batch for another reason.
         """
 
 
 class Reservation(NamedTuple):
-    """A reservation in the form in which the owner stores it. `holder` is the id of the process that made it, and
-    `number` the number of the step in which the process made it. `doubts` are the rows that are written if this process
-    dies.
+    """A reservation for a call, as the owner of shared budgets stores it.
+
+    - `holder`: the id of the process that made the reservation.
+    - `number`: the number of the step in which the process made it (`BudgetStep.number`).
+    - `doubts`: rows of type "doubt". They are stored if this process dies before the call has ended.
     """
 
     scope: str
@@ -130,8 +139,8 @@ decode_doubts = msgspec.json.Decoder(tuple[LedgerEvent, ...]).decode
 
 
 class AccountStore(ABC):
-    """The accounts, reservations and rows of an owner, as one transaction sees them. No other transaction changes the
-    accounts that it returns.
+    """The accounts, reservations and rows of shared budgets, within one transaction. The accounts that `accounts`
+    returns are locked until the transaction ends.
     """
 
     @abstractmethod
@@ -140,7 +149,9 @@ class AccountStore(ABC):
 
     @abstractmethod
     def accounts(self, scopes: Collection[str], now_s: float) -> dict[str, Account]:
-        """Locks and returns the accounts of these scopes. A new account begins with the usage of the existing rows."""
+        """Locks and returns the accounts of these scopes, by scope. If a scope has no account yet, a new one is
+        returned, with the usage in the stored rows of the scope at the time `now_s`, in seconds since 1970.
+        """
 
     @abstractmethod
     def known(self, scopes: Collection[str]) -> set[str]:
@@ -152,7 +163,9 @@ class AccountStore(ABC):
 
     @abstractmethod
     def dead(self, scopes: Collection[str], now_s: float) -> list[Reservation]:
-        """Returns the reservations in these scopes whose process is gone, because its lease had ended at the time `now_s`."""
+        """Returns the reservations in these scopes that belong to dead processes. A process is regarded as dead if
+        its lease ended before the time `now_s`, in seconds since 1970.
+        """
 
     @abstractmethod
     def rows(self, event_ids: Collection[str]) -> dict[str, LedgerEvent]:
@@ -172,14 +185,18 @@ class AccountStore(ABC):
 
     @abstractmethod
     def hold(self, holder: str, until_s: float, now_s: float) -> None:
-        """Extends the lease of the process `holder` until the time `until_s`. Forgets the processes whose leases have
-        ended at the time `now_s` and that have no reservations.
+        """Extends the lease of the process `holder` until the time `until_s`. May remove other processes from the
+        store if their leases ended before the time `now_s` and they have no reservations. Times are in seconds since
+        1970.
         """
 
 
 def check_skew(machine_s: float | None, now_s: float, where: str) -> None:
-    """Raises UserError if the clock of a machine (`machine_s`) and the clock of an owner (`now_s`) differ so much that
-    windows would be wrong. Does nothing if `machine_s` is None.
+    """Raises UserError if the two clocks differ by more than 60 seconds. Then an hour, a day or a month of a budget
+    would begin at a wrong time. Does nothing if `machine_s` is None.
+
+    - `machine_s`, `now_s`: the time on the clock of a machine and on the clock of the owner, in seconds since 1970.
+    - `where`: the name of the owner, for the error message.
     """
     if machine_s is not None and abs(machine_s - now_s) > SKEW_SECONDS:
         raise UserError(
@@ -190,7 +207,9 @@ def check_skew(machine_s: float | None, now_s: float, where: str) -> None:
 
 
 class _BatchWork:
-    """The state of an owner while it does a batch."""
+    """The data of one batch while it is applied: the accounts, reservations and rows that it needs, and the changes
+    that are not stored yet.
+    """
 
     def __init__(self, book: AccountStore, batch: BudgetBatch, now_s: float) -> None:
         self.book, self.batch, self.now_s = book, batch, now_s
@@ -213,7 +232,9 @@ class _BatchWork:
         self.corrected = 0
 
     def change(self, scope: str, call: str, kept: Reservation | None) -> None:
-        """Replaces the reservation of a call by `kept`, or removes it if `kept` is None."""
+        """Replaces the reservation of a call with `kept`, or removes it if `kept` is None. Also changes the reserved
+        amounts in the account of the scope.
+        """
         before = self.reserved.pop((scope, call), None)
         self.accounts[scope].reserve_instead(
             NOTHING if before is None else before.amounts, NOTHING if kept is None else kept.amounts
@@ -224,13 +245,15 @@ class _BatchWork:
             self.changed[scope, call] = kept
 
     def release(self, scope: str, call: str, number: int) -> None:
-        """Ends the reservation of a call if this process made it in the step `number` or an earlier one."""
+        """Ends the reservation of a call, if the process that sent the batch made it in a step with this `number` or
+        a lower one. Otherwise does nothing.
+        """
         had = self.reserved.get((scope, call))
         if had is not None and had.holder == self.batch.holder and had.number <= number:
             self.change(scope, call, None)
 
     def take(self, step: BudgetStep) -> Judgement | None:
-        """Does a step. Returns the judgement if the step is of the kind "reserve", otherwise None."""
+        """Applies one step of the batch. Returns the judgement if the step is of the kind "reserve", otherwise None."""
         if step.kind == "release":
             self.release(step.scope, step.call, step.number)
             return None
@@ -254,8 +277,9 @@ class _BatchWork:
         return judged
 
     def settle(self, event: LedgerEvent, corrects: bool = False) -> None:
-        """Counts a row, and stores it. A row whose id is stored already is left out, with two exceptions: a row that
-        settles a doubt replaces the doubt, and with `corrects` a row replaces the stored one.
+        """Adds the amounts of a row to the account of its scope, and remembers the row to be stored. Does nothing if
+        a row with the same id is stored already, with two exceptions. A row with the known outcome of a call replaces
+        a row of type "doubt". With `corrects`, a row replaces a stored row that has other content.
         """
         before = self.rows.get(event.event_id)
         if before is not None:
@@ -275,8 +299,8 @@ class _BatchWork:
             account.add(event.amounts.times(sign), self.now_s, event.at_ms / 1000)
 
     def expire(self, each: Reservation) -> None:
-        """Ends a reservation whose process is gone. Stores the rows of type "doubt" that the process has left with the
-        reservation.
+        """Ends a reservation whose process is dead. Records the rows of type "doubt" that are stored with the
+        reservation, so that the amounts are counted as used.
         """
         self.reserved.setdefault((each.scope, each.call), each)
         self.change(each.scope, each.call, None)
@@ -285,7 +309,10 @@ class _BatchWork:
 
 
 def work(book: AccountStore, batch: BudgetBatch) -> BatchResult:
-    """Does a batch within the transaction of `book`, and returns the answer."""
+    """Applies a batch: ends the reservations of dead processes, records the rows, and takes the steps in their order.
+    Stores all changes in `book`, and returns the answer. The caller must have begun a transaction for `book`, and
+    commits it.
+    """
     now_s = book.now() if batch.now_s is None else batch.now_s
     if not batch.holder:  # the rows may be of an earlier time: their window must not end before they are counted
         now_s = min(now_s, max(row.event.at_ms for row in batch.rows) / 1000)
@@ -312,13 +339,14 @@ def work(book: AccountStore, batch: BudgetBatch) -> BatchResult:
 
 
 def batch_of_rows(events: Sequence[LedgerEvent], *, corrects: bool = False) -> BudgetBatch:
-    """Returns a batch of rows that end no reservation."""
+    """Returns a batch that stores these rows and ends no reservations."""
     return BudgetBatch("", 0.0, rows=[SettledRow(each) for each in events], corrects=corrects)
 
 
 def opened_account(used: Callable[[int], Amounts], now_s: float) -> Account:
-    """Returns a new account that begins with the usage of its scope in the current windows. `used` is a function of a
-    time in milliseconds since 1970. It returns the usage of the scope since that time.
+    """Returns a new account with the usage of a scope in the hour, the day and the month that contain the time
+    `now_s`, in seconds since 1970. `used(since_ms)` must return the usage of the scope since that time, in
+    milliseconds since 1970.
     """
     account, began = Account(windows=WINDOWS), {each: window_start(each, now_s) for each in WINDOWS}
     account.restore({each: (start, used(round(start * 1000))) for each, start in began.items()})
@@ -326,5 +354,7 @@ def opened_account(used: Callable[[int], Amounts], now_s: float) -> Account:
 
 
 def _said(event: LedgerEvent) -> LedgerEvent:
-    """Returns a row without the fields that tables do not store."""
+    """Returns a copy of a row without the fields that a database does not store (`agent` and `settles`). Used to
+    compare the content of rows.
+    """
     return msgspec.structs.replace(event, agent="", settles=None)

@@ -15,12 +15,14 @@ from sabot.base.accounts import Window, window_start
 
 @dataclass(frozen=True, slots=True)
 class LimitRecord:
-    """A limit of a budget, with the usage in its present window, which began at `began`, in seconds since 1970.
+    """A limit of a budget, and how much of it is used in the current window (hour, day or month).
 
     - `measure`: "tokens", "cost" (in US dollars) or "calls".
     - `spent`: the usage of calls whose usage is known.
-    - `in_doubt`: the upper bound of the usage of calls of which nobody knows whether they have to be paid.
-    - `reserved`: the upper bound of the usage of calls in flight.
+    - `in_doubt`: the most that may have been used by calls whose outcome is not known. The provider may charge for
+      them.
+    - `reserved`: the most that may be used by calls that have no result yet.
+    - `began`: the time at which the window began, in seconds since 1970.
     """
 
     scope: str
@@ -44,11 +46,11 @@ class LimitRecord:
 
 
 class BudgetQuery(msgspec.Struct, frozen=True):
-    """A query for the usage in a ledger.
+    """The parameters for a report of the usage in a ledger.
 
-    - `by`: the words that name the groups of rows (`rows.GROUPS`).
-    - `since_ms`: the earliest time of the grouped rows, in milliseconds since 1970.
-    - `days_since_s`: the earliest time of the rows that are summed by day, in seconds since 1970.
+    - `by`: the columns by which rows are grouped, for example "scope" and "model" (`rows.GROUPS` has all names).
+    - `since_ms`: the time of the earliest row in the groups of `by`, in milliseconds since 1970.
+    - `days_since_s`: the time of the earliest row in the totals by day, in seconds since 1970.
     """
 
     by: tuple[str, ...]
@@ -57,12 +59,13 @@ class BudgetQuery(msgspec.Struct, frozen=True):
 
 
 class BudgetFacts(msgspec.Struct, frozen=True):
-    """The budgets of a ledger and their usage.
+    """A report of the usage in a ledger and of its budgets.
 
-    - `sums`: the sums by the groups of the query.
-    - `days`: the sums by day.
-    - `limits`: the limits of the budgets, or None if the ledger is read without the program that has the budgets.
-    - `judged`: calls that were not simply allowed, the oldest first. Empty if `limits` is None.
+    - `sums`: the totals by the columns of the query (`BudgetQuery.by`).
+    - `days`: the totals by scope and day.
+    - `limits`: the limits of the budgets, or None if the report was made from the stored rows only, because the
+      budgets are known only to the program that uses the ledger.
+    - `judged`: the last calls for which the decision was not ALLOW, the oldest first. Empty if `limits` is None.
     """
 
     sums: list[LedgerSum]
@@ -72,22 +75,24 @@ class BudgetFacts(msgspec.Struct, frozen=True):
 
 
 async def budget_facts(ledger: Ledger, query: BudgetQuery) -> BudgetFacts:
-    """Returns the budgets of a ledger and their usage. Must be called on the event loop of the ledger. Raises
-    BudgetUnavailable if the owner of shared budgets does not answer.
+    """Returns a report of the usage and the budgets of a ledger. `query` selects and groups the rows. Must be called
+    on the event loop of the ledger. Raises BudgetUnavailable if a shared budget cannot be read.
     """
     used = await used_facts(ledger.writer, query)
     return msgspec.structs.replace(used, limits=await limit_records(ledger), judged=list(ledger.judged))
 
 
 async def used_facts(writer: LedgerWriter, query: BudgetQuery) -> BudgetFacts:
-    """Returns the usage in the rows that `writer` has stored, without budgets."""
+    """Returns a report of the usage in the rows that `writer` has stored. It contains no budgets: `limits` is None.
+    `query` selects and groups the rows.
+    """
     days = await writer.sums(["scope", "day"], round(query.days_since_s * 1000))
     return BudgetFacts(list(await writer.sums(query.by, query.since_ms)), list(days))
 
 
 async def limit_records(ledger: Ledger) -> list[LimitRecord]:
-    """Returns the limits of all budgets of a ledger. Must be called on the event loop of the ledger. Raises
-    BudgetUnavailable if the owner of shared budgets does not answer.
+    """Returns a record for each limit of each budget of a ledger. Must be called on the event loop of the ledger.
+    Raises BudgetUnavailable if a shared budget cannot be read.
     """
     doubts: dict[Window, dict[str, LedgerSum]] = {}
     found = []
@@ -108,8 +113,9 @@ async def limit_records(ledger: Ledger) -> list[LimitRecord]:
 
 
 def _in_doubt(rows: LedgerSum | None, measure: str) -> Decimal:
-    """Returns the part of `measure` that comes from calls in doubt. It is 0 for the measure "calls", because sums do
-    not count calls in doubt separately.
+    """Returns the tokens (`measure` "tokens") or the cost ("cost") of the rows of type "doubt" in these totals.
+    Returns 0 for the measure "calls", because LedgerSum does not contain the number of these rows. Returns 0 if
+    `rows` is None.
     """
     if rows is None or measure == "calls":
         return Decimal(0)
@@ -117,8 +123,9 @@ def _in_doubt(rows: LedgerSum | None, measure: str) -> Decimal:
 
 
 def sum_facts(words: Sequence[str], found: LedgerSum) -> dict[str, Any]:
-    """Returns one sum of ledger rows as a row of a table, by column: the values that these rows share, under the words by which the
-    query groups (`words`, such as "scope" and "model"), and then the figures, from "calls" to "unpriced".
+    """Converts the totals of a group to a dict of columns. The first columns are the names in `words`, by which the
+    rows were grouped (for example "scope" and "model"), with the values of the group. Then follow the totals:
+    "calls", "read" (input tokens), "written" (output tokens), "in_doubt", "cost", "cost_in_doubt" and "unpriced".
     """
     return {
         **dict(zip(words, found.group, strict=True)),

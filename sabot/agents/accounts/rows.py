@@ -40,7 +40,9 @@ def _day(event: LedgerEvent) -> str:
 
 
 class _Group(NamedTuple):
-    """A word by which rows are grouped: `of` returns its value for a row, and `sql` is the expression in SQLite."""
+    """A column by which the rows of a ledger can be grouped: `of` is a function that returns the value of a row, and
+    `sql` is the same as an SQL expression for SQLite.
+    """
 
     of: Callable[[LedgerEvent], str]
     sql: str
@@ -63,7 +65,9 @@ GROUPS = {
 
 
 def checked_groups(by: Sequence[str]) -> tuple[str, ...]:
-    """Returns the words as a tuple. Raises UserError for an unknown word, and for a word that is given twice."""
+    """Returns the names of the columns by which rows are grouped (`GROUPS`) as a tuple. Raises UserError for an
+    unknown name, and for a name that is given twice.
+    """
     if isinstance(by, str):
         raise UserError(f"by={short_repr(by)}", hint='a list of words: ["scope", "model"]')
     for each in by:
@@ -75,7 +79,9 @@ def checked_groups(by: Sequence[str]) -> tuple[str, ...]:
 
 
 class _MemoryAccountStore(AccountStore):
-    """The accounts of an owner in memory. They are simple on purpose: tests compare the accounts in tables with them."""
+    """The accounts, reservations and rows of shared budgets in memory. The code is simple on purpose: tests compare
+    its results with those of the stores in databases.
+    """
 
     def __init__(self, rows: dict[str, LedgerEvent], used: Callable[[str, int], Amounts]) -> None:
         self._rows, self._used = rows, used
@@ -126,8 +132,8 @@ class _MemoryAccountStore(AccountStore):
 
 
 class InMemoryLedgerWriter:
-    """A writer that keeps rows in this process, for tests and scripts. With `shared` it is also a `BudgetOwner`: the
-    ledgers that use this writer share their budgets.
+    """A ledger writer that keeps the rows in memory, for tests and scripts. With `shared=True`, several ledgers in
+    this process can use one writer object, and then spend from the same budgets (`BudgetOwner`).
     """
 
     where = "ledger in memory"
@@ -138,11 +144,13 @@ class InMemoryLedgerWriter:
         self._book = _MemoryAccountStore(self._rows, self._used)
 
     async def work(self, batch: BudgetBatch) -> BatchResult:
-        """Does a batch (`BudgetOwner.work`)."""
+        """Applies a batch of steps and rows, and returns the answer (`BudgetOwner.work`)."""
         return work(self._book, batch)
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """Returns those of these ids that have a row, and whose row is not a doubt (`LedgerWriter.known`)."""
+        """Returns the ids among `event_ids` for which a row of the type "model" or "tool" is stored
+        (`LedgerWriter.known`).
+        """
         return {name for name in event_ids if (row := self._rows.get(name)) is not None and row.type != "doubt"}
 
     @property
@@ -155,17 +163,21 @@ class InMemoryLedgerWriter:
         await self._worked(events)
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """Writes rows, and replaces those that differ (`LedgerWriter.correct`)."""
+        """Writes rows, and replaces stored rows that have the same id and other content. Returns the number of
+        replaced rows (`LedgerWriter.correct`).
+        """
         return await self._worked(events, corrects=True)
 
     async def _worked(self, events: Sequence[LedgerEvent], *, corrects: bool = False) -> int:
-        """Stores rows in one batch, as an owner of budgets does. Without `shared` the writer has no accounts to change.
-        Returns the number of stored rows that were replaced.
+        """Stores rows as one batch without steps. With `corrects`, stored rows that have the same id and other
+        content are replaced. Returns the number of replaced rows.
         """
         return (await self.work(batch_of_rows(events, corrects=corrects))).corrected if events else 0
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """Returns the amounts that a scope has used since this time (`LedgerWriter.used`)."""
+        """Returns the sum of the amounts of the scope's rows since this time, in milliseconds since 1970
+        (`LedgerWriter.used`).
+        """
         return self._used(scope_id, since_ms)
 
     def _used(self, scope_id: str, since_ms: int) -> Amounts:
@@ -176,7 +188,9 @@ class InMemoryLedgerWriter:
         return total
 
     async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
-        """Returns sums of rows since this time (`LedgerWriter.sums`)."""
+        """Groups the rows since this time by the columns in `by`, and returns the totals of each group
+        (`LedgerWriter.sums`).
+        """
         words = checked_groups(by)
         groups: dict[tuple[str, ...], list[LedgerEvent]] = {}
         for event in self._rows.values():
@@ -269,14 +283,16 @@ class _SqliteAccountStore(TableAccountStore):
 
 
 class SqliteLedgerWriter:
-    """A writer that keeps rows in a SQLite database. A missing database is created with mode 0600; other programs may
-    read it. With `shared` the writer is also a `BudgetOwner`: the ledgers that use the database share their budgets.
-    Calls raise UserError if the file is not such a database.
+    """A ledger writer that keeps the rows in a SQLite database. If the file does not exist, it is created with mode
+    0600. Other programs can read the database while it is used. With `shared=True`, several processes can use the
+    database, and then spend from the same budgets (`BudgetOwner`). The methods raise UserError if the file is not a
+    database of a ledger.
     """
 
     def __init__(self, path: Path | str, *, shared: bool = False) -> None:
-        """Makes a writer; the file is opened later. Set `shared` if several processes of this machine spend from the
-        same budgets. Then all processes that write to the file have to set it.
+        """Makes a writer for the file at `path`. The file is opened, and if necessary created, when it is first used.
+        `shared` must be True if several processes of this machine spend from the same budgets; then it must be True
+        in all processes that write to the file.
         """
         refuse_redis(path)
         self.path = Path(checked_path(path, "SqliteLedgerWriter: path"))
@@ -287,8 +303,8 @@ class SqliteLedgerWriter:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """Gives the connection to the `with` block, which no other thread can enter meanwhile. The connection is opened
-        when it is first needed, and again after a close.
+        """Returns a context manager that provides the database connection. While a thread is in the `with` block,
+        other threads wait. The connection is opened when it is first needed, and opened again after `close`.
         """
         with explained(self._where), self._lock:
             if self._opened is None:
@@ -311,7 +327,7 @@ class SqliteLedgerWriter:
         return connection
 
     async def work(self, batch: BudgetBatch) -> BatchResult:
-        """Does a batch in one transaction (`BudgetOwner.work`)."""
+        """Applies a batch of steps and rows in one transaction, and returns the answer (`BudgetOwner.work`)."""
         return await run_to_end(run_in_thread(self._work, batch))
 
     def _work(self, batch: BudgetBatch) -> BatchResult:
@@ -326,7 +342,9 @@ class SqliteLedgerWriter:
         await run_to_end(run_in_thread(self._write, [_row(event) for event in events]))
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """Writes rows in one transaction, and replaces those that differ (`LedgerWriter.correct`)."""
+        """Writes rows in one transaction, and replaces stored rows that have the same id and other content. Returns
+        the number of replaced rows (`LedgerWriter.correct`).
+        """
         if self.shared and events:
             return (await self.work(batch_of_rows(events, corrects=True))).corrected
         return await run_to_end(run_in_thread(self._write, [_row(event) for event in events], True))
@@ -350,17 +368,23 @@ class SqliteLedgerWriter:
             raise DataError(f"{self._where} does not take it: {message_of(error)}") from error
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """Returns those of these ids that have a row, and whose row is not a doubt (`LedgerWriter.known`)."""
+        """Returns the ids among `event_ids` for which a row of the type "model" or "tool" is stored
+        (`LedgerWriter.known`).
+        """
         found = [await run_to_end(run_in_thread(self._asked, _KNOWN, (name,))) for name in event_ids]
         return {name for rows in found for (name,) in rows}
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """Returns the amounts that a scope has used since this time (`LedgerWriter.used`)."""
+        """Returns the sum of the amounts of the scope's rows since this time, in milliseconds since 1970
+        (`LedgerWriter.used`).
+        """
         ((tokens, cost, calls),) = await run_to_end(run_in_thread(self._asked, _USED, (scope_id, since_ms)))
         return Amounts(tokens, Decimal(cost), calls)
 
     async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
-        """Returns sums of rows since this time (`LedgerWriter.sums`)."""
+        """Groups the rows since this time by the columns in `by`, and returns the totals of each group
+        (`LedgerWriter.sums`).
+        """
         words = [GROUPS[word].sql for word in checked_groups(by)]
         groups = ", ".join(words)
         tail = f" GROUP BY {groups} ORDER BY {groups}" if words else " HAVING count(*) > 0"
@@ -382,8 +406,9 @@ class SqliteLedgerWriter:
 
 
 def contradicted(rows: Iterable[tuple[Any, ...]], kept: Mapping[str, tuple[Any, ...]]) -> set[str]:
-    """Returns the ids of those rows that are stored with other content. The id is the first value of a row. `kept` has
-    the stored rows by id. A doubt and the row that settles it do not count as different.
+    """Returns the ids of the rows in `rows` for which a row with the same id and other content is stored. The first
+    value of a row is its id, and the second its type. `kept` contains the stored rows, by id. A pair in which only
+    one row has the type "doubt" is not regarded as different.
     """
     return {
         row[0]
@@ -427,8 +452,8 @@ def _event(row: tuple[Any, ...]) -> LedgerEvent:
 
 
 def sum_of_row(row: tuple[Any, ...], words: int) -> LedgerSum:
-    """Returns the sum in a row of a query's result. The row has `words` values of the group, then the figures in the
-    order of `LedgerSum`.
+    """Makes a LedgerSum from a row of the result of an SQL query. The first `words` values of the row are the values
+    of the group. The other values are the totals, in the order of the fields of `LedgerSum`.
     """
     calls, read, written, doubt, cost, doubt_cost, unpriced = row[words:]
     return LedgerSum(

@@ -32,8 +32,10 @@ BACKOFF = Backoff(0.02, 1.0)  # the waits between attempts to send a batch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pending:
-    """A step of a call, or rows, that wait to be sent with a batch. `answer` is the future that the caller awaits, or
-    None if nobody waits for the answer.
+    """A request that waits to be sent to the owner of shared budgets: a step, or rows, or neither.
+
+    - `corrects`: True if stored rows with the same ids as `rows`, and other content, are replaced.
+    - `answer`: the future on which the caller waits, or None if no caller waits for the answer.
     """
 
     step: BudgetStep | None = None
@@ -43,8 +45,8 @@ class _Pending:
 
     @property
     def given_up(self) -> bool:
-        """True if the caller no longer waits for the answer. Then the step need not be sent, because the caller has
-        already queued a release.
+        """True if the caller no longer waits for the answer, because it has got an error or was cancelled. Then the
+        request is not sent.
         """
         return self.answer is not None and self.answer.done()
 
@@ -58,7 +60,10 @@ class _Pending:
 
 
 class SharedAccounts:
-    """The connection of one ledger to the owner of budgets that several processes share. For one event loop."""
+    """The accounts of a ledger whose budgets are shared by several processes. The usage and the reservations are kept
+    by a BudgetOwner. This object sends requests to it in batches, and passes on its answers. All methods are called
+    on one event loop. LocalAccounts has the same methods.
+    """
 
     def __init__(
         self,
@@ -70,14 +75,15 @@ class SharedAccounts:
         beat: Callable[[], object],
         flush: Callable[[], Awaitable[object]],
     ) -> None:
-        """Makes the connection of one ledger to `owner`.
+        """Makes the connection between one ledger and `owner`.
 
-        - `lease_s`: the seconds for which the reservations of this process stay valid after its last batch.
-        - `patience_s`: the most seconds that a call waits for an owner that does not answer.
-        - `clock`: the clock that decides when windows end. If it is the machine's clock, the owner's clock is used
+        - `lease_s`: the seconds for which the reservations of this process remain valid after its last batch.
+        - `patience_s`: the longest time in seconds that a call waits for an owner that does not answer.
+        - `clock`: the clock by which hours, days and months begin. With SYSTEM_CLOCK the clock of the owner is used
           instead.
-        - `beat`: a function that is called several times in each lease.
-        - `flush`: a function that returns when all rows of the ledger are written.
+        - `beat`: a function that is called five times in each lease. The ledger uses it to try again to write its
+          rows.
+        - `flush`: a function that waits until all rows of the ledger are stored.
         """
         self.owner = owner
         self._holder = uuid.uuid4().hex
@@ -91,19 +97,22 @@ class SharedAccounts:
         self._failed: Exception | None = None
 
     def set_budget(self, budget: Budget) -> None:
-        """Does nothing: each step that is sent to the owner has the budget."""
+        """Does nothing, because each step that is sent to the owner contains the budget."""
 
     async def load(self, scope_id: str) -> None:
-        """Does nothing: the owner has the accounts."""
+        """Does nothing, because the owner keeps the accounts."""
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
     async def reserve(
         self, budget: Budget, call: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
     ) -> Judgement:
-        """Asks the owner to judge a call, and to reserve `wanted` if the call fits (`Ledger.reserve`). Returns the
-        judgement. Raises BudgetUnavailable if the owner does not answer or refuses. After that nobody knows whether the
-        earlier reservation of the call is valid or the new one.
+        """Asks the owner to check a call against the budget, and to reserve `wanted` if the budget has room for it
+        (`Ledger.reserve`). Returns the judgement. `doubts` are rows that the owner stores if this process dies before
+        the call has ended.
+
+        Raises BudgetUnavailable if the owner does not answer, or refuses the request. If the call already had a
+        reservation, it is then not known which of the two reservations is valid.
         """
         key = budget.scope_id, call
         had = key in self._open
@@ -119,20 +128,23 @@ class SharedAccounts:
         return judged
 
     def hold(self, budget: Budget, call: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()) -> None:
-        """Reserves an amount for a call even if the budget has no room for it. The request goes to the owner with the
-        next batch.
+        """Reserves `wanted` for a call, even if the budget has no room for it. The request is sent to the owner with
+        the next batch. `doubts` are rows that the owner stores if this process dies before the call has ended.
         """
         self._put(_Pending(self._step("hold", budget, call, wanted, doubts)))
 
     def release(self, budget: Budget, call: str) -> None:
-        """Ends the reservation of a call with the next batch. Does nothing if the call has none."""
+        """Ends the reservation of a call. The request is sent to the owner with the next batch. Does nothing if the
+        call has no reservation.
+        """
         number = self._released(budget.scope_id, call)
         if number:
             self._put(_Pending(BudgetStep("release", budget, call, number)))
 
     def _released(self, scope_id: str, call: str) -> int:
-        """Forgets that the call has a reservation. Returns the number of this process's last step, for a row or step
-        that ends the reservations made up to that step. Returns 0 if the call has no reservation.
+        """Removes the call from the set of calls that may have a reservation. Returns the number of the last step
+        that this process has made. The caller sends this number to the owner, which then ends each reservation of the
+        call that was made in that step or earlier. Returns 0 if the call has no reservation.
         """
         if (scope_id, call) not in self._open:
             return 0
@@ -154,23 +166,27 @@ class SharedAccounts:
     # -- rows and accounts --------------------------------------------------------------------------------------------
 
     def settled(self, event: LedgerEvent, call: str) -> SettledRow:
-        """Returns a row in the form that `settle` takes. When the owner has written the row, the row counts, and the
-        reservation of the call ends.
+        """Returns the row as the SettledRow that is later passed to `settle`. When the owner stores it, its usage is
+        counted, and the reservation of `call` ends.
         """
         number = self._released(event.scope_id, call)
         return SettledRow(event, call if number else "", number)
 
     async def settle(self, rows: Sequence[SettledRow], *, corrects: bool = False) -> int:
-        """Sends rows to the owner, and waits for its answer. Then the rows count, and the reservations of their calls
-        have ended. Returns the number of stored rows that were replaced. Raises DataError if the owner refuses the
-        content of a row, TransientError if it does not answer, and UserError if it refuses for another reason.
+        """Sends rows to the owner, and waits until they are stored. Then their usage is counted, and the reservations
+        of their calls have ended. With `corrects`, stored rows with the same id and other content are replaced;
+        returns their number.
+
+        Raises DataError if the content of a row cannot be stored, TransientError if the owner does not answer, and
+        UserError if it refuses the rows for another reason.
         """
         corrected: int = await self._answer(None, rows, corrects=corrects)
         return corrected
 
     async def standing(self, budget: Budget) -> Standing:
-        """Returns the account of the budget's scope. The reservations of all processes are in it. Raises
-        BudgetUnavailable if the owner does not answer, and the errors of the writer.
+        """Returns the usage of the budget's scope in the current hour, day and month, and the sum of the reservations
+        of all processes. Before that, it waits until the rows of this ledger are stored. Raises BudgetUnavailable if
+        the owner does not answer, and the errors of the writer if the rows cannot be stored.
         """
         await self._flush()
         standing: Standing = await self._answer(BudgetStep("release", budget, "", 0))
@@ -183,9 +199,10 @@ class SharedAccounts:
         await self._answer(None)
 
     async def close(self) -> None:
-        """Sends the queued requests, and ends the tasks. The owner keeps the reservations of calls under way. When the
-        lease ends, they become rows of type "doubt". The next process that runs the jobs of these calls replaces the
-        doubts by the results.
+        """Sends the waiting requests, and ends the background tasks. Calls that are not finished keep their
+        reservations in the owner. When the lease of this process has ended, the owner replaces these reservations by
+        rows of type "doubt". When another process later continues the jobs of these calls, it replaces such a row by
+        a row with the known result.
         """
         beating, self._beating = self._beating, None
         if beating is not None:

@@ -41,8 +41,9 @@ _encode = msgspec.json.Encoder().encode
 
 
 def ledger_source(name: str, reading: Callable[[], AbstractContextManager[JournalReader]]) -> JournalSource:
-    """Returns a source of the ledger rows in a journal, in the order in which the journal's entries became durable.
-    `reading` is a function that opens a reader of the journal for a `with` block.
+    """Returns a stream source that reads the ledger rows in a journal. The rows come in the order in which the
+    journal's entries became durable. `name` is the name of the source. `reading` is a function that returns a context
+    manager; in its `with` block the journal can be read.
     """
     return JournalSource(name, reading, lambda entry: list(_rows(entry)))
 

@@ -20,8 +20,8 @@ _RESERVED = "reserved"
 
 
 def tables_of_budgets(number: str, money: str, time: str) -> dict[str, str]:
-    """Returns the CREATE statements of the tables, by table. `number`, `money` and `time` are the database's types of
-    columns.
+    """Returns the CREATE statements of the tables that keep shared budgets, by the name of the table. `number`,
+    `money` and `time` are the column types of the database for numbers of tokens and calls, for costs and for times.
     """
     amounts = f"tokens {number} NOT NULL, cost {money} NOT NULL, calls {number} NOT NULL"
     return {
@@ -35,10 +35,11 @@ def tables_of_budgets(number: str, money: str, time: str) -> dict[str, str]:
 
 
 class TableAccountStore(AccountStore):
-    """An `AccountStore` over a database cursor. The caller begins and ends the transaction.
+    """An `AccountStore` that reads and writes tables with a database cursor. The caller begins and ends the
+    transaction. There is a subclass for each database.
 
-    - `mark`: the placeholder of a parameter in a statement.
-    - `lock`: the words after a SELECT that lock the selected rows.
+    - `mark`: the placeholder for a parameter in the database's SQL.
+    - `lock`: the SQL words after a SELECT that lock the selected rows, or "".
     """
 
     mark = "?"
@@ -50,15 +51,19 @@ class TableAccountStore(AccountStore):
 
     @abstractmethod
     def among(self, column: str) -> str:
-        """Returns an SQL condition: the column has one of several values. The condition has one parameter (`several`)."""
+        """Returns an SQL condition that is true if the value of `column` is one of several values. The condition has
+        one placeholder. The parameter for it is the result of `several`.
+        """
 
     @abstractmethod
     def several(self, values: Collection[str]) -> Any:
-        """Returns several values in the form of one parameter, for the condition that `among` returns."""
+        """Converts several values to the one parameter that the condition of `among` needs."""
 
     @abstractmethod
     def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """Returns the amounts that a scope has used since this time (milliseconds since 1970), as a budget counts them."""
+        """Returns the sum of the amounts of all rows of a scope since this time (milliseconds since 1970). Rows of
+        type "doubt" are included with their upper bounds.
+        """
 
     def select(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """Executes a SELECT statement, and returns its rows. `?` stands for each of its parameters."""
@@ -80,8 +85,9 @@ class TableAccountStore(AccountStore):
         return {scope for (scope,) in found}
 
     def accounts(self, scopes: Collection[str], now_s: float) -> dict[str, Account]:
-        """Locks and returns the accounts of these scopes. The accounts are locked in the order of their names, so that
-        transactions do not deadlock. Missing accounts are made.
+        """Locks and returns the accounts of these scopes, by scope. Accounts are locked in the order of their names,
+        so that transactions do not deadlock. If a scope has no account yet, a new one is made, with the usage in the
+        stored rows of the scope at the time `now_s`, in seconds since 1970.
         """
         if not scopes:
             return {}
@@ -97,7 +103,9 @@ class TableAccountStore(AccountStore):
         return accounts
 
     def _locked(self, scopes: Collection[str]) -> dict[str, Account]:
-        """Locks and returns the accounts of those scopes that have one."""
+        """Locks and returns the stored accounts of these scopes, by scope. Scopes without an account are missing in
+        the result.
+        """
         found = self.select(
             f"SELECT scope_id, span, began, tokens, cost, calls FROM runtime_accounts WHERE {self.among('scope_id')} "
             f"ORDER BY scope_id, span {self.lock}",
