@@ -21,8 +21,11 @@ UNKNOWN: Any = object()
 
 
 class AnswerCache(Generic[Question]):
-    """A cache of answers by question (hashable). `most`: the most answers that are kept, 0 for none. `ttl_s`: the
-    seconds for which an answer is kept, or None for no limit.
+    """A cache of answers, each stored under its question, which is any hashable value.
+
+    - `most`: the maximum number of answers in the cache; 0 to store none. If there are more, the least recently used
+      answer is removed.
+    - `ttl_s`: the number of seconds after which an answer is too old to be returned; None for no limit.
     """
 
     def __init__(self, most: int, ttl_s: float | None, clock: Clock) -> None:
@@ -36,7 +39,9 @@ class AnswerCache(Generic[Question]):
         return len(self._answers)
 
     def now(self) -> float:
-        """Returns the time for `known`. Read it once for many questions."""
+        """Returns the present time in seconds, for the parameter `now` of the method `known`. A caller with many
+        questions can read the time once for all of them.
+        """
         return self._clock.monotonic()
 
     def known(self, question: Question, now: float) -> Any:
@@ -49,7 +54,9 @@ class AnswerCache(Generic[Question]):
         return found[1]
 
     def keep(self, question: Question, answer: Any) -> None:
-        """Keeps the answer. Above the number of answers, removes the least recently used one."""
+        """Stores the answer to a question. If the cache then has more than `most` answers, removes the least recently
+        used one.
+        """
         if self._most:
             answers = self._answers
             answers[question] = (self._clock.monotonic() + self._ttl_s, answer)
@@ -59,8 +66,11 @@ class AnswerCache(Generic[Question]):
 
 
 class Questions(AnswerCache[Question], Generic[Question, Waiter]):
-    """Kept answers, and questions whose call is in flight. A waiter is any object that stands for a caller;
-    `answered` returns the waiters of a question, so that its first caller can pass the answer on.
+    """An `AnswerCache` that also makes one call serve all callers who have the same question at the same time.
+
+    The first caller makes the call. Each caller that comes while the call is in flight adds an object of its own, a
+    waiter, to the list that `under_way` returns. When the call has ended, `answered` returns these waiters to the
+    first caller, which passes the answer on to them.
     """
 
     def __init__(self, most: int, ttl_s: float | None, clock: Clock) -> None:
@@ -68,9 +78,11 @@ class Questions(AnswerCache[Question], Generic[Question, Waiter]):
         self._waiting: dict[Question, list[Waiter]] = {}  # by question in flight: its waiters
 
     def under_way(self, question: Question) -> list[Waiter] | None:
-        """Returns the list of waiters if a call for this question is in flight: add a waiter to it. Returns None if
-        no such call is in flight; from then on the question counts as in flight, and the caller must make the call
-        and report its end to `answered`.
+        """Returns the list of waiters if a call for this question is in flight. The caller then appends its own
+        waiter to the list, and makes no call.
+
+        Returns None if no such call is in flight, and records that one is in flight from now on. The caller then has
+        to make the call, and has to pass its answer or its failure to `answered`.
         """
         waiting = self._waiting.get(question)
         if waiting is None:
@@ -78,8 +90,9 @@ class Questions(AnswerCache[Question], Generic[Question, Waiter]):
         return waiting
 
     def answered(self, question: Question, answer: Any, *, keep: bool) -> list[Waiter]:
-        """Reports the end of a question's call: the answer, which is kept with keep=True, or a failure (keep=False).
-        Returns the waiters.
+        """Records that the call for a question has ended. Returns the waiters that were added while it was in flight.
+
+        `keep`: True to store `answer` in the cache. False after a failure; `answer` is then ignored.
         """
         waiting = self._waiting.pop(question)
         if keep:

@@ -45,53 +45,65 @@ _WATCH_SHARE = 0.01  # the share of timeout= by which an attempt may exceed it: 
 
 
 class Calls(Protocol[T_contra]):
-    """The owner of a crew. It makes each call and handles its end. All methods run on the event loop. T is the type
-    of an item, for which one call is made.
+    """The object for which a crew (class `Crew`) makes calls. The crew decides when a call begins and when it is
+    repeated; this object calls the user's function and handles the outcome. T_contra is the type of an item: the work
+    of one call, such as a row. All methods run on the event loop.
     """
 
     def begin(self, item: T_contra, run: Callable[..., Any]) -> tuple[Any, Any, bool]:
-        """Calls the user's function as `run(function, …)`, in the call's own context.
+        """Calls the user's function as `run(function, …)`. `run` is the method `Context.run` of a new context, so the
+        function runs in the call's own context.
 
-        Returns three values: an object of the owner's that `ended` receives as `about`; the function's result; and
-        True if the result is a coroutine to await. If `begin` raises, the attempt has failed.
+        Returns a tuple of three: an object that the crew passes to `ended` as `about`; the function's result; and
+        True if this result is a coroutine that the crew has to await. An error of `begin` makes the attempt fail.
         """
 
     def written(self, item: T_contra, value: Any) -> Any:
-        """Returns the function's result (not None) in the form in which it is kept. If it raises, the attempt has
-        failed.
+        """Converts the function's result, which is not None, to the form in which it is stored. Returns that form,
+        which `ended` gets as `output`. An error of this method makes the attempt fail.
         """
 
     def ended(self, item: T_contra, about: Any, output: Any) -> Awaitable[None] | None:
-        """Handles the result of a call. Returns an awaitable for which the worker waits before its next call, or
-        None.
+        """Handles a call that has succeeded. Returns an awaitable if the worker has to wait before its next call, and
+        None otherwise.
+
+        `about`: the first value that `begin` has returned. `output`: the value that `written` has returned; None if
+        the function has returned None.
         """
 
     def attempt_failed(self, item: T_contra, failure: BaseException, attempts: int) -> bool:
-        """Handles a failed attempt. Returns False if the attempt counts, so that the options decide about a retry.
-        Returns True if it does not count, and the item shall be called again at once: the owner has removed the part
-        of the item that failed.
+        """Handles a failed attempt. Returns False if the crew has to decide, by the option `retries`, whether another
+        attempt follows.
+
+        Returns True if this attempt is not to be counted, because this method has removed from the item the part that
+        failed. The crew then calls the function again at once with the rest of the item. `attempts`: the number of
+        attempts that have failed, with this one.
         """
 
     def renew(self, item: T_contra) -> None:
         """Restores the item, which the failed attempt may have changed. Called before another attempt."""
 
     def failed(self, item: T_contra, failure: BaseException, attempts: int) -> Awaitable[None] | None:
-        """Handles a call whose attempts have all failed, or one that asks for the end of the process (EXITS). Returns
-        an awaitable or None, like `ended`.
+        """Handles a call for which no further attempt follows: all attempts have failed, the service has refused it
+        as too many for too long, or the last attempt has raised KeyboardInterrupt or SystemExit. Returns an awaitable
+        or None, as `ended` does. `attempts`: the number of attempts that have failed.
         """
 
     def worker_ended(self, item: T_contra | None, error: BaseException | None) -> None:
-        """Handles the unexpected end of a worker, while it had this item. `error`: None if other code cancelled its
-        task.
+        """Handles a worker whose task has ended although nobody has stopped it. `item`: the item of its current call;
+        None if it had none. `error`: the error of the task; None if other code has cancelled the task.
         """
 
     def broke(self, what: str, error: SabotError) -> None:
-        """Handles an unexpected error in a callback of the crew."""
+        """Handles an unexpected error in a timer callback of the crew. `what`: the name of that callback, for
+        messages.
+        """
 
 
 class _Resume:
-    """An awaitable for the rest of a coroutine whose first step the worker has already run. Every step runs in the
-    context of the call; cancellation and the current task are those of the worker.
+    """An awaitable that runs the rest of a coroutine after the worker has run its first step. All steps run in the
+    `contextvars` context of the call, but in the worker's task: `asyncio.current_task()` returns that task, and a
+    cancellation of that task reaches the coroutine.
     """
 
     __slots__ = ("_coroutine", "_run", "_waiting")
@@ -116,8 +128,11 @@ class _Resume:
 
 
 class Worker(Generic[T]):
-    """A long-lived task that makes one call after the other. `item`: the item of the current call, until it has
-    ended. `started`: the time at which the current attempt began, in seconds of the clock; infinite while none runs.
+    """A long-lived task that makes one call after the other.
+
+    - `item`: the item of the current call; None if there is no current call.
+    - `started`: the time at which the current attempt began, in seconds of the monotonic clock; infinity while no
+      attempt is running.
     """
 
     __slots__ = ("item", "overtime", "queue", "started", "task", "waiter")
@@ -144,11 +159,13 @@ class Worker(Generic[T]):
 
 
 class Crew(Generic[T]):
-    """The workers of a function. `name`: the name in messages, such as "agent shop.check".
+    """The worker tasks that call one user's function, with a limit on how many calls are in flight at once.
 
-    `own_queues`: True to start one worker for each call that may be in flight, each with a queue of its own.
-    Otherwise workers share `queue` and are made when needed (`rouse`). `refill`: called when that queue is empty;
-    puts the next items into it.
+    - `name`: the name of the crew in messages, such as "agent shop.check".
+    - `calls`: the object that calls the function and handles the outcomes.
+    - `own_queues`: True to make `concurrency` workers at once, each with a queue of its own. False to let all workers
+      share the attribute `queue`; `rouse` then makes a worker when it is needed.
+    - `refill`: a function that the crew calls when the shared queue is empty. It puts the next items into that queue.
     """
 
     def __init__(
@@ -194,7 +211,10 @@ class Crew(Generic[T]):
             self._employ(worker, number)
 
     def rouse(self, count: int) -> None:
-        """Wakes, or makes, as many workers as there are new items in the shared queue or available from `refill`."""
+        """Wakes idle workers, because the shared queue has new items, or `refill` has some. If there are too few idle
+        workers, makes new ones up to the option `concurrency`. `count`: the number of new items, which is the number
+        of workers that are needed.
+        """
         parked = self._parked
         while count and parked:
             parked.popleft().rouse()
@@ -209,7 +229,9 @@ class Crew(Generic[T]):
         worker.task.add_done_callback(partial(self._worker_ended, worker))
 
     def _worker_ended(self, worker: Worker[T], task: asyncio.Task[None]) -> None:
-        """Reports a worker that has ended without being stopped."""
+        """Handles the end of a worker's task. Calls `Calls.worker_ended` if the crew was not stopped. Otherwise only
+        logs the error of the task, if it has one.
+        """
         error = None if task.cancelled() else task.exception()
         if not self._stopping and not self._over:
             self._calls.worker_ended(worker.item, error)
@@ -257,7 +279,10 @@ class Crew(Generic[T]):
                 worker.task.cancel()
 
     async def close(self) -> None:
-        """Cancels running calls and waits for them, some seconds at most. Idempotent. Queues and items stay."""
+        """Cancels running calls, and waits at most CANCEL_SECONDS until they have ended. The items of calls that have
+        not ended by then are stored in `left_behind`. Unfinished items remain in the crew; `start` calls them again.
+        A second call does nothing.
+        """
         rounds = max(1, round(CANCEL_SECONDS / _CANCEL_AGAIN_SECONDS))
         for _ in range(rounds):
             self.cancel()
@@ -271,8 +296,8 @@ class Crew(Generic[T]):
             worker.started = math.inf
 
     def end(self) -> None:
-        """Ends the crew for good after a call's failure: no call begins any more, and those of the other workers are
-        cancelled.
+        """Ends the crew for good after the failure of a call. No further call begins, and the calls of all other
+        workers are cancelled.
         """
         self._over = True
         current = asyncio.current_task()
@@ -295,10 +320,13 @@ class Crew(Generic[T]):
         return self._options.concurrency if self._adaptive is None else self._adaptive.limit
 
     def statistics(self) -> dict[str, Any]:
-        """Returns `in_flight`; `limit`, the number of calls that may be in flight now; `attempts`, the calls that have
-        ended, repeated ones included, and `attempt_seconds`, their sum; `running_seconds`, the time so far of the
-        calls in flight; and how many were repeated (`retries`), took too long (`timeouts`), or were refused as too
-        many (`overloads`). From any thread.
+        """Returns figures. May be called from any thread.
+
+        - `in_flight`, `limit`: the properties of these names.
+        - `attempts`, `attempt_seconds`: the number of attempts that have ended, and the sum of their durations.
+        - `running_seconds`: the sum of the durations so far of the attempts that are running.
+        - `retries`, `timeouts`, `overloads`: the numbers of attempts that were made again after a failure, that took
+          longer than `timeout=`, and that the service refused because it was overloaded.
         """
         now = self._clock.monotonic()
         running = [started for worker in self.workers if (started := worker.started) < math.inf]
@@ -314,7 +342,9 @@ class Crew(Generic[T]):
         }
 
     def longest(self) -> tuple[T, float] | None:
-        """Returns the item of the longest running attempt and its time in seconds, or None."""
+        """Returns the item of the attempt that has been running for the longest time, and that time in seconds.
+        Returns None if no attempt is running.
+        """
         running = [worker for worker in self.workers if worker.started < math.inf and worker.item is not None]
         if not running:
             return None
@@ -328,7 +358,10 @@ class Crew(Generic[T]):
     # -- calls --------------------------------------------------------------------------------------------------------
 
     async def _serve(self, worker: Worker[T]) -> None:
-        """Runs a worker: takes an item, calls, keeps the result, and removes the item."""
+        """Runs the loop of one worker until the crew stops: removes the next item from the queue, calls the user's
+        function until an attempt succeeds or no further attempt follows, and passes the outcome to `Calls.ended` or
+        `Calls.failed`.
+        """
         calls, queue, monotonic, fresh = self._calls, worker.queue, self._clock.monotonic, self._context.copy
         begin, written, ended = calls.begin, calls.written, calls.ended
         timed = self._options.timeout_s is not None
@@ -444,8 +477,12 @@ class Crew(Generic[T]):
             slice_end = monotonic() + _SLICE_SECONDS
 
     def _counted(self, attempts: int, seconds: float, since: float) -> tuple[int, float, float]:
-        """Counts attempts that have ended: `seconds` of all but the last one, which began at `since`. Returns zero
-        for each.
+        """Adds ended attempts to the crew's statistics. Returns (0, 0.0, infinity), with which the caller begins to
+        count the next attempts.
+
+        - `attempts`: the number of attempts.
+        - `seconds`: the total duration of all of them except the last one.
+        - `since`: the time at which the last one began. It is taken to end now.
         """
         if attempts:
             self._attempts += attempts
@@ -459,14 +496,16 @@ class Crew(Generic[T]):
         return bool(self.queue)
 
     async def _rest(self, worker: Worker[T]) -> None:
-        """Waits until the worker's queue has an item, or `refill` may have one."""
+        """Waits until `rouse` wakes this worker, because its queue has an item or `refill` has one for it."""
         worker.waiter = waiter = self._loop.create_future()
         if not self._own_queues:
             self._parked.append(worker)
         await waiter
 
     async def _unless_stopped(self, waiting: Awaitable[None]) -> None:
-        """Waits for `waiting`, or until the crew shall stop."""
+        """Waits until `waiting` is done or the crew is stopped. Cancels `waiting` if it is not done by then. Raises
+        its error if it has failed.
+        """
         ends = [asyncio.ensure_future(waiting), self._loop.create_task(self._stop_asked.wait())]
         try:
             done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -499,8 +538,8 @@ class Crew(Generic[T]):
             self._limits = [TokenBucket(self._options.rate), self._adaptive]
 
     async def _admitted(self) -> bool:
-        """Waits until the limits let another call begin, first come, first served. Returns False if the crew shall
-        stop.
+        """Waits until the limits allow the next call of this worker. Workers are admitted in the order in which they
+        asked. Returns True if the call may begin, and False if the crew was stopped meanwhile.
         """
         waiter = self._loop.create_future()
         self._waiting.append(waiter)
@@ -516,7 +555,9 @@ class Crew(Generic[T]):
         return not self._stopping
 
     def _admit(self) -> None:
-        """Admits as many waiting workers as the limits allow. Sets a timer for the next one if time alone makes room."""
+        """Admits as many waiting workers as the limits allow now. If the next one only has to wait for some time, and
+        not for the end of another call, sets a timer that admits it.
+        """
         waiting, limits = self._waiting, self._limits
         if self._admitting is not None:
             self._admitting.cancel()
@@ -545,7 +586,9 @@ class Crew(Generic[T]):
             self._admit()
 
     def _turned_away(self, began: float, retry_after_s: float) -> None:
-        """Lowers the limit: the service has refused a call because it is overloaded."""
+        """Lowers the limit on calls in flight, because the service has refused a call as too many. `began`: the time
+        at which that call began. `retry_after_s`: the seconds for which the service asked to be left alone.
+        """
         self.overloads += 1
         if self._adaptive is None:
             running = sum(worker.started < math.inf for worker in self.workers)
@@ -568,8 +611,9 @@ class Crew(Generic[T]):
         self._watching = self._loop.call_later(seconds, watch_call(self._watch, what, partial(self._calls.broke, what)))
 
     def _watch(self) -> None:
-        """Cancels attempts that take too long. One timer serves all calls: an `asyncio.timeout` around each would
-        take more time than everything else here.
+        """Cancels the attempts that have taken longer than `timeout=`, and sets the timer for the next check. One
+        timer serves all workers, because an `asyncio.timeout` around each call would take longer than the crew's own
+        work for the call.
         """
         timeout_s = self._options.timeout_s
         assert timeout_s is not None

@@ -25,9 +25,10 @@ class _ErrorCount:
 
 
 class ErrorLog:
-    """A log of errors that is bounded in size. It logs the first error at each place of the program with the user's
-    traceback. After that, for each class of errors, a line at most every EVERY_S seconds gives their number and the
-    last one. Belongs to one thread.
+    """A log of the errors of calls, whose size is bounded. The first error at each place of the user's program is
+    logged with its traceback, up to a number of places. All other errors are only counted: for each class of errors,
+    at most every EVERY_S seconds, one line is logged with the number of its errors since the last line and the text
+    of the newest one. Belongs to one thread.
     """
 
     def __init__(self, name: str, clock: Clock) -> None:
@@ -38,7 +39,9 @@ class ErrorLog:
         self._kinds: dict[str, _ErrorCount] = {}
 
     def add(self, error: BaseException, where: str, fate: str) -> None:
-        """Logs or counts an error. `where`: the record or row. `fate`: what happens to it, such as "skipped"."""
+        """Logs an error, or only counts it (see the class). `where`: a text that names the record or the row of the
+        failed call. `fate`: a text that says what happens to that record or row, such as "skipped".
+        """
         name, own = scrubbed(type(error).__name__), users_part(error.__traceback__)
         said = f"{name}: {scrubbed(message_of(error))}; {where}; {fate}"
         place, now = _place(name, own), self._clock.monotonic()
@@ -53,7 +56,9 @@ class ErrorLog:
             self._log_count(name, kind, now)
 
     def flush(self) -> None:
-        """Logs the errors that were only counted. Called at the end."""
+        """Logs, for each class of errors, the errors that were counted and not logged yet. The owner calls this when
+        it makes no more calls.
+        """
         for name, kind in self._kinds.items():
             if kind.count:
                 self._log_count(name, kind, self._clock.monotonic())
@@ -67,7 +72,9 @@ class ErrorLog:
 
 
 def _place(name: str, trace: TracebackType | None) -> tuple[str, str, int]:
-    """Returns the class of an error, and the file and line of the innermost frame."""
+    """Returns `name`, and the file and the line of the innermost frame of the traceback. Returns "" and 0 for these
+    if `trace` is None. `name`: the name of the error's class.
+    """
     if trace is None:
         return name, "", 0
     while trace.tb_next is not None:

@@ -21,8 +21,9 @@ def is_async_generator(function: Any) -> bool:
 
 
 async def for_each_piece(pieces: AsyncGenerator[T, None], take: Callable[[T], Awaitable[None] | None]) -> None:
-    """Passes each piece to `take`. The next piece is requested when the awaitable that `take` returned, if any, has
-    ended; so `take` can slow the function down. The generator is closed in any case.
+    """Runs an async generator, and passes each piece that it yields to `take`. If `take` returns an awaitable, waits
+    for it before asking the generator for the next piece; so `take` can slow the generator down. Closes the generator
+    at the end, also after an error.
     """
     try:
         async for piece in pieces:

@@ -38,11 +38,15 @@ _LOOK_SECONDS = 0.5
 
 
 class Failed:
-    """The outcome of a call whose attempts have all failed, with on_error="skip".
+    """The outcome of a call whose attempts have all failed, in a step with on_error="skip".
 
-    `text`: the error's class and message, or the message alone for an error class of Sabot. `kind`: the name of the
-    error's class. `attempts`: the number of attempts. `trace`: the traceback, as `base.logs.trace_of` returns it. After a restore
-    from a checkpoint only `text` is known.
+    - `text`: the class and the message of the error, as "ValueError: …". For an error of a class of Sabot, only the
+      message.
+    - `kind`: the name of the error's class.
+    - `attempts`: the number of attempts that were made.
+    - `trace`: the frames of the traceback that are in the user's code, as text; None if there are none.
+
+    If this object was restored from a checkpoint, only `text` is known.
     """
 
     __slots__ = ("attempts", "kind", "text", "trace")
@@ -60,8 +64,8 @@ class Failed:
 
 
 class Work(Protocol):
-    """Calls that are made together, each with a number. The event loop owns the outcome of a call until it has
-    reported the call as settled.
+    """A batch of calls, which are numbered. `outcomes` stores the outcome of each call under its number. The event
+    loop sets an outcome; the operator may read it once `Handover.settled` has yielded the call.
     """
 
     outcomes: list[Any]
@@ -75,12 +79,15 @@ class Work(Protocol):
         """True when `take` has returned all calls."""
 
     def take(self, places: Iterator[int]) -> Sequence["Call"]:
-        """Returns the next calls to make. Each gets the next number of `places`, its place in the order of all calls.
-        May return an empty sequence before `exhausted` is True.
+        """Returns calls that have to be made next, in order. Each contains the next number of the iterator `places`,
+        which is the place of the call in the order of all calls. Returns an empty sequence if the next part of the
+        work has no calls; more may follow until `exhausted` is True.
         """
 
     def argument(self, number: int) -> Any:
-        """Returns the argument of a call anew, because a failed attempt may have changed the one that it was given."""
+        """Returns a new copy of the argument of the call with this number. It is needed for another attempt, because
+        the failed attempt may have changed the copy that it got.
+        """
 
     def outcome(self, number: int, result: Any) -> Any:
         """Returns the form in which the result of call `number` is stored in `outcomes`. Raises UserError for a
@@ -93,12 +100,18 @@ Call = tuple[Work, int, Any, int]
 
 
 class Handover:
-    """Connects an operator in its thread with its crew. Calls begin in the order in which they are given.
+    """Passes calls from an operator, which runs in a thread of its own, to a crew (class `Crew`) on the event loop,
+    and passes the outcomes back. Calls begin in the order in which the operator has passed them.
 
-    `name`: the step's name, for errors. `argument`: the noun for a call's argument, for errors. `again`: the sentence
-    about retries in the hint of errors. `on_ready`: called on the loop when calls have ended; with `ordered` only if
-    the first unsettled call is among them. With on_error="skip" the outcome of a failed call is a `Failed`; otherwise
-    `settled` raises the first error, and no more calls are made.
+    - `name`: the name of the step, for errors.
+    - `argument`: a noun for the argument of a call, such as "row", for errors.
+    - `again`: the sentence about retries in the hint of an error.
+    - `on_ready`: a function that the event loop calls to notify the operator that calls have ended.
+    - `ordered`: True if the operator needs the outcomes in the order of the calls. `on_ready` is then called only
+      when the first call without an outcome has ended, and not for calls after it.
+
+    With on_error="skip" in the options, the outcome of a failed call is a `Failed`. Otherwise the first failure stops
+    all calls, and `settled` raises it.
     """
 
     def __init__(
@@ -140,16 +153,18 @@ class Handover:
     # -- the operator's thread ----------------------------------------------------------------------------------------
 
     def give(self, works: Sequence[Work]) -> None:
-        """Passes the works to the loop, all at once."""
+        """Passes the works to the event loop, where their calls are queued for the crew. Does not wait for the calls.
+        Called in the operator's thread.
+        """
         self._given = True
         self._loop.call_soon_threadsafe(self._safely(self._take), list(works))
 
     def settled(self) -> Iterator[tuple[Work, int]]:
-        """Yields (work, number) for each call that has ended and was not yielded yet; `work.outcomes[number]` is its
-        outcome.
+        """Yields a pair (work, number) for each call that has ended and was not yielded before. Its outcome is
+        `work.outcomes[number]`.
 
-        Raises the error that has stopped the calls, if there is one: the error of a call whose row is not skipped, or
-        the error of a worker.
+        Raises the error that has stopped all calls, if there is one: the failure of a call without on_error="skip",
+        or an error of a worker.
         """
         self._told = False
         if self._failure is not None:
@@ -159,10 +174,11 @@ class Handover:
             yield settled.popleft()
 
     def close(self) -> None:
-        """Cancels the calls in flight and waits until they have ended, some seconds at most if a function ignores its
-        cancellation.
+        """Cancels the calls in flight, and waits until they have ended. If a function ignores its cancellation, gives
+        up about a second after CANCEL_SECONDS, and stores the number of such calls in `left_behind`.
 
-        On the loop's own thread it does not wait: the calls end in the next turns of the loop.
+        If this is called in the thread of the event loop, it does not wait: the calls end after it has returned, when
+        the loop runs again.
         """
         if self._closing:
             return
@@ -188,14 +204,18 @@ class Handover:
             )
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the crew's figures, and how many calls have begun and failed. May be called from any thread."""
+        """Returns the figures of `Crew.statistics`, and in addition `calls`, the number of calls that have begun, and
+        `failed_calls`, the number of those that have failed. May be called from any thread.
+        """
         figures = self._crew.statistics()
         return {**figures, "calls": self._ended + figures["in_flight"], "failed_calls": self._failed}
 
     # -- the event loop -----------------------------------------------------------------------------------------------
 
     def _take(self, works: list[Work]) -> None:
-        """Queues the works, and wakes or makes as many workers as calls may run."""
+        """Queues the works on the event loop, and wakes or makes workers for their calls, up to the option
+        `concurrency`.
+        """
         self._thread = threading.get_ident()
         if self._closing or self._failure is not None:
             return
@@ -203,7 +223,9 @@ class Handover:
         self._crew.rouse(sum(work.calls for work in works))
 
     def _safely(self, turn: Callable[P, None]) -> Callable[P, None]:
-        """Wraps a callback of the loop, so that `settled` raises its error."""
+        """Returns a function that runs the callback `turn` of the event loop. If the callback raises an error, the
+        function passes the error to `_fail`, so that `settled` raises it in the operator's thread.
+        """
         return watch_call(turn, f"{self._name}: a turn of its calls", self._fail)
 
     def _cancel(self, awaited: bool) -> None:
@@ -285,7 +307,9 @@ class Handover:
         return Failed(scrubbed(text), stored_name(type(failure)), attempts, trace_of(failure))
 
     def _fail(self, error: SabotError) -> None:
-        """Begins no more calls, and notifies the operator at once."""
+        """Stops all calls because of an error: drops the queued calls, cancels the running ones, and notifies the
+        operator without delay. `settled` then raises the error. Does nothing if the calls were stopped before.
+        """
         if self._failure is None:
             self._failure = error
             self._works.clear()
@@ -295,8 +319,8 @@ class Handover:
                 self._tell()
 
     def _settle(self, item: Call, outcome: Any) -> None:
-        """Stores an outcome, and notifies the operator if it can go on. Drops the outcome if an error has stopped the
-        calls.
+        """Stores the outcome of a call that has ended, and notifies the operator if the operator can use an outcome
+        now (see `ordered`). If an error has stopped all calls, drops the outcome.
         """
         self._ended += 1
         if self._failure is not None:
@@ -328,7 +352,9 @@ class Handover:
 
 
 def shown(argument: Any, what: str = "row") -> str:
-    """Returns the argument of a call as text, shortened. `what`: the noun for it in the text."""
+    """Returns the argument of a call as a short text for messages. `what`: a noun that is put in front of it, such as
+    "row".
+    """
     if isinstance(argument, pa.RecordBatch):
         first = argument.slice(0, 1).to_pylist()
         return f"a batch of {argument.num_rows} rows, the first {short_repr(first[0] if first else None)}"

@@ -18,7 +18,10 @@ JUDGE.set(None)
 
 
 def with_judge(function: Callable[P, T], judge: object) -> Callable[P, T]:
-    """Returns the function in a context of its own, with `judge` as the judge of all calls in it, and in the tasks that it begins."""
+    """Returns a wrapper of the function. The wrapper runs the function in a copy of the present context, in which the
+    context variable JUDGE is `judge`. So `judge` decides on every call of a model that the function makes, and on
+    those of the tasks that it starts.
+    """
     context = copy_context()
     context.run(JUDGE.set, judge)
 

@@ -17,17 +17,19 @@ _NEARLY_S = 1e-6  # a wait that a clock may round away
 
 
 class Limit(Protocol):
-    """A limit on calls. A crew asks it before a call begins, and reports the begin and the end of calls."""
+    """A limit that decides when the next call may begin. A crew (class `Crew`) calls `wait_s` before a call begins,
+    `begun` when it begins, and `ended` or `overloaded` when it has ended.
+    """
 
     def wait_s(self, now: float) -> float:
         """Returns the seconds until another call may begin: 0 for now, infinity if another call must end first."""
 
     def begun(self, now: float) -> None:
-        """Counts a call that begins. `wait_s` has allowed it."""
+        """Records that a call begins at the time `now`. The caller must have got 0 from `wait_s` before."""
 
     def ended(self, now: float, began: float, *, well: bool) -> None:
-        """Counts a call that has ended: with a result, or with an error other than an overload. `began`: the time at
-        which it began.
+        """Records that a call has ended at the time `now`. `began`: the time at which it began. `well`: True if it
+        has succeeded, and False after an error other than a refusal because of overload.
         """
 
     def overloaded(self, now: float, began: float, retry_after_s: float) -> None:
@@ -37,12 +39,12 @@ class Limit(Protocol):
 
 
 class AdaptiveLimit:
-    """A limit that adapts the number of calls in flight to the number that the service accepts: additive increase,
-    multiplicative decrease, like TCP (RFC 5681, section 3.1).
+    """A limit that adapts the number of calls in flight to the number that the service accepts. It uses additive
+    increase and multiplicative decrease, like TCP (RFC 5681, section 3.1).
 
-    After a refusal, half of the calls in flight are allowed. After each round of successful calls with the limit
-    reached, one more is allowed, up to `most`. Refused calls that began before the limit was lowered do not lower it
-    again.
+    When the service refuses a call, the limit falls to half of the calls in flight. While as many calls are in flight
+    as the limit allows, each successful call raises the limit a little: by one for every `limit` calls, up to `most`.
+    A refused call that began before the limit fell does not lower the limit again.
     """
 
     def __init__(self, most: int, in_flight: int = 0) -> None:
@@ -78,9 +80,11 @@ class AdaptiveLimit:
 
 
 class TokenBucket:
-    """A limit of `rate` calls per second, which begin evenly; or of so many tokens, of which a call takes `amount`. After
-    a pause, as much may be taken at once as the rate allows in `burst_s` seconds, but at least one. A call that takes more
-    than there is leaves a debt, and the next one waits.
+    """A limit of `rate` calls per second, which begin at even intervals. It can also limit other units per second,
+    such as the tokens of models; `amount` is then the number of units that a call uses.
+
+    After a pause, the units of `burst_s` seconds may be used at once, but at least one. A call may use more units
+    than are available now; then the next calls wait until the missing units have accrued.
     """
 
     def __init__(self, rate: float, burst_s: float = _BURST_SECONDS) -> None:
@@ -99,7 +103,9 @@ class TokenBucket:
         self.take(amount)
 
     def take(self, amount: float) -> None:
-        """Takes so much; a negative number gives back what was taken and not used."""
+        """Uses this many units of the limit. A negative number returns units that were taken before and were not
+        used.
+        """
         self._tokens -= amount
 
     def ended(self, now: float, began: float, *, well: bool) -> None:

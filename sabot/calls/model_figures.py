@@ -46,7 +46,9 @@ class _Member:
 
 
 class _LoopEngines:
-    """The engines of one event loop. The counts of engines that were garbage-collected are kept."""
+    """The engines (`llm.engine.ExecutionEngine`) that make calls of models on one event loop. The sums also contain
+    the figures of engines that were garbage-collected.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -82,8 +84,9 @@ _loops: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopEngines]" = w
 
 
 def join_loop(loop: asyncio.AbstractEventLoop, engine: _Engine, label: _Label, counts: _Counts) -> None:
-    """Adds the engine to the engines of this event loop. `label` has the names of its provider and model. `counts`
-    returns its figures also when the engine is gone.
+    """Adds an engine to the engines of this event loop, whose figures `RunEngines` reads. `label`: the names of the
+    engine's provider and model. `counts`: a function that returns the engine's figures; it still works after the
+    engine was garbage-collected.
     """
     _engines_of(loop).add(engine, label, counts)
 
@@ -93,8 +96,9 @@ def _engines_of(loop: asyncio.AbstractEventLoop) -> _LoopEngines:
 
 
 class RunEngines:
-    """The figures of all engines of the running event loop since this object was made, at the start of an app. Any
-    thread may read them.
+    """The figures of all engines (`llm.engine.ExecutionEngine`) on the running event loop. An app makes this object
+    when it starts. Counts begin at that moment: earlier calls on the same loop are subtracted. Any thread may read
+    the figures.
     """
 
     def __init__(self) -> None:
@@ -102,7 +106,9 @@ class RunEngines:
         self._before = self._engines.totals()
 
     def samples(self) -> Iterator[Sample]:
-        """Yields metrics samples. Their labels are provider and model, and for tokens the kind of tokens."""
+        """Yields the samples of the metrics `sabot_model_…`. Each sample has two labels, the provider and the model.
+        Samples of tokens have a third label, the kind of the tokens.
+        """
         for (name, label, kind), value in self._engines.totals().items():
             before = self._before.get((name, label, kind))
             yield Sample(name, value if before is None else minus(value, before), *label, kind)
@@ -112,8 +118,8 @@ class RunEngines:
                 yield Sample(name, figures[figure], *label)
 
     def statistics(self) -> dict[str, dict[str, Any]]:
-        """Returns the figures of `ExecutionEngine.statistics` by "provider model" of the first provider. Engines with
-        the same provider and model are added up.
+        """Returns the figures of `ExecutionEngine.statistics`. The key is "PROVIDER MODEL", with the names of the
+        provider that the engine asks first. The figures of several engines with the same key are summed.
         """
         found: dict[str, dict[str, Any]] = {}
         for label, engine in self._engines.engines():

@@ -18,8 +18,8 @@ _LONGEST_BACKOFF_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The retries of a failed call: at most `retries`, the first after `backoff_s` seconds, and each further one
-    after twice as long, at most 30 seconds.
+    """The rule for retries of a failed call. At most `retries` retries are made. The first one begins after
+    `backoff_s` seconds. The wait doubles before each later one, up to 30 seconds.
     """
 
     retries: int = 0
@@ -32,11 +32,14 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class CallOptions:
-    """The checked options of calls. `concurrency`: the most calls in flight. `timeout_s`: the most seconds of one
-    attempt, or None for no limit.
+    """The checked options of the calls of a step or an agent.
 
-    `on_error`: what happens after a failed call; each step defines its words. `rate`: the most attempts that begin
-    per second, or None for no limit.
+    - `concurrency`: the maximum number of calls in flight.
+    - `timeout_s`: the maximum duration of one attempt, in seconds; None for no limit.
+    - `retry`: the rule for retries.
+    - `on_error`: a word that says what happens after a failed call, such as "skip". Each kind of step defines the
+      words that it allows.
+    - `rate`: the maximum number of attempts that begin per second; None for no limit.
     """
 
     concurrency: int = 1
@@ -58,8 +61,9 @@ class CallOptions:
         policies: Sequence[str],
         rate: str | float | None = None,
     ) -> "CallOptions":
-        """Checks the options that the user wrote. Raises UserError, beginning with `where`. `policies`: the allowed
-        words of on_error=.
+        """Checks options as a user wrote them, and returns them as CallOptions. Raises UserError for a wrong one; for
+        most of them the message begins with `where`. `policies`: the words that on_error= allows. `rate`: a number
+        per second, or a text such as "300/m".
         """
         concurrency, retries = python_value([concurrency, retries])
         check(f"{where}: concurrency", concurrency, Whole(1, _MOST_AT_ONCE))
@@ -72,7 +76,7 @@ class CallOptions:
         return cls(concurrency, timeout_s, retry, on_error, None if rate is None else parse_rate(rate))
 
     def shared_by(self, crews: int) -> "CallOptions":
-        """Returns the options for one of several crews that make the calls of one step: each has its share of the
-        rate.
+        """Returns the options for one crew, if the calls of one step are made by `crews` crews (class `Crew`). Each
+        crew gets an equal share of `rate`; all other options are unchanged.
         """
         return self if self.rate is None else replace(self, rate=self.rate / crews)

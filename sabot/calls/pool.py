@@ -30,7 +30,7 @@ class ThreadPool:
         self.alive = 0  # the number of threads, including those whose calls never return
 
     def run(self, work: Work) -> None:
-        """Makes the call in a thread, at once."""
+        """Passes the call to a free thread, or to a new thread if none is free. Does not wait for the call."""
         with self._lock:
             thread = self._free.pop() if self._free else None
             if thread is not None:
@@ -44,7 +44,7 @@ class ThreadPool:
         threads.spawn(name, thread.turn).start()
 
     def freed(self, thread: "_PoolThread") -> None:
-        """Notes that the thread has ended its call."""
+        """Adds the thread, which has ended its call, to the free threads."""
         thread.free_since = self._clock.monotonic()
         with self._lock:
             self._free.append(thread)
@@ -66,7 +66,10 @@ class _PoolThread:
         self._pool = pool
 
     def turn(self, wait_s: float) -> bool | None:
-        """Makes the next call that was given to this thread. See `sabot.base.threads.Turn` for the result."""
+        """Makes the next call that was passed to this thread. If there is none, waits at most `wait_s` seconds for
+        one. Returns True after a call, None if no call came, and False if the thread has to end because it was idle
+        for too long.
+        """
         try:
             work = self.works.get(timeout=wait_s)
         except Empty:

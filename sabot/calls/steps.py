@@ -15,8 +15,9 @@ _LONG_SECONDS = 1.0
 
 
 def watched(call: Awaitable[T], name: str, clock: Clock) -> Awaitable[T]:
-    """Returns the call. If it is a coroutine, a warning with the name is logged for each of its steps (from one
-    `await` to the next) that takes a second or more, because nothing else runs on the event loop meanwhile.
+    """Returns an awaitable that does the same as `call`. If `call` is a coroutine, the awaitable also measures each
+    step of it, from one `await` to the next. It logs a warning with `name` for each step of a second or more, because
+    such a step blocks the event loop.
     """
     return _in_steps(call, name, clock) if isinstance(call, types.CoroutineType) else call
 
