@@ -22,7 +22,7 @@ _LIMITS = {stored_name(each): each for each in (BudgetExceeded, BudgetUnavailabl
 
 
 class _Kernel(Protocol):
-    """The part of a kernel that its handles use."""
+    """The interface of a kernel for its handles."""
 
     event_bus: InMemoryEventBus
     actions: ActionManager
@@ -33,7 +33,9 @@ class _Kernel(Protocol):
 
 
 class ExecutionHandle:
-    """The handle of one job of a kernel. Any number of tasks may wait for the job through the same handle."""
+    """The handle of one job of a kernel. Through it a program waits for the job's result, reads its events, answers its
+    questions and cancels it. Any number of tasks may use the same handle.
+    """
 
     __slots__ = (
         "_answered",
@@ -49,8 +51,8 @@ class ExecutionHandle:
     )
 
     def __init__(self, kernel: _Kernel, job_id: str, agent: KernelAgent, digest: bytes = b"") -> None:
-        """Makes a handle. Only a kernel calls this. `digest` is the digest of the job's request. It is compared with
-        that of a later request with the same idempotency key.
+        """Makes a handle. Only a kernel calls this. `digest` is the digest of the job's request. The kernel compares it
+        with the digest of a later request that has the same idempotency key.
         """
         self.job_id = job_id
         self.digest = digest
@@ -68,16 +70,18 @@ class ExecutionHandle:
 
     @property
     def done(self) -> bool:
-        """True if the job has ended or is blocked, or if its kernel has stopped."""
+        """True if the job has ended or is blocked, or if its kernel has stopped. Then `result` returns or raises
+        without a wait.
+        """
         return self._outcome is not None
 
     async def result(self) -> ExecutionResult:
         """Waits until the job has ended, and returns its result.
 
-        Raises the error with which the job ended: ModelError, BudgetExceeded, TurnLimitExceeded, TimeoutError
-        (`max_runtime_seconds`) or JobCancelled. Any other error of the job is raised as an EffectError with its class
-        and message. Raises NonDeterminism if the job is blocked, and SabotError if the kernel stops before the job has
-        ended.
+        If the job has ended without success, raises its error: ModelError, BudgetExceeded, BudgetUnavailable,
+        TurnLimitExceeded, TimeoutError (`max_runtime_seconds`) or JobCancelled. An error of any other class is raised
+        as an EffectError with the name of its class and its message. Raises NonDeterminism if the job is blocked, and
+        SabotError if the kernel stops before the job has ended.
         """
         if self._outcome is None:
             if self._answered is None:
@@ -91,12 +95,12 @@ class ExecutionHandle:
         return self._outcome
 
     async def events(self) -> AsyncIterator[RuntimeEvent]:
-        """Yields the events of the job from its beginning, and then new ones as they come. The last event is
+        """Yields the events of the job from its beginning, and then each new event when it comes. The last event is
         `final.result` or `final.error`.
 
-        The events of parts of an answer (streamed text) exist only if somebody listened when the model began that
-        answer. A caller that iterates as soon as it has the handle gets all of them. If the job is blocked or the
-        kernel stops, raises what `result` raises.
+        The events of streamed parts of model answers are not stored. They exist only for an answer that the model began
+        after a caller had begun to iterate. A caller that iterates directly after `execute` gets all of them. Raises
+        the error of `result` if the job is blocked, or if the kernel stops.
         """
         live, told = self._kernel.event_bus.listen(job_id=self.job_id), set[str]()
         self._listening.append(live)
@@ -140,25 +144,29 @@ class ExecutionHandle:
             self._listening.remove(live)
 
     async def cancel(self, reason: str = "") -> None:
-        """Asks the job to end. Its function gets a CancelledError at the place where it waits. The request is durable
-        when this returns. Raises LetterRefused if the job has ended, or was cancelled before.
+        """Requests that the job ends. Its function gets a CancelledError at the `await` where it waits. The request is
+        durable when this method returns, but the job may end later. Raises LetterRefused if the job has ended, or if a
+        cancel was requested before.
         """
         await self._kernel.post(cancel_letter(self.job_id, reason))
 
     async def get_pending_actions(self) -> list[ActionRecord]:
-        """Returns the questions of the job that nobody has answered."""
+        """Returns the open questions of the job."""
         return await self._kernel.actions.find(job_id=self.job_id, statuses=[ActionStatus.PENDING])
 
     async def resolve_action(self, token: str, resolution: Mapping[str, Any], *, by: str = "") -> ActionRecord:
-        """Answers the question with this token (`ActionRecord.resume_token`), and returns the answered action. The
-        answer is durable when this returns. Raises LetterRefused if there is no such question, or if it is closed.
+        """Answers the question with this token (`ActionRecord.resume_token`), and returns the answered action. `by` is
+        the person who answers. The answer is durable when this method returns. Raises LetterRefused if there is no such
+        question, or if it is closed.
         """
         return await self._kernel.actions.resolve(token, resolution, by=by)
 
     # -- called by the kernel -----------------------------------------------------------------------------------------
 
     async def begins(self) -> bool:
-        """Waits until the journal has the BEGIN of the job, and returns True. Returns False if the job will not begin."""
+        """Waits until the BEGIN entry of the job is in the journal, and returns True. Returns False if the kernel has
+        decided not to begin the job.
+        """
         if self._begun is None:
             if self._begins is None:
                 self._begins = asyncio.Event()
@@ -166,8 +174,8 @@ class ExecutionHandle:
         return bool(self._begun)
 
     def begun(self, has: bool = True) -> None:
-        """Called by the kernel when the BEGIN of the job is appended to the journal, or with `has` False if it will not
-        be. Wakes the tasks that wait in `begins`.
+        """Ends the waits in `begins`, which then returns `has`. The kernel calls this with True when the BEGIN entry of
+        the job is in the journal, and with False when it does not begin the job.
         """
         if self._begun is None:
             self._begun = has
@@ -175,9 +183,12 @@ class ExecutionHandle:
                 self._begins.set()
 
     def settle(self, outcome: bytes | BaseException, *, ended: bool) -> None:
-        """Called by the kernel when the job is over for this handle. Sets the outcome, and wakes all tasks that wait
-        for it. `ended` is True if the journal has the END of the job; then `events` yields a last event. Otherwise
-        `events` ends without one.
+        """Sets the outcome that `result` returns or raises, and wakes the tasks that wait for it. Does nothing if there
+        is an outcome already. The kernel calls this.
+
+        - `outcome`: the encoded result, or the error.
+        - `ended`: True if the journal has the END entry of the job. Then `events` yields a last event. False if the job
+          is blocked or the kernel stops. Then `events` raises the error.
         """
         if self._outcome is not None:
             return
@@ -190,8 +201,11 @@ class ExecutionHandle:
 
 
 def _of(pieces: Any, event: RuntimeEvent | None) -> Iterator[RuntimeEvent]:
-    """Yields the events in `pieces` that are parts of the model's answer in `event`, and removes them from `pieces`. If
-    `event` is None, yields all events that are left. Yields nothing if `event` has no answer.
+    """Yields the streamed parts of a model's answer, which `pieces` (a list of events) contains, and removes them from
+    `pieces`.
+
+    If `event` is a "model.done" event, only the parts of that answer are yielded. If it is any other event, nothing is
+    yielded. If it is None, all parts are yielded.
     """
     if not pieces or (event is not None and event.type is not RuntimeEventType.MODEL_DONE):
         return
@@ -201,7 +215,9 @@ def _of(pieces: Any, event: RuntimeEvent | None) -> Iterator[RuntimeEvent]:
 
 
 def outcome_of(job_id: str, outcome: str, body: bytes) -> bytes | BaseException:
-    """Returns the outcome for a handle, made from the END of the handle's job: the packed result, or the error to raise."""
+    """Returns the outcome that a handle gets when its job has ended: the encoded result, or the error that
+    `ExecutionHandle.result` raises. `outcome` and `body` are from the END entry of the job.
+    """
     if outcome == "succeeded":
         return body
     if outcome == "cancelled":

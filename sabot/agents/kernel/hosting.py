@@ -46,8 +46,9 @@ _TRIMS = 10  # times that the journal is trimmed while `keep_jobs` jobs end
 
 
 class KernelHost:
-    """The host of a kernel's jobs, on the kernel's event loop. `open` has, by id, the jobs that were open in the
-    journal when the host was started, and that were not resumed yet.
+    """The part of a kernel that runs its jobs, while the kernel has its journal open. All methods are called on the
+    event loop of the kernel. `open` contains, by id, the jobs that were open in the journal when the host was started
+    and were not resumed yet.
     """
 
     def __init__(
@@ -66,11 +67,13 @@ class KernelHost:
         policy: EffectGuard | None,
         children: ChildLimits,
     ) -> None:
-        """Makes a host. The arguments that are not named here are those of `RuntimeKernel`.
+        """Makes a host. Arguments that are not explained here are those of `RuntimeKernel`.
 
-        - `agents`: the agents, by their ids.
+        - `agents`: the agents of the kernel, by their ids.
         - `handle`: a function that makes the handle of a job, from its id, its agent and the digest of its request.
+        - `events`: the bus to which events are published.
         - `shown`: the stores of the program that also show the jobs of this kernel.
+        - `dedupe_s`, `grace_s`: the options `dedupe` and `stop_grace` of `RuntimeKernel`, in seconds.
         """
         self.journal = journal
         self.open: dict[str, OpenJob] = {}
@@ -102,8 +105,8 @@ class KernelHost:
     # -- start and stop -----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Reads the open jobs of the journal, and allows jobs to run. Raises UserError if the journal has open jobs of
-        an agent that the kernel does not have.
+        """Reads the open jobs of the journal into `open`. After that, new jobs can begin. Raises UserError if the
+        journal has open jobs of an agent that the kernel does not have.
         """
         self._positions = await run_in_thread(self.journal.positions)
         found = await self._host.open(self._positions)
@@ -125,8 +128,8 @@ class KernelHost:
             self._host.put(Arrived(End(job.job_id, self._host.now_ms(), "cancelled", why)))
 
     async def close(self, why: SabotError) -> None:
-        """Stops the host. The handles of jobs that have not ended get the error `why`, unless a failure has stopped the
-        host before.
+        """Stops the host. The handles of jobs that have not ended get the error `why`. If an error has stopped the host
+        before, they have that error already.
         """
         await self._host.close()
         self._end_all(self.failure or why)
@@ -138,8 +141,8 @@ class KernelHost:
             await store.leave()
 
     def _broke(self, what: str, error: BaseException) -> None:
-        """Stops the host because of an error that leaves it broken. All handles get that error. `what` names the part
-        that has failed.
+        """Stops the host after an unexpected error in one of its parts. All handles get an error that is made of
+        `what`, the name of that part, and `error`.
         """
         if self.failure is None:
             self.failure = unexpected_end(what, error)
@@ -159,12 +162,14 @@ class KernelHost:
                 caller.set_exception(error)
 
     def check(self) -> None:
-        """Raises the error that has stopped the host. Does nothing if there is none."""
+        """Raises the error that has stopped the host. Does nothing if no error has stopped it."""
         if self.failure is not None:
             raise self.failure
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the statistics of the job host, and `waiting`: the number of jobs and callers that wait for a place."""
+        """Returns the figures of the job host (`JobHost.statistics`), and as "waiting" the number of jobs that wait
+        because `max_jobs` others run.
+        """
         return {**self._host.statistics(), "waiting": self._admission.waiting}
 
     # -- jobs begin ---------------------------------------------------------------------------------------------------
@@ -186,8 +191,8 @@ class KernelHost:
         return await self._begun(handle, inputs, request if request.idempotency_key else None)
 
     async def take_over(self, agent: KernelAgent, entries: Sequence[Entry]) -> ExecutionHandle:
-        """Begins a new job that continues after `entries`, which are from the history of another job (`fork_history`).
-        Returns the handle of the new job.
+        """Begins a new job with entries that were copied from the history of another job (`jobs.fork_history`). The new
+        job continues after these entries. Returns its handle.
         """
         job_id = entries[0].job
         handle = self.handles[job_id] = self._new(job_id, agent, b"")
@@ -196,8 +201,12 @@ class KernelHost:
     async def _begun(
         self, handle: ExecutionHandle, inputs: Mapping[str, Any], named: ExecutionRequest | None = None
     ) -> ExecutionHandle:
-        """Begins a job, and returns its handle when its BEGIN is durable. If the journal already has a job with the id
-        of this one, returns the handle of that job. `inputs` are the arguments of `JobHost.begin`.
+        """Begins the job of `handle`, and returns the handle when the BEGIN entry of the job is durable. First waits
+        until fewer than `max_jobs` jobs run. `inputs` are keyword arguments for `JobHost.begin`.
+
+        `named` is the request if it has an idempotency key, otherwise None. If the journal already has a job for that
+        key, no job is begun, and the handle of the old job is returned. Raises IdempotencyConflict if the old job had
+        another request.
         """
         job_id = handle.job_id
         try:
@@ -223,8 +232,9 @@ class KernelHost:
         return handle
 
     async def _before(self, handle: ExecutionHandle, request: ExecutionRequest) -> ExecutionHandle | None:
-        """Looks in the journal for a job with the id of `handle`, open or ended. Returns the handle of that job, or
-        None if the journal does not have it. Raises IdempotencyConflict if that job had another request.
+        """Looks in the journal for an older job with the id of `handle`, open or ended. If there is one, returns
+        `handle`, which is now the handle of that job; an open job continues. Returns None if the journal has no such
+        job. Raises IdempotencyConflict if that job had another request.
         """
         job_id = handle.job_id
         job = self.open.pop(job_id, None)
@@ -246,12 +256,12 @@ class KernelHost:
         return handle
 
     async def caught_up(self) -> None:
-        """Waits until the events of all entries so far are published."""
+        """Waits until the events of all entries that the journal has now are published."""
         await self._host.log.wait_caught_up()
 
     async def settle_from_journal(self, handle: ExecutionHandle) -> None:
-        """Gives the handle of an ended job its outcome, which is read from the journal. Raises UserError if the journal
-        no longer has the END of the job.
+        """Reads the outcome of an ended job from the journal, and sets it in the handle of the job. Raises UserError if
+        the journal no longer has the END entry of the job.
         """
         await self.journal.flush()
         for _, entry in reversed(await call_journal(whole_entries, self.journal, handle.job_id)):
@@ -265,8 +275,8 @@ class KernelHost:
         )
 
     async def tell_again(self) -> None:
-        """Publishes once more the events of the last jobs that ended before this start of the kernel, because a crash
-        may have lost these events. Later calls do nothing.
+        """Publishes the events of the last jobs that ended before this host was started once more, because these events
+        may have been lost in a crash. Only the first call does this.
         """
         ends, self._positions = self._positions, {}
         start = {partition: max(0, end - _RETOLD_ENTRIES) for partition, end in ends.items()}
@@ -281,7 +291,9 @@ class KernelHost:
                 self._host.log.publish_again(entries)
 
     def resume(self) -> list[ExecutionHandle]:
-        """Lets all jobs continue that were open at the start, in the order in which they began. Returns their handles."""
+        """Continues all jobs in `open`, which are those that were open when this host was started. Returns their
+        handles, in the order in which the jobs began. A job waits first if `max_jobs` jobs run.
+        """
         jobs, handles = list(self.open.values()), []
         self.open.clear()
         for job in jobs:
@@ -299,7 +311,7 @@ class KernelHost:
     # -- places -------------------------------------------------------------------------------------------------------
 
     async def _place(self, job_id: str) -> None:
-        """Waits until the job has a place, so that it may run."""
+        """Waits until fewer than `max_jobs` jobs run, and counts this job as running."""
         free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._callers.add(free)
         try:
@@ -318,7 +330,9 @@ class KernelHost:
         self._admission.go_on()
 
     def _show(self) -> None:
-        """Called when more entries are durable. Starts a task in which the stores show the new entries."""
+        """Starts a task in which the stores of the program copy the new entries of the journal. If the task runs
+        already, it makes one more pass. The listener calls this when entries have become durable.
+        """
         self._news = True
         # not a task of the host, which would cancel it when it closes
         if self._showing is None or self._showing.done():
@@ -399,8 +413,8 @@ class KernelHost:
         self._broke(f"job {job_id}", error)
 
     def _trim(self) -> None:
-        """Counts one more ended job. From time to time it also trims the journal. The histories of the last `keep_jobs`
-        ended jobs are kept.
+        """Counts one ended job. After every tenth part of `keep_jobs` ended jobs, removes old entries from the journal.
+        The histories of the last `keep_jobs` ended jobs remain.
         """
         self._ended += 1
         if self._ended % max(1, self._keep_jobs // _TRIMS):
@@ -415,8 +429,8 @@ class KernelHost:
 
 
 class _Seat(msgspec.Struct, eq=False):
-    """A job that runs or waits for a place, in the form that `JobAdmission` needs. `go` is a function that lets the job
-    run.
+    """An entry in the queue of a JobAdmission, for a job of a kernel. `go` is a function that lets the job begin or
+    continue. `place` is the state of the job in the admission.
     """
 
     go: Callable[[], object]
@@ -424,8 +438,8 @@ class _Seat(msgspec.Struct, eq=False):
 
 
 def _let_in(caller: "asyncio.Future[None]") -> None:
-    """Lets a waiting caller of `execute` continue, because its job has a place. If the caller was cancelled meanwhile,
-    it gives the place back itself.
+    """Lets a caller of `execute` continue, whose job may now run. Does nothing if that caller was cancelled meanwhile;
+    its own code then removes the job from the admission.
     """
     if not caller.done():
         caller.set_result(None)
@@ -437,17 +451,21 @@ class _KernelEvents(JobEvents):
     ) -> None:
         """Makes the listener that publishes the events of a kernel's jobs.
 
-        - `given`: for each job that has asked no model yet, an asyncio.Event that is set when the caller of `execute`
-          has the job's handle.
-        - `durable`: a function that is called when more entries are durable, or None.
+        - `events`: the bus.
+        - `given`: by job id, an asyncio.Event for each job that has not called a model yet. It is set when the caller
+          of `execute` has got the handle of the job.
+        - `durable`: a function that is called each time after entries have become durable, or None.
         """
         super().__init__(events.publish, events.wants)
         self._given, self._durable = given, durable
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """Returns True if somebody listens for the parts of the model answers of this job. Before the job asks its
-        first model, it first waits until the caller of `execute` has the handle, and gives that caller a few turns of
-        the event loop in which it can begin to listen.
+        """Returns True if a subscriber wants the streamed parts of this job's model answers. The job host calls this
+        before each request to a model.
+
+        Before the first request of a job, this method waits until the caller of `execute` has the handle of the job,
+        and then for 20 turns of the event loop. In this time the caller can begin to iterate over
+        `ExecutionHandle.events`.
         """
         given = self._given.get(job_id)
         if given is not None:

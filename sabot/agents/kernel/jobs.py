@@ -38,16 +38,16 @@ _NO_STATE = MemoryBackend()  # the empty state that contexts of jobs show; nothi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionRequest:
-    """A request for one run of an agent.
+    """A request to run an agent of a kernel as one job.
 
-    - `prompt`: a text, a ChatMessage, or several of them. For an agent that is a function it is anything that msgpack
-      can encode, and the function gets it as `ctx.message`.
+    - `prompt`: a text, a ChatMessage, or a list of ChatMessages. For an agent that is a function, it is any value that
+      msgpack can encode, and the function reads it as `ctx.message`.
     - `scope_id`, `principal_id`: the tenant and the actor.
-    - `session_id`, `run_id`, `metadata`, `versions`: recorded with the job.
-    - `policy_ref`: the policy that the kernel must have. It is recorded with the job.
-    - `budgets`: limits the usage of this job together with the jobs that it begins.
-    - `idempotency_key`: requests with the same key in one scope are one job, however often they are sent.
-    - `agent`: the name of the agent, if the kernel has several.
+    - `session_id`, `run_id`, `metadata`, `versions`: are recorded with the job.
+    - `policy_ref`: the policy that the kernel must have; otherwise `execute` raises UserError. None accepts any policy.
+    - `budgets`: the limits for the job together with the jobs that it begins.
+    - `idempotency_key`: if the scope already has a job with the same key, no second job is begun.
+    - `agent`: the name of the agent; "" means the first agent of the kernel.
     """
 
     prompt: Any
@@ -72,18 +72,20 @@ class ExecutionRequest:
         checked_fields(self.metadata, "metadata")
 
     def context(self, job_id: str = "") -> ExecutionContext:
-        """Returns the context of the request's job: on whose behalf the job runs, and within which limits."""
+        """Returns the context of the job for this request: the tenant, the actor, the limits and the other fields of
+        the request.
+        """
         shared = {name: getattr(self, name) for name in ExecutionContext.__dataclass_fields__ if name != "job_id"}
         return ExecutionContext(**shared, job_id=job_id)
 
     @property
     def behalf(self) -> Behalf:
-        """The tenant and the actor for whom the request's job runs."""
+        """The tenant and the actor for whom the job of this request runs."""
         return Behalf(self.scope_id, self.principal_id)
 
     @property
     def content(self) -> dict[str, Any]:
-        """The fields that must be equal in two requests with the same idempotency key."""
+        """The fields, by name, that must be equal in two requests with the same idempotency key."""
         left_out = ("run_id", "versions", "idempotency_key")
         said = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
         return {**said, "budgets": self.budgets.content}
@@ -93,13 +95,14 @@ class ExecutionRequest:
 class ExecutionResult:
     """The result of a job.
 
-    - `content`: the last answer of the Agent as a text; for a function, its result as a text.
-    - `output`: the answer converted to the output type of the Agent; for a function, its result.
-    - `usage`, `cost` (US dollars), `turns`, `tool_calls`, `finish_reason`: the fields of the AgentResult. They count
-      the requests of the Agent itself, and not those that its tools send to models. For a function they have their
-      defaults.
+    - `content`: the last answer of the Agent as a text. For a function, its result as a text.
+    - `output`: the answer converted to the output type of the Agent, or None if it has no output type. For a function,
+      its result.
+    - `usage`, `cost` (US dollars), `turns`, `tool_calls`: the sums over the Agent's own requests to models. Requests
+      that its tools make are not included. For a function, they have their default values.
+    - `finish_reason`: the reason for which the last answer of the model ended.
 
-    The ledger of the kernel counts everything; with `budgets=[]` it only records.
+    The ledger of the kernel (`RuntimeKernel(budgets=…)`) also includes the requests of tools and functions.
     """
 
     job_id: str
@@ -120,7 +123,7 @@ _DEFAULTS = {
 
 
 class _Ended(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The result of an agent, in the form in which the END of its job stores it."""
+    """The result of an Agent in the form that the END entry of its job stores."""
 
     content: str
     usage: Usage = Usage()
@@ -131,8 +134,8 @@ class _Ended(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def encode_request(request: ExecutionRequest) -> bytes:
-    """Encodes a request for BEGIN. Fields with their default value are left out. Raises UserError for a value that
-    cannot be encoded.
+    """Encodes a request for the BEGIN entry of its job. Fields that have their default value are left out. Raises
+    UserError for a value that cannot be encoded.
     """
     prompt = [request.prompt] if isinstance(request.prompt, ChatMessage) else request.prompt
     said = {name: value for name in _DEFAULTS if (value := getattr(request, name)) != _DEFAULTS[name]}
@@ -148,44 +151,57 @@ def _request(job: JobRun) -> ExecutionRequest:
 
 
 class JobWatch(Protocol):
-    """The kernel as its agents see it. They report what happens to their jobs, and the kernel decides when jobs run.
-    All methods are called on the event loop of the kernel.
+    """The interface by which the agents of a kernel report to the kernel what happens to their jobs. All methods are
+    called on the event loop of the kernel.
     """
 
     def began(self, job_id: str) -> None:
-        """Called when the BEGIN of a job is appended to the journal, or was found in it."""
+        """Reports that the BEGIN entry of a job is in the journal, so that tasks that wait for this can continue."""
 
     def rests(self, job_id: str) -> None:
-        """Called when a job is parked. Its place, the right to run, is then free for another job."""
+        """Reports that a job was parked: it was removed from memory until something for which it waits comes. Another
+        job may now run in its place.
+        """
 
     def wakes(self, job_id: str) -> None:
-        """Called when a parked job can continue because an answer, a signal or a timer has come. The job needs a place,
-        the right to run.
+        """Reports that a parked job can continue, because an answer, a signal or a timer has come. The kernel lets it
+        continue when fewer than `max_jobs` jobs run.
         """
 
     def child(self, agent: "KernelAgent", job_id: str, request: ExecutionRequest, behalf: Behalf) -> None:
-        """Called when a job asks for a child job. The child begins as soon as it has a place. `behalf` has the scope,
-        principal and labels that the child takes from the job.
+        """Requests that a child job begins, for which a job has asked by `ctx.child`. The kernel begins it when fewer
+        than `max_jobs` jobs run.
+
+        - `agent`: the agent that the child runs.
+        - `job_id`: the id of the child.
+        - `request`: the request with which the child begins.
+        - `behalf`: the tenant, the actor and the labels, which the child has in common with its parent.
         """
 
     def says(self, job_id: str, said: bytes | BaseException) -> None:
-        """Called when the function of a job has ended. `said` is the returned value, encoded as in END, or the error
-        that the function has raised.
+        """Reports how the function of a job has ended, before the END entry of the job is written. `said` is the
+        encoded return value, or the error that the function has raised.
         """
 
     def over(self, job_id: str, outcome: str) -> None:
-        """Called when the END of a job is appended to the journal."""
+        """Reports that the END entry of a job is in the journal, with this outcome. The kernel then sets the outcome of
+        the job's handle.
+        """
 
     def is_blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """Called when a job cannot continue, because the code of today asks for other effects than the job's journal has."""
+        """Reports that a job cannot continue, because the present code of the agent asks for other effects than the
+        journal has. The result of the job's handle is then `error`.
+        """
 
     def asked_to_exit(self, job_id: str, error: BaseException) -> None:
-        """Called when the function of a job raises SystemExit or KeyboardInterrupt, which are meant to end the process."""
+        """Reports that the function of a job has raised SystemExit or KeyboardInterrupt. The kernel then stops with
+        this error.
+        """
 
 
 class KernelAgent:
-    """The owner of the jobs of one agent in a kernel (`jobs.owner.JobOwner`). The agent is an Agent, or a function that
-    takes a DurableContext.
+    """The object in a kernel that is responsible for the jobs of one agent (the `JobOwner` of the job host). The agent
+    is an Agent, or a function that takes a DurableContext.
     """
 
     leaves_at_once = sleep_counts = True
@@ -198,9 +214,12 @@ class KernelAgent:
         clock: Clock,
         version: str,
     ) -> None:
-        """Makes the owner. The host of the jobs sets `watch` later.
+        """Makes the object for one agent. Before jobs run, the host of the jobs sets the attribute `watch`.
 
-        - `engine`: the engine that asks the models, in place of the Agent's own engine. None uses the Agent's own.
+        - `kernel`: the name of the kernel, with which the agent's id begins.
+        - `engine`: the engine through which models are called, in place of the Agent's own engine. None means the
+          Agent's own.
+        - `clock`: the clock of the kernel.
         - `version`: the version of the code. With "" it is a digest of the code.
         """
         if not isinstance(agent, Agent) and not callable(agent):
@@ -225,7 +244,7 @@ class KernelAgent:
         return self.coroutine(job)
 
     def coroutine(self, job: JobRun) -> Coroutine[Any, Any, Any]:
-        """Returns the coroutine of the agent for this job. It has not been started."""
+        """Returns the coroutine that runs the agent for this job. The caller starts it."""
         request, begin = self._asked(job), job.history.begin
         row = Row(None, None, begin.at_ms, -1, -1, (), "", request.prompt, begin.key)
         ctx = durable_context(job, row, _NO_STATE, self.agent_id, "", self._clock)
@@ -247,9 +266,9 @@ class KernelAgent:
         return await self.agent.run(said, effects=ctx.llm(self._engine))
 
     def time_left(self, job: JobRun) -> tuple[float, str] | None:
-        """Returns the seconds that the job may still run under its limit `max_runtime_seconds`, and the limit in words.
-        Returns None if the job has no such limit. The time that the job has run is taken from its entries, so the time
-        before a restart counts.
+        """Returns the number of seconds that the job may still run under its limit `max_runtime_seconds`, and the limit
+        in words. Returns None if the job has no such limit, or if the function was already told that its time is over.
+        Time before a restart counts, because the running time is computed from the entries of the job.
         """
         most = self._asked(job).budgets.max_runtime_seconds
         told = any(isinstance(each, EffectResult) and not each.ordinal for each in job.history.deliveries)
@@ -266,8 +285,8 @@ class KernelAgent:
         return body
 
     def packed(self, job: JobRun, value: Any) -> bytes:
-        """Encodes the value that the agent or function has returned, for the END of the job. Raises UserError for a
-        value that cannot be encoded.
+        """Encodes the value that the agent or function has returned, for the END entry of the job. Raises UserError for
+        a value that cannot be encoded.
         """
         return pack(_ended(value) if isinstance(value, AgentResult) else value, f"the result of job {job.job_id}")
 
@@ -305,13 +324,15 @@ class KernelAgent:
         self.watch.over(job_id, outcome)
 
     def had_ended(self, job: OpenJob) -> None:
-        """Does nothing. In an app this records the ended job for the next checkpoint; a kernel has no checkpoints."""
+        """Does nothing, because a kernel has no checkpoints of an app in which an ended job would have
+        to be recorded.
+        """
 
     # -- results of jobs ----------------------------------------------------------------------------------------------
 
     def result(self, job_id: str, body: bytes) -> ExecutionResult:
-        """Returns the result that is stored in the END of a job. Raises Mismatch if it does not fit the agent's present
-        output type.
+        """Decodes the result in the END entry of a job. Raises Mismatch if it does not fit the present output type of
+        the agent.
         """
         value = unpack(body)
         if not isinstance(self.agent, Agent):

@@ -48,13 +48,15 @@ from sabot.runtime.host import interpreter
 
 
 class RuntimeKernel:
-    """A kernel: it runs agents as jobs over a journal. `kernel = RuntimeKernel.create(agent=agent, journal="jobs")`.
+    """A kernel: it runs agents as durable jobs, whose steps are recorded in a journal. For example, `kernel =
+    RuntimeKernel.create(agent=agent, journal="jobs")`.
 
     A kernel belongs to one event loop. It opens its journal when it is first used, or with `async with`. Until the
-    kernel is closed, no other process can open that journal. Jobs that are already open in the journal wait for
-    `resume`.
+    kernel is closed, no other process can open that journal. Jobs that are already open in the journal continue only
+    after `resume` is called.
 
-    `jobs` and `actions` work in any process that can reach the journal, even if no kernel has it open.
+    `kernel.jobs` (an AppJobs) and `kernel.actions` (an ActionManager) read and change the jobs and their questions.
+    They also work while another process has the journal open, or no process.
     """
 
     def __init__(
@@ -78,31 +80,33 @@ class RuntimeKernel:
         version: str = "",
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """Makes a kernel. Raises UserError.
+        """Makes a kernel. Raises UserError if an argument is not valid.
 
-        - `engine`: the engine that asks the models for all agents, in place of their own engines. None leaves each
-          Agent its own.
+        - `engine`: the engine through which all agents call models, in place of their own engines. With None, each
+          Agent uses its own.
         - `agent`: an Agent, a function that takes a DurableContext, or a list of these. If there are several, a request
           names one of them, and `ctx.child` can begin jobs of each.
-        - `journal`: the place of the journal: a folder (SQLite), a postgresql:// or kafka:// address, or a Journal,
-          which the kernel does not close. With None it is the journal of `job_store` or `action_store` if they have
-          one; otherwise the journal is in memory.
+        - `journal`: the folder of the journal (SQLite), a postgresql:// or kafka:// address, or a Journal, which the
+          kernel does not close. With None it is the journal of `job_store` or `action_store` if they have one;
+          otherwise the journal is in memory.
         - `policy`: decides which effects jobs may make. None allows all.
-        - `budgets`: limits the usage of scopes: a list of Budgets, or a Ledger, which the kernel does not close. []
-          records usage and limits nothing. None does not even record usage, unless there is a `ledger_writer`.
-        - `ledger_writer`: stores the recorded usage. By default it is stored beside the journal, if the journal is a
-          folder.
+        - `budgets`: the budgets that limit the usage of scopes: a list of Budgets, or a Ledger, which the kernel does
+          not close. [] means that usage is recorded, but not limited. None means that usage is not recorded, unless
+          there is a `ledger_writer`.
+        - `ledger_writer`: stores the recorded usage. By default the usage is stored in the folder of the journal, if
+          that is a folder.
         - `job_store`, `action_store`: stores that also show the jobs and actions of this kernel.
-        - `name`: the name of the kernel. The ids of its agents begin with it, so a later kernel of the same name finds
-          its jobs in the journal.
-        - `event_bus`: the bus to which the kernel publishes events. None makes a new bus.
-        - `max_jobs`: the most jobs that run at once.
-        - `children`: limits the jobs that one job may begin.
-        - `keep_jobs`: the number of the last ended jobs whose histories the journal keeps.
+        - `name`: the name of the kernel. The ids of its agents begin with it, so a later kernel with the same name
+          finds its jobs in the journal.
+        - `event_bus`: the bus to which the kernel publishes events. With None the kernel makes one.
+        - `max_jobs`: the most jobs that run at the same time. Parked jobs do not count.
+        - `children`: the limits for the jobs that one job may begin.
+        - `keep_jobs`: the number of ended jobs whose histories the journal keeps. The last ones are kept.
         - `dedupe`: the time for which the journal keeps the ids of ended jobs, and the histories of failed jobs.
-        - `stop_grace`: the time that calls under way have to finish when the kernel is closed.
+        - `stop_grace`: the time that calls of tools and models have to finish when the kernel is closed.
         - `version`: the version of the code. With "" it is a digest of the code.
-        - `clock`: the clock of the kernel.
+        - `clock`: the clock of the kernel. A Journal that is passed as `journal` has its own clock, which is then used
+          instead.
         """
         self.name = checked_name(name, "RuntimeKernel: name")
         for word, given, kind, hint in (
@@ -159,7 +163,7 @@ class RuntimeKernel:
 
     @classmethod
     def create(cls, *, agent: Any, engine: ExecutionEngine | None = None, **options: Any) -> "RuntimeKernel":
-        """Makes a kernel. The `options` are the other arguments of `RuntimeKernel(…)`."""
+        """Makes a kernel. `options` are the other keyword arguments of `RuntimeKernel(…)`."""
         return cls(engine, agent, **options)
 
     # -- start and stop -----------------------------------------------------------------------------------------------
@@ -172,8 +176,8 @@ class RuntimeKernel:
         await self.close()
 
     async def start(self) -> None:
-        """Opens the journal. Raises AppLocked if another process has the journal open, and UserError if the journal has
-        open jobs of agents that this kernel does not have. Idempotent.
+        """Opens the journal. Repeated calls do nothing. Raises AppLocked if another process has the journal open, and
+        UserError if the journal has open jobs of agents that this kernel does not have.
         """
         await self._started()
 
@@ -217,7 +221,9 @@ class RuntimeKernel:
         return host
 
     async def _guards(self) -> list[EffectGuard]:
-        """Returns the guards in the order in which they decide: the policy, the limits of jobs, the ledger."""
+        """Returns the objects that decide on each call of a job, in this order: the policy, the limits of jobs, and the
+        ledger with its budgets.
+        """
         guards = [*([] if self.policy is None else [self.policy]), JobLimits()]
         if self._budgets is None:
             return guards
@@ -236,10 +242,12 @@ class RuntimeKernel:
         return self.ledger
 
     async def accounts(self) -> Ledger | None:
-        """Returns the ledger of this kernel for reading, or None if the kernel has no budgets.
+        """Returns the ledger of this kernel, from which a program can read the recorded usage. Returns None if usage is
+        not recorded (`budgets` and `ledger_writer` are None).
 
-        The ledger can be read while another process has the journal open. If its rows are stored nowhere else, they are
-        read from the journal. If this kernel was never started, the caller closes the ledger.
+        This also works while another process has the journal open. If the rows of the ledger are stored nowhere else,
+        they are read from the journal. The kernel closes a ledger that it has made itself. If this kernel is never
+        started, the caller has to close the ledger.
         """
         if self._budgets is None:
             return None
@@ -250,9 +258,10 @@ class RuntimeKernel:
         return ledger
 
     async def close(self) -> None:
-        """Stops the kernel. Calls under way have the time `stop_grace` to finish. Open jobs stay in the journal, and
-        their handles raise UserError. They continue when a later kernel over this journal calls `resume`. The engine
-        stays open. If a failure has stopped the kernel before, raises that failure. Idempotent.
+        """Stops the kernel. Calls of tools and models have the time `stop_grace` to finish. Open jobs remain in the
+        journal, and their handles raise UserError. They continue when a later kernel over this journal calls `resume`.
+        The engine is not closed. If an error has stopped the kernel before, raises that error. Repeated calls do
+        nothing.
         """
         async with self._opening:
             was_closed, self._closed = self._closed, True
@@ -274,12 +283,12 @@ class RuntimeKernel:
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     async def execute(self, request: ExecutionRequest) -> ExecutionHandle:
-        """Begins a job, and returns its handle when the job is durable. First waits until one of the `max_jobs` places
-        for running jobs is free.
+        """Begins a job, and returns its handle when the beginning of the job is durable. First waits until fewer than
+        `max_jobs` jobs run.
 
-        If the scope already has a job with the same idempotency key, running or ended, begins nothing and returns the
-        handle of that job. Raises IdempotencyConflict if that job had another request, UserError for a wrong request,
-        and JournalFailed.
+        If the scope already has a job with the same idempotency key, running or ended, no job is begun, and the handle
+        of that job is returned. Raises IdempotencyConflict if that job had another request, UserError if the request is
+        not valid, and JournalFailed if the journal cannot be written.
         """
         check("execute: request", request, Of(ExecutionRequest, "ExecutionRequest(prompt=…)"))
         self._check_policy(request.policy_ref)
@@ -288,8 +297,8 @@ class RuntimeKernel:
         return await host.execute(agent, _job_id(agent, request), request)
 
     def _agent(self, name: str) -> KernelAgent:
-        """Returns the agent of this name. Returns the first agent for "". Raises UserError if there is no agent of this
-        name.
+        """Returns the agent with this name, or the first agent if the name is "". Raises UserError if there is no agent
+        with this name.
         """
         found = self._agents.get(name) if name else next(iter(self._agents.values()))
         if found is None:
@@ -297,7 +306,7 @@ class RuntimeKernel:
         return found
 
     def _check_policy(self, asked: PolicyRef | None) -> None:
-        """Raises UserError if a request names a policy, and that is not the policy of this kernel."""
+        """Raises UserError if `asked` is not None and this kernel has another policy or another version of it."""
         name = "" if self.policy is None else self.policy.name
         if asked is None or (
             name and asked.name == name and asked.version in ("", getattr(self.policy, "version", ""))
@@ -314,10 +323,12 @@ class RuntimeKernel:
         )
 
     async def take_over(self, taken: Sequence[Entry]) -> ExecutionHandle:
-        """Begins a new job that continues after the entries `taken`, and returns its handle. `fork_history` makes these
-        entries from the history of another job (see `StateManager.restore`). First waits for a place, as `execute`
-        does. Raises NonDeterminism, and begins nothing, if the code of today asks for other effects than these entries
-        have.
+        """Begins a new job with the entries `taken`, which were copied from the history of another job (see
+        `StateManager.restore`), and returns its handle. The new job continues after these entries. First waits until
+        fewer than `max_jobs` jobs run.
+
+        Raises NonDeterminism, and begins nothing, if the present code of the agent asks for other effects than these
+        entries have.
         """
         begin = taken[0] if isinstance(taken, Sequence) and taken else None
         if not isinstance(begin, Begin):
@@ -336,19 +347,20 @@ class RuntimeKernel:
         return await host.take_over(agent, taken)
 
     async def resume(self) -> list[ExecutionHandle]:
-        """Lets all jobs continue that were open when the journal was opened. Returns their handles, in the order in
+        """Continues all jobs that were open when the kernel opened the journal. Returns their handles, in the order in
         which the jobs began. A second call returns [].
 
-        Effects with a result are not made again. For an effect in doubt it is decided whether it is made again. The
-        events of these jobs, and of the last jobs that had ended, are published again with the ids that they had.
+        An effect that has a recorded result is not made again. If nobody knows whether an effect was made before the
+        kernel stopped, its effect class decides what happens: it is made again, looked up, or a person is asked. The
+        events of these jobs, and of the jobs that ended last, are published again with the same event ids.
         """
         host = await self._started()
         await host.tell_again()
         return host.resume()
 
     async def handle(self, job_id: str) -> ExecutionHandle:
-        """Returns the handle of a job of this journal that runs or has ended. Raises UserError if there is no such job,
-        if the job is open but was not resumed, or if the journal no longer has its END.
+        """Returns the handle of a job of this kernel that runs or has ended. Raises UserError if there is no such job,
+        if the job is open but `resume` was not called, or if the journal no longer has the END entry of the job.
         """
         checked_word(job_id, "handle: job_id")
         host = await self._started()
@@ -366,8 +378,8 @@ class RuntimeKernel:
         return handle
 
     async def record(self, job_id: str) -> Recording:
-        """Returns a recording of a job, which can be saved and replayed. Raises UserError if the journal does not have
-        the job.
+        """Returns a recording of a job, which a program can save to a file or replay. Raises UserError if the journal
+        does not have the job.
         """
         checked_word(job_id, "record: job_id")
         host = await self._started()
@@ -375,16 +387,16 @@ class RuntimeKernel:
         return await call_journal(record_job, host.journal, job_id)
 
     def code(self, agent: str = "") -> JobCode:
-        """Returns the code of an agent, for `ReplayPlayer.replay(mode="verify", code=…)`. `agent` is the name of the
-        agent; "" takes the first one. Raises UserError if there is no agent of that name.
+        """Returns the code of an agent, as `ReplayPlayer.replay(mode="verify", code=…)` needs it. `agent` is the name
+        of the agent; "" means the first one. Raises UserError if there is no agent with that name.
         """
         checked_word(agent, "code: agent")
         found = self._agent(agent)
         return JobCode(found.coroutine, found.packed, found.continued)
 
     async def recorded_events(self, job_id: str) -> list[RuntimeEvent]:
-        """Returns the events of a job, made from its entries in the journal. Before that, it waits until these events
-        are published to the listeners.
+        """Returns the events of a job, made from the entries that the journal has of it. First waits until the
+        subscribers of the event bus have been sent these events.
         """
         checked_word(job_id, "recorded_events: job_id")
         await (await self._started()).caught_up()
@@ -396,26 +408,31 @@ class RuntimeKernel:
         return [entry for _, entry in await call_journal(whole_entries, host.journal, job_id)]
 
     async def post(self, letter: Letter) -> None:
-        """Writes a letter to the inbox of the journal. Raises LetterRefused if the letter cannot be applied."""
+        """Writes a letter into the inbox of the journal. A letter is a request to change a job: an answer, a withdrawn
+        question, a signal or a cancel. Raises LetterRefused if the letter cannot be applied, for example because the
+        job has ended.
+        """
         check("post: letter", letter, Of(Letter))
         await run_in_thread(self._store.post, letter)
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the figures of this kernel, or {} before the start.
+        """Returns the figures of this kernel, or {} before the journal is opened.
 
-        - `running`, `parked`, `waiting`: the numbers of jobs that run, are parked, and wait for a place.
+        - `running`, `parked`, `waiting`: the numbers of jobs that run, that are parked, and that wait because
+          `max_jobs` others run.
         - `blocked`: the reasons why jobs are blocked, by job id.
-        - `begun`, `ended`, `effects`, `doubts`: the numbers since the start of jobs that began, of jobs that ended, of
-          effects, and of effects in doubt.
-
-        It also has the calls in flight, and the state of the journal.
+        - `begun`, `ended`: the numbers of jobs that have begun and that have ended since the journal was opened.
+        - `effects`, `doubts`: the numbers of effects since then, and of effects about which a person was asked whether
+          they were made.
+        - `in_flight`, `tools`: the number of calls that are being made, and the figures of each tool.
+        - `journal`: the figures of the journal.
         """
         return {} if self._host is None else self._host.statistics()
 
 
 class _KernelStore(AppJobStore):
-    """The store of jobs and actions in the journal of a kernel. `journal` is set while a kernel in this process has it
-    open.
+    """The store through which `kernel.jobs` and `kernel.actions` read the journal of a kernel. `journal` is the open
+    journal while a kernel in this process has it open, otherwise None.
     """
 
     def __init__(self, place: "str | Path | Journal | MemoryStorage", name: str, clock: Clock) -> None:
@@ -424,8 +441,8 @@ class _KernelStore(AppJobStore):
         super().__init__(lambda: found, clock, lambda: self.journal)
 
     async def own_writes(self) -> None:
-        """Waits until all changes that handles have reported can be read from the journal. It is needed because a
-        handle reports an END as soon as it is appended, but a reader sees it only when it is durable.
+        """Waits until readers of the journal can see every change that a handle has already reported. A handle reports
+        the end of its job as soon as the END entry is written, but readers see only entries that are durable.
         """
         if self.journal is not None:
             with suppress(JournalFailed):  # the kernel raises it; what is durable can be read all the same
@@ -436,8 +453,9 @@ class _KernelStore(AppJobStore):
 
 
 def _stores_of(job_store: Any, action_store: Any) -> list[LentStore]:
-    """Returns the stores on which `job_store` and `action_store` are based, each once. Raises UserError for a store
-    that cannot show the jobs of a kernel.
+    """Returns the stores that can show the jobs of a kernel: `job_store` and `action_store`, or for a cache the store
+    behind it. A store that is given twice is returned once. Raises UserError for a store that cannot show the jobs of a
+    kernel.
     """
     found: list[LentStore] = []
     for name, store in (("job_store", job_store), ("action_store", action_store)):
@@ -454,8 +472,9 @@ def _stores_of(job_store: Any, action_store: Any) -> list[LentStore]:
 
 
 def _job_id(agent: KernelAgent, request: ExecutionRequest) -> str:
-    """Returns the job id for a request. Requests with the same idempotency key and scope have the same id, so the
-    journal finds the job as long as it remembers ended jobs. A request without a key gets a new id.
+    """Returns the job id for a request. Two requests to an agent with the same scope and the same idempotency key have
+    the same job id. So a repeated request is recognized, as long as the journal keeps the job. A request without a key
+    gets a random id.
     """
     if not request.idempotency_key:
         return f"{agent.agent_id}/{uuid.uuid4().hex}"
