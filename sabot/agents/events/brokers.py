@@ -39,8 +39,9 @@ class KafkaConfig:
     """The settings of a KafkaEventAdapter.
 
     - `bootstrap_servers`: "host:port", or an address with kafka:// or memory://.
-    - `topic_prefix`: the text before ".job" and the other categories in the names of the topics.
-    - `kafka`: further settings of the Kafka client.
+    - `topic_prefix`: the beginning of the topic names. The events of a category, such as "job", are sent to the topic
+      "PREFIX.job".
+    - `kafka`: other settings of the Kafka client, by name.
     """
 
     bootstrap_servers: str
@@ -52,8 +53,9 @@ class KafkaConfig:
 class RedisStreamsConfig:
     """The settings of a RedisStreamsAdapter.
 
-    - `stream_prefix`: the text before ":job" and the other categories in the names of the streams.
-    - `max_len`: about how many entries a stream keeps.
+    - `stream_prefix`: the beginning of the stream names. The events of a category, such as "job", are sent to the
+      stream "PREFIX:job".
+    - `max_len`: the approximate number of entries that Redis keeps in a stream. Older entries are removed.
     """
 
     stream_prefix: str
@@ -64,8 +66,11 @@ class RedisStreamsConfig:
 
 
 class _Adapter(ABC):
-    """An adapter from a bus to a broker. `sent` and `lost` are numbers of events. `last_error` is the error of the last
-    event that was lost.
+    """An adapter that sends the events of a bus to a broker.
+
+    - `sent`: the number of events that were sent.
+    - `lost`: the number of events that the adapter has given up.
+    - `last_error`: the error of the last lost event, or None.
     """
 
     def __init__(
@@ -93,8 +98,8 @@ class _Adapter(ABC):
         self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begins to send events. If no server answers, this is logged, and the events wait. Raises UserError if the
-        adapter was started before.
+        """Subscribes to the bus, and begins to send events. If no server answers, logs a warning, and the events wait
+        in the adapter. Raises UserError if the adapter was started before.
         """
         if self._subscription is not None:
             raise UserError(f"{type(self).__name__} has been started", hint="await adapter.stop() first")
@@ -109,8 +114,8 @@ class _Adapter(ABC):
             _log.warning("%s: events wait, and are lost after %g s each: %s", name, patience_s, error)
 
     async def stop(self) -> None:
-        """Stops the adapter: sends the events that the bus has handed to it, and closes the connection. Repeated calls
-        do nothing.
+        """Stops the adapter: sends the events that it has already received from the bus, and closes the connection. An
+        event that cannot be sent within the time `patience` is lost. Repeated calls do nothing.
         """
         subscription, self._subscription = self._subscription, None
         if subscription is None:
@@ -139,8 +144,8 @@ class _Adapter(ABC):
             self._sending = asyncio.create_task(self._deliver(), name=f"events to {type(self).__name__}")
 
     async def _deliver(self) -> None:
-        """Sends all waiting events together, then those that came meanwhile, until none waits. So the events stay in
-        order.
+        """Sends all waiting events as one batch, then all events that have arrived meanwhile, and so on until no event
+        waits. So the events keep their order.
         """
         try:
             while self._waiting:
@@ -173,8 +178,8 @@ class _Adapter(ABC):
                 await asyncio.sleep(wait_s)
 
     async def _outcomes(self, events: Sequence[tuple[RuntimeEvent, bytes]]) -> list[SabotError | None]:
-        """Sends events. Returns for each event its error, or None if it was sent. If `_send` raises an error for all of
-        them, sends each event alone.
+        """Sends events, each given with its JSON. Returns a list with the error of each event, or None for an event
+        that was sent. If `_send` raises an error for the whole batch, sends each event by a call of its own.
         """
         try:
             return await self._send(events)
@@ -191,20 +196,25 @@ class _Adapter(ABC):
 
     @abstractmethod
     async def _send(self, events: Sequence[tuple[RuntimeEvent, bytes]]) -> list[SabotError | None]:
-        """Sends events, and returns when the server has them. Returns for each event its error, or None if it was sent.
-        If this raises an error, none of the events counts as sent.
+        """Sends events, each given with its JSON, and returns when the server has stored them. Returns a list with the
+        error of each event, or None for an event that was sent. If this method raises an error, the caller treats all
+        events as not sent.
         """
 
     @abstractmethod
     async def _reach(self) -> None:
-        """Checks that the server answers. Raises TransientError if it does not, and UserError if it refuses."""
+        """Checks whether the server answers. Raises TransientError if it does not answer, and UserError if it refuses
+        the connection.
+        """
 
     @abstractmethod
     async def _close(self) -> None:
         """Closes the connection."""
 
     def statistics(self) -> dict[str, int]:
-        """Returns the numbers of events that were `sent` or `lost`, that are `waiting`, and that the bus has `dropped`."""
+        """Returns four numbers of events: `sent`, `lost` (given up after errors), `waiting` (in the adapter), and
+        `dropped` (left out because the adapter's queue on the bus was full).
+        """
         dropped = 0 if self._subscription is None else self._subscription.dropped
         return {"sent": self.sent, "lost": self.lost, "waiting": len(self._waiting), "dropped": dropped}
 
@@ -218,9 +228,11 @@ class KafkaEventAdapter(_Adapter):
         """Makes an adapter; `start` begins to send. `how` has these options:
 
         - `event_types`: the types of events that are sent; by default all.
-        - `slow`: "hold" makes publishers wait if the server is slow, "drop" drops events.
-        - `at_once`: the most events that wait in the adapter.
-        - `patience`: the time for which the adapter tries to send an event.
+        - `slow`: "hold" (the default) makes publishers wait while the server is too slow; "drop" drops events instead.
+        - `at_once`: the most events that wait in the adapter itself, besides the queue of its subscription; by default
+          500.
+        - `patience`: the time for which the adapter tries to send an event, by default 2 minutes. After that the event
+          is lost.
         """
         super().__init__(event_bus, **how)
         check("KafkaEventAdapter: config", config, Of(KafkaConfig))
@@ -233,12 +245,14 @@ class KafkaEventAdapter(_Adapter):
         self._known: set[str] = set()  # the topics that this sender has used
 
     def topic(self, event_type: RuntimeEventType) -> str:
-        """Returns the name of the topic to which events of this type are sent."""
+        """Returns the name of the topic to which events of this type are sent: the prefix, ".", and the category of the
+        type.
+        """
         return f"{self.config.topic_prefix}.{event_type.category}"
 
     async def start(self) -> None:
-        """Begins to send events. Missing topics are created if the broker allows it. Raises UserError if the adapter
-        was started before.
+        """Opens a Kafka client, and begins to send events. Missing topics are created if the broker allows it. Raises
+        UserError if the adapter was started before.
         """
         self._open, self._known = self._sender(), set()
         await super().start()
@@ -277,8 +291,8 @@ def _error(said: object) -> SabotError | None:
 
 
 def _ours(error: Exception) -> SabotError:
-    """Returns an error of the Kafka client as a SabotError. An error that the client's documentation does not mention
-    becomes a TransientError.
+    """Returns an error of the Kafka client as a SabotError. An error of any other class becomes a TransientError with
+    its class name and message, so the event is sent again.
     """
     return error if isinstance(error, SabotError) else TransientError(f"{type(error).__name__}: {message_of(error)}")
 
@@ -287,8 +301,8 @@ class RedisStreamsAdapter(_Adapter):
     """An adapter that sends events as entries of Redis Streams, with the fields `id` and `event` (JSON)."""
 
     def __init__(self, client: Any, event_bus: EventBus, config: RedisStreamsConfig, **how: Any) -> None:
-        """Makes an adapter. `client` is a `redis.asyncio.Redis`, which the caller closes, or the address of a server.
-        `how` has the same options as for KafkaEventAdapter.
+        """Makes an adapter; `start` begins to send. `client` is a `redis.asyncio.Redis`, which the caller closes, or
+        the address of a server. `how` has the same options as for KafkaEventAdapter.
         """
         super().__init__(event_bus, **how)
         check("RedisStreamsAdapter: config", config, Of(RedisStreamsConfig))
@@ -303,7 +317,9 @@ class RedisStreamsAdapter(_Adapter):
         return {**super().statistics(), "unreadable": self.unreadable}
 
     def stream(self, event_type: RuntimeEventType) -> str:
-        """Returns the name of the stream to which events of this type are sent."""
+        """Returns the name of the stream to which events of this type are sent: the prefix, ":", and the category of
+        the type.
+        """
         return f"{self.config.stream_prefix}:{event_type.category}"
 
     async def _send(self, events: Sequence[tuple[RuntimeEvent, bytes]]) -> list[SabotError | None]:
@@ -326,11 +342,11 @@ class RedisStreamsAdapter(_Adapter):
         await self._server.close()
 
     async def read_events(self, stream: str, *, after: str = "0", follow: bool = False) -> AsyncIterator[RuntimeEvent]:
-        """Yields the events of a stream, the oldest first, beginning after the entry with the id `after`. With `follow`
-        it then waits for new events, without end.
+        """Yields the events of a stream, the oldest first, beginning after the entry with the id `after`. With
+        `follow=False` it ends after the last entry. With `follow=True` it never ends, but waits for new entries.
 
-        An entry that is not an event is skipped and counted in `unreadable`. The id of the first such entry is logged.
-        Raises TransientError if the server does not answer, and UserError if it refuses.
+        An entry that is not an event is skipped and counted in the attribute `unreadable`. The id of the first such
+        entry is logged. Raises TransientError if the server does not answer, and UserError if it refuses the request.
         """
         checked_word(stream, "read_events: stream", empty=False)
         checked_word(after, "read_events: after", empty=False)

@@ -72,9 +72,11 @@ class RuntimeEvent(msgspec.Struct, frozen=True):
     """An event: something that has happened in a job.
 
     - `type`: a `RuntimeEventType`, or its text ("job.started"), which is converted.
+    - `job_id`: the id of the job.
+    - `data`: a dict. Its fields depend on the type of the event.
     - `event_id`: the id of the event, which stays the same if the event is published again. By default it is random.
-    - `at`: the time in seconds since 1970.
-    - `data`: the values that belong to the type.
+    - `at`: the time of the event in seconds since 1970.
+    - `scope_id`, `principal_id`: the tenant and the actor for whom the job runs.
 
     Raises UserError for an unknown type, and for a field with a value of a wrong type, because such an event could not
     be sent to a broker.
@@ -109,7 +111,9 @@ Slow: TypeAlias = Literal["drop", "hold"]
 
 
 class EventBus(Protocol):
-    """A bus: events are published to it, and it hands them to its subscribers."""
+    """A bus for events of jobs: programs publish events to it, and it passes each event to the handlers that have
+    subscribed to events of its type and job.
+    """
 
     async def subscribe(
         self,
@@ -120,33 +124,35 @@ class EventBus(Protocol):
         slow: Slow = "drop",
         capacity: int = CAPACITY_EVENTS,
     ) -> "Subscription":
-        """Subscribes a handler. From now on it gets each event, in the order in which the events are published. Returns
-        the subscription. Raises UserError for wrong arguments.
+        """Subscribes a handler, and returns the subscription. The handler gets each event that is published after this
+        call, in the order in which the events are published. Raises UserError for wrong arguments.
 
         - `event_types`: only events of these types are delivered; None delivers all.
-        - `job_id`: only events of this job are delivered; None delivers all.
+        - `job_id`: only events of this job are delivered; None delivers the events of all jobs.
         - `slow`: decides what happens when the queue is full: "drop" leaves events out, "hold" makes `publish` wait.
-        - `capacity`: the most events that the queue of the handler has.
+        - `capacity`: the most events that wait in the queue of this handler.
         """
 
     async def publish(self, event: RuntimeEvent) -> None:
-        """Puts the event into the queues of its subscribers. Waits while a subscriber with `slow="hold"` has a full
-        queue.
+        """Puts the event into the queue of each subscriber that wants events of its type and job. First waits while any
+        subscriber with `slow="hold"` has a full queue.
         """
 
     def wants(self, event_type: RuntimeEventType, job_id: str) -> bool:
-        """Returns True if a subscriber gets events of this type and job. If not, the caller need not make such an event."""
+        """Returns True if a subscriber wants events of this type and job. If it returns False, a publisher need not
+        make such an event.
+        """
 
 
 class Subscription:
-    """One subscriber of a bus. If it has a handler, the handler is called for each event. If it has none, the program
-    iterates over the subscription.
+    """The subscription of one subscriber to a bus. If it has a handler, the handler is called for each event. If it has
+    none, the program iterates over the subscription.
 
-    - `delivered`: the number of events that the handler was called for, or that the program has got by iterating.
+    - `delivered`: the number of events for which the handler was called, or which the iteration has returned.
     - `dropped`: the number of events that were left out because the queue was full. The first one is logged.
     - `errors`: the number of errors that the handler has raised. The first one is logged.
-    - `last_error`: the last of these errors.
-    - `queue`: the events that wait.
+    - `last_error`: the last error that the handler has raised, or None.
+    - `queue`: the events that are not delivered yet.
     """
 
     __slots__ = (
@@ -176,7 +182,9 @@ class Subscription:
         slow: Slow,
         capacity: int,
     ) -> None:
-        """Makes a subscription; the arguments are those of `EventBus.subscribe`."""
+        """Makes a subscription to `bus`. The other arguments are those of `EventBus.subscribe`; with `handler=None` the
+        program iterates over the subscription.
+        """
         check("slow", slow, OneOf(get_args(Slow)))
         if not is_whole(capacity, 1):
             raise UserError(f"capacity={short_repr(capacity)}", hint="a whole number of events, at least 1")
@@ -202,12 +210,12 @@ class Subscription:
         return getattr(self._handler, "__qualname__", None) or short_repr(self._handler)
 
     def wants(self, event_type: str) -> bool:
-        """Returns True if the subscriber gets events of this type."""
+        """Returns True if the subscriber has subscribed to events of this type."""
         return self.event_types is None or event_type in self.event_types
 
     def take(self, event: RuntimeEvent) -> None:
-        """Puts an event from the bus into the queue. If the queue is full, `slow="drop"` drops the event, and
-        `slow="hold"` makes the next `publish` wait.
+        """Puts an event from the bus into the queue. If the queue is full, `slow="drop"` drops the event and counts it.
+        `slow="hold"` puts it into the queue nevertheless, and makes the next `publish` wait.
         """
         queue = self.queue
         if len(queue) >= self.capacity:
@@ -279,10 +287,11 @@ class Subscription:
         return event
 
     async def flush(self, *, timeout: Duration | None = FLUSH_SECONDS) -> None:
-        """Waits until the handler has handled all events in the queue. `timeout=None` waits without a limit.
+        """Waits until the handler has handled all events in the queue. Returns at once if the subscription has no
+        handler.
 
-        If the handler has not done so in time, raises TransientError with the name of the handler. The handler is not
-        cancelled.
+        If that takes longer than `timeout`, raises TransientError with the name of the handler; the handler continues.
+        `timeout=None` waits without a limit.
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
         pump = self._pump
@@ -296,13 +305,16 @@ class Subscription:
             )
 
     async def unsubscribe(self) -> None:
-        """Ends the subscription. No further event is delivered, and the events in the queue are left out. A handler
-        that is running is cancelled, unless it has called this method itself. Idempotent.
+        """Ends the subscription. No more events are delivered, and the events in the queue are discarded. If the
+        handler is running, it is cancelled, except when the handler itself has called this method. Repeated calls do
+        nothing.
         """
         self.close()
 
     def close(self) -> None:
-        """Ends the subscription as `unsubscribe` does, but without `await`, so that plain code can call it."""
+        """Ends the subscription as `unsubscribe` does. This method is not a coroutine, so a plain function can call it
+        too.
+        """
         if self.closed:
             return
         self.closed = True
@@ -315,7 +327,7 @@ class Subscription:
 
 
 class InMemoryEventBus:
-    """A bus within one event loop."""
+    """An event bus in the memory of one process. All its subscribers and publishers use the same event loop."""
 
     def __init__(self) -> None:
         self.published = 0
@@ -335,7 +347,7 @@ class InMemoryEventBus:
         slow: Slow = "drop",
         capacity: int = CAPACITY_EVENTS,
     ) -> Subscription:
-        """Subscribes a handler, and returns the subscription, as `EventBus.subscribe` describes."""
+        """Subscribes a handler, and returns the subscription. `EventBus.subscribe` describes the arguments."""
         return self.on(handler, event_types, job_id=job_id, slow=slow, capacity=capacity)
 
     def on(
@@ -347,8 +359,8 @@ class InMemoryEventBus:
         slow: Slow = "drop",
         capacity: int = CAPACITY_EVENTS,
     ) -> Subscription:
-        """Subscribes a handler as `subscribe` does, but without `await`, so that it can be called outside of an event
-        loop.
+        """Subscribes a handler, and returns the subscription, as `subscribe` does. This method is not a coroutine, so
+        it can be called before an event loop runs.
         """
         if not callable(handler):
             raise UserError(f"{short_repr(handler)} is no handler of events", hint="a function of the event")
@@ -376,7 +388,9 @@ class InMemoryEventBus:
         return subscription
 
     def leave(self, subscription: Subscription) -> None:
-        """Removes a closed subscription from the bus."""
+        """Removes a subscription from the bus, so that it gets no more events. A subscription calls this when it is
+        closed.
+        """
         if subscription.job_id is None:
             del self._shared[subscription]
             self._routes()
@@ -390,8 +404,8 @@ class InMemoryEventBus:
         self._of_type = {kind: tuple(each for each in self._shared if each.wants(kind)) for kind in RuntimeEventType}
 
     async def publish(self, event: RuntimeEvent) -> None:
-        """Puts the event into the queues of its subscribers. Waits while a subscriber with `slow="hold"` has a full
-        queue.
+        """Puts the event into the queue of each subscriber that wants events of its type and job. First waits while any
+        subscriber with `slow="hold"` has a full queue.
         """
         check("publish: event", event, Of(RuntimeEvent))
         while self._full:
@@ -414,18 +428,21 @@ class InMemoryEventBus:
             await asyncio.sleep(0)
 
     def wants(self, event_type: RuntimeEventType, job_id: str) -> bool:
-        """Returns True if a subscriber gets events of this type and job."""
+        """Returns True if a subscriber has subscribed to events of this type and job."""
         if self._of_type.get(event_type):
             return True
         return any(each.wants(event_type) for each in self._of_job.get(job_id, ()))
 
     def holds(self, subscription: Subscription) -> None:
-        """Called when the queue of a subscription with `slow="hold"` is full. `publish` waits from now on."""
+        """Makes each `publish` wait until `drained` is called for this subscription. A subscription with `slow="hold"`
+        calls this when its queue is full.
+        """
         self._full.add(subscription)
 
     def drained(self, subscription: Subscription) -> None:
-        """Called when the queue of this subscription is at most half full again, or the subscription has ended.
-        `publish` continues, unless it waits for another subscription too.
+        """Ends the wait that `holds` began for this subscription. Calls of `publish` continue when no other
+        subscription makes them wait. A subscription calls this when its queue is at most half full again, or when it
+        has ended.
         """
         self._full.discard(subscription)
         if not self._full:
@@ -437,8 +454,8 @@ class InMemoryEventBus:
     async def flush(self, *, timeout: Duration | None = FLUSH_SECONDS) -> None:
         """Waits until the handlers have handled all events that were published before this call.
 
-        `timeout` is the limit for all handlers together; None waits without a limit. Raises TransientError with the
-        names of the handlers that have not done so in time.
+        `timeout` is the limit for all handlers together; None waits without a limit. When it is over, raises
+        TransientError with the names of the handlers that have not finished.
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
         until, failed = None if timeout_s is None else SYSTEM_CLOCK.monotonic() + timeout_s, []

@@ -33,8 +33,11 @@ _ENDS = {"succeeded": _TYPE.JOB_COMPLETED, "cancelled": _TYPE.JOB_CANCELLED}
 
 
 class JobEvents:
-    """A listener of a job host (`jobs.log.Listener`) that publishes events. `publish` and `wants` are the methods of an
-    `EventBus`.
+    """A listener that gets the journal entries of running jobs from their job host (`jobs.log.Listener`), and publishes
+    them as events.
+
+    - `publish`: the function to which the events are passed, such as `EventBus.publish`.
+    - `wants`: a function that returns False if nobody needs events of a type and job, such as `EventBus.wants`.
     """
 
     def __init__(
@@ -44,12 +47,14 @@ class JobEvents:
         self._view = JobView()  # the view of the jobs that have not ended
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """Returns True if a subscriber listens for the parts of answers of this job."""
+        """Returns True if a subscriber wants the streamed parts of this job's model answers. If not, the job host does
+        not publish them.
+        """
         return self._wants(_TYPE.MODEL_TOKEN, job_id) or self._wants(_TYPE.MODEL_REASONING, job_id)
 
     async def publish(self, notice: Notice) -> None:
-        """Publishes the events of a notice. The notice is an entry of the journal, a part of a model's answer, or the
-        message that a job is blocked.
+        """Publishes the events that follow from a notice of the job host. A notice is an entry of the journal, a
+        streamed part of a model's answer, or the message that a job is blocked.
         """
         if isinstance(notice, Fragment | Blocked):
             job = self._view.states.get(notice.job, JobState(notice.job))
@@ -192,7 +197,9 @@ class JobEvents:
 
 
 async def events_of(entries: Iterable[Entry]) -> list[RuntimeEvent]:
-    """Returns the events that are made from these entries."""
+    """Returns the events that a job host would publish for these journal entries, without the streamed parts of
+    answers.
+    """
     found: list[RuntimeEvent] = []
 
     async def keep(event: RuntimeEvent) -> None:
@@ -205,7 +212,9 @@ async def events_of(entries: Iterable[Entry]) -> list[RuntimeEvent]:
 
 
 def _calls(effects: Iterable[EffectView]) -> list[Intent]:
-    """Returns the intents (INTENT entries) of those effects that are calls."""
+    """Returns the INTENT entries of the effects that are calls of tools or models, and not questions, timers or the
+    like.
+    """
     return [effect.intent for effect in effects if effect.intent.kind == "call"]
 
 
@@ -214,15 +223,17 @@ def _asks_model(intent: Intent) -> bool:
 
 
 def _said(entry: Any) -> Any:
-    """Returns the value in the body of an entry. Returns None if the entry has no body, or if the body is so long that
-    it is stored elsewhere.
+    """Returns the decoded body of an entry. Returns None if the entry has no body, or if the body is so long that it is
+    stored outside of the entry.
     """
     body = body_of(entry)
     return None if body is None or isinstance(body, StoredBody) else value_of(entry, body)
 
 
 def _decided(intent: Intent) -> dict[str, Any]:
-    """Returns the decision of rules and budgets on a call, in the form of event data. Returns {} if nothing had to decide."""
+    """Returns the decision that a policy or budget made on a call, as a dict with the key "policy". Returns {} if the
+    call needed no decision.
+    """
     verdict = decode_verdict(intent.note)
     if verdict is None:
         return {}
@@ -236,8 +247,8 @@ def _decided(intent: Intent) -> dict[str, Any]:
 
 
 def _input(value: Any) -> Any:
-    """Returns the text that a job is about: the prompt of a request, or the message of a record. If the input has
-    neither, returns the whole input.
+    """Returns the input of a job as JSON types, for an event: the prompt of a request, or the message of a record. An
+    input that has neither is returned as a whole.
     """
     if isinstance(value, dict):
         value = value.get("prompt", value.get("message", value))
@@ -251,8 +262,9 @@ def _error(value: Any) -> dict[str, Any]:
 
 
 def _answer(value: Any) -> dict[str, Any]:
-    """Returns the event data of a model's answer. `value` is the answer; for another call of the class "metered" it is
-    the result.
+    """Returns the data of the event "model.done" for a call that was successful. `value` is the result of the call. For
+    the answer of a model, the data has its content, tool calls, usage and cost. For any other call of the effect class
+    "metered", it has the field "result".
     """
     if not isinstance(value, dict) or "message" not in value:
         return {"result": as_plain(value)}
@@ -275,7 +287,9 @@ def _action(question: Intent) -> dict[str, Any]:
 
 
 def _action_number(question: Intent) -> str:
-    """Returns the number of an action within its job. The stores of actions use it in the id of the action."""
+    """Returns the part of an action's id that distinguishes it from the other actions of its job. It is the ordinal of
+    the effect, and for a question about an effect in doubt also the number of the attempt ("3.1").
+    """
     said = _said(question) if question.name == IN_DOUBT else None
     attempt = said.get("attempt") if isinstance(said, dict) else None
     return f"{question.ordinal}" if attempt is None else f"{question.ordinal}.{attempt}"

@@ -46,13 +46,14 @@ class OTelConfig:
     """The settings of an OpenTelemetryAdapter.
 
     - `tracer_name`: the name of the tracer and the meter.
-    - `service_name`: an attribute of each span. With "" the resource of the provider names the service.
-    - `capture_input`: True adds prompts to the spans.
-    - `capture_output`: True adds answers, results and error messages.
-    - `capture_tool_args`: True adds the arguments of tools.
-    - `record_exceptions`: True adds an event with the class of each error.
-    - `sampling_rate`: the fraction of jobs that are traced, from 0.0 to 1.0. A job is traced together with its
-      children.
+    - `service_name`: the attribute "service.name" of each span. With "" the spans do not have it, and the resource of
+      the tracer provider names the service.
+    - `capture_input`: True adds the inputs of jobs and the data of questions to the spans.
+    - `capture_output`: True adds answers, results and error messages to the spans.
+    - `capture_tool_args`: True adds the arguments of tools to the spans.
+    - `record_exceptions`: True adds an event with the class of the error to each span that has failed.
+    - `sampling_rate`: the fraction of jobs that are traced, from 0.0 to 1.0. A job is traced if and only if its parent
+      is.
     """
 
     tracer_name: str = "agent_runtime"
@@ -71,11 +72,12 @@ class OTelConfig:
 
 @dataclass(slots=True)
 class _Trace:
-    """The data for the spans of a job that has not ended.
+    """The data that is needed for the later spans of a job that has not ended.
 
-    - `began`: the time of its beginning in seconds since 1970.
-    - `asked`: the event of each open question, by the id of the action.
-    - `started`: the event of each running call, by the ordinal of the effect.
+    - `began`: the time at which the job began, in seconds since 1970.
+    - `agent`, `input`: the id of the job's agent, and the input of the job.
+    - `asked`: the event with which each open question was asked, by the id of the action.
+    - `started`: the event with which each running call began, by the ordinal of the effect.
     """
 
     began: float
@@ -86,7 +88,9 @@ class _Trace:
 
 
 class OpenTelemetryAdapter:
-    """An adapter that makes spans and metrics from the events of a bus: `await OpenTelemetryAdapter(bus).start()`."""
+    """An adapter that makes OpenTelemetry spans and metrics from the events of a bus. `await
+    OpenTelemetryAdapter(bus).start()` begins this.
+    """
 
     def __init__(
         self,
@@ -96,8 +100,8 @@ class OpenTelemetryAdapter:
         tracer_provider: Any = None,
         meter_provider: Any = None,
     ) -> None:
-        """Makes an adapter; `start` subscribes it to the bus. The providers are by default those of the process
-        (`trace.set_tracer_provider`). Raises MissingExtra if OpenTelemetry is not installed.
+        """Makes an adapter; `start` subscribes it to the bus. A provider that is None is the one that the process has
+        set globally (`trace.set_tracer_provider`). Raises MissingExtra if OpenTelemetry is not installed.
         """
         try:
             from opentelemetry import context, metrics, trace
@@ -115,8 +119,8 @@ class OpenTelemetryAdapter:
         self._subscription: Subscription | None = None
 
     async def start(self) -> None:
-        """Subscribes to the bus. If the adapter's queue is full, publishers wait, so that no span is missing.
-        Idempotent.
+        """Subscribes the adapter to the bus. While its queue is full, calls of `publish` wait, so that no span is lost.
+        Repeated calls do nothing.
         """
         if self._subscription is not None:
             return
@@ -130,14 +134,18 @@ class OpenTelemetryAdapter:
         self._subscription = await self._bus.subscribe(self.take, _WANTED, slow="hold")
 
     async def stop(self) -> None:
-        """Makes the spans of the waiting events, and unsubscribes. Idempotent."""
+        """Makes the spans for the events that still wait in the queue, and unsubscribes from the bus. Repeated calls do
+        nothing.
+        """
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             await subscription.flush()
             await subscription.unsubscribe()
 
     def take(self, event: RuntimeEvent) -> None:
-        """Handles an event of the bus: notes that an activity has begun, or makes the span of an activity that has ended."""
+        """Handles an event of the bus. If the event begins an activity (a job, a call, a question), keeps it. If it
+        ends an activity, makes the span of that activity.
+        """
         if not self._samples(event.job_id):
             return
         job = self._jobs.get(event.job_id)
@@ -222,8 +230,12 @@ class OpenTelemetryAdapter:
     def _span(
         self, name: str, event: RuntimeEvent, began: float, about: Mapping[str, Any], *, is_job: bool = False
     ) -> None:
-        """Makes a span that ends at the time of `event`. `began` is the start of the span in seconds since 1970.
-        `about` has its attributes.
+        """Makes a span that ends at the time of `event`.
+
+        - `began`: the time at which the span begins, in seconds since 1970.
+        - `about`: the attributes of the span. Attributes with the value "" are left out.
+        - `is_job`: True for the span of a whole job. Its parent is the span of the parent job. The parent of any other
+          span is the span of its job.
         """
         trace, job_id, data = self._trace, event.job_id, event.data
         trace_id, job_span = _number(f"trace {first_of(job_id)}", 16), _number(f"span {job_id}", 8)
@@ -242,8 +254,9 @@ class OpenTelemetryAdapter:
         span.end(_ns(event.at))
 
     def _fails(self, span: Any, data: Mapping[str, Any], at: float) -> None:
-        """Marks a span as failed at the time `at`. The span gets the error message only if `capture_output` is set,
-        because the message may quote a prompt or the arguments of a tool.
+        """Marks a span as failed. `data` has the class of the error ("error") and its message ("message"). The message
+        may quote a prompt or the arguments of a tool, so it is added to the span only if `capture_output` is True. `at`
+        is the time of the error in seconds since 1970.
         """
         span.set_attribute("error.type", data["error"])
         said = str(data.get("message", "")) if self.config.capture_output else ""
@@ -254,27 +267,29 @@ class OpenTelemetryAdapter:
 
 
 class _Ids:
-    """An id generator for the OpenTelemetry SDK. It returns the ids that were chosen with `next`."""
+    """An id generator for the OpenTelemetry SDK. It returns the ids that the last call of `next` has set, instead of
+    random ids.
+    """
 
     def __init__(self) -> None:
         self._trace_id = self._span_id = 0
 
     @contextmanager
     def next(self, trace_id: int, span_id: int) -> Iterator[None]:
-        """Sets the ids of the span that is made within the `with` block."""
+        """Sets the ids that the generator returns for the span that is made in the `with` block."""
         self._trace_id, self._span_id = trace_id, span_id
         yield
 
     def generate_trace_id(self) -> int:
-        """Returns the chosen id of the trace (the SDK's IdGenerator)."""
+        """Returns the trace id that `next` has set. OpenTelemetry calls this for each new span."""
         return self._trace_id
 
     def generate_span_id(self) -> int:
-        """Returns the chosen id of the span (the SDK's IdGenerator)."""
+        """Returns the span id that `next` has set. OpenTelemetry calls this for each new span."""
         return self._span_id
 
     def is_trace_id_random(self) -> bool:
-        """Returns False: the ids are computed from the job."""
+        """Returns False, because the trace ids are computed from the ids of the jobs."""
         return False
 
 
