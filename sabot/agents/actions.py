@@ -35,7 +35,10 @@ __all__ = [
 
 
 class ActionStatus(StrEnum):
-    """The states of an action. PENDING is the first. The others say how the action was closed, and are final."""
+    """The states of an action, which is a question of a job to a person. A new action is PENDING. The other three
+    states are final: RESOLVED (a person answered), EXPIRED (the time for an answer ran out) and CANCELLED (the question
+    was withdrawn, or the job ended first).
+    """
 
     PENDING = "pending"
     RESOLVED = "resolved"
@@ -45,9 +48,10 @@ class ActionStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionSpec:
-    """The specification of a question.
+    """The content of a new action, which is a question of a job to a person.
 
-    - `type`: one of ACTION_TYPES, or "custom".
+    - `job_id`: the id of the job that asks.
+    - `type`: the type of the question, one of the words in `ACTION_TYPES`.
     - `payload`: the data that the person is shown. It must be JSON.
     - `timeout_seconds`: the time in which the question may be answered; None means no limit.
     """
@@ -70,11 +74,16 @@ class ActionSpec:
 
 @dataclass(slots=True, kw_only=True)
 class ActionRecord:
-    """The record of an action. Times are in seconds since 1970. The caller that asked the question in this process has
-    an object of its own, which an ActionManager updates when it sees the answer, and returns again.
+    """The state of an action, which is a question of a job to a person. Times are in seconds since 1970.
 
-    - `resolution`: the answer; {} unless the action was resolved.
-    - `by`: the person who resolved the action, or "" if that is not known.
+    - `resume_token`: the secret with which anybody may answer the question.
+    - `expires_at`: the time until which the question may be answered, or None if there is no limit.
+    - `resolution`: the answer as a JSON object; {} unless the status is RESOLVED.
+    - `resolved_at`: the time at which the action was closed, or None while it is pending.
+    - `by`: the person who answered, or "" if that is not known.
+
+    If the question was asked through an `ActionManager`, this manager keeps the object that it returned to the caller.
+    When the manager later reads the answer from the store, it updates this object.
     """
 
     action_id: str
@@ -91,7 +100,9 @@ class ActionRecord:
 
     @property
     def approves_effect(self) -> bool:
-        """True if the question asks for approval of an effect."""
+        """True if the question of this action is whether a job may make an effect (an approval that a policy has
+        required).
+        """
         return self.type == CONFIRM and self.payload.keys() >= {"effect", "ordinal", "rule"}
 
     def overdue(self, now: float) -> bool:
@@ -108,11 +119,14 @@ def no_action(action_id: str) -> UserError:
 
 
 def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> None:
-    """Checks the answer to a question about an effect. Raises UserError in two cases:
+    """Checks the answer `resolution` to the question `action`. Only questions about an effect are checked. Raises
+    UserError in these cases:
 
-    - The answer does not say whether the effect may be made, or whether it was made. Without this check the job would
-      take such an answer for a refusal or for "abandon".
-    - The answer says that the effect was made, but lacks the rows that the effect returns.
+    - The question asks whether an effect may be made, and the answer has no True or False in the field "approved".
+      Without this check, the job would treat such an answer as a refusal.
+    - The question asks whether an effect was made, and the answer has none of the allowed words in the field "outcome".
+      Without this check, the job would treat such an answer as "abandon".
+    - The answer is that the effect was made, but it lacks the rows that the effect returns.
     """
     if action.approves_effect and not isinstance(resolution.get("approved"), bool):
         raise UserError(
@@ -136,34 +150,41 @@ def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> Non
 
 
 class ActionStore(ABC):
-    """A store of actions, for one event loop. If the store is durable, the changes of a method are durable when it
-    returns.
+    """A store of actions. An action is a question of a job to a person. Only one event loop may use a store object. If
+    the store is durable, each method returns only when its changes are durable.
     """
 
     clock: Clock
 
     @abstractmethod
     async def require(self, spec: ActionSpec) -> ActionRecord:
-        """Makes a pending action with a new token, and returns it. If the store knows the job of the action, the job
-        then has the status `waiting_action`. Raises IllegalTransition if the job may not change to that status.
+        """Stores a new pending action with a new token, and returns the action. If the store has the job of the action,
+        the status of the job becomes `waiting_action`. Raises IllegalTransition if the job may not change to that
+        status.
         """
 
     @abstractmethod
     async def action(self, action_id: str) -> ActionRecord | None:
-        """Returns the action as it is now, or None if no action has this id. An answer that another process has given
-        is included.
+        """Returns the present state of the action with this id, or None if there is no such action. Answers that other
+        processes have given are included.
         """
 
     @abstractmethod
     async def resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
-        """Resolves the action with this token, and returns it. Raises LetterRefused with the reason: "unknown" (no
-        action has the token), "second" (the action was answered before), "expired" or "closed".
+        """Stores the answer `resolution` to the action with this token, and returns the answered action. `by` is the
+        person who answers. Raises LetterRefused with one of these reasons:
+
+        - "unknown": no action has this token.
+        - "second": the action was answered or withdrawn before.
+        - "expired": the time for an answer has run out.
+        - "closed": the action is no longer open, for example because its job has ended.
         """
 
     @abstractmethod
     async def close_action(self, action_id: str, status: ActionStatus) -> ActionRecord:
-        """Closes an action as expired or cancelled, and returns it. If it was answered before that, returns the
-        answered action.
+        """Closes a pending action with the status `status`, which is EXPIRED or CANCELLED, and returns the action. If
+        the action was closed before, for example by an answer, changes nothing and returns it with the status that it
+        has.
         """
 
     @abstractmethod
@@ -174,15 +195,19 @@ class ActionStore(ABC):
 
 
 class SignalChannel(Protocol):
-    """A channel that wakes the callers that wait for an action. It may lose signals, or send too many. So a waiting
-    caller reads the store again after each signal, and also from time to time.
+    """A channel that wakes the callers that wait for an action. It may lose signals, and it may send signals for which
+    there is no reason. So a waiting caller reads the store again after each signal, and also from time to time.
     """
 
     async def notify(self, action_id: str) -> None:
-        """Wakes the callers that wait for this action. Called when the action was closed."""
+        """Wakes the callers that wait for this action, so that they read its state from the store. The caller of
+        `notify` has closed the action before.
+        """
 
     async def wait(self, action_id: str, seconds: float) -> None:
-        """Waits for a signal about this action, for at most `seconds` seconds."""
+        """Waits until somebody calls `notify` for this action, but for at most `seconds` seconds. Returns in both
+        cases.
+        """
 
 
 class LocalSignals:
@@ -197,7 +222,9 @@ class LocalSignals:
             event.set()
 
     async def wait(self, action_id: str, seconds: float) -> None:
-        """Waits for the next `notify` of this action, for at most `seconds` seconds."""
+        """Waits until the next call of `notify` for this action, but for at most `seconds` seconds. Returns in both
+        cases.
+        """
         event = asyncio.Event()
         waiting = self._waiting.setdefault(action_id, set())
         waiting.add(event)
@@ -213,14 +240,15 @@ class LocalSignals:
 
 
 class ActionManager:
-    """A manager of the actions in a store. If the store is over a journal on disk, the actions survive the process, and
-    can be resolved while the process does not run.
+    """A manager of the actions (questions to people) in a store. If the store keeps them in a journal on disk, they
+    survive the process, and can be answered while the process does not run.
 
-    - `signal_channel`: wakes `wait_for_resolution` at once when an action is answered.
-    - `poll`: the time after which `wait_for_resolution` reads the store again. So it also finds an answer that the
-      channel does not report, for example one from another process.
+    - `signal_channel`: wakes `wait_for_resolution` at once when an action is answered. None makes a channel for this
+      event loop only.
+    - `poll`: the time after which `wait_for_resolution` reads the store again. In this way it also finds an answer that
+      the channel does not report, for example one from another process.
 
-    The time of day is that of the store's clock.
+    The manager uses the clock of the store.
     """
 
     def __init__(
@@ -237,8 +265,9 @@ class ActionManager:
         self._asked: dict[str, ActionRecord] = {}  # by id: the handles of actions that are open, as far as is known
 
     def _seen(self, action: ActionRecord) -> ActionRecord:
-        """Updates the ActionRecord that `require_action` has returned for this action, and returns that object. If
-        nobody in this process has asked the question, returns `action`.
+        """Copies the state of `action` into the ActionRecord that `require_action` has returned for the same action
+        earlier, and returns that older object. If no call of `require_action` on this manager has asked the question,
+        returns `action` itself.
         """
         handle = self._asked.get(action.action_id, action)
         for name in ("status", "resolution", "resolved_at", "by"):
@@ -248,13 +277,15 @@ class ActionManager:
         return handle
 
     async def require_action(self, spec: ActionSpec) -> ActionRecord:
-        """Asks a question, and returns its action. If the store knows the job, the job then waits for the answer
-        (`waiting_action`). Raises IllegalTransition if the job does not run.
+        """Asks a person the question `spec`, and returns its action. If the store has the job, the job waits for the
+        answer with the status `waiting_action`. Raises IllegalTransition if the job does not run.
 
-        A tool of an agent may also call this, with the id of the agent's job, if a kernel or an app runs that job. Then
-        the call of the tool ends here, and the job is parked. After the answer the tool is called again from its
-        beginning, and this method returns the closed action. So the tool's code before this line runs twice, and the
-        code after it once. Each call of a tool can ask one question, on the event loop of the job.
+        A tool may also call this during a call that an agent's job makes, with the id of that job. The job must be run
+        by an app or a kernel, and `store` must be the store of that app or kernel. Then the first call of this method
+        does not return: the call of the tool is cancelled, and the job waits for the answer. After the answer, the tool
+        is called again from its beginning, and this method returns the closed action. So the code of the tool before
+        this line runs twice, and the code after it runs once. Each call of a tool can ask one question, and must ask it
+        on the event loop of the job.
         """
         check("require_action: spec", spec, Of(ActionSpec, "ActionSpec(…)"))
         action = await self.store.require(spec)
@@ -263,7 +294,9 @@ class ActionManager:
         return action
 
     async def get(self, action_id: str) -> ActionRecord:
-        """Returns the action as it is now. Raises UserError if no action has this id."""
+        """Returns the present state of the action with this id. Closes the action first if its time has run out. Raises
+        UserError if there is no such action.
+        """
         action = await self.store.action(checked_word(action_id, "action_id"))
         if action is None:
             raise no_action(action_id)
@@ -272,8 +305,13 @@ class ActionManager:
         return self._seen(action)
 
     async def resolve(self, resume_token: str, resolution: Mapping[str, Any], *, by: str = "") -> ActionRecord:
-        """Answers the action with this token, and returns it. Raises LetterRefused with the reason: "unknown" (no
-        action has the token), "second" (the action was answered before), "expired" or "closed".
+        """Stores the answer `resolution` to the action with this token, and returns the answered action. `by` is the
+        person who answers. Raises LetterRefused with one of these reasons:
+
+        - "unknown": no action has this token.
+        - "second": the action was answered or withdrawn before.
+        - "expired": the time for an answer has run out.
+        - "closed": the action is no longer open, for example because its job has ended.
         """
         checked_word(resume_token, "resolve: resume_token")
         check("resolve: resolution", resolution, Of(Mapping, 'an object, as in {"approved": True}'))
@@ -303,8 +341,8 @@ class ActionManager:
         return self._seen(action)
 
     async def wait_for_resolution(self, action_id: str, timeout: Duration | None = None) -> ActionRecord:
-        """Waits until the action is resolved, has expired or was cancelled, and returns it. If that takes longer than
-        `timeout`, raises TimeoutError, and the action stays open. None waits without a limit.
+        """Waits until the action is resolved, expired or cancelled, and returns it. Raises TimeoutError if that takes
+        longer than `timeout`; the action then remains open. `timeout=None` waits without a limit.
         """
         seconds = None if timeout is None else parse_seconds(timeout, name="timeout")
         async with asyncio.timeout(seconds):

@@ -17,7 +17,9 @@ Place: TypeAlias = Literal["", "waiting", "running", "parked", "woken"]
 
 
 class Placed(Protocol):
-    """A job, in the form that `JobAdmission` needs. Only `JobAdmission` changes its `place`."""
+    """The interface of the jobs that `JobAdmission` manages. `place` is the state of the job in the admission:
+    "waiting", "running", "parked", "woken", or "" if the job is not admitted. Only `JobAdmission` changes it.
+    """
 
     place: Place
 
@@ -26,22 +28,24 @@ Job = TypeVar("Job", bound=Placed)
 
 
 class JobAdmission(Generic[Job]):
-    """The admission of jobs, for one event loop: it decides which jobs run and which wait.
+    """The admission of jobs: it decides which jobs run and which jobs wait, so that at most `limit` jobs run at a time.
+    Only one event loop may use it.
 
-    - `limit`: the most jobs that run at a time.
-    - `running`, `waiting`: the numbers of jobs that run and that wait.
-    - `parked`: the number of parked jobs, including those that were woken and do not run yet.
+    - `running`: the number of jobs that run now.
+    - `waiting`: the number of jobs in the queues, which run as soon as fewer than `limit` jobs run.
+    - `parked`: the number of jobs that were taken out of the running ones by `park`, because they wait for something
+      that takes long. A parked job still counts here while it is in a queue to run again.
     """
 
     def __init__(
         self, limit: int, run: Callable[[Job, bool], object], held: Callable[[Job], bool] = lambda job: False
     ) -> None:
-        """Makes the admission.
+        """Makes the admission, with no jobs.
 
         - `limit`: the most jobs that run at a time.
-        - `run`: a function that lets a job run. It is called with the job, and with True if the job was parked.
-        - `held`: a function that returns True if a job has to wait although a place is free. The owner of the jobs
-          calls `go_on` when that has changed.
+        - `run`: a function that starts or continues a job. It gets the job, and True if the job was parked before.
+        - `held`: a function that returns True if the job that is next in a queue must not run yet, although fewer than
+          `limit` jobs run. No job behind it runs either. When `held` would return False, somebody has to call `go_on`.
         """
         self.limit, self.running, self.waiting, self.parked = limit, 0, 0, 0
         self._run, self._held = run, held
@@ -49,9 +53,9 @@ class JobAdmission(Generic[Job]):
         self._beginning: deque[Job] = deque()
 
     def wait(self, job: Job, *, continues: bool = False, first: bool = False) -> None:
-        """Puts a job into the queue of the jobs that continue, or with `continues` False into that of the jobs that
-        begin. The job goes to the end of the queue, or to its front if `first` is True. A later call of `go_on` lets it
-        run.
+        """Appends a job to one of two queues, from which `go_on` later takes the next job to run. Jobs that have begun
+        before (`continues=True`) have a queue of their own, which `go_on` empties first. With `first=True` the job
+        becomes the first in its queue instead of the last.
         """
         job.place = "woken" if job.place == "parked" else "waiting"
         self.waiting += 1
@@ -62,8 +66,8 @@ class JobAdmission(Generic[Job]):
             queue.append(job)
 
     def go_on(self) -> None:
-        """Lets the next jobs run. Stops when `limit` jobs run, when no job waits, or when `held` returns True for the
-        next job.
+        """Runs the next jobs from the queues, one after the other. Stops when `limit` jobs run, when the queues are
+        empty, or when `held` returns True for the next job.
         """
         while self.running < self.limit and (queue := self._continuing or self._beginning):
             job = queue[0]
@@ -80,13 +84,17 @@ class JobAdmission(Generic[Job]):
             self._run(job, was_parked)
 
     def park(self, job: Job) -> None:
-        """Takes the place away from a running job that will wait for long. The job counts as parked."""
+        """Moves a running job to the parked jobs, because it waits for something that takes long. It no longer counts
+        in `running`, so another job can run; the caller calls `go_on` for that.
+        """
         self.leave(job)
         job.place = "parked"
         self.parked += 1
 
     def leave(self, job: Job) -> None:
-        """Takes the place away from a job that has ended or is blocked."""
+        """Removes a job from the admission, because it has ended or is blocked. The job no longer counts in `running`,
+        `waiting` or `parked`. If it was running, another job can run; the caller calls `go_on` for that.
+        """
         self.running -= job.place == "running"
         self.waiting -= job.place in ("waiting", "woken")
         self.parked -= job.place in ("parked", "woken")

@@ -32,10 +32,12 @@ from sabot.journal.opening import open_inbox, open_reader
 
 @dataclass(frozen=True)
 class JournalAddress:
-    """The address of a journal, by which another process can find the journal too.
+    """The address of a journal. Other processes can open the journal by it too.
 
-    - `app`: the id of the app that owns the journal, or "" if `place` already identifies it.
-    - `kafka`: the settings of the Kafka client.
+    - `place`: the folder of the journal, or its postgresql:// or kafka:// address.
+    - `app`: the id of the app or kernel whose journal it is. A database or a Kafka cluster can have journals of several
+      apps.
+    - `kafka`: the settings of the Kafka client; {} for other journals.
     """
 
     place: str
@@ -44,8 +46,8 @@ class JournalAddress:
 
     @contextmanager
     def opened(self) -> Iterator[JournalReader]:
-        """Opens a reader of the journal for a `with` block. Blocks. Raises UserError if there is no journal at this
-        address.
+        """Opens a reader of the journal for a `with` block, and closes it afterwards. Blocks the thread. Raises
+        UserError if there is no journal at this address.
         """
         with closing(open_reader(self.place, app=self.app, kafka=self.kafka)) as reader:
             yield reader
@@ -63,7 +65,10 @@ JournalPlace: TypeAlias = JournalAddress | MemoryStorage | None
 
 
 def place_of_app(app: JournalOwner) -> JournalPlace:
-    """Returns the place of an app's journal. Raises UserError if the app has no place for a journal."""
+    """Returns the place where an app stores its journal: an address, or the memory of this process. Returns None if the
+    journal is in memory and the app has not run yet. Raises UserError if the settings of the app give no place for a
+    journal.
+    """
     place = str(journal_place(app))
     if place == "memory":
         return app.journal_storage
@@ -71,16 +76,21 @@ def place_of_app(app: JournalOwner) -> JournalPlace:
 
 
 class AppJobStore(JobsAndActions):
-    """A store of the jobs and actions in a journal whose jobs an app or a kernel runs."""
+    """The store of the jobs and actions of an app or a kernel. It has no data of its own: it reads them from the
+    journal of the app or kernel, and changes them by letters (requests in the inbox of that journal). This also works
+    if the app runs in another process, or does not run.
+    """
 
     def __init__(
         self, place: Callable[[], JournalPlace], clock: Clock, running: Callable[[], Journal | None] = lambda: None
     ) -> None:
         """Makes a store.
 
-        - `place`: a function that returns the place of the journal.
-        - `running`: a function that returns the open journal while jobs run over it in this process, and otherwise
-          None.
+        - `place`: a function that returns the place of the journal: its address, its storage in the memory of this
+          process, or None if it shall be in memory and its owner has not run yet.
+        - `clock`: the clock for the times of new letters.
+        - `running`: a function that returns the open journal while an app or kernel in this process runs jobs over it,
+          and otherwise None.
         """
         self.clock = clock
         self._place = place
@@ -88,12 +98,14 @@ class AppJobStore(JobsAndActions):
 
     @property
     def running(self) -> Journal | None:
-        """The open journal while jobs run over it in this process; otherwise None."""
+        """The open journal while an app or kernel in this process runs jobs over it; otherwise None."""
         return self._running()
 
     @contextmanager
     def reader(self) -> Iterator[JournalReader]:
-        """Gives a reader of the journal to a `with` block. Blocks. Raises UserError if there is no journal."""
+        """Yields a reader of the journal to a `with` block. Blocks the thread. Raises UserError if
+        there is no journal.
+        """
         running = self.running
         if running is not None:
             yield running
@@ -106,9 +118,12 @@ class AppJobStore(JobsAndActions):
             yield MemoryReader(_made(place))
 
     def address(self) -> JournalAddress | None:
-        """Returns the address by which another process finds the journal. Returns None if only this process should read
-        it, for one of these reasons: the journal is in memory; it is in a topic of which this process already has a
-        copy; the settings of the Kafka client have functions.
+        """Returns the address by which another process can read the journal. Returns None in these cases:
+
+        - The journal is in the memory of this process.
+        - The settings of the Kafka client contain functions, which exist only in this process.
+        - The journal is in Kafka, and this process has it open. Then a read in this process is faster, because the
+          process already has a copy of the topic.
         """
         place = self._place()
         if not isinstance(place, JournalAddress) or not place.works_elsewhere:
@@ -116,8 +131,10 @@ class AppJobStore(JobsAndActions):
         return None if place.place.startswith("kafka://") and self.running is not None else place
 
     def post(self, letter: Letter) -> None:
-        """Puts a letter into the inbox of the journal. Blocks. Raises LetterRefused if the letter cannot be applied,
-        and UserError if there is no journal.
+        """Writes a letter into the inbox of the journal. A letter is a request to change a job: an answer, a withdrawn
+        question, a signal, or a cancel. The process that runs the jobs applies it. Blocks the thread. Raises
+        LetterRefused if the letter can not be applied, for example because the question is closed, and UserError if
+        there is no journal.
         """
         running = self.running
         if running is not None:
@@ -132,12 +149,16 @@ class AppJobStore(JobsAndActions):
             inbox.post(letter)
 
     async def own_writes(self) -> None:
-        """Waits until readers of the journal can see all changes of jobs that this process has reported to callers."""
+        """Waits until a reader of the journal can see every change of a job that this process has already reported to a
+        caller. Does nothing here; a subclass waits if its process reports changes before they are durable.
+        """
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
-        """Raises UserError, because the jobs of an app begin with records, and cannot be made here."""
+        """Raises UserError always: a job of an app begins when a durable agent gets a record, and cannot be made
+        through this store.
+        """
         raise UserError("jobs of an app begin with the records of its durable agents", hint="await app.send(topic, …)")
 
     async def get(self, job_id: str) -> JobRecord | None:
@@ -149,8 +170,9 @@ class AppJobStore(JobsAndActions):
             return self._known(reader, job_id).job(job_id)
 
     async def move(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
-        """Cancels a job by a letter, and returns the job. The job ends when the owner of the journal has taken the
-        letter. Raises IllegalTransition for any other status.
+        """Cancels a job, and returns the job as it was before. `status` must be CANCELLED, and `error` is the reason.
+        The cancel is written into the inbox of the journal. The job ends later, when the process that runs the jobs
+        reads the inbox. Raises IllegalTransition for any other status, and UserError for an unknown job.
         """
         job = await self.get(job_id)
         if job is None:
@@ -178,9 +200,12 @@ class AppJobStore(JobsAndActions):
     # -- actions ------------------------------------------------------------------------------------------------------
 
     async def require(self, spec: ActionSpec) -> ActionRecord:
-        """Asks a question from within a call of a tool. The first time the call of the tool is cancelled. After the
-        answer the tool is called again, and then this method returns the closed action. Raises UserError outside of a
-        call of a tool, because the function of an agent asks by its context.
+        """Asks a person the question `spec` during a call of a tool that the job makes.
+
+        The first time, this method does not return: the call of the tool is cancelled, and the job waits for the
+        answer. After the answer, the tool is called again, and then this method returns the closed action. Raises
+        UserError if the caller is not a tool of the job `spec.job_id`. The function of an agent asks by `ctx.ask`
+        instead.
         """
         check("require: spec", spec, Of(ActionSpec, "ActionSpec(job_id=…)"))
         call, payload = CALL.get(), as_json(spec.payload, "payload")
@@ -241,8 +266,8 @@ class AppJobStore(JobsAndActions):
         return action
 
     def _in_time(self, action: ActionRecord) -> ActionRecord:
-        """Returns the action. If its time has run out, but the owner of the journal has not closed it yet, returns it
-        as expired.
+        """Returns the action, with the status EXPIRED if its time has run out and the process that runs the jobs has
+        not closed it yet.
         """
         if action.overdue(self.clock.time()):
             action.status, action.resolved_at = ActionStatus.EXPIRED, action.expires_at
@@ -251,7 +276,9 @@ class AppJobStore(JobsAndActions):
     # -- the journal --------------------------------------------------------------------------------------------------
 
     def _known(self, reader: JournalReader, job_id: str | None = None) -> JobView:
-        """Returns the view of the journal. Letters that the owner of the journal has not taken yet are applied to it."""
+        """Returns the jobs and actions that the entries of the journal describe: of one job, or of all if `job_id` is
+        None. Answers and withdrawals that are still in the inbox are included as if they were applied already.
+        """
         # letters are read first: if the owner takes one meanwhile, it is seen twice and not missed
         letters = reader.letters()
         known = JobView.of(reader, job_id)
@@ -270,7 +297,9 @@ def _made(storage: MemoryStorage | None) -> MemoryStorage:
 
 
 class AppJobs(JobManager):
-    """The jobs of an app's durable agents (`app.jobs`). A program can use it in any process that can reach the journal."""
+    """The jobs of an app's durable agents (`app.jobs`). A program can use this object in any process that can reach the
+    journal of the app.
+    """
 
     store: AppJobStore
 
@@ -278,7 +307,8 @@ class AppJobs(JobManager):
         super().__init__(store)
 
     async def signal(self, job_id: str, name: str, value: Any = None, *, token: str = "", by: str = "") -> None:
-        """Sends a signal to a job. `ctx.wait(name)` in the job returns its value, whether the job waits now or later.
+        """Sends a signal to a job. The call `ctx.wait(name)` in the job's function returns the value of the signal. The
+        signal is kept if the job does not wait for it yet.
 
         - `value`: the value of the signal. It must be JSON.
         - `token`: identifies the signal. If a signal with the same token is sent again, LetterRefused ("second") is

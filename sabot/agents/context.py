@@ -12,8 +12,9 @@ from sabot.errors import UserError, short_repr
 
 
 def checked_word(value: object, what: str, *, empty: bool = True) -> str:
-    """Returns the value if it is a text that can be stored. Raises UserError for anything else, and with `empty=False`
-    also for "". `what` names the value in messages.
+    """Returns the value if it is a text that a database can store: UTF-8 can encode it, and it has no NUL character.
+    Raises UserError for anything else, and with `empty=False` also for "". `what` is the name of the value in the error
+    message.
     """
     if not isinstance(value, str) or "\0" in value or (not empty and not value):
         raise UserError(f"{what}={short_repr(value)}: a text is wanted{'' if empty else ', which is not empty'}")
@@ -25,8 +26,8 @@ def checked_word(value: object, what: str, *, empty: bool = True) -> str:
 
 
 def checked_fields(value: object, what: str) -> None:
-    """Raises UserError unless the value is a mapping with texts as keys, because any other value could not be read back
-    from the journal. `what` names the value in messages.
+    """Raises UserError unless the value is a mapping whose keys are all texts, because other values could not be read
+    back from the journal. `what` is the name of the value in the error message.
     """
     if not isinstance(value, Mapping) or not all(isinstance(each, str) for each in value):
         raise UserError(f"{what}={short_repr(value)}: fields by their names are wanted", hint=f'{what}={{"name": …}}')
@@ -34,13 +35,14 @@ def checked_fields(value: object, what: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetSpec:
-    """The limits of one job; None means no limit. Usage of exactly a limit is allowed.
+    """The limits of one job; None means no limit. A job may use up to each limit, but not more.
 
-    - `max_cost`: US dollars, stored as a Decimal.
-    - `max_runtime_seconds`: counts the time in which the job runs or sleeps, but not the time in which it waits for an
-      action.
-    - `unpriced`: the decision, if there is a `max_cost`, on a call of a model whose price is not known: "deny" it, or
-      "ask" a person each time.
+    - `max_tokens`, `max_tool_calls`, `max_turns`: the most tokens, calls of tools, and requests to models.
+    - `max_cost`: the most US dollars. It is stored as a Decimal.
+    - `max_runtime_seconds`: the most seconds. Time in which the job runs or sleeps counts; time in which it waits for
+      the answer to an action does not count.
+    - `unpriced`: decides what happens if there is a `max_cost` and the job calls a model with an unknown price. "deny"
+      forbids the call, and "ask" asks a person each time.
 
     Raises UserError for a limit that is negative or not a number.
     """
@@ -54,8 +56,8 @@ class BudgetSpec:
 
     @classmethod
     def of(cls, given: "BudgetSpec | Mapping[str, Any] | None") -> "BudgetSpec":
-        """Returns limits: a BudgetSpec unchanged, or made from a mapping of its fields. None gives no limits. Raises
-        UserError for unknown fields.
+        """Returns the limits that `given` describes. A BudgetSpec is returned unchanged, a mapping must have the fields
+        of a BudgetSpec, and None means no limits. Raises UserError for unknown fields.
         """
         if isinstance(given, BudgetSpec):
             return given
@@ -82,8 +84,9 @@ class BudgetSpec:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The limits as fields, by which two requests with the same idempotency key are compared. Newer fields are left
-        out while they have their default, so that a request which an older version has stored still counts as equal.
+        """The limits by field name, for the comparison of two requests with the same idempotency key. A field that
+        older versions of Sabot did not have is left out while it has its default value. So a request that such a
+        version has stored is still equal.
         """
         newer = () if self.unpriced != "deny" else ("unpriced",)
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in newer}
@@ -91,8 +94,8 @@ class BudgetSpec:
 
 @dataclass(frozen=True, slots=True)
 class PolicyRef:
-    """A reference to the policy under which a job runs: its name (`PolicyEngine(name=…)`), and its version if that
-    matters. A kernel refuses a request that names another policy than the kernel's own.
+    """A reference to the policy under which a job has to run: its name (`PolicyEngine(name=…)`), and its version, or ""
+    if any version is accepted. A kernel with another policy refuses the request.
     """
 
     name: str
@@ -105,7 +108,9 @@ class PolicyRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunVersions:
-    """The versions with which a job was run, which are recorded for later comparison. "" means unknown."""
+    """The versions of the software that a job used: model, prompts, tools, policy, code and runtime. They are only
+    recorded, so that jobs can be compared later. "" means unknown.
+    """
 
     runtime_version: str = ""
     model_version: str = ""
@@ -121,12 +126,15 @@ class RunVersions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionContext:
-    """The context that all operations of a job share.
+    """The context of a job: for whom it runs, and within which limits.
 
     - `scope_id`: the tenant. It must not be empty, or UserError is raised.
-    - `principal_id`: the actor.
+    - `principal_id`: the actor, which is a person or a service.
     - `session_id`: the conversation.
-    - `run_id`: the same for all jobs that belong together.
+    - `run_id`: an id that the caller can give to several jobs in order to mark that they belong together.
+    - `budgets`: the limits of the job.
+    - `policy_ref`: the policy under which the job has to run, or None for any.
+    - `versions`, `metadata`: are recorded with the job.
     """
 
     scope_id: str

@@ -20,13 +20,17 @@ _DIGITS = 12  # the hexadecimal digits of a digest that people see
 
 
 def value_of(entry: Entry, body: bytes) -> Any:
-    """Returns the value in the body of an entry:
+    """Returns the value that the body of an entry contains:
 
-    - for a failure, an EffectError;
-    - for a call, [args, kwargs];
-    - for the BEGIN of an agent's job, a dict with the message and the place of its record;
+    - for a result or an end that is a failure, an EffectError;
+    - for a call, the list [args, kwargs];
+    - for the BEGIN of an agent's job, a dict with "message" (the decoded message) and "record" (the text
+      "topic[partition]@offset" of the record with which the job began). For a job that began with a batch of records,
+      the dict has only "records": the place of the first record, and the number of records;
     - for an empty body, None;
-    - for other entries, the decoded body. Bytes that cannot be decoded are returned unchanged.
+    - for other entries, the decoded body.
+
+    A body that cannot be decoded is returned unchanged, as bytes.
     """
     if not body:
         return None
@@ -63,7 +67,9 @@ def _message(record: JobInput) -> Any:
 
 
 def key_text(key: bytes) -> str:
-    """Returns the key in the BEGIN of a job as a text, or "" if the job's agent has no `key=`."""
+    """Returns the key of a job's record as a text. `key` is the encoded key in the BEGIN entry of the job. Returns ""
+    if it is empty, because the job's agent has no `key=`, or if it cannot be decoded.
+    """
     with suppress(*UNREADABLE):
         found = key_of(key) if key else ""
         return found if isinstance(found, str) else str(found)
@@ -71,7 +77,9 @@ def key_text(key: bytes) -> str:
 
 
 def as_plain(value: Any) -> Any:
-    """Returns the value as JSON types. Secrets become references, and values that JSON cannot represent become texts."""
+    """Returns the value as JSON types. A value that JSON cannot represent becomes a text, an error becomes an object
+    with "type" and "message", and a batch of rows becomes its number of rows and its column names.
+    """
     match value:
         case None | bool() | int() | str():
             return value
@@ -92,8 +100,8 @@ def as_plain(value: Any) -> Any:
 
 
 def readable(value: Any) -> Any:
-    """Returns the value in a form that people can compare: bytes that are not text, such as digests, are replaced by
-    their first hexadecimal digits.
+    """Returns the value in a form that people can compare. Bytes that are not text, such as digests, become their first
+    12 hexadecimal digits. Lists and dicts are converted value by value.
     """
     match value:
         case bytes() if (text := text_or_hex(value)) == value.hex():

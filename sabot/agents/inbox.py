@@ -46,10 +46,12 @@ OF_DOUBTS = ("done", "not-done", "abandon", "look-up")
 
 @dataclass(frozen=True, slots=True)
 class InboxQuestion:
-    """A question to a person.
+    """A question of a job to a person, with the job that asks it.
 
-    - `job`: the job that asks, or None if the journal does not have the beginning of that job.
-    - `answered`: True if the inbox of the journal has an answer that the owner of the journal has not taken yet.
+    - `action`: the question itself.
+    - `job`: the job that asks, or None if the journal does not have the BEGIN entry of that job.
+    - `answered`: True if the inbox of the journal contains an answer that was not applied yet. The process that runs
+      the jobs applies it when it next reads the inbox.
     """
 
     action: ActionRecord
@@ -58,39 +60,44 @@ class InboxQuestion:
 
     @property
     def status(self) -> str:
-        """The state of the question, in words."""
+        """The status of the question as a word: that of the action, or "answered, not taken yet" for an open question
+        whose answer was not applied yet.
+        """
         pending = self.action.status is ActionStatus.PENDING
         return "answered, not taken yet" if pending and self.answered else str(self.action.status)
 
     @property
     def effect(self) -> str:
-        """The name of the effect that the question is about, or "" if it is about no effect."""
+        """The name of the effect if the question is whether an effect may be made, or whether it was made. "" for any
+        other question.
+        """
         asks = self.in_doubt or self.action.approves_effect
         return str(self.action.payload["effect"]) if asks else ""
 
     @property
     def in_doubt(self) -> bool:
-        """True if a person is asked whether an effect was made."""
+        """True if the question is whether an effect was made before a crash or a lost connection."""
         return self.action.type == IN_DOUBT and "effect" in self.action.payload
 
     @property
     def can_look_up(self) -> bool:
-        """True if the tool of an effect in doubt has a function that can find out whether the call was made
-        (`reconcile=`).
+        """True if the question is whether an effect was made, and the tool has a function `reconcile=` that can find
+        this out. Then the answer "look-up" is allowed.
         """
         return self.in_doubt and LOOK_UP in self.action.payload.get("answers", ())
 
     @property
     def key(self) -> str:
-        """The idempotency key of the call that is in doubt. With it a person can look up whether the call was made. ""
-        for other questions.
+        """The idempotency key of the call, if the question is whether that call was made; "" for any other question. A
+        person can search for this key in the called system.
         """
         return EffectId(self.action.job_id, int(self.action.payload["ordinal"])).key if self.in_doubt else ""
 
     @property
     def context(self) -> Any:
-        """The value to show to the person. For a question about an effect it is the arguments of the effect, by their
-        names or numbers. For other questions it is the payload.
+        """The data to show to the person. For a question about an effect, it is the arguments of the effect by name, or
+        by position from "1". If the effect is a request to a model, it is the last message of the request. For any
+        other question it is the payload.
         """
         if not self.effect:
             return dict(self.action.payload)
@@ -104,7 +111,9 @@ class InboxQuestion:
 
 
 def answer_name(answer: Mapping[str, Any]) -> str:
-    """Returns the short name of an answer, or "value" if the answer has no short name."""
+    """Returns the short name of an answer: "approve", "reject", "done", "not-done", "abandon" or "look-up" for the
+    answers in `ANSWERS`, and "value" for any other answer.
+    """
     return next((name for name, given in ANSWERS.items() if given.items() <= answer.items()), "value")
 
 
@@ -114,8 +123,8 @@ def _questions(known: JobView, reader: JournalReader, actions: Collection[Action
 
 
 def read_questions(reader: JournalReader, *, everything: bool = False) -> list[InboxQuestion]:
-    """Returns the open questions of a journal, in the order in which they were asked. With `everything` also returns
-    closed ones. Reads the whole journal, and blocks.
+    """Returns the open questions in a journal, in the order in which they were asked. With `everything=True` it also
+    returns the closed ones. Reads the whole log of the journal, and blocks the thread.
     """
     known = JobView.of(reader)
     found = [each for each in known.actions.values() if everything or each.status is ActionStatus.PENDING]
@@ -123,8 +132,8 @@ def read_questions(reader: JournalReader, *, everything: bool = False) -> list[I
 
 
 def find_question(reader: JournalReader, word: str) -> InboxQuestion:
-    """Returns the question whose id or token is `word`. Reads the whole journal, and blocks. Raises UserError if there
-    is no such question.
+    """Returns the question, open or closed, whose id or token is `word`. Reads the whole log of the journal, and blocks
+    the thread. Raises UserError if there is no such question.
     """
     known = JobView.of(reader)
     action = known.actions.get(word) or known.of_token(word)
@@ -136,9 +145,9 @@ def find_question(reader: JournalReader, word: str) -> InboxQuestion:
 
 
 class OpenQuestions:
-    """A reader of the open questions in a journal that is read again and again. Each call of `read` reads only the new
-    entries. If a trim of the journal has removed entries that were not read, the next call reads the whole log again.
-    The jobs that have not ended are kept in memory. Only one thread may use a reader at a time.
+    """A reader of the open questions in a journal, for a program that reads them again and again. Each call of `read`
+    reads only the entries that are new. It reads the whole log again if entries that it has not read were removed from
+    the journal. It keeps the jobs that have not ended in memory. Only one thread may use it at a time.
     """
 
     def __init__(self) -> None:
@@ -146,7 +155,9 @@ class OpenQuestions:
         self._known: JobView | None = None
 
     def read(self, reader: JournalReader) -> list[InboxQuestion]:
-        """Returns the open questions, the oldest first. Blocks."""
+        """Returns the open questions of the journal, the oldest first. Blocks the thread. `reader` may be another
+        object in each call; if it reads another journal, everything is read again.
+        """
         known = self._known
         # then all is read again, since the missed entries may have ended jobs
         if known is None or reader.identity != self._identity or known.has_missed(reader):
@@ -164,11 +175,11 @@ class OpenQuestions:
 
 @dataclass(slots=True)
 class AnswerCount:
-    """The outcome of an answer that was given to several questions.
+    """The outcome of one answer that was given to several questions.
 
     - `answered`: the number of questions that accepted the answer.
-    - `refused`: a tuple for each question that refused it: the id of the question, the reason, and True if the question
-      can no longer be answered.
+    - `refused`: a tuple for each question that did not accept it: the id of the question, the reason in words, and True
+      if the question was already closed. The last is False if the answer does not fit the question.
     """
 
     answered: int = 0
@@ -176,8 +187,8 @@ class AnswerCount:
 
 
 def check_answer(action: ActionRecord, word: str, answer: Mapping[str, Any]) -> None:
-    """Raises UserError if the answer does not fit the kind of the question. `word` is the short name of the answer, or
-    "" if it has none.
+    """Raises UserError if an answer does not fit the question `action`; for example, "done" fits only a question
+    whether an effect was made. `word` is the short name of the answer (`answer_name`), or "" if it has none.
     """
     check_resolution(action, answer)
     if action.type != IN_DOUBT and word in OF_DOUBTS:
@@ -194,14 +205,16 @@ def answer_questions(
     answer: Mapping[str, Any],
     by: str,
 ) -> AnswerCount:
-    """Gives the same answer to several questions, one after the other, and returns the outcome. Blocks.
+    """Gives the same answer to several questions, one after the other. Returns how many accepted it, and which did not.
+    Blocks the thread.
 
-    - `post`: a function that puts a letter into the inbox of the journal (`Inbox.post`).
-    - `word`: the short name of the answer, or "" if it has none.
+    - `post`: a function that stores the answer as a letter in the inbox of the journal (`Inbox.post`).
+    - `word`: the short name of `answer` (`answer_name`), or "" if it has none.
+    - `answer`: the answer as a JSON object.
     - `by`: the person who answers.
 
     Each answer is durable before the next one is given, and a question accepts only one answer. So if a crash
-    interrupts this call, it can be repeated, and answers the remaining questions.
+    interrupts this call, the same call can be made again, and then answers the remaining questions.
     """
     count = AnswerCount()
     for each in questions:

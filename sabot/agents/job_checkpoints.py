@@ -43,42 +43,47 @@ _OPEN = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.WAITING_ACTION)
 
 
 class JobCheckpointFailed(UserError):
-    """The error for a checkpoint that cannot be made, because the job has ended, is unknown, or already has a
-    checkpoint of this name.
+    """The error if a checkpoint of a job cannot be made, because the job has ended or is unknown, or because it already
+    has a checkpoint with this name.
     """
 
     code = "E2030"
 
 
 class JobCheckpointTooLarge(JobCheckpointFailed):
-    """The error for a checkpoint of a job whose history is longer than allowed."""
+    """The error if a checkpoint of a job cannot be made or used, because the history of the job up to it has more bytes
+    than `max_size=` allows.
+    """
 
     code = "E2031"
 
 
 class RestoreFailed(UserError):
-    """The error for a checkpoint from which no job can continue. The checkpoint is missing or too old, or the code of
-    today asks for other effects, or the old job has made effects after the checkpoint that must not be made again.
+    """The error if no new job can continue from a checkpoint. Possible reasons: the checkpoint is missing or too old;
+    the present code of the agent asks for other effects than the old job; the old job has not ended; or it made effects
+    whose results the checkpoint does not have, and which must not be made a second time.
     """
 
     code = "E2032"
 
 
 class JobCheckpointDamaged(RestoreFailed):
-    """The error for a checkpoint that does not belong to the entries in the journal: its digest differs from theirs."""
+    """The error if a checkpoint cannot be used, because it or the history of its job cannot be read, or because the
+    digest of the history differs from the digest in the checkpoint.
+    """
 
     code = "E2033"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobCheckpoint:
-    """A checkpoint of a job.
+    """A checkpoint of a job: a name for a place in the history of the job, from which a new job can continue.
 
-    - `created_at`: the time in seconds since 1970.
-    - `entries`, `size_bytes`: the number of entries in the job's history up to the checkpoint, and their bytes.
-    - `effects`: the number of effects that the job had asked for.
+    - `created_at`: the time at which it was made, in seconds since 1970.
+    - `entries`, `size_bytes`: the number of journal entries that the job had then, and the number of their bytes.
+    - `effects`: the number of effects and questions that the job had asked for.
     - `by`: the person who made the checkpoint, or "".
-    - `digest`: the digest of the entries.
+    - `digest`: the digest of these entries.
     """
 
     job_id: str
@@ -93,7 +98,10 @@ class JobCheckpoint:
 
 
 class _CheckpointBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of the signal that records a checkpoint of a job in the journal."""
+    """The stored form of a checkpoint of a job. A checkpoint is stored in the journal as a SIGNAL entry of the job, for
+    which the job does not wait, and this is the body of that entry. `at_ms` is the time of the checkpoint in
+    milliseconds since 1970.
+    """
 
     type: CheckpointType
     name: str
@@ -105,7 +113,9 @@ class _CheckpointBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 def _size(entries: Iterable[Entry]) -> tuple[int, str]:
-    """Returns the number of bytes of these entries, and a digest of them."""
+    """Returns the number of bytes of these entries in their encoded form, and the digest of these bytes in hexadecimal
+    digits.
+    """
     found, size = blake2b(digest_size=16), 0
     for entry in entries:
         data = encode_entry(entry)
@@ -130,13 +140,17 @@ def _history(reader: JournalReader, job_id: str) -> list[Entry]:
 def checkpoint_letter(
     reader: JournalReader, job_id: str, name: str, kind: CheckpointType, *, most: int, now_ms: int, by: str = ""
 ) -> Letter:
-    """Returns a letter that makes a checkpoint of an open job when it is put into the inbox of the journal. Blocks.
-    Raises JobCheckpointFailed and JobCheckpointTooLarge.
+    """Returns a letter (a request for the inbox of the journal) that makes a checkpoint of an open job. The checkpoint
+    exists as soon as the caller has put the letter into the inbox. Blocks the thread.
 
-    - `name`: the name of the checkpoint. With "" it is made of `kind` and the number of effects.
+    - `name`: the name of the checkpoint. With "" it is made of `kind` and the number of the job's entries, as in
+      "manual-12".
+    - `kind`: the reason for which the checkpoint is made; it is stored with the checkpoint.
     - `most`: the most bytes that the history of the job may have.
     - `now_ms`: the time of the checkpoint in milliseconds since 1970.
     - `by`: the person who makes the checkpoint.
+
+    Raises JobCheckpointFailed for an unknown job, and JobCheckpointTooLarge.
     """
     if kind not in get_args(CheckpointType):
         raise JobCheckpointFailed(f"type={short_repr(kind)}", hint=f"one of {', '.join(get_args(CheckpointType))}")
@@ -164,7 +178,9 @@ def checkpoint_letter(
 
 
 def refused(job_id: str, name: str, error: LetterRefused) -> JobCheckpointFailed:
-    """Returns the error for a checkpoint that was not made, because the inbox of the journal has refused its letter."""
+    """Returns the error for a checkpoint that could not be made, because the inbox of the journal has refused its
+    letter with `error`.
+    """
     if error.reason == "second":
         return JobCheckpointFailed(f"job {job_id} has a checkpoint {name}", hint="give this one another name")
     if error.reason == "closed":
@@ -173,8 +189,8 @@ def refused(job_id: str, name: str, error: LetterRefused) -> JobCheckpointFailed
 
 
 def checkpoints_of(reader: JournalReader, job_id: str) -> list[JobCheckpoint]:
-    """Returns the checkpoints of a job, the oldest first. Those whose letters the owner of the journal has not taken
-    yet are included. Blocks.
+    """Returns the checkpoints of a job, the oldest first. Checkpoints that are still letters in the inbox of the
+    journal are included. Blocks the thread.
     """
     signals: list[Any] = [each for each in reader.letters() if (each.kind, each.job) == ("signal", job_id)]
     signals = [*(entry for _, entry in whole_entries(reader, job_id) if isinstance(entry, Signal)), *signals]
@@ -196,17 +212,18 @@ def _said(job_id: str, signal: Any) -> JobCheckpoint | None:
 
 
 class _Jobs(Protocol):
-    """The app or kernel whose jobs a `StateManager` manages."""
+    """The interface of an app or a kernel whose jobs a `StateManager` manages."""
 
     jobs: AppJobs
 
 
 class StateManager:
-    """A manager of the checkpoints of a kernel's or an app's jobs: `states = StateManager(kernel)`. It stores nothing
-    itself, so several managers, also in other processes, may work on the same journal.
+    """A manager of the checkpoints of a kernel's or an app's jobs: `states = StateManager(kernel)`. The checkpoints are
+    stored in the journal of the kernel or app, so several managers, also in other processes, can be used at the same
+    time.
 
-    `async with StateManager(kernel)` also makes automatic checkpoints: by default every minute, of each open job that
-    has new entries.
+    `async with StateManager(kernel)` also makes automatic checkpoints: at a fixed interval, by default every minute, it
+    makes one of each open job that has new entries.
     """
 
     def __init__(
@@ -219,14 +236,19 @@ class StateManager:
         hot: HotState | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """Makes a manager. Raises UserError.
+        """Makes a manager.
 
         - `of`: the app or kernel.
         - `auto`: the interval of the automatic checkpoints in an `async with` block; None makes none.
-        - `max_size`: the most bytes that the history of a job may have up to a checkpoint.
-        - `retention`: the age from which on a checkpoint is no longer found.
-        - `hot`: the store of the hot states, for example one in Redis that other processes can read
-          (`HotState("redis://localhost")`). None keeps the hot states in memory.
+        - `max_size`: the most bytes that the history of a job may have up to a checkpoint. A larger checkpoint is not
+          made.
+        - `retention`: the greatest age of a checkpoint. Older ones are not listed, and no job can be restored from
+          them.
+        - `hot`: the store for `manager.hot`, in which a program can save its own values by name. With
+          `HotState("redis://localhost")` other processes can read them. None keeps them in the memory of this process.
+        - `sleep`: the function that waits between automatic checkpoints; tests replace it.
+
+        Raises UserError if `of` is neither an app nor a kernel, or if another argument is not valid.
         """
         if not isinstance(getattr(of, "jobs", None), AppJobs):
             raise UserError(f"StateManager: of={short_repr(of)}", hint="a RuntimeKernel, or an App")
@@ -245,7 +267,7 @@ class StateManager:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Ends the automatic checkpoints. If an error has stopped them before, raises that error."""
+        """Ends the automatic checkpoints. If they had stopped before because of an error, raises that error."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -262,16 +284,25 @@ class StateManager:
     async def create(
         self, job_id: str, name: str = "", *, type: CheckpointType = "manual", by: str = ""
     ) -> JobCheckpoint:
-        """Makes a checkpoint of an open job, with the effects that the job has asked for so far and their results, and
-        returns it. It is durable when this returns. `name` must be new in the job; with "" it is made of `type`. Raises
-        JobCheckpointFailed and JobCheckpointTooLarge.
+        """Makes a checkpoint of an open job, and returns it. The checkpoint contains the effects for which the job has
+        asked so far, and their results. It is durable when this method returns.
+
+        - `name`: the name, which no other checkpoint of the job may have. With "" it is made of `type` and the number
+          of the job's entries, as in "manual-12".
+        - `type`: the reason for which the checkpoint is made; it is stored with the checkpoint.
+        - `by`: the person who makes the checkpoint.
+
+        Raises JobCheckpointFailed if the job is unknown, has ended or has a checkpoint of this name, and
+        JobCheckpointTooLarge.
         """
         checked_word(job_id, "create: job_id")
         await self._flushed()
         return await run_in_thread(self._create, job_id, name, type, by)
 
     async def _flushed(self) -> None:
-        """Waits until readers of the journal can see all entries that this process has written."""
+        """Waits until a reader of the journal can see all entries that this process has written. Returns at once if
+        this process does not have the journal open.
+        """
         if self._store.running is not None:
             await self._store.running.flush()
 
@@ -288,8 +319,9 @@ class StateManager:
         return made
 
     async def create_all(self, type: CheckpointType) -> list[JobCheckpoint]:
-        """Makes a checkpoint of each open job that has new entries since its last one, for example before the app
-        drains. Returns the checkpoints. A job that ends meanwhile gets none.
+        """Makes a checkpoint of each open job of an agent that has new entries since its last checkpoint; for example,
+        before an app stops. Returns the new checkpoints. Jobs of which no checkpoint can be made are skipped, for
+        example because they end meanwhile.
         """
         made = []
         for job in await self._store.find(statuses=_OPEN):
@@ -300,7 +332,9 @@ class StateManager:
         return made
 
     def _is_new(self, job_id: str) -> bool:
-        """Returns True if the job has new entries since its last checkpoint. Entries that make checkpoints do not count."""
+        """Returns True if the job has new entries since its last checkpoint, other than entries that record
+        checkpoints.
+        """
         with self._store.reader() as reader:
             known = [made.entries for made in checkpoints_of(reader, job_id)]
             since = [entry for _, entry in reader.read(job_id)][max(known, default=0) :]
@@ -309,7 +343,7 @@ class StateManager:
     # -- reading checkpoints ------------------------------------------------------------------------------------------
 
     async def checkpoints(self, job_id: str) -> list[JobCheckpoint]:
-        """Returns the checkpoints of a job that are younger than `retention`, the oldest first."""
+        """Returns the checkpoints of a job, the oldest first. Those that are older than `retention` are left out."""
         return await run_in_thread(self._checkpoints, checked_word(job_id, "checkpoints: job_id"))
 
     def _checkpoints(self, job_id: str) -> list[JobCheckpoint]:
@@ -320,9 +354,10 @@ class StateManager:
         return self._store.clock.time() - checkpoint.created_at > self._retention_s
 
     async def export(self, job_id: str, name: str, path: Path | str) -> Recording:
-        """Writes the history of a job up to a checkpoint to a file, and returns it as a recording. The file is
-        compressed if its name ends in .gz. It can be kept longer than the journal keeps the job, and is for `sabot jobs
-        replay` and `fork`. Raises RestoreFailed, and UserError if the file cannot be written.
+        """Writes the history of a job up to the checkpoint `name` to a file, and returns it as a recording. The file is
+        compressed if its name ends in .gz. `sabot jobs replay` and `sabot jobs fork` can use the file, even after the
+        journal has removed the job. Raises RestoreFailed, JobCheckpointDamaged or JobCheckpointTooLarge if the
+        checkpoint cannot be used, and UserError if the file cannot be written.
         """
         checked_word(job_id, "export: job_id")
         return await run_in_thread(self._export, job_id, name, checked_path(path, "export: path"))
@@ -339,17 +374,19 @@ class StateManager:
     async def restore(
         self, job_id: str, name: str = "", *, again: Collection[str] = (), beside: bool = False
     ) -> ExecutionHandle:
-        """Begins a new job of the kernel that continues an old job from a checkpoint, with the code of today. Returns
-        the handle of the new job. The journal keeps both jobs.
+        """Begins a new job of the kernel, which continues an old job from a checkpoint with the present code of the
+        agent. Returns the handle of the new job. The journal keeps both jobs.
 
-        - `job_id`: the old job.
-        - `name`: the name of the checkpoint; "" takes the last one.
-        - `again`: the names of tools and agents whose calls may be made a second time, if the old job made them after
-          the checkpoint. Models, and calls that only read, are always allowed.
-        - `beside`: True allows this although the old job has not ended.
+        - `job_id`: the id of the old job.
+        - `name`: the name of the checkpoint; "" means the last one.
+        - `again`: the names of tools and agents that may be called a second time. If the old job called a tool or agent
+          whose result the checkpoint does not have, the new job may make that call again. This is an error unless the
+          name is in `again`. Models, and tools that only read, need not be named.
+        - `beside`: True allows an old job that has not ended.
 
-        The new job has the results up to the checkpoint, and does not make these effects again. If a question or a
-        timer was open at the checkpoint, it has the time that it had left.
+        The new job gets the recorded results of the effects before the checkpoint, and does not make these effects
+        again. A question or a timer that was open at the checkpoint is open in the new job, with the time that it had
+        left then.
 
         Raises RestoreFailed, JobCheckpointDamaged or JobCheckpointTooLarge; then no job was begun.
         """
@@ -382,8 +419,9 @@ class StateManager:
             return self._find(reader, job_id, name)
 
     def _find(self, reader: JournalReader, job_id: str, name: str) -> "_Found":
-        """Returns a checkpoint of a job, together with the entries of the job. Raises RestoreFailed,
-        JobCheckpointDamaged and JobCheckpointTooLarge.
+        """Returns a checkpoint of a job, together with the entries of the job. `name=""` means the last checkpoint.
+        Raises RestoreFailed if there is no such checkpoint or it is too old, JobCheckpointDamaged, or
+        JobCheckpointTooLarge.
         """
         made = checkpoints_of(reader, job_id)
         entries = _history(reader, job_id)
@@ -413,11 +451,12 @@ class StateManager:
 
 
 class _Found(NamedTuple):
-    """A checkpoint that was found in a journal.
+    """A checkpoint that was found in a journal, with the history of its job.
 
+    - `checkpoint`: the checkpoint.
     - `entries`: all entries of the job.
-    - `part`: those of these entries that are before the checkpoint.
-    - `key`: the key of the journal's digests.
+    - `part`: the history of the job up to the checkpoint.
+    - `key`: the secret key with which the digests in the journal are made.
     """
 
     checkpoint: JobCheckpoint

@@ -35,13 +35,17 @@ _STATE = "state"
 
 @dataclass(frozen=True, slots=True)
 class CheckedJob:
-    """The check of one job.
+    """The result of a check whether an app could continue one of its jobs now. `verdict` is one of these words:
 
-    - `verdict`: "ok"; or "blocked", if the function asks for other effects than the journal has; "held", if the job
-      waits behind a blocked job of its key; "gone", if the program has no durable agent of this name; "fails", if the
-      function raises an error after all recorded results.
-    - `effects`: the number of effects that the job has asked for.
-    - `then`: a description of the next step of the job, or of the problem.
+    - "ok": the job would continue.
+    - "fails": the job would continue, but after all recorded results its function raises an error, or waits for
+      something that can never come.
+    - "blocked": the function asks for other effects than the journal has, so the job would not continue.
+    - "held": the job would wait, because another job with the same key is blocked.
+    - "gone": the program has no durable agent of this name.
+
+    `effects` is the number of effects for which the job has asked. `then` describes the next step of the job, or the
+    problem.
     """
 
     job_id: str
@@ -52,7 +56,7 @@ class CheckedJob:
 
     @property
     def stands(self) -> bool:
-        """True if the job would continue if the app were started now."""
+        """True if the job would continue if the app were started now: the verdict is "ok" or "fails"."""
         return self.verdict in ("ok", "fails")
 
 
@@ -65,15 +69,20 @@ def check_jobs(
     clock: Clock,
     backend: StateBackend | None = None,
 ) -> Iterator[CheckedJob]:
-    """Yields a check of each job that the app would continue if it were started from the checkpoint `manifest`, in the
-    order in which the jobs began. Blocks.
+    """Checks each job that an app would continue if it were started from its checkpoint `manifest`. Runs the jobs over
+    their recorded results in memory, without calling anything. Yields one result for each job, in the order in which
+    the jobs began. Blocks the thread.
 
+    - `reader`: the journal of the app.
+    - `manifest`: the last checkpoint of the app, or None if it has none.
     - `agents`: the agents of the program, by id.
     - `version`: the version of the program.
-    - `backend`: the state backend of the program, which decides when values expire.
+    - `clock`: the clock that the functions of the agents see.
+    - `backend`: the state backend of the program, from which the expiry times of state values are taken; None means no
+      expiry.
 
-    Raises OtherJournal, CorruptJournal, CorruptCheckpoint, and UserError if the journal has jobs, but no checkpoint
-    contains its position.
+    Raises OtherJournal if the checkpoint belongs to another journal, CorruptJournal or CorruptCheckpoint for damaged
+    data, and UserError if the journal has jobs, but there is no checkpoint that records a position in this journal.
     """
     facts = stored_journal(manifest, TASK)
     check_journal(reader, facts)
@@ -100,7 +109,9 @@ def check_jobs(
 
 
 def _load_state(state: MemoryBackend, manifest: Manifest | None, jobs: list[OpenJob]) -> None:
-    """Loads into `state` those values of the checkpoint that belong to the keys of these jobs."""
+    """Loads into `state` the values that the checkpoint `manifest` has for the keys of these jobs. Loads nothing if
+    there is no checkpoint.
+    """
     task = None if manifest is None else manifest.tasks.get(TASK)
     if manifest is None or task is None or _STATE not in task.states or not jobs:
         return
@@ -120,8 +131,9 @@ def _load_state(state: MemoryBackend, manifest: Manifest | None, jobs: list[Open
 
 
 def _checked(run: JobRun, function: JobFunction, key: bytes) -> tuple[str, str]:
-    """Runs a job over its history. Returns the verdict, and a description of the job's next step or of the problem. If
-    the function reaches its end, its writes of state are kept, so that the next jobs of its key read them.
+    """Runs a job over its recorded results. Returns the verdict (`CheckedJob.verdict`), and a description of the job's
+    next step or of the problem. If the job had ended and ends with the same output again, its writes of state are kept,
+    so that later jobs with the same key read them.
     """
     contexts: list[DurableContext] = []
 

@@ -29,15 +29,16 @@ _OPEN = ("open", "in_doubt", "needs_approval")
 class EffectAnswer:
     """The answer to a question about an effect, or the way in which the question ended without an answer.
 
-    - `question`: "in_doubt", or "confirm" for an approval.
+    - `question`: "in_doubt" for the question whether the effect was made, or "confirm" for the question whether it may
+      be made.
     - `answer`: the short name of the answer (`inbox.answer_name`). If nobody answered, it is the outcome of the
       question, such as "expired".
-    - `by`: the person who has answered, or "".
+    - `by`: the person who answered, or "".
     - `at`: the time of the answer in seconds since 1970.
-    - `found`: "done", "not done" or "unknown", if the answer was to look the effect up again and the result is known;
-      otherwise "".
-    - `again_at`: the time at which an effect that was in doubt was made again after the answer, in seconds since 1970,
-      or None.
+    - `found`: the result if the answer was to ask the tool's `reconcile=` function once more: "done", "not done" or
+      "unknown". Otherwise, or while there is no result yet, "".
+    - `again_at`: the time in seconds since 1970 at which the effect was made again after the answer. None if it was not
+      made again, or if the question was "confirm".
     """
 
     question: str
@@ -50,18 +51,20 @@ class EffectAnswer:
 
 @dataclass(frozen=True, slots=True)
 class EffectRecord:
-    """An effect of a job. Times are in seconds since 1970.
+    """An effect of a job, for people who look at the job. Times are in seconds since 1970.
 
     - `kind`: "call", "ask", "sleep", "wait", "child" or "patch".
+    - `asked_at`, `due_at`: the time at which the job asked for the effect, and the time at which the effect ends by
+      itself (None if it does not).
     - `attempts`: the number of times that the call was made or may have been made.
-    - `ended_at`: None while the effect is open.
-    - `outcome`: "ok", the type of the error, or "" while the effect is open.
+    - `ended_at`: the time at which the effect ended; None while it is open.
+    - `outcome`: "ok", or the type of the error; "" while the effect is open.
     - `by`: the person who answered the last question about the effect, or "".
-    - `decision`, `rule`: the decision of the policy, and the rule that decided, or "".
-    - `tokens`, `dollars`: the usage that budgets count. `doubt_tokens` and `doubt_dollars` are the part of it that is
-      an upper bound.
+    - `decision`, `rule`: the decision of the policy, and the rule that made it; "" if there was no decision.
+    - `tokens`, `dollars`: the usage that counts in budgets.
+    - `doubt_tokens`, `doubt_dollars`: the part of that usage which is only an upper bound.
     - `child`: the id of the job that the effect began, or "".
-    - `answers`: the answers to questions about the effect, in order.
+    - `answers`: the answers to questions about the effect, the oldest first.
     """
 
     ordinal: int
@@ -92,12 +95,14 @@ class EffectRecord:
 
 @dataclass(frozen=True, slots=True)
 class JobStory:
-    """A job with all of its effects.
+    """A job with all of its effects and its relatives, for people who look at the job.
 
+    - `record`, `effects`: the job, and its effects in the order in which the job asked for them.
     - `parent`: the id of the job that began this one, or "".
-    - `children`: the ids of the jobs that this one began.
-    - `used`: the usage of the calls of this job and of its descendants, of which at most 1,000 are read.
-    - `doubts`: the part of `used` that is known to be an upper bound.
+    - `children`: the jobs that this one began.
+    - `used`: the usage of the calls of this job and of all its descendants. At most 1,000 descendants are read. If
+      there are more, the usage of some may be missing.
+    - `doubts`: the part of `used` that is known to be only an upper bound.
     """
 
     record: JobRecord
@@ -109,8 +114,8 @@ class JobStory:
 
 
 def effect_record(effect: EffectView, bodies: HasBodies) -> EffectRecord:
-    """Returns an effect as it is now. `bodies` is the journal that has the bodies of the answers. Raises CorruptJournal
-    if the decision on the effect cannot be read.
+    """Returns an effect in the form that people are shown. `bodies` is the journal, from which the answers to questions
+    are loaded. Raises CorruptJournal if the stored decision of the policy cannot be read.
     """
     intent = effect.intent
     verdict = decode_verdict(intent.note) or GuardVerdict()
@@ -153,8 +158,8 @@ def _answer_of(effect: EffectView, number: int, bodies: HasBodies) -> EffectAnsw
 
 
 def effects_of(view: JobView, entries: Iterable[Entry]) -> dict[int, EffectView]:
-    """Applies the entries of one job to a view. Returns the effects of the job by ordinal, in the order in which the
-    job asked for them.
+    """Applies the entries of one job to `view`. Returns the effects of the job by their ordinals, in the order in which
+    the job asked for them.
     """
     effects: dict[int, EffectView] = {}
     for entry in entries:
@@ -164,7 +169,13 @@ def effects_of(view: JobView, entries: Iterable[Entry]) -> dict[int, EffectView]
 
 
 class FoldedJob(NamedTuple):
-    """A job with its actions, its effects by ordinal, its last BEGIN and its last END."""
+    """A job as computed from all its entries.
+
+    - `record`: the job.
+    - `actions`: its questions to people.
+    - `effects`: its effects, by ordinal.
+    - `begin`, `end`: its last BEGIN entry and its last END entry, or None if the journal has none.
+    """
 
     record: JobRecord
     actions: list[ActionRecord]
@@ -173,7 +184,9 @@ class FoldedJob(NamedTuple):
     end: End | None
 
     def values(self, reader: JournalReader) -> dict[str, Any]:
-        """Returns the decoded input of an agent's job as "input" and, if the job has succeeded, its output as "output"."""
+        """Returns a dict with the decoded input of the job as "input" and, if the job has succeeded, its decoded result
+        as "output". Returns {} if the job is not one of an agent. Blocks the thread.
+        """
         found: dict[str, Any] = {}
         if self.record.agent and self.begin is not None:
             found["input"] = value_of(self.begin, reader.load(self.begin.body))
@@ -183,8 +196,9 @@ class FoldedJob(NamedTuple):
 
 
 def folded_job(reader: JournalReader, job_id: str) -> FoldedJob:
-    """Returns a job, computed from all entries that the journal's log and history have of it. Blocks. Raises UserError
-    if the journal does not have the job, and CorruptJournal for an entry that cannot be read.
+    """Returns a job with its actions and effects, computed from all entries that the journal still has of the job.
+    Blocks the thread. Raises UserError if the journal does not have the job, and CorruptJournal for an entry that
+    cannot be read.
     """
     found = _folded(reader, job_id)
     if found is None:
@@ -193,8 +207,9 @@ def folded_job(reader: JournalReader, job_id: str) -> FoldedJob:
 
 
 def story_of(reader: JournalReader, job: FoldedJob, shown: Mapping[int, EffectView]) -> JobStory:
-    """Returns a job with its effects, its relatives and their usage. `shown` has the effects to include, by ordinal.
-    Reads the entries of the job's descendants, and blocks.
+    """Returns a job with its effects, its parent and children, and the usage of the job and its descendants. `shown`
+    contains the effects that the result shall have, by ordinal. Reads the entries of the descendants, and blocks the
+    thread.
     """
     record, job_id = job.record, job.record.job_id
     children: list[JobRecord] = []

@@ -19,7 +19,9 @@ _MOST_MS = 1e18  # the longest time-out, 31 million years: databases hold no num
 
 
 def as_json(value: object, what: str) -> bytes:
-    """Encodes a value as JSON. Raises UserError for a value that JSON cannot represent."""
+    """Encodes a value as JSON. Raises UserError for a value that JSON cannot represent. `what` is the name of the value
+    in the error message.
+    """
     try:
         return msgspec.json.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -27,8 +29,9 @@ def as_json(value: object, what: str) -> bytes:
 
 
 def name_of(spec: JobSpec) -> str:
-    """Returns the job id for a spec. Specs with the same idempotency key and scope have the same id, so a store finds
-    the job as long as it keeps ended jobs.
+    """Returns the id for the job that `spec` describes. Two specs with the same scope and the same idempotency key have
+    the same job id. So a store recognizes a repeated request, as long as it keeps the job. A spec without a key gets a
+    random id.
     """
     if not spec.idempotency_key:
         return f"job-{uuid.uuid4().hex}"
@@ -37,8 +40,9 @@ def name_of(spec: JobSpec) -> str:
 
 
 def digest_of(spec: JobSpec, key: bytes) -> bytes:
-    """Returns a digest of the content of a spec (`JobSpec.content`), which must be equal in specs with the same
-    idempotency key. `key` is the key of the digests. Raises UserError for a value that JSON cannot represent.
+    """Returns the digest of those fields of a spec that must be equal in two specs with the same idempotency key
+    (`JobSpec.content`). `key` is the secret key with which the digest is made. Raises UserError for a value that JSON
+    cannot represent.
     """
     try:
         content = msgspec.to_builtins(spec.content, order="deterministic")
@@ -48,8 +52,8 @@ def digest_of(spec: JobSpec, key: bytes) -> bytes:
 
 
 def check_same(job_id: str, spec: JobSpec, content: bytes, before: bytes) -> None:
-    """Raises IdempotencyConflict if a new spec differs from that of an existing job with the same idempotency key.
-    `content` is the digest of the new spec, and `before` that of the existing job's spec.
+    """Compares a new spec with the spec of the existing job `job_id`, which has the same idempotency key. `content` is
+    the digest of the new spec, and `before` is that of the old one. Raises IdempotencyConflict if they differ.
     """
     if content != before:
         raise IdempotencyConflict(
@@ -59,15 +63,19 @@ def check_same(job_id: str, spec: JobSpec, content: bytes, before: bytes) -> Non
 
 
 def begin_entry(job_id: str, spec: JobSpec, content: bytes, now_ms: int) -> Begin:
-    """Returns the entry that begins a job. Raises UserError for a value that JSON cannot represent."""
+    """Returns the BEGIN entry of a new job, which contains its spec. `content` is the digest of the spec (`digest_of`),
+    and `now_ms` is the time in milliseconds since 1970. Raises UserError for a value that JSON cannot represent.
+    """
     return Begin(job_id, now_ms, body=as_json(spec, "the job"), digest=content)
 
 
 def move_entry(
     job: JobRecord | None, job_id: str, status: JobStatus, now_ms: int, result_ref: str, error: str
 ) -> Attempt | End:
-    """Returns the entry that gives a job the status `status`. Raises IllegalTransition if the job may not change from
-    its present status to this one, and UserError if `job` is None.
+    """Returns the journal entry that gives a job the status `status`: an ATTEMPT for RUNNING, and an END for any status
+    in which a job ends. The END contains `result_ref`, or `error` if that is "". `now_ms` is the time in milliseconds
+    since 1970. Raises IllegalTransition if the job may not change from its present status to this one, and UserError if
+    `job` is None.
     """
     if job is None:
         raise no_job(job_id)
@@ -83,8 +91,14 @@ def move_entry(
 
 
 def question_entry(job: JobRecord | None, ordinal: int, spec: ActionSpec, now_ms: int, key: bytes) -> Intent:
-    """Returns the entry by which a job asks a question. `ordinal` is the ordinal of the question in the job, and `job`
-    is None if the store does not know the job. Raises IllegalTransition if the job does not run.
+    """Returns the INTENT entry by which a job asks the question `spec`.
+
+    - `job`: the job, or None if the store does not have it. Then its status is not checked.
+    - `ordinal`: the ordinal that the question gets in the job.
+    - `now_ms`: the time in milliseconds since 1970.
+    - `key`: the secret key with which the digest of the question is made.
+
+    Raises IllegalTransition if the job neither runs nor waits for another answer.
     """
     if job is not None and job.status is not JobStatus.WAITING_ACTION:  # a waiting job may ask further questions
         check_move(spec.job_id, job.status, JobStatus.WAITING_ACTION)

@@ -20,7 +20,9 @@ _MOST_CHARS = 500  # the most characters of a key, a scope or a message in a row
 
 
 class _KeptRecord(msgspec.Struct, frozen=True, array_like=True):
-    """The facts about an ended job that have no column in its row. New fields are only added at the end, with a default."""
+    """The fields of an ended job's record that have no column of their own in its row; they are stored together in one
+    column. New fields are only added at the end, with a default, so that old rows can be read.
+    """
 
     principal: str = ""
     started_at: float | None = None
@@ -37,19 +39,20 @@ class _KeptRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 def job_keeping(keep: str) -> JobKeeping | None:
-    """Returns the rule by which the journal of an app keeps ended jobs. `keep` is the setting `keep_jobs`. Returns None
-    if the journal keeps no ended jobs. Raises UserError for a wrong setting.
+    """Returns the rule by which the journal of an app keeps ended jobs. `keep` is the setting `keep_jobs` of the app:
+    "30d, 512MB" means 30 days and at most 512 MB, and "none" means that no ended jobs are kept, for which None is
+    returned. Raises UserError for a text of another form.
     """
     parsed = parse_keep(keep, name="keep_jobs")
     return None if parsed is None else JobKeeping(ended_job, parsed.seconds, parsed.most_bytes)
 
 
 def ended_job(reader: JournalReader, job_id: str) -> EndedJob | None:
-    """Returns the row for a job that has ended, or None if the journal no longer has the job's BEGIN. Reads the entries
-    of the job, and blocks.
+    """Returns the row that the journal's table of ended jobs stores for a job. Returns None if the journal no longer
+    has the job's BEGIN entry. Reads the entries of the job, and blocks the thread.
 
-    If an entry cannot be read, the row has the error instead, and nothing is raised. So a damaged job does not prevent
-    the trimming of the journal.
+    If an entry cannot be read, no error is raised; the returned row has the status "failed" and the error. So a damaged
+    job does not prevent the removal of old entries from the journal.
     """
     view, last_ms = JobView(reader), 0
     try:
@@ -94,7 +97,7 @@ def ended_job(reader: JournalReader, job_id: str) -> EndedJob | None:
 
 
 def record_of(job: EndedJob) -> JobRecord:
-    """Returns the record of an ended job, as `JobView` would return it, but without the job's actions."""
+    """Returns the record of an ended job, made from its row in the journal's table of ended jobs."""
     kept = msgspec.msgpack.decode(job.record, type=_KeptRecord)
     restored = None if kept.origin is None else {"job": kept.origin[0], "checkpoint": kept.origin[1]}
     return JobRecord(
@@ -125,8 +128,9 @@ def record_of(job: EndedJob) -> JobRecord:
 def ended_records(
     reader: JournalReader, query: EndedQuery, statuses: Sequence[JobStatus], without: Collection[str] = ()
 ) -> list[JobRecord]:
-    """Returns the records of those jobs in the history that a query selects, the newest first. Only jobs in one of
-    `statuses` are returned; () means all. Jobs whose ids are in `without` are left out. Blocks.
+    """Returns the records of the ended jobs that a query selects, the newest first. Only jobs in one of `statuses` are
+    returned; () means all. Jobs whose ids are in `without` are left out. Reads the journal's table of ended jobs, and
+    blocks the thread.
     """
     if statuses and not ENDS.intersection(statuses):
         return []
@@ -139,16 +143,18 @@ def ended_records(
 
 
 def amounts_of(job: JobRecord) -> tuple[Amounts, Amounts]:
-    """Returns the usage of a job's own calls, and the part of that usage that is only an upper bound."""
+    """Returns two amounts of tokens and dollars: the usage of all calls that the job itself has made, and the part of
+    that usage which is only an upper bound. The usage of child jobs is not included.
+    """
     return Amounts(job.tokens, job.dollars), Amounts(job.doubt_tokens, job.doubt_dollars)
 
 
 def searched(record: JobRecord) -> str:
-    """Returns the texts of a job in which a search looks, as one text in lower case."""
+    """Returns the text in which `JobQuery.text` is searched: the ids, the key and the error of a job, in lower case."""
     texts = record.job_id, record.agent, record.scope_id, record.principal_id, record.key, record.error
     return "\n".join(map(_cut, texts)).casefold()
 
 
 def _cut(text: str) -> str:
-    """Returns the text, cut to the length that every table can store, and without NUL characters."""
+    """Returns the text in a form that every database can store: at most 500 characters, and without NUL characters."""
     return text[:_MOST_CHARS].replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -21,10 +21,12 @@ BLOCKED = "blocked"
 
 @dataclass(frozen=True, slots=True)
 class JobList:
-    """The jobs of a journal that a list shows.
+    """The jobs of a journal that a search has found.
 
-    - `found`: the jobs that were asked for, the oldest first. Jobs of the history come before jobs of the log.
-    - `known`: all jobs of the log by id, so that the states of children can be shown.
+    - `found`: the jobs that fulfil the conditions of the search. Jobs in the journal's table of ended jobs come first.
+      Within each part, the oldest job is the first.
+    - `known`: all jobs whose entries are still in the journal's log, by id. With it, a list can also show the states of
+      child jobs.
     """
 
     found: list[JobRecord]
@@ -37,10 +39,12 @@ class JobQuery:
     in seconds since 1970.
 
     - `agent`: the id APP.NAME of the job's agent, or NAME alone.
+    - `scope`, `status`: the tenant and the status of the job.
     - `key`: the key of the job's record, as a text.
-    - `text`: is searched in the id, the agent, the scope, the principal, the key and the error, in any letter case.
+    - `text`: a text that occurs in the id, the agent, the scope, the principal, the key or the error. Upper and lower
+      case are equal.
     - `since`, `until`: the job was created at the time `since` or later, and before the time `until`.
-    - `after`: the cursor that the page before has returned (`JobPage.following`).
+    - `after`: the cursor of the page, from `JobPage.following` of the page before; "" for the first page.
     - `blocked`: the ids of the jobs that the running app reports as blocked. Their status in the list is BLOCKED.
     """
 
@@ -55,22 +59,23 @@ class JobQuery:
     blocked: frozenset[str] = frozenset()
 
     def of_history(self, *, any_status: bool = False) -> EndedQuery:
-        """Returns the query for the jobs in the history. If `any_status` is True, it selects jobs in any status, and
-        begins at the first page.
+        """Returns this query in the form for the journal's table of ended jobs. With `any_status=True` the conditions
+        on the status and the page are left out, for example in order to count the jobs on all pages.
         """
         since_ms, until_ms = round(self.since * 1000), round(self.until * 1000)
         status, after = ("", None) if any_status else (self.status, self.cursor())
         return EndedQuery(self.agent, self.scope, self.key, status, self.text, since_ms, until_ms, after)
 
     def status_of(self, job: JobState) -> str:
-        """Returns the status that the list shows for a job of the log: BLOCKED for an open job in `blocked`, otherwise
-        its own.
+        """Returns the status of a job that the list shows: BLOCKED for an open job whose id is in `blocked`, otherwise
+        the job's own status.
         """
         return BLOCKED if job.job_id in self.blocked and not job.ended else str(job.status)
 
     def cursor(self) -> tuple[int, str] | None:
-        """Returns the place from which the page continues: the time of creation and the id of the last job on the page
-        before. Returns None for the first page. Raises UserError for an invalid cursor.
+        """Returns the decoded cursor `after`: the time at which the last job of the page before was created, in
+        milliseconds since 1970, and the id of that job. Returns None for the first page. Raises UserError for an
+        invalid cursor.
         """
         at, _, job_id = self.after.partition(":")
         try:
@@ -83,12 +88,13 @@ class JobQuery:
 
 @dataclass(frozen=True, slots=True)
 class ListedJob:
-    """A job in a list.
+    """A row in a list of jobs.
 
-    - `status`: the status of the record, or BLOCKED.
+    - `record`: the job.
+    - `status`: the status of the record, or BLOCKED if the running app reports the job as blocked.
     - `used`: the usage of the calls of the job and of all its descendants.
-    - `doubts`: the part of `used` that is an upper bound, because nobody knows whether a call has to be paid.
-      Descendants in the history are left out of it.
+    - `doubts`: the part of `used` that is only an upper bound, because nobody knows whether a call has to be paid.
+      Descendants in the journal's table of ended jobs are not included in it.
     """
 
     record: JobRecord
@@ -103,8 +109,8 @@ class JobPage:
 
     - `jobs`: the jobs of the page, the newest first.
     - `found`: the number of jobs on all pages.
-    - `counts`: for each status, the number of jobs in this status that fulfil all conditions other than the status.
-    - `following`: the cursor of the next page, or "" if this is the last one.
+    - `counts`: for each status, the number of jobs that have it and that fulfil the other conditions of the query.
+    - `following`: the cursor of the next page (`JobQuery.after`), or "" if this is the last page.
     """
 
     jobs: list[ListedJob]
@@ -114,15 +120,15 @@ class JobPage:
 
 
 def jobs_page(reader: JournalReader, query: JobQuery, most: int = 200) -> JobPage:
-    """Returns a page of at most `most` jobs from the log and the history. Reads the log and blocks. Raises UserError
-    for an invalid cursor.
+    """Returns a page of at most `most` jobs that the query selects. Reads the whole log of the journal, and a part of
+    its table of ended jobs. Blocks the thread. Raises UserError for an invalid cursor.
     """
     return _page(reader, query, most, JobView.of(reader))
 
 
 def short_jobs_page(reader: JournalReader, query: JobQuery, most: int, most_entries: int) -> JobPage | None:
-    """Returns a page of jobs as `jobs_page` does, or None if the log has more than `most_entries` entries, so that
-    reading it would take too long.
+    """Returns a page of at most `most` jobs as `jobs_page` does. Returns None if the log of the journal has more than
+    `most_entries` entries, because reading them would take too long.
     """
     view = JobView(reader)
     for number, (_, entry) in enumerate(reader.read()):
@@ -155,8 +161,8 @@ def _page(reader: JournalReader, query: JobQuery, most: int, view: JobView) -> J
 
 
 def _selects(query: EndedQuery, job: JobState) -> bool:
-    """Returns True if a job of the log fulfils the conditions of the query. Conditions that are cheap to check come
-    first, because a log may have many jobs.
+    """Returns True if a job fulfils the conditions of the query, except the condition on its status. Conditions that
+    are cheap to check are checked first, because a log may have many jobs.
     """
     created_ms = round(job.created_at * 1000)
     return (
@@ -176,8 +182,8 @@ def _age(job: JobState | EndedJob) -> tuple[int, str]:
 def _listed(
     reader: JournalReader, query: JobQuery, page: Sequence[JobState | EndedJob], view: JobView
 ) -> list[ListedJob]:
-    """Returns the jobs of a page, each with the usage of itself and its descendants, which is read from the history and
-    the view.
+    """Returns the rows of a page of jobs. The usage in each row includes that of the job's descendants. It is computed
+    from the journal's table of ended jobs and from `view`.
     """
     records = [record_of(job) if isinstance(job, EndedJob) else job.record() for job in page]
     parents = {record.job_id for record in records if record.children}
@@ -203,11 +209,12 @@ def _listed(
 def find_jobs(
     reader: JournalReader, *, agent: str | None = None, scope: str | None = None, statuses: Sequence[JobStatus] = ()
 ) -> JobList:
-    """Returns the jobs of an agent, of a scope, and in one of `statuses`. None and () set no condition. Reads the log
-    and the history, and blocks.
+    """Returns the jobs that fulfil all conditions: they belong to the agent and the scope, and are in one of
+    `statuses`. None and () are no condition. Reads the log of the journal and its table of ended jobs, and blocks the
+    thread.
 
-    `agent` is the id APP.NAME, or NAME alone for the agents of this name in all apps. Raises UserError if no agent of
-    the journal has this id or name.
+    `agent` is the id APP.NAME of an agent, or NAME alone for the agents with this name in all apps. Raises UserError if
+    the journal has no job of such an agent.
     """
     known = {job.job_id: job for job in JobView.of(reader).seen()}
     kept = ended_records(reader, EndedQuery(agent or "", scope or ""), statuses, known)
@@ -226,9 +233,8 @@ def find_jobs(
 
 
 def _agents_named(word: str, known: Collection[str], where: str) -> set[str]:
-    """Returns the ids of the agents that `word` names: `word` itself if it is an id, or else all ids APP.NAME where
-    NAME is `word`. Raises UserError if no agent in `known` has this id or name. `where` names the journal in the
-    message.
+    """Returns the ids in `known` of the agents that `word` names: `word` itself if it is an id, otherwise all ids
+    APP.NAME where NAME is `word`. Raises UserError if there is none. `where` names the journal in the error message.
     """
     found = {word} & set(known) or {each for each in known if each.rpartition(".")[2] == word}
     if not found:

@@ -52,30 +52,35 @@ _OF_SPEC = [each.name for each in fields(JobSpec)]
 
 
 class HasBodies(Protocol):
-    """A journal that loads the bodies of its entries. `where` is the name of the journal in messages."""
+    """A journal as seen by code that needs the bodies of its entries (inputs, arguments, results, answers). Large
+    bodies are stored outside of their entries. `where` is the name of the journal in error messages.
+    """
 
     where: str
 
     def load(self, body: Body) -> bytes:
-        """Returns the bytes of a body, which may be stored outside of its entry (`JournalReader.load`)."""
+        """Returns the bytes of a body. If the body is stored outside of its entry, reads it from the journal
+        (`JournalReader.load`).
+        """
 
 
 @dataclass(slots=True, eq=False)
 class EffectView:
-    """An effect of a job, according to the entries that the view has applied so far. Later entries of the job change
-    this object.
+    """An effect of a job, as the entries that a `JobView` has applied so far describe it. The view changes this object
+    when it applies later entries of the effect.
 
-    - `question`: the open question to a person about the effect, or None.
-    - `attempts`: the number of times that the effect was made or may have been made.
-    - `ended_at`: the time in seconds since 1970, or None while the effect is open.
-    - `outcome`: "ok", the type of the error, or "".
-    - `by`: the person who answered last, or "".
-    - `used`: the usage that budgets count.
-    - `doubts`: the part of `used` that is an upper bound, because nobody knows whether a call has to be paid.
+    - `intent`: the INTENT entry with which the job asked for the effect.
     - `result`: the entry that ended the effect, or None.
-    - `answers`: for each answered question about the effect, the type of the question and its answer.
-    - `again`: for the first attempt after each answer, the number of answers before it, and its time in seconds since
-      1970.
+    - `question`: the INTENT entry of the open question to a person about the effect, or None.
+    - `attempts`: the number of times that the effect was made or may have been made.
+    - `ended_at`: the time at which the effect ended, in seconds since 1970; None while it is open.
+    - `outcome`: "ok", or the type of the error; "" while the effect is open.
+    - `by`: the person who answered the last question about the effect, or "".
+    - `used`: the usage that counts in budgets.
+    - `doubts`: the part of `used` that is only an upper bound, because nobody knows whether the call has to be paid.
+    - `answers`: for each closed question about the effect, a tuple of the type of the question and its ANSWER entry.
+    - `again`: a tuple for each attempt that was the first one after an answer: the number of answers before that
+      attempt, and its time in seconds since 1970.
     """
 
     intent: Intent
@@ -92,15 +97,15 @@ class EffectView:
     again: tuple[tuple[int, float], ...] = ()
 
     def close(self, state: EffectState, at: float) -> None:
-        """Ends the effect in this state, at the time `at` in seconds since 1970."""
+        """Marks the effect as ended, with the state `state`, at the time `at` in seconds since 1970."""
         self.state, self.question, self.ended_at = state, None, at
 
     def reopen(self) -> None:
-        """Makes the effect open again, without a result."""
+        """Marks the effect as open again, without a result."""
         self.state, self.question, self.ended_at, self.outcome, self.result = "open", None, None, "", None
 
     def of_record(self) -> OpenEffect:
-        """Returns the effect in the form in which a `JobRecord` has it."""
+        """Returns this effect as an OpenEffect, for the field `JobRecord.open`."""
         intent, question = self.intent, self.question
         return OpenEffect(
             intent.ordinal,
@@ -115,18 +120,18 @@ class EffectView:
 
 @dataclass(slots=True, eq=False)
 class JobState:
-    """A job, according to the entries that the view has applied so far. Times are in seconds since 1970.
+    """A job, as the entries that a `JobView` has applied so far describe it. Times are in seconds since 1970.
 
-    - `begun`: False if the view has seen entries of the job, but not its BEGIN.
-    - `spec`: the request, or None for a job of an agent, whose input is a record.
-    - `moved_at`, `last_at`: the times of the last change of status and of the last entry.
+    - `begun`: False if the view has applied entries of the job, but not its BEGIN entry.
+    - `spec`: the request with which the job was created; None for a job of an agent.
+    - `moved_at`, `last_at`: the time of the last change of status, and the time of the last entry.
     - `open`: the effects without a result, by ordinal.
-    - `failed`: the effects that ended with an error, by ordinal. Another attempt may make them again.
-    - `early`: the number of signals that came before the job waited for them.
-    - `questions`: the open questions, by token.
-    - `inherited`: the number of further entries that belong to another job: the one from whose checkpoint this job
-      continues.
-    - `used`, `doubts`: the usage of the job's calls, as in `EffectView`.
+    - `failed`: the effects that ended with an error, by ordinal. If the job makes one again, it moves back to `open`.
+    - `early`: by signal name, the number of signals that have arrived and that the job has not waited for yet.
+    - `questions`: the INTENT entries of the open questions, by token.
+    - `inherited`: for a job that continues from a checkpoint of another job: the number of copied entries of that other
+      job which the view has not applied yet. 0 for any other job.
+    - `used`, `doubts`: the usage of the job's own calls, and the part of it that is only an upper bound.
     """
 
     job_id: str
@@ -161,21 +166,22 @@ class JobState:
 
     @property
     def ended(self) -> bool:
-        """True if the job is over."""
+        """True if the job has a final status."""
         return self.status in ENDS
 
     def move(self, status: JobStatus, at: float) -> None:
-        """Gives the job another status at the time `at` (seconds since 1970). If the job was running until then, adds
-        that time to its running time.
+        """Sets the status of the job at the time `at` (seconds since 1970). If the job was running before, adds the
+        time since the last change of status to `ran_seconds`.
         """
         if self.status is JobStatus.RUNNING:
             self.ran_seconds += max(0.0, at - self.moved_at)
         self.status, self.moved_at = status, at
 
     def open_effects(self) -> tuple[OpenEffect, ...]:
-        """Returns the open effects, the last one first. If the function has cancelled a timer, there is no entry about
-        that. Such a timer counts as open until the job has an entry that is later than the time at which the timer was
-        due.
+        """Returns the effects without a result, the last one first, or () if the job has ended.
+
+        If the function of the job cancels a timer, the journal gets no entry about that. So a timer whose time is over
+        is left out as soon as the job has a later entry. Until then, a cancelled timer is returned as if it were open.
         """
         if self.ended:
             return ()
@@ -221,11 +227,12 @@ class JobState:
 
 
 class JobChange(NamedTuple):
-    """The changes that one entry makes.
+    """The changes that one entry of the journal makes.
 
-    - `effects`: the changed effects as they are now.
-    - `question`: the question that the entry asks or closes, or None.
-    - `inherited`: True if the entry belongs to another job: the one from whose checkpoint this job continues.
+    - `job`: the job of the entry, after the change.
+    - `effects`: the changed effects, after the change.
+    - `question`: the INTENT entry of the question that this entry asks or closes, or None.
+    - `inherited`: True if the entry is a copy of an entry of another job, from whose checkpoint this job continues.
     """
 
     job: JobState
@@ -235,17 +242,17 @@ class JobChange(NamedTuple):
 
 
 class JobView:
-    """The jobs and questions of a journal, according to the entries applied so far. `apply` must get the entries in the
+    """The jobs and questions of a journal, computed from its entries. A program gives the entries to `apply` in the
     order of the journal.
 
-    - `states`: the jobs by id, in the order in which they began.
+    - `states`: the jobs by id, in the order in which their first entries were applied.
     - `actions`: the questions by id.
-    - `cancelled`: for jobs that have not ended, the reason of a cancel from outside, by job id.
+    - `cancelled`: by job id, the reason of a cancel that was requested and has not yet ended the job.
     """
 
     def __init__(self, bodies: HasBodies | None = None) -> None:
-        """Makes a view. `bodies` is the journal that has the bodies of the entries. With None no bodies are loaded, so
-        the view lacks the questions, inputs and errors of jobs.
+        """Makes an empty view. `bodies` is the journal, from which the bodies of entries are loaded. With None no
+        bodies are loaded; then the view has no `actions`, and its jobs have no specs and no error messages.
         """
         self.bodies = bodies
         self.states: dict[str, JobState] = {}
@@ -256,8 +263,9 @@ class JobView:
 
     @classmethod
     def of(cls, reader: JournalReader, job_id: str | None = None) -> Self:
-        """Returns the view of all jobs in the log of a journal. With `job_id` it returns the view of that job only,
-        even if the job has been moved to the history. Blocks. Raises CorruptJournal.
+        """Returns a view of all jobs in the log of a journal. With a `job_id` it returns a view of that job only; this
+        also works for a job whose entries were moved out of the log. Blocks the thread. Raises CorruptJournal for an
+        entry that cannot be read.
         """
         view = cls(reader)
         for _, entry in reader.read() if job_id is None else reader.history.entries(job_id):
@@ -265,11 +273,11 @@ class JobView:
         return view
 
     def follow(self, reader: JournalReader) -> dict[str, int]:
-        """Applies the entries of the journal's log that are new since the last call. Returns the offset of the last new
-        entry of each job that has new entries, by job id. Jobs that have ended stay in the view until `forget_ended` is
-        called. Blocks.
+        """Applies the entries that were added to the journal's log since the last call. Returns, by job id, the offset
+        of the last new entry of each job that has new entries. Jobs that have ended remain in the view until
+        `forget_ended` is called. Blocks the thread.
 
-        Raises CorruptJournal for an entry that cannot be read. The next call continues with the entry after that one.
+        Raises CorruptJournal for an entry that cannot be read. The next call continues with the entry after it.
         """
         last: dict[str, int] = {}
         for position, entry in reader.read(start=self._ends):
@@ -279,20 +287,24 @@ class JobView:
         return last
 
     def has_missed(self, reader: JournalReader) -> bool:
-        """Returns True if a trim of the journal has removed entries from the log before `follow` had read them."""
+        """Returns True if entries were removed from the journal's log before `follow` had read them. Then the view is
+        incomplete.
+        """
         return any(offset > self._ends.get(partition, 0) for partition, offset in reader.trimmed().items())
 
     def seen(self) -> Iterator[JobRecord]:
-        """Yields the records of the jobs, in the order in which the jobs began."""
+        """Yields the records of all jobs whose BEGIN entry the view has applied, in the order in which
+        the jobs began.
+        """
         return (job.record() for job in self.states.values() if job.begun)
 
     def job(self, job_id: str) -> JobRecord | None:
-        """Returns the record of a job, or None if the view has not seen its BEGIN."""
+        """Returns the record of a job, or None if the view has not applied the job's BEGIN entry."""
         job = self.states.get(job_id)
         return None if job is None or not job.begun else job.record()
 
     def present(self, job_id: str) -> JobRecord:
-        """Returns the record of a job. The view must have seen its BEGIN."""
+        """Returns the record of a job that the view certainly has. Raises InternalError if it does not have it."""
         job = self.job(job_id)
         if job is None:
             raise InternalError(f"job {job_id} was written, and is not known")
@@ -303,29 +315,33 @@ class JobView:
         return self.actions.get(self._tokens.get(token, ""))
 
     def next_ordinal(self, job_id: str) -> int:
-        """Returns the ordinal that the next effect of a job will have."""
+        """Returns the ordinal that the next effect of a job will have: one more than the last, and 1 if the view has no
+        entry of the job.
+        """
         job = self.states.get(job_id)
         return 1 if job is None else job.last_ordinal + 1
 
     def digest_of(self, job_id: str) -> bytes | None:
-        """Returns the digest of a job's request, or None if the job is not known."""
+        """Returns the digest of the request with which a job began, or None if the view has not applied the job's BEGIN
+        entry.
+        """
         job = self.states.get(job_id)
         return None if job is None or not job.begun else job.digest
 
     def forget(self, job_id: str) -> None:
-        """Drops a job, but not its actions."""
+        """Removes a job from the view, but not its actions."""
         self.states.pop(job_id, None)
 
     def forget_ended(self) -> None:
-        """Drops the jobs that have ended, and their actions."""
+        """Removes the jobs that have ended from the view, and all actions whose jobs are no longer in it."""
         for job_id in [job_id for job_id, job in self.states.items() if job.ended]:
             del self.states[job_id]
         for action in [action for action in self.actions.values() if action.job_id not in self.states]:
             del self.actions[action.action_id], self._tokens[action.resume_token]
 
     def apply(self, entry: Entry) -> JobChange:
-        """Applies the next entry of the journal, and returns the changes. Raises CorruptJournal if the entry cannot be
-        read.
+        """Applies the next entry of the journal, and returns the changes. Raises CorruptJournal if the request or the
+        question in the entry cannot be read.
         """
         at, job = entry.at_ms / 1000, self.states.get(entry.job)
         if job is None:
@@ -411,8 +427,8 @@ class JobView:
         return closed
 
     def _why(self, end: End) -> str:
-        """Returns the reason for the end of a job that has not succeeded. For a failed job of an agent, it is the class
-        of the error and its message.
+        """Returns the reason for which a job has ended without success. For a failed job of an agent, it is the class
+        of the error and its message; for any other job, it is the text in the END entry.
         """
         if end.outcome == JobStatus.FAILED and self.bodies is not None:
             error = value_of(end, self.bodies.load(end.body))
@@ -468,13 +484,15 @@ class JobView:
 
 
 def end_of(outcome: str) -> JobStatus:
-    """Returns the status of a job that has ended with this outcome. An unknown outcome counts as failed."""
+    """Returns the status of a job whose END entry has this outcome. An outcome that is not the name of a final status
+    returns FAILED.
+    """
     return JobStatus(outcome) if outcome in ENDS else JobStatus.FAILED
 
 
 def _arguments(job: JobState, question: Intent) -> dict[str, Any]:
-    """Returns the arguments of the effect that a question is about. Returns {} if they are so long that they are stored
-    elsewhere.
+    """Returns {"arguments": the arguments of the effect that a question is about}. Returns {} if the arguments are so
+    long that they are stored outside of their entry, or if the question is not about an effect.
     """
     effect = job.open.get(question.ordinal)
     if effect is None or effect.question is None or not isinstance(effect.intent.body, bytes):
@@ -483,8 +501,9 @@ def _arguments(job: JobState, question: Intent) -> dict[str, Any]:
 
 
 def resolution_of(answered: bytes) -> dict[str, Any]:
-    """Returns an answer as fields. Bytes that are not a JSON object become the text of an answer, and no error is
-    raised. Anybody who has a token can post any bytes, and these must not make the journal unreadable.
+    """Returns an answer, which is stored as JSON, as a dict. If the bytes are not a JSON object, returns {"answer": the
+    bytes as text} and raises no error. Anybody who has a token can send any bytes, and these must not make the journal
+    unreadable.
     """
     try:
         resolution: dict[str, Any] = msgspec.json.decode(answered or b"{}", type=dict[str, Any])
@@ -572,8 +591,9 @@ def _signal(job: JobState, entry: Signal, at: float) -> tuple[EffectView, ...]:
 
 
 def _closed(job: JobState, at: float) -> tuple[EffectView, ...]:
-    """Closes the open effects of a job that has ended, and returns them. The job keeps them, because they are open
-    again if the job begins again.
+    """Closes the open effects of a job that has ended or that begins a new history (`ctx.continue_as`), at the time
+    `at` in seconds since 1970. Returns these effects. They remain in `job.open`, because they are reopened if an ended
+    job begins again.
     """
     for effect in job.open.values():
         effect.close("closed", at)

@@ -31,7 +31,9 @@ that caused the event raises it.
 
 
 class JobStatus(StrEnum):
-    """The states of a job."""
+    """The status of a job. SUCCEEDED, FAILED, CANCELLED and TIMED_OUT are final. WAITING_ACTION means that the job
+    waits for the answer of a person.
+    """
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -77,12 +79,14 @@ def check_move(job_id: str, before: JobStatus, after: JobStatus) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
-    """The specification of a job.
+    """The specification of a new job.
 
-    - `idempotency_key`: specs with the same key in one scope are one job, however often they are sent. If such a spec
-      has other content, IdempotencyConflict is raised. `run_id`, `versions` and `deadline` do not belong to the
-      content.
-    - `deadline`: the time, in seconds since 1970, after which the job is timed out in any state; None sets no limit.
+    - `scope_id`, `principal_id`, `session_id`: the tenant, the actor and the conversation.
+    - `run_id`: an id that the caller can give to several jobs in order to mark that they belong together.
+    - `idempotency_key`: if a job with the same key already exists in the scope, no second job is made. If that job has
+      other content, IdempotencyConflict is raised. `run_id`, `versions` and `deadline` do not belong to the content.
+    - `deadline`: the time, in seconds since 1970, after which the job is timed out, even if it has not started; None
+      sets no limit.
     - `metadata`, `tags`: must be JSON.
     """
 
@@ -112,7 +116,7 @@ class JobSpec:
 
     @classmethod
     def of(cls, context: ExecutionContext, *, idempotency_key: str = "", deadline: float | None = None) -> "JobSpec":
-        """Makes the spec of a job in this context."""
+        """Returns a JobSpec with the scope, actor, limits, policy, versions and metadata of `context`."""
         return cls(
             scope_id=context.scope_id,
             principal_id=context.principal_id,
@@ -139,9 +143,10 @@ class OpenEffect:
 
     - `kind`: "call", "ask", "sleep", "wait" or "child".
     - `name`: the name of the tool, the type of the question, the name of the signal, or the id of the agent.
-    - `due_at`: the time at which the effect ends by itself, or None.
+    - `asked_at`: the time at which the job asked for the effect.
+    - `due_at`: the time at which a timer ends or a question expires; None if there is no such time.
     - `in_doubt`: True while a person is asked whether the effect was made.
-    - `needs_approval`: True while a person is asked whether it may be made.
+    - `needs_approval`: True while a person is asked whether the effect may be made.
     """
 
     ordinal: int
@@ -157,21 +162,22 @@ class OpenEffect:
 class JobRecord:
     """The state of a job at the time of reading. Times are in seconds since 1970.
 
-    - `result_ref`: the word by which the result of the job is found, as it was given to `complete`.
+    - `result_ref`: the text that the caller of `JobManager.complete` has given, from which the program can find the
+      result of the job.
     - `error`: the reason of a failure, a cancel or a time-out.
-    - `ran_seconds`: the time for which the job had run at the time `updated_at`.
+    - `ran_seconds`: the number of seconds that the job had run at the time `updated_at`.
 
-    The following fields are for the job of a durable agent:
+    Only the job of a durable agent has values in these fields:
 
     - `agent`: the id of the agent.
     - `attempt`: the number of the attempt, from 1.
-    - `effects`: the number of effects that the job has asked for.
-    - `open`: those of them that have no result, the last one first.
+    - `effects`: the number of effects for which the job has asked.
+    - `open`: the effects that have no result yet, the last one first.
     - `key`: the key of the job's record, as a text.
     - `children`: the number of jobs that the job has begun.
-    - `tokens`, `dollars`: the usage of the job's own calls, as budgets count it.
-    - `doubt_tokens`, `doubt_dollars`: the part of that usage that is an upper bound, because nobody knows whether a
-      call has to be paid.
+    - `tokens`, `dollars`: the usage of the job's own calls, as it counts in budgets.
+    - `doubt_tokens`, `doubt_dollars`: the part of that usage which is only an upper bound, because nobody knows whether
+      a call has to be paid.
     """
 
     job_id: str
@@ -207,18 +213,20 @@ class JobRecord:
 
     @property
     def ended(self) -> bool:
-        """True if the job has ended in any way."""
+        """True if the job has a final status."""
         return self.status in ENDS
 
     def ran_until(self, now: float) -> float:
-        """Returns the number of seconds that the job has run until the time `now`. If the clock was set back, the
-        number does not fall.
+        """Returns the number of seconds that the job has run until the time `now` (seconds since 1970). If `now` is
+        before `updated_at`, because the clock was set back, returns `ran_seconds`.
         """
         running = max(0.0, now - self.updated_at) if self.status is JobStatus.RUNNING else 0.0
         return self.ran_seconds + running
 
     def overdue(self, now: float) -> str:
-        """Returns the time limit that the job has passed at the time `now`, in words, or "" if it has passed none."""
+        """Returns a description of the time limit that the job has exceeded at the time `now` (seconds since 1970): its
+        deadline, or the running time of its budget. Returns "" if it has exceeded none, or has ended.
+        """
         if self.ended:
             return ""
         if self.deadline is not None and now > self.deadline:
@@ -230,25 +238,30 @@ class JobRecord:
 
 
 class JobStore(ABC):
-    """A store of jobs, for one event loop. If the store is durable, the changes of a method are durable when it returns."""
+    """A store of jobs. Only one event loop may use a store object. If the store is durable, each method returns only
+    when its changes are durable.
+    """
 
     clock: Clock
 
     @abstractmethod
     async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
-        """Makes a queued job, and returns it and True. If the scope already has a job with the same idempotency key,
-        returns that job and False, even if another call is making it at the same time. Raises IdempotencyConflict if
-        that job has other content.
+        """Stores a new job with the status `queued`. Returns the job and True.
+
+        If the scope already has a job with the same idempotency key, stores nothing, and returns that job and False.
+        This is also certain if two calls come at the same time. Raises IdempotencyConflict if the existing job has
+        other content.
         """
 
     @abstractmethod
     async def get(self, job_id: str) -> JobRecord | None:
-        """Returns the job as it is now, or None if no job has this id."""
+        """Returns the present state of the job with this id, or None if there is no such job."""
 
     @abstractmethod
     async def move(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
-        """Gives a job another status, and returns the job. Raises IllegalTransition if the job may not change to this
-        status, and UserError for an unknown job.
+        """Changes the status of a job, and returns the job. `result_ref` is stored for a job that succeeds, and `error`
+        for one that ends in another way. Raises IllegalTransition if the job may not change to this status, and
+        UserError for an unknown job.
         """
 
     @abstractmethod
@@ -259,13 +272,14 @@ class JobStore(ABC):
 
 
 class JobManager:
-    """A manager of the jobs in a store. If the store is over a journal on disk, the jobs survive the process.
+    """A manager of the jobs in a store. If the store keeps them in a journal on disk, the jobs survive the process.
 
-    `on_event` is called for the events `idempotency.start`, `idempotency.hit` and `idempotency.conflict`, with
-    scope_id, idempotency_key and job_id.
+    `on_event` is called as `on_event(name, data)` when a job with an idempotency key is created. The name is
+    "idempotency.start" for a new job, "idempotency.hit" if the job existed already, and "idempotency.conflict" if it
+    existed with other content. `data` is a dict with scope_id, idempotency_key and job_id.
 
-    The time of day is that of the store's clock. If a job is past its deadline, or past the running time of its budget,
-    it is timed out when it is next read by its id, or when `expire` is called.
+    The manager uses the clock of the store. A job is timed out if its deadline is over, or if it has run longer than
+    its budget allows. This happens when the job is next read by its id, or when `expire` is called.
     """
 
     def __init__(self, store: JobStore, *, on_event: OnEvent | None = None) -> None:
@@ -275,8 +289,8 @@ class JobManager:
         self._on_event = on_event
 
     async def create(self, spec: JobSpec) -> JobRecord:
-        """Makes a queued job, and returns it. If the scope already has a job with the same idempotency key, returns
-        that job. Raises IdempotencyConflict if that job has other content.
+        """Stores a new job with the status `queued`, and returns it. If the scope already has a job with the same
+        idempotency key, returns that job instead. Raises IdempotencyConflict if the existing job has other content.
         """
         check("create: spec", spec, Of(JobSpec, "JobSpec(scope_id=…)"))
         try:
@@ -294,7 +308,9 @@ class JobManager:
             self._on_event(f"idempotency.{event}", facts)
 
     async def get(self, job_id: str) -> JobRecord:
-        """Returns the job as it is now. Raises UserError for an unknown job."""
+        """Returns the present state of the job with this id. Times the job out first if it has exceeded its deadline or
+        its running time. Raises UserError for an unknown job.
+        """
         record = await self.store.get(checked_word(job_id, "job_id"))
         if record is None:
             raise no_job(job_id)
@@ -306,21 +322,28 @@ class JobManager:
         return record
 
     async def start(self, job_id: str) -> JobRecord:
-        """Marks the job as running, and returns it."""
+        """Marks a queued job as running, and returns it. Raises IllegalTransition if the job is not queued, and
+        UserError for an unknown job.
+        """
         return await self._moved(job_id, JobStatus.RUNNING)
 
     async def complete(self, job_id: str, result_ref: str = "") -> JobRecord:
-        """Marks the job as succeeded, and returns it. `result_ref` is a word by which the caller finds the result of
-        the job.
+        """Marks a running job as succeeded, and returns it. `result_ref` is any text from which the program can later
+        find the result, for example a file name; it is stored in the job. Raises IllegalTransition if the job does not
+        run.
         """
         return await self._moved(job_id, JobStatus.SUCCEEDED, result_ref=checked_word(result_ref, "result_ref"))
 
     async def fail(self, job_id: str, error: str = "") -> JobRecord:
-        """Marks the job as failed, and returns it. `error` is the reason."""
+        """Marks the job as failed, and returns it. `error` is the reason, which is stored in the job. Raises
+        IllegalTransition if the job neither runs nor waits for an action.
+        """
         return await self._moved(job_id, JobStatus.FAILED, error=checked_word(error, "error"))
 
     async def cancel(self, job_id: str, reason: str = "") -> JobRecord:
-        """Cancels the job and its open actions, and returns the job."""
+        """Cancels the job and its open actions, and returns the job. If an app or a kernel runs the job, the request is
+        durable when this returns, and the job ends a little later. Raises IllegalTransition if the job has ended.
+        """
         return await self._moved(job_id, JobStatus.CANCELLED, error=checked_word(reason, "reason"))
 
     async def _moved(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
@@ -328,7 +351,9 @@ class JobManager:
         return await self.store.move(job_id, status, result_ref=result_ref, error=error)
 
     async def expire(self) -> list[JobRecord]:
-        """Times out the jobs that are past their deadline, or past the running time of their budget, and returns them."""
+        """Times out all jobs that are past their deadline or have run longer than their budget allows. Returns these
+        jobs.
+        """
         now = self.store.clock.time()
         overdue = [job.job_id for job in await self.store.find() if job.overdue(now)]
         ended = [await self.get(job_id) for job_id in overdue]
