@@ -68,10 +68,12 @@ class HealthSnapshot:
     - `live`, `ready`, `stuck`: whether the instance lives, is ready, or is stuck.
     - `why_not_live`, `why_not_ready`, `why_stuck`: the reasons; "" if it lives, is ready, or is not stuck.
     - `in_progress`: the number of requests that are not done yet.
-    - `requests`: the number of requests in the last `window_secs` seconds. `error_rate`: the share of them that failed.
-      The latencies are the seconds that they took. The rate and the latencies are None if there was no request.
-    - `memory_bytes`, `cpu_seconds`: the usage of its children with all their descendants, as the last probe of liveness
-      has measured it.
+    - `requests`: the number of requests that have ended in the last `HealthConfig.window_secs` seconds.
+    - `error_rate`: the share of these requests that failed. `latency_mean_secs`, `latency_p50_secs`,
+      `latency_p99_secs`: the seconds that they took, as mean, median and 99th percentile. All four are None if there
+      was no request.
+    - `memory_bytes`, `cpu_seconds`: the usage of its children with all their descendants, as the last probe of
+      liveness has measured it.
     """
 
     agent_id: str
@@ -107,7 +109,12 @@ class HealthChange:
 
 
 class WatchedRequest:
-    """A piece of work of an instance. `child`: the child that does the work; None if that is not known."""
+    """A piece of work of an instance.
+
+    - `child`: the child that does the work; None if it is not known.
+    - `failed`: set it to True if the work has failed without raising an error.
+    - `began`, `moved_at`: the times of the start and of the last progress, in seconds of a monotonic clock.
+    """
 
     def __init__(self, began: float, child: Child | None) -> None:
         self.began = began
@@ -118,7 +125,9 @@ class WatchedRequest:
         self._seen_bytes = 0
 
     def by(self, child: Child) -> None:
-        """Records that this child does the work from now on."""
+        """Records which child does the work, from now on. From then on, output of this child counts as progress of
+        the request.
+        """
         self.child = child
 
     def progress(self) -> None:
@@ -152,8 +161,9 @@ class _WatchedInstance:
 
     @property
     def is_probed(self) -> bool:
-        """True if the instance must be probed: it has a child, heartbeats, or work, or has an earlier trouble or request
-        whose end the probes have to find.
+        """True if the instance must be probed. That is so if it has a child, heartbeats, or a request in progress. It
+        is also so if it is recorded as not live, not ready or stuck, or had requests in the last `window_secs`: later
+        probes update both.
         """
         return self.child_of is not None or self.beat_at is not None or bool(self.open or self.wrong or self.past)
 
@@ -165,13 +175,15 @@ class _WatchedInstance:
 
 
 class HealthMonitor:
-    """A monitor that probes the health of child processes and reports it. The monitor never ends a process that hangs. The
-    owner of the process does that: `ProcessRuntime.check_health`, a fleet, or the user's function `on_change`.
+    """A monitor that regularly checks ("probes") the health of child processes, and reports it. It only reports: to
+    end a process that hangs is the task of its owner (`ProcessRuntime.check_health`, or a fleet) or of the user's
+    function `on_change`.
 
-    Probes run as tasks of the event loop, as long as a watched instance has a child, heartbeats or work. The pages and the
-    samples may be read in any thread.
+    Probes are asyncio tasks. They are started when an instance with a child, heartbeats or work is registered, and
+    end when there is no such instance any more. `liveness`, `readiness`, `snapshots` and `samples` may be called from
+    any thread.
 
-    - `name`: the app's name, which the pages and the figures show.
+    - `name`: the app's name, which the HTTP pages of `serve` and the Prometheus metrics show.
     - `on_change`: called with each HealthChange.
     """
 
@@ -205,13 +217,15 @@ class HealthMonitor:
         heartbeats: bool = False,
         is_suspended: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Watches an instance from now on. If an instance with the same id is watched already, the new one takes its place,
-        with the record of the requests so far.
+        """Watches an instance from now on. If an instance with the same id is watched already, this call replaces it,
+        and keeps its counts of requests.
 
         - `child`: the child of the instance, or a function that returns its present child. None if the instance has
-          children only for single requests (`request`).
-        - `heartbeats`: True if the caller calls `beat` for the instance at least each `liveness_interval_secs`.
-        - `is_suspended`: a function that returns True while the instance is stopped on purpose. This is then no failure.
+          no child of its own, but only children that work on single requests (`request`).
+        - `heartbeats`: True if the caller calls `beat` for the instance at least every `liveness_interval_secs`
+          seconds.
+        - `is_suspended`: a function that returns True while the instance is stopped on purpose. It then counts as
+          live, and as not ready.
         """
         check_called(f"HealthMonitor: instance {agent_id!r}", child=child, is_suspended=is_suspended)
         before = self._instances.get(agent_id)
@@ -230,7 +244,9 @@ class HealthMonitor:
         self._look_after()
 
     def beat(self, agent_id: str) -> None:
-        """Records a heartbeat of the instance, which also counts as progress of its work. Raises NotFound."""
+        """Records a heartbeat of the instance, which also counts as progress of its work. Raises NotFound if no
+        instance with this id is watched.
+        """
         watched = self._find(agent_id)
         watched.beat_at = self._clock.monotonic()
         for request in watched.open:
@@ -270,12 +286,16 @@ class HealthMonitor:
         self._record(self._find(agent_id), seconds, failed)
 
     def include(self, figures: Callable[[], list[Sample]]) -> None:
-        """Adds further figures to the result of `samples`. `figures`: the method `samples` of a fleet or of a warm pool."""
+        """Adds the Prometheus samples of another object to the result of `samples`. `figures`: a function that
+        returns them, such as the method `samples` of a fleet or of a warm pool.
+        """
         self._figures.append(figures)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["HealthMonitor"]:
-        """Starts the probes if an instance must be probed, and stops all probes at the end of the `with` block."""
+        """Starts the probes at the beginning of the `with` block if an instance must be probed by then, and stops all
+        probes at its end. Instances that are registered in the block are probed, too.
+        """
         self._look_after()
         try:
             yield self
@@ -297,7 +317,7 @@ class HealthMonitor:
     # -- probes -------------------------------------------------------------------------------------------------------
 
     async def probe_liveness(self) -> None:
-        """Probes once for each instance whether it lives and whether it is stuck, and measures the usage of its
+        """Checks once for each instance whether it lives and whether it is stuck, and measures the usage of its
         children.
         """
         for watched in list(self._instances.values()):
@@ -308,7 +328,7 @@ class HealthMonitor:
         await asyncio.gather(*map(self._measure, list(self._instances.values())))
 
     async def probe_readiness(self) -> None:
-        """Probes once for each instance whether it is ready and whether it is stuck."""
+        """Checks once for each instance whether it is ready and whether it is stuck."""
         for watched in list(self._instances.values()):
             self._stuck(watched)
             why = self._why_not_ready(watched)
@@ -326,19 +346,23 @@ class HealthMonitor:
     # -- pages --------------------------------------------------------------------------------------------------------
 
     def liveness(self) -> tuple[str, dict[str, str]]:
-        """Returns whether all instances live, as a pair: a text that is "" if all of them live and else says why not; and a
-        dict with the reason for each instance by its id. May be called from any thread.
+        """Returns a pair. The first value is "" if all instances live, and otherwise a text with the reasons of those
+        that do not. The second is a dict from the id of every instance to its own reason, or "" if it lives. May be
+        called from any thread.
         """
         return self._lacking("live")
 
     def readiness(self) -> tuple[str, dict[str, str]]:
-        """Returns whether all instances are ready, as a pair: a text that is "" if all of them are ready and else says why
-        not; and a dict with the reason for each instance by its id. May be called from any thread.
+        """Returns a pair. The first value is "" if all instances are ready, and otherwise a text with the reasons of
+        those that are not. The second is a dict from the id of every instance to its own reason, or "" if it is
+        ready. May be called from any thread.
         """
         return self._lacking("ready")
 
     def samples(self) -> Iterator[Sample]:
-        """Yields the figures of all instances for Prometheus. May be called from any thread."""
+        """Yields the Prometheus samples of all instances, and those of the functions that `include` has added. May be
+        called from any thread.
+        """
         for each in list(self._instances.values()):
             instance = each.agent_id
             for name, what in (("sabot_process_live", "live"), ("sabot_process_ready", "ready")):
@@ -353,11 +377,12 @@ class HealthMonitor:
             yield from figures()
 
     def serve(self, port: int = 0, host: str = "127.0.0.1") -> int:
-        """Serves the pages `/healthz`, `/ready` and `/metrics` over HTTP on host:port until `close`, and returns the port.
-        With port 0 the system chooses a free one. Not needed in an app, which has these pages on its own port.
+        """Starts an HTTP server on host:port with the pages `/healthz`, `/ready` and `/metrics`, and returns the
+        port. `close` stops the server. With port 0 the system chooses a free port. An app does not need this: it has
+        these pages on its own port.
 
-        Raises MissingExtra if a package for the pages is not installed; UserError for an address that cannot be used, or if
-        this monitor serves its pages already.
+        Raises MissingExtra if a package for the pages is not installed; UserError for an address that cannot be used,
+        or if this monitor serves its pages already.
         """
         if self._metrics is not None:
             raise UserError(f"health of {self.name} is served already, on port {self._metrics.port}")
@@ -473,8 +498,8 @@ class HealthMonitor:
         )
 
     def _look_after(self) -> None:
-        """Starts the tasks that probe, in this event loop, if an instance must be probed and they do not run here already.
-        Cancels them if no instance must be probed any more.
+        """Starts the probes as tasks of the running event loop if an instance must be probed, and cancels them if
+        none must be. Probes that run in another event loop are replaced. Does nothing if no event loop is running.
         """
         try:
             loop = asyncio.get_running_loop()
@@ -501,12 +526,14 @@ class HealthMonitor:
 
 
 def _stopped(watched: _WatchedInstance) -> str:
-    """Returns the trouble of the first child of the instance that is stopped (SIGSTOP); "" if none is. A child that was
-    started for a request and has ended is left out.
+    """Returns the reason why the first stopped child of the instance cannot work (somebody has stopped it with
+    SIGSTOP). Returns "" if no child is stopped. Children that have ended are skipped.
     """
     return next((child.trouble for child in watched.children() if child.trouble and not child.is_over), "")
 
 
 def _quantile(ordered: list[float], share: float) -> float | None:
-    """Returns the smallest value such that at least `share` of all values are not above it; None if there are no values."""
+    """Returns a quantile of the sorted values: the smallest value v for which at least `share` (from 0 to 1) of all
+    values are v or less. Returns None if there are no values.
+    """
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None

@@ -43,14 +43,16 @@ IDLE = "it was idle"
 class LifecycleConfig:
     """The settings of a lifecycle manager. Times are in seconds.
 
-    - `spawn_timeout`: the longest time until an instance is ready. `shutdown_timeout`: the time from SIGTERM to
-      SIGKILL, and the longest time of a checkpoint.
-    - `max_restarts`: the most restarts in a row of an instance that fails. `restart_backoff`: the wait before the first of
-      these restarts; the wait doubles for each further one, up to 60 s. `stable_after`: when a process has run for so long,
-      the count of restarts in a row begins anew.
-    - `idle_suspend`: the time without work after which an instance is suspended; None to never suspend idle instances.
-    - `release_idle`: True to also end the process of an instance that is suspended as idle, which frees its memory. The
-      manager's `checkpoint` saves its state before.
+    - `spawn_timeout`: the longest time from the start of an instance until it is ready.
+    - `shutdown_timeout`: the time from SIGTERM to SIGKILL, and the longest time that `checkpoint` may take.
+    - `max_restarts`: the most restarts in a row of an instance that fails.
+    - `restart_backoff`: the wait before the first restart in a row. Before each further restart the wait doubles, up
+      to 60 s.
+    - `stable_after`: when a process has run for so long, the count of restarts in a row starts again at 0.
+    - `idle_suspend`: the time without work after which an instance is suspended; None to never suspend idle
+      instances.
+    - `release_idle`: True to save the state of an instance before it is suspended as idle (with the manager's
+      `checkpoint`), and to end its process, which frees its memory. With False the process is only stopped.
     """
 
     spawn_timeout: float = 60.0
@@ -76,12 +78,14 @@ class LifecycleConfig:
 
 @dataclass(frozen=True)
 class InstanceInfo:
-    """An instance at this moment.
+    """A view of an instance at one moment.
 
-    - `state`: its state by the name in document 002.
-    - `pid`: the present process; 0 if there is none. `started_at`: its start in seconds since 1970; 0 if there is none.
+    - `state`: its state, by the names of specification 002.
+    - `pid`: the process id; 0 if the instance has no process. `started_at`: the start of this process in seconds
+      since 1970; 0 if there is none.
     - `restarts`: the number of restarts since the first start. `why`: the reason of the last end or suspension.
-    - `next_start_at`: the time of the planned start in seconds since 1970, or None.
+    - `next_start_at`: the time at which the next process will be started, in seconds since 1970; None if no start is
+      planned.
     """
 
     id: str
@@ -95,10 +99,12 @@ class InstanceInfo:
 
 
 class AgentInstance(Instance):
-    """An instance of a lifecycle manager, with its state by the name in document 002, and with the figures that show whether it is idle."""
+    """An instance of a lifecycle manager. It adds to `Instance` the name of its state in specification 002, and the
+    values by which the manager finds out whether the instance is idle.
+    """
 
     def __init__(self, command: Command, *, clock: Clock = SYSTEM_CLOCK, **options: Any) -> None:
-        """Makes an instance. `options` are those of Instance."""
+        """Makes an instance. `options`: the other keyword arguments of `Instance`."""
         super().__init__(command, clock=clock, **options)
         self.first_command = command
         self.is_adopted = False  # True if a fleet or a pool starts and ends it
@@ -109,7 +115,7 @@ class AgentInstance(Instance):
 
     @property
     def state(self) -> LifecycleState:
-        """The state of the instance by its name in document 002."""
+        """The state of the instance, by the names of specification 002 (`LifecycleState`)."""
         return self.phase.lifecycle_state
 
     @property
@@ -138,13 +144,14 @@ Checkpoint = Callable[[AgentInstance], Awaitable[Command]]
 
 
 class LifecycleManager:
-    """A manager that starts instances as child processes on this machine. `close` ends them, and so does the end of this
-    process, in whatever way it ends.
+    """A manager that starts instances as child processes on this machine. `close` ends them, and so does the end of
+    this process, in whatever way it ends.
 
-    - `checkpoint`: a coroutine function that saves the state of a running instance, and returns the command with which its
-     next process continues. Without it no instance can be suspended with `release_memory`.
+    - `checkpoint`: a coroutine function that is called with a running instance, saves its state, and returns the
+      command with which its next process continues. Without this function, `suspend` cannot use `release_memory`.
     - `on_state`: called with an instance, its state before, and the new one.
-    - `sleep`: waits before restarts, and between looks for idle instances.
+    - `sleep`: a coroutine function with which the manager waits a number of seconds: before restarts, and between
+      searches for idle instances.
     """
 
     def __init__(
@@ -185,12 +192,14 @@ class LifecycleManager:
     ) -> AgentInstance:
         """Starts an instance, and returns it as soon as its program runs and `ready` has returned.
 
-        - `agent_id`: the id of the instance; None for a new id. If an instance with this id and an equal command has not
-          ended, nothing is started, and that instance is returned.
-        - `name`: the name in messages; the name of the program if it is "".
+        - `agent_id`: the id of the instance; None for a new id. If an instance with this id has not ended, no process
+          is started: if its command is equal to `command`, that instance is returned, and otherwise AgentNotSpawned
+          is raised.
+        - `name`: the name of the instance in messages; with "" it is the name of the program.
         - `ready`: a coroutine function that is called with the new process, and returns when the process is ready.
 
-        Raises AgentNotSpawned. If the caller is cancelled, the process is ended.
+        Raises AgentNotSpawned if the program does not start, or is not ready within `spawn_timeout`. If the caller is
+        cancelled, the process is ended.
         """
         if self._closed:
             raise AgentNotSpawned("the lifecycle manager is closed, and starts no agent")
@@ -229,17 +238,19 @@ class LifecycleManager:
 
     async def suspend(self, agent_id: str, *, release_memory: bool = False, why: str = "") -> AgentInstance:
         """Stops all processes of the instance where they are (SIGSTOP): they use no CPU, and keep their memory and
-        connections. With `release_memory`, the manager's `checkpoint` saves its state, and its processes end.
+        connections. With `release_memory`, calls the manager's `checkpoint` to save the instance's state, and ends
+        its processes instead.
 
-        Raises SuspendFailed; UnknownAgent.
+        `why`: the reason, for messages. Raises SuspendFailed if it cannot be suspended; UnknownAgent if there is no
+        instance with this id.
         """
         instance = self.agent(agent_id)
         await run_to_end(self._suspend(instance, release_memory, why or "it was suspended"))
         return instance
 
     async def resume(self, agent_id: str) -> AgentInstance:
-        """Lets a suspended instance go on, in a new process if its old one has ended. Raises ResumeFailed;
-        UnknownAgent.
+        """Continues a suspended instance, in a new process if its old one has ended. Raises ResumeFailed if it cannot
+        be continued; UnknownAgent if there is no instance with this id.
         """
         instance = self.agent(agent_id)
         instance.active_at = self._clock.monotonic()
@@ -247,10 +258,13 @@ class LifecycleManager:
         return instance
 
     async def restart(self, agent_id: str, *, at_once: bool = False, why: str = "") -> AgentInstance:
-        """Ends the instance's process in good order, if it has one, and starts another one. Returns when the new process runs.
+        """Ends the instance's process with SIGTERM (later SIGKILL), if it has a process, and starts another one.
+        Returns when the new process is ready.
 
-        The restart counts as one after a failure, and waits as long. With `at_once` it does not wait, and the count begins
-        anew. Raises RestartFailed, also if the restarts are used up; UnknownAgent.
+        This restart is counted like one after a failure, and waits as long before it starts the process. With
+        `at_once` there is no wait, and the count of restarts in a row starts again at 0. Raises RestartFailed if the
+        instance cannot be restarted, for example because its restarts are used up; UnknownAgent if there is no
+        instance with this id.
         """
         instance = self.agent(agent_id)
         if instance.is_adopted:
@@ -263,10 +277,10 @@ class LifecycleManager:
         return instance
 
     async def terminate(self, agent_id: str, *, grace_seconds: Duration | None = None, why: str = "") -> AgentInstance:
-        """Ends the instance for good: closes its stdin, sends SIGTERM, and SIGKILL after the grace
-        (`shutdown_timeout` if None).
+        """Ends the instance for good: closes its stdin, sends SIGTERM, and sends SIGKILL `grace_seconds` later
+        (`shutdown_timeout` if None). `why`: the reason, for messages.
 
-        Raises TerminateFailed if one of its processes still runs; UnknownAgent.
+        Raises TerminateFailed if one of its processes still runs; UnknownAgent if there is no instance with this id.
         """
         instance = self.agent(agent_id)
         grace_s = self.config.shutdown_timeout
@@ -276,32 +290,37 @@ class LifecycleManager:
         return instance
 
     async def close(self) -> None:
-        """Terminates all instances, and waits until their processes have ended. Raises TerminateFailed if one still runs."""
+        """Terminates all instances that this manager has started, and waits until their processes have ended. Raises
+        TerminateFailed if one of these processes still runs.
+        """
         self._closed = True
         await run_to_end(self._close())
 
     # -- the instances ------------------------------------------------------------------------------------------------
 
     def agent(self, agent_id: str) -> AgentInstance:
-        """Returns the instance with this id. Raises UnknownAgent."""
+        """Returns the instance with this id. Raises UnknownAgent if there is none."""
         if (found := self._instances.get(agent_id)) is None:
             raise UnknownAgent(f"there is no instance {agent_id!r}", hint="list_agents() has them")
         return found
 
     def list_agents(self) -> list[InstanceInfo]:
-        """Returns all instances that have not ended, and the last thousand that have."""
+        """Returns views of all instances that have not ended, and of the last thousand that have ended."""
         for instance in self._instances.values():
             instance.see()
         return [instance.info for instance in self._instances.values()]
 
     async def wait(self, agent_id: str) -> LifecycleState:
-        """Waits until the instance is terminated, or has failed for good. Raises UnknownAgent."""
+        """Waits until the instance is terminated, or has failed for good, and returns this state. Raises UnknownAgent
+        if there is no instance with this id.
+        """
         return await self.agent(agent_id).until_over()
 
     @asynccontextmanager
     async def in_use(self, agent_id: str) -> AsyncIterator[AgentInstance]:
-        """Keeps the instance from counting as idle during the `with` block. If the instance is suspended because it was
-        idle, resumes it before the block begins. Raises ResumeFailed if the instance does not run then; UnknownAgent.
+        """Prevents that the instance counts as idle during the `with` block. If it is suspended because it was idle,
+        resumes it before the block begins. Raises ResumeFailed if the instance does not run at the beginning of the
+        block; UnknownAgent if there is no instance with this id.
         """
         instance = self.agent(agent_id)
         instance.users += 1
@@ -394,7 +413,9 @@ class LifecycleManager:
             raise ResumeFailed(f"instance {instance.label} is {instance.state}: {instance.why}")
 
     async def _is_idle(self, instance: AgentInstance) -> bool:
-        """Measures the instance, and returns True if it was idle at all looks of the last `idle_suspend` seconds."""
+        """Measures the instance. Returns True if every measurement of the last `idle_suspend` seconds has found it
+        idle: not in use, without new output, and with less than a hundredth of a core in use.
+        """
         child, now = instance.child, self._clock.monotonic()
         if child is None or instance.users or self.config.idle_suspend is None:
             return False

@@ -25,11 +25,12 @@ _MOST_CORES = 1 << 20
 
 
 class QuotaMode(StrEnum):
-    """The moment at which a quota that is exceeded takes its action.
+    """The moment at which the action of a quota is taken, after a measurement has found that the quota is exceeded.
 
-    - HARD: at the first look that finds it exceeded.
-    - SOFT_THEN_HARD: `grace_seconds` after that look; until then it only warns.
-    - WARN_ONLY: never; it only warns.
+    - HARD: at once.
+    - SOFT_THEN_HARD: after `grace_seconds`, if the quota is still exceeded. Before that, the violation is only
+      reported.
+    - WARN_ONLY: never. The violation is only reported.
     """
 
     HARD = "hard"
@@ -38,7 +39,7 @@ class QuotaMode(StrEnum):
 
 
 class QuotaAction(StrEnum):
-    """The action when a quota is exceeded.
+    """The action that is taken when an instance exceeds its quota.
 
     - WARN: only reports the violation.
     - THROTTLE: gives the instance less CPU.
@@ -68,14 +69,16 @@ class CountsTokens(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceQuota:
-    """A quota of an instance, with all that it has started. Usage of exactly a limit is allowed; None means no limit. Raises
-    InvalidQuota.
+    """A quota of an instance, for all its processes together. Usage of exactly a limit is allowed; None means no
+    limit. The constructor raises InvalidQuota for a value that is not valid.
 
-    - `cpu`: cores, say "2", "500m" or 0.5, on average between two looks. `memory`: resident memory, say "2Gi", "512Mi"
-      or a number of bytes. `tokens_per_hour`: tokens in an hour of the clock.
-    - `on_cpu`, `on_memory`, `on_tokens`: the action if more is used; `mode` decides when it is taken.
-    - `throttled_cpu`: the cores that an instance gets while it is throttled because of its memory or its tokens. An instance
-      that is throttled because of its CPU gets `cpu`.
+    - `cpu`: cores, such as "2", "500m" or 0.5. The usage is an average over the time between two measurements.
+    - `memory`: resident memory, such as "2Gi", "512Mi" or a number of bytes.
+    - `tokens_per_hour`: tokens of models from one full hour of the clock to the next.
+    - `on_cpu`, `on_memory`, `on_tokens`: the action if more is used. `mode`: the moment at which the action is taken.
+      `grace_seconds`: the wait before the action, for the mode SOFT_THEN_HARD.
+    - `throttled_cpu`: the cores that an instance gets while it is throttled because of its memory or its tokens. An
+      instance that is throttled because of its CPU gets `cpu` cores.
     """
 
     cpu: str | float | None = "2"
@@ -117,20 +120,21 @@ class ResourceQuota:
         return {resource: limit for resource, limit in found.items() if limit is not None}
 
     def action(self, resource: QuotaResource) -> QuotaAction:
-        """Returns the action if more is used of the resource."""
+        """Returns the action that this quota demands if the instance uses more than its limit of the resource."""
         action: QuotaAction = getattr(self, f"on_{resource}")
         return action
 
 
 @dataclass(frozen=True)
 class ResourceReport:
-    """The usage of an instance, with all processes that it has started, as the manager has measured it at one look.
+    """The usage of an instance, for all its processes together, at one measurement.
 
-    - `at`: the time of the look in seconds since 1970. `processes`: the number of processes now.
-    - `cpu_cores`: the cores in use, on average since the look before; 0 at the first look at a process. `cpu_seconds`: the
-      CPU time of all its processes, present and earlier, that were looked at.
-    - `memory_bytes`: the resident memory now. `peak_memory_bytes`: the most memory that any look has found.
-    - `tokens`: the tokens of this hour of the clock. `total_tokens`: all tokens that `report_tokens` has added.
+    - `at`: the time of the measurement in seconds since 1970. `processes`: the number of processes now.
+    - `cpu_cores`: the cores in use, on average since the measurement before; 0 at the first measurement of a process.
+    - `cpu_seconds`: the CPU time of the present process and of the earlier ones, as far as they were measured.
+    - `memory_bytes`: the resident memory now. `peak_memory_bytes`: the highest value of any measurement.
+    - `tokens`: the tokens since the last full hour of the clock. `total_tokens`: all tokens that `report_tokens` has
+      added.
     - `held_to`: the number of cores to which the instance is throttled; None if it is not throttled.
     - `exceeded`: the resources of which the instance uses more than its quota, or because of which it is throttled or
       suspended.
@@ -170,8 +174,9 @@ class QuotaViolation:
 
 
 def parse_cpu(value: str | float, *, name: str = "cpu") -> float:
-    """Returns the number of cores that a text such as "2", "0.5" or "500m" (thousandths of a core) means, or a number as it
-    is. Raises InvalidQuota for any other value. `name`: the field of the quota, for the message.
+    """Returns a number of cores. `value`: a text such as "2", "0.5" or "500m" (thousandths of a core), or a number,
+    which is returned as a float. Raises InvalidQuota for any other value, and for less than a thousandth of a core.
+    `name`: the field of the quota, for the error message.
     """
     cores = None
     if isinstance(value, str):
@@ -187,8 +192,8 @@ def parse_cpu(value: str | float, *, name: str = "cpu") -> float:
 
 
 def parse_memory(value: str | int) -> int:
-    """Returns the number of bytes that a text such as "2Gi", "512Mi" or "1.5G" means, or a number of bytes as it is. Raises
-    InvalidQuota for any other value.
+    """Returns a number of bytes. `value`: a text such as "2Gi", "512Mi" or "1.5G", or a whole number, which is
+    returned unchanged. Raises InvalidQuota for any other value, and for less than one byte.
     """
     size = None
     if isinstance(value, str):

@@ -12,21 +12,25 @@ from sabot.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class FleetConfig:
-    """The settings of a fleet.
+    """The settings of a fleet. To drain a replica means to give it no further work, to wait until its present work is
+    done, and then to end it.
 
     - `min_replicas`, `max_replicas`: the least and the most replicas.
-    - `target_cpu_percent`: the wanted CPU usage, on average over all replicas, in percent of a replica's limit; in percent
-      of a core if its CPU is not limited.
-    - `target_memory_percent`: the same for memory; it has no effect if the memory of a replica is not limited.
-    - `target_lag`: the amount of waiting work for which one replica is wanted: pieces of work in the queue, or the result
-      of the fleet's function `lag`.
-    - `tolerance`: a share, such as 0.1. If the usage is within this share of its target, no other number of replicas is
-      recommended for it.
-    - `interval_secs`: seconds between two measurements. `scale_up_secs`, `scale_down_secs`: the seconds for which all
-      measurements must recommend more replicas before some are started, or fewer before some are drained.
-    - `drain_secs`: the seconds that a drained replica has to finish its work, and then again for the fleet's `checkpoint`.
-    - `spawn_timeout_secs`: the longest wait for a child of a warm pool, in seconds. `grace_secs`: seconds from SIGTERM to
-      SIGKILL.
+    - `target_cpu_percent`: the wanted CPU usage, on average over all replicas, in percent of a replica's CPU limit;
+      in percent of a core if a replica has no CPU limit.
+    - `target_memory_percent`: the wanted memory usage, on average over all replicas, in percent of a replica's memory
+      limit; it has no effect if a replica has no memory limit.
+    - `target_lag`: the amount of waiting work for which one replica is wanted. It is compared with the pieces of work
+      in the fleet's queue, and with the result of the fleet's function `lag`.
+    - `tolerance`: a share, such as 0.1. If the CPU or memory usage differs from its target by at most this share, it
+      does not change the recommended number of replicas.
+    - `interval_secs`: seconds between two measurements.
+    - `scale_up_secs`: replicas are started when all measurements of so many seconds have recommended more of them.
+      `scale_down_secs`: replicas are drained when all measurements of so many seconds have recommended fewer.
+    - `drain_secs`: the most seconds that a drained replica may take to finish its work. The fleet's `checkpoint`,
+      which is called after that, may take as long again.
+    - `spawn_timeout_secs`: the longest wait for a child of a warm pool, in seconds. `grace_secs`: seconds from
+      SIGTERM to SIGKILL.
     """
 
     min_replicas: int = 1
@@ -61,10 +65,15 @@ class FleetConfig:
 class FleetMetrics:
     """A measurement of a fleet.
 
-    - `active`, `busy`, `draining`: the numbers of replicas that get work, that have work, and that are being drained.
-    - `waiting`: the pieces of work in the queue. `lag`: the result of the fleet's function `lag`; 0 if it has none.
-    - `cpu_percent`, `memory_percent`: averages over the active replicas, in the percents of `FleetConfig`. None if there
-      are no figures yet, or no limit of which it would be a percentage.
+    - `active`: the number of replicas that can get work. `busy`: the number of those that are working. `draining`:
+      the number of replicas that get no further work, and will be ended.
+    - `waiting`: the number of pieces of work in the queue. `lag`: the result of the fleet's function `lag`; 0 without
+      one.
+    - `cpu_percent`: the average CPU usage of the active replicas, in percent of a replica's CPU limit, or of a core
+      if there is no limit. None if it could not be measured yet.
+    - `memory_percent`: the average memory usage of the active replicas, in percent of a replica's memory limit; None
+      if there is no limit, or nothing was measured yet. `memory_bytes`: the resident memory of all active replicas
+      together.
     """
 
     active: int
@@ -79,12 +88,14 @@ class FleetMetrics:
 
 @dataclass(frozen=True)
 class ScalingDecision:
-    """A decision on the number of replicas.
+    """A decision on the number of replicas of a fleet.
 
-    - `current`: the number of replicas now. `recommended`: the number that the metrics of this moment recommend.
-    - `desired`: the number that the fleet is to have. It differs from `current` only if more, or fewer, replicas were
-      recommended for long enough (`FleetConfig`); `action` says which.
-    - `reason`: the figure on which the recommendation rests.
+    - `current`: the number of replicas now.
+    - `recommended`: the number that the latest measurement alone recommends. `reason`: the value that led to this
+      number.
+    - `action`: "up" to start replicas, "down" to drain some, "none" to change nothing.
+    - `desired`: the number of replicas that the fleet is to have. With the action "none" it equals `current`.
+    - `metrics`: the latest measurement.
     """
 
     action: Literal["up", "down", "none"]
@@ -103,8 +114,8 @@ class Recommendations:
         self._wanted = deque([(now, config.min_replicas)])
 
     def decide(self, metrics: FleetMetrics, current: int, now: float) -> ScalingDecision:
-        """Records the recommendation that follows from these metrics, and returns the decision for a fleet of `current`
-        replicas. `now`: the time of the metrics, by the clock's steady count of seconds.
+        """Records the number of replicas that these metrics recommend, and returns the decision for a fleet that has
+        `current` replicas now. `now`: the time of the metrics, in seconds of a monotonic clock.
         """
         own = self._config
         recommended, reason = self._of(metrics)
@@ -119,8 +130,9 @@ class Recommendations:
         return ScalingDecision("none", current, recommended, current, reason, metrics)
 
     def _of(self, metrics: FleetMetrics) -> tuple[int, str]:
-        """Returns the number of replicas that these metrics recommend, and the reason. It is the highest of the numbers
-        that the work, the lag, the CPU and the memory each ask for, within `min_replicas` and `max_replicas`.
+        """Returns the number of replicas that these metrics recommend, and the reason. The work, the lag, the CPU and
+        the memory each recommend a number; the result is the highest of them. It is raised to `min_replicas` if it is
+        below, and lowered to `max_replicas` if it is above.
         """
         own = self._config
         wanted = {
@@ -139,8 +151,11 @@ class Recommendations:
         return min(max(wanted[why], own.min_replicas), own.max_replicas), f"{why}: {figures[why]}"
 
     def _by_share(self, metrics: FleetMetrics, percent: float | None, target: float) -> int:
-        """Returns the number of replicas over which the present usage must be spread so that each one uses `target`
-        percent. Returns the present number if `percent` is within the tolerance, and 0 if it is None.
+        """Returns the number of replicas with which the present usage would be `target` percent for each replica.
+        Returns the present number of active replicas if `percent` is close enough to `target` (`tolerance`), and 0 if
+        `percent` is None.
+
+        `percent`: the present usage of a replica, on average over the active ones.
         """
         if percent is None:
             return 0
@@ -148,8 +163,8 @@ class Recommendations:
         return metrics.active if abs(ratio - 1) <= self._config.tolerance else math.ceil(metrics.active * ratio)
 
     def _held(self, seconds: float, least: Callable[[list[int]], int]) -> int | None:
-        """Returns the number that `least` (`min` or `max`) chooses from the recommendations of the last `seconds`. Returns
-        None if the first recommendation was made less than `seconds` ago.
+        """Returns the lowest or the highest recommendation of the last `seconds`; `least` is `min` for the lowest,
+        and `max` for the highest. Returns None if the first recommendation was made less than `seconds` ago.
         """
         since = self._wanted[-1][0] - seconds
         at_first = [wanted for at, wanted in self._wanted if at <= since]

@@ -72,8 +72,8 @@ class _LimitedInstance:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def used(self, resource: QuotaResource, now_s: float) -> float:
-        """Returns the usage of a resource: cores or bytes at the last look, or the tokens of this hour of the clock.
-        `now_s`: the time in seconds since 1970.
+        """Returns the usage of a resource: the cores or bytes of the last measurement, or the tokens since the last
+        full hour of the clock. `now_s`: the time in seconds since 1970.
         """
         if resource is QuotaResource.TOKENS:
             return sum(each.used(now_s)["hourly"].tokens for each in (self.reported, self.asked))
@@ -95,8 +95,8 @@ class _LimitedInstance:
         self.peak_memory = max(self.peak_memory, used.memory_bytes)
 
     def hold(self) -> None:
-        """Limits the CPU of the present process to the lowest number of cores that a measure against the instance demands.
-        Lifts the limit if no measure throttles the instance.
+        """Limits the CPU of the present process. If the instance is throttled because of several resources, the
+        lowest of their numbers of cores applies. Removes the limit if the instance is not throttled.
         """
         throttled = [each for each, measure in self.measures.items() if measure.action is QuotaAction.THROTTLE]
         least, limits = parse_cpu(self.quota.throttled_cpu), self.quota.limits()
@@ -107,13 +107,14 @@ class _LimitedInstance:
 
 
 class ResourceManager:
-    """A manager that measures the instances of a lifecycle manager that have a quota, each `report_interval` seconds,
-    and enforces the quotas.
+    """A manager that measures instances every `report_interval` seconds, and enforces their quotas.
 
-    - `default`: the quota of instances without one of their own, or None.
-    - `tokens_of`: returns the tokens that an instance has used in this hour of the clock, for example from a ledger. They are
-     added to the tokens that are reported here.
-    - `on_report`, `on_violation`: called with each report, and with each violation.
+    - `lives`: the lifecycle manager of the instances.
+    - `default`: the quota of each instance for which `set_quota` was not called; with None these have no quota.
+    - `tokens_of`: a coroutine function that is called with an instance's id, and returns the tokens that the instance
+      has used since the last full hour of the clock, for example from a ledger. They are added to the tokens of
+      `report_tokens`.
+    - `on_report`, `on_violation`: called with each ResourceReport, and with each QuotaViolation.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class ResourceManager:
             self._looking = self._tasks.every(self._interval, self.check_all, self._sleep)
 
     async def close(self) -> None:
-        """Stops measuring. Instances that are throttled or suspended stay so."""
+        """Stops measuring. Instances that are throttled or suspended at that time remain so."""
         await self._tasks.cancel()
 
     async def __aenter__(self) -> "ResourceManager":
@@ -161,10 +162,12 @@ class ResourceManager:
     # -- quotas -------------------------------------------------------------------------------------------------------
 
     async def set_quota(self, agent_id: str, quota: ResourceQuota) -> None:
-        """Gives an instance this quota in the place of its present one. Undoes the throttles and suspensions of the old
-        quota, and checks the instance against the new one.
+        """Replaces the quota of an instance. First undoes the throttles and suspensions that the old quota has
+        caused. Then enforces the new quota, by the usage of the last measurement. If the instance had no quota, the
+        new one is enforced from the next measurement on.
 
-        Raises UnknownAgent; QuotaUpdateFailed if a suspended instance cannot be resumed; the errors of `check`.
+        Raises UnknownAgent if there is no instance with this id; QuotaUpdateFailed if a suspended instance cannot be
+        resumed; QuotaSuspendFailed, QuotaTerminateFailed or ResumeFailed if an action of the new quota failed.
         """
         if agent_id not in self._limited:
             self._limit(agent_id, quota)
@@ -176,10 +179,12 @@ class ResourceManager:
                 await self._judge(limited, resource)
 
     async def update_quota(self, agent_id: str, **changes: object) -> ResourceQuota:
-        """Changes fields of an instance's quota, and returns the new quota. Does for it what `set_quota` does.
+        """Changes some fields of an instance's quota, sets the result with `set_quota`, and returns it. `changes`:
+        new values by the names of fields of ResourceQuota.
 
-        Raises QuotaNotFound; QuotaUpdateFailed if a suspended instance cannot be resumed, and then the quota is unchanged;
-        the errors of `check`.
+        Raises QuotaNotFound if the instance has no quota. Raises QuotaUpdateFailed if a name or a value is not valid,
+        or if a suspended instance cannot be resumed; then the quota is unchanged. Raises QuotaSuspendFailed,
+        QuotaTerminateFailed or ResumeFailed if an action of the new quota failed.
         """
         limited = self._find(agent_id)
         try:
@@ -190,17 +195,18 @@ class ResourceManager:
         return quota
 
     async def remove_quota(self, agent_id: str) -> None:
-        """Removes the quota of an instance, and undoes its throttles and suspensions. From then on the `default` quota
-        holds for the instance, if there is one. Raises QuotaNotFound; QuotaUpdateFailed if a suspended instance cannot be
-        resumed.
+        """Removes the quota of an instance, and undoes the throttles and suspensions that it has caused. From then on
+        the `default` quota applies to the instance, if there is one. Raises QuotaNotFound if the instance has no
+        quota; QuotaUpdateFailed if a suspended instance cannot be resumed.
         """
         async with self._locked(agent_id) as limited:
             await self._let_go(limited)
             del self._limited[agent_id]
 
     async def reset(self, agent_id: str) -> None:
-        """Sets the recorded usage of an instance to zero, including its reported tokens, and undoes the throttles and
-        suspensions of its quota. Raises QuotaNotFound; QuotaUpdateFailed if a suspended instance cannot be resumed.
+        """Sets the recorded usage of an instance to zero, including the tokens of `report_tokens`, and undoes the
+        throttles and suspensions that its quota has caused. Raises QuotaNotFound if the instance has no quota;
+        QuotaUpdateFailed if a suspended instance cannot be resumed.
         """
         async with self._locked(agent_id) as limited:
             await self._let_go(limited)
@@ -208,7 +214,7 @@ class ResourceManager:
             limited.peak_memory, limited.meter.cpu_seconds = 0, 0.0
 
     def quota(self, agent_id: str) -> ResourceQuota:
-        """Returns the quota of an instance. Raises QuotaNotFound."""
+        """Returns the quota of an instance. Raises QuotaNotFound if it has none."""
         return self._find(agent_id).quota
 
     @property
@@ -219,7 +225,9 @@ class ResourceManager:
     # -- tokens -------------------------------------------------------------------------------------------------------
 
     async def report_tokens(self, agent_id: str, used: int | CountsTokens) -> None:
-        """Adds tokens that a model has used for the instance, and enforces the quota. Raises QuotaNotFound, and the errors of `check`."""
+        """Adds tokens that a model has used for the instance, and enforces its quota of tokens. Raises QuotaNotFound
+        if the instance has no quota; QuotaSuspendFailed, QuotaTerminateFailed or ResumeFailed if an action failed.
+        """
         tokens: Any = getattr(used, "total_tokens", used)
         if not is_whole(tokens, 0):
             raise UserError(f"instance {agent_id!r}: {short_repr(used)} is no number of tokens")
@@ -228,11 +236,12 @@ class ResourceManager:
             await self._judge(limited, QuotaResource.TOKENS)
 
     async def require_tokens(self, agent_id: str, tokens: int) -> None:
-        """Checks that the instance may use so many further tokens in this hour. Raises QuotaExceeded if not, unless the
-        quota only warns at this moment (`_action`). Raises QuotaNotFound.
+        """Checks that the instance may use `tokens` further tokens before the next full hour of the clock. Raises
+        QuotaExceeded if that would exceed its quota; but not if the quota would only warn about it now. Raises
+        QuotaNotFound if the instance has no quota.
 
-        The tokens are not reserved, so calls at the same time may exceed the quota together. The `Budget` of a ledger
-        prevents that.
+        The tokens are not reserved, so several callers at the same time may together exceed the quota. The `Budget`
+        of a ledger prevents that.
         """
         async with self._locked(agent_id) as limited:
             await self._ask_for_tokens(limited)
@@ -250,9 +259,10 @@ class ResourceManager:
     # -- looks --------------------------------------------------------------------------------------------------------
 
     async def check(self, agent_id: str) -> ResourceReport:
-        """Measures an instance now, and enforces its quota.
+        """Measures an instance now, enforces its quota, and returns the report of the measurement.
 
-        Raises QuotaNotFound; UnknownAgent; QuotaSuspendFailed, QuotaTerminateFailed and ResumeFailed if an action failed.
+        Raises QuotaNotFound if the instance has no quota; UnknownAgent if there is no instance with this id;
+        QuotaSuspendFailed, QuotaTerminateFailed or ResumeFailed if an action failed.
         """
         errors = []
         async with self._locked(agent_id) as limited:
@@ -271,7 +281,9 @@ class ResourceManager:
         return report
 
     async def check_all(self) -> list[ResourceReport]:
-        """Checks all instances that have a quota and have not ended. A failed action is logged, and is tried again at the next look."""
+        """Checks all instances that have a quota and have not ended, and returns their reports. If a check fails, it
+        logs the error and returns no report of that instance; the next call tries again.
+        """
         infos = {info.id: info for info in self._lives.list_agents()}
         for agent_id in self._limited.keys() - infos.keys():  # they ended long ago, and are forgotten
             del self._limited[agent_id]
@@ -319,8 +331,8 @@ class ResourceManager:
         self._note(violation)
 
     def _action(self, limited: _LimitedInstance, resource: QuotaResource) -> QuotaAction:
-        """Returns the action for an exceeded limit of this resource at this moment: by the quota's mode, WARN or the
-        action of the quota.
+        """Returns the action to take now against an instance that exceeds its limit of this resource. It is WARN if
+        the mode of the quota says that it only warns now, and otherwise the quota's action for this resource.
         """
         quota, now = limited.quota, self._clock.monotonic()
         soft = (
@@ -413,8 +425,9 @@ class ResourceManager:
 
 
 def _is_low_by(done: QuotaAction | None, resource: QuotaResource, instance: AgentInstance) -> bool:
-    """Returns True if the instance uses little CPU only because it is throttled or suspended for its CPU. This measure
-    must not be undone because of the low usage, since the next look would take it again; only another quota undoes it.
+    """Returns True if the CPU usage of the instance is low only because its quota has throttled or suspended it for
+    using too much CPU. Then the low usage is no reason to undo this action: the instance would soon exceed its quota
+    again.
 
     `done`: the action that was taken because of `resource`; None if none was taken.
     """

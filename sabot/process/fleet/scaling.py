@@ -37,12 +37,14 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class FleetReplica:
-    """An instance of a fleet, with its work.
+    """A replica of a fleet: an instance with its work.
 
     - `number`: a number that no other replica of this fleet has had.
-    - `state`: `active` if it can get work; `draining` if it only finishes its work; `ending` if its child is being ended.
+    - `state`: `active` if the replica gets further work; `draining` if it only finishes its present work; `ending` if
+      its child is being ended.
     - `done`: the number of pieces of work that it has done.
-    - `quiet`: set while it has no work. `work`: the task of its present work, or None.
+    - `quiet`: an asyncio event that is set while the replica has no work. `work`: the asyncio task of its present
+      work, or None.
     """
 
     number: int
@@ -59,23 +61,27 @@ class FleetReplica:
         return not self.quiet.is_set()
 
     def works(self, begins: bool) -> None:
-        """Records that the replica begins work if `begins` is True, or that it has none any more."""
+        """Records that the replica begins work (`begins` is True), or that its work is over (`begins` is False)."""
         self.quiet.clear() if begins else self.quiet.set()
         self.instance.work(begins=begins)
 
 
 class FleetManager:
-    """A fleet of as many replicas of one command as their work needs. `close` ends them, and so does the end of this process,
-    in whatever way it ends.
+    """A fleet: child processes of the same command ("replicas"), as many as their work needs. `close` ends them, and
+    so does the end of this process, in whatever way it ends.
+
+    If there is too little work, the fleet drains some replicas: it gives them no further work, waits until their
+    present work is done, and ends them.
 
     - `what`: the command of a replica, or a warm pool from which the fleet takes its replicas.
-    - `lag`: returns the amount of work that waits outside the fleet, besides the callers of `run`: for example the number of
-      records that a consumer lags behind.
-    - `checkpoint`: called with a replica that is drained, before its child ends. If it fails, the replica stays in the fleet;
-      in `close`, its child ends all the same.
-    - `lives`: a lifecycle manager that lists the replicas among its instances, so that they can have quotas. Replicas from
-      a warm pool are listed by the manager of that pool instead.
-    - `sleep`: waits between measurements, and for drains.
+    - `lag`: a function that returns the amount of work that waits outside the fleet, for example the number of
+      records by which a Kafka consumer lags behind. The callers that wait in `run` are not part of it.
+    - `checkpoint`: a coroutine function that is called with a replica after its last work, before its child is ended.
+      If it fails, the replica stays in the fleet; but when the fleet is closed, the child is ended all the same.
+    - `lives`: a lifecycle manager that lists the replicas among its instances, so that they can have quotas. If
+      `what` is a warm pool, give the manager to that pool instead.
+    - `name`: the name of the fleet in messages and Prometheus metrics.
+    - `sleep`: a coroutine function with which the fleet waits a number of seconds.
     """
 
     def __init__(
@@ -120,8 +126,8 @@ class FleetManager:
         self._counts = {"up": 0, "down": 0, "died": 0, "given_back": 0}
 
     async def start(self) -> None:
-        """Starts `min_replicas` replicas, waits until they run, and begins to watch them. Raises ScaleUpFailed (E2090) if one does
-        not start; then the others are ended.
+        """Starts `min_replicas` replicas, waits until they run, and begins to measure the fleet regularly. Raises
+        ScaleUpFailed (E2090) if one of the replicas does not start; then the others are ended.
         """
         if self._pool.running:
             return
@@ -147,12 +153,13 @@ class FleetManager:
         return list(self._pool.members)
 
     async def run(self, work: Callable[[Child], Awaitable[T]], *, repeatable: bool = False) -> T:
-        """Waits for a free replica, calls `work` with its child, and returns the result of `work`. Callers that wait are
-        served in the order of their calls.
+        """Waits for a free replica, calls `work` with its child, and returns the result of `work`. Callers that wait
+        are served in the order of their calls.
 
-        If `work` raises or is cancelled, the replica is ended and replaced, since the next work could take a late answer
-        for its own. If the replica is drained before `work` has returned, DrainTimeout (E2093) is raised; with
-        `repeatable` True another replica does the work again instead.
+        If `work` raises or is cancelled, the replica is ended and replaced; otherwise its late output could be
+        mistaken for the answer to the next work. If the replica has to end and `work` does not return within
+        `drain_secs`, `work` is cancelled. Then DrainTimeout (E2093) is raised; or with `repeatable` True, `work` is
+        called again with another replica.
         """
         given_back = False
         while True:
@@ -165,20 +172,21 @@ class FleetManager:
                 given_back = True
 
     async def evaluate(self) -> ScalingDecision:
-        """Measures the replicas, and returns the decision that follows: whether to start or drain some. Starts and drains
-        none itself.
+        """Measures the replicas, and returns the decision whether to start or to drain some. Does not carry out the
+        decision.
         """
         metrics = await self.measure()
         return self._recommendations.decide(metrics, self._target, self._clock.monotonic())
 
     async def scale_to(self, replicas: int) -> None:
-        """Starts or drains replicas until the fleet has `replicas` active ones. It drains those without work first, and
+        """Starts or drains replicas until the fleet has `replicas` active ones. A replica is drained by giving it no
+        further work, waiting for the end of its present work, and ending it. Replicas without work are drained first,
         then the youngest.
 
-        - Raises ScaleUpFailed (E2090) if `replicas` is above `max_replicas`, or if some replicas did not start. Those that
-          did start stay.
-        - Raises ScaleDownFailed (E2091) if `replicas` is below `min_replicas`, or if `checkpoint` failed for a replica.
-          That replica stays in the fleet.
+        - Raises ScaleUpFailed (E2090) if `replicas` is above `max_replicas`, or if some replicas did not start. Those
+          that did start stay.
+        - Raises ScaleDownFailed (E2091) if `replicas` is below `min_replicas`, or if `checkpoint` failed for a
+          replica. That replica stays in the fleet.
         """
         if not self._pool.running:
             raise self._not_running()
@@ -199,7 +207,9 @@ class FleetManager:
                 self._counts["down"] += 1
 
     async def measure(self) -> FleetMetrics:
-        """Measures the replicas with all their descendants. The CPU share is an average since the last measurement."""
+        """Measures the active replicas with all their descendants, and returns the measurement. The CPU usage is an
+        average since the last measurement.
+        """
         active = self._active()
         used = await asyncio.gather(*(each.instance.meter.look(each.child) for each in active))
         lag = 0.0
@@ -222,7 +232,9 @@ class FleetManager:
         return self._last
 
     def samples(self) -> list[Sample]:
-        """Returns the fleet's figures for Prometheus, of the last measurement. Called from any thread."""
+        """Returns the fleet's Prometheus samples. The numbers of replicas and of waiting callers are those of this
+        moment; lag, memory and CPU are those of the last measurement. May be called from any thread.
+        """
         every = self.replicas
         draining = sum(each.state != "active" for each in every)
         busy = sum(each.is_busy for each in every if each.state == "active")
@@ -238,8 +250,9 @@ class FleetManager:
         ]
 
     async def close(self) -> None:
-        """Drains all replicas and ends their children. Calls of `run` that still wait for a replica raise DrainTimeout.
-        Raises ScaleDownFailed if `checkpoint` failed for a replica; all children have ended in that case, too.
+        """Ends all replicas. First waits until their present work is done, but at most `drain_secs` seconds. Calls of
+        `run` that still wait for a replica raise DrainTimeout. Raises ScaleDownFailed if `checkpoint` failed for a
+        replica; all children have ended in that case, too.
         """
         await self._pool.stop(self._not_begun)
         self._target = 0
@@ -303,16 +316,16 @@ class FleetManager:
         return result
 
     def _offer(self, replica: FleetReplica) -> None:
-        """Gives a replica that has done its work to the caller that has waited longest; the replica is free if none
-        waits.
+        """Records that a replica has done its work, and gives the replica to the caller that has waited longest. If
+        no caller waits, the replica is free. A replica that is being drained gets no further work.
         """
         replica.works(False)
         if replica.state == "active":
             self._pool.offer(replica)
 
     def _spoiled(self, replica: FleetReplica) -> None:
-        """Ends and replaces a replica whose work was broken off. Its next output could be the answer to that work, and
-        would be taken for the answer to the next one.
+        """Ends and replaces a replica whose work has raised an error or was cancelled. The child may still write an
+        answer to this work, which would be mistaken for the answer to the next work.
         """
         replica.work = None
         if replica.state == "active" and replica in self._pool.members:
@@ -382,7 +395,9 @@ class FleetManager:
         return ""
 
     async def _shrink(self, by: int) -> None:
-        """Drains `by` replicas. If some of these drains fail, the others are completed, and then the first error is raised."""
+        """Drains `by` replicas at the same time. If the drain of one fails, the others are still completed; then the
+        first error is raised.
+        """
         some = sorted(self._active(), key=lambda each: (each.is_busy, -each.number))[:by]
         self._target -= by  # so that a replica that dies meanwhile is not replaced
         try:
@@ -426,7 +441,9 @@ class FleetManager:
             raise ScaleDownFailed(f"{what} has failed: {error}") from error
 
     async def _within(self, what: Awaitable[Any]) -> bool:
-        """Waits for `what`, but at most `drain_secs` seconds, and returns True if it is done by then. Else cancels it."""
+        """Waits for `what`, but at most `drain_secs` seconds. Returns True if it is done by then; otherwise cancels
+        it, and returns False.
+        """
         work = asyncio.ensure_future(what)
         late = asyncio.ensure_future(self._sleep(self.config.drain_secs))
         try:

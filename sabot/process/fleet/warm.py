@@ -30,13 +30,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class WarmPoolConfig:
-    """The settings of a warm pool.
+    """The settings of a warm pool. A child is warm if it was started and waits for a user.
 
-    - `size`: the number of children that are kept warm, which means: started, and not given out.
-    - `max_age_secs`: the age from which a child is not given out any more.
-    - `refresh_interval_secs`: seconds between two calls of `refresh`. Each replaces the children that would be too old at
-      the next call.
-    - `spawn_timeout_secs`: the longest time until a child is warm. `grace_secs`: seconds from SIGTERM to SIGKILL.
+    - `size`: the number of children that are kept warm.
+    - `max_age_secs`: the age from which a child is not given to a user any more.
+    - `refresh_interval_secs`: seconds between two calls of `refresh`. Each call replaces the warm children that would
+      be too old at the next call.
+    - `spawn_timeout_secs`: the longest time from the start of a child until it is warm. `grace_secs`: seconds from
+      SIGTERM to SIGKILL.
     """
 
     size: int = 5
@@ -55,13 +56,15 @@ class WarmPoolConfig:
 class WarmPoolStatus:
     """The state of a warm pool, and its counts since its start.
 
-    - `warm`, `starting`, `given_out`: the numbers of children in these states now.
-    - `ages_secs`: the ages of the warm children, the oldest first.
-    - `spawned`, `allocated`: the numbers of children that were started, and that were given out. `refused`: the number of
-      callers that got WarmPoolExhausted.
-    - `died`, `refreshed`: the numbers of warm children that have ended or were stopped, and that were replaced for their
-      age.
-    - `failure`: the reason why the last child ended while it was warm, or did not start; "" if a child was given out since.
+    - `warm`, `starting`, `given_out`: the numbers of children that wait for a user, that are being started, and that
+      have a user, all at this moment.
+    - `ages_secs`: the ages of the warm children in seconds, the oldest first.
+    - `spawned`: the number of children that were started. `allocated`: how often a child was given to a user.
+      `refused`: how often a caller got WarmPoolExhausted instead.
+    - `died`: the number of warm children that have ended, or that somebody has stopped. `refreshed`: the number of
+      warm children that were replaced because of their age.
+    - `failure`: the reason of the last failure of a child (it did not start, or ended while it was warm); "" if a
+      child was given to a user since then.
     """
 
     warm: int
@@ -77,8 +80,9 @@ class WarmPoolStatus:
 
 
 class WarmPool:
-    """A pool that keeps children of one command warm. `close` ends all of them, including those that were given out, and so
-    does the end of this process, in whatever way it ends.
+    """A pool of child processes of one command that were started in advance ("warm"), so that a user gets one without
+    waiting for its start. `close` ends all children, including those that have a user, and so does the end of this
+    process, in whatever way it ends.
     """
 
     def __init__(
@@ -95,16 +99,19 @@ class WarmPool:
     ) -> None:
         """Makes a pool; `start` starts its children.
 
-        - `command`: needs a stdin, on which a child gets its work. The time of its limits begins when the child is given out.
-        - `ready`: the line of stdout by which a child reports that it is warm; without it a child is warm when its program was
-         executed.
-        - `reset`: a coroutine function that is called with a child that is given back. If it returns True, the child is
-          warm
-         again; else the child is ended. It has to make the program forget the earlier work, and to read the program's
-         output to the end. The pool ends a child that still has unread output or unsent input, which the next user would
-         get. Unread stderr is dropped. Without `reset` each child that is given back is ended.
+        - `command`: the command of a child. Its stdin must be a pipe, on which a child gets its work. The time limit
+          of the command begins when a child is given to a user.
+        - `ready`: the line that a child writes to stdout when it is warm; with None a child is warm as soon as its
+          program runs.
+        - `reset`: a coroutine function that is called with a child that its user has given back. It has to make the
+          program forget the earlier work, and to read the program's output to the end. If it returns True, the child
+          is warm again; otherwise the child is ended. The child is also ended if it still has unread stdout or unsent
+          input, which the next user would get; unread stderr is dropped. Without `reset`, each child that is given
+          back is ended.
         - `lives`: a lifecycle manager that lists the children among its instances, so that they can have quotas.
-        - `sleep`: waits between the calls of `refresh`, and before a replacement.
+        - `name`: the name of the pool in messages and Prometheus metrics.
+        - `sleep`: a coroutine function with which the pool waits a number of seconds: between the calls of `refresh`,
+          and before a new start after a failure.
         """
         if command.stdin != "pipe" or (ready is not None and command.stdout != "pipe"):
             raise UserError(
@@ -138,7 +145,9 @@ class WarmPool:
         self._counts = {"spawned": 0, "allocated": 0, "refused": 0, "died": 0, "refreshed": 0}
 
     async def start(self) -> None:
-        """Starts the children, and waits until all are warm. Raises SpawnFailed if one does not start; then the others are ended."""
+        """Starts `size` children, and waits until all are warm. Raises SpawnFailed if one of them does not start;
+        then the others are ended.
+        """
         if self._pool.running:
             return
         try:
@@ -162,17 +171,17 @@ class WarmPool:
         return [each.child for each in self._pool.free if each.child is not None]
 
     async def allocate(self, wait_secs: Duration | None = 0.0) -> Child:
-        """Gives out the oldest warm child, and starts another one in its place.
+        """Returns the oldest warm child to the caller, who is then its user, and starts another child in its place.
 
-        `wait_secs`: the longest time to wait if no child is warm; with None it waits until there is one. Raises
-        WarmPoolExhausted (E2092) after that time.
+        `wait_secs`: the longest time to wait if no child is warm; with None the call waits until there is one. Raises
+        WarmPoolExhausted (E2092) if no child is warm after that time.
         """
         instance = await self.take(wait_secs)
         assert instance.child is not None
         return instance.child
 
     async def take(self, wait_secs: Duration | None = 0.0) -> AgentInstance:
-        """Gives out a warm child as `allocate` does, but returns its instance."""
+        """Does the same as `allocate`, but returns the `AgentInstance` of the child instead of the child itself."""
         if not self._pool.running:
             raise UserError(f"warm pool {self.name!r} does not run", hint="await pool.start() before, or `async with`")
         wait_s = None if wait_secs is None else parse_seconds(wait_secs, name="allocate: wait_secs")
@@ -191,7 +200,9 @@ class WarmPool:
         return instance
 
     async def give_back(self, child: Child) -> None:
-        """Takes back a child that `allocate` gave, and ends or resets it. Does nothing for any other child."""
+        """Ends a child that `allocate` has returned; or, if the pool has a `reset`, resets the child, so that it can
+        be given to another user. Does nothing for any other child.
+        """
         instance = self._given_out.pop(child, None)
         if instance is None:
             return
@@ -218,7 +229,9 @@ class WarmPool:
             await run_to_end(self.give_back(child))
 
     async def refresh(self) -> int:
-        """Replaces the warm children that would be older than `max_age_secs` at the next call. Returns their number."""
+        """Replaces the warm children that would be older than `max_age_secs` at the next call. Returns the number of
+        these children.
+        """
         oldest = self._clock.monotonic() + self.config.refresh_interval_secs - self.config.max_age_secs
         stale = [each for each, since in self._pool.free.items() if since < oldest]
         self._counts["refreshed"] += len(stale)
@@ -239,7 +252,7 @@ class WarmPool:
         )
 
     def samples(self) -> list[Sample]:
-        """Returns the pool's figures for Prometheus. Called from any thread."""
+        """Returns the pool's Prometheus samples. May be called from any thread."""
         pool = self._pool
         states = {"warm": len(pool.free), "starting": pool.starting, "given_out": len(self._given_out)}
         counts = {name: count for name, count in self._counts.items() if name != "spawned"}
@@ -249,14 +262,16 @@ class WarmPool:
         ]
 
     async def close(self) -> None:
-        """Ends all children, also those that were given out. Callers that wait for one get WarmPoolExhausted."""
+        """Ends all children, also those that have a user. Callers that wait in `allocate` get WarmPoolExhausted."""
         await self._pool.close(lambda: self._exhausted("it was closed"))
         self._given_out.clear()
 
     # -- internals ----------------------------------------------------------------------------------------------------
 
     def _can_work(self, instance: AgentInstance) -> bool:
-        """Returns True if a warm child can be given out. If not, counts it as refreshed or died, and the pool ends it."""
+        """Returns True if a warm child can be given to a user. Otherwise counts the child as refreshed (it is too
+        old, or has output of earlier work) or as died (it has ended or is stopped); the caller then ends it.
+        """
         assert instance.child is not None
         too_old = self._clock.monotonic() - self._pool.free[instance] > self.config.max_age_secs
         if too_old or (instance.phase is Phase.IDLE and not self._is_quiet(instance.child)):
@@ -284,8 +299,8 @@ class WarmPool:
         )
 
     def _is_quiet(self, child: Child) -> bool:
-        """Returns True if the child has no unread stdout and no unsent stdin of its last work; its next user would get
-        them. Drops its unread stderr.
+        """Returns True if the child has no unread stdout and no unsent stdin, which its next user would get. Drops
+        its unread stderr.
         """
         while child.stderr is not None and child.stderr.read_nowait():
             pass
