@@ -54,22 +54,28 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def confinement(plan: Mapping[str, Any]) -> list[tuple[str, Callable[[], None]]]:
-    """Returns the steps that confine this process for good, in order, as pairs of a name and a function. The functions
-    raise OSError. Only the filter of system calls is no step here; `filter_calls` is called after them.
+    """Returns the steps that confine this process for good, in order, as pairs of a name and a function. The
+    functions raise OSError if the kernel refuses. The last step is not in the list: call `filter_calls` after the
+    others.
 
     The fields of `plan`:
 
-    - `user`: how the process becomes the user nobody: "root", "namespace", or "" (not at all).
-    - `network`, `ipc`, `mounts`: True for a namespace of its own. `proc`: True for a /proc of its own.
-    - `capabilities`: True to drop them. `landlock`: the version of Landlock to use, or 0.
-    - `filter`: the kind of sockets that the filter allows (`seccomp.Sockets`), or None for no filter.
-    - `system`, `readable`, `writable`, `devices`: paths to which the process gets access.
-    - `owners`: for each path of `writable`, the user and the group to which new files there belong.
-    - `links`: symbolic links on the way to these paths, each with its target.
-    - `ports`: the TCP ports to which it may connect; None for all. `temp_bytes`: the size of its /tmp and its /dev/shm.
+    - `user`: how the process becomes the user nobody: "root" if it is root and changes its user, "namespace" if it
+      enters a user namespace, "" if it keeps its user.
+    - `network`, `ipc`, `mounts`: True if the process gets a namespace of its own for its network, for its System V
+      memory and queues, or for its mounts. `proc`: True if it gets a /proc of its own.
+    - `capabilities`: True if it gives up all capabilities. `landlock`: the version of Landlock to use; 0 to use none.
+    - `filter`: the kind of sockets that the filter of system calls allows (`seccomp.Sockets`); None for no filter.
+    - `system`, `readable`: paths that the process may read. `writable`: paths that it may also write. `devices`:
+      devices that it may use.
+    - `owners`: for each path of `writable`, the user id and the group id to which new files there belong.
+    - `links`: the symbolic links that lead to these paths, each with its target.
+    - `ports`: the TCP ports to which the process may connect; None for all.
+    - `temp_bytes`: the size of its /tmp, and of its /dev/shm.
 
-    The paths of `readable` and `writable` have no symbolic links in them. The step "paths" opens each of them once, and
-    fails if a link is there now. All later steps use the open descriptors, so a path that is replaced later has no effect.
+    The paths of `readable` and `writable` must contain no symbolic links. The step "paths" opens each of them once,
+    and fails if it meets a link. All later steps use the open descriptors, so it has no effect if a path is replaced
+    later.
     """
     steps: list[tuple[str, Callable[[], None]]] = []
     ruleset: list[int] = []
@@ -95,8 +101,9 @@ def confinement(plan: Mapping[str, Any]) -> list[tuple[str, Callable[[], None]]]
 
 
 def prepare(plan: Mapping[str, Any]) -> None:
-    """Makes what the confinement of a child by this plan needs, and what later children use again: the filter's program,
-    and the user namespaces for mounts (`_identity`). Called in the supervisor, before it forks the child.
+    """Makes the parts of a confinement that several children can share: the instructions of the filter of system
+    calls, and the user namespaces by which files get their owners. Both are cached. Called in the supervisor, before
+    it forks a child with this plan. `plan`: the plan for `confinement`.
     """
     if plan["filter"] is not None:
         instructions(plan["filter"])
@@ -142,8 +149,8 @@ def _unshare(flags: int) -> None:
 
 
 def _enter_user_namespace() -> None:
-    """Enters a new user namespace. Inside, this process is the user nobody; outside, it keeps the rights of the worker's
-    user and no others.
+    """Enters a new user namespace. Inside the namespace, this process is the user nobody. Outside, it keeps the
+    rights of the worker's user, and gets no further ones.
     """
     user, group = os.geteuid(), os.getegid()
     _unshare(_NEW_USER)
@@ -162,10 +169,11 @@ def _become_nobody() -> None:
 
 
 def _drop_bounds() -> None:
-    """Removes all capabilities from the bounding set of this process, so that no program that it executes can have one.
+    """Removes all capabilities from the bounding set of this process, so that no program that it executes can have
+    one.
 
-    A process without the right to do so has no capabilities itself, so nothing is done. The later step `no_new_privs` then
-    keeps the programs that it executes from gaining any.
+    The kernel allows this only to a process with CAP_SETPCAP. For any other process nothing is removed; there, the
+    later step "privileges" (no_new_privs) ensures that executed programs gain no capability.
     """
     with open("/proc/sys/kernel/cap_last_cap") as last:
         highest = int(last.read())
@@ -197,7 +205,9 @@ def _enter_network() -> None:
 
 
 def _named(plan: Mapping[str, Any]) -> list[str]:
-    """Returns the readable and the writable paths of the plan, ordered so that folders come before what lies in them."""
+    """Returns the readable and the writable paths of the plan, ordered so that each folder comes before the paths
+    inside it.
+    """
     return sorted({*plan["readable"], *plan["writable"]}, key=lambda path: path.count("/"))
 
 
@@ -254,13 +264,14 @@ def _private() -> list[str]:
 
 
 def _mount(plan: Mapping[str, Any], places: Mapping[str, int]) -> None:
-    """Mounts the file systems of a child that has a mount namespace of its own. `places`: the open descriptors of the paths
-    that the plan names as readable or writable.
+    """Mounts the file systems of a child that has a mount namespace of its own. "Named paths" are the readable and
+    the writable paths of the plan. `places`: the open descriptors of the named paths.
 
-    - All files are read-only, except the plan's writable paths.
-    - /tmp and /dev/shm are empty, in memory, and writable; /run is empty.
-    - A folder above a named path that the user nobody may not enter is covered by an empty one, too.
-    - The named paths that lie in a covered folder are mounted there again.
+    - All files are made read-only, except those in the plan's writable paths.
+    - Empty folders are mounted over /tmp and /dev/shm (writable, in memory) and over /run.
+    - Some named paths are below a folder that the user nobody may not enter. An empty folder is mounted over that
+      folder, too.
+    - A named path that has disappeared under such an empty folder is mounted there again.
     """
     writable, private = list(plan["writable"]), _private()
     covers = private + [each for each in (_SOCKETS,) if os.path.isdir(each) and not os.path.islink(each)]
@@ -298,7 +309,9 @@ def _mount(plan: Mapping[str, Any], places: Mapping[str, int]) -> None:
 
 
 def _make_place(path: str, *, is_folder: bool) -> None:
-    """Makes the empty file or folder on which a named path is mounted, in a covered folder (`_mount`)."""
+    """Creates an empty file or folder, on which a path of the plan will be mounted. Its parent is one of the empty
+    folders that `_mount` has mounted over a real folder.
+    """
     os.makedirs(path if is_folder else os.path.dirname(path), exist_ok=True)
     if not is_folder and not os.path.exists(path):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
@@ -319,8 +332,8 @@ def _set_attributes(folder: int, path: str, given: int, *, recursive: bool = Fal
 
 
 def _closed_above(path: str) -> str | None:
-    """Returns the first folder above the path, counted from the root, that the user nobody cannot enter because its mode
-    lacks `o+x`. Returns None if nobody can enter all of them.
+    """Returns the first folder above the path, starting from the root, whose mode lacks `o+x`, so that user 65534
+    (nobody) cannot enter it. Returns None if this user can enter all folders above the path.
     """
     way = ""
     for name in path.split("/")[1:-1]:
@@ -338,10 +351,8 @@ _identities: dict[tuple[int, ...], int] = {}
 
 
 def _identity(user: int, group: int) -> int:
-    """Makes a user namespace in which this user and group stand for the user and group nobody, and returns its descriptor.
-
-    A mount can be made with such a namespace. Files that the user nobody creates on that mount then belong to this user and
-    group. Raises OSError if no user namespace can be made.
+    """Makes a user namespace for mounts, and returns its descriptor. On a mount with this namespace, files that user
+    65534 (nobody) creates belong to `user` and `group` on the disk. Raises OSError if no user namespace can be made.
     """
     waiting, end = os.pipe2(os.O_CLOEXEC)
     ready, tell = os.pipe2(os.O_CLOEXEC)
@@ -368,8 +379,8 @@ def _identity(user: int, group: int) -> int:
 
 
 def _ids(owner: int) -> str:
-    """Returns the text for `uid_map` or `gid_map` of a user namespace: the id `owner` is mapped to the id of nobody, and
-    each other id below that of nobody to itself.
+    """Returns the text for the `uid_map` or `gid_map` of a user namespace. It maps the id `owner` to 65534 (nobody),
+    and all other ids below 65534 to themselves.
     """
     lines = [f"{owner} {NOBODY} 1"]
     for first, behind in (0, min(owner, NOBODY)), (owner + 1, NOBODY):
@@ -388,8 +399,9 @@ def landlock_version() -> int:
 
 
 def _ruleset(plan: Mapping[str, Any], places: Mapping[str, int]) -> int:
-    """Makes the Landlock rules of the plan, and returns their descriptor. They deny each access to files, and each TCP
-    connection if the plan has ports, that no rule allows. `_restrict` puts them in force.
+    """Makes the Landlock rules of the plan, and returns their descriptor. With these rules, an access to a file is
+    denied unless a rule allows it; if the plan has `ports`, this also holds for TCP connections. The rules have no
+    effect before `_restrict` is called.
     """
     version, ports = plan["landlock"], plan["ports"]
     rights = _ALL_OF_VERSION_1

@@ -81,13 +81,16 @@ USED_WHERE_THERE = ("mounts", "neighbours", "ipc")
 
 @dataclass(frozen=True, kw_only=True)
 class Sandbox:
-    """A level of trust, and what a program may do beyond it.
+    """A level of trust, with exceptions for one program.
 
-    - `readable`, `writable`: files and folders that the program may read, or also write, besides its working directory.
+    - `level`: the level of trust.
+    - `readable`, `writable`: files and folders that the program may read, or also write, besides its working
+      directory.
     - `ports`: TCP ports to which a STANDARD program may connect; port 53 is DNS.
     - `temp_bytes`: the size in bytes of the program's private /tmp, and of its private /dev/shm; both are in memory.
-    - `allow_degraded`: what happens if the system lacks means that the level demands (`MEANS`). With True the program runs
-      without them, and a warning names them; with False SandboxUnavailable is raised.
+    - `allow_degraded`: what happens if this system lacks protections that the level demands (`MEANS` lists them).
+      With True the program runs without them, and a logged warning names them; with False SandboxUnavailable is
+      raised.
     """
 
     level: TrustLevel | str
@@ -110,14 +113,15 @@ class Sandbox:
 
 @dataclass(frozen=True)
 class SandboxSupport:
-    """The means that this system has for sandboxes.
+    """The protections that this system offers for sandboxes.
 
-    - `there`: the names of the means of `MEANS` that the system has. `missing`: the names of the others, each with the
-      reason.
-    - `user`: how a child becomes the user nobody: "root" (the worker is root), "namespace" (in a user namespace), or ""
-      (not at all).
+    - `there`: the names of the protections of `MEANS` that the system has. `missing`: the names of all others, each
+      with the reason.
+    - `user`: how a child becomes the user nobody: "root" (the worker is root), "namespace" (in a user namespace), or
+      "" (it cannot).
     - `landlock`: the version of Landlock; 0 if there is none.
-    - `proc`: True if a child can get a /proc of its own. `namespace`: True if it can get a network namespace of its own.
+    - `proc`: True if a child can get a /proc of its own. `namespace`: True if it can get a network namespace of its
+      own.
     """
 
     there: frozenset[str]
@@ -151,12 +155,16 @@ def sandbox_of(trust: "Sandbox | TrustLevel | str | None") -> Sandbox | None:
 
 
 def stricter(most: "Sandbox | TrustLevel | str | None", asked: "Sandbox | TrustLevel | str | None") -> Sandbox | None:
-    """Combines the sandbox of all instances of a runner or runtime (`most`) with the one that an instance asks for
-    (`asked`), and returns the sandbox of that instance. If one of the two is None, it returns the other.
+    """Returns the sandbox of an instance: the combination of the sandbox that a runner or runtime demands for all
+    instances (`most`) with the one that this instance demands (`asked`). If one of the two is None, returns the
+    other.
 
-    The result has the level of `asked`, the files of both, and the smaller `temp_bytes`. Its ports are those of `asked` if
-    that is a Sandbox, and those of `most` if it is only a level. Raises TrustExceeded if `asked` has a less strict level,
-    if it sets `allow_degraded` and `most` does not, or if it has ports that a STANDARD `most` does not have.
+    The result has the level of `asked`, the readable and writable paths of both, and the smaller `temp_bytes`. Its
+    ports are those of `asked` if that is a Sandbox, and those of `most` if `asked` is only a level.
+
+    Raises TrustExceeded in three cases: the level of `asked` is less strict than that of `most`; `asked` sets
+    `allow_degraded` and `most` does not; or `most` is STANDARD, and the result would have a port that `most` does not
+    have.
     """
     general, own = sandbox_of(most), sandbox_of(asked)
     if general is None or own is None:
@@ -188,8 +196,8 @@ def stricter(most: "Sandbox | TrustLevel | str | None", asked: "Sandbox | TrustL
 
 @functools.cache
 def available() -> SandboxSupport:
-    """Returns the means for sandboxes that this system gives this worker. The first call tries each of them in a child
-    process, which takes some hundredths of a second; later calls return the same result.
+    """Returns the protections for sandboxes that this system offers to this worker. The first call tests each of them
+    in a child process, which takes some hundredths of a second; later calls return the same result.
     """
     if sys.platform != "linux":
         support = SandboxSupport(frozenset(), dict.fromkeys(MEANS, f"{sys.platform} has no such means"))
@@ -213,7 +221,7 @@ def _tried() -> SandboxSupport:
 
 
 def support_of(found: Mapping[str, Any]) -> SandboxSupport:
-    """Returns the means that this system has, from the trials of `confine.probe`. `found`: the result of `probe`."""
+    """Returns the protections that this system offers. `found`: the result of the tests by `confine.probe`."""
     failed: Mapping[str, str] = found["missing"]
     version: int = found["landlock"]
     kernel = "Landlock is not in this kernel" if version == 0 else f"Landlock is of version {version} here"
@@ -237,10 +245,11 @@ def support_of(found: Mapping[str, Any]) -> SandboxSupport:
 
 
 def check_available(sandbox: Sandbox, program: str) -> str:
-    """Checks that this system has all means that the level of the sandbox demands. Returns "" if it has them.
+    """Checks that this system has all protections that the level of the sandbox demands, and returns "" if it has
+    them.
 
-    If some are missing, returns a text with their names and the reasons if the sandbox has `allow_degraded`, and raises
-    SandboxUnavailable if not. `program`: the name of the program, for the message.
+    If it lacks some, raises SandboxUnavailable. But if the sandbox sets `allow_degraded`, returns a text instead,
+    with their names and the reasons. `program`: the name of the program, for the error message.
     """
     level, support = TrustLevel(sandbox.level), available()
     lacking = [name for name in DEMANDED[level] if name not in support.there]

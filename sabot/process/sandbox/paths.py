@@ -43,8 +43,8 @@ class ResolvedPath(NamedTuple):
 
 
 def way_to(path: str | os.PathLike[str]) -> ResolvedPath:
-    """Resolves a path as the kernel does, and returns it with the symbolic links that were followed. Raises OSError
-    (ELOOP) for more than 40 links.
+    """Resolves a path as the kernel does. Returns the real path, and the symbolic links that were followed. Raises
+    OSError (ELOOP) for more than 40 links.
     """
     waiting = _names(os.path.join(os.getcwd(), os.fspath(path)))
     links: list[SymbolicLink] = []
@@ -79,11 +79,12 @@ def is_in(path: str, folders: Iterable[str]) -> bool:
 
 
 def planted(way: ResolvedPath, folders: Collection[str]) -> tuple[SymbolicLink, str] | None:
-    """Finds the first symbolic link of a resolved path that lies in one of these folders, while the resolved path lies
-    outside of that folder. Returns the link and the folder, or None if there is no such link.
+    """Finds a symbolic link by which a sandboxed program could get access to other files: a link of the resolved path
+    that is in one of these folders, while the resolved path is outside of that folder. Returns the first such link
+    and the folder; None if there is none.
 
-    `folders` are those in which sandboxed programs may write. A link within such a folder is harmless: the program that
-    may have made it has access to the whole folder anyway.
+    `folders`: the folders in which sandboxed programs may write. A link that stays within such a folder is harmless:
+    the program that may have made it has access to the whole folder anyway.
     """
     for link in way.links:
         above = os.path.dirname(link.place)

@@ -67,11 +67,11 @@ _MOST_SETTINGS = 1 << 16  # bytes of a pyvenv.cfg that are read
 
 @dataclass(frozen=True)
 class Confined:
-    """How a command is started in its sandbox: what the sandbox adds to it or changes.
+    """The result of `confined`: how a command is started in its sandbox.
 
     - `plan`: the plan by which the supervisor confines the process; `confine.confinement` lists its fields.
     - `environment`, `directory`: the environment variables and the working directory of the process.
-    - `means`: the means by which the process is confined, out of `levels.MEANS`.
+    - `means`: the names of the protections that confine the process, out of `levels.MEANS`.
     """
 
     plan: Mapping[str, Any]
@@ -83,16 +83,17 @@ class Confined:
 def confined(
     sandbox: Sandbox, argv: Sequence[str], environment: Mapping[str, str], own: Mapping[str, str], directory: str | None
 ) -> Confined:
-    """Returns what a command runs with in this sandbox, and records the folders in which it may write.
+    """Returns the plan, the environment and the working directory with which a command is started in this sandbox.
+    Also records the folders in which the program may write.
 
     - `argv`: the program and its arguments.
-    - `environment`: all environment variables of the program. `own`: those among them that the command itself sets; HOME
-      and TMPDIR are left unchanged if they are in `own`, and otherwise name a folder in which the program may write.
-    - `directory`: the working directory, in which the program may write; None for its private /tmp.
+    - `environment`: all environment variables of the program. `own`: those of them that the command itself sets. If
+      `own` contains no HOME or no TMPDIR, the result sets this variable to a folder in which the program may write.
+    - `directory`: the working directory, in which the program may write; None to work in a private /tmp.
 
-    Raises SandboxUnavailable if this system lacks means that the level demands, unless the sandbox has `allow_degraded`;
-    SandboxPathRefused if a path may not be given to the program, or if `directory` is None on a system without mount
-    namespaces; IoError if the records of writable folders belong to another user.
+    Raises SandboxUnavailable if this system lacks protections that the level demands, unless the sandbox has
+    `allow_degraded`; SandboxPathRefused if the program may not have access to a path, or if `directory` is None on a
+    system without mount namespaces; IoError if the records of writable folders belong to another user.
     """
     level, support = TrustLevel(sandbox.level), levels.available()
     if said := check_available(sandbox, argv[0]):
@@ -149,7 +150,7 @@ def confined(
 
 
 def _outermost(paths: Sequence[str]) -> list[str]:
-    """Returns the paths, sorted, without those that lie in another one of them."""
+    """Returns the paths, sorted, without those that are inside another one of them."""
     found: list[str] = []
     for path in sorted(set(paths)):
         if not is_in(path, found):
@@ -158,7 +159,7 @@ def _outermost(paths: Sequence[str]) -> list[str]:
 
 
 class _Ways:
-    """The resolver of the paths of one sandbox. It collects the symbolic links on the way to them.
+    """The resolver of the paths of one sandbox. It also collects the symbolic links that lead to these paths.
 
     - `program`: the name of the program, for messages.
     - `folders`: the folders in which sandboxed programs may write.
@@ -172,8 +173,9 @@ class _Ways:
         self._named: list[tuple[str, ResolvedPath]] = []
 
     def named(self, path: str | os.PathLike[str]) -> str:
-        """Resolves a path that the sandbox names, and returns it without symbolic links. Raises SandboxPathRefused if
-        the path does not exist, or if its links form a circle. `check` checks the links later.
+        """Resolves a path that the user has named in the sandbox, and returns it without symbolic links. Raises
+        SandboxPathRefused if the path does not exist, or if its links form a circle. The later call of `check` finds
+        out whether its links can be trusted.
         """
         try:
             way = way_to(path)
@@ -188,10 +190,11 @@ class _Ways:
         return way.real
 
     def writable(self, path: str | os.PathLike[str]) -> str:
-        """Resolves a path in which the program is to write, and returns it without symbolic links.
+        """Resolves a path in which the program may write, and returns it without symbolic links.
 
-        Raises SandboxPathRefused if the path does not exist, if it is a folder of the system (such as /usr or /dev), or
-        if it is, contains, or lies in the folder of the supervisor's leases.
+        Raises SandboxPathRefused if the path does not exist, or if it is a folder of the system (such as /usr or
+        /dev). Also raises it if the path is, contains, or is inside the folder in which the supervisor keeps its
+        leases.
         """
         real = self.named(path)
         leases = os.path.realpath(folder_of_leases())
@@ -225,11 +228,11 @@ class _Ways:
                     )
 
     def owner(self, path: str) -> tuple[int, int]:
-        """Returns the ids of the user and of the group to which a path belongs. If the worker is root, the files that the
-        program makes there belong to this user and group, too.
+        """Returns the user id and the group id of the owner of a path. If the worker is root, the files that the
+        program creates there get the same owner.
 
-        Raises SandboxPathRefused if the worker is root, and the path lies in a folder of another user in which sandboxed
-        programs may write: one of these programs may have moved it there.
+        Raises SandboxPathRefused if the worker is root, and the path is inside a folder of another user in which
+        sandboxed programs may write: one of these programs may have moved it there.
         """
         found = os.lstat(path)
         above = os.path.dirname(path)
@@ -257,8 +260,8 @@ class _Ways:
         return way.real
 
     def writer(self, path: str) -> str | None:
-        """Returns the folder of `folders` in which this path lies, so that a sandboxed program may have written the file.
-        Returns None if the path lies in none of them.
+        """Returns the folder of `folders` that contains this path, so that a sandboxed program may have written the
+        file. Returns None if none of them contains it.
         """
         above = path
         while above != "/" and above not in self.folders:
@@ -267,13 +270,15 @@ class _Ways:
 
 
 class _Programs:
-    """The finder of the files that a program needs to run: the program's file, the interpreter that its first line names,
-    the files that were installed with these two, and the programs on the PATH.
+    """The finder of the files that a program needs to run: the program's file, the interpreter that its first line
+    names, the installations of these two, and the programs on the PATH.
 
-    A file in a folder in which sandboxed programs may write must not widen the access. So the paths to which such a file
-    leads (as a symbolic link, by its first line, or by its `pyvenv.cfg`) must be readable anyway, or lie in the same
-    folder. `environment` has the PATH; `directory` is the working directory; `given` are the paths that are readable
-    anyway.
+    Some of these files may have been written by a sandboxed program. Such a file must not give the new program access
+    to further paths, neither as a symbolic link, nor by its first line, nor by its `pyvenv.cfg`. So each path that it
+    refers to must be in `given`, or in the same writable folder as the file itself.
+
+    - `ways`: the resolver of paths. `environment`: contains the PATH. `directory`: the working directory.
+    - `given`: the paths that the program may read for other reasons.
     """
 
     def __init__(self, ways: _Ways, environment: Mapping[str, str], directory: str, given: Sequence[str]) -> None:
@@ -283,8 +288,9 @@ class _Programs:
         self._given = list(given)
 
     def of(self, program: str) -> list[str]:
-        """Returns the files and folders that must be readable to run the program. Raises SandboxPathRefused if a file that
-        a sandboxed program may have written leads to another path than the class allows.
+        """Returns the files and folders that must be readable to run the program. Raises SandboxPathRefused if a
+        sandboxed program may have written one of the files, and this file refers to a path that is neither in `given`
+        nor in the file's own writable folder.
         """
         home = os.path.realpath(os.path.expanduser("~"))
         found: list[str] = []
@@ -298,8 +304,8 @@ class _Programs:
         return found
 
     def _places(self, program: str) -> Iterator[str]:
-        """Yields the path of the file that the name `program` runs, as found on the PATH. Yields nothing if there is no
-        such executable file.
+        """Yields the path of the file that is executed for the name `program`: the first executable file of this name
+        on the PATH, or the path itself if it contains a slash. Yields nothing if there is no such file.
         """
         for each in candidates(program, self._environment.get("PATH", os.defpath)):
             place = os.path.join(self._directory, each)
@@ -308,11 +314,15 @@ class _Programs:
                 return
 
     def _installed(self, file: str, written: str | None = None, depth: int = 0) -> Iterator[str]:
-        """Yields the files that must be readable to run `file`: the file itself, its installation, the targets of its
-        symbolic links, and the same for its interpreter. `written`: the file that leads to this one, if a sandboxed
-        program may have written that file; else None. `depth`: how many interpreters of interpreters led here; at most 4.
+        """Yields the paths that must be readable to run `file`: the file itself, its installation, and the targets of
+        its symbolic links; then the same for its interpreter.
 
-        Raises SandboxPathRefused as `of` does.
+        - `written`: the file that refers to this one, if a sandboxed program may have written it; else None.
+        - `depth`: the number of interpreters between the program and this file, since the interpreter of a script can
+          be a script, too. The interpreter of a file at depth 4 is left out.
+
+        Raises SandboxPathRefused if a sandboxed program may have written a file that refers to a path that must not
+        be read.
         """
         for _ in range(_HOPS):
             way = way_to(os.path.dirname(file))
@@ -348,8 +358,8 @@ class _Programs:
         return parts
 
     def _is_given(self, path: str, written: str) -> bool:
-        """Returns True if the path is readable anyway, or lies in the same writable folder as the file `written`, which
-        leads to the path.
+        """Returns True if a file that a sandboxed program may have written may refer to this path. That is so if the
+        path is in `given`, or in the same writable folder as the file. `written`: the file.
         """
         return is_in(path, [*self._given, self._ways.writer(written) or written])
 
@@ -371,16 +381,18 @@ class _Programs:
         return found
 
     def _installation(self, folder: str, *, is_run: bool = False) -> Iterator[str]:
-        """Yields the parts of the installation to which a folder of programs belongs, as paths that must be readable.
+        """Yields the paths of the installation to which a folder of programs belongs; these paths must be readable to
+        run them.
 
-        - A folder below a `node_modules`: yields the whole of that (outermost) `node_modules`.
-        - A folder `bin` of an installation of Python or Node: yields the parts beside it, such as `lib`. For a virtual
-          environment it also yields those of the Python over which it was made.
-        - Any other folder `bin`: the same parts, if `is_run` is True (the program that is run lies in it), and the folder
-          above is no user's home.
+        - For a folder below a `node_modules`: the outermost folder `node_modules`.
+        - For a folder `bin` of an installation of Python or Node: the folders next to it, such as `lib`. For a
+          virtual environment also the same folders of the Python from which it was made.
+        - For any other folder `bin`: the folders next to it, but only if `is_run` is True, and if its parent is not a
+          user's home.
+        - For a folder `bin` of the system, such as /usr/bin: nothing, since every program may read it.
 
-        `folder` has no symbolic links. A `bin` of the system, such as /usr/bin, yields nothing, since it is readable
-        anyway.
+        `folder`: the folder of programs, without symbolic links in its path. `is_run`: True if the program to be
+        executed is in this folder.
         """
         before, packages, _ = f"{folder}/".partition("/node_modules/")
         if packages:

@@ -145,8 +145,9 @@ class _Test(NamedTuple):
     """A test of one 64-bit argument of a system call. The filter can only compare 32 bits at a time.
 
     - `argument`: the position of the argument, from 0.
-    - `kind`: `is`, `not` and `has` test the lower 32 bits, of which only the bits of `mask` are kept: whether they equal
-      `value`, differ from it, or have any bit of it. `set` tests whether any of the 64 bits is set.
+    - `kind`: the condition. For "is", "not" and "has", only the lower 32 bits are tested, after a bitwise AND with
+      `mask`. "is" holds if they equal `value`; "not" holds if they differ from it; "has" holds if they contain any
+      bit of it. "set" holds if any of the 64 bits of the argument is set.
     """
 
     argument: int
@@ -228,11 +229,12 @@ def _socket_rules(sockets: Sockets) -> Iterator[_Rule]:
 
 @functools.cache
 def instructions(sockets: Sockets, machine: str = "") -> bytes:
-    """Returns the filter as a program for the kernel, with 8 bytes for each instruction.
+    """Returns the filter of system calls as a program for the kernel (classic BPF), with 8 bytes for each
+    instruction.
 
     - `sockets`: the kind of sockets that the filter allows.
-    - `machine`: one of `MACHINES`; "" for this machine. In the filter, a system call of another architecture kills the
-      process that makes it.
+    - `machine`: the architecture, one of `MACHINES`; "" for that of this machine. The filter kills a process that
+      makes a system call of another architecture.
     """
     machine = machine or platform.machine()
     column = list(_ARCHITECTURES).index(machine)
@@ -255,10 +257,11 @@ def instructions(sockets: Sockets, machine: str = "") -> bytes:
 
 
 def _block(call: int, tests: Sequence[_Test], number: int) -> list[bytes]:
-    """Returns the instructions that deny a system call if all tests of its arguments hold. Otherwise the filter continues
-    with the instruction after these, and its register has the call's number, as the next block expects.
+    """Returns a block of instructions that denies a system call if all tests of its arguments hold. Otherwise the
+    filter continues with the instruction after the block. There, the filter's register contains the number of the
+    system call again, which the next block needs.
 
-    `call`: the call's number. `number`: the errno with which the call is denied.
+    `call`: the number of the system call. `number`: the errno that a denied call returns.
     """
     made = [(code, value, when) for test in tests for code, value, when in _compiled(test)]
     block = [(_EQUAL, call, "else"), *made, (_RETURN, _ERROR | number, "")]
@@ -282,12 +285,14 @@ def _block(call: int, tests: Sequence[_Test], number: int) -> list[bytes]:
 
 
 def _compiled(test: _Test) -> Iterator[tuple[int, int, str]]:
-    """Yields the instructions of a test, each as (code, value, jump). The jump says where the filter continues:
+    """Yields the instructions of a test, each as (code, value, jump). The jump names the place where the filter
+    continues after the instruction:
 
     - "": at the next instruction.
-    - "then": after the block (`_block`) if the comparison holds; so the call is not denied.
-    - "else": after the block if the comparison does not hold.
-    - "half": behind the next two instructions if the comparison does not hold.
+    - "then": if the comparison holds, after the block of this system call, so that this block does not deny the call;
+      otherwise at the next instruction.
+    - "else": the same, if the comparison does not hold.
+    - "half": if the comparison does not hold, the next two instructions are skipped.
     """
     lower = 16 + 8 * test.argument
     yield _LOAD, lower, ""
