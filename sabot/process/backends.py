@@ -19,18 +19,21 @@ from sabot.process.streams import CAPACITY_BYTES
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
-    """An instance's program and task.
+    """The configuration of one instance: a program such as claude, which runs as a child process, and its task.
 
-    - `model_backend`: `claude`, `opencode`, `X-cli` for a program X, or the name of a program.
-    - `context`, `system_prompt`: texts that the program has to know; a program without an option for them gets them
-      before the task.
-    - `environment`: variables of the program; no message shows their values. `inherit`: names of the worker's
-      variables that the program gets, too.
-    - `resume`: the id of an earlier session of the program that this instance continues. `arguments`: further options
-      of the program itself.
-    - `limits`, `trust`: the limits and the trust of this instance; they cannot exceed those of the runner.
-    - `working_dir`: the directory of the program; the `working_dir` of the runner if None.
-    - `output_bytes`, `lossless`: passed on to `Command`, which explains them.
+    - `name`: the name of the instance in messages. `task`: the text that the program is to work on.
+    - `model_backend`: the program: `claude`, `opencode`, `X-cli` for a program X, or the name of any other program.
+    - `context`, `system_prompt`: further texts for the program. A program that has no option for such a text gets it
+      as a part of the prompt, before the task.
+    - `environment`: environment variables to set for the program. Their values are never shown in error messages.
+    - `inherit`: names of variables that the program also gets, with their values in the process that starts it.
+    - `resume`: the id of an earlier session of the program, which this instance continues; None for a new session.
+    - `arguments`: further command-line options for the program.
+    - `limits`, `trust`: the limits and the level of trust of this instance. They can be stricter than those of the
+      runner, but not less strict.
+    - `working_dir`: the working directory of the program; with None, the `working_dir` of the runner is used.
+    - `output_bytes`: the most unread bytes of stdout, and of stderr, that are kept. `lossless`: with True, a program
+      that writes more has to wait until they are read; with False, the oldest bytes are dropped.
     """
 
     name: str
@@ -51,13 +54,15 @@ class AgentConfig:
 
 @dataclass(frozen=True)
 class AgentProgram:
-    """The way to call one program, and to read its output.
+    """The command line of one program, such as claude, and the form of its output.
 
-    - `argv`: a function that is called with a configuration and a flag, and returns the command line. With the flag
-      True the program is to write events as JSON lines.
-    - `answer`: a function that finds the final answer among the program's events; None if all of stdout is the answer.
-    - `session`: the name of the field in which an event has the id of the program's session; None if events have no id.
-    - `stdin`: "pipe" if the worker can write to the program, "null" for an empty stdin.
+    - `argv`: a function that is called with an AgentConfig and a bool, and returns the command line. If the bool is
+      True, the command line tells the program to write its events as JSON lines.
+    - `answer`: a function that is called with the events, and returns the final answer; None if the program's whole
+      stdout is the answer.
+    - `session`: the name of the field in an event that contains the id of the program's session; None if events have
+      no such field.
+    - `stdin`: "pipe" if the caller can write to the program, "null" if the program gets an empty stdin.
     """
 
     name: str
@@ -67,14 +72,19 @@ class AgentProgram:
     stdin: Literal["pipe", "null"] = "null"
 
     def session_of(self, event: Any) -> str | None:
-        """Returns the id by which the program's session can be resumed; None if the event does not have it."""
+        """Returns the id of the program's session that `event` contains; None if it contains no id. A later instance
+        can resume the session with this id. `event`: the JSON value of one line of the program's output.
+        """
         found = event.get(self.session) if self.session is not None and isinstance(event, Mapping) else None
         return found if isinstance(found, str) else None
 
 
 def program_of(backend: str) -> AgentProgram:
-    """Returns the program for a value of `model_backend`: `claude` or `opencode`; for `X-cli` the program X; for any
-    other value the program of this name. The programs of the last two kinds get the task as their argument.
+    """Returns the program for a value of `model_backend`:
+
+    - `claude` or `opencode`: this program, with its own options and events.
+    - `X-cli`, or any other name X: the program X. It gets the task as its only argument, after `arguments`, and has
+      no events.
     """
     if backend in _KNOWN:
         return _KNOWN[backend]

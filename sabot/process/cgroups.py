@@ -21,14 +21,17 @@ _OF_THE_WORKER = "sabot.worker"
 
 
 def group_of(tag: int | str) -> str:
-    """Returns the name of the control group of the child with this tag (`tree.own_tags` explains tags)."""
+    """Returns the name of the control group of a child. `tag`: the number by which the supervisor finds the processes
+    of this child.
+    """
     return f"sabot-{tag}"
 
 
 class ControlGroups:
-    """The control groups that this process can make, with the folder for each controller.
+    """The control groups (cgroups) of Linux that this process can create.
 
-    `mount`: the folder where control groups are mounted. `own`: the file that names the groups of this process.
+    - `mount`: the folder where the file system of control groups is mounted.
+    - `own`: the file from which this process reads the names of the groups that it belongs to.
     """
 
     def __init__(self, mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> None:
@@ -47,15 +50,17 @@ class ControlGroups:
 
     @property
     def controllers(self) -> list[str]:
-        """The controllers that can be used, of `cpu`, `memory` and `pids`."""
+        """The cgroup controllers for which this process can create groups, out of `cpu`, `memory` and `pids`."""
         return sorted(self._parents)
 
     def hand_down(self, ours: Iterable[int]) -> None:
-        """Enables the controllers of version 2 for subgroups of the group of this process, if systemd (`Delegate=yes`)
-        or a container lets this process do so and none is enabled yet.
+        """Enables the controllers of cgroup version 2 for new groups below the group of this process. Does nothing if
+        they are enabled already, or if this process may not enable them. Systemd (`Delegate=yes`) or a container can
+        permit it.
 
-        A group with enabled controllers must have no process of its own. So the processes of the group are moved into a
-        new group below it. `ours`: the pids that may be moved; if the group has any other process, nothing is changed.
+        The kernel requires that a group with enabled controllers contains no processes. So the processes of the group
+        are first moved into a new group below it. `ours`: the pids that may be moved. If the group contains any other
+        process, nothing is changed.
         """
         for place in (self._own, self._own.parent) if self._unified else ():
             with suppress(OSError):
@@ -78,8 +83,9 @@ class ControlGroups:
                 return
 
     def make(self, name: str, limits: Mapping[str, Any]) -> list[str]:
-        """Makes a group with these limits (`cpu` in percent of a core, `memory` in bytes, `processes`). Returns the files by which a
-        process joins it.
+        """Creates a group with these limits: `cpu` in percent of a core, `memory` in bytes, and `processes`, the most
+        processes at a time. None is no limit. Returns the paths of the group's `cgroup.procs` files; a process joins
+        the group by writing its pid into them. Skips a part of the group that the kernel refuses to create.
         """
         wanted = {"cpu": limits["cpu"], "memory": limits["memory"], "pids": limits["processes"]}
         joins = []
@@ -100,15 +106,17 @@ class ControlGroups:
                 self._set(folder, "cpu", None)
 
     def kill(self, name: str) -> None:
-        """Sends SIGKILL to all processes of the group at once, so that no process that is being forked escapes. Does
-        nothing if the kernel cannot do that; it needs version 2 and Linux 5.14.
+        """Sends SIGKILL to all processes of the group at once, so that a process that is being forked at this moment
+        is killed, too. Does nothing without cgroup version 2 and Linux 5.14.
         """
         for folder in self._folders(name) if self._unified else ():
             with suppress(OSError):
                 (folder / "cgroup.kill").write_text("1")
 
     def ran_out_of_memory(self, name: str) -> bool:
-        """Returns True if the kernel has killed a process of the group for its memory."""
+        """Returns True if the kernel has killed a process of the group because the group had exceeded its memory
+        limit.
+        """
         with suppress(OSError, KeyError):
             for line in (self._parents["memory"] / name / "memory.events").read_text().splitlines():
                 if line.startswith("oom_kill "):
@@ -116,8 +124,8 @@ class ControlGroups:
         return False
 
     def remove(self, name: str) -> bool:
-        """Removes a group. Returns True if the group is gone, and False if it could not be removed, since it has a
-        process.
+        """Removes a group. Returns True if the group no longer exists. Returns False if the group still contains a
+        process, and therefore could not be removed.
         """
         gone = True
         for folder in self._folders(name):
@@ -153,8 +161,8 @@ class ControlGroups:
         return folders
 
     def _set(self, folder: Path, controller: str, value: float | None) -> None:
-        """Writes the limit of one controller for the group `folder`. If `value` is None, writes that there is no
-        limit.
+        """Writes the limit of one controller into the group's folder. `value`: percent of a core for `cpu`, bytes for
+        `memory`, a number of processes for `pids`; None removes the limit.
         """
         match controller:
             case "cpu" if self._unified:

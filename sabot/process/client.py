@@ -44,9 +44,11 @@ _MOST_UNSENT = 100_000  # requests that a supervisor has not taken
 class ExitStatus:
     """The end of a program: its exit code, or the signal that ended it.
 
-    - `code`: the exit code; None if a signal has ended the program. `signal`: the signal's number; None if there is a code.
+    - `code`: the exit code; None if a signal has ended the program. `signal`: the number of this signal; None if the
+      program has an exit code.
     - `cpu_seconds`: the CPU time of the program and of its descendants that were reaped.
-    - `limit`: if the program was ended because it exceeded a limit, the name of the field of ResourceLimits; else None.
+    - `limit`: the name of the field of ResourceLimits, such as `max_memory_bytes`, if the program was ended because
+      it exceeded this limit; else None.
     """
 
     code: int | None
@@ -79,13 +81,16 @@ class ProcessUsage:
 
 
 class Child:
-    """A program that was started, with all its descendants. Its streams may be used only in the event loop that spawned it; all other
-    methods may be called from any loop.
+    """A program that was started, with all its descendants. Its streams may be used only in the event loop that
+    spawned it; all other methods may be called from any loop.
 
-    - `pid`: the program's process, which leads a session of its own. `started_at`: its start in seconds since 1970.
-    - `stdin`, `stdout`, `stderr`: None if the command has no pipe for the stream. `output_bytes`: the number of bytes written to stdout and
-      stderr.
-    - `confined_by`: the means of its sandbox, of `sabot.process.sandbox.levels.MEANS`.
+    - `pid`: the program's process, which leads a session of its own. `started_at`: the start of the program, in
+      seconds since 1970.
+    - `stdin`, `stdout`, `stderr`: the streams; None if the command has no pipe for the stream.
+    - `output_bytes`: the number of bytes that the program has written to stdout and stderr.
+    - `confined_by`: the names of the protections that the sandbox of the program uses, out of
+      `sabot.process.sandbox.levels.MEANS`. It is empty without a sandbox.
+    - `paused`: True if somebody has stopped the program's process (SIGSTOP).
     """
 
     def __init__(
@@ -159,16 +164,17 @@ class Child:
         self._ask("signal", signal=int(number))
 
     def pause(self) -> None:
-        """Stops all processes of the child where they are (SIGSTOP)."""
+        """Stops all processes of the child (SIGSTOP) until `resume` is called."""
         self._ask("pause")
 
     def resume(self) -> None:
-        """Lets stopped processes go on (SIGCONT)."""
+        """Continues processes that were stopped (SIGCONT)."""
         self._ask("resume")
 
     def hold_cpu(self, percent: float | None) -> None:
-        """Limits the child's CPU to `percent` of a core from now on. If the command has a lower limit, that one holds.
-        With None only the limit of the command holds again.
+        """Limits the CPU of the child to `percent` of a core from now on. If the command has a lower limit, that
+        limit applies instead. None removes the limit that an earlier call has set; the limit of the command still
+        applies.
         """
         if percent is not None and not (is_number(percent) and math.isfinite(percent)):
             raise UserError(f"{self.argv[0]}: hold_cpu({short_repr(percent)})", hint="a percentage of one core")
@@ -180,16 +186,17 @@ class Child:
         self._ask("stop", grace=0.0)
 
     def end_after(self, seconds: Duration | None) -> None:
-        """Sets the time limit of the child anew: the child is ended `seconds` from now, or never if that is None. The
-        `max_task_duration` of its command no longer holds.
+        """Replaces the time limit of the child, which was the `max_task_duration` of its command. The child is now
+        ended `seconds` from this call; with None it has no time limit any more.
         """
         self._ask("time", seconds=None if seconds is None else parse_seconds(seconds, name="end_after: seconds"))
 
     async def stop(self, grace_seconds: Duration = 5.0) -> ExitStatus:
-        """Ends the program and all its descendants: closes stdin, sends SIGTERM, and SIGKILL to those that still run `grace_seconds` later.
+        """Ends the program and all its descendants: closes stdin, sends SIGTERM, and sends SIGKILL to those that
+        still run `grace_seconds` later. Returns the end of the program.
 
-        Returns the end of the program. Raises CommunicationError if the supervisor was killed, or has not reported the
-        end 30 s after SIGKILL; UserError if `grace_seconds` is no duration, in which case nothing is ended.
+        Raises CommunicationError if the supervisor was killed, or has not reported the end 30 s after SIGKILL. Raises
+        UserError if `grace_seconds` is not a valid duration; the program then still runs.
         """
         grace_s = parse_seconds(grace_seconds, name="stop: grace_seconds")
         if not self.is_over:
@@ -203,7 +210,7 @@ class Child:
             raise self._supervisor.silent(f"{self.argv[0]} (pid {self.pid}) is to end") from None
 
     async def usage(self) -> ProcessUsage:
-        """Measures the usage now. A child that has ended has no process and no memory."""
+        """Returns the usage at this moment. For a child that has ended, the number of processes and the memory are 0."""
         if self.is_over:
             status = self.status
             return ProcessUsage(0, 0, 0.0 if status is None else status.cpu_seconds)
@@ -222,7 +229,9 @@ class Child:
     # -- told by the supervisor's thread --------------------------------------------------------------------------------
 
     def _take(self, message: Mapping[str, Any]) -> None:
-        """Records a message of the supervisor about this child. Called in the thread that listens to the supervisor."""
+        """Updates this child by a message of the supervisor about it. Called in the thread that reads the
+        supervisor's messages.
+        """
         match message["event"]:
             case "began":
                 self.pid, self.started_at = message["pid"], message["at"]
@@ -238,8 +247,9 @@ class Child:
                 self._record_end(ExitStatus(code if code >= 0 else None, number, message["cpu"], limit))
 
     def _record_end(self, end: ExitStatus | AgentError) -> None:
-        """Records the end of the child, or the error that `wait` raises if the supervisor was lost. Called in the
-        thread that listens to the supervisor.
+        """Records the end of the child, and so ends the waiting of `wait`. `end`: the exit status that `wait`
+        returns, or the error that it raises if the supervisor was killed. Called in the thread that reads the
+        supervisor's messages.
         """
         if self._loop.is_closed():
             self._close_streams()
@@ -268,14 +278,15 @@ class Child:
 
 
 class Supervisor:
-    """The worker's side of its supervisor process. `await Supervisor.running()` starts the process if needed, and
-    returns it.
+    """The connection of this process (the worker) to its supervisor process, which starts and ends all child
+    processes. `await Supervisor.running()` returns the connection, and starts the supervisor process if there is
+    none.
 
     When the worker ends, in whatever way, the supervisor ends every child with its descendants. A fork of the worker
     does not use this supervisor; it starts one of its own.
 
-    `control_groups`: the controllers by which the kernel enforces limits, out of `cpu`, `memory` and `pids`. The
-    supervisor enforces the limits of the others by measuring.
+    `control_groups`: the controllers (`cpu`, `memory`, `pids`) whose limits the kernel enforces. The supervisor
+    enforces all other limits itself, by measuring the processes.
     """
 
     _lock = threading.Lock()
@@ -325,8 +336,9 @@ class Supervisor:
 
     @classmethod
     async def running(cls) -> "Supervisor":
-        """Returns the supervisor of this process. Starts one if there is none, or if the last one has ended. Raises IoError if no folder
-        can be made for the supervisor's lease; UserError on another system than Linux.
+        """Returns the supervisor of this process. Starts one if there is none, or if the last one has ended. Raises
+        IoError if the folder in which the supervisor records its children cannot be created; UserError on another
+        system than Linux.
         """
         current = cls._current
         return current if current is not None and not current._over else await run_in_thread(cls._started)
@@ -394,8 +406,8 @@ class Supervisor:
         return child
 
     async def usage(self, number: int) -> ProcessUsage:
-        """Measures the usage of the child with this number (`Child.usage` has the meaning). Raises CommunicationError
-        if the supervisor has ended, or does not answer.
+        """Measures a child, as `Child.usage` does. `number`: the number by which the worker and the supervisor
+        identify the child. Raises CommunicationError if the supervisor has ended, or does not answer.
         """
         ask = next(self._numbers)
         reply = self._replies[ask] = Future()
@@ -407,8 +419,8 @@ class Supervisor:
         return ProcessUsage(found["processes"], found["memory"], found["cpu"])
 
     async def _answer(self, reply: "Future[dict[str, Any]]") -> dict[str, Any]:
-        """Waits for a reply of the supervisor, and returns it. Raises TimeoutError after 30 s; CommunicationError if the supervisor ends
-        before.
+        """Waits for a reply of the supervisor, and returns it. Raises TimeoutError if no reply has come after 30 s;
+        CommunicationError if the supervisor ends before it has replied.
         """
         if self._over:  # perhaps before it knew of this reply
             raise self._lost()
@@ -462,7 +474,10 @@ class Supervisor:
                 more = bool(self._unsent)
 
     def _send_first(self, flags: int) -> bool:
-        """Sends the oldest waiting request. Returns True if all of the request was sent."""
+        """Sends the oldest request of the queue. `flags`: 0 to wait until the supervisor reads it, or
+        `socket.MSG_DONTWAIT` not to wait. Returns True if the whole request was sent or the supervisor has ended;
+        returns False if the socket was full, and keeps the unsent rest in the queue.
+        """
         data, descriptors = self._unsent[0]
         while data:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
@@ -530,7 +545,7 @@ class Supervisor:
             self._process.wait(_STOP_SECONDS)
 
     def forget(self) -> None:
-        """Closes this process's copies of the socket and of the children's pipes, and counts the supervisor as ended.
+        """Closes this process's copies of the socket and of the children's pipes, and marks the supervisor as ended.
         Called in a fork of the worker, since the supervisor and its children belong to the worker.
         """
         self._over = True
@@ -550,8 +565,9 @@ def _state_of(pid: int) -> str:
 
 
 async def _until_over(child: Child, reply: "Future[dict[str, Any]]") -> None:
-    """Waits until the supervisor has reported the end of a child that was killed during its start, but only for a
-    limited time. `reply`: the supervisor's reply to the request to start the child.
+    """Waits until the supervisor has reported the end of a child that was killed during its start, or that the child
+    did not start. Waits for 5 s at most, and then returns without an error. `reply`: the supervisor's reply to the
+    request to start the child.
     """
     with suppress(TimeoutError, AgentError):
         async with asyncio.timeout(_GONE_SECONDS):
@@ -607,8 +623,8 @@ def _end() -> None:
 
 
 def _forget() -> None:
-    """Drops the supervisor in a fork of the worker, and closes the fork's copy of the socket to it. The supervisor
-    takes the closing of the socket for the end of the worker, so an open copy would delay that.
+    """Forgets the supervisor in a fork of the worker, and closes the fork's copy of the socket to it. Otherwise the
+    socket would stay open after the end of the worker, and the supervisor would notice this end later.
     """
     Supervisor._lock = threading.Lock()
     current, Supervisor._current = Supervisor._current, None

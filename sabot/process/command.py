@@ -37,19 +37,25 @@ INHERITED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A program to be run, with its arguments, environment, streams, limits and sandbox.
+    """A program to be started, with its arguments, environment, streams, limits and sandbox. The worker is the
+    process that starts it.
 
-    - `argv`: the program and its arguments. A program without a slash is looked for on the PATH of its environment, as a shell does.
-    - `environment`: variables to set. No message shows their values, and secret values are hidden in the program's output.
+    - `argv`: the program and its arguments. A program without a slash is looked for on the PATH of its environment,
+      as a shell does.
+    - `environment`: variables to set. Their values are never shown in error messages. If the name of a variable looks
+      like that of a secret (for example `API_KEY`), its value is also hidden in errors that quote the program's
+      output.
     - `inherit`: names of the worker's variables that the program also gets. The program gets no other variables.
     - `working_dir`: the directory of the program; the worker's current directory if None.
-    - `stdin`, `stdout`, `stderr`: "pipe" for a stream that the worker reads or writes, or "null" for /dev/null. `stderr` may also be
-      "stdout": then the program writes its errors into stdout.
+    - `stdin`, `stdout`, `stderr`: "pipe" for a stream that the worker writes or reads, or "null" for /dev/null.
+      `stderr` may also be "stdout": then the program writes its errors into stdout.
     - `limits`: limits of the program with all its descendants; None for no limits.
-    - `trust`: a level of trust, or a `Sandbox`; None if the program runs as the worker does. A program in a sandbox can write in its
-      `working_dir`; without a `working_dir` it can write in an empty /tmp of its own.
-    - `output_bytes`: the most unread bytes of stdout, and of stderr, that the worker keeps. `lossless`: with True, a
-      program that writes more has to wait until they are read; with False, the oldest bytes are dropped.
+    - `trust`: a level of trust or a `Sandbox`, by which the program is confined. With None it has all rights of the
+      worker. A confined program can write in its `working_dir`; without a `working_dir` it gets an empty private /tmp
+      to write in.
+    - `output_bytes`: the most unread bytes of stdout, and of stderr, that the worker keeps.
+    - `lossless`: what happens when a stream has so many unread bytes. With True, the program has to wait until they
+      are read; with False, the oldest bytes are dropped.
     """
 
     argv: Sequence[str]
@@ -122,8 +128,9 @@ def _check_encoded(where: str, text: str) -> None:
 
 
 def confined_command(command: Command) -> Confined:
-    """Prepares the sandbox of the command on this system, and returns the plan for it, with the environment and the
-    directory of the program. Raises the errors of `sandbox.reach.confined`.
+    """Prepares the sandbox that `command.trust` names. Returns the plan of its confinement, and the environment and
+    the directory with which the program is started. Raises SandboxUnavailable or SandboxPathRefused if the sandbox
+    cannot be made on this system, and IoError if the records of writable folders cannot be used.
     """
     sandbox = sandbox_of(command.trust)
     assert sandbox is not None

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class LifecycleState(StrEnum):
-    """The state of an instance in document 002."""
+    """The state of an instance of a lifecycle manager, by its name in specification 002 (`docs/names.md`)."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -16,8 +16,10 @@ class LifecycleState(StrEnum):
 
 
 class AgentStatus(StrEnum):
-    """The status of an instance in document 003. An instance of a runner works on one task from its start to its end, so
-    its status is RUNNING or PAUSED until it has ended: it is never IDLE or THINKING.
+    """The status of an instance of a runner, by its name in specification 003 (`docs/names.md`).
+
+    Such an instance works on one task from its start to its end, so its status is RUNNING or PAUSED until it has
+    ended: it is never IDLE or THINKING.
     """
 
     IDLE = "Idle"
@@ -31,7 +33,7 @@ class AgentStatus(StrEnum):
 
 
 class ProcessState(StrEnum):
-    """The state of an instance's process in document 004."""
+    """The state of the process of an instance of a runtime, by its name in specification 004 (`docs/names.md`)."""
 
     INITIAL = "Initial"
     STARTING = "Starting"

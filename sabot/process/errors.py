@@ -39,8 +39,8 @@ class SandboxError(SpawnFailed):
 
 
 class SandboxUnavailable(SandboxError):
-    """The system lacks means that the level of trust demands. `missing`: the names of those means, of
-    `sabot.process.sandbox.levels.MEANS`.
+    """The system lacks protections that the demanded level of trust needs, such as a filter of system calls.
+    `missing`: the names of these protections, out of `sabot.process.sandbox.levels.MEANS`.
     """
 
     code = "E2041"
@@ -51,15 +51,17 @@ class SandboxUnavailable(SandboxError):
 
 
 class SandboxStepFailed(SandboxError):
-    """A step of the confinement of a program has failed, although the same step had worked in an earlier trial."""
+    """A step of the confinement of a program has failed, although the system had seemed to support it: a test of this
+    step, made before the first sandbox was used, had succeeded.
+    """
 
     code = "E2042"
 
 
 class SandboxPathRefused(SandboxError):
-    """A path that the sandbox names does not exist, or a sandboxed program may not have it: for example a folder of the
-    system to write in, the supervisor's folder of leases, or a path over a link that another sandboxed program may have
-    made.
+    """A path in the configuration of a sandbox does not exist, or the program may not have access to it. Examples: a
+    system folder in which the program would write, the supervisor's own folder, and a path through a symbolic link
+    that another sandboxed program may have made.
     """
 
     code = "E2043"
@@ -76,15 +78,15 @@ class ExecutionError(AgentError):
 
 
 class CommunicationError(AgentError):
-    """A stream of the child has broken, or the supervisor has ended."""
+    """A stream of the child is closed or has lost data, or the supervisor has ended or does not answer."""
 
 
 class NotFound(AgentError):
-    """There is no instance of this id."""
+    """There is no instance with this id."""
 
 
 class AgentNotFound(NotFound):
-    """The runtime has no instance of this id: there never was one, or it was terminated."""
+    """The runtime has no instance with this id: there never was one, or it was terminated."""
 
 
 class Timeout(AgentError, TimeoutError):
@@ -92,8 +94,8 @@ class Timeout(AgentError, TimeoutError):
 
 
 class InvalidContext(AgentError, UserError):
-    """A configuration of an instance is not valid: its name, its task, its environment, or a value of a call about
-    it.
+    """A value that the caller has given for an instance is not valid: its name, its task, its environment, or an
+    argument of a method.
     """
 
 
@@ -102,7 +104,9 @@ class IoError(AgentError, OSError):
 
 
 class ProviderError(AgentError):
-    """The service behind the program has refused, or is not there."""
+    """The program reports that the model could not answer, for example because the model's provider refused the
+    request; or the program ended without a result.
+    """
 
 
 class ResourceLimitExceeded(AgentError):
@@ -114,8 +118,8 @@ class ResourceLimitExceeded(AgentError):
 
 
 class LifecycleError(AgentError):
-    """A call that starts, suspends, resumes, restarts or ends an instance has failed. `code`: the error code of
-    document 002.
+    """A call that starts, suspends, resumes, restarts or ends an instance has failed. `code`: the error code, such as
+    `E2021`; each subclass has its own.
     """
 
     code = "E2020"
@@ -144,19 +148,21 @@ class ResumeFailed(LifecycleError):
 
 
 class RestartFailed(LifecycleError):
-    """The instance was not started again: it is over, it has used up its restarts, or its old process still runs."""
+    """The instance was not started again: it has ended for good, its restarts are used up, or its old process still
+    runs.
+    """
 
     code = "E2024"
 
 
 class UnknownAgent(LifecycleError, NotFound):
-    """There is no instance of this id."""
+    """The lifecycle manager has no instance with this id."""
 
     code = "E2025"
 
 
 class QuotaError(AgentError):
-    """A quota of an instance is missing, wrong, or cannot be enforced. `code`: the code of document 002."""
+    """A quota of an instance is missing, is invalid, or cannot be enforced. `code`: the error code, such as `E2071`."""
 
     code = "E2070"
 
@@ -178,7 +184,9 @@ class QuotaExceeded(QuotaError):
 
 
 class QuotaUpdateFailed(QuotaError):
-    """A quota was not changed, or the measures that the old quota had taken could not be undone."""
+    """A quota was not changed, since a new value is invalid, or since the instance could not be resumed after the old
+    quota had suspended it.
+    """
 
     code = "E2073"
 
@@ -196,28 +204,30 @@ class QuotaTerminateFailed(QuotaError):
 
 
 class ScaleUpFailed(AgentError):
-    """A fleet has not got the replicas that were asked for: they would be more than its maximum, or children did not
-    start.
+    """A fleet could not reach the number of replicas that was asked for: this number exceeds the fleet's maximum, or
+    some replicas did not start.
     """
 
     code = "E2090"
 
 
 class ScaleDownFailed(AgentError):
-    """A fleet has not shrunk: it would have fewer replicas than its minimum, or the state of a replica was not saved."""
+    """A fleet could not reduce its replicas: it would have had fewer than its minimum, or the state of a replica
+    could not be saved.
+    """
 
     code = "E2091"
 
 
 class WarmPoolExhausted(AgentError):
-    """A warm pool has no child to give out."""
+    """No child of a warm pool was ready for a caller in time."""
 
     code = "E2092"
 
 
 class DrainTimeout(Timeout):
-    """A piece of work was not done when its child was drained. The child was ended; the caller may have the work done
-    again.
+    """A replica of a fleet had to end before its work was done; the work was cancelled. Or the fleet was closed
+    before the work of a waiting caller had begun. The caller may run the work again.
     """
 
     code = "E2093"

@@ -48,7 +48,7 @@ class ToolServers(Protocol):
     """The servers of the tools that instances may call, such as `sabot.mcp.McpServerPool`."""
 
     async def get_or_create(self, agent_id: str) -> Any:
-        """Returns the session of an instance with the servers. Opens it if there is none."""
+        """Returns the session that an instance has with the tool servers. Opens a session if the instance has none."""
 
     async def call_tool(self, agent_id: str, call: Any) -> Any:
         """Calls the tool `call.name` with `call.arguments` for the instance. The result has `content`, a list of blocks
@@ -91,12 +91,14 @@ class ToolRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskDelegation:
-    """A task for an instance. The process of the instance gets it as JSON, without its limits.
+    """A task for an instance of a runtime. The process of the instance gets it as JSON, without `max_tool_calls` and
+    `timeout`.
 
-    - `objective`: what the instance is to do. `context`: values that it has to know.
-    - `output_format`: the form of the answer. `boundaries`: rules to keep to.
+    - `objective`: what the instance is to do. `context`: values that it needs for this.
+    - `output_format`: the form of the answer. `boundaries`: rules that the instance must follow.
     - `allowed_tools`: the names of the tools that the instance may call; None for all tools.
-    - `max_tool_calls`, `timeout` (seconds): limits of this task; None for those of the instance. The lower limit holds.
+    - `max_tool_calls`: the most calls of tools. `timeout`: the most seconds. If the instance has a limit of its own
+      for the same, the lower one applies; None adds no limit.
     """
 
     objective: str
@@ -139,9 +141,10 @@ class TaskDelegation:
 class TaskResult:
     """The answer of an instance to a task.
 
-    - `agent_id`: the id of the instance that did the task. It may differ from the id that was asked for, since another
-      instance does the tasks of a degraded one (`RecoveryConfig.enable_graceful_degradation`).
-    - `result`: the answer. `tool_calls`: the number of calls of tools.
+    - `agent_id`: the id of the instance that did the task. It differs from the id in the request if that instance
+      could not be restarted any more, so that another one did the task
+      (`RecoveryConfig.enable_graceful_degradation`).
+    - `result`: the answer. `tool_calls`: the number of tools that the instance called for the task.
     - `seconds`: the time from the moment at which the instance began the task until its answer.
     """
 
@@ -154,7 +157,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class ExecutorStatistics:
-    """The numbers of tasks that have ended, and their average time."""
+    """The numbers of tasks that have ended, and the average time that they took, in milliseconds."""
 
     total_tasks: int
     successful_tasks: int
@@ -163,16 +166,23 @@ class ExecutorStatistics:
 
 
 class RuntimeAgent(Instance):
-    """An instance of a runtime.
+    """An instance of a runtime: a program in a child process that gets tasks as JSON lines on stdin.
 
-    - `type`: the kind of its work. `limits`: the limits of its processes, and of each of its tasks. `log`: the newest
-      output besides answers.
-    - `lines`: the conversation with the present process, or with the last one. `turn`: a lock that is held by the task
-      on which the instance works. `usage`: the usage of the process when it was last measured.
+    - `type`: a word of the user for the kind of its work, such as "search". `limits`: the limits of its processes,
+      and of each of its tasks.
+    - `log`: the newest output of its processes, without the answers to tasks.
+    - `lines`: the TaskLines by which tasks and answers are exchanged with the present process, or with the last one.
+    - `turn`: a lock that the present task holds, so that the instance gets one task at a time.
+    - `usage`: the usage of the process when it was last measured.
     """
 
     def __init__(self, command: Command, kind: str, limits: ResourceLimits, log: LastWords, **options: Any) -> None:
-        """Makes an instance. `kind` becomes its `type`. `options`: the options of Instance."""
+        """Makes an instance.
+
+        - `kind`: becomes its `type`. `limits`: the limits of its processes and tasks. `log`: the buffer for its
+          output.
+        - `options`: the keyword arguments of `Instance`.
+        """
         super().__init__(command, **options)
         self.type = kind
         self.limits = limits
@@ -184,7 +194,7 @@ class RuntimeAgent(Instance):
 
     @property
     def state(self) -> ProcessState:
-        """The state of the process by its name in document 004."""
+        """The state of the instance's process, by the names of specification 004 (`ProcessState`)."""
         return self.phase.process_state
 
     @property
@@ -198,8 +208,8 @@ class RuntimeAgent(Instance):
         return self.phase is Phase.FAILED and self.policy is not None
 
     async def usable(self) -> TaskLines | None:
-        """Waits until the instance can be given a task, and returns the conversation with its process. Returns None if
-        the instance gets no further process.
+        """Waits until the instance can be given a task, and returns the TaskLines by which tasks are given to its
+        process. Returns None if the instance is over: it has no process, and gets none any more.
         """
         if self.phase not in _FREE:
             await self.until(lambda phase: self.is_over or phase in _FREE)
@@ -222,21 +232,22 @@ class RuntimeAgent(Instance):
                 self.become(Phase.IDLE)
 
     async def end_task(self, lines: TaskLines) -> None:
-        """Ends the process that has not answered its task, since a late answer could be taken for that of the next
-        task. Starts the next process at once, and counts no failure. `lines`: the conversation with the process to end.
+        """Ends a process that has not answered its task. Otherwise its late answer could be mistaken for the answer
+        to the next task. The instance starts another process at once, and the end does not count as a failure.
+        `lines`: the TaskLines of the process to end.
         """
         lines.is_at_fault = False
         await self.end_and_plan(lines.child, "its task was ended", counts=False)
 
 
 class AgentExecutor:
-    """An executor that gives tasks to instances.
+    """An executor that gives tasks to instances of a runtime.
 
-    - `choose`: a function that is called with the id of an instance, and returns the instance that does the tasks for
-      this id: that instance, or another one in its place.
+    - `choose`: a function that is called with the id of an instance, and returns the instance that does the task.
+      This may be another one than that with the id.
     - `tools`: the servers of the tools that instances may call; None for no tools.
-    - `tell`: called at each step of a task with the name of the step, the instance's id, and the task's id. The fourth
-      argument is the ToolAudit if the step is a call of a tool, else None.
+    - `tell`: called at each step of a task. Its arguments are the step (one of the `task.` types of ProcessEvent),
+      the instance's id, the task's id, and the ToolAudit if the step is a call of a tool, else None.
     """
 
     def __init__(
@@ -263,14 +274,15 @@ class AgentExecutor:
     async def execute_task(
         self, agent_id: str, task: TaskDelegation, *, slots: asyncio.Semaphore | None = None
     ) -> TaskResult:
-        """Executes a task as soon as the instance has done its earlier tasks, and returns the result. `slots`: a semaphore
-        that is held while the task is executed.
+        """Executes a task as soon as the instance has done its earlier tasks, and returns the result. `slots`: a
+        semaphore that limits how many tasks are executed at a time; None for no limit.
 
         - Raises AgentNotFound if there is no instance with this id.
-        - Raises Timeout or ResourceLimitExceeded if the task exceeds a limit. The process is then ended and replaced.
+        - Raises Timeout or ResourceLimitExceeded if the task exceeds a limit. The process is then ended, and another
+          one is started.
         - Raises ExecutionError if the process reports that the task failed, if the process ends, or if the instance
           gets no further process.
-        - Raises the errors of opening the instance's session with the tool servers.
+        - Raises what `ToolServers.get_or_create` raises if the tool servers cannot be reached.
         """
         if not isinstance(task, TaskDelegation):
             raise InvalidContext(f"a task is no {type(task).__name__}", hint='TaskDelegation(objective="…")')
@@ -329,8 +341,8 @@ class AgentExecutor:
             await self._tell("task.released", instance.id, task.task_id, None)
 
     async def _executed(self, instance: RuntimeAgent, lines: TaskLines, task: TaskDelegation) -> tuple[Any, int]:
-        """Gives the task to the process, and returns the answer and the number of calls of tools. If an error or the
-        time limit comes before the answer, ends the process, since it may still work on the task.
+        """Sends the task to the process, and returns the answer and the number of tools that were called. Ends the
+        process if an error or the time limit comes before the answer, since the process may still work on the task.
         """
         seconds = _lower(task.timeout, instance.limits.max_task_duration)
         answer: Mapping[str, Any] | None = None
@@ -374,9 +386,9 @@ class AgentExecutor:
             await lines.tell({"id": message.get("id"), **await self._called(instance, task, message.get("params"))})
 
     async def _called(self, instance: RuntimeAgent, task: TaskDelegation, params: Any) -> dict[str, Any]:
-        """Calls a tool for the process, and returns the message with the result. If the call is refused or fails, the
-        message has the error instead, so that the model in the process learns of it. `params`: the name and the
-        arguments.
+        """Calls a tool for the process, and returns the message with the result, which is sent to the process. If the
+        call is refused or fails, this message contains the error instead, so that the model in the process learns of
+        it. `params`: the name and the arguments of the tool.
         """
         refused = self._refusal(instance, task, params)
         if refused is not None:
@@ -398,8 +410,9 @@ class AgentExecutor:
             await run_to_end(self._audit(instance, task, params, outcome, reason))
 
     def _refusal(self, instance: RuntimeAgent, task: TaskDelegation, params: Any) -> dict[str, Any] | None:
-        """Checks whether the process may make this call of a tool. Returns None if it may; else the message with the
-        error with which the process is answered.
+        """Checks whether the process may make this call of a tool. Returns None if it may. Otherwise returns the
+        message that is sent to the process in place of a result, with the error. `params`: the parameters of the
+        process's request.
         """
         match params:
             case {"name": str(name), **rest} if isinstance(rest.get("arguments") or {}, dict):
@@ -447,8 +460,8 @@ def _error(code: int, message: str) -> dict[str, Any]:
 
 
 def _is_unicode(value: Any) -> bool:
-    """Returns True if all texts in a JSON value can be written in UTF-8. A single half of a surrogate pair cannot,
-    although JSON has an escape for it.
+    """Returns True if all texts in a JSON value can be written in UTF-8. A text with half a surrogate pair cannot,
+    although JSON can express it as an escape.
     """
     try:
         msgspec.json.encode(value)

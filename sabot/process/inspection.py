@@ -39,9 +39,10 @@ class UsageMeter:
     def __init__(self, clock: Clock, started: Child | None = None, *, least_s: float = 0.0) -> None:
         """Makes a meter.
 
-        - `started`: a child that was started just now; its first measurement is compared with this moment.
-        - `least_s`: the shortest time, in seconds, between two measurements that are compared. The kernel counts CPU time in
-          hundredths of a second, so a shorter time gives no useful difference.
+        - `started`: a child that was started just now. Its first measurement is compared with the time of this call,
+          at which the child had used no CPU; without it, the first two measurements are needed to compute `cores`.
+        - `least_s`: the shortest time, in seconds, between two measurements that are compared. The kernel counts CPU
+          time in hundredths of a second, so a shorter time gives no useful difference.
         """
         self.cores: float | None = None
         self.cpu_seconds = 0.0
@@ -52,14 +53,16 @@ class UsageMeter:
         self._seen_s = 0.0  # the CPU seconds of `_child` at the last look
 
     async def look(self, child: Child | None) -> ProcessUsage | None:
-        """Measures the present process. Returns None if there is none, or if its supervisor does not answer (`usage_of`)."""
+        """Measures the present process, and returns its usage. Returns None if there is no process, or if its
+        supervisor does not answer within 5 s.
+        """
         usage = None if child is None or child.is_over else await usage_of(child)
         self.note(child, usage)
         return usage
 
     def note(self, child: Child | None, usage: ProcessUsage | None) -> None:
-        """Records a measurement of the present process. `child`: that process, or None if there is none. `usage`: the
-        usage that was measured just now; None if it could not be measured.
+        """Records a measurement of the present process that was made just now. `child`: this process, or None if
+        there is none. `usage`: its usage; None if the process could not be measured.
         """
         before, now = self._child, self._clock.monotonic()
         if before is not None and before.status is not None:  # the usage of the process before, after the last look
@@ -81,10 +84,10 @@ class UsageMeter:
 
 
 def silence(beat_at_s: float | None, now_s: float, longest_s: float) -> str:
-    """Returns a text that reports the silence of a child if its last heartbeat was more than `longest_s` seconds ago;
-    else "".
+    """Returns the sentence "its last heartbeat was N s ago" if that is more than `longest_s` seconds; else "".
 
-    `beat_at_s`: the time of the last heartbeat, by the same clock as `now_s`; None for a child that sends no heartbeats.
+    `beat_at_s`: the time of the last heartbeat, by the same clock as `now_s`; None for a child that sends no
+    heartbeats.
     """
     silent_s = 0.0 if beat_at_s is None else now_s - beat_at_s
     return f"its last heartbeat was {silent_s:.0f} s ago" if silent_s > longest_s else ""

@@ -66,10 +66,11 @@ STOPPED_BY_OTHERS = "somebody else has stopped its process (SIGSTOP)"
 class RestartPolicy:
     """The rule by which an instance starts another process when its process has ended.
 
-    - `most`: the number of restarts in a row; when another one would be needed, the instance has failed.
-    - `first_wait_s`: seconds before the first restart in a row; each further one waits twice as long.
-    - `stable_after_s`: if a process has run for so many seconds, the count of restarts in a row begins anew.
-    - `after_success`: True if another process is started also after a process that has ended with 0.
+    - `most`: the most restarts in a row. If the process ends once more after that, the instance fails.
+    - `first_wait_s`: seconds before the first restart in a row. Before each further restart the wait doubles, up to
+      60 s.
+    - `stable_after_s`: if a process has run for so many seconds, the count of restarts in a row starts again at 0.
+    - `after_success`: True if an instance whose process has ended with exit code 0 is also restarted.
     """
 
     most: int = 0
@@ -78,7 +79,9 @@ class RestartPolicy:
     after_success: bool = False
 
     def wait_s(self, failures: int) -> float:
-        """Returns the seconds to wait before a restart. `failures`: the number of failures in a row before it, from 1 up."""
+        """Returns the seconds to wait before a restart. `failures`: the number of failures in a row before this
+        restart, at least 1.
+        """
         return Backoff(self.first_wait_s, max(self.first_wait_s, LONGEST_WAIT_S)).wait_s(failures)
 
 
@@ -86,14 +89,18 @@ class Instance:
     """A program that runs as a child process on this machine. If its process ends, it may get another one
     (RestartPolicy). It has at most one process at a time.
 
-    - `name`: the name that was given, or else the name of the program. `label`: the name in messages, which includes the id
-      if no name was given.
+    - `name`: the name that was given, or else the name of the program. `label`: the name in messages, which includes
+      the id if no name was given.
     - `child`: the present process; None if there is none. `command`: the command for the next process.
+    - `phase`: what the instance does at present, such as `Phase.READY`.
     - `why`: the reason of the last end or suspension. `suspended_for`: the reason of the last suspension.
-    - `restarts`: the number of restarts since the beginning. `failures`: the number of failures in a row.
-    - `next_start_at`: the time of the planned start in seconds since 1970; None if no start is planned.
-    - `end_asked`: True once the instance is to end for good: `end` was called, or the owner has sent a signal to end.
-    - `lock`: held by each verb except `work`, so that one verb works at a time.
+    - `restarts`: the number of restarts since the first start. `failures`: the number of failures in a row.
+    - `next_start_at`: the time at which the next process will be started, in seconds since 1970; None if no start is
+      planned.
+    - `end_asked`: True once the instance is to end for good, by a call of `end` or by a signal that its owner has
+      sent.
+    - `lock`: a lock that `start`, `end`, `restart`, `suspend`, `resume` and similar methods hold, so that only one of
+      them works at a time.
     """
 
     def __init__(
@@ -113,17 +120,17 @@ class Instance:
     ) -> None:
         """Makes an instance; `start` starts its first process.
 
+        - `name`: the name in messages; with "" the name of the program. `instance_id`: the id; None for a new one.
         - `policy`: the restart policy; None for an instance that has one process and no restarts.
-        - `ready`: a coroutine function that is called with each new process, and returns when the process is ready. If it takes
-         longer than `ready_within_s` seconds, the start fails.
-        - `ended`: a coroutine function that is called with each process that has ended, before the instance starts
-          another one
-         or enters a last phase. If it returns True, the end may count as a failure of the program; if it returns False,
-         the next process starts at once.
+        - `ready`: a coroutine function that is called with each new process, and returns when the process is ready.
+          If it takes longer than `ready_within_s` seconds, the start fails.
+        - `ended`: a coroutine function that is called with each process that has ended, before the next process is
+          started. If it returns True, the end counts as a failure of the program, by the restart policy. If it
+          returns False, the end is no failure, and the next process starts at once.
         - `on_phase`: called with the instance, the phase before, and the new phase.
-        - `tasks`: the owner's set of tasks, in which one task waits for the end of each process. If it is None, the instance
-         notices an end only when `see` is called, and it has no restarts.
-        - `sleep`: waits the given number of seconds before a restart.
+        - `tasks`: a set of asyncio tasks of the owner, to which the instance adds tasks that wait for the end of its
+          processes. If it is None, the instance notices an end only when `see` is called, and it has no restarts.
+        - `sleep`: a coroutine function that waits the given number of seconds before a restart.
         """
         self.id = instance_id or uuid.uuid4().hex
         self.name = name or command.argv[0]
@@ -158,7 +165,7 @@ class Instance:
 
     @property
     def is_over(self) -> bool:
-        """True if the instance gets no further process. Its last process may still be about to end."""
+        """True if no further process will be started for the instance. Its last process may still be about to end."""
         return self.end_asked or self.phase in OVER
 
     @property
@@ -167,8 +174,8 @@ class Instance:
         return 0 if self.child is None or self.child.is_over else self.child.pid
 
     def become(self, phase: Phase) -> None:
-        """Enters the phase, and calls `on_phase`. Raises IllegalTransition if the table `NEXT` does not allow the
-        change.
+        """Changes to this phase, and calls `on_phase`. Raises IllegalTransition if the table `phases.NEXT` does not
+        allow the change.
         """
         before = self.phase
         if phase not in NEXT[before]:
@@ -189,9 +196,13 @@ class Instance:
     async def start(self) -> Child:
         """Starts the first process, and returns it when it is ready.
 
-        Raises the errors of `Supervisor.spawn` and of `ready`; SpawnFailed if the process ends before it is ready, if `end`
-        is called meanwhile, or if the instance was started before; Timeout after `ready_within_s` seconds. After an error
-        the process has ended, and the phase is FAILED (TERMINATED if `end` or a cancelled caller was the cause).
+        - Raises the errors of `Supervisor.spawn` and of the owner's function `ready`.
+        - Raises SpawnFailed if the process ends before it is ready, if `end` is called during the start, or if the
+          instance was started before.
+        - Raises Timeout if the process is not ready after `ready_within_s` seconds.
+
+        After an error the process has ended. The phase is then TERMINATED if `end` or the cancellation of the caller
+        was the cause, and FAILED otherwise.
         """
         async with self.lock:
             if self.phase is not Phase.NEW:
@@ -204,7 +215,8 @@ class Instance:
                 raise
 
     async def end(self, grace_s: float, why: str) -> None:
-        """Ends the instance for good, and its process: closes stdin, sends SIGTERM, and after `grace_s` seconds SIGKILL.
+        """Ends the instance for good, and its process: closes stdin, sends SIGTERM, and sends SIGKILL `grace_s`
+        seconds later. `why`: the reason, for messages.
 
         Raises TerminateFailed if the process, or a descendant of it, still runs.
         """
@@ -223,8 +235,9 @@ class Instance:
             self.become(Phase.TERMINATED)
 
     async def end_and_plan(self, child: Child, why: str, *, counts: bool = True) -> None:
-        """Kills the process `child`, and plans the start of the next one as after a failure. With `counts` False no
-        failure is counted, and the next process starts at once.
+        """Kills the process `child`, and plans the start of another one, as if the process had failed: it counts a
+        failure, and the start waits as the restart policy says. With `counts` False it counts no failure, and the
+        start does not wait. `why`: the reason, for messages.
 
         Does nothing if `child` is not the present process of the instance any more. Raises TerminateFailed if the
         process, or a descendant of it, still runs.
@@ -235,11 +248,13 @@ class Instance:
                 self._plan(counts=counts)
 
     async def restart(self, why: str, *, grace_s: float, at_once: bool = False) -> None:
-        """Ends the process, if there is one, and plans the start of the next one as after a failure. Does nothing if a
-        start is planned already. With `at_once` the start does not wait, and the count of failures in a row begins anew.
+        """Ends the process, if there is one, and plans the start of another one, as if the process had failed: it
+        counts a failure, and the start waits as the restart policy says. With `at_once` the start does not wait, and
+        the count of failures in a row starts again at 0. Without `at_once` it does nothing if a start is planned
+        already.
 
-        `grace_s`: seconds from SIGTERM to SIGKILL. Raises RestartFailed if the instance is over for good, if its
-        restarts are used up, or if its process could not be ended.
+        `why`: the reason, for messages. `grace_s`: seconds from SIGTERM to SIGKILL. Raises RestartFailed if the
+        instance has ended for good, if its restarts are used up, or if its process could not be ended.
         """
         async with self.lock:
             if self.end_asked or self.phase in (Phase.COMPLETED, Phase.TERMINATED) or self.policy is None:
@@ -262,9 +277,11 @@ class Instance:
             self._plan(counts=not at_once)
 
     async def suspend(self, why: str, *, unless: Callable[[], bool] = lambda: False) -> None:
-        """Suspends the instance: stops its process and all descendants where they are (SIGSTOP).
+        """Suspends the instance: stops its process and all descendants where they are (SIGSTOP). `why`: the reason,
+        for messages.
 
-        `unless`: called when no other verb works on the instance; if it returns True, nothing is done. Raises SuspendFailed.
+        `unless`: a function that is called when the instance's lock was acquired; if it returns True, the instance is
+        not suspended. Raises SuspendFailed if the instance has no process, or if its supervisor does not answer.
         """
         async with self.lock:
             child = self.child
@@ -289,14 +306,17 @@ class Instance:
         *,
         unless: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Suspends the instance and ends its process, which frees the memory.
+        """Suspends the instance by ending its process, which frees the memory.
 
-        - `checkpoint`: a coroutine function that saves the state of the program, and returns the command with which `resume`
-          starts the next process.
-        - `grace_s`: seconds for `checkpoint`, and again for the end of the process before SIGKILL.
-        - `unless`: called when no other verb works on the instance; if it returns True, nothing is done.
+        - `checkpoint`: a coroutine function that is called with the instance. It saves the state of the program, and
+          returns the command with which `resume` starts the next process.
+        - `grace_s`: the most seconds that `checkpoint` may take, and also the seconds from SIGTERM to SIGKILL.
+        - `why`: the reason, for messages.
+        - `unless`: a function that is called when the instance's lock was acquired; if it returns True, nothing is
+          done.
 
-        Raises SuspendFailed; then the instance keeps its phase.
+        Raises SuspendFailed if the state is not saved, or if the process does not end; then the instance keeps its
+        phase.
         """
         async with self.lock:
             if unless():
@@ -318,9 +338,11 @@ class Instance:
             self._suspended(why)
 
     async def resume(self, *, only_if: Callable[[], bool] = lambda: True) -> None:
-        """Lets a suspended instance go on, in a new process if the old one has ended. Does nothing if the instance is not
-        suspended. `only_if`: called when no other verb works on the instance; if it returns False, nothing is done. Raises
-        ResumeFailed.
+        """Continues a suspended instance, in a new process if the old one has ended. Does nothing if the instance is
+        not suspended.
+
+        `only_if`: a function that is called when the instance's lock was acquired; if it returns False, nothing is
+        done. Raises ResumeFailed if the instance has ended for good, or if it could not be continued.
         """
         async with self.lock:
             if self.phase in OVER:
@@ -351,8 +373,9 @@ class Instance:
     def see(self) -> Phase:
         """Looks at the process, changes the phase if the process has changed by itself, and returns the phase.
 
-        It notices that somebody else has stopped the process (SIGSTOP) or continued it (SIGCONT), and, if the instance has
-        no TaskSet, that the process has ended. While a verb works it returns the phase as it is.
+        It notices that somebody else has stopped the process (SIGSTOP) or continued it (SIGCONT). Without a TaskSet
+        it also notices that the process has ended. If another method is just changing the instance (it holds the
+        lock), `see` only returns the present phase.
         """
         if not self.lock.locked():
             self._see()
@@ -372,8 +395,8 @@ class Instance:
             self.become(self._runs_as)
 
     def work(self, *, begins: bool) -> None:
-        """Enters the phase BUSY if the instance begins work (`begins` is True), and IDLE if its work is done. A
-        suspended instance stays SUSPENDED, and enters BUSY or IDLE when it is resumed.
+        """Records that the instance begins work (`begins` is True), or that its work is done: enters the phase BUSY
+        or IDLE. A suspended instance stays SUSPENDED, and enters BUSY or IDLE when it is resumed.
         """
         runs_as = self._runs_as if self.phase is Phase.SUSPENDED else self.phase
         if runs_as in RUNS and begins is not (runs_as is Phase.BUSY):
@@ -386,9 +409,9 @@ class Instance:
     # -- starts -------------------------------------------------------------------------------------------------------
 
     async def _start(self) -> Child:
-        """Starts a process, and returns it when it is ready. The caller holds the lock.
+        """Starts a process, and returns it when it is ready. The caller must hold the lock.
 
-        If an error is raised, `self.why` has the reason, the process has ended, and `self.child` is None. If the
+        If an error is raised, `self.why` contains the reason, the process has ended, and `self.child` is None. If the
         process could not be killed, `self.child` is that process until it has ended.
         """
         self.next_start_at = None
@@ -415,8 +438,8 @@ class Instance:
         return child
 
     async def _undo(self, child: Child) -> None:
-        """Ends a process that has not become ready. `self.why` has the reason why it did not; if the process cannot be
-        killed, this error is appended to `self.why`.
+        """Ends a process that has not become ready. `self.why` must contain the reason why it did not. If the process
+        cannot be killed, appends this error to `self.why`.
         """
         why = self.why
         try:
@@ -425,8 +448,8 @@ class Instance:
             self.why = f"{why}; {worse.message}"
 
     async def _until_ready(self, child: Child) -> None:
-        """Waits until the owner's `ready` has returned for the process. Raises the errors of `ready`, and SpawnFailed if the
-        process ends before, or if `end` is called.
+        """Waits until the owner's function `ready` has returned for the process. Raises the errors of `ready`;
+        SpawnFailed if the process ends before, or if `end` is called.
         """
         if self._ready is not None:
             ready = asyncio.ensure_future(self._ready(child))
@@ -445,8 +468,9 @@ class Instance:
             raise SpawnFailed(f"instance {self.label}: it was terminated before it was ready")
 
     def _plan(self, *, counts: bool = True) -> None:
-        """Plans the next start after a failure, and enters WAITING; enters FAILED if the restarts are used up. With `counts`
-        False, the start is planned at once, and no failure is counted. The caller holds the lock.
+        """Plans the next start after a failure, and enters the phase WAITING. If the restarts are used up, enters
+        FAILED instead. With `counts` False, counts no failure, and the start does not wait. The caller must hold the
+        lock.
         """
         policy = self.policy
         if policy is None or self._tasks is None or (counts and self.failures >= policy.most):
@@ -485,8 +509,9 @@ class Instance:
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     async def _watch(self, child: Child, gone: asyncio.Event) -> None:
-        """Waits for the end of the process, calls the owner's `ended`, sets `gone`, and then calls `_decide_after_end` unless a verb
-        has ended the process.
+        """Waits until the process has ended, calls the owner's function `ended`, and sets the event `gone`. If the
+        process has ended by itself, then calls `_decide_after_end`. If another method (such as `end` or `restart`)
+        has ended the process, that method decides what follows.
         """
         try:
             with suppress(CommunicationError):  # its supervisor was killed, and the process with it
@@ -502,8 +527,8 @@ class Instance:
                 self._decide_after_end(child, counts=counts)
 
     def _decide_after_end(self, child: Child, *, counts: bool = True) -> None:
-        """Decides what follows after a process has ended by itself: plans another start, or enters a last phase. `counts`:
-        True if the end counts as a failure of the program.
+        """Decides what follows after a process has ended by itself: plans another start, or enters the phase
+        COMPLETED, TERMINATED or FAILED. `counts`: True if the end counts as a failure of the program.
         """
         policy, end = self.policy, self._end_of(child.status)
         if self.phase in (Phase.WAITING, *OVER):  # a verb has failed to end it, and went on
@@ -520,8 +545,8 @@ class Instance:
         self._plan(counts=counts)
 
     def _end_of(self, status: ExitStatus | None) -> Phase:
-        """Returns the last phase of an instance whose last process has ended. `status`: the end of that process; None if its
-        supervisor was killed.
+        """Returns the phase of an instance whose process has ended and that gets no other one: COMPLETED, TERMINATED
+        or FAILED. `status`: the end of the process; None if its supervisor was killed.
         """
         if status is not None and status.success:
             return Phase.COMPLETED
@@ -529,8 +554,8 @@ class Instance:
         return Phase.TERMINATED if self.end_asked and is_killed else Phase.FAILED
 
     async def _stop(self, child: Child, grace_s: float, why: str) -> None:
-        """Ends the process for the reason `why`, waits until the owner's function `ended` has returned for it, and sets
-        `self.child` to None. The caller holds the lock. Raises TerminateFailed if the process still runs.
+        """Ends the process for the reason `why`, waits until the owner's function `ended` has returned, and sets
+        `self.child` to None. The caller must hold the lock. Raises TerminateFailed if the process still runs.
         """
         if self.phase in RUNS:
             self.become(Phase.STOPPING)

@@ -35,8 +35,8 @@ def become_subreaper() -> None:
 
 
 def end_with_parent(parent: int, number: signal.Signals) -> None:
-    """Lets the kernel send the signal `number` to this process when the thread that has forked it ends, in whatever
-    way. Ends this process if the parent has ended already. `parent`: the pid of the parent.
+    """Asks the kernel to send the signal `number` to this process when the thread that has forked it ends, in
+    whatever way. Ends this process at once if the parent has ended already. `parent`: the pid of the parent.
     """
     _libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
     if os.getppid() != parent:
@@ -44,8 +44,8 @@ def end_with_parent(parent: int, number: signal.Signals) -> None:
 
 
 def candidates(program: str, path: str) -> Iterator[str]:
-    """Yields the paths at which a program may lie: the name itself if it has a slash, else that name in each folder of
-    `path`, which is a value of the variable PATH.
+    """Yields the paths at which a program may be found: the name itself if it contains a slash, else that name in
+    each folder of `path`, which is a value of the variable PATH.
     """
     if "/" in program:
         yield program
@@ -57,10 +57,12 @@ def candidates(program: str, path: str) -> Iterator[str]:
 def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: int, parent: int) -> None:
     """Does all steps in the forked process, and executes the program. Never returns.
 
-    - `plan`: the request to spawn: `argv`, `environment`, `directory`, `nice`, `rlimits`, `groups` (the files by which a
-      process joins its control groups), and `sandbox` (None, or the plan for `confine.confinement`).
+    - `plan`: the request to start a program, a dict with `argv`, `environment`, `directory`, `nice`, `rlimits` (pairs
+      of a resource limit and its value), `groups` (the files by which a process joins its control groups), and
+      `sandbox` (None, or the plan for `confine.confinement`).
     - `streams`: the descriptors that become stdin, stdout and stderr.
-    - `tag`: the tag of the child (`TAG`). `report`: the pipe to the supervisor. `parent`: the supervisor's pid.
+    - `tag`: a number that marks the process and all its descendants, so that the supervisor finds them.
+    - `report`: the pipe on which a failed step is reported to the supervisor. `parent`: the supervisor's pid.
     """
     step = "session"
     try:
@@ -116,7 +118,7 @@ def _report(report: int, text: str) -> None:
 
 def _join(group: str) -> None:
     """Moves this process into a control group. If the kernel refuses, does nothing: the supervisor then enforces the
-    limits by measuring. `group`: the file by which a process joins the group.
+    limits by measuring. `group`: the group's file `cgroup.procs`.
     """
     with suppress(OSError):
         descriptor = os.open(group, os.O_WRONLY | os.O_CLOEXEC)

@@ -31,7 +31,9 @@ Delegations = Sequence[tuple[str, TaskDelegation]]
 
 
 class LeadAgent:
-    """An agent that plans the tasks of a query, delegates them to workers, and makes one answer of their results."""
+    """An agent that answers a query: it plans tasks for the query, gives them to workers, and makes one answer of
+    their results. A worker is an instance of a `ProcessRuntime`.
+    """
 
     def __init__(
         self,
@@ -48,21 +50,25 @@ class LeadAgent:
     ) -> None:
         """Makes a lead agent.
 
-        - `name`: names the agent in events and errors.
-        - `cortex`: servers with the tools `cortex_search` and `cortex_store`, say a `McpServerPool`. The agent has a
-          session of its own for each workspace, `NAME/WORKSPACE`. If it is None, the agent has no memory.
-        - `strategy_library`: called with the query and its context, a dict with `workspace_id`, `session_id` and
-          `memories` (the content that the search has returned). Returns the plan, or an awaitable of the plan.
-        - `worker_registry`: returns the ids of the workers of a kind; they take turns. It may be None if a runtime
-          knows the workers.
-        - `result_synthesizer`: called with the query and the results of the tasks that were done, in the order of the
-          plan. Returns the answer, or an awaitable of the answer.
-        - `message_bus`: gets a ProcessEvent `query.received`, `query.planned` and `query.answered` or `query.failed`.
-        - `coordinator`: an object with the `execute_tasks_parallel` of a runtime, which has the tasks done. It may be None
-          if a runtime does that.
-        - `config`: `process.max_concurrent_processes` tasks are done at a time. If
-          `recovery.enable_graceful_degradation` is set, a query is answered without its memories, and without those of
-          its tasks that have failed, as long as one was done.
+        - `name`: the name of the agent in events and errors.
+        - `cortex`: tool servers with the tools `cortex_search` and `cortex_store`, in which the agent remembers
+          earlier queries and answers. It uses a session of its own for each workspace, `NAME/WORKSPACE`. If None, the
+          agent has no memory.
+        - `strategy_library`: a function that makes the plan: the tasks, each as a pair of the kind of worker and the
+          task. It is called with the query and a dict with `workspace_id`, `session_id` and `memories` (the content
+          that `cortex_search` has returned). It may be a coroutine function.
+        - `worker_registry`: a function that is called with a kind, and returns the ids of the workers of this kind.
+          The tasks of one kind are given to them in turn. None is allowed if `with_runtime` is used, which knows the
+          workers.
+        - `result_synthesizer`: a function that makes the answer. It is called with the query and the results of the
+          tasks that were done, in the order of the plan. It may be a coroutine function.
+        - `message_bus`: gets a ProcessEvent with the type `query.received`, one with `query.planned`, and one with
+          `query.answered` or `query.failed`.
+        - `coordinator`: an object whose method `execute_tasks_parallel` executes the tasks, as that of ProcessRuntime
+          does. None is allowed if `with_runtime` is used.
+        - `config`: at most `process.max_concurrent_processes` tasks are executed at a time. With
+          `recovery.enable_graceful_degradation`, a query is answered even if its memories cannot be read, or if some
+          of its tasks fail; at least one task must succeed.
         """
         check_called("LeadAgent", worker_registry=worker_registry)
         for what, given in (("strategy_library", strategy_library), ("result_synthesizer", result_synthesizer)):
@@ -78,13 +84,14 @@ class LeadAgent:
         self._clock = clock
 
     async def handle_query(self, query: str, workspace_id: str, session_id: str) -> TaskResult:
-        """Answers a query. In the result, `agent_id` is the name of this agent, and `tool_calls` counts the calls of
-        all tasks.
+        """Answers a query, and returns the answer as the `result` of a TaskResult. Its `agent_id` is the name of this
+        agent, and its `tool_calls` is the number of tool calls of all tasks together.
 
         - Raises InvalidContext if the query or its plan is empty; AgentNotFound if the plan names a kind that has no
-          worker; UserError if the agent has no coordinator.
+          worker; UserError if the agent has no coordinator or no worker registry.
         - Raises ExecutionError if all tasks failed; without `enable_graceful_degradation` also if one task failed.
-        - Raises the errors of the collaborators.
+        - Raises the errors of `strategy_library`, `worker_registry` and `result_synthesizer`. Without
+          `enable_graceful_degradation` also raises those of `cortex`.
         """
         if self._coordinator is None or self._workers is None:
             raise UserError(
@@ -123,8 +130,8 @@ class LeadAgent:
         return made
 
     def _assigned(self, plan: Delegations, workers: Callable[[str], Sequence[str]]) -> list[tuple[str, TaskDelegation]]:
-        """Returns the tasks of the plan, each with the id of the worker that is to do it. Workers of one kind take
-        turns.
+        """Returns the tasks of the plan, each with the id of the worker that is to do it. The tasks of one kind are
+        given to its workers in turn.
         """
         turns, assigned = Counter[str](), []
         for kind, task in plan:
@@ -157,8 +164,8 @@ class LeadAgent:
         await self._call_cortex(workspace_id, "cortex_store", {"text": text, "tags": [workspace_id, session_id]})
 
     async def _call_cortex(self, workspace_id: str, tool: str, arguments: Mapping[str, Any]) -> Any:
-        """Calls a tool of the memory, and returns its answer. Returns None if the agent has no memory. If the call fails, returns
-        None with `enable_graceful_degradation`, and else raises the error.
+        """Calls a tool of the agent's memory, and returns its answer. Returns None if the agent has no memory. If the
+        call fails, returns None with `enable_graceful_degradation`, and raises the error without it.
         """
         if self._cortex is None:
             return None

@@ -31,8 +31,9 @@ _SUFFIX = ".lease"
 
 
 def folder_of_leases() -> Path:
-    """Returns the folder for the leases of this user on this machine. It lies in XDG_RUNTIME_DIR or /run/user/UID if
-    that folder belongs to this user and nobody else may write in it; otherwise among the temporary files.
+    """Returns the folder in which the supervisors of this user record which processes are theirs (their leases). It
+    is in XDG_RUNTIME_DIR or /run/user/UID if that folder belongs to this user and nobody else may write in it;
+    otherwise it is in the folder for temporary files.
     """
     for parent in filter(None, (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{os.getuid()}")):
         if os.path.isabs(parent) and _is_ours(Path(parent)):
@@ -41,8 +42,9 @@ def folder_of_leases() -> Path:
 
 
 class Lease:
-    """The lease of a supervisor, made and held by this process, which is that supervisor. The process holds the lease
-    until it calls `give_up` or ends.
+    """The lease of this supervisor: a file by which other processes can find and end what the supervisor leaves, if
+    it is killed. The file contains the number that marks the supervisor's children. The supervisor keeps the file
+    locked until it calls `give_up` or ends, so another process that can lock it knows that the supervisor has ended.
     """
 
     def __init__(self, folder: Path, first: int) -> None:
@@ -64,10 +66,10 @@ class Lease:
 
     def watch(self, groups: ControlGroups) -> None:
         """Starts the watcher: a process that waits for the end of this process, and then ends all processes that this
-        process has left. If the lease was given up by then, the watcher has nothing to end, and ends itself.
+        process has left. If `give_up` was called by then, the watcher only ends itself.
 
-        The watcher is forked by a process in between, which ends at once, so the watcher is no child of this process.
-        Call this before this process becomes a subreaper, has other threads, or handles signals.
+        The watcher is forked by an intermediate process, which ends at once, so the watcher is no child of this
+        process. Call this before this process becomes a subreaper, has other threads, or handles signals.
         """
         if (parent := os.fork()) == 0:
             try:
@@ -79,8 +81,11 @@ class Lease:
 
 
 def _watch(path: Path, groups: ControlGroups) -> None:
-    """Runs as the watcher (`Lease.watch`). First closes all descriptors that it has inherited from the supervisor,
-    because other processes notice the end of the supervisor by the closing of its files.
+    """Waits until the supervisor has ended, and then ends all processes that the supervisor has left (see
+    `Lease.watch`). Runs in a process of its own, the watcher.
+
+    First closes all descriptors that the watcher has inherited from the supervisor: as long as they are open, other
+    processes do not notice that the supervisor has ended. `path`: the file of the supervisor's lease.
     """
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -95,11 +100,13 @@ def _watch(path: Path, groups: ControlGroups) -> None:
 
 
 def end_what_is_left(folder: Path, groups: ControlGroups, own: str = "") -> int:
-    """Ends the processes that killed supervisors have left, and returns the number of these processes. If the processes
-    of a lease do not end within some seconds, goes on with the next lease.
+    """Ends processes whose supervisor was killed, and returns their number. It finds them by the leases in `folder`:
+    files that a living supervisor keeps locked. If the processes of a lease do not end within 5 s, they are left, and
+    the next lease follows.
 
-    `own`: the name of the lease of a supervisor that is known to have ended. If this lease is locked, its watcher is
-    ending the processes, and this call waits for the watcher. Any other lease that is locked is skipped.
+    `own`: the name of the lease of a supervisor that is known to have ended. If this lease is locked, that
+    supervisor's watcher is ending the processes, and this call waits for it. Any other lease that is locked is
+    skipped.
     """
     if not _is_ours(folder):
         return 0
@@ -111,9 +118,11 @@ def end_what_is_left(folder: Path, groups: ControlGroups, own: str = "") -> int:
 
 
 def _end_lease(path: Path, groups: ControlGroups, *, wait: bool) -> int:
-    """Ends the processes that have the tags of a lease, and returns the number of these processes. `wait`: True to wait
-    while another process has locked the lease. Raises OSError if there is no such lease, or if it is locked and `wait`
-    is False.
+    """Ends the processes of the supervisor to which a lease belongs, removes the lease, and returns the number of
+    these processes. `path`: the lease, a file that marks the supervisor's processes. `wait`: True to wait while
+    another process has locked the lease.
+
+    Raises OSError if there is no such lease, or if it is locked and `wait` is False.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
@@ -151,8 +160,9 @@ def _end_all(first: int, groups: ControlGroups) -> int:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Returns True if the folder belongs to this user, and no other user may write in it. Another user could otherwise
-    write a lease with the tags of this user's processes, which would then be ended.
+    """Returns True if the folder belongs to this user, and no other user may write in it. A lease names processes
+    that are to be ended. So in an open folder, another user could write a lease that makes this user end his own
+    processes.
     """
     try:
         status = folder.lstat()

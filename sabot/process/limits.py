@@ -113,7 +113,9 @@ class ResourceLimits:
         return ResourceLimits(**{name: None if name in names else getattr(self, name) for name in self.__slots__})
 
     def narrowed(self, other: "ResourceLimits | None") -> "ResourceLimits":
-        """Returns limits in which each field has the lower value of this object and of `other`."""
+        """Returns limits in which each field is the lower one of the values of this object and of `other`. None,
+        which is no limit, counts as the highest value.
+        """
         if other is None:
             return self
         both = {name: (getattr(self, name), getattr(other, name)) for name in self.__slots__}
@@ -121,7 +123,9 @@ class ResourceLimits:
         return ResourceLimits(**lower)
 
     def plan(self) -> dict[str, Any]:
-        """Returns the limits in the form of a request to the supervisor (`command.spawn_request`)."""
+        """Returns the limits as the dict that a request to the supervisor contains under `limits`
+        (`command.spawn_request`).
+        """
         memory = None
         if self.max_memory_bytes is not None:
             memory = self.max_memory_bytes + int(_OVERSHOOT * memory_left())
@@ -152,10 +156,13 @@ class ResourceLimits:
 
 
 def _either(value: Any, other: dict[str, Any], first: str, name: str, default: float) -> Any:
-    """Returns the value of a limit that has two names. Raises UserError if both names were used.
+    """Returns the value of a limit that can be given under two names, such as `max_memory_bytes` and `max_memory_mb`.
+    Raises UserError if it was given under both.
 
-    `value`: the value under the name `first`. `other`: the values under second names, from which `name` is removed. `default`: the value
-    of a limit that was not given.
+    - `first`, `value`: the first name, and its value.
+    - `name`: the second name. `other`: a dict of the values that were given under second names, by their names; this
+      call removes `name` from it.
+    - `default`: the value of the limit if it was given under neither name.
     """
     if name not in other:
         return value

@@ -22,10 +22,11 @@ from sabot.process.document_names import AgentStatus, LifecycleState, ProcessSta
 
 
 class Phase(StrEnum):
-    """The phase of an instance, by Sabot's own name.
+    """The phase of an instance, which says what it does at present: for example starting, ready, or suspended.
 
-    Three specifications have other names for the same state (`docs/names.md`). Each phase has these names as attributes:
-    `lifecycle_state` is the name in document 002, `agent_status` that in 003, and `process_state` that in 004.
+    Three specifications have names of their own for the same state (`docs/names.md`). Each phase has these names as
+    attributes: `lifecycle_state` is the name in specification 002, `agent_status` that in 003, and `process_state`
+    that in 004.
     """
 
     lifecycle_state: LifecycleState

@@ -31,11 +31,12 @@ M = TypeVar("M")
 
 
 class Pool(Generic[M]):
-    """The members of one pool.
+    """A pool of members, each with a child process: the replicas of a fleet, or the children of a warm pool.
 
-    - `members`: the members that have not ended, each with the count of `failures` at its start.
-    - `free`: the members that no caller has, the one that is free for longest first. Each has the time at which it
-      became free, by the clock's steady count of seconds.
+    - `members`: a dict of the members that have not ended. The values are the values of `failures.count` when they
+      were started.
+    - `free`: a dict of the members that no caller uses, the longest free first. The values are the times at which
+      they became free, in seconds of a monotonic clock.
     - `starting`: the number of starts that are under way, or that wait because of earlier failures.
     - `failures`: the count of members that have failed, or did not start, since the last call of `was_of_use`.
     - `tasks`: the asyncio tasks of the pool, which `close` cancels.
@@ -58,18 +59,20 @@ class Pool(Generic[M]):
     ) -> None:
         """Makes a pool without members.
 
-        - `what`: the pool's name, in log lines. `start`: starts a member, and returns it and its child when it is ready.
-        - `missing`: returns the number of members that are to be started, apart from those in `starting`.
-        - `ended`: called with a member that has ended by itself, its child, and a bool that is True if the member was
-          free. It
-         returns the reason if this end is a failure of the program, else "".
+        - `what`: the pool's name, in log lines.
+        - `start`: a coroutine function that starts a member, and returns the member and its child when the member is
+          ready.
+        - `missing`: a function that returns how many members the pool lacks. The pool subtracts those that are being
+          started.
+        - `ended`: a function that is called when a member has ended by itself, with the member, its child, and True
+          if the member was free. It returns the reason if this end is a failure of the program, and "" if it is none.
         - `end`: a coroutine function that ends a member, and never raises.
-        - `given`: called with a member and True when a caller gets the member, and with a member and False if that
-          caller was
-         cancelled before it could use the member.
-        - `can_work`: called before a member is given to a caller. If it returns False, the pool ends the member instead.
-        - `tells_errors`: True if the error of a failed start is raised to the caller that has waited longest; with False the
-         pool logs the error and starts again.
+        - `given`: a function that is called with a member and True when a caller gets the member. It is called with
+          the member and False if that caller was cancelled before it could use the member.
+        - `can_work`: a function that is called before a member is given to a caller. If it returns False, the pool
+          ends the member instead.
+        - `tells_errors`: what happens if a start fails. With True, the error is raised in the caller that has waited
+          longest; with False, the pool logs the error and tries again.
         - `first_wait_s`: seconds from a failure to the next start; each further failure in a row doubles the wait.
         """
         self.members: dict[M, int] = {}
@@ -104,7 +107,9 @@ class Pool(Generic[M]):
         return [each for each in started if isinstance(each, BaseException)]
 
     def fill(self) -> None:
-        """Begins to start the members that are missing. Does nothing before `begin` and after `stop`."""
+        """Starts as many members as the pool lacks, without waiting until they are ready. Does nothing before `begin`
+        and after `stop`.
+        """
         if self.running:
             missing = max(0, self._missing() - self.starting)
             self.starting += missing
@@ -112,8 +117,8 @@ class Pool(Generic[M]):
                 self.tasks.begin(self._replace())
 
     def take(self) -> M | None:
-        """Returns the member that is free for longest and can work, and gives it to the caller. Returns None if there
-        is no such member. Never waits.
+        """Returns the member that has been free for longest and can work, and marks it as used by the caller. Returns
+        None if there is no such member. Never waits.
         """
         for member in list(self.free):
             if self._can_work(member):
@@ -148,7 +153,7 @@ class Pool(Generic[M]):
                 self._waiting.remove(waiting)
 
     def offer(self, member: M) -> None:
-        """Gives a member that has become free to the caller that has waited longest. If no caller waits, the member
+        """Marks a member as free, and gives it to the caller that has waited longest. If no caller waits, the member
         stays free. Does nothing if the member has ended.
         """
         if member not in self.members:
@@ -158,8 +163,8 @@ class Pool(Generic[M]):
             self._first().set_result(free)
 
     def retire(self, member: M) -> "asyncio.Task[None]":
-        """Begins to end a member that is not to be used any more, and to start another one if one is missing. Returns the task that
-        ends the member.
+        """Removes a member that must not be used any more, and starts another one if one is missing. Returns the
+        asyncio task that ends the member.
         """
         self.free.pop(member, None)
         ending = self.tasks.begin(self._end(member))
@@ -167,7 +172,7 @@ class Pool(Generic[M]):
         return ending
 
     def was_of_use(self) -> None:
-        """Sets the count of failures to 0. An owner calls this when a member has done work, which shows that the program works."""
+        """Sets the count of failures to 0. Called when a member has done work, which proves that the program works."""
         self.failures.note("")
 
     def failed(self, since: int, why: str) -> None:
@@ -201,9 +206,11 @@ class Pool(Generic[M]):
             self.starting -= 1
 
     async def _replace(self) -> None:
-        """Starts a member in the place of a missing one. Waits before that if earlier members have failed, and longer
-        with each failure in a row. If the start fails, tries again; with `tells_errors` gives the error to a caller
-        that waits instead.
+        """Starts a member that the pool lacks. Waits before the start if earlier members have failed, the longer the
+        more have failed in a row.
+
+        If the start fails, counts a failure, and tries again. But if `tells_errors` is True, it does not try again:
+        the error is raised in the caller that has waited longest for a member.
         """
         begun = False
         try:
@@ -234,8 +241,8 @@ class Pool(Generic[M]):
         self.offer(member)
 
     async def _watch(self, member: M, child: Child) -> None:
-        """Waits until the child of a member has ended. Then removes the member from the pool, counts a failure if the
-        owner says so (`ended`), and starts other members if some are missing.
+        """Waits until the child of a member has ended, and removes the member from the pool. Counts a failure if the
+        owner's function `ended` returns a reason. Starts other members if some are missing.
         """
         with suppress(CommunicationError):  # the supervisor was killed, and its child too
             await child.wait()
@@ -257,8 +264,8 @@ class Pool(Generic[M]):
 
 
 async def end_member(instance: Instance, grace_s: float, why: str) -> None:
-    """Ends an instance that its pool does not need any more. If its process cannot be killed, logs that and returns; the supervisor still
-    owns the process.
+    """Ends an instance that its pool does not need any more. If its process cannot be killed, logs that and returns;
+    the supervisor remains responsible for the process.
     """
     try:
         await instance.end(grace_s, why)

@@ -40,7 +40,9 @@ _ENDED_KEPT = 1000  # the most ended instances that a runner still lists
 
 
 class AgentSignal(StrEnum):
-    """A signal to an instance: SIGINT, SIGTERM, SIGKILL, SIGSTOP, SIGCONT."""
+    """A signal that can be sent to an instance: INTERRUPT is SIGINT, TERMINATE is SIGTERM, KILL is SIGKILL, PAUSE is
+    SIGSTOP, and RESUME is SIGCONT.
+    """
 
     INTERRUPT = "Interrupt"
     TERMINATE = "Terminate"
@@ -54,9 +56,10 @@ class ProcessRunnerConfig:
     """The settings of a runner.
 
     - `working_dir`: the working directory of instances whose configuration has none; if None, that of this process.
-    - `trust`: the trust in all instances (`Command.trust`).
-    - `enable_json_streaming`: True if programs that can write events as JSON lines are to do so.
-    - `enable_health_checks`: True if the usage of every instance is measured each `health_check_interval_secs` seconds.
+    - `trust`: the level of trust or the sandbox of all instances (see `Command.trust`).
+    - `enable_json_streaming`: True if programs that can write events as JSON lines are told to do so.
+    - `enable_health_checks`: True if the usage of every instance is measured each `health_check_interval_secs`
+      seconds.
     - `max_concurrent_agents`: the most instances at a time; None for any number.
     """
 
@@ -75,8 +78,12 @@ class ProcessRunnerConfig:
 
 @dataclass(frozen=True)
 class AgentMetrics:
-    """The usage of an instance with all its descendants. `cpu_usage`: percent of one core, on average since the last
-    measurement, or since the start if there was none.
+    """The usage of an instance with all its descendants.
+
+    - `cpu_usage`: percent of one core, on average since the last measurement, or since the start if there was none.
+    - `memory_mb`: resident memory in MB of 2**20 bytes. `uptime_secs`: seconds since the start.
+    - `messages_sent`: the number of writes to stdin. `messages_received`: the number of lines and pieces that were
+      read from stdout.
     """
 
     cpu_usage: float
@@ -100,10 +107,12 @@ class AgentInfo:
 
 
 class AgentHandle:
-    """An instance that was spawned. Its streams may be used only in the event loop that spawned it.
+    """A handle of an instance that a runner has started. Its streams may be used only in the event loop that started
+    it.
 
-    `id`: the id of the instance. `session_id`: the id by which the program's session can be resumed later
-    (`AgentConfig.resume`), as soon as it was read in the program's output.
+    - `id`: the id of the instance. `child`: its process.
+    - `session_id`: the id of the program's own session, by which another instance can continue the session
+      (`AgentConfig.resume`). It is None until the program has written it to stdout.
     """
 
     def __init__(
@@ -148,10 +157,11 @@ class AgentHandle:
             raise Timeout(f"instance {self.config.name!r} has not ended in {seconds:g} s") from error
 
     async def answer(self) -> str:
-        """Waits for the end, and returns the program's final answer: the text of its result, or all of its stdout. Nobody
-        else may read the stdout.
+        """Waits for the end of the program, and returns its final answer: the text of its result event, or all of its
+        stdout if it writes no events. Nobody else may read the stdout.
 
-        Raises ExecutionError if the program does not end with 0, ProviderError if it says that its model has failed.
+        Raises ExecutionError if the program does not end with 0; ProviderError if it reports that its model has
+        failed.
         """
         said = [each async for each in self.lines()]
         status = await self.wait()
@@ -166,7 +176,7 @@ class AgentHandle:
         return answer
 
     async def lines(self) -> AsyncIterator[str]:
-        """Yields the lines of stdout, without their ends."""
+        """Yields the lines of stdout, without their line ends."""
         assert self.child.stdout is not None
         async for line in self.child.stdout.lines():
             self._received += 1
@@ -182,7 +192,7 @@ class AgentHandle:
                 yield event
 
     async def write_stdin(self, data: bytes) -> None:
-        """Writes the bytes to stdin. Returns when at most 64 KB of them are still in memory, since the pipe was full.
+        """Writes the bytes to stdin. If the pipe is full, waits until at most 64 KB of them are still in memory.
         Raises CommunicationError if the program does not read its stdin any more, or was started with an empty stdin.
         """
         if self.child.stdin is None:
@@ -194,9 +204,10 @@ class AgentHandle:
         await self.child.stdin.drain()
 
     async def read_stdout(self) -> bytes | None:
-        """Returns unread output of stdout, at most 64 KB. Returns None if there is none. Does not wait.
+        """Returns unread output of stdout, at most 64 KB. Returns None if there is none now, and also at the end of
+        the stream. Does not wait.
 
-        Raises CommunicationError if earlier output was dropped because it was not read in time (`ChildOutput`).
+        Raises CommunicationError if earlier output was dropped because it was not read in time.
         """
         assert self.child.stdout is not None
         found = self.child.stdout.read_nowait() or None
@@ -204,15 +215,14 @@ class AgentHandle:
         return found
 
     async def read_stderr(self) -> bytes | None:
-        """Returns unread output of stderr. Result and errors are those of `read_stdout`."""
+        """Returns unread output of stderr, in the same way as `read_stdout` does for stdout."""
         assert self.child.stderr is not None
         return self.child.stderr.read_nowait() or None
 
     async def signal(self, what: AgentSignal) -> None:
-        """Sends a signal. KILL, PAUSE and RESUME go to the program and all that it has started; another signal goes to the
-        program's process group, as a terminal sends it.
-
-        Raises InvalidContext for a value that is no AgentSignal.
+        """Sends a signal. KILL, PAUSE and RESUME are sent to the program and all its descendants. INTERRUPT and
+        TERMINATE are sent to the program's process group, as a terminal does. Raises InvalidContext for a value that
+        is no AgentSignal.
         """
         if what not in tuple(AgentSignal):
             raise InvalidContext(
@@ -272,10 +282,10 @@ class GracefulShutdown:
 
 
 class LocalProcessRunner:
-    """A runner that starts instances as child processes on this machine. `shutdown` ends them, and so does the end of this
-    process, in whatever way it ends.
+    """A runner that starts instances as child processes on this machine. `shutdown` ends them, and so does the end of
+    this process, in whatever way it ends.
 
-    `limits`: the limits of every instance; an instance can only narrow them.
+    `limits`: the limits of every instance; a single instance can only have lower ones.
     """
 
     def __init__(self, config: ProcessRunnerConfig | None = None, *, limits: ResourceLimits | None = None) -> None:
@@ -292,12 +302,15 @@ class LocalProcessRunner:
         return cls(config)
 
     async def spawn(self, config: AgentConfig) -> AgentHandle:
-        """Starts an instance.
+        """Starts an instance, and returns its handle. All its errors are AgentErrors:
 
-        Raises SpawnFailed if its program does not start (SandboxError if its sandbox cannot be made, TrustExceeded if
-        it asks for more trust than the runner gives), if `max_concurrent_agents` run already, and on another system
-        than Linux; InvalidContext for a configuration that does not fit its program; IoError if the system has no more
-        files or memory for it; CommunicationError if the supervisor does not answer. All are AgentErrors.
+        - SpawnFailed: the program does not start, `max_concurrent_agents` instances run already, or the system is not
+          Linux.
+        - SandboxError, a SpawnFailed: the sandbox of the program cannot be made. TrustExceeded, a SandboxError: the
+          instance asks for more trust than the runner gives.
+        - InvalidContext: the configuration is not valid, or the program does not support it.
+        - IoError: the system lacks open files or memory.
+        - CommunicationError: the supervisor does not answer.
         """
         if not isinstance(config, AgentConfig):
             raise InvalidContext(
@@ -347,14 +360,16 @@ class LocalProcessRunner:
         return self._ended.get(agent_id) if handle is None else handle.info
 
     async def kill(self, agent_id: str) -> ExitStatus | None:
-        """Ends the instance now (SIGKILL), and returns the end of its program. Returns None if the instance had ended
-        before. Raises NotFound if there is no instance with this id.
+        """Ends the instance now (SIGKILL), and returns the end of its program. Returns None if the instance has ended
+        already. Raises NotFound if there is no instance with this id.
         """
         handle = self._find(agent_id)
         return None if handle is None else await handle.kill()
 
     async def signal(self, agent_id: str, what: AgentSignal) -> None:
-        """Sends the instance a signal. Does nothing when it has ended. Raises NotFound."""
+        """Sends a signal to the instance. Does nothing if it has ended. Raises NotFound if there is no instance with
+        this id.
+        """
         handle = self._find(agent_id)
         if handle is not None:
             await handle.signal(what)
@@ -409,8 +424,8 @@ class LocalProcessRunner:
         return None if handle is None or handle.child.is_over else handle
 
     def _alive(self) -> list[AgentHandle]:
-        """Returns the handles of the instances that run. Also drops the handles and the output of instances that have
-        ended; of these only views (`AgentInfo`) are kept, for the last thousand.
+        """Returns the handles of the instances that run. Also forgets the handles of instances that have ended, with
+        their output, and keeps only a view (`AgentInfo`) of each; it keeps the views of the last thousand.
         """
         for handle in [each for each in self._running.values() if each.child.is_over]:
             del self._running[handle.id]

@@ -46,9 +46,9 @@ class ProcessConfig:
     - `max_concurrent_processes`: the most instances at a time.
     - `spawn_timeout`: the longest time, in seconds, from the start of an instance until it is ready.
     - `shutdown_grace_period`: seconds from SIGTERM to SIGKILL.
-    - `enable_isolation`: True if instances get only `PATH`, `HOME` and the like of the worker's environment; with False
-      they get all of its variables.
-    - `trust`: the trust in all instances (`Command.trust`).
+    - `enable_isolation`: True if instances get only some harmless variables of this process's environment
+      (`INHERITED` in `sabot.process.command`, such as `PATH` and `HOME`); with False they get all of its variables.
+    - `trust`: the level of trust or the sandbox of all instances (see `Command.trust`).
     """
 
     max_concurrent_processes: int = 10
@@ -93,12 +93,12 @@ class RecoveryConfig:
     """The settings of restarts.
 
     - `enable_auto_restart`: True if an instance whose process ends gets another process.
-    - `max_restart_attempts`: the number of restarts in a row; a completed task begins the count anew. An instance that has
-      used up its restarts is degraded: it gets no further process.
-    - `backoff_seconds`: the seconds before the first restart in a row; each further restart waits twice as long, at most
-      60 s.
-    - `enable_graceful_degradation`: True if the tasks of a degraded instance are done by another instance of the same type;
-      with False, or without another one, they fail.
+    - `max_restart_attempts`: the most restarts in a row; after a completed task the count starts again at 0. An
+      instance that has used up its restarts is degraded: it gets no further process.
+    - `backoff_seconds`: the seconds before the first restart in a row. Before each further restart the wait doubles,
+      up to 60 s.
+    - `enable_graceful_degradation`: True if the tasks of a degraded instance are done by another instance of the same
+      type. With False, or if there is no other one, these tasks fail.
     - `failure_threshold`: a process is ended when so many health checks in a row have found it stopped (SIGSTOP).
     """
 
@@ -146,10 +146,12 @@ class RuntimeConfig:
 class ProcessEvent:
     """An event of a runtime or of a lead agent.
 
-    - `type`: `agent.spawned`, `agent.failed`, `agent.restarted`, `agent.degraded`, `agent.terminated`; for a task
-      `task.submitted`, `acquired`, `process_checked`, `tools_checked`, `started`, `tool_call`, `collected`, `released`;
-      for a query `query.received`, `planned`, `answered`, `failed`.
-    - `agent_id`, `task_id`: the instance and the task that the event is about; "" if there is none.
+    - `type`: the name of the event. Of an instance: `agent.spawned`, `agent.failed`, `agent.restarted`,
+      `agent.degraded` or `agent.terminated`. Of a task: `task.submitted`, `task.acquired`, `task.process_checked`,
+      `task.tools_checked`, `task.started`, `task.tool_call`, `task.collected` or `task.released`. Of a query:
+      `query.received`, `query.planned`, `query.answered` or `query.failed`.
+    - `agent_id`: the id of the instance, or the name of the lead agent. `task_id`: the id of the task or the query;
+      "" if the event is about none.
     - `at`: the time in seconds since 1970.
     - `tool_call`: the call of a tool, in an event `task.tool_call`; else None. This event is published when the call
       has ended or was refused.
@@ -163,10 +165,10 @@ class ProcessEvent:
 
 
 class ProcessEventBus(Protocol):
-    """An object to which a runtime or a lead agent gives its events."""
+    """The interface of an object to which a runtime or a lead agent publishes its events."""
 
     async def publish(self, event: Any) -> None:
-        """Handles an event. If this raises, the error is logged, and the runtime goes on."""
+        """Handles an event. If this method raises an error, the error is logged, and the runtime continues."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,8 @@ class ProcessStatistics:
 
 @dataclass(frozen=True)
 class RuntimeStatistics:
-    """The figures of a runtime since the beginning, and now. `success_rate`: the share of ended tasks that were completed,
-    from 0 to 1; it is 1 before any task has ended.
+    """The statistics of a runtime: numbers since its start, and the instances that run now. `success_rate`: the share
+    of ended tasks that were completed, from 0 to 1; it is 1 before any task has ended.
     """
 
     total_agents_spawned: int
@@ -195,12 +197,13 @@ class RuntimeStatistics:
 
 
 class ProcessRuntime:
-    """A runtime that runs instances as child processes on this machine, and gives them tasks as JSON lines on stdin.
+    """A runtime that runs instances as child processes on this machine, and sends them tasks as JSON lines on stdin.
     `shutdown` ends the instances, and so does the end of this process, in whatever way it ends.
 
-    - `message_bus`: gets a ProcessEvent of each step.
+    - `message_bus`: an object whose method `publish` is called with a ProcessEvent for each step; None for no events.
     - `on_state`: called with an instance, the state of its process before, and the new one.
-    - `sleep`: waits between health checks and before restarts.
+    - `sleep`: a coroutine function with which the runtime waits a number of seconds: between health checks and before
+      restarts.
     """
 
     def __init__(
@@ -264,12 +267,14 @@ class ProcessRuntime:
     ) -> str:
         """Starts an instance, and returns its id.
 
-        - `limits`, `trust`: the limits and the trust of this instance; they cannot exceed those of the runtime.
-        - `wait_ready`: True if the instance is ready when its program writes `{"method": "ready"}`; with False it is ready as
-          soon as its program runs.
+        - `type`: a word for the kind of its work, such as "search". `cmd`, `args`: the program and its arguments.
+        - `limits`, `trust`: the limits and the level of trust of this instance. They can be stricter than those of
+          the runtime, but not less strict.
+        - `wait_ready`: True if the instance is ready when its program writes the line `{"method": "ready"}`; with
+          False it is ready as soon as its program runs.
 
-        Raises UserError before `start`; SpawnFailed if the program does not start, or `max_concurrent_processes` instances
-        run already; Timeout if the instance is not ready within `spawn_timeout`.
+        Raises UserError if the runtime was not started; SpawnFailed if the program does not start, or if
+        `max_concurrent_processes` instances run already; Timeout if the instance is not ready within `spawn_timeout`.
         """
         self._check_running()
         if not are_texts(args):
@@ -326,8 +331,8 @@ class ProcessRuntime:
         return instance.id
 
     async def terminate(self, agent_id: str) -> None:
-        """Ends an instance for good: sends SIGTERM, and SIGKILL to its processes that still run `shutdown_grace_period`
-        seconds later. Raises AgentNotFound.
+        """Ends an instance for good: sends SIGTERM, and sends SIGKILL to its processes that still run
+        `shutdown_grace_period` seconds later. Raises AgentNotFound if there is no instance with this id.
         """
         instance = self.agent(agent_id)
         await self._end(instance, "it was terminated")
@@ -347,7 +352,7 @@ class ProcessRuntime:
             await servers.close()
 
     def agent(self, agent_id: str) -> RuntimeAgent:
-        """Returns the instance with this id. Raises AgentNotFound."""
+        """Returns the instance with this id. Raises AgentNotFound if there is none."""
         if (found := self._instances.get(agent_id)) is None:
             raise AgentNotFound(f"the runtime has no instance {agent_id!r}", hint="was it terminated?")
         return found
@@ -357,12 +362,15 @@ class ProcessRuntime:
         return list(self._instances.values())
 
     def logs(self, agent_id: str) -> str:
-        """Returns the newest output of the instance on stdout and stderr, without its answers to tasks. Raises AgentNotFound."""
+        """Returns the newest output of the instance on stdout and stderr, without its answers to tasks. Raises
+        AgentNotFound if there is no instance with this id.
+        """
         return self.agent(agent_id).log.text()
 
     async def check_health(self) -> list[str]:
-        """Checks all instances once, and ends processes that hang: those that were found stopped too often, or that
-        send no heartbeats any more. Returns the ids of the instances whose processes it has ended.
+        """Checks all instances once, and ends the processes that hang. A process hangs if too many checks in a row
+        have found it stopped (SIGSTOP), or if it sends no heartbeats any more. Returns the ids of the instances whose
+        processes were ended.
         """
         hung, now_s = [], self._clock.monotonic()
         for instance in self.list_agents():
@@ -401,9 +409,11 @@ class ProcessRuntime:
             raise UserError("the runtime does not run", hint="await runtime.start() before instances are spawned")
 
     def _choose(self, agent_id: str) -> RuntimeAgent:
-        """Returns the instance that does the tasks for this id: the instance with the id or, if that one is degraded
-        (`RecoveryConfig`), another one of the same type. Raises AgentNotFound; ExecutionError if no instance can do
-        them.
+        """Returns the instance that does the tasks for this id. That is the instance with the id, or another one of
+        the same type if that instance gets no further process and `RecoveryConfig.enable_graceful_degradation` is
+        set.
+
+        Raises AgentNotFound if there is no instance with this id; ExecutionError if no instance can do the tasks.
         """
         instance = self.agent(agent_id)
         if not instance.is_over:
@@ -433,14 +443,17 @@ class ProcessRuntime:
             self._on_state(instance, was, now)
 
     async def _ready(self, instance: RuntimeAgent, child: Child, wait_ready: bool) -> None:
-        """Begins to read the output of a new process, and returns when the process is ready (`wait_ready` of `spawn_agent`)."""
+        """Begins to read the output of a new process, and returns when the process is ready. `wait_ready`: True if it
+        is ready when it writes `{"method": "ready"}`; with False it is ready at once.
+        """
         instance.lines = TaskLines(instance.label, child, instance.log, instance.limits, self._clock)
         if wait_ready:
             await instance.lines.ready.wait()
 
     async def _ended(self, instance: RuntimeAgent, child: Child) -> bool:
-        """Reads the rest of the output of a process that has ended. If the process had a task, the task fails. Returns
-        False if the process ended because of its task; else True, for a failure of the program.
+        """Reads the rest of the output of a process that has ended. If the process had a task, the task fails.
+        Returns True if the end counts as a failure of the program, and False if its task was the cause, for example
+        because the task had exceeded a limit.
         """
         instance.usage = None
         self._cpu_of_ended += 0.0 if child.status is None else child.status.cpu_seconds
@@ -477,7 +490,7 @@ class ProcessRuntime:
 
 
 async def publish(bus: ProcessEventBus, event: ProcessEvent) -> None:
-    """Gives the event to the bus. Logs an error of the bus, and does not raise it."""
+    """Publishes the event on the bus. If the bus raises an error, logs it, and does not raise it."""
     try:
         await bus.publish(event)
     except Exception:

@@ -38,12 +38,12 @@ class ChildOutput:
     """The stdout or the stderr of a child.
 
     - `name`: the stream's name in errors. `capacity_bytes`: the most unread bytes that the stream keeps.
-    - `lossless`: if True, no bytes are ever dropped, and the child waits for the reader.
+    - `lossless`: with True no bytes are ever dropped, and the child has to wait for the reader.
     - `wrote`: a function that is called with the number of bytes of each piece of output; None at first.
-    - `total_bytes`: the number of all bytes so far. `dropped_bytes`: the number of those that nobody read in time.
+    - `total_bytes`: the number of all bytes so far. `dropped_bytes`: the number of those that were dropped.
 
-    If a stream that is not lossless stays full for more than a second, the oldest bytes are dropped. The reader's next
-    call then raises CommunicationError. The call after that returns the bytes that were kept.
+    If a stream that is not lossless stays full for more than a second, the oldest bytes are dropped. The reader's
+    next call then raises CommunicationError. The call after that returns the bytes that were kept.
     """
 
     def __init__(
@@ -159,8 +159,8 @@ class ChildOutput:
             self._more.set()
 
     def forget(self) -> None:
-        """Closes the descriptor in a fork of the worker. Leaves the event loop alone, since a fork shares its registrations with the
-        worker.
+        """Closes the descriptor in a fork of the worker. Does not remove it from the event loop: the fork shares the
+        loop's registrations with the worker, which still needs them.
         """
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
@@ -202,8 +202,8 @@ class ChildOutput:
             self._missed += excess if self._has_been_read else 0
 
     def _stop_expecting(self) -> None:
-        """Reads on, and drops the oldest output from now on, so that the child can go on. Called when the stream has
-        been full for a second, and nobody has read from it.
+        """Starts to drop the oldest output, so that the child can continue to write. Called when the stream has been
+        full for a second, and nobody has read from it.
         """
         self._is_expected = False
         self._go_on()
@@ -218,9 +218,11 @@ class ChildOutput:
             self._loop.add_reader(self._descriptor, self._receive)
 
     def _refuse_line(self) -> None:
-        """Handles a full stream whose unread bytes have no line end, so that the line is longer than the capacity.
-        Raises CommunicationError. If the stream is not lossless, drops the line, and raises only at the first call for
-        this line.
+        """Handles a line that is longer than the capacity of the stream: the stream is full, and has no line end.
+        Raises CommunicationError.
+
+        If the stream is not lossless, this call drops what was read of the line. Further calls for the rest of the
+        same line drop it without an error.
         """
         was_told = self._torn
         if not self._lossless:
@@ -274,8 +276,8 @@ class LastWords:
         self._reading = None if output is None else asyncio.create_task(self._read(output))
 
     async def over(self, *, close: bool = False, timeout_s: float | None = None) -> None:
-        """Waits until the child has closed its output, but no longer than `timeout_s` seconds. `close`: True to close the stream
-        now, without reading the rest.
+        """Waits until the child has closed its output, but at most `timeout_s` seconds (None for no limit); returns
+        in both cases. `close`: True to close the stream now, without reading the rest.
         """
         assert self._output is not None
         assert self._reading is not None
@@ -384,8 +386,8 @@ class ChildInput:
             self._room.set()
 
     def forget(self) -> None:
-        """Closes the descriptor in a fork of the worker. Leaves the event loop alone, since a fork shares its registrations with the
-        worker.
+        """Closes the descriptor in a fork of the worker. Does not remove it from the event loop: the fork shares the
+        loop's registrations with the worker, which still needs them.
         """
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:

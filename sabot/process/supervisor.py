@@ -105,8 +105,8 @@ class _Child:
 
 
 class SupervisorProcess:
-    """The supervisor in its own process; `client.Supervisor` is the worker's side. Its loop serves the requests of the worker, and looks
-    after the children, their limits and their ends.
+    """The supervisor, as it runs in its own process; `client.Supervisor` is the other end of the connection, in the
+    worker. Its loop handles the requests of the worker, and enforces the limits of the children.
     """
 
     def __init__(self, worker: socket.socket, worker_pid: int, groups: ControlGroups, leases: Path) -> None:
@@ -217,7 +217,9 @@ class SupervisorProcess:
                 self._say({"event": "usage", "ask": request["ask"], **self._usage(child)})
 
     def _pause(self, child: _Child) -> None:
-        """Stops all processes of a child (SIGSTOP), including those that a process of it forks at this moment."""
+        """Stops all processes of a child (SIGSTOP). Repeats this until it finds no new ones, since a process may fork
+        while the others are being stopped.
+        """
         child.paused = True
         if child.throttled:  # it is stopped already, so that the system will not tell of it
             self._say({"event": "stopped", "child": child.number})
@@ -234,8 +236,8 @@ class SupervisorProcess:
             self._send_more()
 
     def _send_more(self) -> None:
-        """Sends as many of the waiting messages as the socket to the worker takes now. It does not wait for the worker,
-        which may be stopped in a debugger; the loop sends the rest later.
+        """Sends as many of the queued messages to the worker as its socket accepts at once. Does not wait for the
+        worker, which may be stopped in a debugger; the loop sends the rest later.
         """
         try:
             while self._unsent:
@@ -249,9 +251,9 @@ class SupervisorProcess:
             self._selector.modify(self._worker, wanted, self._talk)
 
     def _say_farewell(self, over: Any = None) -> None:
-        """Begins to end all children: sends them SIGTERM; the loop sends SIGKILL later. Called when the worker has
-        ended, or when the supervisor has got a signal to end. `over`: a file that the loop must not watch any more, or
-        None.
+        """Begins to end all children: sends them SIGTERM. The loop of the supervisor sends SIGKILL later. Called when
+        the worker has ended, or when the supervisor has got a signal to end. `over`: a file that the loop must not
+        watch any more, or None.
         """
         for each in (over, self._worker):
             with suppress(KeyError, ValueError):
@@ -298,8 +300,8 @@ class SupervisorProcess:
         self._selector.register(report, selectors.EVENT_READ, lambda _: self._began(child, report))
 
     def _began(self, child: _Child, report: int) -> None:
-        """Reads the report of a forked child from the pipe `report`. If the program runs, tells the worker so; if a
-        step failed, keeps the failure, which the worker is told when the child is reaped.
+        """Reads the report of a forked child from the pipe `report`. If the program runs, sends this to the worker.
+        If a step before it failed, keeps the failure; it is sent to the worker when the child has been reaped.
         """
         said = os.read(report, 4096).decode(errors="surrogateescape")
         self._selector.unregister(report)
@@ -347,11 +349,12 @@ class SupervisorProcess:
         return childless
 
     def _took_more(self, child: _Child, peak: int) -> bool:
-        """Returns True if a child that has ended had exceeded its memory limit, perhaps between two measurements.
-        `peak`: the most memory, in bytes, that the child has had, as the kernel counted it.
+        """Returns True if a process of the child has had more memory than the child's limit, which measurements may
+        have missed. `peak`: the most memory, in bytes, that this process has had, by the kernel's count. It has
+        ended.
 
-        A child begins as a fork of this process, so the kernel's count begins with the peak of this process. A peak
-        that is no higher than this shows nothing, and the result is False.
+        A child begins as a fork of the supervisor, so the kernel's count starts with the supervisor's own peak. If
+        `peak` is not higher than that, it proves nothing, and the result is False.
         """
         most = child.limits.get("memory")
         return most is not None and peak > max(most, peak_memory())
@@ -361,8 +364,8 @@ class SupervisorProcess:
         return next((child for child in self._children.values() if child.tag == tag), None)
 
     def _end_strays(self) -> None:
-        """Ends the descendants that are left of children whose programs have ended. If a child has no descendant left,
-        tells the worker that the child has ended.
+        """Ends descendants whose child's program has ended. If a child has no descendant left, reports to the worker
+        that the child has ended.
         """
         strays = [pid for pid in children_of(self._pid) if pid not in self._leaders]
         owners: dict[int | None, _Child] = {child.tag: child for child in self._children.values()}
@@ -436,12 +439,12 @@ class SupervisorProcess:
         self._next_look = now + max(_LOOK_SECONDS, _LOOK_SHARE * (time.monotonic() - now))
 
     def _throttle(self, child: _Child, members: list[int], used: float, share: float, now: float) -> None:
-        """Keeps a child to its share of the CPU: stops its processes (SIGSTOP) when they have used more, and continues
-        them when enough time has passed.
+        """Keeps the CPU usage of a child within its share: stops its processes (SIGSTOP) when they have used more,
+        and continues them when enough time has passed.
 
         - `members`: the pids of the child's processes. `used`: the CPU seconds that they have used so far.
         - `share`: the share of a core that the child may use, such as 0.5. `now`: the time of the measurement, in
-          seconds.
+          seconds of a monotonic clock.
         """
         earned, spent = share * (now - child.looked_at), max(0.0, used - child.seen_cpu)
         child.allowance = min(share * _BURST_SECONDS, child.allowance + earned - spent)
@@ -494,7 +497,9 @@ class SupervisorProcess:
     # -- what belongs to a child --------------------------------------------------------------------------------------
 
     def _roots(self, child: _Child) -> list[int]:
-        """Returns the processes of a child whose parent is the supervisor: the program itself, and descendants whose parent ended."""
+        """Returns the pids of the processes of a child whose parent is the supervisor: the program itself, if it
+        runs, and descendants whose own parent has ended.
+        """
         roots = [] if child.status is not None else [child.pid]
         others = (pid for pid in children_of(self._pid) if pid not in self._leaders)
         return [*roots, *(pid for pid in others if tag_of(pid) == child.tag)]
@@ -518,8 +523,8 @@ class SupervisorProcess:
 
 
 def _noted(number: int, frame: object) -> None:
-    """Does nothing. A signal needs a handler so that its arrival wakes the selector of the loop, and that has happened
-    already.
+    """Does nothing. Python wakes the selector of the loop at a signal only if the signal has a handler; this is the
+    handler.
     """
 
 

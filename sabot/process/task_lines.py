@@ -36,21 +36,24 @@ _NO_MEMORY = (
 
 
 class TaskLines:
-    """The conversation with one process. The process gets one task at a time.
+    """The exchange of JSON lines with one process: tasks and results of tools are sent to it, and answers and calls
+    of tools come back. The process gets one task at a time.
 
-    - `ready`: set when the process has reported that it is ready. `stops`: counts the health checks in a row that have found
-      the process stopped (SIGSTOP).
+    - `ready`: an asyncio event that is set when the process has reported that it is ready.
+    - `stops`: counts the health checks in a row that have found the process stopped (SIGSTOP).
     - `beat_at_s`: None until the first heartbeat of the process. After that, the time of the last line that it wrote,
-      by the clock's steady count of seconds.
-    - `is_at_fault`: True if an end of the process counts as a failure of the program. False if the process ends because
-      of its task, for example because the task has exceeded a limit.
+      in seconds of a monotonic clock.
+    - `is_at_fault`: True if an end of the process counts as a failure of the program. False if the process ends
+      because of its task, for example because the task has exceeded a limit.
     """
 
     def __init__(self, label: str, child: Child, log: LastWords, limits: ResourceLimits, clock: Clock) -> None:
-        """Makes the conversation, and begins to read the output of `child`.
+        """Begins to read the output of `child`.
 
-        - `log`: takes all output that is no answer. Its last lines also show whether the program ended for lack of memory.
-        - `limits`: the limits of the instance; the conversation enforces the limit of output for each task.
+        - `label`: the name of the instance in messages.
+        - `log`: a buffer for all output that is no answer. Its last lines also show whether the program ended for
+          lack of memory.
+        - `limits`: the limits of the instance. The limit of output is enforced here, for each task.
         """
         self.child = child
         self.ready = asyncio.Event()
@@ -79,8 +82,9 @@ class TaskLines:
         self._said = None
 
     async def tell(self, message: Mapping[str, Any]) -> None:
-        """Writes the message as a line to the process. Does not raise if the process does not read any more: the caller
-        learns that from `hear`, which raises when the process has ended, or by its own time limit.
+        """Writes the message as a line to the process. Does not raise an error if the process does not read any more:
+        the caller notices this because `hear` raises an error when the process has ended, or because the task exceeds
+        its time limit.
         """
         assert self.child.stdin is not None
         whole = {"jsonrpc": "2.0", **message}

@@ -16,12 +16,12 @@ TAGS = 1 << 20
 
 
 def own_tags() -> int:
-    """Chooses `TAGS` numbers in a row as the tags of this supervisor, and returns the first.
+    """Chooses the tags of this supervisor: `TAGS` consecutive numbers. Returns the first of them.
 
-    A tag is a number by which the descendants of one child are found. Each child gets a tag as the value of a resource
-    limit (`launcher.TAG`), which its descendants inherit. A process can lower this limit, but not raise it. So if this
-    supervisor is itself a descendant of another supervisor's child, its tags are lower than the tag that it has
-    inherited.
+    A tag is a number by which the descendants of one child are found. Each child gets a tag as the value of a
+    resource limit (`launcher.TAG`), which its descendants inherit. A process can lower this limit, but not raise it.
+    So if this supervisor is itself a descendant of another supervisor's child, its tags are lower than the tag that
+    it has inherited.
     """
     limit = resource.getrlimit(TAG)[1]
     highest = (1 << 62) if limit == resource.RLIM_INFINITY else limit
@@ -29,8 +29,8 @@ def own_tags() -> int:
 
 
 def tag_of(pid: int) -> int | None:
-    """Returns the tag of a process, which is a child of a supervisor or a descendant of one. Returns None if the
-    process has no tag, or has ended.
+    """Returns the tag of a process: the number with which a supervisor has marked one of its children, and which all
+    descendants of this child inherit. Returns None if the process has no tag, or has ended.
     """
     with suppress(OSError), open(f"/proc/{pid}/limits") as limits:
         for line in limits:
@@ -41,7 +41,10 @@ def tag_of(pid: int) -> int | None:
 
 
 def tagged(first: int) -> list[int]:
-    """Returns the pids of all processes of the system that have a tag of one supervisor. `first`: the first tag of that supervisor."""
+    """Returns the pids of all processes on this machine that one supervisor has started, with their descendants. They
+    are found by their tags, with which the supervisor has marked them. `first`: the first of the supervisor's `TAGS`
+    consecutive tags.
+    """
     found = ((pid, tag_of(pid)) for pid in map(int, filter(str.isdigit, os.listdir("/proc"))))
     return [pid for pid, tag in found if tag is not None and first <= tag < first + TAGS]
 
@@ -142,12 +145,12 @@ def _bytes_in(path: str, name: bytes) -> int:
 
 
 def shared_memory_of(pids: Iterable[int]) -> int:
-    """Returns the bytes of shared memory that these processes hold without having mapped it, so that `numbers_of` does
-    not count it. Three kinds are counted: open files without a name (memfd_create), open files in /dev/shm, and System
-    V segments that one of the processes made.
+    """Returns the bytes of shared memory that these processes keep without having mapped it; `numbers_of` counts only
+    mapped memory. Three kinds are counted: open files without a name (memfd_create), open files in /dev/shm, and
+    System V segments that one of the processes made.
 
-    Files that only a message in a socket still holds open, and files of processes that this process may not inspect,
-    are not counted.
+    Not counted are files that are only open in a message of a socket, and files of processes that this process may
+    not inspect.
     """
     pids, files = set(pids), dict[tuple[int, int], int]()
     for pid in pids:
@@ -175,8 +178,8 @@ def signal_all(pids: Iterable[int], number: int) -> None:
 
 
 def may_be_signalled(pid: int) -> bool:
-    """Returns False if this process may not send signals to the process `pid`, because that belongs to another user. A
-    caller then does not wait for its end. Returns True for any other process, even for one that has ended.
+    """Returns False if this process may not send signals to the process `pid`, because `pid` belongs to another user.
+    A caller then does not wait for the end of `pid`. Returns True in all other cases, even if `pid` has ended.
     """
     try:
         os.kill(pid, 0)
@@ -190,9 +193,9 @@ def may_be_signalled(pid: int) -> bool:
 def end(roots: Iterable[int]) -> None:
     """Kills these processes and all their descendants (SIGKILL).
 
-    All of them are stopped first, so that none can fork any more. Each signal goes to whole process groups as well as
-    to single processes. This also reaches a process that is being forked at that moment; otherwise a program that forks
-    without end could always be faster than the signals.
+    All of them are stopped first, so that none can fork any more. Each signal is also sent to their process groups.
+    This reaches processes that are being forked at that moment; without it, a program that forks without end could
+    escape.
     """
     roots, stopped, groups = list(roots), set[int](), set[int]()
     for _ in range(100):
@@ -209,9 +212,9 @@ def end(roots: Iterable[int]) -> None:
 
 
 def _group_of(pid: int) -> int | None:
-    """Returns the process group of a process if only a child of a supervisor and its descendants can be in that group.
-    That is so if the process has a tag, and is in another session than this process. Returns None otherwise, and if it
-    has ended.
+    """Returns the process group of a process, if a signal to this group can reach no other processes than the
+    children of a supervisor and their descendants. This is certain if the process has a tag, and its session is not
+    that of this process. Returns None if it is not certain, or if the process has ended.
     """
     with suppress(OSError):
         group = os.getpgid(pid)
