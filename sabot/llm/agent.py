@@ -57,13 +57,16 @@ _SUMMARIZED = "Summary of the conversation so far:\n"
 
 @dataclass(frozen=True, slots=True)
 class AgentResult:
-    """The result of a run of an agent.
+    """The result of one run of an agent.
 
-    `content`: the text of the last answer. `output`: the answer decoded as the agent's output type, or None if it has
-    none. `messages`: all messages of this run, the prompt first. `usage` and `cost`: the sums over all model calls of
-    the run; `cost` is None if a price is unknown. `turns`: the number of requests to the model. `tool_calls`: the
-    number of tool calls. `finish_reason`: that of the last answer; "length" means that it was cut off at
-    `max_tokens`.
+    - `content`: the text of the model's last answer.
+    - `output`: the last answer, decoded as the type `Agent(output=...)`; None if the agent has no output type.
+    - `messages`: all messages of this run, beginning with the prompt.
+    - `usage`, `cost`: the tokens and the US dollars of all model calls of the run; `cost` is None if the price of one
+      of them is unknown.
+    - `turns`: the number of turns. In each turn the agent asks the model once.
+    - `tool_calls`: the number of tool calls.
+    - `finish_reason`: the reason why the last answer ended; "length" means that it was cut off at `max_tokens`.
     """
 
     content: str
@@ -78,14 +81,16 @@ class AgentResult:
 
 @dataclass(frozen=True, slots=True)
 class ToolStarted:
-    """An event: the model has asked for this call, and the agent is about to make it."""
+    """An event of `Agent.stream`: the model has asked for the tool call `call`, and the agent is about to make it."""
 
     call: ToolCall
 
 
 @dataclass(frozen=True, slots=True)
 class ToolEnded:
-    """An event: the call has ended, and the model gets `result` as its result."""
+    """An event of `Agent.stream`: the tool call `call` has ended. `result` is the message with which the model gets the
+    tool's result or error.
+    """
 
     call: ToolCall
     result: ChatMessage
@@ -98,7 +103,7 @@ class AgentEffects(Protocol):
     """The way in which an agent asks models and calls tools: directly, or as effects of a job."""
 
     def of(self, engine: ExecutionEngine) -> "AgentEffects":
-        """Returns effects of the same run or job which ask models through `engine`."""
+        """Returns an AgentEffects for the same run or job, whose `complete` and `stream` ask the models of `engine`."""
 
     async def complete(self, spec: RequestSpec, /) -> Completion:
         """Asks the model, and returns its answer. Raises ModelError."""
@@ -145,25 +150,29 @@ class Agent:
         options: Mapping[str, Any] | None = None,
         use_middleware: bool = True,
     ) -> None:
-        """`tools`: functions that the model may call; a plain function becomes an unsafe tool, and another agent a
-        tool that takes a prompt. `output`: the type of the answer (see `Schema`), or None for text. An answer that
-        does not match is sent back to the model with the error, at most `repairs` times per run.
+        """Makes an agent.
 
-        `max_turns`: the number of requests to the model in a run. `max_concurrent_tools`: the number of calls of one
-        turn that run in parallel. `tool_timeout`: the timeout of tools that have none of their own.
-        `max_tool_retries`: the number of further attempts after a tool call has failed, for tools without `retries=`;
-        a call is repeated only if the tool's class allows it or nothing was sent. `max_tool_chars`: the length to
-        which a result is cut before the model gets it, and the greatest length of the arguments of a call; a call
-        with longer ones is not made, and the model gets an error.
+        - `tools`: functions, Tools and agents that the model may call. A plain function becomes a tool of the effect
+          class "unsafe" (see `tool`). An agent becomes a tool with one parameter, the text `prompt`.
+        - `output`: the type of the answer (see `Schema`), or None for text. If an answer does not match, the model gets
+          the error and is asked again, at most `repairs` times in a run.
+        - `max_turns`: the most turns of a run. In each turn the model is asked once.
+        - `max_concurrent_tools`: the most tool calls of one turn that are made at the same time.
+        - `tool_timeout`: the time limit of a tool call, for tools without a `timeout=` of their own.
+        - `max_tool_retries`: the number of further attempts after a tool call has failed, for tools without `retries=`.
+          An unsafe or reconcilable call is repeated only if its request was certainly not sent.
+        - `max_tool_chars`: the most characters of a tool's result; a longer result is cut. It is also the most
+          characters of the arguments of a call. A call with longer arguments is not made, and the model gets an error.
+        - `context_window`: the size of the model's context window in tokens.
+        - `trim`: what happens if a conversation does not fit into the context window. "drop_oldest" leaves out the
+          oldest messages, "summarize" replaces them by a summary that the model writes, "refuse" raises
+          ContextLengthExceeded.
+        - `model`, `temperature`, `max_tokens`, `options`: the fields with these names of each RequestSpec.
+        - `use_middleware`: True gives tools without settings of their own `tool_timeout` and `max_tool_retries`.
+          Outside of a job it also applies the engine's logging, budget and telemetry to tool calls. False does neither.
+          The engine's middleware is applied to model calls in both cases.
 
-        `context_window`: the tokens of the model's window. `trim`: the reaction when a conversation does not fit into
-        it. "drop_oldest" leaves out the oldest turns, "summarize" replaces them by a summary that the model writes,
-        and "refuse" raises ContextLengthExceeded. `model`, `temperature`, `max_tokens`, `options`: the same fields of
-        each RequestSpec.
-
-        `use_middleware`: True puts the engine's logging, budget and telemetry around tool calls too, with
-        `tool_timeout` and `max_tool_retries`; with False only the tool's own settings count. Model calls always have
-        the engine's middleware. Raises UserError, also if two tools have the same name.
+        Raises UserError for arguments that are not valid, and if two tools have the same name.
         """
         where = f"agent {checked_name(name, 'Agent: name')}"
         if not isinstance(engine, ExecutionEngine):
@@ -230,15 +239,20 @@ class Agent:
         context: RequestContext | None = None,
         effects: AgentEffects | None = None,
     ) -> AgentResult:
-        """Runs until the model answers.
+        """Asks the model and makes the tool calls that it asks for, until the model answers; returns the result.
 
-        `prompt`: a text, a ChatMessage, or a list of them. `conversation`: the messages of earlier runs; the messages
-        of this run are added to it. `context`: tenant, user and trace of the calls, used if no effects are given.
-        `effects`: the way to reach models and tools, such as `ctx.llm(engine)` in a durable agent. If None, those of
-        the flow around this call are used, or else direct calls.
+        - `prompt`: a text, a ChatMessage, or a list of them.
+        - `conversation`: the messages of earlier runs, which the model gets too; the messages of this run are added to
+          it.
+        - `context`: the tenant, user and trace of the calls. It is used only for direct calls, without effects.
+        - `effects`: the object that asks models and calls tools, such as `ctx.llm(engine)` in a durable agent. If None,
+          the agent uses the effects of the flow (`sabot.agents.orchestration`) that runs it. Outside of a flow it calls
+          the engine and the tools directly.
 
-        Raises ModelError, among them MalformedAnswer (no answer matched the output type) and ContextLengthExceeded;
-        TurnLimitExceeded after `max_turns` requests; BudgetExceeded; PolicyDenied. Errors of tools go to the model.
+        Raises MalformedAnswer if no answer matched the output type; ContextLengthExceeded if the messages do not fit
+        into the context window; another ModelError if the model cannot be asked; TurnLimitExceeded after `max_turns`
+        turns; BudgetExceeded; PolicyDenied. The error of a tool is not raised: the model gets it as the result of the
+        call.
         """
         async with aclosing(self._events(prompt, conversation, context, effects, streams=False)) as events:
             async for event in events:
@@ -286,7 +300,9 @@ class Agent:
 
 
 def _prompt_of(call: ToolCall) -> str:
-    """Returns the prompt that a model passes to another agent. Raises ToolError."""
+    """Returns the prompt in the arguments of `call`, by which a model calls another agent as a tool. Raises ToolError
+    if the arguments are not a JSON object with the text `prompt`.
+    """
     try:
         return msgspec.json.decode(call.arguments, type=_Prompt).prompt
     except UNREADABLE as error:
@@ -305,7 +321,7 @@ def _schema_of(tool: "Tool | Agent") -> ToolSchema:
 
 
 class _AgentRun:
-    """One run of an agent."""
+    """The state of one run of an agent: its messages, its turns, and the sums of its tokens and cost."""
 
     def __init__(
         self,
@@ -390,8 +406,9 @@ class _AgentRun:
     # -- the model ----------------------------------------------------------------------------------------------------
 
     async def _ask_model(self) -> AsyncGenerator[Piece, None]:
-        """Asks the model once. If the provider finds the request too long although it fitted by the estimate, one
-        more request of half the length is made, unless `trim` is "refuse".
+        """Asks the model once, and yields the pieces of its answer. If the provider refuses the request because it is
+        too long, the request is shortened to half of the context window and sent once more. With `trim="refuse"` the
+        provider's error is raised instead.
         """
         room = self._agent.context_window - (self._agent.request.max_tokens or 0)
         self._turns += 1
@@ -425,10 +442,11 @@ class _AgentRun:
         return completion
 
     async def _next_request(self, room: int) -> RequestSpec:
-        """Builds the next request. If it does not fit into `room` tokens, messages of earlier runs are left out, the
-        oldest first, and then turns of this run.
+        """Returns the next request. If it has more than `room` tokens, messages are left out until it fits: first those
+        of earlier runs, the oldest first, then the oldest turns of this run.
 
-        The newest turn always stays, because the model would repeat its calls otherwise; its results are cut to fit.
+        The newest turn is always sent, because the model would ask for the same tool calls again without it. If that
+        turn does not fit, the results of its tool calls are cut.
         """
         agent, estimator, history = self._agent, self._estimator, self._conversation.messages
         head = (system(agent.instructions),) if agent.instructions else ()
@@ -457,7 +475,10 @@ class _AgentRun:
             )
 
     async def _summary(self, left: Sequence[ChatMessage], room: int) -> ChatMessage:
-        """Asks the model to summarize the messages that are left out, and returns the summary as a message."""
+        """Asks the model to summarize the messages `left`, which the request will not contain, and returns the summary
+        as a message. `room`: the most tokens of the request for the summary; the oldest messages that do not fit are
+        not summarized.
+        """
         ask = user(_SUMMARY)
         _, shown = without_oldest(left, self._estimator.tokens((ask,)), room, self._estimator)
         spec = msgspec.structs.replace(self._agent.request, messages=(*shown, ask), tools=(), output=None)
@@ -511,8 +532,8 @@ class _AgentRun:
             )
 
     def _without_long_arguments(self, message: ChatMessage) -> ChatMessage:
-        """Returns the message for the conversation. Calls whose arguments are too long lose them, and are not made
-        later.
+        """Returns the model's message as the conversation stores it. If the arguments of a tool call are longer than
+        `max_tool_chars`, they are replaced by "{}", and `_call_tool` will raise a ToolError in place of the call.
         """
         sizes = {call.id: len(call.name) + len(call.arguments) for call in message.tool_calls}
         self._too_long = {each: size for each, size in sizes.items() if size > self._agent.max_tool_chars}

@@ -28,8 +28,8 @@ _WHERE = "llm.map"
 
 
 class AgentModel:
-    """The models of an engine, for an agent that is not durable: `ctx.llm(engine)`. If the agent's function is called
-    again after an error, the model is asked again.
+    """The object that `ctx.llm(engine)` returns in an agent that is not durable. It asks the models of the engine
+    directly, without a journal. So if the agent's function is called again after an error, the model is asked again.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -54,16 +54,17 @@ class AgentModel:
         error: str = "",
         **fields: Any,
     ) -> pa.RecordBatch:
-        """Returns the rows of the batch with the columns of a model's answers at the end. Equal prompts are asked
-        once.
+        """Asks the model once for each different prompt, and returns the rows of the batch with the columns of the
+        answers appended.
 
-        - `prompt`: a template over columns, "Sentiment of: {text}"; a function of the batch; or the prompts, a text
-          or None for each row. If the prompt of a row is null, the model is not asked, and the answer is null.
+        - `prompt`: a template with the names of columns, such as "Sentiment of: {text}"; or a function that gets the
+          batch and returns one prompt for each row; or a list of prompts, one for each row. If the prompt of a row is
+          None, the model is not asked, and the row has null in the columns of the answer.
         - `output`, `instructions`, `fields`: the same as in `Stream.map_llm`.
-        - `error`: the name of a column for the errors, null in rows without one. If it is "", the first error is
-          raised when all calls have ended.
+        - `error`: the name of another column, with the message of the error of each row, or null if the row has none.
+          With "" there is no such column, and the first error is raised after all calls have ended.
 
-        Raises UserError for wrong arguments; without `error`, also ModelError and BudgetExceeded.
+        Raises UserError for arguments that are not valid. Without `error`, also raises ModelError and BudgetExceeded.
         """
         columns = AnswerColumns(output, _WHERE)
         asking = Asking(self.engine, columns, instructions, fields, _WHERE)
@@ -87,11 +88,11 @@ class AgentModel:
         return pa.RecordBatch.from_arrays([*data.columns, *answers], schema=pa.schema([*data.schema, *added]))
 
     def of(self, engine: Engine) -> "AgentModel":
-        """Returns the models of another engine, for the same agent."""
+        """Returns an AgentModel that asks the models of `engine`. An `Agent` uses it to ask the engine of a sub-agent."""
         return AgentModel(engine)
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        """Calls a tool, as `Agent.run` does outside of an app."""
+        """Calls a tool directly, without a journal. Raises the error of the tool, or ToolTimeout."""
         return await self._alone.call(tool, arguments)
 
     async def answer_all(self, requests: Sequence[RequestSpec], output: Schema | None) -> Sequence[Said]:
@@ -115,8 +116,9 @@ def _prompts(prompt: Any, data: pa.RecordBatch) -> pa.Array:
 
 
 def _values(columns: AnswerColumns, said: Sequence[Said]) -> tuple[list[list[Any]], dict[int, SabotError]]:
-    """Returns the values of the answers by column, and the errors by the number of the prompt. A prompt with an error
-    has null values.
+    """Returns a pair. The first value has one list for each column, with one value for each answer of `said`. The
+    second value is a dict of the errors by the index of the answer in `said`. An answer with an error has the value
+    None in each column.
     """
     nothing = (None,) * len(columns.schema)
     values: list[tuple[Any, ...]] = []

@@ -25,12 +25,15 @@ from sabot.llm.spec import RequestContext, RequestSpec
 
 
 class Asking:
-    """A function `await asking(prompt)` that asks the engine, and returns the values of the answer's columns. A call
-    raises ModelError.
+    """A callable that asks the engine: `await asking(prompt)` returns the values of the answer, one for each column, or
+    raises ModelError. All subtasks of a step in one event loop share one Asking.
 
-    One object serves all subtasks of a step, in one event loop. `instructions`: the system message before each
-    prompt. `fields`: further fields of the RequestSpec. Raises UserError for fields that a RequestSpec does not
-    accept, and for tools.
+    - `columns`: the columns of the answers.
+    - `instructions`: the system message that is sent before each prompt; none if "".
+    - `fields`: further fields of each RequestSpec.
+    - `where`: the text with which messages of errors begin.
+
+    Raises UserError for names that are no fields of a RequestSpec, and for the field `tools`.
     """
 
     def __init__(
@@ -62,10 +65,10 @@ class Asking:
         return self._engine.concurrency
 
     def share(self, answers: int) -> None:
-        """Makes all subtasks of the step share one cache of `answers` answers, and one request for equal prompts in
-        flight.
+        """Makes a cache for the answers, which all subtasks of the step share. Equal prompts then share one request,
+        also while it is still under way. If the engine has its own cache, that cache is used instead.
 
-        If the engine has a cache of its own, that cache is used in place of the new one.
+        `answers`: the most answers in the new cache.
         """
         if self._cache is None:
             self._cache = MemoryCache(max(answers, 1))
@@ -97,10 +100,12 @@ def map_llm_node(
     fields: Mapping[str, Any],
     judge: Callable[[], CallJudge | None],
 ) -> MapLlm:
-    """Returns the node of `Stream.map_llm`. Raises UserError.
+    """Returns the node of the plan that executes `Stream.map_llm`. Raises UserError for arguments that are not valid.
 
-    `options`: concurrency, ordered, on_error and cache. `judge`: a function that returns the judge of the calls, or
-    None.
+    - `options`: the parameters `concurrency`, `ordered`, `on_error` and `cache` of `map_llm`, by name.
+    - `fields`: further fields of each RequestSpec.
+    - `judge`: a function that returns the CallJudge, which applies the app's policy and budgets to each model call; or
+      None if the app has neither.
     """
     where = "map_llm"
     made = prompt_of(prompt, where)

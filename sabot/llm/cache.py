@@ -35,15 +35,17 @@ _PAUSE_SECONDS = 5.0  # the pause before an unreachable Redis server is tried ag
 
 @runtime_checkable
 class CompletionCache(Protocol):
-    """A cache of answers by key. An engine makes no two calls for the same key at once. An error that `get` or `put`
-    raises becomes the error of the model call.
+    """An interface: a cache of the answers of models. While an engine asks a model for a key, other calls with this key
+    wait for the same answer. If `get` or `put` raises an error, the model call fails with this error.
     """
 
     async def get(self, key: bytes) -> Completion | None:
         """Returns the answer, or None if there is none or it has expired."""
 
     async def put(self, key: bytes, answer: Completion) -> None:
-        """Stores the answer, and replaces an earlier one. Its `output` is None."""
+        """Stores the answer under the key, and replaces an earlier answer. The engine passes answers whose `output` is
+        None, because the decoded value is not stored.
+        """
 
     async def close(self) -> None:
         """Closes the cache. No other method is called afterwards. Repeated calls do nothing."""
@@ -77,12 +79,15 @@ class MemoryCache:
 
 
 class SqliteCache:
-    """A cache in a file, which survives restarts and which several processes may share. `most` and `ttl`: as for
-    MemoryCache, but answers beyond them are removed only after each 256 writes, the oldest first.
+    """A cache in a SQLite file. The answers remain after a restart, and several processes may use the file at the same
+    time.
 
-    Only its user may read the file. One thread reads and writes it. If the process dies no stored answer is lost; if
-    the machine dies, the last ones may be. Methods raise UserError if the file is not such a cache or cannot be
-    opened.
+    - `most`: the most answers. `ttl`: the time for which an answer is kept, or None for no limit. After each 256 writes
+      the expired answers are deleted, and then the oldest, until `most` are left. Before that, the file may have more.
+
+    Only the user of the operating system who created the file can read it. All access is in one thread. If the process
+    dies, no stored answer is lost; if the machine loses power, the newest answers may be lost. Methods raise UserError
+    if the file cannot be opened or is not such a cache.
     """
 
     def __init__(
@@ -186,13 +191,17 @@ class _KeptAnswer(msgspec.Struct, array_like=True):
 
 
 class RedisCache:
-    """A cache in a Redis server, which processes on several machines may share. `url`:
-    `redis://user:password@host:6379/0`. `ttl`: the time for which an answer is kept; if None, the server's
-    `maxmemory-policy` decides. `prefix`: the beginning of its keys. `timeout`: the time limit of one command.
+    """A cache in a Redis server, which processes on several machines may share.
 
-    If the server is unreachable, no call fails: the model is asked, nothing is stored, and the log has a line. After
-    five seconds the server is tried again. `failures`: the number of commands that failed in this way. Raises
-    MissingExtra, and UserError if the server refuses the password or the command.
+    - `url`: the address, such as `redis://user:password@host:6379/0`.
+    - `ttl`: the time for which an answer is kept; if None, the server's `maxmemory-policy` decides what is deleted.
+    - `prefix`: the text with which all keys in Redis begin.
+    - `timeout`: the time limit of one Redis command.
+    - `failures`: the number of commands that failed because the server could not be reached.
+
+    If the server cannot be reached, model calls do not fail: the model is asked, the answer is not stored, and a
+    warning is logged. For the next five seconds the server is not tried. Raises MissingExtra if the Redis client is not
+    installed. Methods raise UserError if the server refuses the password or a command.
     """
 
     def __init__(
@@ -242,7 +251,10 @@ class RedisCache:
             await self._server.close()
 
     async def _command(self, *words: Any) -> Any:
-        """Returns the server's reply, or None if the server is unreachable."""
+        """Sends a Redis command, whose name and arguments are `words`, and returns the reply. Returns None if the
+        server cannot be reached, or could not be reached within the last five seconds. Raises UserError if the cache is
+        closed.
+        """
         if self._closed:
             raise UserError(f"cache {self._server.where}: it is closed")
         now = self._clock.monotonic()

@@ -39,15 +39,18 @@ _NOT_CONVERTED = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
 
 class AnswerColumns:
-    """The columns of answers. `of` describes them:
+    """The columns into which the answers of models are converted. The argument `of` defines them:
 
-        None                                       "content", the text of the answer
-        "summary"                                  the text, under this name
-        {"label": "string", "score": "float64"}    columns, by the names of Arrow types
-        Verdict                                    a msgspec Struct, dataclass, TypedDict or pydantic model: one column for each field
+        None                                       one column "content" with the text of the answer
+        "summary"                                  one column "summary" with the text of the answer
+        {"label": "string", "score": "float64"}    a column for each name, with the Arrow type of this name
+        Verdict                                    a Struct, dataclass, TypedDict or pydantic model: a column for each field
 
-    `output`: the schema that the engine asks for, or None for text. `schema`: the Arrow schema of the columns. Raises
-    UserError if `of` cannot be converted into columns.
+    - `output`: the schema that is sent to the model, or None for text.
+    - `schema`: the Arrow schema of the columns.
+    - `where`: the text with which messages of errors begin.
+
+    Raises UserError if `of` cannot be converted into columns.
     """
 
     def __init__(self, of: Any = None, where: str = "map_llm") -> None:
@@ -64,9 +67,10 @@ class AnswerColumns:
         self._unsure = [field for field in self.schema if field.type not in _ALWAYS_FIT]
 
     def values(self, answer: Completion) -> tuple[Any, ...]:
-        """Returns the values of an answer, one for each column. The `output` of the answer must be decoded already.
-        Raises ContentFiltered if a filter held the answer back, and MalformedAnswer if the answer calls a tool or if
-        a value does not fit its column.
+        """Returns the values of an answer in the order of the columns, one for each. If the columns have a schema
+        `output`, the field `answer.output` must be decoded already. Raises ContentFiltered if the provider's content
+        filter stopped the answer; MalformedAnswer if the answer calls a tool, or if a value does not match the type of
+        its column.
         """
         if answer.finish_reason == "content_filter":
             raise ContentFiltered("a filter of the provider held the answer back", **_who(answer))
@@ -97,7 +101,9 @@ def _who(answer: Completion) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Converts pydantic models, which msgspec does not know. Called by msgspec for values of other types."""
+    """Returns the fields of a pydantic model as a dict. msgspec calls this function for each value whose type it cannot
+    convert itself. Raises NotImplementedError if the value is not a pydantic model.
+    """
     if hasattr(value, "model_dump"):
         return value.model_dump()
     raise NotImplementedError(f"{type(value).__name__} is no value of a column")
@@ -136,8 +142,8 @@ def _check_types(columns: Mapping[Any, Any], where: str) -> None:
 
 
 def _fields(kind: Any) -> dict[str, Any] | None:
-    """Returns the types of the fields of a type, by the names that they have in a dict, or None if it is no type with
-    fields.
+    """Returns the types of the fields of a class, by the names of the fields in JSON. Returns None if `kind` is not a
+    Struct, pydantic model, dataclass or TypedDict.
     """
     if not isinstance(kind, type):
         return None
@@ -156,8 +162,9 @@ def _fields(kind: Any) -> dict[str, Any] | None:
 
 
 def _arrow(kind: Any, where: str) -> pa.DataType:
-    """Returns the Arrow type of a column for values of this Python type, which may be null. Raises UserError if there
-    is none.
+    """Returns the type of an Arrow column that can store values of the Python type `kind`. None in a union is ignored,
+    because each column can contain nulls. Raises UserError if no Arrow type can store the values. `where`: the text
+    with which the error message begins.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Annotated, typing.Required, typing.NotRequired):

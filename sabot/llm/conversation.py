@@ -49,7 +49,7 @@ class Conversation:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Conversation":
-        """Returns the conversation that `to_bytes` encoded. Raises CorruptCheckpoint."""
+        """Returns the conversation that `to_bytes` encoded. Raises CorruptCheckpoint if the data cannot be decoded."""
         try:
             return cls(_decoder.decode(data))
         except UNREADABLE as error:
@@ -92,13 +92,15 @@ class TokenEstimator:
         self._a_token = _CHARACTERS_A_TOKEN
 
     def tokens(self, messages: Iterable[ChatMessage], tools: Sequence[ToolSchema] = ()) -> int:
-        """Returns an estimate, which is rather too high than too low."""
+        """Returns the estimated number of tokens of the messages and of the schemas of the tools. The estimate is meant
+        to be too high rather than too low.
+        """
         characters, fixed = _size(messages)
         characters += sum(len(msgspec.json.encode(tool)) for tool in tools)
         return round(characters / self._a_token) + fixed
 
     def characters(self, tokens: int) -> int:
-        """Returns the number of characters that have at most so many tokens, by the estimate."""
+        """Returns how many characters fit into `tokens` tokens, by the present estimate of characters per token."""
         return max(int((tokens - 1) * self._a_token), 0)
 
     def learn(self, messages: Iterable[ChatMessage], tools: Sequence[ToolSchema], completion: Completion) -> None:
@@ -128,8 +130,11 @@ def _size(messages: Iterable[ChatMessage]) -> tuple[int, int]:
 def without_oldest(
     messages: Sequence[ChatMessage], fixed: int, room: int, estimator: TokenEstimator
 ) -> tuple[list[ChatMessage], list[ChatMessage]]:
-    """Returns two lists: the messages to leave out, and the newest groups that fit. `fixed`: the tokens of the rest
-    of the request. `room`: the tokens of the context window without those of the answer.
+    """Splits the messages into two lists: the older messages, which are to be left out, and the newest messages, which
+    fit. The messages of one group (see `groups_of`) are in the same list.
+
+    - `fixed`: the tokens of everything else in the request.
+    - `room`: the most tokens of the whole request.
     """
     groups = groups_of(messages)
     sums = accumulate((estimator.tokens(group) for group in reversed(groups)), initial=fixed)
@@ -144,8 +149,10 @@ def cut(text: str, most: int) -> str:
 
 
 def as_json(messages: Sequence[ChatMessage]) -> bytes:
-    """Returns the newest messages as JSON for people: a list of objects with `role`, `content` and `calls`. Long
-    texts are cut, known secrets are removed, and the list has about 24,000 characters at most.
+    """Returns the newest messages as JSON, to be shown to people: a list of objects with `role`, `content` and, if
+    there are tool calls, `calls`. Texts longer than 6,000 characters are cut, the known secrets of this process are
+    hidden, and the list has about 24,000 characters at most. If older messages are left out, the first object says how
+    many.
     """
     shown: list[dict[str, Any]] = []
     left = _SHOWN_CHARACTERS
@@ -165,8 +172,8 @@ def as_json(messages: Sequence[ChatMessage]) -> bytes:
 
 
 def with_shorter_results(group: Iterable[ChatMessage], room: int, estimator: TokenEstimator) -> list[ChatMessage]:
-    """Returns the group with the longest results of its calls cut, so that it has at most `room` tokens. It has more
-    only if the calls themselves do.
+    """Returns the messages of the group with the longest tool results cut, so that the group has at most `room` tokens.
+    Only results are cut: if the calls alone have more than `room` tokens, so has the returned group.
     """
     messages = list(group)
     results = [each for each in messages if each.role == "tool"]

@@ -37,8 +37,9 @@ class DirectTools:
         self.middleware: ToolMiddleware | None = None
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        """Calls the tool. After a failure it calls again, as often as the tool's retries say, if the class of the
-        tool allows it or nothing was sent. Raises the error of the tool, ToolTimeout, or BudgetExceeded.
+        """Calls the tool, and returns its result. After a failure it calls again, at most `tool.retry.retries` times.
+        An unsafe or reconcilable call is repeated only if its request was certainly not sent. Raises the error of the
+        tool, ToolTimeout, or BudgetExceeded.
         """
         with nullcontext() if self.middleware is None else self.middleware.call(tool.name, self._context):
             if tool.converse is not None:
@@ -46,8 +47,8 @@ class DirectTools:
             return await self.make(tool, arguments)
 
     async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        """Calls the function of a tool, and repeats the call after a failure as `call` does. `converse` of a tool
-        whose call has several steps uses this for each step; `call` itself uses it for all other tools.
+        """Calls the tool's function `tool.func`, and repeats the call after a failure as `call` does. For a tool with
+        the function `converse`, which makes a call in several steps, `converse` calls this method for each step.
         """
         self._calls += 1
         number, attempt = self._calls, 1
@@ -90,7 +91,9 @@ class DirectTools:
 
 
 class DirectCaller:
-    """The ToolCaller of a tool with `converse` outside of a job. It cannot ask a person."""
+    """The interface ToolCaller for tools with a function `converse`, in an agent that does not run in a job. It cannot
+    ask a person: `ask` returns None.
+    """
 
     def __init__(self, tools: DirectTools, context: RequestContext) -> None:
         self._tools = tools
@@ -109,7 +112,9 @@ class DirectCaller:
 
 
 class DirectEffects(DirectTools):
-    """`AgentEffects` without a journal, for one run of an agent."""
+    """The interface AgentEffects for one run of an agent outside of a job: models and tools are called directly, and no
+    journal records the calls.
+    """
 
     def __init__(self, engine: Engine, context: RequestContext, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(context, clock)
@@ -131,9 +136,9 @@ class DirectEffects(DirectTools):
 
 
 class _ToolThreads:
-    """Threads for the sync tools of one event loop. The default executor of asyncio is not used, because a few tools
-    that never return would occupy all of its threads; then no host name could be resolved, and the process would not
-    end.
+    """A pool of threads for the synchronous tools of one event loop. asyncio's default executor is not used: if some
+    tools never returned, they would occupy all of its threads. Then asyncio could not look up host names any more, and
+    the process could not exit.
     """
 
     def __init__(self) -> None:
@@ -141,8 +146,8 @@ class _ToolThreads:
         self._room = asyncio.Semaphore(_MOST_THREADS)
 
     async def call(self, function: Callable[[], Any]) -> Any:
-        """Runs the function in a thread, and returns its result. If the caller is cancelled, it does not wait for the
-        thread.
+        """Runs the function in a thread, and returns its result or raises its error. If the waiting task is cancelled,
+        this method ends at once, and the function continues in its thread.
         """
         await self._room.acquire()
         loop = asyncio.get_running_loop()

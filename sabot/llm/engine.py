@@ -10,25 +10,32 @@ from sabot.llm.engine_core import Engine
 
 
 class ExecutionEngine(Engine):
-    """An engine that asks a model through one provider, and through others if that one fails. It belongs to one event
-    loop at a time, and `close` closes its providers and its cache.
+    """An engine that asks a model through one provider, and through other providers if the first fails. An engine can
+    be used in one event loop at a time. `close` also closes its providers and its cache.
 
-    `provider`: the provider that is asked first. `fallback`: providers that are asked in this order, with their own
-    models, when a call has failed with an error that may pass. `limits`: the limits of each provider. `breaker`: the
-    rule by which a failing provider is not asked for a while; an engine with a fallback has one by default.
+    - `provider`: the provider that is asked first.
+    - `fallback`: the providers that are asked next, in this order and with their own models, if a call has failed with
+      a TransientError, which means that another attempt may succeed.
+    - `limits`: the limits of requests, which apply to each provider separately.
+    - `breaker`: how many failures in a row stop the requests to a provider, and for how long. Without fallbacks the
+      default is None; with fallbacks it is `CircuitBreaker()`.
+    - `retries`: the number of further attempts after a TransientError; with 0 there is one attempt only.
+    - `backoff`: the wait before the second attempt. Each later wait is twice as long, at most 30 seconds. A random part
+      of up to one half is subtracted from each wait, and the time for which the provider asks (`Retry-After`) is added.
+    - `patience`: the time during which a call is repeated if the provider answers 429 (too many requests). These
+      attempts are not limited by `retries`, unless it is 0.
+    - `timeout`: the time limit of one attempt; for a stream, of the wait for each piece. None for no limit.
+    - `total_timeout`: the time limit of a call with all its attempts and waits, or None for no limit.
+    - `max_answer_bytes`: the most bytes of an answer as it is received, with its JSON (about 300 bytes for each piece
+      of a stream). Reading stops at this limit, and AnswerTooLarge is raised. None for no limit.
+    - `cache`: the cache of answers.
+    - `idempotency_tracker`: the tracker that sends calls with the same idempotency key only once.
+    - `budget`: a budget for all calls of the engine together.
+    - `prices`: the prices of tokens. By default those of the package genai-prices, if it is installed (extra `llm`).
+    - `middleware`: the layers around each call, the outermost first: names in the list MIDDLEWARE, or functions.
+    - `clock`, `sleep`, `seed`: for tests. `seed` makes the random waits repeatable.
 
-    `retries`: the number of further attempts after a failure; 0 makes one attempt. `backoff`: the wait before the
-    first of them; each further wait is twice as long, at most 30 s, drawn at random between half and the whole, and
-    begins after the time that the provider asks for. `patience`: the time for which a call that is turned away (429)
-    is repeated; this does not count as a failure. `timeout`: the time limit of an attempt, or of a stream the wait
-    between two pieces. `total_timeout`: the time limit of a call with all its attempts. `max_answer_bytes`: the
-    greatest length of an answer as it arrives, with the JSON around it (about 300 bytes for each piece of a stream),
-    or None for no limit. Reading stops at the limit and raises AnswerTooLarge.
-
-    `cache`: the cache of answers. `idempotency_tracker`: makes calls with the same key once. `budget`: the budget of
-    all calls together. `prices`: the prices of tokens, by default those of the package genai-prices if it is
-    installed (extra `llm`). `middleware`: the layers around each call, the outermost first: names out of MIDDLEWARE,
-    and functions. `clock`, `sleep` and `seed` (of the random waits) are for tests. Raises UserError.
+    Raises UserError for arguments that are not valid.
     """
 
     def models(self) -> AgentModel:
@@ -36,5 +43,7 @@ class ExecutionEngine(Engine):
         return AgentModel(self)
 
     def stream_step(self, node: Node, prompt: Any, *how: Any) -> MapLlm:
-        """Returns the node of `Stream.map_llm`, which calls this method (`api.calls.ModelEngine`). Raises UserError."""
+        """Returns the node of the plan for `Stream.map_llm`, which calls this method. `how`: the further positional
+        arguments of `map_llm_node`, after the engine. Raises UserError for arguments that are not valid.
+        """
         return map_llm_node(node, prompt, self, *how)

@@ -52,7 +52,9 @@ _CACHED_REASONS = ("stop", "tool_calls")
 
 
 class Engine:
-    """The base of `ExecutionEngine`, which has all of it that makes calls."""
+    """The base class of `ExecutionEngine`. It makes the calls; `ExecutionEngine` only adds methods for streams and
+    agents.
+    """
 
     def __init__(
         self,
@@ -149,15 +151,21 @@ class Engine:
     ) -> Completion:
         """Asks the model, and returns its whole answer.
 
-        `prompt`: a text, a ChatMessage, a list of them, or a RequestSpec. `output`: a type, columns or a JSON schema
-        (see `Schema`); the decoded answer is in `.output`, which is None if the model calls tools. `idempotency_key`:
-        the key for the IdempotencyTracker. `context`: the request id, tenant and user of the call. `timeout`: the
-        time limit of an attempt, in place of the engine's. `budget`: a budget of this call, in addition to the
-        engine's. `cache`: False asks anew and stores nothing; a cache is used if the engine has none. `fields`:
-        fields of the RequestSpec, which replace those of a given spec; `tools` may contain tools.
+        - `prompt`: a text, a ChatMessage, a list of them, or a RequestSpec.
+        - `output`: a type, a dict of columns, or a JSON schema (see `Schema`). The decoded answer is in
+          `Completion.output`, which is None if the model calls tools.
+        - `idempotency_key`: a key by which the engine's IdempotencyTracker recognizes a repeated call; "" for none.
+        - `context`: the request id, tenant and user of the call.
+        - `timeout`: the time limit of one attempt; None for that of the engine.
+        - `budget`: a budget for this call, in addition to that of the engine.
+        - `cache`: True to use the engine's cache; False to use no cache. If it is a cache object, it is used if the
+          engine has no cache.
+        - `fields`: fields of the RequestSpec. If `prompt` is a RequestSpec, they replace its fields. The field `tools`
+          may contain Tools.
 
-        Raises ModelError, among them MalformedAnswer if the answer does not match the output; BudgetExceeded;
-        PolicyDenied; IdempotencyConflict; UserError, also in the function of a durable agent, which asks through
+        Raises MalformedAnswer if the answer does not match `output`; another ModelError if the call has failed;
+        BudgetExceeded; PolicyDenied; IdempotencyConflict if the key was used for a different request; UserError for
+        arguments that are not valid, and if the function of a durable agent calls this method: it has to use
         `ctx.llm(engine)`.
         """
         call, schema = self._call("complete", prompt, output, idempotency_key, context, timeout, budget, fields)
@@ -225,12 +233,13 @@ class Engine:
     async def complete_many(
         self, prompts: Iterable[Any], *, errors: str = "raise", concurrency: int = 1000, **how: Any
     ) -> Any:
-        """Asks the model about each prompt, and returns the answers in the order of the prompts. `how`: parameters of
-        `complete`, the same for all.
+        """Asks the model about each prompt, and returns the answers in the order of the prompts.
 
-        `errors`: "raise" raises the first error and cancels the other calls; "return" puts a ModelError,
-        BudgetExceeded or PolicyDenied in the place of its answer. `concurrency`: the number of prompts that are taken
-        from the iterable at once. The limits of the engine say how many requests are in flight.
+        - `how`: parameters of `complete`, used for each prompt.
+        - `errors`: "raise" cancels the other calls after the first error, and raises it. "return" puts a ModelError,
+          BudgetExceeded or PolicyDenied into the returned list in place of the answer; other errors are raised.
+        - `concurrency`: the most calls of `complete` at the same time. So no more than this number of prompts are read
+          from the iterable ahead of the answers. The engine's limits can allow fewer requests at the same time.
         """
         check("complete_many: concurrency", concurrency, Whole(1))
         if errors not in ("raise", "return"):
@@ -285,15 +294,15 @@ class Engine:
         return self._routes[0].price(model, usage)
 
     def most_cost(self, model: str, usage: Usage) -> Decimal | None:
-        """Returns the greatest cost of so many tokens among the first provider with this model and the fallbacks with
-        their own models, or None if no price is known.
+        """Computes the cost of this usage with the first provider and `model`, and with each fallback and its own
+        model. Returns the highest cost in US dollars, or None if none of the prices is known.
         """
         others = (each.price(each.provider.model, usage) for each in self._routes[1:])
         return max((each for each in (self.price(model, usage), *others) if each is not None), default=None)
 
     async def close(self) -> None:
-        """Ends shared calls and streams, and closes the providers and the cache. Later calls raise UserError.
-        Repeated calls do nothing.
+        """Cancels the streams and the calls that several callers share, and closes the providers and the cache. Later
+        calls of the engine raise UserError. A repeated `close` does nothing.
         """
         if self._closed:
             return
@@ -306,16 +315,24 @@ class Engine:
             await self._cache.close()
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the figures of the engine since its creation.
+        """Returns the figures of the engine since its creation, by name.
 
-        `calls`: calls that needed a provider, of them `in_flight` now and `failed`. `unasked`: calls answered by the
-        cache, by an idempotency key, or by an equal call in flight. `attempts`, of them `failed_attempts`. `retries`:
-        attempts after the first. `overloads`: attempts that were turned away (429). `fallbacks`: requests to a
-        fallback. `input_tokens`, `output_tokens`, `cached_tokens`, `reasoning_tokens`. `cost`: US dollars, 0 for
-        answers of unknown price. `seconds_total`: the time of all attempts. `durations`: their times, as
-        `Durations.read` returns them. `tool_calls`, `failed_tool_calls`, `tool_seconds`: attempts of agents to call
-        tools outside of jobs. `waiting`: requests that wait for the limits. `limit`: requests that the first provider
-        may have in flight now.
+        - `calls`: the calls for which a provider had to be asked. `in_flight`: how many of them are under way now.
+          `failed`: how many of them have failed.
+        - `unasked`: the calls that were answered without a provider: from the cache, by an idempotency key, or together
+          with an equal call.
+        - `attempts`: the attempts of all calls. `failed_attempts`: how many of them have failed. `retries`: how many of
+          them repeated an earlier attempt. `overloads`: how many of them the provider refused with 429 (too many
+          requests).
+        - `fallbacks`: how often a fallback was asked.
+        - `input_tokens`, `output_tokens`, `cached_tokens`, `reasoning_tokens`: the sums of these fields of `Usage`.
+        - `cost`: US dollars; answers with an unknown price are not included.
+        - `seconds_total`: the time of all attempts. `durations`: a histogram of their times, in the form of
+          `Durations.read`.
+        - `tool_calls`, `failed_tool_calls`, `tool_seconds`: the number of attempts of agents outside of jobs to call
+          tools, how many failed, and their time in seconds.
+        - `waiting`: the requests that wait because of the limits. `limit`: how many requests may be in flight to the
+          first provider now.
         """
         figures = self._figures.read()
         first = self._routes[0].admission
@@ -366,11 +383,12 @@ class Engine:
     def _find_or_start(
         self, call: ModelCall, schema: Schema | None, use_cache: bool | CompletionCache
     ) -> tuple[SharedCall | Completion | None, bool]:
-        """Returns a call or an answer that this request shares with equal ones, and True if it was there already.
+        """Returns a pair for a request that may share its answer with equal requests.
 
-        The first value is the stored answer or the call in flight (then the second is True), or a call that was
-        started now (False). It is None if the request cannot share a call, because it has neither an idempotency key
-        nor a cache.
+        - If a stored answer or a call in flight was found, the pair is this and True.
+        - If there was none, the pair is a new call, which this method has started, and False.
+        - If the request has neither an idempotency key with a tracker nor a cache, nothing is started, and the pair is
+          (None, False).
         """
         self._check()
         cache = None if use_cache is False else self._cache
@@ -415,7 +433,12 @@ class Engine:
         cache: CompletionCache | None,
         shared: SharedCall,
     ) -> Completion:
-        """Makes a call with an idempotency key."""
+        """Makes a call with an idempotency key, and reports its end to the tracker: the answer, or that the key is free
+        again after an error.
+
+        `content`: the digest of the request. `cache`: the cache that is asked first, if any. `shared`: the SharedCall
+        that runs this.
+        """
         key, context = call.idempotency_key, call.context
         try:
             answer = await self._answer(call, schema, content, cache)
@@ -428,7 +451,10 @@ class Engine:
     async def _make_cached(
         self, call: ModelCall, schema: Schema | None, content: bytes, cache: CompletionCache | None, shared: SharedCall
     ) -> Completion:
-        """Makes a call whose answer comes from the cache, or goes into it."""
+        """Returns the answer from the cache. If the cache has none, asks a provider and stores the answer in the cache.
+        At the end, removes `shared`, the SharedCall that runs this, from the calls in flight. `content`: the digest of
+        the request.
+        """
         try:
             return await self._answer(call, schema, content, cache)
         finally:
@@ -463,7 +489,9 @@ class Engine:
         return answer
 
     async def _through(self, call: ModelCall, most_routes: int) -> Outcome:
-        """Asks the policy and the budgets of the app whether the call may be made, makes it, and returns the answer."""
+        """Makes the call with at most `most_routes` providers, and returns the answer. If the app has a policy or
+        budgets, they decide first whether the call may be made; PolicyDenied or BudgetExceeded is raised if not.
+        """
         model = call.spec.model or self.provider.model
         judge = judge_of_this(model)
         if judge is None:
@@ -534,7 +562,9 @@ class Engine:
 
 
 def _without_cost(answer: Completion) -> Completion:
-    """Returns the answer for a caller for whom no request was made: with no tokens and no cost."""
+    """Returns a copy of an answer for a caller that got it from a cache or from another call: its tokens are 0, its
+    cost is 0 (None if the price was unknown), and `cached` is True.
+    """
     cost = None if answer.cost is None else Decimal(0)
     return msgspec.structs.replace(answer, cached=True, usage=answer.usage and Usage(), cost=cost, output=None)
 

@@ -30,11 +30,13 @@ from sabot.llm.messages import ChatMessage
 
 
 class ModelError(SabotError):
-    """A call of a model that has failed.
+    """The error of a failed call of a model.
 
-    `provider`, `model`, `request_id`: the call, "" where unknown. `status`: the HTTP status, or 0 if there was no
-    response. `sent`: True if the vendor may have processed the request, so that it may cost. `conversation`: the
-    messages of the run of an agent that the error has ended, the prompt first.
+    - `provider`, `model`, `request_id`: the vendor's name, the model, and the vendor's id of the request; "" if
+      unknown.
+    - `status`: the HTTP status of the response, or 0 if there was none.
+    - `sent`: True if the vendor may have received the request. Then the vendor may charge for it.
+    - `conversation`: if the error ended the run of an agent, the messages of this run, beginning with the prompt.
     """
 
     code = "E2004"
@@ -75,7 +77,7 @@ class ContextLengthExceeded(RequestRefused):
 
 
 class ContentFiltered(ModelError):
-    """A filter of the provider refused the request or held the answer back."""
+    """The provider's content filter refused the request, or stopped the answer."""
 
 
 class MalformedAnswer(ModelError):
@@ -89,7 +91,9 @@ class MalformedAnswer(ModelError):
 
 
 class AnswerTooLarge(ModelError):
-    """The answer is longer than `max_answer_bytes`. Reading stopped there; the answer may cost nevertheless."""
+    """The answer is longer than the engine's `max_answer_bytes`. Reading stopped at this limit. The vendor may charge
+    for the answer nevertheless.
+    """
 
 
 class RateLimited(ModelError, TransientError):
@@ -131,8 +135,8 @@ UNPAID = (AuthenticationFailed, CircuitOpen, ModelUnreachable, RateLimited, Requ
 
 
 def may_cost(error: BaseException) -> bool:
-    """Returns True if a request that ended with this error may have to be paid: it was sent, and its answer was not
-    read.
+    """Returns True if the vendor may charge for a request that ended with this error: the request may have been sent,
+    and the error is none after which vendors do not charge (such as RateLimited).
     """
     if isinstance(error, ModelError):
         return error.sent and not isinstance(error, UNPAID)
@@ -144,8 +148,8 @@ class BudgetExceeded(SabotError):
 
 
 class BudgetUnavailable(BudgetExceeded, TransientError):
-    """The budget is shared by several processes, and the process that keeps it does not answer. The message names it.
-    No request was made.
+    """A budget is shared by several processes, and the process that stores it does not answer. No request was made. The
+    message contains the scope of the budget.
     """
 
 
@@ -164,8 +168,9 @@ class ToolTimeout(ToolError, TimeoutError):
 
 
 class AgentRunError(SabotError):
-    """A run of an agent cannot continue. `conversation`: the messages of the run, the prompt first. The agent's
-    Conversation has the complete turns of the run.
+    """A run of an agent cannot continue. `conversation`: all messages of the run, beginning with the prompt. If the run
+    was given a Conversation, its complete turns were added to it (a turn is complete if all its tool calls have
+    results).
     """
 
     code = "E2000"
@@ -173,7 +178,7 @@ class AgentRunError(SabotError):
 
 
 class TurnLimitExceeded(AgentRunError):
-    """The model was asked `max_turns` times and has not answered."""
+    """The model was asked `max_turns` times, and each time it called tools or gave an answer that did not match."""
 
     code = "E2005"
 
@@ -198,8 +203,8 @@ def with_message(error: SabotError, message: str) -> SabotError:
 
 
 def model_error(type: str, message: str) -> ModelError | BudgetExceeded | TurnLimitExceeded | None:
-    """Returns the error of a model call whose class name and message a journal has recorded, or None if the class is
-    not one that a model call raises.
+    """Creates the error again that a journal has recorded for a model call. `type`: the recorded name of its class.
+    `message`: its message. Returns None if the class is not one of the errors of model calls.
     """
     kind = _KINDS.get(type)
     return None if kind is None else kind(message)

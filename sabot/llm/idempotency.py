@@ -24,10 +24,11 @@ HOOKS = ("idempotency.start", "idempotency.hit", "idempotency.conflict", "idempo
 
 
 class SharedCall:
-    """A model call for which several callers wait.
+    """One call of a model whose answer is passed to several callers.
 
-    `work`: the coroutine function that makes the call; it passes the pieces of the answer to the function that it
-    gets. `name`: the name of the call in messages.
+    - `work`: a coroutine function that makes the call and returns the answer. It gets a function as its argument, and
+      calls this function with each piece of the answer.
+    - `name`: the name of the call in error messages.
     """
 
     def __init__(self, work: Callable[[Callable[[Piece], None]], Coroutine[Any, Any, Completion]], name: str) -> None:
@@ -54,8 +55,8 @@ class SharedCall:
             await self._leave()
 
     async def stream(self) -> AsyncGenerator[Piece, None]:
-        """Yields all pieces from the first one on, and then the completion. An answer that did not come in pieces is
-        split by `in_pieces`.
+        """Yields all pieces of the answer from the first on, and at last a piece with the completion. If the answer was
+        not streamed, its text and its tool calls are yielded as the pieces.
         """
         self._users += 1
         try:
@@ -112,7 +113,11 @@ class SharedCall:
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyEvent:
-    """The argument of a hook. `name`: the name of the hook. `key` and `context`: those of the call."""
+    """The argument of a hook that was registered with `IdempotencyTracker.on`.
+
+    - `name`: the name of the event, such as "idempotency.hit".
+    - `key`, `context`: the idempotency key and the RequestContext of the model call.
+    """
 
     name: str
     key: str
@@ -120,16 +125,17 @@ class IdempotencyEvent:
 
 
 class IdempotencyTracker:
-    """A tracker that makes calls with the same idempotency key once. Each tenant (`RequestContext.tenant_id`) has
-    keys of its own. The engines of one event loop may share a tracker.
+    """A tracker of idempotency keys: of several calls with the same key, only the first makes a request. Each tenant
+    (`RequestContext.tenant_id`) has its own keys. Several engines of one event loop may use the same tracker.
 
-    A call whose key is in flight shares the answer of the call in flight. A call whose key was answered gets that
-    answer. A key whose call failed is free again. A key that comes with a different request raises
-    IdempotencyConflict.
+    - If the first call is still in flight, later calls with its key wait for its answer.
+    - If it was answered, later calls get the stored answer.
+    - If it failed, the next call with the key makes a new request.
+    - If a later call with the key has a different request, it raises IdempotencyConflict.
 
-    `request_timeout`: the time for which a call waits for another one with its key, before it raises ModelTimeout.
-    `most`: the number of answers that are kept. `ttl`: the time for which an answer is kept, or None for no limit.
-    `hits`: the number of calls that needed no request.
+    `request_timeout`: how long a later call waits for the first one before it raises ModelTimeout. `most`: the most
+    answers that are stored. `ttl`: how long an answer is stored, or None for no limit. `hits`: the number of calls that
+    made no request.
     """
 
     def __init__(
@@ -149,8 +155,15 @@ class IdempotencyTracker:
         self._hooks: dict[str, list[Callable[[IdempotencyEvent], None]]] = {name: [] for name in HOOKS}
 
     def on(self, name: str, hook: Callable[[IdempotencyEvent], None]) -> None:
-        """Registers a hook. `name`: "idempotency.start", ".hit", ".conflict", ".complete" or ".fail". An error that
-        the hook raises becomes the error of the call. Raises UserError for another name.
+        """Registers a function that is called with an IdempotencyEvent when the event `name` occurs:
+
+        - "idempotency.start": a call with a new key begins.
+        - "idempotency.hit": a call shares the answer of an earlier call with its key.
+        - "idempotency.conflict": a call has the key of a different request.
+        - "idempotency.complete": the answer was stored.
+        - "idempotency.fail": the call has failed or was cancelled.
+
+        An error that the hook raises becomes the error of the call. Raises UserError for another name.
         """
         if name not in self._hooks:
             raise UserError(f"IdempotencyTracker: {name!r} is no hook", hint=", ".join(HOOKS))
@@ -179,26 +192,32 @@ class IdempotencyTracker:
         return answer
 
     def start(self, key: str, content: bytes, context: RequestContext, make: Callable[[], SharedCall]) -> SharedCall:
-        """Makes the call, and registers it as in flight until `complete` or `fail`."""
+        """Calls `make`, which starts the model call, and returns this call. The call remains registered as in flight
+        until `complete` or `fail` is called for it. `content`: a digest of the request.
+        """
         self._call_hooks("idempotency.start", key, context)
         call = make()
         self._in_flight[_scoped_key(key, context)] = (content, call)
         return call
 
     def complete(self, key: str, content: bytes, context: RequestContext, call: SharedCall, answer: Completion) -> None:
-        """Stores the answer of the call, and calls the hooks of "idempotency.complete"."""
+        """Stores the answer of the call for later calls with its key, and removes the call from the calls in flight.
+        Calls the hooks of "idempotency.complete".
+        """
         self._end(key, context, call)
         self._answers.keep(_scoped_key(key, context), (content, msgspec.structs.replace(answer, output=None)))
         self._call_hooks("idempotency.complete", key, context)
 
     def fail(self, key: str, context: RequestContext, call: SharedCall) -> None:
-        """Frees the key of a call that failed or was cancelled, and calls the hooks of "idempotency.fail"."""
+        """Removes a call that failed or was cancelled from the calls in flight, so that its key can be used again.
+        Calls the hooks of "idempotency.fail".
+        """
         self._end(key, context, call)
         self._call_hooks("idempotency.fail", key, context)
 
     def _end(self, key: str, context: RequestContext, call: SharedCall) -> None:
-        """Removes the call from those in flight, unless its key belongs to a later call already. That happens if all
-        callers of this one had left.
+        """Removes `call` from the calls in flight. Does nothing if another call with the same key has replaced it. That
+        can happen if all callers have stopped waiting for `call`, and a new caller used the key before `call` ended.
         """
         place = _scoped_key(key, context)
         found = self._in_flight.get(place)

@@ -32,9 +32,10 @@ def mismatch(value: Any, schema: JsonSchema) -> str:
 
 
 class _Root:
-    """The whole schema, in which a `$ref` is looked up. `known`: the error of each value against each target of a
-    `$ref` that was checked before. Without it, two parts of a schema that refer to each other would double the work
-    at each level.
+    """The root of a schema, in which the targets of `$ref` are looked up.
+
+    `known`: the results of earlier checks, by the id of the value and the text of the `$ref`. Without it, a schema
+    whose parts refer to each other would be checked twice as often at each deeper level.
     """
 
     def __init__(self, schema: JsonSchema) -> None:
@@ -42,7 +43,10 @@ class _Root:
         self.known: dict[tuple[int, str], str] = {}
 
     def wrong(self, value: Any, reference: str, where: str, depth: int) -> str:
-        """Returns the first error of the value against the part that `reference` names, or ""."""
+        """Checks the value against the part of the schema to which the `$ref` text `reference` points. Returns the
+        first error, or "" if the value matches. `where`: the path of the value, such as "$.amount", for the error.
+        `depth`: the levels of nesting so far.
+        """
         key = id(value), reference
         if key not in self.known:
             self.known[key] = f"nested too deep - at {where}"  # the answer for a part that refers only to itself

@@ -19,7 +19,9 @@ from sabot.llm.results import Usage
 
 
 class CallJudge(Protocol):
-    """The policy and the budgets of an app, as an engine asks them about a call."""
+    """The interface of the object that applies an app's policy and budgets to a model call. An engine calls it before
+    each call.
+    """
 
     async def __call__(
         self,
@@ -52,7 +54,9 @@ _judging: dict[object, asyncio.AbstractEventLoop] = {}  # by owner of jobs whose
 
 
 def begin_judging(who: object) -> None:
-    """Registers `who`, which runs jobs whose calls are judged on the current event loop, until `end_judging`."""
+    """Registers the object `who` until `end_judging`. `who` is the owner of jobs of an app with a policy or budgets,
+    which run on the current event loop.
+    """
     if who not in _judging:
         for each in [each for each, loop in list(_judging.items()) if loop.is_closed()]:
             _judging.pop(each, None)
@@ -65,8 +69,12 @@ def end_judging(who: object) -> None:
 
 
 def judge_of_this(model: str) -> CallJudge | None:
-    """Returns the judge of a call of this model here, or None if the call needs none. Raises UserError if the thread
-    has no context, so that the judge is unknown.
+    """Returns the CallJudge of the current context, which has to be asked before a model is called, or None if there is
+    none.
+
+    Raises UserError if it is unknown whether a CallJudge applies: in a thread that was started without a context, while
+    jobs of an app with a policy or budgets run on another event loop of this process. `model`: the name of the model,
+    for the error message.
     """
     judge = JUDGE.get()
     if judge is not None or not _judging or JUDGE in copy_context():

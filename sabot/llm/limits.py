@@ -25,12 +25,12 @@ _LONGEST_PAUSE_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The limits of one provider.
+    """The limits of the requests to one provider.
 
-    `concurrency`: the number of requests in flight, lowered while the provider answers 429. `requests_per_minute`:
-    the number of requests that may begin, evenly spaced, or None for no limit. `tokens_per_minute`: the number of
-    tokens read and written, or None for no limit; they are estimated when a request begins, and corrected when it
-    ends.
+    - `concurrency`: the most requests in flight. While the provider answers 429 (too many requests), fewer are allowed.
+    - `requests_per_minute`: the most requests that begin in a minute, evenly spaced, or None for no limit.
+    - `tokens_per_minute`: the most tokens, input and output together, in a minute, or None for no limit. A request is
+      counted with an estimate when it begins, and with its actual tokens when it has ended.
     """
 
     concurrency: int = 64
@@ -61,8 +61,9 @@ class Admission:
         self._room: asyncio.Future[None] | None = None
 
     def reset(self) -> None:
-        """Prepares for another event loop, after the first one was closed: no request is in flight. The adapted limit
-        of requests in flight is kept.
+        """Prepares the queue for use in another event loop, after the first one was closed: it has no requests in
+        flight and no waiting requests. The number of requests that may be in flight, which was adapted to the provider,
+        remains.
         """
         self._turn, self._room = asyncio.Lock(), None
         self._in_flight.in_flight = self.waiting = 0
@@ -78,7 +79,9 @@ class Admission:
         return self._in_flight.limit
 
     async def enter(self, tokens: int) -> float:
-        """Waits until a request may begin. Returns the time at which it began, for `leave`."""
+        """Waits until the limits allow another request. Returns the time at which it began, in seconds of the monotonic
+        clock, which has to be passed to `leave`. `tokens`: the estimated tokens of the request.
+        """
         self.waiting += 1
         try:
             async with self._turn:
@@ -99,8 +102,11 @@ class Admission:
             self.waiting -= 1
 
     def leave(self, began: float, tokens: int, used: int | None, failure: BaseException | None) -> None:
-        """Reports that the request has ended. `tokens`: the number given to `enter`. `used`: the tokens counted by
-        the provider, or None if unknown.
+        """Records the end of a request, so that waiting requests may begin.
+
+        - `began`: the time that `enter` has returned. `tokens`: the estimate that was passed to `enter`.
+        - `used`: the tokens that the provider has counted, or None if unknown.
+        - `failure`: the error of the request, or None. After a RateLimited fewer requests may be in flight.
         """
         now = self._clock.monotonic()
         if isinstance(failure, RateLimited):
@@ -150,8 +156,9 @@ class Circuit:
         self._probing = False
 
     def enter(self, provider: str, model: str) -> bool:
-        """Checks that a request may be made. Returns True if it is the one that tries the provider after a pause;
-        pass this to `leave`. Raises CircuitOpen.
+        """Checks whether a request may be made now. Raises CircuitOpen if not: the provider has failed several times in
+        a row. After the pause one request may be made as a trial. Returns True for this trial, else False; the value
+        has to be passed to `leave`.
         """
         if self._open_until is None:
             return False
@@ -168,7 +175,9 @@ class Circuit:
         return True
 
     def leave(self, probing: bool, failure: BaseException | None) -> None:
-        """Reports that the request has ended, with its failure or None."""
+        """Records the end of a request. `probing`: the value that `enter` has returned. `failure`: the error of the
+        request, or None. A success ends the row of failures.
+        """
         if probing:
             self._probing = False
         if isinstance(failure, ModelUnavailable | ModelTimeout):

@@ -50,10 +50,13 @@ class ToolCall(msgspec.Struct, frozen=True):
 class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     """One message of a conversation.
 
-    `content`: text, or parts. `tool_calls`: the calls that an assistant's message asks for. `tool_call_id`: the id of
-    the call whose result a tool's message contains. `is_error`: True if that result is an error. `vendor`: data that
-    the vendor wants back with the message, such as signed reasoning, by the name of its API. Other vendors ignore it.
-    A number in place of data is the number of tokens that the vendor itself stores and reads again.
+    - `content`: the text, or a tuple of texts and images.
+    - `tool_calls`: in a message of the model, the tool calls that it asks for.
+    - `tool_call_id`: in a message with the result of a tool, the id of the tool call.
+    - `is_error`: True if this result is an error.
+    - `vendor`: data that a vendor has sent with the message and needs again with later requests, such as signed
+      reasoning. It is a dict by the name of the vendor's API; other vendors do not get it. If a value is a number, the
+      vendor itself has stored the data, and this is the number of their tokens.
     """
 
     role: Role

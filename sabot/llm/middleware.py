@@ -56,22 +56,25 @@ _MIDDLEWARE_HINT = f"a list of these and of functions: {', '.join(MIDDLEWARE)}"
 
 @dataclass(slots=True, kw_only=True)
 class ModelCall:
-    """A call of a model on its way to a provider.
+    """A call of a model, as the middleware of an engine and the provider get it.
 
-    `kind`: "complete", "stream", or "embed", which has `texts` in place of messages. `provider` and `model`: those
-    that are asked now. `timeout_s`: the time limit in seconds of an attempt, or of a stream between two pieces.
-    `began` and `until`: the times when the call began and when it must have ended, in seconds of the engine's
-    monotonic clock. `attempts`: the number of attempts that have begun. `budget`: the budget of this call, in
-    addition to the engine's. `pieces`: the number of pieces that the reader has; a call with any is not repeated.
-    `listener`: the function that gets the pieces.
-
-    `unread`: True if the last request was sent and its answer was not read, so that it may have to be paid. `lost`
-    and `lost_cost`: the number of such requests, and the sum of their greatest known costs.
-
-    `before_repeat`: called before a request that follows an unread one; it raises if no further request is allowed.
-    `before_fallback`: called before a fallback is asked, with the call, which names the fallback, and with the
-    fallback's price function. It may change the request, and raises PolicyDenied or BudgetExceeded if the fallback
-    may not be asked.
+    - `kind`: "complete", "stream" or "embed". A call of the kind "embed" has `texts`; the others have messages in
+      `spec`.
+    - `provider`, `model`: the provider and the model that are asked now; a fallback changes them.
+    - `timeout_s`: the time limit of one attempt in seconds; for a stream, of the wait for each piece.
+    - `began`, `until`: when the call began, and when it has to end at the latest, in seconds of the engine's monotonic
+      clock.
+    - `attempts`: the number of attempts so far.
+    - `budget`: a budget for this call, in addition to that of the engine.
+    - `listener`: the function that is called with each piece of a streamed answer. `pieces`: how many pieces it has
+      got. If it has got any, the call is not repeated after a failure.
+    - `unread`: True if the last request was sent, but its answer was not read; the vendor may charge for it. `lost`:
+      how many such requests the call has made. `lost_cost`: the sum of the costs that they may have, as far as known.
+    - `before_repeat`: a function that is called before a new attempt if `unread` is True. It raises an error if no
+      further request is allowed.
+    - `before_fallback`: a function that is called before a fallback is asked. Its arguments are this call, with the
+      fallback's provider and model, and a function that returns the fallback's cost of a Usage. It may change `spec`.
+      It raises PolicyDenied or BudgetExceeded if the fallback may not be asked.
     """
 
     kind: Literal["complete", "stream", "embed"]
@@ -112,7 +115,9 @@ class ModelCall:
 
     @property
     def usage(self) -> Usage:
-        """The same estimate, as input and output tokens."""
+        """The estimated tokens of the call: those of its input, and `max_tokens` of the request as its output (0
+        without `max_tokens`).
+        """
         return Usage(input_tokens_of(self.spec) + sum(map(count_tokens, self.texts)), self.spec.max_tokens or 0)
 
 
@@ -121,16 +126,19 @@ Middleware: TypeAlias = Callable[[ModelCall, Forward], Awaitable[Outcome]]
 
 
 class CallBudget(Account):
-    """A limit for the tokens and the US dollars of model calls together, and for the number of tool calls.
+    """A budget: a limit for the tokens and the US dollars of model calls, and for the number of tool calls.
 
-    `max_tokens`, `max_cost`, `max_tool_calls`: the limits, which may be reached exactly; None is no limit.
+    `max_tokens`, `max_cost`, `max_tool_calls`: the highest sums that are allowed; None for no limit. A call that would
+    exceed one of them raises BudgetExceeded.
 
-    A call in flight counts with an estimate: its input, and `max_tokens` of its request. A call whose estimate does
-    not fit raises BudgetExceeded. Hence a request without `max_tokens` may exceed the limit by its output. Cost
-    counts when a call has ended, so calls in flight may exceed `max_cost`. An answer without a token count counts
-    with the estimate, and its output too if the request has no `max_tokens`. A request that was sent and whose answer
-    was not read may have to be paid, so it counts with its estimate. With `max_cost`, calls of models without a known
-    price are refused.
+    - Tokens: while a call is in flight, an estimate is reserved for it: its input, and `max_tokens` of its request. At
+      its end the estimate is replaced by the actual tokens. If the request has no `max_tokens`, its output is not in
+      the estimate, so it can exceed the limit.
+    - Cost: it is added at the end of a call. So calls in flight together can exceed `max_cost`. If the price of a model
+      is unknown, a budget with `max_cost` refuses the call.
+    - If the provider reports no tokens for an answer, the estimate is kept. If the request has no `max_tokens`, the
+      estimated tokens of the answer are added.
+    - If a request was sent, but its answer was not read, the vendor may charge for it. So its estimate is kept too.
     """
 
     def __init__(
@@ -155,22 +163,23 @@ class CallBudget(Account):
 
     @property
     def tokens(self) -> int:
-        """The tokens that were used."""
+        """The number of tokens that the calls of this budget have used."""
         return self.total.tokens
 
     @property
     def cost(self) -> Decimal:
-        """The US dollars that were used."""
+        """The US dollars that the calls of this budget have cost."""
         return self.total.cost
 
     @property
     def tool_calls(self) -> int:
-        """The calls of tools that were made."""
+        """The number of tool calls that this budget has counted."""
         return self._tools.total.tool_calls
 
     def allow(self, tokens: int, unpriced: str = "") -> Amounts:
-        """Returns the amounts to reserve for a call of a model. `unpriced`: the model of the call if its price is unknown, or "". Raises
-        BudgetExceeded.
+        """Checks that a model call with `tokens` tokens fits into the budget. Returns the amounts that have to be
+        reserved for it. `unpriced`: the name of the call's model if its price is unknown, else "". Raises
+        BudgetExceeded if the call does not fit, or if the budget has a `max_cost` and the price is unknown.
         """
         if self.max_cost is not None and unpriced:
             raise BudgetExceeded(
@@ -184,7 +193,9 @@ class CallBudget(Account):
 
 
 def _allowed(account: Account, wanted: Amounts) -> Amounts:
-    """Returns `wanted`. Raises BudgetExceeded if the account has no room for it."""
+    """Returns the amounts `wanted` if the limits of the account allow them in addition to what is used and reserved.
+    Raises BudgetExceeded if not.
+    """
     if (full := account.exceeded(wanted)) is not None:
         raise BudgetExceeded(f"the budget has {full.words}")
     return wanted
@@ -192,8 +203,12 @@ def _allowed(account: Account, wanted: Amounts) -> Amounts:
 
 @dataclass(slots=True)
 class CallFigures:
-    """The counters of an engine. `calls`: calls that needed a provider. `unasked`: calls that did not. `tool_calls`:
-    attempts of agents to call tools. The others are described at `ExecutionEngine.statistics`.
+    """The counters of an engine.
+
+    - `calls`: the calls for which a provider had to be asked. `unasked`: the calls that were answered without one.
+    - `tool_calls`: attempts of agents to call tools.
+
+    `ExecutionEngine.statistics` describes the others.
     """
 
     calls: int = 0
@@ -223,11 +238,16 @@ class CallFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltIn:
-    """The layers that every engine has.
+    """The built-in layers of an engine's middleware, and their settings.
 
-    `timeout_s`: the time limit of an attempt, in seconds. `total_s`: that of a call with all its attempts and waits.
-    `retry`: the number of retries and their waits. `patience_s`: the seconds for which a call that is turned away
-    (429) is repeated. `prices`: the prices of tokens, or None if unknown. `dice`: the random numbers of the waits.
+    - `timeout_s`: the time limit of one attempt in seconds. `total_s`: the time limit in seconds of a call with all its
+      attempts and waits. None for no limit.
+    - `retry`: the number of further attempts, and the waits before them.
+    - `patience_s`: the seconds during which a call is repeated if the provider answers 429 (too many requests).
+    - `budget`: the budget of the engine, or None.
+    - `prices`: the prices of tokens, or None if no prices are known.
+    - `figures`: the counters of the engine.
+    - `dice`: the generator of random numbers for the waits.
     """
 
     timeout_s: float | None
@@ -245,7 +265,7 @@ class BuiltIn:
         _check_budget("ExecutionEngine", self.budget)
 
     def layer(self, name: str) -> Middleware:
-        """Returns the layer with a name of MIDDLEWARE."""
+        """Returns the built-in layer `name`, which is one of the names in the list MIDDLEWARE."""
         return {
             "logging": self.log,
             "timeout": self.limit_time,
@@ -255,7 +275,9 @@ class BuiltIn:
         }[name]
 
     def tool_middleware(self, middleware: "str | Sequence[str | Middleware]") -> "ToolMiddleware":
-        """Returns the layers around tools: those of the engine's middleware that have names."""
+        """Returns the middleware around tool calls for an engine with this `middleware`. It consists of the built-in
+        layers whose names are in the list; functions in the list are not called for tools.
+        """
         named = [middleware] if isinstance(middleware, str) else middleware
         return ToolMiddleware(frozenset(each for each in named if isinstance(each, str)), self)
 
@@ -273,7 +295,9 @@ class BuiltIn:
         return outcome
 
     async def limit_time(self, call: ModelCall, forward: Forward) -> Outcome:
-        """Sets the time limits of a call. Raises ModelTimeout after `total_s`."""
+        """Sets the time limits of a call. Raises ModelTimeout if the call with all its attempts takes more than
+        `total_s` seconds.
+        """
         if call.timeout_s is None:
             call.timeout_s = self.timeout_s
         if self.total_s is None:
@@ -290,8 +314,12 @@ class BuiltIn:
             raise ModelTimeout(f"no answer in {self.total_s} s, {call.attempts} attempts", **where) from error
 
     async def repeat(self, call: ModelCall, forward: Forward) -> Outcome:
-        """Repeats a call after errors that may pass. Each wait is the time that the provider asks for, plus a random
-        part of the backoff. A call that has emitted a piece, or that would end after its time limit, is not repeated.
+        """Repeats a call after each TransientError except CircuitOpen, until it succeeds or may not be repeated any
+        more.
+
+        The wait before each further attempt is the time for which the provider asks, plus the backoff, of which a
+        random part of up to one half is subtracted. The error is raised if `retries` further attempts have failed, if
+        the reader has got a piece of the answer, or if the next attempt would begin after the time limit of the call.
         """
         failures = overloads = 0
         first = self.clock.monotonic()
@@ -320,8 +348,9 @@ class BuiltIn:
             await self.sleep(wait_s)
 
     async def charge(self, call: ModelCall, forward: Forward) -> Outcome:
-        """Reserves the tokens of an attempt in the engine's budget and in the call's own, and settles them
-        afterwards. Raises BudgetExceeded.
+        """Reserves the estimated tokens of an attempt in the budget of the engine and in that of the call. After the
+        attempt, replaces the reservation by the actual tokens and cost. Raises BudgetExceeded if a budget does not
+        allow the attempt.
         """
         budgets = [each for each in (self.budget, call.budget) if each is not None]
         if not budgets:
@@ -373,9 +402,11 @@ class BuiltIn:
 
 @dataclass(frozen=True, slots=True)
 class ToolMiddleware:
-    """The layers around the calls of an agent's tools outside of jobs: logging around a call with all its attempts,
-    budget and telemetry around each attempt. Time limits and retries are the tool's own. `names`: the names of the
-    layers that are active.
+    """The engine's middleware around tool calls of agents outside of jobs. `call` logs a tool call with all its
+    attempts; `charge` and `attempt` apply the budget and the counters to each attempt. Time limits and retries are
+    settings of the tool.
+
+    `names`: the names of the layers of the engine's middleware; a layer that is not in it has no effect.
     """
 
     names: frozenset[str]
@@ -441,7 +472,9 @@ def _around(middleware: Middleware, forward: Forward, call: ModelCall) -> Awaita
 
 
 def _check_budget(where: str, given: object) -> None:
-    """Raises UserError if the budget is not a CallBudget. A Budget of sabot.agents is another thing."""
+    """Raises UserError if the budget is neither None nor a CallBudget. `where`: the text with which the message begins.
+    `sabot.agents` has another class, Budget, which is not accepted.
+    """
     hint = (
         "CallBudget(max_tokens=…, max_cost=…) of sabot.llm; a Budget of sabot.agents is a scope's: App(…, budgets=[…])"
     )

@@ -31,7 +31,7 @@ class Prices(Protocol):
 
     @property
     def version(self) -> str:
-        """The version of the prices, which is kept with each cost."""
+        """The version of the prices. Each Completion stores it in `prices_version`, beside its cost."""
 
     def cost(self, provider: str, model: str, usage: Usage) -> Decimal | None:
         """Returns the cost in US dollars, or None if the price of this model is unknown."""
@@ -95,11 +95,14 @@ def _exact(name: str, value: object) -> Decimal:
 
 
 class PriceTable:
-    """Prices that you give yourself.
+    """A table of prices that you give yourself.
 
-    `prices`: the price of each model, by its name or by "vendor/model", which takes precedence. The date at the end
-    of a model's name ("gpt-4o-mini-2024-07-18") is ignored if the full name has no price. `version`: any text. Raises
-    UserError.
+    - `prices`: the price of each model, by "vendor/model" or by the name of the model alone. If a model has both, the
+      price by "vendor/model" is used. If a name has no price, a date or "-latest" at its end ("gpt-4o-mini-2024-07-18")
+      is removed, and the rest is looked up.
+    - `version`: any text that is not empty; each cost is stored together with it.
+
+    Raises UserError for other values.
     """
 
     def __init__(self, prices: Mapping[str, Price], *, version: str) -> None:
@@ -125,8 +128,8 @@ class PriceTable:
 
 
 class GenaiPrices:
-    """The prices of the package genai-prices (extra `llm`), which covers many vendors. Its version is that of the
-    package, with the time of the last update if the program updates the package's prices. Raises MissingExtra.
+    """The prices of the package genai-prices (extra `llm`), which has the models of many vendors. Raises MissingExtra
+    if the package is not installed.
     """
 
     def __init__(self) -> None:
@@ -138,7 +141,9 @@ class GenaiPrices:
 
     @property
     def version(self) -> str:
-        """The version of the prices, such as "genai-prices 0.2.3"."""
+        """The version of the package, such as "genai-prices 0.2.3". If the program lets the package update its prices,
+        the time of the last update follows.
+        """
         data = self._package.data_snapshot.get_snapshot()
         updated = f" of {data.timestamp:%Y-%m-%dT%H:%M:%S}" if data.from_auto_update else ""
         return f"genai-prices {self._package.__version__}{updated}"

@@ -27,8 +27,9 @@ class Provider(Protocol):
 
     @property
     def lacks(self) -> frozenset[str]:
-        """The fields of a RequestSpec for which the vendor has no parameter, such as {"seed"}. A request that sets
-        one of them raises UserError. An engine that asks this provider as a fallback removes them.
+        """The fields of a RequestSpec for which the vendor's API has no parameter, such as {"seed"}. If such a field is
+        set in a request, the provider raises UserError. If the provider is a fallback, the engine removes these fields
+        beforehand.
         """
 
     async def complete(
@@ -39,9 +40,12 @@ class Provider(Protocol):
         idempotency_key: str = "",
         max_answer_bytes: int | None = None,
     ) -> Completion:
-        """Returns the whole answer. `timeout_s`: the time limit in seconds, after which ModelTimeout is raised.
-        `idempotency_key`: a key that is passed to the vendor if it accepts one. `max_answer_bytes`: the greatest
-        length of the answer as it arrives; reading stops there and AnswerTooLarge is raised.
+        """Sends the request, and returns the whole answer. Raises ModelError.
+
+        - `timeout_s`: the time limit in seconds; ModelTimeout is raised after it. With None the provider decides.
+        - `idempotency_key`: a key that is sent to the vendor if its API accepts one.
+        - `max_answer_bytes`: the most bytes of the answer as it is received. Reading stops at this limit, and
+          AnswerTooLarge is raised.
         """
 
     def stream(

@@ -86,8 +86,9 @@ def _check_fields(spec: RequestSpec) -> None:
 
 
 def with_output(answer: Completion, schema: Schema | None) -> Completion:
-    """Returns the answer with its `output`, decoded by the schema. Without a schema, or if the answer calls tools, it
-    is returned unchanged. Raises MalformedAnswer if the text does not match.
+    """Decodes the text of an answer by the schema, and returns a copy of the answer with the decoded value as its
+    `output`. Returns the answer itself if `schema` is None or if the answer calls tools. Raises MalformedAnswer if the
+    text does not match the schema.
     """
     if schema is None or answer.tool_calls:
         return answer

@@ -45,8 +45,8 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_possible(self) -> bool:
-        """True if a request can have this usage: no count is negative or above 10¹², and no part is more than its
-        whole.
+        """True if a request can have these numbers of tokens: none is negative or above 10¹²; cached input tokens are
+        not more than all input tokens, and reasoning tokens are not more than all output tokens.
         """
         counts = msgspec.structs.astuple(self)
         if not all(is_whole(each, 0, _MOST_TOKENS) for each in counts):
@@ -65,11 +65,15 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
 class Completion(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The whole answer of a model to one request.
 
-    `message`: the message for the conversation. `finish_reason`: the reason why the answer ended. `usage`: the
-    tokens, or None if the provider does not report them. `cost`: US dollars, or None if the price is unknown.
-    `prices_version`: the version of the prices of that cost. `provider`, `model`, `request_id`: the provider's name,
-    the model that answered, and the vendor's id of the request. `cached`: True if no request was made for this
-    caller. `output`: the answer decoded as the type that was asked for; caches and journals do not store it.
+    - `message`: the answer as a message of the conversation.
+    - `finish_reason`: the reason why the answer ended.
+    - `usage`: the numbers of tokens, or None if the provider does not report them.
+    - `cost`: US dollars, or None if the price is unknown. `prices_version`: the version of the prices that were used.
+    - `provider`: the vendor's name. `model`: the model that answered. `request_id`: the vendor's id of the request.
+    - `cached`: True if the answer came from a cache, or from the request of another call with the same key or prompt.
+      Then the tokens and the cost are 0.
+    - `output`: the answer decoded as the type that the caller has passed as `output=`. Caches and journals do not store
+      it.
     """
 
     message: ChatMessage
@@ -95,9 +99,12 @@ class Completion(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class Piece(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A piece of an answer that is streamed. `text`: more text of the answer. `reasoning`: more text of the
-    reasoning, if the vendor shows it. `tool_call`: a call whose arguments are complete. `completion`: the whole
-    answer, in the last piece only.
+    """One piece of an answer that is streamed. Each piece has one of these:
+
+    - `text`: the next part of the answer's text.
+    - `reasoning`: the next part of the model's reasoning, if the vendor sends it.
+    - `tool_call`: a tool call with all its arguments.
+    - `completion`: the whole answer; only the last piece has it.
     """
 
     text: str = ""
@@ -117,8 +124,8 @@ async def in_pieces(completion: Completion) -> AsyncGenerator[Piece, None]:
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Embeddings:
-    """The vectors of texts. `vectors`: a float32 array with one row for each text, in their order. The other fields
-    mean the same as those of a Completion.
+    """The vectors of texts. `vectors`: a float32 array with one row for each text, in the order of the texts. The other
+    fields are described at `Completion`.
     """
 
     vectors: npt.NDArray[np.float32]
@@ -131,8 +138,8 @@ class Embeddings:
 
 
 def joined(parts: Sequence[Embeddings]) -> Embeddings:
-    """Returns the vectors of several requests as one, in order, with the sum of their usage and cost. A sum is None
-    if one of its parts is.
+    """Joins the vectors of several requests into one Embeddings, in order, with the sums of their tokens and costs. If
+    the usage or the cost of one of them is None, the sum is None too.
     """
     usages = [each.usage for each in parts]
     costs = [each.cost for each in parts]

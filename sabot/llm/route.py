@@ -29,7 +29,9 @@ _EMPTY = RequestSpec(messages=())
 
 
 class Route:
-    """A provider with its limits, circuit breaker and prices. `send` is the innermost layer of the middleware."""
+    """The way of an engine's requests to one provider: its limits, its circuit breaker and its prices. `send` makes the
+    request, after all layers of the middleware.
+    """
 
     def __init__(
         self,
@@ -51,8 +53,9 @@ class Route:
         self._prices, self._clock = prices, clock
 
     def fallback_request(self, first: Provider, spec: RequestSpec) -> RequestSpec:
-        """Returns the request for this provider as a fallback of the first one: with its own model, and without
-        fields that it has no parameter for. The first time that a field is left out, the log says so.
+        """Returns the request that this provider gets if the provider `first` has failed. The model is that of this
+        provider. Fields that this provider does not have are removed. A warning is logged when a field is removed for
+        the first time.
         """
         lacks = self.provider.lacks if self.provider.name == first.name else {*self.provider.lacks, "options"}
         left_out = {name for name in lacks if getattr(spec, name) != getattr(_EMPTY, name)}
@@ -90,9 +93,11 @@ class Route:
         return self._priced(outcome, call)
 
     def _check_usage(self, outcome: Outcome, call: ModelCall) -> Outcome:
-        """Returns the outcome, without its usage if the usage is impossible: a count is negative or no number, a part
-        is more than its whole, or there are 0 tokens for an answer with content. If an answer has no usage, the log
-        says so once for each model.
+        """Returns the outcome. If its usage cannot be true, the returned copy has no usage. That is so if a count is
+        negative, if a part is more than its whole, or if there are 0 tokens although the answer is not empty. If a cost
+        in the outcome is not valid, the copy has neither usage nor cost.
+
+        For an outcome without usage a warning is logged, once for each model.
         """
         usage, model = outcome.usage, outcome.model or call.model
         strange = (usage is not None and not usage.is_possible) or (
@@ -115,7 +120,9 @@ class Route:
         return outcome
 
     async def _count_lost(self, call: ModelCall) -> Outcome:
-        """Makes the request, and counts it in `call.lost` if it was sent and its answer was not read."""
+        """Makes the request, and returns its outcome. If it fails after it was sent, sets `call.unread`, and adds the
+        request to `call.lost` and `call.lost_cost`, because the vendor may charge for it.
+        """
         try:
             return await self._request(call)
         except BaseException as error:

@@ -40,8 +40,8 @@ _SECTION = re.compile(r"\s*(?:Returns?|Raises|Yields?|Examples?|Notes?)\s*:|\s*:
 
 
 class Mismatch(ValueError):
-    """The error for a text of a model that is not JSON, or does not match the schema. The message names the place and
-    the reason, without terms of Python.
+    """The error for a model's text that is not JSON or does not match a schema. The message is written for the model:
+    it says which part of the text is wrong and why, and does not mention Python.
     """
 
 
@@ -50,12 +50,16 @@ class _NoJson(Mismatch):
 
 
 class Schema:
-    """The JSON schema of `of`, and the decoder of answers.
+    """The JSON schema of the type of an answer, and the decoder of such answers.
 
-    `json`: the schema for the model. It is always that of an object, because vendors accept no other: a type that is
-    no object is asked for as {"value": …}. In schemas made of a type, objects require all fields and accept no
-    others, because vendors enforce only such schemas; the decoder accepts answers without fields that have defaults.
-    `name`: the name of the type, with characters that vendors accept. Raises UserError for a type that has no schema.
+    - `of`: the type. It may also be a dict from the names of columns to their types, or the JSON schema of an object.
+    - `json`: the schema that is sent to the model. Vendors accept only schemas of objects. For a type that is not an
+      object, such as `int`, it is the schema of an object with one field: {"value": …}. In schemas that were made from
+      a type, each object requires all of its fields and allows no others, because vendors enforce only such schemas.
+      Nevertheless `decode` accepts answers without fields that have a default.
+    - `name`: the name of the type. Characters that vendors do not accept are replaced by "_".
+
+    Raises UserError for a type that has no JSON schema.
     """
 
     def __init__(self, of: Any) -> None:
@@ -87,8 +91,10 @@ class Schema:
         _require_all(self.json)
 
     def decode(self, text: str) -> Any:
-        """Returns the value of a model's text. JSON between lines of ``` is accepted, and a value without {"value":
-        …} around it, because models whose vendor does not enforce the schema write such answers. Raises Mismatch.
+        """Decodes the text of an answer, and returns the value. Raises Mismatch if the text does not match.
+
+        If the vendor does not enforce the schema, models deviate from it in two ways, which are accepted: the JSON is
+        enclosed in lines of ```, or a value that should be in {"value": …} comes without it.
         """
         text = _strip_fence(text)
         if self._wrapped_type is None:
@@ -103,11 +109,15 @@ class Schema:
 
 
 class Parameters:
-    """The parameters of a function as a JSON schema for a model, made of their types and of the docstring.
+    """The parameters of a function as a JSON schema, which is made of their types and of the function's docstring.
 
-    `json`: the schema. `description`: the docstring up to its description of the parameters, which may be a section
-    `Args:` or lines `:param name:`. `hidden`: names of parameters that the model does not get. Raises UserError,
-    whose message begins with `where`.
+    - `json`: the schema.
+    - `description`: the docstring without the descriptions of the parameters, which may be a section `Args:` or lines
+      `:param name:`. They are in the schema.
+    - `where`: the text with which messages of errors begin.
+    - `hidden`: the names of parameters that are not in the schema.
+
+    Raises UserError for parameters that a model cannot give by name, and for types without a JSON schema.
     """
 
     def __init__(self, func: Callable[..., Any], where: str, hidden: tuple[str, ...] = ()) -> None:
@@ -154,7 +164,9 @@ class Parameters:
 
 
 def _schema_of(kind: Any, where: str) -> JsonSchema:
-    """Returns the schema of a type, with its root in place instead of a reference to it."""
+    """Returns the JSON schema of a type. The schema of the type itself is at the top level, not behind a `$ref`.
+    `where`: the text with which the error message begins. Raises UserError if the type has no JSON schema.
+    """
     foreign: dict[str, Any] = {}
     try:
         (root,), parts = msgspec.json.schema_components(
@@ -197,15 +209,15 @@ def _require_all(schema: Any) -> None:
 
 
 def _refers(value: Any, name: str) -> bool:
-    """Returns True if a schema contains a reference to the part `name`."""
+    """Returns True if the schema contains a `$ref` to the definition `name` in `$defs`."""
     if isinstance(value, dict):
         return value.get("$ref") == _REF + name or any(_refers(each, name) for each in value.values())
     return isinstance(value, list | tuple) and any(_refers(each, name) for each in value)
 
 
 def _pydantic_schema(kind: Any, parts: dict[str, Any]) -> JsonSchema:
-    """Returns the schema of a pydantic model, without importing pydantic. The schemas of other models to which it
-    refers are added to `parts`, by their names. Raises NotImplementedError for any other type.
+    """Returns the JSON schema of a pydantic model, without importing pydantic. Adds the schemas of other models that it
+    uses to the dict `parts`, by their names. Raises NotImplementedError if `kind` is not a pydantic model.
     """
     if not _is_pydantic(kind):
         raise NotImplementedError(f"{kind!r} has no JSON schema")
@@ -229,8 +241,8 @@ def _name_of(of: Any) -> str:
 
 
 def _are_columns(of: Mapping[Any, Any]) -> bool:
-    """Returns True if a mapping of names to types describes columns. A mapping with {"type": "object"} is a JSON
-    schema.
+    """Returns True if the dict describes columns: each key is a name, and each value the name of a type or a type. A
+    dict with "type": "object" is a JSON schema and not columns.
     """
     return of.get("type") != "object" and all(
         isinstance(name, str) and (isinstance(kind, str | type | pa.DataType)) for name, kind in of.items()
@@ -248,7 +260,9 @@ def _row_type(columns: Mapping[str, Any]) -> Any:
 
 
 def _value_type(kind: pa.DataType, name: str) -> Any:
-    """Returns the Python type of the values of an Arrow type. Raises UserError if a model cannot write such values."""
+    """Returns the Python type whose JSON schema a model gets for a column of this Arrow type. Raises UserError if
+    values of the type cannot be written as JSON. `name`: the name of the column, for the error message.
+    """
     if pa.types.is_integer(kind) and kind.bit_width < 64:
         most = 2 ** (kind.bit_width - pa.types.is_signed_integer(kind))
         least = -most if pa.types.is_signed_integer(kind) else 0
@@ -291,7 +305,10 @@ def _hints_of(func: Callable[..., Any], where: str) -> dict[str, Any]:
 
 
 def _context_in(kind: Any) -> str:
-    """Returns the name of a class of Sabot that ends with "Context" and that the type contains, or ""."""
+    """Returns the name of the first class of Sabot in the type whose name ends with "Context", such as
+    `DurableContext`. Returns "" if there is none. A parameter of such a type is refused, because a model could not give
+    its value.
+    """
     if isinstance(kind, type):
         for each in kind.__mro__:
             if each.__module__.partition(".")[0] == "sabot" and each.__name__.endswith("Context"):
@@ -329,7 +346,9 @@ def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _add_default(schema: JsonSchema, value: Any) -> None:
-    """Adds the default of a parameter to its schema, if JSON has such values."""
+    """Adds the default value of a parameter to its schema. Does nothing if the value is not a text, number, bool or
+    None.
+    """
     if value is None or isinstance(value, str | int | float | bool):
         schema["default"] = value
 
@@ -352,8 +371,9 @@ def _decode(text: str, kind: Any) -> Any:
 
 
 def _decode_unwrapped(text: str, kind: Any, wrapped: Mismatch) -> Any:
-    """Decodes a text that is not wrapped in {"value": …}: as JSON, or as a text without quotes. `wrapped`: the error
-    of the attempt to decode it as a wrapped value.
+    """Decodes a text that is not in the form {"value": …}: first as JSON, then as a text whose quotes are missing.
+    Raises Mismatch if neither matches the type. `wrapped`: the error of the attempt to decode the form {"value": …}; it
+    is raised if the text begins with "{".
     """
     try:
         return _decode(text, kind)
@@ -368,8 +388,8 @@ def _decode_unwrapped(text: str, kind: Any, wrapped: Mismatch) -> Any:
 
 
 def _validate_pydantic(kind: Any, value: Any) -> Any:
-    """Validates a value by its pydantic model. The message of an error contains no addresses of pydantic's web pages,
-    and not the value.
+    """Checks a value with a pydantic model, and returns the object of the model. The message of a ValueError contains
+    the fields and the reasons, but not the value and no links to pydantic's web pages.
     """
     try:
         return kind.model_validate(value)

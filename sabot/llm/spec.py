@@ -21,15 +21,19 @@ class ToolSchema(msgspec.Struct, frozen=True):
 
 
 class RequestSpec(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A request to a model. A field that is None has the vendor's default.
+    """A request to a model. If a field is None, the vendor's default is used.
 
-    `messages`: the conversation, a system message first. `model`: the model's name, or "" for the provider's.
-    `tools`: the tools that the model may call. `tool_choice`: "auto" lets it call tools, "required" forces it to,
-    "none" forbids it. `output`: the JSON schema that the answer must match. `output_name`: the name of that schema in
-    the request. `max_tokens`: the greatest number of tokens of the answer. `stop`: texts at which the answer ends.
-    `seed`: a number for repeatable answers, if the vendor has such a parameter. `options`: other parameters by the
-    vendor's names, which replace the fields above. Engines and jobs refuse options that name the model, the messages,
-    or the length of the answer, because policies and budgets judge these.
+    - `messages`: the conversation; a system message is the first.
+    - `model`: the name of the model, or "" for the model of the provider.
+    - `tools`: the tools that the model may call. `tool_choice`: "auto" if the model decides whether to call one,
+      "required" if it must call one, "none" if it must not.
+    - `output`: the JSON schema that the answer must match. `output_name`: the name of that schema in the request.
+    - `temperature`, `top_p`: how random the answer is, as the vendor defines it.
+    - `max_tokens`: the most tokens of the answer.
+    - `stop`: texts at which the answer ends.
+    - `seed`: a number for repeatable answers, if the vendor has such a parameter.
+    - `options`: other parameters, by the vendor's names. They replace the fields above. Engines and jobs refuse options
+      for the model, the messages and the length of the answer, because policies and budgets have to know these.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -46,7 +50,7 @@ class RequestSpec(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     options: dict[str, Any] = {}
 
     def digest(self) -> bytes:
-        """Returns 16 bytes that are the same for equal requests, in every process."""
+        """Returns a hash of all fields, 16 bytes long. It is the same for equal requests, in every process."""
         # All fields: msgspec omits a text as a default by its identity, so equal requests could be encoded differently.
         fields = msgspec.structs.asdict(self)
         for name in ("temperature", "top_p"):  # 1 equals 1.0
@@ -55,11 +59,11 @@ class RequestSpec(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 
 
 class RequestContext(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """The caller for whom a request is made. All layers get it.
+    """The ids of a request, and of the caller for whom it is made. It is passed to all layers of the middleware.
 
-    `request_id`: the id of the request, random by default. `trace_id`: the id that all requests of one trace share.
-    `tenant_id`, `user_id`, `session_id`, `job_id`: the caller, where known. `parent_id`: the id of the request that
-    made this one necessary.
+    - `request_id`: the id of the request, random by default. `trace_id`: the id that all requests of one trace have.
+    - `tenant_id`, `user_id`, `session_id`, `job_id`: the caller; None if unknown.
+    - `parent_id`: the request id of the caller's own request, if this request is made in the course of it.
     """
 
     request_id: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
@@ -71,8 +75,8 @@ class RequestContext(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     parent_id: str | None = None
 
     def child(self) -> "RequestContext":
-        """Returns the context of a request that this one makes: with a new request id, in the same trace, tenant,
-        user, session and job.
+        """Returns the context for a further request in the course of this one. It has a new request id and this one's
+        request id as its `parent_id`. Its trace, tenant, user, session and job are the same.
         """
         return msgspec.structs.replace(
             self, request_id=uuid.uuid4().hex, parent_id=self.request_id, trace_id=self.trace_id or self.request_id

@@ -42,9 +42,9 @@ def input_tokens_of(spec: RequestSpec) -> int:
 
 
 def most_tokens(text: str) -> int:
-    """Returns the greatest number of tokens that the text can have with any vendor's tokenizer. A token has at least
-    one byte, and lower-case letters and spaces make at most one token for each two of them, even where they form no
-    words.
+    """Returns an upper bound of the tokens that the text can have with the tokenizer of any vendor. Each byte counts as
+    one token. Only lower-case letters and spaces count as half a token each, because tokenizers always join them at
+    least in pairs.
     """
     data = text.encode(errors="replace")
     others = len(data.translate(None, _OFTEN_JOINED))
@@ -52,8 +52,8 @@ def most_tokens(text: str) -> int:
 
 
 def most_input_tokens(spec: RequestSpec) -> int:
-    """Returns the greatest number of input tokens that a request can have: of everything that is sent, also of
-    reasoning that its vendor gets back. An image counts IMAGE_TOKENS.
+    """Returns an upper bound of the input tokens of a request. All that is sent is counted, including reasoning that
+    the vendor has sent earlier and needs again. Each image is counted with the constant IMAGE_TOKENS.
     """
     options = spec.options or {}  # may contain tools and schemas, by the vendor's names
     tokens = sum(map(most_tokens, _schemas(spec))) + (_OF_TOOLS if spec.tools or "tools" in options else 0)
@@ -69,8 +69,8 @@ def most_input_tokens(spec: RequestSpec) -> int:
 
 
 def _most_kept(kept: object) -> int:
-    """Returns the greatest number of tokens of data that a vendor gets back with a message. `kept`: the data as JSON,
-    or the number of tokens that the vendor itself stores.
+    """Returns an upper bound of the tokens of data in `ChatMessage.vendor`, which are sent to the vendor again. `kept`:
+    the data, or a number, which is the number of tokens of data that the vendor itself stores.
     """
     return kept if type(kept) is int else most_tokens(msgspec.json.encode(kept).decode())
 

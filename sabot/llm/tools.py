@@ -51,16 +51,16 @@ _DOUBTED = (EffectClass.UNSAFE, EffectClass.RECONCILABLE)
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """The call for which a tool's function runs. A function gets it as the parameter `effect: Effect`, which models
-    do not see.
+    """The facts about one call of a tool's function. The function gets them if it has the parameter `effect: Effect`.
+    Models do not see this parameter.
 
-    `id`: the effect in the journal. `key`: the idempotency key, the same in every attempt. `attempt`: the number of
-    the attempt, from 1. `deadline`: the time at which the call will be cancelled, in seconds since 1970, or None for
-    no limit.
-
-    `again`: a coroutine function that the tool calls before it sends its request once more because it could not read
-    the answer to the first one, or None without a journal. It records another attempt of the effect, and returns the
-    new id. Raises the errors of budgets.
+    - `id`: the id of the effect in the journal.
+    - `key`: the idempotency key, which is the same in every attempt.
+    - `attempt`: the number of the attempt, from 1.
+    - `deadline`: the time at which the call will be cancelled, in seconds since 1970, or None for no limit.
+    - `again`: an async function, or None if there is no journal. If the tool could not read the answer to its request
+      and wants to send it once more, it first calls this function with `id`. The function records a further attempt,
+      and returns its id. It raises BudgetExceeded if a budget does not allow it.
     """
 
     id: EffectId
@@ -96,7 +96,9 @@ class ToolParameters(Protocol):
 
 
 class ToolCaller(Protocol):
-    """The caller of a tool with `converse`: an agent outside of a job, or a job, whose journal records each step."""
+    """An interface: the caller of a tool that has a function `converse`, which makes a call in several steps. The
+    caller is an agent outside of a job, or a job, whose journal records each step.
+    """
 
     scope: str
     """The tenant for whom the tool is called, or "" if unknown."""
@@ -112,8 +114,11 @@ class ToolCaller(Protocol):
     async def ask(
         self, kind: str, payload: Mapping[str, Any], timeout_s: float
     ) -> tuple[str, Mapping[str, Any]] | None:
-        """Asks a person. Returns "resolved", "expired" or "cancelled" with the answer, or None if no person can be
-        asked here.
+        """Asks a person, and waits for the answer. Returns None if no person can be asked in this kind of run.
+
+        Else returns a pair: "resolved", "expired" or "cancelled", and the answer, which is empty if nobody has
+        answered. `kind`: the kind of the question. `payload`: its data. `timeout_s`: how long the person may take, in
+        seconds.
         """
 
     async def complete(self, engine: "Engine", spec: RequestSpec) -> "Completion":
@@ -122,16 +127,21 @@ class ToolCaller(Protocol):
 
 @dataclass(frozen=True)
 class Tool:
-    """A function with its class of effect and its settings. Calling a Tool calls the function.
+    """A function that agents and jobs can call as a tool, with its settings. Calling a Tool object calls the function.
 
-    `effect`: the class, which says whether a call may be repeated. `reconcile`: a function `f(effect, *the same
-    arguments)` that finds out whether a call was made. `in_doubt`: the reaction if nobody knows whether a call was
-    made. `timeout_s`: the time limit of one attempt in seconds. `retry`: attempts after a failure, of calls that may
-    be repeated. `takes_effect`: True if the function has the parameter `effect: Effect`. `is_async`: True for `async
-    def`; other functions run in threads. `has_retries`: True if `retries=` was given, so that an agent's
-    `max_tool_retries=` does not apply. `labels`: the labels of its results. `parameters`: its parameters, or None if
-    they are those of the signature. `converse`: a coroutine function `converse(tool, caller, arguments)` that makes
-    the call in several steps, between which it may ask people or models, or None if a call is one call of `func`.
+    - `effect`: the effect class, which decides whether a call may be repeated (see `tool`).
+    - `reconcile`: a function that finds out whether a call was made. Its arguments are the Effect of the call, and then
+      the arguments of the call.
+    - `in_doubt`: what a job does if it is unknown whether a call was made: "ask" a person, "fail", or "assume_done".
+    - `timeout_s`: the time limit of one attempt in seconds, or None.
+    - `retry`: the number of further attempts after a failure, and the waits before them.
+    - `takes_effect`: True if the function has the parameter `effect: Effect`.
+    - `is_async`: True for `async def`; other functions run in threads.
+    - `has_retries`: True if `retries=` was given. Then `max_tool_retries=` of an agent has no effect on this tool.
+    - `labels`: the labels of the tool's results, which the rules of a policy use.
+    - `parameters`: the parameters, if they are not those of the function's signature; else None.
+    - `converse`: an async function `converse(tool, caller, arguments)`. It makes the call in several steps, between
+      which it can ask people or models. None if a call is simply one call of `func`.
     """
 
     func: Callable[..., Any]
@@ -225,21 +235,28 @@ def tool(
     open_world: bool = False,
     labels: Collection[str] = (),
 ) -> Any:
-    """Makes a tool of a function, sync or async: `@tool`, or `@tool(effect="read")`.
+    """Makes a Tool of a function, sync or async: `@tool`, or `@tool(effect="read")`.
 
-    `effect`: "read" (changes nothing), "idempotent" (the service executes equal calls, or calls with the same key,
-    once), "metered" (may be repeated, and costs), "local" (stays within the process), "reconcilable" (see
-    `reconcile`), or "unsafe". `reconcile`: a function, sync or async, that gets the `Effect` and the same arguments.
-    It returns `Reconciled.DONE`, `(Reconciled.DONE, result)`, `Reconciled.NOT_DONE` or `Reconciled.UNKNOWN`; True and
-    False mean done and not done. `in_doubt`: the reaction if nobody knows whether an unsafe call was made: "ask" a
-    person, "fail", or "assume_done". `timeout`: the time limit of one attempt; then the call is cancelled and in
-    doubt. `retries`: the number of further attempts after a failure. An unsafe call is repeated only if nothing was
-    sent. By default none, or `max_tool_retries` of the agent whose model calls the tool. `backoff`: the wait before
-    the first of them; each further wait is twice as long. `name`: the name in journals and messages, by default the
-    function's. `open_world`: True if anybody may have written its results (a web page, a mail), so that they get the
-    label "untrusted". `labels`: other labels of its results, for the rules of a policy.
+    - `effect`: the effect class, which decides whether a call may be repeated. "read": it changes nothing.
+      "idempotent": the service executes several equal calls, or calls with the same key, only once. "metered": it may
+      be repeated, and costs money. "local": it changes nothing outside of the process. "reconcilable": `reconcile`
+      finds out whether it was made. "unsafe": none of these.
+    - `reconcile`: a function, sync or async, with the Effect of the call as its first argument, and then the arguments
+      of the call. It returns `Reconciled.DONE`, `(Reconciled.DONE, result)`, `Reconciled.NOT_DONE` or
+      `Reconciled.UNKNOWN`. True means DONE, and False NOT_DONE.
+    - `in_doubt`: what a job does if it is unknown whether a call was made that may not be repeated: "ask" a person,
+      "fail" the call, or "assume_done".
+    - `timeout`: the time limit of one attempt. Then the call is cancelled, and it is unknown whether it was made.
+    - `retries`: the number of further attempts after a failure. By default 0; if a model calls the tool, by default
+      `max_tool_retries` of its agent. An unsafe or reconcilable call is repeated only if its request was certainly not
+      sent.
+    - `backoff`: the wait before the second attempt; each later wait is twice as long, at most 30 seconds.
+    - `name`: the name in journals and messages; by default that of the function.
+    - `open_world`: True if the results may contain text that anybody can have written, such as a web page or a mail.
+      Then they get the label "untrusted".
+    - `labels`: other labels of the results, which the rules of a policy use.
 
-    Raises UserError for contradicting settings, and for a class or a generator in place of a function.
+    Raises UserError for settings that contradict each other, and for a class or a generator function.
     """
     carried = _labels(name or "tool", labels, open_world)
     make = partial(_make_tool, effect, reconcile, in_doubt, timeout, retries, backoff, name, labels=carried)
@@ -253,7 +270,9 @@ def as_tool(
     timeout: Duration | None = None,
     retries: int | None = None,
 ) -> Tool:
-    """Returns a tool with the settings given here in place of its own. A plain function becomes an unsafe tool."""
+    """Returns a Tool. If `what` is a Tool, returns a copy in which the settings that are given here replace its own. If
+    it is a function, returns a Tool with these settings; its effect class is "unsafe" unless `effect` is given.
+    """
     if not isinstance(what, Tool):
         return _tool_of_function(what, effect or "unsafe", timeout, retries)
     if effect is None and timeout is None and retries is None:
@@ -380,8 +399,8 @@ def _name_of(func: Any) -> str:
 
 
 def _takes_effect(name: str, runs: Any) -> bool:
-    """Returns True if the function has the parameter `effect: Effect`. Raises UserError if a parameter of that class
-    has another name.
+    """Returns True if the function `runs` has the parameter `effect: Effect`. Raises UserError if a parameter with the
+    type Effect has another name. `name`: the name of the tool, for the message.
     """
     found = [each for each, kind in getattr(runs, "__annotations__", {}).items() if _is_effect(kind, runs)]
     found = [each for each in found if each != "return"]
@@ -396,8 +415,9 @@ def _takes_effect(name: str, runs: Any) -> bool:
 
 
 def _is_effect(annotation: Any, runs: Any) -> bool:
-    """Returns True if an annotation is Effect or contains it. Annotations may be texts (`from __future__ import
-    annotations`), with names that exist for type checkers only.
+    """Returns True if the annotation of a parameter is Effect, or a union that contains Effect. The annotation may be a
+    text (`from __future__ import annotations`). Names in it are looked up in the module of the function `runs`; a name
+    that is imported for type checkers only is not found there, and is compared as text.
     """
     if not isinstance(annotation, str):
         return annotation is Effect or Effect in get_args(annotation)

@@ -29,13 +29,19 @@ _CHOICES = {"auto": "auto", "none": "none", "required": "any"}
 
 
 class AnthropicProvider:
-    """A provider of Anthropic's models: `AnthropicProvider("claude-sonnet-5")`.
+    """A provider of Anthropic's models, for example `AnthropicProvider("claude-sonnet-5")`.
 
-    `model`: the model of requests that name none. `base_url`: the address of the server, by default
-    ANTHROPIC_BASE_URL or Anthropic's own. `api_key`: the key, by default ANTHROPIC_API_KEY. `max_tokens`: the limit
-    of answers for requests without one, because Anthropic requires it. `name`: the name of the vendor in errors and
-    prices. `client`: an `anthropic.AsyncAnthropic` of your own, for Bedrock, Vertex or a proxy; `close` does not
-    close it. Raises MissingExtra, and UserError if there is no key.
+    - `model`: the model for requests without a model of their own.
+    - `base_url`: the address of the server; by default the environment variable ANTHROPIC_BASE_URL, or Anthropic's
+      server.
+    - `api_key`: the key; by default the environment variable ANTHROPIC_API_KEY.
+    - `max_tokens`: the most tokens of an answer, for requests without `max_tokens`. Anthropic's API requires such a
+      limit.
+    - `name`: the name of the vendor in errors and in lists of prices.
+    - `client`: your own `anthropic.AsyncAnthropic` object, for example for Bedrock, Vertex or a proxy. `close` does not
+      close it.
+
+    Raises MissingExtra if the package `anthropic` is not installed, and UserError if there is no key.
     """
 
     def __init__(
@@ -127,8 +133,9 @@ def _methods(client: Any) -> dict[str, Any]:
 
 
 def _messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Returns the messages as Anthropic's turns: consecutive messages of the same role become one, so a user's text
-    joins the tool results before it. Messages without content are left out, because Anthropic refuses them.
+    """Converts messages into the form of Anthropic's API. Consecutive messages of the same role become one message;
+    results of tools have the role "user" there. Messages without content are left out, because Anthropic refuses them.
+    System messages are left out too; they are sent in another field.
     """
     turns: list[dict[str, Any]] = []
     for message in messages:
@@ -175,7 +182,9 @@ def _part(part: Part) -> dict[str, Any]:
 
 
 def _input(arguments: str) -> dict[str, Any]:
-    """Returns the arguments of a call as an object. Anthropic accepts nothing else, whatever its model has written."""
+    """Returns the arguments of a tool call as a dict, because Anthropic accepts only JSON objects. If the model's text
+    is not a JSON object, returns {"unreadable": text}.
+    """
     try:
         found = msgspec.json.decode(arguments)
     except UNREADABLE:
@@ -265,11 +274,15 @@ class _MessagesDecoder:
         self._texts.setdefault((index, field), []).append(text)
 
     def _count(self, usage: dict[str, Any] | None) -> None:
-        """Updates the usage. Each count of an event includes all earlier ones."""
+        """Replaces the counts of tokens by those of a later event. The counts are not added, because each event reports
+        the sums since the beginning of the answer.
+        """
         self._usage |= {name: value for name, value in (usage or {}).items() if value is not None}
 
     def _call(self, index: int) -> ToolCall | None:
-        """Returns the tool call of a block, or None if the block is another one."""
+        """Returns the tool call in the content block number `index` of the answer, or None if the block is not a tool
+        call.
+        """
         match self._blocks.get(index):
             case {"type": "tool_use", "id": str(call_id), "name": str(name), **rest}:
                 given = rest.get("input")
@@ -304,8 +317,8 @@ class _MessagesDecoder:
 
 
 def _usage(told: dict[str, Any]) -> Usage | None:
-    """Returns the usage, or None if it is incomplete. Anthropic's `input_tokens` do not include tokens read from its
-    cache or written to it.
+    """Returns the usage that Anthropic has reported as `told`, or None if it is incomplete. Anthropic's `input_tokens`
+    do not include the tokens that were read from its cache or written to it; those of `Usage` do, so they are added.
     """
     match told:
         case {"input_tokens": int(read), "output_tokens": int(written)}:

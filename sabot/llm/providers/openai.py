@@ -19,14 +19,18 @@ _HOSTS = ("openai.com", "openai.azure.com")
 
 
 class OpenAIProvider:
-    """A provider of OpenAI's models, or of a server with its API: `OpenAIProvider(model="llama3",
-    base_url="http://localhost:11434/v1")`.
+    """A provider of OpenAI's models, or of the models of another server that has the same API. For example, for a local
+    server: `OpenAIProvider(model="llama3", base_url="http://localhost:11434/v1")`.
 
-    `model`: the model of requests that name none. `base_url`: the address of the server, by default OPENAI_BASE_URL
-    or OpenAI's own. `api_key`: the key, by default OPENAI_API_KEY; with a `base_url` it is optional. `api`: "chat"
-    (chat completions, which all servers have) or "responses". `name`: the name of the vendor in errors and prices.
-    `client`: an `openai.AsyncOpenAI` of your own, for Azure, a proxy, or more than 1,000 connections; `close` does
-    not close it. Raises MissingExtra, and UserError if there is no key.
+    - `model`: the model for requests without a model of their own.
+    - `base_url`: the address of the server; by default the environment variable OPENAI_BASE_URL, or OpenAI's server.
+    - `api_key`: the key; by default the environment variable OPENAI_API_KEY. With a `base_url` it is optional.
+    - `api`: "chat" for the API "chat completions", which all such servers have, or "responses".
+    - `name`: the name of the vendor in errors and in lists of prices.
+    - `client`: your own `openai.AsyncOpenAI` object, for example for Azure, a proxy, or more than 1,000 connections.
+      `close` does not close it.
+
+    Raises MissingExtra if the package `openai` is not installed, and UserError if there is no key.
     """
 
     def __init__(

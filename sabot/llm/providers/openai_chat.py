@@ -88,7 +88,9 @@ def image_url(image: Image) -> str:
 
 
 def json_text(value: Any) -> str:
-    """Returns the arguments of a tool call as text. Some servers send an object."""
+    """Returns the arguments of a tool call as JSON text. Most servers send them as text, which is returned unchanged;
+    some send a JSON object, which is encoded.
+    """
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
@@ -104,7 +106,7 @@ class _CallPart(msgspec.Struct):
 
 
 class _ChatMessage(msgspec.Struct):
-    """A message of an answer, or a part of one in a stream."""
+    """The message in an answer. In a stream, the next part of the message."""
 
     content: str | list[dict[str, Any]] | None = None
     refusal: str | None = None
@@ -115,7 +117,7 @@ class _ChatMessage(msgspec.Struct):
 
     @property
     def text(self) -> str:
-        """The text of the content, which some servers send in parts."""
+        """The text of the message. If the server has sent it as a list of parts, their texts are joined."""
         if isinstance(self.content, list):
             return "".join(str(part.get("text") or "") for part in self.content)
         return self.content or ""
@@ -233,8 +235,9 @@ class ChatDecoder:
 
 
 def usage_in(told: Any, read: str, written: str) -> Usage | None:
-    """Returns the usage that an answer reports, or None if it is incomplete. `read`, `written`: the words by which the API
-    names tokens that were read and written.
+    """Converts the usage `told` that the server has reported. Returns None if the usage is incomplete or impossible.
+    `read` and `written`: the API's words for input and output, such as "prompt" and "completion" for the fields
+    `prompt_tokens` and `completion_tokens`.
     """
     if not isinstance(told, dict) or not told.keys() >= {f"{read}_tokens", f"{written}_tokens"}:
         return None

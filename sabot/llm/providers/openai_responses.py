@@ -95,7 +95,9 @@ class _ResponseEvent(msgspec.Struct):
 
 
 class ResponsesDecoder:
-    """A decoder of responses, whole (`take`) or streamed."""
+    """A decoder of answers of OpenAI's API "responses". `take` decodes a whole answer; `feed` decodes the events of a
+    stream.
+    """
 
     def __init__(self, calls: SdkCalls, provider: str, model: str) -> None:
         self.is_over = False
@@ -120,7 +122,9 @@ class ResponsesDecoder:
         return ()
 
     def take(self, data: bytes, request_id: str) -> None:
-        """Decodes a whole response, for `end`. Raises ModelError."""
+        """Decodes a whole answer; `end` then returns it as a Completion. Raises ModelError if it is an error or cannot
+        be decoded.
+        """
         response = self._calls.decoded(data, _Response, self._model, request_id)
         if response.error or response.status not in ("completed", "incomplete"):
             told = response.error or {"message": f"the response is {response.status}"}

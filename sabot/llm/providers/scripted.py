@@ -36,8 +36,12 @@ Answers: TypeAlias = Answer | Callable[[Any], Any] | list[Answer | Callable[[Any
 
 @dataclass(frozen=True, slots=True)
 class ScriptedAnswer:
-    """An answer of a script. `texts`: the pieces of its text. `end`: the completion, or the error that follows the
-    pieces. `counted`: True if the usage has to be estimated, because the script gives none.
+    """One answer of a Script.
+
+    - `texts`: the pieces of its text.
+    - `end`: the completion, or the error that is raised after the pieces.
+    - `counted`: True if the provider has to estimate the tokens. False if the script gives a Completion, which has its
+      own usage.
     """
 
     texts: tuple[str, ...]
@@ -46,7 +50,9 @@ class ScriptedAnswer:
 
 
 class Script:
-    """The answers to requests, in order."""
+    """The answers for successive requests to a ScriptedProvider: one answer for all requests, or a list with one for
+    each.
+    """
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
@@ -100,7 +106,7 @@ def _completion(message: ChatMessage) -> Completion:
 
 
 def vectors_of(texts: Sequence[str], dimensions: int) -> npt.NDArray[np.float32]:
-    """Returns vectors of length 1, which are equal for equal texts."""
+    """Returns a random vector of length 1 for each text. The same text has the same vector in every process."""
     drawn = [blake2b(text.encode(), digest_size=8).digest() for text in texts]
     rows = [np.random.default_rng(int.from_bytes(each)).standard_normal(dimensions) for each in drawn]
     found = np.array(rows, np.float32).reshape(len(texts), dimensions)
@@ -109,17 +115,19 @@ def vectors_of(texts: Sequence[str], dimensions: int) -> npt.NDArray[np.float32]
 
 
 class ScriptedProvider:
-    """A provider that answers by a script, without a network, for tests of programs that call models.
+    """A provider for tests of programs that call models. It gives the answers of a script, without a network.
 
-    `answers`: one answer for all requests, or a list with one for each request. An answer is a text; a message
-    (`assistant("", ToolCall(…))`); a `Completion`, which has a usage; an error, which is raised; a tuple of texts,
-    which are the pieces of a stream, with an error at the end if the stream is to break off; or a function of the
-    `RequestSpec`, sync or async, that returns one of these. `dimensions`: the length of the vectors of `embed`.
+    - `answers`: one answer for all requests, or a list with one answer for each request. An answer is one of these: a
+      text; a message, such as `assistant("", ToolCall(…))`; a `Completion`, with its own usage; an error, which is
+      raised; a tuple of texts, which a stream yields as its pieces; such a tuple with an error at its end, which is
+      raised after the pieces; or a function, sync or async, that gets the `RequestSpec` and returns one of these.
+    - `dimensions`: the length of the vectors that `embed` returns.
+    - `requests`: all requests so far, in order. `keys`: the idempotency key of each of them. `embedded`: all texts that
+      `embed` has got.
+    - `in_flight`: the number of requests in flight. `most_in_flight`: its highest value so far.
+    - `cancelled`: the number of requests that their caller has cancelled.
 
-    `requests`: all requests that came, in order. `keys`: their idempotency keys. `embedded`: the texts of `embed`.
-    `in_flight` and `most_in_flight`: the number of requests now, and the greatest number so far. `cancelled`: the
-    number of requests whose caller gave up. `hold` makes requests wait until `release`, and `arrived` waits for
-    requests.
+    After `hold()` requests wait until `release()` is called. `arrived(n)` waits until there were `n` requests.
     """
 
     def __init__(
@@ -147,7 +155,7 @@ class ScriptedProvider:
         self._open.clear()
 
     def release(self) -> None:
-        """Answers requests again, those that wait because of `hold` too."""
+        """Ends the effect of `hold`: the waiting requests and all later ones are answered."""
         self._open.set()
 
     async def arrived(self, count: int) -> None:
@@ -165,7 +173,9 @@ class ScriptedProvider:
         idempotency_key: str = "",
         max_answer_bytes: int | None = None,
     ) -> Completion:
-        """Returns the next answer of the script."""
+        """Returns the next answer of the script, or raises its error. Raises ModelTimeout after `timeout_s` seconds of
+        waiting, and AnswerTooLarge if the text has more than `max_answer_bytes` bytes.
+        """
         completion = None
         how: dict[str, Any] = {"idempotency_key": idempotency_key, "max_answer_bytes": max_answer_bytes}
         async with aclosing(self.stream(spec, timeout_s=timeout_s, **how)) as pieces:
@@ -261,7 +271,9 @@ class ScriptedProvider:
 
 
 def _with_origin(error: Exception, provider: str, model: str) -> Exception:
-    """Returns an error of the script with provider and model, which errors of real providers have."""
+    """Returns the error of a script. If it is a ModelError without a provider, sets its provider and model, because the
+    errors of real providers have them.
+    """
     if isinstance(error, ModelError) and not error.provider:
         error.provider, error.model = provider, model
     return error.with_traceback(None)

@@ -72,7 +72,9 @@ _STATUS = {  # the HTTP status of errors that come within a stream, after a 200
 
 
 class AnswerDecoder(Protocol):
-    """A decoder of one answer: it makes pieces of the events of a stream, and the completion at the end."""
+    """An interface: a decoder of one answer. It converts each event of a stream into pieces of the answer, and at the
+    end returns the whole answer as a Completion.
+    """
 
     is_over: bool
     """True if no further event is needed."""
@@ -93,13 +95,19 @@ class _SdkClient(NamedTuple):
 
 
 class SdkCalls:
-    """The calls of one provider. A connection belongs to its event loop, so each loop gets a client of its own,
-    unless the user has given one: programs may call `asyncio.run` several times, and tests have a loop each.
+    """Makes the requests of one provider with the library (SDK) of its vendor. A connection can be used in one event
+    loop only. So a client of the library is created for each event loop, for example for several calls of
+    `asyncio.run`. If the user has given a client, only that is used.
 
-    `provider`: the vendor's name. `sdk`: its library. `vendor`: the name in the library's classes, "OpenAI".
-    `methods`: returns the methods of a client that are used, by Sabot's names. `client`: one of the user's, which
-    `close` does not close; else clients are made with `api_key` and `base_url`. Raises UserError if there is no key,
-    if a client is given with one, and if the base URL is not that of an HTTP server, or contains a user or password.
+    - `provider`: the vendor's name. `sdk`: the module of its library. `vendor`: the vendor's name in the library's
+      classes, such as "OpenAI" in `AsyncOpenAI`.
+    - `methods`: a function that gets a client and returns a dict of its methods. The keys are the names that `whole`
+      and `stream` accept as `method`.
+    - `client`: the user's client, which `close` does not close, or None. Without it, clients are created with `api_key`
+      and `base_url`.
+
+    Raises UserError if there is no key; if `client` is given together with `api_key` or `base_url`; and if the base URL
+    is not the address of an HTTP server, or contains a user or password.
     """
 
     def __init__(
@@ -164,8 +172,8 @@ class SdkCalls:
         return found
 
     async def close(self) -> None:
-        """Closes the connections of this loop, unless the client is the user's. Those of other loops are closed with
-        their loop.
+        """Closes the connections of the running event loop, except those of a client that the user has given. The
+        connections of other event loops are closed when these loops are closed. Later requests raise UserError.
         """
         if not self._closed:
             self._closed = True
@@ -182,11 +190,13 @@ class SdkCalls:
         most: int | None = None,
         **needed: Any,
     ) -> tuple[bytes, str]:
-        """Makes a request, and returns the body of the answer and the request id.
+        """Makes a request, and returns the body of the response and the vendor's request id. Raises ModelError.
 
-        `method`: the name of the method in `methods`. `body`: the request. `timeout_s`: the time limit in seconds.
-        `key`: the idempotency key. `most`: the greatest number of bytes of the answer. `needed`: arguments that the
-        library's method requires, with any value.
+        - `method`: a key of the dict that `methods` returns. `body`: the JSON of the request.
+        - `timeout_s`: the time limit in seconds, or None for the library's default. `key`: the idempotency key, or "".
+        - `most`: the most bytes of the response; AnswerTooLarge is raised for a longer one. None for no limit.
+        - `needed`: arguments without which the library refuses the call. Their values are not sent, because `body`
+          replaces them.
         """
         manager = self._client().methods[method](**self._arguments(body, timeout_s, key, needed))
         return await self._in_time(self._read(manager, body["model"], most), body["model"], "", timeout_s)
@@ -297,16 +307,18 @@ class SdkCalls:
     def _arguments(
         self, body: dict[str, Any], timeout_s: float | None, key: str, needed: dict[str, Any]
     ) -> dict[str, Any]:
-        """Returns the arguments of the library's method. The request is passed as `extra_body`, so that parameters
-        unknown to the installed library are sent too, and the library does not walk through long conversations.
+        """Returns the arguments for the method of the vendor's library. The whole request is passed as `extra_body`. So
+        parameters that the installed version of the library does not know are sent too, and the library spends no time
+        on checking long conversations.
         """
         timeout = _DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s
         headers = {"Idempotency-Key": quote(key, safe=" !#$&'()*+,/:;=?@[]")} if key else None
         return {**needed, "model": body["model"], "extra_body": body, "extra_headers": headers, "timeout": timeout}
 
     async def _in_time(self, work: Awaitable[T], model: str, request_id: str, timeout_s: float | None) -> T:
-        """Waits for the work, and raises ModelError for the errors of the library. They are not chained to the
-        library's errors, whose request has the key in its headers.
+        """Waits for the work, and returns its result. Raises ModelTimeout after `timeout_s` seconds, and a ModelError
+        in place of an error of the vendor's library. The library's error is not kept as the cause, because its request
+        contains the key.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -407,7 +419,9 @@ class SdkCalls:
         raise self.no_answer(data, model, request_id, words)
 
     def no_answer(self, data: bytes, model: str, request_id: str, words: str = "it contains no answer") -> ModelError:
-        """Returns the error for data that is not an answer: the one that it describes, or else MalformedAnswer."""
+        """Returns the error for a response that contains no answer. If the response describes an error of the vendor,
+        that is returned, else a MalformedAnswer. `words`: the reason in the message of the MalformedAnswer.
+        """
         try:
             told = msgspec.json.decode(data)
         except UNREADABLE:
@@ -420,11 +434,12 @@ class SdkCalls:
 
 
 def api_key_of(given: str | None, variables: str, provider: str, base_url: str | None) -> str:
-    """Returns the given key, or that of the environment variable `{variables}_API_KEY`, or "none" for a server that
-    needs none.
+    """Returns the key `given`, or the value of the environment variable `{variables}_API_KEY`. If both are empty and
+    another server than the vendor's is used, returns "none", because such a server may need no key.
 
-    Raises UserError if there is no key for the vendor's own server (no `base_url` and no `{variables}_BASE_URL`), and
-    for a key with characters that no HTTP header may have, because libraries log the headers that they refuse.
+    Raises UserError if there is no key for the vendor's own server, that is, with neither `base_url` nor the
+    environment variable `{variables}_BASE_URL`. Also raises it for a key with characters that are not allowed in HTTP
+    headers: the library would log the refused header with the key.
     """
     key = given or os.environ.get(f"{variables}_API_KEY", "")
     if not key and base_url is None and not os.environ.get(f"{variables}_BASE_URL"):
@@ -446,8 +461,8 @@ def checked_model(model: str, vendor: str) -> str:
 
 
 def merged(body: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a request with the user's options, which replace fields; objects are merged. Fields that are None are
-    left out.
+    """Returns the request `body` with the user's `options` added. An option replaces the field of the same name; if
+    both are dicts, they are merged. Fields whose value is None are removed.
     """
     for name, value in options.items():
         ours = body.get(name)
@@ -472,7 +487,9 @@ def is_strict(schema: Any) -> bool:
 
 
 def usage_of(read: Any, written: Any, *, cached: Any = 0, cache_write: Any = 0, reasoning: Any = 0) -> Usage | None:
-    """Returns the usage of a request, or None if a count is missing or impossible."""
+    """Returns the usage of a request. Returns None if a count is missing, negative or too high, or if a part is more
+    than its whole, such as more `reasoning` than `written` tokens.
+    """
     counts = [read, written, cached or 0, cache_write or 0, reasoning or 0]
     if any(type(each) is not int or not 0 <= each <= _MOST_TOKENS for each in counts):
         return None
@@ -482,7 +499,9 @@ def usage_of(read: Any, written: Any, *, cached: Any = 0, cache_write: Any = 0, 
 
 
 def _begins_stream(chunk: bytes) -> bool:
-    """Returns True if a stream of events may begin with these bytes: with a field or a comment."""
+    """Returns True if a response that begins with these bytes can be a stream of server-sent events, that is, if they
+    are the beginning of a line such as "data:" or ":".
+    """
     text = chunk.removeprefix(b"\xef\xbb\xbf").lstrip()
     return not text or any(text.startswith(each[: len(text)]) for each in _FIELDS)
 
