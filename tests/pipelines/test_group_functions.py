@@ -240,6 +240,25 @@ def test_timers_fire_between_rows_in_order_of_event_time_whatever_the_batches(
         assert [at for _, _, at in found] == sorted(at for _, _, at in found)
 
 
+def test_timers_among_rows_in_order_are_refused_for_a_function_that_gets_many_rows_at_once() -> None:
+    keyed = App("batches").stream(ROWS, time="ts", schema=SCHEMA).key_by("k")
+
+    def pass_on(keys: Any, batch: Any, ctx: Any) -> Any:
+        return batch
+
+    def fired(keys: Any, at: Any, ctx: Any) -> None:
+        raise AssertionError("no timer is set")
+
+    with pytest.raises(UserError, match=r"cannot fire between rows that come at once") as refused:
+        keyed.process(pass_on, batch=True, on_timer=fired, schema=SCHEMA, order="time")
+    assert refused.value.hint is not None
+    assert "batch=True" in refused.value.hint
+    assert "order=" in refused.value.hint
+    # Without timers, a batch of rows in order is what it says.
+    ordered = keyed.process(pass_on, batch=True, schema=SCHEMA, order="time").collect()
+    assert ordered.to_pylist() == ROWS
+
+
 def test_a_row_that_fails_between_two_timers_is_set_apart_alone() -> None:
     rows = [{"k": "a", "x": float(n), "ts": n * 10_000} for n in range(9)]
 

@@ -912,11 +912,17 @@ class KeyedStream(Shown, StreamKind):
         - `on_error`: the policy for this step, see `Stream.on_error`. All changes of the failing call are undone:
           values, timers, results and broadcast maps.
         - `order`: "time" gives the function its rows in order of event time, each when event time has passed it; a late row comes at
-          once. None: rows come as they arrive.
+          once. None: rows come as they arrive. A function with `batch` and `on_timer` has no such order.
 
         `api/functions` describes `ctx`. Changes are refused.
         """
         spec = process_spec(function, schema=schema, batch=batch, on_timer=on_timer, sides=sides, ttl=ttl)
+        if by is not None and spec.batch and spec.on_timer is not None:
+            raise UserError(
+                f'{spec.name}: with order="time" timers fire between rows, and timers cannot fire between rows that come at once',
+                hint="leave batch=True out, so that the function gets one row at a time; or leave order= out, and on_timer "
+                "is called between batches",
+            )
         own = None if on_error is None else row_policy(spec.name, on_error)
         by = None if order is None else check("process: order", order, OneOf(("time",)))
         node = Process(self._steps.node, self._keys, spec, on_error=own, order=by)

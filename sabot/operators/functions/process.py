@@ -81,8 +81,8 @@ class Process(StatefulOperator, HasBranches):
     the watermark as their time.
 
     `ordered`: True if an EventOrder is before this step, so that rows come in order of event time. An event timer then
-    fires before the first row that is not earlier than the timer, so the size of batches changes no result; with
-    `spec.batch` timers fire between batches.
+    fires before the first row that is not earlier than the timer, so the size of batches changes no result. No step has
+    this order with functions over batches that set timers.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Process(StatefulOperator, HasBranches):
         self._state = state = FunctionState(spec, keys, timed, context, self.on_error)
         self.state_parts = StateParts(context, [_Values(state, context), state.timer_state, _BroadcastMaps(state)])
         self._schema = with_time(spec.schema, timed)
-        state.interleaves = self._ordered and spec.on_timer is not None and not spec.batch
+        state.interleaves = self._ordered and spec.on_timer is not None
         caller = BatchCaller if spec.batch else RowCaller
         self._caller: Caller = caller(self._state, self._emit_rows, self._emit_to_branch)
         self._left = Side(context.input, key_indices)
