@@ -88,6 +88,37 @@ async def test_a_late_row_goes_to_a_place_of_its_own(step):
 
 
 @pytest.mark.parametrize("step", STEPS)
+async def test_a_late_row_goes_into_a_list_of_the_program(step):
+    url, late = f"memory://late-list-{step.replace(' ', '-')}", []
+    await too_late(steps(url, step, {"late": late}), url, step)
+    assert sorted(late, key=str) == ([ROW, OTHER] if step in JOINS else [ROW])
+
+
+async def test_sorted_puts_late_rows_into_a_list_of_the_program():
+    late, rows = [], [[{"ts": 0}], [{"ts": 120_000}], [{"ts": 1000}], END]
+    stream = App("sorted").stream(ScriptedSource(rows), schema={"ts": "int64"}, time="ts")
+    assert stream.sorted(late=late).collect().to_pylist() == [{"ts": 0}, {"ts": 120_000}]
+    assert late == [{"ts": 1000}]
+
+
+async def test_late_rows_of_both_sides_go_into_two_lists():
+    url, orders, prices = "memory://two-lists", [], []
+    await too_late(steps(url, "between", {"late": (orders, prices)}), url, "between")
+    assert (orders, prices) == ([ROW], [OTHER])
+    with pytest.raises(UserError, match="is not a pair of sinks") as refused:
+        steps(url, "between", {"late": ["late-orders", "late-prices"]})
+    assert 'late=("late-orders", "late-payments")' in refused.value.hint
+
+
+@pytest.mark.parametrize("word", ["drop", "dead_letter", "null", "fail"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_word_of_what_becomes_of_bad_rows_is_no_topic_for_late_ones(step, word):
+    with pytest.raises(UserError, match=f"late: '{word}' would be the name of a topic") as refused:
+        steps("memory://words", step, {"late": word})
+    assert 'late="{topic}.dlq"' in refused.value.hint
+
+
+@pytest.mark.parametrize("step", STEPS)
 async def test_a_late_row_goes_back_to_the_dead_letters(step):
     url = f"memory://letters-{step.replace(' ', '-')}"
     app = steps(url, step, {"late": "{topic}.dlq"})

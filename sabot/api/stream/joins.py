@@ -11,6 +11,7 @@ from sabot.api.nodes.calls import LookupAsync
 from sabot.api.nodes.joins import MADE_KEY, AsofJoin, IntervalJoin, Join, JoinByTime, Lookup, WindowJoin
 from sabot.api.nodes.node import Node, check_columns
 from sabot.api.nodes.rows import Broadcast, Drop, WithColumns
+from sabot.api.stream.outputs import late_sink
 from sabot.api.windows import TimeWindow
 from sabot.base.checks import OneOf, check
 from sabot.connectors.base import Sink
@@ -146,18 +147,19 @@ def _with_late(where: str, node: _ByTime, late: Any) -> _ByTime:
     """Returns the join with the sinks of late rows. Raises UserError for a sink that cannot be written, and for late
     changes.
 
-    `late`: one sink for both sides, or a pair: for this stream, and for the other one.
+    `late`: one place for both sides, or a tuple of two: for this stream, and for the other one. A list gets rows.
     """
-    pair = isinstance(late, tuple | list)
-    if pair and len(late) != 2:
+    pair = isinstance(late, tuple)
+    if (pair and len(late) != 2) or (isinstance(late, list) and any(isinstance(each, str | Sink) for each in late)):
         raise UserError(
             f"{where}: late={late!r} is not a pair of sinks",
-            hint='late=("late-orders", "late-payments"), None for one of them',
+            hint='late=("late-orders", "late-payments"), None for one of them; a list gets the late rows of both sides',
         )
-    ours, theirs = late if pair else (late, None if node.right.changes else late)
-    for sink in (ours, theirs):
-        if sink is not None:
-            check_sink(sink, f"{where}: late", 'late="late-orders", or a pair: ("late-orders", "late-payments")')
+    given = late if pair else (late, None if node.right.changes else late)
+    ours, theirs = (
+        late_sink(each, f"{where}: late", 'late="late-orders", or a pair: ("late-orders", "late-payments")')
+        for each in given
+    )
     if theirs is not None and node.right.changes:
         raise UserError(
             f"{where}: the other stream is changes, and late changes still apply to later rows",

@@ -1,11 +1,39 @@
-"""The outputs of a stream: the check that a sink can take its changes, and its rows as text."""
+"""The outputs of a stream: the sinks that a program gives, the check that one can take changes, and rows as text."""
+
+from typing import Any, get_args
 
 import pyarrow as pa
 
+from sabot.api.arguments import RowPolicy
 from sabot.api.nodes.node import Node
 from sabot.connectors.base import Sink
-from sabot.connectors.defaults import takes_changes
+from sabot.connectors.checks import check_sink
+from sabot.connectors.defaults import sink_of, takes_changes
+from sabot.connectors.rows import ListOfRows
 from sabot.errors import UserError
+
+
+def place_of(given: Any, where: str) -> Any:
+    """Returns the topic or the sink for what a program gives: a list gets rows as dicts, and the place of `files` is
+    written to. Other things are returned as they are. Raises UserError, whose text begins with `where`, for a Source.
+    """
+    return ListOfRows(given) if isinstance(given, list) else sink_of(given, where)
+
+
+def late_sink(given: Any, where: str, hint: str = 'late="late-orders", late=SINK or late=a_list') -> str | Sink | None:
+    """Returns the topic or the sink for late rows, or None if they are dropped. Raises UserError, whose text begins with
+    `where`, for other things, and for the words of `on_error=`, which would be the names of topics.
+    """
+    if given is None:
+        return None
+    if isinstance(given, str) and given in (*get_args(RowPolicy), "drop", "ignore"):
+        raise UserError(
+            f"{where}: {given!r} would be the name of a topic",
+            hint='late="{topic}.dlq" makes late rows dead letters; without late= they are dropped and counted',
+        )
+    place = place_of(given, where)
+    check_sink(place, where, hint)
+    return place  # type: ignore[no-any-return]
 
 
 def check_takes_changes(node: Node, sink: str | Sink, key: str | None) -> None:

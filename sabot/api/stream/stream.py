@@ -73,7 +73,7 @@ from sabot.api.over import OverFunction
 from sabot.api.patterns import MATCH_END, MATCH_START, Overlap, Pattern, Skip, check_measures
 from sabot.api.stream.joins import asof_node, join_node, keyed_sides, lookup_async_node, lookup_node, without_made
 from sabot.api.stream.looks import Looks, Shown
-from sabot.api.stream.outputs import check_takes_changes
+from sabot.api.stream.outputs import check_takes_changes, late_sink, place_of
 from sabot.api.stream.owner import Owner
 from sabot.api.windows import CountWindow, SessionWindow, TimeWindow, Window
 from sabot.base.arrays import python_value
@@ -83,12 +83,13 @@ from sabot.base.options import spells_out
 from sabot.codecs.base import Format
 from sabot.connectors.base import Delivery, OnNan, Sink, Source
 from sabot.connectors.checks import check_delivery, check_nan, check_sink
-from sabot.connectors.defaults import sink_of
-from sabot.connectors.rows import ListOfRows
 from sabot.errors import UserError
 
-Late: TypeAlias = str | Sink | tuple[str | Sink | None, str | Sink | None] | None
-"""The sinks for late rows of a join: one for both streams, or a pair (for this stream, for the other one)."""
+LateRows: TypeAlias = str | Sink | Source | list[Any] | None
+"""The place for late rows of a step: a topic, a sink or a list; None: they are dropped."""
+
+Late: TypeAlias = LateRows | tuple[LateRows, LateRows]
+"""The places for late rows of a join: one for both streams, or a pair (for this stream, for the other one)."""
 
 
 @dataclass(frozen=True)
@@ -340,7 +341,7 @@ class Stream(Looks, StreamKind):
         *,
         allowed_lateness: Duration = 0,
         emit_every: Duration | None = None,
-        late: str | Sink | None = None,
+        late: LateRows = None,
     ) -> "WindowedStream":
         """Groups all rows by window, without a key. The arguments are those of `KeyedStream.window`."""
         return KeyedStream(Steps(self._owner, self._node), ()).window(
@@ -422,7 +423,7 @@ class Stream(Looks, StreamKind):
         - `max_drift`: the greatest distance in event time by which a source is read ahead of the others, in joins
           by event time. Records that are ahead wait, so that a backlog of one side does not fill the state. None sets
           no limit.
-        - `late`: a topic or Sink for rows that arrive too late, with `between=` or `window=`; or a pair, for this
+        - `late`: a topic, Sink or list for rows that arrive too late, with `between=` or `window=`; or a pair, for this
           stream and for the other one. "{topic}.dlq" makes them dead letters of their source. Late rows are counted
           in any case.
 
@@ -651,20 +652,18 @@ class Stream(Looks, StreamKind):
         """
         return self._then(sort_node(self._node, [by, *more_by], descending, nulls_last))
 
-    def sorted(self, *, within: Duration = 0, late: str | Sink | None = None) -> "Stream":
+    def sorted(self, *, within: Duration = 0, late: LateRows = None) -> "Stream":
         """Emits the rows in the order of their event time, each when event time has passed it. Rows of equal time keep
         their order of arrival. All rows go through one task, and those that wait are in memory.
 
         - `within`: how long rows wait in addition to the stream's `lateness=`, in event time. Later rows than that are
           late. The steps after this one count lateness from here, so they too get these rows in time.
-        - `late`: a topic or Sink for late rows, which are dropped and counted without it; "{topic}.dlq" makes them
+        - `late`: a topic, Sink or list for late rows, which are dropped and counted without it; "{topic}.dlq" makes them
           dead letters of their source.
 
         Raises UserError for a stream without event time.
         """
-        if late is not None:
-            check_sink(late, "sorted: late", 'late="late-orders"')
-        return self._then(InTimeOrder(self._node, whole_ms(within, "sorted: within"), late))
+        return self._then(InTimeOrder(self._node, whole_ms(within, "sorted: within"), late_sink(late, "sorted: late")))
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
@@ -698,7 +697,7 @@ class Stream(Looks, StreamKind):
 
         Raises UserError for options that the sink does not have, and for changes that it cannot write.
         """
-        place = ListOfRows(sink) if isinstance(sink, list) else sink_of(sink, "to")
+        place = place_of(sink, "to")
         check_nan(nan, f"to({place!r})")
         if callable(place) and not isinstance(place, str | Sink):
             for name, value in (("nan", nan), ("format", format)):
@@ -805,13 +804,13 @@ class KeyedStream(Shown, StreamKind):
         *,
         allowed_lateness: Duration = 0,
         emit_every: Duration | None = None,
-        late: str | Sink | None = None,
+        late: LateRows = None,
     ) -> "WindowedStream":
         """Groups the rows of each key by windows of event time, of processing time, or of a count.
 
         `allowed_lateness`: the event time after its end for which a window still accepts rows; each such row emits
         the whole result again. `emit_every`: the interval of event time after which an open window emits an early
-        result; not for sessions and counts. `late`: a topic or Sink for rows that arrive even later; "{topic}.dlq"
+        result; not for sessions and counts. `late`: a topic, Sink or list for rows that arrive even later; "{topic}.dlq"
         makes them dead letters of their source. Late rows are counted in any case. Raises UserError for lateness with
         processing time and with windows by count.
         """
@@ -819,8 +818,7 @@ class KeyedStream(Shown, StreamKind):
             raise UserError(
                 f"window: {window!r} is not a window", hint='tumbling("1m"), hopping("1h", "1m"), session("5m")'
             )
-        if late is not None:
-            check_sink(late, "window: late", 'late="late-orders"')
+        sink = late_sink(late, "window: late")
         by_arrival = isinstance(window, CountWindow) or window.time == "processing"
         if by_arrival and (late is not None or allowed_lateness):
             kind = "window by count" if isinstance(window, CountWindow) else "window of processing time"
@@ -829,7 +827,7 @@ class KeyedStream(Shown, StreamKind):
         if every is not None and isinstance(window, SessionWindow | CountWindow):
             raise UserError("emit_every: sessions and windows by count have no early results", hint="leave it out")
         return WindowedStream(
-            self._steps, self._keys, window, whole_ms(allowed_lateness, "allowed_lateness"), every, late
+            self._steps, self._keys, window, whole_ms(allowed_lateness, "allowed_lateness"), every, sink
         )
 
     def aggregate(self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate | Expr) -> "Stream":
@@ -917,14 +915,14 @@ class KeyedStream(Shown, StreamKind):
         `api/functions` describes `ctx`. Changes are refused.
         """
         spec = process_spec(function, schema=schema, batch=batch, on_timer=on_timer, sides=sides, ttl=ttl)
+        own = None if on_error is None else row_policy(spec.name, on_error)
+        by = None if order is None else check("process: order", order, OneOf(("time",)))
         if by is not None and spec.batch and spec.on_timer is not None:
             raise UserError(
                 f'{spec.name}: with order="time" timers fire between rows, and timers cannot fire between rows that come at once',
                 hint="leave batch=True out, so that the function gets one row at a time; or leave order= out, and on_timer "
                 "is called between batches",
             )
-        own = None if on_error is None else row_policy(spec.name, on_error)
-        by = None if order is None else check("process: order", order, OneOf(("time",)))
         node = Process(self._steps.node, self._keys, spec, on_error=own, order=by)
         return self._steps.then_process(node)
 
@@ -973,7 +971,7 @@ class KeyedStream(Shown, StreamKind):
         skip: Skip = "past_last",
         overlap: Overlap = "complete",
         max_partial: int = 10_000,
-        late: str | Sink | None = None,
+        late: LateRows = None,
         **measures: Expr,
     ) -> "Stream":
         """Emits one row for each sequence of rows of a key that matches the pattern (`sabot.pattern`), in the order
@@ -986,12 +984,11 @@ class KeyedStream(Shown, StreamKind):
         row after its first one, ("to_first", "a") and ("to_last", "a") at the first or last row of a step, "none"
         anywhere, so that all matches are found. `overlap`: of overlapping matches, "complete" finds the one that is
         complete first, "begun" the one that began first, as standard SQL does. `max_partial`: the number of
-        incomplete matches that a key may have; more stop the app. `late`: a topic or Sink for rows that arrive too
+        incomplete matches that a key may have; more stop the app. `late`: a topic, Sink or list for rows that arrive too
         late, as in `window`.
         """
         known = check_measures(pattern, skip, measures, overlap)
-        if late is not None:
-            check_sink(late, "pattern: late", 'late="late-orders"')
+        sink = late_sink(late, "pattern: late")
         max_partial = python_value(max_partial)
         if not is_whole(max_partial, 1):
             raise UserError(
@@ -1000,7 +997,7 @@ class KeyedStream(Shown, StreamKind):
         for name, _ in known:
             if name in (*self._keys, MATCH_START, MATCH_END):
                 raise UserError(f"pattern: {name!r} is the name of another column", hint="choose another name")
-        return self._steps.then(Match(self._steps.node, self._keys, pattern, skip, known, overlap, max_partial, late))
+        return self._steps.then(Match(self._steps.node, self._keys, pattern, skip, known, overlap, max_partial, sink))
 
     def connect(self, other: "KeyedStream | Stream") -> "ConnectedStreams":
         """Connects two streams for one process step. The other stream has the same keys, or is a broadcast one:
