@@ -35,7 +35,11 @@ log = logging.getLogger("sabot.kafka")
 _LOOK_SECONDS = 1.0  # how often a broker that does not answer is asked whether it refuses the login
 _SPARE_SECONDS = 5.0  # the client's own time-out comes first: it says more
 _PARTITIONS_SECONDS = 10.0  # the time between two looks for new partitions of a topic that is followed
-_SILENT_SECONDS = 10.0  # a partition that returns nothing for so long, before its end, counts as unavailable
+_WAIT_SECONDS = 0.05  # of one look for records
+_SILENT_LOOKS = (
+    200  # if a partition returns nothing in so many looks, before its end, the broker must answer a question
+)
+_MOST_LOOKS = 600  # if the broker answers, but the partition returns nothing in so many looks, it counts as unavailable
 _PASSING = {KafkaError._PARTITION_EOF, KafkaError._ALL_BROKERS_DOWN, KafkaError.GROUP_AUTHORIZATION_FAILED}
 _OUT_OF_RANGE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 
@@ -134,10 +138,14 @@ class TopicLog:
             self._consumer.assign([TopicPartition(topic, index, first)])  # replaces the partition that was read before
             self._assigned = True
         self._at = None
-        waited, left = 0.0, end - first
-        while waited < _SILENT_SECONDS:
-            batch = self._consumer.consume(min(500, left), 0.05)  # returns at once when it has so many records
-            waited = 0.0 if batch else waited + 0.05
+        silent, left = 0, end - first
+        while silent < _MOST_LOOKS:
+            batch = self._consumer.consume(min(500, left), _WAIT_SECONDS)  # returns at once when it has so many records
+            silent = 0 if batch else silent + 1
+            if silent == _SILENT_LOOKS:  # a broker on a busy machine is slow; one that is gone does not answer this
+                self.bounds(topic, index)
+                self._consumer.assign([TopicPartition(topic, index, reached)])
+                self._assigned = True
             for number, message in enumerate(batch, 1):
                 error = message.error()
                 if error is None and message.offset() < end:
