@@ -33,7 +33,7 @@ OnBridgeError = Literal["fail_fast", "graceful"]
 
 
 class CallTool(Protocol):
-    """A session with a server in which tools can be called. `McpSession` is such a session."""
+    """The interface of a session with an MCP server whose tools can be called. `McpSession` implements it."""
 
     async def call(
         self, name: str, arguments: Mapping[str, Any] | None = None, *, timeout: Duration | None = None
@@ -45,7 +45,13 @@ class CallTool(Protocol):
 
 
 class BridgedServer:
-    """A server whose tools a bridge calls. Calls are repeated if the server cannot be reached (module `bridges`)."""
+    """A server whose tools a bridge calls. If the server cannot be reached, the call is repeated `retries` times.
+
+    - `on_error`: what `ask` does if the last try fails. "fail_fast": it raises an error. "graceful": it returns None.
+    - `backoff`: the wait before the second try. It doubles each time, up to 30 seconds.
+    - `timeout`: the time limit of each try.
+    - `reachable`: True if the server could be reached in the last call.
+    """
 
     def __init__(
         self,
@@ -78,15 +84,16 @@ class BridgedServer:
         once_s: float | None = None,
         gone: type[SabotError] | None = None,
     ) -> dict[str, Any] | None:
-        """Calls the tool `name`, and returns its answer, which is a JSON object.
+        """Calls the tool `name`, and returns its answer, which is a JSON object. If the server cannot be reached, also
+        after all tries:
 
-        If the server cannot be reached, this raises `gone` if it is given; else it returns None if `on_error` is
-        "graceful", and raises `error` if it is "fail_fast".
+        - If `gone` is given, raises an error of the class `gone`.
+        - Else, if the bridge has `on_error="graceful"`, returns None.
+        - Else, raises an error of the class `error`.
 
-        - `error`: the class of the error to raise, also if the tool refuses, or if its answer is no JSON object.
-        - `what`: the words with which the message of the error begins.
-        - `once_s`: if given, the call is tried only once, and the server has so many seconds to answer.
-        - `gone`: the class of the error to raise in both modes if the server cannot be reached; None for no such error.
+        Also raises `error` if the tool refuses the call or fails, and if its answer is not a JSON object. `what`: the
+        text with which the message of the error begins. `once_s`: if given, there is only one try, and it has this time
+        limit in seconds.
         """
         tries = 1 if once_s is not None else self._retries + 1
         for attempt in range(tries):

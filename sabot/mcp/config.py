@@ -32,8 +32,11 @@ tenants, or a function that is called with (scope, principal) and returns the ma
 
 @dataclass(frozen=True, slots=True)
 class SessionKey:
-    """The key of a session. `server`: the name of the server. Only the tenant `scope` with its user or agent
-    `principal` uses the session.
+    """The key of a session with a server: no session is used for two different keys.
+
+    - `server`: the name of the server.
+    - `scope`: the tenant for whom the session is used, or "".
+    - `principal`: the user or the agent for whom the session is used, or "".
     """
 
     server: str
@@ -51,30 +54,30 @@ Connect: TypeAlias = Callable[[SessionKey, Callable[[str], object]], AbstractAsy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class McpConfig:
-    """Limits and times of a pool's servers. Durations are written as "5s", sizes as "10MB".
+    """Limits and times for the servers of a McpServerPool. Durations are written as "5s", sizes as "10MB".
 
-    - `cortex_binary_path`: the program of the pool's own server, which the pool calls for agents if no other server is
-      named (`get_or_create`, `call_tool`). The pool runs it as `PROGRAM mcp stdio`. If None, it is the program `cortex`
-      on PATH.
-    - `protocol_version`: the oldest version of the protocol that a server may speak.
-    - `request_timeout`: the time in which a server has to answer. The time begins anew with each report of progress,
-      and stands still while a person answers a question of the server.
-    - `max_call_time`: the longest time of a whole call, however often the server reports progress; if None, 10 times
-      the time for one answer.
+    - `cortex_binary_path`: the program of the default server, which the pool uses if no server is named
+      (`get_or_create`, `call_tool`). The pool runs it as `PROGRAM mcp stdio`. If None, the program `cortex` on PATH is
+      used.
+    - `protocol_version`: the oldest version of the protocol that a server may use.
+    - `request_timeout`: the time in which a server has to answer. It begins again with each report of progress, and
+      does not run while a person answers a question of the server.
+    - `max_call_time`: the longest time of a whole call, even if the server reports progress. If None, 10 times the time
+      for one answer.
     - `connect_timeout`: the time to start a server, and to agree with it on a version of the protocol.
-    - `max_retries`: how often opening a session is tried again, after failures that may pass.
+    - `max_retries`: how often the pool tries again to open a session, if another try may succeed.
     - `stdio_buffer`: the number of bytes that are read at a time. `max_result_bytes`: the most bytes of a message from
       a server.
-    - `max_servers`: the most sessions that are open at a time. `idle_timeout`: the time without use after which a
-      session is closed.
-    - `question_timeout`: the time that a person has to answer a server's question. `max_questions`: the most questions
-      that a server may ask in one call.
-    - `max_tools`: the most tools of one server that an agent can get. If a server offers more, choose some with `only=`.
+    - `max_servers`: the most sessions that are open at a time. `idle_timeout`: a session that was not used for this
+      time is closed.
+    - `question_timeout`: the time in which a person has to answer a question of a server. `max_questions`: the most
+      questions that a server may ask in one call.
+    - `max_tools`: the most tools of one server that `McpServerPool.tools` may return. If a server offers more, its
+      parameter `only=` selects some of them.
     - `max_listed`: the most tools, resources, templates or prompts that a server may list. `max_list_bytes`: the most
-      bytes of such a list, over all its pages.
+      bytes of such a list, all pages together.
     - `max_description_chars`: the most characters of a tool's description; the rest is cut off.
-    - `max_sampling_tokens`: the most tokens that the engine's model may write when a server asks for an answer of a
-      model.
+    - `max_sampling_tokens`: the most tokens of an answer that a server requests from a model (sampling).
     """
 
     cortex_binary_path: "str | PathLike[str] | None" = None
@@ -129,8 +132,8 @@ class McpConfig:
 
     @property
     def most_list_bytes(self) -> int:
-        """The value of `max_list_bytes` in bytes, or that of `max_result_bytes` if it is lower: a list comes in
-        messages.
+        """The greatest size in bytes of a list that a server sends: `max_list_bytes`, or `max_result_bytes` if that is
+        lower.
         """
         return min(parse_bytes(self.max_list_bytes), self.most_bytes)
 
@@ -151,10 +154,11 @@ class McpConfig:
         return (program, "mcp", "stdio")
 
     def tool_servers(self) -> "McpServerPool | None":
-        """Returns a pool with the server of `cortex_binary_path`. Returns None if that is None and no program `cortex`
-        is on PATH. A runtime calls this for `RuntimeConfig(mcp=McpConfig(...))`.
+        """Returns a pool whose default server is the program `cortex_binary_path`. Returns None if `cortex_binary_path`
+        is None and there is no program `cortex` on PATH. A runtime with `RuntimeConfig(mcp=McpConfig(...))` calls this.
 
-        Raises UserError if `cortex_binary_path` does not exist; MissingExtra if the SDK is not installed.
+        Raises UserError if the program `cortex_binary_path` does not exist; MissingExtra if the MCP SDK is not
+        installed.
         """
         from sabot.mcp import McpServerPool
 
@@ -179,14 +183,17 @@ class McpServerOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class McpServerSpec:
-    """A server, with its name and the way to reach it: a command (by stdin and stdout), a URL (streamable HTTP), or `connect`.
+    """A server: its name, and how to reach it. Exactly one of `command` (messages over stdin and stdout), `url`
+    (streamable HTTP) and `connect` is given.
 
-    - `environment`: environment variables of the command's process, besides PATH, HOME and the like.
-    - `working_dir`, `limits`, `trust`: settings of this process, as in `sabot.process.Command`. The limits
-      `max_task_duration` and `max_output_bytes` have no effect.
-    - `headers`: headers of each HTTP request to the URL.
-    - `connect`: a function that is called as `connect(key, ended)`. It returns an asynchronous context manager that
-      gives the SDK's two message streams, and it calls `ended(why)` when the server is gone.
+    - `environment`: environment variables for the process of the command. It also gets a few of this process, such as
+      PATH and HOME.
+    - `working_dir`, `limits`, `trust`: settings for the process of the command, as in `sabot.process.Command`. Of the
+      limits, `max_task_duration` and `max_output_bytes` have no effect here.
+    - `headers`: headers that are sent with each HTTP request to the URL.
+    - `connect`: a function `connect(key, ended)` that connects to the server. `key` is the SessionKey. It returns an
+      asynchronous context manager that yields two message streams of the MCP SDK, one to read and one to write. If the
+      server ends, it has to call `ended(reason)`.
     """
 
     name: str
@@ -201,7 +208,9 @@ class McpServerSpec:
 
     @property
     def way(self) -> str:
-        """The program or the address, to be shown. Arguments and passwords are left out, since they may be secret."""
+        """The way to reach the server, as it is shown to people: the name of the program, or the URL without its
+        password. The arguments of the command are left out, because they may contain secrets.
+        """
         if self.command:
             return os.path.basename(self.command[0])
         return redacted_url(self.url) if self.url else "connect"
@@ -235,7 +244,9 @@ class McpServerSpec:
         keep_url(self.url, owner=self)
 
     def command_of(self, key: SessionKey) -> Command:
-        """Returns the command that starts the server for the session `key`, with the environment for its tenant."""
+        """Returns the command that starts the server for the session `key`. Its environment variables are those for the
+        tenant and the principal of the key.
+        """
         return Command(
             argv=self.command,
             environment=_values(self.environment, key),

@@ -92,14 +92,16 @@ _CALLED: TypeAdapter[Any] = TypeAdapter(types.CallToolResult | types.InputRequir
 class SentCall:
     """A call of a tool that is under way.
 
-    - `name`: the tool. `seconds`: the time in which the server has to answer.
-    - `deadline`: the present time limit; None while the call does not wait for the server.
-    - `task`: the task that makes the call. None in versions of the protocol where the server asks in its answer.
-    - `asked`: the server's questions that the caller has not answered yet, by key.
-    - `asks`: a future that is done as soon as the server has asked something.
-    - `answers`: by the key of each question, the future that gets the caller's answer; the server's request waits for
-      it.
-    - `forget`: the timer that cancels the call if nobody answers its questions.
+    - `name`: the name of the tool. `seconds`: the time in which the server has to answer, in seconds.
+    - `left`: how many seconds remain for the whole call. `ends`: the time at which they end, by the clock of the event
+      loop.
+    - `deadline`: the time limit for the answer; None while the call does not wait for the server.
+    - `task`: the task that waits for the server's result. It is None for versions of the protocol since 2026-07-28, in
+      which the server ends the request to ask a question.
+    - `asked`: the questions of the server that the caller has not answered yet, by their keys.
+    - `asks`: a future that is done when the server has asked a question.
+    - `answers`: for each question, by its key, the future that gets the answer of the caller.
+    - `forget`: the timer that cancels the call if the caller does not answer the questions.
     """
 
     name: str
@@ -115,9 +117,12 @@ class SentCall:
 
     @contextlib.asynccontextmanager
     async def in_time(self, server: str, config: McpConfig) -> AsyncIterator[None]:
-        """Limits the time of the `with` block to `seconds`. This time begins anew with each report of progress, but the
-        block ends at the latest after `left`, the seconds that are left for the whole call. Afterwards `left` is lower
-        by the time that the block took. Raises McpTimeout.
+        """Limits the time of the `with` block, in which the call waits for the server. Raises McpTimeout at the end of
+        that time.
+
+        The limit is `self.seconds`, and begins again with each report of progress. But the block takes at most
+        `self.left`, the seconds that remain for the whole call. At the end of the block, the time that it took is
+        subtracted from `self.left`.
         """
         now = asyncio.get_running_loop().time
         self.ends = now() + self.left
@@ -134,8 +139,8 @@ class SentCall:
             self.left, self.deadline = max(0.0, self.ends - now()), None
 
     def go_on(self, answers: Mapping[str, Any]) -> None:
-        """Gives the caller's answers to the server's requests that wait for them. `answers`: by the key of the
-        question.
+        """Passes the caller's answers to the futures that wait for them, so that the call continues. `answers`: the
+        answers by the keys of the questions.
         """
         if self.forget is not None:
             self.forget.cancel()
@@ -163,13 +168,15 @@ class SessionState(StrEnum):
 
 
 class McpConnection:
-    """A session with a server. It belongs to the event loop that opened it.
+    """A session with a server, in the event loop that has opened it.
 
     - `state`: the SessionState; only `_enter` changes it. `version`: the version of the protocol.
-    - `offers`: the offered tools, by name. `left_out`: the tools that are not offered, each with the reason.
-    - `used_at`: the time of the last use, by the loop's clock. `busy`: the number of calls under way.
-    - `failed_at_discover`: True if the server's program ended before a version was agreed on. Some servers of 2024 do
-      that, since they do not know the first message, `server/discover`. The pool then tries again with `legacy`.
+    - `offers`: the tools that agents can get, by name. `left_out`: the tools that they cannot get, each with the
+      reason.
+    - `used_at`: the time of the last use, by the clock of the event loop. `busy`: the number of calls under way.
+    - `failed_at_discover`: True if the server's program ended before the session was open. The cause may be that it is
+      an older program, which does not know the first message, `server/discover`. The pool then opens a new session with
+      `legacy=True`.
     """
 
     def __init__(
@@ -183,13 +190,13 @@ class McpConnection:
         on_over: "Callable[[McpConnection], object]",
         on_hung: Callable[[SessionKey, str, bool], object],
     ) -> None:
-        """Makes a session, which `open` opens.
+        """Creates a session that is not open yet; the method `open` opens it.
 
-        - `samples`: True if the server may ask for answers of a model.
-        - `legacy`: True if `server/discover` is not sent, since the server speaks an older version.
-        - `on_over`: called with this session when it has ended.
-        - `on_hung`: called when the session ends because the server does not answer: with the key, the reason, and a
-          bool that is True if the session had been open before.
+        - `samples`: True if the server may request answers of a model (sampling).
+        - `legacy`: True if the first message, `server/discover`, is not sent, because older servers do not know it.
+        - `on_over`: a function that is called with this session when it has ended.
+        - `on_hung`: a function that is called when the session ends because the server does not answer. Its arguments
+          are the key, the reason, and True if the session had been open before, else False.
         """
         self.key = key
         self.offers: dict[str, Offer] = {}
@@ -274,9 +281,9 @@ class McpConnection:
             await asyncio.wait([self._task], timeout=_CLOSE_SECONDS)
 
     async def _own(self, ready: "asyncio.Future[None]") -> None:
-        """Opens the SDK's session, waits until the session is to end, and closes it. The SDK demands that the same task
-        does all of that. `ready`: a future that is done when the session is open, or gets the error if it could not be
-        opened.
+        """Opens the session of the MCP SDK, waits until the session has to end, and closes it. These are in one method
+        because the SDK requires that the same task opens and closes a session. `ready`: a future that is set when the
+        session is open, or gets the error if it cannot be opened.
         """
         error: BaseException | None = None
         try:
@@ -347,7 +354,9 @@ class McpConnection:
         return McpUnavailable(self.key.server, f"no session could be opened: {self._why}", passes=may_pass(error))
 
     def _watch(self) -> None:
-        """Subscribes to changes of the server's list of tools, if the server reports changes to subscribers."""
+        """Starts a task that is informed by the server when its list of tools changes. Does nothing if the server does
+        not offer such a subscription.
+        """
         capabilities = self._client.server_capabilities.tools
         if self.version >= _MODERN and capabilities is not None and capabilities.list_changed:
             self._listener = asyncio.create_task(self._listen())
@@ -363,7 +372,7 @@ class McpConnection:
         self._stale = True  # missed changes are looked up before the next call
 
     def _awaits(self) -> bool:
-        """Returns True while a request is under way, or before the session is open."""
+        """Returns True if a request is under way, or if the session is not open."""
         return not self.is_open or self._under_way > 0
 
     def _doubt(self, what: str) -> None:
@@ -427,14 +436,16 @@ class McpConnection:
         answers: Mapping[str, Any] | None = None,
         state: str = "",
     ) -> McpResult:
-        """Calls a tool, and returns its answer. If the server asks something first, returns a result with the questions and a
-        `state`; the caller then calls again with `answers` and this `state`.
+        """Calls a tool, and returns its result. If the server has questions before it can answer, the result contains
+        the questions and a `state`. The caller then calls this method again with the answers and this `state`.
 
-        - `expects`: the digest of the tool when it was offered; the call is refused if the tool has another digest now. "" for no
-          check.
-        - `timeout_s`: the time for the answer in seconds; `request_timeout` if None. `progress`: called with reports of progress.
+        - `expects`: the digest of the tool that the caller knows. If the tool has a different digest now,
+          McpToolChanged is raised, and nothing is sent. "" for no check.
+        - `timeout_s`: the time for the answer in seconds; `request_timeout` if None.
+        - `progress`: a function that is called with the server's reports of progress.
+        - `answers`: the answers by the keys of the questions. `state`: the `state` of the result with the questions.
 
-        Raises McpError. The class of the error tells whether nothing was sent, the call was done, or this is not known.
+        Raises McpError. Its subclass shows whether the call was not sent, was done, or may have been done.
         """
         seconds = self._config.seconds("request_timeout") if timeout_s is None else timeout_s
         check_encoded(self.key.server, name, [arguments, answers])
@@ -484,8 +495,9 @@ class McpConnection:
             raise McpInvalidArguments(server, f"{name} does not take these arguments: {error}") from None
 
     async def _until_it_asks(self, call: SentCall) -> McpResult:
-        """Waits for the call, and returns its result. If the server asks something first, returns a result with the
-        questions instead, and keeps the call until the answers come or `question_timeout` has passed.
+        """Waits for the result of the call, and returns it. If the server asks something first, returns a result with
+        the questions instead. The call then remains stored until `call` gets the answers. It is cancelled if they do
+        not come within `question_timeout` and another minute.
         """
         assert call.task is not None
         stays = False
@@ -605,9 +617,9 @@ class McpConnection:
         return await self._asked("sampling/createMessage", params)
 
     async def _asked(self, method: str, params: Any) -> Any:
-        """Passes a question of the server to the caller of the only call that is under way, waits for the answer, and
-        returns it. Returns an error for the server if no call or several calls are under way, or after `max_questions`
-        questions.
+        """Passes a question of the server to the caller of the tool, waits for the answer, and returns it. The question
+        does not say to which call it belongs. So if there is no call or more than one, an error for the server is
+        returned. The same happens if the call has had `max_questions` questions.
         """
         calls = list(self._calls or self._suspended.values())
         if len(calls) != 1:
@@ -672,7 +684,9 @@ class McpConnection:
         return dict(self.offers), dict(self.left_out), self.version
 
     async def resources(self) -> list[McpResource]:
-        """Returns the resources of the server and, after them, its templates of resources. Empty if it offers none."""
+        """Returns the resources of the server, followed by its templates of resources, which are addresses with
+        placeholders. The list is empty if the server has neither.
+        """
         if not self._offers_any("resources"):
             return []
         found = await self._pages("list_resources")
@@ -695,7 +709,7 @@ class McpConnection:
         return [as_json(each) for each in found.contents]
 
     async def prompts(self) -> list[McpPrompt]:
-        """Returns the prompts of the server. Empty if it offers none."""
+        """Returns the prompts of the server. The list is empty if the server has none."""
         if not self._offers_any("prompts"):
             return []
         return [
@@ -714,8 +728,9 @@ class McpConnection:
         return [assistant(text) if role == "assistant" else user(text) for role, text in said]
 
     async def _pages(self, method: str) -> list[dict[str, Any]]:
-        """Returns all items of one of the server's lists as JSON. `method`: the method of the SDK's session that gets
-        the list, such as `list_tools`. Raises McpError; it is a McpResultTooLarge if there are too many items.
+        """Returns all items of one of the server's lists as JSON values. `method`: the method of the MCP SDK that
+        fetches a page of the list, such as "list_tools". Raises McpResultTooLarge if the list is too long, or another
+        McpError.
         """
 
         async def fetch(cursor: str | None) -> Any:

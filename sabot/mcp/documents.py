@@ -79,9 +79,12 @@ class SourceDocument(msgspec.Struct, frozen=True):
 class ClaimCheck(msgspec.Struct, frozen=True):
     """The result of a comparison of a claim with authoritative documents.
 
-    - `status`: "disputed" if some documents support the claim and others contradict it; "undecided" if none does either.
-    - `confidence`: the highest confidence among the documents that led to the status.
+    - `claim`: the claim.
+    - `status`: "supported" or "contradicted"; "disputed" if some documents support the claim and others contradict it;
+      "undecided" if all documents are silent on it.
+    - `confidence`: the highest confidence among the documents that support or contradict the claim; 0 if there is none.
     - `sources`: the documents that were compared, the best first.
+    - `supporting`, `contradicting`: the ids of the documents that support the claim, and of those that contradict it.
     """
 
     claim: str
@@ -101,16 +104,18 @@ Judge = Callable[[str, SourceDocument], Says | Awaitable[Says]]
 
 
 class DocumentBridge:
-    """The documents of a server: they can be searched, read, and compared with claims.
+    """The documents of a server. The bridge searches them, reads them, and compares them with claims.
 
-    - `confidence_threshold`: documents with a lower confidence are left out. `max_sources`: the most documents of a
-      search.
-    - `cache_ttl`: the time for which the answer to a query is used again.
-    - `judge`: a function, or a coroutine function, that is called with a claim and a document, and returns "supports",
-      "contradicts" or "silent". It may ask a model. Without it the words are compared (`by_words`).
-    - `on_error`: "fail_fast" or "graceful" (module `bridges`).
-    - `retries`: the number of further tries of a call. `backoff`: the time before the first of them; it doubles each
-      time. `timeout`: the time limit of each try.
+    - `server`: a session with the server.
+    - `confidence_threshold`: documents with a lower confidence are left out. `max_sources`: the most documents that a
+      search returns.
+    - `cache_ttl`: how long the answer to a query is returned again without asking the server.
+    - `judge`: a function, sync or async, that gets a claim and a document, and returns "supports", "contradicts" or
+      "silent". It may ask a model. By default it is `by_words`, which compares the words.
+    - `on_error`: what happens if the server cannot be reached. With "fail_fast" a DocumentError is raised. With
+      "graceful" a search returns the last answer to the same query, or an empty list if there was none.
+    - `retries`: the number of further tries if the server cannot be reached. `backoff`: the wait before the second try;
+      it doubles each time. `timeout`: the time limit of each try.
     """
 
     def __init__(
@@ -142,7 +147,7 @@ class DocumentBridge:
 
     @property
     def reachable(self) -> bool:
-        """True if the last call found the server."""
+        """True if the server could be reached in the last call."""
         return self._server.reachable
 
     async def search(
@@ -186,12 +191,16 @@ class DocumentBridge:
         return _document({"confidence": 1.0} | dict(said["document"]), DocumentError, what)
 
     async def source_of_truth(self, topic: str) -> SourceDocument:
-        """Returns the authoritative document that matches best; among equal ones, the newest. Raises NoAuthoritativeSource (E2061)."""
+        """Returns the authoritative document with the highest confidence for this topic; of several with the same
+        confidence, the one that was changed last. Raises NoAuthoritativeSource (E2061) if there is none.
+        """
         return (await self._authoritative(topic))[0]
 
     async def verify_claim(self, claim: str) -> ClaimCheck:
-        """Searches authoritative documents for a claim, compares each with it, and returns the result. Raises
-        NoAuthoritativeSource (E2061) if there is none; VerificationFailed (E2062) if they could not be compared.
+        """Searches for authoritative documents on the claim, compares each with the claim, and returns the result.
+
+        Raises NoAuthoritativeSource (E2061) if there is no such document; VerificationFailed (E2062) if the function
+        `judge` fails or returns another value than it may; DocumentError (E2060) if the search fails.
         """
         sources = await self._authoritative(claim)
         supporting: list[SourceDocument] = []
@@ -229,9 +238,9 @@ class DocumentBridge:
 
 
 def by_words(claim: str, document: SourceDocument) -> Says:
-    """Compares a claim with a document by their words, without a model. Returns "supports" if a sentence of the
-    document has all words of the claim and no further negation; else "silent". It never returns "contradicts": words
-    alone cannot show that.
+    """Compares a claim with a document by their words, without a model. Returns "supports" if one sentence of the
+    document contains all words of the claim, and no word such as "not" that the claim does not contain. Else returns
+    "silent". It never returns "contradicts", because words alone do not show a contradiction.
     """
     wanted = set(_words(claim))
     for sentence in _SENTENCE.split(document.text):

@@ -40,8 +40,8 @@ class McpBusy(McpError, NotSent):
 
 
 class McpConnectionLost(McpError, TransientError):
-    """The session ended while a call was under way, so it is not known whether the server has done the call. The class
-    of the tool's effect decides whether an agent makes the call again.
+    """The session ended while a call was under way, so it is not known whether the server has done the call. An agent
+    repeats the call only if the effect class of the tool allows it.
     """
 
 
@@ -50,8 +50,8 @@ class McpTimeout(McpError, ToolTimeout):
 
 
 class McpRefused(McpError):
-    """The server answered with an error, or asked for something (such as an answer of a model) that it was refused.
-    `number`: the JSON-RPC code of the error.
+    """The server answered with an error. Or it requested something before it could answer, such as an answer of a
+    model, and that was refused. `number`: the JSON-RPC code of the error.
     """
 
     def __init__(self, server: str, message: str, number: int = 0, *, hint: str = "") -> None:

@@ -26,7 +26,9 @@ class LoopThread:
             return self._loop
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs the coroutine on the loop of this thread, and returns its result. If the caller is cancelled, the coroutine is cancelled."""
+        """Runs the coroutine on the event loop of this thread, and returns its result. Starts the thread at the first
+        use. If the caller is cancelled, the coroutine is cancelled too.
+        """
         there, here = self._started(), asyncio.get_running_loop()
         answer: asyncio.Future[T] = here.create_future()
         task: asyncio.Task[T] | None = None
@@ -48,7 +50,9 @@ class LoopThread:
             raise
 
     async def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Runs the coroutine function `last` on the loop, and then ends the loop and the thread. Does nothing if the thread never began."""
+        """Runs the coroutine function `last` on the event loop, and then stops the loop and its thread. Does nothing if
+        the thread was never started.
+        """
         with self._lock:
             loop = self._loop
         if loop is not None:
@@ -57,15 +61,17 @@ class LoopThread:
 
 
 def seen(task: "asyncio.Task[Any]") -> None:
-    """Marks the error of a finished task as seen, so that asyncio does not log it. For tasks for which no caller
-    waits.
+    """Reads the error of a finished task. Else asyncio would log that the error was never retrieved, because no caller
+    waits for this task.
     """
     if not task.cancelled():
         task.exception()
 
 
 def _pass_on(done: "asyncio.Task[T]", answer: "asyncio.Future[T]") -> None:
-    """Gives the result or the error of the finished task to the future `answer`, for which the caller waits."""
+    """Sets the result or the error of the finished task `done` as that of the future `answer`, on which another event
+    loop waits.
+    """
     error = None if done.cancelled() else done.exception()
     if answer.done():
         return

@@ -75,8 +75,10 @@ class FoundMemory(TypedDict):
 
 
 class Remembered(TypedDict):
-    """A memory with its whole text. `stored_ms`: the time of its storing, in milliseconds since 1970. `earlier`: the
-    texts of earlier wordings that were merged into it, the newest first.
+    """A memory with its whole text.
+
+    - `stored_ms`: the time at which it was stored, in milliseconds since 1970.
+    - `earlier`: older texts with nearly the same words that `Memory.consolidate` has merged into it, the newest first.
     """
 
     id: str
@@ -87,7 +89,9 @@ class Remembered(TypedDict):
 
 
 class MemoryStore(Protocol):
-    """A store of memories by scope and id."""
+    """An interface: a store of memories. Each memory has a scope, which is a name such as "support", and an id within
+    this scope.
+    """
 
     async def read(self, scope: str, ids: Collection[str] | None = None) -> dict[str, StoredMemory]:
         """Returns the records of a scope by id: those of `ids` that exist, or all if `ids` is None."""
@@ -107,11 +111,11 @@ class MemoryStore(Protocol):
 
 
 class _WordIndex:
-    """An index of the words of memories, in a SQLite database with FTS5.
+    """A full-text index of memories, in a SQLite database with FTS5.
 
-    Each word is indexed with a prefix for its scope. So a search reads only the words of its own scope, and counts in
-    how many memories of this scope a word occurs. The tokenizer `ascii` is used, which does not change other letters:
-    `_words` has normalised them already.
+    Each indexed word begins with a hash of its scope. So a search finds only memories of its own scope, and the
+    frequency of a word, which BM25 needs, is that within this scope. The words are normalized before they are indexed,
+    so the tokenizer `ascii` of FTS5 is used, which does not change other letters.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -125,7 +129,9 @@ class _WordIndex:
         self._execute("""CREATE VIRTUAL TABLE words USING fts5(text, tokenize = "ascii tokenchars '_'")""")
 
     def add(self, scope: str, id: str, record: StoredMemory) -> None:
-        """Adds a memory to the index, which must not have it yet. Does nothing for the record of an earlier wording."""
+        """Adds a memory to the index. It must not be in the index yet. Does nothing for a record that was merged into
+        another memory (`into`).
+        """
         if "into" in record:
             return
         texts = [record["text"], *record["tags"], *(text for _, text, _ in record["also"])]
@@ -151,8 +157,9 @@ class _WordIndex:
     def search(self, scope: str, query: str, limit: int) -> list[tuple[str, float]]:
         """Returns pairs of id and score, as `MemoryStore.search` does.
 
-        Each longer word of the query is searched twice: as a whole word, and as the beginning of a word. So a memory
-        that has the word itself scores for both, and a memory that only has a word with this beginning scores for one.
+        Each word of the query with at least three letters is searched twice: as a whole word, and as the beginning of a
+        longer word. A memory that contains the word itself matches both searches, and so has a higher score than a
+        memory with a longer word only.
         """
         prefix = _prefix_of(scope)
         wanted = []
@@ -174,8 +181,8 @@ def _prefix_of(scope: str) -> str:
 
 
 class StateMemories:
-    """A store in the keyed state of an agent, as `ctx.map_state(...)` returns it, with the scope as the key. Memories are
-    durable from the next checkpoint on.
+    """A MemoryStore in the keyed state of an agent. `state` is a state that `ctx.map_state(...)` has returned; the
+    scope is used as its key. Memories become durable with the next checkpoint.
     """
 
     def __init__(self, state: MapState) -> None:
@@ -208,10 +215,10 @@ class StateMemories:
 
 
 class MemoryFile:
-    """A store in `DIRECTORY/memory.db`, a SQLite database that any number of processes can use at the same time. A
-    change is on the disk when the call returns (a commit, synchronous=FULL).
+    """A MemoryStore in the file `DIRECTORY/memory.db`, a SQLite database. Any number of processes can use it at the
+    same time. A change is on the disk when the method returns (`synchronous=FULL`).
 
-    Raises UserError for a directory that cannot be made, and for a file that is something else.
+    Raises UserError if the directory cannot be created, or if the file is not such a database.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -245,7 +252,7 @@ class MemoryFile:
         return await run_in_thread(self._locked, lambda: self._index.search(scope, query, limit))
 
     def close(self) -> None:
-        """Closes the file. Idempotent; a call that is under way ends first."""
+        """Closes the file, after waiting for a call that is under way. A repeated `close` does nothing."""
         with self._lock:
             self._connection.close()
 
@@ -254,8 +261,8 @@ class MemoryFile:
             return work()
 
     def _create(self) -> None:
-        """Creates the tables that the file does not have. For a file of an older version, which has no index of words,
-        it also builds the index.
+        """Creates the tables of the database if they are missing. If the file was written by an older version, which
+        had no index of words, also adds all memories to a new index.
         """
         run = self._connection.execute
         run(
@@ -313,10 +320,13 @@ class MemoryFile:
 
 
 class Memory:
-    """The memories of a store. Each call names a scope, and sees only the memories of that scope.
+    """The memories in a store. Each method has a scope, which is a name, and reads or changes only the memories of this
+    scope.
 
-    A scope can have 10,000 memories, and a text 65,536 characters. Known secrets of this process are hidden in stored
-    texts.
+    - `home`: the store, such as a MemoryFile.
+
+    A scope can have at most 10,000 memories, and a text 65,536 characters. The known secrets of this process are hidden
+    in the texts before they are stored.
     """
 
     def __init__(self, home: MemoryStore, *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -324,8 +334,11 @@ class Memory:
         self._clock = clock
 
     async def store(self, scope: str, text: str, tags: Collection[str] = ()) -> str:
-        """Stores the text, and returns its id. If the text is stored already, adds the new tags, and returns the same
-        id. Raises UserError for a text or tags that are not valid or too long, and for a scope that is full.
+        """Stores the text, and returns its id. If the same text is stored already, only adds the new tags, and returns
+        its id. If the text was merged into a newer memory, that is done for the newer memory.
+
+        Raises UserError if the text or a tag is empty or too long, if there are more than 20 tags, and if the scope has
+        10,000 memories already.
         """
         scope, text = _scope(scope), without_secrets(_text(text))
         labels, now_ms = _tags(tags), int(self._clock.time() * 1000)
@@ -345,11 +358,12 @@ class Memory:
         return id
 
     async def search(self, scope: str, query: str, limit: int = 10) -> list[FoundMemory]:
-        """Returns at most `limit` memories that have words of the query, the best first by their BM25 score. If the
-        scores are equal, the newest comes first.
+        """Returns at most `limit` memories that contain words of the query, with the highest BM25 score first. Of
+        memories with the same score, the newest is first. `limit` may be from 1 to 50.
 
-        Letter case and different encodings of accents do not matter. A word of three letters or more also finds longer
-        words that begin with it, with about half the weight. Only the first 200 different words of a query count.
+        Upper and lower case are not distinguished, and neither are different encodings of an accent. A word with at
+        least three letters also finds longer words that begin with it, with about half the weight. Of the query, only
+        the first 200 different words are used.
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _FOUND_MOST:
             raise UserError(f"memory: limit={short_repr(limit)}", hint=f"from 1 to {_FOUND_MOST}")
@@ -372,11 +386,12 @@ class Memory:
         )
 
     async def consolidate(self, scope: str, similarity: float = 0.8) -> dict[str, int]:
-        """Merges memories of nearly the same words: the newest text stays, and each older text becomes an earlier
-        wording of the text that it resembles most. Returns the numbers of memories as `{"before": …, "after": …}`.
+        """Merges memories that have nearly the same words. The newest text remains. Each older text is merged into the
+        text that is most similar to it, and stored there as an earlier wording. Returns how many memories the scope had
+        before and has now: `{"before": …, "after": …}`.
 
-        `similarity`: the least similarity of two texts that are merged, from 0.5 to 1. The similarity is the number of
-        words that both texts have, divided by the number of words that at least one of them has (Jaccard).
+        `similarity`: how similar two texts must be to be merged, from 0.5 to 1. It is the number of words that both
+        texts have, divided by the number of words that at least one of them has (Jaccard).
         """
         if isinstance(similarity, bool) or not isinstance(similarity, int | float) or not 0.5 <= similarity <= 1:
             raise UserError(f"memory: similarity={short_repr(similarity)}", hint="from 0.5 to 1")
@@ -403,47 +418,48 @@ class Memory:
 
         @tool(effect="read")
         async def cortex_search(query: str, limit: int = 10) -> list[FoundMemory]:
-            """Search what was remembered, by words; the best come first.
+            """Search the stored texts by words. The best matches come first.
 
             Args:
                 query: Words to look for.
-                limit: The most that are returned, from 1 to 50.
+                limit: The most results, from 1 to 50.
             """
             return await self.search(scope, query, limit)
 
         @tool(effect="idempotent")
         async def cortex_store(text: str, tags: list[str] | None = None) -> dict[str, str]:
-            """Remember a text for later; the same text is remembered once. Returns its id.
+            """Store a text so that it can be found later. Returns its id. Storing the same text again has no effect.
 
             Args:
                 text: What to remember, in words by which it can be found again.
-                tags: Words to find it by, beside its own.
+                tags: Further words by which it can be found.
             """
             return {"id": await self.store(scope, text, tags or ())}
 
         @tool(effect="read")
         async def cortex_retrieve(id: str) -> Remembered:
-            """Get one memory in full, by its id.
+            """Get one stored text in full, by its id.
 
             Args:
-                id: As cortex_search and cortex_store return it.
+                id: An id that cortex_search or cortex_store has returned.
             """
             return await self.retrieve(scope, id)
 
         @tool(effect="idempotent")
         async def cortex_consolidate(similarity: float = 0.8) -> dict[str, int]:
-            """Put memories of nearly the same words together: the newest stands, earlier wordings are kept below it.
+            """Merge stored texts that have nearly the same words. The newest text remains; the older ones are kept as
+            its earlier wordings.
 
             Args:
-                similarity: The share of words that two texts have in common, from 0.5 to 1.
+                similarity: The share of words that two texts must have in common, from 0.5 to 1.
             """
             return await self.consolidate(scope, similarity)
 
         return [cortex_search, cortex_store, cortex_retrieve, cortex_consolidate]
 
     async def _standing(self, scope: str, id: str) -> tuple[str, StoredMemory | None]:
-        """Finds the memory for an id. For the id of an earlier wording that is the memory into which it was merged.
-        Returns its id and its record; the record is None if there is no such memory.
+        """Finds a memory by its id, and returns its id and its record. If the memory was merged into another one,
+        returns those of the other one. The record is None if there is no such memory.
         """
         while True:
             record = (await self._store.read(scope, [id])).get(id)
@@ -499,12 +515,12 @@ def _found(each: str, record: StoredMemory, score: float) -> FoundMemory:
 
 
 def _leaders(standing: Mapping[str, StoredMemory], similarity: float) -> dict[str, str]:
-    """Decides which memories are merged. Returns a dict from the id of each memory that is to be merged to the id of
-    the memory into which it is merged.
+    """Decides which memories are merged. Returns a dict. Each key is the id of a memory that has to be merged; the
+    value is the id of the memory into which it is merged.
 
-    Not all pairs of memories are compared. The words of each memory are put in an order that is the same for all, the
-    rarest first. Two memories can reach `similarity` only if they share one of their first few words, and few pairs do
-    (Chaudhuri, Ganti and Kaushik, 2006).
+    Comparing all pairs would take too long. So the words of each memory are sorted, the rarest first. Only memories
+    that share one of their first words in this order can be similar enough, and only these pairs are compared. (Prefix
+    filtering; Chaudhuri, Ganti and Kaushik, 2006.)
     """
     sets = {each: frozenset(_words(record["text"])) for each, record in standing.items()}
     common = Counter(word for words in sets.values() for word in words)

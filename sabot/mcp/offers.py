@@ -40,14 +40,15 @@ _PIECE = 50  # tools that are handled before the event loop gets a turn: some mi
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A tool that a server offers.
+    """A tool of a server that agents can get.
 
-    - `name`: the server's name for the tool. `shown`: the name that models see.
-    - `description`: the cleaned description. `schema`: the schema of the arguments. `output`: the schema of the result,
-      or None.
-    - `digest`: the digest of the server's description, before it was cleaned.
-    - `read_only`, `idempotent`, `open_world`: the server's hints about the effect of the tool; None for a hint it did
-      not give.
+    - `name`: the server's name for the tool. `shown`: the name for models, in which characters that vendors do not
+      accept are replaced by "_".
+    - `description`: the server's description, without invisible characters and cut to a greatest length.
+    - `schema`: the JSON schema of the arguments. `output`: the JSON schema of the result, or None.
+    - `digest`: a hash of the server's own description and schemas of the tool.
+    - `read_only`, `idempotent`, `open_world`: the server's hints about the effect of the tool; None if the server did
+      not give the hint.
     """
 
     name: str
@@ -62,10 +63,10 @@ class Offer:
 
     @property
     def proposed(self) -> EffectClass:
-        """The class of effect that the server's hints propose.
+        """The effect class that follows from the server's hints.
 
-        MCP sends no key with a call by which the server could recognize a repeated call. So `idempotent` means here
-        that a second call with the same arguments has no further effect.
+        For a server's tool, "idempotent" means that a second call with the same arguments changes nothing more. (It
+        does not mean that the server recognizes a repeated call by a key, because MCP sends no such key.)
         """
         if self.read_only:
             return EffectClass.READ
@@ -73,10 +74,10 @@ class Offer:
 
 
 def offer_of(told: Mapping[str, Any], most_chars: int) -> Offer | str:
-    """Returns the offer for one entry of the server's list of tools. If the tool must be left out, returns the reason
-    as a text.
+    """Converts one entry of a server's list of tools into an Offer. Returns the reason as a text instead if agents
+    cannot get the tool.
 
-    `told`: the entry. `most_chars`: the most characters of the description.
+    `told`: the entry. `most_chars`: the most characters of a description; the rest is cut off.
     """
     name = told["name"]
     if not name or clean(name, 200) != name:
@@ -163,8 +164,8 @@ def _depth(value: Any) -> int:
 
 
 def _cleaned(schema: Any, most: int) -> Any:
-    """Returns the schema with each title and description cleaned and cut to `most` characters. The names of properties
-    and their values are unchanged, because calls use them.
+    """Returns a copy of the schema in which each title and description has no invisible characters and at most `most`
+    characters. All other values of the schema are unchanged.
     """
     if isinstance(schema, list):
         return [_cleaned(each, most) for each in schema]

@@ -53,12 +53,12 @@ _STOP_SECONDS = 15.0
 
 
 class McpServerFacts(NamedTuple):
-    """A server of a pool, and the facts of its open sessions.
+    """A server of a pool, with the present figures of its open sessions.
 
-    - `way`: the program of the server, or its address without a password.
+    - `name`: the name of the server. `way`: its program, or its URL without the password.
     - `sessions`: the number of open sessions. `busy`: the number of calls under way.
-    - `tools`: the digest of each tool's description, by the server's name for the tool.
-    - `left_out`: the tools that are not offered, each with the reason.
+    - `tools`: for each tool that agents can get, by its name, a hash of its description.
+    - `left_out`: the tools that agents cannot get, each with the reason.
     """
 
     name: str
@@ -72,11 +72,10 @@ class McpServerFacts(NamedTuple):
 class McpServerPool:
     """A pool of sessions with MCP servers.
 
-       pool = McpServerPool()
-       agent = Agent(engine, tools=[*await pool.tools("git", command=["mcp-server-git"])])
+    pool = McpServerPool() agent = Agent(engine, tools=[*await pool.tools("git", command=["mcp-server-git"])])
 
-    A pool may be used from any event loop and thread. `close`, or the end of an `async with pool`, ends the sessions of
-    the pool and the servers that it has started; so does the end of this process.
+    A pool may be used from any event loop and thread. `close`, or leaving an `async with pool` block, ends its sessions
+    and the servers that it has started. They also end when this process ends.
     """
 
     def __init__(
@@ -88,15 +87,16 @@ class McpServerPool:
         sampling: "ExecutionEngine | None" = None,
         ask: Ask | None = None,
     ) -> None:
-        """Makes a pool. Raises MissingExtra.
+        """Creates a pool. Raises MissingExtra if the MCP SDK is not installed.
 
-        - `command` or `url`: the way to the pool's own server, which `get_or_create` and `call_tool` use. By default it is
-          the program `config.cortex_binary_path`.
-        - `sampling`: the engine whose model answers when a server asks for an answer of a model. With None such requests are
+        - `command`, `url`: how to reach the default server, which `get_or_create` and `call_tool` use. If neither is
+          given, it is the program `config.cortex_binary_path`.
+        - `sampling`: the engine that is asked if a server requests an answer of a model. If None, such requests are
           refused.
-        - `ask`: a coroutine function `ask(kind, payload, timeout_s)`. It is called when a server asks the user something
-          (elicitation) during a call that no durable job makes, and returns the answer as a dict, or None if there is none.
-          In a durable agent it is not called: the job waits for a person, who answers with `sabot actions`.
+        - `ask`: an async function `ask(kind, payload, timeout_s)` that asks the user. It is called if a server has a
+          question for the user (elicitation) during a call outside of durable jobs. It returns the answer as a dict, or
+          None if there is none. In a durable agent it is not called: the job waits for a person, who answers with the
+          command `sabot actions`.
         """
         _require_sdk()
         self.config = config or McpConfig()
@@ -126,8 +126,9 @@ class McpServerPool:
     # -- servers ------------------------------------------------------------------------------------------------------
 
     def add(self, server: str, **options: Unpack[McpServerOptions]) -> None:
-        """Adds a server to the pool: its name, and the way to reach it as the options of `McpServerSpec`. Raises UserError if
-        the pool has a server of this name that is reached in another way.
+        """Adds a server to the pool. `server`: its name. `options`: the fields of McpServerSpec that say how to reach
+        it. Adding the same server again has no effect. Raises UserError if the pool has a server of this name with
+        different options.
         """
         spec = McpServerSpec(name=server, **options)
         if self._specs.setdefault(server, spec) != spec:
@@ -136,25 +137,29 @@ class McpServerPool:
             )
 
     async def session(self, server: str, *, scope: str = "", principal: str = "") -> "McpSession":
-        """Returns a session with a server, which only this tenant (`scope`) and principal use. Raises UserError if no server of this name
-        was added; McpError.
+        """Returns a session with the server, and opens it if it is not open yet. Only this tenant (`scope`) and this
+        user or agent (`principal`) use it. Raises UserError if no server of this name was added, and McpError if the
+        session cannot be opened.
         """
         session = McpSession(self, SessionKey(self._known(server).name, scope, principal))
         await self.run(self._connection(session.key))
         return session
 
     async def get_or_create(self, agent_id: str) -> "McpSession":
-        """Returns the session of an agent with the pool's own server. Raises UserError, McpError."""
+        """Returns the session of the agent with the default server of the pool, and opens it if it is not open yet.
+        Raises UserError if there is no default server, and McpError if the session cannot be opened.
+        """
         if _AGENT_SERVER not in self._specs:
             command, url = self._default
             self.add(_AGENT_SERVER, command=command or (() if url else self.config.default_command()), url=url)
         return await self.session(_AGENT_SERVER, principal=agent_id)
 
     async def call_tool(self, agent_id: str, call: Any) -> McpResult:
-        """Calls a tool of the pool's own server for an agent: `ToolCall("get_current_time", {"timezone": "UTC"})`.
+        """Calls a tool of the default server of the pool for an agent, and returns its result.
 
-        `call`: a `sabot.mcp.ToolCall`; a `sabot.llm.ToolCall`, whose arguments are the text that the model wrote; or any other object with
-        a `name` and `arguments`. Raises UserError for an object without these; McpError.
+        `call`: a `sabot.mcp.ToolCall`, such as `ToolCall("get_current_time", {"timezone": "UTC"})`; or a
+        `sabot.llm.ToolCall`, whose arguments are the text that a model wrote; or another object with `name` and
+        `arguments`. Raises UserError for an object without these, and McpError if the call fails.
         """
         name, arguments = getattr(call, "name", None), getattr(call, "arguments", None)
         if not isinstance(name, str) or not isinstance(arguments, Mapping | str):
@@ -189,22 +194,24 @@ class McpServerPool:
         approved: Mapping[str, str] | None = None,
         **options: Unpack[McpServerOptions],
     ) -> list[Tool]:
-        """Returns the tools of a server, for agents and for `ctx.call`.
+        """Returns the tools of a server as Tools for agents and for `ctx.call`.
 
         - `options`: the options of `add`; needed only if the server was not added yet.
-        - `scope`, `principal`: the tenant and the principal in whose session the tools are looked up. They are also called in it, unless
-         the caller has a tenant or principal of its own.
-        - `only`: names of the tools; None for all. `approved`: digests by name (`McpSession.digests`); tools with another digest
-         are refused.
-        - `effects`: the class of effect of all tools, or of each tool by name ("*" stands for all others). For a tool
-          without
-         one, the server's annotations decide if `trust_annotations` is True.
-        - `in_doubt`, `timeout`, `retries`, `labels`: as in the decorator `tool`. `prefix`: a text that is put before
-          each name.
-        - `on_change`: with "refuse", a call of a tool that has changed since this call of `tools` fails; with "allow"
-          it is made.
+        - `scope`, `principal`: the tenant and the user or agent whose session is used to list the tools. It is also
+          used to call them, unless the caller of a tool has a tenant or a user of its own.
+        - `only`: the names of the tools to return; None for all.
+        - `effects`: the effect class of all tools, or a dict with the class of each tool by name, in which "*" stands
+          for all others. A tool without a class here gets the class that the server's hints propose if
+          `trust_annotations` is True, else "unsafe".
+        - `in_doubt`, `timeout`, `retries`, `labels`: as in the decorator `tool`. With `retries=None` a call that may be
+          repeated is repeated once.
+        - `prefix`: a text that is put before the name of each tool.
+        - `on_change`: what happens to a later call if the description or schema of the tool has changed by then.
+          "refuse" raises McpToolChanged; "allow" makes the call.
+        - `approved`: the digest of each tool by name, as `McpSession.digests` has returned them after the user has
+          checked the tools. If one of the tools has a different digest or is missing there, UserError is raised.
 
-        Raises UserError for options that are not valid; McpError if the server cannot be asked for its tools.
+        Raises UserError for options that are not valid, and McpError if the server cannot be asked for its tools.
         """
         if options:
             self.add(server, **options)
@@ -269,9 +276,9 @@ class McpServerPool:
     async def _step(
         self, key: SessionKey, name: str, arguments: Mapping[str, Any], options: Mapping[str, Any]
     ) -> McpResult:
-        """Sends one request of a call to the server, and returns the result, which may be questions of the server. If
-        the session ends before the request was sent, sends it in another session, but only once. `options`: passed on to
-        `McpConnection.call`.
+        """Sends one request of a call to the server, and returns its result, which may also be a question of the
+        server. If the session has ended, and the request was certainly not sent, sends it once more in a new session.
+        `options`: further arguments for `McpConnection.call`.
         """
 
         async def call(connection: "McpConnection") -> McpResult:
@@ -297,11 +304,11 @@ class McpServerPool:
         *,
         again: type[McpError] | tuple[type[McpError], ...] = (McpUnavailable, McpConnectionLost),
     ) -> T:
-        """Calls `what` with an open session, on the pool's event loop, and returns its result.
+        """Calls the function `what` with an open session, on the pool's event loop, and returns its result.
 
-        `again`: if `what` raises one of these errors, and its session has ended, `what` is called once more with
-        another session. The default has McpConnectionLost, so a request may be sent twice; use it only for requests
-        that change nothing.
+        `again`: if `what` raises one of these errors and the session has ended, `what` is called once more with a new
+        session. By default McpConnectionLost is one of them. Then the server may get the same request twice, so the
+        default is only for requests that change nothing.
         """
         return await self.run(self._used(key, what, again))
 
@@ -332,8 +339,8 @@ class McpServerPool:
             self._look_for_room()
 
     async def _connection(self, key: SessionKey) -> "McpConnection":
-        """Returns the open session for this key. Opens it if there is none; callers that ask meanwhile wait for the
-        same one.
+        """Returns the open session for this key. If there is none, opens one. If another caller is already opening it,
+        waits for that session.
         """
         found = self._opened.get(key)
         if found is not None and found.is_open:
@@ -392,14 +399,17 @@ class McpServerPool:
             return connection
 
     def _hung(self, key: SessionKey, why: str, opened: bool) -> None:
-        """Records that a session has ended because the server did not answer. `why`: the reason. `opened`: True if the
-        session had been open before; the first such end is excused.
+        """Records that a session has ended because the server did not answer. After several such ends in a row, no new
+        session is opened for a growing time (see `_check_hangs`). `why`: the reason. `opened`: True if the session had
+        been open; then the first such end causes no wait.
         """
         hangs = self._hangs.setdefault(key, Failures(_HUNG_BACKOFF))
         hangs.note(why, asyncio.get_running_loop().time(), excused=int(opened))
 
     def _check_hangs(self, key: SessionKey) -> None:
-        """Raises McpUnavailable if no session may be opened for this key yet, because earlier ones have hung."""
+        """Raises McpUnavailable if the last sessions for this key have ended because the server did not answer, and the
+        time before the next try is not over yet.
+        """
         hangs = self._hangs.get(key)
         if hangs is not None and (left := hangs.until_s - asyncio.get_running_loop().time()) > 0:
             raise McpUnavailable(
@@ -409,8 +419,9 @@ class McpServerPool:
             )
 
     async def _make_room(self, key: SessionKey) -> None:
-        """Waits until the pool may open one more session. If it has `max_servers` sessions, closes the idle one that was not
-        used for longest. Raises McpBusy if all are in use, or if none can be closed within `connect_timeout`.
+        """Waits until the pool may open one more session. If the pool has `max_servers` sessions, closes one that is
+        not in use: the one whose last use is the longest ago. Raises McpBusy if all are in use, or if none could be
+        closed within `connect_timeout`.
         """
         try:
             async with asyncio.timeout(self.config.seconds("connect_timeout")):
@@ -513,8 +524,8 @@ class McpServerPool:
 
 
 class McpSession:
-    """A session with a server for one tenant and principal; `key` names all three. If it was not used for
-    `idle_timeout`, the pool closes it, and opens it again at the next use.
+    """A session with a server, for one tenant and one user or agent. `key` is the SessionKey with the names of all
+    three. If the session is not used for `idle_timeout`, the pool closes it. At the next use the pool opens it again.
     """
 
     def __init__(self, pool: McpServerPool, key: SessionKey) -> None:
@@ -529,20 +540,21 @@ class McpSession:
         timeout: Duration | None = None,
         progress: "OnProgress | None" = None,
     ) -> McpResult:
-        """Calls a tool once, and returns its answer.
+        """Calls a tool once, and returns its result.
 
         - `timeout`: the time for the answer; `McpConfig.request_timeout` if None.
-        - `progress`: a function or coroutine function that is called as `progress(done, total, words)` in the pool's thread.
+        - `progress`: a function, sync or async, that is called as `progress(done, total, text)` with each report of
+          progress: how much is done, the total or None, and a text. It is called in the pool's thread.
 
-        Raises McpError. After McpConnectionLost and McpTimeout it is not known whether the server has done the call.
+        Raises McpError. After a McpConnectionLost or a McpTimeout it is not known whether the server has done the call.
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout", zero=False)
         remote = self._pool.remote(self.key, name, timeout_s=timeout_s, progress=progress)
         return await remote(**dict(arguments or {}))
 
     async def digests(self) -> dict[str, str]:
-        """Returns the digest of each tool's description, by the name of the tool. `McpServerPool.tools(approved=…)`
-        takes this.
+        """Returns a hash of the description and schemas of each tool, by the name of the tool. The result can be passed
+        as `McpServerPool.tools(approved=…)`.
         """
         return {name: offer.digest for name, offer in (await self.offers()).items()}
 
@@ -559,7 +571,9 @@ class McpSession:
         return (await self._pool.use(self.key, lambda server: server.listed()))[2]
 
     async def resources(self) -> list[McpResource]:
-        """Returns the resources of the server and, after them, its templates of resources. Raises McpError."""
+        """Returns the resources of the server, followed by its templates of resources, which are addresses with
+        placeholders. Raises McpError.
+        """
         return await self._pool.use(self.key, lambda server: server.resources())
 
     async def read_resource(self, uri: str) -> list[dict[str, Any]]:

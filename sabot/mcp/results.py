@@ -13,11 +13,13 @@ from sabot.process.executor import ToolRequest
 class McpResult(ToolAnswer, frozen=True, omit_defaults=True, kw_only=True):
     """The answer of a tool.
 
-    - `content`: a list of blocks in the form of the protocol: `{"type": "text", "text": …}`, images, resources.
-    - `structured`: the same answer as a JSON value, if the tool has an output schema; else None.
+    - `content`: a list of blocks in the form of MCP: `{"type": "text", "text": …}`, images, resources.
+    - `structured`: the answer as a JSON value, if the tool has an output schema; else None.
     - `is_error`: True if the tool reports that it has failed.
-    - `questions`: the questions that the server has to ask first, by key, each as `{"method": …, "params": …}`. A
-      result with questions has no content: the caller has to make the call again, with the answers and with `state`.
+    - `questions`: questions of the server that must be answered first, by their keys, each as `{"method": …, "params":
+      …}`. A result with questions has no content. The caller then calls the tool again with the answers and with
+      `state`.
+    - `state`: a text that the server, or the session, needs to continue the call.
     """
 
     content: list[dict[str, Any]] = msgspec.field(default_factory=list)
@@ -27,8 +29,8 @@ class McpResult(ToolAnswer, frozen=True, omit_defaults=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """The content as one text, in which a block that is no text is only named. Without any content, it is
-        `structured` as JSON.
+        """The content as one text. Text blocks are included in full; a block of another kind, such as an image, is only
+        mentioned in brackets. If there is no content, the text is `structured` as JSON.
         """
         if not self.content and self.structured is not None:
             return msgspec.json.encode(self.structured).decode()
@@ -53,7 +55,9 @@ the class `sabot.llm.ToolCall` is a model's request."""
 
 @dataclass(frozen=True, slots=True)
 class McpResource:
-    """A resource of a server. `template`: True if `uri` has names in braces, for which a caller has to put in values."""
+    """A resource of a server. `template`: True if `uri` contains placeholders in braces, such as `{path}`, which the
+    caller has to replace by values.
+    """
 
     uri: str
     name: str

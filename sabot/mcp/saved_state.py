@@ -63,21 +63,23 @@ class SavedState(Protocol):
         """Returns the parts of the app that have state in the checkpoint."""
 
     def read(self, name: str, key: str | None) -> tuple[pa.Table, list[str]]:
-        """Returns a pair: the rows of the state `name`, and the names of its key columns as far as they are known. If
-        `key` is given, only the rows of this key.
+        """Returns a pair: the rows of the state `name`, and the names of its key columns. The list of names is empty if
+        they are not known. `key`: if it is given, only the rows with this key are returned.
         """
 
 
 def state_tools(
     open_checkpoint: Callable[[int | None], AbstractContextManager[SavedState]], *, only: Collection[str] = ()
 ) -> list[Tool]:
-    """Returns the tools `state_list`, `state_schema` and `state_read` of an app.
+    """Returns the tools `state_list`, `state_schema` and `state_read`, which read the saved state of an app.
 
-    - `open_checkpoint`: a function that opens the checkpoint with the id that it is called with, or the newest one for
-      None. It may block. It raises UserError if this checkpoint does not exist, or has been deleted.
+    - `open_checkpoint`: a function that gets the id of a checkpoint, or None for the newest one. It returns a context
+      manager that opens this checkpoint. It may block. It raises UserError if the checkpoint does not exist or has been
+      deleted.
     - `only`: the names of the states that can be read; all if it is empty.
 
-    Known secrets are hidden in values. So is each value whose name is that of a secret, such as `password` or `api_key`.
+    In the results, the known secrets of this process are hidden. The value of a field or column whose name is that of a
+    secret, such as `password` or `api_key`, is hidden too.
     """
 
     def checked(name: str) -> str:
@@ -87,17 +89,20 @@ def state_tools(
 
     @tool(effect="read")
     def state_list() -> dict[str, Any]:
-        """List who keeps state in this streaming app: agents, aggregates, tables. Their names are what the other tools take."""
+        """List the parts of this streaming app that have saved state: agents, aggregates, tables. The other tools need
+        their names.
+        """
         with open_checkpoint(None) as saved:
             kept = [each for each in saved.kept() if not only or each["name"] in only]
             return {"as_of": _as_of(saved), "state": kept}
 
     @tool(effect="read")
     def state_schema(name: str) -> dict[str, Any]:
-        """Tell the columns of a state with their types, which of them are the key, and the fields of values that are objects.
+        """Describe the columns of a state: their types, which of them are the key, and the fields of values that are
+        objects.
 
         Args:
-            name: Whose state, as state_list gives it.
+            name: The name of the state, from state_list.
         """
         with open_checkpoint(None) as saved:
             table, keys = saved.read(checked(name), None)
@@ -108,14 +113,14 @@ def state_tools(
     def state_read(
         name: str, key: str | None = None, prefix: str | None = None, limit: int = 50, cursor: str | None = None
     ) -> StateRows:
-        """Read rows of a state, as of the app's newest checkpoint.
+        """Read rows of a state from the app's newest checkpoint.
 
         Args:
-            name: Whose state, as state_list gives it.
-            key: Only the rows of this key; of several key columns a JSON list.
-            prefix: Only rows whose key begins so (the first column of the key, as text).
+            name: The name of the state, from state_list.
+            key: Return only the rows with this key. For several key columns, a JSON list.
+            prefix: Return only rows whose first key column, as text, begins with this.
             limit: The most rows, from 1 to 1000.
-            cursor: What the page before gave as next; ask for the rest with the same words.
+            cursor: The value of next in the previous page. Repeat the other arguments unchanged.
         """
         if isinstance(limit, bool) or not 1 <= limit <= _ROWS_MOST:
             raise UserError(f"limit={short_repr(limit)}", hint=f"from 1 to {_ROWS_MOST:,}")
@@ -180,10 +185,11 @@ def _page(table: pa.Table, begin: int, limit: int) -> list[dict[str, Any]]:
 
 
 def _reader(column: "pa.ChunkedArray[Any]") -> Callable[[Any], Any]:
-    """Returns the function that turns a value of this column into a JSON value.
+    """Returns a function that converts a value of the column into a JSON value.
 
-    Mixed or nested values of an agent's state are saved as JSON texts in a column of text. A column is taken for such a
-    one if all of its first 1,000 values are JSON, and at least one of them is an object, a list or a text.
+    An agent's values that are nested, or of several types, are saved as JSON in a column of text. Such a column is
+    recognized by its first 1,000 values: all are JSON, and at least one of them is an object, a list or a text. Its
+    values are decoded.
     """
     if pa.types.is_string(column.type):
         texts = [text for text in column.slice(0, _SAMPLED).to_pylist() if text is not None]
@@ -206,8 +212,8 @@ def _is_json(text: str) -> bool:
 
 
 def _bounded(value: Any) -> Any:
-    """Returns the value. If its JSON is too long for an answer, returns an object with the beginning of the JSON
-    (`cut`) and its length in bytes (`bytes`) instead.
+    """Returns the value. If its JSON is too long to be shown, returns `{"cut": …, "bytes": …}` instead: the beginning
+    of the JSON, and the size of the whole in bytes.
     """
     text = msgspec.json.encode(value)
     if len(text) <= _CELL_MOST:

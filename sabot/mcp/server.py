@@ -54,13 +54,15 @@ _REPEATABLE = (*_READING, EffectClass.METERED, EffectClass.IDEMPOTENT)
 
 
 class ToolServer:
-    """A server that offers `tools` to MCP clients under their names.
+    """A server that offers `tools` to MCP clients, under the names of the tools.
 
-    - `name`, `version`, `instructions`: shown to clients.
-    - `concurrency`: the most calls at a time; further calls wait. `max_result_bytes`: the most bytes of a result as JSON.
+    - `name`, `version`, `instructions`: texts that are shown to clients.
+    - `concurrency`: the most calls that are made at the same time; further calls wait.
+    - `max_result_bytes`: the most characters of a result as JSON. A longer result is not sent; the client gets an
+      error.
 
-    Raises UserError if two tools have the same name, or if a tool has a parameter of type `Effect`. An `Effect` has a
-    key from a journal, and calls of clients are in no journal.
+    Raises UserError if two tools have the same name, or if a tool has a parameter of type `Effect`. Such a tool needs
+    the idempotency key of a journal, and no journal records the calls of clients.
     """
 
     def __init__(
@@ -103,8 +105,11 @@ class ToolServer:
 
     @asynccontextmanager
     async def connect(self, key: object, ended: Callable[[str], object]) -> AsyncIterator[Any]:
-        """Connects a client in this process to this server, and gives the client's two message streams for the `with`
-        block. A `McpServerPool` takes this method as the way to a server: `pool.add("shop", connect=server.connect)`.
+        """Connects a client in this process to this server. It is a context manager that yields the client's two
+        message streams of the MCP SDK, one to read and one to write.
+
+        A McpServerPool calls it if the server was added as `pool.add("shop", connect=server.connect)`. `key`: not used.
+        `ended`: a function that is called with a reason when the server has ended.
         """
         async with create_client_server_memory_streams() as (client, (requests, answers)):
             options = self.server.create_initialization_options()
@@ -124,17 +129,17 @@ class ToolServer:
         token: str | None = None,
         on_start: Callable[[str], None] | None = None,
     ) -> None:
-        """Serves clients at `http://host:port/mcp` (streamable HTTP) until the caller is cancelled. Calls under way
-        then have 5 seconds to end.
+        """Serves clients at `http://host:port/mcp` (streamable HTTP) until the caller is cancelled. Then calls that are
+        under way have 5 seconds to end.
 
-        - `host`: the address to listen on. `port`: the port; 0 for any free one.
-        - `token`: the token that each request has to carry. It may be None only if `host` can be reached from this
-          machine alone. Then all programs of this machine may call, but no page in a browser (`Host` and `Origin` are
-          checked).
-        - `on_start`: called with the address as soon as the server answers there.
+        - `host`: the address to listen on. `port`: the port, or 0 for any free one.
+        - `token`: the text that each request must contain in its header `Authorization: Bearer TOKEN`. None if no token
+          is needed; that is allowed only for a `host` that other machines cannot reach. Then each program of this
+          machine may call, but web pages in a browser may not (the headers `Host` and `Origin` are checked).
+        - `on_start`: a function that is called with the address when the server begins to serve.
 
-        Raises UserError if the address is taken, or if the token is shorter than 16 characters, or missing where one is
-        needed.
+        Raises UserError if the address is in use, if the token has fewer than 16 characters, and if a host that other
+        machines can reach has no token.
         """
         check_called("serve_http", on_start=on_start)
         if token is not None:
@@ -214,7 +219,9 @@ class ToolServer:
 
 
 def _with_token(app: "ASGIApp", token: str) -> "ASGIApp":
-    """Returns an ASGI app that refuses requests without the token, and passes all others on to `app`."""
+    """Returns an ASGI app that passes a request on to `app` only if its header is `Authorization: Bearer TOKEN` with
+    this token. Other requests get the status 401.
+    """
     wanted = f"Bearer {token}".encode()
 
     async def checked(scope: "Scope", receive: "Receive", send: "Send") -> None:

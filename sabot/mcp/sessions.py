@@ -35,7 +35,7 @@ class SessionError(SabotError):
 
 
 class SessionStopFailed(SessionError):
-    """The server did not accept the end of a session. In this process the session has ended in spite of that."""
+    """The server did not accept the end of a session. In this process, the session has ended nevertheless."""
 
     code = "E2051"
 
@@ -62,10 +62,12 @@ class ContextFailed(SessionError):
 class SessionInfo:
     """A session that runs in this process.
 
-    - `next_heartbeat`: the time of the next heartbeat, by the clock's steady count of seconds.
-    - `context`: the context as this process has saved it. `unsent`: True if the server does not have all of it yet.
-    - `missed`: the number of heartbeats in a row that have failed.
-    - `order`: a lock that is held during a request of this session, so that its requests reach the server in order.
+    - `started_at`: when it began, in seconds since 1970.
+    - `next_heartbeat`: when the next heartbeat is due, in seconds of the monotonic clock.
+    - `context`: the context that this process has saved last. `unsent`: True if the server does not have the whole
+      context yet, because it could not be reached.
+    - `missed`: how many heartbeats in a row have failed.
+    - `order`: a lock for the requests of this session, so that they reach the server in order.
     """
 
     session_id: str
@@ -89,13 +91,15 @@ class RecoverableSession:
 
 
 class SessionBridge:
-    """The sessions of agents at a server. It starts and stops sessions, saves and restores their context, and sends heartbeats inside
-    `async with`.
+    """The sessions of agents at a server. The bridge starts and stops sessions, and saves and restores their context.
+    As a context manager (`async with`), it also sends heartbeats.
 
-    - `heartbeat_interval`: the time between two heartbeats. `heartbeat_timeout`: the time in which the server has to answer one.
-    - `on_error`: "fail_fast" or "graceful" (module `bridges`).
-    - `retries`: the number of further tries of a call. `backoff`: the time before the first of them; it doubles each
-      time. `timeout`: the time limit of each try.
+    - `server`: a session with the server.
+    - `heartbeat_interval`: the time between two heartbeats. `heartbeat_timeout`: the time limit of a heartbeat.
+    - `on_error`: what happens if the server cannot be reached. With "fail_fast" a SessionError is raised. With
+      "graceful" a context is kept in this process and sent with the next heartbeat.
+    - `retries`: the number of further tries if the server cannot be reached. `backoff`: the wait before the second try;
+      it doubles each time. `timeout`: the time limit of each try.
     """
 
     def __init__(
@@ -134,7 +138,7 @@ class SessionBridge:
 
     @property
     def reachable(self) -> bool:
-        """True if the last call found the server."""
+        """True if the server could be reached in the last call."""
         return self._server.reachable
 
     def sessions(self) -> list[SessionInfo]:
@@ -152,8 +156,11 @@ class SessionBridge:
         return await self._begin(agent_id, session_id, dict(context or {}), f"Session started for agent {agent_id}")
 
     async def resume_session(self, agent_id: str, session_id: str) -> SessionInfo:
-        """Continues a session that `check_recovery` has returned, with the context that the server has. Raises
-        ContextFailed (E2054) if the context cannot be read; SessionError (E2050).
+        """Continues a session that `check_recovery` has returned, and returns it with the context that the server has
+        stored.
+
+        Raises ContextFailed (E2054) if the context cannot be read; SessionError (E2050) if the session runs in this
+        process already, or if the server refuses to continue it.
         """
         if session_id in self._sessions:
             raise SessionError(f"session {session_id}: it runs already")
@@ -182,7 +189,10 @@ class SessionBridge:
             session.context = whole
 
     async def restore_snapshot(self, session_id: str) -> dict[str, Any]:
-        """Returns the context of a session as it was saved last, by this or another program. Raises ContextFailed (E2054)."""
+        """Returns the context of a session that this or another process has saved last. If the server cannot be
+        reached, and `on_error` is "graceful", returns the context that this process has. Raises ContextFailed (E2054)
+        if there is none.
+        """
         session = self._sessions.get(session_id)
         if session is not None and session.unsent:
             return dict(session.context)
@@ -218,8 +228,8 @@ class SessionBridge:
             await self._send(session, updates, f"Session stopped: {reason}", SessionStopFailed)
 
     async def beat(self) -> None:
-        """Sends the heartbeats that are due now. A heartbeat of a session also has the snapshots that could not be sent
-        before.
+        """Sends the heartbeats of the sessions for which one is due. If the context of a session could not be sent
+        before, it is sent together with the heartbeat.
         """
         now = self._clock.monotonic()
         await asyncio.gather(*(self._beat(each) for each in self._sessions.values() if each.next_heartbeat <= now))

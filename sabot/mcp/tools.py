@@ -48,8 +48,8 @@ CallStep = Callable[[SessionKey, str, Mapping[str, Any], Mapping[str, Any]], Awa
 
 
 class RemoteTool:
-    """A tool of a server, as an object that can be called. The call is made in the session of the caller's tenant and
-    principal; for a caller without these, in the session `key`.
+    """A tool of a server, as an object that can be called. A call uses the server's session for the tenant and the user
+    of the caller. If the caller has none, it uses the session `key`.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class RemoteTool:
         )
 
     async def converse(self, tool: Tool, site: ToolCaller, arguments: Mapping[str, Any]) -> McpResult:
-        """Makes the call for an agent, and returns the result. As often as the server asks something, gets the
-        questions answered by a person or a model, and sends the answers to the server.
+        """Makes the call for an agent, and returns the result. Each time the server asks something, a person or a model
+        is asked, and the answer is sent to the server.
 
-        `site`: the object that makes each step as an effect of the agent. Raises McpError, or the error that `site`
-        makes of it.
+        `site`: the object that makes each step of the call an effect of the agent. Raises McpError, or the error that
+        `site.make` raises in place of it.
         """
         key = replace(self._key, scope=site.scope or self._key.scope, principal=site.principal or self._key.principal)
         step = replace(tool, func=partial(self._once, key), converse=None)
@@ -118,8 +118,8 @@ class RemoteTool:
 
 
 class ServerQuestions:
-    """The way in which questions of servers are answered: by a person or by a model. `most`: how often a server may ask
-    in one call.
+    """The part of a pool that gets answers to questions of servers, from a person or from a model. `most`: the most
+    questions that a server may ask in one call.
     """
 
     def __init__(self, config: McpConfig, sampling: "ExecutionEngine | None", ask: Ask | None) -> None:
@@ -130,8 +130,11 @@ class ServerQuestions:
         self._ask = ask
 
     async def answer(self, site: ToolCaller, server: str, tool: str, question: Mapping[str, Any]) -> dict[str, Any]:
-        """Gets a question of a server answered by a person or a model, and returns the answer in the form that
-        `McpConnection.call` takes. `site`: makes the question as an effect of the agent whose call is under way.
+        """Asks a person or a model a question of a server, and returns the answer as a dict with the key "result" or
+        "error". Such answers can be passed to `McpConnection.call`.
+
+        `site`: the object that makes the question an effect of the agent that calls the tool. `server`, `tool`: their
+        names, which the person sees. `question`: a dict with "method" and "params".
         """
         method, params = question["method"], question["params"]
         if method == "sampling/createMessage":
@@ -280,8 +283,14 @@ def tool_of(
     labels: Collection[str],
     prefix: str,
 ) -> Tool:
-    """Returns the offered tool as a Tool for agents. If the class of its effect allows another attempt, a failed call is
-    repeated `retries` times; once if that is None.
+    """Returns the offered tool as a Tool for agents.
+
+    - `offer`: the tool that the server offers. `remote`: the object that calls it.
+    - `effect`: the effect class. `in_doubt`, `labels`: as in the decorator `tool`. The label "untrusted" is added,
+      unless the server says that the tool has no access to the open world.
+    - `timeout_s`: the time limit of one attempt in seconds.
+    - `retries`: how often a failed call is repeated. If None, once if the effect class allows it, else never.
+    - `prefix`: a text that is put before the name.
     """
     kind = effect_class(effect)
     name = f"{prefix}{offer.shown}"[:_MOST_NAME]

@@ -104,12 +104,13 @@ async def over_bytes(
     buffer: int,
     on_end: Callable[[str], Awaitable[None]],
 ) -> AsyncIterator[tuple[Any, Any]]:
-    """Gives the SDK's two streams of messages for the `with` block. Messages are read from `source`, and written to
-    `sink`.
+    """A context manager that yields two message streams of the MCP SDK, one to read and one to write. Messages are read
+    from `source` and written to `sink` as lines of JSON.
 
-    - `most_bytes`, `most_list_bytes`: the most bytes of a message, and of a list that the server sends.
+    - `most_bytes`: the most bytes of a message. `most_list_bytes`: the most bytes of a message with a list.
     - `buffer`: the number of bytes that are read at a time.
-    - `on_end`: called with the reason if `source` or `sink` ends during the block; then the streams are closed.
+    - `on_end`: a function that is called with the reason if `source` or `sink` ends during the block. Then the message
+      streams are closed.
     """
     lists = set[int | str]()  # the ids of requests for lists that have no answer yet
     heard, incoming = anyio.create_memory_object_stream[Any](0)
@@ -208,11 +209,11 @@ def _error(request_id: int | str | None, code: int, words: str) -> Any:
 async def over_process(
     command: Command, *, config: McpConfig, on_end: Callable[[str], object]
 ) -> AsyncIterator[tuple[Any, Any]]:
-    """Starts a program, and gives the SDK's two streams of messages to and from it for the `with` block. After the
-    block, ends the program with all its descendants.
+    """A context manager that starts a program, and yields two message streams of the MCP SDK over its stdin and stdout,
+    one to read and one to write. After the block, ends the program and all its descendants.
 
-    `on_end`: called if the program ends by itself, with a text of the reason and the last lines of stderr. Raises
-    SpawnFailed.
+    `on_end`: a function that is called if the program ends by itself. Its argument is a text with the reason and the
+    last lines of stderr. Raises SpawnFailed if the program cannot be started.
     """
     instance = Instance(command)
     child = await instance.start()
@@ -250,8 +251,8 @@ async def over_process(
 
 @asynccontextmanager
 async def over_http(spec: McpServerSpec, key: SessionKey, *, config: McpConfig) -> AsyncIterator[tuple[Any, Any]]:
-    """Gives the SDK's two streams of messages over streamable HTTP for the `with` block. Requests have no time limit here, since
-    their callers limit the time.
+    """A context manager that yields two message streams of the MCP SDK over streamable HTTP, one to read and one to
+    write. Reading has no time limit, because the callers of the session limit the time of each request.
     """
     client = httpx2.AsyncClient(
         headers={"accept-encoding": "identity"},
@@ -274,12 +275,13 @@ def _trusted() -> Any:
 
 
 class _BoundedHttp(httpx2.AsyncBaseTransport):  # type: ignore[misc]  # its package is not read by mypy
-    """An HTTP transport that bounds the size of answers. If a request fails, it returns an answer with the error.
+    """An HTTP transport for the MCP SDK. It limits the size of answers. If a request fails, it returns an answer with
+    an error instead of raising.
 
-    The SDK first sends `server/discover`. If that fails, for any reason, the SDK assumes that the server is an older
-    one, and sends `initialize`. But if `server/discover` did not reach the server, this transport answers `initialize`
-    with the same error. Otherwise the SDK would agree on an older version of the protocol with a server that is only
-    just starting.
+    The SDK sends the message `server/discover` first. If that fails for any reason, the SDK assumes that the server
+    speaks an older version of the protocol, and sends `initialize`. That would be wrong for a server that cannot be
+    reached because it is just starting. So if `server/discover` did not reach the server, this transport also answers
+    `initialize` with an error.
     """
 
     def __init__(self, config: McpConfig) -> None:
@@ -366,9 +368,9 @@ class _BoundedBody(httpx2.AsyncByteStream):  # type: ignore[misc]
 
 
 class _BoundedEvents(_BoundedBody):
-    """A body that is a stream of events. If its events together get longer than `most_bytes`, the body ends with an
-    event that has an error for the request `request_id`. If it just ended, the SDK would not report that to the caller.
-    Only whole events are passed on.
+    """The body of an answer that is a stream of events. Only whole events are passed on. If the events together are
+    longer than `most_bytes`, the last event is an error for the request `request_id`, and the stream ends. Without this
+    event, the SDK would not report an error to the caller.
     """
 
     def __init__(self, body: Any, most_bytes: int, request_id: int | str | None) -> None:
@@ -394,10 +396,10 @@ class _BoundedEvents(_BoundedBody):
 
 
 class PacedStream:
-    """A stream of the messages of a server that limits notifications, so that a flood of them does not keep a core
-    busy. While no request waits for the server, at most 50 notifications a second are read.
+    """A stream of the messages from a server. While no request waits for the server, it reads at most 50 notifications
+    per second. So a server that sends very many notifications does not use up a processor core.
 
-    `is_awaited`: a function that returns True while a request waits.
+    `is_awaited`: a function that returns True while a request waits for the server.
     """
 
     def __init__(self, stream: Any, is_awaited: Callable[[], bool]) -> None:
@@ -407,8 +409,8 @@ class PacedStream:
 
     @property
     def last_context(self) -> Any:
-        """The attribute `last_context` of the inner stream, which the SDK reads from its streams; None if there is
-        none.
+        """The attribute `last_context` of the inner stream, or None if it has no such attribute. The MCP SDK reads this
+        attribute.
         """
         return getattr(self._stream, "last_context", None)
 
@@ -450,10 +452,11 @@ async def messages_of(
     on_end: Callable[[str], object],
     is_awaited: Callable[[], bool],
 ) -> AsyncIterator[tuple[Any, Any]]:
-    """Connects to a server, and gives the SDK's two streams of messages for the `with` block.
+    """A context manager that connects to a server, and yields two message streams of the MCP SDK, one to read and one
+    to write.
 
-    - `on_end`: called with the reason if the server ends the session.
-    - `is_awaited`: a function that returns True while a request waits for the server (`PacedStream`).
+    - `on_end`: a function that is called with the reason if the server ends the session.
+    - `is_awaited`: a function that returns True while a request waits for the server; see `PacedStream`.
     """
     if spec.connect is not None:
         opened = spec.connect(key, on_end)

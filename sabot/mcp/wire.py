@@ -44,12 +44,15 @@ def as_json(value: BaseModel) -> dict[str, Any]:
 async def all_pages(
     server: str, method: str, fetch: Callable[[str | None], Awaitable[Any]], config: McpConfig
 ) -> list[dict[str, Any]]:
-    """Returns the items of all pages of a list as JSON.
+    """Fetches all pages of a list, and returns their items as JSON values.
 
-    - `method`: the method of the SDK's session that returns a page, such as `list_tools` for pages with `tools`.
-    - `fetch`: a function of a cursor that returns the page; the cursor of the first page is None.
+    - `method`: the method of the MCP SDK that fetches a page. The page has its items in the attribute of the same name
+      without "list_": for "list_tools", `page.tools`.
+    - `fetch`: an async function that gets the cursor of a page and returns the page. The first page has the cursor
+      None.
+    - `config`: the limits of the list.
 
-    Raises McpResultTooLarge, whose message names the bound.
+    Raises McpResultTooLarge if the list exceeds a limit. The message contains the limit.
     """
     items = method.removeprefix("list_")
     most, most_bytes = config.max_listed, config.most_list_bytes
@@ -78,8 +81,8 @@ async def all_pages(
 
 
 def check_encoded(server: str, what: str, value: object) -> None:
-    """Checks that a value can be sent as JSON in UTF-8; a text with half a surrogate pair cannot. Raises
-    McpInvalidArguments if not. `what`: the call that it is for.
+    """Raises McpInvalidArguments if the value cannot be sent as JSON. An example is a text with half of a surrogate
+    pair, which UTF-8 cannot encode. `what`: the name of the call, for the message.
     """
     try:
         msgspec.json.encode(value)
@@ -88,8 +91,8 @@ def check_encoded(server: str, what: str, value: object) -> None:
 
 
 def recordable(server: str, what: str, value: T) -> T:
-    """Returns `value`, which a server has sent, if a journal can keep it. Raises McpInvalidAnswer if not, for example
-    for an integer of more than 64 bits. `what`: the call that it answers.
+    """Returns `value`, which comes from a server. Raises McpInvalidAnswer if a journal cannot record it, for example
+    because it contains an integer of more than 64 bits. `what`: the name of the call, for the message.
     """
     try:
         msgspec.msgpack.encode(value)
@@ -99,8 +102,11 @@ def recordable(server: str, what: str, value: T) -> T:
 
 
 def responses_of(answers: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the answers to a server's questions as objects of the SDK, by key. `answers`: for each key, the method of the
-    question, and the result or the error, as JSON.
+    """Converts the answers to a server's questions into objects of the MCP SDK, and returns them by the keys of the
+    questions.
+
+    `answers`: a dict by the keys of the questions. Each value is a dict with "method", the method of the question, and
+    either "result" or "error".
     """
     return {
         key: types.ErrorData.model_validate(each["error"])
@@ -111,8 +117,9 @@ def responses_of(answers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_granted(server: str, what: str, answers: Mapping[str, Any]) -> None:
-    """Checks the answers to a server's questions. Raises McpRefused if one of them is a refusal: in versions of the
-    protocol since 2026-07-28 a refusal cannot be sent, and the server does not wait for it.
+    """Raises McpRefused if one of the answers to a server's questions is an error, which means that the question was
+    refused. It is raised because the protocol since version 2026-07-28 has no message for a refusal: the call ends
+    instead. `what`: the name of the call, for the message.
     """
     for each in answers.values():
         if "error" in each:
@@ -139,13 +146,16 @@ def _too_large(error: MCPError) -> bool:
 
 
 def may_pass(error: BaseException | None) -> bool:
-    """Returns True if the error that has kept a session from being opened may pass, so that another try may succeed."""
+    """Returns True if another try to open a session may succeed after this error: the server could not be reached, or
+    the connection broke.
+    """
     return any(isinstance(each, MCPError) and each.code in (NOT_SENT, LOST) for each in errors_in(error))
 
 
 def refusal(server: str, what: str, error: MCPError, config: McpConfig) -> McpError:
-    """Returns the McpError to raise for a request that has failed with `error`: the server has answered with this
-    error, or the request was not sent. `what`: the request, for the message.
+    """Returns the McpError for a request that has failed with `error`, which is the server's answer or an error of the
+    transport. Its class shows whether the answer was too long, the request was not sent, the answer could not be
+    decoded, or the server has refused the request. `what`: the name of the request, for the message.
     """
     words = str(error.message)[:_MOST_WORDS]
     if _too_large(error):
@@ -164,8 +174,8 @@ def refusal(server: str, what: str, error: MCPError, config: McpConfig) -> McpEr
 
 
 def unsent(error: SabotError, server: str = "") -> McpUnavailable:
-    """Returns a McpUnavailable for a call that was not sent because an earlier step has failed with `error`, whose
-    message it takes over. `server`: the name of the server if `error` does not have it.
+    """Returns a McpUnavailable for a call that was not sent because an earlier step has failed with `error`. It has the
+    message and the hint of `error`. `server`: the name of the server, used if `error` is not a McpError.
     """
     server = error.server if isinstance(error, McpError) else server
     return McpUnavailable(server, error.message.removeprefix(f"MCP server {server}: "), hint=error.hint)
