@@ -116,11 +116,11 @@ class _Open:
         )
 
     @property
-    def unrecorded(self) -> int:
-        """The number of attempts without a ledger row. If there is none, it is 1, so that one attempt is reserved in
-        any case.
+    def reserved(self) -> int:
+        """The number of attempts for which the most that they may use is reserved: all attempts without a ledger row. A
+        call that waits for a person reserves one attempt, or none if the budget was used up before.
         """
-        return max(1, self.attempt - self.recorded)
+        return self.attempt - self.recorded if self.attempt else int(self.judged)
 
     def rows_in_doubt(self, effect: EffectId, before: int, at_ms: int) -> list[LedgerEvent]:
         """Returns a row of type "doubt" for each attempt with a number less than `before` that has no ledger row yet.
@@ -159,7 +159,7 @@ class LedgerGuard(EffectGuard):
         opened = _Open(
             call.scope, call.principal, call.agent, call.kind, call.name, most_use(call), call.effect.attempt
         )
-        found = self._judged(call.effect, opened, 1, partial(self._decided, call, opened.wanted))
+        found = self._judged(call.effect, opened, partial(self._decided, call, opened.wanted))
         return found if isinstance(found, GuardVerdict) else self._decided_and_held(call, found)
 
     async def _decided_and_held(self, call: GuardedCall, found: Awaitable[GuardVerdict]) -> GuardVerdict:
@@ -173,15 +173,14 @@ class LedgerGuard(EffectGuard):
         return verdict
 
     def _judged(
-        self, effect: EffectId, opened: _Open, attempts: int, decided: Callable[[Judgement], _Verdict]
+        self, effect: EffectId, opened: _Open, decided: Callable[[Judgement], _Verdict]
     ) -> _Verdict | Awaitable[_Verdict]:
-        """Reserves the most that `attempts` attempts of a call may use, if the budget has room for it. Passes the
-        judgement of the ledger to `decided`, and returns the verdict that `decided` returns. If the ledger must wait
-        for the judgement (the account is not loaded, or is shared with other processes), returns an awaitable of the
-        verdict.
+        """Makes the reservation of a call, if the budget has room for it. Passes the judgement of the ledger to
+        `decided`, and returns the verdict that `decided` returns. If the ledger must wait for the judgement (the account
+        is not loaded, or is shared with other processes), returns an awaitable of the verdict.
         """
         rows = self._rows_in_doubt(effect, opened)
-        judged = self.ledger.reserve(_name(effect), opened.scope, opened.wanted.times(attempts), rows)
+        judged = self.ledger.reserve(_name(effect), opened.scope, opened.wanted.times(opened.reserved), rows)
         return decided(judged) if isinstance(judged, Judgement) else _decided_later(judged, decided)
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
@@ -195,7 +194,7 @@ class LedgerGuard(EffectGuard):
             return GuardVerdict()
         if opened.attempt and not call.effect.attempt:
             opened.attempt = 0
-            self._hold(call.effect, opened, 1)
+            self._hold(call.effect, opened)
         if opened.judged and (refused := self._unpriced(call)):
             return _denied(refused)
         if cost <= opened.wanted.cost:
@@ -205,7 +204,7 @@ class LedgerGuard(EffectGuard):
         if not opened.judged:
             return self._decided_degraded(call, opened, dearer, ALLOWED)
         decided = partial(self._decided_degraded, call, opened, dearer)
-        return self._judged(call.effect, dearer, opened.unrecorded, decided)
+        return self._judged(call.effect, dearer, decided)
 
     def _decided_degraded(self, call: GuardedCall, opened: _Open, dearer: _Open, judged: Judgement) -> GuardVerdict:
         if self._is_over(call.effect, opened):
@@ -214,7 +213,7 @@ class LedgerGuard(EffectGuard):
         if fits:
             opened.wanted = dearer.wanted
             opened.asks(call.name, call.effect.attempt)
-        self._hold(call.effect, opened, opened.unrecorded)
+        self._hold(call.effect, opened)
         if not fits:
             self.ledger.note(call.effect.job, call.scope, call.principal, call.name, judged)
             return _denied(judged)
@@ -255,7 +254,7 @@ class LedgerGuard(EffectGuard):
             opened.judged = decision in FITS
             self._open.setdefault(call.effect.job, {})[call.effect.ordinal] = opened
             if decision is Decision.DEGRADE:
-                self._hold(call.effect, opened, 1)
+                self._hold(call.effect, opened)
         return GuardVerdict(
             decision,
             rule=judged.rule,
@@ -315,11 +314,11 @@ class LedgerGuard(EffectGuard):
             self.ledger.release(_name(effect), opened.scope)
         return rows
 
-    def _hold(self, effect: EffectId, opened: _Open, attempts: int) -> None:
-        """Reserves the most that `attempts` attempts of a call may use, even if the budget has no room for it. This
-        replaces the earlier reservation of the call. If `attempts` is 0, only ends the earlier reservation.
+    def _hold(self, effect: EffectId, opened: _Open, ahead: int = 0) -> None:
+        """Makes the reservation of a call, even if the budget has no room for it. This replaces the earlier reservation
+        of the call. `ahead` is a number of attempts that are reserved besides, before they are made.
         """
-        if attempts > 0:
+        if (attempts := opened.reserved + ahead) > 0:
             rows = self._rows_in_doubt(effect, opened)
             self.ledger.hold(_name(effect), opened.scope, opened.wanted.times(attempts), rows)
         else:
@@ -333,12 +332,10 @@ class LedgerGuard(EffectGuard):
         return opened.rows_in_doubt(effect, opened.attempt + 1, 0) if self.ledger.shared else []
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """Registers a call that was open in the journal when the process started, and reserves amounts for it: the
-        most that may be used by its earlier attempts without a ledger row, and by one further attempt. The further
-        attempt uses the first model of the call again.
-
-        Reserves nothing if the budget was used up and the call waits for the approval of a person. Does nothing if
-        the call is registered already.
+        """Registers a call that was open in the journal when the process started, and makes its reservation. If it was
+        attempted before, one further attempt is reserved besides: the job makes it soon, and a new job must not take
+        its room. The further attempt uses the first model of the call again. Does nothing if the call is registered
+        already.
         """
         job = self._open.setdefault(effect.job, {})
         if effect.ordinal in job:
@@ -353,8 +350,7 @@ class LedgerGuard(EffectGuard):
             models = {attempt: each.model or each.about for attempt, each in instead.items()}
             opened.models = {**models, effect.attempt + 1: name}
         job[effect.ordinal] = opened
-        waits = verdict.decision is Decision.ASK and beyond and not effect.attempt
-        self._hold(effect, opened, 0 if waits else effect.attempt + 1 - recorded)
+        self._hold(effect, opened, ahead=int(effect.attempt > 0))
 
     async def ready(self) -> None:
         """Waits until the accounts of all open calls are loaded. `decide_again` needs these accounts."""
@@ -372,11 +368,11 @@ class LedgerGuard(EffectGuard):
         if opened is None:
             return None
         made = replace(opened, attempt=effect.attempt)
-        attempts, decided = effect.attempt - opened.recorded, partial(self._decided_again, effect, opened)
+        decided = partial(self._decided_again, effect, opened)
         if opened.judged and opened.kind == "model" and effect.attempt > 1:
-            return self._judged(effect, made, attempts, decided)
+            return self._judged(effect, made, decided)
         if opened.kind == "model" and self.ledger.shared and self.ledger.budget_of(opened.scope) is not None:
-            self._hold(effect, made, attempts)
+            self._hold(effect, made)
             return _decided_later(self._held(opened.scope), decided)
         return decided(ALLOWED)
 
@@ -386,7 +382,7 @@ class LedgerGuard(EffectGuard):
         fits = judged.decision in FITS
         if fits:
             opened.attempt = effect.attempt
-        self._hold(effect, opened, effect.attempt - opened.recorded - (not fits))
+        self._hold(effect, opened)
         return None if fits else _denied(judged, "with attempts before it that may have been paid, ")
 
     async def _held(self, scope: str) -> Judgement:
@@ -413,7 +409,7 @@ class LedgerGuard(EffectGuard):
 
     def forget_job(self, job_id: str) -> None:
         for ordinal, opened in self._open.pop(job_id, {}).items():
-            self._hold(EffectId(job_id, ordinal), opened, 0)
+            self.ledger.release(_name(EffectId(job_id, ordinal)), opened.scope)
 
     async def open(self, journal: Journal) -> None:
         """Writes into the ledger the rows that the journal has and the ledger lacks, for example after a crash."""
