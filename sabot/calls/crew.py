@@ -51,8 +51,8 @@ class Calls(Protocol[T_contra]):
     """
 
     def begin(self, item: T_contra, run: Callable[..., Any]) -> tuple[Any, Any, bool]:
-        """Calls the user's function as `run(function, …)`. `run` is the method `Context.run` of a new context, so the
-        function runs in the call's own context.
+        """Calls the user's function as `run(function, …)`. `run` is the method `Context.run` of a
+        `contextvars.Context` that is new for each attempt.
 
         Returns a tuple of three: an object that the crew passes to `ended` as `about`; the function's result; and
         True if this result is a coroutine that the crew has to await. An error of `begin` makes the attempt fail.
@@ -84,9 +84,10 @@ class Calls(Protocol[T_contra]):
         """Restores the item, which the failed attempt may have changed. Called before another attempt."""
 
     def failed(self, item: T_contra, failure: BaseException, attempts: int) -> Awaitable[None] | None:
-        """Handles a call for which no further attempt follows: all attempts have failed, the service has refused it
-        as too many for too long, or the last attempt has raised KeyboardInterrupt or SystemExit. Returns an awaitable
-        or None, as `ended` does. `attempts`: the number of attempts that have failed.
+        """Handles a call for which no further attempt follows: all attempts have failed, or the service has refused
+        the call for too long because it is overloaded, or the last attempt has raised KeyboardInterrupt or
+        SystemExit. Returns an awaitable or None, as `ended` does. `attempts`: the number of attempts that have
+        failed.
         """
 
     def worker_ended(self, item: T_contra | None, error: BaseException | None) -> None:
@@ -586,8 +587,9 @@ class Crew(Generic[T]):
             self._admit()
 
     def _turned_away(self, began: float, retry_after_s: float) -> None:
-        """Lowers the limit on calls in flight, because the service has refused a call as too many. `began`: the time
-        at which that call began. `retry_after_s`: the seconds for which the service asked to be left alone.
+        """Lowers the limit on calls in flight, because the service has refused a call with the reason that it is
+        overloaded. `began`: the time at which that call began. `retry_after_s`: the seconds for which the service
+        asks for no further calls.
         """
         self.overloads += 1
         if self._adaptive is None:

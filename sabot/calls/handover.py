@@ -174,8 +174,9 @@ class Handover:
             yield settled.popleft()
 
     def close(self) -> None:
-        """Cancels the calls in flight, and waits until they have ended. If a function ignores its cancellation, gives
-        up about a second after CANCEL_SECONDS, and stores the number of such calls in `left_behind`.
+        """Cancels the calls in flight, and waits until they have ended. It waits for about CANCEL_SECONDS plus one
+        second at most. The number of calls that are still running then, because they ignore their cancellation, is
+        stored in `left_behind`.
 
         If this is called in the thread of the event loop, it does not wait: the calls end after it has returned, when
         the loop runs again.

@@ -24,8 +24,10 @@ from sabot.llm.errors import model_error
 
 
 class CallRequests:
-    """The part of a host that handles the requests of calls under way. `resend`, `instead` and `ask_person` pass a
-    request from the call to the host's queue; `answer` answers it when its turn in the queue comes.
+    """The part of a host (`JobHost`) for requests that a call makes while it is running: for another attempt, for
+    another model, or for a question to a person. The methods `resend`, `instead` and `ask_person` run in the task of
+    the call, and put a request into the host's queue of events. `answer` runs in the task of the host, which calls it
+    when it handles that event.
     """
 
     def __init__(self, host: HostState, log: JobLog, guard: EffectGuard | None) -> None:
@@ -34,32 +36,34 @@ class CallRequests:
     # -- in the task of the call --------------------------------------------------------------------------------------
 
     async def resend(self, effect: EffectId) -> EffectId:
-        """Asks the host for another attempt of a call that has to send its request once more, because the answer to its
-        last request was lost.
+        """Requests another attempt of a running call. The call needs it because the answer to its last request was
+        lost, so it has to send the request again.
 
-        Waits until the request may be sent. Returns `effect` with the number of the new attempt. Raises EffectError if
-        nobody waits for the effect any more, and the error of the guard (such as BudgetExceeded) if the guard denies
-        the attempt.
+        Waits until the request may be sent. Returns `effect` with the number of the new attempt. Raises EffectError
+        if the job no longer waits for the effect. If the guard (`EffectGuard`) denies the attempt, raises the error
+        that the guard has chosen, such as BudgetExceeded.
         """
         attempt, entry = await self._asked(effect, "again")
         await self._log.sendable(entry)
         return EffectId(effect.job, effect.ordinal, attempt)
 
     async def instead(self, effect: EffectId, verdict: GuardVerdict) -> None:
-        """Records that the call asks another model from this attempt on. `verdict`: the guard's verdict on that model.
-        Waits until the record is durable. Raises EffectError if nobody waits for the effect any more.
+        """Records in the journal that a running call asks another model from this attempt on. Waits until that
+        ATTEMPT entry is durable. `verdict`: the decision of the guard (`EffectGuard`) that allows the other model.
+        Raises EffectError if the job no longer waits for the effect.
         """
         await self._log.sendable(await self._asked(effect, verdict))
 
     async def ask_person(self, effect: EffectId, kind: str, body: bytes, seconds: float | None) -> str:
-        """Asks a person a question on behalf of a tool whose call is under way (the contract is `AsksPerson`).
+        """Asks a person a question on behalf of the tool of a running call. The method is a function of the type
+        `runner.AsksPerson`.
 
-        If a person has answered this question already, returns the token of the question. Otherwise it never returns:
-        the host stops the call, and makes it again after the answer.
+        If a person has answered this question before, returns the token of the question. Otherwise this method does
+        not return: the host cancels the call, asks the person, and calls the tool again after the answer.
 
         `kind`: the type of the question. `body`: its payload as JSON. `seconds`: the time for the answer; None for no
-        limit. Raises UserError if the call asks a second question, and EffectError if nobody waits for the call any
-        more.
+        limit. Raises UserError if the call asks a second question, or if the tool runs in an event loop of its own.
+        Raises EffectError if the job no longer waits for the call.
         """
         if asyncio.get_running_loop() is not self._host.loop:
             raise UserError(
@@ -68,8 +72,9 @@ class CallRequests:
         return str(await self._asked(effect, PersonAsked(kind, body, seconds)))
 
     async def _asked(self, effect: EffectId, request: CallRequest) -> Any:
-        """Puts a request into the host's queue, and returns the answer of the host. Raises EffectError if nobody waits
-        for the effect any more.
+        """Puts a request of a running call into the host's queue of events, and waits until the host has handled it.
+        Returns the value that the host has set as the answer. Raises EffectError if the job no longer waits for the
+        effect.
         """
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._host.put(CallAsked(effect, request, answer))
@@ -78,9 +83,13 @@ class CallRequests:
     # -- where the host handles events --------------------------------------------------------------------------------
 
     def answer(self, event: CallAsked, running: RunningJob, ask: Ask) -> PersonAsked | None:
-        """Handles a request of a call: sets the result or the error of the future `event.answer`, and returns None. If
-        a person has to be asked first, leaves the future open and returns the question; the caller then stops the call
-        and asks the person.
+        """Handles a request of a running call.
+
+        Returns None if the request was answered now or is answered later; the answer is the result or the error of
+        the future `event.answer`. Returns the question if a person has to be asked first. The future then remains
+        without a result, and the caller has to cancel the call and to ask the person.
+
+        `running`, `ask`: the job and the effect to which the call belongs.
         """
         effect, answer, now_ms = event.effect, event.answer, self._host.now_ms()
         match event.request:
@@ -117,8 +126,11 @@ class CallRequests:
         answer.set_result((ask.attempt, self._log.append(entry, running)))
 
     def _may_ask(self, running: RunningJob, ask: Ask, asks: PersonAsked, answer: "asyncio.Future[Any]") -> bool:
-        """Returns True if no person was asked about this call before. Otherwise returns False and sets `answer`: to the
-        token of the question if the call asks the same question again and it was answered, else to an error.
+        """Returns True if no person was asked about this call yet, so that the host may ask now.
+
+        Otherwise returns False and sets the future `answer`. Its result is the token of the question, if the call
+        asks the same question again and a person has answered it. In all other cases it gets a UserError, because a
+        call may ask only one question. `asks`: the question that the call asks now.
         """
         history = running.job.history
         if (before := history.approvals.get(ask.ordinal)) is None:

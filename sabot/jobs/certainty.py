@@ -107,7 +107,9 @@ _SOCKET_ERRORS = {
 
 
 def certainty_of(error: BaseException) -> Certainty:
-    """Returns whether a call was made whose tool has raised this error. Looks at the causes of the error too."""
+    """Decides from the error that a tool has raised whether the tool's call was made. Also examines the causes of the
+    error.
+    """
     if isinstance(error, BaseExceptionGroup):
         found = {certainty_of(each) for each in error.exceptions}
         return found.pop() if len(found) == 1 else _UNKNOWN if _UNKNOWN in found else _DONE
@@ -126,8 +128,10 @@ def certainty_of(error: BaseException) -> Certainty:
 
 
 def _said_by(error: BaseException) -> Certainty | str | None:
-    """Returns the certainty that follows from the class of this error alone, without its causes. Returns _CAUSE if the
-    cause of the error has to decide. Returns None for any other class: its error counts as the tool's own.
+    """Returns the certainty that follows from the class of this error alone, without its causes. Returns _CAUSE if
+    the cause of the error has to be examined, because an error of this class may have any certainty. Returns None for
+    a class that is not known: unless its causes say otherwise, the tool itself has raised the error after the call
+    was made.
     """
     for kind in type(error).__mro__:
         known = _KNOWN.get(kind.__module__.partition(".")[0], {}).get(kind.__name__)

@@ -31,7 +31,9 @@ from sabot.journal.entries import UNSENT, Answer, Attempt, EffectResult, Entry, 
 
 
 class EffectPhase(IntEnum):
-    """The phase of an effect. In every phase after AWAITS_GUARD, the INTENT entry of the effect is in the journal."""
+    """The state of an effect in the state machine of `step`. TRANSITIONS has the phases that may follow each phase.
+    In all phases after AWAITS_GUARD, the journal has the INTENT entry of the effect.
+    """
 
     ASKED = 0
     AWAITS_GUARD = 1
@@ -56,19 +58,21 @@ TRANSITIONS: tuple[tuple[EffectPhase, ...], ...] = (
 
 @dataclass(slots=True, eq=False)
 class EffectState:
-    """The state of an effect that the function of a job has asked for.
+    """The state of an effect that the function of a job has requested.
 
-    - `ordinal`: the number of the effect in its job. `name`: the name of its tool, agent, timer, question or signal.
-    - `kind`: "call", "ask", "sleep", "wait", "child" or "patch".
-    - `effect_class`: for a call, the class of its tool, which says whether the call may be repeated.
-    - `digest`, `body`: the digest and the packed arguments.
-    - `token`, `due_ms`: the token and the deadline of the open question. The question is either the effect itself, or
-      one that a person is asked about the effect.
-    - `attempt`: the number of the last attempt, from 1; 0 if a person has to allow the effect before the first attempt.
-    - `phase`: the place of the effect in the table of transitions.
-    - `dropped`: True once the function awaits the effect no longer.
-    - `verdict`: the decision of the guard.
-    - `model`: the name of the model that the call asks, or "".
+    - `ordinal`: the number of the effect in its job.
+    - `kind`: "call", "ask" (a question to a person), "sleep", "wait" (for a signal), "child" or "patch"
+      (`ctx.patched`).
+    - `name`: the name of the tool, the child's agent, the timer, the question, the signal or the patch.
+    - `effect_class`: for a call, the class of its tool (`EffectClass`), by which the call may or may not be repeated.
+    - `digest`, `body`: the digest of the arguments, and the packed arguments.
+    - `token`, `due_ms`: the token and the deadline of the question that is open now. It is the effect itself if
+      `kind` is "ask". Otherwise it is a question to a person about the effect, such as an approval.
+    - `attempt`: the number of the last attempt, from 1; 0 while a person still has to approve the first attempt.
+    - `phase`: the present state of the state machine.
+    - `dropped`: True once the function no longer awaits the effect.
+    - `verdict`: the decision of the guard (`EffectGuard`); None if no guard has decided.
+    - `model`: the name of the model that the call asks, or "" if it asks none.
     - `retries`, `in_doubt`: the options of these names of the call's tool.
     """
 
@@ -95,7 +99,9 @@ class EffectState:
 
     @property
     def guarded(self) -> CallKind | None:
-        """The kind under which the guard decides on this effect; None if no guard decides on effects of this kind."""
+        """The kind of call that the guard (`EffectGuard`) decides on: "tool", "model" or "child". None if no guard
+        decides on this effect, such as a timer or a question.
+        """
         if self.kind == "call":
             return "model" if self.model else "tool"
         return "child" if self.kind == "child" else None
@@ -127,9 +133,10 @@ class EffectState:
 class Outcome(msgspec.Struct, frozen=True):
     """The outcome of one attempt of a call.
 
-    `certainty` says whether the call was made. `outcome` is "ok" or the class of the error, and `body` the packed value
-    or the packed error. `stopped` is True if the worker stopped before it sent the call; then the next start of the app
-    makes the call.
+    - `certainty`: whether the call was made.
+    - `outcome`: "ok", or the name of the error's class. `body`: the packed result or the packed error.
+    - `stopped`: True if the call was never sent because the app was stopping. The next start of the app then makes
+      the call.
     """
 
     effect: EffectId
@@ -182,19 +189,20 @@ mean:
 
 
 class EffectCommand(msgspec.Struct, frozen=True, gc=False):
-    """A command that `step` gives to the host. `kind` is one of these:
+    """A command that `step` returns, and that the host (`JobHost`) then runs. `kind` is one of these:
 
     - "make": call the tool.
-    - "again": ask the guard whether another attempt may be made, and make it if so. "later": the same after the tool's
-      wait between attempts.
+    - "again": ask the guard whether another attempt may be made, and make it if so.
+    - "later": wait for the tool's backoff time, and then do the same as for "again".
     - "begin": begin the child job.
     - "reconcile": call the tool's `reconcile=` function.
-    - "doubt": wait until no worker can still be making the call, then send the event "unsure".
-    - "wait": set a timer for the deadline of the effect, if it has one. The wait has begun at `at_ms`.
-    - "nothing": wait for the next event.
+    - "doubt": wait until no worker can still be making the call, and then pass the event "unsure" to `step`.
+    - "wait": set a timer for the deadline of the effect, if it has one. The wait began at `at_ms`.
+    - "nothing": do nothing until the next event.
 
-    Three more kinds stay inside of `step`, which makes entries of them: "result" records `outcome` and `body` as the
-    result, "approve" asks a person whether the effect may be made, and "inquire" asks a person whether it was made.
+    Three more kinds exist only inside of `step`. It does not return them, but turns each into a journal entry:
+    "result" becomes the RESULT entry with `outcome` and `body`; "approve" becomes a question to a person whether the
+    effect may be made; "inquire" becomes a question to a person whether it was made.
     """
 
     kind: str
@@ -208,7 +216,7 @@ RECONCILE, APPROVE, INQUIRE, NOTHING = map(EffectCommand, ("reconcile", "approve
 
 
 class JobFacts(Protocol):
-    """The facts about a job that `step` needs."""
+    """The facts about a job that the function `step` needs. `JobRun` has them."""
 
     @property
     def job_id(self) -> str:
@@ -224,8 +232,9 @@ class JobFacts(Protocol):
 
 
 def step(job: JobFacts, effect: EffectState, event: EffectEvent, now_ms: int) -> tuple[list[Entry], EffectCommand]:
-    """Handles an event of an effect, and changes the effect in place. Returns the entries to append, in this order, and
-    the command to run after that.
+    """Handles one event of an effect by the rules of the state machine. Changes the fields of `effect`. Returns the
+    journal entries that the caller has to append, in this order, and the command that the caller has to run after
+    that.
     """
     history, ordinal, verdict = job.history, effect.ordinal, effect.verdict
     entries: list[Entry] = []
@@ -307,12 +316,14 @@ def step(job: JobFacts, effect: EffectState, event: EffectEvent, now_ms: int) ->
 def intended(
     effect: EffectState, at_ms: int, *, resumed: bool = False, asks: bool = False, answer: Answer | None = None
 ) -> EffectCommand:
-    """Decides what follows when the INTENT entry of an effect is recorded. Returns the command: to ask a person for
-    approval, to make the call, to begin the child, or to wait.
+    """Decides how an effect continues after its INTENT entry was recorded. Returns the next command: to ask a person
+    for approval, to make the call, to begin the child, or to wait.
 
-    - `at_ms`: the time of the INTENT, in milliseconds since 1970.
-    - `resumed`: True if an earlier run of the job has recorded the INTENT, so that a call may have been made.
-    - `asks`: True if the guard wants the approval of a person. `answer`: that person's answer, if there is one.
+    - `at_ms`: the time of the INTENT entry, in milliseconds since 1970.
+    - `resumed`: True if the INTENT was recorded before the job was loaded from the journal, so that the call may have
+      been made already.
+    - `asks`: True if the guard requires the approval of a person.
+    - `answer`: the person's answer to that question; None if there is none yet.
     """
     effect.enter(OPEN)
     if asks and not resumed:
@@ -328,8 +339,9 @@ def intended(
 
 
 def asked_person(effect: EffectState, question: Intent) -> EffectCommand:
-    """Puts an effect into the phase of a question that a person was asked about it and has not answered. Returns the
-    command to wait for the deadline of the question.
+    """Changes the state of an effect because a person was asked about it: stores the token and the deadline of the
+    question, and enters the phase DOUBT or APPROVAL. Returns the command that waits for the deadline. `question`: the
+    INTENT entry of the question.
     """
     effect.token, effect.due_ms = question.token, question.due_ms
     effect.enter(DOUBT if question.name == IN_DOUBT else APPROVAL)
@@ -337,7 +349,7 @@ def asked_person(effect: EffectState, question: Intent) -> EffectCommand:
 
 
 def answered(effect: EffectState, answer: Answer) -> EffectCommand:
-    """Decides what follows a person's answer to the open question about an effect."""
+    """Handles a person's answer to the open question about an effect. Returns the next command."""
     effect.token, effect.due_ms = "", 0
     if effect.phase is DOUBT:
         return _verdict(effect, answer)
@@ -345,9 +357,11 @@ def answered(effect: EffectState, answer: Answer) -> EffectCommand:
 
 
 def approved(effect: EffectState, answer: Answer) -> EffectCommand:
-    """Decides what follows a person's answer to the question whether an effect may be made. An approval leads to a
-    first attempt with an ATTEMPT entry of its own. So if a crash comes before that entry, the effect is not in doubt.
-    Any other answer makes an error the result.
+    """Handles a person's answer to the question whether an effect may be made. Returns the next command.
+
+    If the person has approved, the command makes the first attempt, or begins the child. A call then gets an ATTEMPT
+    entry. So after a crash before that entry, it is certain that the call was not made. With any other answer, the
+    command records an error as the result.
     """
     effect.token, effect.due_ms = "", 0
     if answer.outcome != "resolved":
@@ -373,15 +387,15 @@ def refused(effect: EffectState, why: str, error: str = "PolicyDenied", rule: st
 
 
 def refusal(effect: EffectState, why: str, rule: str) -> str:
-    """Returns the message of the error that the function gets for a refused effect. It has the reason `why` and, if
-    `rule` is not "", the name of the rule.
+    """Returns the message of the error that the function gets for a refused effect. The message contains the reason
+    `why` and, if `rule` is not "", the name of the rule.
     """
     return f"{effect.title} was not done: {why}" + (f" (rule {rule})" if rule else "")
 
 
 def attempt_ended(effect: EffectState, ended: Outcome) -> EffectCommand:
-    """Decides what follows the outcome of an attempt: its result is recorded, it is made again, or its doubt has to be
-    resolved.
+    """Handles the outcome of an attempt. Returns the next command: to record the outcome as the result, to make
+    another attempt, or, if nobody knows whether the call was made, to find that out.
     """
     if ended.stopped:
         return NOTHING
@@ -395,9 +409,9 @@ def attempt_ended(effect: EffectState, ended: Outcome) -> EffectCommand:
 
 
 def repeat_or_drop(effect: EffectState) -> EffectCommand:
-    """Returns the command for another attempt of an effect. The caller knows that the last attempt was not made or may
-    be repeated. If the function awaits the effect no longer and it may not be repeated (`may_repeat`), returns the
-    command that records that the effect was not made.
+    """Returns the next command for an effect whose last attempt was not made or may be repeated. Usually it is the
+    command for another attempt. But if the function no longer awaits the effect and making it twice would do harm, it
+    is the command that records as the result that the effect was not made.
     """
     if not may_repeat(effect, not_made=True):
         error = CancelledError(f"{effect.name} was not done, and its job waits for it no longer")
@@ -417,13 +431,15 @@ def attempted(effect: EffectState) -> EffectCommand:
 def continue_with_question(
     effect: EffectState, not_made: bool, asked: Intent | None, answer: Answer | None
 ) -> EffectCommand | None:
-    """Decides how a call goes on whose last attempt has no result. Returns the next command, or None if the doubt has
-    to be resolved first.
+    """Decides how to continue with a call whose last attempt has no result. Returns the next command. Returns None if
+    it is unknown whether the call was made, and nobody was asked about it yet.
 
-    - `asked`, `answer`: the question that a person was asked about the call, and the answer, if they exist. An answer
-      decides. A question without an answer is waited for.
-    - `not_made`: True if the last attempt was certainly not made. If nobody was asked, such a call is made again, and
-      any other call is in doubt.
+    - `not_made`: True if the last attempt was certainly not made.
+    - `asked`: the last question to a person about the call; None if there was none. `answer`: the answer; None if
+      there is none.
+
+    With an answer, the answer decides. With a question that has no answer, the command waits for the answer. Without
+    a question, the call is made again if `not_made` is True.
     """
     if asked is None:
         return repeat_or_drop(effect) if not_made else None
@@ -432,8 +448,11 @@ def continue_with_question(
 
 
 def doubted(effect: EffectState, found: Reconciled | None = None, result: bytes | None = None) -> EffectCommand:
-    """Decides on an effect in doubt, by the class and the `in_doubt=` option of its tool. `found` and `result`: the
-    answer of the tool's `reconcile=` function, if it was called.
+    """Decides about an effect in doubt, that is, one of which nobody knows whether it was made. The decision depends
+    on the class of the effect and on the option `in_doubt=` of its tool. Returns the next command.
+
+    `found`, `result`: the answer of the tool's `reconcile=` function, and the result that the function has found;
+    both None if the function was not called.
     """
     effect.enter(DOUBT)
     match in_doubt(EffectClass(effect.effect_class), configured=effect.in_doubt, found=found):
@@ -451,10 +470,13 @@ def doubted(effect: EffectState, found: Reconciled | None = None, result: bytes 
 
 
 def _verdict(effect: EffectState, answer: Answer) -> EffectCommand:
-    """Decides what follows a person's answer about an effect in doubt. "done" records the result that the person gave.
-    "not_done" makes another attempt, if one may be made. "look_up" calls the tool's `reconcile=` function again, if
-    there is one. Any other answer, and a question that has expired, ends the effect with the error Abandoned, so that
-    nothing is repeated by mistake.
+    """Handles a person's answer to the question whether an effect in doubt was made. Returns the next command.
+
+    - "done": records the result that the person gave.
+    - "not_done": makes another attempt, if `may_repeat` allows it.
+    - "look_up": calls the tool's `reconcile=` function again, if the tool has one.
+    - Any other answer, or an expired question: records the error Abandoned as the result, so that nothing is repeated
+      by mistake.
     """
     body = _resolution(answer) if answer.outcome == "resolved" else {}
     said, result = body.get("outcome", body.get("answer")), body.get("result")
@@ -473,13 +495,16 @@ def _verdict(effect: EffectState, answer: Answer) -> EffectCommand:
 
 
 def drop(effect: EffectState) -> bool:
-    """Handles an effect that the function no longer awaits, because the job was cancelled, because of a timeout, or
-    because the function gave the effect up. Returns True if the effect stays open, and False if it is withdrawn.
+    """Handles an effect that the function no longer awaits, because the job was cancelled, because a timeout has
+    passed, or because the function has cancelled its future. Returns True if the effect continues, and False if it is
+    withdrawn.
 
-    Calls stay open, except those that wait for an approval. A call under way goes on, but the function does not get its
-    result. The call is repeated only if that does no harm (`may_repeat`). If the call may change something outside
-    (`may_happen`), the job does not end before the RESULT entry of the call; if a person has to say whether the call was
-    made, that may take days. Everything else is withdrawn: questions, timers, waits, children, and calls that wait for an
+    A call continues, unless it still waits for an approval. Its outcome is recorded, but the function does not get
+    it. It is attempted again only if making it twice does no harm. If the call may change something outside of Sabot,
+    the job does not end before the call has a RESULT entry. That may take days if a person has to find out whether
+    the call was made.
+
+    All other effects are withdrawn: questions, timers, waits for signals, children, and calls that wait for an
     approval.
     """
     effect.dropped = True
@@ -505,14 +530,15 @@ def may_happen(effects: Iterable[EffectState]) -> bool:
 def question(
     effect: EffectState, job_id: str, at_ms: int, key: bytes, name: str, asked: Any, *, about: str = "", due_ms: int = 0
 ) -> Intent:
-    """Returns the INTENT entry of a question to a person about an effect. The question has the same ordinal as the
+    """Returns the INTENT entry of a question to a person about an effect. The entry has the same ordinal as the
     effect.
 
-    - `at_ms`, `due_ms`: the times at which the question is asked and expires, in milliseconds since 1970; `due_ms` 0
-      for no deadline.
-    - `key`: the key of the journal.
-    - `name`: the type of the question. `asked`: its payload, or the payload as JSON.
-    - `about`: a text that gives each of several questions about one effect a token of its own.
+    - `at_ms`: the time at which the question is asked. `due_ms`: the time at which it expires, or 0 for never. Both
+      are in milliseconds since 1970.
+    - `key`: the key of the journal, from which the token of the question is made.
+    - `name`: the type of the question. `asked`: its payload, either as bytes of JSON or as a value that is encoded as
+      JSON.
+    - `about`: a text that differs between several questions about one effect, so that each gets another token.
     """
     token, name_of = question_token(key, job_id, effect.ordinal, about), digest(key, "ask", name, asked)
     body = asked if isinstance(asked, bytes) else msgspec.json.encode(asked)
@@ -548,16 +574,16 @@ def inquiry(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
 
 
 def job_seed(job_id: str, runs: int, key: bytes) -> bytes:
-    """Returns the seed of a job's random numbers. `runs`: the number of histories that the job has begun (each
-    `ctx.continue_as` begins one). `key`: the key of the journal.
+    """Returns the seed for the random numbers of a job. `runs`: how many histories the job has begun; the first is 1,
+    and each call of `ctx.continue_as` begins one more. `key`: the key of the journal.
     """
     return blake2b(f"{job_id}\0{runs}".encode(), key=key, digest_size=32).digest()
 
 
 def question_token(key: bytes, job_id: str, ordinal: int, about: str = "") -> str:
-    """Returns the token of a question: a secret word that can be typed on a command line. It is computed from the
-    arguments, so a job that runs again after a crash makes the same token. `key`: the key of the journal. `about`:
-    tells several questions about one effect apart.
+    """Returns the token of a question, a secret word with which a person can answer the question on a command line.
+    The token depends only on the arguments, so a job that runs again after a crash makes the same token. `key`: the
+    key of the journal. `about`: a text that must differ between several questions about one effect.
     """
     name = f"token\0{job_id}\0{ordinal}\0{about}"
     return blake2b(name.encode(), key=key, digest_size=20).hexdigest()

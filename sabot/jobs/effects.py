@@ -57,8 +57,9 @@ _UNTIMED_SECONDS = 60.0  # the assumed time of a call of an earlier worker, if t
 
 
 class Effects:
-    """The part of a host that runs the effects of jobs. It appends entries to the journal. Those of them that a job has
-    to get are also added to `HostState.told`, from where the host delivers them.
+    """The part of a host (`JobHost`) that runs the effects of jobs. It appends their entries to the journal. An entry
+    that the function of a job has to receive, such as a result, is also added to `HostState.told`; the host then
+    delivers it.
     """
 
     def __init__(
@@ -83,9 +84,9 @@ class Effects:
     # -- effects that the function asks for ---------------------------------------------------------------------------
 
     def submit(self, running: RunningJob, ask: Ask) -> None:
-        """Takes up an effect that the function has asked for: asks the guard, records the INTENT entry, and runs the
-        effect. An effect of an earlier run of the job goes on from its recorded entries instead. Does nothing if the
-        job is no longer in memory, or if the effect is new and the host stops.
+        """Begins an effect that the function has requested: asks the guard, records the INTENT entry, and runs the
+        effect. If the journal has the INTENT entry from an earlier run of the job, continues from there without a new
+        decision. Does nothing if the job is no longer in memory, or if the effect is new and the host is stopping.
         """
         if not running.in_memory:
             return
@@ -104,8 +105,9 @@ class Effects:
             self._record(running, ask)
 
     def _decide(self, running: RunningJob, ask: Ask, kind: CallKind, guard: EffectGuard) -> None:
-        """Asks the guard whether the effect may be made, and goes on with the verdict. If the guard returns an
-        awaitable, the host does not wait for it: the verdict comes later, as the event EffectWaited.
+        """Asks the guard whether an effect may be made. If the guard returns a verdict, handles it at once. If the
+        guard returns an awaitable, the host continues with other events; when the verdict is there, it is put into
+        the queue as the event EffectWaited. `kind`: the kind of call that the guard decides on.
         """
         job = running.job
         call = GuardedCall(
@@ -133,8 +135,9 @@ class Effects:
         self._host.put_when(found, partial(EffectWaited, running, ask), what)
 
     def _decided_late(self, running: RunningJob, ask: Ask, verdict: GuardVerdict) -> None:
-        """Handles a verdict that the guard has returned as an awaitable. The effect is not made if the function awaits
-        it no longer, if the job has left memory, or if the host stops.
+        """Handles a verdict that has come from an awaitable of the guard. The effect is not made if the function no
+        longer awaits it, if the job is no longer in memory, or if the host is stopping. The guard is then told to
+        drop its decision.
         """
         running.undecided.pop(ask.ordinal, None)
         runs = running.in_memory and not self._host.stopping
@@ -157,8 +160,9 @@ class Effects:
         self._record(running, ask)
 
     def _record(self, running: RunningJob, ask: Ask) -> None:
-        """Writes the INTENT entry of an effect, and begins the effect if the job waits for it. The job waits for no
-        result of a patch, nor for a signal that has come already.
+        """Writes the INTENT entry of an effect, and begins the effect if the function waits for its result. The
+        function does not wait for the result of a patch (`ctx.patched`), for a signal that has arrived before, or for
+        an effect that it has cancelled.
         """
         # by the time of the job's loop, which is ahead if the machine's clock was set back before this
         # start
@@ -184,8 +188,9 @@ class Effects:
     # -- events of one effect -----------------------------------------------------------------------------------------
 
     def step(self, running: RunningJob, ask: Ask, event: EffectEvent) -> None:
-        """Handles an event of an effect: appends the entries that `core.step` returns, and runs its command. If the
-        class of the effect demands it, a call is sent only when its last entry is durable.
+        """Handles an event of an effect: appends the entries that `core.step` returns, and runs the command that it
+        returns. If the class of the effect requires it (`ClassRule.intent`), a call is not sent before the last of
+        these entries is durable.
         """
         host, job_id, last = self._host, running.job.job_id, None
         entries, command = step(running.job, ask, event, host.now_ms())
@@ -227,8 +232,9 @@ class Effects:
             self.runner.reconcile(EffectId(job_id, ask.ordinal, ask.attempt), ask.tool, args, kwargs, host.put)
 
     def waited(self, running: RunningJob, ask: Ask, event: EffectEvent | GuardVerdict) -> None:
-        """Handles an event that comes after a wait outside of the queue, such as a late verdict. If the job is no
-        longer in memory, the effect is not made; the next start of the app decides on it.
+        """Handles an event of an effect that was delayed by a timer or by an awaitable of the guard. If the job is no
+        longer in memory, the effect is not made; it remains open in the journal, and the next start of the app
+        decides on it.
         """
         if isinstance(event, GuardVerdict):
             self._decided_late(running, ask, event)
@@ -254,8 +260,8 @@ class Effects:
             self._resolve_doubt(running, ask, ended)
 
     def call_asked(self, event: CallAsked) -> None:
-        """Handles a request of a call under way (`CallRequests`): answers it, or stops the call and asks a person. The
-        request gets an EffectError if nobody waits for the effect any more.
+        """Handles a request that a running call has made (`CallRequests`): answers it, or cancels the call and asks a
+        person. If the job no longer waits for the effect, the call gets an EffectError as the answer.
         """
         effect, answer = event.effect, event.answer
         if answer.done():
@@ -287,11 +293,12 @@ class Effects:
             self._host.put_when(denied, lambda said: EffectWaited(running, ask, Judged(said)), what)
 
     def _resolve_doubt(self, running: RunningJob, ask: Ask, event: Literal["unsure"] | LookedUp) -> None:
-        """Handles an effect of which nobody knows whether its call was made. First makes sure that the call cannot be
-        under way; then lets `core.step` decide.
+        """Handles an effect of which nobody knows whether its call was made. Makes sure that the call is not still
+        running, and then passes the event to `core.step`, which decides.
 
-        If this process still makes the call, waits for its outcome instead. If an earlier worker may still make it,
-        first waits until that worker's claim on the journal and the time limit of the tool are over.
+        If this process is still making the call, waits for its outcome instead. If the previous owner of the journal
+        may still be making it, first waits until that owner has lost its claim on the journal and the time limit of
+        the tool has passed.
 
         `event`: "unsure", or the answer of the tool's `reconcile=` function.
         """
@@ -313,8 +320,9 @@ class Effects:
         self.step(running, ask, event)
 
     def _begin_child(self, running: RunningJob, ask: Ask) -> None:
-        """Begins the child job for which an effect asks. If the child may not begin, the error becomes the result of
-        the effect. Does nothing if the child is open already: the end of the child will give the result.
+        """Begins the child job that an effect requests. If the child must not begin, the error becomes the result of
+        the effect. Does nothing if the child is already known to the host: when the child ends, the effect gets its
+        result.
         """
         job, jobs = running.job, self._host.jobs
         child, owner = child_id(job.job_id, ask.ordinal), self._host.owners.get(ask.name)
@@ -341,9 +349,11 @@ class Effects:
     # -- time limits of attempts --------------------------------------------------------------------------------------
 
     def limit(self, running: RunningJob) -> None:
-        """Starts the timer for the time limit of the job's attempt; does nothing if the job's owner sets no limit. The
-        limit applies while the job is in memory; with the owner's `sleep_counts` also while the job is parked and only
-        sleeps.
+        """Starts the timer for the time limit of the job's attempt. Does nothing if the job's owner (its agent) sets
+        no limit.
+
+        The limit applies while the job is in memory. If the owner's `sleep_counts` is True, it also applies while the
+        job is parked and waits only for timers.
         """
         left = running.owner.time_left(running.job)
         if left is not None:
@@ -352,8 +362,9 @@ class Effects:
             self._timers.add(left_s, running.job.job_id, 0)
 
     def time_out(self, job_id: str) -> None:
-        """Handles the timer of a job's time limit: ends the job's calls with a TimeoutError, and cancels its function,
-        once for each attempt. Does nothing if the limit has not passed, or no longer applies.
+        """Handles the timer of a job's time limit. If the limit has passed, ends the running calls of the job with a
+        TimeoutError, and cancels the function of the job. This happens at most once in an attempt of the job. Does
+        nothing if the limit has not passed or no longer applies.
         """
         host, running = self._host, self._host.running.get(job_id)
         if host.stopping or running is None or not 0 < running.due_s <= host.steady_s():
@@ -368,8 +379,8 @@ class Effects:
     # -- starts and ends of jobs --------------------------------------------------------------------------------------
 
     async def reopen(self, jobs: Iterable[OpenJob]) -> None:
-        """Tells the guard at a start which decisions it made in earlier runs on effects of these jobs that have no
-        result yet.
+        """Restores in the guard its earlier decisions about effects of these jobs that have no result yet
+        (`EffectGuard.reopen`). Then calls `EffectGuard.ready`. Called when the app starts.
         """
         if self._guard is None:
             return
@@ -381,9 +392,9 @@ class Effects:
         await self._guard.ready()
 
     def leave(self, running: RunningJob) -> None:
-        """Records the INTENT entry of each effect on which the guard has not decided yet. Called when the job is about
-        to end, to begin another attempt or to begin a new history. These effects are not made. They are recorded all
-        the same, because the journal must have the INTENT of every ordinal.
+        """Records the INTENT entry of each effect on which the guard is still deciding, with a denial as the
+        decision. Such an effect is not made. Its entry is needed because the journal must have an INTENT for every
+        ordinal. Called when the job is about to end, to begin another attempt, or to begin a new history.
         """
         for ask in running.undecided.values():
             ask.verdict = _UNAWAITED

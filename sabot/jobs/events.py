@@ -28,7 +28,7 @@ from sabot.journal.entries import Answer, End, Entry, Signal
 
 
 class BeginJob(msgspec.Struct):
-    """The event that the turn of a new job has come. The fields are the arguments of `JobHost.begin`."""
+    """The event that a new job may begin now. The fields are the arguments of `JobHost.begin`."""
 
     agent_id: str
     job_id: str
@@ -41,8 +41,8 @@ class BeginJob(msgspec.Struct):
 
 
 class NotBegun(msgspec.Struct):
-    """The event that a child does not begin, although another job has asked for it. `outcome` and `body` are reported
-    to that job as if the child had ended with them.
+    """The event that a child job, which its parent has requested, will not begin. The parent gets `outcome` and
+    `body`, as if the child had begun and ended with them.
     """
 
     job_id: str
@@ -76,8 +76,8 @@ class AttemptDue(msgspec.Struct):
 
 
 class EffectWaited(msgspec.Struct):
-    """The event that a wait for an effect outside of the queue is over. `event` is the event of the effect for
-    `core.step`, or the guard's verdict on an effect that has no INTENT yet.
+    """The event that an effect has finished waiting for a timer or for an awaitable of the guard. `event`: an event
+    for `core.step`, or the guard's verdict on an effect that has no INTENT entry yet.
     """
 
     running: RunningJob
@@ -107,8 +107,8 @@ class CallAsked(msgspec.Struct):
 
 
 class Due(msgspec.Struct):
-    """The event that a timer of a job is due. `ordinal` is that of the effect whose time has come: a timer, or a
-    question with a deadline. Ordinal 0 is the time limit of the job's attempt.
+    """The event that a timer of a job is due. `ordinal`: the ordinal of the effect for which the timer was set, which
+    is a sleep or a question with a deadline. Ordinal 0 stands for the time limit of the job's attempt.
     """
 
     job_id: str
@@ -116,16 +116,17 @@ class Due(msgspec.Struct):
 
 
 class LettersCame(msgspec.Struct):
-    """The event that the inbox of the journal has letters. `posted_by` is the id of a job on whose behalf this host has
-    posted one of them; "" if another process has posted them.
+    """The event that the inbox of the journal contains letters (class `Letter`): answers, signals or cancels.
+    `posted_by`: the id of a job of this host whose question this host has withdrawn by one of the letters; "" if
+    another process has posted them.
     """
 
     posted_by: str = ""
 
 
 class Arrived(msgspec.Struct):
-    """The event that there is an entry for a job that comes neither from the inbox nor from a call. The host records
-    the entry. If `ask` is given, the host records it only while the job still awaits that effect.
+    """The event that a job gets an entry which the host still has to record, and which does not come from the inbox
+    of the journal. `ask`: if it is not None, the host records the entry only while the job still awaits this effect.
     """
 
     entry: Answer | Signal | End

@@ -24,10 +24,10 @@ another name, so the new job does not have the checkpoint.
 
 
 class HistoryPart(NamedTuple):
-    """The beginning of a history, as another job can take it over.
+    """The part of a job's history that is copied into another job, which continues from there.
 
-    - `settled`: the entries, without those of effects that had no result yet.
-    - `waiting`: the INTENT entries of the timers and questions that had no result yet.
+    - `settled`: all entries except those of effects that had no result at that place of the history.
+    - `waiting`: the INTENT entries of the timers and questions that had no result at that place.
     """
 
     settled: list[Entry]
@@ -35,8 +35,8 @@ class HistoryPart(NamedTuple):
 
 
 def part_of(entries: Iterable[Entry]) -> HistoryPart:
-    """Returns the part of these entries that another job can take over. `entries`: a history from its beginning up to a
-    place.
+    """Returns the part of a history that can be copied into another job. `entries`: the entries of the history from
+    its first one up to the place at which the other job is to continue.
     """
     entries = list(entries)
     asked: dict[int, Intent] = {}  # the first intent of an ordinal; later ones are questions about it
@@ -67,8 +67,11 @@ def _settles(entry: EffectResult | Answer, asked: Intent | None) -> bool:
 
 
 def open_calls(whole: Iterable[Entry], part: HistoryPart) -> list[Intent]:
-    """Returns the INTENT entries of the calls and children that the whole history has and `part` has not settled.
-    Leaves out those that were certainly not made because the guard has denied them or they could not be sent.
+    """Returns the INTENT entries of those calls and children in the whole history that have no result in `part`.
+    Leaves out calls that were certainly not made, because the guard has denied them or because they could not be
+    sent.
+
+    `whole`: all entries of the job. `part`: the part of its history that is copied into another job.
     """
     settled = {entry.ordinal for entry in part.settled if isinstance(entry, Intent)}
     calls: dict[int, Intent] = {}
@@ -99,12 +102,12 @@ def seeds_of(job_id: str, entries: Iterable[Entry], key: bytes) -> tuple[bytes, 
 
 
 def take_over(before: Sequence[Entry], job_id: str, origin: JobOrigin, at_ms: int, key: bytes) -> list[Entry]:
-    """Returns the entries with which the new job `job_id` begins, as copies of another job's entries.
+    """Returns the entries with which the new job `job_id` begins. They are copies of another job's entries.
 
-    - `before`: the entries of the other job up to the place of the fork.
-    - `origin`: says from which job the copies come. Its time is the present time.
-    - `at_ms`: the time at which the other job was at that place.
-    - `key`: the key of the journal, which both jobs are in.
+    - `before`: the entries of the other job up to the place at which the new job continues.
+    - `origin`: names the other job and its checkpoint. Its `at_ms` must be the present time.
+    - `at_ms`: the time at which the other job was at that place, in milliseconds since 1970.
+    - `key`: the key of the journal, which contains both jobs.
     """
     part, first = part_of(before), before[0]
     assert isinstance(first, Begin)

@@ -48,11 +48,11 @@ APART: ContextVar[bool] = ContextVar("APART", default=False)
 
 
 class Behalf(NamedTuple):
-    """The tenant and the actor on whose behalf a job runs.
+    """The tenant and the actor for whom a job runs.
 
-    - `scope`: the tenant; "" stands for the app.
-    - `principal`: the actor; "" if nobody is named.
-    - `labels`: the labels of the job's input.
+    - `scope`: the tenant; "" if the tenant is the app itself.
+    - `principal`: the actor, such as a user; "" if there is none.
+    - `labels`: words that describe the job's input, such as "untrusted". Rules can check them.
     """
 
     scope: str = ""
@@ -89,17 +89,21 @@ _STRICTNESS = {each: at for at, each in enumerate(Decision)}
 
 
 class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The verdict on one call. It is stored in `Intent.note`; therefore new fields are only added at the end, with a default.
+    """The verdict of a guard on one call. It is stored in `Intent.note`; therefore new fields are only added at the
+    end, with a default.
 
     - `rule`: the rule that decided, or "" if none matched. `version`: the version of the rules.
-    - `reason`: a text for people. `notes`: the reasons of other guards, whose verdicts were not stricter than this one.
-    - `about`: the model that the call itself asks. `model`: the model that is asked in its place, or "" for the same.
-    - `hide`: regular expressions. Texts in the call's arguments that match one are replaced by `***`.
-    - `wait_s`: the seconds that a person has for an answer; 0 for no limit.
-    - `error`: the type of the error, if the call is denied.
-    - `tokens`, `cost`: the upper bounds that are reserved for the call.
-    - `most_tokens`: the largest number of tokens that a model may write, or 0 if the request says it.
-    - `apart`: True if the job's own budget does not count the call.
+    - `reason`: the reason, as a text for people. `notes`: the reasons of other guards, whose verdicts were not
+      stricter.
+    - `about`: the model that the call asks without a verdict. `model`: the model that it has to ask instead; "" to
+      keep its model.
+    - `hide`: regular expressions. Each match in the texts of the call's arguments is replaced by `***`.
+    - `wait_s`: for ASK, the seconds that a person has for the answer; 0 for no limit.
+    - `error`: for DENY, the type of the error that the call gets.
+    - `tokens`, `cost`: the maximum usage that is reserved for the call: its tokens, and its US dollars as a decimal
+      number.
+    - `most_tokens`: the limit on the tokens that a model may write; 0 to keep the limit of the request.
+    - `apart`: True if the call is not counted in the job's own budget.
     """
 
     decision: Decision = Decision.ALLOW
@@ -152,12 +156,13 @@ _NONE_INSTEAD: Mapping[int, GuardVerdict] = MappingProxyType({})  # no other mod
 
 
 class DecidedEffect(NamedTuple):
-    """An effect on which the guard has decided and that has no result.
+    """The guard's decision on an effect that has no result yet.
 
-    - `attempt`: its last attempt; 0 if a person has to allow the effect first.
-    - `recorded`: the last attempt whose usage is recorded in the journal.
-    - `instead`: the verdicts on models that were asked in place of the first one. The key is the first attempt for
-      which a verdict holds.
+    - `verdict`: the decision.
+    - `attempt`: the number of the last attempt; 0 if a person still has to approve the first attempt.
+    - `recorded`: the number of the last attempt whose usage the journal has; 0 for none.
+    - `instead`: the verdicts on other models that the call has asked instead of its own model. The key is the number
+      of the first attempt that asked that model.
     """
 
     verdict: GuardVerdict
@@ -175,16 +180,17 @@ def most_cost(verdict: GuardVerdict, instead: Iterable[GuardVerdict] = ()) -> De
 class GuardedCall:
     """A call on which a guard decides.
 
-    - `effect`: its id. The attempt in it is 0 if an earlier guard of the chain wants a person's approval; then
-      `decide_again` is asked before the first attempt.
-    - `kind`, `name`: "tool", "model" or "child", and the name of the tool, of the model or of the child's agent.
-    - `agent`: the agent of the job. `behalf`: the tenant and the actor of the job.
-    - `effect_class`: the class of the tool, which says whether the call may be repeated. `tool`: the tool itself.
-    - `args`, `kwargs`: the arguments of a tool, or the message to a child.
-    - `spec`, `price`: the request to a model, and the prices of its tokens.
-    - `labels`: the labels of all data that the job has seen so far.
-    - `apart`: True if the job's own budget does not count the call.
-    - `within`: the effect whose tool makes this call itself; None if the call is an effect, or belongs to no job.
+    - `effect`: the id of the call. Its attempt is 0 if an earlier guard requires a person's approval; before the
+      first attempt, the guard is then asked again by `decide_again`.
+    - `kind`: "tool", "model" or "child". `name`: the name of the tool, of the model, or of the child's agent.
+    - `agent`: the id of the job's agent. `behalf`: the tenant and the actor for whom the job runs.
+    - `effect_class`: the class of the tool (`EffectClass`), by which the call may or may not be repeated. `tool`: the
+      tool itself.
+    - `args`, `kwargs`: the arguments of a tool; for a child, `args` is a tuple of its input.
+    - `spec`, `price`: for a model, the request, and a function that returns the price of its tokens.
+    - `labels`: the labels of all data that the job has received so far (see `Behalf.labels`).
+    - `apart`: True if the call is not counted in the job's own budget.
+    - `within`: if a tool makes this call itself, without the job, the effect that runs the tool; else None.
     """
 
     effect: EffectId
@@ -238,17 +244,20 @@ class GuardedCall:
 
 
 class EffectGuard:
-    """A policy that decides which effects jobs may make. Its methods are called on the event loop of the host, and must
-    not block it. Only the coroutines and awaitables that they return may wait.
+    """A policy that decides which effects jobs may make. Its methods are called on the event loop of the host
+    (`JobHost`), and must not block it. Only the coroutines and awaitables that they return may wait.
 
-    - `JobHost` calls `open`, `begin_job`, `end_job`, `forget_job`, `flush` and `close`, and `settle` when a child has
-      ended.
-    - `Effects` calls `reopen` and `ready` at a start. For each effect it calls `decide`, `decide_again` before each
-      further attempt, `settle` and `asked_by_tool` with the result, and `drop` if nobody waits for the decision any
-      more.
-    - `judges` calls `decide`, `decide_degraded`, `decide_again`, `settle` and `drop` for calls of models that are not
-      effects.
-    - The app or the kernel calls `check_names`.
+    These classes call the methods:
+
+    - The app or the kernel: `check_names`, when it starts.
+    - `JobHost`: `open`, `begin_job`, `end_job`, `forget_job`, `flush` and `close`; also `settle` when a child has
+      ended, and `drop` when a job no longer awaits a call that needs an approval.
+    - `Effects`: when the app starts, `reopen` and then `ready`. For each effect, `decide`; before each further
+      attempt, `decide_again`; when there is a result, `settle` and `asked_by_tool`; and `drop` if the effect is not
+      made after all.
+    - `CallRequests`: `decide_again`, when a running call requests another attempt.
+    - `GuardJudge`: `decide`, `decide_degraded`, `decide_again`, `settle` and `drop`, for calls of models that are not
+      effects of a job.
     """
 
     name: str = ""
@@ -269,25 +278,32 @@ class EffectGuard:
         raise NotImplementedError
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Decides on a call that this guard has already allowed and that now asks another model, because another guard
-        has degraded the call, or because its first provider has failed.
+        """Decides on a call that this guard has allowed before, and that now asks another model. The reason for the
+        other model is that a guard has replaced the first one (the decision DEGRADE), or that the call's first
+        provider has failed.
 
-        If the other model may cost more, the guard reserves the difference. A denial leaves earlier reservations as
-        they are. By default this calls `decide`.
+        If the other model may cost more, the guard reserves the difference. If the guard denies the other model,
+        earlier reservations remain. By default this calls `decide`.
         """
         return self.decide(call)
 
     def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
-        """Called before the BEGIN entry of a job is recorded: for a new job, and for a job that runs once more over its
-        history after it has failed.
+        """Prepares for a job, for example by reserving its budget; does nothing by default. Called before the BEGIN
+        entry of the job is recorded: for a new job, and for a job that begins again over its history after it has
+        failed.
 
-        `taken`: the entries that follow BEGIN if the job goes on from a checkpoint of another job.
+        `taken`: the entries that follow `begin` if the job continues from a checkpoint of another job.
         """
 
     def drop(self, effect: EffectId) -> None:
-        """Withdraws the decision on this call, and frees the tokens and the cost that were reserved for it. Called when
-        the job is gone, when another guard has denied the call, or when the job awaits no longer a call that a person
-        has not allowed yet.
+        """Withdraws the decision on this call, and releases the tokens and the cost that were reserved for it. Called
+        in these cases:
+
+        - The decision has taken time. Meanwhile the job has stopped waiting for the call or has left memory, or the
+          host has begun to stop.
+        - Another guard of the same chain has denied the call.
+        - The job no longer awaits the call, and a person has not approved it yet.
+        - The call is not an effect of a job, and the verdict is DENY or ASK.
         """
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
@@ -299,33 +315,36 @@ class EffectGuard:
         return b""
 
     def asked_by_tool(self, effect: EffectId) -> bytes:
-        """Returns, as bytes, the usage of the models that the tool of this effect has asked by itself. The limits of
-        the job count it. Called before the tool's result is recorded.
+        """Returns, as bytes, the usage of the models that the tool of this effect has asked itself. This usage is
+        counted in the limits of the job. Called before the RESULT entry of the tool is recorded, and after `settle`.
         """
         return b""
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """Restores the reservation of a call on which the guard has decided in an earlier run, and which may be made
-        again. Does nothing if the guard already knows the call as open.
+        """Restores the reservation for a call that has no result yet, and on which the guard has decided before the
+        app or the job was started again. Does nothing if the reservation exists already.
 
-        `decided`: the decision, and the last attempt.
+        `decided`: the decision, and the number of the last attempt.
         """
 
     async def ready(self) -> None:
-        """Called at a start after the last call of `reopen`, before any job begins."""
+        """Finishes the restoring of reservations; does nothing by default. Called when the app starts, after all
+        calls of `reopen` and before any job begins.
+        """
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """Decides whether an open call may be attempted again, or for the first time after a person has allowed it.
-        Returns None if the attempt may be made, and otherwise the verdict that denies it.
+        """Decides whether another attempt of a call may be made. Also called before the first attempt of a call that
+        a person has approved. Returns None if the attempt may be made, and otherwise the verdict that denies it.
 
-        If the decision takes time, returns an awaitable of the same. The awaitable must not raise, and the call may end
-        before it is done. `effect` has the number of the new attempt.
+        If the decision takes time, returns an awaitable of None or of that verdict. The awaitable must not raise an
+        error. The call may have ended before the awaitable is done. `effect`: the id of the call, with the number of
+        the new attempt.
         """
         return None
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """Called before the END entry of a job is recorded. Returns, as bytes, the usage that the job's calls without a
-        result may have caused.
+        """Returns, as bytes, the maximum usage of those calls of the job that have no result, for the END entry of
+        the job. Called before that entry is recorded. Returns b"" by default.
         """
         return b""
 
@@ -343,12 +362,15 @@ class EffectGuard:
         """
 
     async def close(self) -> None:
-        """Called when the host closes, after all jobs have left memory."""
+        """Closes the guard; does nothing by default. Called when the host closes, after it has removed all jobs from
+        memory.
+        """
 
 
 class EffectGuards(EffectGuard):
-    """A chain of guards that acts as one guard. Each guard sees the call with the changes of the guards before it, and
-    the strictest decision holds. If a guard puts another model in place, the guards before it decide on that model too.
+    """A chain of guards that acts as one guard. Each guard gets the call as the guards before it have changed it, and
+    the strictest decision applies. If a guard replaces the model of the call, the guards before it also decide on the
+    new model.
     """
 
     def __init__(self, guards: Sequence[EffectGuard]) -> None:
@@ -378,9 +400,11 @@ class EffectGuards(EffectGuard):
     async def _degraded(
         self, found: GuardVerdict, at: int, call: GuardedCall, so_far: GuardVerdict | None
     ) -> GuardVerdict:
-        """Continues the chain after guard number `at` has returned the verdict `found`, and returns the verdict of the
-        whole chain. If `found` puts another model in place, the guards before it decide on that model first. `so_far`:
-        the verdict of the guards before it; None for the first guard.
+        """Handles the verdict `found` of guard number `at`, and asks the guards after it. Returns the verdict of the
+        whole chain. If `found` replaces the model of the call, first lets the guards before number `at` decide on the
+        new model.
+
+        `so_far`: the combined verdict of the guards before number `at`; None if there are none.
         """
         first = call.name
         so_far, call = self._joined(at, call, so_far, found)
@@ -394,12 +418,14 @@ class EffectGuards(EffectGuard):
     async def _stands_in(
         self, call: GuardedCall, so_far: GuardVerdict, asked: list[str], count: int, dropped: int
     ) -> tuple[GuardVerdict, GuardedCall]:
-        """Lets the first `count` guards decide on a call that now asks another model. If one of them chooses yet
-        another model, all of them decide again.
+        """Lets the first `count` guards decide on a call that now asks another model. If one of them replaces the
+        model again, the guards start to decide again on that model. Returns the combined verdict, and the call with
+        the changes of that verdict.
 
-        `so_far`: the verdict up to now. `asked`: the models, from the first one that the call asked to the one that it
-        asks now. `dropped`: the number of guards that drop the call if it is denied; 0 if the call is under way.
-        Returns the verdict, and the call with its changes.
+        - `so_far`: the combined verdict up to now.
+        - `asked`: the names of the models, from the first one that the call asked to the one that it asks now.
+        - `dropped`: the number of guards that have decided on the call in this chain, and whose `drop` is called if
+          the call is denied. It is 0 for a call that is already running.
         """
         place, first, effect = 0, asked[0], call.effect
         while place < count and so_far.decision is not Decision.DENY:
@@ -442,7 +468,9 @@ class EffectGuards(EffectGuard):
             guard.drop(effect)
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """Lets all guards settle the call. At most one of them returns its usage, which this returns."""
+        """Calls `settle` of all guards. Returns the usage that one of them returns; at most one guard returns a usage
+        that is not b"".
+        """
         used = [guard.settle(effect, kind, name, outcome, body, at_ms) for guard in self._guards]
         return next(filter(None, used), b"")
 
@@ -458,7 +486,9 @@ class EffectGuards(EffectGuard):
             await guard.ready()
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """Asks one guard after the other. Returns the first verdict that denies the attempt; None if all allow it."""
+        """Asks the guards one after the other. Returns the first verdict that denies the attempt, or None if all
+        guards allow it. If one of them returns an awaitable, returns an awaitable of that verdict or None.
+        """
         guards = iter(self._guards)
         said = next((said for guard in guards if (said := guard.decide_again(effect)) is not None), None)
         return (
@@ -508,23 +538,26 @@ def guard_of(guards: Sequence[EffectGuard]) -> EffectGuard | None:
 
 
 def degraded_to(call: GuardedCall, verdict: GuardVerdict) -> str:
-    """Returns the model that the verdict puts in place of the call's own. Returns "" if the verdict denies the call, or
-    leaves its model.
+    """Returns the name of the model by which the verdict replaces the call's own model. Returns "" if the verdict
+    denies the call or does not change its model.
     """
     other = call.kind == "model" and verdict.decision is not Decision.DENY and verdict.model != call.name
     return verdict.model if other else ""
 
 
 def for_degraded(verdict: GuardVerdict, model: str, asked: str) -> GuardVerdict:
-    """Returns the verdict on `model`, which was asked in place of `asked`, with a reason that names both."""
+    """Returns a copy of the verdict whose reason also says that `model` is asked in place of `asked`. Returns the
+    same verdict if it has no reason, or if the two models are the same. `verdict`: a guard's verdict on `model`.
+    """
     if not verdict.reason or model == asked:
         return verdict
     return msgspec.structs.replace(verdict, reason=f"{model}, in place of {asked}: {verdict.reason}")
 
 
 def ring_of(models: Sequence[str], rule: str = "", version: str = "") -> GuardVerdict:
-    """Returns the denial of a call whose models replace each other in a circle. `models`: the models in order, each the
-    replacement of the one before it; the last one occurs twice. `rule`, `version`: the rule that has closed the circle.
+    """Returns a verdict that denies a call, because its guards replace models in a circle: A by B, and B by A.
+    `models`: the models in this order, up to the first one that occurs twice. `rule`, `version`: the rule that has
+    closed the circle, and the version of the rules.
     """
     reason = f"models stand in for each other in a ring: {', '.join(models)}"
     return GuardVerdict(Decision.DENY, rule, version, reason)
@@ -533,9 +566,9 @@ def ring_of(models: Sequence[str], rule: str = "", version: str = "") -> GuardVe
 def judge_call(
     guard: EffectGuard, call: GuardedCall, *, degraded: bool = False
 ) -> GuardVerdict | Awaitable[GuardVerdict]:
-    """Asks the guard to decide on the call: with `decide`, or with `decide_degraded` if `degraded` is True. Returns the
-    verdict, or an awaitable of it. If the guard raises an error, or its verdict cannot be applied to the call, the call
-    is denied and the verdict names the error.
+    """Asks the guard to decide on the call: by `decide`, or by `decide_degraded` if `degraded` is True. Returns the
+    verdict, or an awaitable of it. If the guard raises an error, or if the changes of its verdict cannot be made to
+    the call, returns a verdict that denies the call and names the error.
     """
     try:
         found = guard.decide_degraded(call) if degraded else guard.decide(call)
@@ -562,8 +595,8 @@ async def _judged_later(found: Awaitable[GuardVerdict], call: GuardedCall) -> Gu
 
 
 def _sound(verdict: GuardVerdict) -> GuardVerdict:
-    """Checks that a journal with this verdict can be read again, and returns the verdict. Raises an error that says why
-    not, such as a reason that is no text.
+    """Returns the verdict, after a check that the journal can store it and read it again. Raises an error that says
+    what is wrong if it cannot, for example because the reason is not a text.
     """
     _decode(encode_verdict(verdict))
     return verdict
@@ -591,8 +624,8 @@ def decode_verdict(note: bytes) -> GuardVerdict | None:
 
 
 def stood_in(entry: Attempt) -> GuardVerdict | None:
-    """Returns the verdict in an ATTEMPT entry on a model that was asked in place of the effect's first one; None if the
-    entry records no such model.
+    """Returns the verdict with which an ATTEMPT entry records that the call asks another model from that attempt on.
+    Returns None if the entry records no other model, or if the verdict did not allow the model.
     """
     verdict = decode_verdict(entry.note)
     return None if verdict is None or verdict.decision in (Decision.DENY, Decision.ASK) else verdict

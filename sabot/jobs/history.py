@@ -63,8 +63,8 @@ Delivery = EffectResult | Answer | Signal | Cancel
 
 
 class ContinueAs(BaseException):
-    """The exception by which `ctx.continue_as(input)` leaves the function. The job then goes on with the new input and
-    a new history.
+    """The exception that `ctx.continue_as(input)` raises, to end the function of the job. The job then continues with
+    the new input in a new history. `message`: the new input.
     """
 
     def __init__(self, message: Any) -> None:
@@ -74,31 +74,32 @@ class ContinueAs(BaseException):
 
 @dataclass(slots=True)
 class History:
-    """The history of one job, as a replay needs it.
+    """The history of one job, as a replay needs it. "By ordinal" means a dict whose keys are the ordinals of effects.
 
-    - `begin`: the last BEGIN entry. `runs`: the number of histories that the job has begun. `end`: the END entry, if
-      there is one.
-    - `attempt`: the number of the job's attempt, from 1. `tried_ms`: the time at which a later attempt began; 0 for the
-      first.
+    - `begin`: the last BEGIN entry. `end`: the END entry; None if the job has not ended.
+    - `runs`: the number of histories that the job has begun; `ctx.continue_as` begins a new one.
+    - `attempt`: the number of the job's present attempt, from 1. `tried_ms`: the time at which that attempt began; 0
+      for the first.
     - `intents`: the INTENT entries of the effects, by ordinal.
-    - `deliveries`: the outcomes of effects in their order. The first `kept` of them are from earlier attempts of the
-      job.
-    - `tries`: the number of attempts of each effect, by ordinal.
-    - `doubts`: the last question to a person whether an effect in doubt was made, by the effect's ordinal.
-    - `approvals`: the question to a person whether an effect may be made, or the question that its tool has asked, by
-      the effect's ordinal.
-    - `answers`: the answers to the questions of `doubts` and `approvals`, by token.
-    - `not_made`: the ordinals of calls whose last attempt was certainly not made: it could not be sent, its tool had to
-      ask a person first, or the job awaited it no longer.
+    - `deliveries`: the entries that the function of the job receives (results, answers, signals and cancels), in the
+      order of the journal. The first `kept` of them remain from earlier attempts of the job.
+    - `tries`: the number of the last attempt of each effect, by ordinal; missing for effects that were only tried
+      once.
+    - `doubts`: by ordinal, the last question that asks a person whether the effect was made.
+    - `approvals`: by ordinal, the question that asks a person whether the effect may be made, or the question that
+      the effect's tool has asked.
+    - `answers`: the answers to the questions in `doubts` and `approvals`, by token.
+    - `not_made`: the ordinals of calls whose last attempt was certainly not made: it could not be sent, its tool had
+      to ask a person first, or the job no longer awaited it.
     - `failed_children`: the ordinals of children that failed in an earlier attempt of the job.
-    - `recorded`: the last attempt of each effect whose usage is in an entry, by ordinal.
-    - `instead`: the guard's verdicts on models that were asked in place of the first one, by ordinal, and then by the
-      first attempt for which they hold.
-    - `base`: the last ordinal before the last BEGIN. `last_ordinal`: the last ordinal of all.
-    - `ran_ms`: the milliseconds that the job has run in all its histories up to its last entry, without waits for
-      others. `last_ms`: the time of that entry.
-    - `seed`: the seed of the random numbers; b"" if it follows from the job's id.
-    - `untaken`: for a job that goes on from a checkpoint of another job, the number of that job's entries that were not
+    - `recorded`: by ordinal, the number of the last attempt whose usage the journal has.
+    - `instead`: by ordinal, the guard's verdicts on other models that the call has asked instead of its own. They are
+      a dict by the number of the first attempt that asked that model.
+    - `base`: the last ordinal before the last BEGIN entry. `last_ordinal`: the last ordinal of all.
+    - `last_ms`: the time of the last entry. `ran_ms`: the milliseconds that the job has run up to that time, in all
+      its histories. The time in which it waited for people, signals or children is not included.
+    - `seed`: the seed of the random numbers; b"" if it is made from the job's id.
+    - `untaken`: for a job that continues from a checkpoint of another job, the number of copied entries that were not
       added yet.
     """
 
@@ -172,8 +173,8 @@ class History:
         return self
 
     def anew(self, begin: Begin) -> "History":
-        """Returns the empty history that another BEGIN entry of the job begins. Ordinals and the time that the job has
-        run go on from this one.
+        """Returns a new, empty history of the same job, which the BEGIN entry begins. Ordinals and `ran_ms` continue
+        from the values of this history.
         """
         ran_ms, last = self.ran_until(begin.at_ms), self.last_ordinal
         return History(begin, self.runs + 1, base=last, last_ordinal=last, ran_ms=ran_ms)
@@ -210,7 +211,9 @@ class History:
                     self._record_open()
 
     def begin_attempt(self, ordinal: int, attempt: int) -> None:
-        """Notes another attempt of an effect. Questions to people about earlier attempts no longer count."""
+        """Records that another attempt of an effect begins. Forgets the question in `doubts`, which was about an
+        earlier attempt.
+        """
         self.tries[ordinal] = max(attempt, self.tries.get(ordinal, 1))
         self.doubts.pop(ordinal, None)
         self.not_made.discard(ordinal)
@@ -226,22 +229,26 @@ class History:
             self.not_made.add(question.ordinal)
 
     def question_about(self, ordinal: int) -> tuple[Intent | None, Answer | None]:
-        """Returns the last question that a person was asked about an effect without a result, and the answer; None in
-        place of each that does not exist.
+        """Returns the last question that a person was asked about an effect without a result, and the answer to it.
+        Each of the two is None if it does not exist.
 
-        If the last attempt was certainly not made, the question is the one in `approvals`, else the one in `doubts`.
+        If the last attempt of the effect was certainly not made, the question is the one in `approvals`, and
+        otherwise the one in `doubts`.
         """
         asked = (self.approvals if ordinal in self.not_made else self.doubts).get(ordinal)
         return asked, None if asked is None else self.answers.get(asked.token)
 
     def _record_open(self) -> None:
-        """Notes that END has recorded the usage of all calls that have no result."""
+        """Updates `recorded`, because the END entry contains a usage. It is the usage of all attempts of those calls
+        that have no result.
+        """
         over = {each.ordinal for each in self.deliveries if isinstance(each, EffectResult)}
         self.recorded |= {at: self.attempt_of(each) for at, each in self.intents.items() if at not in over}
 
     def _take(self) -> None:
-        """Counts one more entry as taken over from the job of whose checkpoint this one goes on. After the last of
-        them, the time of this job begins.
+        """Counts down `untaken`, because one more entry was added. When it reaches 0, all entries that were copied
+        from the other job have been added. Then sets `last_ms` to the time at which this job was forked
+        (`JobOrigin.at_ms`).
         """
         self.untaken -= 1
         if self.untaken == 0:
@@ -252,9 +259,11 @@ class History:
         return self.ran_ms if self._waits_for_others() else self.ran_ms + max(0, now_ms - self.last_ms)
 
     def _run_to(self, entry: Entry) -> None:
-        """Brings `ran_ms` up to this entry: adds the time since the last entry, unless the job waited for others in it. If the
-        entry is the result of a child, also adds the time that the child ran, but no more than the time waited for
-        children that is not yet counted so.
+        """Updates `ran_ms` and `last_ms` for the next entry. Adds the time since the last entry, unless the job
+        waited for a person, a signal or a child during that time.
+
+        If the entry is the result of a child, also adds the time that the child ran. At most the time that this job
+        has waited for children is added, and no part of that time twice.
         """
         ran_ms, passed_ms = self.ran_until(entry.at_ms), max(0, entry.at_ms - self.last_ms)
         parked_ms = passed_ms - (ran_ms - self.ran_ms)
@@ -268,8 +277,8 @@ class History:
         self.ran_ms, self.last_ms = ran_ms, self.last_ms + passed_ms
 
     def _waits_for_others(self) -> bool:
-        """Returns True if after its last entry the job was parked for a person, a signal or a child. Returns False if
-        it ran, or only slept.
+        """Returns True if the job, after its last entry, waited only for people, signals or children, for which it is
+        parked. Returns False if it ran, or if it waited only for timers.
         """
         waits = False
         for each in self._open.values():
@@ -328,8 +337,9 @@ class History:
         return any(isinstance(each, EffectResult) and each.ordinal == ordinal for each in self.deliveries)
 
     def _try(self, attempt: int, at_ms: int) -> None:
-        """Begins another attempt of the job: removes everything that the attempt asks for again (the docstring of the
-        module lists it).
+        """Begins another attempt of the job in this history. Keeps the results of effects. Removes what the new
+        attempt requests again: failed effects that may be repeated, timers that have not fired, withdrawn questions,
+        cancelled children, and effects that a rule has denied.
         """
         self.attempt, self.tried_ms = attempt, at_ms
         for ordinal in [at for at, each in self.intents.items() if each.note and self._was_denied(each)]:
@@ -357,8 +367,9 @@ class History:
             self.last_ordinal = max(self.last_ordinal, intent.ordinal)
 
     def _was_denied(self, intent: Intent) -> bool:
-        """Returns True if a rule has denied the effect, or if no person has answered whether it may be made. Another
-        attempt of the job asks for such an effect again. Returns False if a person has refused the effect.
+        """Returns True if a rule has denied the effect, or if the question whether it may be made has expired or was
+        withdrawn. Another attempt of the job requests such an effect again. Returns False if a person has refused the
+        effect. The effect must have a verdict.
         """
         verdict = decode_verdict(intent.note)
         assert verdict is not None
@@ -368,7 +379,9 @@ class History:
         return verdict.decision is Decision.ASK and answer is not None and answer.outcome != "resolved"
 
     def _unwanted(self, entry: Delivery) -> bool:
-        """Returns True if this entry says that the job itself gave up a question or a child."""
+        """Returns True if this entry ends a question or a child because the job itself no longer wanted it: the job
+        has withdrawn the question, or has cancelled the child.
+        """
         match entry:
             case Answer():
                 return entry.outcome == "cancelled" and entry.by == entry.job
@@ -378,7 +391,9 @@ class History:
         return False
 
     def _asked_again(self, entry: Delivery) -> bool:
-        """Returns True if another attempt of the job asks again for the effect of which this entry is the outcome."""
+        """Returns True if this entry is the outcome of an effect that another attempt of the job has to request
+        again. It is False for results that are kept, and for signals and cancels.
+        """
         if not isinstance(entry, Answer | EffectResult):
             return False
         intent = self.intents.get(entry.ordinal)

@@ -67,7 +67,9 @@ _AGAIN_SECONDS = 0.05  # a timer of a job whose history is being read comes agai
 
 
 class JobHost(HostState):
-    """The host of jobs. It belongs to one event loop, and owns a journal while jobs run over it."""
+    """Runs jobs over a journal: begins them, delivers the outcomes of their effects to them, parks them, and ends
+    them. A host belongs to one event loop.
+    """
 
     def __init__(
         self,
@@ -81,13 +83,14 @@ class JobHost(HostState):
         guard: EffectGuard | None = None,
         make_run: Callable[..., JobRun] = JobRun,
     ) -> None:
-        """Makes a host.
+        """Makes a host for a journal.
 
-        - `on_broken`: a function that is called with a text and the error when the journal or the host has failed and
-          no job can go on.
-        - `stop_grace_s`: the seconds in which calls under way may end when the host stops.
-        - `notes`: the notes of parked jobs in the restored checkpoint; None if checkpoints keep none.
-        - `listener`: receives all notices (`log`); None for no receiver.
+        - `on_broken`: a function that is called when the journal or the host has failed, so that no job can continue.
+          Its arguments are a text that says what has failed, and the error.
+        - `stop_grace_s`: the seconds that running calls have to end when the host stops.
+        - `notes`: the notes about parked jobs in the restored checkpoint; None if checkpoints have no such notes.
+        - `listener`: gets every entry of the host's jobs, pieces of models' answers, and blocked jobs; None for no
+          listener.
         - `guard`: decides which effects may be made; None allows all.
         - `make_run`: makes the JobRun of a job.
         """
@@ -116,12 +119,13 @@ class JobHost(HostState):
     async def open(
         self, positions: Mapping[int, int] | None, unapplied: Mapping[str, Position] | None = None
     ) -> list[OpenJob]:
-        """Reads from the journal the jobs that the restored checkpoint does not cover completely. Returns them in the
-        order in which they began.
+        """Reads jobs from the journal when the app starts: all jobs that have not ended, and those whose end is not
+        part of the restored checkpoint. Returns them in the order in which they began.
 
-        `positions`: the ends of the journal's partitions at that checkpoint; None without a checkpoint, and then no job
-        is covered. `unapplied`: jobs that the checkpoint does not cover although their END is before those positions
-        (`JobLog.facts`), with the positions of END.
+        - `positions`: by partition of the journal, the offset behind the last entry at that checkpoint; None if no
+          checkpoint was restored, and then all jobs are returned.
+        - `unapplied`: jobs whose END entry is before `positions`, although their output and their changes of the
+          state are not in the checkpoint. The value is the position of that END entry (see `JobLog.facts`).
         """
         await self._guard.open(self.journal)
         found = await run_to_end(run_in_thread(open_jobs, self.journal, dict(positions or {}), dict(unapplied or {})))
@@ -193,22 +197,23 @@ class JobHost(HostState):
         behalf: Behalf = NOBODY,
         taken: Sequence[Entry] = (),
     ) -> None:
-        """Puts the beginning of a job into the queue. When its turn comes, the job begins, unless it was cancelled
-        meanwhile.
+        """Puts a new job into the queue of events. When the host handles that event, the job begins, unless it was
+        cancelled before.
 
         - `record`: the input, as bytes that the owner of the job can read. `digest`: the digest of the input.
-        - `key`: the key of the job, by which its owner orders jobs.
-        - `run`: 1 for a new job. More if the job has failed or was cancelled and runs once more over its recorded
-          effects.
-        - `behalf`: the tenant and the actor on whose behalf the job runs.
-        - `taken`: the entries of another job with which this one begins, if it goes on from a checkpoint of that job.
+        - `key`: the key of the job. Its owner lets jobs with the same key run one after the other.
+        - `run`: 1 for a new job. It is higher if the job has failed or was cancelled before, and now runs again and
+          keeps the recorded results of its effects.
+        - `behalf`: the tenant and the actor for whom the job runs.
+        - `taken`: if the job continues from a checkpoint of another job, the copied entries with which it begins;
+          else empty.
         """
         self.jobs.add(job_id, agent_id, begun=False)
         self.put(BeginJob(agent_id, job_id, record, key, digest, run, behalf, taken))
 
     def _begin_job(self, event: BeginJob) -> None:
-        """Begins a job whose turn in the queue has come. If the job was cancelled meanwhile, tells its owner and its
-        parent that it is over.
+        """Handles the event that a new job may begin: records its BEGIN entry and starts its function. If the job was
+        cancelled before, does not begin it; its owner and its parent are told that it was cancelled.
         """
         job_id, owner = event.job_id, self.owners[event.agent_id]
         if self.stopping:
@@ -241,13 +246,13 @@ class JobHost(HostState):
         behalf: Behalf,
         failed: bool,
     ) -> OpenJob | None:
-        """Records the BEGIN entry of a child that has to wait for its turn, if the child may outlive its parent.
-        Without the entry the child would be lost: after a restart of the app the parent may be gone, and nobody would
-        ask for the child.
+        """Records the BEGIN entry of a child that cannot run yet, because its agent still runs other jobs. This is
+        done only if the child may outlive its parent. Without the entry, a restart of the app could lose the child:
+        its parent may have ended, so nobody would request the child again.
 
-        Returns the child, which the caller passes to `resume` at its turn. Returns None if nothing was recorded; the
-        caller then begins the child by `begin`. `failed`: True if the child has run and failed before. May only be
-        called while an event is handled.
+        Returns the child, which the caller has to pass to `resume` when the child may run. Returns None if nothing
+        was recorded; the caller then has to call `begin` at that time. `failed`: True if the child has run and failed
+        before. May only be called while an event is handled.
         """
         if failed or not self.jobs.limits[self.jobs.agent_of(parent_of(job_id)[0])].outlive:
             return None
@@ -284,14 +289,16 @@ class JobHost(HostState):
         return running
 
     def stays_parked(self, job: OpenJob) -> bool:
-        """Parks an open job again, as it was at the restored checkpoint, and tells its owner. Returns True if that was
-        possible. Returns False if the job has to run over its history instead.
+        """Parks an open job again, if the restored checkpoint has a valid note about it as a parked job. The owner of
+        the job is told. Returns True if the job is parked, and False if its function has to run over its history
+        instead.
         """
         return self.parking.take_up(job, self.owners[job.agent], self._timers)
 
     def resume(self, job: OpenJob) -> None:
-        """Runs an open job over its history. A job that has ended with a failure or a cancel does not run: its owner is
-        told of the end once more.
+        """Continues with a job that `open` has returned. The function of the job runs over its history, up to the
+        point that it had reached. If the job has failed or was cancelled, its function does not run; its owner and
+        its parent are told of the end again.
         """
         waits = job.last == job.began and parent_of(job.job_id)[0]
         if waits or (job.ended is not None and job.ended.outcome != "succeeded"):
@@ -300,8 +307,8 @@ class JobHost(HostState):
             self.parking.load(job.job_id)
 
     def _resume(self, job: OpenJob) -> None:
-        """Handles an open job whose turn has come. If the job has ended, tells its owner and its parent. Otherwise
-        begins the job, whose BEGIN entry is already recorded.
+        """Handles the event that a job which `open` or `begin_waiting` has returned may continue. If the job has
+        ended, tells its owner and its parent. Otherwise begins the job; its BEGIN entry is already recorded.
         """
         job_id, end = job.job_id, job.ended
         if end is not None:
@@ -400,8 +407,9 @@ class JobHost(HostState):
     # -- turns --------------------------------------------------------------------------------------------------------
 
     def _run(self, running: RunningJob, turn: Callable[..., None], *given: Any) -> None:
-        """Runs one turn of the job: calls `turn` with `given`. Then puts the job into the queue if its function has
-        asked for effects or dropped some, and otherwise settles it.
+        """Runs one turn of the job: calls `turn` with the arguments `given`, and handles its errors. If the function
+        has requested effects, or no longer awaits some, puts the job into the queue so that the host handles these
+        effects. Otherwise calls `settle`.
         """
         job = running.job
         try:
@@ -419,9 +427,9 @@ class JobHost(HostState):
             self.settle(running)
 
     def _take_up(self, running: RunningJob) -> None:
-        """Handles one effect that the function has asked for or awaits no longer. Then puts the job into the queue
-        again if there are more of them, and otherwise settles it. Each effect is an event of its own, because before
-        each event the host waits until the journal has room for an entry.
+        """Handles one effect that the function has requested or no longer awaits. If there are more such effects,
+        puts the job into the queue again; otherwise calls `settle`. Each effect is an event of its own, because
+        before each event the host waits until the journal has room for an entry.
         """
         job = running.job
         if job.new:
@@ -509,9 +517,9 @@ class JobHost(HostState):
         running.in_memory = False
 
     def deliver(self, entries: Iterable[tuple[Position, Entry]] = ()) -> None:
-        """Delivers recorded entries to their jobs: first those in `told`, then `entries`. A job in memory runs one turn
-        for each entry, and a parked job is woken. Entries that are recorded because of a delivery are delivered after
-        all others.
+        """Delivers recorded entries to their jobs: first those in the attribute `told`, then `entries`. For each
+        entry, the function of a job in memory runs until it waits again; a parked job is woken. Entries that are
+        recorded during a delivery are delivered after all others.
         """
         told = self.told
         told.extend(entries)
@@ -579,8 +587,9 @@ class JobHost(HostState):
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def _end(self, running: RunningJob) -> None:
-        """Ends a job whose function has ended, and whose open effects can change nothing outside any more
-        (`may_happen`). If the job's output leaves at once, first waits until its last entry is durable.
+        """Ends a job whose function has ended, and which has no running call that may still change something outside
+        of Sabot. If the owner's `leaves_at_once` is True, others can read the output at once; the job then ends only
+        when its last entry is durable.
         """
         job, owner = running.job, running.owner
         value, error = job.outcome()
@@ -617,8 +626,10 @@ class JobHost(HostState):
     def _close_job(self, running: RunningJob, outcome: str, body: bytes, name: bytes = b"", result: str = "") -> None:
         """Writes the END entry of a job, removes the job from memory, and tells its owner and its parent.
 
-        `outcome`: "succeeded", "failed" or "cancelled". `body`: the packed output or error. `name`: the digest of the
-        output. `result`: the type of the error, or the reason of the cancel.
+        - `outcome`: "succeeded", "failed" or "cancelled".
+        - `body`: the packed output or the packed error.
+        - `name`: the digest of the output; b"" if there is none.
+        - `result`: the type of the error, or the reason of the cancel; "" for a success.
         """
         job_id, labels, ran_ms = running.job.job_id, running.job.behalf.labels, running.ran_ms(self.steady_s())
         told: Sequence[tuple[Position, Entry]] = ()
@@ -644,8 +655,9 @@ class JobHost(HostState):
         running.job.discard()
 
     def _failed(self, running: RunningJob, error: BaseException) -> None:
-        """Handles an error of the function: a new history (ContinueAs), a cancel, or a failure. For a failure, waits
-        until the job's last entry is durable; then the job's owner decides whether another attempt follows.
+        """Handles an error that the function of a job has raised. ContinueAs begins a new history. A cancellation
+        that was requested ends the job as cancelled. Any other error is a failure: when the job's last entry is
+        durable, the job's owner decides whether another attempt follows.
         """
         job = running.job
         if isinstance(error, ContinueAs):
@@ -684,7 +696,9 @@ class JobHost(HostState):
         self.parking.load(job_id)
 
     def _continue(self, running: RunningJob, message: Any) -> None:
-        """Begins a new history of a job whose function has called `ctx.continue_as(message)`."""
+        """Begins a new history of the job, because its function has called `ctx.continue_as(message)`. `message`: the
+        input of the new history.
+        """
         self._effects.leave(running)
         told = self._leave_children(running)
         job, owner = running.job, running.owner
@@ -709,12 +723,13 @@ class JobHost(HostState):
     def statistics(self) -> dict[str, Any]:
         """Returns the figures of the host:
 
-        - `running`, `parked`: the numbers of jobs in memory (or whose history is being read), and of parked jobs.
-        - `blocked`: the reasons why jobs cannot go on, by the jobs' ids.
-        - `begun`, `ended`: the numbers of jobs since the start of the app.
-        - `effects`, `doubts`: the numbers of effects since that start, and of those in doubt about which a person was
-          asked.
-        - `in_flight`: the number of calls under way. `tools`: the figures of each tool.
+        - `running`: the number of jobs in memory, including those whose history is being read. `parked`: the number
+          of parked jobs.
+        - `blocked`: by the id of a job, the reason why it cannot continue.
+        - `begun`, `ended`: the numbers of jobs that have begun and ended since the start of the app.
+        - `effects`: the number of effects since the start of the app. `doubts`: the number of questions since then
+          that asked a person whether an effect was made.
+        - `in_flight`: the number of calls that have no outcome yet. `tools`: the figures of each tool, by its name.
         - `journal`: the figures of the journal.
         """
         return {

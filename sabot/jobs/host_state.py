@@ -21,13 +21,14 @@ T = TypeVar("T")
 
 
 class HostState:
-    """The state of a host. It belongs to one event loop.
+    """The state of a host (`JobHost`) that its parts share. It belongs to one event loop.
 
-    - `jobs`: all jobs that the host knows and that have not ended, also parked ones.
+    - `jobs`: all jobs that the host knows and that have not ended, including parked ones, as a tree of parents and
+      children.
     - `running`: the jobs in memory, by id.
     - `owners`: the durable agents, by id.
-    - `told`: entries for jobs that were appended and are not delivered yet.
-    - `stopping`: True once the host stops; from then on it begins no job and makes no effect.
+    - `told`: entries that were appended to the journal and still have to be delivered to their jobs.
+    - `stopping`: True once the host is stopping. From then on, no job begins and no effect is made.
     """
 
     def __init__(self, journal: Journal, clock: Clock, on_broken: Callable[[str, BaseException], None]) -> None:
@@ -58,8 +59,8 @@ class HostState:
         self.loop.call_later(wait_s, self.put, event)
 
     def put_when(self, awaited: Awaitable[T], event: Callable[[T], Event], what: str) -> None:
-        """Starts a task that waits for `awaited`, calls `event` with its value, and adds the event that this returns to
-        the end of the queue. `what`: the name of the work, for messages.
+        """Starts a task that waits for `awaited` and passes its value to the function `event`. The task adds the
+        event which that function returns to the end of the queue. `what`: the name of the task, for messages.
         """
 
         async def wait() -> None:

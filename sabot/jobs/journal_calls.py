@@ -14,9 +14,9 @@ _AGAIN_SECONDS = 0.1
 
 
 async def call_journal(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Calls `call` in a thread, and repeats the call as long as the server of the journal does not answer. Returns its
-    result. There is no time limit here: the entries that wait for the same server have one, and the journal then ends
-    the run of the app.
+    """Calls `call` in a thread, and returns its result. If the server of the journal does not answer
+    (TransientError), calls it again until the server answers. This function has no time limit of its own: if the
+    server is away for too long, the journal itself fails, because its entries cannot be written, and the app stops.
     """
     while True:
         try:

@@ -42,13 +42,16 @@ NoteInstead = Callable[[EffectId, GuardVerdict], Awaitable[None]]
 
 
 class GuardJudge:
-    """A `CallJudge` that asks a guard about each call of a model. It belongs to one event loop."""
+    """A judge that asks a guard (`EffectGuard`) before each call of a model that is not an effect of a job. It has
+    the interface `CallJudge`, and belongs to one event loop.
+    """
 
     _only_asks = "only durable agents ask"
 
     def __init__(self, calls: str, agent: str, guard: EffectGuard, clock: Clock) -> None:
-        """Makes a judge. `calls`: a name that stands in the rows of the ledger where calls of jobs have the job's id.
-        `agent`: the id of the agent or stream that makes the calls. Its app is the tenant of the calls.
+        """Makes a judge. `calls`: a name that replaces the job's id in the rows of the ledger, because these calls
+        belong to no job. `agent`: the id of the agent or stream that makes the calls; its app is the tenant. `guard`:
+        decides on each call.
         """
         self._calls, self._agent, self._guard, self._clock = calls, agent, guard, clock
         self._numbers = count(1)
@@ -91,8 +94,9 @@ class GuardJudge:
         return outcome
 
     async def instead(self, effect: EffectId, call: ModelCall, price: Price) -> None:
-        """Decides on another provider, which a call asks because its first one has failed. The rules decide on the
-        other provider's model, and the guard reserves its cost if that is higher. Changes `call` as the verdict says.
+        """Asks the guard about another provider, which a call has to ask because its first provider has failed. The
+        guard decides on the model of the other provider, and reserves its cost if that is higher. If the guard allows
+        it, changes `call` as its verdict requires.
 
         Raises PolicyDenied or BudgetExceeded if the other provider must not be asked, and logs the reason.
         """
@@ -129,7 +133,9 @@ class GuardJudge:
 
 
 class _ToolJudge(GuardJudge):
-    """A judge of the models that a tool asks by itself. It judges on behalf of the job that has called the tool."""
+    """A judge for calls of models that a tool makes itself while it runs as an effect of a job. It asks the guard for
+    the tenant and the actor of that job.
+    """
 
     _only_asks = "a tool asks nobody: let the agent ask the model, by ctx.llm(engine)"
 
@@ -141,8 +147,8 @@ class _ToolJudge(GuardJudge):
         self._loop = asyncio.get_running_loop()
 
     async def _noted(self, effect: EffectId, verdict: GuardVerdict) -> None:
-        """Records the verdict if it is on the model of the effect itself. Other models that the tool asks are in no
-        journal.
+        """Records the verdict in the journal if the effect is itself the call that asks the other model. The journal
+        has no entries for other calls of models that the tool makes, so their verdicts are not recorded.
         """
         if effect[:2] == self._effect[:2]:
             await self._note(effect, verdict)
@@ -180,10 +186,10 @@ def judge_of(app: str, guards: Sequence[EffectGuard], clock: Clock) -> GuardJudg
 def judge_within(
     running: Mapping[str, RunningJob], guard: EffectGuard, clock: Clock, note: NoteInstead, effect: EffectId
 ) -> GuardJudge:
-    """Returns the judge of the models that the tool of this effect asks by itself.
+    """Returns the judge for the calls of models that the tool of this effect makes itself.
 
-    `running`: the jobs in memory, by id. `note`: a function that records the verdict on a model that is asked in place
-    of the effect's own.
+    `running`: the jobs in memory, by id. `note`: a function that records the guard's verdict on another model, if the
+    effect is itself a call of a model and asks that other model.
     """
     job = running[effect.job].job  # no effect is made for a job that is not in memory
     return _ToolJudge(effect, job.history.begin.agent, job.behalf, guard, clock, note)

@@ -17,7 +17,9 @@ from sabot.journal.entries import Cancel, Letter
 
 
 class JobLetters:
-    """The part of a host that takes the letters of the inbox, and posts the withdrawals of questions."""
+    """The part of a host (`JobHost`) that handles the inbox of the journal: it turns the letters (class `Letter`) of
+    other processes into entries. It also withdraws questions of the host's own jobs, by letters that it posts itself.
+    """
 
     def __init__(self, host: HostState, log: JobLog) -> None:
         self._host = host
@@ -25,12 +27,15 @@ class JobLetters:
         self._posting: Counter[str] = Counter()  # by job: the number of posted letters that are not taken yet
 
     def under_way(self, job_id: str) -> bool:
-        """Returns True if a letter was posted on behalf of this job and the host has not taken it yet."""
+        """Returns True if this host has posted a letter that withdraws a question of this job, and has not read that
+        letter from the inbox yet.
+        """
         return job_id in self._posting
 
     async def take(self) -> None:
-        """Takes all letters out of the inbox. The journal turns them into entries, and the host delivers these before
-        anything else. After the CANCEL entry of a job, appends a CANCEL for each job below it (see `JobTree.cancel`).
+        """Removes all letters from the inbox, and turns them into entries (`Journal.take`). Adds the entries to
+        `HostState.told`, from where the host delivers them. If an entry cancels a job, also appends a CANCEL entry
+        for each job below it (see `JobTree.cancel`).
         """
         host, entries = self._host, await run_in_thread(self._host.journal.take)
         self._log.note_taken(entries)
@@ -58,8 +63,8 @@ class JobLetters:
         self._host.put(LettersCame(posted_by=job_id))
 
     def taken(self, job_id: str) -> bool:
-        """Notes that the host has taken one letter that was posted on behalf of this job. Returns True if it was the
-        last one.
+        """Records that the host has read one of the letters that it has posted for this job. Returns True if no
+        further such letter is on its way.
         """
         self._posting[job_id] -= 1
         if self._posting[job_id]:

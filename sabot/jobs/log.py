@@ -52,7 +52,9 @@ class Fragment(NamedTuple):
 
 
 class Blocked(NamedTuple):
-    """A notice that a job cannot go on, because its function no longer does what its history says."""
+    """A notice that a job cannot continue, because its function has requested an effect that is not the one in its
+    recorded history.
+    """
 
     job: str
     error: NonDeterminism
@@ -66,8 +68,8 @@ class Listener(Protocol):
     """A receiver of notices: the entries of a host's jobs, pieces of answers, and blocked jobs."""
 
     async def publish(self, notice: Notice) -> None:
-        """Takes one notice. The next one comes only after this call has returned. An error that this raises ends the
-        run of the app.
+        """Receives one notice. The next notice is passed only after this call has returned. An error of this method
+        stops the app.
         """
 
     async def wants_fragments(self, job_id: str) -> bool:
@@ -82,9 +84,10 @@ class JobLog:
     def __init__(self, host: HostState, listener: Listener | None, kept: Callable[[], Awaitable[None]]) -> None:
         """Makes the log.
 
-        - `listener`: receives the notices; None for none.
-        - `kept`: a coroutine function that waits until everything that was derived from results outside the journal, such
-          as the data of the guard, is durable. Only then may the journal remove the results.
+        - `listener`: receives the notices; None for no listener.
+        - `kept`: a coroutine function that waits until all data that was derived from results is durable outside of
+          the journal, such as the usage that the guard has counted. `trim` awaits it before it removes results from
+          the journal.
         """
         self._kept = kept
         self.journal = host.journal
@@ -121,7 +124,7 @@ class JobLog:
         return position
 
     def note_taken(self, entries: Iterable[tuple[Position, Entry]]) -> None:
-        """Passes on to the listener the entries that the journal has made of letters."""
+        """Passes entries to the listener that come from the inbox: the journal has made them from letters."""
         for position, entry in entries:
             self._ends[position.partition] = position.offset + 1
             if self.listener is not None:
@@ -145,9 +148,10 @@ class JobLog:
             del self._awaited[partition]
 
     async def sendable(self, first: Position | None) -> None:
-        """Returns when a call may be sent: when the entry at `first` is durable and this worker holds the claim on the
-        journal. The claim runs out while the server of the journal is away; this then waits until it is renewed. Raises
-        JournalFailed if another worker has taken the claim.
+        """Waits until a call may be sent. Two conditions have to be met: the entry at `first` is durable (None for no
+        such entry), and this process has a valid claim on the journal. While the server of the journal is away, the
+        claim may expire; this method then waits until it is renewed. Raises JournalFailed if another process has got
+        the claim.
         """
         if first is not None:
             await self.journal.durable(first)
@@ -217,9 +221,7 @@ class JobLog:
             self.behind = None
 
     def stop_waiting(self) -> None:
-        """Releases the host if it waits for the listener. The host never waits for the listener again. Called when the
-        host stops.
-        """
+        """Makes the host stop waiting for a slow listener, now and later. Called when the host stops."""
         self._leaving = True
         self._catch_up()
 
@@ -244,12 +246,13 @@ class JobLog:
 
     @property
     def flushing(self) -> bool:
-        """True while a barrier waits for the journal."""
+        """True while a checkpoint waits until the entries of the journal are durable."""
         return self._flushing > 0
 
     def barrier(self, checkpoint_id: int) -> "asyncio.Future[Mapping[str, int]]":
-        """Starts to make all entries durable that the journal has at this checkpoint barrier. Returns a future that is
-        done when they are.
+        """Starts a task that waits until all entries which the journal has now are durable. Called at the barrier of
+        a checkpoint, which has to wait for the task. Returns the task as a future; its result is an empty dict.
+        `checkpoint_id` is not used.
         """
         self._flushing += 1
         return asyncio.get_running_loop().create_task(self._flush())
@@ -271,11 +274,11 @@ class JobLog:
     def facts(self) -> dict[str, Any]:
         """Returns the facts about the journal that a checkpoint stores:
 
-        - `identity`: tells this journal from others.
-        - `positions`: the end of each partition at the checkpoint.
-        - `unapplied`: jobs that had ended before the app started and have not been replayed yet, with the position of
-          their END. Their changes of state and their output are not in the checkpoint, although END is before
-          `positions`. So a restore has to replay them.
+        - `identity`: the id of this journal, by which a restore recognizes it.
+        - `positions`: pairs of a partition and the offset behind its last entry.
+        - `unapplied`: jobs that had ended before the app started and were not replayed yet, each with the position of
+          its END entry. A restore has to replay them: their END is before `positions`, but their output and their
+          changes of the state are not in the checkpoint.
         """
         return {
             "identity": self.journal.identity,
@@ -284,11 +287,12 @@ class JobLog:
         }
 
     def trim(self, needed: Callable[[], Mapping[int, int] | None], forget_before_ms: int) -> None:
-        """Removes from the journal, in the background, entries of ended jobs that no checkpoint needs any more.
+        """Removes from the journal the entries of ended jobs that no checkpoint needs any more. This runs in a task;
+        the method does not wait for it.
 
-        `needed`: a function that may block. It returns, by partition, the offset from which on a checkpoint still needs
-        the entries. It returns None if that is not known now, and then nothing is removed. `forget_before_ms`: passed
-        to `Journal.trim`, in milliseconds since 1970.
+        - `needed`: a function that returns, by partition, the first offset whose entries some checkpoint still needs.
+          It returns None if that is unknown now; then nothing is removed. It may block.
+        - `forget_before_ms`: a time in milliseconds since 1970, which is passed to `Journal.trim`.
         """
 
         def trim() -> None:

@@ -62,8 +62,10 @@ _WRAP_FUTURE = asyncio.wrap_future.__code__
 
 
 class _Numbered:
-    """A future or a task whose hash is made of its number and the name of its job. So the hash is the same in every
-    process. The name of the job is part of it because asyncio keeps the tasks of all loops in one set.
+    """A base class of the futures and tasks of a job. The hash of an object is a number that it gets when it is made.
+    The number depends on the name of the job and on the order in which the job makes its futures and tasks, so it is
+    the same in every process. Without the name of the job, tasks of different jobs would have equal hashes in the set
+    in which asyncio keeps all tasks.
     """
 
     _number: int
@@ -76,8 +78,8 @@ class JobFuture(_Numbered, asyncio.Future[Any]):
     """A future on the loop of a job. The owner of the loop or the job's function sets its result."""
 
     def __init__(self, loop: "JobLoop", on_cancel: Callable[[], None] | None = None) -> None:
-        """Makes a future. `on_cancel`: called, during the turn, when the job's function cancels the future or the task
-        that awaits it.
+        """Makes a future. `on_cancel`: a function that is called at once when the job's function cancels this future,
+        or a task that awaits it; None to call nothing.
         """
         self._number = next(loop.numbers)
         self._on_cancel = on_cancel
@@ -120,9 +122,11 @@ class JobTimer(asyncio.TimerHandle):
 
 
 class _Dropped(BaseException):
-    """The exception that ends the coroutines of a discarded job. It is raised at the places where they wait. Neither of
-    the usual exceptions would do: CancelledError would say that the job was cancelled, and Python turns GeneratorExit
-    into a RuntimeError if the coroutine awaits something while it ends.
+    """The exception that ends the coroutines of a discarded job. It is raised at the places where they wait.
+
+    CancelledError cannot be used, because it would mean that the job was cancelled. GeneratorExit, by which Python
+    closes a coroutine, cannot be used either: Python turns it into a RuntimeError if the coroutine awaits something
+    while it ends.
     """
 
 
@@ -172,15 +176,15 @@ class _Watched(Coroutine[Any, Any, Any]):
 
 
 class JobLoop(asyncio.AbstractEventLoop):
-    """The event loop of one job. It is only used on the thread of its owner, which is the run of the job.
+    """The event loop on which the function of one job runs. It is only used by its owner (`JobRun`), on one thread.
 
     - `now`: the time that `time()` returns, in seconds since 1970. The owner moves it forward, never back.
     - `main`: the task of the job's function. `start` makes it.
-    - `refused`: the error of the first forbidden thing that the function did. No turn goes on after it, even if the
-      function catches the error, and the job has to fail.
-    - `forgotten`: the error that names the first coroutine which the function made and threw away without awaiting it.
-    - `dead`: True once the loop is discarded. It is set before the first `finally:` block of a discarded coroutine
-      runs.
+    - `refused`: the error of the first forbidden thing that the function has done, such as opening a socket; None
+      before. After that no callback of the job runs, even if the function catches the error, and the job has to fail.
+    - `forgotten`: an error about the first coroutine that the function has made and never awaited; None if there is
+      none.
+    - `dead`: True once `discard` was called. It is set before the `finally:` blocks of the discarded coroutines run.
     """
 
     main: "asyncio.Task[Any]"
@@ -191,10 +195,11 @@ class JobLoop(asyncio.AbstractEventLoop):
         """Makes a loop.
 
         - `name`: the name of the job, the same in every replay.
-        - `on_timer`: called when the function has set a timer.
-        - `on_timer_gone`: called when the function has cancelled a timer that had not fired.
+        - `on_timer`: a function that is called with each timer that the job's function sets.
+        - `on_timer_gone`: a function that is called with each timer that the job's function cancels before it has
+          fired.
 
-        Both are called during the turn, and the function gets their errors.
+        Both are called while the job's function runs. If they raise an error, it is raised in the job's function.
         """
         self.name = name
         self.now = 0.0
@@ -230,11 +235,11 @@ class JobLoop(asyncio.AbstractEventLoop):
             self._in_turn = 0
 
     def run_until_quiet(self, deliver: Callable[[], object] | None = None) -> None:
-        """Runs one turn: calls `deliver`, and then every callback that is ready. Returns when none is ready, or when
-        `refused` is set. During the turn, this loop is the running event loop of the thread. Callbacks that become
-        ready outside of a turn are refused.
+        """Runs one turn of the job: calls `deliver`, if it is not None, and then runs all callbacks that are ready,
+        until none is left or `refused` is set. The event loop of the app does not run meanwhile.
 
-        Does not suspend. Raises a KeyboardInterrupt or SystemExit of the function.
+        Within the turn, this loop is the running event loop of the thread. Code that makes a callback of this loop
+        ready outside of a turn gets an error. Raises a KeyboardInterrupt or SystemExit of the function.
         """
         ready, left = self._ready, _MOST_CALLBACKS
         outside = self._enter("runs")
@@ -257,8 +262,9 @@ class JobLoop(asyncio.AbstractEventLoop):
             self._leave(outside)
 
     def _enter(self, what: str) -> "_Outside":
-        """Makes this loop the running event loop of the thread. Returns the state before, for `_leave`, which restores
-        it. `what`: the purpose, for the message if another job's loop is running.
+        """Makes this loop the running event loop of the thread. Returns the state that it replaces: the running loop,
+        its current task, and the hooks of async generators. `_leave` restores that state. `what`: a verb such as
+        "runs", for the message of the InternalError that is raised if the loop of another job is running.
         """
         loop, hooks = asyncio._get_running_loop(), sys.get_asyncgen_hooks()
         if isinstance(loop, JobLoop):
@@ -309,8 +315,8 @@ class JobLoop(asyncio.AbstractEventLoop):
             self._on_timer = self._on_timer_gone = _told_nobody
 
     def _drop(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Ends a coroutine by an exception. If the coroutine awaits something while it ends, raises the exception
-        again, up to a limit.
+        """Ends a coroutine by raising `_Dropped` in it. If the coroutine then awaits something instead of ending,
+        raises `_Dropped` again, at most _MOST_DROPS times. If it still has not ended, logs that it cannot be dropped.
         """
         for _ in range(_MOST_DROPS):
             try:
@@ -349,8 +355,9 @@ class JobLoop(asyncio.AbstractEventLoop):
         return self._refuse(f"{what} that belongs to {whose}")
 
     def in_given_order(self, awaitables: Iterable[Any]) -> dict[Any, None]:
-        """Returns the objects that were given to `asyncio.wait` or `asyncio.as_completed`, in their order and each
-        once, as the keys of a dict. Raises UserError if the function must not await one of them.
+        """Returns the given objects as the keys of a dict, in their order and without duplicates. It replaces `set`
+        in `asyncio.wait` and `asyncio.as_completed`, because the order of a set differs between processes. Raises
+        UserError if the job's function must not await one of the objects.
         """
         ordered = dict.fromkeys(awaitables)
         for each in ordered:
@@ -392,9 +399,10 @@ class JobLoop(asyncio.AbstractEventLoop):
     def call_at(
         self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> JobTimer:
-        """Sets a timer, and tells the owner of the loop, who fires it when it is due. The owner is not told of two
-        kinds of timers: of those that are due already, whose callbacks are ready at once, and of those that will never
-        be due.
+        """Sets a timer that calls `callback` at the time `when`, in seconds since 1970. Passes the timer to the owner
+        of the loop, which fires it when it is due. Two kinds of timers are not passed to the owner: if `when` is not
+        later than now, the callback is ready at once; if `when` is infinite or thousands of years away, the timer
+        never fires.
         """
         timer = JobTimer(when, callback, args, self, context)
         timer.open = when < _NEVER and not self.dead
@@ -431,7 +439,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         return JobTask(steps, self, number, name=name, context=context, **options)
 
     def ended(self, steps: _Watched) -> None:
-        """Forgets a task whose coroutine has ended."""
+        """Forgets a task, because its coroutine has ended. `steps`: the wrapper of that coroutine."""
         self._tasks.pop(steps.number, None)
 
     def is_running(self) -> bool:
@@ -457,10 +465,11 @@ class JobLoop(asyncio.AbstractEventLoop):
             _log.error("job %s: %s", self.name, context.get("message"), exc_info=context.get("exception"))
 
     def coroutine_dropped(self, coroutine: Coroutine[Any, Any, Any]) -> bool:
-        """Handles a coroutine of this job that was never awaited. Returns True if Python need not warn of it.
+        """Handles a coroutine of this job that was freed without ever having been awaited. Returns True if Python
+        need not warn about it.
 
-        Sets `forgotten` if the program itself dropped the last reference, since a replay does the same. A coroutine
-        that the garbage collector has found is not recorded, because the moment of a collection is chance.
+        If the program dropped the last reference to it, sets `forgotten` to an error, which a replay repeats. If the
+        garbage collector found the coroutine, sets nothing, because the moment of a garbage collection is chance.
         """
         in_turn = self._in_turn == get_ident() != _collecting
         if in_turn and self.forgotten is None:
@@ -512,8 +521,9 @@ def _call_words(coroutine: Any) -> str:
 
 
 def _line_words(frame: FrameType) -> str:
-    """Returns, for a message, the line of the user's program that dropped the last reference. Returns "" if Sabot's
-    code dropped it, for example because the function has ended.
+    """Returns, for a message, the line of the user's program at which a coroutine was dropped that nobody awaits.
+    Returns "" if the line is in Sabot's own code, for example because the function has ended. `frame`: the frame that
+    dropped the last reference to the coroutine.
     """
     if frame.f_globals.get("__name__", "").partition(".")[0] == "sabot":
         return ""

@@ -25,11 +25,11 @@ _NO_TEXT = (type(None), bool, int, float, Decimal, date, time, timedelta, UUID, 
 
 
 def mask(value: Any, patterns: Sequence[str]) -> Any:
-    """Returns a copy of the value in which each text that matches one of these regular expressions is replaced by
-    `***`. Looks into lists, dicts, dataclasses and the like, and into bytes as UTF-8. Returns the value itself if
-    nothing matches.
+    """Returns a copy of the value in which all matches of these regular expressions are replaced by `***`. Only the
+    matching part of a text is replaced. Also looks into lists, dicts, dataclasses and similar types, and into bytes
+    as UTF-8. If nothing matches, returns the value itself.
 
-    Raises UserError for an object of a type into which it cannot look.
+    Raises UserError for an object whose type it does not know, since such an object may contain a text.
     """
     return _without(value, [_compiled(each) for each in patterns]) if patterns else value
 

@@ -15,17 +15,20 @@ from sabot.journal.entries import Attempt, Begin, Cancel, EffectResult, End, Int
 
 
 def unapplied_jobs(facts: Mapping[str, Any]) -> dict[str, Position]:
-    """Returns the jobs that a checkpoint does not cover although their END is before the checkpoint's positions in the
-    journal, with the position of each END entry. `facts`: the facts of the journal in the checkpoint (`JobLog.facts`).
+    """Returns jobs that had ended before a checkpoint, but whose output and changes of the state are not in that
+    checkpoint. The result has, by the id of the job, the position of its END entry. `facts`: the facts about the
+    journal that the checkpoint has stored (`JobLog.facts`).
     """
     return {job_id: Position(partition, offset) for job_id, partition, offset in facts.get("unapplied", ())}
 
 
 def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Mapping[str, Position]) -> list[OpenJob]:
-    """Returns the jobs that a checkpoint does not cover completely, in the order in which they began. Blocks.
+    """Returns all jobs of a journal that have not ended, and those whose end is not part of a checkpoint, in the
+    order in which they began. Reads the whole journal, and blocks meanwhile.
 
-    `positions`: the offset of the checkpoint in each partition of the journal. `unapplied`: the result of
-    `unapplied_jobs` for the checkpoint.
+    `positions`: by partition of the journal, the offset behind the last entry that is part of the checkpoint.
+    `unapplied`: the jobs whose end is not part of the checkpoint although it is before `positions` (the result of
+    `unapplied_jobs`).
     """
     begun: dict[str, tuple[Position, Begin]] = {}
     ends: dict[str, tuple[Position, End]] = {}

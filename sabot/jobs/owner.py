@@ -23,18 +23,20 @@ agent, with the job left open ("stop").
 
 
 class OpenJob(NamedTuple):
-    """A job in the journal that the restored checkpoint does not cover completely.
+    """A job that the app finds in the journal when it starts. Either it has not ended, or its end is not part of the
+    restored checkpoint.
 
-    - `agent`: the id of the agent. `key`: the key of the job, which decides on its order.
-    - `body`, `digest`: the input and its digest, from the last BEGIN entry. `behalf`, `run`: those of the same entry.
-    - `began`, `begun_ms`: the position at which the job began, and the time of its last BEGIN.
-    - `fresh`: True if the checkpoint does not know the job, because the job began after it.
+    - `agent`: the id of the agent. `key`: the key of the job; jobs with the same key run one after the other.
+    - `body`, `digest`, `behalf`, `run`, `begun_ms`: the input, its digest, the tenant and actor, the number of the
+      run, and the time, as the last BEGIN entry has them.
+    - `began`: the position of the BEGIN entry with which the job began.
+    - `fresh`: True if the job began after the restored checkpoint.
     - `ended`, `ended_at`: the END entry and its position; None if the job has not ended.
     - `last`: the position of the last entry.
     - `decided`: the guard's decisions on effects without a result, by ordinal.
-    - `cut`: True if a crash came while the first entries of the job were copied from the checkpoint of another job.
-      Such a job never runs.
-    - `cancelled`: True if the journal has a CANCEL of the job.
+    - `cut`: True if the app crashed while it copied the job's first entries from a checkpoint of another job. Such a
+      job never runs.
+    - `cancelled`: True if the journal has a CANCEL entry of the job.
     """
 
     job_id: str
@@ -56,13 +58,14 @@ class OpenJob(NamedTuple):
 
 
 class JobOwner(Protocol):
-    """The agent of a job. All methods are called on the event loop, and must not suspend.
+    """The owner of jobs: the agent whose function they run. All methods are called on the event loop, and must not
+    suspend.
 
-    - `leaves_at_once`: True if others can see the output of a job before a checkpoint covers it. Then the entries of
-      the job must be durable before the output.
+    - `leaves_at_once`: True if others can read the output of a job before it is part of a checkpoint. The host then
+      waits until all entries of the job are durable before it emits the output.
     - `code`: the version of the function.
-    - `sleep_counts`: True if sleeps use up the time of a job (`time_left`). The time in which a job waits for others
-      never counts.
+    - `sleep_counts`: True if the time in which a job sleeps is part of its time limit (`time_left`). The time in
+      which it waits for people, signals or children is never part of it.
     """
 
     leaves_at_once: bool
@@ -70,41 +73,48 @@ class JobOwner(Protocol):
     code: str
 
     def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
-        """Returns the coroutine of the function for this job. The function gets a context, and the input in
+        """Returns the coroutine that runs the agent's function for this job. The input of the function is made from
         `job.history.begin.body`.
         """
 
     def ended(self, job: JobRun, value: Any) -> bytes:
-        """Handles the value that the function has returned. In one step, applies the state writes of the job, emits its
-        output, and removes its row from the state. Returns the packed output for the END entry.
+        """Handles the value that the function has returned: applies the changes that the job has made to the agent's
+        state, and emits the job's output. Nothing else runs on the event loop meanwhile. Returns the packed output,
+        which is stored in the END entry.
         """
 
     def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
-        """Decides what follows an error of the function in the attempt `job.history.attempt`. Before it returns "end",
-        the owner has handled the error itself, for example by a dead letter.
+        """Handles an error of the function in the attempt `job.history.attempt`. Returns "again" if another attempt
+        has to follow after `backoff_s`. Returns "end" if the job has to end as failed; the owner has then handled the
+        error, for example by a dead letter. Returns "stop" if the whole agent stops; the job then remains open.
         """
 
     def time_left(self, job: JobRun) -> tuple[float, str] | None:
-        """Returns the seconds that the job may still run, and the name of the option that limits them. Returns None if
-        there is no limit. The limit is dropped when the job is parked; if `sleep_counts`, only when it is parked for
-        something else than a sleep.
+        """Returns the seconds that the job's attempt may still take, and the text of the option that limits it, such
+        as "timeout=30s". Returns None if there is no limit.
+
+        The host drops the limit when the job is parked. It keeps the limit only if `sleep_counts` is True and the job
+        waits for nothing but timers.
         """
 
     def backoff_s(self, attempt: int) -> float:
         """Returns the seconds to wait between the failed attempt with this number and the next one."""
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
-        """Begins a job of this agent that another job has asked for by `ctx.child`. The new job waits for its turn in
-        the order of its key. Raises UserError if it cannot begin.
+        """Begins a job of this agent, because another job has called `ctx.child`. If the agent cannot run the new job
+        yet, the job waits until the agent can. Raises UserError or DataError if the job must not begin, for example
+        because the agent cannot read the input.
 
         - `job_id`, `message`: the id and the input of the new job.
-        - `failed`: True if this child has run and failed before, and another attempt of its parent asks for it again.
-          Then it runs once more over its recorded effects.
+        - `failed`: True if this child has run and failed before. It then runs again, and keeps the recorded results
+          of its effects.
         - `behalf`: the tenant and the actor of the parent.
         """
 
     def continued(self, job: JobRun, message: Any) -> bytes:
-        """Returns the input, as a record, with which the job goes on after `ctx.continue_as(message)`."""
+        """Returns the input with which the job continues after `ctx.continue_as(message)`, as bytes for the new BEGIN
+        entry.
+        """
 
     def parked(self, job_id: str) -> None:
         """Called when a job was parked, so that its coroutine is no longer in memory."""
@@ -123,8 +133,9 @@ class JobOwner(Protocol):
         """
 
     def had_ended(self, job: OpenJob) -> None:
-        """Called at a start of the app for a job that failed or was cancelled after the restored checkpoint. The job
-        does not run again. If it failed, the owner emits its dead letter again.
+        """Called when the app starts, for a job that failed or was cancelled, and whose end is not part of the
+        restored checkpoint. The function of the job does not run again. If the job has failed, the owner emits its
+        dead letter again.
         """
 
 
@@ -132,15 +143,17 @@ class JobOwner(Protocol):
 class RunningJob:
     """A job in memory.
 
+    - `job`, `owner`: the run of the job's function, and the job's agent.
     - `last`: the position of the job's last entry.
-    - `in_memory`: False once the job was parked, has ended, or has left memory to begin anew.
+    - `in_memory`: False once the job was parked, has ended, or is loaded again from the journal for another attempt.
     - `ending`: True while the end of the job waits until its last entry is durable. `safe`: True once that entry is
       durable.
-    - `noting`: True while the host has not handled all effects that the function has asked for or dropped.
-    - `due_s`, `limit`: the end of the attempt's time by the steady clock (0 without a limit), and the name of the
-      option that sets the limit.
-    - `undecided`: the effects on which the guard is deciding, by ordinal.
-    - `since_ms`, `since_s`: the time at which the job came into memory, by the wall clock and by the steady clock.
+    - `noting`: True while the function has requested or cancelled effects that the host has not handled yet.
+    - `due_s`, `limit`: the time at which the attempt has to end, by the monotonic clock (0 for no limit), and the
+      name of the option that sets the limit.
+    - `undecided`: the effects on which the guard is still deciding, by ordinal.
+    - `since_ms`, `since_s`: the time at which the job came into memory, in milliseconds since 1970, and in seconds by
+      the monotonic clock.
     """
 
     job: JobRun
@@ -158,15 +171,17 @@ class RunningJob:
 
     @property
     def limit_s(self) -> float:
-        """The end of the attempt's time by the steady clock, if the limit goes on while the job is parked as it is now;
-        else 0.
+        """The time at which the attempt has to end, by the monotonic clock, for the case that the job is parked now.
+        It is 0 if there is no limit then: the limit is only kept if the owner's `sleep_counts` is True and all open
+        effects of the job are timers.
         """
         sleeps = self.owner.sleep_counts and all(ask.kind == "sleep" for ask in self.job.open.values())
         return self.due_s if sleeps else 0.0
 
     def ran_ms(self, steady_s: float) -> int:
-        """Returns the milliseconds that the job has run and slept, with the time of its children. The time in which it
-        was parked for others does not count. `steady_s`: the present time by the steady clock.
+        """Returns the milliseconds that the job has run in its whole life. Includes the time in which it slept, and
+        the time in which its children ran. Does not include the time in which it was parked for people, signals or
+        children. `steady_s`: the present time by the monotonic clock.
         """
         return self.job.history.ran_until(self.since_ms) + round((steady_s - self.since_s) * 1000)
 

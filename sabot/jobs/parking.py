@@ -33,13 +33,15 @@ _NOTED = ("ask", "sleep", "wait")
 
 
 class ParkedNote(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A note of the things for which a parked job waits. New fields are only added at the end.
+    """A note that a checkpoint stores about a parked job, so that a start of the app can park the job again without a
+    replay. New fields are only added at the end.
 
-    - `partition`, `offset`: the position of the job's last entry.
+    - `partition`, `offset`: the position of the job's last entry in the journal.
     - `code`: the version of the function that ran.
-    - `waits`: the names of the signals.
-    - `timers`, `questions`: pairs of the ordinal of a timer or question, and the time at which it is due, in
+    - `waits`: the names of the signals for which the job waits.
+    - `timers`: the timers for which it waits, as pairs of the ordinal and the time at which the timer is due, in
       milliseconds since 1970.
+    - `questions`: the questions with a deadline for which it waits, as pairs of the ordinal and the deadline.
     - `at_ms`: the time of the note; 0 in notes of an earlier version of Sabot.
     """
 
@@ -77,7 +79,7 @@ class _Parked(msgspec.Struct, gc=False):  # of 100,000 of them the garbage colle
     - `agent`: the id of its agent.
     - `waits`: the names of the signals for which it waits.
     - `timers`, `questions`: the ordinals of its timers, and of its questions with a deadline.
-    - `limit_s`: the end of its attempt's time (`RunningJob.limit_s`).
+    - `limit_s`: the time at which its attempt has to end, by the monotonic clock; 0 for no limit.
     - `woken`: True once the owner was told that the job has to run again.
     """
 
@@ -122,9 +124,9 @@ class Parking:
         return job_id in self._loading
 
     def awaits(self, job_id: str, ordinal: int) -> bool:
-        """Returns True if the job is parked and awaits the timer of the effect with this ordinal. Also returns True
-        while the history of the job is being read, since it is not known then. Ordinal 0 is the time limit of the job's
-        attempt.
+        """Returns True if a timer of a parked job is still needed. `ordinal`: the ordinal of the effect for which the
+        timer was set; 0 for the time limit of the job's attempt. While the history of the job is being read, always
+        returns True, because it is unknown then which timers the job needs.
         """
         parked = self._parked.get(job_id)
         if parked is None:
@@ -162,16 +164,16 @@ class Parking:
         running.owner.parked(job_id)
 
     def letters_taken(self, job_id: str) -> None:
-        """Stores the note of a parked job, if it has one that waits for this. Called when the host has taken the last
-        letter that was posted on behalf of the job.
+        """Stores the note about a parked job, if `park` has not stored it because letters of the job were on their
+        way. Called when the host has read the last letter that it has posted for the job.
         """
         note = self._unnoted.pop(job_id, None)
         if note is not None and self._notes is not None:
             self._notes.put(job_id, _encode(note))
 
     def open(self, jobs: Iterable[OpenJob]) -> None:
-        """Reads the notes at a start of the app. Keeps those of open jobs that have got no entry since, and removes all
-        others. Blocks.
+        """Reads the stored notes when the app starts. Keeps each note of an open job whose last entry is the one that
+        the note names. Removes all other notes, because those jobs have continued or ended since. Blocks.
         """
         if self._notes is None:
             return
@@ -238,13 +240,15 @@ class Parking:
         self._host.owners[parked.agent].woken(job_id)
 
     def wake(self, job_id: str) -> None:
-        """Lets a parked job run again: forgets its record, and reads its history. The owner of the job calls this."""
+        """Makes a parked job run again: removes it from the parked jobs, and starts to read its history. The owner of
+        the job calls this, after its method `woken` was called.
+        """
         del self._parked[job_id]
         self.load(job_id)
 
     def load(self, job_id: str) -> None:
-        """Starts to read the history of a job. When it is read, the event Loaded follows, and the host runs the job
-        over its history.
+        """Starts to read the history of a job from the journal. When it was read, the event Loaded is put into the
+        queue, and the host then runs the function of the job over that history.
         """
         self._loading[job_id] = []
         self._to_load.append(job_id)

@@ -45,13 +45,13 @@ PYTHON_MARK = " on Python "
 
 @dataclass(slots=True, eq=False)
 class Ask(EffectState):
-    """An effect that the function has asked for, with its arguments.
+    """An effect that the function has requested, with the Python objects that belong to it.
 
-    - `future`: the future on the job's loop that the function awaits; None for a patch.
-    - `tool`, `args`, `kwargs`: the tool of a call and its arguments.
-    - `price`: the prices of the model's tokens, if the call asks a model.
-    - `timer`: the timer on the job's loop, for a sleep or a timeout.
-    - `apart`: True if the job's own budget does not count the call.
+    - `future`: the future, on the job's loop, that the function awaits; None for a patch or a timer.
+    - `tool`, `args`, `kwargs`: for a call, the tool and its arguments.
+    - `price`: for a call of a model, a function that returns the price of its tokens.
+    - `timer`: for a sleep or a timeout, the timer on the job's loop.
+    - `apart`: True if the effect is not counted in the job's own budget.
     """
 
     future: "asyncio.Future[Any] | None" = None
@@ -68,8 +68,9 @@ class Ask(EffectState):
         return self.tool is not None and gives_rows(self.tool.func)
 
     def change(self, verdict: GuardVerdict) -> None:
-        """Applies the changes of a verdict to the arguments. `digest` stays that of the arguments before. Raises
-        UserError if the changes cannot be made.
+        """Stores the guard's verdict, and makes its changes to the arguments: another model, a limit on tokens, and
+        hidden texts. `digest` remains the digest of the original arguments. Raises UserError if the changes cannot be
+        made.
         """
         self.verdict = verdict
         if self.args and isinstance(self.args[0], RequestSpec):
@@ -89,20 +90,22 @@ class Pieces(Protocol):
         """Returns True while somebody subscribes to partial answers of this job."""
 
     def fragment(self, effect: EffectId, number: int, text: str, reasoning: str) -> None:
-        """Takes a piece of the answer to this call of a model. `number` counts the pieces from 0."""
+        """Receives a piece of a model's answer. `effect`: the call of the model. `number`: the number of the piece in
+        that attempt, from 0. `text`, `reasoning`: the new text of the answer and of the model's reasoning.
+        """
 
 
 class JobRun:
-    """The run of one job in memory. All of it belongs to the event loop of its host.
+    """The run of one job's function in memory. It belongs to the event loop of the job's host (`JobHost`).
 
-    - `open`: the effects that the function has asked for and that have no result, by ordinal.
-    - `new`: the effects that the host has not taken up yet. The host removes each as it does so.
-    - `gone`: withdrawn effects (such as questions, timers, waits and children) that the function awaits no longer. The
-      host removes each as it handles it.
+    - `open`: the effects that the function has requested and that have no result, by ordinal.
+    - `new`: the requested effects that the host has not handled yet. The host removes each when it handles it.
+    - `gone`: effects that were withdrawn because the function no longer awaits them, such as questions, timers and
+      children. The host removes each when it handles it.
     - `cancels`: the CANCEL entries that were delivered.
-    - `late`: the message of the TimeoutError if the time of the attempt is over; else "".
-    - `labels`: the labels of the input and of all results that the function has got.
-    - `blocked`: the error if the function does not do what the journal says; else None.
+    - `late`: the message of a TimeoutError if the attempt has taken longer than its time limit; else "".
+    - `labels`: the labels of the input and of all results that the function has received (see `Behalf.labels`).
+    - `blocked`: the error if the function has requested another effect than its recorded history has; else None.
     """
 
     def __init__(
@@ -117,11 +120,12 @@ class JobRun:
     ) -> None:
         """Makes a run.
 
-        - `key`: the key of the journal, with which digests are made.
+        - `history`: the history over which the function runs.
+        - `key`: the key of the journal, from which digests and tokens are made.
         - `code`: the version of the function that will run.
         - `pieces`: receives the pieces of models' answers; None for no receiver.
-        - `seed`: the seed of the random numbers, if `key` is not the key with which the job ran (then `job_seed` would
-          return another one).
+        - `seed`: the seed of the random numbers; b"" to make it from `key` as `job_seed` does. It has to be given if
+          the job was recorded with another key.
         """
         self.job_id = job_id
         self.history = history
@@ -155,8 +159,9 @@ class JobRun:
     # -- its turn -----------------------------------------------------------------------------------------------------
 
     def start(self, function: Callable[["JobRun"], Coroutine[Any, Any, Any]]) -> None:
-        """Starts the function, and gives it the recorded deliveries. The host then takes up the effects that are still
-        open. `function` returns the coroutine.
+        """Starts the function, and delivers to it everything that its history has recorded. Effects that have no
+        result then are in `open` and `new`, and the host continues with them. If the function does not match its
+        history, sets `blocked`. `function`: a function that returns the coroutine of the job.
         """
         self.loop.start(function(self))
         self.loop.run_until_quiet()
@@ -168,9 +173,10 @@ class JobRun:
             self._block(None, "the function goes on")
 
     def _next_recorded(self) -> Delivery | None:
-        """Returns the next recorded delivery; None if none is left or the job is blocked. Deliveries of earlier
-        attempts come first, each once the function has asked for its effect. Those of this attempt follow in their
-        order.
+        """Returns the next recorded delivery. Returns None if no delivery can be made now, or if the job is blocked.
+
+        Deliveries that remain from earlier attempts of the job come first, each as soon as the function has requested
+        its effect. Deliveries of this attempt follow, in the order in which they were recorded.
         """
         if self.blocked is not None:
             return None
@@ -186,8 +192,8 @@ class JobRun:
         return entry
 
     def deliver(self, entry: Delivery | None) -> None:
-        """Delivers an entry to the function, and runs the function until it is quiet. Then does the same with each
-        recorded delivery that follows. None delivers nothing.
+        """Delivers an entry to the function, and runs the function until it waits again. Then delivers the recorded
+        entries that can follow, in the same way. Does nothing if `entry` is None.
         """
         loop = self.loop
         while entry is not None:
@@ -321,8 +327,8 @@ class JobRun:
         return chosen
 
     def now_ms(self) -> int:
-        """Returns the time of the last delivery, in milliseconds since 1970. A replay gives the same time at the same
-        place, so arguments of effects can be made of it.
+        """Returns the time of the last delivery, in milliseconds since 1970. A replay returns the same time at the
+        same place of the function, so the arguments of effects may depend on it.
         """
         return self._told_ms
 
@@ -385,8 +391,9 @@ class JobRun:
         return ask
 
     def _recorded(self, kind: str, name: str, asked: bytes, effect_class: str) -> tuple[Intent | None, int]:
-        """Finds the recorded INTENT of the effect that the function asks for now. Returns it, or None if the effect is
-        new, and the ordinal of the effect. Blocks the job if the record is of another effect.
+        """Finds the recorded INTENT entry for the effect that the function requests now. Returns the entry and the
+        ordinal of the effect. The entry is None if the effect is new. If the history has another effect at this
+        place, sets `blocked`.
         """
         if self._matches:
             for ordinal, intent in self._unmatched.items():
@@ -460,7 +467,9 @@ class JobRun:
         return self.loop.main.done() or self.loop.refused is not None
 
     def stuck(self) -> UserError:
-        """Returns the error for a function that has not ended and has no open effect, so nothing can wake it."""
+        """Returns the error with which a job fails if its function has not ended and awaits no effect. The function
+        then awaits something that nobody can deliver.
+        """
         return UserError(
             f"job {self.job_id} waits for something that nobody will give it",
             hint="await effects of ctx; what is awaited beside them belongs into ctx.step(f, …)",
@@ -479,8 +488,8 @@ class JobRun:
         return True
 
     def outcome(self) -> tuple[Any, BaseException | None]:
-        """Returns the value that the function has returned and the error that it has raised. One of them is None. May
-        only be called once the job is `finished`.
+        """Returns a pair: the value that the function has returned and None, or None and the error with which the
+        function has ended. May only be called once `finished` is True.
         """
         if self.loop.refused is not None:
             return None, self.loop.refused
@@ -506,7 +515,7 @@ class JobRun:
 
 
 def effect_words(kind: str, name: str) -> str:
-    """Returns the name of an effect in messages."""
+    """Returns the words that name an effect in messages: its kind and its name, such as "call refund"."""
     if (kind, name) == ("sleep", TIMEOUT):
         return "time-out"
     return f"{kind} {name}" if name else kind

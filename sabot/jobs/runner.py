@@ -75,15 +75,18 @@ Done = Callable[[Outcome], object]
 class _Call:
     """One attempt of a call.
 
-    - `done`: called with the outcome; None if nobody wants the outcome any more.
-    - `entry`: the position of the entry that has to be durable before the call is sent.
-    - `look`: True for a call of the tool's `reconcile=` function.
-    - `began`: the time by the clock at which the call was sent; infinite before that.
-    - `told`: True once the outcome was passed on, or is no longer to be passed on.
-    - `thread`: True while the call counts in the limit of threads.
+    - `effect`, `tool`, `args`, `kwargs`: the id of the attempt, the tool and its arguments.
+    - `done`: a function that is called with the outcome; None if nobody needs the outcome any more.
+    - `entry`: the position of the journal entry that has to be durable before the call is sent; None for no such
+      entry.
+    - `look`: True if the called function is the tool's `reconcile=` function.
+    - `task`, `timer`: the task that makes the call, and the timer of its time limit or of its second cancellation.
+    - `began`: the time at which the call was sent, by the monotonic clock; infinity before that.
+    - `told`: True once `done` was called, or once it must not be called any more.
+    - `thread`: True while the call uses one of the threads that sync tools share.
     - `working`: for a call in a thread, a future that is done when the thread has ended the call.
     - `secrets`: the secrets that were put into the arguments.
-    - `figures`: the figures of the tool, once the call was sent.
+    - `figures`: the figures of the tool; None before the call was sent.
     """
 
     effect: EffectId
@@ -110,10 +113,11 @@ class _Call:
 class ToolFigures:
     """The figures of one tool since the start of the app.
 
-    - `calls`, `in_flight`: the numbers of calls that were sent, and of those under way.
-    - `failed`: the number of calls with an error. `unknown`: the number of calls of which nobody knows whether they
-      were made.
-    - `seconds`: the times of ended calls, from the sending to the outcome.
+    - `calls`: the number of calls that were sent. `in_flight`: the number of calls that were sent and have no outcome
+      yet.
+    - `failed`: the number of calls whose outcome is an error.
+    - `unknown`: the number of calls of which nobody knows whether they were made.
+    - `seconds`: the distribution of the durations of calls in seconds, from the sending to the outcome.
     """
 
     calls: int = 0
@@ -124,7 +128,7 @@ class ToolFigures:
 
 
 class EffectRunner:
-    """The runner of the calls of a host. It belongs to one event loop."""
+    """Makes the calls of tools for the host of jobs (`JobHost`), one attempt each. It belongs to one event loop."""
 
     def __init__(
         self,
@@ -138,14 +142,17 @@ class EffectRunner:
     ) -> None:
         """Makes a runner.
 
-        - `sendable`: awaited just before each call, with the position of the call's entry, and before each request that
-          a call sends to a model. It raises JournalFailed if no call may be made any more.
-        - `sync_threads`: the number of sync tools that may run at once.
-        - `on_broken`: called in place of `done` if the run of the app has to end, because the journal has failed or
-          because a tool has asked for the end of the process (`process_exit`). Without it, the error is raised in a
-          callback of the event loop.
-        - `again`: begins another attempt of a call at the request of its tool (see `Effect`).
-        - `judge`: returns the judge of the models that the tool of an effect asks by itself.
+        - `sendable`: a coroutine function that is awaited just before each call, with the position of the call's
+          entry. It is also awaited, with None, before each request that a call sends to a model. It raises
+          JournalFailed if no call may be made any more.
+        - `sync_threads`: the number of sync tools that may run at the same time.
+        - `on_broken`: a function that is called with an error that has to end the app. That is the case if the
+          journal has failed, or if a tool has raised KeyboardInterrupt or SystemExit. If it is None, the error is
+          raised in a callback of the event loop.
+        - `again`: a coroutine function that begins another attempt of a running call, when the call's tool requests
+          it (see `Effect.again`).
+        - `judge`: a function that returns, for an effect, the judge that decides on the calls of models which its
+          tool makes itself.
         """
         self._clock = clock
         self._sendable = sendable
@@ -213,9 +220,9 @@ class EffectRunner:
         kwargs: Mapping[str, Any],
         done: Callable[[LookedUp], object],
     ) -> None:
-        """Asks the tool's `reconcile=` function whether the effect was done, and passes the answer to `done`. The
-        answer is UNKNOWN if the function raises an error, returns something unexpected, or takes longer than the tool's
-        `timeout=` (60 s without one).
+        """Calls the tool's `reconcile=` function, which finds out whether the effect was done, and passes its answer
+        to `done`. The answer is `Reconciled.UNKNOWN` if the function raises an error, returns something unexpected,
+        or takes longer than the tool's `timeout=`. Without that option its limit is 60 seconds.
         """
         look = tool.reconcile
         assert look is not None, f"tool {tool.name} has nothing to reconcile with"
@@ -256,7 +263,9 @@ class EffectRunner:
             )
 
     def is_under_way(self, job: str, ordinal: int) -> bool:
-        """Returns True if a call of this effect is under way, so that `make` would adopt it."""
+        """Returns True if a call of this effect is still running. If `make` is called for the effect then, it makes
+        no second call: the running call passes its outcome to the new `done`.
+        """
         return (ordinal, False) in self._jobs.get(job, {})
 
     def in_flight(self) -> int:
@@ -271,8 +280,14 @@ class EffectRunner:
         return [str(call) for call in self._left]
 
     def statistics(self) -> dict[str, int]:
-        """Returns figures. Since the start: `calls`, and of these the `timeouts`, the `unknown` and the `not_sent`. At
-        present: the calls `in_flight`, the calls `left_behind`, and the `threads`.
+        """Returns figures:
+
+        - `calls`: the number of calls that were sent since the start.
+        - `timeouts`, `unknown`, `not_sent`: the numbers of calls since the start that took too long, of which nobody
+          knows whether they were made, and that were certainly not made.
+        - `in_flight`: the number of calls that have no outcome yet.
+        - `left_behind`: the number of calls that were cancelled and are still running.
+        - `threads`: the number of threads that exist.
         """
         return {
             "calls": self._calls,
@@ -293,12 +308,12 @@ class EffectRunner:
         }
 
     async def close(self, grace_s: float) -> None:
-        """Waits up to `grace_s` seconds for the calls in flight, and then cancels the rest. The wait is short if none
-        of them was sent, since then they wait for a journal that does not answer.
+        """Waits up to `grace_s` seconds for the outcomes of the calls, and then cancels the calls that remain. If
+        none of them was sent, the wait is shorter, because they only wait for a journal that does not answer.
 
-        The next start of the app decides on the cancelled calls, whose INTENT entries are in the journal. The outcome
-        of a call that was sent is not passed on. The outcome of one that was not sent says `stopped`. Calls that ignore
-        their cancellation for some seconds, and those in threads, are `left_behind`.
+        The journal has the INTENT entries of the cancelled calls, so the next start of the app decides on them. For a
+        call that was not sent, passes on an outcome whose `stopped` is True. For a call that was sent, passes on no
+        outcome. Calls that are still running some seconds after their cancellation are listed in `left_behind`.
         """
         self._errors.flush()
         began = self._loop.time()
@@ -597,7 +612,9 @@ def _with_secrets(value: Any, read: list[str]) -> Any:
 
 
 def _hidden(value: Any, secrets: list[str]) -> Any:
-    """Returns a value of `unpack` with `***` in place of these secrets."""
+    """Returns a copy of the value in which all occurrences of these secrets are replaced by `***`. `value`: a value
+    that `unpack` has returned, so it consists of plain types.
+    """
     if isinstance(value, str):
         return without_secrets(value)
     if isinstance(value, bytes):

@@ -21,8 +21,9 @@ _PRUNE_FROM = 4096  # timers
 
 
 class JobTimers:
-    """The timers of a host's jobs, and the task that looks into the inbox. `keeps`: a function that returns True if the
-    timer of a job and an ordinal is still needed.
+    """The timers of a host's jobs. It also checks regularly whether the inbox of the journal contains letters (class
+    `Letter`). `keeps`: a function that gets the id of a job and the ordinal of an effect, and returns True if the
+    timer of that effect is still needed.
     """
 
     def __init__(

@@ -42,10 +42,11 @@ def first_of(job_id: str) -> str:
 
 
 class JobTree:
-    """The jobs of a host that have not ended, as trees.
+    """The jobs of a host that have not ended, as trees of parents and children.
 
-    - `limits`: by agent, the limits of the children that its jobs may begin.
-    - `cancelled`: the jobs that were cancelled, also those that had not begun and now never will.
+    - `limits`: by the id of an agent, the limits on the children that its jobs may begin.
+    - `cancelled`: the jobs that were cancelled. It includes jobs that were cancelled before they began; these never
+      begin.
     """
 
     def __init__(self) -> None:
@@ -68,9 +69,9 @@ class JobTree:
     # -- begins -------------------------------------------------------------------------------------------------------
 
     def refusal(self, job_id: str, child: str, siblings: int, *, cancelled: bool) -> EffectError | None:
-        """Returns the error if a job must not begin a child, or None if it may. `child`: the agent of the child.
-        `siblings`: the number of open children that the job asked for before. `cancelled`: True if the job's function
-        has got a cancel.
+        """Returns an error if the job must not begin a child now, and None if it may. `child`: the id of the child's
+        agent. `siblings`: the number of children that the job has requested earlier and that are still open.
+        `cancelled`: True if the job's function has received a cancel.
         """
         if cancelled or job_id in self.cancelled:
             return EffectError("JobCancelled", f"job {job_id} was cancelled, and begins no child {child}")
@@ -111,9 +112,9 @@ class JobTree:
         self._hang(job_id, above)
 
     def begins(self, job_id: str) -> bool:
-        """Handles the turn of a job that has not begun. Returns True if the job may begin. Returns False if it was
-        cancelled, or if its parent awaits it no longer; then no entry of it is written. A BEGIN entry followed by a
-        CANCEL would not be safe: a crash between the two entries would let the job go on.
+        """Returns True if a job may begin now. Called once, just before its BEGIN entry is recorded. Returns False if
+        the job was cancelled, or if its parent no longer awaits it. The journal then gets no entry of the job: a
+        BEGIN followed by a CANCEL would not be safe, because after a crash between the two the job would run.
         """
         self._coming.discard(job_id)
         unwanted = job_id in self._unwanted or not self.cancelled.isdisjoint((job_id, parent_of(job_id)[0]))
@@ -123,16 +124,17 @@ class JobTree:
     # -- cancels and ends ---------------------------------------------------------------------------------------------
 
     def cancel(self, cancel: Cancel, now_ms: int) -> list[Cancel]:
-        """Handles the cancel of a job. Returns a CANCEL entry for each job below it that has begun and was not
-        cancelled before, the nearest first. Jobs below it that have not begun will not begin.
+        """Handles the CANCEL entry of a job. Returns a CANCEL entry for each job below it that has begun and was not
+        cancelled before; a parent is before its children. Jobs below it that have not begun yet will not begin.
 
         The steps of a cancel:
 
-        - `JobLetters.take` makes entries of the letter, and appends the entries that this method returns.
+        - `JobLetters.take` turns the letter of the inbox into a CANCEL entry, and appends the entries that this
+          method returns.
         - `JobHost.deliver` passes each entry to `JobRun.deliver`, which cancels the function. A parked job is woken
           first.
-        - `core.drop` decides which effects of the function stay open.
-        - `JobHost.settle` ends the job when no open call may still happen.
+        - `core.drop` decides which effects of the function continue.
+        - `JobHost.settle` ends the job when no running call may still change something outside.
         """
         told: list[Cancel] = []
         if cancel.job not in self._agents:
@@ -148,16 +150,21 @@ class JobTree:
         return told
 
     def leave(self, job_id: str, ordinals: Iterable[int], why: str, now_ms: int) -> list[Cancel]:
-        """Handles the open children of a job that is about to end or to begin a new history. Returns the CANCEL entries
-        for them, as `drop` does; none if the children of its agent may outlive it. `ordinals`: those of the effects by
-        which the job has begun the children.
+        """Handles the open children of a job that is about to end or to begin a new history. If children of the job's
+        agent may outlive their parent, returns an empty list. Otherwise cancels the children, and returns the CANCEL
+        entries (see `drop`).
+
+        `ordinals`: the ordinals of the effects by which the job has requested the children. `why`: the reason in the
+        entries.
         """
         return [] if self.limits[self.agent_of(job_id)].outlive else self.drop(job_id, ordinals, why, now_ms)
 
     def drop(self, job_id: str, ordinals: Iterable[int], why: str, now_ms: int) -> list[Cancel]:
-        """Handles children that a job awaits no longer. Returns the CANCEL entries for these children and for all jobs
-        below them. Children that have not begun will not begin. `ordinals`: those of the effects by which the job has
-        asked for the children. `why`: the reason.
+        """Cancels children that a job no longer awaits. Returns the CANCEL entries for these children and for all
+        jobs below them. Children that have not begun yet will not begin, and get no entry.
+
+        `ordinals`: the ordinals of the effects by which the job has requested the children. `why`: the reason in the
+        entries.
         """
         told: list[Cancel] = []
         for ordinal in ordinals:
@@ -204,7 +211,9 @@ class JobTree:
         return above[::-1]
 
     def _hang(self, job_id: str, above: str) -> None:
-        """Hangs a job below the job `above` in the tree. With "" as `above`, the job hangs below none."""
+        """Puts a job below the job `above` in the tree, and removes it from its former place. If `above` is "", the
+        job then has no job above it.
+        """
         before = self._above.pop(job_id, "")
         if below := self._below.get(before):
             below.discard(job_id)

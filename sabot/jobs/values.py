@@ -39,7 +39,9 @@ _PARTS = 5  # the most errors of a group that are named
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value that msgspec can pack in place of one of a type that it does not know."""
+    """Converts a value of a type that msgspec does not know to one that it can pack. Raises TypeError if there is no
+    such conversion.
+    """
     if isinstance(value, Secret):
         return msgspec.msgpack.Ext(_SECRET, value.name.encode())
     if isinstance(value, pa.RecordBatch | pa.Table):
@@ -90,8 +92,8 @@ _decoder = msgspec.msgpack.Decoder(ext_hook=_extension)
 def pack(value: Any, what: str, *, sort: bool = False) -> bytes:
     """Returns the value as bytes, which `unpack` reads.
 
-    `what`: the name of the value in messages. `sort`: True if equal dicts and sets have to give equal bytes in every
-    process, as for arguments that are compared with recorded ones.
+    `what`: the name of the value in messages. `sort`: True to pack equal dicts and equal sets into equal bytes in
+    every process. It is needed for arguments that a replay compares with recorded ones.
 
     Raises UserError for a value that msgpack cannot express, that is nested too deeply, or that is longer than
     MAX_RESULT_BYTES.
@@ -123,8 +125,9 @@ _FIXED = frozenset({type(None), bool, int, float, str, bytes, Secret, pa.RecordB
 
 
 def copied(value: Any, what: str) -> Any:
-    """Returns a copy of the value in which everything that can be changed is copied too. So the reader of the copy sees
-    the values that `pack` has packed, even if the original changes. `what`: the name of the value in messages.
+    """Returns a deep copy of the value. Objects that cannot change, such as texts and Arrow batches, are not copied.
+    So a reader of the copy sees the values that `pack` has packed, even if the original changes afterwards. `what`:
+    the name of the value in messages.
 
     Raises UserError for an object that cannot be copied.
     """
@@ -201,9 +204,9 @@ def unpack(data: bytes) -> Any:
 
 
 def pack_error(error: BaseException, *, whole: bool = False) -> bytes:
-    """Returns the class name and the message of an error as bytes, which `unpack_error` reads. Known secrets are hidden
-    in the message. `whole`: also packs the conversation of an agent's run that has ended with this error
-    (`conversation_of`).
+    """Returns the class name and the message of an error as bytes, which `unpack_error` reads. Known secrets are
+    hidden in the message. `whole`: True to pack also the conversation with the model, if the error has one as its
+    attribute `conversation`; `conversation_of` reads it.
     """
     said = error.message if isinstance(error, EffectError) else message_of(error)
     if isinstance(error, BaseExceptionGroup):
@@ -242,7 +245,9 @@ def conversation_of(data: bytes) -> bytes:
 
 
 class _ToldError(msgspec.Struct, frozen=True, array_like=True):
-    """A packed error, as the journal has it. New fields are only added at the end."""
+    """An error as `pack_error` packs it: the name of its class, its message, and the conversation as JSON (b"" for
+    none). New fields are only added at the end.
+    """
 
     type: str
     message: str
@@ -267,7 +272,9 @@ def _legal(text: str) -> str:
 
 
 def gives_rows(function: Any) -> bool:
-    """Returns True if a function is annotated to return an Arrow batch or table. Annotations that are texts count too."""
+    """Returns True if the return annotation of a function is an Arrow RecordBatch or Table. The annotation may also
+    be a string, as in a module with `from __future__ import annotations`.
+    """
     said = getattr(unwrap(function), "__annotations__", {}).get("return")
     if isinstance(said, str):
         return re.search(r"\b(RecordBatch|Table)\b", said) is not None
