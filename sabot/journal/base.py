@@ -40,8 +40,8 @@ dead letter. A cancelled job has one in a rare case: it had failed, and a crash 
 
 
 class Position(NamedTuple):
-    """The place of an entry: its partition, and its offset there. Offsets only grow. There are gaps where entries were
-    trimmed.
+    """The place of an entry in a journal: its partition, and its offset in that partition. Each new entry has a
+    higher offset than all earlier ones. Offsets of removed entries are not used again.
     """
 
     partition: int
@@ -50,11 +50,12 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JobMark:
-    """The facts about a job that a journal knows without reading the job's entries. When `trim` removes the entries of
-    an ended job, its mark stays, so that the journal recognizes a job that is asked for again.
+    """The facts about a job that a journal can look up without reading the job's entries. The mark remains when
+    `trim` removes the entries of an ended job. So if the same job is requested again, the journal still knows how it
+    has ended.
 
-    - `began`: the place of the job's BEGIN entry. `digest`: the digest in that BEGIN.
-    - `outcome`: the outcome of the job; "" while the job is open. `result`: the result in its END.
+    - `began`: the place of the job's BEGIN entry. `digest`: the digest in that entry.
+    - `outcome`: the outcome of the job; "" while the job is open. `result`: the field `result` of its END entry.
     - `ended_ms`: the time of its END in milliseconds since 1970; 0 while the job is open.
     """
 
@@ -81,12 +82,12 @@ class Question:
 
 
 class JobHistory(ABC):
-    """The history of a journal: ended jobs whose entries `trim` has moved out of the log. They stay in the history for
-    as long as `Journal.keeping` says. Every method may block, may be called from any thread, and raises the errors of a
-    `JournalReader`.
+    """The archive of a journal: it contains ended jobs whose entries `trim` has moved out of the log.
+    `Journal.keeping` decides how long a job remains in it. Every method may block, may be called from any thread, and
+    raises the errors of a `JournalReader`.
 
-    A job moves in one step: at any moment, and after any crash, its entries are either in the log or in the history. If
-    a job begins again after it was moved, its old entries are in the history and its new ones in the log.
+    A job moves in one step: at any moment, and after any crash, its entries are either in the log or in the history.
+    If a job begins again after it was moved, its old entries are in the history and its new ones in the log.
     """
 
     @abstractmethod
@@ -103,7 +104,7 @@ class JobHistory(ABC):
 
     @abstractmethod
     def known(self, jobs: Collection[str]) -> list[EndedJob]:
-        """Returns the rows of those of these jobs that are in the history. Leaves out the others."""
+        """Returns the rows of these jobs. Leaves out jobs that are not in the history."""
 
     @abstractmethod
     def used_below(self, jobs: Collection[str]) -> dict[str, Amounts]:
@@ -150,15 +151,15 @@ class JournalReader(ABC):
 
     @abstractmethod
     def positions(self) -> dict[int, int]:
-        """Returns, by partition, the offset behind the last durable entry. A checkpoint saves these offsets and the
-        `identity` of the journal. At the next start of the app, `check_place` compares them with the journal.
+        """Returns, by partition, the offset of the last durable entry plus 1. A checkpoint saves these offsets and
+        the `identity` of the journal. At the next start of the app, `check_place` compares them with the journal.
         """
 
     @abstractmethod
     def trimmed(self) -> dict[int, int]:
-        """Returns, by partition, how far entries were removed: the offset behind the last END entry among the jobs that
-        `trim` has removed. Leaves out partitions without such jobs. `check_place` refuses a checkpoint that needs
-        entries before that offset.
+        """Returns, by partition, a limit for checkpoints: one that needs entries of ended jobs from before this
+        offset cannot be restored, because `trim` may have removed some of them. The offset is that of the last END
+        entry of a removed job, plus 1. Leaves out partitions in which no job was removed.
         """
 
     @property
@@ -168,12 +169,14 @@ class JournalReader(ABC):
 
     @abstractmethod
     def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
-        """Yields the durable entries with their places, one partition after the other, each in order. `job`: yields
-        only the entries of this job; None for those of all jobs. `start`: by partition, the offset of the first entry
-        to yield.
+        """Yields the durable entries with their places, one partition after the other, each in order.
 
-        An entry that becomes durable during the reading may be yielded or not. In place of a long body, an entry has a
-        StoredBody, which `load` loads.
+        - `job`: yields only the entries of this job; None for those of all jobs.
+        - `start`: by partition, the offset of the first entry to yield; 0 for partitions that are missing, and for
+          None.
+
+        An entry that becomes durable during the reading may be yielded or not. If the body of an entry is long, the
+        entry contains a StoredBody instead, which `load` loads.
         """
 
     @abstractmethod
@@ -205,7 +208,9 @@ class JournalReader(ABC):
 
 
 class Inbox(ABC):
-    """The inbox of a journal. It accepts letters, also while no owner runs."""
+    """The inbox of a journal. Any process can post letters to jobs into it: answers, signals and cancels (class
+    `Letter`). It accepts letters whether or not an app currently runs with the journal.
+    """
 
     @abstractmethod
     def post(self, letter: Letter) -> None:
@@ -233,11 +238,12 @@ class Inbox(ABC):
 
 
 class Journal(JournalReader, Inbox):
-    """A journal, opened by its owner: the only object that may append to it. The constructor acquires the claim, the lock
-    that makes this object the owner. It raises AppLocked if another process, or another object of this process, has it.
+    """A journal, opened by its owner, which is the only object that may append to it. The constructor acquires the
+    claim, a lock that makes this object the owner. It raises AppLocked if another process, or another object of this
+    process, has the claim.
 
-    A claim ends with `close` or with the process. An owner may also lose the claim earlier, for example because
-    somebody removes its lock. Then its next append raises JournalFailed.
+    A claim ends with `close` or when the process ends. An owner may also lose the claim earlier, for example because
+    somebody removes the lock file. Its next append then fails with JournalFailed.
     """
 
     clock: Clock
@@ -254,8 +260,8 @@ class Journal(JournalReader, Inbox):
     """
 
     def abandon(self) -> None:
-        """Closes the journal of an app whose start is refused. Also removes the journal, if this process has just
-        created it and nobody else has used it.
+        """Closes the journal of an app that has refused to start, for example because of a wrong option. Also deletes
+        the journal if this process has just created it and nobody has used it.
         """
         self.close()
 
@@ -276,25 +282,25 @@ class Journal(JournalReader, Inbox):
         return math.inf
 
     def predecessor_left(self) -> float:
-        """Returns the seconds for which the previous owner may still begin calls. It may have been paused or cut off,
-        and not have noticed yet that it has lost the claim. Never blocks.
+        """Returns the seconds for which the previous owner may still begin calls. That owner may be paused or without
+        a connection, and may not know yet that it has lost the claim. Never blocks.
 
-        A negative number means that this time is over. `-math.inf` means that there is no such owner: the previous one
+        A negative number is returned after this time. `-math.inf` means that no previous owner can begin calls: it
         has closed the journal, or its process has certainly ended.
 
-        A call that the previous owner begins at the end of this time ends at the latest after the time-out of its tool.
-        Until then, nobody decides on effects in doubt.
+        A call that the previous owner begins in the last moment ends after the time limit of its tool. Until then,
+        nobody decides on effects in doubt (effects of which nobody knows whether they were made).
         """
         return -math.inf
 
     @abstractmethod
     def append(self, entry: Entry) -> Position:
-        """Appends an entry to the partition of its job, and returns the place of the entry. Entries have the order of
-        these calls. Never blocks. May be called in any thread.
+        """Appends an entry to the partition of its job, and returns the place of the entry. The order of the entries
+        is the order of the calls of this method. Never blocks. May be called in any thread.
 
-        The entry is not durable yet when this method returns: await `durable`. If too many bytes wait for the disk,
-        raises JournalFull and appends nothing (await `room` first). Raises JournalFailed if an append has failed
-        before, and UserError if the journal is closed.
+        The entry is not durable yet when this method returns: await `durable`. If too many bytes wait to become
+        durable, raises JournalFull and appends nothing (await `room` first). Raises JournalFailed if an append has
+        failed before, and UserError if the journal is closed.
         """
 
     @abstractmethod
@@ -317,8 +323,8 @@ class Journal(JournalReader, Inbox):
 
     @abstractmethod
     async def flush(self) -> dict[int, int]:
-        """Waits until all entries that were appended before this call are durable. Returns `positions` of that moment.
-        Each checkpoint barrier waits for this. Raises JournalFailed.
+        """Waits until all entries that were appended before this call are durable. Returns, by partition, the offset
+        behind the last of these entries. Each checkpoint barrier waits for this. Raises JournalFailed.
         """
 
     @abstractmethod
@@ -332,8 +338,8 @@ class Journal(JournalReader, Inbox):
 
     @abstractmethod
     def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
-        """Removes the entries of jobs that ended before the offsets in `before`, and the long bodies that no remaining
-        entry names. Returns the number of removed entries. Blocks; other threads may append meanwhile.
+        """Removes the entries of jobs that ended before the offsets in `before`, and the long bodies that no
+        remaining entry refers to. Returns the number of removed entries. Blocks; other threads may append meanwhile.
 
         - `before`: by partition, the offset of the journal in the oldest retained checkpoint.
         - `forget_before_ms`: a time in milliseconds since 1970. A job that ended before it is forgotten completely. A
@@ -341,8 +347,8 @@ class Journal(JournalReader, Inbox):
           entries, because it then needs its earlier results.
 
         A job that has not ended keeps all entries. After a crash during a trim, each job is either trimmed completely
-        or not at all. If `keeping` is set, the removed entries move into the history, and the history drops the jobs
-        that are beyond its bounds.
+        or not at all. If `keeping` is set, the removed entries move into the history, and jobs that exceed the limits
+        of the history are removed from it.
         """
 
     @abstractmethod
@@ -404,15 +410,16 @@ def entry_of_letter(letter: Letter, question: Question | None, at_ms: int) -> En
 def check_place(
     journal: JournalReader, identity: str, positions: Mapping[int, int], needed: Mapping[int, int] | None = None
 ) -> None:
-    """Checks that a checkpoint and a journal belong together. With the wrong journal, the app would make effects again
-    that it has made before.
+    """Checks that a checkpoint belongs to this journal. With another journal, the app would make effects again that
+    it has made before.
 
-    - `identity`, `positions`: those of the journal, as the checkpoint has saved them.
-    - `needed`: by partition, the offset from which on the checkpoint needs the entries of ended jobs; None stands for
+    - `identity`, `positions`: the identity of the journal and its offsets by partition, as the checkpoint has saved
+      them.
+    - `needed`: by partition, the first offset from which the checkpoint needs the entries of ended jobs; None to use
       `positions`.
 
-    Raises OtherJournal if the journal has another identity, if it ends before `positions`, or if entries after `needed`
-    were trimmed. The hint of the error says what the user can do.
+    Raises OtherJournal if the journal has another identity, if it ends before `positions`, or if entries at or after
+    `needed` were trimmed. The hint of the error says what the user can do.
     """
     hint = "give the journal that the job had; or start --fresh, and effects that it had made may be made again"
     if journal.identity != identity:

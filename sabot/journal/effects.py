@@ -27,11 +27,11 @@ class EffectClass(StrEnum):
 
 
 class Doubt(StrEnum):
-    """The decision on an effect in doubt.
+    """The decision on an effect in doubt, that is, one of which nobody knows whether it was made.
 
     - `again`: make the effect again. `again_with_key`: make it again with the same idempotency key.
     - `reconcile`: call the tool's `reconcile=` function, which finds out whether the effect was done.
-    - `take`: take the result that this function has returned.
+    - `take`: use the result that this function has returned.
     - `ask`: ask a person, who answers done, not done, or abandon. The type of the question is `in_doubt`.
     - `fail`: raise an error in the job.
     - `assume_done`: treat the effect as done, without a result.
@@ -58,12 +58,13 @@ class Reconciled(StrEnum):
 class ClassRule:
     """The rule for the effects of one class.
 
-    - `intent`: when the INTENT entry must be durable. "first": before the call is sent. "next": together with the next
-      entry that must be durable. "later": nobody waits for it.
-    - `in_doubt`: the decision on an effect in doubt.
-    - `reserves`: True if a budget reserves an upper bound of the cost, which the INTENT records.
-    - `checked`: True if the arguments must be the same in a replay. If they differ, the job is blocked.
-    - `marks`: True if the ledger marks a repeated call as a duplicate.
+    - `intent`: when the INTENT entry has to be durable. "first": before the call is sent. "next": no later than the
+      next entry that has to be durable. "later": at any time.
+    - `in_doubt`: the decision on an effect of which nobody knows whether it was made.
+    - `reserves`: True if a budget reserves the maximum cost before the call, and the INTENT records it.
+    - `checked`: True if a replay has to request the effect with the same arguments. If they differ, the job is
+      blocked.
+    - `marks`: True if the ledger, which lists the costs of calls, marks a repeated call as a duplicate.
     """
 
     intent: Literal["next", "later", "first"]
@@ -79,7 +80,9 @@ class ClassRule:
 
     @property
     def settles(self) -> bool:
-        """True if the effect changes something outside. A job does not end while such an effect is under way."""
+        """True if effects of this class change something outside of Sabot. A job then does not end before such an
+        effect has a result.
+        """
         return self.intent == "first" and not self.reserves
 
 
@@ -111,12 +114,11 @@ def in_doubt(
     sent: bool | None = None,
     found: Reconciled | None = None,
 ) -> Doubt:
-    """Decides what follows for an effect whose outcome is not certain.
+    """Decides what to do about an effect of which it is not certain whether it was made.
 
     - `kind`: the class of the effect.
-    - `configured`: the option `in_doubt=` of the tool. It holds if the rule of the class is to ask a person.
-    - `sent`: False if the call certainly failed before anything was sent, so that it can be made again; None if nobody
-      knows.
+    - `configured`: the option `in_doubt=` of the tool. It is used only if a person would be asked otherwise.
+    - `sent`: False if certainly nothing was sent; the effect is then made again. None or True otherwise.
     - `found`: the answer of the tool's `reconcile=` function; None if the function was not called yet.
     """
     if sent is False:
@@ -130,8 +132,8 @@ def in_doubt(
 
 
 class EffectId(NamedTuple):
-    """The id of one attempt of an effect. The rows of the ledger have this id. All attempts of an effect have the same
-    `key`.
+    """The id of one attempt of an effect: the id of the job, the number of the effect in the job, and the number of
+    the attempt, from 1. The property `key` is the same for all attempts of an effect.
     """
 
     job: str
@@ -140,8 +142,8 @@ class EffectId(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The idempotency key that the called service gets. It is the same for every attempt, can stand in an HTTP
-        header, and does not reveal the job's id.
+        """The idempotency key that the called service receives. It is the same for every attempt of the effect. It
+        consists of characters that are allowed in an HTTP header, and does not reveal the job's id.
         """
         name = blake2b(f"{self.job}\0{self.ordinal}".encode(), digest_size=16)
         return f"sabot-{name.hexdigest()}"

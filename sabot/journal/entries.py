@@ -52,13 +52,13 @@ class _Base(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class JobOrigin(msgspec.Struct, frozen=True, array_like=True):
-    """The origin of a job that goes on from a checkpoint of another job.
+    """The origin of a job that continues from a checkpoint of another job.
 
-    - `job`, `checkpoint`: the other job, and the name of its checkpoint.
+    - `job`, `checkpoint`: the id of the other job, and the name of its checkpoint.
     - `at_ms`: the time at which this job began, in milliseconds since 1970.
     - `entries`: the number of entries after BEGIN that are copies of entries of the other job.
-    - `waiting`: the number of entries that follow these copies: the INTENT entries of timers and questions that were
-      open at the checkpoint. They keep the rest of their time, counted from `at_ms`.
+    - `waiting`: the number of entries that follow these copies: the INTENT entries of the timers and questions that
+      were open at the checkpoint. Each has as much time left, from `at_ms` on, as it had at the checkpoint.
     """
 
     job: str
@@ -69,18 +69,19 @@ class JobOrigin(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
-    """The beginning of a job. A second BEGIN begins the history of the same job anew (`ctx.continue_as`), or is another
-    run of a job that has ended.
+    """The entry that begins a job. A second BEGIN entry of the same job begins a new history (`ctx.continue_as`).
+    After an END entry, it begins another run of the job over its history.
 
     - `agent`: the id of the agent. `body`: the input. `key`: the key of the job's record.
-    - `digest`: the digest of the input; empty if the same job cannot be asked for twice.
+    - `digest`: the digest of the input, by which the same job is recognized if it is requested a second time; empty
+      if that cannot happen.
     - `code`: the version of the function.
     - `scope`, `principal`: the tenant and the person for whom the job runs, or "".
     - `run`: 1 for the first run of the job, and one more each time that it begins again because its dead letter was
       sent again.
     - `labels`: the labels of the input.
-    - `origin`: set if the job goes on from a checkpoint of another job.
-    - `seed`: the seed of random values; with b"" the seed is derived from the id of the job.
+    - `origin`: set if the job continues from a checkpoint of another job; else None.
+    - `seed`: the seed of random values; with b"" the seed is made from the id of the job.
     """
 
     agent: str = ""
@@ -214,8 +215,9 @@ class Letter(msgspec.Struct, frozen=True):
     """A letter to a job: an answer to a question, the withdrawal of a question, a signal, or a cancel.
 
     - `token`: for an answer or a withdrawal, the token of the question. For a signal, a unique token that the sender
-      has chosen. A cancel has none, because a job takes only one cancel.
-    - `job`: the job, for a signal or a cancel. For the others the question names the job.
+      has chosen. A cancel has none, because the inbox accepts only one cancel for a job.
+    - `job`: the id of the job, for a signal or a cancel. For an answer or a withdrawal, the question determines the
+      job.
     - `name`: the name of a signal, the outcome of a withdrawal ("expired" or "cancelled"), or the reason of a cancel.
     """
 

@@ -55,14 +55,18 @@ first place belongs to the range, the second does not.
 
 
 class Connection(Protocol):
-    """A connection with an open transaction: to SQLite, or to PostgreSQL by `schemas.Statements`."""
+    """A database connection with an open transaction. It is either a connection to SQLite, or the wrapper
+    `schemas.Statements` around a connection to PostgreSQL. Statements have `?` for their values in both cases.
+    """
 
     def execute(self, statement: str, values: Sequence[Any] = ..., /) -> Any: ...
     def executemany(self, statement: str, rows: Sequence[Sequence[Any]], /) -> object: ...
 
 
 def runs_of(places: Iterable[int]) -> list[Run]:
-    """Returns the runs of these places, which must be in order."""
+    """Groups consecutive places of the log, such as 4, 5, 6, 9, and returns the groups, here (4, 7) and (9, 10). A
+    group is a pair of its first place and the place behind its last one. `places`: the places in rising order.
+    """
     runs: list[Run] = []
     for place in places:
         if runs and runs[-1][1] == place:
@@ -73,7 +77,9 @@ def runs_of(places: Iterable[int]) -> list[Run]:
 
 
 def joined(runs: Iterable[Run]) -> list[Run]:
-    """Returns these runs in order, with adjacent runs joined into one. The runs must not overlap."""
+    """Returns groups of places in rising order, after joining those that touch each other: (4, 7) and (7, 9) become
+    (4, 9). Each group is a pair of its first place and the place behind its last one. The groups must not overlap.
+    """
     found: list[Run] = []
     for first, behind in sorted(runs):
         if found and found[-1][1] == first:
@@ -84,15 +90,16 @@ def joined(runs: Iterable[Run]) -> list[Run]:
 
 
 def written(connection: Connection, first: int, behind: int) -> None:
-    """Records that entries were written from the place `first` to before `behind`: moves the end of the log. Called in
-    the transaction that writes the entries.
+    """Records that new entries were written at the places from `first` to `behind` - 1, so that `behind` is the new
+    end of the log. Called in the transaction that writes the entries.
     """
     connection.execute(_WRITTEN, (behind, first))
 
 
 def note_gone(connection: Connection, runs: Sequence[Run]) -> None:
-    """Records that the entries at these places are trimmed. Called in the transaction that trims them. The runs must be
-    in order.
+    """Records that the entries at these places were trimmed, so that they are not reported as missing. Called in the
+    transaction that trims them. `runs`: groups of places in rising order, each a pair of its first place and the
+    place behind its last one.
     """
     beside: set[Run] = set()
     for some in parts(runs):
@@ -107,7 +114,7 @@ def note_gone(connection: Connection, runs: Sequence[Run]) -> None:
 
 
 def parts(values: Sequence[T], most: int = _MOST_NAMED) -> Iterator[Sequence[T]]:
-    """Yields the values in groups that are small enough for one SQL statement."""
+    """Yields the values in groups of at most `most`, so that each group can be passed to one SQL statement."""
     for first in range(0, len(values), most):
         yield values[first : first + most]
 
@@ -118,25 +125,26 @@ def among(values: Sequence[Any]) -> str:
 
 
 def make_tables(connection: Connection, whole: str) -> None:
-    """Makes the tables of a journal without entries. `whole`: the column type for whole numbers of 63 bits: bigint in
-    PostgreSQL, INTEGER in SQLite. In SQLite an INTEGER key is the row's own number, so a commit of entries writes one
-    page less.
+    """Creates the tables by which missing entries are detected (`log_end` and `gone`), for a journal without entries.
+    `whole`: the column type for integers of 63 bits: bigint in PostgreSQL, INTEGER in SQLite. In SQLite no other type
+    would do as well: an INTEGER key is the row number itself, so that a commit writes one page less.
     """
     for statement in _TABLES:
         connection.execute(statement.format(whole=whole))
 
 
 def begin_to_count(connection: Connection, whole: str) -> None:
-    """Adds the tables to a journal of an older format, so that its places are numbered from now on. The caller records
-    the new format.
+    """Creates the tables by which missing entries are detected (`make_tables`) in a journal of an older format.
+    Entries that are missing by now are recorded as trimmed. The caller records the new format. `whole`: as in
+    `make_tables`.
     """
     make_tables(connection, whole)
     count_anew(connection)
 
 
 def count_anew(connection: Connection) -> None:
-    """Records all missing entries as trimmed. Called for a journal whose places were not numbered before. Nobody knows
-    why its entries are missing.
+    """Records all entries that are missing now as trimmed, and sets the end of the log. Called for a journal that had
+    no records of trimmed entries until now, so that nobody knows why entries are missing in it.
     """
     ((last,),) = connection.execute("SELECT coalesce(max(place), -1) FROM entries").fetchall()
     behind = end_of_log(connection)
@@ -148,20 +156,26 @@ def count_anew(connection: Connection) -> None:
 
 
 def end_of_log(connection: Connection) -> int:
-    """Returns the place behind the last entry of the log. Trimmed entries count too."""
+    """Returns the place behind the last entry that was written to the log, even if that entry was trimmed since."""
     return end_of_rows(connection.execute(ENDS).fetchall())
 
 
 def end_of_rows(rows: Sequence[Sequence[Any]]) -> int:
-    """Returns the place behind the last entry of the log. `rows`: the rows that the statement ENDS has found."""
+    """Returns the place behind the last entry that was written to the log. `rows`: the rows that the SQL statement
+    `ENDS` returns: a single row, with the last place in the table and the end of the log at the last trim.
+    """
     ((last, trimmed),) = rows
     return max(-1 if last is None else last + 1, int(trimmed or 0), 0)
 
 
 def check_counted(gone: Gone, where: str, first: int, places: Sequence[int], behind: int) -> None:
-    """Raises CorruptJournal if an entry from the place `first` to before `behind` is missing and was not trimmed.
-    `places`: the places of the entries that exist in this range, in order. `gone`: returns trimmed runs. `where`: the
-    journal, for the message.
+    """Raises CorruptJournal if an entry is missing at one of the places from `first` to `behind` - 1, unless it was
+    trimmed.
+
+    - `places`: the places in this range at which there are entries, in rising order.
+    - `gone`: a function that returns the trimmed places in a range, as pairs of a first place and the place behind
+      the last one.
+    - `where`: the name of the journal, for the message.
     """
     if len(places) >= behind - first:
         return

@@ -43,13 +43,13 @@ _LETTER = b"SL"
 
 
 class OwnerClaim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
-    """A claim. Its writer becomes the owner of the journal.
+    """The frame by which a process becomes the owner of a journal in a Kafka topic. (A frame is one unit that is
+    written to the topic.)
 
-    - `identity`, `key`: those of the journal. Every claim repeats them.
+    - `identity`, `key`: the identity and the key of the journal. Every claim repeats them.
     - `holder`: a description of the owner for people.
     - `life`: identifies the owner's process for other processes of the same machine (`life.is_over`).
-    - `lease_s`: the seconds for which the owner may rely on its claim, counted from the sending of its last frame that
-      counts.
+    - `lease_s`: the seconds for which the owner may rely on its claim after it has sent its last valid frame.
     - `earlier_s`: the seconds for which earlier owners may still rely on their claims, because they do not know yet
       that they were replaced (`Journal.predecessor_left`).
     """
@@ -63,9 +63,10 @@ class OwnerClaim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
 
 
 class EntriesFrame(msgspec.Struct, frozen=True, array_like=True, tag="entries"):
-    """A frame of new entries.
+    """The frame by which the owner of a journal writes new entries to the Kafka topic.
 
-    - `entries`: for each entry its place, its bytes, and the number of the letter of which it was made (0 for none).
+    - `entries`: for each entry its place, its bytes, and the number of the letter from which it was made (0 for
+      none).
     - `bodies`: the long bodies of these entries that are not in the topic yet.
     """
 
@@ -74,13 +75,14 @@ class EntriesFrame(msgspec.Struct, frozen=True, array_like=True, tag="entries"):
 
 
 class TrimFrame(msgspec.Struct, frozen=True, array_like=True, tag="trim"):
-    """A trim, which removes entries and marks of jobs.
+    """The frame by which the owner of a journal removes entries and marks of jobs. Whoever reads the topic removes
+    them from its local copy.
 
-    - `jobs`, `before`: the jobs to remove. A job stays if it had not ended before the place `before`.
-    - `letters`: the letters of these jobs are removed up to this number.
+    - `jobs`, `before`: the jobs to remove. A job is only removed if it had ended before the place `before`.
+    - `letters`: the number of the last letter that is removed, among the letters to these jobs.
     - `forget_before_ms`: marks of jobs that had ended before this time are removed; 0 removes no marks.
-    - `kept`: the rows of those jobs that move into the history.
-    - `expired`: the ids of jobs that leave the history.
+    - `kept`: the rows of those of these jobs that move into the history.
+    - `expired`: the ids of jobs that are removed from the history.
     """
 
     jobs: list[str]
@@ -92,7 +94,9 @@ class TrimFrame(msgspec.Struct, frozen=True, array_like=True, tag="trim"):
 
 
 class BeatFrame(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
-    """A sign of life of the owner. It has no content."""
+    """The frame by which an owner with nothing to write shows that it is still running. A process that wants to
+    become the owner is refused if it sees one. The frame has no content.
+    """
 
 
 class ReleaseFrame(msgspec.Struct, frozen=True, array_like=True, tag="release"):
@@ -104,9 +108,10 @@ class ReleaseFrame(msgspec.Struct, frozen=True, array_like=True, tag="release"):
 
 
 class CopyBegin(msgspec.Struct, frozen=True, array_like=True, tag="copy"):
-    """The beginning of a copy of the journal's whole content, as it is after the frames before this one.
+    """The frame that begins a copy of the journal's whole content. The copy has the content that all frames before
+    this one have produced. The older frames can be deleted once the copy is complete.
 
-    - `claim`: the claim of the writer.
+    - `claim`: the claim of the owner that writes the copy.
     - `next`: the place of the next entry.
     - `letters`: the number of the next letter to read. Earlier letters are in the copy, or are no longer needed.
     - `removed`: the place behind the last END of a trimmed job (`JournalReader.trimmed`).
@@ -119,7 +124,9 @@ class CopyBegin(msgspec.Struct, frozen=True, array_like=True, tag="copy"):
 
 
 class CopyRows(msgspec.Struct, frozen=True, array_like=True, tag="rows"):
-    """Rows of one table (`journal.tables`), as a part of a copy."""
+    """The frame with rows of one table, as a part of a copy of the journal. `table`: the name of the table
+    (`journal.tables`). `rows`: for each row the list of its values.
+    """
 
     table: str
     rows: list[list[Any]]
@@ -133,8 +140,9 @@ Frame = OwnerClaim | EntriesFrame | TrimFrame | BeatFrame | ReleaseFrame | CopyB
 
 
 class LetterRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A letter in partition 1. `once`: its name; of several letters with the same name, the first one counts
-    (`Letter.once`). `data`: the letter, as `entries.encode_letter` returns it.
+    """A letter as a record in partition 1 of a journal's topic. `once`: the name of the letter (`Letter.once`); if
+    several letters have the same name, only the first is valid. `job`: the id of the job. `data`: the letter, as
+    `entries.encode_letter` returns it.
     """
 
     once: str
@@ -157,7 +165,10 @@ _letters = msgspec.msgpack.Decoder(LetterRecord)
 
 
 def encode_frame(writer: bytes, seq: int, frame: Frame, piece_bytes: int) -> list[bytes]:
-    """Returns the records of a frame. Each record holds at most `piece_bytes` bytes of the frame."""
+    """Returns the records by which a frame is written to the topic. A long frame needs several, each with at most
+    `piece_bytes` bytes of it. `writer`: the id of the owner that writes the frame. `seq`: the number of the frame in
+    the topic.
+    """
     data = _encoder.encode(frame)
     parts = max(1, -(-len(data) // piece_bytes))
     return [
@@ -182,7 +193,9 @@ def decode_letter_record(value: bytes | None, where: str) -> LetterRecord | None
 
 
 def is_claim(value: bytes | None, seq: int, where: str) -> bool:
-    """Returns True if the record is a claim whose `seq` is this number. `where`: the place of the record, for errors."""
+    """Returns True if the record is an OwnerClaim with the frame number `seq`. `where`: the place of the record, for
+    errors.
+    """
     piece = _piece(value, where)
     if piece is None or piece.seq != seq or piece.parts != 1:
         return False
@@ -217,11 +230,12 @@ def _piece(value: bytes | None, where: str) -> _FramePiece | None:
 
 
 class FrameOrder:
-    """The rule that decides which frames count. `take` gets the records of partition 0 in order, and returns the frames
-    that count.
+    """Reads the frames of a journal's topic, and decides which of them are valid. A frame is valid if it has the next
+    number, and if its writer is the owner or the frame is an OwnerClaim. Frames of an owner that was replaced are
+    therefore invalid. `take` gets the records of partition 0 in order, and returns the valid frames.
 
-    - `writer`: the id of the owner, which is the writer of the last claim that counts.
-    - `seq`: the number of the next frame that can count.
+    - `writer`: the id of the owner, which is the writer of the last valid OwnerClaim.
+    - `seq`: the number that the next valid frame must have.
     """
 
     def __init__(self) -> None:
@@ -234,9 +248,9 @@ class FrameOrder:
         self._ahead: dict[bytes, int] = {}  # by writer other than the owner: the number of a frame that came too early
 
     def take(self, value: bytes | None, where: str) -> Frame | None:
-        """Takes the next record. Returns the frame that this record completes. Returns None if the record completes no
-        frame, or if the frame does not count. Raises CorruptJournal if earlier records are missing, and UserError for a
-        later version of the format. `where`: the place of the record, for these errors.
+        """Reads the next record. Returns the frame whose last record this is, if the frame is valid. Returns None if
+        more records of the frame follow, or if the frame is not valid. Raises CorruptJournal if earlier records are
+        missing, and UserError for a later version of the format. `where`: the place of the record, for these errors.
         """
         piece = _piece(value, where)
         if piece is None:
@@ -262,11 +276,11 @@ class FrameOrder:
         return self._counted(_read(_frames, b"".join(self._parts), where))
 
     def _judge(self, piece: _FramePiece, where: str) -> None:
-        """Handles a frame that does not count because its number is not the next one. Raises CorruptJournal if the
-        number shows that earlier frames are missing, such as the claim of its writer.
+        """Handles a frame whose number is not the next one, so that it is not valid. Does nothing if the frame comes
+        from an owner that was replaced. Raises CorruptJournal if the number shows that frames are missing before it.
 
-        One such frame of an unknown writer is allowed. It can come from the owner of a deleted topic: if the topic was
-        created anew, that owner writes one frame into it before it notices and fails.
+        One frame of an unknown writer is tolerated even if its number is too high. If a topic was deleted and created
+        again, the old owner writes one frame into the new topic before it notices.
         """
         if piece.writer != self.writer:
             frame = _read(_frames, piece.data, where) if piece.parts == 1 else None

@@ -102,8 +102,10 @@ def count_history(connection: Connection) -> None:
 
 
 def expiring(select: Select, bounds: HistoryBounds) -> list[str]:
-    """Returns jobs that have to leave the history, the oldest first: those that are too old, or too many for the number
-    of bytes. May return only some of them. The caller removes these and calls again, until the list is empty.
+    """Returns jobs that have to be removed from the history, the oldest first. A job has to be removed if it is older
+    than `bounds` allows, or if the history has more bytes than `bounds` allows. One call may return only some of
+    these jobs. The caller removes them, and calls again until the list is empty. `select`: a function that runs an
+    SQL query.
     """
     ((held,),) = select(_BYTES, ())
     old = select(_OLD, (bounds.before_ms, _CHUNK))
@@ -142,10 +144,12 @@ def drop_bodies(connection: Connection, table: str, jobs: Sequence[str]) -> None
 
 
 class SqlHistory(JobHistory):
-    """The history of a journal in tables.
+    """The history of a journal (`JobHistory`) in the tables of an SQL database.
 
+    - `select`: a function that runs an SQL query.
     - `decoded`: a function that checks and decodes rows of entries.
-    - `there`: False if the tables have an older format without a history. Then the history is empty.
+    - `there`: False if the database has an older format without the tables of a history. All methods then find no
+      jobs in the history.
     """
 
     def __init__(

@@ -202,16 +202,17 @@ class KafkaJournal(TablesReader, SqlJournal):
     """The owner of the journal at `kafka://host:port/topic` (without a topic: `{app}.journal`). A missing topic is
     created.
 
-    - `kafka`: settings of the client that say how the broker is reached.
+    - `kafka`: settings of the client by which it reaches the broker.
     - `capacity_bytes`: the most bytes of entries that may wait for the broker.
     - `patience_s`: the journal has failed if the broker does not answer for this many seconds.
-    - `lease_s`: the seconds of a lease (`claim_left`). If the earlier owner has not closed the journal, a new owner
-      watches the topic for half of them.
-    - `copy_slack_bytes`: the journal is compacted (its whole content is written anew, and the older records are deleted) only
-      if the topic has more obsolete bytes than this.
+    - `lease_s`: the seconds for which the claim is valid after each frame that the owner sends (`claim_left`). If the
+      earlier owner has not closed the journal, a new owner watches the topic for half of the earlier owner's lease
+      before it takes over.
+    - `copy_slack_bytes`: the journal is compacted only if the topic has more obsolete bytes than this. To compact it,
+      the owner writes its whole content anew and deletes the older records.
 
-    Raises AppLocked if another owner shows a sign of life, UserError if the topic would delete records, and
-    BrokerUnavailable if the broker does not answer.
+    Raises AppLocked if another owner is still writing to the topic, UserError if the settings of the topic let Kafka
+    delete records by itself, and BrokerUnavailable if the broker does not answer.
     """
 
     look_s = 0.1  # a look is a request to the broker
@@ -316,7 +317,9 @@ class KafkaJournal(TablesReader, SqlJournal):
         return self._predecessor_until - boot_seconds()
 
     def _beat(self) -> None:
-        """Writes a beat if nothing else was written for a fraction of the lease."""
+        """Writes a BeatFrame if no frame was written for a tenth of the lease, so that the claim remains valid.
+        Called in the thread of the GroupWriter while there is nothing else to write.
+        """
         if boot_seconds() >= self._sure_at + self._lease_s / _BEATS:
             with self._frames:
                 self._write(BeatFrame())
@@ -324,9 +327,9 @@ class KafkaJournal(TablesReader, SqlJournal):
     # -- frames -----------------------------------------------------------------------------------------------------------
 
     def _write(self, frame: Frame, seconds: float | None = None) -> None:
-        """Writes a frame, and returns when it is durable and counts. The caller holds the lock `_frames`. If this
-        raises an error, later calls raise JournalFailed and write nothing. `seconds`: the time in which the broker has
-        to answer, if it is not the usual one.
+        """Writes a frame to the topic, and returns when it is durable and certainly valid. The caller has to hold the
+        lock `_frames`. After an error, all later calls raise JournalFailed and write nothing. `seconds`: the time in
+        which the broker has to answer; None for the usual time.
         """
         if (before := self._lost) is not None:
             why = getattr(before, "message", "") or f"the journal has failed before: {type(before).__name__}: {before}"
@@ -349,8 +352,9 @@ class KafkaJournal(TablesReader, SqlJournal):
         self._sure_at = sent_at
 
     def _look(self, offset: int) -> None:
-        """Checks the records that others have written between the end that we know and our record at `offset`. Raises
-        JournalFailed if one of them is the claim of another owner, or if the topic has lost records.
+        """Checks the records that other writers have put into the topic before our record at `offset`. Raises
+        JournalFailed if one of them is a valid claim of another owner, or if the topic has lost records. Other
+        records of an earlier owner are ignored.
         """
         replica = self._replica
         if offset < self._end:
@@ -403,8 +407,11 @@ class KafkaJournal(TablesReader, SqlJournal):
         return super().take()
 
     def untaken(self, after: int = 0) -> list[tuple[int, Letter]]:
-        """Returns the letters that were not taken yet, with their numbers. Leaves out letters for jobs that were
-        trimmed. Such letters exist if a sender was paused after it had checked the job and before it posted the letter.
+        """Returns the letters that were not taken yet, each with its number. Only letters with numbers above `after`
+        are returned.
+
+        Leaves out letters to jobs that were trimmed. Such a letter exists if its sender was paused between checking
+        the job and posting the letter.
         """
         return [(number, letter) for number, letter in super().untaken(after) if self._is_for_somebody(letter)]
 
@@ -517,8 +524,9 @@ def _portions(rows: Sequence[StoredEntry]) -> Iterable[Sequence[StoredEntry]]:
 
 
 def _prepared(replica: Replica) -> int:
-    """Creates the topic if it is missing. Returns how many bytes of a frame one record can hold. Raises UserError if
-    the settings of the topic would delete records.
+    """Creates the topic if it is missing. Returns the maximum number of bytes of a frame that are written in one
+    record; longer frames are divided. Raises UserError if the topic does not have two partitions, or if its settings
+    let Kafka delete records by itself.
     """
     link, topic = replica.link, replica.topic
     ensure_topic(link, topic, replica.kafka, 2, _FOREVER)
@@ -544,8 +552,9 @@ def _prepared(replica: Replica) -> int:
 
 
 def _harden(replica: Replica) -> None:
-    """Sets up a new topic so that a record is safe when it is acknowledged: it is on two machines then. In a topic with
-    one replica, it is on the disk of that replica's machine.
+    """Changes the settings of a new topic, so that an acknowledged record is not lost if a machine fails. If the
+    topic has several replicas, a record is acknowledged only when two machines have it. If it has only one replica,
+    the broker then writes each record to its disk.
     """
     if replicas_of(replica.link, replica.kafka, replica.topic) > 1:
         set_topic(replica.link, replica.kafka, replica.topic, "min.insync.replicas", "2")

@@ -101,8 +101,8 @@ class MemoryReader(JournalReader):
                 yield Position(0, offset), decode_entry(found[1], self.where)
 
     def _check(self, first: int, offsets: list[int]) -> None:
-        """Raises CorruptJournal if an entry is missing from the offset `first` on. `offsets`: those of the existing
-        entries.
+        """Raises CorruptJournal if an entry at the offset `first` or later is missing and was not trimmed. `offsets`:
+        the offsets of all entries that exist.
         """
         later = [offset for offset in offsets if offset >= first]
         check_counted(lambda *_: self.storage.gone, self.where, first, later, max(first, self.storage.next))

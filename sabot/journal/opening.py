@@ -51,12 +51,12 @@ def open_journal(
     kafka: Mapping[str, Any] | None = None,
     anew: bool = False,
 ) -> Journal:
-    """Opens the journal at an address as its owner. A missing journal is created: in the folder that the path names, in
-    the topic (`{app}.journal` if the address names none), or in the schema `sabot_{app}` of the database. Raises the
-    errors of the class that it returns.
+    """Opens the journal at an address as its owner. A missing journal is created: in the folder that the path names,
+    in the topic (`{app}.journal` if the address names none), or in the schema `sabot_{app}` of the database. Returns
+    a SqliteJournal, a KafkaJournal or a PostgresJournal, whose constructors raise the errors.
 
-    `anew`: True to delete the existing content first, and to give the journal a new identity. Raises UserError then for
-    a topic and a database, because other processes may read them.
+    `anew`: True to delete the existing content first, and to give the journal a new identity. With True, raises
+    UserError for a topic and a database, because other processes may read them.
     """
     scheme = _scheme(address)
     if anew and scheme:

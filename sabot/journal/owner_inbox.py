@@ -19,8 +19,9 @@ from sabot.journal.writing import GroupWriter
 
 
 class OwnerInbox(Inbox):
-    """The inbox of a journal as its owner uses it: it also removes old entries. `SqlJournal` calls it. There is a
-    subclass for each kind of database, and one for a topic.
+    """The inbox of a journal for the owner of the journal. It has the methods of an `Inbox`, and in addition methods
+    that remove old entries and jobs, which `SqlJournal` calls. There is a subclass for each kind of database, and one
+    for a Kafka topic.
     """
 
     @abstractmethod
@@ -50,10 +51,10 @@ class SqlInbox(OwnerInbox):
     @abstractmethod
     def transaction(self, what: str) -> AbstractContextManager[Connection]:
         """Runs the `with` block as one transaction. When the block has ended, the changes are durable. Raises the
-        errors of `post`.
+        errors of `Inbox.post`.
 
-        `what`: the purpose. During "letter" and "expire", nobody else can post a letter. During "trim", the owner
-        cannot write entries either.
+        `what`: the purpose, which decides what else is locked out meanwhile. With "letter" and "expire", nobody else
+        can post a letter. With "trim", the owner cannot write entries either.
         """
 
     def post(self, letter: Letter) -> None:

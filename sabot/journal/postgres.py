@@ -206,8 +206,9 @@ class PostgresJournal(PostgresReader, SqlJournal):
             self._ending.wait(_BACKOFF.wait_s(failures))
 
     def _open(self, url: str, app: str | None, clock: Clock, capacity_bytes: int) -> None:
-        """Opens everything that comes after the first connection. If it raises an error, it has closed all of that
-        again.
+        """Creates the journal if it is missing, acquires the claim, and opens the reader, the inbox and the writer.
+        The first connection exists already. If this raises an error, everything is closed again, also the first
+        connection.
         """
         place = self._place
         with ExitStack() as opened:
@@ -324,8 +325,9 @@ class PostgresJournal(PostgresReader, SqlJournal):
         return now >= self._asked + self._lease_s / _RENEWALS
 
     def _keep_claim(self) -> None:
-        """Renews the lease when a fifth of it is over. Called in the thread of the GroupWriter while there is nothing
-        to write. Raises JournalFailed if another owner has the claim.
+        """Renews the lease of the claim if a fifth of its time has passed since the last renewal. Called in the
+        thread of the GroupWriter while there is nothing to write. Raises JournalFailed if another owner has the
+        claim.
         """
         asked = boot_seconds()
         if not self._is_due(asked):

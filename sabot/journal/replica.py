@@ -60,8 +60,9 @@ _ROWS_ARE_GONE = "bring back a copy of the topic; or give another journal, and e
 
 
 def journal_topic(address: str, app: str = "") -> tuple[str, str]:
-    """Returns the broker and the topic of the address `kafka://host:port/topic`. If the address has no topic, it is
-    `{app}.journal`. Raises UserError for an address without either, or of another form.
+    """Returns the broker and the topic of the address `kafka://host:port/topic`. If the address names no topic, the
+    topic is `{app}.journal`. Raises UserError if there is neither a topic nor an app, or if the address has another
+    form.
     """
     check("journal: address", address, Of(str, "kafka://host:port/topic"))
     scheme, separator, rest = address.partition("://")
@@ -81,8 +82,9 @@ class Replica:
     """
 
     def __init__(self, broker: str, topic: str, kafka: Mapping[str, Any], *, owned: bool = False) -> None:
-        """Makes a local copy. `owned`: True for the owner of the journal. Once the owner has the claim, it writes all
-        frames itself, so it only reads letters.
+        """Makes a local copy. `owned`: True for the owner of the journal. From the moment when it has the claim, the
+        owner writes all frames itself and adds them to its copy. So it only has to read the letters of others from
+        the topic.
         """
         self.topic = topic
         self.link = link_of(broker, f"journal in topic {topic!r}", kafka, "Write" if owned else "Read")
@@ -168,8 +170,9 @@ class Replica:
             self._new_letters(ANSWER_SECONDS)
 
     def _is_trimmed(self, first: int) -> bool:
-        """Returns True if the owner has deleted records that this copy was about to read: the frames no longer begin at
-        the offset `first`, or letters that were not read yet are gone.
+        """Returns True if the owner has deleted records, after writing a complete copy of the journal, that this
+        local copy was about to read. Either the partition of the frames no longer begins at the offset `first`, or
+        letters that were not read yet are gone.
         """
         letters_first, _ = self.frames_log.bounds(self.topic, LETTERS)
         return self.frames_log.bounds(self.topic, FRAMES)[0] > first or letters_first > self.letters_next
@@ -239,7 +242,9 @@ class Replica:
         raise CorruptJournal(f"{self.where}: the copy at its beginning has no end", hint=_ROWS_ARE_GONE)
 
     def _follow(self, end: int) -> None:
-        """Applies to the tables the frames that count, from the offset `self.next` to before `end`."""
+        """Reads the frames from the offset `self.next` to `end` - 1, and applies the valid ones (see `FrameOrder`) to
+        the tables.
+        """
         self._valid = False  # stays False if this method raises
         portion: list[tuple[int, Frame]] = []
         for offset, frame in self._frames(self.order, self.next, end, counted=True):
@@ -251,9 +256,9 @@ class Replica:
         self._valid = True
 
     def _frames(self, order: FrameOrder, first: int, end: int, *, counted: bool = False) -> Iterator[tuple[int, Frame]]:
-        """Yields the frames that count among the records from the offset `first` to before `end`, each with the offset
-        of its last record. `counted`: True to move `self.next` forward, and to add the bytes of the records to
-        `self.log_bytes`.
+        """Reads the records from the offset `first` to `end` - 1. Yields the valid frames among them, as `order`
+        decides, each with the offset of its last record. `counted`: True to set `self.next` behind each record that
+        is read, and to add its bytes to `self.log_bytes`.
         """
         for message in self._records(self.frames_log, FRAMES, first, end):
             value, offset = message.value(), message.offset()
@@ -339,8 +344,8 @@ class Replica:
                 self._letters_log.rest()
 
     def letters_up_to(self, number: int) -> None:
-        """Reads new letters. Raises BrokerUnavailable if the broker does not answer, or does not give the letters up to
-        this number.
+        """Reads new letters. Raises BrokerUnavailable if the broker does not answer, or if the letter with this
+        number cannot be read yet.
         """
         self.catch_up_letters()
         if self.letters_next < number:

@@ -76,15 +76,17 @@ class Statements:
         return self._connection.execute(_marked(statement), values, binary=True)
 
     def executemany(self, statement: str, rows: Sequence[Sequence[Any]], /) -> None:
-        """Runs a statement that inserts rows into `entries`. Sends all rows as arrays in one statement, which costs the
-        client half as much as a statement for each row.
+        """Runs a statement that inserts rows into the table `entries`. Sends the rows as one array for each column,
+        in a single statement. This takes the client half as much time as a statement for each row.
         """
         head, _, _ = statement.partition("VALUES")
         self._connection.execute(f"{head}SELECT * FROM {_ARRAYS}", [list(values) for values in zip(*rows, strict=True)])
 
 
 def split_app(url: str) -> tuple[str, str]:
-    """Splits an address. Returns it in the form that libpq takes, and the app in its `?app=NAME` ("" if there is none)."""
+    """Splits an address. Returns a pair: the address without the part `app=NAME`, which libpq accepts, and the name
+    of the app ("" if there is none).
+    """
     check("journal: url", url, Of(str, "postgresql://user@host/database"))
     address, mark, query = url.partition("?")
     words = query.split("&") if mark else []
@@ -106,8 +108,9 @@ def app_of_journal(connection: Any, identity: str) -> str | None:
 
 
 class JournalSchema:
-    """The schema of an app's journal in a database. `app`: the app, if the address does not name it. If neither names
-    an app, the constructor connects to the server and takes the only journal of the database.
+    """The schema of an app's journal in a PostgreSQL database. `url`: the address of the database. `app`: the app, if
+    the address does not name it. If neither names an app, the constructor connects to the server and looks for
+    journals. It uses the only one of the database, and raises UserError if there is none or more than one.
     """
 
     def __init__(self, url: str, app: str | None) -> None:
@@ -203,7 +206,9 @@ class JournalSchema:
 
 
 class TablesPlace(Protocol):
-    """A place of tables on a PostgreSQL server. `where`: its name in messages."""
+    """A schema with tables on a PostgreSQL server, to which a `PostgresSession` connects. `where`: its name in
+    messages. `server`: the server.
+    """
 
     where: str
     server: PostgresServer
@@ -213,7 +218,9 @@ class TablesPlace(Protocol):
 
 
 class PostgresSession:
-    """A connection that is replaced by a new one after an error. One thread uses it at a time; other threads wait."""
+    """A connection to a PostgreSQL server that opens itself again after an error. One thread uses it at a time; other
+    threads wait.
+    """
 
     def __init__(self, place: TablesPlace) -> None:
         self._place = place

@@ -86,8 +86,8 @@ class JournalSource(Source, HasIdentity, ReportsLag):
             raise
 
     def _check(self, restored: Mapping[int, int]) -> None:
-        """Raises UserError if a restored position is not in the journal, or if entries were trimmed that this source
-        has not read.
+        """Raises UserError if a position does not exist in the journal, or if entries were trimmed before this source
+        has read them. `restored`: by partition, the positions from a checkpoint.
         """
         reader = self._opened()
         for partition, position in restored.items():
@@ -154,8 +154,8 @@ class JournalSource(Source, HasIdentity, ReportsLag):
     def _scan(
         self, reader: JournalReader, partition: int, first: int, most: int, found: list[tuple[int, int, JournalRow]]
     ) -> None:
-        """Appends the next rows of a partition to `found`, at most `most` of them. `first`: the offset of the entry at
-        which it begins.
+        """Reads entries of a partition, from the offset `first` on, and appends their rows to `found`, at most `most`
+        rows. Each element of `found` is a tuple of the partition, the offset of the row, and the row.
         """
         position = self._positions.get(partition, 0)
         everywhere = {other: self._ends[other] for other in self._ends}
@@ -201,9 +201,11 @@ class JournalSource(Source, HasIdentity, ReportsLag):
 
 
 def held_for(read: Iterable[Positions], needed: Mapping[int, int]) -> dict[int, int]:
-    """Returns, by partition, the offset from which on a checkpoint needs the journal.
+    """Returns, by partition of the journal, the first offset whose entries a checkpoint needs. It is the smaller of
+    the offset that the app's jobs need and the offset that its sources have read.
 
-    `read`: the positions of all sources of the app, in this checkpoint. `needed`: the offsets that the app's jobs need.
+    `read`: the positions of all sources of the app in this checkpoint. `needed`: the offsets that the app's jobs
+    need.
     """
     held = dict(needed)
     for positions in read:

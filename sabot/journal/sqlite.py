@@ -107,7 +107,9 @@ class SqliteInbox(SqlInbox):
 
 
 def _check_name(folder: Path) -> None:
-    """Raises UserError if the folder does not exist and its name looks like that of a file, such as journal.db."""
+    """Raises UserError if the path of the folder looks like the path of a file: it ends with journal.db, or it is an
+    existing file, or it has a suffix of databases such as .sqlite and there is no journal in it.
+    """
     if folder.name == DATABASE or folder.is_file():
         raise UserError(
             f"{folder}: a journal is a folder, and this names a file", hint=f'give its folder: "{folder.parent}"'
@@ -120,8 +122,9 @@ def _check_name(folder: Path) -> None:
 
 
 def _made(folder: Path) -> Path:
-    """Returns the path of the database in a folder. Creates the database if it is missing: under another name, and then
-    renames it, so that no other process ever finds an incomplete one.
+    """Returns the path of the database in a folder. Creates the database if it is missing. It is created under
+    another name and renamed when it is complete, so no other process ever finds an incomplete database. Raises
+    CorruptJournal if only the write-ahead log of a database is there.
     """
     database = folder / DATABASE
     if database.exists():
@@ -236,7 +239,7 @@ class SqliteJournal(SqliteReader, SqlJournal):
             self._claim.release()
 
     def _shut(self) -> None:
-        """Closes everything, and keeps the claim."""
+        """Closes the writer, the inbox and all connections. Does not release the claim on the journal."""
         self._closed = True
         self.writer.close()
         self.inbox.close()
@@ -282,9 +285,9 @@ class SqliteJournal(SqliteReader, SqlJournal):
             )
 
     def _committed(self, rows: list[StoredEntry]) -> bool:
-        """Tries to commit rows. Returns True if they are committed. Returns False if another process holds the
-        database; nothing has changed then. While the journal is being closed, raises an error instead of returning
-        False.
+        """Tries to commit rows. Returns True if they are committed. Returns False if another process has locked the
+        database; nothing has changed then. If the journal is being closed, raises an error instead of returning
+        False. Raises JournalFailed if another owner has the claim.
         """
         try:
             with step("journal", self.database), transaction(self._writing):

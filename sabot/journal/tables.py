@@ -121,8 +121,9 @@ _TAKEN = "UPDATE inbox SET taken = 1, letter = ? WHERE number = ?"
 
 @contextmanager
 def explained(where: object) -> Iterator[None]:
-    """Runs the `with` block, and turns errors of SQLite into Sabot's own: CorruptJournal if the database is damaged,
-    and otherwise an error that says what is in the way. `where`: the journal, for messages.
+    """Runs the `with` block, and converts errors of SQLite and of the operating system. Raises CorruptJournal if the
+    database is damaged, and otherwise another error of Sabot that says what is wrong. `where`: the name of the
+    journal, for messages.
     """
     try:
         yield
@@ -139,8 +140,8 @@ def explained(where: object) -> Iterator[None]:
 
 
 def connected(path: Path, mode: Literal["ro", "rw"], *, synced: bool = True) -> sqlite3.Connection:
-    """Returns a new connection to a SQLite database. Transactions are begun by the caller. `synced`: True if a commit
-    has to be on the disk when it returns.
+    """Returns a new connection to a SQLite database. It begins no transactions by itself. `mode`: "ro" only to read,
+    "rw" to read and write. `synced`: True if a commit has to be on the disk when it returns.
     """
     connection = open_database(path, wait_s=_WAIT_SECONDS, mode=mode, synchronous="FULL" if synced else "OFF")
     try:
@@ -178,9 +179,9 @@ def checksum(place: int, job: str, data: bytes) -> int:
 class SqlReader(JournalReader):
     """A reader of a journal's tables in a database.
 
-    `format`: the number of the tables' format. When an owner opens tables of an older format, it brings them up to
-    date. From the format COUNTED on, places are numbered, so missing entries are found (`entry_counts`). From the
-    format KEPT on, there is a history.
+    `format`: the version of the tables. An owner that opens tables of an older version adds what is missing. From the
+    version COUNTED on, the tables record which entries were written and which were trimmed, so that a missing entry
+    is detected (`entry_counts`). From the version KEPT on, there is a history.
     """
 
     format: int
@@ -340,8 +341,8 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _indexed(offset: int, entry: Entry) -> list[tuple[str, tuple[Any, ...]]]:
-    """Returns the statements, with their values, that bring `jobs` and `questions` up to date after an entry. `offset`:
-    the place of the entry.
+    """Returns the SQL statements that update the tables `jobs` and `questions` for a new entry, as pairs of a
+    statement and its values. `offset`: the place of the entry.
     """
     if isinstance(entry, Begin):
         return [(_BEGIN, (entry.job, offset, entry.digest))]
@@ -430,11 +431,11 @@ def add(connection: Connection, rows: Sequence[StoredEntry]) -> None:
 def remove(
     connection: Connection, jobs: Sequence[str], before: int, kept: Sequence[EndedJob] = (), letters: int = 1 << 62
 ) -> int:
-    """Removes the entries and the questions of these jobs. Returns the number of removed entries. A job stays if it had
-    not ended before the place `before`, since it may have begun again after the caller chose it.
+    """Removes the entries, the questions and the letters of these jobs. Returns the number of removed entries. Skips
+    a job that had not ended before the place `before`: it may have begun again after the caller chose it.
 
-    `kept`: the jobs whose entries move into the history. `letters`: the letters of the jobs are removed up to this
-    number.
+    `kept`: the rows of those of the jobs whose entries move into the history. `letters`: the number of the last
+    letter that is removed.
     """
     described = {job.job: job for job in kept}
     removed = 0
@@ -527,8 +528,8 @@ def copied(connection: sqlite3.Connection, most_bytes: int) -> Iterator[tuple[st
 
 
 def put_back(connection: sqlite3.Connection, table: str, rows: Sequence[Sequence[Any]]) -> None:
-    """Inserts rows that `copied` has yielded. Also takes rows of an earlier version of Sabot, which have fewer columns.
-    Raises KeyError if there is no such table.
+    """Inserts rows that `copied` has yielded into a table. Rows that an earlier version of Sabot has copied may have
+    fewer columns. Raises KeyError if there is no such table.
     """
     names = _COPIED[table][: len(rows[0])]
     marks = ", ".join("?" * len(names))
@@ -536,9 +537,10 @@ def put_back(connection: sqlite3.Connection, table: str, rows: Sequence[Sequence
 
 
 def clear(connection: sqlite3.Connection, next_place: int, removed: int) -> None:
-    """Empties the tables of a local copy, so that entries can be put back into them (`put_back`). The place of the next new
-    entry is then `next_place`, or the place after the last entry that was put back, if that is greater. `removed`: the
-    value that `removed_before` returns from now on.
+    """Removes all rows from the tables of a local copy, so that `put_back` can fill them.
+
+    `next_place`: the place of the next new entry. If `put_back` then inserts entries up to a higher place, the next
+    entry follows these. `removed`: the value that `removed_before` returns from now on.
     """
     for table in _COPIED:
         connection.execute(f"DELETE FROM {table}")

@@ -27,12 +27,12 @@ _MOST = 4096  # the most entries of one group
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """An entry in the queue.
+    """An entry in the queue of a GroupWriter.
 
-    - `data`: the entry as bytes. Empty if the body is long: then the writer's thread hashes the body and encodes the
-      entry.
-    - `letter`: the number of the letter of which the entry was made; 0 for none.
-    - `size`: the number of bytes that the entry counts in the queue.
+    - `data`: the entry as bytes. It is empty if the body is long; the writer's thread then computes the hash of the
+      body and encodes the entry.
+    - `letter`: the number of the letter from which the entry was made; 0 for none.
+    - `size`: the bytes of the entry in the queue, which are limited by `capacity_bytes`.
     """
 
     offset: int
@@ -151,8 +151,8 @@ class GroupWriter:
             return False
 
     async def room(self) -> None:
-        """Waits until half of the queue is free, so that the caller can append many entries before it has to wait again
-        (`Journal.room`).
+        """Waits until at most half of the queue's capacity is used. The caller can then append many entries before it
+        has to wait again (see `Journal.room`). Raises JournalFailed.
         """
         while True:
             with self._changed:
@@ -165,8 +165,10 @@ class GroupWriter:
             await future
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the numbers of `entries` and `commits` since the start, of entries that are not durable yet
-        (`waiting`), and of their bytes (`bytes_waiting`).
+        """Returns figures:
+
+        - `entries`, `commits`: the numbers of entries and of commits since the writer was made.
+        - `waiting`, `bytes_waiting`: the number of entries that are not durable yet, and the bytes of these.
         """
         return {
             "entries": self._next - self._first,
@@ -212,8 +214,8 @@ class GroupWriter:
         return True
 
     def _ready(self) -> list[tuple[asyncio.AbstractEventLoop, list["asyncio.Future[None]"]]]:
-        """Returns the futures that can be done now, with their event loops: those that wait for entries that are
-        durable, and those that wait for room. All futures of durable entries of a loop are in one list, so a commit
+        """Returns the futures whose wait is over now, with their event loops. They wait for entries that are durable
+        by now, or for room in the queue. All futures of one loop that wait for entries are in one list, so a commit
         wakes the loop only once.
         """
         ready = []
