@@ -29,13 +29,15 @@ def agent_function(
     session: bool,
 ) -> Callable[[DurableContext], Any]:
     """Returns the function of a durable agent that runs `agent` for each record. Raises UserError if `prompt` or
-    `reply` is async.
+    `reply` is an async function.
 
-    - `prompt`: a template ("Summarize: {text}"), or a function of the message that returns the prompt. With None the
-      prompt is the message, if it is a text, or else its field "prompt", "text" or "question".
-    - `reply`: a function of the message and the AgentResult that returns the result for the sink. With None the result
-      is the output of the agent.
-    - `session`: True if a key has one conversation over all its records.
+    - `prompt`: a template such as "Summarize: {text}", which is filled with the fields of the record, or a function
+      that gets the record's decoded value and returns the prompt. With None the prompt is the value itself if it is a
+      text, and otherwise its field "prompt", "text" or "question".
+    - `reply`: a function that gets the record's decoded value and the AgentResult, and returns the result of the
+      durable agent. With None the result is the output of `agent`.
+    - `session`: True if all records with the same key belong to one conversation, which is kept in the state of the
+      key. With False each record begins a new conversation.
     """
     check_called(f"agent {agent.name!r}", prompt=prompt, reply=reply)
 
@@ -55,8 +57,9 @@ def agent_function(
 
 
 def check_template(prompt: str, where: str) -> None:
-    """Raises UserError if no record can fill the template: it has a brace that is not closed, or braces that look like
-    JSON.
+    """Raises UserError if no record can fill the template `prompt`, because a brace is not closed, or because the
+    text in braces is no name of a field, as in '{"a": 1}'. `where` names the owner of the template in the error
+    message.
     """
     try:
         fields = [field for _, field, _, _ in Formatter().parse(prompt) if field is not None]

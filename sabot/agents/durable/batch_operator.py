@@ -66,13 +66,16 @@ _HEADERS = RECORD_SCHEMA.get_field_index("headers")
 
 
 class _BatchCall(JobCall, eq=False, gc=False):
-    """A call for a batch.
+    """A job of a batch agent, or rows that wait to become one job.
 
-    - `held`: the batch in the agent's queue that has the rows, or None if the queue does not have them.
-    - `rows`: the numbers of the rows in `held`, or None.
-    - `records`: the rows as they came, or None after the job has begun.
-    - `columns`: the rows as the function gets them, or None after the job has begun.
-    - `body`: the body of the job's BEGIN if it was read from the journal, or b"".
+    - `held`: the batch in the agent's queue that contains the rows. None if the rows are not in the queue.
+    - `rows`: the indexes of the rows in `held`, as a numpy array. None if the rows are not in the queue.
+    - `topic`: the topic of the rows.
+    - `log`: the identity of the topic's log, which changes if the topic is deleted and created again.
+    - `records`: the rows as records that are not decoded, with position, key and headers (RECORD_SCHEMA). None after
+      the job has begun.
+    - `columns`: the same rows, decoded to the columns that the agent's function gets. None after the job has begun.
+    - `body`: the body of the job's BEGIN entry if it was read from the journal. Otherwise b"".
     """
 
     held: QueuedRows | None = None
@@ -85,7 +88,11 @@ class _BatchCall(JobCall, eq=False, gc=False):
 
 
 class DurableBatchOperator(DurableAgentOperator):
-    """The operator of a durable batch agent. Raises UserError if records of the agent wait in mailboxes."""
+    """The operator that runs a durable agent whose function gets batches.
+
+    The constructor raises UserError if rows wait in the mailboxes of the agent. Such rows come from an earlier
+    version of the agent, whose function got single records.
+    """
 
     def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
         super().__init__(spec, **wiring)
@@ -114,11 +121,12 @@ class DurableBatchOperator(DurableAgentOperator):
         self._pins.add(batch.log, from_ipc(batch.records))
 
     def own_facts(self) -> dict[str, Any]:
-        """Returns the facts of the base class for a checkpoint, and two more.
+        """Returns the data that a checkpoint stores for this operator: the data of the base class, and two more
+        items.
 
-        - `running`: the ids of the jobs that have begun and whose rows are in this checkpoint.
-        - `pinned`: the positions of other rows that have a job and that the source may read again after a restart. By
-          then the journal may have deleted these jobs.
+        - `running`: the ids of the jobs that have begun and whose rows are stored in the same checkpoint.
+        - `pinned`: the positions of other rows that belong to jobs. After a restart the source may read these rows
+          again, although the journal no longer contains their jobs. Then the rows must be dropped.
         """
         calls = [call for call in self.calls.values() if isinstance(call, _BatchCall) and call.begun and call.held]
         return {**super().own_facts(), "running": [call.job_id for call in calls], "pinned": self._pins.facts()}
@@ -170,8 +178,9 @@ class DurableBatchOperator(DurableAgentOperator):
         self.go_on()
 
     def _keep_unprocessed(self, batch: Batch) -> None:
-        """Keeps rows in the agent's queue that cannot become jobs, because the agent has failed or fails now. So the
-        checkpoint saves them.
+        """Puts a batch that cannot be processed into the agent's queue, so that the next checkpoint stores its rows.
+        Called if the agent has failed. Also called if the rows of the batch have no positions, by which jobs are
+        identified; then it makes the agent fail.
         """
         if not batch.data.schema.equals(RECORD_SCHEMA):
             nameless = UserError(
@@ -182,8 +191,10 @@ class DurableBatchOperator(DurableAgentOperator):
         self.hold_rows(QueuedRows(batch.num_rows, batch.data, topic=batch.topic))
 
     def _changed(self, records: pa.RecordBatch, batch: Batch) -> bool:
-        """Handles rows at positions where a job has begun with other rows. They become dead letters, or with
-        on_error="fail" the agent fails. Returns True if the agent continues, and False if it has failed.
+        """Handles rows that differ from the rows with which an earlier job began at the same positions. They become
+        dead letters. With on_error="fail" they do not: instead the agent fails, and the rows remain in its queue.
+
+        Returns True if the agent continues, and False if it has failed.
         """
         error = InputChanged(
             f"{place_of_rows(batch.topic, records)}: a job began with other records at these places",
@@ -199,9 +210,11 @@ class DurableBatchOperator(DurableAgentOperator):
         return False
 
     def _stamped(self, records: pa.RecordBatch, topic: str, log: str) -> pa.RecordBatch:
-        """Returns the records with a job id (JOB_HEADER) in the headers of each of them. Records that have one keep it.
-        The others get the id that their position in the log `log` gives. It is used for records of a checkpoint if the
-        topic has another log now, because their positions no longer identify them.
+        """Returns a copy of the records in which each has a job id in its headers (JOB_HEADER). A record that has one
+        keeps it. Another gets an id made of its position and of `log`, the identity that the topic's log had earlier.
+
+        Used for records from a checkpoint whose topic was deleted and created again meanwhile. At their positions the
+        topic now has other records, so the positions alone are not enough.
         """
         headers = []
         for place, row in enumerate(rows_of(records, topic)):
@@ -211,9 +224,13 @@ class DurableBatchOperator(DurableAgentOperator):
         return with_headers(records, headers)
 
     def _calls_of(self, held: QueuedRows, columns: pa.RecordBatch, nbytes: int, log: str) -> Iterator[_BatchCall]:
-        """Divides rows that arrived together into calls, and yields the calls. Rows that have a job id in their headers
-        become one call for each id. The other rows are divided into pieces of limited size, and each piece becomes a
-        call.
+        """Divides rows that arrived together into jobs. Rows with a job id in their headers become one job for each
+        id. The other rows are divided into pieces, at most 4096 rows or about 8 MiB each, and each piece becomes a
+        job.
+
+        - `held`: the rows in the queue of the agent.
+        - `columns`: the same rows as the agent's function gets them. `nbytes` is their size in bytes.
+        - `log`: the identity of the topic's log, which changes if the topic is deleted and created again.
         """
         if not held.rows:
             return
@@ -270,8 +287,8 @@ class DurableBatchOperator(DurableAgentOperator):
         return labels_of(tuple(pair for row in header_rows(headers) for pair in row), self.spec.labels)
 
     def _sent_back(self, records: pa.RecordBatch) -> dict[str, list[int]]:
-        """Returns, by job id, the numbers of the rows that have this job id in their headers. Such rows are dead
-        letters that were sent again.
+        """Returns the row indexes, by job id, of the rows that have an id of a job of this agent in their headers.
+        Such rows were dead letters, and somebody has sent them to the topic again.
         """
         headers = records.column(_HEADERS)
         if headers.null_count == records.num_rows:
@@ -287,8 +304,8 @@ class DurableBatchOperator(DurableAgentOperator):
         return jobs
 
     def is_known(self, call: JobCall) -> bool:
-        """Returns True, and drops the rows of the call, if the job of this call is waiting or running already. If that
-        job fails, all its rows become dead letters again. Returns False if there is no such job.
+        """Returns True if the job of this call is already waiting or running. In this case also drops the rows of the
+        call, because that job processes them. Returns False if there is no such job.
         """
         other = self.calls.get(call.job_id)
         if other is None:
@@ -323,8 +340,11 @@ class DurableBatchOperator(DurableAgentOperator):
         call.body = b""
 
     async def ask_journal(self, call: JobCall) -> None:
-        """Asks the journal whether it has the job of this call, as the method of the base class does. If the rows are
-        dead letters that were sent again, the job processes all rows of its BEGIN.
+        """Asks the journal whether it contains the job of this call. According to the answer, begins the job or drops
+        the rows, as the method of the base class does.
+
+        If the job has failed before, and only some of its rows were sent again, the new run of the job processes all
+        rows with which the job began before.
         """
         assert isinstance(call, _BatchCall)
         begin = await call_journal(last_begin, self.host.journal, call.job_id)
@@ -398,15 +418,20 @@ class DurableBatchOperator(DurableAgentOperator):
         error: BaseException | tuple[str, str],
         attempts: int | None,
     ) -> None:
-        """Sends rows to the dead letters, with the id of their job and the number of the job's failed run."""
+        """Writes rows to the dead letter topic.
+
+        - `failed`: the job of the rows and the number of its failed run. They are written into the headers.
+        - `error`: the error, or its (type, message).
+        - `attempts`: the number of attempts that failed, or None if it is not known.
+        """
         for row in rows_of(records, topic):
             row.headers = (*user_headers(row.headers), *failed.headers)
             self.dead_letter(row, error, attempts)
 
 
 def _without(batch: Batch, dropped: Any) -> Batch:
-    """Returns the batch without some of its records. `dropped` is a numpy array of bool: True for each record to leave
-    out.
+    """Returns a copy of the batch without some of its records. `dropped` is a numpy array of bool with an item for
+    each record. True means that the record is left out.
     """
     records = batch.records
     assert records is not None

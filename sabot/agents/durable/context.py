@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The outcome of a question to a person.
+    """The answer to a question that a job has asked a person.
 
-    - `outcome`: "resolved", "expired" or "cancelled".
-    - `resolution`: the answer.
-    - `by`: the person who answered, or "".
+    - `outcome`: "resolved" (a person has answered), "expired" (the time for the answer is over) or "cancelled".
+    - `resolution`: the answer. It is empty if nobody answered.
+    - `by`: the name of the person who answered, or "".
     """
 
     outcome: str
@@ -56,13 +56,15 @@ class Reply:
 
 
 class DurableContext(AgentContext):
-    """The context of one job. The function makes each effect (a call, a question, a wait) by a method of this context,
-    which records the result in the journal.
+    """The argument `ctx` of a durable agent's function, for one job. Each effect of the function (a call, a question,
+    a wait) is made by a method of this object, and its result is recorded in the journal.
 
-    After a crash the function runs again, and gets the recorded results in place of new calls. So it must be
-    deterministic: with the same results it must ask for the same effects in the same order. It may compute and use its
-    state. Everything else (files, sockets, threads, the clock, random numbers) has a method here, or must be done in a
-    function that `step` calls. Writes of state take effect when the job succeeds.
+    After a crash the function is called again from its beginning, and the methods return the recorded results. So the
+    function must be deterministic: with the same results it must make the same effects in the same order. It may
+    compute, and read and write its keyed state. It must not directly use files, sockets, threads, the clock or random
+    numbers. It either uses a method of this object for that, or does it in a function that it passes to `step`.
+
+    Writes to the keyed state are applied when the job succeeds.
     """
 
     __slots__ = ("_job",)
@@ -83,7 +85,9 @@ class DurableContext(AgentContext):
 
     @property
     def scope(self) -> str:
-        """The tenant for whom this job runs; by default the name of the app."""
+        """The tenant for whom this job runs: the value of the agent's option `scope=` for the record. Without that
+        option it is the name of the app.
+        """
         return self._job.behalf.scope or self.agent_id.rpartition(".")[0]
 
     @property
@@ -102,9 +106,11 @@ class DurableContext(AgentContext):
         """Calls a tool, and returns its result. The result is encoded and decoded by msgpack, so for example a tuple
         becomes a list.
 
-        The result is in the journal before the job continues, and a replay reads it from there. A function that is not
-        a tool is called as a tool of the effect class "unsafe". Raises EffectError if the tool fails, if the call could
-        not be made or was abandoned, or if the result cannot be encoded.
+        The result is recorded in the journal before the job continues, and a replay reads it from there. A function
+        that is not a tool is called as a tool of the effect class "unsafe".
+
+        Raises EffectError if the tool fails, if the call is denied, if its result cannot be encoded, or if the call
+        was interrupted by a crash and must not be repeated.
         """
         made = as_tool(tool)
         if made.converse is not None and not args:
@@ -121,12 +127,13 @@ class DurableContext(AgentContext):
         retries: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Calls any function as if it were a tool. Returns and raises as `call` does.
+        """Calls any function as if it were a tool, and records its result in the journal. Returns and raises as
+        `call` does.
 
-        - `effect`: the class of the effect, as in `@tool`: for example "read" for a function that changes nothing. By
-          default "unsafe".
-        - `timeout`: the time limit of each attempt; None sets none.
-        - `retries`: the number of further attempts after a failure.
+        - `effect`: the effect class, with the same meaning as in `@tool(effect=…)`. It decides whether the call may
+          be repeated after a crash: a "read" function, which changes nothing, may, and an "unsafe" one may not.
+        - `timeout`: the time limit for each attempt. None means no limit.
+        - `retries`: the number of further attempts after a failure. None means no further attempt.
         """
         return await self._made(as_tool(func, effect=effect, timeout=timeout, retries=retries), args, kwargs)
 
@@ -134,16 +141,17 @@ class DurableContext(AgentContext):
         return await self._job.call(tool, args, kwargs, pack([args, kwargs], f"arguments of {tool.name}", sort=True))
 
     async def ask(self, kind: str, payload: Mapping[str, Any], *, timeout: Duration | None = None) -> Reply:
-        """Asks a person, and returns the reply. The job is parked until the answer comes, even for days. `sabot
-        actions` shows and answers questions.
+        """Asks a person a question, waits for the answer, and returns it. While the question is open, the job is
+        parked: it needs no memory, and may wait for days. The command `sabot actions` lists open questions and
+        answers them.
 
-        - `kind`: the type of the question: "confirm", "choose", "input", "approval" or another type of actions, or one
-          word of your own.
-        - `payload`: the data to show to the person. It must be JSON.
-        - `timeout`: the time after which the reply is `expired`; None sets no limit.
+        - `kind`: the type of the question: "confirm", "choose", "input", "approval", another of `ACTION_TYPES`, or
+          one word that you choose.
+        - `payload`: the data that are shown to the person. They must be encodable as JSON.
+        - `timeout`: the time after which the method returns a Reply with the outcome "expired". None means no limit.
 
-        Raises UserError for a payload that is not JSON. Also raises UserError for a kind that is not one word, or that
-        looks like a misspelt type.
+        Raises UserError if the payload cannot be encoded, and if `kind` is not exactly one word, or differs by one
+        letter from a known type.
         """
         _check_type(kind)
         try:
@@ -158,15 +166,15 @@ class DurableContext(AgentContext):
         return Reply(entry.outcome, _said(entry.body), entry.by)  # type: ignore[arg-type]
 
     async def sleep(self, duration: Duration) -> None:
-        """Waits for this time. If it is more than a second, the job is parked meanwhile. `asyncio.sleep` in a job does
-        the same.
+        """Waits for this time. If it is longer than a second, the job may be parked meanwhile, so that it needs no
+        memory. `asyncio.sleep` has the same effect in the function of a durable agent.
         """
         await asyncio.sleep(parse_seconds(duration, name="sleep"))
 
     async def wait(self, name: str, *, timeout: Duration | None = None) -> Any:
-        """Waits for the next signal of this name (`sabot jobs signal JOB NAME`), and returns the value of the signal.
-        If a signal came before this call, and no earlier call has returned it, it is returned at once. Raises
-        TimeoutError if no signal comes within `timeout`.
+        """Waits for a signal with this name, and returns its value. The command `sabot jobs signal JOB NAME` sends
+        signals. Signals of a name are returned in the order in which they came, each once. A signal that came before
+        this call is returned without waiting. Raises TimeoutError if there is no signal within `timeout`.
         """
         checked_text(name, "wait: name")
         async with asyncio.timeout(None if timeout is None else parse_seconds(timeout, name="timeout")):
@@ -174,29 +182,31 @@ class DurableContext(AgentContext):
         return _value(signal.body)  # type: ignore[arg-type]
 
     async def child(self, agent: Callable[..., Any] | str, message: Any) -> Any:
-        """Begins another durable agent of this app with this message, as a child job. Returns the result of the child.
-        This job is parked meanwhile. `agent` is the function of the other agent, or its name.
+        """Begins a job of another durable agent of this app (a child), waits until it has ended, and returns its
+        result. `agent` is the function of the other agent, or its name. `message` is the input of the child.
 
-        If this job ends, or this call is cancelled, the child is cancelled too, unless the child's agent has
-        `ChildLimits(outlive=True)`. Raises EffectError if the child fails.
+        If this job or this call is cancelled, the child is cancelled too. If this job ends before the child, the
+        child is cancelled as well, unless this job's agent has `children=ChildLimits(outlive=True)`. Raises
+        EffectError if the child fails or cannot begin.
         """
         name = agent if isinstance(agent, str) else getattr(agent, "__name__", "")
         agent_id = f"{self.agent_id.rpartition('.')[0]}.{name}"
         return await self._job.child(agent_id, pack(message, f"message to {agent_id}", sort=True))
 
     def llm(self, engine: "Engine") -> "JobModel":  # type: ignore[override]  # these models ask as effects
-        """Returns the models of an engine for this job: `await ctx.llm(engine).complete("…", output=Verdict)`.
+        """Returns an object that sends requests to the models of `engine` as effects of this job. For example: `await
+        ctx.llm(engine).complete("…", output=Verdict)`.
 
-        Each answer is in the journal before the job continues, so no answer is paid for twice. `Agent.run(…,
-        effects=ctx.llm(engine))` runs a whole agent in this way.
+        Each answer is recorded in the journal before the job continues, so that an answer is never paid for twice.
+        `Agent.run(…, effects=ctx.llm(engine))` lets a whole agent send its requests in this way.
         """
         from sabot.agents.durable.models import JobModel
 
         return JobModel(self.call, self._job, engine)
 
     def now(self) -> int:
-        """Returns the time of the job in milliseconds since 1970: the time at which the job received its last result,
-        answer or timer. A replay returns the same time.
+        """Returns the time in milliseconds since 1970. It is the time at which the job received its last result,
+        answer, signal or timer, and does not advance in between. After a crash the same call returns the same time.
         """
         return self._job.now_ms()
 
@@ -209,18 +219,20 @@ class DurableContext(AgentContext):
         return self._job.random()
 
     def patched(self, name: str) -> bool:
-        """Returns True if the job may run the new code of a changed function: `if ctx.patched("fraud-check"): … else:
-        …old…`.
+        """Returns True if the job must execute the new code of a function that was changed, and False if it must
+        execute the old code: `if ctx.patched("fraud-check"): … else: …old…`. `name` is a name that you give to the
+        change.
 
-        Use it where a change alters the effects that a function asks for. `name` names the change. A job that comes to
-        this call for the first time gets True. A job gets False if its journal shows that it passed this place when the
-        old code ran.
+        Use it if the change alters which effects the function makes, or their order. Then a job that began with the
+        old code would not match its journal any more. The method returns False if the journal shows that the job has
+        passed this place with the old code, and otherwise True.
         """
         return self._job.patched(checked_text(name, "patched: name"))
 
     def continue_as(self, message: Any) -> NoReturn:
-        """Ends this run of the function, and starts the function again, for the same job, with this message and an
-        empty history. Use it in jobs that go on forever, whose histories would grow without a limit.
+        """Ends this call of the function, and calls the function again for the same job, with `message` as its input.
+        The journal of the job then begins anew. Use it in jobs that never end, because their journal would grow
+        without limit.
         """
         raise ContinueAs(message)
 
@@ -231,8 +243,9 @@ class DurableContext(AgentContext):
 
 
 class _JobCaller:
-    """The environment of a tool that uses `converse` and is called by a job. The tool's calls of other tools and its
-    requests to models become effects of the job, and its questions become actions for people.
+    """The environment in which a job calls a tool with a `converse` function, for example an agent that is used as a
+    tool. When that function calls other tools or models, these calls become effects of the job. When it asks a
+    person, this becomes a question of the job.
     """
 
     def __init__(self, ctx: DurableContext) -> None:
@@ -251,10 +264,10 @@ class _JobCaller:
 
 
 class BatchJobContext(DurableContext):
-    """The context of one job of a batch agent. `message` is the batch.
+    """The argument `ctx` of a durable batch agent's function, for one job. `message` is the batch of rows.
 
-    `given_up` has the rows that the function has reported as bad by raising `RowErrors`. The key is the number of the
-    row in the journal's batch, and the value is the reason.
+    `given_up` contains the rows that the function has rejected by raising `RowErrors`: the reason, by the index of
+    the row in the job's original batch.
     """
 
     __slots__ = ("given_up",)
@@ -270,7 +283,7 @@ class BatchJobContext(DurableContext):
         )
 
     def continue_as(self, message: Any) -> NoReturn:
-        """Raises UserError: the job of a batch ends with its rows."""
+        """Raises UserError, because a job that processes a batch cannot continue with another message."""
         raise UserError(
             f"agent {self.agent_id}: a batch agent cannot use continue_as",
             hint="its job ends with the rows of its batch",
@@ -278,14 +291,19 @@ class BatchJobContext(DurableContext):
 
     @property
     def asked(self) -> int:
-        """The number of effects that the job has asked for so far."""
+        """The number of effects that the job has made or asked for up to now."""
         return self._job.last_asked
 
 
 def durable_context(
     job: JobRun, record: RecordFields, state_backend: StateBackend | None, agent_id: str, prefix: str, clock: Clock
 ) -> DurableContext:
-    """Makes the context in which a job's function runs over the record of the job."""
+    """Makes the `ctx` argument for the function of a durable agent.
+
+    - `record`: the decoded record of the job.
+    - `state_backend`: the store of the keyed state, or None.
+    - `prefix`: the text that precedes the names of this agent's states in the store.
+    """
     ctx = record_context(record, state_backend, agent_id, prefix, clock, None, DurableContext)
     assert isinstance(ctx, DurableContext)
     ctx._job = job
@@ -293,7 +311,9 @@ def durable_context(
 
 
 def batch_job_context(job: JobRun, data: pa.RecordBatch, topic: str, agent_id: str, clock: Clock) -> BatchJobContext:
-    """Makes the context in which a job's function runs over the batch of the job."""
+    """Makes the `ctx` argument for the function of a durable batch agent. `data` has the rows of the job, which were
+    read from `topic`.
+    """
     ctx = BatchJobContext(data, topic=topic, agent_id=agent_id, buffered=True, clock=clock)
     ctx._job, ctx.given_up = job, {}
     return ctx
@@ -314,8 +334,8 @@ def _check_type(kind: str) -> None:
 
 
 def _misspelt(word: str, meant: str) -> bool:
-    """Returns True if `word` becomes `meant` by changing one letter: replacing it, removing it, adding it, or swapping
-    it with the next.
+    """Returns True if `word` is at most one typing mistake away from `meant`: one letter is replaced, missing or
+    added, or two neighbouring letters are swapped.
     """
     at = 0
     while word[at : at + 1] == meant[at : at + 1] != "":

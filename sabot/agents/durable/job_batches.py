@@ -25,13 +25,15 @@ _PARTITION, _OFFSET = RECORD_SCHEMA.get_field_index("partition"), RECORD_SCHEMA.
 
 
 class BatchInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The body of BEGIN for a job with a batch. New fields are only added at the end.
+    """The input of a job that processes a batch, as it is stored in the job's BEGIN entry. New fields may only be
+    added at the end.
 
-    - `log`: the identity of the log (of a topic, for example) that the rows came from.
-    - `records`: the rows as they came (RECORD_SCHEMA).
-    - `columns`: the rows as the function gets them.
+    - `topic`: the topic that the rows were read from.
+    - `log`: the identity of the topic's log, which changes if the topic is deleted and created again.
+    - `records`: the rows as records that are not decoded, with position, key and headers (RECORD_SCHEMA).
+    - `columns`: the same rows, decoded to the columns that the agent's function gets.
 
-    `records` and `columns` are Arrow IPC streams, which are read without a copy.
+    `records` and `columns` are Arrow IPC streams.
     """
 
     topic: str
@@ -44,7 +46,9 @@ _decode = msgspec.msgpack.Decoder(BatchInput).decode
 
 
 def read_batch(body: bytes, job_id: str) -> BatchInput:
-    """Decodes the body of the BEGIN of a job with a batch. Raises CorruptJournal."""
+    """Decodes the input of a job that processes a batch. `body` is the body of the job's BEGIN entry. Raises
+    CorruptJournal if it cannot be decoded.
+    """
     try:
         return _decode(body)
     except UNREADABLE as error:
@@ -54,7 +58,7 @@ def read_batch(body: bytes, job_id: str) -> BatchInput:
 
 
 def to_ipc(data: pa.RecordBatch) -> bytes:
-    """Returns the batch as an Arrow IPC stream."""
+    """Encodes a record batch as an Arrow IPC stream."""
     out = pa.BufferOutputStream()
     with pa.ipc.new_stream(out, data.schema) as writer:
         writer.write_batch(data)
@@ -62,7 +66,9 @@ def to_ipc(data: pa.RecordBatch) -> bytes:
 
 
 def from_ipc(data: bytes) -> pa.RecordBatch:
-    """Reads the batch that `to_ipc` has written, without a copy. Raises CorruptJournal."""
+    """Decodes the record batch that `to_ipc` has encoded, without copying the data. Raises CorruptJournal if it
+    cannot be decoded.
+    """
     try:
         with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
             return reader.read_next_batch()
@@ -73,8 +79,9 @@ def from_ipc(data: bytes) -> pa.RecordBatch:
 
 
 def batch_job_id(agent_id: str, log: str, records: pa.RecordBatch) -> str:
-    """Returns the id of the job that processes these rows. The id is made of the agent, the log of the rows, the
-    position of the first row, and the number of rows.
+    """Returns the id of the job that processes these rows. The id is made of the agent, of `log` (the identity of the
+    topic's log, which changes if the topic is deleted and created again), of the position of the first row, and of
+    the number of rows.
     """
     partition, offset = records.column(_PARTITION)[0].as_py(), records.column(_OFFSET)[0].as_py()
     return f"{agent_id}/{log}/{partition}/{offset}+{records.num_rows}"
@@ -95,8 +102,8 @@ def place_of_rows(topic: str, records: pa.RecordBatch) -> str:
 
 
 def _by_partition(records: pa.RecordBatch) -> Iterable[tuple[int, Any, Any]]:
-    """Yields, for each partition, a tuple: the number of the partition, the numbers of its rows among `records`, and
-    the offsets of these rows. The last two are numpy arrays.
+    """Yields a tuple for each partition: the number of the partition, the indexes of its rows in `records`, and the
+    offsets of these rows. The indexes and offsets are numpy arrays.
     """
     partitions, offsets = records.column(_PARTITION).to_numpy(), records.column(_OFFSET).to_numpy()
     for partition in np.unique(partitions):
@@ -105,11 +112,11 @@ def _by_partition(records: pa.RecordBatch) -> Iterable[tuple[int, Any, Any]]:
 
 
 class _PartitionPins:
-    """The rows of one partition that have jobs.
+    """The pinned rows of one partition: rows that the source may read again although they already belong to jobs.
 
-    - `offsets`: the sorted offsets of these rows.
-    - `known`: the sorted offsets of those rows whose payloads are known.
-    - `hashes`: the hashes of these payloads, in the order of `known`.
+    - `offsets`: the offsets of these rows, sorted.
+    - `known`: the offsets of those rows whose payload is known here, sorted.
+    - `hashes`: the hash of each of these payloads, in the order of `known`.
     """
 
     def __init__(self) -> None:
@@ -123,45 +130,57 @@ class _PartitionPins:
             self.hashes = np.append(self.hashes, hashes)[places]
 
     def has(self, offsets: Any) -> Any:
-        """Returns a numpy array of bool: True for each offset whose row has a job."""
+        """Returns a numpy array of bool: for each of these offsets, True if the row at that offset belongs to a job
+        already.
+        """
         return np.isin(offsets, self.offsets)
 
     def changed(self, offsets: Any, hashes: Any) -> Any:
-        """Returns a numpy array of bool: True for each row whose payload differs from the known payload at its
-        offset.
+        """Returns a numpy array of bool: for each row, True if its payload differs from the payload of the pinned row
+        with the same offset. It is False if that payload is not known. `hashes` are the hashes of the payloads of the
+        rows at `offsets`.
         """
         found = np.isin(offsets, self.known)
         found[found] = self.hashes[np.searchsorted(self.known, offsets[found])] != hashes[found]
         return found
 
     def passed(self, offset: int) -> None:
-        """Removes the rows up to and including this offset, because the source does not read them again."""
+        """Forgets the pinned rows with offsets up to and including `offset`, because these rows have arrived and do
+        not come again.
+        """
         ahead = self.known > offset
         self.offsets = self.offsets[self.offsets > offset]
         self.known, self.hashes = self.known[ahead], self.hashes[ahead]
 
 
 class Pins:
-    """The rows that may be read again although they belong to jobs that began before this start of the app. Such a row
-    is *pinned* to its job.
+    """The rows that the source may read again although they belong to jobs that began before the app was restarted.
+    Such rows are called *pinned*. If a pinned row arrives, it must be dropped, because its job has it.
 
-    The rows of a partition arrive in the order of their offsets, first the rows in the checkpoint and then those of the
-    source. So when a row arrives, the pin of that row and of all rows before it is removed.
+    The rows of a partition arrive in the order of their offsets: first those from the checkpoint, then those from the
+    source. So when a row has arrived, it and all rows before it in its partition are no longer pinned.
     """
 
     def __init__(self) -> None:
         self._of: dict[tuple[str, int], _PartitionPins] = {}
 
     def add(self, log: str, records: pa.RecordBatch) -> None:
-        """Pins the rows of a job."""
+        """Records that the rows in `records` belong to a job. If they arrive again, `check` recognises them and
+        compares their payloads. `log` is the identity of their topic's log, which changes if the topic is deleted and
+        created again.
+        """
         hashes = _hashes(records)
         for partition, rows, offsets in _by_partition(records):
             self._of.setdefault((log, partition), _PartitionPins()).add(offsets, hashes[rows])
 
     def check(self, log: str, records: pa.RecordBatch) -> tuple[Any, Any] | None:
-        """Compares rows that have arrived with the pinned rows at the same positions. Returns None if none of the rows
-        is pinned. Otherwise returns two numpy arrays of bool: True for each row that is pinned, and True for each
-        pinned row whose content differs from the content that its job has.
+        """Looks up whether rows that have arrived already belong to jobs (are pinned). Then unpins these rows and all
+        rows before them in their partitions. `log` is the identity of their topic's log, which changes if the topic
+        is deleted and created again.
+
+        Returns None if no row is pinned. Otherwise returns two numpy arrays of bool with an item for each row. In the
+        first, True means that the row is pinned. In the second, True means that its payload differs from the one with
+        which its job began.
         """
         if not self._of:
             return None
@@ -179,26 +198,30 @@ class Pins:
         return (pinned, changed) if pinned.any() else None
 
     def facts(self) -> list[list[Any]]:
-        """Returns the positions of the pinned rows for a checkpoint, as lists of [log, partition, packed offsets]."""
+        """Returns the positions of the rows that belong to jobs, as data for a checkpoint: a list [log, partition,
+        offsets] for each partition of each log. The offsets are compressed to a text (`text_of_offsets`).
+        """
         return [
             [log, partition, text_of_offsets(known.offsets)] for (log, partition), known in sorted(self._of.items())
         ]
 
     def take(self, facts: Iterable[Sequence[Any]]) -> None:
-        """Pins the rows whose positions a checkpoint has (`facts`). The content of these rows is not known. Raises
-        ValueError if `facts` are damaged.
+        """Records that rows belong to jobs. `facts` are their positions, as the method `facts` returned them for a
+        checkpoint. The payloads of these rows are not known. Raises ValueError if the data cannot be decoded.
         """
         for log, partition, packed in facts:
             self._of.setdefault((log, partition), _PartitionPins()).add(offsets_of_text(packed))
 
 
 def text_of_offsets(offsets: Any) -> str:
-    """Returns sorted offsets as compressed text."""
+    """Compresses a sorted numpy array of offsets to a text."""
     return b64encode(zlib.compress(np.diff(offsets, prepend=0).astype("<i8").tobytes(), 1)).decode()
 
 
 def offsets_of_text(text: str) -> Any:
-    """Decodes the text of `text_of_offsets`. Raises ValueError."""
+    """Converts a text from `text_of_offsets` back to the numpy array of offsets. Raises ValueError if the text is not
+    valid.
+    """
     try:
         return np.cumsum(np.frombuffer(zlib.decompress(b64decode(text, validate=True)), "<i8"))
     except zlib.error as error:

@@ -27,19 +27,21 @@ from sabot.state.base import LocalBackend
 
 
 class JobFunction:
-    """The function of a durable agent, and its state.
+    """The function of a durable agent, with the keyed state that it uses.
 
-    - `keyed`: True if the agent has `key=`. Then one job of a key runs at a time, and the state belongs to the key.
-    - `begun`: the ids of the open jobs with the times when they began, in milliseconds since 1970. It is empty if no
-      value of the state expires.
+    - `keyed`: True if the agent has `key=`. Then at most one job of each key runs at a time, and the jobs of a key
+      share a state.
+    - `begun`: the time at which each open job began, in milliseconds since 1970, by the id of the job. It is only
+      filled if values of the state can expire.
 
-    A job reads the state as it was at the job's own time (`ctx.now`), so that a replay reads the same values. Therefore
-    an expired value is kept until all jobs that began before it expired have ended.
+    If values of the state can expire, a job reads the state as of its own time (`ctx.now`), so that it reads the same
+    values when it is replayed. Therefore an expired value is kept until all jobs have ended that began before it
+    expired.
     """
 
     def __init__(self, spec: AgentSpec, state: StateBackend | None, clock: Clock) -> None:
-        """Makes the function. `state` is the agent's state. An agent without `key=` does not use it: each of its jobs
-        has a state of its own, which is dropped when the job ends.
+        """Makes the object. `state` is the store of the agent's keyed state. It is used only if the agent has `key=`.
+        Otherwise each job has a state of its own in memory, which is dropped when the job ends.
         """
         self.keyed = spec.job_key is not None
         self._agent_id = spec.agent_id
@@ -51,8 +53,8 @@ class JobFunction:
         self._function, _ = collect_results(spec.func, _ordered)
 
     def context(self, job: JobRun) -> tuple[DurableContext, JobInput | BatchInput]:
-        """Returns the context in which a job's function runs, and the record or batch of the job. Raises DataError if
-        the input cannot be decoded.
+        """Returns the `ctx` argument for the function of a job, and the job's record or batch, decoded from its BEGIN
+        entry. Raises DataError if the payload of the record cannot be decoded.
         """
         begin, state = job.history.begin, self._state
         if self._expiry is not None and state is not None:
@@ -68,7 +70,9 @@ class JobFunction:
         return durable_context(job, row, state, self._agent_id, self._prefix, self._clock), record
 
     def opened(self, job_id: str, begun_ms: int) -> None:
-        """Records that a job is open since `begun_ms`, in milliseconds since 1970. Idempotent."""
+        """Records the time at which an open job began, in milliseconds since 1970. Does nothing if values of the
+        state never expire, or if the job is recorded already.
+        """
         if self._expiry is not None:
             self.begun.setdefault(job_id, begun_ms)
 
@@ -86,15 +90,15 @@ class JobFunction:
         return encode(msgspec.structs.replace(record, payload=payload_from(message), columns=b""))
 
     def packed(self, job: JobRun, value: Any) -> bytes:
-        """Encodes the value that the function has returned, for the END of the job. Raises UserError for a value that
+        """Encodes the value that the function has returned, for the job's END entry. Raises UserError if the value
         cannot be encoded.
         """
         return pack(plain_value(value), f"the result of job {job.job_id}")
 
 
 class BatchJobFunction(JobFunction):
-    """The function of a durable batch agent. It always gets the columns from the journal, also in the first run, so
-    that a replay sees the same.
+    """The function of a durable agent that gets batches. The function always gets the columns that are stored in the
+    journal, in its first run too. So a replay gets the same values.
     """
 
     def __init__(self, spec: AgentSpec, state: StateBackend | None, clock: Clock) -> None:
@@ -110,8 +114,12 @@ class BatchJobFunction(JobFunction):
         return self._good_rows(ctx)
 
     async def _good_rows(self, ctx: BatchJobContext) -> Any:
-        """Calls the function, and returns its result. If the function raises `RowErrors` for bad rows, and has asked
-        for no effect before that, it is called again without these rows.
+        """Calls the function with the batch, and returns its result. If the function raises `RowErrors`, the rows
+        named by that error are recorded in `ctx.given_up`, and the function is called again without them. If no rows
+        are left, returns None.
+
+        Raises the error if the function had already made an effect before it raised the error, because a second call
+        would repeat that effect.
         """
         left, before = np.arange(ctx.message.num_rows), ctx.asked
         while ctx.message.num_rows:
@@ -128,8 +136,8 @@ class BatchJobFunction(JobFunction):
         return None
 
     def packed(self, job: JobRun, value: Any) -> bytes:
-        """Encodes the number of result rows and a digest of them, for the END of the job. Raises TypeError if the
-        result is not Arrow.
+        """Encodes the number of result rows and a hash of them, for the job's END entry. The rows themselves are not
+        stored. Raises TypeError if the result is no Arrow data.
         """
         if value is None:
             return pack(None, "")
@@ -138,13 +146,15 @@ class BatchJobFunction(JobFunction):
 
 
 def job_function(spec: AgentSpec, state: StateBackend | None, clock: Clock) -> JobFunction:
-    """Makes the function of a durable agent. `state`: the agent's state."""
+    """Makes the object that calls the function of a durable agent: a BatchJobFunction if the agent gets batches,
+    otherwise a JobFunction. `state` is the store of the agent's keyed state.
+    """
     return (BatchJobFunction if spec.batch else JobFunction)(spec, state, clock)
 
 
 def _ordered(value: Any) -> Any:
-    """Returns the result with a sorted list in place of each set. Otherwise another process would give the values of a
-    set in another order.
+    """Returns the value with a sorted list in place of each set in it. The order of a set may differ between
+    processes, but a replay in another process must return the same result.
     """
     if isinstance(value, Message):
         return Message(in_order(value.value), key=value.key, headers=value.headers, topic=value.topic)

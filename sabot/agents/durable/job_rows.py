@@ -56,10 +56,11 @@ the record has seen.
 
 
 class JobInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A record in the BEGIN entry of a job. New fields are only added at the end.
+    """The record of a job, as it is stored in the job's BEGIN entry. New fields may only be added at the end.
 
-    `columns` is the decoded payload as an Arrow IPC stream of one row. So a replay reads the same values even if the
-    schema or its registry has changed. It is empty if the payload is JSON or null.
+    `payload` is the value as it was read. `columns` is the decoded value, as an Arrow IPC stream with one row. It is
+    stored so that a replay gets the same value even if the schema in the schema registry has changed. It is b"" if
+    the payload is JSON or None, because then it is decoded again without a schema.
     """
 
     topic: str
@@ -73,7 +74,11 @@ class JobInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class WaitingInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A record in a mailbox. New fields are only added at the end."""
+    """A record in a mailbox, where it waits until the current job of its key has ended. New fields may only be added
+    at the end.
+
+    The fields `job` (the id of its future job), `digest`, `named`, `failed_run` and `behalf` are those of JobCall.
+    """
 
     job: str
     digest: bytes
@@ -91,11 +96,12 @@ decode_waiting = msgspec.msgpack.Decoder(WaitingInput).decode
 
 
 class FailedRun(NamedTuple):
-    """A job's failed run, for the headers of a dead letter.
+    """The failed run of a job. It is written into the headers of the dead letter.
 
-    - `job_id`: the id of the job, or "" if the record has no known job.
-    - `digest`: the digest of the job's first input.
-    - `conversation`: the conversation of the failed agent with its model, as JSON, or empty.
+    - `job_id`: the id of the job, or "" if no job is known for the record.
+    - `run`: the number of the run (`Begin.run`).
+    - `digest`: the hash of the input with which the job began first.
+    - `conversation`: the messages that the failed LLM agent exchanged with its model, as JSON, or b"".
     """
 
     job_id: str
@@ -105,7 +111,9 @@ class FailedRun(NamedTuple):
 
     @property
     def headers(self) -> Headers:
-        """Returns the headers of the dead letter. They identify the job, and have the conversation if there is one."""
+        """The headers of the dead letter: the id of the job, the number of its failed run, and the conversation if
+        there is one. Empty if the job is not known.
+        """
         said = ((CONVERSATION_HEADER, self.conversation),) if self.conversation else ()
         return (*job_headers(self.job_id, self.run), *said) if self.job_id else ()
 
@@ -113,23 +121,29 @@ class FailedRun(NamedTuple):
 class JobCall(
     msgspec.Struct, eq=False, gc=False
 ):  # gc=False: it is in no cycle, and each of 100,000 parked jobs has one
-    """A row that waits for its job or has a job, or a job that was open in the journal when the app started. The call
-    is dropped when the job ends.
+    """A job of a durable agent, from the arrival of its record until its end. If the job was open in the journal when
+    the app started, the object is made without the record.
 
-    - `digest`: the digest of the record.
-    - `named`: True if the journal must be asked whether it has the job. That is so if the job's id does not come from
-      the position of the record, or if jobs of later rows have begun.
-    - `failed_run`: for a dead letter that was sent again, the number of the run that has failed; otherwise 0.
+    - `scope`: the key of the record, encoded. Jobs with the same key run one after another.
+    - `digest`: the hash of the record, to recognise the same record when it comes again.
+    - `record`: the record as it is stored in the BEGIN entry. None if it has not been read from the journal.
+    - `named`: True if the journal must be asked whether the job exists already. That is necessary if its id is not
+      made from the position of the record, or if jobs of later rows have begun already.
+    - `failed_run`: the number of the run that failed, if the record is a dead letter that was sent again. Otherwise
+      0.
     - `row`: the row in the agent's queue, or None.
-    - `mailed`: True if the row is the first of its key's mailbox.
-    - `before`: the job as it was open in the journal, or None. It is set to None when the job is parked or blocked.
-    - `reopened`: True if the job was open when the app started.
-    - `place`: the place that `JobAdmission` gives to the job. It allows `concurrency=` jobs of the agent to run.
-    - `renewed`: True if the job was tried again since the start of the app.
-    - `run`: the number of the run in the job's BEGIN. In a run above 1 the job gets the results that earlier runs
-      recorded.
-    - `begun`: True if the job's BEGIN is in the journal.
-    - `behalf`: the scope, principal and labels of the job.
+    - `mailed`: True if the record is the first one in the mailbox of its key.
+    - `before`: the data about the job that were read from the journal when the app started, or None if the journal
+      did not contain it. Set to None when the job is parked or blocked, to free memory.
+    - `reopened`: True if the journal contained the open job when the app started.
+    - `place`: the place of the job in JobAdmission, which limits the running jobs to `concurrency=`: for example
+      "waiting", "running" or "parked".
+    - `blocked`: True if the function no longer matches the journal of the job, so that the job cannot continue.
+    - `renewed`: True if the job failed in this run of the app, and was tried again.
+    - `run`: the number of the run in the BEGIN entry. In run 2 and later, the job reuses the results recorded before.
+    - `begun`: True if the job's BEGIN entry has been written.
+    - `ctx`: the context of the running function, or None.
+    - `behalf`: the tenant, the person and the labels of the job.
     """
 
     job_id: str
@@ -152,30 +166,34 @@ class JobCall(
 
     @property
     def parked(self) -> bool:
-        """True if the job is parked. It still is when it was woken but does not run yet."""
+        """True if the job is parked: it waits for something, and its function is not in memory. This remains True
+        after the event for which it waited, until the function runs again.
+        """
         return self.place in ("parked", "woken")
 
     @property
     def is_failed_child(self) -> bool:
-        """True if the job is a child that has failed, and whose parent has begun it again."""
+        """True if this is a child job that has failed before, and that its parent job has asked for again."""
         return self.failed_run > 0 and self.record is not None and self.record.offset < 0
 
 
 def input_of(row: Row) -> JobInput:
-    """Returns the record in a row, in the form in which BEGIN has it."""
+    """Converts a row to the form in which it is stored in the BEGIN entry of its job."""
     columns = b"" if row.columns is None else to_ipc(row.columns)
     headers = user_headers(row.headers)
     return JobInput(row.topic, row.partition, row.offset, row.timestamp, row.key, headers, row.raw(), columns)
 
 
 def inputs_of(call: JobCall) -> dict[str, Any]:
-    """Returns the arguments for BEGIN that describe the record of the call."""
+    """Returns the arguments for `JobHost.begin` that describe the record of the call: "record" (encoded), "key" and
+    "digest".
+    """
     return {"record": encode(call.record), "key": call.scope, "digest": call.digest}
 
 
 def rows_of_begun(calls: Iterable[JobCall]) -> dict[int, list[int]]:
-    """Returns the numbers of the rows whose jobs have begun. The key is the Python `id` of the `QueuedRows` object that
-    has the rows.
+    """Returns, for each batch in the agent's queue, the indexes of its rows whose jobs have begun. The key of the
+    dict is Python's `id()` of the batch's QueuedRows object. Batches without such rows are left out.
     """
     begun: dict[int, list[int]] = {}
     for call in calls:
@@ -185,12 +203,13 @@ def rows_of_begun(calls: Iterable[JobCall]) -> dict[int, list[int]]:
 
 
 class JobNames:
-    """A maker of job ids: it gives each row of an agent a job id, and finds the scope, principal and labels of its job.
+    """The maker of an agent's job ids. The method `name` sets the job id of a row, and the tenant, person and labels
+    of its job.
 
-    - `logs`: the identity of each topic's log.
-    - `parents`: the durable agents that write into this one.
-    - `again`: the number of times that `--reprocess` has made new jobs of the agent's records. If the agent has
-      `job_id=`, each id contains this number.
+    - `logs`: the identity of each topic's log, by topic. It changes if the topic is deleted and created again.
+    - `parents`: the ids of the durable agents that write their results into this agent.
+    - `again`: the number of times that the user has restarted the app with `--reprocess` to process all records anew.
+      If the agent has `job_id=`, this number is part of each job id.
     """
 
     def __init__(self, spec: AgentSpec) -> None:
@@ -202,9 +221,12 @@ class JobNames:
         self.again = 0
 
     def name(self, call: JobCall, row: Row) -> None:
-        """Sets the job id of the call, and the scope, principal and labels of its job. Raises DataError if nothing
-        gives the row an id. Also raises DataError if an option of the agent names a field whose value is neither a text
-        nor a whole number.
+        """Sets `job_id`, `named`, `failed_run` and `behalf` of the call.
+
+        The id comes from a header if the record is a dead letter or a result of another durable agent. Otherwise it
+        is made of the record's field `job_id=`, or of the record's position. Raises DataError if the agent no longer
+        reads the topic of the record, so that the position identifies nothing. Raises DataError if a field that an
+        option of the agent names is neither a text nor a whole number.
         """
         labels = self._labels if not row.headers else labels_of(row.headers, self._labels)
         if labels or self._scope is not None or self._principal is not None:
@@ -233,9 +255,12 @@ class JobNames:
             )
 
     def stamped(self, batch: Batch, log: str) -> Batch:
-        """Returns the rows of a checkpoint, with the ids of their jobs added as headers if the topic has another log
-        now than `log`. Then the positions of the rows no longer identify them. If the log is the same, or if a field or
-        a header identifies the rows, the batch is returned unchanged.
+        """Prepares rows from a checkpoint for a topic that may have been deleted and created again since then.
+        Returns them as a batch.
+
+        If the identity of the topic's log is no longer `log`, the positions of the rows now belong to other records.
+        Then each row gets its job id as a header, unless it has a header with an id. If the identity is the same, or
+        if the agent has `job_id=`, the batch is returned unchanged.
         """
         if self._field is not None or log == self.logs.get(batch.topic):
             return batch
@@ -250,8 +275,9 @@ class JobNames:
 
 
 def _text_field(row: Row, field: str | None, option: str) -> str:
-    """Returns the value of a field as a text. `option` is the option of the agent that names the field. Raises
-    DataError if the value is neither a text nor a whole number.
+    """Returns the value of a record's field as a text, or "" if `field` is None. `option` is the option of the agent
+    that names the field, for the error message. Raises DataError if the value is neither a text (not empty, without
+    NUL characters) nor a whole number.
     """
     if field is None:
         return ""
@@ -265,13 +291,13 @@ def _text_field(row: Row, field: str | None, option: str) -> str:
 
 
 def labels_of(headers: Headers, labels: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Returns `labels` and the labels in the headers, sorted."""
+    """Returns the labels in `labels` and in the header LABELS_HEADER, sorted and each once."""
     said = [value.decode(errors="replace") for name, value in headers if name == LABELS_HEADER and value]
     return tuple(sorted({*labels, *filter(None, ",".join(said).split(","))})) if said else labels
 
 
 def row_of(record: JobInput) -> Row:
-    """Returns the record as a Row that is not decoded yet."""
+    """Converts the record in a BEGIN entry to a Row. Its value is not decoded."""
     return Row(
         record.payload, record.key, record.timestamp, record.partition, record.offset, record.headers, record.topic
     )
@@ -283,24 +309,26 @@ def user_headers(headers: Headers) -> Headers:
 
 
 def job_headers(job_id: str, run: int) -> Headers:
-    """Returns the headers of a record that is sent again: the id of its job, and the number of the run that has failed."""
+    """Returns the headers for a record that is sent to a topic again: the id of its job, and the number `run` of the
+    failed run.
+    """
     return ((JOB_HEADER, job_id.encode()), (RUN_HEADER, b"%d" % run))
 
 
 def json_headers(record: JobInput, format: Format) -> Headers:
-    """Returns the headers to add to a record that is sent again into a topic: JSON_HEADER if the payload is JSON and
-    the topic has another format, otherwise none.
+    """Returns the headers for a record that is sent to a topic again. They contain JSON_HEADER if the payload is JSON
+    but `format`, the format of the topic, is another one. Otherwise they are empty.
     """
     return ((JSON_HEADER, b"1"),) if format != JSON and not record.columns and record.payload is not None else ()
 
 
 def input_headers(key: bytes, own: bytes, first: bytes) -> Headers:
-    """Returns the headers to add to a record that is sent again: INPUT_HEADER if its job began with another input,
-    otherwise none.
+    """Returns the headers for a dead letter, which may be sent to its topic again. They contain INPUT_HEADER if the
+    job of this record began with another input, because it used `ctx.continue_as`. Otherwise they are empty.
 
-    - `key`: the key of the journal's digests.
-    - `own`: the digest of the record.
-    - `first`: the digest of the job's first input.
+    - `key`: the secret key of the journal's hashes.
+    - `own`: the hash of the record in the dead letter.
+    - `first`: the hash of the input with which the job began first.
     """
     return (
         ()
@@ -310,8 +338,10 @@ def input_headers(key: bytes, own: bytes, first: bytes) -> Headers:
 
 
 def first_digest(key: bytes, own: bytes, headers: Headers) -> bytes:
-    """Returns the digest of the first input of a record's job, which INPUT_HEADER has. If the header is missing or not
-    valid, returns `own`, the digest of the record. `key` is the key of the journal's digests.
+    """Returns the hash of the input with which the job of a record began first.
+
+    It is read from INPUT_HEADER. If that header is missing or not valid, returns `own`, the hash of the record: then
+    the record is the first input itself. `key` is the secret key of the journal's hashes.
     """
     said = next((value for name, value in reversed(headers) if name == INPUT_HEADER), None)
     try:
@@ -322,33 +352,36 @@ def first_digest(key: bytes, own: bytes, headers: Headers) -> bytes:
 
 
 def result_headers(job_id: str, number: int, *, replayed: bool) -> Headers:
-    """Returns the headers of a result that one durable agent passes to another. `number` is the number of the result
-    among those of the job. `replayed` is True if the job ran over its history, so that the result may have been passed
-    on before.
+    """Returns the headers for a result that is written from one durable agent into another.
+
+    - `job_id`: the id of the job that made the result.
+    - `number`: the index of the result among the results of that job, from 0.
+    - `replayed`: True if the job was continued from the journal after a restart. The result may then have been
+      written before the restart too. A header marks it, so that the receiver looks for the earlier one.
     """
     again = ((RUN_HEADER, b"0"),) if replayed else ()
     return ((FROM_HEADER, f"{job_id}>{number}".encode()), *again)
 
 
 def failed_run(headers: Headers) -> int:
-    """Returns the number of the failed run from the headers of a dead letter that was sent again, or LAST_RUN if the
-    header is missing.
+    """Returns the number of the failed run (RUN_HEADER) from the headers of a dead letter that was sent again.
+    Returns LAST_RUN, which stands for "the last run", if the header is missing or not a number.
     """
     found = next((value for name, value in reversed(headers) if name == RUN_HEADER and value), b"")
     return int(found) if found.isdigit() else LAST_RUN
 
 
 def payload_from(message: Any) -> bytes:
-    """Encodes a message as the payload of a record. Raises UserError for a value that JSON cannot encode."""
+    """Encodes a message as JSON for the payload of a record. Bytes are returned unchanged. Raises UserError if the
+    message cannot be encoded.
+    """
     return message if isinstance(message, bytes) else encode_json(message)
 
 
 def version_of(function: Callable[..., Any], version: str = "") -> str:
-    """Returns the version of the code, for BEGIN. It is made of two parts, and is the same in all processes with the
-    same source and Python.
-
-    - `version`, or by default a short hash of the function's code;
-    - the version of Python, because another Python may run tasks in another order (`jobs.run`).
+    """Returns a text that identifies the code of an agent's function, for the job's BEGIN entry. It contains
+    `version`, or if that is "" a hash of the function's compiled code, and the version of Python. Another Python
+    version may run asyncio tasks in another order, so it counts as other code.
     """
     code = getattr(unwrap(function), "__code__", None)
     if not version and code is not None:

@@ -26,41 +26,43 @@ _log = logging.getLogger(__name__)
 
 
 class OrderOwner(Protocol):
-    """The owner of the rows that are put in order: a durable agent."""
+    """The agent whose rows a KeyOrder puts in order. KeyOrder calls these methods."""
 
     def turn(self, call: JobCall) -> None:
-        """Called when the turn of a row has come, because it is the next one of its key or has no key. The job of the
-        row may now begin.
-        """
+        """Called when the job of `call` may begin: its row has no key, or no other job of the key is open."""
 
     def is_known(self, call: JobCall) -> bool:
-        """Looks for the job of this call among those that have begun. If it is there, drops the row, or refuses it if
-        its content differs from the job's input. Returns True if the job was found.
+        """Checks whether a job with the id of this call has begun already. If it has, drops the row of the call and
+        returns True. If the row differs from the input of that job, it is refused as an error instead of dropped.
+        Returns False if no such job has begun.
         """
 
     def end_row(self, call: JobCall) -> None:
-        """Called when a row has been written to a mailbox. From now on, checkpoints save it with the mailbox, and no
-        longer among the unfinished rows.
+        """Called when the row of `call` has been written to a mailbox. From then on checkpoints store it with the
+        mailbox, and must not store it with the agent's queue too.
         """
 
     def refuse(self, call: JobCall, error: SabotError) -> None:
-        """Makes the row a dead letter."""
+        """Makes the row of `call` a dead letter, with this error."""
 
     def has_failed(self) -> bool:
-        """Returns True if the agent has failed. After that no row gets its turn."""
+        """Returns True if the agent has failed. After that no further job begins."""
 
     def mail_room(self) -> None:
-        """Called when no row in memory waits for a full mailbox any more. The agent then accepts input again."""
+        """Called when no mailbox is full any more for which rows wait in memory. The agent may then accept input
+        again.
+        """
 
 
 class _Queue(msgspec.Struct, eq=False, gc=False):
-    """The queue of a key that has a job.
+    """The jobs and rows of a key that has a job.
 
-    - `before`: the key's other jobs that were open in the journal. They come first.
-    - `waiting`: the rows in memory. They come after those jobs.
+    - `call`: the current job of the key.
+    - `before`: other open jobs of the key that the journal contained at the start of the app. They run after `call`.
+    - `waiting`: the rows that wait in memory. Their jobs run after those in `before`.
 
-    Both are None while they are empty, as they are for most keys. An empty deque takes 600 bytes, and slows the garbage
-    collector.
+    `before` and `waiting` are None if there are no such jobs or rows, because an empty deque would take 600 bytes for
+    each key.
     """
 
     call: JobCall
@@ -73,11 +75,14 @@ class _Queue(msgspec.Struct, eq=False, gc=False):
 
 
 class KeyOrder:
-    """The order of an agent's rows. It decides when the turn of each row comes.
+    """The order in which the rows of an agent become jobs. With `key=`, at most one job of each key is open at a
+    time. While it is open, further rows of the key wait in memory, or in the mailbox of the key if the job is parked
+    or blocked.
 
-    - `crowded`: the keys whose mailbox is full, so that their further rows wait in memory. While there is such a key,
-      the agent takes no input.
-    - `children`: the ids of child jobs that wait for their turn.
+    - `boxes`: the mailboxes of the agent.
+    - `crowded`: the keys whose mailbox is full, so that further rows of the key wait in memory. While there is such a
+      key, the agent accepts no input.
+    - `children`: the ids of the child jobs that wait until the current job of their key has ended.
     """
 
     def __init__(self, spec: AgentSpec, room: MailRoom, owner: OrderOwner) -> None:
@@ -92,8 +97,9 @@ class KeyOrder:
         room.on_room.append(self.unpack)
 
     def restore(self, calls: Iterable[JobCall]) -> None:
-        """Restores the open jobs of the journal (`calls`, in the order in which they began), and then the mailboxes.
-        Called before any row comes. Raises UserError if rows wait in mailboxes, but the agent no longer has `key=`.
+        """Takes over the jobs that were open in the journal, and then the rows in the mailboxes. `calls` are these
+        jobs, in the order in which they began. Must be called before the first row arrives. Raises UserError if
+        mailboxes contain rows, but the agent no longer has `key=`.
         """
         if self._spec.job_key is None and self.boxes.rows:
             raise UserError(
@@ -115,9 +121,8 @@ class KeyOrder:
                 self._turn(self._mailed(scope))
 
     def start(self, calls: Iterable[JobCall]) -> None:
-        """Ends the restore. Called when the facts of the checkpoint are restored. Drops `JobCall.before`, the job as it
-        was in the journal, of those `calls` that are parked already. From now on `suspend` does this for each job that
-        is parked.
+        """Ends the restore after a start of the app. `calls` are the jobs of the agent. Sets `JobCall.before` of the
+        parked ones to None, to free memory. From then on `suspend` does the same for each job that is parked.
         """
         self._started = True
         for call in calls:
@@ -125,8 +130,8 @@ class KeyOrder:
                 call.before = None
 
     def add_child(self, call: JobCall) -> None:
-        """Adds a child job that another job, its parent, has asked for. Raises UserError if the key already has a job
-        that is the parent or one of the parent's ancestors. That job and the child would wait for each other.
+        """Adds a child job, which another job (its parent) has asked for. Raises UserError if the current job of the
+        child's key is its parent or an ancestor of it: that job would wait for the child, and the child for that job.
         """
         queue = None if self._spec.job_key is None else self._queues.get(call.scope)
         above = parent_of(call.job_id)[0]
@@ -142,7 +147,9 @@ class KeyOrder:
         self.add(call)
 
     def add(self, call: JobCall) -> None:
-        """Adds a row behind the rows of its key that came before."""
+        """Adds a row. Its job may begin at once if no other job of its key is open. Otherwise the row waits behind
+        earlier rows of its key.
+        """
         queue = None if self._spec.job_key is None else self._queues.get(call.scope)
         if queue is not None and queue.call.blocked:
             self._warn_blocked(queue.call)
@@ -154,7 +161,7 @@ class KeyOrder:
             queue.waiting = _with(queue.waiting, call)
 
     def _warn_blocked(self, blocked: JobCall) -> None:
-        """Logs that rows of a key wait behind its blocked job. It does so once for each blocked job."""
+        """Logs a warning that rows of a key wait behind a blocked job. This happens once for each blocked job."""
         if blocked.job_id not in self._warned:
             self._warned.add(blocked.job_id)
             _log.warning(
@@ -164,7 +171,7 @@ class KeyOrder:
 
     @property
     def behind_blocked(self) -> int:
-        """The number of rows and jobs that wait behind blocked jobs of their keys."""
+        """The number of rows and jobs that wait because a blocked job of the same key is not finished."""
         queues = [(scope, each) for scope, each in self._queues.items() if each.call.blocked]
         return sum(self.boxes.rows_of(scope) + len(q.before or ()) + len(q.waiting or ()) for scope, q in queues)
 
@@ -179,8 +186,8 @@ class KeyOrder:
         self._owner.turn(call)
 
     def suspend(self, call: JobCall) -> None:
-        """Moves the rows of a key that wait in memory into the mailbox of the key. Called when the key's job (`call`)
-        is parked or blocked.
+        """Moves the rows of a key from memory into the mailbox of the key. Called when the current job of the key
+        (`call`) is parked or blocked. Such a job may stay open for long.
         """
         if self._started:
             call.before = None
@@ -188,7 +195,9 @@ class KeyOrder:
             self._spill(self._queues[call.scope])
 
     def end(self, call: JobCall) -> None:
-        """Gives the next row of a key its turn. Called when the key's job (`call`) has ended."""
+        """Lets the next job of a key begin. Called when the key's current job (`call`) has ended. If nothing waits,
+        the key is removed.
+        """
         if self._spec.job_key is None:
             return
         scope, queue = call.scope, self._queues[call.scope]
@@ -209,14 +218,15 @@ class KeyOrder:
             self.unpack()
 
     def _mailed(self, scope: bytes) -> JobCall:
-        """Returns a call for the first row of a mailbox."""
+        """Returns a call made from the first row in the mailbox of the key `scope`. The row remains in the mailbox."""
         found = decode_waiting(self.boxes.first(scope))
         asked = found.named, found.failed_run
         return JobCall(found.job, scope, found.digest, found.record, *asked, mailed=True, behalf=found.behalf)
 
     def _post(self, queue: _Queue, call: JobCall) -> None:
-        """Puts a row into the mailbox of its key. If the mailbox is full, the row becomes a dead letter, or it waits in
-        memory and the agent accepts no input meanwhile. A child job always waits in memory.
+        """Puts a row into the mailbox of its key. If the mailbox is full and the agent has
+        mailbox_full="dead_letter", the row becomes a dead letter. With another value of that option the row waits in
+        memory, and the agent accepts no input until there is room. A child job always waits in memory.
         """
         assert call.record is not None
         scope = call.scope
@@ -239,7 +249,9 @@ class KeyOrder:
             self._post(queue, call)
 
     def unpack(self) -> None:
-        """Moves rows that wait in memory into their mailboxes, as far as these have room again."""
+        """Moves rows that wait in memory into their mailboxes, for each mailbox that has room again. If no row waits
+        in memory for room after that, tells the agent that it may accept input (`OrderOwner.mail_room`).
+        """
         for scope in list(self.crowded):
             queue = self._queues.get(scope)
             if queue is None or not (queue.takes_long or scope in self.boxes):

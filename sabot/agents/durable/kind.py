@@ -21,13 +21,17 @@ from sabot.state.base import LocalBackend
 
 
 class DurableKind:
-    """The durable agents of an app, in the form of the runtime's plug for them (`runtime.agent_kind.AgentKind`)."""
+    """The durable agents and the guards of an app. It implements the interface through which the runtime uses them
+    (`runtime.agent_kind.AgentKind`).
+    """
 
     def __init__(self, app: JournalOwner) -> None:
         self._app = app
 
     def open(self) -> "AppJournal":
-        """Opens the journal of the app, and the store of its mailboxes. Blocks. Raises UserError if they cannot be opened."""
+        """Opens the journal of the app, and the store of its mailboxes, which hold rows that wait for the current job
+        of their key. Blocks. Raises UserError if the journal or the store cannot be opened.
+        """
         app, storage = self._app, self._app.checkpoints()
         if app.journal_storage is None or storage is None or app.settings.forget_effects:
             app.journal_storage = MemoryStorage(app.clock)
@@ -36,14 +40,15 @@ class DurableKind:
         return AppJournal(app, journal, mail)
 
     def judge(self, guards: Sequence[EffectGuard]) -> GuardJudge | None:
-        """Returns a judge for the model calls that are made outside of jobs. It asks the guards in `guards`. Returns
-        None if none of these guards judges such calls.
+        """Returns an object that asks `guards` before each model call that the app makes outside of a job, for
+        example in a stream. Returns None if `guards` has no guard.
         """
         return judge_of(self._app.id, guards, self._app.clock)
 
     async def budgets(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the fields of the app's `BudgetFacts`. `asked` has the fields of a `BudgetQuery`. Raises UserError if
-        the app has no budgets.
+        """Returns a report of the app's budgets and their usage, as a dict with the fields of BudgetFacts. `asked`
+        contains the parameters of the report, with the fields of BudgetQuery. Raises UserError if the app has no
+        budgets.
         """
         if self._app.accounts is None:
             raise UserError(f"app {self._app.id} has no budgets", hint='App(…, budgets=[Budget("scope", …)])')
@@ -51,8 +56,8 @@ class DurableKind:
         return cast("dict[str, Any]", msgspec.to_builtins(facts))
 
     def refuses(self, agents: Sequence[AgentSpec]) -> None:
-        """Raises UserError if one of these agents is durable and the app's journal is not on a server. Other processes
-        of the app could not reach such a journal.
+        """Raises UserError if one of these agents is durable, and the journal of the app is a local directory or in
+        memory. Then other worker processes could not use the journal.
         """
         durable = next((spec.agent_id for spec in agents if spec.durable), None)
         if durable is not None and not is_at_server(journal := journal_place(self._app)):
@@ -63,15 +68,21 @@ class DurableKind:
 
 
 class AppJournal:
-    """The journal of an app and the store of its mailboxes, while both are open in this process."""
+    """The open journal of an app, with the store of its mailboxes (the rows that wait until the current job of their
+    key has ended).
+    """
 
     def __init__(self, app: JournalOwner, journal: Journal, mail: LocalBackend) -> None:
         self._app, self.journal, self._mail = app, journal, mail
 
     def check(self, facts: Mapping[str, Any] | None, place: object = None) -> None:
-        """Checks that the journal belongs to the checkpoint from which the app starts (`check_journal`). `facts` are
-        the facts about the journal in the checkpoint, or None. `place` is the place of the checkpoints, for the error
-        message. Blocks.
+        """Checks that the journal belongs to the checkpoint from which the app starts. Blocks.
+
+        - `facts`: the data about the journal in that checkpoint, or None if there are none.
+        - `place`: the place of the checkpoints, for the error message.
+
+        Raises OtherJournal if the journal is another one, or lacks entries that the checkpoint needs. Raises
+        UserError if the journal contains jobs, but `facts` is None.
         """
         check_journal(self.journal, facts, place)
 
@@ -83,7 +94,16 @@ class AppJournal:
         storage: CheckpointStorage | None,
         on_broken: Callable[[str, BaseException], None],
     ) -> DurableJobs:
-        """Makes the jobs of one run of the app over this journal. The caller then opens them (`DurableJobs.open`)."""
+        """Makes the DurableJobs, which runs the jobs of the durable agents in one run of the app. The caller must
+        then call `DurableJobs.open`.
+
+        - `guards`: the guards that decide on effects of jobs.
+        - `known`: True if a complete checkpoint contains a position in this journal, or if the app makes no
+          checkpoints. With False no job begins until such a checkpoint is complete.
+        - `storage`: the storage of the checkpoints, or None.
+        - `on_broken`: a function that is called with a description and an error, if the state and the output of jobs
+          may no longer agree.
+        """
         return DurableJobs(
             self.journal,
             self._mail,
@@ -97,8 +117,8 @@ class AppJournal:
         )
 
     def close(self, *, ran: bool = True) -> None:
-        """Closes the journal and the mailboxes. Blocks. `ran` is False if the start of the app was refused. In that
-        case a journal that this start has created is removed (`Journal.abandon`).
+        """Closes the journal and the mailboxes. Blocks. `ran` must be False if the app refused to start. Then the
+        journal is also deleted if this process has just created it.
         """
         try:
             self._mail.shut()

@@ -27,7 +27,12 @@ _NUMBER = struct.Struct(">Q")  # follows the scope in the backend's keys, so tha
 
 
 class MailRoom:
-    """The store of the mailboxes of all agents of an app."""
+    """The store of all mailboxes of an app. A mailbox contains the rows that wait until the current job of their key
+    has ended. It has limits for the number of rows and of bytes in all mailboxes together.
+
+    - `rows`, `nbytes`: the present number of rows, and their size in bytes.
+    - `on_room`: functions that are called when a row was removed.
+    """
 
     def __init__(self, backend: LocalBackend, *, capacity_rows: int = _ROWS, capacity_bytes: int = _BYTES) -> None:
         self.backend = backend
@@ -37,21 +42,21 @@ class MailRoom:
 
     @property
     def has_room(self) -> bool:
-        """True if there is room for another row."""
+        """True if the mailboxes together are below their limits of rows and bytes, so that another row may be added."""
         return self.rows < self.capacity_rows and self.nbytes < self.capacity_bytes
 
     def cut(self) -> Cut | None:
-        """Returns a snapshot of all rows, or None if the store has never had a row."""
+        """Returns a snapshot of all rows for a checkpoint, or None if no mailbox has ever contained a row."""
         return None if self.backend.is_empty else self.backend.cut()
 
     def load(self, directory: Path) -> None:
-        """Loads the rows of a snapshot in this directory. Called before any `Mailboxes` is made. Blocks. Raises
-        CorruptCheckpoint.
+        """Loads the rows from the snapshot in this directory. Must be called before a `Mailboxes` object is made.
+        Blocks. Raises CorruptCheckpoint if the snapshot cannot be read.
         """
         _load(self.backend, directory)
 
     def shut(self) -> None:
-        """Closes the backend. Blocks. Idempotent."""
+        """Closes the store that contains the rows. Blocks. May be called more than once."""
         self.backend.shut()
 
 
@@ -61,8 +66,9 @@ def _load(backend: LocalBackend, directory: Path) -> None:
 
 
 class NotesOfParked:
-    """The notes of the parked jobs of an app (`jobs.parking.ParkedNotes`). They are small, and kept in memory. A
-    snapshot of them is written as one file, by another thread.
+    """The notes about the parked jobs of an app, one for each job. A note says for which questions, timers and
+    signals the job waits. So the job need not be replayed after a restart. The notes are kept in memory, and a
+    checkpoint stores all of them in one file.
     """
 
     def __init__(self) -> None:
@@ -78,18 +84,20 @@ class NotesOfParked:
         return iter(self._notes.items())
 
     def cut(self) -> Cut | None:
-        """Returns a snapshot of all notes, or None if there are none."""
+        """Returns a snapshot of all notes for a checkpoint, or None if there are no notes."""
         return _CutOfNotes(self._notes.copy()) if self._notes else None
 
     def load(self, directory: Path) -> None:
-        """Loads the notes from a snapshot in this directory. Blocks. Raises CorruptCheckpoint."""
+        """Loads the notes from the snapshot in this directory. Blocks. Raises CorruptCheckpoint if the snapshot
+        cannot be read.
+        """
         backend = MemoryBackend()
         _load(backend, directory)
         self._notes = {key.decode(): note for key, note in backend.items("")}
 
 
 class _CutOfNotes:
-    """A snapshot of the notes of parked jobs. It is saved in the same form as the snapshot of a backend in memory."""
+    """A snapshot of the notes about parked jobs, which a checkpoint writes to its directory."""
 
     def __init__(self, notes: dict[str, bytes]) -> None:
         self._notes = notes
@@ -105,12 +113,14 @@ class _CutOfNotes:
 
 
 class Mailboxes:
-    """The mailboxes of one agent: one for each key that has rows. Keys are named by their `scope`. Scopes and rows are
-    bytes.
+    """The mailboxes of one agent. There is one for each key that has rows waiting. `scope` is the encoded key. A row
+    is bytes.
     """
 
     def __init__(self, room: MailRoom, agent_id: str, capacity_rows: int) -> None:
-        """Makes the mailboxes of an agent. The mailbox of a key has at most `capacity_rows` rows."""
+        """Makes the mailboxes of an agent, with the rows that `room`, the store of all mailboxes, contains for it.
+        Each mailbox has room for `capacity_rows` rows.
+        """
         self._room = room
         self._backend = room.backend
         self._space = agent_id
@@ -127,33 +137,39 @@ class Mailboxes:
         return scope in self._bounds
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yields the scopes (names of keys) that have rows."""
+        """Yields the encoded keys whose mailboxes contain rows."""
         return iter(self._bounds)
 
     def rows_of(self, scope: bytes) -> int:
-        """Returns the number of rows in the mailbox of this scope."""
+        """Returns the number of rows in the mailbox of the key `scope`, which is 0 if there is none."""
         first, end = self._bounds.get(scope, (0, 0))
         return end - first
 
     def has_room(self, scope: bytes) -> bool:
-        """Returns True if there is room for another row, in the mailbox of this scope and in the store of all mailboxes."""
+        """Returns True if another row may be added to the mailbox of the key `scope`: neither this mailbox nor the
+        mailboxes of the app together have reached their limits.
+        """
         return self.rows_of(scope) < self._capacity and self._room.has_room
 
     def add(self, scope: bytes, row: bytes) -> None:
-        """Adds a row to the end of the mailbox of this scope."""
+        """Adds a row at the end of the mailbox of the key `scope`. Does not check whether there is room."""
         bounds = self._bounds.setdefault(scope, [0, 0])
         self._backend.write(self._space, scope + _NUMBER.pack(bounds[1]), row)
         bounds[1] += 1
         self._count(1, len(row))
 
     def first(self, scope: bytes) -> bytes:
-        """Returns the first row in the mailbox of this scope. The mailbox must have rows."""
+        """Returns the first row in the mailbox of the key `scope`, without removing it. The mailbox must contain a
+        row.
+        """
         row = self._backend.read(self._space, scope + _NUMBER.pack(self._bounds[scope][0]))
         assert row is not None
         return row
 
     def remove_first(self, scope: bytes) -> None:
-        """Removes the first row from the mailbox of this scope, and calls the listeners in `MailRoom.on_room`."""
+        """Removes the first row from the mailbox of the key `scope`. Then calls the functions in `MailRoom.on_room`,
+        which may use the room.
+        """
         row, bounds = self.first(scope), self._bounds[scope]
         self._backend.write(self._space, scope + _NUMBER.pack(bounds[0]), None)
         bounds[0] += 1

@@ -36,11 +36,13 @@ are open.
 
 
 class JobModel(AgentModel):
-    """The models of an engine, for one job: `ctx.llm(engine)`. Each answer is in the journal before the job continues.
+    """The models of an engine, as the function of one job uses them: `ctx.llm(engine)`. Each answer is recorded in
+    the journal before the job continues.
 
-    The journal's entry for a request has a digest of the whole request, but only those messages that follow the model's
-    last answer. Earlier entries have the messages before. `call` is the method `DurableContext.call` of the job, which
-    calls tools.
+    A request is recorded with a hash of all its messages, but only the messages after the model's last answer are
+    stored. The earlier messages are in the entries of earlier requests.
+
+    `call` is the method `DurableContext.call` of the job, by which tools are called.
     """
 
     def __init__(self, call: Callable[..., Awaitable[Any]], job: JobRun, engine: Engine) -> None:
@@ -52,12 +54,15 @@ class JobModel(AgentModel):
         self._price = engine.most_cost
 
     async def complete(self, prompt: object, *, output: Any = None, **fields: Any) -> Completion:
-        """Returns the answer of the model. In a replay it returns or raises the same as in the first run. Raises
-        ModelError, and EffectError if the call was denied or abandoned.
+        """Sends a request to a model, and returns the answer. When the job is replayed after a crash, returns the
+        recorded answer, or raises the recorded error, without sending the request.
 
         - `prompt`: a text, a ChatMessage, several ChatMessages, or a RequestSpec.
-        - `output`: the type that the answer must have; None allows any answer.
+        - `output`: the type to which the answer is converted. With None the answer is not converted.
         - `fields`: further fields of the RequestSpec.
+
+        Raises ModelError if the request fails, and EffectError if it fails for a reason outside of the model, for
+        example because a guard denies it.
         """
         spec, schema = request_of(prompt, output, fields)
         body = request_body(spec)
@@ -69,7 +74,9 @@ class JobModel(AgentModel):
         return with_output(msgspec.convert(said, Completion), schema)
 
     async def answer_all(self, requests: Sequence[RequestSpec], output: Schema | None) -> Sequence[Said]:
-        """Sends requests, each as an effect of its own. Returns the answer or the error of each request, in order."""
+        """Sends each request as an effect of its own, all at the same time. Returns the answer or the error of each
+        request, in the order of `requests`.
+        """
         return await asyncio.gather(*(self._answer(each, output) for each in requests))
 
     async def _answer(self, request: RequestSpec, output: Schema | None) -> Said:
@@ -79,27 +86,28 @@ class JobModel(AgentModel):
             return error
 
     async def stream(self, prompt: object, **fields: Any) -> AsyncGenerator[Piece, None]:
-        """Yields the answer of the model in one piece, because a job sees only recorded answers. Arguments and errors
-        are those of `complete`.
+        """Yields one piece that contains the whole answer of the model. It cannot yield the parts of the answer,
+        because a job gets only answers that are recorded. Arguments and errors are those of `complete`.
         """
         yield Piece(completion=await self.complete(prompt, **fields))
 
     def of(self, engine: Engine) -> "JobModel":
-        """Returns the models of another engine, for the same job."""
+        """Returns a JobModel for another engine, for the same job."""
         return JobModel(self._call_tool, self._job, engine)
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        """Calls a tool, as an effect of the job in the tool's effect class."""
+        """Calls a tool as an effect of the job, and returns its result. `arguments` are its arguments, by name."""
         return await self._call_tool(tool, **arguments)
 
 
 class _Requests:
-    """A judge (`CallJudge`) for the requests that one effect sends to a model. The guard has allowed the effect, and
-    with it the first request. If the answer to a request could not be read, the next request is a new attempt of the
-    effect, and the guard may refuse it.
+    """A judge (`CallJudge`) for the requests that one effect of a job sends to a model. Usually this is one request.
+    If an answer cannot be read and the request is sent again, that is a new attempt of the effect, which a guard may
+    refuse.
 
-    `around` is the judge that is in force outside of the effect, or None. If it is a `GuardJudge`, it also decides
-    whether a fallback model may be asked.
+    - `effect`: the effect, with the number of its present attempt.
+    - `around`: the judge of model requests that applied before the effect began, or None. If it is a GuardJudge, its
+      guard also decides whether a fallback model may be asked.
     """
 
     def __init__(self, effect: Effect, around: CallJudge | None) -> None:
@@ -142,9 +150,10 @@ def _asking(engine: Engine, job_id: str, pieces: Pieces | None) -> Callable[...,
 async def _in_pieces(
     engine: Engine, spec: RequestSpec, effect: Effect, pieces: Pieces, requests: _Requests
 ) -> Completion:
-    """Asks the model for the answer in pieces, publishes the pieces as they come, and returns the whole answer. If the
-    stream breaks off after the first piece, asks again for the whole answer. If it breaks off before, raises
-    TransientError.
+    """Sends a request to a model, and publishes each piece of the answer when it arrives. Returns the whole answer.
+
+    If the connection breaks off after the first piece was published, sends the request once more, and returns that
+    answer. Raises TransientError if the connection breaks off before the first piece.
     """
     number = 0
     try:
@@ -162,14 +171,14 @@ async def _in_pieces(
 
 
 def request_body(spec: RequestSpec) -> bytes:
-    """Returns a request in the form in which the journal has it: the digest of the request, the number of its messages,
-    and the messages that are new since the last request.
+    """Encodes a request for the journal: the hash of the whole request, the number of its messages, and the messages
+    after the model's last answer, which are new.
     """
     return pack([spec.digest(), len(spec.messages), _news(spec.messages)], "a request to a model")
 
 
 def _news(messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
-    """Returns the messages that follow the model's last answer; all messages if there is no answer yet."""
+    """Returns the messages that follow the model's last answer. Returns all messages if there is no answer yet."""
     for at in range(len(messages), 0, -1):
         if messages[at - 1].role == "assistant":
             return messages[at:]

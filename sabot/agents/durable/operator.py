@@ -66,15 +66,23 @@ from sabot.operators.agents.rows import RecordReader, Row, place_of, results_of,
 
 
 class DurableAgentOperator(AgentOperator):
-    """The operator of a durable agent, and the owner of its jobs (`jobs.owner.JobOwner`). `calls` has the calls whose
-    turn has come (`key_order`), by the ids of their jobs.
+    """The operator that runs a durable agent: it makes a job of each record, and decides when a job begins. It
+    implements the interface `jobs.owner.JobOwner`, through which the JobHost uses an agent.
+
+    `calls` contains, by job id, the jobs that may run or have begun. Rows that wait behind another job of their key
+    are in `order`.
     """
 
     def __init__(
         self, spec: AgentSpec, *, host: JobHost, mail: MailRoom, leaves_at_once: bool, version: str = "", **wiring: Any
     ) -> None:
-        """Makes the operator. `leaves_at_once` is True if other programs can see results before a checkpoint contains
-        them. No job begins before `admit` is called.
+        """Makes the operator. No job begins before `admit` is called.
+
+        - `host`: runs the jobs and writes the journal.
+        - `mail`: the store of the mailboxes.
+        - `leaves_at_once`: True if other programs can see results before a checkpoint is complete.
+        - `version`: the version of the agent's code. With "" a hash of the code is used.
+        - `wiring`: the arguments of the base class.
         """
         super().__init__(spec, version=version, **wiring)
         self.leaves_at_once, self.sleep_counts = leaves_at_once, False
@@ -103,15 +111,17 @@ class DurableAgentOperator(AgentOperator):
     # -- start and end ---------------------------------------------------------------------------------------------------------
 
     def restore(self, jobs: Iterable[OpenJob]) -> None:
-        """Restores the agent's open jobs, in the order in which they began, and then its mailboxes. Called before any
-        row comes.
+        """Takes over the jobs of this agent that were open in the journal, and then the rows in its mailboxes. `jobs`
+        must be in the order in which the jobs began. Must be called before the first row arrives.
         """
         calls = [self.open_call(job) for job in jobs]
         self._known = {call.job_id: call.digest for call in calls}
         self.order.restore(calls)
 
     def open_call(self, job: OpenJob) -> JobCall:
-        """Returns the call for a job that is open in the journal. Raises UserError if this agent cannot continue the job."""
+        """Makes the JobCall for a job that was open in the journal. Raises UserError if this agent processes single
+        records and the job is one of a batch.
+        """
         if self.spec.job_id is None and is_batch(job.job_id, self.spec.agent_id):
             raise UserError(
                 f"agent {self.spec.agent_id} takes records, and its open job {job.job_id} has a batch",
@@ -122,11 +132,11 @@ class DurableAgentOperator(AgentOperator):
         return JobCall(job.job_id, job.key if self._keyed else b"", job.digest, before=job, reopened=True)
 
     def own_facts(self) -> dict[str, Any]:
-        """Returns the facts of the base class for a checkpoint, and `begun`: for each partition, the greatest offset of
-        a row whose job has begun.
+        """Returns the data that a checkpoint stores for this operator: the data of the base class, and `begun`, a
+        list of [topic, partition, offset] with the greatest offset in each partition for which a job has begun.
 
-        After a restart, open jobs run again before the source has read their rows again. If a barrier arrives in
-        between, the position of the source is smaller than these offsets.
+        After a restart these offsets can be greater than the position of the source: open jobs continue at once, and
+        the source reads their rows again later.
         """
         return {**super().own_facts(), "begun": [[*place, at] for place, at in sorted(self._begun.items())]}
 
@@ -141,7 +151,9 @@ class DurableAgentOperator(AgentOperator):
             self._begun[place] = record.offset
 
     def admit(self) -> None:
-        """Allows jobs to begin. Called when a checkpoint that contains the journal's position is complete and stored."""
+        """Allows jobs to begin. Called when a checkpoint that contains the position in the journal is complete. So a
+        journal that contains jobs always belongs to a checkpoint.
+        """
         self._admitted = True
         self.go_on()
 
@@ -151,8 +163,8 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     async def quiesce(self, grace_s: float) -> None:
-        """Stops beginning jobs. It does not wait for jobs that run. The host of the jobs does that, because it knows
-        how long their effects may take.
+        """Prevents further jobs from beginning. Jobs that run are not stopped or awaited here: the JobHost does that.
+        `grace_s` is not used.
         """
         self._started = False
         self.release()
@@ -170,18 +182,19 @@ class DurableAgentOperator(AgentOperator):
         return not self._started
 
     def end_calls(self) -> None:
-        """Does nothing. After a failure of the agent no new job begins. Jobs that run continue to their ends, because
-        the calls of their effects may be under way.
+        """Does nothing, although the base class cancels calls when the agent has failed. Here running jobs continue,
+        because calls of their effects may have been sent. No further job begins.
         """
 
     def busy(self) -> tuple[str, float] | None:
-        """Returns None, because a barrier waits for no job."""
+        """Returns None, because a checkpoint barrier does not wait for running jobs."""
         return None
 
     @property
     def unprocessed(self) -> bool:
-        """True if a job runs, is ready to begin or to continue, or is parked. Blocked jobs never count. While the app
-        drains, parked jobs do not count either.
+        """True if there are jobs for which the end of the app must wait: jobs that run or are ready to run, and
+        parked jobs. Parked jobs are ignored while the app drains its inputs in order to stop. Blocked jobs are always
+        ignored.
         """
         jobs = self._admission
         return bool(jobs.waiting or jobs.running or (jobs.parked and not self.leaving))
@@ -205,9 +218,9 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     def put_restored(self, batch: Batch, log: str | None) -> None:
-        """Adds rows of a checkpoint. `log` is the identity that the topic's log had at the checkpoint, or None if the
-        checkpoint does not have it. If the topic has another log now, the rows get the ids of their jobs as headers,
-        because other records may be at their positions.
+        """Adds rows from a checkpoint. `log` is the identity that the log of their topic had at the checkpoint. If
+        the topic was deleted and created again since then, the job ids of the rows are added as headers, because
+        their positions now belong to other records. With None the rows are added unchanged.
         """
         self.put(batch if log is None else self.names.stamped(batch, log))
 
@@ -216,11 +229,13 @@ class DurableAgentOperator(AgentOperator):
             self.order.add(call)
 
     def is_known(self, call: JobCall) -> bool:
-        """Looks for the job of this call among those that have begun. If it is there, drops the row, or refuses it if
-        its content differs from the job's input. Returns True if the job was found.
+        """Checks whether a job with the id of this call has begun already. If it has, drops the row of the call and
+        returns True. If the row differs from the input of that job, it is refused as an error (`refuse`) instead of
+        dropped. Returns False if no such job has begun.
 
-        While the journal is being asked whether it has the job, the job's input is not known. A row with another
-        content than the one that asks then waits, and is looked at again when the journal has answered.
+        The input of the job may not be known yet, because the journal is being asked. If the row then differs from
+        the row for which the journal is asked, it is kept, and is compared when the answer has come. Returns True in
+        this case too.
         """
         other = self.calls.get(call.job_id)
         if other is not None and other.named and not call.mailed and other.digest != call.digest:
@@ -235,8 +250,8 @@ class DurableAgentOperator(AgentOperator):
         return before is not None
 
     def _drop(self, call: JobCall, before: bytes) -> None:
-        """Drops the row of a call whose job has already begun. Refuses the row instead if its content differs from the
-        job's input. `before` is the digest of that input.
+        """Drops the row of a call whose job has begun already. If the row differs from the job's input, refuses it as
+        an error instead. `before` is the hash of that input.
         """
         if before != call.digest:
             error = InputChanged(
@@ -249,9 +264,11 @@ class DurableAgentOperator(AgentOperator):
         self.end_row(call)
 
     def refuse(self, call: JobCall, error: SabotError) -> None:
-        """Refuses a record that cannot become a job. The record becomes a dead letter, with two exceptions. If it is
-        the input of a child job, the failure is reported to the parent. If its content differs from that of the job
-        with this id, and on_error="fail", the agent fails.
+        """Handles a record that cannot become a job, because of `error`. It becomes a dead letter, with two
+        exceptions:
+
+        - If the record is the input of a child job, the error is reported to the parent job.
+        - If the job with this id began with another record, and the agent has on_error="fail", the agent fails.
         """
         self.counters.errors_count += 1
         assert call.record is not None
@@ -275,8 +292,10 @@ class DurableAgentOperator(AgentOperator):
     # -- methods for the order of keys (`key_order.OrderOwner`) -------------------------------------------------------
 
     def turn(self, call: JobCall) -> None:
-        """Makes the call ready to begin its job. There is one exception: if the job was parked at the checkpoint, and
-        still waits for something, it stays parked. Until it ends, no other job of its key begins.
+        """Called when no other job of the call's key is open. Puts the call into the queue of jobs that may run.
+
+        There is one exception. If the job was parked before the restart of the app, and the event for which it waits
+        has not come, it is parked again and not queued.
         """
         self.calls[call.job_id] = call
         if call.before is None or not self.host.stays_parked(call.before):
@@ -291,16 +310,20 @@ class DurableAgentOperator(AgentOperator):
     # -- begin of jobs ---------------------------------------------------------------------------------------------------
 
     def go_on(self) -> None:
-        """Resumes parked jobs that can continue, then begins new ones. Stops when `concurrency=` jobs run, a receiver
-        is full, or `rate=` is reached.
+        """Lets as many jobs run as possible: first parked jobs that can continue, then new jobs. Stops when
+        `concurrency=` jobs are running, when the next operator or the dead letter topic accepts no more rows, or when
+        `rate=` is reached.
         """
         self._admission.go_on()
         if not self.unprocessed:
             self.release()
 
     def _is_held(self, call: JobCall) -> bool:
-        """Returns True if the next job may not run now, because a receiver is full or `rate=` is reached. `go_on` is
-        called again when that has changed.
+        """Returns True if the next job (`call`) must not run now. The reasons are:
+
+        - The operator is stopped, has failed, or `admit` has not been called.
+        - The next operator or the dead letter topic accepts no more rows. Then `go_on` is called when it does.
+        - The job is a new one, and `rate=` is reached. Then `go_on` is called when the next job may begin.
         """
         if not self._started or not self._admitted or self.failure is not None:
             return True
@@ -310,9 +333,12 @@ class DurableAgentOperator(AgentOperator):
         return not call.parked and not call.named and self._is_rate_limited()
 
     def _run(self, call: JobCall, was_parked: bool) -> None:
-        """Lets the job of a call run. A parked job is woken, a job that is open in the journal is resumed, and
-        otherwise a new job begins. If the journal may already have the job (`JobCall.named`), the journal is asked
-        first.
+        """Lets a job run. `was_parked` is True if the job was parked in this run of the app.
+
+        - A parked job is loaded into memory and continues.
+        - A job that was open in the journal continues from there.
+        - If it is not certain that the job is new (`JobCall.named`), the journal is asked first.
+        - Otherwise a new job begins.
         """
         if was_parked:
             self.host.parking.wake(call.job_id)
@@ -330,11 +356,13 @@ class DurableAgentOperator(AgentOperator):
         self.host.begin(self.spec.agent_id, call.job_id, **inputs_of(call), run=call.run, behalf=call.behalf)
 
     async def ask_journal(self, call: JobCall) -> None:
-        """Asks the journal whether it has the job of this call.
+        """Finds out from the journal whether the job of this call exists, and acts on it.
 
-        - If it does not have the job, the job begins.
-        - If the job has failed, and its record was sent again, the job begins a new run and gets its recorded results.
-        - Otherwise the record is dropped or refused.
+        - If the job does not exist, it begins.
+        - If the job has failed, or was cancelled, and its dead letter was sent again, it begins a new run, which
+          reuses the recorded results.
+        - Otherwise the record is dropped, or refused if it differs from the input of the job.
+        - If the entries of the job have been deleted from the journal meanwhile, the record is refused.
         """
         await self.host.journal.flush()  # entries of jobs that have just ended
         mark = await self.host.mark_of(call.job_id)
@@ -360,8 +388,8 @@ class DurableAgentOperator(AgentOperator):
             self._close_call(call)
 
     def _begin_first(self, call: JobCall) -> None:
-        """Puts the call at the front of the calls that are ready to begin. Refuses the rows that waited to be compared
-        with it.
+        """Puts the call at the front of the queue of jobs that may begin. Rows with the same job id that waited for
+        the answer of the journal are now compared with it: equal ones are dropped, and different ones are refused.
         """
         for other in () if call.named else self._undecided.pop(call.job_id, ()):
             self._drop(other, call.digest)
@@ -370,7 +398,9 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     def _is_rate_limited(self) -> bool:
-        """Returns True if `rate=` lets no job begin now. Otherwise counts one job as begun, and returns False."""
+        """Returns True if `rate=` allows no job to begin at present, and arranges that `go_on` is called when it
+        does. Otherwise counts one more job as begun, and returns False.
+        """
         if self._rate is None:
             return False
         wait_s = self._rate.wait_s(now := self.clock.monotonic())
@@ -399,7 +429,9 @@ class DurableAgentOperator(AgentOperator):
             self._waits_for_port = self._spawn(wait())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Starts a task for `work`, and returns it. An error of the task is reported to `on_broken`."""
+        """Starts a task for the coroutine, and returns it. If the task fails, the error is passed to the operator's
+        function `on_broken`.
+        """
         what = f"the start of jobs of agent {self.spec.agent_id}"
         task = self.loop.create_task(work, name=what)
         self._tasks.add(task)
@@ -441,9 +473,13 @@ class DurableAgentOperator(AgentOperator):
         return packed
 
     def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
-        """Decides what follows an error of a job's function (`JobOwner.failed`). With on_error="fail" the agent fails.
-        There is one exception: if the job was open in the journal when the app started, its first failure is tried
-        again. The same failure may have ended the run of the app before.
+        """Decides what follows after the function of a job has failed (`JobOwner.failed`). Returns "again" for
+        another attempt, "end" if the record has become a dead letter and the job ends, or "stop" if the agent fails
+        and the job stays open.
+
+        With on_error="retry" the result is "again" until the allowed number of attempts is used up. With
+        on_error="fail" it is "stop". There is one exception: if the job was open in the journal when the app started,
+        it is tried again once, because the same error may have stopped the app before the restart.
         """
         call, attempts = self.calls[job.job_id], job.history.attempt
         self.counters.errors_count += 1
@@ -496,13 +532,16 @@ class DurableAgentOperator(AgentOperator):
         self._suspend(call)
 
     def woken(self, job_id: str) -> None:
-        """Puts a parked job into the queue of jobs that continue. The job counts as parked until it may run."""
+        """Called when the event has come for which a parked job waited. Queues the job to continue. It counts as
+        parked until it runs.
+        """
         self._admission.wait(self.calls[job_id], continues=True)
         self.go_on()
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """Handles a job that is blocked. No other job of its key begins until the code is corrected or the job is
-        cancelled.
+        """Called when a job is blocked: its function no longer makes the effects that the journal contains. Registers
+        the job as blocked with its error, and lets other keys continue. No other job of the same key begins until the
+        app runs with code that fits, or the job is cancelled.
         """
         call = self.calls[job_id]
         call.blocked = True
@@ -522,8 +561,9 @@ class DurableAgentOperator(AgentOperator):
         self._close_call(self.calls[job.job_id])
 
     def _suspend(self, call: JobCall) -> None:
-        """Releases the memory that a parked or blocked job needs: its row leaves the queue, and the rows behind it go
-        to the mailbox. No other job of its key may begin.
+        """Frees the memory of a job that is parked or blocked: its row is removed from the queue, and the rows of its
+        key that wait in memory are moved to the mailbox of the key. The job still prevents other jobs of its key from
+        beginning.
         """
         call.ctx = None
         self.end_row(call)
@@ -531,7 +571,7 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     def _close_call(self, call: JobCall) -> None:
-        """Removes a call whose job has ended, or that will not have a job. The next call of its key gets its turn."""
+        """Removes a call whose job has ended, or that will have no job. The next job of the same key may then begin."""
         del self.calls[call.job_id]
         self.function.begun.pop(call.job_id, None)
         self._admission.leave(call)
@@ -542,7 +582,9 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     def end_row(self, call: JobCall) -> None:
-        """Ends the row of a call, so that later checkpoints do not save it. Idempotent."""
+        """Removes the row of a call from the agent's queue or its mailbox, so that later checkpoints do not store it.
+        Does nothing if it was removed before.
+        """
         row, call.row = call.row, None
         if call.mailed:
             call.mailed = False
@@ -551,17 +593,22 @@ class DurableAgentOperator(AgentOperator):
             self.rows_ended(row.held, last=self.held.end(row.held, row.place))
 
     def read_input(self, body: bytes, job_id: str) -> Any:
-        """Decodes the input in the BEGIN entry of a job."""
+        """Decodes the input of a job. `body` is the body of its BEGIN entry. Returns a JobInput."""
         return decode_record(body)
 
     def place(self, record: Any) -> str:
-        """Returns the place of an input, as topic[partition]@offset, for messages."""
+        """Returns the position of an input as topic[partition]@offset, for messages."""
         return place_of(row_of(record))
 
     def send_to_dead_letters(
         self, record: Any, failed: FailedRun, error: BaseException | tuple[str, str], attempts: int | None
     ) -> None:
-        """Sends a record to the dead letters, with the id of its job and the number of its failed run."""
+        """Writes a record to the dead letter topic.
+
+        - `failed`: the job of the record and the number of its failed run. They are written into the headers.
+        - `error`: the error, or its (type, message).
+        - `attempts`: the number of attempts that failed, or None if it is not known.
+        """
         row = row_of(record)
         row.headers = (*row.headers, *json_headers(record, self.spec.format), *failed.headers)
         if failed.job_id:
@@ -571,9 +618,13 @@ class DurableAgentOperator(AgentOperator):
     # -- metrics and barriers -----------------------------------------------------------------------------------------
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the figures of the base class, and these numbers: jobs that run (at most `limit`), jobs that are
-        parked, jobs that are blocked, rows behind blocked jobs, rows in mailboxes, and rows that came again and were
-        dropped (`duplicates`).
+        """Returns a dict of numbers: those of the base class, and the following.
+
+        - `limit`: the most jobs that may run at a time. `running` (also as `in_flight`): the jobs that run.
+        - `parked`, `blocked`: the jobs that are parked and that are blocked.
+        - `behind_blocked`: the rows and jobs that wait behind blocked jobs of their key.
+        - `mailbox_rows`: the rows in mailboxes.
+        - `duplicates`: the rows that were dropped because their job existed already.
         """
         return {
             **super().statistics(),
@@ -588,8 +639,9 @@ class DurableAgentOperator(AgentOperator):
         }
 
     def unfinished(self) -> list[Batch]:
-        """Returns the rows whose jobs have not begun. A checkpoint saves them, and a restore processes them again. The
-        journal has all other rows, and it is durable before the checkpoint is complete.
+        """Returns the rows in the queue whose jobs have not begun. A checkpoint stores them, and after a restart they
+        are added again. Other rows need not be stored: the journal contains their jobs, and it is durable before the
+        checkpoint is complete.
         """
         return waiting_batches(self.held, rows_of_begun(self.calls.values()))
 

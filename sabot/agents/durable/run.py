@@ -44,8 +44,8 @@ _log = logging.getLogger(__name__)
 
 
 class JournalOwner(Protocol):
-    """An app with a journal. `journal_storage` has the contents of a journal in memory, so that the app's next run in
-    this process finds the entries.
+    """An app that has a journal. `journal_storage` contains the entries of a journal that is kept in memory, so that
+    a later run of the app in the same process finds them.
     """
 
     id: str
@@ -56,15 +56,15 @@ class JournalOwner(Protocol):
 
     @property
     def accounts(self) -> Ledger | None:
-        """The ledger with the budgets of the app."""
+        """The ledger with the budgets of the app, or None if the app has no budgets."""
 
     def checkpoints(self) -> CheckpointStorage | None:
-        """Returns the storage of the app's checkpoints, without locking it. Returns None if the app has none."""
+        """Returns the storage of the app's checkpoints, or None if the app makes none. Does not lock the storage."""
 
 
 def journal_place(app: JournalOwner) -> str | Path:
-    """Returns the place of an app's journal: a directory, an address, or "memory". Raises UserError if the app has no
-    place for a journal.
+    """Returns the place of an app's journal: a directory, an address, or "memory". Raises UserError if no place is
+    configured.
     """
     place = app.settings.journal_place
     if place is None:
@@ -78,14 +78,19 @@ def journal_place(app: JournalOwner) -> str | Path:
 def open_app_journal(
     app: JournalOwner, storage: CheckpointStorage | None, memory: MemoryStorage
 ) -> tuple[Journal, LocalBackend]:
-    """Opens the journal of an app, and a store for mailboxes. By default the journal is in the state directory of the
-    app. Blocks.
+    """Opens the journal of an app, and a store for the mailboxes of its agents. By default the journal is in the
+    state directory of the app. Blocks.
 
     - `storage`: the storage of the app's checkpoints, or None.
-    - `memory`: the contents of the journal if its place is "memory".
+    - `memory`: the entries of the journal, if its place is "memory".
 
-    Raises UserError if a failure could lose the journal but not the checkpoints, or the other way round. Also raises
-    UserError if the setting `fresh` would forget effects, and the user has not allowed that.
+    Raises UserError in these cases:
+
+    - The app has a journal, but makes no checkpoints; or the checkpoints are in an object store, but the journal is
+      on this machine. Then a failure could lose one of the two.
+    - The app is started with `--fresh`, which would forget effects of a journal that is not empty, and without
+      `--forget-effects`, by which the user allows that.
+    - `--forget-effects` is used without `--fresh`.
     """
     settings = app.settings
     fresh = settings.fresh
@@ -127,9 +132,9 @@ def open_app_journal(
 
 
 def _needed(facts: Mapping[str, Any]) -> dict[int, int]:
-    """Returns, by partition, the first offset of the journal that a checkpoint needs for its jobs. `facts` are the
-    checkpoint's facts about the journal. The checkpoint contains the results of every job whose END is before this
-    offset.
+    """Returns, by partition of the journal, the first offset that a restart from a checkpoint needs for its jobs.
+    `facts` are the data about the journal that the checkpoint contains. Jobs that ended before this offset are
+    complete in the checkpoint.
     """
     positions = dict(facts["positions"])
     for partition, offset in unapplied_jobs(facts).values():
@@ -138,22 +143,22 @@ def _needed(facts: Mapping[str, Any]) -> dict[int, int]:
 
 
 def _needed_by(manifest: Manifest, facts: Mapping[str, Any]) -> dict[int, int]:
-    """Returns, by partition, the first offset of the journal that a checkpoint needs: for its jobs, or for its streams
-    that read the journal. `facts` are the checkpoint's facts about the journal.
+    """Returns, by partition of the journal, the first offset that a restart from a checkpoint needs: for its jobs, or
+    for its streams that read the journal as a source. `facts` are the data about the journal that the checkpoint
+    contains.
     """
     inputs = [task.meta["input"] for task in manifest.tasks.values() if "positions" in task.meta.get("input", {})]
     return held_for(map(positions_in, inputs), _needed(facts))
 
 
 def check_journal(journal: JournalReader, facts: Mapping[str, Any] | None, place: object = None) -> None:
-    """Checks that a journal belongs to a checkpoint. Blocks.
+    """Checks that a journal belongs to the checkpoint from which the app starts. Blocks.
 
-    - `facts`: the checkpoint's facts about the journal, or None.
+    - `facts`: the data about the journal in that checkpoint, or None if there are none.
     - `place`: the place of the checkpoints for the error message, or None.
 
     Raises OtherJournal if the checkpoint was made with another journal, or if this journal lacks entries that the
-    checkpoint needs. Raises UserError if the journal has jobs, but there is no checkpoint that contains a position in
-    the journal.
+    checkpoint needs. Raises UserError if the journal contains jobs, but `facts` is None.
     """
     if facts is not None:
         check_place(journal, facts["identity"], dict(facts["positions"]), _needed(facts))
@@ -171,8 +176,9 @@ def _load(restored: Manifest, task: str, name: str, load: Callable[[Path], None]
 
 
 class DurableJobs:
-    """The jobs of the durable agents in one run of an app. The methods run on the event loop of the run, unless they
-    say otherwise.
+    """The jobs of all durable agents of an app, in one run of the app. It owns the JobHost, the mailboxes and the
+    notes about parked jobs. All methods are called on the event loop of the run, unless their docstring says
+    otherwise.
     """
 
     def __init__(
@@ -188,16 +194,18 @@ class DurableJobs:
         listener: Listener | None = None,
         guard: EffectGuard | None = None,
     ) -> None:
-        """Makes the jobs; `open` opens them.
+        """Makes the object. The caller must then call `open`, which reads the journal.
 
-        - `mail`: the store of the mailboxes. `close` closes it.
-        - `known`: True if a checkpoint contains the journal's position, or if no checkpoint is ever taken.
+        - `mail`: the store of the mailboxes. `close` closes it too.
+        - `known`: True if a complete checkpoint contains a position in this journal, or if the app makes no
+          checkpoints. With False no job begins until such a checkpoint is complete.
         - `storage`: the storage of checkpoints and savepoints, or None.
-        - `dedupe_s`: the seconds for which the ids of ended jobs are kept.
-        - `on_broken`: a function that is called, with a description and the error, if state and output may no longer
-          agree.
-        - `listener`: receives the events of jobs.
-        - `guard`: decides on the effects of jobs.
+        - `dedupe_s`: the seconds for which the journal remembers jobs that have ended, so that a record that comes
+          again is recognised.
+        - `on_broken`: a function that is called with a description and an error, if the state and the output of jobs
+          may no longer agree.
+        - `listener`: an object that gets the events of jobs, or None.
+        - `guard`: the guard that decides on effects of jobs, or None.
         """
         self.journal = journal
         self._notes = NotesOfParked()
@@ -217,9 +225,11 @@ class DurableJobs:
         ] = {}  # by checkpoint: the positions from which on it needs the journal
 
     async def open(self, restored: Manifest | None, task: str) -> None:
-        """Reads from the journal the open jobs, and the jobs that ended after the checkpoint. Loads from the checkpoint
-        the mailboxes and the notes of parked jobs. `restored` is the manifest of the checkpoint, or None. `task` is the
-        name of the task in which the agents run.
+        """Loads the mailboxes and the notes about parked jobs from the checkpoint. Reads from the journal the jobs
+        that are open, and the jobs that ended after the checkpoint.
+
+        - `restored`: the manifest of the checkpoint from which the app starts, or None.
+        - `task`: the name of the task in which the agents run.
         """
         facts = stored_journal(restored, task)
         if restored is not None and facts is not None:
@@ -237,23 +247,27 @@ class DurableJobs:
             self._open = await self.host.open(dict(facts["positions"]), unapplied_jobs(facts))
 
     def cut(self) -> dict[str, Cut]:
-        """Returns snapshots of the mailboxes and of the notes of parked jobs, by the names of their states."""
+        """Returns the snapshots for a checkpoint: those of the mailboxes and of the notes about parked jobs, by the
+        name of the state. A snapshot that would be empty is left out.
+        """
         cuts = {STATE: self.mail.cut(), NOTES: self._notes.cut()}
         return {name: cut for name, cut in cuts.items() if cut is not None}
 
     def operator(self, spec: AgentSpec, **wiring: Any) -> DurableAgentOperator:
-        """Makes the operator of a durable agent. `wiring` has the argument `leaves_at_once`, and the arguments that all
-        operators take.
+        """Makes the operator of a durable agent, and registers it by the id of the agent. `wiring` contains the
+        arguments of the operator's constructor, among them `leaves_at_once`.
         """
         kind = DurableBatchOperator if spec.batch else DurableAgentOperator
         made = self._operators[spec.agent_id] = kind(spec, host=self.host, mail=self.mail, **wiring)
         return made
 
     def reads(self, agent_id: str, topic: str, log: str | None, again: int) -> None:
-        """Sets two facts about the topic that a durable agent reads.
+        """Sets how the job ids of an agent are made for a topic that it reads.
 
-        - `log`: the identity of the topic's log, or None if job ids are not made from positions in the log.
-        - `again`: the number of times that `--reprocess` has made new jobs of the topic's rows.
+        - `log`: the identity of the topic's log, which changes if the topic is deleted and created again. None if job
+          ids are not made from positions in the topic.
+        - `again`: the number of times that the user has restarted the app with `--reprocess` to process the records
+          anew.
         """
         names = self._operators[agent_id].names
         names.again = max(again, names.again)
@@ -261,9 +275,11 @@ class DurableJobs:
             names.logs[topic] = log
 
     def restore(self, operators: Mapping[str, AgentOperator]) -> None:
-        """Gives the open jobs of the journal to the operators of their agents. Also tells each durable agent that
-        writes into another one to add the id of the job to each row. Raises UserError if an open job belongs to an
-        agent that the program does not have.
+        """Passes the open jobs of the journal to the operators of their agents. If a checkpoint contains the position
+        in the journal (`known`), also allows jobs to begin. If one durable agent writes into another, lets it write
+        the job id into the headers of each row.
+
+        Raises UserError if the program no longer has the agent of an open job.
         """
         for agent_id, operator in operators.items():
             below = operator.port.operator if isinstance(operator.port, OperatorPort) else None
@@ -294,7 +310,9 @@ class DurableJobs:
             operator.admit()
 
     def completed(self, manifest: Manifest, task: str) -> None:
-        """Called when a checkpoint is complete. If it contains the journal's position, jobs may begin from now on."""
+        """Called when a checkpoint is complete. If it contains the position in the journal, jobs may begin from then
+        on. `manifest` describes the checkpoint, and `task` is the name of the task in which the agents run.
+        """
         facts = stored_journal(manifest, task)
         if facts is not None:
             self._positions[manifest.checkpoint_id] = _needed_by(manifest, facts)
@@ -302,8 +320,8 @@ class DurableJobs:
                 self._admit()
 
     def retained(self, oldest_id: int) -> None:
-        """Trims the journal. Keeps the entries that are needed by a savepoint, by the checkpoint `oldest_id`, or by a
-        later checkpoint.
+        """Called when the checkpoints before `oldest_id` have been deleted. Deletes the journal entries that neither
+        the remaining checkpoints nor a savepoint need.
         """
         positions = self._positions.get(oldest_id)
         self._positions = {name: each for name, each in self._positions.items() if name >= oldest_id}
@@ -312,9 +330,9 @@ class DurableJobs:
             self.host.log.trim(lambda: self._with_savepoints(positions), forget_before_ms)
 
     def _with_savepoints(self, positions: Mapping[int, int]) -> Mapping[int, int] | None:
-        """Returns, by partition, the first offset of the journal that a checkpoint or a savepoint needs. `positions`
-        has the offsets that the checkpoints need. Returns None if the notes of the savepoints cannot be read now.
-        Blocks.
+        """Returns, by partition of the journal, the first offset that the checkpoints or the savepoints need.
+        `positions` contains the first offsets that the checkpoints need. Returns None if the savepoints cannot be
+        read at present. Blocks.
         """
         needed = dict(positions)
         try:
@@ -329,8 +347,8 @@ class DurableJobs:
         return needed
 
     def leave(self) -> None:
-        """Lets the durable agents end although some of their jobs are parked. These jobs stay parked in the journal.
-        Called when all inputs have ended while the app drains.
+        """Lets the app stop although jobs are parked. Called when the app drains its inputs in order to stop, and all
+        inputs have ended. The parked jobs stay open in the journal, and continue after the next start.
         """
         for operator in self._operators.values():
             operator.leaving = True
@@ -338,7 +356,7 @@ class DurableJobs:
 
     @property
     def rest(self) -> bool:
-        """True if jobs are parked. In that case the app is not finished, even if all its inputs have ended."""
+        """True if jobs are parked. Then the app must keep running, even if all inputs have ended."""
         return self.host.parking.parked > 0
 
     @property
@@ -348,29 +366,35 @@ class DurableJobs:
 
     @property
     def flushes(self) -> Flushes:
-        """The log of the jobs. A barrier waits until its entries are durable."""
+        """The log through which jobs write to the journal. A checkpoint barrier waits until the entries written so
+        far are durable.
+        """
         return self.host.log
 
     def facts(self) -> dict[str, Any]:
-        """Returns the facts about the journal for a checkpoint."""
+        """Returns the data about the journal that a checkpoint stores, such as the identity of the journal and the
+        positions in it.
+        """
         return self.host.log.facts()
 
     def start(self) -> None:
-        """Starts the host of the jobs."""
+        """Starts the JobHost, which runs the jobs."""
         self.host.start()
 
     async def quiesce(self) -> None:
-        """Stops all jobs. No job begins or continues. Effects that are under way have some time to end."""
+        """Stops all jobs: none begins or continues. Waits a limited time for effects whose calls have been sent."""
         await self.host.quiesce()
 
     async def close(self) -> None:
-        """Removes the jobs from memory, and closes the mailboxes. The jobs stay in the journal. Idempotent."""
+        """Removes the jobs from memory, and closes the mailboxes. The jobs stay open in the journal. May be called
+        more than once.
+        """
         await self.host.close()
         await run_in_thread(self.mail.shut)
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the figures of the host, and `waiting`, the number of rows that wait for their turn, in memory and in
-        mailboxes. May be called from any thread.
+        """Returns the numbers of the JobHost, and `waiting`: the number of rows that have not ended, in the queues of
+        the agents and in mailboxes. May be called from any thread.
         """
         waiting = sum(each.waiting_rows() for each in list(self._operators.values())) + self.mail.rows
         return {**self.host.statistics(), "waiting": waiting}
