@@ -100,7 +100,9 @@ AgentEvent = Piece | ToolStarted | ToolEnded | AgentResult
 
 
 class AgentEffects(Protocol):
-    """The way in which an agent asks models and calls tools: directly, or as effects of a job."""
+    """An interface: the object through which an agent asks models and calls tools. It does so directly, or as effects
+    of a job.
+    """
 
     def of(self, engine: ExecutionEngine) -> "AgentEffects":
         """Returns an AgentEffects for the same run or job, whose `complete` and `stream` ask the models of `engine`."""
@@ -109,7 +111,9 @@ class AgentEffects(Protocol):
         """Asks the model, and returns its answer. Raises ModelError."""
 
     def stream(self, spec: RequestSpec, /) -> AsyncGenerator[Piece, None]:
-        """Asks the model, and yields its answer in pieces. The last piece contains the completion. Raises ModelError."""
+        """Asks the model, and yields its answer in pieces. The last piece contains the whole answer as a Completion.
+        Raises ModelError.
+        """
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
         """Calls the tool. Raises the error of the tool, or ToolTimeout."""
@@ -124,8 +128,8 @@ def _effects_for(effects: AgentEffects | None, engine: ExecutionEngine) -> Agent
 
 
 class Agent:
-    """A model with tools and instructions. It keeps nothing between runs: several runs may be in progress at once,
-    each with its own conversation.
+    """A model with tools and instructions. An Agent stores nothing between its runs. Several runs may be in progress at
+    the same time, each with its own conversation.
     """
 
     def __init__(
@@ -487,8 +491,8 @@ class _AgentRun:
     # -- tools --------------------------------------------------------------------------------------------------------
 
     async def _call_tools(self, calls: Sequence[ToolCall]) -> AsyncGenerator[AgentEvent, None]:
-        """Makes the calls of one turn in parallel. The conversation gets their results in the order in which the
-        model asked.
+        """Makes the tool calls of one turn in parallel, and yields a ToolStarted and a ToolEnded for each. At the end,
+        appends the results to the messages of the run, in the order of `calls`.
         """
         limit, ended = asyncio.Semaphore(self._agent.max_concurrent_tools), asyncio.Queue[int]()
 
@@ -514,8 +518,8 @@ class _AgentRun:
         self._messages += [task.result() for task in tasks]
 
     async def _call(self, call: ToolCall) -> ChatMessage:
-        """Makes a call, and returns its result as a message. Errors of the tool become messages too, for the model to
-        read.
+        """Makes a tool call, and returns its result as a message. If the tool fails, the message contains the error, so
+        that the model can react to it.
         """
         try:
             value = await self._call_tool(call)

@@ -65,8 +65,9 @@ class Asking:
         return self._engine.concurrency
 
     def share(self, answers: int) -> None:
-        """Makes a cache for the answers, which all subtasks of the step share. Equal prompts then share one request,
-        also while it is still under way. If the engine has its own cache, that cache is used instead.
+        """Creates a cache for the answers, which all parallel subtasks of the step share. Equal prompts are then sent
+        only once, also while the first request is still under way. If the engine has its own cache, that cache is used
+        instead.
 
         `answers`: the most answers in the new cache.
         """
@@ -102,10 +103,11 @@ def map_llm_node(
 ) -> MapLlm:
     """Returns the node of the plan that executes `Stream.map_llm`. Raises UserError for arguments that are not valid.
 
-    - `options`: the parameters `concurrency`, `ordered`, `on_error` and `cache` of `map_llm`, by name.
-    - `fields`: further fields of each RequestSpec.
-    - `judge`: a function that returns the CallJudge, which applies the app's policy and budgets to each model call; or
-      None if the app has neither.
+    - `prompt`, `engine`, `output`, `instructions`, `dead_letter`, `fields`: the parameters of `Stream.map_llm` with
+      these names.
+    - `options`: its parameters `concurrency`, `ordered`, `on_error` and `cache`, by name.
+    - `judge`: a function that returns a CallJudge, which applies the app's policy and budgets to each model call. It
+      returns None if the app has neither.
     """
     where = "map_llm"
     made = prompt_of(prompt, where)

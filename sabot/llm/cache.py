@@ -35,8 +35,9 @@ _PAUSE_SECONDS = 5.0  # the pause before an unreachable Redis server is tried ag
 
 @runtime_checkable
 class CompletionCache(Protocol):
-    """An interface: a cache of the answers of models. While an engine asks a model for a key, other calls with this key
-    wait for the same answer. If `get` or `put` raises an error, the model call fails with this error.
+    """An interface: a cache of the answers of models. If an answer is not in the cache and a model is asked for it,
+    later calls with the same key wait for this answer and make no request. If `get` or `put` raises an error, the model
+    call fails with this error.
     """
 
     async def get(self, key: bytes) -> Completion | None:

@@ -31,7 +31,8 @@ Group = tuple[ChatMessage, ...]
 class Conversation:
     """The messages of earlier runs of an agent, without its instructions.
 
-    A run that succeeds adds all its messages. A run that fails or is cancelled adds its complete turns only.
+    A run that succeeds adds all its messages. A run that fails or is cancelled adds only its complete turns. A turn is
+    complete if each of its tool calls has a result.
     """
 
     def __init__(self, messages: Iterable[ChatMessage] = ()) -> None:

@@ -39,7 +39,9 @@ class ExecutionEngine(Engine):
     """
 
     def models(self) -> AgentModel:
-        """Returns the models of this engine for an agent that is not durable, as `ctx.llm(engine)` does."""
+        """Returns an AgentModel, through which an agent that is not durable asks the models of this engine.
+        `ctx.llm(engine)` returns the same.
+        """
         return AgentModel(self)
 
     def stream_step(self, node: Node, prompt: Any, *how: Any) -> MapLlm:

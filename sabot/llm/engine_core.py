@@ -193,9 +193,9 @@ class Engine:
         cache: bool = True,
         **fields: Any,
     ) -> AsyncGenerator[Piece, None]:
-        """Asks the model, and yields its answer in pieces as they come. The last piece contains the completion.
-        Parameters and errors are those of `complete`. A call that fails after its first piece is not repeated. To end
-        the request early, close the generator (`contextlib.aclosing`).
+        """Asks the model, and yields its answer in pieces as they come. The last piece contains the whole answer as a
+        Completion. Parameters and errors are those of `complete`. A call that fails after its first piece is not
+        repeated. To end the request early, close the generator (`contextlib.aclosing`).
         """
         call, schema = self._call("stream", prompt, output, idempotency_key, context, timeout, budget, fields)
         return self._stream(call, schema, cache)
@@ -288,7 +288,7 @@ class Engine:
         return parts[0] if len(parts) == 1 else joined(parts)
 
     def price(self, model: str, usage: Usage) -> Decimal | None:
-        """Returns the cost in US dollars of so many tokens of a model of the first provider, or None if the price is
+        """Returns the cost in US dollars of this usage with a model of the first provider, or None if the price is
         unknown.
         """
         return self._routes[0].price(model, usage)
@@ -433,11 +433,11 @@ class Engine:
         cache: CompletionCache | None,
         shared: SharedCall,
     ) -> Completion:
-        """Makes a call with an idempotency key, and reports its end to the tracker: the answer, or that the key is free
-        again after an error.
+        """Makes a call with an idempotency key. Then reports the answer to the tracker; after an error, reports that
+        the key can be used again.
 
-        `content`: the digest of the request. `cache`: the cache that is asked first, if any. `shared`: the SharedCall
-        that runs this.
+        `content`: the digest of the request. `cache`: the cache that is asked first, or None. `shared`: the SharedCall
+        that runs this coroutine.
         """
         key, context = call.idempotency_key, call.context
         try:
@@ -452,8 +452,9 @@ class Engine:
         self, call: ModelCall, schema: Schema | None, content: bytes, cache: CompletionCache | None, shared: SharedCall
     ) -> Completion:
         """Returns the answer from the cache. If the cache has none, asks a provider and stores the answer in the cache.
-        At the end, removes `shared`, the SharedCall that runs this, from the calls in flight. `content`: the digest of
-        the request.
+        At the end, removes `shared` from the calls in flight.
+
+        `content`: the digest of the request. `shared`: the SharedCall that runs this coroutine.
         """
         try:
             return await self._answer(call, schema, content, cache)
@@ -464,8 +465,9 @@ class Engine:
     async def _answer(
         self, call: ModelCall, schema: Schema | None, content: bytes = b"", cache: CompletionCache | None = None
     ) -> Completion:
-        """Returns the answer from the cache or from a provider. The cache gets only whole answers of the first
-        provider that match the schema.
+        """Returns the answer from the cache, or else asks a provider. An answer is stored in the cache if it comes from
+        the first provider, ended normally (was neither cut off nor filtered), and matches the schema. `content`: the
+        digest of the request, which is the key in the cache.
         """
         found = None if cache is None else await cache.get(content)
         if found is not None:
@@ -499,7 +501,10 @@ class Engine:
         return await judge(call, model, self.most_cost, partial(self._routed, call, most_routes))
 
     async def _routed(self, call: ModelCall, most_routes: int) -> Outcome:
-        """Returns the answer of the first of `most_routes` providers that does not fail with an error that may pass."""
+        """Asks the first provider. If it fails with a TransientError before the reader has got a piece, asks the
+        fallbacks in order, at most `most_routes` providers in all. Returns the first answer. If all have failed, raises
+        the last TransientError. Raises any other error at once.
+        """
         self._check()
         self._figures.calls += 1
         self._in_flight += 1
@@ -570,7 +575,9 @@ def _without_cost(answer: Completion) -> Completion:
 
 
 async def _gather(works: Iterable[Any]) -> list[Any]:
-    """Returns the results in order. The first error cancels the others."""
+    """Runs the coroutines at the same time, and returns their results in order. If one of them raises an error, cancels
+    the others and raises this error.
+    """
     tasks = [asyncio.ensure_future(each) for each in works]
     try:
         return await asyncio.gather(*tasks)

@@ -98,7 +98,7 @@ class AnswerTooLarge(ModelError):
 
 class RateLimited(ModelError, TransientError):
     """The provider has turned the request away because there are too many requests or tokens. `retry_after_s`: the
-    wait that the provider asks for, or 0 if it names none.
+    seconds after which the provider wants to be asked again, or 0 if it does not say so.
     """
 
     def __init__(self, message: str, *, retry_after_s: float = 0.0, **where: object) -> None:
@@ -111,8 +111,8 @@ class ModelTimeout(ModelError, TransientError, TimeoutError):
 
 
 class ModelUnavailable(ModelError, TransientError):
-    """The provider cannot be reached, has failed with a 5xx, or its answer broke off. `retry_after_s`: as for
-    RateLimited.
+    """The provider cannot be reached, has failed with a 5xx, or its answer broke off. `retry_after_s`: the seconds
+    after which the provider wants to be asked again, or 0 if it does not say so.
     """
 
     def __init__(self, message: str, *, retry_after_s: float = 0.0, **where: object) -> None:
@@ -135,8 +135,8 @@ UNPAID = (AuthenticationFailed, CircuitOpen, ModelUnreachable, RateLimited, Requ
 
 
 def may_cost(error: BaseException) -> bool:
-    """Returns True if the vendor may charge for a request that ended with this error: the request may have been sent,
-    and the error is none after which vendors do not charge (such as RateLimited).
+    """Returns True if the vendor may charge for a request that ended with this error. Returns False if the request was
+    not sent, for a UserError, and for errors after which no vendor charges, such as RateLimited.
     """
     if isinstance(error, ModelError):
         return error.sent and not isinstance(error, UNPAID)
@@ -169,8 +169,8 @@ class ToolTimeout(ToolError, TimeoutError):
 
 class AgentRunError(SabotError):
     """A run of an agent cannot continue. `conversation`: all messages of the run, beginning with the prompt. If the run
-    was given a Conversation, its complete turns were added to it (a turn is complete if all its tool calls have
-    results).
+    was started with a Conversation object, the complete turns of the run were added to that object. A turn is complete
+    if all its tool calls have results.
     """
 
     code = "E2000"

@@ -55,8 +55,8 @@ class SharedCall:
             await self._leave()
 
     async def stream(self) -> AsyncGenerator[Piece, None]:
-        """Yields all pieces of the answer from the first on, and at last a piece with the completion. If the answer was
-        not streamed, its text and its tool calls are yielded as the pieces.
+        """Yields all pieces of the answer from the first on, and finally a piece with the whole answer as a Completion.
+        If the answer was not streamed, its text and its tool calls are yielded as pieces.
         """
         self._users += 1
         try:
@@ -202,7 +202,7 @@ class IdempotencyTracker:
 
     def complete(self, key: str, content: bytes, context: RequestContext, call: SharedCall, answer: Completion) -> None:
         """Stores the answer of the call for later calls with its key, and removes the call from the calls in flight.
-        Calls the hooks of "idempotency.complete".
+        Calls the functions that were registered for the event "idempotency.complete".
         """
         self._end(key, context, call)
         self._answers.keep(_scoped_key(key, context), (content, msgspec.structs.replace(answer, output=None)))
@@ -210,7 +210,7 @@ class IdempotencyTracker:
 
     def fail(self, key: str, context: RequestContext, call: SharedCall) -> None:
         """Removes a call that failed or was cancelled from the calls in flight, so that its key can be used again.
-        Calls the hooks of "idempotency.fail".
+        Calls the functions that were registered for the event "idempotency.fail".
         """
         self._end(key, context, call)
         self._call_hooks("idempotency.fail", key, context)

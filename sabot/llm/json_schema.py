@@ -26,7 +26,7 @@ _MOST_CHARACTERS = 1000  # characters of the list of errors of several choices
 
 def mismatch(value: Any, schema: JsonSchema) -> str:
     """Returns the first error of the value, such as "expected integer, got string - at $.amount", or "" if the value
-    matches. Raises UserError if a `$ref` leads nowhere or a type is unknown.
+    matches the schema. Raises UserError if the target of a `$ref` does not exist or a type is unknown.
     """
     return next(_errors(value, schema, _Root(schema), "$", 0), "")
 
@@ -34,8 +34,8 @@ def mismatch(value: Any, schema: JsonSchema) -> str:
 class _Root:
     """The root of a schema, in which the targets of `$ref` are looked up.
 
-    `known`: the results of earlier checks, by the id of the value and the text of the `$ref`. Without it, a schema
-    whose parts refer to each other would be checked twice as often at each deeper level.
+    `known`: the results of earlier checks, by the id of the value and the text of the `$ref`. Without it, the time for
+    a schema whose parts refer to each other would double with each level of nesting.
     """
 
     def __init__(self, schema: JsonSchema) -> None:

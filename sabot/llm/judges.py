@@ -30,10 +30,11 @@ class CallJudge(Protocol):
         price: Callable[[str, Usage], Decimal | None],
         ask: Callable[[], Awaitable[Outcome]],
     ) -> Outcome:
-        """Judges a call, makes it by `ask`, and returns the outcome. It may change `call` before.
+        """Decides whether a call may be made, makes it with the function `ask`, and returns the outcome. It may change
+        `call` before. Raises PolicyDenied or BudgetExceeded if the call may not be made.
 
-        `model`: the model to be asked. `price`: returns the cost of tokens of a model, or None if the price is
-        unknown. Raises PolicyDenied or BudgetExceeded if the call may not be made.
+        `model`: the model to be asked. `price`: a function that returns the cost in US dollars of a model's tokens, or
+        None if the price is unknown.
         """
 
 

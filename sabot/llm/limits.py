@@ -48,7 +48,7 @@ class Limits:
 
 
 class Admission:
-    """The queue of requests before one provider."""
+    """The queue in which requests wait until the limits of a provider allow them."""
 
     def __init__(self, limits: Limits, clock: Clock, sleep: Callable[[float], Awaitable[None]]) -> None:
         self.waiting = 0
@@ -156,9 +156,9 @@ class Circuit:
         self._probing = False
 
     def enter(self, provider: str, model: str) -> bool:
-        """Checks whether a request may be made now. Raises CircuitOpen if not: the provider has failed several times in
-        a row. After the pause one request may be made as a trial. Returns True for this trial, else False; the value
-        has to be passed to `leave`.
+        """Checks whether a request may be made now. Raises CircuitOpen if the provider has failed several times in a
+        row and the pause is not over. After the pause, one request is allowed as a trial. Returns True for this trial,
+        else False. The value has to be passed to `leave`.
         """
         if self._open_until is None:
             return False
@@ -175,8 +175,11 @@ class Circuit:
         return True
 
     def leave(self, probing: bool, failure: BaseException | None) -> None:
-        """Records the end of a request. `probing`: the value that `enter` has returned. `failure`: the error of the
-        request, or None. A success ends the row of failures.
+        """Records the end of a request. If the provider has failed too often in a row, or if a trial has failed, the
+        pause begins. After a success, or an error that is no failure of the provider, the failures are counted from 0
+        again. A cancelled request changes nothing.
+
+        `probing`: the value that `enter` has returned. `failure`: the error of the request, or None.
         """
         if probing:
             self._probing = False

@@ -13,7 +13,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 
 class Text(msgspec.Struct, frozen=True, tag="text"):
-    """The text in a message that has several parts."""
+    """A part of a message: a text. It is used in messages with several parts."""
 
     text: str
 

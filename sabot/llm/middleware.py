@@ -56,7 +56,7 @@ _MIDDLEWARE_HINT = f"a list of these and of functions: {', '.join(MIDDLEWARE)}"
 
 @dataclass(slots=True, kw_only=True)
 class ModelCall:
-    """A call of a model, as the middleware of an engine and the provider get it.
+    """A call of a model, as it is passed through the layers of an engine's middleware.
 
     - `kind`: "complete", "stream" or "embed". A call of the kind "embed" has `texts`; the others have messages in
       `spec`.
@@ -66,8 +66,8 @@ class ModelCall:
       clock.
     - `attempts`: the number of attempts so far.
     - `budget`: a budget for this call, in addition to that of the engine.
-    - `listener`: the function that is called with each piece of a streamed answer. `pieces`: how many pieces it has
-      got. If it has got any, the call is not repeated after a failure.
+    - `listener`: the function that is called with each piece of a streamed answer. `pieces`: how many pieces the answer
+      has had so far. If there was any, the call is not repeated after a failure.
     - `unread`: True if the last request was sent, but its answer was not read; the vendor may charge for it. `lost`:
       how many such requests the call has made. `lost_cost`: the sum of the costs that they may have, as far as known.
     - `before_repeat`: a function that is called before a new attempt if `unread` is True. It raises an error if no
@@ -108,8 +108,8 @@ class ModelCall:
 
     @property
     def tokens(self) -> int:
-        """The estimated number of tokens of the call: its input, and `max_tokens` for its output, or 0 without
-        `max_tokens`.
+        """The estimated number of tokens of the call: those of its input, plus `max_tokens` of the request for its
+        output. Without `max_tokens`, only those of its input.
         """
         return self.usage.total_tokens
 
@@ -373,12 +373,12 @@ class BuiltIn:
                 each.settle(attempt, used.plus(unread))
 
     def _unpriced(self, call: ModelCall) -> str:
-        """Returns the model of the call if its price is unknown, else ""."""
+        """Returns the name of the call's model if the model's price is unknown, else ""."""
         cost = None if self.prices is None else self.prices.cost(call.provider, call.model, call.usage)
         return "" if cost is not None and is_cost(cost) else call.model or f"the model of {call.provider}"
 
     async def count(self, call: ModelCall, forward: Forward) -> Outcome:
-        """Counts an attempt for `ExecutionEngine.statistics`."""
+        """Makes an attempt, and adds it to the counters for `ExecutionEngine.statistics`."""
         figures = self.figures
         figures.attempts += 1
         began = self.clock.monotonic()
@@ -414,8 +414,8 @@ class ToolMiddleware:
 
     @contextmanager
     def call(self, tool: str, context: RequestContext) -> Iterator[None]:
-        """A context manager around a call, which logs tool, request id, outcome and time to "sabot.llm" with level
-        debug, and not the arguments.
+        """Logs the tool call that is made in the `with` block: the tool, the request id, the outcome and the time, but
+        not the arguments. The log is "sabot.llm", with level debug.
         """
         began, how = self.built_in.clock.monotonic(), "ok"
         try:
@@ -429,13 +429,17 @@ class ToolMiddleware:
                 _log.debug("tool %s for %s: %s, %.0f ms", tool, context.request_id, how, took_ms)
 
     def charge(self) -> None:
-        """Counts an attempt in the budget. Raises BudgetExceeded."""
+        """Counts an attempt of a tool call in the engine's budget. Raises BudgetExceeded if the budget allows no
+        further tool call.
+        """
         if "budget" in self.names and self.built_in.budget is not None:
             self.built_in.budget.count_tool_call()
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """A context manager around an attempt, which counts it for `ExecutionEngine.statistics`."""
+        """Adds the attempt of a tool call that is made in the `with` block to the counters for
+        `ExecutionEngine.statistics`.
+        """
         if "telemetry" not in self.names:
             yield
             return

@@ -102,7 +102,7 @@ class PriceTable:
       is removed, and the rest is looked up.
     - `version`: any text that is not empty; each cost is stored together with it.
 
-    Raises UserError for other values.
+    Raises UserError if the version is empty, or if a value in `prices` is not a Price.
     """
 
     def __init__(self, prices: Mapping[str, Price], *, version: str) -> None:

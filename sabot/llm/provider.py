@@ -23,7 +23,7 @@ class Provider(Protocol):
 
     @property
     def model(self) -> str:
-        """The model of requests that name none."""
+        """The model for requests without a model of their own."""
 
     @property
     def lacks(self) -> frozenset[str]:
@@ -56,9 +56,11 @@ class Provider(Protocol):
         idempotency_key: str = "",
         max_answer_bytes: int | None = None,
     ) -> AsyncGenerator[Piece, None]:
-        """Yields the answer in pieces as they come. Only the last piece has the completion. `timeout_s`: the longest
-        wait between two pieces, in seconds. A stream that ends before its completion raises ModelUnavailable. Closing
-        the generator early ends the request.
+        """Yields the answer in pieces as they come. Only the last piece has the whole answer as a Completion. Raises
+        ModelUnavailable if the stream ends before that. If the caller closes the generator early, the request ends.
+
+        `timeout_s`: the longest wait for a piece, in seconds. `idempotency_key`, `max_answer_bytes`: the same as in
+        `complete`.
         """
 
     async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float | None = None) -> Embeddings:

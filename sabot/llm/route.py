@@ -29,8 +29,8 @@ _EMPTY = RequestSpec(messages=())
 
 
 class Route:
-    """The way of an engine's requests to one provider: its limits, its circuit breaker and its prices. `send` makes the
-    request, after all layers of the middleware.
+    """The requests of an engine to one provider, with the limits, the circuit breaker and the prices of this provider.
+    `send` makes a request, after all layers of the middleware.
     """
 
     def __init__(

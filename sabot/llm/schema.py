@@ -388,8 +388,9 @@ def _decode_unwrapped(text: str, kind: Any, wrapped: Mismatch) -> Any:
 
 
 def _validate_pydantic(kind: Any, value: Any) -> Any:
-    """Checks a value with a pydantic model, and returns the object of the model. The message of a ValueError contains
-    the fields and the reasons, but not the value and no links to pydantic's web pages.
+    """Checks a value with a pydantic model, and returns the object of the model. Raises ValueError if the value does
+    not match. The message contains the names of the fields and the reasons. It contains neither the value nor links to
+    pydantic's web pages.
     """
     try:
         return kind.model_validate(value)

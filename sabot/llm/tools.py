@@ -183,8 +183,8 @@ class Tool:
         return tuple(name for name, each in inspect.signature(self.func).parameters.items() if each.kind in kinds)
 
     def arguments(self, text: str) -> dict[str, Any]:
-        """Returns the arguments by name, decoded from the JSON that a model wrote into the types of the parameters.
-        Raises ToolError, whose message tells the model how to correct its call.
+        """Decodes the JSON of a tool call that a model wrote. Returns the arguments by name, converted into the types
+        of the parameters. Raises ToolError, whose message tells the model how to correct its call.
         """
         from sabot.llm.schema import Mismatch
 

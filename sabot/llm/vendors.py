@@ -11,9 +11,10 @@ from sabot.llm.provider import Provider
 def engine_of(
     vendor: str, model: str, *, max_tokens: int | None, max_cost: Decimal | float | None, **options: Any
 ) -> ExecutionEngine:
-    """Returns an engine for a model of a vendor, "openai" or "anthropic".
+    """Creates an engine for a model. `vendor`: "openai" or "anthropic".
 
-    `max_tokens`, `max_cost`: the budget of all calls, None without one. `options`: those of the provider.
+    `max_tokens`, `max_cost`: the budget of tokens and of US dollars for all calls together; None for no limit.
+    `options`: the parameters of the vendor's provider.
     """
     limited = max_tokens is not None or max_cost is not None
     budget = CallBudget(max_tokens=max_tokens, max_cost=max_cost) if limited else None

@@ -84,8 +84,8 @@ class BridgedServer:
         once_s: float | None = None,
         gone: type[SabotError] | None = None,
     ) -> dict[str, Any] | None:
-        """Calls the tool `name`, and returns its answer, which is a JSON object. If the server cannot be reached, also
-        after all tries:
+        """Calls the tool `name`, and returns its answer, which is a JSON object. If the server cannot be reached in any
+        try:
 
         - If `gone` is given, raises an error of the class `gone`.
         - Else, if the bridge has `on_error="graceful"`, returns None.

@@ -169,7 +169,7 @@ class McpConfig:
 
 
 class McpServerOptions(TypedDict, total=False):
-    """The options of `McpServerPool.add`: the fields of McpServerSpec besides its name."""
+    """The options of `McpServerPool.add`: all fields of McpServerSpec except `name`."""
 
     command: Sequence[str]
     url: str
@@ -186,8 +186,8 @@ class McpServerSpec:
     """A server: its name, and how to reach it. Exactly one of `command` (messages over stdin and stdout), `url`
     (streamable HTTP) and `connect` is given.
 
-    - `environment`: environment variables for the process of the command. It also gets a few of this process, such as
-      PATH and HOME.
+    - `environment`: environment variables for the process of the command. In addition, the process gets a few variables
+      of the present process, such as PATH and HOME.
     - `working_dir`, `limits`, `trust`: settings for the process of the command, as in `sabot.process.Command`. Of the
       limits, `max_task_duration` and `max_output_bytes` have no effect here.
     - `headers`: headers that are sent with each HTTP request to the URL.

@@ -155,10 +155,10 @@ class SentCall:
 class SessionState(StrEnum):
     """The state of a session.
 
-    - OPENING: the two sides have not agreed on a version of the protocol yet.
+    - OPENING: the client and the server have not agreed on a version of the protocol yet.
     - OPEN: calls can be made.
     - HUNG: the server does not answer. New calls fail, and nothing is sent for them.
-    - ENDED: the session is over, and is not opened again.
+    - ENDED: the session has ended, and is never opened again.
     """
 
     OPENING = "opening"
@@ -241,8 +241,8 @@ class McpConnection:
         return not (self.busy or self._suspended)
 
     def _enter(self, state: SessionState, why: str = "") -> None:
-        """Enters a state, and records the reason `why`. Does nothing if the session has ended: the first reason of its
-        end stays.
+        """Changes the state to `state`, and stores the reason `why`. Does nothing if the session has ended, so the
+        reason of its end remains.
         """
         if self.state not in (state, SessionState.ENDED):
             self.state, self._why = state, why
@@ -677,8 +677,8 @@ class McpConnection:
         self.offers, self.left_out = offers, left_out
 
     async def listed(self) -> tuple[dict[str, Offer], dict[str, str], str]:
-        """Returns the tools that are offered now by name, the reasons of tools that are left out, and the version of
-        the protocol.
+        """Returns three values: the tools that agents can get now, by name; the tools that they cannot get, by name,
+        each with the reason; and the version of the protocol.
         """
         await self.refresh()
         return dict(self.offers), dict(self.left_out), self.version

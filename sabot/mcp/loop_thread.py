@@ -69,8 +69,8 @@ def seen(task: "asyncio.Task[Any]") -> None:
 
 
 def _pass_on(done: "asyncio.Task[T]", answer: "asyncio.Future[T]") -> None:
-    """Sets the result or the error of the finished task `done` as that of the future `answer`, on which another event
-    loop waits.
+    """Passes the outcome of the finished task `done` to the future `answer`, for which a caller in another event loop
+    waits: sets its result or its error.
     """
     error = None if done.cancelled() else done.exception()
     if answer.done():

@@ -61,9 +61,9 @@ _QUERY_MOST = 200  # different words of a query; further ones are ignored
 class FoundMemory(TypedDict):
     """A memory that a search has found.
 
-    - `stored_ms`: the time of its storing, in milliseconds since 1970.
-    - `score`: how well it matches, above 0. Only scores of the same search can be compared.
-    - `cut`: True if `text` is only the beginning of the text; `Memory.retrieve` returns the whole.
+    - `stored_ms`: the time at which it was stored, in milliseconds since 1970.
+    - `score`: how well it matches the query; higher is better. Only scores of the same search can be compared.
+    - `cut`: True if `text` is only the beginning of the text; `Memory.retrieve` returns the whole text.
     """
 
     id: str
@@ -102,7 +102,7 @@ class MemoryStore(Protocol):
         """
 
     async def count(self, scope: str) -> int:
-        """Returns the number of memories of the scope. Memories that were merged into others do not count."""
+        """Returns the number of memories of the scope. Memories that were merged into others are not counted."""
 
     async def search(self, scope: str, query: str, limit: int) -> list[tuple[str, float]]:
         """Returns at most `limit` memories of the scope that have words of the query, as pairs of id and score, the
@@ -373,8 +373,8 @@ class Memory:
         return [_found(each, standing[each], score) for each, score in scores if each in standing]
 
     async def retrieve(self, scope: str, id: str) -> Remembered:
-        """Returns the memory with this id. For the id of an earlier wording, returns the memory into which it was
-        merged. Raises UserError if there is none.
+        """Returns the memory with this id. If it was merged into another memory by `consolidate`, returns the other
+        one. Raises UserError if there is none.
         """
         scope = _scope(scope)
         standing, record = await self._standing(scope, checked_text(id, "memory: id"))
@@ -403,7 +403,9 @@ class Memory:
         return {"before": len(standing), "after": len(standing) - len(leaders)}
 
     async def forget(self, scope: str, id: str) -> bool:
-        """Removes the memory with this id, and its earlier wordings. Returns True if there was one, else False."""
+        """Removes the memory with this id, together with the older texts that were merged into it. If the memory was
+        itself merged into another one, removes the other one. Returns True if there was one, else False.
+        """
         scope = _scope(scope)
         standing, record = await self._standing(scope, checked_text(id, "memory: id"))
         if record is None:

@@ -164,8 +164,8 @@ def _depth(value: Any) -> int:
 
 
 def _cleaned(schema: Any, most: int) -> Any:
-    """Returns a copy of the schema in which each title and description has no invisible characters and at most `most`
-    characters. All other values of the schema are unchanged.
+    """Returns a copy of the schema in which each title, description and comment has no invisible characters and at most
+    `most` characters. All other values of the schema are unchanged.
     """
     if isinstance(schema, list):
         return [_cleaned(each, most) for each in schema]

@@ -399,9 +399,9 @@ class McpServerPool:
             return connection
 
     def _hung(self, key: SessionKey, why: str, opened: bool) -> None:
-        """Records that a session has ended because the server did not answer. After several such ends in a row, no new
-        session is opened for a growing time (see `_check_hangs`). `why`: the reason. `opened`: True if the session had
-        been open; then the first such end causes no wait.
+        """Records that a session has ended because the server did not answer. The more often this happens in a row, the
+        longer no new session is opened (see `_check_hangs`). `why`: the reason. `opened`: True if the session had been
+        open; then the first such end causes no wait.
         """
         hangs = self._hangs.setdefault(key, Failures(_HUNG_BACKOFF))
         hangs.note(why, asyncio.get_running_loop().time(), excused=int(opened))
@@ -451,7 +451,7 @@ class McpServerPool:
         self._changed = asyncio.Event()
 
     def _close(self, connection: "McpConnection") -> Coroutine[Any, Any, None]:
-        """Takes a session out of the pool, and returns a coroutine that closes the session; the caller has to run it."""
+        """Removes a session from the pool, and returns a coroutine that closes the session; the caller has to run it."""
         self._over(connection)
         self._closing += 1
         return self._closed_down(connection)

@@ -29,8 +29,8 @@ class McpResult(ToolAnswer, frozen=True, omit_defaults=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """The content as one text. Text blocks are included in full; a block of another kind, such as an image, is only
-        mentioned in brackets. If there is no content, the text is `structured` as JSON.
+        """The content as one text. Texts are included in full, also those of embedded resources; a block of another
+        kind, such as an image, is only mentioned in brackets. If there is no content, the text is `structured` as JSON.
         """
         if not self.content and self.structured is not None:
             return msgspec.json.encode(self.structured).decode()

@@ -222,8 +222,9 @@ def _bounded(value: Any) -> Any:
 
 
 def _described(column: "pa.ChunkedArray[Any]") -> dict[str, Any]:
-    """Returns a description of a column: its type. For a column of JSON texts it also has the kinds of the values, and
-    for objects the fields with the kinds of their values. These are taken from the first 1,000 rows.
+    """Returns a description of a column as a dict. "type" is its Arrow type, or "json" for a column of JSON texts. Then
+    "kinds" lists the kinds of its values, such as "object", and "fields" has the kinds of value of each field of its
+    objects. They are found in the first 1,000 rows.
     """
     read = _reader(column)
     if read is msgspec.to_builtins:

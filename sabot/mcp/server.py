@@ -105,11 +105,11 @@ class ToolServer:
 
     @asynccontextmanager
     async def connect(self, key: object, ended: Callable[[str], object]) -> AsyncIterator[Any]:
-        """Connects a client in this process to this server. It is a context manager that yields the client's two
-        message streams of the MCP SDK, one to read and one to write.
+        """Connects a client in this process to this server. Yields to the `with` block the client's two message streams
+        of the MCP SDK, one to read and one to write.
 
-        A McpServerPool calls it if the server was added as `pool.add("shop", connect=server.connect)`. `key`: not used.
-        `ended`: a function that is called with a reason when the server has ended.
+        A McpServerPool calls this method if the server was added as `pool.add("shop", connect=server.connect)`. `key`:
+        not used. `ended`: a function that is called with a reason when the server has ended.
         """
         async with create_client_server_memory_streams() as (client, (requests, answers)):
             options = self.server.create_initialization_options()

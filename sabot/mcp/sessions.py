@@ -189,9 +189,11 @@ class SessionBridge:
             session.context = whole
 
     async def restore_snapshot(self, session_id: str) -> dict[str, Any]:
-        """Returns the context of a session that this or another process has saved last. If the server cannot be
-        reached, and `on_error` is "graceful", returns the context that this process has. Raises ContextFailed (E2054)
-        if there is none.
+        """Returns the context of a session that this or another process has saved last. Returns the context that this
+        process has stored if the server has not got that yet. Does the same if the server cannot be reached and
+        `on_error` is "graceful".
+
+        Raises ContextFailed (E2054) if the context cannot be read.
         """
         session = self._sessions.get(session_id)
         if session is not None and session.unsent:

@@ -104,7 +104,7 @@ async def over_bytes(
     buffer: int,
     on_end: Callable[[str], Awaitable[None]],
 ) -> AsyncIterator[tuple[Any, Any]]:
-    """A context manager that yields two message streams of the MCP SDK, one to read and one to write. Messages are read
+    """Yields to the `with` block two message streams of the MCP SDK, one to read and one to write. Messages are read
     from `source` and written to `sink` as lines of JSON.
 
     - `most_bytes`: the most bytes of a message. `most_list_bytes`: the most bytes of a message with a list.
@@ -209,11 +209,12 @@ def _error(request_id: int | str | None, code: int, words: str) -> Any:
 async def over_process(
     command: Command, *, config: McpConfig, on_end: Callable[[str], object]
 ) -> AsyncIterator[tuple[Any, Any]]:
-    """A context manager that starts a program, and yields two message streams of the MCP SDK over its stdin and stdout,
-    one to read and one to write. After the block, ends the program and all its descendants.
+    """Starts a program. Yields to the `with` block two message streams of the MCP SDK over the program's stdin and
+    stdout, one to read and one to write. After the block, ends the program and all its descendants. Raises SpawnFailed
+    if the program cannot be started.
 
     `on_end`: a function that is called if the program ends by itself. Its argument is a text with the reason and the
-    last lines of stderr. Raises SpawnFailed if the program cannot be started.
+    last lines of stderr.
     """
     instance = Instance(command)
     child = await instance.start()
@@ -251,8 +252,8 @@ async def over_process(
 
 @asynccontextmanager
 async def over_http(spec: McpServerSpec, key: SessionKey, *, config: McpConfig) -> AsyncIterator[tuple[Any, Any]]:
-    """A context manager that yields two message streams of the MCP SDK over streamable HTTP, one to read and one to
-    write. Reading has no time limit, because the callers of the session limit the time of each request.
+    """Yields to the `with` block two message streams of the MCP SDK over streamable HTTP, one to read and one to write.
+    Reading has no time limit, because the callers of the session limit the time of each request.
     """
     client = httpx2.AsyncClient(
         headers={"accept-encoding": "identity"},
@@ -452,8 +453,8 @@ async def messages_of(
     on_end: Callable[[str], object],
     is_awaited: Callable[[], bool],
 ) -> AsyncIterator[tuple[Any, Any]]:
-    """A context manager that connects to a server, and yields two message streams of the MCP SDK, one to read and one
-    to write.
+    """Connects to a server. Yields to the `with` block two message streams of the MCP SDK, one to read and one to
+    write.
 
     - `on_end`: a function that is called with the reason if the server ends the session.
     - `is_awaited`: a function that returns True while a request waits for the server; see `PacedStream`.

@@ -152,7 +152,7 @@ class _Vectors(msgspec.Struct):
 
 
 def _row(embedding: str | list[float]) -> "np.ndarray[Any, np.dtype[np.float32]]":
-    """Decodes a vector. Servers that do not know base64 send a list of numbers."""
+    """Decodes one vector. It is a text in base64; from servers that do not know base64, it is a list of numbers."""
     if isinstance(embedding, str):
         return np.frombuffer(base64.b64decode(embedding, validate=True), "<f4").astype(np.float32)
     return np.array(embedding, np.float32)

@@ -27,8 +27,8 @@ _REASONS: dict[str, FinishReason] = {
 
 
 def chat_request(spec: RequestSpec, model: str, *, is_openai: bool, stream: bool) -> dict[str, Any]:
-    """Returns the body of a request. `is_openai`: True if OpenAI itself gets it, where `max_tokens` has another name
-    than on all other servers.
+    """Returns the body of a request. `is_openai`: True if the request is for OpenAI's own server, which has another
+    name for `max_tokens` than all other servers.
     """
     body: dict[str, Any] = {
         "model": spec.model or model,

@@ -95,8 +95,8 @@ class _SdkClient(NamedTuple):
 
 
 class SdkCalls:
-    """Makes the requests of one provider with the library (SDK) of its vendor. A connection can be used in one event
-    loop only. So a client of the library is created for each event loop, for example for several calls of
+    """The requests of one provider, which are made with the library (SDK) of its vendor. A connection can be used in
+    one event loop only. So a client of the library is created for each event loop, for example for several calls of
     `asyncio.run`. If the user has given a client, only that is used.
 
     - `provider`: the vendor's name. `sdk`: the module of its library. `vendor`: the vendor's name in the library's
@@ -234,7 +234,9 @@ class SdkCalls:
         **needed: Any,
     ) -> AsyncGenerator[Piece, None]:
         """Makes a request, and yields the pieces of its answer as `Provider.stream` does. The parameters are those of
-        `whole`. Some servers cannot stream and send the whole answer; it is used, because it has to be paid.
+        `whole`, and the `decoder` of the answer. If the server does not stream but sends the whole answer at once, this
+        answer is split into pieces. The request is not repeated in that case, because the vendor would charge for it
+        twice.
         """
         model, request_id = body["model"], ""
         async with aclosing(self._events(method, body, timeout_s, key, most, needed)) as events:
