@@ -25,8 +25,8 @@ _log = logging.getLogger(__name__)
 
 
 class PluginCapability(StrEnum):
-    """A kind of objects that a plugin may provide. `memory` stands for stores of jobs, conversations or ledgers, and
-    `ui` for views of jobs for people.
+    """The kinds of objects that a plugin may provide. MEMORY means stores of jobs, conversations or ledgers, and UI
+    means views of jobs for people.
     """
 
     TOOLS = "tools"
@@ -39,8 +39,8 @@ class PluginCapability(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PluginManifest:
-    """The description of a plugin: the name under which it is listed, its version, and its capabilities. Raises
-    UserError if a field is not valid.
+    """The description of a plugin: its name, its version, the kinds of objects that it provides (`capabilities`), a
+    description and an author. Raises UserError if a field is not valid.
     """
 
     name: str
@@ -67,8 +67,8 @@ class PluginManifest:
 
 
 class Plugin(ABC):
-    """A plugin of a package. A subclass has a manifest, and provides objects for each capability that the manifest
-    names.
+    """The base class of plugins. A subclass has a manifest, and provides the objects of each kind that is named in its
+    manifest.
     """
 
     @property
@@ -78,9 +78,7 @@ class Plugin(ABC):
 
     @abstractmethod
     def provide(self, capability: PluginCapability) -> Mapping[str, Any]:
-        """Returns the objects of this capability by name. For `tools` they are functions or Tools. For other
-        capabilities they are objects of the kind that the capability names.
-        """
+        """Returns the objects of this kind that the plugin provides, by name. For TOOLS they are functions or Tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +92,17 @@ class FailedPlugin:
 
 @dataclass(slots=True)
 class PluginRegistry:
-    """The plugins of a program. `discover` loads those that are installed."""
+    """The plugins of a program. `discover` loads the installed plugins, and `register` adds a single one. `plugins`
+    contains them by name, and `failed` contains the plugins that could not be loaded.
+    """
 
     plugins: dict[str, Plugin] = field(default_factory=dict)
     failed: list[FailedPlugin] = field(default_factory=list)
     _provided: dict[PluginCapability, dict[str, tuple[str, Any]]] = field(default_factory=dict)
 
     def register(self, plugin: Plugin) -> None:
-        """Adds a plugin. Raises UserError if the object is not a plugin, if its name is taken, or if it does not
-        provide a capability that its manifest names.
+        """Adds a plugin. Raises UserError if the object is not a Plugin with a manifest, if there is already a plugin
+        or an object of the same name, or if the plugin does not provide a kind of objects that its manifest names.
         """
         if not isinstance(plugin, Plugin):
             raise UserError(f"{short_repr(plugin)} is no plugin", hint="a subclass of sabot.agents.Plugin")
@@ -137,8 +137,9 @@ class PluginRegistry:
         return things
 
     def discover(self, found: Callable[[], Iterator[EntryPoint]] | None = None) -> "PluginRegistry":
-        """Loads the installed plugins, and returns the registry itself. Plugins that cannot be loaded are listed in
-        `failed`, and logged. `found`: in tests, a function that yields entry points in place of the installed ones.
+        """Loads the installed plugins, which are the entry points of the group "sabot.plugins". Returns the registry
+        itself. A plugin that cannot be loaded is logged and added to `failed`. Tests can pass `found`, a function that
+        yields other entry points.
         """
         for entry in found() if found is not None else iter(entry_points(group=GROUP)):
             package = entry.dist.name if entry.dist is not None else ""

@@ -34,31 +34,37 @@ T = TypeVar("T")
 
 
 class FlowError(SabotError):
-    """The error for a flow that cannot continue. E2010: a loop has no limit. E2011: the flow is nested too deeply, or
-    has too many branches. E2012: a step has failed. E2013: the time of the flow is over.
+    """The base class of the errors of flows. A flow is an operator that consists of other operators, such as a chain, a
+    graph or a workflow. The codes are: E2010 for a loop without a limit (FlowCycle), E2011 for too deep nesting or too
+    many branches (DepthExceeded), E2012 for a step that has failed (FlowFailed), and E2013 for a flow that takes too
+    long (FlowTimeout).
     """
 
     code = "E2012"
 
 
 class FlowCycle(FlowError, UserError):
-    """The error for a flow whose steps wait for each other, or that has a loop without a limit."""
+    """The error for a graph whose nodes wait for each other in a circle, and for a workflow with a loop that has no
+    limit.
+    """
 
     code = "E2010"
 
 
 class DepthExceeded(FlowError):
-    """The error for a flow with more steps, more branches or deeper nesting than allowed."""
+    """The error for a flow that has more steps, more branches or more levels of nested flows than its limits allow."""
 
     code = "E2011"
 
 
 class FlowFailed(FlowError):
-    """The error for a step that has failed. A pattern that contains a failed step fails with the same error."""
+    """The error for a step of a flow that has failed, or whose input is unusable. The flow that contains the step fails
+    with it too.
+    """
 
 
 class FlowTimeout(FlowError, TimeoutError):
-    """The error for a flow that has not ended within its time limit."""
+    """The error for a flow that has not ended within its time limit (`timeout_seconds`)."""
 
     code = "E2013"
 
@@ -69,17 +75,17 @@ _FAILURES = (FlowFailed, ModelError, AgentRunError, ToolError, EffectError, Budg
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrchestrationConfig:
-    """The limits of a flow.
+    """The limits of a flow, which is an operator that consists of other operators.
 
-    - `max_child_jobs`: the most operators that one pattern may start in one execution.
-    - `max_depth`: the most patterns within patterns.
-    - `timeout_seconds`: the time limit of one execution of the outermost pattern.
-    - `inherit_budgets`: True if the usage of the steps counts in the `BudgetSpec` of the job that runs the flow. With
-      False it only counts in the budget of the scope.
-    - `propagate_cancellation`: True if a cancelled flow cancels the steps that it has started. With False it waits for
-      their end.
-    - `parallel_execution`: True if branches run side by side, at most `max_parallel` of them. With False they run one
-      after the other.
+    - `max_child_jobs`: the most operators that one parallel step (`run_parallel`) may start.
+    - `max_depth`: the most levels of flows inside of flows. The outermost flow is level 1.
+    - `timeout_seconds`: the time limit for one execution of the outermost flow; None sets no limit.
+    - `inherit_budgets`: True if the usage of the steps counts in the limits (`BudgetSpec`) of the job that runs the
+      flow. With False it only counts in the budget of the tenant.
+    - `propagate_cancellation`: True if the cancel of a flow also cancels its running steps. With False, a cancelled
+      flow first runs to its end.
+    - `parallel_execution`: True if branches run at the same time, at most `max_parallel` of them. With False they run
+      one after the other.
     """
 
     max_child_jobs: int = 10
@@ -100,14 +106,15 @@ class OrchestrationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorContext:
-    """The context of a flow, which all operators of the flow get.
+    """The context that a flow passes to all of its operators.
 
-    - `execution`: the ExecutionContext, which says on whose behalf the flow runs.
-    - `effects`: asks models and calls tools. With None the effects of the job around the flow are used, or plain calls
-      if there is no job.
+    - `execution`: the ExecutionContext with the tenant and the actor for whom the flow runs, or None.
+    - `effects`: the object through which operators call models and tools. With None, `OperatorContext.of` sets it to
+      the effects of the job in which the flow runs. If there is no such job it remains None, and the calls are made
+      directly.
     - `config`: the limits of the flow.
-    - `depth`: the number of patterns around this one.
-    - `values`: values that the caller gives to all operators. The operators must not change them.
+    - `depth`: the number of flows that contain the present operator.
+    - `values`: values that the caller wants to pass to all operators. The operators must not change them.
     """
 
     execution: ExecutionContext | None = None
@@ -118,8 +125,9 @@ class OperatorContext:
 
     @classmethod
     def of(cls, given: "OperatorContext | ExecutionContext | DurableContext | None") -> "OperatorContext":
-        """Makes an OperatorContext from one of these contexts, or from None. If `given` is the context of a durable
-        agent, all calls of the flow become effects of the agent's job.
+        """Returns an OperatorContext for `given`. If it is the context of a durable agent, all calls of the flow become
+        effects of the agent's job. An OperatorContext without `effects` gets those of the job in which this is called,
+        if there is one.
         """
         if given is None or isinstance(given, ExecutionContext):
             given = cls(execution=given)
@@ -133,15 +141,18 @@ class OperatorContext:
         return given if given.effects is not None else replace(given, effects=current_effects.get())
 
     async def call(self, tool: Tool | Callable[..., Any], /, **arguments: Any) -> Any:
-        """Calls a tool, and returns its result. In a job the call is an effect of the tool's effect class. A plain
-        function counts as a tool of the class "unsafe".
+        """Calls a tool with these arguments, and returns its result. If the flow runs in a job, the call is an effect
+        of the job, with the effect class of the tool. A plain function is treated as a tool with the effect class
+        "unsafe".
         """
         effects = DirectTools(RequestContext()) if self.effects is None else self.effects
         return await effects.call(as_tool(tool), arguments)
 
 
 class _InJob:
-    """The effects of a durable agent's job, for a flow that has not chosen an engine yet."""
+    """The effects of a durable agent's job, for a flow. Tools can be called directly. To call a model, an operator
+    first gets the effects for its engine by `of(engine)`.
+    """
 
     def __init__(self, ctx: DurableContext) -> None:
         self._ctx = ctx
@@ -163,11 +174,12 @@ class _InJob:
 class OperatorResult:
     """The result of an operator.
 
-    - `content`: a text, a value of the agent's output type, or the value that a function has returned. For a failure it
-      is a description of the failure.
+    - `content`: the answer of an agent as a text, or as a value of the agent's output type; or the value that a
+      function has returned. For a failure it is a description of the failure.
     - `success`: False if the operator has failed.
-    - `error`: the exception that made the operator fail, or None.
-    - `usage`: the sum of the usage of all model calls.
+    - `error`: the exception because of which the operator has failed, or None.
+    - `usage`: the sum of the tokens of all its calls of models.
+    - `metadata`: further facts; the keys depend on the operator.
     """
 
     content: Any
@@ -177,7 +189,9 @@ class OperatorResult:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def checked(self, what: str) -> "OperatorResult":
-        """Returns this result if it is a success. Otherwise raises FlowFailed. `what` names the step in the error message."""
+        """Returns this result if it is a success. Otherwise raises FlowFailed. `what` is the name of the step in the
+        error message.
+        """
         if self.success:
             return self
         why = self.error if self.error is not None else short_repr(self.content)
@@ -185,12 +199,14 @@ class OperatorResult:
 
 
 class Operator(ABC):
-    """A step of a flow. A subclass implements `execute`. The step is named after its class, unless it is given another
-    `name`.
+    """The base class of the steps of a flow. A subclass implements `execute`. The name of a step is the name of its
+    class, unless `name` is given.
     """
 
     def __init__(self, agent: Agent | None = None, *, name: str = "") -> None:
-        """Makes a step. `agent` is the agent that the step runs, as `self.agent`, or None if the step runs none."""
+        """Makes a step. `agent` is stored as `self.agent`; None is for a step that runs no agent. `name` is used in
+        error messages; "" means the name of the class.
+        """
         self.agent: Any = agent
         self._name = name
 
@@ -201,32 +217,33 @@ class Operator(ABC):
 
     @property
     def takes_items(self) -> bool:
-        """True if the operator gets all steps of a plan at once, as the field "items". Otherwise it is executed once
-        for each step.
+        """True if a PlannerExecutorOperator shall execute this operator once, with all steps of the plan in the field
+        "items". With False it executes the operator once for each step.
         """
         return False
 
     @abstractmethod
     async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
-        """Executes the step, and returns its result. The agents of the step make their calls through the effects of the
-        flow.
+        """Executes the step with the input `input_data`, and returns its result. `context` is the OperatorContext of
+        the flow. A subclass makes its calls of tools and models through `context`, or through `self.agent`.
 
-        The step has failed if this raises a ModelError, AgentRunError, ToolError, EffectError, BudgetExceeded or
-        TimeoutError. Any other error ends the flow.
+        If this method raises a ModelError, AgentRunError, ToolError, EffectError, BudgetExceeded or TimeoutError, the
+        step has failed. Any other error ends the flow, which then raises it.
         """
 
 
 class Flow(Operator):
-    """An operator that consists of other operators. `execute` takes an OperatorContext, an ExecutionContext, the
-    context of a durable agent, or no context. If the input is a text, the operators get it as the field "text".
+    """The base class of operators that consist of other operators. The second argument of `execute` is an
+    OperatorContext, an ExecutionContext, the context of a durable agent, or None. If the input is a text, the inner
+    operators get {"text": input}.
     """
 
     def __init__(self, *, name: str = "") -> None:
         super().__init__(name=name)
 
     async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
-        """Executes the flow, and returns its result. If a step fails, the result says so, and nothing is raised. Raises
-        FlowTimeout and DepthExceeded.
+        """Executes the flow with the input `input_data`, and returns its result. If a step fails, the result has
+        `success=False`. Raises FlowTimeout if the flow takes too long, and DepthExceeded if it is nested too deeply.
         """
         within = OperatorContext.of(context)
         config = within.config
@@ -250,8 +267,8 @@ class Flow(Operator):
             raise FlowTimeout(f"{self.name} has not ended within {seconds:g} s", hint="timeout_seconds=…") from error
 
     def _seconds(self, config: OrchestrationConfig) -> float | None:
-        """Returns the time limit of the flow in seconds, or None if it has none. The limit applies only if this is the
-        outermost flow.
+        """Returns the time limit of this flow in seconds, or None if it has no limit. The limit is not applied to a
+        flow inside of another flow.
         """
         return config.timeout_seconds
 
@@ -263,8 +280,8 @@ class Flow(Operator):
 async def _kept(flow: Coroutine[Any, Any, T], config: OrchestrationConfig) -> T:
     """Awaits the flow, and returns its result.
 
-    If this call is cancelled: with `config.propagate_cancellation` the flow is cancelled too. Without it, the flow runs to
-    its end, and only then does this call raise CancelledError.
+    If this call is cancelled and `config.propagate_cancellation` is True, the flow is cancelled too. If it is False,
+    the flow runs to its end, and then this call raises CancelledError.
     """
     if config.propagate_cancellation:
         return await flow
@@ -277,8 +294,10 @@ async def _kept(flow: Coroutine[Any, Any, T], config: OrchestrationConfig) -> T:
 
 
 async def step(operator: Operator, given: Any, context: OperatorContext) -> OperatorResult:
-    """Executes an operator as a step of a flow, and returns its result. If the operator fails, returns a result that
-    says so. The agents of the operator make their calls through `context`.
+    """Executes an operator as a step of a flow, and returns its result. The operator's calls of tools and models are
+    made through `context.effects`. If the operator raises an error of a call (ModelError, AgentRunError, ToolError,
+    EffectError, BudgetExceeded, TimeoutError) or FlowFailed, returns a result with `success=False` and that error. Any
+    other error is raised.
     """
     before, counted = current_effects.set(context.effects), APART.set(APART.get() or not context.config.inherit_budgets)
     try:
@@ -300,8 +319,9 @@ async def step(operator: Operator, given: Any, context: OperatorContext) -> Oper
 async def run_parallel(
     who: str, work: Sequence[tuple[Operator, Any]], context: OperatorContext
 ) -> list[OperatorResult]:
-    """Executes operators with their inputs, side by side if the configuration allows it. Returns their results, in the
-    order of `work`. Raises DepthExceeded, naming the pattern `who`, if there are more operators than allowed.
+    """Executes operators, each with its input, and returns their results in the order of `work`. They run at the same
+    time if `context.config.parallel_execution` is True, otherwise one after the other. Raises DepthExceeded if `work`
+    has more than `max_child_jobs` operators. `who` is the name of the flow for the message of that error.
     """
     config = context.config
     if len(work) > config.max_child_jobs:
@@ -328,11 +348,11 @@ async def run_parallel(
 
 
 class AgentStep(Operator):
-    """A step that runs an agent. Its content is the agent's output, or the text of the answer if the agent has no
-    output type.
+    """A step that runs an agent. The content of its result is the agent's output, or the text of the answer if the
+    agent has no output type.
 
-    `prompt` is a template over the fields of the input ("Summarize: {text}"), or a function of the input. By default
-    `prompt_of` makes the prompt.
+    `prompt` makes the prompt from the input of the step. It is a template for the fields of the input ("Summarize:
+    {text}"), or a function that gets the input. By default, the function `prompt_of` makes the prompt.
     """
 
     def __init__(self, agent: Agent, *, prompt: str | Callable[[Any], object] | None = None, name: str = "") -> None:
@@ -341,7 +361,9 @@ class AgentStep(Operator):
         self._prompt = prompt
 
     async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
-        """Runs the agent once over the input, and returns its output as the result."""
+        """Runs the agent once with a prompt that is made from the input. Returns its output, or the text of its answer,
+        as the content of the result.
+        """
         said = self._said(input_data)
         effects = OperatorContext.of(context).effects
         ran = await self.agent.run(said, effects=None if effects is None else effects.of(self.agent.engine))
@@ -364,8 +386,9 @@ class AgentStep(Operator):
 
 
 class FunctionStep(Operator):
-    """A step that calls a function: `f(input)` or `f(input, context)`, async or not. The function returns the content
-    of the step, or an OperatorResult. The function may compute; to call a tool it uses `context.call`.
+    """A step that calls a function as `f(input)` or, if it has a second parameter, as `f(input, context)`. It may be
+    async. It returns the content of the step's result, or an OperatorResult. In a durable job the function runs again
+    after a crash, so it should call tools by `context.call`, which records their results.
     """
 
     def __init__(self, func: Callable[..., Any], *, name: str = "") -> None:
@@ -374,7 +397,7 @@ class FunctionStep(Operator):
         self._takes_context = _positional(func) > 1
 
     async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
-        """Calls the function with the input, and returns its result."""
+        """Calls the function with the input. Returns its value as the content of the result."""
         within = OperatorContext.of(context)
         value = self._func(input_data, within) if self._takes_context else self._func(input_data)
         if inspect.isawaitable(value):
@@ -386,8 +409,8 @@ OperatorLike = Operator | Agent | Callable[..., Any]
 
 
 def as_operator(given: Any, what: str) -> Operator:
-    """Returns an operator for `given`: an operator unchanged, and for an agent or a function a step that runs it.
-    Raises UserError for anything else. `what` names it in the error message.
+    """Returns an operator for `given`. An operator is returned unchanged; an agent or a function is put into a step
+    that runs it. Raises UserError for anything else. `what` is the name of the argument in the error message.
     """
     if isinstance(given, Operator):
         return given
@@ -410,8 +433,9 @@ def _positional(func: Callable[..., Any]) -> int:
 
 
 def prompt_of(given: Any) -> str:
-    """Returns an input as a text for a model. A text is unchanged, a single field becomes its value, several fields
-    become one line each, and any other value becomes JSON.
+    """Returns the input of a step as a text for a model. A text is returned unchanged. A mapping with one field becomes
+    the value of that field, and one with several fields becomes a line "name: value" for each. Any other value becomes
+    JSON.
     """
     if isinstance(given, str):
         return given
@@ -427,13 +451,14 @@ def _shown(value: Any) -> str:
 
 
 def fields_of(given: Any) -> dict[str, Any]:
-    """Returns an input as fields. A mapping is copied; any other value becomes the field "text"."""
+    """Returns the input of a step as a dict. A mapping is copied; any other value is returned as {"text": value}."""
     return dict(given) if isinstance(given, Mapping) else {"text": given}
 
 
 def with_content(given: Any, content: Any) -> dict[str, Any]:
-    """Returns the input of the next step. It has the fields of the flow's input (`given`), and the content of the step
-    before: the fields of that content, or the field "text".
+    """Returns the input for the next step: a dict with the fields of `given`, to which `content`, the content of the
+    previous step, is added. If the content is a mapping, its fields are added; otherwise it is added as the field
+    "text".
     """
     builtin = content if isinstance(content, Mapping | str) else msgspec.to_builtins(content, enc_hook=str)
     return {**fields_of(given), **fields_of(builtin)}

@@ -27,7 +27,7 @@ from sabot.errors import UserError, short_repr
 
 @dataclass(frozen=True, slots=True)
 class GraphNode:
-    """A node: an operator, and the id by which edges name it."""
+    """A node of a graph: an operator, an agent or a function, and an id by which edges refer to it."""
 
     id: str
     operator: OperatorLike
@@ -35,8 +35,9 @@ class GraphNode:
 
 @dataclass(frozen=True, slots=True)
 class GraphEdge:
-    """An edge: the node `target` waits for the node `source`, and gets its content. `when` is a function of that
-    content. The edge is only followed if the function returns a true value; None follows it always.
+    """An edge of a graph. The node with the id `target` waits for the node with the id `source`, and gets the content
+    of its result. `when` is a function that gets this content. If the function returns False, the content is not passed
+    on along this edge. None always passes it on.
     """
 
     source: str
@@ -45,14 +46,16 @@ class GraphEdge:
 
 
 class ExecutionGraph:
-    """A graph of nodes and edges. `checked` finds errors in it before it is executed."""
+    """A graph of nodes and edges, which a GraphExecutor executes."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, Operator] = {}
         self.edges: list[GraphEdge] = []
 
     def add_node(self, node: GraphNode) -> "ExecutionGraph":
-        """Adds a node, and returns this graph. Raises UserError if the graph already has a node with this id."""
+        """Adds a node, and returns this graph. Raises UserError if the graph already has a node with this id, or if its
+        operator is not valid.
+        """
         if not isinstance(node, GraphNode):
             raise UserError(f"graph: {short_repr(node)} is no node", hint="graph.add_node(GraphNode(id, operator))")
         if not isinstance(node.id, str) or not node.id or node.id in self.nodes:
@@ -85,7 +88,7 @@ class ExecutionGraph:
 
     @property
     def last(self) -> list[str]:
-        """The nodes from which no edge leads to another node."""
+        """The ids of the nodes from which no edge leads to another node."""
         return [node for node in self.nodes if all(edge.source != node for edge in self.edges)]
 
     def checked(self) -> "ExecutionGraph":
@@ -114,10 +117,11 @@ class ExecutionGraph:
 
 @dataclass(frozen=True, slots=True)
 class GraphResult(OperatorResult, Mapping[str, OperatorResult]):
-    """The result of a graph. As a mapping it has the results of the nodes that ran, by node id:
+    """The result of a graph. It is also a mapping of the results of all nodes that ran, by node id:
     `results["planner"].content`.
 
-    `content` is the content of the last node. If several last nodes ran, it is a mapping of their contents by node id.
+    `content` is the content of the node from which no edge leads to another node. If several such nodes ran, or none,
+    it is a mapping of their contents by node id.
     """
 
     nodes: Mapping[str, OperatorResult] = field(default_factory=dict)
@@ -133,13 +137,15 @@ class GraphResult(OperatorResult, Mapping[str, OperatorResult]):
 
 
 class GraphExecutor(Flow):
-    """An operator that executes a graph, and returns a GraphResult.
+    """An operator that executes a graph, and returns a GraphResult. A node starts when all nodes from which an edge
+    leads to it have ended. Nodes that do not depend on each other run at the same time.
 
-    A node gets the fields of the input, and the content of each node before it as a field with that node's id. If there
-    is only one node before it, the content is also the field "text". A node with incoming edges does not run if none of
-    them is followed.
+    A node gets the fields of the graph's input. For each edge that is followed, it also gets the content of the source
+    node, as a field with the id of that node. If only one edge is followed, that content is also the field "text". A
+    node with incoming edges does not run if none of them is followed.
 
-    If a node fails, the nodes behind it do not run, and the graph has failed. The other nodes still run.
+    If a node fails, the nodes that depend on it do not run. The other nodes still run, and the GraphResult has
+    `success=False`.
     """
 
     def __init__(self, graph: ExecutionGraph, *, name: str = "") -> None:
@@ -149,7 +155,10 @@ class GraphExecutor(Flow):
         self.graph = graph.checked()
 
     async def execute(self, input_data: Any, context: Any = None) -> GraphResult:
-        """Executes the graph, as `Flow.execute` does."""
+        """Executes the graph with the input `input_data`, and returns the results of its nodes. If a node fails, the
+        result has `success=False`. Raises FlowTimeout if this takes too long, and DepthExceeded if the graph is nested
+        too deeply.
+        """
         found = await super().execute(input_data, context)
         assert isinstance(found, GraphResult)
         return found
@@ -196,8 +205,9 @@ class GraphExecutor(Flow):
 
 
 def _contents(edges: Sequence[GraphEdge], before: Mapping[str, OperatorResult | None]) -> dict[str, Any] | None:
-    """Returns the contents of the nodes before a node, by node id. Returns None if the node must not run, because a
-    node before it has failed or no edge to it is followed.
+    """Returns the contents that a node gets along its incoming edges, by the id of the source node. `before` contains
+    the results of the source nodes, with None for a node that did not run. Returns None if the node must not run,
+    because a source node has failed, or because none of its incoming edges is followed.
     """
     contents = {}
     for edge in edges:

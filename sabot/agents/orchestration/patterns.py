@@ -40,9 +40,10 @@ def _several(given: Sequence[OperatorLike], what: str) -> list[Operator]:
 
 
 class ChainOperator(Flow):
-    """A pattern that executes operators one after the other. Each operator gets the input of the chain, and the content
-    of the operator before it: the fields of that content, or the field "text". If an operator fails, the chain ends
-    with its result.
+    """A flow that executes operators one after the other. Each operator gets the input of the chain and the content of
+    the previous operator. If that content is a mapping, its fields are added to the input; otherwise it is the field
+    "text". The result of the last operator is the result of the chain. If an operator fails, the chain ends, and its
+    result is that of the failed operator.
     """
 
     def __init__(self, operators: Sequence[OperatorLike], *, name: str = "") -> None:
@@ -62,11 +63,11 @@ class ChainOperator(Flow):
 
 
 class ParallelOperator(Flow):
-    """A pattern that executes operators side by side with the same input. The content is the list of their contents. It
-    succeeds if all operators succeed.
+    """A flow that executes several operators at the same time with the same input. The content of its result is the
+    list of their contents. It succeeds if all operators succeed.
 
-    With `aggregate`, a function of the list of results, the content is the value of that function. Then it succeeds if
-    at least one operator does.
+    `aggregate` is a function that gets the list of the operators' results (OperatorResult). Its return value is the
+    content instead. With `aggregate`, the flow succeeds if at least one operator succeeds.
     """
 
     def __init__(
@@ -92,12 +93,14 @@ class ParallelOperator(Flow):
 
 
 class MapReduceOperator(Flow):
-    """A pattern that executes a map operator for each item, and then a reduce operator over the results.
+    """A flow that executes one operator for each item of a list, and then another operator once with all the results.
+    `items` is the name of the field of the input that contains the list.
 
-    - The items are the field of the input that `items` names.
-    - The map operator gets the other fields of the input and one item: the fields of the item, or the field "text".
-    - The reduce operator gets the other fields, "results" (the contents, in the order of the items) and "text" (the
-      contents as one text). It is not executed if the map operator has failed for an item.
+    - `map_operator` gets the other fields of the input, and one item. If the item is a mapping, its fields are added to
+      the input; otherwise it is the field "text".
+    - `reduce_operator` gets the other fields of the input, "results" (the list of contents, in the order of the items)
+      and "text" (the contents joined to one text). If the map operator fails for an item, the reduce operator is not
+      executed, and the flow has failed.
     """
 
     def __init__(
@@ -110,7 +113,9 @@ class MapReduceOperator(Flow):
 
     @property
     def takes_items(self) -> bool:
-        """True, because all steps of a plan are the items of one execution."""
+        """True, so that a PlannerExecutorOperator executes this operator once, with all steps of the
+        plan as its items.
+        """
         return True
 
     async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
@@ -134,18 +139,21 @@ def _with_results(fields: Mapping[str, Any], results: Sequence[OperatorResult]) 
 
 
 class PlannerExecutorOperator(Flow):
-    """A pattern with a planner, an executor that executes the steps of the plan, and a synthesizer that writes the
-    answer.
+    """A flow of three operators: the planner makes a plan, the executor executes each step of the plan, and the
+    synthesizer writes the answer.
 
-    - The planner's content is the plan: a list; or fields with a list "steps", "items" or "tasks"; or a text with a
-      JSON list, or with one step per line.
-    - The executor is executed for each step in turn. It gets the step (its fields, or the field "text") and "results",
-      the contents of the steps before. An executor that takes items (MapReduceOperator) is executed once, with all
-      steps as "items".
-    - The synthesizer gets the input, "results" and "text". Without a synthesizer the content of the pattern is that of
-      the executor, or the list of its contents.
+    - `planner`: the content of its result is the plan. It is a list; or a mapping with a list "steps", "items" or
+      "tasks"; or a text with JSON of this form, or with one step per line.
+    - `executor`: is executed once for each step, in order. It gets the input of the flow; the step (its fields are
+      added if it is a mapping, otherwise it is the field "text"); and "results", the contents for the earlier steps. A
+      MapReduceOperator, and any operator with `takes_items`, is executed only once, with all steps in the field
+      "items".
+    - `synthesizer`: gets the input of the flow, "results" (the contents of the executor) and "text" (the same, joined
+      to one text). The content of the flow is its content. With None, the content of the flow is the list of the
+      executor's contents, or its one content if it was executed only once.
+    - `max_steps`: the most steps of a plan; a longer plan is a failure.
 
-    If one of them fails, the pattern ends and has failed.
+    If one of the three operators fails, the flow ends and has failed.
     """
 
     def __init__(
@@ -216,8 +224,8 @@ def _steps_of(content: Any) -> list[Any]:
 
 
 def _read(text: str) -> Any:
-    """Returns the steps of a plan that is given as a text. The text is JSON, or has one step per line, with or without
-    list marks.
+    """Returns the steps of a plan from a text. The text is JSON, or has one step per line. If lines begin with list
+    marks ("-", "1."), only these lines are steps, without their marks.
     """
     try:
         plan = msgspec.json.decode(text)
@@ -228,14 +236,17 @@ def _read(text: str) -> Any:
 
 
 class DebateOperator(Flow):
-    """A pattern in which debaters argue in rounds, and a moderator decides.
+    """A flow in which debaters argue in rounds, and a moderator decides.
 
-    In each round a debater gets the input, "round" (from 1) and "arguments": the texts of the earlier rounds, each with
-    debater, round and text. Then the moderator gets the input, "round", "rounds" and "arguments".
-
-    The debate ends when the moderator's content has the field "consensus" and that is true, or after `max_rounds`. Its
-    content is that of the moderator in the last round. A debater that fails is left out of its round. If all debaters
-    fail, or the moderator does, the debate has failed.
+    - In each round, all debaters run at the same time. They get the input, "round" (the number of the round, from 1)
+      and "arguments" (the contributions of all earlier rounds). A contribution is a dict with "debater", "round" and
+      "text".
+    - Then the moderator gets the input, "round", "rounds" (the most rounds) and "arguments" (now with those of this
+      round).
+    - The debate ends when the content of the moderator has the field "consensus" with the value True, or after
+      `max_rounds` rounds. The content of the flow is the moderator's content in the last round.
+    - If a debater fails, its contribution is left out in this round. If all debaters fail, or the moderator fails, the
+      flow has failed.
     """
 
     def __init__(
@@ -277,8 +288,9 @@ def _agreed(content: Any) -> bool:
 
 
 class Router(Flow):
-    """A pattern that executes one of several operators. `choose` is an operator or a function that returns the name of
-    a route. A name that is no route takes the route `default`. If there is no default, the pattern has failed.
+    """A flow that executes one of several operators. `routes` contains the operators by name. `choose` is an operator
+    or a function; the content of its result is the name of a route. If there is no route with this name, the route
+    `default` is used. Without a `default`, the flow then fails.
     """
 
     def __init__(

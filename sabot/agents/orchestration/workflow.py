@@ -41,8 +41,9 @@ from sabot.llm.results import Usage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Visited:
-    """A node whose visits can be limited. One run of the workflow can visit it at most `max_visits` times; None sets no
-    limit. After that, the run continues at the node `exhausted` instead. If `exhausted` is "", the run fails.
+    """The base class of the nodes of a workflow. One execution of the workflow can visit the node at most `max_visits`
+    times; None sets no limit. When it would visit the node once more, it continues at the node with the id `exhausted`
+    instead. If `exhausted` is "", it raises DepthExceeded.
     """
 
     max_visits: int | None = None
@@ -57,8 +58,9 @@ class _Visited:
 
 @dataclass(frozen=True, slots=True)
 class AgentNode(_Visited):
-    """A node that runs an operator, an agent or a function over the state. Its content goes into the state, as the
-    field with the node's id and as the field "text".
+    """A node of a workflow that executes an operator, an agent or a function. The operator gets the state of the
+    workflow, which is a dict of fields. The content of its result is stored in the state twice: as the field with the
+    node's id, and as the field "text". `next` is the id of the next node.
     """
 
     id: str
@@ -66,14 +68,16 @@ class AgentNode(_Visited):
     next: str
 
     def ways(self) -> Iterator[str]:
-        """Yields the ids of the nodes that may follow this one."""
+        """Yields the ids of the nodes that can be the next one after this node."""
         yield self.next
 
 
 @dataclass(frozen=True, slots=True)
 class ConditionalNode(_Visited):
-    """A node that chooses the next node. `choose` is an operator whose content names a route, or a function that
-    returns the name of a route. True stands for the route "yes", False for "no".
+    """A node of a workflow that chooses the next node. `choose` is an operator or a function that gets the state of the
+    workflow and returns the name of a route; True means the route "yes", and False means "no". `routes` contains the id
+    of the next node for each route. `default` is the id of the next node for any other name; with "" the execution
+    fails.
     """
 
     id: str
@@ -82,7 +86,7 @@ class ConditionalNode(_Visited):
     default: str = ""
 
     def ways(self) -> Iterator[str]:
-        """Yields the ids of the nodes that may follow this one."""
+        """Yields the ids of the nodes that can be the next one after this node."""
         yield from self.routes.values()
         if self.default:
             yield self.default
@@ -90,8 +94,9 @@ class ConditionalNode(_Visited):
 
 @dataclass(frozen=True, slots=True)
 class ParallelNode(_Visited):
-    """A node that runs operators side by side over the same state. The list of their contents goes into the state, as
-    the field with the node's id.
+    """A node of a workflow that executes several operators at the same time. Each of them gets the state of the
+    workflow. The list of the contents of their results is stored in the state, as the field with the node's id. `next`
+    is the id of the next node.
     """
 
     id: str
@@ -99,21 +104,21 @@ class ParallelNode(_Visited):
     next: str
 
     def ways(self) -> Iterator[str]:
-        """Yields the ids of the nodes that may follow this one."""
+        """Yields the ids of the nodes that can be the next one after this node."""
         yield self.next
 
 
 @dataclass(frozen=True, slots=True)
 class EndNode(_Visited):
-    """A node that ends the workflow. `content` names the field of the state that is the result of the workflow. With ""
-    the result is the whole state.
+    """A node that ends the workflow. `content` is the name of the field of the state whose value is the content of the
+    workflow's result. With "" that content is the whole state.
     """
 
     id: str
     content: str = ""
 
     def ways(self) -> Iterator[str]:
-        """Yields nothing, because no node follows an EndNode."""
+        """Yields nothing, because the workflow ends at this node."""
         yield from ()
 
 
@@ -121,12 +126,12 @@ WorkflowNode = AgentNode | ConditionalNode | ParallelNode | EndNode
 
 
 class WorkflowState(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a run of a workflow between two nodes.
+    """The state of one execution of a workflow, before a node is executed.
 
     - `node`: the id of the next node.
-    - `fields`: the fields of the state.
-    - `visits`: the number of visits of each node.
-    - `steps`: the number of nodes that have run.
+    - `fields`: the fields of the state: those of the input, and those that earlier nodes have added.
+    - `visits`: the number of visits of each node, by node id.
+    - `steps`: the number of nodes that have been executed.
     """
 
     node: str
@@ -151,17 +156,20 @@ class WorkflowState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Workflow(Flow):
-    """An operator made of nodes that lead to each other.
+    """An operator that executes nodes one after the other. Each node determines the next one, so there can be branches
+    and loops.
 
     - `start`: the id of the first node; by default it is the first one in the list.
-    - `max_depth`: the most nodes that a run may visit, repeated visits included.
+    - `max_depth`: the most nodes that one execution may visit, repeated visits included.
     - `max_branches`: the most operators of a ParallelNode.
-    - `timeout_seconds`: the time limit of a run, if this is the outermost flow.
-    - `on_step`: a function, async or not, that is called with the WorkflowState after each node. If a run gets such a
-      state as its input, it continues from there.
+    - `timeout_seconds`: the time limit of one execution; None sets no limit. It is not applied to a workflow inside of
+      another flow.
+    - `on_step`: a function, async or not, that is called with the WorkflowState after each node. If such a state is
+      passed to `execute` as the input, the execution continues from it.
 
-    Raises UserError for missing nodes, and FlowCycle (E2010) for a loop in which no node has `max_visits`. A run raises
-    FlowTimeout (E2013) and DepthExceeded (E2011). If a node fails, the workflow fails (E2012).
+    The constructor raises UserError for missing nodes, and FlowCycle (E2010) for a loop in which no node has
+    `max_visits`. `execute` raises FlowTimeout (E2013) and DepthExceeded (E2011). If a node fails, the result of
+    `execute` has `success=False` and a FlowFailed (E2012).
     """
 
     def __init__(
