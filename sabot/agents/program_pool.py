@@ -48,8 +48,13 @@ _log = logging.getLogger(__name__)
 
 
 class _AnswerLine(msgspec.Struct):
-    """A line that a child writes in the protocol "json". A field that the line does not have is UNSET, because null is
-    a value.
+    """A line of JSON that a child process of a ProgramPool writes in the protocol "json". A field that is missing in
+    the line is UNSET; it is not None, because a field may have the value null.
+
+    - `id`: the key of the record to which the line belongs.
+    - `line`: one line of the answer.
+    - `result`: the last line of the answer.
+    - `error`: the error because of which the record has failed.
     """
 
     id: Any = None
@@ -62,8 +67,8 @@ _decoder = msgspec.json.Decoder(_AnswerLine)
 
 
 class ProgramPool:
-    """A pool of at most `size` children that run the same command. The children belong to the event loop on which `run`
-    is called. `close` ends them.
+    """A pool of at most `size` child processes that run the same program. Each of them handles many records, one at a
+    time. A pool belongs to the event loop on which `run` is called. `close` ends the processes.
     """
 
     def __init__(
@@ -76,13 +81,16 @@ class ProgramPool:
         timeout_s: float | None,
         first_wait_s: float = 0.1,
     ) -> None:
-        """Makes a pool.
+        """Makes a pool, without starting a process.
 
-        - `program`: the name of the program, for errors.
-        - `command`: the command of a child. Its limits of time and output apply to each record.
-        - `timeout_s`: the seconds in which a child has to answer a record; None for no limit.
-        - `first_wait_s`: if a child ends before it has answered any record, the pool waits this many seconds before it
-          starts another one. Each further such failure doubles the wait.
+        - `program`: the name of the program, for error messages.
+        - `command`: the command of each child process. Its limits of time and output apply to each record.
+        - `size`: the most child processes.
+        - `protocol`: "lines" if the answer to a record is one line of any text; "json" if it is several lines of JSON
+          with the id of the record.
+        - `timeout_s`: the seconds in which a process has to answer a record; None sets no limit.
+        - `first_wait_s`: if a process ends before it has answered any record, the pool waits this many seconds before
+          it starts another one. Each further such failure doubles the wait.
         """
         limits = command.limits or ResourceLimits.none()
         times = [each for each in (timeout_s, limits.max_task_duration) if each is not None]
@@ -107,17 +115,22 @@ class ProgramPool:
         self._pool.running = True
 
     async def close(self) -> None:
-        """Ends the children. Calls of `run` that wait for a child raise ExecutionError."""
+        """Ends the child processes. Calls of `run` that wait for a free process raise ExecutionError."""
         await self._pool.close(lambda: ExecutionError(f"{self._program}: its pool was closed"))
 
     async def run(
         self, argv: Sequence[str], stdin: str | None, run_id: RunId, began: Began | None = None
     ) -> ProgramOutput:
-        """Gives a record to a free child, waits for the answer, and returns it. `stdin`: the record as a line of JSON.
-        `began`: called with the child before it gets the record.
+        """Sends a record to a free child process, waits for the answer, and returns it.
 
-        Raises ExecutionError if the answer is an error, and SpawnFailed if no child can be started. Raises
-        CommunicationError if the child ends while it works on the record, or if the pool ends it.
+        - `argv`: the command for processes that the pool starts from now on.
+        - `stdin`: the record as a line of JSON.
+        - `run_id`: the id of the record in the protocol "json".
+        - `began`: a function that is called with the process before the record is sent.
+
+        Raises ExecutionError if the answer is an error, and SpawnFailed if no process can be started. Raises
+        CommunicationError if the process ends before it has answered. The pool ends a process that does not answer in
+        time or writes too much; this is a CommunicationError too.
         """
         assert stdin is not None
         self._command = replace(self._command, argv=argv)
@@ -144,8 +157,8 @@ class ProgramPool:
 
     @asynccontextmanager
     async def _instance(self) -> "AsyncIterator[_PooledInstance]":
-        """Gives a free child to the `with` block. Ends the child after the block if it has not answered its record by
-        then.
+        """Yields a free child process to the `with` block, and waits for one if there is none. If the process has not
+        answered its record at the end of the block, it is ended; otherwise it is free for the next record.
         """
         instance = self._pool.take() or await self._pool.wait()
         try:
@@ -157,7 +170,9 @@ class ProgramPool:
                 await run_to_end(instance.end())
 
     def _can_work(self, instance: "_PooledInstance") -> bool:
-        """Returns True if a child that is free can take another record. Otherwise logs the reason and returns False."""
+        """Returns True if a free child process can handle another record. Otherwise logs the reason
+        and returns False.
+        """
         why = instance.unusable(self._protocol)
         if why:
             _log.warning("%s (pid %d) %s: another one is started", self._program, instance.child.pid, why)
@@ -201,9 +216,13 @@ class ProgramPool:
         raise await self._lost(instance, why)
 
     def _taken(self, said: bytes, run_id: RunId, found: list[str]) -> bool:
-        """Handles a line that a child has written in the protocol "json": adds output lines to `found`. Returns True if
-        the line ends the answer. Ignores lines that do not belong to this record. Raises ExecutionError if the line
-        reports an error.
+        """Handles one line that a child process has written in the protocol "json".
+
+        - `said`: the line. A line that is not for this record is ignored.
+        - `run_id`: the identity of the record.
+        - `found`: the list of output lines, to which this method appends the content of the line.
+
+        Returns True if the line is the end of the answer. Raises ExecutionError if it reports an error.
         """
         try:
             message = _decoder.decode(said)
@@ -221,8 +240,9 @@ class ProgramPool:
         return message.result is not msgspec.UNSET
 
     async def _lost(self, instance: "_PooledInstance", why: str) -> CommunicationError:
-        """Ends a child that works on a record, and returns the error for that record. `why`: the reason; "" stands for
-        the way in which the child has ended.
+        """Ends a child process that works on a record, and returns the error for that record. `why` is the reason, as a
+        part of the error message. With "" the message describes how the process has ended by itself, for example its
+        exit code.
         """
         await instance.end()
         try:
@@ -235,7 +255,9 @@ class ProgramPool:
 
 
 class _PooledInstance:
-    """A child of a pool, with the instance that runs it and with its output."""
+    """A child process of a ProgramPool, together with the Instance that controls it, its output lines (`lines`) and the
+    end of its stderr (`words`).
+    """
 
     def __init__(self, instance: Instance, child: Child) -> None:
         assert child.stdout is not None
@@ -245,7 +267,9 @@ class _PooledInstance:
         self.words = last_words(self.child)
 
     def unusable(self, protocol: PoolProtocol) -> str:
-        """Returns the reason why this free child can take no further record; "" if it can."""
+        """Returns the reason why this free child process cannot handle another record, as a part of a message. Returns
+        "" if it can.
+        """
         if not self.has_answered:
             return ""
         unread = self.stdout.read_nowait()
@@ -256,7 +280,7 @@ class _PooledInstance:
         return ""
 
     async def end(self) -> None:
-        """Ends the child with all its descendants."""
+        """Ends the child process with all its descendants, and closes its streams."""
         await end_member(self.instance, GRACE_SECONDS, "its pool has ended it")
         await self.words.over(close=self.child.status is None)  # the supervisor was killed, and the child with it
         self.stdout.close()

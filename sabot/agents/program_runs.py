@@ -38,8 +38,9 @@ _LAST_BYTES = 2000
 class ProgramOutput(msgspec.Struct, frozen=True):
     """The output of a program for one record.
 
-    - `lines`: the lines that it has written to stdout. `code`: its exit code.
-    - `cpu_seconds`: the CPU time that it has used.
+    - `lines`: the lines that the program has written to stdout.
+    - `code`: its exit code.
+    - `cpu_seconds`: the CPU time that it has used, in seconds.
     - `error`: the error that the program itself has reported, or "".
     """
 
@@ -51,8 +52,11 @@ class ProgramOutput(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class RunId:
-    """The identity of a run of a program. `job`: the id of the job; for an agent that is not durable, the place of the
-    record. `key`: the same for all attempts of a record, and different for different records.
+    """The identity of one execution of a program for a record.
+
+    - `job`: the id of the job. For an agent that is not durable, it is the text "topic[partition]@offset" of the
+      record.
+    - `key`: a key for the record. It is the same in all attempts to handle the record, and different for other records.
     """
 
     job: str
@@ -60,7 +64,7 @@ class RunId:
 
     @classmethod
     def of(cls, effect: Effect) -> "RunId":
-        """Returns the identity of the run that this effect of a job makes."""
+        """Returns the identity of the execution that is the effect `effect` of a job."""
         return cls(effect.id.job, effect.key)
 
 
@@ -72,17 +76,24 @@ Heard = Callable[[list[str]], Awaitable[None]]
 
 
 class LiveLines:
-    """A sender that sends a program's lines to a topic as soon as they are written, even if the run of the program
-    fails later. Each line is sent at least once. The lines of one run are in order.
+    """A sender of a program's output lines to a topic. It sends each line as soon as the program writes it, even if the
+    program fails later. A line may be sent more than once. The lines of one execution are sent in order. After an error
+    of the topic, no more lines of that execution are sent, and the error is logged.
     """
 
     def __init__(self, send: Callable[..., Awaitable[int]], topic: str, agent_id: str, *, json: bool) -> None:
-        """Makes a sender. `send`: the method `App.send`. `json`: True to decode the lines as JSON."""
+        """Makes a sender.
+
+        - `send`: the method `App.send`.
+        - `topic`: the name of the topic.
+        - `agent_id`: the id of the agent, which is sent as a header of each line.
+        - `json`: True if the lines are JSON; then lines without any text are not sent.
+        """
         self._send, self._topic, self._agent, self._json = send, topic, agent_id.encode(), json
 
     def of(self, run_id: RunId, also: Heard | None) -> Heard:
-        """Returns a function that sends the lines of one run. `also`: a function that gets each list of lines before it
-        is sent; None for none.
+        """Returns a function that gets the output lines of one execution, as a list of new lines at a time, and sends
+        them to the topic. If `also` is not None, the function first passes each list to `also`.
         """
         run, number = uuid.uuid4().hex.encode(), 0
         broken = False
@@ -108,24 +119,28 @@ class LiveLines:
 
 
 def last_words(child: Child) -> LastWords:
-    """Starts to read the stderr of a program. Returns the reader, which keeps only the end of it."""
+    """Starts to read the stderr of a program. Returns the reader, which keeps only the last 2000 bytes."""
     return LastWords(_LAST_BYTES, child.stderr)
 
 
 def tail_of(words: LastWords) -> str:
-    """Returns the last lines of a program's stderr as the end of an error message: ":", a line break, and the lines,
-    with secrets hidden. Returns "" if the program wrote nothing to stderr.
+    """Returns the last 10 lines of a program's stderr, in a form that can be appended to an error message: ":", a line
+    break, and the lines, in which secrets are hidden. Returns "" if the program wrote nothing to stderr.
     """
     last = "\n".join(words.text().strip().splitlines()[-_LAST_LINES:])
     return f":\n{last}" if last else ""
 
 
 class ProgramRuns:
-    """A runner that starts the program anew for each record."""
+    """A runner of a program that starts a new process for each record."""
 
     def __init__(self, program: str, command: Command, *, codes: frozenset[int], timeout_s: float | None) -> None:
-        """Makes a runner. `program`: the name of the program, for errors. `codes`: the exit codes that count as
-        success. `timeout_s`: the seconds that a run may take; None for no limit.
+        """Makes a runner.
+
+        - `program`: the name of the program, for error messages.
+        - `command`: the command, whose words each call of `run` replaces.
+        - `codes`: the exit codes that mean success.
+        - `timeout_s`: the most seconds that one execution may take; None sets no limit.
         """
         self._program, self._codes, self._timeout_s = program, codes, timeout_s
         self._command = replace(command, lossless=True)
@@ -133,11 +148,17 @@ class ProgramRuns:
     async def run(
         self, argv: Sequence[str], stdin: str | None, heard: Heard | None = None, began: Began | None = None
     ) -> ProgramOutput:
-        """Runs the program to its end, and returns its output. `heard`: gets the lines as soon as they are written.
-        `began`: called when the program has started. When this returns or raises, the program has ended.
+        """Runs the program in a new process until it ends, and returns its output. When this method returns or raises,
+        the process has ended.
 
-        Raises SpawnFailed if the program cannot be started, ExecutionError if its exit code is not a success, and
-        CommunicationError if the supervisor was killed, and the program with it.
+        - `argv`: the words of the command.
+        - `stdin`: the text that the program can read from stdin, or None for an empty stdin.
+        - `heard`: a function that gets the output lines as soon as they are written.
+        - `began`: a function that is called with the process when it has started.
+
+        Raises SpawnFailed if the program cannot be started. Raises ExecutionError if its exit code is not in `codes`,
+        if it takes too long, or if it writes too much. Raises CommunicationError if the supervisor process was killed,
+        which also kills the program.
         """
         instance = Instance(replace(self._command, argv=argv), name=self._program)
         child = await instance.start()
@@ -186,7 +207,9 @@ class ProgramRuns:
 
 
 async def _ended(instance: Instance, child: Child, words: LastWords) -> None:
-    """Ends the processes that are left of a run, and returns when none is left."""
+    """Ends the remaining processes of one execution of a program, and closes its streams. Returns when no process is
+    left.
+    """
     await end_member(instance, GRACE_SECONDS, "its run is over")
     await words.over(close=True)
     assert child.stdout is not None

@@ -33,8 +33,13 @@ Run = Callable[[Sequence[str], str | None, RunId, Heard | None], Awaitable[Progr
 
 
 class ProgramSessions:
-    """The runs of one agent's program, which keeps sessions. `run`: a function that runs the program to its end.
-    `field`: the name of the field in which a JSON line of the program has the id of the session.
+    """The executions of an agent's program that can continue its own sessions, as coding agents can: the program prints
+    the id of its session, and a later command with that id continues the session.
+
+    - `run`: a function that executes the program to its end.
+    - `field`: the name of the field with the id of the session, in a JSON line that the program writes.
+    - `effect`, `in_doubt`: the effect class of the first execution, and the decision if nobody knows whether it has
+      ended.
     """
 
     def __init__(self, program: str, name: str, run: Run, field: str, effect: str, in_doubt: InDoubt) -> None:
@@ -46,7 +51,7 @@ class ProgramSessions:
 
     @asynccontextmanager
     async def open(self) -> "AsyncIterator[None]":
-        """Runs the `with` block, and then cancels the runs that have not ended."""
+        """Executes the `with` block, and then cancels the executions of the program that have not ended."""
         try:
             yield
         finally:
@@ -56,9 +61,14 @@ class ProgramSessions:
     async def output(
         self, ctx: "DurableContext", argv: Sequence[str], stdin: str | None, resumed: Callable[[str], Sequence[str]]
     ) -> Any:
-        """Returns the output of the program for this job. If a run was cut off, continues the session by another run,
-        again and again up to a limit. `resumed`: a function that returns the command that continues the session with
-        the given id. Raises EffectError if an effect fails, and ExecutionError if the program was cut off too often.
+        """Returns the output of the program for the record of this job. If the process of the program is lost before it
+        ends, for example in a crash of the worker, another command continues its session. This is repeated at most 100
+        times.
+
+        - `argv`, `stdin`: the command and the input of the first execution.
+        - `resumed`: a function that returns the command that continues the session with a given id.
+
+        Raises EffectError if the program fails, and ExecutionError if its process was lost too often.
         """
         said = await ctx.call(self._start, argv, stdin)
         for _ in range(_MOST_RESUMES):
@@ -72,8 +82,9 @@ class ProgramSessions:
         raise ExecutionError(f"{self._program} was cut off {_MOST_RESUMES} times")
 
     async def _begun(self, argv: Sequence[str], stdin: str | None, effect: Effect) -> ProgramOutput | dict[str, str]:
-        """Starts the program. Returns the ids of the session and of the run as soon as a line names the session; the
-        program goes on. If it ends without such a line, returns its output.
+        """Starts the program, and waits until it writes a line with the id of its session. Then returns a dict with
+        this id as "session" and an id of the execution as "run", while the program continues. If the program ends
+        without such a line, returns its output.
         """
         known: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -96,8 +107,9 @@ class ProgramSessions:
         return {"session": known.result(), "run": token}
 
     async def _finished(self, session: str, run: str) -> ProgramOutput | None:
-        """Waits for the end of a run, and returns its output. Returns None if the run is gone, because the worker or
-        the supervisor has ended; the caller then resumes the session. Raises ExecutionError if the program failed.
+        """Waits for the end of an execution of the program, and returns its output. `run` is the id that `_begun` has
+        returned. Returns None if that execution no longer exists, because this worker or the supervisor process was
+        restarted; the caller then continues the session. Raises ExecutionError if the program failed.
         """
         running = self._running.get(run)
         if running is None:
@@ -111,7 +123,7 @@ class ProgramSessions:
             self._running.pop(run, None)
 
     def _session_in(self, line: str) -> str:
-        """Returns the id of the session that this line names; "" if it names none."""
+        """Returns the id of the session if this line of output is a JSON object with the field for it; otherwise ""."""
         if self._field not in line:
             return ""
         try:
@@ -123,7 +135,7 @@ class ProgramSessions:
 
 
 async def _cancelled(running: "asyncio.Future[Any]") -> None:
-    """Cancels a run, and returns when the run has ended."""
+    """Cancels the execution of a program, and returns when it has ended. Raises none of its errors."""
     running.cancel()
     await asyncio.wait([running])
     if not running.cancelled():

@@ -17,13 +17,16 @@ _SHELLS = {"sh", "ash", "bash", "dash", "ksh", "zsh"}
 
 
 class CommandTemplate:
-    """The template of an agent's command. `fields`: the fields of a record that its words use, each as a path of names.
-    `program`: the name of the program.
+    """The template of an agent's command. A word of the command can contain fields of the record, such as
+    "{place.city}".
+
+    - `fields`: all fields that the words contain, each as a tuple of names, such as ("place", "city").
+    - `program`: the name of the program, which is the first word without its folder.
     """
 
     def __init__(self, where: str, command: Sequence[str]) -> None:
-        """Makes a template of the words in `command`. `where`: the agent, for errors. Raises UserError if a word is not
-        a valid template.
+        """Makes a template from the words of a command. `where` is the name of the agent, for error messages. Raises
+        UserError if a word is not a valid template.
         """
         self.program = PurePath(command[0]).name
         ends = command.index("--") if "--" in command else len(command)
@@ -32,8 +35,9 @@ class CommandTemplate:
         self._check(where, command)
 
     def of(self, record: Any) -> list[str]:
-        """Returns the words of the command for this record. Raises DataError if the record lacks a field, or if the
-        value of a field cannot stand in a word.
+        """Returns the words of the command for this record. Raises DataError if the record lacks a field, or if a value
+        cannot be a part of a word: it begins with "-" where the program would read an option, it has a NUL character,
+        or it is too long.
         """
         return [word.of(record) for word in self._words]
 
@@ -53,8 +57,10 @@ class CommandTemplate:
                 )
 
     def check_schema(self, schema: pa.Schema, where: str, known: Sequence[str] = ()) -> None:
-        """Checks that records of this schema have all fields that the words use. Raises UserError if one is missing.
-        `known`: fields that do not come from the record. `where`: the agent, for the error.
+        """Raises UserError unless records with this schema have all fields that the words contain.
+
+        - `where`: the name of the agent, for the error message.
+        - `known`: the names of fields that do not come from the record.
         """
         for names in self.fields:
             if names[0] not in (*schema.names, *known):
@@ -64,15 +70,19 @@ class CommandTemplate:
 
 
 class _TemplateWord:
-    """One word of a template. It consists of texts and fields in turn: texts[0] fields[0] texts[1] … texts[n].
+    """One word of a CommandTemplate. It is made of texts and fields in turn: text 0, field 0, text 1, field 1, and so
+    on, and a text at the end.
 
-    `fields`: the paths of the fields in the record. `may_be_option`: True if the word stands before "--". If such a
-    word began with a field whose value begins with "-", the program would take the value for an option; so that value
-    is refused.
+    - `fields`: the fields, each as a tuple of names, such as ("place", "city").
+    - `may_be_option`: False if the word comes after the word "--" of the command, so that the program does not read it
+      as an option. If it is True, and the word begins with a field, then a value of this field that begins with "-" is
+      refused.
     """
 
     def __init__(self, template: str, where: str, may_be_option: bool) -> None:
-        """Parses the word. Raises UserError if it is not a valid template."""
+        """Parses a word of a command. `template` is the word with its fields in braces, and `where` is the name of the
+        agent for error messages. Raises UserError if the word is not a valid template.
+        """
         self._texts, self.fields = [""], list[tuple[str, ...]]()
         where = f"{where}: the word {short_repr(template)}"
         try:
@@ -90,7 +100,7 @@ class _TemplateWord:
         self._checks_option = may_be_option and bool(self.fields) and not self._texts[0]
 
     def of(self, record: Any) -> str:
-        """Returns the word for this record. Raises the errors of `CommandTemplate.of`."""
+        """Returns the word with the values of this record. Raises the errors of `CommandTemplate.of`."""
         made = self._texts[0]
         for names, text in zip(self.fields, self._texts[1:], strict=True):
             value = _field(record, names)
@@ -110,7 +120,9 @@ class _TemplateWord:
 
 
 def _unfit(word: str) -> str:
-    """Returns the reason why the operating system would refuse this word of a command; "" if it accepts the word."""
+    """Returns the reason why the operating system would refuse this word of a command, as a part of a message. Returns
+    "" if it would accept the word.
+    """
     try:
         size = len(word.encode())
     except UnicodeEncodeError:

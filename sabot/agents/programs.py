@@ -48,8 +48,9 @@ _RESUME = 'resume=["claude", "-p", "Go on", "--resume", "{session}"]'
 
 
 class AgentCommand:
-    """The program of an agent. `function` and `durable_function` make the function that the agent calls for each
-    record. The app keeps the `resources` open while it runs.
+    """The program that handles the records of an agent. `function` and `durable_function` return the function that the
+    app calls for each record. `resources` are the resources, such as a pool of processes, that the app opens when it
+    starts and closes when it stops.
     """
 
     def __init__(
@@ -73,9 +74,12 @@ class AgentCommand:
         live: LiveLines | None = None,
         health: tuple[HealthMonitor, str],
     ) -> None:
-        """Makes the command of an agent. `where`: the agent, for errors. `health`: the monitor that watches the
-        program, and the name of the program in it. The other arguments are those of `App.process_agent`. Raises
-        UserError if an argument is not valid.
+        """Makes the command of an agent.
+
+        - `where`: the name of the agent, for error messages.
+        - `health`: the monitor that watches the program, and the name under which it does so.
+
+        The other arguments are those of `App.process_agent`. Raises UserError if an argument is not valid.
         """
         check(f"{where}: lines", lines, OneOf(get_args(LineFormat)))
         if limits is not None and not isinstance(limits, ResourceLimits):
@@ -158,9 +162,11 @@ class AgentCommand:
         return Resource(f"pool of {where}", opened)
 
     async def check_system(self) -> None:
-        """Checks that this system has everything that the program's level of trust needs. Raises SandboxUnavailable if
-        something is missing. Also registers the program's writable folders: an earlier run may have left links in them,
-        which no program of the app must follow.
+        """Raises SandboxUnavailable if this system lacks something that the program's sandbox needs. Does nothing if
+        the program has no sandbox.
+
+        Also registers the folders to which the program may write. An earlier execution may have left symbolic links
+        there that lead to other folders. Sandboxes refuse such links in registered folders.
         """
         sandbox = sandbox_of(self._command.trust)
         if sandbox is not None:
@@ -169,14 +175,17 @@ class AgentCommand:
             await run_in_thread(remember_writable, [way_to(each).real for each in folders])
 
     def check_schema(self, schema: pa.Schema, where: str) -> None:
-        """Checks that records of this schema have all fields that the command uses. Raises UserError if one is missing."""
+        """Raises UserError unless records with this schema have all fields that the command uses. `where` is the name
+        of the agent, for the error message.
+        """
         self.words.check_schema(schema, where)
         if self._resume is not None:
             self._resume.check_schema(schema, f"{where}: resume", known=[_SESSION])
 
     def function(self, name: str) -> Callable[[AgentContext], Any]:
-        """Returns the function of an agent that is not durable. Each call of it runs the program for a record. If a
-        record is read again after a restart, the program runs again.
+        """Returns the function of an agent that is not durable; `name` becomes its name. Each call runs the program for
+        one record, and yields its output as messages. If the app reads a record again after a restart, the program runs
+        again for it.
         """
 
         async def run(ctx: AgentContext) -> AsyncIterator[Message]:
@@ -191,14 +200,19 @@ class AgentCommand:
     def durable_function(
         self, name: str, effect: str, in_doubt: InDoubt, *, retries: int = 0, backoff: Duration = 0, fails: bool = True
     ) -> "Callable[[DurableContext], Any]":
-        """Returns the function of a durable agent. It runs the program as one effect of the class `effect`, whose
-        arguments are the command and the stdin. Raises UserError if an option is not valid.
+        """Returns the function of a durable agent. It runs the program as one effect of the job. The arguments of the
+        effect are the words of the command and the stdin.
 
-        - `in_doubt`: the decision if nobody knows whether the program has run to its end.
-        - `retries`, `backoff`: how often the effect is repeated after a failure, and the time before the first
-          repetition. The effect itself has to be repeated, because another attempt of the job would only get the
-          recorded error.
-        - `fails`: True if the function has to raise an error when the program reports a failure.
+        - `name`: the name of the function and of the effect.
+        - `effect`: the effect class.
+        - `in_doubt`: decides what happens if nobody knows whether the program has run to its end.
+        - `retries`: the number of times that the program is run again after a failure. A new attempt of the job could
+          not do this, because it would get the recorded error.
+        - `backoff`: the time before the first repetition.
+        - `fails`: True if a failure of the program makes the effect fail. With False, the effect succeeds with the
+          failure as its recorded result, is not repeated, and the function raises an ExecutionError.
+
+        Raises UserError if an option is not valid.
         """
 
         async def made_of(argv: Sequence[str], stdin: str | None, effect: Effect) -> ProgramOutput:
@@ -248,9 +262,9 @@ class AgentCommand:
             return await self._runs.run(argv, stdin, heard, request.by)
 
     def _output_of(self, said: Any) -> ProgramOutput:
-        """Returns the program's output from the recorded result of the effect. If the effect was in doubt, a person may
-        have given that result: a whole output, only its lines, or nothing. Raises ExecutionError if the result is
-        something else, or if the program has reported an error.
+        """Returns the output of the program from `said`, the recorded result of the effect. If nobody knew whether the
+        program had run, a person may have entered this result: a whole output as an object, a list of lines, or null
+        for no lines. Raises ExecutionError if the result has another form, or if the program has reported an error.
         """
         if not isinstance(said, dict):
             said = {"lines": [] if said is None else said}
@@ -268,8 +282,8 @@ class AgentCommand:
         return encode_json(record).decode() + "\n" if self._stdin else None
 
     def _results(self, output: ProgramOutput, agent_id: str, job: str) -> list[Message]:
-        """Returns the messages that are made of the lines of a run. Raises ExecutionError if the lines have to be JSON
-        and one of them is not.
+        """Returns one message for each line of the output, and one more with the exit code if the agent has
+        `exit_record=True`. Raises ExecutionError if the agent has `lines="json"` and a line is not JSON.
         """
         ours = (("process.agent", agent_id.encode()), ("process.job", job.encode()))
         made = [
@@ -293,5 +307,7 @@ class AgentCommand:
 
 
 def _resumed(words: CommandTemplate, record: Any, session: str) -> list[str]:
-    """Returns the command that continues the session with this id."""
+    """Returns the command that continues the program's session with the id `session`. The fields of the template are
+    filled from the record and that id.
+    """
     return words.of({**(record if isinstance(record, Mapping) else {}), _SESSION: session})
