@@ -67,18 +67,18 @@ _CODE = "of a fork"
 
 @dataclass(frozen=True, slots=True)
 class Forked:
-    """The result of a fork.
+    """The result of a fork (`fork`).
 
-    - `outcome`: "succeeded", "failed" or "cancelled", or "waits" if the fork waits for an answer or a signal that
-      nobody gives.
-    - `result`: the value that the function has returned.
-    - `error`: the error that the function has raised.
-    - `waits_for`: the thing for which the fork waits, in words.
+    - `outcome`: "succeeded", "failed" or "cancelled"; or "waits" if the fork has ended while its job waits for an
+      answer, a signal or a time.
+    - `result`: the value that the function has returned, as JSON types.
+    - `error`: the error that the function has raised, or None.
     - `recording`: the recording of the fork.
     - `first_difference`: the ordinal of the first step that differs from the original job, or None.
-    - `unused`: the names in `allow` and `answers` that fit nothing. They name no class of effects, and nothing that the
-      job or the fork has asked for, so they may be misspelt.
-    - `booked_as`: the job id under which the ledger has the rows of the fork, or "" if there are none.
+    - `unused`: the names in `allow` and `answers` that may be misspelt: no effect class has this name, and nothing with
+      this name was called or asked for in the job or the fork.
+    - `waits_for`: descriptions of the things for which the job waits, if the outcome is "waits".
+    - `booked_as`: the job id under which the ledger has the usage of the fork, or "" if there is no ledger.
     """
 
     outcome: str
@@ -105,30 +105,32 @@ async def fork(
     no_wait: bool = False,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Forked:
-    """Runs the code over the recording up to the result of step `at`, and from there goes on with real calls. Returns
-    the outcome.
+    """Runs the code of a job again, over the recorded results up to and including that of step `at`. From there the
+    code continues with real calls. The fork has a journal of its own in memory. Returns the result of the fork when its
+    job has ended, or when it waits for something that will not come.
 
-    Up to that step nothing is called. Effects that the job had asked for before it, and that had no result by then, are
-    asked for again. The fork also follows `ctx.continue_as`.
+    Up to step `at` nothing is called. If the job had asked for an effect before that place, and the effect had no
+    result there, the fork asks for it again. After `ctx.continue_as` the fork continues with the new input.
 
-    - `at`: the ordinal of a step. 0 is the beginning, and None is behind everything that is recorded.
-    - `answers`: results that are used in place of calls, by name. For a tool it is the return value. For a model ("llm"
-      means all models) it is a text or a Completion. For an agent it is the result of the child. For the type of a
-      question, or the name of a signal, it is the answer. "confirm" is the answer if `guard` asks for approval of a
-      call. For a model it may be a list, with a result for each of several calls.
-    - `model`: asked in place of the models that the code names.
-    - `prompt`: replaces the instructions in requests to models.
-    - `allow`: the classes of effects and the names of tools that are really called. Others are denied.
-    - `guard`: decides on the calls in addition to `allow`.
-    - `ledger`: judges the calls of the fork by its budgets, and gets their rows, with the time of today and a new job
-      id. The caller closes it.
-    - `no_wait`: True ends the fork when only time would let it go on: it waits for a timer, or for the deadline of a
-      question that nobody answers. False lets the fork wait for that time; the log says for what and how long.
-    - `clock`: measures the time of the fork. Its calendar time continues from the last entry that the fork has taken,
-      so a deadline is as far away as it was for the job.
+    - `at`: the ordinal of a step. 0 means the beginning of the job, and None means the end of everything that is
+      recorded.
+    - `answers`: values that are used instead of calls, by name. For the name of a tool, it is the return value. For the
+      name of a model ("llm" means all models), it is a text or a Completion, or a list with one of these for each call.
+      For the name of an agent, it is the result of the child job. For the type of a question or the name of a signal,
+      it is the answer. For "confirm", it is the answer if `guard` requires an approval.
+    - `model`: the model that is called instead of the models that the code names; "" changes nothing.
+    - `prompt`: the text that replaces the instructions in requests to models; None changes nothing.
+    - `allow`: the effect classes and the names of tools that are really called. All other calls are denied.
+    - `guard`: a policy that also decides on the calls. None means no policy.
+    - `ledger`: a ledger whose budgets limit the calls of the fork, and which records their usage, with the present time
+      and a new job id. The caller closes it.
+    - `no_wait`: True ends the fork when its job waits for a time: a timer, or the deadline of a question. With False
+      the fork waits for that time, and logs for what it waits and how long.
+    - `clock`: the clock that measures time in the fork. The time of day in the fork continues from the last recorded
+      entry, so a deadline is as far away as it was in the original job.
 
     Raises UserError for a recording without entries, or without a result of step `at`. Raises ReplayDifference if the
-    code asks for something else than the recording has up to that step.
+    code asks for other effects up to step `at` than the recording has.
     """
     check("fork: recording", recording, Of(Recording, "what record_job has recorded"))
     check("fork: code", code, Of(JobCode, "code_of(agent.spec)"))
@@ -182,8 +184,9 @@ async def fork(
 
 
 def _asked_for(entries: Sequence[Entry]) -> set[str]:
-    """Returns the names by which `answers` and `allow` can refer to the effects in these entries. An agent has two
-    names: with the id of its app and without it. A request to a model also has two: "llm", and the name of the model.
+    """Returns the names by which the arguments `answers` and `allow` of `fork` can refer to the effects in these
+    entries. An agent has two names: with the id of its app and without it. A request to a model also has two names:
+    "llm" and the name of the model.
     """
     found = set[str]()
     for entry in entries:
@@ -196,8 +199,9 @@ def _asked_for(entries: Sequence[Entry]) -> set[str]:
 
 
 def _entries_until(recording: Recording, at: int | None) -> list[Entry]:
-    """Returns the entries up to the result of the step `at`, without the entries of effects that had no result by then.
-    Raises UserError if the step has no result.
+    """Returns the recorded entries up to the result of the step with the ordinal `at`, or all entries before the END if
+    `at` is None. Leaves out the entries of effects that had no result at that place. Raises UserError if the recording
+    has no entries, or no result of the step.
     """
     entries = recording.entries
     if not entries:
@@ -216,8 +220,8 @@ def _entries_until(recording: Recording, at: int | None) -> list[Entry]:
 
 
 def _places(entries: Sequence[Entry]) -> dict[int, int]:
-    """Returns for each step, by its ordinal, the number of entries from the first one to the result of the step. The
-    key 0 stands for the beginning, which is one entry.
+    """Returns a dict by the ordinal of a step. The value is the number of entries from the first one up to the result
+    of the step. The key 0 has the value 1, because the beginning of the job is one entry.
     """
     view, places = JobView(), {0: 1}
     for count, entry in enumerate(entries, 1):
@@ -234,11 +238,12 @@ def _first_difference(recording: Recording, made: Recording) -> int | None:
 
 @dataclass(slots=True)
 class _Changes:
-    """The changes that a fork makes.
+    """The changes that a fork makes to a recorded job.
 
     - `answers`, `prompt`: the arguments of `fork`.
-    - `said`: for each model, the number of answers that were already used.
-    - `stood_in`: the job id and ordinal of each call that was not made, because an answer was used in its place.
+    - `said`: by the name of a model, the number of its answers in `answers` that were used already.
+    - `stood_in`: the job id and the ordinal of each call that was not made, because a value of `answers` was used
+      instead.
     """
 
     answers: Mapping[str, Any]
@@ -247,15 +252,21 @@ class _Changes:
     stood_in: set[tuple[str, int]] = field(default_factory=set)
 
     def of(self, name: str) -> str | None:
-        """Returns the name under which `answers` has a result for this tool or agent, or None if it has no result."""
+        """Returns the key of `answers` that fits a tool or an agent with this name: the name itself, or the name
+        without the id of the app. Returns None if there is none.
+        """
         return next((each for each in (name, name.rpartition(".")[2]) if each in self.answers), None)
 
     def of_model(self, name: str) -> str | None:
-        """Returns the name under which `answers` has a result for this model, or None if it has no result."""
+        """Returns the key of `answers` that fits the model with this name: the name itself, or "llm". Returns None if
+        there is none.
+        """
         return next((each for each in (name, ASKS) if each in self.answers), None)
 
     def completion(self, name: str) -> Completion:
-        """Returns the next answer that `answers` has for a model. Raises UserError if no answer is left."""
+        """Returns the next value in `answers` for a model, as a Completion. `name` is the key in `answers`. Raises
+        UserError if the value there is a list, and all of its items were used already.
+        """
         said = self.answers[name]
         if isinstance(said, list):
             if self.said[name] == len(said):
@@ -266,9 +277,9 @@ class _Changes:
 
 
 def _question(ask: Ask) -> str:
-    """Returns the name under which `answers` may have the answer to a waiting effect. If the effect waits for a
-    question, it is the type of the question; if it waits for a signal, it is the name of the signal. Returns "" if it
-    waits for neither.
+    """Returns the key under which `answers` may have the answer for which an effect waits: the type of a question, or
+    the name of a signal. It is "confirm" or "in_doubt" if a person is asked about the effect. Returns "" if the effect
+    waits for something else.
     """
     if ask.kind in ("ask", "wait"):
         return ask.name
@@ -276,9 +287,9 @@ def _question(ask: Ask) -> str:
 
 
 def _approval(said: Any, *, of_function: bool) -> Any:
-    """Returns the answer to "confirm" in the form in which it is recorded. `of_function` is True for a question that
-    the job's function asks; its answer may be more than yes or no. Raises UserError if the answer `said` is wrong for
-    the question.
+    """Converts the value `said`, which the user has given for "confirm", to the form in which the journal stores an
+    approval ({"approved": True}). If the function of the job has asked the question itself (`of_function`), any value
+    other than a dict is also accepted, and returned unchanged. Raises UserError for a value of another form.
     """
     if isinstance(said, bool):
         return {"approved": said}
@@ -293,21 +304,25 @@ def _approval(said: Any, *, of_function: bool) -> Any:
 
 
 class _ForkClock:
-    """A clock whose calendar time continues from `since` (seconds since 1970)."""
+    """A clock whose time of day begins at `since` (seconds since 1970), and then continues with the
+    speed of `clock`.
+    """
 
     def __init__(self, clock: Clock, since: float) -> None:
         self.monotonic = clock.monotonic
         self._behind = since - clock.monotonic()
 
     def time(self) -> float:
-        """Returns the time in seconds since 1970, as if the fork had begun at `since`."""
+        """Returns the time of the fork in seconds since 1970. It was `since` when this clock was made."""
         return self.monotonic() + self._behind
 
 
 class _ForkRun(JobRun):
-    """A run of a fork's job: `answers` are used in place of some calls, and requests to models have other instructions.
-    `on_answered` is a function that is called for each question or signal for which `answers` has an answer, when the
-    job waits for it and the question is in the journal.
+    """The execution of a fork's job. For calls that `answers` names, the value there is used instead. In requests to
+    models, the instructions are replaced by `prompt`.
+
+    `on_answered` is a function that is called when the job waits for a question or a signal for which `answers` has an
+    answer. It is called once for each of them.
     """
 
     def __init__(self, *given: Any, changes: _Changes, on_answered: Callable[[Ask], None], **how: Any) -> None:
@@ -316,7 +331,9 @@ class _ForkRun(JobRun):
         self._answered: set[tuple[int, str]] = set()  # ordinals and tokens: an effect may have several questions
 
     def may_park(self, now_s: float) -> bool:
-        """Returns True if the run may be parked. Returns False if `answers` has the answer for which the run waits."""
+        """Returns True if the job may be removed from memory while it waits. Returns False if `answers` has an answer
+        for which the job waits, and calls `on_answered` for it.
+        """
         answered = [ask for ask in self.open.values() if _question(ask) in self._changes.answers]
         for ask in answered:
             if (named := (ask.ordinal, ask.token)) not in self._answered:
@@ -325,7 +342,7 @@ class _ForkRun(JobRun):
         return not answered and super().may_park(now_s)
 
     def set_seed(self, seed: bytes) -> None:
-        """Sets the seed of the random values, so that they are those of the original job."""
+        """Sets the seed of the job's random values, so that they are the same as in the original job."""
         self._seed = seed
 
     def call(
@@ -348,8 +365,8 @@ class _ForkRun(JobRun):
 
 
 class _ForkGuard(EffectGuard):
-    """A guard that allows the classes of effects and the names in `allow`, and calls for which an answer is used
-    instead. It denies all others. `model` is asked in place of all other models.
+    """The first guard of a fork. It allows calls for which `answers` has a value, and calls whose effect class or name
+    is in `allow`. It denies all other calls. If `model` is not "", allowed requests to models use this model.
     """
 
     def __init__(self, job_id: str, allow: frozenset[str], changes: _Changes, model: str) -> None:
@@ -372,14 +389,14 @@ class _ForkGuard(EffectGuard):
         return GuardVerdict(Decision.DENY, rule="fork", reason=reason)
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict:
-        """Allows the call to the other model."""
+        """Allows the call after its model was replaced by the model of the fork."""
         return GuardVerdict()
 
 
 class _ForkLedger(LedgerGuard):
-    """The guard that books the calls which a fork really makes in the program's ledger. They are booked at the real
-    time, not at that of the fork's clock. They have a job id of their own, because the rows of the original job belong
-    to its own effects.
+    """The guard that records the usage of a fork's real calls in a ledger, and checks the budgets of that ledger. The
+    rows have the present time, and not the time of the fork's clock. They also have another job id, so that they do not
+    collide with the rows of the original job.
     """
 
     def __init__(self, ledger: Ledger, job_id: str, booked_as: str, changes: _Changes, clock: Clock) -> None:
@@ -396,11 +413,15 @@ class _ForkLedger(LedgerGuard):
         return round(self._today.time() * 1000)
 
     async def open(self, journal: Journal) -> None:
-        """Does nothing: the recorded effects were booked when they were made."""
+        """Prepares the guard for a journal. Records nothing for the effects that the journal already has, because their
+        usage was recorded when the original job made them.
+        """
         self._durable = journal.flush
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Decides on a call. If an answer is used in place of the call, the call is allowed and uses nothing."""
+        """Decides on a call by the budgets of the ledger. If a value of `answers` is used instead of the call, allows
+        the call without a check, and records no usage for it.
+        """
         if (call.effect.job, call.effect.ordinal) in self._changes.stood_in:
             return GuardVerdict()
         return super().decide(replace(call, effect=self._own(call.effect)))
@@ -429,8 +450,9 @@ class _ForkLedger(LedgerGuard):
 
 
 class _ForkOwner:
-    """The owner of a fork's only job (`jobs.owner.JobOwner`). `over_as` is a future that gets the outcome of the fork:
-    when its job has ended, or when its job waits for something that nobody will give.
+    """The object that is responsible for the one job of a fork (the `JobOwner` of the job host). `over_as` is a future.
+    Its result is the outcome of the fork (`Forked.outcome`), and it is set when the job ends, or when the job waits for
+    something that will not come.
     """
 
     leaves_at_once = sleep_counts = False
@@ -448,7 +470,9 @@ class _ForkOwner:
         self._host: JobHost | None = None
 
     def broken(self, what: str, error: BaseException) -> None:
-        """Ends the fork with an error of the host of its job."""
+        """Ends the fork: `fork` raises `error`. The job host calls this if one of its parts has failed; `what` is the
+        name of that part.
+        """
         if not self.over_as.done():
             self.over_as.set_exception(error)
 
@@ -465,7 +489,9 @@ class _ForkOwner:
         return body
 
     def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
-        """Returns the decision to end the job, because a fork does not try a failed job again."""
+        """Stores the error of the job for the result of the fork. Returns "end", because a fork does not try a failed
+        job again.
+        """
         self.error = error
         return "end"
 
@@ -476,8 +502,9 @@ class _ForkOwner:
         return 0.0
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
-        """Begins no child. Reports to the parent, as the result of the child `job_id`, the value that `answers` has under the
-        name of the child's agent. Raises UserError if `answers` has none.
+        """Does not begin a child job. Instead, the job gets the value that `answers` has for the agent of the child as
+        the child's result. `job_id` is the id that the child would have. Raises UserError if `answers` has no value for
+        that agent.
         """
         name, host = self._changes.of(self.run.open[parent_of(job_id)[1]].name), self._host
         if name is None or host is None:
@@ -488,8 +515,9 @@ class _ForkOwner:
         return self._code.continued(job, message)
 
     def parked(self, job_id: str) -> None:
-        """Ends the fork if its job waits for a person, or if the job waits for a time and `no_wait` is True. Otherwise
-        logs what the job waits for.
+        """Handles that the job waits for something that takes long. Ends the fork with the outcome "waits" in two
+        cases: the job waits for nothing that has a time (a timer or a deadline), or `no_wait` is True. Otherwise logs
+        for what the job waits.
         """
         asks = self.run.open.values()
         if any(ask.kind == "child" and not ask.token and self._changes.of(ask.name) is not None for ask in asks):
@@ -514,8 +542,8 @@ class _ForkOwner:
         return words
 
     def answer(self, ask: Ask) -> None:
-        """Answers the question of an effect with the value in `answers`. The answer does not go through the inbox of
-        the journal, so no deadline is checked.
+        """Answers the question, or sends the signal, for which the effect `ask` waits, with the value in `answers`. A
+        deadline of the question is not checked. If the value is not a valid approval, the fork ends with a UserError.
         """
         host, job_id = self._host, self.run.job_id
         assert host is not None
@@ -538,7 +566,7 @@ class _ForkOwner:
         self._host.parking.wake(job_id)
 
     def hosted(self, host: JobHost) -> None:
-        """Sets the host of the fork."""
+        """Sets the job host that runs the job of the fork."""
         self._host = host
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
@@ -548,4 +576,4 @@ class _ForkOwner:
         self._is_over(outcome)
 
     def had_ended(self, job: OpenJob) -> None:
-        """Does nothing: a fork's journal has one job, which is open."""
+        """Does nothing, because the one job in the journal of a fork is always open."""

@@ -19,7 +19,14 @@ from sabot.errors import UserError, short_repr
 
 
 class ReplayMode(StrEnum):
-    """The modes in which a recording is played."""
+    """The modes of `ReplayPlayer.replay`.
+
+    - FAST: publishes all recorded events at once.
+    - TIMED: publishes them with the pauses that they had.
+    - STEP: yields them one by one (`ReplayPlayer.step`).
+    - VERIFY: runs code over the recorded results, and compares what it does with the recording.
+    - FORK: runs code over the recorded results up to a step, and then continues with real calls.
+    """
 
     FAST = "fast"
     TIMED = "timed"
@@ -29,8 +36,8 @@ class ReplayMode(StrEnum):
 
 
 class ReplayPlayer:
-    """A player of one recording. It publishes the recorded events to `event_bus`. With None it publishes nothing, and
-    the events can be read with `step`.
+    """A player of one recording. `replay` publishes the recorded events to `event_bus`; with None they are not
+    published. `step` yields them.
     """
 
     def __init__(
@@ -55,15 +62,17 @@ class ReplayPlayer:
         prompt: str | None = None,
         no_wait: bool = False,
     ) -> Any:
-        """Plays the recording to its end. Raises UserError for an unknown mode, for STEP (see `step`), and for VERIFY
-        and FORK without the arguments that they need.
+        """Plays the recording in one of these modes, and returns a value that depends on the mode:
 
-        - FAST and TIMED return the result in the last `final.result` event of the recording, or None if it has no such
-          event.
-        - VERIFY needs `code`, runs it over the entries, and returns a Verified. For a durable agent `code` is
-          `code_of(spec)`. Raises ReplayDifference at the first difference.
-        - FORK needs `code` and `at`, continues with `code` after step `at`, and returns a Forked. `fork` describes
-          `at`, `answers`, `model`, `prompt`, `no_wait`, and the errors.
+        - FAST and TIMED publish the recorded events. The returned value is the result in the last `final.result` event
+          of the recording, or None if it has no such event.
+        - VERIFY runs `code` over the recorded results without calling anything, and returns a Verified. For a durable
+          agent, `code` is `code_of(agent.spec)`. Raises ReplayDifference at the first difference.
+        - FORK runs `code` over the recorded results up to step `at`, continues with real calls, and returns a Forked.
+          The function `fork` describes the other arguments and the errors.
+
+        Raises UserError for an unknown mode, for STEP (use `step` instead), and for VERIFY or FORK without the
+        arguments that they need.
         """
         try:
             mode = ReplayMode(mode)
@@ -98,7 +107,7 @@ class ReplayPlayer:
         return result
 
     async def step(self) -> AsyncIterator[RuntimeEvent]:
-        """Yields the events of the recording one by one. Nothing is published."""
+        """Yields the events of the recording one by one, without publishing them."""
         for event in await self._events():
             yield event
 

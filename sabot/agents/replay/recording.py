@@ -43,7 +43,9 @@ _GZIP = b"\x1f\x8b"
 
 
 class RunMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The versions with which a run was made; "" means unknown. `created_at` is in seconds since 1970."""
+    """The versions of the software with which a job was run, for its recording; "" means unknown. `run_id` identifies
+    the recording, `created_at` is the time in seconds since 1970, and `tags` are any texts by name.
+    """
 
     run_id: str
     created_at: float
@@ -58,8 +60,9 @@ class RunMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @classmethod
     def create(cls, *, clock: Clock = SYSTEM_CLOCK, **fields: Any) -> "RunMetadata":
-        """Makes the metadata of a run. Where `fields` has none, an id, the time, and the versions of Sabot and Python
-        are filled in. Raises UserError for a wrong field.
+        """Returns metadata with the given fields. For fields that are not given, uses a random id, the present time,
+        and the installed versions of Sabot and Python. Raises UserError for a field of a wrong type or an unknown
+        field.
         """
         given = {
             "run_id": uuid.uuid4().hex,
@@ -85,16 +88,19 @@ def _installed() -> str:
 class Recording:
     """The recorded history of a job, or the recorded events of a bus.
 
+    - `metadata`: the versions of the software that was used.
+    - `initial_input`: the input of the job, or the value that was passed to `ReplayRecorder.start`.
     - `events`: the events, in the order in which they were published.
-    - `arrivals`: for each event, the seconds from the beginning of the recording to its arrival. It is () if only the
-      times in the events themselves are known.
+    - `arrivals`: for each event, the seconds from the beginning of the recording to its arrival. It is () if the
+      arrivals were not recorded.
 
-    A recording that is made from a journal also has these:
+    Only a recording that is made from a journal has these:
 
     - `job_id`: the id of the job.
-    - `entries`: the entries of the job, with their bodies.
-    - `key`: the key of the digests in the entries.
-    - `seeds`: the seed of the job's random values, for each of its histories. `ctx.continue_as` begins a new history.
+    - `entries`: the journal entries of the job, with their bodies.
+    - `key`: the key with which the digests in these entries are made. It is not the key of the journal.
+    - `seeds`: the seeds of the job's random values. There is one for the beginning of the job, and one for each call of
+      `ctx.continue_as`.
     """
 
     metadata: RunMetadata
@@ -107,7 +113,7 @@ class Recording:
     seeds: tuple[bytes, ...] = ()
 
     def take_until(self, count: int) -> "Recording":
-        """Returns a recording of the first `count` entries only."""
+        """Returns a copy of this recording that has only the first `count` entries."""
         if not is_whole(count, 0):
             raise UserError(f"up_to: count={short_repr(count)}", hint="a number of entries")
         entries = self.entries[:count]
@@ -149,8 +155,8 @@ class Recording:
 
     @classmethod
     def load(cls, path: Path | str) -> "Recording":
-        """Loads a file that `save` has written. Raises UserError if the file is not a recording, has another version,
-        is cut short, or was changed.
+        """Loads a recording from a file that `save` has written. Raises UserError if the file cannot be read, is not a
+        recording, has another format version, is incomplete, or was changed.
         """
         path = checked_path(path, "load: path")
         try:
@@ -186,9 +192,11 @@ def _digest(data: bytes) -> str:
 
 @dataclass(slots=True)
 class ReplayRecorder:
-    """A recorder of the events on a bus, from `start` to `stop`. With `job_id` it keeps only the events of that job.
-    `most` is the largest number of events that it keeps. If there are more, `stop` raises an error, so that no event is
-    lost silently.
+    """A recorder of the events that are published to a bus between `start` and `stop`.
+
+    - `job_id`: only the events of this job are recorded; None records those of all jobs.
+    - `most`: the most events that are recorded. If more are published, `stop` raises an error, so that nobody takes the
+      recording for a complete one.
     """
 
     event_bus: EventBus
@@ -204,7 +212,9 @@ class ReplayRecorder:
     _over: int = 0
 
     async def start(self, initial_input: Any = None) -> None:
-        """Begins to record. Raises UserError if the recorder is already recording."""
+        """Begins to record. `initial_input` is stored in the recording. Raises UserError if the recorder is recording
+        already.
+        """
         if self._subscription is not None:
             raise UserError("the recorder has been started", hint="await recorder.stop() first")
         self._input, self._events, self._arrived, self._over = initial_input, [], [], 0
@@ -219,8 +229,9 @@ class ReplayRecorder:
             self._over += 1
 
     async def stop(self) -> Recording:
-        """Ends the recording, and returns it. An event that was published twice is in it once. Raises UserError if
-        `start` was not called, and DataError if more than `most` events were published.
+        """Stops to record, and returns the recording. If an event was published several times, the recording has it
+        only once. Raises UserError if the recorder is not recording, and DataError if more than `most` events were
+        published.
         """
         if self._subscription is None:
             raise UserError("the recorder was not started", hint="await recorder.start(initial_input=…)")
@@ -237,8 +248,9 @@ class ReplayRecorder:
 
 
 def record_job(reader: JournalReader, job_id: str, metadata: RunMetadata | None = None) -> Recording:
-    """Returns a recording of a job, made from its entries in a journal. Blocks. Raises UserError if the journal does
-    not have the job.
+    """Returns a recording of a job, made from the entries that a journal has of it. With `metadata=None`, its metadata
+    has the present versions of Sabot and Python, and the version of the code that the journal has. Blocks the thread.
+    Raises UserError if the journal does not have the job.
     """
     check("record_job: reader", reader, Of(JournalReader, "a Journal, or what open_reader gives"))
     checked_text(job_id, "record_job: job_id")
@@ -259,7 +271,9 @@ def record_job(reader: JournalReader, job_id: str, metadata: RunMetadata | None 
 
 
 def _with_key(entries: Iterable[Entry], key: bytes) -> Iterable[Entry]:
-    """Yields the entries with other digests and tokens: those that a journal with the key `key` would have."""
+    """Yields the entries with new digests and new tokens, which are made with the key `key`. So a reader of the
+    recording cannot use the tokens of the original journal.
+    """
 
     def token(of: str) -> str:
         return of and blake2b(of.encode(), key=key, digest_size=20).hexdigest()

@@ -34,11 +34,13 @@ def _continued(run: JobRun, message: Any) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class JobCode:
-    """The code that runs over a recording.
+    """The code of a job, which `verified` and `fork` can run over a recording.
 
-    - `call`: a function that returns the coroutine of the job's function for a run.
-    - `packed`: a function that encodes the result of that coroutine for END.
-    - `continued`: a function that encodes the input of `ctx.continue_as` for BEGIN.
+    - `call`: a function that gets the execution of the job (a JobRun) and returns the coroutine of the job's function.
+    - `packed`: a function that gets the JobRun and the return value of the coroutine, and encodes that value for the
+      END entry.
+    - `continued`: a function that gets the JobRun and the argument of `ctx.continue_as`, and encodes that argument for
+      the next BEGIN entry.
     """
 
     call: Callable[[JobRun], Coroutine[Any, Any, Any]]
@@ -47,16 +49,20 @@ class JobCode:
 
 
 class ReplayDifference(SabotError):
-    """The error for code that does something else than the recording has, for example asks for another effect."""
+    """The error if code that runs over a recording behaves differently from the recorded job. For example, it asks for
+    another effect.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The result of a verification.
+    """The result of running code over the recording of a job.
 
-    - `steps`: the number of effects that the function has asked for.
-    - `difference`: a description of the first difference, or "".
-    - `events_hash`: a hash of the effects that the code has asked for. `hash_of_steps` returns that of the recording.
+    - `job_id`: the id of the recorded job.
+    - `steps`: the number of effects for which the code has asked.
+    - `difference`: a description of the first difference from the recording, or "".
+    - `events_hash`: a hash of the effects for which the code has asked. It can be compared with
+      `hash_of_steps(recording)`.
     """
 
     job_id: str
@@ -66,13 +72,13 @@ class Verified:
 
     @property
     def same(self) -> bool:
-        """True if the code does the same as the recording has."""
+        """True if the code behaved as the recorded job did."""
         return not self.difference
 
 
 def code_of(spec: AgentSpec) -> JobCode:
-    """Returns the code of a durable agent, to run over a recording. It calls the agent's function, without the state of
-    the agent.
+    """Returns the code of a durable agent, which `verified` and `fork` can run over a recording. It cannot read the
+    state of the agent, because a recording does not contain it.
     """
     check("code_of: spec", spec, Of(AgentSpec, "the spec of a durable agent: agent.spec"))
     function = job_function(spec, None, SYSTEM_CLOCK)
@@ -80,8 +86,8 @@ def code_of(spec: AgentSpec) -> JobCode:
 
 
 def verified(recording: Recording, code: JobCode) -> Verified:
-    """Runs the code over a recording that was made from a journal, and returns the result of the comparison. Nothing is
-    called. Raises UserError for a recording without entries.
+    """Runs the code over a recording that was made from a journal, and returns the result of the comparison. The code
+    gets the recorded results, and nothing is called. Raises UserError for a recording without entries.
     """
     if not recording.entries:
         raise UserError(
@@ -103,7 +109,9 @@ def verified(recording: Recording, code: JobCode) -> Verified:
 
 
 def hash_of_steps(recording: Recording) -> str:
-    """Returns a hash of the effects that the recorded job has asked for: their ordinals, kinds, names and arguments."""
+    """Returns a hash of the effects for which the recorded job has asked: their ordinals, kinds, names
+    and arguments.
+    """
     return _hash(_history(recording).intents.values())
 
 
@@ -120,8 +128,9 @@ def _hash(asked: Iterable[Ask | Intent]) -> str:
 
 
 def _other_arguments(run: JobRun, asked: Iterable[Ask]) -> str:
-    """Returns a description of the first effect that is asked for with other arguments than recorded, or "" if there is
-    none. It is needed because a replay in an app or a kernel does not compare the arguments of some classes of effects.
+    """Returns a description of the first effect for which the code has asked with other arguments than recorded, or ""
+    if there is none. This check is needed because a JobRun itself does not compare the arguments of effects of the
+    classes "read" and "metered".
     """
     for ask in sorted(asked, key=lambda ask: ask.ordinal):
         recorded = run.history.intents.get(ask.ordinal)
@@ -167,8 +176,9 @@ def _other_end(run: JobRun, end: End, value: Any, error: BaseException | None, c
 
 
 def steps_of(recording: Recording) -> list[dict[str, Any]]:
-    """Returns the effects of a recorded job, in the order in which they were asked for. Each is a dict with ordinal,
-    kind, name, arguments, outcome and value.
+    """Returns the effects of a recorded job, in the order in which the job asked for them. Each is a dict with these
+    keys: "ordinal", "kind", "name", "asked" (the arguments), "outcome" and "value" (the result). Without a result,
+    "outcome" is "" and "value" is None.
     """
     steps: dict[int, dict[str, Any]] = {}
     for entry in recording.entries:
