@@ -56,50 +56,56 @@ def _record(job_id: str, spec: JobSpec, at: float) -> JobRecord:
 
 
 def cancel_letter(job_id: str, reason: str = "", by: str = "") -> Letter:
-    """Returns the letter that asks the owner of a journal to cancel a job."""
+    """Returns a letter, which is a request for the inbox of a journal, that asks for the cancel of a job. `reason` is
+    stored as the reason of the cancel, and `by` is the person who cancels.
+    """
     return Letter("cancel", job=job_id, name=reason, by=by)
 
 
 class JobsAndActions(JobStore, ActionStore):
-    """A store that is both a store of jobs and a store of actions."""
+    """The base class of stores that keep both jobs and actions."""
 
 
 @runtime_checkable
 class LentStore(Protocol):
-    """A store that can also show the jobs and actions of a kernel (`RuntimeKernel(job_store=…, action_store=…)`).
+    """The interface of a store that can also show the jobs and actions of a kernel, if it is passed to the kernel
+    (`RuntimeKernel(job_store=…, action_store=…)`).
 
-    `home`: the place where a kernel without `journal=` keeps its journal. It is the store's own journal, or the address
-    of the store's database, or None if the store has no such place.
+    `home` is the place of the journal for a kernel to which no `journal=` is passed: a Journal that the store has, or
+    the address of the store's database. It is None if the store offers no place.
     """
 
     @property
     def home(self) -> Journal | str | None: ...
 
     def lend(self, to: JobsAndActions) -> None:
-        """Connects the store with a kernel. From now on the store passes its calls on to `to`, the kernel's own store.
-        Raises UserError if the store is connected with a kernel already.
+        """Connects the store with a kernel. After that, the store passes the calls of its methods about the kernel's
+        jobs to `to`, the kernel's own store. Raises UserError if the store is connected with a kernel already.
         """
 
     async def show(self, journal: Journal) -> None:
-        """Begins to show the jobs of the kernel's journal. If they contradict jobs that the store has shown before,
-        logs a warning.
+        """Begins to show the jobs of the kernel's journal. If they contradict what the store has shown before, logs a
+        warning.
         """
 
     async def became_durable(self) -> None:
-        """Called when more entries of the journal have become durable. Must not raise an error if a server does not
-        answer; the next call then has to show the missed entries too.
+        """Shows the entries of the kernel's journal that have become durable since the last call. The kernel calls
+        this. If a server does not answer, raises no error; then the next call also shows the entries that this call
+        could not show.
         """
 
     async def leave(self) -> None:
-        """Called before the kernel closes its journal, when the store has shown all durable entries."""
+        """Stops showing the jobs of the kernel. The kernel calls this after the last `became_durable`, before it closes
+        its journal.
+        """
 
 
 class JournalStore(JobsAndActions):
-    """A store of jobs and actions over a journal. From now on the store is the owner of the journal. The constructor
-    reads the journal, and blocks meanwhile.
+    """A store of jobs and actions in a journal. The store becomes the only writer of the journal that is passed to it.
+    The constructor reads the whole log of the journal, and blocks the thread meanwhile.
 
-    If the same store is given to a JobManager and to an ActionManager, a job waits while one of its actions is open. If
-    the store is given to a RuntimeKernel, it shows the jobs of the kernel (`lend`).
+    If the same store is passed to a JobManager and to an ActionManager, a job has the status `waiting_action` while one
+    of its actions is open. If the store is passed to a RuntimeKernel, it shows the jobs of the kernel instead.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -114,20 +120,21 @@ class JournalStore(JobsAndActions):
 
     @property
     def home(self) -> Journal:
-        """The store's own journal. A kernel without `journal=` keeps its jobs in it (`LentStore.home`)."""
+        """The store's own journal. A kernel uses it if no `journal=` is passed to the kernel."""
         return self.journal
 
     def lend(self, to: JobsAndActions) -> None:
-        """Connects the store with a kernel. From now on the store shows the jobs of the kernel, whose journal is this
-        one or another one. Raises UserError if the store is connected with a kernel already.
+        """Connects the store with a kernel. After that, the store passes all calls of its methods to `to`, the kernel's
+        own store, and so shows only the jobs of the kernel. Raises UserError if the store is connected with a kernel
+        already.
         """
         if self._lent is not None:
             raise UserError(f"the store of {self.journal.where} is that of another kernel", hint="make one for each")
         self._lent = to
 
     async def show(self, journal: Journal) -> None:
-        """Called with the journal of the kernel. If that is not the store's own journal, and the store's own journal
-        has jobs too, logs a warning that those are not shown.
+        """Logs a warning if the kernel has another journal than this store, and the store's own journal has jobs: these
+        jobs are not shown while the store is connected with the kernel.
         """
         if journal is not self.journal and (others := len(self._known.states)):
             _log.warning(
@@ -244,8 +251,9 @@ class JournalStore(JobsAndActions):
         return await self._taken(action.resume_token)
 
     async def _taken(self, token: str) -> ActionRecord:
-        """Returns the action with this token after the caller has posted an answer to it: takes letters from the inbox
-        until the answer is applied. If the server of the journal does not answer, tries again until it does.
+        """Reads the inbox of the journal, to which the caller has posted an answer or a withdrawal for the action with
+        this token. Returns the action with its new state when that is durable. If the server of the journal does not
+        answer, tries again without a limit.
         """
         while True:
             try:
@@ -273,11 +281,11 @@ class JournalStore(JobsAndActions):
         return found
 
     async def trim(self, keep_seconds: Duration) -> int:
-        """Removes the entries of jobs that have ended. Returns the number of removed entries. Failed and cancelled jobs
-        keep their entries until they are forgotten.
+        """Removes the entries of succeeded jobs from the journal, and those of all jobs that ended more than
+        `keep_seconds` ago. Returns the number of removed entries.
 
-        Forgets the jobs that ended more than `keep_seconds` ago. Their idempotency keys are free again after that, and
-        not before. Raises UserError if `keep_seconds` is negative or not finite.
+        The idempotency key of a job remains known until the job ended more than `keep_seconds` ago. After that, a new
+        job may use it. Raises UserError if `keep_seconds` is negative or not finite.
         """
         before_ms = max(1, self._now_ms() - parse_ms(keep_seconds, name="trim: keep_seconds"))
         async with self._lock:
@@ -289,28 +297,33 @@ class JournalStore(JobsAndActions):
         return round(self.clock.time() * 1000)
 
     async def _append(self, entry: Entry) -> None:
-        """Appends an entry to the journal, and applies it to the store. The caller holds the lock."""
+        """Appends an entry to the journal, and applies it to the jobs in memory. The caller has acquired `_lock`."""
         await self.journal.room()
         self._positions[entry.job] = self.journal.append(entry)
         self._known.apply(entry)
 
     async def _look(self) -> None:
-        """Takes letters from the inbox, and ends the jobs that were cancelled."""
+        """Applies the letters in the inbox of the journal: answers, withdrawals and cancels. Then writes the END of
+        each job for which a cancel was requested.
+        """
         async with self._lock:
             await run_to_end(self._take())
             for job_id, reason in list(self._known.cancelled.items()):
                 await self._append(End(job_id, self._now_ms(), JobStatus.CANCELLED, reason))
 
     async def _take(self) -> None:
-        """Takes letters from the inbox, and applies their entries to the store. The caller holds the lock. Must not be
-        cancelled: the thread that takes the letters would go on, and nobody would apply the entries that it appends.
+        """Moves the letters from the inbox into the journal as entries, and applies these entries to the jobs in
+        memory. The caller has acquired `_lock`.
+
+        This call must not be cancelled. The thread that moves the letters would continue, and its entries would not be
+        applied.
         """
         for position, entry in await run_in_thread(self.journal.take):
             self._positions[entry.job] = position
             self._known.apply(entry)
 
     async def _settled(self, job_id: str) -> None:
-        """Waits until the entries of the job are durable. The store returns a state of the job only after that."""
+        """Waits until all entries of the job are durable. The store calls this before it returns a job or an action."""
         position = self._positions.get(job_id)
         if position is not None:
             await self.journal.durable(position)
@@ -319,16 +332,16 @@ class JournalStore(JobsAndActions):
             await self.became_durable()
 
     async def became_durable(self) -> None:
-        """Called when an entry is durable, before the store returns the new state. Does nothing here. A subclass that
-        shows entries elsewhere overrides it.
+        """Does nothing. The store calls this after an entry has become durable, and before it returns the new state to
+        the caller. A subclass that copies jobs to another place can override it.
         """
 
     async def leave(self) -> None:
-        """Does nothing, because the store shows nothing elsewhere (`LentStore.leave`)."""
+        """Does nothing, because the store has copied no jobs of the kernel to another place."""
 
 
 class InMemoryJobStore(JournalStore):
-    """A store of jobs and actions in memory. It ends with the process."""
+    """A store of jobs and actions in memory. They are lost when the process ends."""
 
     def __init__(self, *, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(MemoryJournal(clock=clock))

@@ -12,15 +12,14 @@ from sabot.errors import UNREADABLE, DataError, UserError
 
 
 class HotState:
-    """A store of states by name. Each save replaces the earlier state of the name. No job is restored from it; for that
-    there are checkpoints.
+    """A store of values by name, such as the latest state of an agent, that other processes can read. Each save
+    replaces the earlier value of the name. The values are not used to restore jobs.
 
-    - `client`: a `redis.asyncio.Redis`, which the caller closes, or the address of a server. None stores the states in
+    - `client`: a `redis.asyncio.Redis`, which the caller closes, or the address of a server. None stores the values in
       the memory of this process.
     - `prefix`: the prefix of the keys in Redis.
-    - `ttl`: the time for which a state is kept after it was saved. None keeps it until it is removed; in memory, at
-      most until the process ends.
-    - `max_size`: the most bytes that one state may have as JSON.
+    - `ttl`: the time for which a value is kept after it was saved. None keeps it until `remove` is called.
+    - `max_size`: the most bytes that one value may have as JSON.
     """
 
     def __init__(
@@ -41,8 +40,8 @@ class HotState:
         self._here: dict[str, tuple[bytes, float]] = {}
 
     async def save(self, name: str, state: Any) -> None:
-        """Saves a state under a name, in place of an earlier one. Raises UserError if JSON cannot represent the state
-        or if it is too large, and TransientError if the server does not answer.
+        """Saves a value under a name, and replaces an earlier value. Raises UserError if JSON cannot represent the
+        value or if it is larger than `max_size`, and TransientError if the server does not answer.
         """
         checked_name(name, "hot state: name")
         try:
@@ -67,8 +66,8 @@ class HotState:
         self._here[name] = (data, math.inf if self._ttl_s is None else now + self._ttl_s)
 
     async def load(self, name: str) -> Any:
-        """Returns the state of this name; None if there is none. Raises TransientError if the server does not answer,
-        and DataError if the stored value is not a state.
+        """Returns the value of this name, or None if there is none or it is older than `ttl`. Raises TransientError if
+        the server does not answer, and DataError if the stored bytes are not JSON.
         """
         data: bytes | str | None
         if self._server is None:
@@ -86,7 +85,7 @@ class HotState:
             raise DataError(f"hot state {name} cannot be read: {error}", hint=hint) from error
 
     async def remove(self, name: str) -> None:
-        """Removes the state of this name, if there is one. Raises TransientError if the server does not answer."""
+        """Removes the value of this name, if there is one. Raises TransientError if the server does not answer."""
         if self._server is None:
             self._here.pop(name, None)
             return
@@ -94,7 +93,7 @@ class HotState:
             await self._server.client.delete(f"{self._prefix}:{name}")
 
     async def close(self) -> None:
-        """Closes the connections that the store itself has opened, and forgets the states in memory."""
+        """Closes the connections that the store itself has opened, and removes the values in memory."""
         self._here.clear()
         if self._server is not None:
             await self._server.close()

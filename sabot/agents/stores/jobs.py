@@ -72,35 +72,37 @@ _FORGET = (
 
 
 class PostgresJobViews:
-    """A writer of the tables `runtime_jobs` and `runtime_actions`. It makes their rows from the entries of a journal of
-    any kind. Several journals may be shown in the same tables. Missing tables are created.
+    """A writer of the tables `runtime_jobs` and `runtime_actions` in PostgreSQL, from which other programs can read the
+    jobs and actions of a journal. It makes the rows from the entries of the journal, which may be of any kind. The same
+    tables can show several journals. Missing tables are created.
     """
 
     def __init__(self, pool: Any) -> None:
-        """Makes a writer. `pool`: the address of the database, or a pool of asyncpg, from which only the address is
-        taken. Raises UserError for anything else, and MissingExtra if psycopg is not installed.
+        """Makes a writer, and does not connect yet. `pool` is the address of the database, or a pool of asyncpg, of
+        which only the address is used. Raises UserError for anything else, and MissingExtra if psycopg is not
+        installed.
         """
         self._tables = PostgresTables(pool, "jobs", "PostgresJobViews", TABLES)
         self._known: JobView | None = None
         self._turn = asyncio.Lock()
 
     async def create_tables(self) -> None:
-        """Creates missing tables. Not necessary, because the first use does so too. Raises the errors of `refresh`."""
+        """Creates missing tables now. Otherwise the first use creates them. Raises the errors of `refresh`."""
         await run_to_end(run_in_thread(self._tables.create))
 
     async def refresh(self, journal: JournalReader) -> int:
-        """Brings the tables up to date with the durable entries of the journal. Returns the number of rows of jobs that
-        were written.
+        """Updates the tables to the durable entries of the journal. Returns the number of jobs whose rows were written.
 
-        Reads the entries that are new since the last call. The first call, and a call after one that has failed, reads
-        all entries. Raises TransientError if a server does not answer, UserError if it refuses, and CorruptJournal.
+        Reads the entries that are new since the last call. The first call reads all entries in the log, and so does a
+        call after a failure. Raises TransientError if a server does not answer, UserError if it refuses, and
+        CorruptJournal for an entry that cannot be read.
         """
         async with self._turn:
             return await run_to_end(run_in_thread(self._refresh, journal))
 
     async def wrong(self, journal: JournalReader) -> list[str]:
-        """Returns the ids of the jobs whose rows contradict this journal. A row that is merely older than the journal
-        does not contradict it. Jobs that were trimmed from the journal are not checked. Raises the errors of `refresh`.
+        """Returns the ids of the jobs whose rows contradict this journal. A row that is only older than the journal is
+        not a contradiction. Jobs that the journal no longer has are not checked. Raises the errors of `refresh`.
         """
         async with self._turn:
             return await run_to_end(run_in_thread(self._wrong, journal))
@@ -120,8 +122,8 @@ class PostgresJobViews:
         return found
 
     async def rebuild(self, journal: JournalReader) -> int:
-        """Removes all rows of this journal, also those of jobs that were trimmed from it, and writes the rows anew.
-        Returns the number of jobs that were written. Raises the errors of `refresh`.
+        """Deletes all rows of this journal, and writes the rows of those jobs that its log still has. Returns the
+        number of jobs that were written. Raises the errors of `refresh`.
         """
         async with self._turn:
             return await run_to_end(run_in_thread(self._refresh, journal, True))
@@ -146,18 +148,20 @@ class PostgresJobViews:
 
 
 def forget_jobs(connection: Any, identity: str) -> None:
-    """Removes from the tables all rows of the journal with this identity."""
+    """Deletes the rows of all jobs and actions of the journal with this identity."""
     for statement in _FORGET:
         connection.execute(statement, (identity,))
 
 
 def show_jobs(connection: Any, identity: str, last: Mapping[str, int], known: JobView) -> int:
-    """Writes the rows of jobs and of their actions, except jobs of which the tables already have rows that are as new.
-    Returns the number of rows of jobs that were written.
+    """Writes the rows of jobs and of their actions. Leaves out jobs whose rows in the table are not older. Returns the
+    number of jobs that were written.
 
+    - `connection`: the connection, in a transaction.
     - `identity`: the identity of the journal.
-    - `last`: the jobs to show, by id, each with the sequence number of its last entry.
-    - `known`: the view of these jobs, from which the rows are made.
+    - `last`: by the id of each job to write, the number of its last entry in the journal. It decides which row is
+      newer.
+    - `known`: the view from which the rows are made.
     """
     actions: dict[str, list[ActionRecord]] = {}
     for action in known.actions.values():
@@ -182,7 +186,9 @@ def _each(connection: Any, statement: str, rows: Iterable[tuple[Any, ...]]) -> N
 
 
 def _json(value: object) -> str:
-    """Returns a value as JSON text for the database, which accepts no NUL character in a text."""
+    """Returns a value as JSON text for the database. NUL characters in texts are replaced by the replacement character
+    U+FFFD, because PostgreSQL does not accept them.
+    """
     text = msgspec.json.encode(value).decode()
     return msgspec.json.encode(_shown(msgspec.json.decode(text))).decode() if r"\u0000" in text else text
 

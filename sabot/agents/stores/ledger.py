@@ -72,22 +72,23 @@ _WORDS = {word: group.sql for word, group in GROUPS.items()} | {
 
 
 class PostgresLedgerWriter:
-    """A writer of the table `runtime_ledger` in a database. A missing table is created. Several processes may write,
-    and other programs may read the table. A row counts as written when the server has confirmed the commit of it. With
-    `shared`, the writer is also the `BudgetOwner` of the ledgers that use it.
+    """A writer of a ledger's rows to the table `runtime_ledger` in PostgreSQL. A missing table is created. Several
+    processes may write to the table, and other programs may read it. A method that writes returns when the server has
+    committed the rows. With `shared=True`, the database also stores the budgets that several processes share
+    (`BudgetOwner`).
 
-    Calls raise BrokerUnavailable or TransientError while the server does not answer, UserError if it refuses a
+    Methods raise BrokerUnavailable or TransientError if the server does not answer, UserError if it refuses a
     statement, and DataError if it refuses the content of a row.
     """
 
     def __init__(self, pool: Any, *, make: bool = True, shared: bool = False) -> None:
-        """Makes a writer.
+        """Makes a writer, and does not connect yet.
 
-        - `pool`: an address (postgresql://user@host:5432/database), or a pool of asyncpg, from which only the address
-          is taken.
-        - `make`: True to create a missing table; False to raise UserError at the first use if it is missing.
-        - `shared`: True if several processes spend from the same budgets. All processes that write to the table then
-          have to set it.
+        - `pool`: an address (postgresql://user@host:5432/database), or a pool of asyncpg, of which only the address is
+          used.
+        - `make`: True creates a missing table. With False, the first use raises UserError if the table is missing.
+        - `shared`: True if several processes use the same budgets. Then all processes that write to the table have to
+          set it.
 
         Raises UserError for a `pool` of another type, and MissingExtra if psycopg is not installed.
         """
@@ -100,15 +101,17 @@ class PostgresLedgerWriter:
         self.where = self._tables.where
 
     async def create_tables(self) -> None:
-        """Creates missing tables. Not necessary, because the first use does so too. Raises UserError if the writer was
-        made with make=False and tables are missing.
+        """Creates missing tables now. Otherwise the first use creates them. Raises UserError if the writer was made
+        with `make=False`.
         """
         if not self._makes:
             raise UserError(f"{self.where}: it was made with make=False, and makes no tables")
         await run_to_end(run_in_thread(self._tables.create))
 
     async def work(self, batch: BudgetBatch) -> BatchResult:
-        """Does the operations of a batch on the shared budgets, in one transaction (`BudgetOwner.work`)."""
+        """Applies a batch of changes to the shared budgets and their rows, in one transaction, and returns the answers.
+        `BudgetOwner.work` describes the errors.
+        """
         return await run_to_end(run_in_thread(self._work, batch))
 
     def _work(self, batch: BudgetBatch) -> BatchResult:
@@ -124,8 +127,8 @@ class PostgresLedgerWriter:
             return worked
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
-        """Writes rows in one transaction (`LedgerWriter.write`). The same rows may be written again. With no rows, only
-        makes sure that the table exists.
+        """Writes rows in one transaction. A row whose id is stored already is ignored, so the same rows may be written
+        again. With no rows, only makes sure that the table exists.
         """
         if self.shared and events:
             await self.work(batch_of_rows(events))
@@ -133,9 +136,8 @@ class PostgresLedgerWriter:
         await run_to_end(run_in_thread(self._write, _rows(events), _conflict(events)))
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """Writes rows in one transaction, and replaces stored rows with the same id and other content
-        (`LedgerWriter.correct`). Returns the number of replaced rows. The user of the database needs the right to
-        delete rows.
+        """Writes rows in one transaction, and replaces stored rows that have the same id and other content. Returns the
+        number of replaced rows. The user of the database needs the right to delete rows.
         """
         if self.shared and events:
             return (await self.work(batch_of_rows(events, corrects=True))).corrected
@@ -154,21 +156,22 @@ class PostgresLedgerWriter:
         return len(wrong)
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """Returns those of these ids that have a row in the table, except rows that record a doubt
-        (`LedgerWriter.known`).
+        """Returns those of the given ids that have a row in the table. Rows of the type "doubt", which record that
+        nobody knows the outcome of a call, are ignored.
         """
         return {name for (name,) in await self._asked(_KNOWN, (list(event_ids),))}
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """Returns the tokens and costs that a tenant has used since this time, in milliseconds since 1970
-        (`LedgerWriter.used`).
+        """Returns the tokens, the costs and the number of calls that a tenant has used since the time `since_ms`, in
+        milliseconds since 1970.
         """
         ((tokens, cost, calls),) = await self._asked(_USED, (scope_id, since_ms))
         return Amounts(tokens, Decimal(cost), calls)
 
     async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
-        """Returns sums of the rows since this time, in milliseconds since 1970, in the groups that the words `by` name
-        (`LedgerWriter.sums`).
+        """Groups the rows since the time `since_ms` (milliseconds since 1970), and returns the totals of each group.
+        `by` contains the names of the columns by which the rows are grouped, such as "scope" or "day"
+        (`accounts.rows.GROUPS`). Raises UserError for another name.
         """
         words = [_WORDS[word] for word in checked_groups(by)]
         groups = "".join(f"{word}, " for word in words)
@@ -181,7 +184,7 @@ class PostgresLedgerWriter:
         return await run_to_end(run_in_thread(self._tables.select, statement, values))
 
     async def close(self) -> None:
-        """Closes the connection. The next use opens a new one."""
+        """Closes the connection to the database. The next use opens a new one."""
         await run_to_end(run_in_thread(self._tables.close))
 
 
@@ -215,8 +218,8 @@ class _PostgresAccountStore(TableAccountStore):
 
 @contextmanager
 def _content_told(connection: Any) -> Iterator[None]:
-    """Runs the `with` block, and raises a DataError in place of an error of the server or driver about the content of a
-    row.
+    """Runs the `with` block. If the server or the driver refuses the content of a row, raises a DataError instead of
+    their error.
     """
     try:
         yield
@@ -228,15 +231,17 @@ def _content_told(connection: Any) -> Iterator[None]:
 
 
 def _conflict(events: Sequence[LedgerEvent]) -> str:
-    """Returns the ON CONFLICT clause of the INSERT, for rows whose ids are stored already. Only if a row settles a
-    doubt does the clause change a stored row. Otherwise the user of the database needs no right to change rows.
+    """Returns the ON CONFLICT clause of the INSERT for rows whose ids are stored already. Normally it ignores the new
+    row. If one of the events has the known outcome of a call whose stored row has the type "doubt", the clause replaces
+    such rows. The first form needs no right to update rows.
     """
     return SETTLES if any(event.settles is not None for event in events) else _ONCE
 
 
 def _rows(events: Sequence[LedgerEvent]) -> list[tuple[Any, ...]]:
-    """Returns the rows as values for one statement. Each id occurs once, because a statement may change a row only
-    once. They are sorted by id, so that two writers lock the same rows in the same order, and do not deadlock.
+    """Returns the events as rows for one INSERT statement. If several events have the same id, only one is returned; a
+    row of the type "doubt" loses against one of another type. The rows are sorted by id, so that two writers lock the
+    same rows in the same order, and do not deadlock.
     """
     once: dict[str, LedgerEvent] = {}
     for event in events:

@@ -86,39 +86,42 @@ _TRIM = (
 
 
 class _Stored:
-    """A loader of the bodies of entries in `runtime_entries` (`job_view.HasBodies`). These entries contain their
-    bodies.
+    """The loader for the bodies of entries in the table `runtime_entries`. It reads nothing, because these entries
+    contain their bodies.
     """
 
     def __init__(self, where: str) -> None:
         self.where = where
 
     def load(self, body: Body) -> bytes:
-        """Returns the body itself. Raises CorruptJournal if it is a reference to a body that is stored apart."""
+        """Returns `body`, which already consists of the bytes. Raises CorruptJournal if it is only a reference to bytes
+        that are stored outside of the entry.
+        """
         if isinstance(body, StoredBody):
             raise CorruptJournal(f"{self.where}: an entry names a body that stands elsewhere")
         return body
 
 
 class PostgresJobStore(JobsAndActions):
-    """A store of jobs and actions in a PostgreSQL database. It shows them in the tables `runtime_jobs` and
-    `runtime_actions`. Any number of stores, in any number of processes, can use the same database.
+    """A store of jobs and actions in a PostgreSQL database. Other programs can read them in the tables `runtime_jobs`
+    and `runtime_actions`. Any number of stores, in any number of processes, can use the same database.
     `PostgresActionStore` is another name of this class.
 
-    If the store is given to a RuntimeKernel, it also shows the jobs and actions of the kernel. A kernel without
-    `journal=` then keeps its journal in the same database. Stores in other processes can find the kernel's jobs, answer
-    their questions and cancel them.
+    If the store is passed to a RuntimeKernel, it also shows the jobs and actions of the kernel. If no `journal=` is
+    passed to that kernel, it keeps its journal in the same database. Then stores in other processes can also find the
+    kernel's jobs, answer their questions and cancel them.
 
-    When a call returns, its change is durable. Calls raise BrokerUnavailable or TransientError if the server does not
-    answer; the change may then be durable or not. They raise UserError if the server refuses.
+    When a method returns, its change is durable. Methods raise BrokerUnavailable or TransientError if the server does
+    not answer; then nobody knows whether the change was made. They raise UserError if the server refuses it.
     """
 
     def __init__(self, pool: Any, *, clock: Clock = SYSTEM_CLOCK) -> None:
-        """Makes a store.
+        """Makes a store, and does not connect yet.
 
-        `pool`: the address of the database, or a pool of asyncpg, from which only the address is taken, because the
-        store has its own connection. `?app=NAME` in the address names the app under which a kernel without `journal=`
-        keeps its journal. Raises UserError for anything else, and MissingExtra if psycopg is not installed.
+        `pool` is the address of the database, or a pool of asyncpg, of which only the address is used, because the
+        store opens its own connections. `?app=NAME` in the address is the name of the app under which a kernel keeps
+        its journal if no `journal=` is passed to it. Raises UserError for another `pool`, and MissingExtra if psycopg
+        is not installed.
         """
         self.clock = clock
         self.home = address_of(pool, "PostgresJobStore")
@@ -134,18 +137,22 @@ class PostgresJobStore(JobsAndActions):
         self._told = False
 
     async def create_tables(self) -> None:
-        """Creates missing tables. Not necessary, because the first use does so too."""
+        """Creates missing tables now. Otherwise the first use creates them."""
         await run_to_end(run_in_thread(self._tables.create))
 
     async def close(self) -> None:
-        """Closes the store's own connections. The next use opens new ones. A pool that was given stays open."""
+        """Closes the connections that the store has opened. The next use opens new ones. A pool that was passed to the
+        constructor remains open.
+        """
         await run_to_end(run_in_thread(self._tables.close))
         await self.views.close()
 
     # -- one job's entries --------------------------------------------------------------------------------------------
 
     def _known(self, connection: Any, job_ids: Collection[str]) -> tuple[JobView, dict[str, int]]:
-        """Returns the view of these jobs, which is made of their entries, and the number of entries by job."""
+        """Reads the entries of these jobs from `runtime_entries`. Returns a view of the jobs, and a dict of the number
+        of entries by job id.
+        """
         known, counts = JobView(self._stored), dict[str, int]()
         for job_id, data in connection.execute(_READ, (list(job_ids),)).fetchall():
             known.apply(decode_entry(bytes(data), f"{self._tables.where}: runtime_entries"))
@@ -162,10 +169,12 @@ class PostgresJobStore(JobsAndActions):
     async def _change(
         self, job_id: str, next_entry: Callable[[JobView], Entry | None], *, known_only: bool = False
     ) -> JobView | None:
-        """Appends an entry to a job, and writes the rows of the job. Returns the view of the job after the change.
+        """Appends an entry to a job, and writes the rows of the job, in one transaction. Returns a view of the job
+        after the change.
 
-        `next_entry`: a function that gets the view of the job and returns the entry, or None to append nothing. Its
-        errors are raised. `known_only`: True to change nothing and return None if the job has no entries in this store.
+        - `next_entry`: a function that gets the view of the job before the change and returns the entry, or None to
+          append nothing. If it raises an error, nothing is changed and the error is raised.
+        - `known_only`: True changes nothing and returns None if the job has no entries in this store.
         """
 
         tried: tuple[int, bytes] | None = None  # the entry of a transaction whose outcome is not known
@@ -198,8 +207,8 @@ class PostgresJobStore(JobsAndActions):
         return done
 
     async def _patiently(self, call: Callable[[], _T]) -> _T:
-        """Calls a function in a thread, and returns its result. While the server does not answer, calls the function
-        again; after some seconds, raises the TransientError.
+        """Calls a function in a thread, and returns its result. If it raises a TransientError, because the server does
+        not answer, calls it again. After 5 seconds raises that error.
         """
         until = SYSTEM_CLOCK.monotonic() + _PATIENCE_SECONDS
         while True:
@@ -219,9 +228,9 @@ class PostgresJobStore(JobsAndActions):
         return await self._patiently(partial(self._tables.select, statement, values))
 
     async def _owner(self, job_id: str) -> JobsAndActions | None:
-        """Returns the store to which calls about a job are passed on, if the job has no entries in this store. It is
-        the store of this process's kernel, or a store of the journal that the tables name for the job. Returns None if
-        the job is unknown.
+        """Returns the store that is responsible for a job which has no entries in this store. It is the store of this
+        process's kernel, or a store over the journal of another kernel in this database. Returns None if the job is
+        unknown.
         """
         if self._lent is not None and await self._lent.get(job_id) is not None:
             return self._lent
@@ -229,8 +238,8 @@ class PostgresJobStore(JobsAndActions):
         return await self._of_journal(rows[0][0], job_id) if rows and rows[0][0] != _OURS else None
 
     async def _of_journal(self, identity: str, job_id: str) -> JobsAndActions:
-        """Returns a store of the jobs in the journal with this identity. Raises UserError if the journal is not in this
-        database, or if the user of the database may not read it.
+        """Returns a store of the jobs in the journal with this identity. `job_id` is only used in the error message.
+        Raises UserError if the journal is not in this database, or if the user of the database may not read it.
         """
         if self._lent is not None and identity == self._mine:
             return self._lent
@@ -382,8 +391,12 @@ class PostgresJobStore(JobsAndActions):
         return await owner.close_action(action_id, status)
 
     async def _answered(self, job_id: str, letter: Letter, resolution: Mapping[str, Any] | None = None) -> ActionRecord:
-        """Closes a question of a job whose entries are in this store. `letter`: the answer or the withdrawal. Returns
-        the action. Raises LetterRefused if the question is closed already, or its deadline has passed.
+        """Closes a question of a job whose entries are in this store, and returns the action.
+
+        - `letter`: the answer to the question, or its withdrawal.
+        - `resolution`: the content of the answer, which is checked; None for a withdrawal.
+
+        Raises LetterRefused if the question is closed already, or if its deadline has passed.
         """
 
         def answer(known: JobView) -> Entry:
@@ -407,9 +420,9 @@ class PostgresJobStore(JobsAndActions):
     # -- upkeep -------------------------------------------------------------------------------------------------------
 
     async def trim(self, keep_seconds: Duration) -> int:
-        """Removes the jobs that ended more than `keep_seconds` ago, with their actions, from this store. Returns the
-        number of removed entries. The idempotency keys of these jobs are then free again. Jobs of kernels stay. Raises
-        UserError if `keep_seconds` is negative or not finite.
+        """Removes the jobs that ended more than `keep_seconds` ago, and their actions, from this store. Jobs of kernels
+        are not removed. Returns the number of removed entries. After that, new jobs may use the idempotency keys of the
+        removed jobs. Raises UserError if `keep_seconds` is negative or not finite.
         """
         before = self.clock.time() - parse_seconds(keep_seconds, name="trim: keep_seconds")
 
@@ -420,8 +433,9 @@ class PostgresJobStore(JobsAndActions):
         return await run_to_end(run_in_thread(trim))
 
     async def rebuild(self) -> int:
-        """Writes the tables `runtime_jobs` and `runtime_actions` anew, for example after they were lost. Makes their
-        rows from the entries of this store and of the kernel's journal. Returns the number of jobs.
+        """Writes all rows of `runtime_jobs` and `runtime_actions` again, for example after they were lost. The rows are
+        made from the entries in this store and, if a kernel of this process is connected, from those in its journal.
+        Returns the number of jobs.
         """
 
         def rebuild() -> int:
@@ -440,16 +454,17 @@ class PostgresJobStore(JobsAndActions):
     # -- the view of a kernel's jobs ----------------------------------------------------------------------------------
 
     def lend(self, to: JobsAndActions) -> None:
-        """Connects the store with a kernel, whose jobs it will show (`LentStore.lend`). `to`: the kernel's own store.
-        Raises UserError if the store is connected with a kernel already.
+        """Connects the store with a kernel, whose jobs it shows from then on besides its own. `to` is the kernel's own
+        store, to which calls about the kernel's jobs are passed. Raises UserError if the store is connected with a
+        kernel already.
         """
         if self._lent is not None:
             raise UserError(f"the store of {self._tables.where} is that of another kernel", hint="make one for each")
         self._lent = to
 
     async def show(self, journal: Journal) -> None:
-        """Begins to show the jobs of the kernel's journal in the tables. If rows of the tables contradict the journal,
-        logs a warning and writes the rows of the journal anew.
+        """Begins to copy the jobs of the kernel's journal to the tables. If rows in the tables contradict the journal,
+        logs a warning, and writes all rows of the journal again.
         """
         self._shown, self._mine = journal, journal.identity
         await journal.flush()
@@ -465,8 +480,8 @@ class PostgresJobStore(JobsAndActions):
         await self.became_durable()
 
     async def became_durable(self) -> None:
-        """Shows the entries that have become durable in the tables. If that fails, logs it once; the next call shows
-        the missed entries too.
+        """Copies the new durable entries of the kernel's journal to the tables. If that fails, logs the error once and
+        raises none; the next call then also copies what this call could not copy.
         """
         if self._shown is None:
             return
@@ -479,7 +494,7 @@ class PostgresJobStore(JobsAndActions):
             self._told = True
 
     async def leave(self) -> None:
-        """Stops showing the jobs of the kernel's journal (`LentStore.leave`)."""
+        """Stops copying the jobs of the kernel's journal to the tables."""
         self._shown = None
 
 
@@ -488,8 +503,8 @@ PostgresActionStore = PostgresJobStore
 
 
 def _job_of(row: Sequence[Any]) -> JobRecord:
-    """Returns the record of a job from its row in `runtime_jobs`. Fields of the record without a column are in the
-    row's `metadata`, under "sabot".
+    """Returns the record of a job from its row in `runtime_jobs`. Fields of a JobRecord that have no column are read
+    from the key "sabot" of the row's `metadata`.
     """
     said = dict(zip(_JOB_WORDS, row, strict=True))
     said["metadata"] = dict(said["metadata"])

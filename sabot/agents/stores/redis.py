@@ -40,18 +40,19 @@ _BACKOFF = Backoff(0.05, 5.0)  # the waits between attempts
 
 
 def _text(value: Any) -> str:
-    """Returns a reply of the client as text. The reply may be bytes."""
+    """Returns a reply of the Redis client as a text. The client may return bytes or a text."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
 class RedisSignalChannel:
-    """A SignalChannel over one channel of Redis, for several processes. While the server does not answer, the channel
-    logs it once, and `ActionManager` finds answers by polling the store.
+    """A SignalChannel for several processes, over one publish/subscribe channel of Redis. If the server does not
+    answer, this is logged once. Until it answers again, an `ActionManager` finds answers only when it reads its store
+    at its usual interval.
     """
 
     def __init__(self, client: Any, *, channel: str = "sabot:actions") -> None:
-        """Makes a channel. `client`: a `redis.asyncio.Redis`, which the caller closes, or the address of a server.
-        `channel`: the name of the channel in Redis.
+        """Makes a channel; `start` connects it. `client` is a `redis.asyncio.Redis`, which the caller closes, or the
+        address of a server. `channel` is the name of the channel in Redis.
         """
         self._server = RedisServer.of(client, "signals", "RedisSignalChannel")
         self._channel = channel
@@ -61,7 +62,7 @@ class RedisSignalChannel:
 
     async def start(self) -> None:
         """Begins to listen for signals. Raises TransientError if no server answers. Raises UserError if the server
-        refuses, or if the channel was started before.
+        refuses the subscription, or if the channel was started before.
         """
         if self._hearing is not None:
             raise UserError("RedisSignalChannel has been started", hint="await channel.stop() first")
@@ -84,8 +85,8 @@ class RedisSignalChannel:
         await self.stop()
 
     async def notify(self, action_id: str) -> None:
-        """Wakes all callers that wait for this action, in all processes. Called when the action was closed. If the
-        server does not answer, that is only logged, because the answer is already durable in the store.
+        """Wakes all callers in all processes that wait for this action. The caller of `notify` has closed the action
+        before. If the Redis server does not answer, only logs this, because the answer is already in the store.
         """
         await self._local.notify(action_id)
         try:
@@ -95,15 +96,17 @@ class RedisSignalChannel:
             self._tell(error)
 
     async def wait(self, action_id: str, seconds: float) -> None:
-        """Waits until this action was closed, but at most `seconds` seconds. Raises UserError if the channel was not
-        started.
+        """Waits until `notify` is called for this action, in any process, but for at most `seconds` seconds. Returns in
+        both cases. Raises UserError if `start` was not called.
         """
         if self._hearing is None:
             raise UserError("RedisSignalChannel hears nothing yet", hint="await channel.start()")
         await self._local.wait(action_id, seconds)
 
     async def _subscribed(self) -> Any:
-        """Subscribes to the channel in Redis. Returns the subscription when the server has confirmed it."""
+        """Subscribes to the channel in Redis. Returns the subscription (a `PubSub` of the client) when the server has
+        confirmed it.
+        """
         heard = self._server.client.pubsub()
         try:
             with self._server.explained():
@@ -150,17 +153,19 @@ async def _closed(heard: Any) -> None:
 
 
 class RedisJobCache(JobStore):
-    """A cache in front of a store of jobs. Redis keeps only jobs that have ended. These change no more, so a cached job
-    is up to date. While the server does not answer, the cache asks the store.
+    """A cache in Redis in front of a store of jobs. Only jobs that have ended are cached. As they normally do not
+    change any more, a cached job is up to date. While the Redis server does not answer, all jobs are read from the
+    store.
     """
 
     def __init__(self, store: JobStore, client: Any, *, prefix: str = "sabot:jobs", ttl: Duration = "1h") -> None:
         """Makes a cache.
 
+        - `store`: the store from which jobs are read that are not cached. All changes go to this store.
         - `client`: a `redis.asyncio.Redis`, which the caller closes, or the address of a server.
-        - `ttl`: the time for which an ended job stays in the cache. One kind of job changes after its end: if the dead
-          letter of an agent's job is sent again, the job runs again. The cache may show such a job as ended for this
-          time.
+        - `prefix`: the prefix of the keys in Redis.
+        - `ttl`: the time for which an ended job remains in the cache. A job of an app can run again after its end, if
+          its dead letter is sent again. For this time the cache may still show such a job as ended.
         """
         check("RedisJobCache: store", store, Of(JobStore, "a PostgresJobStore, an InMemoryJobStore"))
         self.store, self.clock = store, store.clock
@@ -219,8 +224,8 @@ class RedisJobCache(JobStore):
 
 
 class _Closing(msgspec.Struct, kw_only=True):
-    """The answer or withdrawal that closes an action. `once`: an id of the call. By it, the script in Redis recognizes
-    a call that the client has sent twice.
+    """The answer or the withdrawal that closes an action, as it is stored in Redis. `once` is a random id of the call.
+    If the client sends the same call twice, the script in Redis recognizes this by the id.
     """
 
     once: str
@@ -240,23 +245,27 @@ return ''
 
 
 class RedisActionStore(ActionStore):
-    """A store of actions in Redis. It knows no jobs. Any number of processes may ask and answer; of several answers to
-    an action, one is accepted. Whether changes survive a crash of the server depends on its settings (`appendfsync
-    always`).
+    """A store of actions in Redis. It has no jobs. Any number of processes can ask questions and answer them; only one
+    answer to an action is accepted. The changes survive a crash of the server only if its settings make it write each
+    change to disk (`appendfsync always`).
 
-    If the store is given to a RuntimeKernel (`action_store=`), it shows the kernel's actions to other processes. These
-    have their own stores over the same server. The store passes their answers on to the kernel's journal, which decides
-    which answer is accepted. If Redis has another answer, it is replaced.
+    If the store is passed to a RuntimeKernel (`action_store=`), it copies the kernel's actions to Redis. There,
+    RedisActionStores in other processes can read and answer them. The kernel reads these answers and puts them into its
+    journal, which accepts one answer. If Redis has another one then, it is replaced.
 
-    Calls raise TransientError while the server does not answer. Whether a change was made can then be seen by reading
-    the action again.
+    Methods raise TransientError if the server does not answer. Then the caller can read the action again to find out
+    whether the change was made.
     """
 
     def __init__(
         self, client: Any, *, prefix: str = "sabot:actions", poll: Duration = "200ms", clock: Clock = SYSTEM_CLOCK
     ) -> None:
-        """Makes a store. `client`: a `redis.asyncio.Redis`, which the caller closes, or the address of a server.
-        `poll`: the time between two looks for answers, if the store shows the actions of a kernel.
+        """Makes a store.
+
+        - `client`: a `redis.asyncio.Redis`, which the caller closes, or the address of a server.
+        - `prefix`: the prefix of the keys in Redis.
+        - `poll`: the interval at which a store that is passed to a kernel reads new answers from Redis.
+        - `clock`: the clock for the times of actions.
         """
         self.clock = clock
         self._poll_s = parse_seconds(poll, name="poll", zero=False)
@@ -359,8 +368,9 @@ class RedisActionStore(ActionStore):
         return _Closing(once=secrets.token_hex(8), resolution=resolution, resolved_at=self.clock.time(), by=by)
 
     async def _close(self, action_id: str, status: ActionStatus, closing: _Closing) -> str:
-        """Closes an action by one script in Redis. Returns "" if the action was closed. Otherwise returns the reason
-        why not: the status that it has already, or "late".
+        """Closes an action in Redis in one atomic step, with the status `status`. Returns "" if this was done.
+        Otherwise changes nothing, and returns the status that the action already has, or "late" if the time for an
+        answer has run out.
         """
         words = (str(status), msgspec.json.encode(closing), repr(self.clock.time()))
         with self._server.explained():
@@ -390,16 +400,16 @@ class RedisActionStore(ActionStore):
     home = None  # a kernel cannot keep its journal in Redis (`LentStore.home`)
 
     def lend(self, to: JobsAndActions) -> None:
-        """Connects the store with a kernel, whose actions it will show (`LentStore.lend`). `to`: the kernel's own
-        store. Raises UserError if the store is connected with a kernel already.
+        """Connects the store with a kernel. After that, the store passes the calls of its methods to `to`, the kernel's
+        own store. Raises UserError if the store is connected with a kernel already.
         """
         if self._mirror is not None:
             raise UserError("the RedisActionStore is that of another kernel", hint="make one for each")
         self._mirror = _Mirror(to)
 
     async def show(self, journal: Journal) -> None:
-        """Begins to show the actions of the kernel's journal, and to look for answers to them. Raises TransientError if
-        the server does not answer.
+        """Begins to copy the actions of the kernel's journal to Redis, and to read answers from Redis. Raises
+        TransientError if the server does not answer.
         """
         assert self._mirror is not None
         await self.start()
@@ -409,7 +419,7 @@ class RedisActionStore(ActionStore):
         self._mirror.hearing = asyncio.create_task(self._hear_answers(self._mirror), name="answers of Redis")
 
     async def leave(self) -> None:
-        """Stops looking for answers (`LentStore.leave`)."""
+        """Stops reading answers from Redis."""
         mirror = self._mirror
         if mirror is not None and mirror.hearing is not None:
             hearing, mirror.hearing = mirror.hearing, None
@@ -417,8 +427,8 @@ class RedisActionStore(ActionStore):
             await asyncio.gather(hearing, return_exceptions=True)
 
     async def became_durable(self) -> None:
-        """Shows the actions of the entries that have become durable. If the server does not answer, logs that; the next
-        call then shows all actions.
+        """Copies the actions in the new durable entries of the kernel's journal to Redis. If the server does not
+        answer, logs this and raises no error; the next call then copies all actions.
         """
         mirror = self._mirror
         if mirror is None or mirror.journal is None:
@@ -435,8 +445,9 @@ class RedisActionStore(ActionStore):
                 mirror.tell("actions are not shown: %s", error)
 
     async def _show_action(self, mirror: "_Mirror", action: ActionRecord) -> None:
-        """Writes an action to Redis with the state that it has in the journal. If it is answered in Redis and still
-        open in the journal, leaves the answer in Redis, because the answer is on its way into the journal.
+        """Writes an action of the kernel's journal to Redis, with its state in the journal. If the action is open in
+        the journal and already answered in Redis, does not change its state in Redis: the store passes that answer to
+        the journal next.
         """
         closed = action.status is not ActionStatus.PENDING
         said = self._closing(dict(action.resolution), action.by)
@@ -506,15 +517,17 @@ return {status or '', closing or ''}
 
 @dataclass(slots=True)
 class _Mirror:
-    """The connection of a store in Redis with a kernel, whose actions it shows.
+    """The data of a RedisActionStore that is connected with a kernel.
 
-    - `of`: the kernel's own store of jobs and actions. `journal`: the kernel's journal, while its actions are shown.
+    - `of`: the kernel's own store of jobs and actions.
+    - `journal`: the journal of the kernel, or None before the kernel has opened it.
     - `known`: the view of the jobs in that journal.
-    - `pending`: the tokens of the actions that wait for an answer, by action id.
-    - `hearing`: the task that looks for answers in Redis.
-    - `silent`: True if an error was logged since the last call that succeeded.
-    - `anew`: True if all actions have to be shown again. That is so at the beginning, and after the server did not
-      answer, because it may have lost some.
+    - `pending`: by action id, the tokens of the actions that are open in the journal.
+    - `hearing`: the task that reads new answers from Redis.
+    - `turn`: a lock that is held while actions are copied to Redis.
+    - `silent`: True if an error was logged and no call has succeeded since.
+    - `anew`: True if the next call has to copy all actions. This is so at the beginning, and after an error, because
+      the server may have lost actions.
     """
 
     of: JobsAndActions
@@ -527,8 +540,8 @@ class _Mirror:
     anew: bool = True
 
     def news(self, journal: Journal) -> list[ActionRecord]:
-        """Returns the actions of the jobs that have new entries since the last call; all actions if `anew` is True.
-        Blocks.
+        """Returns the actions of all jobs that have new entries in `journal` since the last call. If `anew` is True,
+        returns the actions of all jobs in the log. Blocks the thread.
         """
         known, anew, self.anew = self.known, self.anew, False
         if known is None or anew:
@@ -540,8 +553,8 @@ class _Mirror:
         return found
 
     def tell(self, what: str, error: Exception) -> None:
-        """Logs an error, unless one was logged since the last call that succeeded. `what`: the message, with `%s` for
-        the error.
+        """Logs an error as a warning, unless one was logged and no call has succeeded since. `what` is the message,
+        with "%s" at the place of the error.
         """
         if not self.silent:
             _log.warning(what, error)

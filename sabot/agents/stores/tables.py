@@ -25,10 +25,11 @@ _NARROW = (  # only columns of tables that this user may alter
 
 
 class PostgresTables:
-    """The tables of one store, in the first schema of the search path of the address's user. Its methods block.
+    """The tables of one store in a PostgreSQL database, with one connection to it. The tables are in the first schema
+    of the search path of the user who is named in the address. All methods block the thread.
 
-    A user without the right to create tables can use tables that somebody else has created. Raises UserError for a
-    wrong address, and MissingExtra if psycopg is not installed.
+    A user who may not create tables can use tables that another user has created. The constructor raises UserError for
+    a wrong address, and MissingExtra if psycopg is not installed.
     """
 
     def __init__(
@@ -41,11 +42,11 @@ class PostgresTables:
     ) -> None:
         """Makes the object, and does not connect yet.
 
-        - `place`: the address of the database, or a pool of asyncpg, from which only the address is taken.
-        - `what`, `feature`: the name of the store and of the feature that needs psycopg, for errors.
-        - `made_by`: by table, the statement that creates it.
-        - `wide`: by table, the columns of type BIGINT that an earlier version of Sabot has created as INTEGER. Their
-          type is changed.
+        - `place`: the address of the database, or a pool of asyncpg, of which only the address is used.
+        - `what`, `feature`: the name of the store, and the name of the class that needs psycopg, for error messages.
+        - `made_by`: by the name of a table, the SQL statements that create it.
+        - `wide`: by the name of a table, the columns that have to be BIGINT. If an earlier version of Sabot has created
+          them as INTEGER, their type is changed.
         """
         self.server = PostgresServer(address_of(place, feature), what, feature)
         self.where = f"{what} in {self.server.where}"
@@ -55,16 +56,16 @@ class PostgresTables:
         self._session: PostgresSession | None = None
 
     def connect(self) -> Any:
-        """Returns a new connection. On it, the server ends a transaction that is idle for 20 seconds."""
+        """Opens and returns a new connection. The server ends a transaction on it that has been idle for 20 seconds."""
         return self.server.connect("", {"idle_in_transaction_session_timeout": "20s"})
 
     @contextmanager
     def transaction(self, *, look: bool = False) -> Iterator[Any]:
-        """Runs the `with` block as one transaction, and gives it the connection. `look`: True to check again that the
-        tables exist, even if an earlier use has found them.
+        """Runs the `with` block as one transaction, and yields its connection. Missing tables are created first.
+        `look=True` checks for missing tables even if an earlier transaction has done so.
 
-        Raises BrokerUnavailable or TransientError if the server does not answer; the changes may then be durable or
-        not. Raises UserError if the server refuses.
+        Raises BrokerUnavailable or TransientError if the server does not answer; then nobody knows whether the changes
+        were made. Raises UserError if the server refuses a statement.
         """
         if self._session is None:
             self._session = PostgresSession(self)
@@ -77,15 +78,17 @@ class PostgresTables:
         self._made = True
 
     def select(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """Runs a query in a transaction of its own, and returns the rows that it finds. Raises the errors of
-        `transaction`.
+        """Runs a query in a transaction of its own, and returns the rows. `values` are the values for the parameters of
+        the statement. Raises the errors of `transaction`.
         """
         with self.transaction() as connection:
             rows: list[tuple[Any, ...]] = connection.execute(statement, values).fetchall()
             return rows
 
     def create(self) -> None:
-        """Creates missing tables. Raises the errors of `transaction`."""
+        """Creates missing tables now, even if an earlier transaction has found them. Raises the errors of
+        `transaction`.
+        """
         with self.transaction(look=True):
             pass
 
@@ -107,7 +110,7 @@ class PostgresTables:
                 _log.warning("%s: %s.%s stays INTEGER: %s", self.where, table, column, str(error).strip())
 
     def close(self) -> None:
-        """Closes the connection. The next use opens a new one."""
+        """Closes the connection to the database. The next use opens a new one."""
         session, self._session = self._session, None
         if session is not None:
             session.close()
