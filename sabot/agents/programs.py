@@ -206,11 +206,12 @@ class AgentCommand:
         - `name`: the name of the function and of the effect.
         - `effect`: the effect class.
         - `in_doubt`: decides what happens if nobody knows whether the program has run to its end.
-        - `retries`: the number of times that the program is run again after a failure. A new attempt of the job could
-          not do this, because it would get the recorded error.
+        - `retries`: the number of times that the program is run again after the effect has failed. It is only used for
+          effect classes whose effects may be repeated. A new attempt of the job could not do this, because it would get
+          the recorded error.
         - `backoff`: the time before the first repetition.
-        - `fails`: True if a failure of the program makes the effect fail. With False, the effect succeeds with the
-          failure as its recorded result, is not repeated, and the function raises an ExecutionError.
+        - `fails`: True if an ExecutionError of the program makes the effect fail. With False, the effect succeeds and
+          the error is its recorded result; then the program is not run again, and the function raises the error.
 
         Raises UserError if an option is not valid.
         """
