@@ -19,23 +19,25 @@ from sabot.journal.entries import UNSENT, Attempt, StoredBody
 
 @dataclass(slots=True)
 class AuditRecord:
-    """The record of one call that a job has asked for: of a tool, a model or a child job. If the provider of a model
-    failed, and another model was to be asked instead, that model has a record of its own, whose `in_place_of` names the
-    first model.
+    """The record of one call that a job has asked for: a call of a tool or a model, or the beginning of a child job.
+    If a model failed, and a fallback model was asked instead, the fallback model has a record of its own. Its field
+    `in_place_of` has the name of the first model.
 
-    - `asked_at`: the time in seconds since 1970.
+    - `ordinal`: the number of the call's effect in the job. `kind`, `name`: "call" or "child", and the tool, model or
+      agent.
+    - `asked_at`: the time at which the decision was recorded, in seconds since 1970.
     - `scope`, `principal`: the tenant and the person for whom the job ran.
-    - `decision`: the decision on the call, or "" if the app had no policy and no budget.
-    - `rule`: the rule that decided, or "" if no rule matched.
-    - `version`: the version of the rules.
-    - `notes`: the reasons of rules that did not decide, because another rule was stricter.
-    - `model`: the model that was asked in place of the one in the call, or "".
-    - `hidden`: True if texts in the call were replaced.
-    - `approval`: "waiting", "approved", "rejected", "expired" or "cancelled", or "" if no person was asked.
-    - `by`: the person who answered.
-    - `outcome`: "ok", the type of the error, or "" if there is no result yet. For a model that another one replaced it
-      is "failed".
-    - `arguments`: the arguments that were passed on, or None if they are long.
+    - `decision`: the decision on the call, for example "allow". It is "" if the app had no policy and no budget.
+    - `rule`: the name of the rule that led to the decision, or "" if no rule matched.
+    - `version`: the version of the rules. `reason`: the reason for the decision, for people.
+    - `notes`: the reasons of other rules that matched, but whose decisions were milder.
+    - `model`: the model that a rule chose instead of the one in the call, or "".
+    - `hidden`: True if texts in the call were replaced by `***`.
+    - `approval`: "" if no person was asked. Otherwise "waiting", "approved", "rejected", "expired" or "cancelled".
+    - `by`: the name of the person who answered, or "".
+    - `outcome`: "ok", or the type of the error. It is "" if there is no result yet, and "failed" for a model in whose
+      place another one was asked.
+    - `arguments`: the arguments of the call, or None if the journal has stored them apart because they are long.
     """
 
     job_id: str
@@ -60,8 +62,8 @@ class AuditRecord:
 
 
 def audit_job(reader: JournalReader, job_id: str) -> Iterator[AuditRecord]:
-    """Yields the records of the calls of a job, in the order in which the job asked for them. Blocks. A journal keeps
-    at least the jobs that the app's checkpoints may need.
+    """Yields a record for each call of a job, in the order in which the job asked for the calls. A fallback model of
+    a call follows it, as a record of its own. Yields nothing if the journal has no entries of the job. Blocks.
     """
     view, entries = JobView(), [entry for _, entry in reader.history.entries(job_id)]
     effects = effects_of(view, entries)
@@ -82,8 +84,8 @@ def audit_job(reader: JournalReader, job_id: str) -> Iterator[AuditRecord]:
 
 
 def _stands_in(entry: Attempt, first: AuditRecord) -> AuditRecord:
-    """Returns the record of a model that was to be asked in place of the first model of a call. `first` is the record
-    of that first model.
+    """Returns the record of a fallback model that was to be asked instead of the first model of a call. `entry` is
+    the journal entry with the decision on the fallback model, and `first` is the record of the first model.
     """
     verdict = decode_verdict(entry.note)
     assert verdict is not None

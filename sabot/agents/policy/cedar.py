@@ -30,11 +30,15 @@ _AS_TEXT = (date, datetime, time, timedelta, UUID)
 
 
 class CedarPolicy(PolicyRule):
-    """A rule that asks Cedar policies: `PolicyEngine([CedarPolicy(Path("agents.cedar").read_text())])`.
+    """A rule that asks the authorization engine Cedar, with policies in Cedar's language. For example:
+    `PolicyEngine([CedarPolicy(Path("agents.cedar").read_text())])`.
 
-    If Cedar permits a call, this rule allows it. Other rules may still ask for approval, choose another model, or deny
-    it. In the context of a request to Cedar, arguments that are None are left out, numbers with a fraction become
-    decimals with four digits, lists and sets become sets, and times become texts.
+    If Cedar permits a call, this rule allows it. Other rules of the engine may still ask for approval, choose another
+    model, or deny the call. If Cedar does not permit the call, or cannot decide, this rule denies it.
+
+    The arguments of the call are passed to Cedar in the context of the request. Arguments that are None are left out.
+    Numbers with a fraction become decimals with four digits. Lists, tuples and sets become sets. Dates, times,
+    durations and UUIDs become texts.
     """
 
     def __init__(
@@ -46,14 +50,18 @@ class CedarPolicy(PolicyRule):
         kinds: Collection[CallKind] = get_args(CallKind),
         name: str = "CedarPolicy",
     ) -> None:
-        """Makes the rule. Raises UserError for invalid Cedar, and MissingExtra if Cedar is not installed.
+        """Makes the rule.
 
-        - `policies`: a text in Cedar's language.
-        - `entities`: entities in Cedar's JSON form, for example principals with their roles. An entity in this list
-          replaces the one that is made from a call.
-        - `schema`: a Cedar schema, by which policies and calls are checked.
-        - `kinds`: the kinds of calls on which the rule decides.
-        - `name`: the name of the rule.
+        - `policies`: policies in Cedar's language.
+        - `entities`: entities in Cedar's JSON form, for example persons with their roles. For each call the rule
+          makes the entities of the caller, the tenant, and the tool, model or agent. An entity given here is used
+          instead of the one with the same id.
+        - `schema`: a Cedar schema, against which the policies and each request are checked. None means no check.
+        - `kinds`: the kinds of calls for which Cedar is asked. Other calls do not concern this rule.
+        - `name`: the name of the rule in decisions and messages.
+
+        Raises UserError if Cedar cannot read the policies, entities or schema, and MissingExtra if Cedar is not
+        installed.
         """
         try:
             import cedarpy
@@ -124,7 +132,9 @@ class CedarPolicy(PolicyRule):
 
 
 def _uid(said: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns the type and id of an entity that is given in JSON form, either directly or under the key "__entity"."""
+    """Returns the (type, id) of a Cedar entity. `said` is the entity's id in JSON form, with the keys "type" and
+    "id", either directly or in an object under the key "__entity".
+    """
     plain = said.get("__entity", said)
     return plain["type"], plain["id"]
 

@@ -54,10 +54,10 @@ _NAMES = 4096  # the most keys (kind, name, scope, principal) whose matching rul
 class PolicyResult:
     """The decision of a policy on a call.
 
-    - `allowed`: True if the call may be made at once. False if the call is denied, or if a person has to be asked
-      first; then `decision` is "ask".
-    - `reason`: the reason of the decision, written for people.
-    - `rule`: the rule that decided, or "" if no rule matched.
+    - `allowed`: True if the call may be made without asking a person. False if it is denied, or if a person must
+      approve it first. In the second case `decision` is ASK.
+    - `reason`: the explanation of the decision for people, or "".
+    - `rule`: the name of the rule that led to the decision, or "" if no rule matched.
     - `version`: the version of the rules.
     """
 
@@ -81,8 +81,8 @@ class _FunctionRule(PolicyRule):
 
 
 class PolicyEngine(EffectGuard):
-    """A list of rules that decides on calls. It is a guard of jobs (`App(policy=…)`), and programs can also ask it
-    directly.
+    """A list of rules that decides whether calls of tools, models and child agents may be made. As `App(policy=…)` it
+    is asked about each call of each job. A program can also ask it, with `check_tool`, `check_model` and `check`.
     """
 
     def __init__(
@@ -95,10 +95,11 @@ class PolicyEngine(EffectGuard):
     ) -> None:
         """Makes a policy.
 
-        - `rules`: the first rules; `add_rule` adds more.
-        - `default`: the decision on calls of tools and models that no rule matches.
-        - `timeout`: the time that an async rule has to answer. After it the call is denied.
-        - `name`: the name by which a request may demand this policy (`PolicyRef`).
+        - `rules`: the rules. More can be added with `add_rule`.
+        - `default`: the decision on calls of tools and models that no rule matches. Child jobs that no rule matches
+          are always allowed.
+        - `timeout`: the longest time for the answer of an async rule. If it takes longer, the call is denied.
+        - `name`: the name by which a request to a kernel can choose this policy (`PolicyRef`).
         """
         if default not in ("allow", "deny"):
             raise UserError(f"PolicyEngine: default={short_repr(default)}", hint='"allow" or "deny"')
@@ -113,9 +114,9 @@ class PolicyEngine(EffectGuard):
             self.add_rule(rule)
 
     def add_rule(self, rule: PolicyRule | Callable[[GuardedCall], Any]) -> None:
-        """Adds a rule for calls from now on. The rule is one of this package, a subclass of PolicyRule, or a function
-        of the call. Such a function, async or not, returns a Decision, a GuardVerdict, or None if it has no opinion on
-        the call.
+        """Adds a rule. It is applied to all calls from now on. The rule is an object of a class in this package, an
+        object of your own subclass of PolicyRule, or a function. A function gets the GuardedCall, and returns a
+        Decision, a GuardVerdict, or None if it has no opinion on the call. It may be async.
         """
         if not isinstance(rule, PolicyRule):
             if isinstance(rule, type) or not callable(rule):
@@ -128,7 +129,13 @@ class PolicyEngine(EffectGuard):
         self._version = None
 
     def check_names(self, functions: Sequence[Callable[..., Any]], agents: Collection[str], where: str) -> None:
-        """Raises UserError if a rule names a tool, model or agent that does not exist."""
+        """Raises UserError if a rule names a tool, model or agent that does not exist. If a pattern with wildcards
+        matches nothing, only logs a warning.
+
+        - `functions`: the functions of the agents. Names in their code count as existing.
+        - `agents`: the ids of the agents.
+        - `where`: the owner of the policy, for messages.
+        """
         check("check_names: functions", functions, Of(Sequence, "those of the agents, in a list"))
         check("check_names: agents", agents, TEXTS)
         check_names(self._rules, functions, agents, checked_text(where, "check_names: where"))
@@ -140,8 +147,8 @@ class PolicyEngine(EffectGuard):
 
     @property
     def version(self) -> str:
-        """A short hash of the rules, which the entry of each call (INTENT) records. Equal rules have the same hash in
-        every process with the same version of Python.
+        """A short hash of the rules. It is stored with each decision in the journal, in the INTENT entry of the call.
+        Equal rules have the same hash in all processes that have the same version of Python.
         """
         if self._version is None:
             said = "\n".join([self.default, *(rule.version() for rule in self._rules)])
@@ -158,11 +165,11 @@ class PolicyEngine(EffectGuard):
         arguments: Mapping[str, Any] | None = None,
         labels: Collection[str] = (),
     ) -> PolicyResult:
-        """Returns the decision on a call of this tool, without making the call.
+        """Returns the decision on a call of this tool, without making the call. `tool` is the tool or its name.
 
-        - `ctx`: the context of the caller.
+        - `ctx`: the context of the caller, which names the tenant and the person. None names nobody.
         - `arguments`: the arguments of the call, by name.
-        - `labels`: the labels of the data that the caller has seen.
+        - `labels`: the labels of the data that the caller has seen. Those in a DurableContext are added.
         """
         if arguments is not None:
             check("check_tool: arguments", arguments, Of(Mapping, "by the names of parameters"))
@@ -180,8 +187,10 @@ class PolicyEngine(EffectGuard):
         messages: Sequence[ChatMessage] = (),
         labels: Collection[str] = (),
     ) -> PolicyResult:
-        """Returns the decision on a request to this model with these messages, without sending the request. `ctx` is
-        the context of the caller, and `labels` has the labels of the data that the caller has seen.
+        """Returns the decision on a request to this model with these messages, without sending the request.
+
+        - `ctx`: the context of the caller, which names the tenant and the person. None names nobody.
+        - `labels`: the labels of the data that the caller has seen. Those in a DurableContext are added.
         """
         check("check_model: model", model, Of(str, "its name"))
         check("check_model: messages", messages, Of(Sequence, "ChatMessages in a list"))
@@ -189,7 +198,7 @@ class PolicyEngine(EffectGuard):
         return await self.check(self._call("model", model, ctx, labels, effect_class=EffectClass.METERED, spec=spec))
 
     async def check(self, call: GuardedCall) -> PolicyResult:
-        """Returns the decision on a call."""
+        """Returns the decision on a call. Waits for the answers of async rules."""
         check("check: call", call, Of(GuardedCall))
         found = self.decide(call)
         verdict = found if isinstance(found, GuardVerdict) else await found
@@ -220,8 +229,8 @@ class PolicyEngine(EffectGuard):
     # -- as a guard (`jobs.guard.EffectGuard`) ------------------------------------------------------------------------
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Returns the decision on a call, or an awaitable of it if a rule is async. If a rule chooses another model,
-        all rules also decide on that model.
+        """Returns the decision on a call, or an awaitable of it if an async rule must be asked. If a rule chooses
+        another model, the rules are also asked about that model.
         """
         return self._followed(self._judge(call), call, None, ())
 
@@ -232,12 +241,13 @@ class PolicyEngine(EffectGuard):
         so_far: GuardVerdict | None,
         asked: tuple[str, ...],
     ) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Asks the rules about each model that a rule has chosen in place of another, until no further model is chosen.
-        Returns the joint decision on all these models.
+        """Completes a decision. As long as a rule has replaced the model of the call by another one, asks all rules
+        about the other model too. Returns the strictest decision on all of these models together, or an awaitable of
+        it if an async rule must be asked. If the rules replace models in a circle, the call is denied.
 
-        - `found`: the decision on `call`.
-        - `so_far`: the joint decision on the models before, or None at the beginning.
-        - `asked`: the names of the models that the one in `call` replaces.
+        - `found`: the decision on `call`, or an awaitable of it.
+        - `so_far`: the decision on the earlier models together, or None if `call` is the original call.
+        - `asked`: the names of the earlier models, in order.
         """
         while isinstance(found, GuardVerdict):
             if so_far is not None:
@@ -262,7 +272,9 @@ class PolicyEngine(EffectGuard):
         return rest if isinstance(rest, GuardVerdict) else await rest
 
     def _judge(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Returns the decision of the rules on this call, without following a model that a rule chooses instead."""
+        """Returns the decision of the rules on this call alone, or an awaitable of it if an async rule must be asked.
+        If a rule replaces the model of the call, the rules are not asked about the other model.
+        """
         verdict, later = None, []
         for rule, known in self._matching(call):
             try:
@@ -306,9 +318,11 @@ class PolicyEngine(EffectGuard):
         return self._final(call, verdict)
 
     def _matching(self, call: GuardedCall) -> list[tuple[PolicyRule, GuardVerdict | None]]:
-        """Returns the rules that match the call, each with its answer. The answer is None if it does not depend on
-        names only, so that the rule must be asked for each call. If several rules allow the call by its name, the list
-        has only the first of them.
+        """Returns the rules that match the call, each with its decision. The decision is None if the rule must be
+        asked for each call, because its answer depends on more than the name of the call and the caller.
+
+        If several rules allow the call by its name and caller, only the first of them is returned. The result is
+        cached.
         """
         key = (call.kind, call.name, call.scope, call.principal)
         found = self._by_name.get(key)

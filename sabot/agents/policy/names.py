@@ -86,10 +86,11 @@ def _of_code(code: CodeType, found: _CodeWords) -> None:
 def check_names(
     rules: Sequence[PolicyRule], functions: Sequence[Callable[..., Any]], agents: Collection[str], where: str
 ) -> None:
-    """Raises UserError for a rule that names an unknown tool, model or agent, with similar names as a hint. A pattern
-    that matches nothing is only logged.
+    """Raises UserError if a rule names a tool, model or agent that is not known. The error suggests similar names.
+    Only logs a warning for a pattern with wildcards that matches no known name. Also only logs a warning for an
+    unknown tool if there are MCP servers, because their tools may not be known yet.
 
-    - `functions`: the functions of the agents.
+    - `functions`: the functions of the agents. Names in their code count as known.
     - `agents`: the ids of the agents.
     - `where`: the owner of the policy, for messages.
     """
@@ -124,8 +125,8 @@ def _patterns_of(rules: Sequence[PolicyRule]) -> Iterator[tuple[PolicyRule, Call
 
 
 def _told(kind: CallKind, agents: Collection[str]) -> Collection[str]:
-    """Returns the known names that a hint may suggest: those of tools, of models or of agents. Other names in the code
-    are left out.
+    """Returns the names of tools, models or agents (`kind`) that an error message may suggest. Names that only occur
+    in the code of the agents are not included.
     """
     made: dict[CallKind, Collection[str]] = {"tool": TOOLS, "model": MODELS - {""}, "child": agents}
     return made[kind]

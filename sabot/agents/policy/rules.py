@@ -28,32 +28,34 @@ _CHANGES_WORLD = tuple(each.value for each in EffectClass if RULES[each].settles
 
 
 class PolicyRule(ABC):
-    """A rule of a policy. A program writes a rule as a subclass with `decide`, or as a function of the call
-    (`PolicyEngine.add_rule`). `name` is the name of the rule in the journal and in messages.
+    """A rule of a PolicyEngine. To write a rule of your own, make a subclass with the method `decide`, or pass a
+    function to `PolicyEngine.add_rule`. `name` is the name of the rule in the journal and in messages.
     """
 
     name: str = ""
 
     @property
     def by_name(self) -> bool:
-        """True if the rule's answer depends only on the kind and name of the call, and on its scope and principal. The
-        policy asks such a rule only once for each combination of these.
+        """True if the rule's answer depends only on the kind and the name of the call, and on its scope and
+        principal. Then the policy asks the rule once for each combination of these, and reuses the answer.
         """
         return False
 
     def matches(self, kind: CallKind, name: str) -> bool:
-        """Returns True if the rule applies to calls of this tool, model or agent. The policy asks this once for each name."""
+        """Returns True if the rule applies to the tool, model or agent of this name. `kind` says which of the three
+        it is. The policy remembers the answer.
+        """
         return True
 
     @abstractmethod
     def decide(self, call: GuardedCall) -> RuleAnswer | Awaitable[RuleAnswer]:
-        """Decides on a call. Returns None if the rule has no opinion on it. The method may be async; then it has to
-        answer within the time `PolicyEngine(timeout=)`.
+        """Decides on a call. Returns None if the rule has no opinion on it. The method may be async. Then the call is
+        denied if the answer takes longer than `timeout` of the PolicyEngine.
         """
 
     def version(self) -> str:
-        """Returns a text made of the fields of the rule and its code. The text is the same for the same rule in every
-        process.
+        """Returns a text made of the rule's fields and of its code. The text changes if the rule changes. It is the
+        same in all processes that have the same version of Python.
         """
         made = sorted((key, value) for key, value in vars(self).items() if not key.startswith("_"))
         return f"{type(self).__qualname__}{made!r} {version_of(type(self).decide)}"
@@ -64,14 +66,18 @@ class PolicyRule(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class _NameRule(PolicyRule):
-    """A rule that decides by the caller, and by the name of the tool, model or agent.
+    """A base class for rules that decide by the caller of a tool, model or agent, and by its name. The first of these
+    options that applies gives the decision:
 
-    - `allowed_scopes`, `allowed_principals`: patterns of the callers that may make the call. None allows all.
-    - `denied_scopes`: patterns of the scopes that may not make it.
-    - `denied`: True denies the call to all.
-    - `require_approval`: True if a person has to allow each call, within the time `approval_timeout`.
-    - `warn`: True allows the call, notes it in the decision, and logs it.
-    - `reason`: the reason that people are shown.
+    - `denied`: True denies all calls.
+    - `allowed_scopes`, `denied_scopes`, `allowed_principals`: `fnmatch` patterns for the tenant and the person of the
+      caller. A caller that matches no pattern of an `allowed_…` option, or a pattern of `denied_scopes`, is denied.
+      None allows all.
+    - `require_approval`: True asks a person about each call. The person must answer within `approval_timeout`; None
+      sets no limit.
+    - `warn`: True allows the call with the decision WARN, so that a warning is logged.
+
+    Otherwise the call is allowed. `reason` is the explanation that people get, in place of a default text.
     """
 
     allowed_scopes: Sequence[str] | None = None
@@ -108,7 +114,9 @@ class _NameRule(PolicyRule):
         return kind == self._kind and _fits(getattr(self, self._patterns_field), name)
 
     def refuses(self, call: GuardedCall) -> str:
-        """Returns the reason why the caller may not make the call, or "" if the caller may."""
+        """Returns the reason why this caller may not make the call, by the options `denied`, `allowed_scopes`,
+        `denied_scopes` and `allowed_principals`. Returns "" if the caller may make it.
+        """
         if self.denied:
             return f"{asked_words(call)} is denied"
         if self.allowed_scopes is not None and not _fits(self.allowed_scopes, call.scope):
@@ -134,8 +142,8 @@ class _NameRule(PolicyRule):
 
 @dataclass(frozen=True)
 class ToolPolicy(_NameRule):
-    """A rule about who may call the tools whose names match (`fnmatch` patterns). `ctx.step(f)` counts as a call of a
-    tool with the name of `f`.
+    """A rule that decides who may call the tools whose names match `tool_patterns`, and with whose approval. The
+    patterns are `fnmatch` patterns. `ctx.step(f)` counts as a call of a tool with the name of the function `f`.
     """
 
     tool_patterns: Sequence[str]
@@ -144,7 +152,9 @@ class ToolPolicy(_NameRule):
 
 @dataclass(frozen=True)
 class AgentPolicy(_NameRule):
-    """A rule about which jobs may begin children of the agents whose ids ("app.agent") match."""
+    """A rule that decides which callers may begin child jobs of the agents whose ids match `agent_patterns`, and with
+    whose approval. The id of an agent is "app.agent". The patterns are `fnmatch` patterns.
+    """
 
     agent_patterns: Sequence[str]
     _patterns_field = "agent_patterns"
@@ -153,11 +163,13 @@ class AgentPolicy(_NameRule):
 
 @dataclass(frozen=True)
 class ModelPolicy(_NameRule):
-    """A rule about who may call the models whose names match.
+    """A rule that decides who may ask the models whose names match `model_patterns` (`fnmatch` patterns), and with
+    whose approval.
 
-    `degrade_to` names another model of the same engine. It is asked whenever this rule would deny the call. If the rule
-    denies nothing and asks for no approval, it is asked in place of every model that matches. This rule allows the
-    other model; the remaining rules decide on it as well.
+    `degrade_to` is the name of another model of the same engine. If the rule would deny a request, the request is
+    sent to that model instead. If the rule has no option that restricts callers, asks for approval or warns, all
+    requests to matching models are sent to the other model. This rule never denies the other model. All other rules
+    are asked about it.
     """
 
     model_patterns: Sequence[str]
@@ -193,8 +205,10 @@ class _ContentRule(PolicyRule):
     _wait_s = 0.0
 
     def _check(self, named_by: str, *patterns: str) -> None:
-        """Checks the fields that all rules about contents have, and gives the rule a name if it has none. `named_by` is
-        the field whose value becomes part of that name. `patterns` are the names of the fields that have patterns.
+        """Checks the options of a rule, and sets `name` if it is "". Raises UserError if an option is not valid.
+
+        - `named_by`: the option whose value becomes a part of the name.
+        - `patterns`: the options that contain `fnmatch` patterns.
         """
         kind = type(self).__name__
         check(f"{kind}: otherwise", self.otherwise, OneOf(get_args(Otherwise)))
@@ -217,18 +231,22 @@ class _ContentRule(PolicyRule):
 class ConstraintPolicy(_ContentRule):
     """A rule about the value of one argument of a tool.
 
-    - `field`: the name of the argument, or a path in it: "order.total", "items.*.price".
-    - `min`, `max`: the least and the greatest value that is allowed.
-    - `allowed`, `denied`: lists of values.
-    - `pattern`: a regular expression that must match the whole text.
+    - `tool_patterns`: the tools, as `fnmatch` patterns of their names.
+    - `field`: the name of the argument, or a path into it, such as "order.total" or "items.*.price". "*" stands for
+      every item.
+    - `min`, `max`: the least and the greatest value that is allowed. None sets no limit.
+    - `allowed`, `denied`: the values that are allowed, and those that are not. With `allowed=None` all are allowed.
+    - `pattern`: a regular expression. The whole text must match it.
     - `max_length`: the greatest length of a text or a list.
-    - `required`: True if the argument must be there, and in a path with "*" in each item. With False the rule ignores
-      calls without it.
-    - `otherwise`: the decision on a call that breaks the rule.
+    - `required`: True if the argument must be given. With "*" in the path it must be given in every item. With False,
+      calls without the argument do not concern the rule.
+    - `otherwise`: the decision on a call that does not satisfy the rule: "deny", "ask" or "warn".
+    - `approval_timeout`: with "ask", the time in which the person must answer. None sets no limit.
 
-    If the tool has no such argument, a call breaks the rule, because one of the two names is misspelt. A tool that is
-    named by a wildcard is an exception. Raises UserError for a rule that no call could break, or that every call
-    breaks.
+    If the tool is named exactly, without wildcards, and certainly has no such argument, its calls do not satisfy the
+    rule: either the tool or the argument has another name than the author of the rule meant.
+
+    Raises UserError if no value could break the rule, or if `min` is greater than `max`.
     """
 
     tool_patterns: Sequence[str]
@@ -330,14 +348,17 @@ class ConstraintPolicy(_ContentRule):
 
 @dataclass(frozen=True)
 class DataAccessPolicy(_ContentRule):
-    """A rule about data with certain labels: who may read the data, and where it may go.
+    """A rule about data that have certain labels: who may read them, and where they may be sent. Tools give labels to
+    their results (`@tool(labels=…)`).
 
-    - `allowed_scopes`, `allowed_principals`: the callers that may call tools whose results have one of the labels
-      (`@tool(labels=…)`).
-    - `allowed_models`, `allowed_tools`, `allowed_agents`: the models that a job may ask, the tools that it may call,
-      and the agents that it may begin as children, after it has seen such data.
+    - `allowed_scopes`, `allowed_principals`: the tenants and persons that may call tools whose results have one of
+      `labels`.
+    - `allowed_models`, `allowed_tools`, `allowed_agents`: the models, tools and child agents that a job may call
+      after it has seen data with one of `labels`.
+    - `otherwise`: the decision on a call that does not satisfy the rule: "deny", "ask" or "warn".
+    - `approval_timeout`: with "ask", the time in which the person must answer. None sets no limit.
 
-    All of these are patterns; None allows all.
+    All of the `allowed_…` options are lists of `fnmatch` patterns. None allows everything.
     """
 
     labels: Sequence[str]
@@ -371,13 +392,14 @@ class DataAccessPolicy(_ContentRule):
 
 @dataclass(frozen=True)
 class LabelPolicy(_ContentRule):
-    """A rule for a job that has seen data with one of these labels. The job can no longer change anything outside by
-    itself, because the author of the data may have put instructions into it.
+    """A rule for jobs that have seen data from an untrusted source. Such data may contain instructions of an attacker
+    to the model. So after that the job must not change anything outside of the app without approval.
 
-    - `labels`: by default the label of data from the open world (`@tool(open_world=True)`).
-    - `tool_patterns`, `effects`: the tools, and the classes of effects, to which the rule applies. By default it
-      applies to all tools that change something outside.
-    - `otherwise`: the decision on a call to which the rule applies; by default a person is asked.
+    - `labels`: the labels of the data. By default the label of the results of `@tool(open_world=True)`.
+    - `tool_patterns`, `effects`: the names of the tools (`fnmatch` patterns) and the effect classes to which the rule
+      applies. By default it applies to all tools that can change something outside of the app.
+    - `otherwise`: the decision on such a call. By default "ask": a person must approve the call, within the time
+      `approval_timeout` if it is set.
     """
 
     labels: Sequence[str] = (UNTRUSTED,)
@@ -405,8 +427,11 @@ class LabelPolicy(_ContentRule):
 
 @dataclass(frozen=True)
 class RedactionPolicy(PolicyRule):
-    """A rule that hides texts from tools, models and agents. `patterns` are regular expressions. In arguments, in
-    prompts and in the journal, each text that matches is replaced by `***`.
+    """A rule that hides texts. `patterns` are regular expressions. Each text that matches one of them is replaced by
+    `***`: in the arguments of a call, in requests to models, and in their copies in the journal.
+
+    `tool_patterns`, `model_patterns` and `agent_patterns` are `fnmatch` patterns of the names of tools, models and
+    agents for which this is done. By default it is done for all.
     """
 
     patterns: Sequence[str]
@@ -450,7 +475,9 @@ class RedactionPolicy(PolicyRule):
 
 
 def asked_words(call: GuardedCall) -> str:
-    """Returns the thing that a call asks for, in words for people: "tool refund"."""
+    """Returns a short description of a call for messages. For example, it is "tool refund" for a call of the tool
+    `refund`.
+    """
     return f"{'agent' if call.kind == 'child' else call.kind} {call.name}"
 
 
@@ -484,9 +511,12 @@ def _checked_expression(what: str, pattern: Any) -> None:
 
 
 def _wait_s(kind: str, timeout: Duration | None, asks: str) -> float:
-    """Returns the time limit for an approval in seconds, or 0.0 if there is no limit. `asks` is "" if the rule asks a
-    person; otherwise it names the option that is missing for that. Raises UserError if there is a time limit, but no
-    person is asked.
+    """Returns the time limit for an approval in seconds, or 0.0 if there is no limit.
+
+    - `kind`: the class of the rule, for messages.
+    - `asks`: "" if the rule asks a person. Otherwise the option that the user must set so that it does.
+
+    Raises UserError if there is a time limit although no person is asked.
     """
     seconds = 0.0 if timeout is None else parse_seconds(timeout, name=f"{kind}: approval_timeout", zero=False)
     if seconds and asks:
@@ -511,7 +541,10 @@ _MISSING = object()
 
 
 def _values_at(value: Any, path: Sequence[str]) -> list[Any]:
-    """Returns the values at a path, with _MISSING for each place that does not exist."""
+    """Returns the values at a path in a value. A part of the path is a key, an attribute, an index or "*", which
+    stands for every item. So there may be several values. The list contains `_MISSING` for each item that does not
+    have the path. For example, the path ["items", "*", "price"] in {"items": [{"price": 1}, {}]} gives [1, _MISSING].
+    """
     if not path:
         return [value]
     first, rest = path[0], path[1:]
