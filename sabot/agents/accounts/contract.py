@@ -49,24 +49,25 @@ class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def amounts(self) -> Amounts:
-        """The amounts by which this row is counted in a budget. For a row of type "doubt" they are the amounts that
-        were reserved for the call.
+        """The amounts by which this row is counted in a budget. For a row of type "doubt" (the outcome of the call is
+        not known) they are the amounts that were reserved for the call.
         """
         tokens = self.reserved_tokens if self.type == "doubt" else self.total_tokens
         return Amounts(tokens, self.cost or Decimal(0), int(self.type != "tool"))
 
     @property
     def adds(self) -> Amounts:
-        """The change of the scope's usage when this row is recorded. If the row replaces a row of type "doubt"
-        (`settles`), the change is the difference between the two rows.
+        """The change of the scope's usage when this row is recorded. Usually these are the amounts of the row. If the
+        row replaces an earlier row of type "doubt" (`settles`), because the outcome of the call is now known, the
+        amounts of that row are subtracted.
         """
         return self.amounts if self.settles is None else self.amounts.minus(Amounts(*self.settles))
 
     @property
     def doubts(self) -> Amounts:
-        """The part of `adds` that is an upper bound for a call whose outcome is not known. It is not zero in two
-        cases: for a row of type "doubt" it is the whole amount, and for a row that replaces a "doubt" it is that
-        amount with a negative sign.
+        """The part of `adds` that is only an upper bound, because the outcome of the call is not known. For a row of
+        type "doubt" it is the whole amount. For a row that replaces a row of type "doubt", it is the amount of that
+        row with a negative sign. For all other rows it is zero.
         """
         if self.settles is not None:
             return Amounts().minus(Amounts(*self.settles))
@@ -111,19 +112,21 @@ class LedgerWriter(Protocol):
         """
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """Returns the ids among `event_ids` for which a row of the type "model" or "tool" is stored. An id whose
-        stored row has the type "doubt" is not returned.
+        """Returns the ids among `event_ids` for which a row with a known outcome is stored. An id whose stored row
+        has the type "doubt" (the outcome of the call is not known) is not returned.
         """
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
         """Writes rows as `write` does, but also replaces each stored row that has the same id and other content.
-        Returns the number of stored rows that had wrong content and were replaced. A row of type "doubt" that is
-        replaced by the known outcome of its call is not counted in this number.
+        Returns the number of rows that were replaced for this reason.
+
+        A row of type "doubt" (the outcome of its call is not known) is also replaced by the row with the known
+        outcome, but is not counted in this number.
         """
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """Returns the sum of the amounts of all rows of a scope since this time (milliseconds since 1970). Rows of
-        type "doubt" are included with their upper bounds.
+        """Returns the sum of the amounts of all rows of a scope since this time (milliseconds since 1970). A call
+        whose outcome is not known (a row of type "doubt") is counted with the most that it may have used.
         """
 
     async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:

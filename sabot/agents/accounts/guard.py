@@ -99,8 +99,8 @@ class _Open:
         return models.get(max((each for each in models if each <= attempt), default=0), self.name)
 
     def row(self, effect: EffectId, attempt: int, at_ms: int) -> LedgerEvent:
-        """Returns the ledger row for an attempt whose usage is not known. The row has the type "tool" for a call of a
-        tool, and otherwise the type "doubt", with the upper bound of the usage.
+        """Returns the ledger row for an attempt whose usage is not known yet. For a model call the row has the type
+        "doubt", and contains the most that the attempt may use. For a call of a tool it has the type "tool".
         """
         return LedgerEvent(
             event_id=f"{_name(effect)}/{attempt}",
@@ -283,8 +283,9 @@ class LedgerGuard(EffectGuard):
             self.ledger.release(_name(effect), opened.scope)
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """Ends a call that has a result: records its row, and a row of type "doubt" for each earlier attempt that has
-        no row, and ends its reservation. Returns these rows, encoded for the journal's RESULT entry.
+        """Ends a call that has a result. Records its ledger row, and ends its reservation. For each earlier attempt
+        without a row, records a row of type "doubt", because the outcome of that attempt is not known. Returns these
+        rows, encoded for the journal's RESULT entry.
 
         Returns b"" for a call that this guard does not know, a call that a person did not approve, and a call that
         began a child job.
@@ -325,9 +326,10 @@ class LedgerGuard(EffectGuard):
             self.ledger.release(_name(effect), opened.scope)
 
     def _rows_in_doubt(self, effect: EffectId, opened: _Open) -> list[LedgerEvent]:
-        """Returns the rows of type "doubt" that another process must write for the attempts of this call if this
-        process dies. They are stored together with the reservation in the database that keeps the shared budgets.
-        Returns [] if the budgets are not shared between processes.
+        """Returns the rows that must be recorded for the attempts of this call if this process dies: they have the
+        type "doubt", because the outcomes of the attempts would not be known. The rows are stored together with the
+        reservation in the database that keeps the shared budgets, and another process records them. Returns [] if the
+        budgets are not shared between processes.
         """
         return opened.rows_in_doubt(effect, opened.attempt + 1, 0) if self.ledger.shared else []
 
@@ -397,9 +399,9 @@ class LedgerGuard(EffectGuard):
         return ALLOWED
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """Records a row of type "doubt" for each attempt of the job's open model calls that has no row yet, and ends
-        the reservations of all open calls of the job. Returns the rows, encoded for the journal's END entry. Returns
-        b"" if there are none.
+        """Ends the open calls of a job that ends. For each attempt of a model call without a ledger row, records a
+        row of type "doubt", because the outcome of the attempt is not known. Ends the reservations of the calls.
+        Returns the rows, encoded for the journal's END entry, or b"" if there are none.
         """
         rows = []
         for ordinal, opened in self._open.get(job_id, {}).items():
@@ -441,10 +443,13 @@ def _name(effect: EffectId) -> str:
 
 
 def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: bytes) -> LedgerEvent:
-    """Returns the final row of a call that has ended. It is a copy of `row`, which was made for the call's last
-    attempt, with the usage that the answer reports. If the answer reports no token count, the reserved tokens are
-    used instead. If a model call failed and the provider may still charge for it, `row` is returned unchanged, with
-    its type "doubt".
+    """Returns the final row of a call that has ended. `row` is the row that was made for the call's last attempt
+    before its outcome was known; the result is a copy of it with the usage that the answer reports.
+
+    - If the answer reports no token count, the reserved tokens are used instead.
+    - If a model call failed and the provider certainly does not charge for it, the usage is zero.
+    - If it failed otherwise, `row` is returned unchanged. Its type is "doubt", which means that the outcome is not
+      known.
     """
     if kind != "model":
         return msgspec.structs.replace(row, type="tool", name=name, cost=None)

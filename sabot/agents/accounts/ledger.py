@@ -131,11 +131,11 @@ class Ledger:
 
     @property
     def budgets(self) -> list[Budget]:
-        """The budgets, one for each scope that has one."""
+        """The budgets of this ledger. There is at most one for each scope."""
         return [*self._budgets.values()]
 
     def budget(self, scope_id: str) -> Budget:
-        """Returns the budget of a scope. Raises UserError if it has none."""
+        """Returns the budget of a scope. Raises UserError if the scope has no budget."""
         budget = self.budget_of(scope_id)
         if budget is None:
             raise UserError(
@@ -216,7 +216,7 @@ class Ledger:
           the same call. The reservation remains until `release` or `record` is called for this call.
         - With any other decision nothing changes: an earlier reservation of the call remains. If the caller then asks
           another model, or a person approves the call, the caller reserves the amount with `hold`.
-        - A scope without a budget is allowed everything, and nothing is reserved.
+        - If the scope has no budget, the decision is ALLOW, and nothing is reserved.
 
         The result is an awaitable of the judgement if the usage of the scope is not loaded yet, if too many rows wait
         to be written, or if several processes share the budgets. Awaiting it raises BudgetUnavailable if the shared
@@ -224,8 +224,8 @@ class Ledger:
 
         - `call`: a name by which the caller identifies the call. Guards have such names; other code uses
           `check_budget`.
-        - `doubts`: rows of type "doubt". The shared writer stores them if this process dies before the call has
-          ended.
+        - `doubts`: the rows with which the shared writer replaces the reservation if this process dies before the
+          call has ended. They have the type "doubt", because the outcome of the call is then not known.
         """
         budget = self._budgets.get(checked_text(scope_id, "scope_id"))
         checked_text(call, "call")
@@ -247,8 +247,8 @@ class Ledger:
         the call. Used for a call that was allowed before, for example by a person. Does nothing if the scope has no
         budget.
 
-        `doubts` are rows of type "doubt". If several processes share the budgets, the shared writer stores these rows
-        if this process dies before the call has ended.
+        `doubts` are the rows with which a shared writer replaces the reservation if this process dies before the call
+        has ended. They have the type "doubt", because the outcome of the call is then not known.
         """
         budget = self._budgets.get(scope_id)
         if budget is not None:

@@ -69,7 +69,7 @@ class TreeUse(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def amounts(self) -> Amounts:
-        """The usage as the amounts that an account counts."""
+        """The same usage as an Amounts object, which accounts can add."""
         return Amounts(self.tokens, self.cost, self.turns, self.tool_calls)
 
 
@@ -439,8 +439,9 @@ class JobLimits(EffectGuard):
 
 
 def most_use(call: GuardedCall) -> Amounts:
-    """Returns the upper bound of the usage of a call of a model. The bound has no cost if the price of the model is not
-    known.
+    """Returns the most that a model call may use. It is estimated from the request and its limit for the length of
+    the answer, which is 4096 tokens if the request has none. The cost is 0 if the price of the model is not known.
+    For a call that is no model call, all amounts are 0.
     """
     if call.spec is None:
         return Amounts()
@@ -471,11 +472,14 @@ def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> Amounts
 
 
 def reported_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | None]:
-    """Returns the tokens and the cost with which an answer is counted. These are the numbers that the answer reports,
-    unless it reports no tokens, or numbers that are impossible: negative tokens, more cached tokens than input
-    tokens, or a cost that is not a number. In these cases the amounts in `wanted`, which were reserved for the call,
-    are returned. So a server with wrong reports can neither use up a budget nor give usage back to it. The cost is
-    None if it is not known.
+    """Returns the tokens and the cost with which an answer is counted in a budget. The cost is None if it is not
+    known.
+
+    Usually these are the numbers that the answer reports. If it reports no tokens, the tokens in `wanted`, which were
+    reserved for the call, are used; if it reports no cost either, so is the cost in `wanted`. If it reports
+    impossible numbers (negative tokens, more cached tokens than input tokens, a cost that is not a number), the
+    tokens and the cost in `wanted` are used. So a server with wrong reports can neither use up a budget nor reduce
+    its usage.
     """
     usage = answer.usage
     if (usage is not None and not usage.is_possible) or (answer.cost is not None and not is_cost(answer.cost)):

@@ -33,7 +33,7 @@ class LocalAccounts:
         self._settled = 0
 
     def set_budget(self, budget: Budget) -> None:
-        """Sets the limits of a scope from now on."""
+        """Replaces the limits of the budget's scope. The usage so far remains."""
         self.by_scope.setdefault(budget.scope_id, Account(windows=WINDOWS)).limits = [*budget.limits()]
 
     async def load(self, scope_id: str) -> None:

@@ -29,7 +29,8 @@ class BudgetStep(NamedTuple):
       "release" ends a reservation of the call, if the sending process made it in a step with this `number` or a lower
       one.
     - `number`: the sequence number of the step. Each process numbers its own steps.
-    - `doubts`: rows of type "doubt". They are stored if the process dies before the call has ended.
+    - `doubts`: the rows that replace the reservation if the process dies before the call has ended. They have the
+      type "doubt", because the outcome of the call is then not known.
     """
 
     kind: Literal["reserve", "hold", "release"]
@@ -59,8 +60,8 @@ class SettledRow(NamedTuple):
 
 
 class BudgetBatch(NamedTuple):
-    """The steps and rows that a process sends together to the owner of shared budgets. They are applied in one
-    transaction.
+    """The steps and rows that a process sends together to the owner of shared budgets (`BudgetOwner`). They are
+    applied in one transaction.
 
     - `holder`: the id of the process that makes the reservations, or "" if the batch contains only rows without
       reservations.
@@ -82,7 +83,7 @@ class BudgetBatch(NamedTuple):
 
 
 class BatchResult(NamedTuple):
-    """The answer of the owner of shared budgets to a batch.
+    """The answer of the owner of shared budgets (`BudgetOwner`) to a batch.
 
     - `judgements`: the judgements of the steps of the kind "reserve", in the order of these steps.
     - `used`: for each scope, the usage in the current hour, day and month, without reservations.
@@ -119,11 +120,12 @@ class BudgetOwner(Protocol):
 
 
 class Reservation(NamedTuple):
-    """A reservation for a call, as the owner of shared budgets stores it.
+    """A reservation for a call, as the owner of shared budgets (`BudgetOwner`) stores it.
 
     - `holder`: the id of the process that made the reservation.
     - `number`: the number of the step in which the process made it (`BudgetStep.number`).
-    - `doubts`: rows of type "doubt". They are stored if this process dies before the call has ended.
+    - `doubts`: the rows that replace the reservation if this process dies before the call has ended. They have the
+      type "doubt", because the outcome of the call is then not known.
     """
 
     scope: str
@@ -155,11 +157,11 @@ class AccountStore(ABC):
 
     @abstractmethod
     def known(self, scopes: Collection[str]) -> set[str]:
-        """Returns those of these scopes that have an account."""
+        """Returns the scopes among `scopes` that have an account."""
 
     @abstractmethod
     def reservations(self, calls: Collection[str]) -> list[Reservation]:
-        """Returns the reservations of these calls, in all scopes."""
+        """Returns the reservations of the calls with these names, in all scopes."""
 
     @abstractmethod
     def dead(self, scopes: Collection[str], now_s: float) -> list[Reservation]:
@@ -173,7 +175,7 @@ class AccountStore(ABC):
 
     @abstractmethod
     def put_accounts(self, accounts: Mapping[str, Account]) -> None:
-        """Stores accounts."""
+        """Stores these accounts, by scope. An account that is stored already is replaced."""
 
     @abstractmethod
     def put_reservations(self, kept: Sequence[Reservation], dropped: Sequence[tuple[str, str]]) -> None:
@@ -278,8 +280,11 @@ class _BatchWork:
 
     def settle(self, event: LedgerEvent, corrects: bool = False) -> None:
         """Adds the amounts of a row to the account of its scope, and remembers the row to be stored. Does nothing if
-        a row with the same id is stored already, with two exceptions. A row with the known outcome of a call replaces
-        a row of type "doubt". With `corrects`, a row replaces a stored row that has other content.
+        a row with the same id is stored already, with two exceptions:
+
+        - A row with the known outcome of a call replaces a row of type "doubt", which says that the outcome is not
+          known.
+        - With `corrects`, a row replaces a stored row that has other content.
         """
         before = self.rows.get(event.event_id)
         if before is not None:
@@ -299,8 +304,8 @@ class _BatchWork:
             account.add(event.amounts.times(sign), self.now_s, event.at_ms / 1000)
 
     def expire(self, each: Reservation) -> None:
-        """Ends a reservation whose process is dead. Records the rows of type "doubt" that are stored with the
-        reservation, so that the amounts are counted as used.
+        """Ends a reservation whose process is dead. Records the rows that are stored with the reservation. They have
+        the type "doubt": the outcome of the call is not known, and its reserved amounts are counted as used.
         """
         self.reserved.setdefault((each.scope, each.call), each)
         self.change(each.scope, each.call, None)

@@ -36,7 +36,7 @@ class LimitRecord:
 
     @property
     def used(self) -> Decimal:
-        """The usage that counts in the budget, including calls in doubt, without reservations."""
+        """The usage that is counted against the limit: `spent` plus `in_doubt`. Reservations are not included."""
         return self.spent + self.in_doubt
 
     @property
@@ -113,9 +113,9 @@ async def limit_records(ledger: Ledger) -> list[LimitRecord]:
 
 
 def _in_doubt(rows: LedgerSum | None, measure: str) -> Decimal:
-    """Returns the tokens (`measure` "tokens") or the cost ("cost") of the rows of type "doubt" in these totals.
-    Returns 0 for the measure "calls", because LedgerSum does not contain the number of these rows. Returns 0 if
-    `rows` is None.
+    """Returns the part of these totals that comes from calls whose outcome is not known: their tokens if `measure` is
+    "tokens", or their cost if it is "cost". Returns 0 for the measure "calls", because LedgerSum does not contain the
+    number of these calls. Returns 0 if `rows` is None.
     """
     if rows is None or measure == "calls":
         return Decimal(0)

@@ -40,8 +40,8 @@ def _day(event: LedgerEvent) -> str:
 
 
 class _Group(NamedTuple):
-    """A column by which the rows of a ledger can be grouped: `of` is a function that returns the value of a row, and
-    `sql` is the same as an SQL expression for SQLite.
+    """A column by which the rows of a ledger can be grouped. `of` is a function that returns the value of the column
+    for a row. `sql` is an SQL expression for SQLite that returns the same value.
     """
 
     of: Callable[[LedgerEvent], str]
@@ -133,7 +133,8 @@ class _MemoryAccountStore(AccountStore):
 
 class InMemoryLedgerWriter:
     """A ledger writer that keeps the rows in memory, for tests and scripts. With `shared=True`, several ledgers in
-    this process can use one writer object, and then spend from the same budgets (`BudgetOwner`).
+    this process can use the same writer object. They then share the usage and the reservations of their budgets
+    (`BudgetOwner`).
     """
 
     where = "ledger in memory"
@@ -148,9 +149,7 @@ class InMemoryLedgerWriter:
         return work(self._book, batch)
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """Returns the ids among `event_ids` for which a row of the type "model" or "tool" is stored
-        (`LedgerWriter.known`).
-        """
+        """Returns the ids among `event_ids` for which a row with a known outcome is stored (`LedgerWriter.known`)."""
         return {name for name in event_ids if (row := self._rows.get(name)) is not None and row.type != "doubt"}
 
     @property
@@ -159,7 +158,7 @@ class InMemoryLedgerWriter:
         return list(self._rows.values())
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
-        """Writes rows (`LedgerWriter.write`)."""
+        """Writes rows, except those whose id is stored already (`LedgerWriter.write`)."""
         await self._worked(events)
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
@@ -285,8 +284,8 @@ class _SqliteAccountStore(TableAccountStore):
 class SqliteLedgerWriter:
     """A ledger writer that keeps the rows in a SQLite database. If the file does not exist, it is created with mode
     0600. Other programs can read the database while it is used. With `shared=True`, several processes can use the
-    database, and then spend from the same budgets (`BudgetOwner`). The methods raise UserError if the file is not a
-    database of a ledger.
+    database. They then share the usage and the reservations of their budgets (`BudgetOwner`). The methods raise
+    UserError if the file is not a database of a ledger.
     """
 
     def __init__(self, path: Path | str, *, shared: bool = False) -> None:
@@ -335,7 +334,7 @@ class SqliteLedgerWriter:
             return work(_SqliteAccountStore(connection.cursor()), batch)
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
-        """Writes rows in one transaction (`LedgerWriter.write`)."""
+        """Writes rows in one transaction, except those whose id is stored already (`LedgerWriter.write`)."""
         if self.shared and events:
             await self.work(batch_of_rows(events))
             return
@@ -368,9 +367,7 @@ class SqliteLedgerWriter:
             raise DataError(f"{self._where} does not take it: {message_of(error)}") from error
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """Returns the ids among `event_ids` for which a row of the type "model" or "tool" is stored
-        (`LedgerWriter.known`).
-        """
+        """Returns the ids among `event_ids` for which a row with a known outcome is stored (`LedgerWriter.known`)."""
         found = [await run_to_end(run_in_thread(self._asked, _KNOWN, (name,))) for name in event_ids]
         return {name for rows in found for (name,) in rows}
 
@@ -407,8 +404,10 @@ class SqliteLedgerWriter:
 
 def contradicted(rows: Iterable[tuple[Any, ...]], kept: Mapping[str, tuple[Any, ...]]) -> set[str]:
     """Returns the ids of the rows in `rows` for which a row with the same id and other content is stored. The first
-    value of a row is its id, and the second its type. `kept` contains the stored rows, by id. A pair in which only
-    one row has the type "doubt" is not regarded as different.
+    value of a row is its id, and the second its type. `kept` contains the stored rows, by id.
+
+    If only one of two rows has the type "doubt" (the outcome of the call is not known), they are not compared,
+    because a row with the known outcome replaces it anyway.
     """
     return {
         row[0]

@@ -32,7 +32,8 @@ BACKOFF = Backoff(0.02, 1.0)  # the waits between attempts to send a batch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pending:
-    """A request that waits to be sent to the owner of shared budgets: a step, or rows, or neither.
+    """A request that waits to be sent to the owner of shared budgets (`BudgetOwner`): a step, or rows, or neither. A
+    request with neither only asks for an answer, or extends the lease.
 
     - `corrects`: True if stored rows with the same ids as `rows`, and other content, are replaced.
     - `answer`: the future on which the caller waits, or None if no caller waits for the answer.
@@ -108,8 +109,8 @@ class SharedAccounts:
         self, budget: Budget, call: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
     ) -> Judgement:
         """Asks the owner to check a call against the budget, and to reserve `wanted` if the budget has room for it
-        (`Ledger.reserve`). Returns the judgement. `doubts` are rows that the owner stores if this process dies before
-        the call has ended.
+        (`Ledger.reserve`). Returns the judgement. `doubts` are the rows with which the owner replaces the reservation
+        if this process dies before the call has ended; the outcome of the call is then not known.
 
         Raises BudgetUnavailable if the owner does not answer, or refuses the request. If the call already had a
         reservation, it is then not known which of the two reservations is valid.
@@ -129,7 +130,8 @@ class SharedAccounts:
 
     def hold(self, budget: Budget, call: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()) -> None:
         """Reserves `wanted` for a call, even if the budget has no room for it. The request is sent to the owner with
-        the next batch. `doubts` are rows that the owner stores if this process dies before the call has ended.
+        the next batch. `doubts` are the rows with which the owner replaces the reservation if this process dies
+        before the call has ended; the outcome of the call is then not known.
         """
         self._put(_Pending(self._step("hold", budget, call, wanted, doubts)))
 
@@ -166,8 +168,8 @@ class SharedAccounts:
     # -- rows and accounts --------------------------------------------------------------------------------------------
 
     def settled(self, event: LedgerEvent, call: str) -> SettledRow:
-        """Returns the row as the SettledRow that is later passed to `settle`. When the owner stores it, its usage is
-        counted, and the reservation of `call` ends.
+        """Returns the row as the SettledRow that is later passed to `settle`. When the owner stores the row, its
+        usage is counted, and the reservation of `call` ends.
         """
         number = self._released(event.scope_id, call)
         return SettledRow(event, call if number else "", number)
@@ -193,16 +195,16 @@ class SharedAccounts:
         return standing
 
     async def ready(self, scope_id: str) -> None:
-        """Waits until the owner knows all reservations and releases that this ledger has queued so far, in all scopes.
-        Raises TransientError if the owner does not answer, and UserError if it refuses.
+        """Waits until the owner has stored all reservations and releases that this ledger has queued so far, in all
+        scopes. Raises TransientError if the owner does not answer, and UserError if it refuses a request.
         """
         await self._answer(None)
 
     async def close(self) -> None:
         """Sends the waiting requests, and ends the background tasks. Calls that are not finished keep their
-        reservations in the owner. When the lease of this process has ended, the owner replaces these reservations by
-        rows of type "doubt". When another process later continues the jobs of these calls, it replaces such a row by
-        a row with the known result.
+        reservations in the owner. When the lease of this process has ended, the owner replaces each of these
+        reservations by a row of type "doubt": the outcome of the call is not known. When another process later
+        continues the job, it replaces the row by one with the known outcome.
         """
         beating, self._beating = self._beating, None
         if beating is not None:

@@ -61,18 +61,22 @@ class TableAccountStore(AccountStore):
 
     @abstractmethod
     def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """Returns the sum of the amounts of all rows of a scope since this time (milliseconds since 1970). Rows of
-        type "doubt" are included with their upper bounds.
+        """Returns the sum of the amounts of all rows of a scope since this time (milliseconds since 1970). A call
+        whose outcome is not known (a row of type "doubt") is counted with the most that it may have used.
         """
 
     def select(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Executes a SELECT statement, and returns its rows. `?` stands for each of its parameters."""
+        """Executes a SELECT statement with these parameter values, and returns its rows. The statement contains `?`
+        in the place of each parameter, whatever the placeholder of the database is.
+        """
         self._cursor.execute(statement.replace("?", self.mark), values)
         found: list[tuple[Any, ...]] = self._cursor.fetchall()
         return found
 
     def change(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Executes a statement once for each of these tuples of parameters."""
+        """Executes a statement once for each tuple in `rows`, which contains the parameters. The statement contains
+        `?` in the place of each parameter. Does nothing if `rows` is empty.
+        """
         if rows:
             self._cursor.executemany(statement.replace("?", self.mark), rows)
 
