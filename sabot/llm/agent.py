@@ -272,8 +272,8 @@ class Agent:
         context: RequestContext | None = None,
         effects: AgentEffects | None = None,
     ) -> AsyncIterator[AgentEvent]:
-        """Runs like `run`, and yields events as they happen: pieces of text, the start and the end of each tool call,
-        and the AgentResult as the last event.
+        """Does the same as `run`, with the same parameters and errors, and yields events as they happen: pieces of
+        text, the start and the end of each tool call, and the AgentResult as the last event.
         """
         async with aclosing(self._events(prompt, conversation, context, effects, streams=True)) as events:
             async for event in events:
@@ -565,8 +565,8 @@ class _AgentRun:
         return result.content
 
     def _result_text(self, value: Any) -> str:
-        """Returns the result of a tool as text for the model: text unchanged, other values as JSON, cut to
-        `max_tool_chars`.
+        """Returns the result of a tool as text for the model. A text is unchanged, and any other value is encoded as
+        JSON. Known secrets are hidden, and a text longer than `max_tool_chars` is cut.
         """
         text = value if isinstance(value, str) else msgspec.json.encode(value, enc_hook=str).decode()
         return cut(scrubbed(text), self._agent.max_tool_chars)

@@ -61,7 +61,7 @@ class Asking:
 
     @property
     def concurrency(self) -> int:
-        """The number of requests that the engine may have in flight."""
+        """The most requests that the engine may have in flight to one provider."""
         return self._engine.concurrency
 
     def share(self, answers: int) -> None:

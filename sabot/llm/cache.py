@@ -53,8 +53,10 @@ class CompletionCache(Protocol):
 
 
 class MemoryCache:
-    """A cache in this process. `most`: the number of answers; if there are more, the least recently used one is
-    removed. `ttl`: the time for which an answer is kept, or None for no limit.
+    """A cache in the memory of this process.
+
+    - `most`: the most answers. If there are more, the least recently used one is removed.
+    - `ttl`: the time for which an answer is kept, or None for no limit.
     """
 
     def __init__(self, most: int = 10_000, ttl: Duration | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:

@@ -190,7 +190,9 @@ def with_shorter_results(group: Iterable[ChatMessage], room: int, estimator: Tok
 
 
 def _cut_length(sizes: Collection[int], room: int) -> int:
-    """Returns the greatest length such that the sum of all sizes, each cut to that length, is at most `room`."""
+    """Returns the greatest length to which all texts can be cut so that their total length is at most `room`. `sizes`:
+    the lengths of the texts. A text that is shorter than the returned length remains as it is.
+    """
     most = room
     for number, size in enumerate(sorted(sizes)):
         most = room // (len(sizes) - number)

@@ -28,7 +28,7 @@ _MOST_THREADS = (
 
 
 class DirectTools:
-    """The calls of tools in one run of an agent outside of a job: they are made at once, and no journal records them."""
+    """The tool calls of one run of an agent outside of a job. Each call is made directly, and no journal records it."""
 
     def __init__(self, context: RequestContext, clock: Clock = SYSTEM_CLOCK) -> None:
         self._context = context

@@ -144,7 +144,7 @@ def may_cost(error: BaseException) -> bool:
 
 
 class BudgetExceeded(SabotError):
-    """The tokens, the money or the tool calls of a budget are used up. No request was made."""
+    """A call would exceed the tokens, the money or the number of tool calls that a budget allows. No request was made."""
 
 
 class BudgetUnavailable(BudgetExceeded, TransientError):
@@ -154,8 +154,8 @@ class BudgetUnavailable(BudgetExceeded, TransientError):
 
 
 class ToolError(SabotError):
-    """A tool does not exist, got arguments that do not match its parameters, or failed. An agent shows the message to
-    the model.
+    """A tool does not exist, got arguments that do not match its parameters, or failed. In a run of an agent, the model
+    gets the message.
     """
 
     code = "E2001"

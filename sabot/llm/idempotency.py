@@ -170,9 +170,11 @@ class IdempotencyTracker:
         self._hooks[name].append(hook)
 
     def find(self, key: str, content: bytes, context: RequestContext) -> Completion | SharedCall | None:
-        """Returns the stored answer of the key, or its call in flight, or None if the caller has to make the call and
-        report it with `start`. `content`: a digest of the request. Raises IdempotencyConflict if the key was used for
-        another request.
+        """Looks up an idempotency key. Returns the stored answer of an earlier call with this key, or that call if it
+        is still in flight. Returns None if there is neither; then the caller has to begin the call with `start`.
+
+        `content`: a digest of the request. `context`: the tenant in it has its own keys. Raises IdempotencyConflict if
+        the earlier call had a different digest.
         """
         place = _scoped_key(key, context)
         found = self._in_flight.get(place)

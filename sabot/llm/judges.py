@@ -65,7 +65,7 @@ def begin_judging(who: object) -> None:
 
 
 def end_judging(who: object) -> None:
-    """Removes `who`. Does nothing if it is not registered."""
+    """Ends the registration of `who` by `begin_judging`. Does nothing if it is not registered."""
     _judging.pop(who, None)
 
 

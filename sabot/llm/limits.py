@@ -130,9 +130,13 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class CircuitBreaker:
-    """The rule for a provider that fails again and again: after `failures` failures in a row it is not asked for the
-    time `pause`; then one request tries it. Only failures of the provider count: no connection, a 5xx, no answer in
-    time. Raises UserError for `failures` below 1 and for a pause of 0.
+    """The rule by which a provider that fails again and again is not asked for some time.
+
+    - `failures`: the number of failures in a row after which the provider is not asked. No connection, a 5xx, and no
+      answer in time are failures.
+    - `pause`: the time for which it is not asked. Then one request is sent as a trial.
+
+    Raises UserError for `failures` below 1 and for a pause of 0.
     """
 
     failures: int = 5

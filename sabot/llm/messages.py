@@ -38,8 +38,11 @@ Part: TypeAlias = Text | Image
 
 
 class ToolCall(msgspec.Struct, frozen=True):
-    """A model's request to call a tool. `id`: the model's id of the call, which the message with the result repeats.
-    `arguments`: the text that the model wrote, which should be a JSON object.
+    """A model's request to call a tool.
+
+    - `id`: the id that the model has given to the call. The message with the result contains the same id.
+    - `name`: the name of the tool.
+    - `arguments`: the text that the model wrote, which should be a JSON object.
     """
 
     id: str

@@ -101,7 +101,7 @@ class ModelCall:
         _check_budget(self.kind, self.budget)
 
     def emit(self, piece: Piece) -> None:
-        """Passes a piece to the reader."""
+        """Passes a piece of the answer to the `listener`, and counts it in `pieces`."""
         self.pieces += 1
         if self.listener is not None:
             self.listener(piece)
@@ -455,8 +455,9 @@ class ToolMiddleware:
 
 
 def chained(middleware: Sequence[str | Middleware], built_in: BuiltIn, send: Forward) -> Forward:
-    """Returns `send` with the layers around it, the first one outermost. Raises UserError for an unknown name or
-    anything but a function.
+    """Returns a function that passes a call through all layers of the middleware, the first one first, and then to
+    `send`. `middleware`: names of the layers of `built_in`, and functions. Raises UserError for an unknown name, and
+    for an object that is not a function.
     """
     check("middleware", middleware, Of(Sequence, _MIDDLEWARE_HINT))
     forward = send

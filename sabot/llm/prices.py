@@ -27,7 +27,7 @@ _DATED = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")
 
 @runtime_checkable
 class Prices(Protocol):
-    """A list of prices, which computes the cost of an answer."""
+    """An interface: a list of prices, which computes the cost of a model's tokens."""
 
     @property
     def version(self) -> str:
@@ -39,10 +39,13 @@ class Prices(Protocol):
 
 @dataclass(frozen=True, init=False)
 class Price:
-    """The price of a model in dollars per million tokens. `input`: tokens that the model reads. `output`: tokens that
-    it writes. `cached`: input tokens that came from the vendor's cache. `cache_write`: input tokens that were written
-    to this cache. The last two default to `input`. Give texts, Decimals or ints, because a float is not exact. Raises
-    UserError for other values.
+    """The price of a model in US dollars per million tokens.
+
+    - `input`: tokens that the model reads. `output`: tokens that it writes.
+    - `cached`: input tokens that were read from the vendor's cache; by default the same as `input`.
+    - `cache_write`: input tokens that were written to this cache; by default the same as `input`.
+
+    Each price is a text, a Decimal or an int, because a float is not exact. Raises UserError for other values.
     """
 
     input: Decimal
@@ -67,7 +70,7 @@ class Price:
         vars(self).update({name: _exact(name, value) for name, value in given.items()})
 
     def of(self, usage: Usage) -> Decimal:
-        """Returns the cost of these tokens."""
+        """Returns the cost of these tokens in US dollars."""
         new = usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens
         parts = [
             (new, self.input),

@@ -44,11 +44,14 @@ _SHOWN_CHARACTERS = 2000  # of an answer, in `MalformedAnswer.text`
 
 
 def request_of(prompt: Any, output: Any, fields: Mapping[str, Any]) -> tuple[RequestSpec, Schema | None]:
-    """Returns the request, and the schema of its output or None.
+    """Returns the request for a prompt, and the schema of its output, which is None for text.
 
-    `prompt`: a text, a ChatMessage, a list of them, or a RequestSpec. `output`: the type of the answer (see
-    `Schema`), or None for text. `fields`: fields of the RequestSpec, which replace those of a given spec; `tools` may
-    contain tools. Raises UserError, also for `options` that would bypass policies and budgets.
+    - `prompt`: a text, a ChatMessage, a list of them, or a RequestSpec.
+    - `output`: the type of the answer (see `Schema`), or None for text.
+    - `fields`: fields of the RequestSpec. If `prompt` is a RequestSpec, they replace its fields. The field `tools` may
+      contain Tools.
+
+    Raises UserError for fields that are not valid, and for `options` that policies and budgets could not check.
     """
     schema = None if output is None else _schema(output)
     if schema is not None:

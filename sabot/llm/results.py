@@ -114,7 +114,9 @@ class Piece(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 async def in_pieces(completion: Completion) -> AsyncGenerator[Piece, None]:
-    """Yields a complete answer as a stream would: its text, its tool calls, and the completion."""
+    """Yields an answer that was not streamed in the form of a stream: its text, its tool calls, and finally the
+    Completion.
+    """
     if completion.content:
         yield Piece(completion.content)
     for call in completion.tool_calls:

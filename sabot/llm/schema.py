@@ -46,7 +46,7 @@ class Mismatch(ValueError):
 
 
 class _NoJson(Mismatch):
-    """The text is not JSON."""
+    """The error for a model's text that is not JSON."""
 
 
 class Schema:
@@ -154,7 +154,9 @@ class Parameters:
             _add_default(self.json["properties"][name], value)
 
     def decode(self, text: str) -> dict[str, Any]:
-        """Returns the arguments by name, without those that the model left out. Raises Mismatch."""
+        """Decodes the arguments of a tool call that a model wrote as JSON, and returns them by name. Parameters that
+        the model left out are not in the dict. Raises Mismatch if the text does not match the schema.
+        """
         found = _decode(text or "{}", self._type)
         given = {name: getattr(found, name) for name in found.__struct_fields__}
         return {name: value for name, value in given.items() if value is not msgspec.UNSET}
@@ -317,7 +319,9 @@ def _context_in(kind: Any) -> str:
 
 
 def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
-    """Returns the text before the description of the parameters, and the description of each parameter by name."""
+    """Splits a docstring. Returns the text before the descriptions of the parameters, and a dict of these descriptions
+    by the names of the parameters.
+    """
     before: list[str] = []
     told: dict[str, str] = {}
     inside, indent, name = False, -1, ""

@@ -107,8 +107,8 @@ class ToolCaller(Protocol):
     """The user for whom the tool is called, or "" if unknown."""
 
     async def make(self, tool: "Tool", arguments: Mapping[str, Any]) -> Any:
-        """Makes one step: calls the tool's function, and repeats it after a failure if the tool's class allows it.
-        Raises the error of the tool.
+        """Makes one step of a call: calls the tool's function. After a failure, calls it again if the effect class of
+        the tool allows it. Raises the error of the tool.
         """
 
     async def ask(

@@ -138,7 +138,9 @@ class McpConfig:
         return min(parse_bytes(self.max_list_bytes), self.most_bytes)
 
     def default_command(self) -> tuple[str, ...]:
-        """Returns the command of the pool's own server (`cortex_binary_path`). Raises UserError if the program does not exist."""
+        """Returns the command that starts the default server of a pool: the program `cortex_binary_path`, or `cortex`
+        on PATH, with its arguments. Raises UserError if the program does not exist.
+        """
         named = None if self.cortex_binary_path is None else os.fspath(self.cortex_binary_path)
         program = shutil.which(named or "cortex")
         if program is None:

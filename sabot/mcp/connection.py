@@ -230,7 +230,7 @@ class McpConnection:
 
     @property
     def _session(self) -> Any:
-        """The SDK's session. Raises McpUnavailable if the session is not open."""
+        """The session of the MCP SDK. Raises McpUnavailable if the session is not open."""
         if self._client is None:
             raise McpUnavailable(self.key.server, f"its session is over: {self._why}")
         return self._client.session
@@ -410,8 +410,8 @@ class McpConnection:
             self._on_hung(self.key, self._why, True)
 
     async def _until_usable(self) -> None:
-        """Waits for the result of a ping, if one is under way. Raises McpUnavailable if the session hangs or is over.
-        Called before a request, so that nothing is sent in that case.
+        """Waits for the result of a ping, if one is under way. Raises McpUnavailable if the session hangs or has ended.
+        It is called before a request, so that no request is sent in these cases.
         """
         if self._pinging is not None:
             await asyncio.wait([self._pinging])
@@ -641,7 +641,9 @@ class McpConnection:
         return await answer
 
     def _forget(self, state: str) -> None:
-        """Cancels the call that waits for answers under this `state`, if it still waits."""
+        """Cancels the call that waits for answers of its caller under the key `state`. Does nothing if the call has got
+        its answers or has ended.
+        """
         call = self._suspended.pop(state, None)
         if call is not None and call.task is not None:
             call.task.cancel()
@@ -704,7 +706,9 @@ class McpConnection:
         ]
 
     async def contents(self, uri: str) -> list[dict[str, Any]]:
-        """Returns the contents of a resource as JSON values, in the form of the protocol. `uri`: the resource."""
+        """Returns the contents of a resource as JSON values, in the form that MCP defines. `uri`: the address of the
+        resource.
+        """
         found = await self._request("read_resource", uri)
         return [as_json(each) for each in found.contents]
 
@@ -722,7 +726,9 @@ class McpConnection:
         ]
 
     async def messages(self, name: str, arguments: Mapping[str, str]) -> list[ChatMessage]:
-        """Returns the messages of the prompt `name`, filled in with `arguments`, in the form for a model."""
+        """Returns the messages of the prompt `name` as ChatMessages. `arguments`: the values that the server inserts
+        into the prompt.
+        """
         found = await self._request("get_prompt", name, arguments=dict(arguments))
         said = [(each.role, McpResult(content=[as_json(each.content)]).text) for each in found.messages]
         return [assistant(text) if role == "assistant" else user(text) for role, text in said]
@@ -741,8 +747,8 @@ class McpConnection:
             return await all_pages(self.key.server, method, fetch, self._config)
 
     async def _request(self, method: str, *args: Any, **options: Any) -> Any:
-        """Sends a request that changes nothing at the server, and returns the answer. `method`: the method of the SDK's
-        session that sends it. Raises McpError.
+        """Sends a request that changes nothing at the server, and returns the answer. `method`: the method of the MCP
+        SDK that sends it. Raises McpError.
         """
         check_encoded(self.key.server, method, [args, options])
         await self._until_usable()
@@ -750,7 +756,7 @@ class McpConnection:
             return await self._sent(method, getattr(self._session, method), *args, **options)
 
     def _offers_any(self, what: str) -> bool:
-        """Returns True if the server offers the kind `what`: "tools", "resources" or "prompts"."""
+        """Returns True if the server offers `what`, which is "tools", "resources" or "prompts"."""
         return self._client is not None and getattr(self._client.server_capabilities, what) is not None
 
     @contextlib.asynccontextmanager

@@ -264,8 +264,9 @@ def _rank(document: SourceDocument) -> tuple[float, tuple[int, ...], str]:
 
 
 def _document(said: Any, error: type[SabotError], what: str) -> SourceDocument:
-    """Returns the document that a server has sent. Servers use different names for the fields: `content`, `snippet` or `text`;
-    `confidence` or `score`; `updated_at` or `updatedAt`. Raises `error` if it is no document.
+    """Converts a document as a server has sent it. Servers use different names for the same field: `content`, `snippet`
+    or `text`; `confidence` or `score`; `updated_at` or `updatedAt`. Raises `error` if it is not a document. `what`: the
+    text with which the error message begins.
     """
     if not isinstance(said, dict):
         raise error(f"{what}: {short_repr(said)} is no document")

@@ -122,7 +122,7 @@ class _WordIndex:
         self._execute = connection.execute
 
     def create(self) -> None:
-        """Creates the tables."""
+        """Creates the tables of the index."""
         self._execute(
             "CREATE TABLE places(number INTEGER PRIMARY KEY, scope TEXT, id TEXT, stored_ms INTEGER, UNIQUE (scope, id))"
         )

@@ -107,10 +107,10 @@ def offer_of(told: Mapping[str, Any], most_chars: int) -> Offer | str:
 
 
 async def offers_of(listed: Sequence[dict[str, Any]], most_chars: int) -> tuple[dict[str, Offer], dict[str, str]]:
-    """Returns two dicts by the name of the tool: the tools that can be offered, and the reasons why the others are left
-    out.
+    """Converts a server's list of tools. Returns two dicts by the name of the tool: the tools that agents can get, and
+    for each of the others the reason why they cannot get it.
 
-    `listed`: the server's list of tools. `most_chars`: the most characters of a description.
+    `listed`: the list of the server. `most_chars`: the most characters of a description; the rest is cut off.
     """
     offers: dict[str, Offer] = {}
     left_out: dict[str, str] = {}
@@ -136,7 +136,7 @@ def clean(text: str, most: int) -> str:
 
 
 def _wrong_with(schema: Any) -> str:
-    """Returns the reason why arguments cannot be checked by this schema; "" if they can."""
+    """Returns the reason why this schema cannot be used to check arguments, or "" if it can."""
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":
         return "it is not of an object"
     if _depth(schema) > _DEEPEST:

@@ -268,8 +268,8 @@ class McpServerPool:
         timeout_s: float | None = None,
         progress: "OnProgress | None" = None,
     ) -> RemoteTool:
-        """Returns an object by which the tool `name` of the session `key` can be called. `tools` and `McpSession.call`
-        use it. `expects`, `timeout_s`, `progress`: as in `McpConnection.call`.
+        """Returns an object that calls the tool `name` of a server. `key`: the session that is used if the caller has
+        no tenant and no user. `expects`, `timeout_s`, `progress`: the same as in `McpConnection.call`.
         """
         return RemoteTool(self._step, key, name, expects, timeout_s, self._questions, progress)
 
@@ -559,11 +559,11 @@ class McpSession:
         return {name: offer.digest for name, offer in (await self.offers()).items()}
 
     async def offers(self) -> "dict[str, Offer]":
-        """Returns the tools that are offered to agents, by name, as the server lists them now."""
+        """Returns the tools that agents can get, by name, as the server lists them now."""
         return (await self._pool.use(self.key, lambda server: server.listed()))[0]
 
     async def left_out(self) -> dict[str, str]:
-        """Returns the names of the tools that are not offered to agents, each with the reason."""
+        """Returns the reasons why agents cannot get some of the server's tools, by the names of these tools."""
         return (await self._pool.use(self.key, lambda server: server.listed()))[1]
 
     async def version(self) -> str:
@@ -577,8 +577,8 @@ class McpSession:
         return await self._pool.use(self.key, lambda server: server.resources())
 
     async def read_resource(self, uri: str) -> list[dict[str, Any]]:
-        """Returns the contents of a resource, as the protocol has them: `{"uri": …, "text": …}`, or `{"uri": …, "blob": …}` in base64.
-        Raises McpError.
+        """Returns the contents of a resource in the form that MCP defines: `{"uri": …, "text": …}`, or `{"uri": …,
+        "blob": …}` with bytes in base64. Raises McpError.
         """
         return await self._pool.use(self.key, lambda server: server.contents(uri))
 
@@ -587,7 +587,9 @@ class McpSession:
         return await self._pool.use(self.key, lambda server: server.prompts())
 
     async def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> list[ChatMessage]:
-        """Returns the messages of a prompt, for a model. Raises McpError."""
+        """Returns the messages of a prompt as ChatMessages. `name`: the name of the prompt. `arguments`: the values
+        that the server inserts into it. Raises McpError.
+        """
         return await self._pool.use(self.key, lambda server: server.messages(name, arguments or {}))
 
 

@@ -25,8 +25,8 @@ _SAMPLED = 1000  # the values whose fields are described
 
 
 class StateInfo(TypedDict):
-    """A part of the app that has state: an operator of a stream, a table, or an agent. `rows`: the rough number of its rows;
-    None if the rows would have to be read to count them.
+    """A part of the app that has state: an operator of a stream, a table, or an agent. `rows`: the approximate number
+    of its rows, or None if the rows would have to be read to count them.
     """
 
     name: str
@@ -38,8 +38,9 @@ class StateInfo(TypedDict):
 class StateRows(TypedDict):
     """A page of rows of a state.
 
-    - `as_of`: the checkpoint from which the rows are.
-    - `total`: the number of rows that match, over all pages.
+    - `as_of`: the checkpoint from which the rows were read.
+    - `rows`: the rows of this page, each as a dict by column.
+    - `total`: the number of rows that match, on all pages together.
     - `next`: the cursor with which the next page can be read; None on the last page.
     """
 
@@ -143,8 +144,8 @@ def _as_of(saved: SavedState) -> dict[str, Any]:
 
 
 def _place(cursor: str) -> tuple[int, int]:
-    """Returns the id of the checkpoint and the number of the row that a cursor names. Raises UserError for a bad
-    cursor.
+    """Splits a cursor into the id of the checkpoint and the number of the next row. Raises UserError if the cursor is
+    not valid.
     """
     checkpoint_id, _, begin = cursor.partition(":")
     if not (checkpoint_id.isascii() and checkpoint_id.isdigit() and begin.isascii() and begin.isdigit()):
@@ -153,7 +154,9 @@ def _place(cursor: str) -> tuple[int, int]:
 
 
 def _beginning(table: pa.Table, keys: list[str], prefix: str) -> pa.Table:
-    """Returns the rows whose first key column, as text, begins with the prefix."""
+    """Returns the rows whose first key column begins with the prefix, when it is converted into text. `keys`: the names
+    of the key columns.
+    """
     if not table.num_columns:
         return table
     column = table[keys[0] if keys else table.column_names[0]]
@@ -199,7 +202,7 @@ def _reader(column: "pa.ChunkedArray[Any]") -> Callable[[Any], Any]:
 
 
 def _said(text: str | None) -> Any:
-    """Returns the JSON value in a text; the text itself if it is no JSON, and None for None."""
+    """Decodes the JSON in a text. Returns the text itself if it is not JSON, and None for None."""
     return msgspec.json.decode(text) if text is not None and _is_json(text) else text
 
 

@@ -53,7 +53,7 @@ class RecoveryCheckFailed(SessionError):
 
 
 class ContextFailed(SessionError):
-    """The context of a session cannot be read."""
+    """The context of a session cannot be read from the server."""
 
     code = "E2054"
 
@@ -148,7 +148,9 @@ class SessionBridge:
     async def start_session(
         self, agent_id: str, session_id: str, context: Mapping[str, Any] | None = None
     ) -> SessionInfo:
-        """Starts a session with this context. Raises SessionError (E2050), also if a session of this id runs in this process already."""
+        """Starts a session at the server with this context, and returns it. Raises SessionError (E2050) if the session
+        cannot be started, or if a session with this id runs in this process already.
+        """
         checked_name(session_id, "session")
         checked_name(agent_id, "agent")
         if session_id in self._sessions:
@@ -219,8 +221,10 @@ class SessionBridge:
         return [RecoverableSession(str(each["taskId"]), str(each.get("sessionId", "")), each) for each in found]
 
     async def stop_session(self, session_id: str, reason: str = "normal_termination") -> None:
-        """Ends a session here and at the server, so that it needs no recovery. `reason`: the server gets the status
-        "completed" for "normal_termination", and "archived" for any other reason. Raises SessionStopFailed (E2051).
+        """Ends a session in this process and at the server, so that it needs no recovery. Raises SessionStopFailed
+        (E2051).
+
+        `reason`: with "normal_termination" the server stores the status "completed", with any other reason "archived".
         """
         session = self._running(session_id, SessionStopFailed)
         del self._sessions[session_id]

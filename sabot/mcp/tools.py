@@ -70,7 +70,7 @@ class RemoteTool:
         self._questions = questions
 
     async def __call__(self, **arguments: Any) -> McpResult:
-        """Calls the tool for a caller that is no agent, and returns its answer. Raises McpError."""
+        """Calls the tool for a caller that is not an agent, and returns its answer. Raises McpError."""
         context = RequestContext()
         return await self._talk(
             DirectCaller(DirectTools(context), context), self._key, partial(self._once, self._key), arguments
@@ -185,11 +185,13 @@ class ServerQuestions:
 
 
 def _reply_of(said: Mapping[str, Any], schema: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns the answer of a person in the form of MCP. `said`: the person's answer, in one of these forms:
+    """Converts a person's answer to a question of a server into the form that MCP defines. `schema`: the schema of the
+    fields that the server has asked for; None if it has asked for none. `said`: the person's answer, in one of these
+    forms:
 
     - {"approved": false} or {"action": "decline"}: the person declines.
-    - The fields that the server asked for, or {"content": fields}.
-    - {"answer": value}, if the server asked for a single field.
+    - The fields that the server has asked for, or {"content": fields}.
+    - {"answer": value}, if the server has asked for a single field.
     """
     if said.get("action") in ("decline", "cancel"):
         return {"action": said["action"]}
@@ -211,9 +213,9 @@ def _refusal(words: str) -> dict[str, Any]:
 
 
 def _request_of(params: Mapping[str, Any], most_tokens: int) -> RequestSpec:
-    """Returns the request to a model for a server that asks for an answer of a model. The engine's model is used, even
-    if the server prefers another one. `most_tokens`: the most tokens of the answer. Raises UserError for a request that
-    is not valid.
+    """Converts a server's request for an answer of a model (sampling) into a RequestSpec. `params`: the request. The
+    model that the server prefers is ignored; the engine's own model is used. `most_tokens`: the most tokens of the
+    answer. Raises UserError for a request that is not valid.
     """
     messages = [_message_of(each) for each in params.get("messages", ())]
     prompt, tokens, heat = params.get("systemPrompt"), params.get("maxTokens", most_tokens), params.get("temperature")
@@ -256,7 +258,12 @@ def _message_of(message: Mapping[str, Any]) -> ChatMessage:
 def checked_effects(
     server: str, effects: str | Mapping[str, str] | None, offers: Mapping[str, Offer]
 ) -> dict[str, str]:
-    """Returns the class of effect of each tool for which the user has given a class. Raises UserError for an unknown class or tool."""
+    """Returns the effect classes that the user has given, by the names of the tools. Tools without such a class are not
+    in the dict.
+
+    `effects`: a class for all tools, or classes by name, with "*" for all others. `offers`: the tools of the server.
+    Raises UserError for an unknown class, an unknown tool, and the class "reconcilable".
+    """
     said = {"*": effects} if isinstance(effects, str) else dict(effects or {})
     if unknown := sorted(said.keys() - offers.keys() - {"*"}):
         raise UserError(

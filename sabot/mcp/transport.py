@@ -86,8 +86,8 @@ async def _lines(
 
 
 def _answered(line: bytes) -> int | str | None:
-    """Returns the id of the request that a line answers. Only the first and the last 512 bytes of the line are
-    searched. Returns None if the line is no answer, or if its id is not in these parts.
+    """Returns the id of the request to which a line is the answer. Searches only the first and the last 512 bytes of
+    the line. Returns None if the line is not an answer, or if these bytes do not contain the id.
     """
     first, last = line[:_END], line[-_END:]
     found = _FIRST_ID.match(first) or (_ANSWERS.match(first) and _LAST_ID.search(last))
@@ -168,11 +168,11 @@ async def over_bytes(
 
 
 def _message(line: bytes, size: int, most_bytes: int) -> Any:
-    """Returns the message in a line; None if the line is not JSON-RPC. `size`: the size of the whole line in bytes.
+    """Returns the message in a line, or None if the line is not a JSON-RPC message. `size`: the size of the whole line
+    in bytes, of which `line` may be only the beginning and the end.
 
-    A line that is too long is not parsed. For such a line, and for an answer that cannot be parsed, returns an error
-    message for the request that the line answers. Raises CommunicationError for a line that is too long and has no such
-    id.
+    If the line is an answer that is too long or cannot be decoded, returns an error message for the request that it
+    answers. Raises CommunicationError if the line is longer than `most_bytes`, and the id of its request is not known.
     """
     if size > most_bytes:
         words = f"a message of {size:,} bytes, and {most_bytes:,} are the most"
@@ -188,13 +188,13 @@ def _message(line: bytes, size: int, most_bytes: int) -> Any:
 
 
 def _first_wrong(error: Exception) -> str:
-    """Returns the first fault of a line, without the line's contents."""
+    """Returns a text that describes the first fault of a line. It does not contain any of the line's contents."""
     told = error.errors(include_url=False, include_input=False) if isinstance(error, ValidationError) else []
     return str(told[0]["msg"])[:_JUNK_WORDS] if told else type(error).__name__
 
 
 def _junk(line: Any) -> str:
-    """Returns the beginning of a line that is no message, with secrets hidden, for the log."""
+    """Returns the beginning of a line that is not a message, for the log. Known secrets in it are hidden."""
     return scrubbed(line[:_SCRUBBED].decode(errors="replace"))[:_JUNK_WORDS]
 
 

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 def as_json(value: BaseModel) -> dict[str, Any]:
-    """Returns a pydantic model of the SDK, such as a message or a part of one, as JSON values."""
+    """Converts a pydantic model of the MCP SDK, such as a message, into JSON values."""
     found: dict[str, Any] = value.model_dump(by_alias=True, mode="json", exclude_none=True)
     return found
 
@@ -188,8 +188,8 @@ def first_wrong(error: ValidationError) -> str:
 
 
 def errors_in(error: BaseException | None) -> Sequence[BaseException]:
-    """Returns the errors in a group and in its inner groups; for any other error a list with that error; for None an
-    empty list.
+    """Returns a list of errors: for a group, the errors in it and in its inner groups; for another error, only that
+    error; for None, no error.
     """
     if isinstance(error, BaseExceptionGroup):
         return [inner for each in error.exceptions for inner in errors_in(each)]

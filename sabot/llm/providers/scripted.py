@@ -59,8 +59,8 @@ class Script:
         self._taken = 0
 
     async def answer(self, request: object) -> ScriptedAnswer:
-        """Returns the answer to this request. Raises UserError if all answers are used up, or if one is of no known
-        kind.
+        """Returns the answer to this request. Raises UserError if all answers of the list are used up, or if an answer
+        is of a type that a script cannot contain.
         """
         answer: Any = self._answers
         if isinstance(answer, list):
@@ -192,7 +192,9 @@ class ScriptedProvider:
         idempotency_key: str = "",
         max_answer_bytes: int | None = None,
     ) -> AsyncGenerator[Piece, None]:
-        """Yields the next answer of the script: its text word by word, its tool calls, and the completion."""
+        """Yields the next answer of the script: its text word by word, its tool calls, and finally the whole answer as
+        a Completion.
+        """
         model = spec.model or self.model
         self.requests.append(spec)
         self.keys.append(idempotency_key)
@@ -241,7 +243,7 @@ class ScriptedProvider:
 
     @asynccontextmanager
     async def _call(self) -> AsyncIterator[None]:
-        """Counts a request while it is in flight. Raises UserError after `close`."""
+        """Counts the request that is answered in the `with` block as in flight. Raises UserError after `close`."""
         if self.closed:
             raise UserError(f"{self.name}: the provider is closed")
         self._arrivals += 1

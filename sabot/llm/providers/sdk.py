@@ -83,10 +83,10 @@ class AnswerDecoder(Protocol):
         """Returns the pieces that an event contains. Raises ModelError."""
 
     def end(self, request_id: str) -> Completion | None:
-        """Returns the completion, or None if the answer is not complete yet."""
+        """Returns the whole answer as a Completion, or None if it is not complete yet."""
 
     def whole(self, data: bytes, request_id: str) -> Completion:
-        """Returns the completion of an answer that is not a stream. Raises ModelError."""
+        """Decodes an answer that is not a stream, and returns it as a Completion. Raises ModelError."""
 
 
 class _SdkClient(NamedTuple):
@@ -413,7 +413,9 @@ class SdkCalls:
         return RequestRefused(said, hint=hint, **where)
 
     def decoded(self, data: bytes, kind: type[T], model: str, request_id: str) -> T:
-        """Decodes JSON into a type. Raises MalformedAnswer, or the error that the vendor sent in place of an answer."""
+        """Decodes JSON into the type `kind`. Raises MalformedAnswer if it does not match; if the vendor has sent an
+        error in place of an answer, raises that as a ModelError.
+        """
         try:
             return msgspec.json.decode(data, type=kind)
         except UNREADABLE as error:
@@ -456,7 +458,9 @@ def api_key_of(given: str | None, variables: str, provider: str, base_url: str |
 
 
 def checked_model(model: str, vendor: str) -> str:
-    """Returns the name of a model. Raises UserError if it is not a text, or empty."""
+    """Returns the name of the model. Raises UserError if it is empty or not a text. `vendor`: the text with which the
+    error message begins.
+    """
     if not checked_text(model, f"{vendor}: model"):
         raise UserError(f"{vendor}: the name of the model is empty", hint='model="gpt-4o-mini", as the vendor calls it')
     return model
@@ -513,8 +517,8 @@ def _request_id(headers: Mapping[str, str]) -> str:
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float:
-    """Returns the seconds that a server asks to wait, given as a number or a date, at most one day. 0 if it gives
-    none, or no valid one.
+    """Returns the seconds for which the server asks the client to wait, at most one day. The header `Retry-After` has a
+    number of seconds or a date. Returns 0 if it is missing or not valid.
     """
     text = headers.get("retry-after", "")
     try:
