@@ -172,9 +172,9 @@ class Agent:
           oldest messages, "summarize" replaces them by a summary that the model writes, "refuse" raises
           ContextLengthExceeded.
         - `model`, `temperature`, `max_tokens`, `options`: the fields with these names of each RequestSpec.
-        - `use_middleware`: True gives tools without settings of their own `tool_timeout` and `max_tool_retries`.
-          Outside of a job it also applies the engine's logging, budget and telemetry to tool calls. False does neither.
-          The engine's middleware is applied to model calls in both cases.
+        - `use_middleware`: with False, `tool_timeout` and `max_tool_retries` have no effect. With True they have, and
+          outside of a job the engine's logging, budget and telemetry are also applied to tool calls. Model calls have
+          the engine's middleware in both cases.
 
         Raises UserError for arguments that are not valid, and if two tools have the same name.
         """

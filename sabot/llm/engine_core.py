@@ -543,8 +543,8 @@ class Engine:
             self._in_flight -= 1
 
     def _check(self) -> None:
-        """Raises UserError if no call can be made: the engine is closed, the caller is the function of a durable
-        agent, or the engine belongs to another event loop.
+        """Raises UserError if no call can be made. The reasons are: the engine is closed; the engine belongs to another
+        event loop; or the function of a durable agent calls the engine directly instead of by `ctx.llm(engine)`.
         """
         if self._closed:
             raise UserError("the engine is closed")

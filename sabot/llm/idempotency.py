@@ -173,7 +173,7 @@ class IdempotencyTracker:
         """Looks up an idempotency key. Returns the stored answer of an earlier call with this key, or that call if it
         is still in flight. Returns None if there is neither; then the caller has to begin the call with `start`.
 
-        `content`: a digest of the request. `context`: the tenant in it has its own keys. Raises IdempotencyConflict if
+        `content`: a digest of the request. `context`: its `tenant_id` is part of the key. Raises IdempotencyConflict if
         the earlier call had a different digest.
         """
         place = _scoped_key(key, context)

@@ -188,7 +188,7 @@ class CallBudget(Account):
         return _allowed(self, Amounts(tokens))
 
     def count_tool_call(self) -> None:
-        """Counts a tool call that is about to be made. Raises BudgetExceeded if there are too many."""
+        """Counts a tool call that is about to be made. Raises BudgetExceeded if the budget allows no further tool call."""
         self._tools.add(_allowed(self._tools, Amounts(tool_calls=1)))
 
 

@@ -63,7 +63,7 @@ class RequestContext(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
 
     - `request_id`: the id of the request, random by default. `trace_id`: the id that all requests of one trace have.
     - `tenant_id`, `user_id`, `session_id`, `job_id`: the caller; None if unknown.
-    - `parent_id`: the request id of the caller's own request, if this request is made in the course of it.
+    - `parent_id`: if this request is a part of another request, the id of the other one.
     """
 
     request_id: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
@@ -75,8 +75,9 @@ class RequestContext(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     parent_id: str | None = None
 
     def child(self) -> "RequestContext":
-        """Returns the context for a further request in the course of this one. It has a new request id and this one's
-        request id as its `parent_id`. Its trace, tenant, user, session and job are the same.
+        """Returns the context for a request that is a part of this one. It has a new request id, and this request's id
+        as its `parent_id`. Its tenant, user, session and job are the same, and so is its trace id. If this request has
+        no trace id, its request id becomes the trace id.
         """
         return msgspec.structs.replace(
             self, request_id=uuid.uuid4().hex, parent_id=self.request_id, trace_id=self.trace_id or self.request_id

@@ -496,8 +496,8 @@ class McpConnection:
 
     async def _until_it_asks(self, call: SentCall) -> McpResult:
         """Waits for the result of the call, and returns it. If the server asks something first, returns a result with
-        the questions instead. The call then remains stored until `call` gets the answers. It is cancelled if they do
-        not come within `question_timeout` and another minute.
+        the questions instead. The call then remains stored until `call` gets the answers. If they do not come within
+        `question_timeout` plus one minute, the call is cancelled.
         """
         assert call.task is not None
         stays = False

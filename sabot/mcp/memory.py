@@ -97,8 +97,8 @@ class MemoryStore(Protocol):
         """Returns the records of a scope by id: those of `ids` that exist, or all if `ids` is None."""
 
     async def change(self, scope: str, ids: Collection[str] | None, change: MemoryChange) -> None:
-        """Reads records as `read` does, calls `change` with them, and writes the records that `change` returns. All
-        this is one step, in which no other change takes place. If `change` raises, nothing is written.
+        """Reads records as `read` does, calls `change` with them, and writes the records that `change` returns. No
+        other change of the store is made in between. If `change` raises, nothing is written.
         """
 
     async def count(self, scope: str) -> int:
@@ -415,7 +415,9 @@ class Memory:
         return True
 
     def tools(self, scope: str = "default") -> list[Tool]:
-        """Returns the tools `cortex_search`, `cortex_store`, `cortex_retrieve` and `cortex_consolidate` for this scope."""
+        """Returns the tools `cortex_search`, `cortex_store`, `cortex_retrieve` and `cortex_consolidate`. With them a
+        model can search, store, read and merge the memories of this scope.
+        """
         scope = _scope(scope)
 
         @tool(effect="read")
@@ -461,7 +463,7 @@ class Memory:
 
     async def _standing(self, scope: str, id: str) -> tuple[str, StoredMemory | None]:
         """Finds a memory by its id, and returns its id and its record. If the memory was merged into another one,
-        returns those of the other one. The record is None if there is no such memory.
+        returns the id and the record of the other one. The record is None if there is no such memory.
         """
         while True:
             record = (await self._store.read(scope, [id])).get(id)

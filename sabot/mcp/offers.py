@@ -40,7 +40,7 @@ _PIECE = 50  # tools that are handled before the event loop gets a turn: some mi
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A tool of a server that agents can get.
+    """A server's tool in the form in which agents get it.
 
     - `name`: the server's name for the tool. `shown`: the name for models, in which characters that vendors do not
       accept are replaced by "_".

@@ -90,8 +90,8 @@ def state_tools(
 
     @tool(effect="read")
     def state_list() -> dict[str, Any]:
-        """List the parts of this streaming app that have saved state: agents, aggregates, tables. The other tools need
-        their names.
+        """List the parts of this streaming app that have saved state: agents, aggregates, tables. Their names are
+        arguments of state_schema and state_read.
         """
         with open_checkpoint(None) as saved:
             kept = [each for each in saved.kept() if not only or each["name"] in only]
@@ -154,8 +154,8 @@ def _place(cursor: str) -> tuple[int, int]:
 
 
 def _beginning(table: pa.Table, keys: list[str], prefix: str) -> pa.Table:
-    """Returns the rows whose first key column begins with the prefix, when it is converted into text. `keys`: the names
-    of the key columns.
+    """Returns the rows in which the text of the first key column begins with the prefix. `keys`: the names of the key
+    columns.
     """
     if not table.num_columns:
         return table

@@ -210,7 +210,7 @@ class _MessageEvent(msgspec.Struct):
 
 
 class _MessagesDecoder:
-    """A decoder of Anthropic's answers, whole or streamed."""
+    """A decoder of Anthropic's answers. `whole` decodes a whole answer; `feed` decodes the events of a stream."""
 
     def __init__(self, calls: SdkCalls, provider: str, model: str) -> None:
         self.is_over = False
@@ -317,8 +317,9 @@ class _MessagesDecoder:
 
 
 def _usage(told: dict[str, Any]) -> Usage | None:
-    """Returns the usage that Anthropic has reported as `told`, or None if it is incomplete. Anthropic's `input_tokens`
-    do not include the tokens that were read from its cache or written to it; those of `Usage` do, so they are added.
+    """Converts the usage `told` that Anthropic has reported. Returns None if it is incomplete. Anthropic's
+    `input_tokens` do not include the tokens that were read from its cache or written to it. Those tokens are added,
+    because `Usage.input_tokens` includes them.
     """
     match told:
         case {"input_tokens": int(read), "output_tokens": int(written)}:

@@ -137,7 +137,7 @@ class _Answer(msgspec.Struct):
 
 
 class ChatDecoder:
-    """A decoder of chat completions, whole (as one event) or streamed."""
+    """A decoder of chat completions. `whole` decodes a whole answer; `feed` decodes the events of a stream."""
 
     def __init__(self, calls: SdkCalls, provider: str, model: str) -> None:
         self.is_over = False
