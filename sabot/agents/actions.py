@@ -280,12 +280,12 @@ class ActionManager:
         """Asks a person the question `spec`, and returns its action. If the store has the job, the job waits for the
         answer with the status `waiting_action`. Raises IllegalTransition if the job does not run.
 
-        A tool may also call this during a call that an agent's job makes, with the id of that job. The job must be run
-        by an app or a kernel, and `store` must be the store of that app or kernel. Then the first call of this method
-        does not return: the call of the tool is cancelled, and the job waits for the answer. After the answer, the tool
-        is called again from its beginning, and this method returns the closed action. So the code of the tool before
-        this line runs twice, and the code after it runs once. Each call of a tool can ask one question, and must ask it
-        on the event loop of the job.
+        A tool may also call this method, to ask a question for the job that has called the tool. `spec.job_id` is then
+        the id of that job, and the store of this manager must be that of the app or kernel which runs the job. The
+        first call of this method does not return: the call of the tool is cancelled, and the job waits for the answer.
+        After the answer, the tool is called again from its beginning, and this method returns the closed action. So the
+        code of the tool before this line runs twice, and the code after it runs once. Each call of a tool can ask one
+        question, and must ask it on the event loop of the job.
         """
         check("require_action: spec", spec, Of(ActionSpec, "ActionSpec(…)"))
         action = await self.store.require(spec)
@@ -351,7 +351,7 @@ class ActionManager:
         return action
 
     async def expire(self) -> list[ActionRecord]:
-        """Closes the pending actions whose time has run out. Returns those that are now expired."""
+        """Closes the pending actions whose time has run out. Returns the actions that this call has closed."""
         now = self.store.clock.time()
         overdue = [each for each in await self.store.actions(statuses=[ActionStatus.PENDING]) if each.overdue(now)]
         closed = [await self._closed(each.action_id, ActionStatus.EXPIRED) for each in overdue]

@@ -133,7 +133,7 @@ class AppJobStore(JobsAndActions):
     def post(self, letter: Letter) -> None:
         """Writes a letter into the inbox of the journal. A letter is a request to change a job: an answer, a withdrawn
         question, a signal, or a cancel. The process that runs the jobs applies it. Blocks the thread. Raises
-        LetterRefused if the letter can not be applied, for example because the question is closed, and UserError if
+        LetterRefused if the letter cannot be applied, for example because the question is closed, and UserError if
         there is no journal.
         """
         running = self.running
@@ -277,7 +277,8 @@ class AppJobStore(JobsAndActions):
 
     def _known(self, reader: JournalReader, job_id: str | None = None) -> JobView:
         """Returns the jobs and actions that the entries of the journal describe: of one job, or of all if `job_id` is
-        None. Answers and withdrawals that are still in the inbox are included as if they were applied already.
+        None. Answers to questions, and withdrawals of questions, are included even if they are still in the inbox of
+        the journal.
         """
         # letters are read first: if the owner takes one meanwhile, it is seen twice and not missed
         letters = reader.letters()

@@ -22,9 +22,9 @@ _DIGITS = 12  # the hexadecimal digits of a digest that people see
 def value_of(entry: Entry, body: bytes) -> Any:
     """Returns the value that the body of an entry contains:
 
-    - for a result or an end that is a failure, an EffectError;
-    - for a call, the list [args, kwargs];
-    - for the BEGIN of an agent's job, a dict with "message" (the decoded message) and "record" (the text
+    - for a RESULT or END entry of a failure, an EffectError;
+    - for the INTENT entry of a call, the list [args, kwargs];
+    - for the BEGIN entry of an agent's job, a dict with "message" (the decoded message) and "record" (the text
       "topic[partition]@offset" of the record with which the job began). For a job that began with a batch of records,
       the dict has only "records": the place of the first record, and the number of records;
     - for an empty body, None;

@@ -76,7 +76,9 @@ class InboxQuestion:
 
     @property
     def in_doubt(self) -> bool:
-        """True if the question is whether an effect was made before a crash or a lost connection."""
+        """True if the question is whether an effect was made. It is asked when a crash or a lost connection has left
+        this unknown.
+        """
         return self.action.type == IN_DOUBT and "effect" in self.action.payload
 
     @property
@@ -95,9 +97,9 @@ class InboxQuestion:
 
     @property
     def context(self) -> Any:
-        """The data to show to the person. For a question about an effect, it is the arguments of the effect by name, or
-        by position from "1". If the effect is a request to a model, it is the last message of the request. For any
-        other question it is the payload.
+        """The data to show to the person. For a question about an effect, it is a dict of the arguments of the effect;
+        arguments without a name have the keys "1", "2" and so on. If the effect is a request to a model, it is the last
+        message of the request. For any other question it is the payload.
         """
         if not self.effect:
             return dict(self.action.payload)
@@ -146,8 +148,9 @@ def find_question(reader: JournalReader, word: str) -> InboxQuestion:
 
 class OpenQuestions:
     """A reader of the open questions in a journal, for a program that reads them again and again. Each call of `read`
-    reads only the entries that are new. It reads the whole log again if entries that it has not read were removed from
-    the journal. It keeps the jobs that have not ended in memory. Only one thread may use it at a time.
+    reads only the entries that are new. If entries were removed from the journal before they were read, the next call
+    reads the whole log again. The reader keeps the jobs that have not ended in memory. Only one thread may use it at a
+    time.
     """
 
     def __init__(self) -> None:
@@ -178,8 +181,8 @@ class AnswerCount:
     """The outcome of one answer that was given to several questions.
 
     - `answered`: the number of questions that accepted the answer.
-    - `refused`: a tuple for each question that did not accept it: the id of the question, the reason in words, and True
-      if the question was already closed. The last is False if the answer does not fit the question.
+    - `refused`: a tuple of three values for each question that did not accept it: the id of the question; the reason in
+      words; and True if the question was already closed, or False if the answer does not fit the question.
     """
 
     answered: int = 0

@@ -60,8 +60,8 @@ class JobCheckpointTooLarge(JobCheckpointFailed):
 
 class RestoreFailed(UserError):
     """The error if no new job can continue from a checkpoint. Possible reasons: the checkpoint is missing or too old;
-    the present code of the agent asks for other effects than the old job; the old job has not ended; or it made effects
-    whose results the checkpoint does not have, and which must not be made a second time.
+    the present code of the agent requests other effects than the old job did; the old job has not ended; or it made
+    effects whose results the checkpoint does not have, and which must not be made a second time.
     """
 
     code = "E2032"
@@ -81,7 +81,7 @@ class JobCheckpoint:
 
     - `created_at`: the time at which it was made, in seconds since 1970.
     - `entries`, `size_bytes`: the number of journal entries that the job had then, and the number of their bytes.
-    - `effects`: the number of effects and questions that the job had asked for.
+    - `effects`: the number of effects and questions that the job had requested.
     - `by`: the person who made the checkpoint, or "".
     - `digest`: the digest of these entries.
     """
@@ -145,12 +145,13 @@ def checkpoint_letter(
 
     - `name`: the name of the checkpoint. With "" it is made of `kind` and the number of the job's entries, as in
       "manual-12".
-    - `kind`: the reason for which the checkpoint is made; it is stored with the checkpoint.
+    - `kind`: the reason for which the checkpoint is made: "auto", "manual", "pre_suspend" or "pre_drain". It is only
+      stored.
     - `most`: the most bytes that the history of the job may have.
     - `now_ms`: the time of the checkpoint in milliseconds since 1970.
     - `by`: the person who makes the checkpoint.
 
-    Raises JobCheckpointFailed for an unknown job, and JobCheckpointTooLarge.
+    Raises JobCheckpointFailed for an unknown job or kind, and JobCheckpointTooLarge.
     """
     if kind not in get_args(CheckpointType):
         raise JobCheckpointFailed(f"type={short_repr(kind)}", hint=f"one of {', '.join(get_args(CheckpointType))}")
@@ -178,8 +179,8 @@ def checkpoint_letter(
 
 
 def refused(job_id: str, name: str, error: LetterRefused) -> JobCheckpointFailed:
-    """Returns the error for a checkpoint that could not be made, because the inbox of the journal has refused its
-    letter with `error`.
+    """Returns the error for a checkpoint that could not be made. `error` is the reason for which the inbox of the
+    journal has refused the request.
     """
     if error.reason == "second":
         return JobCheckpointFailed(f"job {job_id} has a checkpoint {name}", hint="give this one another name")
@@ -189,8 +190,8 @@ def refused(job_id: str, name: str, error: LetterRefused) -> JobCheckpointFailed
 
 
 def checkpoints_of(reader: JournalReader, job_id: str) -> list[JobCheckpoint]:
-    """Returns the checkpoints of a job, the oldest first. Checkpoints that are still letters in the inbox of the
-    journal are included. Blocks the thread.
+    """Returns the checkpoints of a job, the oldest first. Checkpoints that are still in the inbox of the journal are
+    included. Blocks the thread.
     """
     signals: list[Any] = [each for each in reader.letters() if (each.kind, each.job) == ("signal", job_id)]
     signals = [*(entry for _, entry in whole_entries(reader, job_id) if isinstance(entry, Signal)), *signals]
@@ -284,12 +285,13 @@ class StateManager:
     async def create(
         self, job_id: str, name: str = "", *, type: CheckpointType = "manual", by: str = ""
     ) -> JobCheckpoint:
-        """Makes a checkpoint of an open job, and returns it. The checkpoint contains the effects for which the job has
-        asked so far, and their results. It is durable when this method returns.
+        """Makes a checkpoint of an open job, and returns it. The checkpoint contains the effects that the job has
+        requested so far, and their results. It is durable when this method returns.
 
         - `name`: the name, which no other checkpoint of the job may have. With "" it is made of `type` and the number
           of the job's entries, as in "manual-12".
-        - `type`: the reason for which the checkpoint is made; it is stored with the checkpoint.
+        - `type`: the reason for which the checkpoint is made: "auto", "manual", "pre_suspend" or "pre_drain". It is
+          only stored.
         - `by`: the person who makes the checkpoint.
 
         Raises JobCheckpointFailed if the job is unknown, has ended or has a checkpoint of this name, and

@@ -40,11 +40,11 @@ class CheckedJob:
     - "ok": the job would continue.
     - "fails": the job would continue, but after all recorded results its function raises an error, or waits for
       something that can never come.
-    - "blocked": the function asks for other effects than the journal has, so the job would not continue.
+    - "blocked": the function requests other effects than the journal has, so the job would not continue.
     - "held": the job would wait, because another job with the same key is blocked.
     - "gone": the program has no durable agent of this name.
 
-    `effects` is the number of effects for which the job has asked. `then` describes the next step of the job, or the
+    `effects` is the number of effects that the job has requested. `then` describes the next step of the job, or the
     problem.
     """
 

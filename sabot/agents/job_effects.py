@@ -54,7 +54,7 @@ class EffectRecord:
     """An effect of a job, for people who look at the job. Times are in seconds since 1970.
 
     - `kind`: "call", "ask", "sleep", "wait", "child" or "patch".
-    - `asked_at`, `due_at`: the time at which the job asked for the effect, and the time at which the effect ends by
+    - `asked_at`, `due_at`: the time at which the job requested the effect, and the time at which the effect ends by
       itself (None if it does not).
     - `attempts`: the number of times that the call was made or may have been made.
     - `ended_at`: the time at which the effect ended; None while it is open.
@@ -97,7 +97,7 @@ class EffectRecord:
 class JobStory:
     """A job with all of its effects and its relatives, for people who look at the job.
 
-    - `record`, `effects`: the job, and its effects in the order in which the job asked for them.
+    - `record`, `effects`: the job, and its effects in the order in which the job requested them.
     - `parent`: the id of the job that began this one, or "".
     - `children`: the jobs that this one began.
     - `used`: the usage of the calls of this job and of all its descendants. At most 1,000 descendants are read. If
@@ -159,7 +159,7 @@ def _answer_of(effect: EffectView, number: int, bodies: HasBodies) -> EffectAnsw
 
 def effects_of(view: JobView, entries: Iterable[Entry]) -> dict[int, EffectView]:
     """Applies the entries of one job to `view`. Returns the effects of the job by their ordinals, in the order in which
-    the job asked for them.
+    the job requested them.
     """
     effects: dict[int, EffectView] = {}
     for entry in entries:

@@ -69,7 +69,7 @@ class EffectView:
     """An effect of a job, as the entries that a `JobView` has applied so far describe it. The view changes this object
     when it applies later entries of the effect.
 
-    - `intent`: the INTENT entry with which the job asked for the effect.
+    - `intent`: the INTENT entry with which the job requested the effect.
     - `result`: the entry that ended the effect, or None.
     - `question`: the INTENT entry of the open question to a person about the effect, or None.
     - `attempts`: the number of times that the effect was made or may have been made.
@@ -126,11 +126,12 @@ class JobState:
     - `spec`: the request with which the job was created; None for a job of an agent.
     - `moved_at`, `last_at`: the time of the last change of status, and the time of the last entry.
     - `open`: the effects without a result, by ordinal.
-    - `failed`: the effects that ended with an error, by ordinal. If the job makes one again, it moves back to `open`.
+    - `failed`: the effects that ended with an error, by ordinal. If the job makes such an effect again, the effect
+      moves back to `open`.
     - `early`: by signal name, the number of signals that have arrived and that the job has not waited for yet.
     - `questions`: the INTENT entries of the open questions, by token.
-    - `inherited`: for a job that continues from a checkpoint of another job: the number of copied entries of that other
-      job which the view has not applied yet. 0 for any other job.
+    - `inherited`: for a job that continues from a checkpoint of another job, the number of copied entries that the view
+      has not applied yet. 0 for any other job.
     - `used`, `doubts`: the usage of the job's own calls, and the part of it that is only an upper bound.
     """
 
@@ -252,7 +253,8 @@ class JobView:
 
     def __init__(self, bodies: HasBodies | None = None) -> None:
         """Makes an empty view. `bodies` is the journal, from which the bodies of entries are loaded. With None no
-        bodies are loaded; then the view has no `actions`, and its jobs have no specs and no error messages.
+        bodies are loaded. Then the view has no `actions`, its jobs have no `spec`, and the error of a failed job has no
+        message.
         """
         self.bodies = bodies
         self.states: dict[str, JobState] = {}

@@ -143,7 +143,7 @@ class OpenEffect:
 
     - `kind`: "call", "ask", "sleep", "wait" or "child".
     - `name`: the name of the tool, the type of the question, the name of the signal, or the id of the agent.
-    - `asked_at`: the time at which the job asked for the effect.
+    - `asked_at`: the time at which the job requested the effect.
     - `due_at`: the time at which a timer ends or a question expires; None if there is no such time.
     - `in_doubt`: True while a person is asked whether the effect was made.
     - `needs_approval`: True while a person is asked whether the effect may be made.
@@ -171,7 +171,7 @@ class JobRecord:
 
     - `agent`: the id of the agent.
     - `attempt`: the number of the attempt, from 1.
-    - `effects`: the number of effects for which the job has asked.
+    - `effects`: the number of effects that the job has requested.
     - `open`: the effects that have no result yet, the last one first.
     - `key`: the key of the job's record, as a text.
     - `children`: the number of jobs that the job has begun.

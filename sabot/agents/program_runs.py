@@ -156,9 +156,9 @@ class ProgramRuns:
         - `heard`: a function that gets the output lines as soon as they are written.
         - `began`: a function that is called with the process when it has started.
 
-        Raises SpawnFailed if the program cannot be started. Raises ExecutionError if its exit code is not in `codes`,
-        if it takes too long, or if it writes too much. Raises CommunicationError if the supervisor process was killed,
-        which also kills the program.
+        Raises SpawnFailed if the program cannot be started. Raises ExecutionError if its exit code does not mean
+        success, if it takes too long, or if it writes too much. Raises CommunicationError if the supervisor process was
+        killed, which also kills the program.
         """
         instance = Instance(replace(self._command, argv=argv), name=self._program)
         child = await instance.start()

@@ -33,8 +33,8 @@ Run = Callable[[Sequence[str], str | None, RunId, Heard | None], Awaitable[Progr
 
 
 class ProgramSessions:
-    """The executions of an agent's program that can continue its own sessions, as coding agents can: the program prints
-    the id of its session, and a later command with that id continues the session.
+    """The executions of a program that keeps sessions, as coding agents do. Such a program prints the id of its
+    session, and another command with that id continues the session later.
 
     - `run`: a function that executes the program to its end.
     - `field`: the name of the field with the id of the session, in a JSON line that the program writes.

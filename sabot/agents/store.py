@@ -56,7 +56,7 @@ def _record(job_id: str, spec: JobSpec, at: float) -> JobRecord:
 
 
 def cancel_letter(job_id: str, reason: str = "", by: str = "") -> Letter:
-    """Returns a letter, which is a request for the inbox of a journal, that asks for the cancel of a job. `reason` is
+    """Returns a letter, which is a request for the inbox of a journal, that requests the cancel of a job. `reason` is
     stored as the reason of the cancel, and `by` is the person who cancels.
     """
     return Letter("cancel", job=job_id, name=reason, by=by)
@@ -79,8 +79,8 @@ class LentStore(Protocol):
     def home(self) -> Journal | str | None: ...
 
     def lend(self, to: JobsAndActions) -> None:
-        """Connects the store with a kernel. After that, the store passes the calls of its methods about the kernel's
-        jobs to `to`, the kernel's own store. Raises UserError if the store is connected with a kernel already.
+        """Connects the store with a kernel. After that, the store passes calls about the jobs of the kernel to `to`,
+        the kernel's own store. Raises UserError if the store is connected with a kernel already.
         """
 
     async def show(self, journal: Journal) -> None:
@@ -281,8 +281,8 @@ class JournalStore(JobsAndActions):
         return found
 
     async def trim(self, keep_seconds: Duration) -> int:
-        """Removes the entries of succeeded jobs from the journal, and those of all jobs that ended more than
-        `keep_seconds` ago. Returns the number of removed entries.
+        """Removes the entries of jobs that have ended from the journal. The entries of failed and cancelled jobs are
+        removed only if the job ended more than `keep_seconds` ago. Returns the number of removed entries.
 
         The idempotency key of a job remains known until the job ended more than `keep_seconds` ago. After that, a new
         job may use it. Raises UserError if `keep_seconds` is negative or not finite.
@@ -312,8 +312,8 @@ class JournalStore(JobsAndActions):
                 await self._append(End(job_id, self._now_ms(), JobStatus.CANCELLED, reason))
 
     async def _take(self) -> None:
-        """Moves the letters from the inbox into the journal as entries, and applies these entries to the jobs in
-        memory. The caller has acquired `_lock`.
+        """Moves the letters (answers, withdrawals, signals and cancels) from the inbox into the journal as entries, and
+        applies these entries to the jobs in memory. The caller has acquired `_lock`.
 
         This call must not be cancelled. The thread that moves the letters would continue, and its entries would not be
         applied.

@@ -291,8 +291,8 @@ def _error(said: object) -> SabotError | None:
 
 
 def _ours(error: Exception) -> SabotError:
-    """Returns an error of the Kafka client as a SabotError. An error of any other class becomes a TransientError with
-    its class name and message, so the event is sent again.
+    """Returns `error` unchanged if it is a SabotError. Otherwise returns a TransientError with its class name and
+    message, so that the event is sent again.
     """
     return error if isinstance(error, SabotError) else TransientError(f"{type(error).__name__}: {message_of(error)}")
 
@@ -311,8 +311,8 @@ class RedisStreamsAdapter(_Adapter):
         self._server = RedisServer.of(client, "events", "RedisStreamsAdapter")
 
     def statistics(self) -> dict[str, int]:
-        """Returns the numbers that every adapter has, and `unreadable`: the number of entries that `read_events` has
-        skipped.
+        """Returns the numbers `sent`, `lost`, `waiting` and `dropped`, which every adapter has, and also `unreadable`:
+        the number of stream entries that `read_events` has skipped because they are not events.
         """
         return {**super().statistics(), "unreadable": self.unreadable}
 

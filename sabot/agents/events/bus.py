@@ -39,7 +39,7 @@ _SLICE = 256  # events that one task publishes, or handles, before others get th
 
 
 class RuntimeEventType(StrEnum):
-    """The types of events. The word before the dot is the category of the type."""
+    """The types of events, such as "job.started". The word before the dot is the category of the type."""
 
     PROGRESS = "progress"
     MODEL_TOKEN = "model.token"
@@ -454,7 +454,7 @@ class InMemoryEventBus:
     async def flush(self, *, timeout: Duration | None = FLUSH_SECONDS) -> None:
         """Waits until the handlers have handled all events that were published before this call.
 
-        `timeout` is the limit for all handlers together; None waits without a limit. When it is over, raises
+        `timeout` is the limit for all handlers together; None waits without a limit. If they need longer, raises
         TransientError with the names of the handlers that have not finished.
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")

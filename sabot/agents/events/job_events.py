@@ -33,8 +33,8 @@ _ENDS = {"succeeded": _TYPE.JOB_COMPLETED, "cancelled": _TYPE.JOB_CANCELLED}
 
 
 class JobEvents:
-    """A listener that gets the journal entries of running jobs from their job host (`jobs.log.Listener`), and publishes
-    them as events.
+    """A listener that gets the journal entries of running jobs from the JobHost that runs these jobs (see
+    `jobs.log.Listener`), and publishes them as events.
 
     - `publish`: the function to which the events are passed, such as `EventBus.publish`.
     - `wants`: a function that returns False if nobody needs events of a type and job, such as `EventBus.wants`.
@@ -47,14 +47,14 @@ class JobEvents:
         self._view = JobView()  # the view of the jobs that have not ended
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """Returns True if a subscriber wants the streamed parts of this job's model answers. If not, the job host does
-        not publish them.
+        """Returns True if a subscriber wants events for the streamed parts of this job's model answers. Otherwise the
+        caller need not pass such parts to `publish`.
         """
         return self._wants(_TYPE.MODEL_TOKEN, job_id) or self._wants(_TYPE.MODEL_REASONING, job_id)
 
     async def publish(self, notice: Notice) -> None:
-        """Publishes the events that follow from a notice of the job host. A notice is an entry of the journal, a
-        streamed part of a model's answer, or the message that a job is blocked.
+        """Publishes the events that follow from a notice of the JobHost that runs the jobs. A notice is an entry of the
+        journal, a streamed part of a model's answer, or the message that a job is blocked.
         """
         if isinstance(notice, Fragment | Blocked):
             job = self._view.states.get(notice.job, JobState(notice.job))
@@ -197,8 +197,8 @@ class JobEvents:
 
 
 async def events_of(entries: Iterable[Entry]) -> list[RuntimeEvent]:
-    """Returns the events that a job host would publish for these journal entries, without the streamed parts of
-    answers.
+    """Returns the events that a JobEvents would publish for these journal entries. There are no events for streamed
+    parts of model answers, because these are not in the journal.
     """
     found: list[RuntimeEvent] = []
 

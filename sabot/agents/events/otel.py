@@ -143,8 +143,8 @@ class OpenTelemetryAdapter:
             await subscription.unsubscribe()
 
     def take(self, event: RuntimeEvent) -> None:
-        """Handles an event of the bus. If the event begins an activity (a job, a call, a question), keeps it. If it
-        ends an activity, makes the span of that activity.
+        """Handles an event of the bus. An event that begins an activity (a job, a call or a question) is stored. For an
+        event that ends an activity, makes the span of that activity.
         """
         if not self._samples(event.job_id):
             return

@@ -70,8 +70,8 @@ class ExecutionHandle:
 
     @property
     def done(self) -> bool:
-        """True if the job has ended or is blocked, or if its kernel has stopped. Then `result` returns or raises
-        without a wait.
+        """True if the job has ended or is blocked, or if its kernel has stopped. Then `result` returns or raises at
+        once. A job is blocked if the present code of its agent requests other effects than its journal has.
         """
         return self._outcome is not None
 
@@ -80,8 +80,9 @@ class ExecutionHandle:
 
         If the job has ended without success, raises its error: ModelError, BudgetExceeded, BudgetUnavailable,
         TurnLimitExceeded, TimeoutError (`max_runtime_seconds`) or JobCancelled. An error of any other class is raised
-        as an EffectError with the name of its class and its message. Raises NonDeterminism if the job is blocked, and
-        SabotError if the kernel stops before the job has ended.
+        as an EffectError with the name of its class and its message. Raises NonDeterminism if the job is blocked,
+        because the present code of its agent requests other effects than its journal has. Raises SabotError if the
+        kernel stops before the job has ended.
         """
         if self._outcome is None:
             if self._answered is None:
@@ -98,9 +99,9 @@ class ExecutionHandle:
         """Yields the events of the job from its beginning, and then each new event when it comes. The last event is
         `final.result` or `final.error`.
 
-        The events of streamed parts of model answers are not stored. They exist only for an answer that the model began
-        after a caller had begun to iterate. A caller that iterates directly after `execute` gets all of them. Raises
-        the error of `result` if the job is blocked, or if the kernel stops.
+        The events of streamed parts of a model's answer are not stored. They exist only if a caller of this method, or
+        a subscriber of the event bus, listened when the model began that answer. A caller that iterates directly after
+        `execute` gets all of them. Raises the error of `result` if the job is blocked, or if the kernel stops.
         """
         live, told = self._kernel.event_bus.listen(job_id=self.job_id), set[str]()
         self._listening.append(live)

@@ -167,8 +167,8 @@ class KernelHost:
             raise self.failure
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the figures of the job host (`JobHost.statistics`), and as "waiting" the number of jobs that wait
-        because `max_jobs` others run.
+        """Returns the figures of `JobHost.statistics`, and as "waiting" the number of jobs that wait because `max_jobs`
+        others run.
         """
         return {**self._host.statistics(), "waiting": self._admission.waiting}
 
@@ -275,8 +275,8 @@ class KernelHost:
         )
 
     async def tell_again(self) -> None:
-        """Publishes the events of the last jobs that ended before this host was started once more, because these events
-        may have been lost in a crash. Only the first call does this.
+        """Publishes again the events of the jobs that ended last before this host was started, because a crash may have
+        lost these events. Only the first call does this.
         """
         ends, self._positions = self._positions, {}
         start = {partition: max(0, end - _RETOLD_ENTRIES) for partition, end in ends.items()}
@@ -413,8 +413,8 @@ class KernelHost:
         self._broke(f"job {job_id}", error)
 
     def _trim(self) -> None:
-        """Counts one ended job. After every tenth part of `keep_jobs` ended jobs, removes old entries from the journal.
-        The histories of the last `keep_jobs` ended jobs remain.
+        """Counts one ended job. Each time after `keep_jobs / 10` more jobs have ended, also removes old entries from
+        the journal. The histories of the last `keep_jobs` ended jobs remain.
         """
         self._ended += 1
         if self._ended % max(1, self._keep_jobs // _TRIMS):
@@ -429,8 +429,8 @@ class KernelHost:
 
 
 class _Seat(msgspec.Struct, eq=False):
-    """An entry in the queue of a JobAdmission, for a job of a kernel. `go` is a function that lets the job begin or
-    continue. `place` is the state of the job in the admission.
+    """The data of a job of a kernel for its JobAdmission, which decides when the job runs. `go` is a function that lets
+    the job begin or continue. `place` is the state of the job in the admission.
     """
 
     go: Callable[[], object]
@@ -460,7 +460,7 @@ class _KernelEvents(JobEvents):
         self._given, self._durable = given, durable
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """Returns True if a subscriber wants the streamed parts of this job's model answers. The job host calls this
+        """Returns True if a subscriber wants events for the streamed parts of this job's model answers. This is called
         before each request to a model.
 
         Before the first request of a job, this method waits until the caller of `execute` has the handle of the job,

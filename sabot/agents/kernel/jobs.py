@@ -100,7 +100,7 @@ class ExecutionResult:
       its result.
     - `usage`, `cost` (US dollars), `turns`, `tool_calls`: the sums over the Agent's own requests to models. Requests
       that its tools make are not included. For a function, they have their default values.
-    - `finish_reason`: the reason for which the last answer of the model ended.
+    - `finish_reason`: the reason for which the model ended its last answer, such as "stop" or "length".
 
     The ledger of the kernel (`RuntimeKernel(budgets=…)`) also includes the requests of tools and functions.
     """
@@ -169,7 +169,7 @@ class JobWatch(Protocol):
         """
 
     def child(self, agent: "KernelAgent", job_id: str, request: ExecutionRequest, behalf: Behalf) -> None:
-        """Requests that a child job begins, for which a job has asked by `ctx.child`. The kernel begins it when fewer
+        """Requests that a child job begins, which a job has requested by `ctx.child`. The kernel begins it when fewer
         than `max_jobs` jobs run.
 
         - `agent`: the agent that the child runs.
@@ -189,7 +189,7 @@ class JobWatch(Protocol):
         """
 
     def is_blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """Reports that a job cannot continue, because the present code of the agent asks for other effects than the
+        """Reports that a job cannot continue, because the present code of the agent requests other effects than the
         journal has. The result of the job's handle is then `error`.
         """
 
@@ -200,8 +200,8 @@ class JobWatch(Protocol):
 
 
 class KernelAgent:
-    """The object in a kernel that is responsible for the jobs of one agent (the `JobOwner` of the job host). The agent
-    is an Agent, or a function that takes a DurableContext.
+    """The object in a kernel that is responsible for the jobs of one agent: it is their `JobOwner`, whose methods the
+    JobHost of the kernel calls. The agent is an Agent, or a function that takes a DurableContext.
     """
 
     leaves_at_once = sleep_counts = True
@@ -324,8 +324,8 @@ class KernelAgent:
         self.watch.over(job_id, outcome)
 
     def had_ended(self, job: OpenJob) -> None:
-        """Does nothing, because a kernel has no checkpoints of an app in which an ended job would have
-        to be recorded.
+        """Does nothing. In an app, this method records the ended job for the next checkpoint of the app; a kernel has
+        no such checkpoints.
         """
 
     # -- results of jobs ----------------------------------------------------------------------------------------------

@@ -99,7 +99,8 @@ class RuntimeKernel:
         - `name`: the name of the kernel. The ids of its agents begin with it, so a later kernel with the same name
           finds its jobs in the journal.
         - `event_bus`: the bus to which the kernel publishes events. With None the kernel makes one.
-        - `max_jobs`: the most jobs that run at the same time. Parked jobs do not count.
+        - `max_jobs`: the most jobs that run at the same time. Jobs that were removed from memory, because they wait for
+          something that takes long, do not count.
         - `children`: the limits for the jobs that one job may begin.
         - `keep_jobs`: the number of ended jobs whose histories the journal keeps. The last ones are kept.
         - `dedupe`: the time for which the journal keeps the ids of ended jobs, and the histories of failed jobs.
@@ -306,7 +307,9 @@ class RuntimeKernel:
         return found
 
     def _check_policy(self, asked: PolicyRef | None) -> None:
-        """Raises UserError if `asked` is not None and this kernel has another policy or another version of it."""
+        """Raises UserError if `asked` names a policy, and this kernel has no policy, another one, or another version of
+        it. None is always accepted.
+        """
         name = "" if self.policy is None else self.policy.name
         if asked is None or (
             name and asked.name == name and asked.version in ("", getattr(self.policy, "version", ""))
@@ -327,7 +330,7 @@ class RuntimeKernel:
         `StateManager.restore`), and returns its handle. The new job continues after these entries. First waits until
         fewer than `max_jobs` jobs run.
 
-        Raises NonDeterminism, and begins nothing, if the present code of the agent asks for other effects than these
+        Raises NonDeterminism, and begins nothing, if the present code of the agent requests other effects than these
         entries have.
         """
         begin = taken[0] if isinstance(taken, Sequence) and taken else None
@@ -418,12 +421,13 @@ class RuntimeKernel:
     def statistics(self) -> dict[str, Any]:
         """Returns the figures of this kernel, or {} before the journal is opened.
 
-        - `running`, `parked`, `waiting`: the numbers of jobs that run, that are parked, and that wait because
-          `max_jobs` others run.
+        - `running`: the number of jobs that run.
+        - `parked`: the number of jobs that were removed from memory, because they wait for something that takes long.
+        - `waiting`: the number of jobs that wait because `max_jobs` others run.
         - `blocked`: the reasons why jobs are blocked, by job id.
         - `begun`, `ended`: the numbers of jobs that have begun and that have ended since the journal was opened.
-        - `effects`, `doubts`: the numbers of effects since then, and of effects about which a person was asked whether
-          they were made.
+        - `effects`, `doubts`: the number of effects since then, and the number of effects about which a person was
+          asked whether they were made.
         - `in_flight`, `tools`: the number of calls that are being made, and the figures of each tool.
         - `journal`: the figures of the journal.
         """

@@ -145,12 +145,13 @@ class PlannerExecutorOperator(Flow):
     - `planner`: the content of its result is the plan. It is a list; or a mapping with a list "steps", "items" or
       "tasks"; or a text with JSON of this form, or with one step per line.
     - `executor`: is executed once for each step, in order. It gets the input of the flow; the step (its fields are
-      added if it is a mapping, otherwise it is the field "text"); and "results", the contents for the earlier steps. A
-      MapReduceOperator, and any operator with `takes_items`, is executed only once, with all steps in the field
-      "items".
-    - `synthesizer`: gets the input of the flow, "results" (the contents of the executor) and "text" (the same, joined
-      to one text). The content of the flow is its content. With None, the content of the flow is the list of the
-      executor's contents, or its one content if it was executed only once.
+      added if it is a mapping, otherwise it is the field "text"); and "results", the list of the contents of its
+      earlier results. A MapReduceOperator, and any operator with `takes_items`, is executed only once, with all steps
+      in the field "items".
+    - `synthesizer`: gets the input of the flow, "results" (the list of the contents of the executor's results) and
+      "text" (the same, joined to one text). The content of its result is the content of the flow's result. With None,
+      the content of the flow's result is the list of the contents of the executor's results; if the executor was
+      executed only once with all steps, it is the content of that result.
     - `max_steps`: the most steps of a plan; a longer plan is a failure.
 
     If one of the three operators fails, the flow ends and has failed.

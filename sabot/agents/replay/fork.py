@@ -76,7 +76,7 @@ class Forked:
     - `recording`: the recording of the fork.
     - `first_difference`: the ordinal of the first step that differs from the original job, or None.
     - `unused`: the names in `allow` and `answers` that may be misspelt: no effect class has this name, and nothing with
-      this name was called or asked for in the job or the fork.
+      this name was called or requested in the job or the fork.
     - `waits_for`: descriptions of the things for which the job waits, if the outcome is "waits".
     - `booked_as`: the job id under which the ledger has the usage of the fork, or "" if there is no ledger.
     """
@@ -109,8 +109,8 @@ async def fork(
     code continues with real calls. The fork has a journal of its own in memory. Returns the result of the fork when its
     job has ended, or when it waits for something that will not come.
 
-    Up to step `at` nothing is called. If the job had asked for an effect before that place, and the effect had no
-    result there, the fork asks for it again. After `ctx.continue_as` the fork continues with the new input.
+    Up to step `at` nothing is called. If the job had requested an effect before that place, and the effect had no
+    result there, the fork requests it again. After `ctx.continue_as` the fork continues with the new input.
 
     - `at`: the ordinal of a step. 0 means the beginning of the job, and None means the end of everything that is
       recorded.
@@ -120,7 +120,8 @@ async def fork(
       it is the answer. For "confirm", it is the answer if `guard` requires an approval.
     - `model`: the model that is called instead of the models that the code names; "" changes nothing.
     - `prompt`: the text that replaces the instructions in requests to models; None changes nothing.
-    - `allow`: the effect classes and the names of tools that are really called. All other calls are denied.
+    - `allow`: the effect classes and the names of tools that are really called. By default these are the classes
+      "local", "read" and "metered". All other calls are denied.
     - `guard`: a policy that also decides on the calls. None means no policy.
     - `ledger`: a ledger whose budgets limit the calls of the fork, and which records their usage, with the present time
       and a new job id. The caller closes it.
@@ -130,7 +131,7 @@ async def fork(
       entry, so a deadline is as far away as it was in the original job.
 
     Raises UserError for a recording without entries, or without a result of step `at`. Raises ReplayDifference if the
-    code asks for other effects up to step `at` than the recording has.
+    code requests other effects up to step `at` than the recording has.
     """
     check("fork: recording", recording, Of(Recording, "what record_job has recorded"))
     check("fork: code", code, Of(JobCode, "code_of(agent.spec)"))
@@ -365,8 +366,9 @@ class _ForkRun(JobRun):
 
 
 class _ForkGuard(EffectGuard):
-    """The first guard of a fork. It allows calls for which `answers` has a value, and calls whose effect class or name
-    is in `allow`. It denies all other calls. If `model` is not "", allowed requests to models use this model.
+    """The first of the guards that decide on the calls of a fork. It allows calls for which `answers` has a value, and
+    calls whose effect class or name is in `allow`. It denies all other calls. If `model` is not "", allowed requests to
+    models use this model.
     """
 
     def __init__(self, job_id: str, allow: frozenset[str], changes: _Changes, model: str) -> None:
@@ -394,9 +396,9 @@ class _ForkGuard(EffectGuard):
 
 
 class _ForkLedger(LedgerGuard):
-    """The guard that records the usage of a fork's real calls in a ledger, and checks the budgets of that ledger. The
-    rows have the present time, and not the time of the fork's clock. They also have another job id, so that they do not
-    collide with the rows of the original job.
+    """The last of the guards that decide on the calls of a fork. It checks the budgets of a ledger, and records the
+    usage of the real calls there. The rows have the present time, and not the time of the fork's clock. They also have
+    another job id, so that they do not collide with the rows of the original job.
     """
 
     def __init__(self, ledger: Ledger, job_id: str, booked_as: str, changes: _Changes, clock: Clock) -> None:
@@ -450,9 +452,9 @@ class _ForkLedger(LedgerGuard):
 
 
 class _ForkOwner:
-    """The object that is responsible for the one job of a fork (the `JobOwner` of the job host). `over_as` is a future.
-    Its result is the outcome of the fork (`Forked.outcome`), and it is set when the job ends, or when the job waits for
-    something that will not come.
+    """The object that is responsible for the one job of a fork: it is its `JobOwner`, whose methods the JobHost of the
+    fork calls. `over_as` is a future. Its result is the outcome of the fork (`Forked.outcome`), and it is set when the
+    job ends, or when the job waits for something that will not come.
     """
 
     leaves_at_once = sleep_counts = False
@@ -470,8 +472,8 @@ class _ForkOwner:
         self._host: JobHost | None = None
 
     def broken(self, what: str, error: BaseException) -> None:
-        """Ends the fork: `fork` raises `error`. The job host calls this if one of its parts has failed; `what` is the
-        name of that part.
+        """Ends the fork: `fork` raises `error`. The JobHost that runs the job calls this if one of its parts has
+        failed; `what` is the name of that part.
         """
         if not self.over_as.done():
             self.over_as.set_exception(error)
@@ -515,9 +517,12 @@ class _ForkOwner:
         return self._code.continued(job, message)
 
     def parked(self, job_id: str) -> None:
-        """Handles that the job waits for something that takes long. Ends the fork with the outcome "waits" in two
-        cases: the job waits for nothing that has a time (a timer or a deadline), or `no_wait` is True. Otherwise logs
-        for what the job waits.
+        """Handles that the job waits for something that takes long:
+
+        - If the job waits for a child job whose result is in `answers`, does nothing.
+        - If the job waits for nothing that has a time (a timer or a deadline), or if `no_wait` is True, ends the fork
+          with the outcome "waits".
+        - Otherwise logs for what the job waits.
         """
         asks = self.run.open.values()
         if any(ask.kind == "child" and not ask.token and self._changes.of(ask.name) is not None for ask in asks):
@@ -566,7 +571,7 @@ class _ForkOwner:
         self._host.parking.wake(job_id)
 
     def hosted(self, host: JobHost) -> None:
-        """Sets the job host that runs the job of the fork."""
+        """Sets the JobHost that runs the job of the fork."""
         self._host = host
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:

@@ -121,7 +121,8 @@ class Recording:
 
     def save(self, path: Path | str) -> None:
         """Writes the recording as a JSON file with mode 0600, compressed if its name ends in .gz. The file is written
-        completely or not at all. Raises UserError if the recording has a value that JSON cannot represent.
+        completely or not at all. Raises UserError if the recording has a value that JSON cannot represent, or if the
+        file cannot be written.
         """
         content = {
             "metadata": msgspec.to_builtins(self.metadata),
@@ -229,7 +230,7 @@ class ReplayRecorder:
             self._over += 1
 
     async def stop(self) -> Recording:
-        """Stops to record, and returns the recording. If an event was published several times, the recording has it
+        """Stops recording, and returns the recording. If an event was published several times, the recording has it
         only once. Raises UserError if the recorder is not recording, and DataError if more than `most` events were
         published.
         """

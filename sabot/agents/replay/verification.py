@@ -49,7 +49,7 @@ class JobCode:
 
 
 class ReplayDifference(SabotError):
-    """The error if code that runs over a recording behaves differently from the recorded job. For example, it asks for
+    """The error if code that runs over a recording behaves differently from the recorded job. For example, it requests
     another effect.
     """
 
@@ -59,9 +59,9 @@ class Verified:
     """The result of running code over the recording of a job.
 
     - `job_id`: the id of the recorded job.
-    - `steps`: the number of effects for which the code has asked.
+    - `steps`: the number of effects that the code has requested.
     - `difference`: a description of the first difference from the recording, or "".
-    - `events_hash`: a hash of the effects for which the code has asked. It can be compared with
+    - `events_hash`: a hash of the effects that the code has requested. It can be compared with
       `hash_of_steps(recording)`.
     """
 
@@ -109,9 +109,7 @@ def verified(recording: Recording, code: JobCode) -> Verified:
 
 
 def hash_of_steps(recording: Recording) -> str:
-    """Returns a hash of the effects for which the recorded job has asked: their ordinals, kinds, names
-    and arguments.
-    """
+    """Returns a hash of the effects that the recorded job has requested: their ordinals, kinds, names and arguments."""
     return _hash(_history(recording).intents.values())
 
 
@@ -128,7 +126,7 @@ def _hash(asked: Iterable[Ask | Intent]) -> str:
 
 
 def _other_arguments(run: JobRun, asked: Iterable[Ask]) -> str:
-    """Returns a description of the first effect for which the code has asked with other arguments than recorded, or ""
+    """Returns a description of the first effect that the code has requested with other arguments than recorded, or ""
     if there is none. This check is needed because a JobRun itself does not compare the arguments of effects of the
     classes "read" and "metered".
     """
@@ -176,7 +174,7 @@ def _other_end(run: JobRun, end: End, value: Any, error: BaseException | None, c
 
 
 def steps_of(recording: Recording) -> list[dict[str, Any]]:
-    """Returns the effects of a recorded job, in the order in which the job asked for them. Each is a dict with these
+    """Returns the effects of a recorded job, in the order in which the job requested them. Each is a dict with these
     keys: "ordinal", "kind", "name", "asked" (the arguments), "outcome" and "value" (the result). Without a result,
     "outcome" is "" and "value" is None.
     """

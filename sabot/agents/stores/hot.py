@@ -12,8 +12,8 @@ from sabot.errors import UNREADABLE, DataError, UserError
 
 
 class HotState:
-    """A store of values by name, such as the latest state of an agent, that other processes can read. Each save
-    replaces the earlier value of the name. The values are not used to restore jobs.
+    """A store of values by name, such as the latest state of an agent. Each save replaces the earlier value of the
+    name. If the values are stored in Redis, other processes can read them. They are not used to restore jobs.
 
     - `client`: a `redis.asyncio.Redis`, which the caller closes, or the address of a server. None stores the values in
       the memory of this process.

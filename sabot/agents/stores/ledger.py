@@ -109,8 +109,8 @@ class PostgresLedgerWriter:
         await run_to_end(run_in_thread(self._tables.create))
 
     async def work(self, batch: BudgetBatch) -> BatchResult:
-        """Applies a batch of changes to the shared budgets and their rows, in one transaction, and returns the answers.
-        `BudgetOwner.work` describes the errors.
+        """Applies a batch of changes to the shared budgets and their rows, in one transaction, and returns their
+        results. `BudgetOwner.work` describes the errors.
         """
         return await run_to_end(run_in_thread(self._work, batch))
 
@@ -128,7 +128,8 @@ class PostgresLedgerWriter:
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """Writes rows in one transaction. A row whose id is stored already is ignored, so the same rows may be written
-        again. With no rows, only makes sure that the table exists.
+        again. Only a stored row of the type "doubt" is replaced, by a row with the known outcome of the call. With no
+        rows, only makes sure that the table exists.
         """
         if self.shared and events:
             await self.work(batch_of_rows(events))
@@ -231,17 +232,17 @@ def _content_told(connection: Any) -> Iterator[None]:
 
 
 def _conflict(events: Sequence[LedgerEvent]) -> str:
-    """Returns the ON CONFLICT clause of the INSERT for rows whose ids are stored already. Normally it ignores the new
-    row. If one of the events has the known outcome of a call whose stored row has the type "doubt", the clause replaces
-    such rows. The first form needs no right to update rows.
+    """Returns the ON CONFLICT clause of the INSERT statement, which applies to events whose ids are stored already. If
+    an event has the known outcome of a call whose outcome was unknown before, the clause replaces the stored row of the
+    type "doubt". Otherwise it keeps all stored rows, and the user of the database needs no right to update rows.
     """
     return SETTLES if any(event.settles is not None for event in events) else _ONCE
 
 
 def _rows(events: Sequence[LedgerEvent]) -> list[tuple[Any, ...]]:
-    """Returns the events as rows for one INSERT statement. If several events have the same id, only one is returned; a
-    row of the type "doubt" loses against one of another type. The rows are sorted by id, so that two writers lock the
-    same rows in the same order, and do not deadlock.
+    """Returns the events as rows for one INSERT statement. If several events have the same id, only the first is
+    returned, or the first whose type is not "doubt". The rows are sorted by id, so that two writers lock the same rows
+    in the same order, and do not deadlock.
     """
     once: dict[str, LedgerEvent] = {}
     for event in events:

@@ -251,7 +251,8 @@ class RedisActionStore(ActionStore):
 
     If the store is passed to a RuntimeKernel (`action_store=`), it copies the kernel's actions to Redis. There,
     RedisActionStores in other processes can read and answer them. The kernel reads these answers and puts them into its
-    journal, which accepts one answer. If Redis has another one then, it is replaced.
+    journal, which accepts one answer. If Redis then has another answer than the journal, the answer in Redis is
+    replaced.
 
     Methods raise TransientError if the server does not answer. Then the caller can read the action again to find out
     whether the change was made.
