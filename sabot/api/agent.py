@@ -37,7 +37,7 @@ _PROCESSES_MAX = 64
 
 
 class BatchAgentOptions(TypedDict, total=False):
-    """The options of `@app.agent` with `batch=True`. Record agents have them too."""
+    """The options of `@app.agent` that batch agents (`batch=True`) and record agents have in common."""
 
     key: Annotated[str | None, declare(None, "the field of a record whose value owns the state")]
     sink: Annotated[
@@ -80,7 +80,7 @@ class BatchAgentOptions(TypedDict, total=False):
 
 
 class RecordAgentOptions(BatchAgentOptions, total=False):
-    """The options of `@app.agent` without `batch=True`."""
+    """The options of `@app.agent` without `batch=True`: those of batch agents, and some that only record agents have."""
 
     on_timer: Annotated[
         Callable[..., Any] | None, declare(None, "the function f(timer, ctx) for timers; it needs `key=`")
@@ -98,7 +98,7 @@ class RecordAgentOptions(BatchAgentOptions, total=False):
 
 
 class AgentOptions(RecordAgentOptions, total=False):
-    """All options of `@app.agent`."""
+    """All options of `@app.agent`, for record agents and for batch agents."""
 
     batch: Annotated[bool, declare(False, "True if the function takes (pa.RecordBatch, ctx)")]
 
@@ -162,7 +162,10 @@ class AgentSpec:
         name: str = "",
         **options: Unpack[AgentOptions],
     ) -> "AgentSpec":
-        """Returns the description of an agent from the user's arguments. Raises UserError, which names the agent."""
+        """Returns the checked description of an agent from the user's arguments. Raises UserError if an argument is
+        not valid; the message contains the agent's name. `name`: the topic if `topic` is None; with "" it is the name
+        of the function.
+        """
         where = f"agent {agent_id}"
 
         def refuse(what: str, hint: str = "") -> UserError:
@@ -257,38 +260,43 @@ class AgentSpec:
 
     @property
     def job_key(self) -> str | None:
-        """The field by which the jobs of a durable agent stay in order: jobs with the same value of the field run one
-        after the other. It is `key=`; None for batch agents, whose `key=` is the key of their results.
+        """The field that orders the jobs of a durable agent: jobs with the same value in this field run one after the
+        other. It is the option `key=` of a record agent. It is None for a batch agent, whose `key=` only sets the key
+        of its results.
         """
         return None if self.batch else self.key
 
     @property
     def sinks(self) -> dict[str, str | Sink]:
-        """The topics and Sinks of the agent by name, the first one first."""
+        """A dict from names to the topics and Sinks into which the agent writes its results, in the order of `sink=`.
+        It is empty if the results go to another agent or nowhere.
+        """
         given = [each for each in (self.sink, *self.more_sinks) if isinstance(each, str | Sink)]
         return {each if isinstance(each, str) else each.name: each for each in given}
 
     @property
     def text_keys(self) -> bool:
-        """True if the schema declares the field `key=` as text. The key of a record is then this text in UTF-8, and
-        not JSON.
+        """True if `schema` declares the key field (`key=`) as text. The key of a record is then this text in UTF-8;
+        otherwise it is JSON.
         """
         kind = None if self.schema is None or self.key is None else self.schema.field(self.key).type
         return kind is not None and bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
     @property
     def group_id(self) -> str:
-        """The consumer group in which offsets are committed, for tools that show the lag."""
+        """The consumer group in which the agent's offsets are committed, so that tools can show its lag."""
         return f"{self.agent_id}-group"
 
     @property
     def topics(self) -> tuple[str, ...]:
-        """The names of the inputs."""
+        """The names of the agent's inputs: topics, and names of Sources."""
         return tuple(t if isinstance(t, str) else t.name for t in self.inputs)
 
 
 def _check_called(refuse: Callable[[str, str], UserError], func: Callable[..., Any], given: tuple[str, ...]) -> None:
-    """Raises UserError unless the function can be called with these arguments."""
+    """Raises an error if the function cannot be called with so many positional arguments. `given`: the names of the
+    arguments, such as ("batch", "ctx"). `refuse`: makes the error from a message and a hint.
+    """
     try:
         signature = inspect.signature(func)
     except (TypeError, ValueError):  # a function written in C has no signature
@@ -340,7 +348,12 @@ def _output_format(
 
 
 def _sinks_of(refuse: Callable[[str, str], UserError], given: Any, where: str, *, batch: bool) -> list[Any]:
-    """Returns the sinks in the order of `sink=`, or [None] if there is none. Raises UserError."""
+    """Returns the sinks of an agent as a list, in the order of `sink=`; [None] if it has no sink. Raises UserError
+    for a value that is no sink, and for a list of sinks with `batch`.
+
+    `given`: the value of `sink=`. `where`: the beginning of error messages. `refuse`: makes an error from a message
+    and a hint.
+    """
     several = isinstance(given, list | tuple)
     sinks = [sink_of(each, f"{where}: sink") for each in (given if several else [given])]
     if several and batch:
@@ -365,8 +378,9 @@ def _sinks_of(refuse: Callable[[str, str], UserError], given: Any, where: str, *
 
 
 def _check_durable(refuse: Callable[[str, str], UserError], given: Mapping[str, Any]) -> None:
-    """Raises UserError for options of durable agents that another agent has, and for values of these options that are
-    wrong.
+    """Checks the options that only durable agents have. Raises an error if one of them is given without
+    `durable=True`, or if its value is not valid. `refuse`: makes the error from a message and a hint. `given`: all
+    options by name.
     """
     durable, batch = given["durable"], given["batch"]
     if not isinstance(durable, bool):
@@ -411,7 +425,9 @@ def _check_durable(refuse: Callable[[str, str], UserError], given: Mapping[str, 
 
 
 def as_schema(schema: pa.Schema | dict[str, str], *, where: str) -> pa.Schema:
-    """Returns a pa.Schema unchanged, and makes one of {"name": type}. Raises UserError, which names the column."""
+    """Returns the pa.Schema of a dict {"name": type}; returns a pa.Schema unchanged. Raises UserError for an unknown
+    type; the message begins with `where`, and contains the name of the column.
+    """
     if isinstance(schema, pa.Schema):
         return schema
     fields = []

@@ -56,7 +56,9 @@ class UserAggregate(ABC):
 
 @dataclass(frozen=True, eq=False)
 class _OverColumns:
-    """A UserAggregate whose rows may arrive as a struct array; the fields of the struct are its columns."""
+    """An adapter of a UserAggregate for the engine. It accepts the rows also as a struct array, whose fields are the
+    columns that the UserAggregate gets as a RecordBatch.
+    """
 
     of: UserAggregate
 
@@ -85,15 +87,19 @@ class _OverColumns:
 
 @dataclass(frozen=True, eq=False)
 class Aggregate:
-    """An aggregate that gives one column of a result. The column has the name of the keyword:
-    `aggregate(total=sabot.sum("amount"))`.
+    """An aggregate, such as `sabot.sum("amount")`. In `aggregate(total=sabot.sum("amount"))` it computes the column
+    `total`.
 
-    `kind`: the name of a function of this module, or "user". `argument`: the expression over which it aggregates;
-    None only for a count of rows; for "user", a struct of its columns. `by`: the expression that `arg_min` and
-    `arg_max` compare. `options`: "ddof" of variance and stddev, "q" of approx_quantile, "k" of top_k. `predicate`:
-    the condition for rows that count, or None for all rows. `function`: the user's aggregate; its `accumulate` takes
-    the rows as a RecordBatch or a struct array. `computed`: returns the result as an expression over the aggregate's
-    value, such as the median of a list; None if the value is the result.
+    - `kind`: the name of a function of this module, or "user".
+    - `argument`: the expression over which it aggregates; None for the number of rows. For the kind "user" it is a
+      struct of several columns.
+    - `by`: the expression that `arg_min` and `arg_max` compare; otherwise None.
+    - `options`: "ddof" of variance and stddev, "q" of approx_quantile, "k" of top_k.
+    - `predicate`: only rows for which it is true are aggregated; None for all rows.
+    - `function`: the user's aggregate, for the kind "user". Its method `accumulate` accepts the rows as a RecordBatch
+      or as a struct array.
+    - `computed`: a function from the aggregate's value to the result, both as expressions: the median, for example,
+      is computed from a list of all values. None if the value is the result.
     """
 
     kind: str
@@ -105,8 +111,8 @@ class Aggregate:
     computed: Callable[[Expr], Expr] | None = None
 
     def filter(self, predicate: Expr) -> "Aggregate":
-        """Restricts the aggregate to rows for which this predicate is true, in addition to an earlier one. Raises
-        UserError for anything but an expression.
+        """Returns the same aggregate over only those rows for which the predicate is true. If the aggregate already
+        has a predicate, both must be true. Raises UserError if `predicate` is not an expression.
         """
         if not isinstance(predicate, Expr):
             raise UserError(
@@ -121,7 +127,7 @@ class Aggregate:
         return frozenset().union(*used)
 
     def same(self, other: object) -> bool:
-        """Returns True if `other` is the same aggregate of equal expressions."""
+        """Returns True if `other` is an equal aggregate: the same function over equal expressions."""
         return (
             isinstance(other, Aggregate)
             and getattr(self.function, "of", None) is getattr(other.function, "of", None)
@@ -154,15 +160,15 @@ class Aggregate:
         return value if self.computed is None else self.computed(value)
 
     def round(self, decimals: int = 0) -> Expr:
-        """Rounds the value of the aggregate, as `Expr.round`."""
+        """Returns the value of the aggregate, rounded as by `Expr.round`."""
         return self.expression().round(decimals)
 
     def cast(self, type: Any) -> Expr:
-        """Converts the value of the aggregate to another type, as `Expr.cast`."""
+        """Returns the value of the aggregate, converted to another type as by `Expr.cast`."""
         return self.expression().cast(type)
 
     def fill_null(self, value: Any) -> Expr:
-        """Replaces the value of the aggregate by `value` if it is null, for example because no row counts."""
+        """Returns the value of the aggregate, or `value` if it is null, for example because no row was aggregated."""
         return self.expression().fill_null(value)
 
     def __add__(self, other: Any) -> Expr:
@@ -229,18 +235,19 @@ def count(x: str | Expr | None = None) -> Aggregate:
 def sum(x: str | Expr) -> Aggregate:
     """Returns the sum: int64 for integers, uint64 for unsigned integers, float64 for floats.
 
-    A sum that does not fit its type is an error of the row.
+    If the sum of a group does not fit its type, the stream stops with a DataError that names the key of the group.
+    Cast the values to a wider type before to avoid this.
     """
     return Aggregate("sum", as_column(x))
 
 
 def min(x: str | Expr) -> Aggregate:
-    """Returns the least value; NaN only if there is no other value."""
+    """Returns the least value. NaN is returned only if all values are NaN."""
     return Aggregate("min", as_column(x))
 
 
 def max(x: str | Expr) -> Aggregate:
-    """Returns the greatest value; NaN only if there is no other value."""
+    """Returns the greatest value. NaN is returned only if all values are NaN."""
     return Aggregate("max", as_column(x))
 
 
@@ -264,12 +271,16 @@ def stddev(x: str | Expr, ddof: int = 1) -> Aggregate:
 
 
 def first(x: str | Expr) -> Aggregate:
-    """Returns the value of the first row, null or not, by event time if the stream has one, else in order of arrival."""
+    """Returns the value of the first row, even if it is null. The first row is the one with the earliest event time;
+    in a stream without event time, the one that arrived first.
+    """
     return Aggregate("first", as_column(x))
 
 
 def last(x: str | Expr) -> Aggregate:
-    """Returns the value of the last row, null or not, by event time if the stream has one, else in order of arrival."""
+    """Returns the value of the last row, even if it is null. The last row is the one with the latest event time; in a
+    stream without event time, the one that arrived last.
+    """
     return Aggregate("last", as_column(x))
 
 
@@ -287,20 +298,21 @@ def approx_count_distinct(x: str | Expr) -> Aggregate:
     """Returns the approximate number of distinct values, as int64. It is exact up to 512, and within 1.6 % (standard
     error) above.
 
-    HyperLogLog with 4096 registers: a group takes at most about 8 KiB, however many values it has. It cannot remove
-    values, so it is refused over changes: use `count_distinct` there.
+    It is HyperLogLog with 4096 registers: a group needs at most about 8 KiB, however many values it has. It cannot
+    remove values, so it cannot aggregate changes (updates and deletes of earlier rows): use `count_distinct` there.
     """
     return Aggregate("approx_count_distinct", as_column(x))
 
 
 def approx_quantile(x: str | Expr, q: float | Sequence[float]) -> Aggregate:
-    """Returns approximately the value below which the fraction `q` of the values lies (0.5 is the median), as
-    float64.
+    """Returns approximately the value below which the fraction `q` of the values is (0.5 is the median), as float64.
+    Null and NaN are ignored.
 
-    Of n values it is the one of rank floor(q * (n - 1)) in ascending order, within 1 % of its value. `q`: a fraction
-    from 0 to 1; a list of fractions gives a list of values. Null and NaN do not count. DDSketch: a group takes 16
-    bytes for each 2 % of the range of its values (about 15 KB from 1e-3 to 1e6), however many there are. Raises
-    UserError for another `q`.
+    `q`: a fraction from 0 to 1; a list of fractions returns a list of values. Raises UserError for any other `q`.
+
+    The exact quantile of n values is the one with index floor(q * (n - 1)) in ascending order, counted from 0; the
+    result differs from it by at most 1 % of its value. The algorithm is DDSketch: a group needs 16 bytes for each 2 %
+    of the range of its values (about 15 KB from 1e-3 to 1e6), however many values there are.
     """
     several = list(q) if isinstance(q, Sequence) and not isinstance(q, str) else [q]
     wanted = [fraction_of("approx_quantile: q", each) for each in several]
@@ -309,11 +321,11 @@ def approx_quantile(x: str | Expr, q: float | Sequence[float]) -> Aggregate:
 
 
 def quantile(x: str | Expr, q: float, interpolation: str = "nearest") -> Aggregate:
-    """Returns the exact value below which the fraction `q` of the values lies, as float64. The state keeps all values: for many values
-    in a group use `approx_quantile`.
+    """Returns the exact value below which the fraction `q` of the values is, as float64. Null and NaN are ignored.
+    The state keeps all values: for many values in a group use `approx_quantile`.
 
-    Null and NaN do not count. `interpolation`: "nearest", "lower", "higher", "midpoint" or "linear", if the fraction lies between two
-    values. Raises UserError for another `q` or word.
+    `interpolation`: what to return if the fraction is between two values: "nearest", "lower", "higher", "midpoint" or
+    "linear". Raises UserError if `q` is not from 0 to 1, and for any other word.
     """
     made = replace(collect_list(x), computed=lambda values: values.list.quantile(q, interpolation))
     made.expression()  # checks `q` and `interpolation`
@@ -321,16 +333,15 @@ def quantile(x: str | Expr, q: float, interpolation: str = "nearest") -> Aggrega
 
 
 def median(x: str | Expr) -> Aggregate:
-    """Returns the exact median, as float64: of an even number of values the mean of the two in the middle. The state keeps all values.
-
-    Null and NaN do not count.
+    """Returns the exact median, as float64. For an even number of values it is the mean of the two in the middle.
+    Null and NaN are ignored. The state keeps all values.
     """
     return replace(collect_list(x), computed=lambda values: values.list.median())
 
 
 def top_k(x: str | Expr, k: int) -> Aggregate:
-    """Returns a list of the `k` greatest values, greatest first. Equal values are repeated; null and NaN do not
-    count.
+    """Returns a list of the `k` greatest values, the greatest first. Equal values are repeated; null and NaN are
+    ignored.
 
     Raises UserError if `k` is not a whole number, 1 or more.
     """
@@ -341,30 +352,35 @@ def top_k(x: str | Expr, k: int) -> Aggregate:
 
 
 def collect_list(x: str | Expr) -> Aggregate:
-    """Returns a list of all values, nulls included, by event time if the stream has one, else in order of arrival."""
+    """Returns a list of all values, nulls included. They are in the order of event time; in a stream without event
+    time, in order of arrival.
+    """
     return Aggregate("collect_list", as_column(x))
 
 
 def collect_set(x: str | Expr) -> Aggregate:
-    """Returns a list of the distinct values, the least first; nulls do not count. The state keeps all distinct values."""
+    """Returns a list of the distinct values, the least first; nulls are left out. The state keeps all distinct
+    values.
+    """
     return Aggregate("collect_set", as_column(x))
 
 
 def arg_min(x: str | Expr, by: str | Expr) -> Aggregate:
-    """Returns the value of `x` in the row whose `by` is least. Rows in which `by` is null do not count."""
+    """Returns the value of `x` in the row whose `by` is least. Rows in which `by` is null are ignored."""
     return Aggregate("arg_min", as_column(x), by=as_column(by))
 
 
 def arg_max(x: str | Expr, by: str | Expr) -> Aggregate:
-    """Returns the value of `x` in the row whose `by` is greatest. Rows in which `by` is null do not count."""
+    """Returns the value of `x` in the row whose `by` is greatest. Rows in which `by` is null are ignored."""
     return Aggregate("arg_max", as_column(x), by=as_column(by))
 
 
 def aggregate_with(function: UserAggregate, *columns: str | Expr) -> Aggregate:
     """Returns an aggregate of your own over these columns.
 
-    `columns`: names of columns, or expressions, whose names become the columns of the batch. Raises UserError without
-    columns, for two of one name, and for an object that is not a UserAggregate with a `type`.
+    `columns`: names of columns, or expressions. Their names become the columns of the batch that
+    `UserAggregate.accumulate` gets. Raises UserError without columns, if two columns have the same name, and if
+    `function` is not a UserAggregate with a `type`.
     """
     if not isinstance(function, UserAggregate):
         raise UserError(

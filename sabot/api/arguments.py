@@ -35,10 +35,11 @@ def row_policy(where: str, on_error: Any) -> Any:
 
 
 def join_keys(where: str, on: Any, left_on: Any, right_on: Any) -> tuple[list[str | Expr], list[str | Expr]]:
-    """Returns the keys of both sides: names of columns, and expressions that compute something.
+    """Returns the keys of the left stream and those of the right stream. A key that only names a column is returned
+    as its name, any other key as an expression.
 
-    Raises UserError if `on=` is combined with the other two, if the sides have different numbers of keys, and for a
-    key that is repeated.
+    Raises UserError if `on=` is combined with `left_on=` or `right_on=`, if the two streams have different numbers of
+    keys, and for a key that is repeated.
     """
     if on is not None and (left_on is not None or right_on is not None):
         raise UserError(f"{where}: on= excludes left_on= and right_on=", hint="give on=, or the other two")
@@ -75,10 +76,10 @@ def keep_ms(keep: Any) -> tuple[int | None, int | None]:
 
 
 def interval_ms(between: Any, how: str) -> tuple[int | None, int | None]:
-    """Returns the bounds of `between=` as (lower, upper) in ms, with None for an end that is open. A bound such as
-    "-1h" is negative: it lies before the row.
+    """Returns the bounds of the option `between=` of a join as (lower, upper), in ms. A bound is None if `between=`
+    leaves it open, and negative if it is before the time of the left row, such as "-1h".
 
-    Raises UserError if the interval is empty, or if `how` needs an end that is open.
+    Raises UserError if the interval is empty, or if `how` needs a bound that is open.
     """
     if not isinstance(between, tuple | list) or len(between) != 2:
         raise UserError(
@@ -119,7 +120,10 @@ def order_of(where: str, n: Any, by: Any, descending: Any) -> tuple[int, tuple[t
 
 
 def flags_of(where: str, name: str, given: Any, count: int) -> list[bool]:
-    """Returns the flags of an option that has one value for all columns, or one for each of them."""
+    """Returns the values of a boolean option for `count` columns, as a list. `given`: one bool for all columns, or a
+    list with one for each. `where`, `name`: the step and the option, for error messages. Raises UserError for a list
+    of another length.
+    """
     flags = [given] * count if not isinstance(given, list | tuple) else list(given)
     if len(flags) != count:
         raise UserError(f"{where}: {name}= has {len(flags)} values for {count} columns", hint=f"{name}=[True, False]")
@@ -127,8 +131,8 @@ def flags_of(where: str, name: str, given: Any, count: int) -> list[bool]:
 
 
 def schema_of(schema: Schema, said: str = "schema") -> pa.Schema:
-    """Returns a pa.Schema unchanged, or the pa.Schema of a dict {"name": type}, with types as pyarrow or Python name
-    them.
+    """Returns the pa.Schema of a dict {"name": type}; returns a pa.Schema unchanged. A type is a pa.DataType, or its
+    name in pyarrow or Python, such as "int64" or "int".
 
     `said`: the name of the argument for messages. Raises UserError for anything else, and for an unknown type.
     """
@@ -208,10 +212,12 @@ aggregates.
 def aggregates_of_keywords(
     unnamed: Sequence[Any], aggregates: Mapping[str, Any]
 ) -> tuple[tuple[tuple[str, Aggregate], ...], Computed]:
-    """Returns the aggregates by name, and the results that are computed from them.
+    """Splits the keyword arguments of `aggregate` into aggregates and results. Returns a pair.
 
-    `a=sum("x") / count()` adds two aggregates, and a result `a` that is their quotient. Raises UserError for an
-    argument without a name, and for a result that contains no aggregate.
+    The first value has the aggregates, with their names. The second has the results that are expressions over
+    aggregates; it is empty if there are none. For example, `a=sum("x") / count()` adds two aggregates with internal
+    names, and the result `a`, which is their quotient. Raises UserError for an argument without a name, and for a
+    result that contains no aggregate.
     """
     if unnamed:
         raise UserError(f"aggregate: {unnamed[0]!r} needs a name for its column", hint=f"aggregate(n={unnamed[0]!r})")
@@ -230,7 +236,9 @@ def aggregates_of_keywords(
 
 
 def _written_out(given: Any) -> Any:
-    """Returns what the user has given, and an expression for an aggregate whose result is computed of its value."""
+    """Returns the expression of an aggregate whose result is computed from its value, such as `median`. Returns any
+    other argument unchanged.
+    """
     return given.expression() if isinstance(given, Aggregate) and given.computed is not None else given
 
 
@@ -239,8 +247,9 @@ def _has_aggregates(expr: Expr) -> bool:
 
 
 def _over(expr: Expr, known: dict[str, Aggregate], result: str) -> Expr:
-    """Returns the expression over the columns of its aggregates. Aggregates that are not in `known` are added to it
-    under internal names, which plans show: they are made of that of the `result`.
+    """Returns the expression with each aggregate in it replaced by the column that contains the aggregate's value. An
+    aggregate that `known` does not contain is added there, under an internal name. `result`: the name of the result,
+    with which the internal names begin.
     """
     if expr.kind != "aggregate":
         if not expr.inputs:

@@ -59,11 +59,13 @@ class LookupOptions(AsyncOptions, total=False):
 
 @dataclass(frozen=True, slots=True)
 class AsyncCall:
-    """A call for each row, or with `batch` for each slice of at most `rows` rows. A function for one row may be a
-    generator: each dict that it yields is a row of the result.
+    """A call of the user's coroutine function for each row; with `batch`, for each slice of at most `rows` rows. A
+    function for one row may also be an async generator: each dict that it yields is a row of the result.
 
-    `schema`: the columns of the results. `ordered`: True if results are emitted in the order of the input. `on_error`
-    of the options is "fail" or "skip".
+    - `schema`: the columns of the results.
+    - `options`: the limits of the calls, such as the number in flight and the timeout. Their `on_error` is "fail" or
+      "skip".
+    - `ordered`: True if results are emitted in the order of the input; False if they are emitted as they arrive.
     """
 
     function: Callable[[Any], Awaitable[Any]]
@@ -82,8 +84,9 @@ class AsyncCall:
         step: str = "map_async",
         **options: Unpack[MapAsyncOptions],
     ) -> "AsyncCall":
-        """Returns the description of a call from the user's arguments. Raises UserError, which names the step and the
-        function.
+        """Returns the checked description of a call from the user's arguments. Raises UserError if an argument is not
+        valid; the message contains the names of the step and of the function. `step`: the name of the step that calls
+        the function.
         """
         given = with_defaults(step, MapAsyncOptions, options)
         check_coroutine_function(function, step, pieces=step == "map_async" and not given["batch"])
@@ -120,12 +123,13 @@ class AsyncCall:
 
 @dataclass(frozen=True, slots=True)
 class LookupCall:
-    """A call `function(key)` for the keys of rows, in the columns `on`. Equal keys in flight share a call, and the
-    answer is cached.
+    """A call of the user's function with the key of a row, whose answer adds columns to the row. Rows with equal keys
+    share a call while it is in flight, and the answer is cached.
 
-    `how`: "left" keeps rows without an answer, with nulls; "inner" drops them. `cache_rows`: the number of cached
-    answers, namely those used last; 0 for none. `cache_ttl_s`: the seconds for which an answer is cached, or None for as
-    long as there is room.
+    - `on`: the columns of the key.
+    - `how`: "left" keeps rows without an answer, with nulls; "inner" drops them.
+    - `cache_rows`: the number of cached answers; the most recently used ones are kept. 0 caches none.
+    - `cache_ttl_s`: the seconds for which an answer is cached; None for no limit of time.
     """
 
     call: AsyncCall
@@ -143,7 +147,9 @@ class LookupCall:
         how: Literal["left", "inner"] = "left",
         **options: Unpack[LookupOptions],
     ) -> "LookupCall":
-        """Returns the description of a lookup from the user's arguments. Raises UserError."""
+        """Returns the checked description of a lookup from the user's arguments. Raises UserError if an argument is
+        not valid.
+        """
         given = with_defaults("lookup", LookupOptions, options)
         cache, ttl = (given.pop(word) for word in ("cache", "cache_ttl"))
         call = AsyncCall.of(function, step="lookup", **given)
@@ -162,10 +168,11 @@ class LookupCall:
 
 @dataclass(frozen=True, slots=True)
 class PromptCall:
-    """A call `function(prompt)` for the prompts of rows, which returns the values of the columns of `call.schema`.
-    Equal prompts are asked once.
+    """A call of a model with the prompt of a row. Equal prompts are sent once.
 
-    `cache_rows`: the number of cached answers, namely those used last; 0 for none.
+    - `call`: the call; its `schema` has the columns of an answer.
+    - `prompt`: the template, expression or function that makes the prompt of a row.
+    - `cache_rows`: the number of cached answers; the most recently used ones are kept. 0 caches none.
     """
 
     call: AsyncCall
@@ -184,7 +191,9 @@ class PromptCall:
 
 
 def check_coroutine_function(function: Any, step: str, *, pieces: bool = False) -> None:
-    """Raises UserError for a function that is not `async def`. `pieces`: True if the function may yield."""
+    """Raises UserError if the function is not declared with `async def`, or if it yields. `pieces`: True if it may
+    yield. `step`: the name of the step, for the message.
+    """
     target = unwrap(function)
     if inspect.iscoroutinefunction(target) or (pieces and inspect.isasyncgenfunction(target)):
         return

@@ -8,12 +8,15 @@ from sabot.errors import UserError, short_repr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildLimits:
-    """The jobs that a job of a durable agent may begin by `ctx.child`.
+    """The limits of the child jobs that a job of a durable agent begins with `ctx.child`.
 
-    `max_depth`: the levels of jobs below the first one. `max_child_jobs`: the children of one job that have not ended.
-    A child beyond these numbers is not begun: its parent gets an `EffectError` of type "DepthExceeded". `outlive`: True
-    if a child that the job did not wait for goes on when the job has ended, with its own time. Otherwise it is
-    cancelled, and the time that the job has left is its time too.
+    - `max_depth`: the most levels of jobs below the first one.
+    - `max_child_jobs`: the most children of one job that have not ended.
+    - `outlive`: what happens to a child that still runs when its parent job ends. With True it continues, and has a
+      time limit of its own. With False it is cancelled, and its time limit ends with that of the parent.
+
+    A child that would exceed a limit is not begun: `ctx.child` raises an `EffectError` of type "DepthExceeded" in the
+    parent.
     """
 
     max_depth: int = 5
@@ -28,7 +31,9 @@ DEFAULT_LIMITS = ChildLimits()
 
 
 def checked_limits(where: str, children: ChildLimits | None) -> ChildLimits:
-    """Returns the limits, or the default. Raises UserError for a value of another type."""
+    """Returns the limits; the default limits if `children` is None. Raises UserError for a value of another type.
+    `where`: the beginning of the message.
+    """
     if not isinstance(children, ChildLimits | None):
         raise UserError(
             f"{where}: children={short_repr(children)}", hint="ChildLimits(max_depth=5, max_child_jobs=100)"

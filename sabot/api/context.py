@@ -304,6 +304,10 @@ def record_context(
 ) -> AgentContext:
     """Returns the context of a call for one record. Its state writes are buffered until the call has succeeded.
 
+    - `state_backend`: the state; None if the app has none. `prefix`: a text that separates the agent's state from
+      that of other agents.
+    - `timers`: the timers of the call; None if there are none. `kind`: the class of the context.
+
     It is called for each record, so it does not use `__init__`: passing that many keyword arguments would double its
     cost.
     """

@@ -33,10 +33,10 @@ _SCHEMA = pa.schema(
 
 
 def aggregates_of(schema: pa.Schema) -> dict[str, Aggregate]:
-    """Returns the aggregates that `table_of` needs, by name: "rows", the number of rows, and the figures of each
-    column as "<number of the column>.<figure>", such as "0.min".
+    """Returns the aggregates that `Stream.describe` computes, by name: "rows" is the number of rows. The statistics
+    of a column are named by the number of the column, such as "0.min" for the least value of the first one.
 
-    A column has only the figures that its type allows: nested columns have just a count, and only numbers have a
+    A column has only the statistics that its type allows: nested columns have just a count, and only numbers have a
     mean, a standard deviation and quartiles.
     """
     wanted: dict[str, Aggregate] = {"rows": count()}
@@ -54,8 +54,8 @@ def aggregates_of(schema: pa.Schema) -> dict[str, Aggregate]:
 
 
 def figures_of(rows: pa.Table) -> dict[str, Any]:
-    """Returns the exact figures of these rows, by the names of `aggregates_of`. NaN counts as a value, has no place in the
-    order of values, and makes the mean NaN.
+    """Returns the exact statistics of these rows, by the names that `aggregates_of` uses. NaN is counted as a value
+    and makes the mean NaN; it is ignored for the least and the greatest value and for the quartiles.
     """
     values: dict[str, Any] = {"rows": rows.num_rows}
     for i, column in enumerate(rows.columns):
@@ -83,10 +83,10 @@ def figures_of(rows: pa.Table) -> dict[str, Any]:
 
 
 def table_of(schema: pa.Schema, values: dict[str, Any]) -> pa.Table:
-    """Returns a table with one row for each column of the stream.
+    """Returns a table with one row of statistics for each column of the stream.
 
-    `schema`: the columns of the stream. `values`: the results of `aggregates_of` by name. A figure that is missing in
-    `values` is null in the table; a missing "rows" counts as 0.
+    `schema`: the columns of the stream. `values`: the statistics by the names that `aggregates_of` uses. A missing
+    statistic is null in the table; if "rows" is missing, it counts as 0.
     """
     rows = []
     for i, column in enumerate(schema):

@@ -313,7 +313,9 @@ FUNCTIONS = {
 
 
 class NamedElsewhere:
-    """A base class whose AttributeError says how a method of other libraries is written here."""
+    """A base class for better AttributeErrors. If a missing method has the name of a method of another library (such
+    as polars or Spark), the message says how Sabot writes the same.
+    """
 
     __slots__ = ()
     _elsewhere: ClassVar[Mapping[str, str]] = {}
@@ -327,12 +329,14 @@ class NamedElsewhere:
 
     @classmethod
     def _of_another_kind(cls, name: str) -> str:
-        """Returns the call of this method on another kind of object that has it, or ""."""
+        """Returns a hint if another class has a method of this name, such as `key_by(…).process(…)`; "" if none has."""
         return ""
 
 
 class StreamKind(NamedElsewhere):
-    """A base class of the kinds of streams. The AttributeError also names the kind of stream that has a missing method."""
+    """A base class of all classes of streams (Stream, KeyedStream and so on). If another of these classes has a
+    missing method, the AttributeError says how to get such a stream.
+    """
 
     _elsewhere = STREAMS
     _made_by: ClassVar[str] = ""

@@ -12,8 +12,8 @@ from sabot.errors import UserError
 
 
 def payload_format(given: Any, source: Any, schema: pa.Schema | None, where: str) -> Format:
-    """Returns the format of the payloads of a source. Raises UserError, which begins with `where`, if it does not fit
-    the source or the schema.
+    """Returns the format of the payloads of a source. Raises UserError if `given` is not a format, or does not fit
+    the source or the schema; the message begins with `where`.
     """
     if given is not None and isinstance(source, Source) and (decodes(source) or source.schema is not None):
         raise UserError(f"{where}: format= is for records, and {source.name} has rows", hint="leave format= out")
@@ -23,10 +23,11 @@ def payload_format(given: Any, source: Any, schema: pa.Schema | None, where: str
 
 
 def sink_format(given: Any, sink: Any, where: str, *, keyed: bool) -> Format | None:
-    """Returns the format of the payloads of a topic, or None if none is given.
+    """Returns the format of the records of a topic; None if `given` is None. Raises UserError if `given` is set for a
+    Sink, which has a format of its own. Also raises it if the rows have keys, but a record of this format contains
+    several rows.
 
-    `keyed`: True if each row becomes a record with a key. Raises UserError, which begins with `where`, for a format
-    of a Sink, and for rows with keys in a format that puts many rows into a record.
+    `keyed`: True if each row becomes a record with a key. `where`: the beginning of the messages.
     """
     if given is not None and not isinstance(sink, str):
         raise UserError(

@@ -126,16 +126,18 @@ class BroadcastMap(Protocol):
         """Returns all keys and values, in the order in which the keys were first put."""
 
     def put(self, key: Any, value: Any) -> None:
-        """Sets the value of a key. None deletes the key. Raises UserError in a function that is not of the broadcast
-        side.
+        """Sets the value of a key. None deletes the key. Only the function for the rows of the broadcast stream may
+        call this; in any other function it raises UserError.
         """
 
     def delete(self, key: Any) -> None:
-        """Deletes a key. Raises UserError in a function that is not of the broadcast side."""
+        """Deletes a key. Only the function for the rows of the broadcast stream may call this; in any other function
+        it raises UserError.
+        """
 
 
 class ProcessContext(Protocol):
-    """The `ctx` of a function over rows. It is valid only during the call."""
+    """The argument `ctx` of a function over rows. It is valid only during the call."""
 
     key: Any
     """The key: a value, or a tuple if the key has several columns; None for a row of a broadcast stream."""
@@ -174,14 +176,17 @@ class ProcessContext(Protocol):
         """
 
     def broadcast(self, name: str = "broadcast") -> BroadcastMap:
-        """Returns the map of this name that all keys share. Only the function of the broadcast side may change it."""
+        """Returns the map of this name that all keys share. Only the function for the rows of the broadcast stream
+        may change it.
+        """
 
 
 class BatchState(Protocol):
-    """One value for each key. `keys` is an array like the `keys` that the function gets.
+    """One value for each key. The argument `keys` of its methods is an array with one element per key, as the user's
+    function gets it.
 
-    With a ttl, all values that one call reads or puts are treated as read or put at the time of the latest row or
-    timer of the call.
+    If the step has a `ttl`, a value expires some time after it was put. For this, all values that one call puts or
+    reads count as put or read at the time of the latest row or timer of the call.
     """
 
     def get_many(self, keys: Array) -> Array:
@@ -193,7 +198,7 @@ class BatchState(Protocol):
 
     def put_many(self, keys: Array, values: Array) -> None:
         """Sets the values of these keys. A null deletes the value of its key. If a key occurs several times, its last
-        value is stored. Cast times and decimals to numbers or texts before.
+        value is stored. Times and decimals cannot be stored: cast them to numbers or texts first.
         """
 
     def delete_many(self, keys: Array) -> None:
@@ -201,7 +206,9 @@ class BatchState(Protocol):
 
 
 class BatchTimers(Protocol):
-    """Timers of many keys. `at` is an int64 array of ms with a time for each key, or one time for all keys."""
+    """The timers of many keys. The argument `at` of its methods is an int64 array with a time in ms for each key, or
+    one time for all keys.
+    """
 
     def event_many(self, keys: Array, at: Array | int) -> None:
         """Sets for each key a timer that fires when the watermark reaches its time."""
@@ -214,10 +221,11 @@ class BatchTimers(Protocol):
 
 
 class BatchProcessContext(Protocol):
-    """The `ctx` of a function over batches. It is valid only during the call.
+    """The argument `ctx` of a function over batches. It is valid only during the call.
 
-    The function returns None, or anything that speaks Arrow. A result with as many rows as the input has the event
-    times of the input. For another number of rows the function returns a pair: the data, and its event times in ms.
+    The function returns None, or Arrow data such as a pa.RecordBatch or a data frame of polars. A result with as many
+    rows as the input gets the event times of the input. For another number of rows the function returns a pair: the
+    data, and an array of its event times in ms.
     """
 
     timestamp: Array | None
@@ -243,12 +251,14 @@ class BatchProcessContext(Protocol):
     def side(self, name: str, data: Any, times: Array | None = None) -> None:
         """Emits rows into the output branch of this name (`sides=`).
 
-        `data`: anything that speaks Arrow. `times`: the event times of the rows in ms; they may be left out if `data`
-        has as many rows as the input.
+        `data`: Arrow data, such as a pa.RecordBatch or a data frame of polars. `times`: the event times of the rows
+        in ms; they may be left out if `data` has as many rows as the input.
         """
 
     def broadcast(self, name: str = "broadcast") -> BroadcastMap:
-        """Returns the map of this name that all keys share. Only the function of the broadcast side may change it."""
+        """Returns the map of this name that all keys share. Only the function for the rows of the broadcast stream
+        may change it.
+        """
 
 
 class Process:
@@ -275,9 +285,11 @@ class Process:
 class ProcessSpec:
     """A checked process step.
 
-    `schema`: the columns of the result, without metadata. `sides`: {name: columns} of the output branches. `ttl_ms`:
-    the event time after its put at which a value expires, or None. `broadcast`: True if the right side has no key,
-    and all subtasks get its rows.
+    - `function`, `right`, `on_timer`: the user's functions for rows, for rows of the right stream, and for timers.
+    - `schema`: the columns of the result, without metadata. `sides`: the columns of each output branch, by its name.
+    - `ttl_ms`: a value of the state expires when so many ms of event time have passed since it was last put; None for
+      never.
+    - `broadcast`: True if the right stream has no key, and all subtasks get its rows.
     """
 
     name: str
@@ -292,7 +304,7 @@ class ProcessSpec:
 
     @property
     def keeps_times(self) -> bool:
-        """True if the state contains event times: of timers, or of values that expire."""
+        """True if the state contains event times, because it has timers or values that expire."""
         return self.on_timer is not None or self.ttl_ms is not None
 
 
@@ -312,8 +324,8 @@ def process_spec(
     `keyed.connect(other).process(...)`.
 
     `function`: a function, or an object with the method `process` and, if needed, `on_timer` and `process_right`.
-    Raises UserError for async functions, classes in place of objects, a `right=` that is missing or has no rows, and
-    schemas without columns or with reserved names.
+    Raises UserError for async functions and for classes in place of objects. Also raises it if `right=` is missing
+    with two streams, or is given with one, and for schemas without columns or with reserved names.
     """
     whole = function
     method = _method(whole, "process")

@@ -20,7 +20,9 @@ from sabot.errors import DataError, UserError
 
 
 class _GroupRows(UserAggregate):
-    """An aggregate whose state is all rows of the group. `finished`: called with these rows, in order of arrival."""
+    """An aggregate whose state is all rows of the group. `finished`: a function that is called with all these rows,
+    in order of arrival, and returns the value of the aggregate.
+    """
 
     def __init__(self, name: str, type: pa.DataType, finished: Callable[[pa.RecordBatch], Any]) -> None:
         self.name = name
@@ -48,7 +50,7 @@ class _GroupRows(UserAggregate):
 
 
 def aggregate(type: str | pa.DataType) -> Callable[[Callable[..., Any]], Callable[..., Aggregate]]:
-    """Makes an aggregate of the function below this decorator, which gets all values of a group at once.
+    """Makes an aggregate of the function below this decorator. The function gets all values of a group at once.
 
     ```python
     import pyarrow.compute as pc
@@ -71,9 +73,11 @@ def aggregate(type: str | pa.DataType) -> Callable[[Callable[..., Any]], Callabl
     [{'k': 'a', 'spread': 3.0}]
     ```
 
-    The function gets a pyarrow Array for each column that it is called with, nulls included, and returns the value of the group or
-    None. `type`: the type of the value, as in `schema=`. All values of the open groups are kept as state; a UserAggregate
-    (`aggregate_with`) keeps less where the rows need not be there at once. Raises UserError for an unknown type.
+    The function gets the values of a group as a pyarrow Array for each of its columns, nulls included. It returns the value of
+    the group, or None. `type`: the type of this value, such as "float64" or a pa.DataType.
+
+    All values of the open groups are kept as state. If the value can be computed without having all rows at once, a
+    UserAggregate (`aggregate_with`) needs less state. Raises UserError for an unknown type.
     """
     if callable(type):
         raise UserError(
@@ -94,8 +98,10 @@ def aggregate(type: str | pa.DataType) -> Callable[[Callable[..., Any]], Callabl
 
 
 def applied(function: Any, schema: Schema, columns: Sequence[str]) -> tuple[Aggregate, list[str]]:
-    """Returns the aggregate whose value is the list of the rows that `function` returns for all rows of the group, and the names of their
-    columns, which are those of `schema`. `columns`: those that the function gets, in a pa.Table.
+    """Returns the aggregate with which `apply` calls the user's function, and the names of the result's columns. The
+    value of the aggregate is a list of the rows that `function` returns for all rows of the group.
+
+    `schema`: the columns of the result. `columns`: the names of the columns that `function` gets, in a pa.Table.
     """
     call, wanted = function_of(function, "apply"), schema_of(schema)
     name = f"apply({name_of(call)})"
@@ -112,7 +118,10 @@ def applied(function: Any, schema: Schema, columns: Sequence[str]) -> tuple[Aggr
 
 
 def _fitted(name: str, made: Any, wanted: pa.Schema) -> list[Any]:
-    """Returns the wanted columns of a result of the user's function."""
+    """Returns the columns of a result of the user's function, in the order and with the types of `wanted`. Raises
+    UserError if the result is not Arrow data, or lacks a column. `name`: the name of the function, for messages.
+    `made`: the result.
+    """
     try:
         batch = normalise(made)
     except TypeError as error:

@@ -129,7 +129,7 @@ class Lifespan:
 
 
 class HasLifespan:
-    """The part of an App with resources, timers, and functions of start and stop."""
+    """The methods of an App that register resources, timers, and functions for its start and its stop."""
 
     lifespan: Lifespan
 
@@ -225,8 +225,9 @@ async def _called(function: Callable[[], Any]) -> None:
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
-    """Turns an error of the user's code in the block into a UserError, and a request to exit into an error that
-    carries it.
+    """Returns a context manager for a block that runs the user's code. An error of the block becomes a UserError
+    whose message begins with `what`. A request to exit (such as SystemExit) becomes an error that contains the
+    request.
     """
     try:
         yield

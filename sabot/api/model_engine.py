@@ -12,7 +12,9 @@ M_co = TypeVar("M_co", covariant=True)
 
 
 class ModelEngine(Protocol[M_co]):
-    """An engine that asks models (`sabot.llm.ExecutionEngine`), for code that does not know models."""
+    """The interface of an engine that sends prompts to models. `sabot.llm.ExecutionEngine` has it; code that uses
+    this interface need not import `sabot.llm`.
+    """
 
     def models(self) -> M_co:
         """Returns the models for an agent that is not durable."""
@@ -28,10 +30,13 @@ class ModelEngine(Protocol[M_co]):
         fields: Mapping[str, Any],
         judge: Callable[[], Any],
     ) -> Node:
-        """Returns the node of `Stream.map_llm`. Raises UserError.
+        """Returns the step that `Stream.map_llm` adds after `node`. Raises UserError if an argument is not valid.
 
-        `options`: concurrency, ordered, on_error and cache. `judge`: a function that returns the judge of the calls,
-        or None.
+        - `prompt`, `output`, `instructions`, `dead_letter`: the arguments of `map_llm`.
+        - `options`: its arguments concurrency, ordered, on_error and cache. `fields`: further fields of the request
+          to the model.
+        - `judge`: a function that returns the object that allows or refuses the model calls (`llm.judges.CallJudge`),
+          or None.
         """
 
 

@@ -15,10 +15,12 @@ def html(text: str) -> str:
 
 
 def page(heading: str, columns: str | None, draw: Callable[[], str], text: Callable[[], str]) -> str:
-    """Returns a heading, the columns, the drawing of a plan, and the plan as text that opens with a click.
+    """Returns a page of HTML: a heading, the columns, the drawing of a plan, and the plan as text, which is shown
+    after a click.
 
-    `columns`: a line for each, or None to leave them out. `draw`: returns the plan as SVG, and `text` as text. If they
-    raise one of `FAILURES`, its message stands in their place.
+    `columns`: a text with a line for each column, or None to leave it out. `draw`: a function that returns the plan
+    as SVG. `text`: a function that returns the plan as text. If one of them raises an error of `FAILURES`, the page
+    has the error's message instead of the plan.
     """
     parts = [f"<b>{escape(heading)}</b>", "" if columns is None else html(columns)]
     try:
@@ -29,7 +31,7 @@ def page(heading: str, columns: str | None, draw: Callable[[], str], text: Calla
 
 
 def drawing_or_none(draw: Callable[[], str]) -> str | None:
-    """Returns the drawing, or None where the plan cannot be made yet, so that a notebook shows something else."""
+    """Returns the drawing of a plan; None if the plan cannot be made yet (an error of `FAILURES`)."""
     try:
         return draw()
     except FAILURES:

@@ -16,8 +16,11 @@ from sabot.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class OverFunction:
-    """A function that gives one column of `over`. `kind`: the name of a function of this module. `argument`: the
-    expression of `lag` and `lead`, otherwise None.
+    """A function that computes one column of `KeyedStream.over`.
+
+    - `kind`: the name of a function of this module, such as "lag". `argument`: the expression of `lag` and `lead`;
+      None for the others.
+    - `offset`, `default`: the arguments of `lag` and `lead`.
     """
 
     kind: str
@@ -31,7 +34,7 @@ class OverFunction:
         return frozenset() if self.argument is None else self.argument.columns
 
     def same(self, other: object) -> bool:
-        """Returns True if `other` is the same function of an equal expression."""
+        """Returns True if `other` is an equal function: the same kind, of an equal expression."""
         return isinstance(other, OverFunction) and self.text() == other.text()
 
     def text(self) -> str:
@@ -50,18 +53,20 @@ class OverFunction:
 
 
 def lag(x: str | Expr, offset: int = 1, default: Any = None) -> OverFunction:
-    """Returns the value of `x` in the row `offset` rows before this one, or `default` if there is no such row.
+    """Returns the value of `x` in the row that is `offset` rows before the current row, in the rows of its key;
+    `default` if there is no such row.
 
-    Raises UserError unless `offset` is a whole number, 1 or more.
+    Raises UserError if `offset` is not a whole number, 1 or more.
     """
     return OverFunction("lag", as_column(x), _offset("lag", offset), default)
 
 
 def lead(x: str | Expr, offset: int = 1, default: Any = None) -> OverFunction:
-    """Returns the value of `x` in the row `offset` rows after this one, or `default` if the input ends before it.
+    """Returns the value of `x` in the row that is `offset` rows after the current row, in the rows of its key;
+    `default` if the input ends before that row.
 
-    A row is emitted only when that many later rows of its key have come, and holds event time back until then. Raises
-    UserError as `lag` does.
+    A row is emitted only when the `offset` rows after it have arrived. Until then, later steps see no later event
+    time than that of the row. Raises UserError if `offset` is not a whole number, 1 or more.
     """
     return OverFunction("lead", as_column(x), _offset("lead", offset), default)
 
@@ -72,14 +77,14 @@ def row_number() -> OverFunction:
 
 
 def rank() -> OverFunction:
-    """Returns the row number of the first row with this row's event time, as int64. Rows of equal time have the same
-    rank.
+    """Returns the row number, within its key, of the first row that has the same event time as the current row, as
+    int64. So rows of equal time have the same rank.
     """
     return OverFunction("rank")
 
 
 def dense_rank() -> OverFunction:
-    """Returns the number of different event times of the key up to that of this row, as int64."""
+    """Returns how many different event times the rows of the key have up to the current row, as int64."""
     return OverFunction("dense_rank")
 
 

@@ -64,8 +64,8 @@ _POSSIBLE = (
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class StepValue(Expr):
-    """An expression over the rows of a step. Its kind is "step.first", "step.count" and so on; its only input is the
-    argument.
+    """An expression over the rows of one step of a match, such as `step("a").first("x")`. Its kind is "step.first",
+    "step.count" and so on. Its only input is the expression over one row; "step.count" has no input.
     """
 
     @property
@@ -83,17 +83,17 @@ class StepValue(Expr):
 
     @property
     def offset(self) -> int:
-        """How many rows the value is after the first row, or before the last one."""
+        """The number of rows by which the value's row is after the first row of the step, or before its last row."""
         return int(dict(self.options).get("offset", 0))
 
 
 @dataclass(frozen=True)
 class StepRows:
-    """The rows of a match that belong to one step, or all rows of the match. The methods take names of columns, or
-    expressions over one row.
+    """The rows of a match that belong to one step, or all rows of the match (`step` is None). The arguments of its
+    methods are names of columns, or expressions over one row.
 
     For a step without rows (`optional`), the count is 0, a list is empty, and all other values are null. In a
-    predicate, the rows are those that the match has before the current row; `list` is not possible there.
+    predicate, only the rows before the current row are seen, and `list` is not possible.
     """
 
     step: str | None
@@ -103,18 +103,19 @@ class StepRows:
         return StepValue("step.count", (), (("step", self.step),))
 
     def first(self, x: str | Expr, *, offset: int = 0) -> Expr:
-        """Returns the value of the first row, which may be null. `offset`: that of the row so many rows after it; null
-        if there is none. Raises UserError for an offset that is not a whole number.
+        """Returns the value of the first row, which may be null. `offset`: the number of rows to go on from there; if
+        there is no such row, the result is null. Raises UserError for an offset that is not a whole number.
         """
         return self._value("first", x, offset)
 
     def last(self, x: str | Expr, *, offset: int = 0) -> Expr:
-        """Returns the value of the last row, which may be null. `offset`: that of the row so many rows before it; null
-        if there is none.
+        """Returns the value of the last row, which may be null. `offset`: the number of rows to go back from there;
+        if there is no such row, the result is null.
 
-        In the predicate of the step itself, it is the value of the row that the step matched before the current row.
-        At the first row of the step there is no such row, and a comparison with it, as the whole predicate or joined
-        to it by `&`, is true. Raises UserError for an offset that is not a whole number.
+        The predicate of a step can use it for the same step: then the last row is the row that the step matched
+        before the current row. At the step's first row there is no such row. A comparison with this value is then
+        true, if it is the whole predicate or is joined to the rest by `&`. Raises UserError for an offset that is not
+        a whole number.
         """
         return self._value("last", x, offset)
 
@@ -168,8 +169,8 @@ def step_values(expr: Expr) -> Iterator[StepValue]:
 
 
 def with_step_values(expr: Expr, values: Mapping[str, Expr]) -> Expr:
-    """Returns the expression with each value of a step replaced by the expression that `values` has for the text of
-    the value.
+    """Returns the expression with each StepValue in it replaced. `values`: a dict from the text of a StepValue to the
+    expression that replaces it.
     """
     if expr.kind.startswith("step."):
         return values[expr.text()]
@@ -182,8 +183,9 @@ def with_step_values(expr: Expr, values: Mapping[str, Expr]) -> Expr:
 
 
 class RowValue(NamedTuple):
-    """An expression over one earlier row: the `offset`-th row after the first row of a step, or before its last row
-    (`end`: "first" or "last").
+    """An expression that is computed from one earlier row of a match. `step`: the step of this row; None for all rows
+    of the match. `end`, `offset`: "first" for the row that is `offset` rows after the step's first row, "last" for
+    the row that is `offset` rows before its last row. `expr`: the expression over this row.
     """
 
     step: str | None
@@ -193,10 +195,12 @@ class RowValue(NamedTuple):
 
 
 def split(predicate: Expr) -> tuple[Expr | None, list[Expr]]:
-    """Splits a predicate into the part about the current row (None if there is none) and the conditions on earlier rows
-    too. The predicate is true if this part and all conditions are true.
+    """Splits a predicate at its `&` into two parts: an expression over the current row alone (None if there is none),
+    and a list of conditions that also use earlier rows. The predicate is true if the expression and all conditions
+    are true.
 
-    Raises UserError if values of steps are used in a way that is not possible; the hint says which are.
+    Raises UserError if a condition uses values of steps in a way that is not possible. The hint lists what is
+    possible.
     """
     alone: Expr | None = None
     conditions = []
@@ -221,8 +225,10 @@ def _check_condition(whole: Expr, part: Expr) -> None:
 
 
 def value_of_row(expr: Expr) -> RowValue | None:
-    """Returns the expression as one over a single earlier row, if it is made of first or last values of one row, and is
-    null if there is no such row. It can then be computed when that row comes.
+    """Returns the expression as a RowValue, if it depends on one earlier row only; None if it does not. Such a value
+    can be computed and stored when that row arrives.
+
+    The expression must use only `first` or `last` values of this row, and be null if the row is missing.
     """
     values = {value.text(): value for value in step_values(expr)}
     rows = {(value.option("step"), value.kind.removeprefix("step."), value.offset) for value in values.values()}
@@ -238,7 +244,9 @@ def value_of_row(expr: Expr) -> RowValue | None:
 
 
 def _sees_null(expr: Expr) -> bool:
-    """Returns True if a value of a step that is null need not make the expression null."""
+    """Returns True if the expression may have a value although a StepValue in it is null, because it uses a function
+    such as `is_null` or `coalesce`.
+    """
     if isinstance(expr, StepValue):
         return False
     return any(list(step_values(each)) and (expr.kind in _NULL_AWARE or _sees_null(each)) for each in expr.inputs)
@@ -249,11 +257,13 @@ def _sees_null(expr: Expr) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class PatternPart:
-    """A part of a pattern, which matches `least` to `most` times (None: any number). An optional part may also match no
-    row.
+    """A part of a pattern: a step or a group.
 
-    `before`, `between`: the rule for rows before its first row, and between its rows or repetitions. `forbidden`: the
-    predicates of rows that must not come before it (`without`).
+    - `least`, `most`: how many rows (of a step) or repetitions (of a group) it has; `most` is None for no limit.
+    - `is_optional`: True if the part may also be left out.
+    - `before`: the rule for rows between the part before and this one: "next", "then" or "then_any". `between`: the
+      same for rows between its own rows or repetitions.
+    - `forbidden`: the predicates of rows that must not come before it (`without`).
     """
 
     least: int
@@ -296,7 +306,7 @@ class PatternStep(PatternPart):
 
 @dataclass(frozen=True)
 class PatternGroup(PatternPart):
-    """A part of a pattern that is a pattern itself, or one of several `alternatives`."""
+    """A part of a pattern that is itself a pattern, or one of several `alternatives`."""
 
     alternatives: "tuple[Pattern, ...]"
 
@@ -318,7 +328,7 @@ class Pattern:
 
     @property
     def steps(self) -> tuple[PatternStep, ...]:
-        """The steps, those of groups included, in the order of the text."""
+        """All steps, also those of groups, in the order in which they are written."""
         found: list[PatternStep] = []
         for part in self.parts:
             if isinstance(part, PatternStep):
@@ -328,9 +338,11 @@ class Pattern:
         return tuple(found)
 
     def __or__(self, other: "Pattern") -> "Pattern":
-        """Returns a pattern that is this one or the other: `pattern("a", …) | pattern("b", …)`.
+        """Returns a pattern that matches if this pattern or the other one matches: `pattern("a", …) | pattern("b",
+        …)`.
 
-        If both match, this one is preferred. Raises UserError if one of them has `within`, or ends with `without`.
+        If both match, this pattern is preferred. Raises UserError if one of them has `within`, or ends with
+        `without`.
         """
         if not isinstance(other, Pattern):
             raise UserError(f"{other!r} is not a pattern", hint='pattern("a", …) | pattern("b", …)')
@@ -340,10 +352,11 @@ class Pattern:
         )
 
     def next(self, name: "str | Pattern", predicate: Expr | None = None, *, times: Times = 1) -> "Pattern":
-        """Adds a step: the very next row of the key. With `times`, several rows that follow each other directly.
+        """Adds a step that must match the very next row of the key. With `times`, it must match several rows that
+        follow each other directly.
 
-        A pattern in the place of a name and a predicate is a group: `next(pattern("b", …).next("c", …), times=3)`.
-        Raises UserError after `without`, and for a name that a step with another predicate has.
+        With a pattern instead of a name and a predicate, adds it as a group: `next(pattern("b", …).next("c", …),
+        times=3)`. Raises UserError after `without`, and if another step has the same name and another predicate.
         """
         if self.ending:
             raise UserError(
@@ -353,36 +366,38 @@ class Pattern:
         return self._with(name, predicate, times, "next")
 
     def then(self, name: "str | Pattern", predicate: Expr | None = None, *, times: Times = 1) -> "Pattern":
-        """Adds a step, or a group as in `next`: the next row that matches, whatever rows come before it. With `times`,
-        the next rows that match.
+        """Adds a step that matches the next row for which its predicate is true; any rows may come before that row.
+        With `times`, it matches several such rows. A pattern instead of a name and a predicate is added as a group,
+        as in `next`.
 
-        Raises UserError for a name that a step with another predicate has.
+        Raises UserError if another step has the same name and another predicate.
         """
         return self._with(name, predicate, times, "then")
 
     def then_any(self, name: "str | Pattern", predicate: Expr | None = None, *, times: Times = 1) -> "Pattern":
-        """Adds a step, or a group as in `next`: any later row that matches, not only the next one. With `skip="none"`
-        each such row gives a match.
+        """Adds a step that may match any later row for which its predicate is true, not only the first one. With
+        `skip="none"` each such row leads to a match of its own. A pattern instead of a name and a predicate is added
+        as a group, as in `next`.
 
-        With `times` it is any combination of such rows. Their number grows fast, so set `within` and keep `times`
-        small. Raises UserError for a name that a step with another predicate has.
+        With `times`, any combination of such rows is possible. Their number grows fast, so set `within` and keep
+        `times` small. Raises UserError if another step has the same name and another predicate.
         """
         return self._with(name, predicate, times, "then_any")
 
     def optional(self) -> "Pattern":
-        """Makes the last step optional: it may have no rows. The rule of the step after it then applies to all rows
-        in between.
+        """Makes the last step optional: a match may have no row for it. The rule of the step after it (`next`,
+        `then`, `then_any`) then applies to all rows since the step before it.
 
         Raises UserError after `without`.
         """
         return self._changed(is_optional=True)
 
     def greedy(self) -> "Pattern":
-        """Makes the last step take every row that matches it, even if the row matches the next step too, or if a
-        match without it exists.
+        """Makes the last step match every row that it can match. It does so even if the row could also be matched by
+        the next step, or if there would be a match without the row.
 
-        It matters with `skip="none"`, and if a row can match both steps. Raises UserError after `then_any`, `without`,
-        `reluctant` and a group.
+        It has an effect with `skip="none"`, and if a row can match both steps. Raises UserError after `then_any`,
+        after `without`, if the step is `reluctant`, and for a group.
         """
         last = self.parts[-1]
         if isinstance(last, PatternGroup):
@@ -393,11 +408,11 @@ class Pattern:
         return self._changed(is_greedy=True)
 
     def reluctant(self) -> "Pattern":
-        """Makes the last step or group prefer as few rows as possible, where otherwise as many as possible are
+        """Makes the last step or group match as few rows as possible. By default as many rows as possible are
         preferred.
 
-        It matters with `overlap="begun"`, and if one row completes several matches. Raises UserError after `without`
-        and `greedy`.
+        It has an effect with `overlap="begun"`, and if one row completes several matches. Raises UserError after
+        `without`, and if the step is `greedy`.
         """
         if self.parts[-1].is_greedy:
             raise UserError("a step cannot be greedy and reluctant", hint="one of them")
@@ -411,16 +426,16 @@ class Pattern:
         return self._changed(between="next")
 
     def without(self, predicate: Expr) -> "Pattern":
-        """Forbids rows between the step before and the step after: a row for which `predicate` is true ends the
-        partial match.
+        """Forbids some rows between the last step and the step that is added next: a row for which `predicate` is
+        true ends the partial match.
 
-        This applies as soon as the step before has its least number of rows, even to a row that matches the step
-        after. If the step before is optional and has no rows, the step before that one is meant; the same applies to
-        the step after.
+        The rule applies as soon as the last step has its least number of rows, even to a row that matches the next
+        step. If the last step is optional and has no rows, the rule applies from the step before it; if the next step
+        is optional and has no rows, it applies up to the step after that.
 
         At the end of a pattern with `within`, no such row may come after the last step until `within` has passed
-        since the first row. The match is complete then, and `match_end` is that time. Raises UserError for values of
-        later steps.
+        since the first row. The match is complete only then, and its `match_end` is that time. Raises UserError if
+        `predicate` uses values of later steps.
         """
         _predicate("without", predicate)
         if isinstance(self.parts[-1], PatternGroup):
@@ -428,10 +443,10 @@ class Pattern:
         return replace(self, ending=(*self.ending, predicate))
 
     def within(self, duration: Duration) -> "Pattern":
-        """Limits the event time from the first row to the last one. Without it, partial matches stay in the state for
-        ever.
+        """Limits the event time from the first row of a match to the last one. Without a limit, partial matches
+        remain in the state for ever.
 
-        Raises UserError for less than 1 ms, and if the pattern has a limit already.
+        Raises UserError for less than 1 ms, and if the pattern already has a limit.
         """
         if self.within_ms is not None:
             raise UserError("within was called twice", hint="a pattern has one time limit")
@@ -473,7 +488,9 @@ class Pattern:
         return _checked(replace(self, parts=(*self.parts, new), ending=()))
 
     def _alternatives(self) -> "tuple[Pattern, ...]":
-        """Returns this pattern as the alternatives of a group. Raises UserError."""
+        """Returns the alternatives of a group that is made from this pattern: the patterns that `|` has joined, or
+        this pattern alone. Raises UserError if the pattern has `within`, or ends with `without`.
+        """
         if self.within_ms is not None or self.ending:
             raise UserError("a group has no within, and does not end with without", hint="say it of the whole pattern")
         part = self.parts[0]
@@ -481,7 +498,7 @@ class Pattern:
         return part.alternatives if plain and isinstance(part, PatternGroup) and not part.is_optional else (self,)
 
     def _changed(self, **what: Any) -> "Pattern":
-        """Returns this pattern with a changed last step. Raises UserError after `without`."""
+        """Returns this pattern with other values for some fields of its last step. Raises UserError after `without`."""
         if self.ending:
             word = next(iter(what)).removeprefix("is_")
             raise UserError(f"{word} comes after without", hint="call it directly after its step")
@@ -489,17 +506,20 @@ class Pattern:
 
 
 def pattern(name: str | Pattern, predicate: Expr | None = None, *, times: Times = 1) -> Pattern:
-    """Begins a pattern with a step: a row for which `predicate` is true. With `times`, several such rows; other rows
-    between them are skipped. A pattern in the place of a name and a predicate is a group, as in `next`.
+    """Begins a pattern with a step, which matches a row for which `predicate` is true. With `times`, the step matches
+    several such rows; other rows between them are skipped. A pattern instead of a name and a predicate is a group, as
+    in `Pattern.next`.
 
-    `times`: a number, or (least, most), with most None for any number; with least 0 the step is optional. Raises
+    `times`: a number, or (least, most), where None for most means no limit; with least 0 the step is optional. Raises
     UserError for a predicate that is not an expression.
     """
     return Pattern(())._with(name, predicate, times, "then")
 
 
 def _checked(pattern: Pattern) -> Pattern:
-    """Returns the pattern. Raises UserError if it has too many steps, or two of one name and different predicates."""
+    """Returns the pattern unchanged. Raises UserError if it has too many steps, or if two of its steps have the same
+    name and different predicates.
+    """
     if _visits(pattern) > MOST_STEPS:
         raise UserError(f"a pattern has at most {MOST_STEPS} steps", hint="those of a repeated group count each time")
     known: dict[str, PatternStep] = {}
@@ -510,7 +530,9 @@ def _checked(pattern: Pattern) -> Pattern:
 
 
 def _visits(pattern: Pattern) -> int:
-    """Returns the number of steps with those of groups as often as they are repeated."""
+    """Returns the number of steps of the pattern. The steps of a group are counted as often as the group may be
+    repeated.
+    """
     return sum(
         1
         if isinstance(part, PatternStep)
@@ -527,8 +549,9 @@ def _may_be_empty(pattern: Pattern) -> bool:
 
 
 def _check_order(pattern: Pattern, known: frozenset[str]) -> frozenset[str]:
-    """Returns the names of `known` and of all steps of the pattern. Raises UserError for a predicate that names a step
-    which cannot come before it.
+    """Checks that each predicate uses only values of steps that may have rows by then. Returns the names of the steps
+    that are known after the pattern. `known`: the names that are known before it. Raises UserError for a predicate
+    that uses any other step.
     """
     for part in pattern.parts:
         _check_known("without", part.forbidden, known)
@@ -557,8 +580,8 @@ def _check_known(where: str, predicates: Iterable[Expr], known: frozenset[str]) 
 def check_measures(
     pattern: Pattern, skip: Skip, measures: Mapping[str, Any], overlap: Overlap = "complete"
 ) -> tuple[tuple[str, Expr], ...]:
-    """Checks the arguments of `keyed.pattern(pattern, skip=…, **measures)`, and returns the measures. Raises
-    UserError.
+    """Checks the arguments of `keyed.pattern(pattern, skip=…, **measures)`. Returns the measures as (name,
+    expression) pairs. Raises UserError if an argument is not valid.
     """
     if not isinstance(pattern, Pattern):
         raise UserError(f"{pattern!r} is not a pattern", hint='sabot.pattern("a", col("kind") == "login").then(…)')

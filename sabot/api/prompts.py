@@ -34,8 +34,8 @@ class Template:
 
     @classmethod
     def of(cls, template: str, step: str) -> "Template":
-        """Returns the template. Raises UserError for braces that are not closed, for a format such as {price:.2f},
-        and if no column is named.
+        """Parses a template. Raises UserError for braces that are not closed, for a format such as {price:.2f}, and
+        if it names no column. `step`: the name of the step, for the message.
         """
         where = f"{step}: the prompt {short_repr(template)}"
         texts, fields = [""], []
@@ -87,7 +87,9 @@ Prompt: TypeAlias = Template | Expr | Callable[[pa.RecordBatch], Any]
 
 
 def prompt_of(prompt: Any, step: str) -> Prompt:
-    """Returns the user's prompt, checked. Raises UserError."""
+    """Returns the user's prompt in its checked form: a text as a Template; an expression or a function unchanged.
+    Raises UserError for anything else. `step`: the name of the step, for the message.
+    """
     if isinstance(prompt, str):
         return Template.of(prompt, step)
     if isinstance(prompt, Expr):
@@ -116,8 +118,8 @@ def text_of(prompt: Prompt) -> str:
 
 
 def given_prompts(given: Any, rows: int, where: str) -> pa.Array:
-    """Returns the prompts that a function or a caller gave, as an array of strings. Raises UserError unless there is
-    one text or null for each row.
+    """Returns the prompts as an array of strings. `given`: a list or Arrow array that a function or a caller has
+    given. Raises UserError if it does not have exactly one text or null for each of the `rows` rows.
     """
     try:
         made = given if isinstance(given, pa.Array | pa.ChunkedArray) else pa.array(given)
@@ -139,10 +141,9 @@ def given_prompts(given: Any, rows: int, where: str) -> pa.Array:
 
 
 def distinct_prompts(prompts: pa.Array) -> tuple[pa.Array, Any]:
-    """Returns the distinct prompts in the order of their texts, and for each row the number of its prompt as a numpy
-    array.
+    """Returns the distinct prompts, sorted, and a numpy array with an index into them for each row.
 
-    A row whose prompt is null has the number of distinct prompts, which is one more than the last number.
+    A row whose prompt is null has the index len(distinct prompts), to which no prompt belongs.
     """
     encoded = prompts.dictionary_encode()
     order = pc.sort_indices(encoded.dictionary).to_numpy()

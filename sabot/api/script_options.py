@@ -37,7 +37,9 @@ def script_parser() -> argparse.ArgumentParser:
 
 
 def settings_of(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[dict[str, Any], str, str]:
-    """Returns the settings that are given, the log level, and the format of log lines."""
+    """Parses a script's command line. Returns the settings that it gives, by name; the log level; and the format of
+    log lines.
+    """
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{_hint_of(unknown[0].partition('=')[0])}")
@@ -49,8 +51,9 @@ def settings_of(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[d
 
 
 def hint_with_program(hint: str, program: str) -> str:
-    """Returns the hint of an error with the whole command in place of an option that stands alone: "start afresh (--fresh)" becomes
-    "start afresh (sabot run shop:app --fresh)". `program`: the words that have started the app, without options.
+    """Returns the hint of an error, with the whole command instead of an option alone: "start afresh (--fresh)"
+    becomes "start afresh (sabot run shop:app --fresh)". `program`: the command with which the app was started,
+    without its options.
     """
     names = "|".join(name.replace("_", "-") for name, each in options_of(Settings).items() if each.metavar)
     return re.sub(
@@ -59,7 +62,9 @@ def hint_with_program(hint: str, program: str) -> str:
 
 
 def _hint_of(unknown: str) -> str:
-    """Returns what to write in place of an option that a script does not take, in parentheses, or ""."""
+    """Returns a hint in parentheses for an option that the script does not have: the command to use instead, or an
+    option with a similar name. Returns "" if there is no hint.
+    """
     if unknown.startswith(_OF_RUN):
         return f" ({unknown} needs the command: sabot run module:app {unknown})"
     names = [f"--{name.replace('_', '-')}" for name, each in options_of(Settings).items() if each.metavar]
@@ -76,7 +81,9 @@ def _kind_of(each: Option) -> dict[str, Any]:
 
 
 def _time_of(given: str) -> Any:
-    """Returns ms or a time with a zone; other texts unchanged, which the setting accepts or refuses."""
+    """Returns a text as ms (int) or as a datetime, if it has such a form. Returns any other text unchanged; the
+    setting checks it later.
+    """
     if given.isdecimal():
         return int(given)
     with suppress(ValueError):

@@ -112,9 +112,10 @@ def _port(given: int) -> int:
 
 @dataclass(frozen=True)
 class Settings:
-    """The checked settings of an app. A setting with a metavar is an option of `sabot run` too.
+    """The checked settings of an app. A setting with a `metavar` (the word for its value in help texts) is also an
+    option of `sabot run`.
 
-    The constructor raises UserError for a wrong value. `dataclasses.replace` makes changed settings.
+    The constructor raises UserError for a wrong value. To change settings, use `dataclasses.replace`.
     """
 
     broker: str = option("memory://", "the broker: memory:// or kafka://host:port", check=_broker, metavar="URL")
@@ -336,12 +337,14 @@ class Settings:
 
     @property
     def end_at(self) -> Place | None:
-        """The setting `until`, with times in ms since 1970 UTC; None: topics have no end."""
+        """The setting `until`, with times in ms since 1970 UTC; None if topics have no end."""
         return _until(self.until)
 
     @property
     def refresh_schema(self) -> bool:
-        """True if columns are inferred anew from the records that come; False if they are those of the checkpoint."""
+        """True if the columns are inferred again from the records that arrive; False if the columns of the checkpoint
+        are used.
+        """
         return self.schema == "refresh"
 
     @property

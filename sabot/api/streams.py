@@ -20,7 +20,7 @@ from sabot.connectors.rows import Rows, RowsSource, is_rows
 
 
 class HasStreams(Owner):
-    """The part of an App with which streams begin."""
+    """The methods of an App that create streams."""
 
     begun_streams: list[Read]
     """The first steps of all streams and tables that the program has made since the app was created."""
@@ -68,8 +68,8 @@ class HasStreams(Owner):
         {"id":2,"amount":500}
         ```
 
-        A table in memory is a list of dicts, or an object that speaks Arrow, such as a data frame of polars or pandas, or a relation of
-        DuckDB. Its rows are taken at this call, and the stream ends after the last one.
+        A table in memory is a list of dicts, or Arrow data, such as a pa.Table, a data frame of polars or pandas, or a relation of
+        DuckDB. Its rows are read during this call, and the stream ends after the last one.
 
         An agent is given by its function, declared with `@app.agent()` without `sink=`. The rows are its results, with the columns of
         `schema=`.
@@ -80,25 +80,25 @@ class HasStreams(Owner):
         - `time`: the column of event time, a field of a struct ("bid.at"), or an expression. The values are timestamps, numbers of ms
           since 1970 UTC (or of `time_unit=`), or texts in ISO 8601 (or in `time_format=`). By default they are the timestamps of
           the records.
-        - `time_zone`: the time zone of texts, dates and timestamps without one, such as "Europe/Berlin"; by default UTC. Of a clock
-          time that occurs twice, in autumn, the first one counts.
-        - `lateness`: the event time by which rows may be out of order.
-        - `idle`: the wall time without rows after which a partition no longer holds event time back.
+        - `time_zone`: the time zone of texts, dates and timestamps without one, such as "Europe/Berlin"; by default UTC. If a clock
+          time occurs twice, in autumn, the earlier instant is used.
+        - `lateness`: how far rows may be out of order, as a duration of event time. A row that arrives later than that is late.
+        - `idle`: if a partition has no rows for so much wall time, event time no longer waits for this partition.
         - `idle_closes`: True closes the windows that have rows when all partitions are idle.
         - `dead_letter`: the topic or Sink for records that cannot be decoded, and for rows for which a step fails.
-        - `on_error`: the treatment of rows for which a step fails: "dead_letter", "null" or "fail"; see `Stream.on_error`.
+        - `on_error`: what happens to rows for which a step fails: "dead_letter", "null" or "fail"; see `Stream.on_error`.
         - `fields`: other parts of the record that become columns, as a list or as {column: field}: "key" (text), "key_bytes",
           "headers", "headers.NAME" (text), "partition", "offset", "timestamp".
-        - `max_drift`: the greatest event time by which a partition is read ahead of another one that is not idle; by default
+        - `max_drift`: a partition that is ahead of another one by more event time waits for it, unless that one is idle; by default
           there is no limit.
-        - `start`: the place where a topic is read from if there is no checkpoint: "earliest", "latest", "committed" (the offsets of
-          the group), the first record of a time (ms UTC, or a datetime), or {partition: offset}. By default it is the app's.
-        - `until`: the place where the stream ends, for backfills: "now" (the records that exist at the start), a time (records before
-          it), or {partition: offset}. A restart keeps this end. By default it is the app's.
+        - `start`: the place from which a topic is read if there is no checkpoint: "earliest", "latest", "committed" (the offsets of
+          the consumer group), a time (ms UTC, or a datetime), or {partition: offset}. The default is the `start=` of the app.
+        - `until`: the place where the stream ends, for backfills: "now" (after the records that exist when the app starts), a time
+          (only records before it are read), or {partition: offset}. A restart keeps this end. The default is the `until=` of the app.
         - `infer`: the number of records from which columns are inferred, up to 1,000,000.
-        - `schema_overrides`: types of some columns, as in `schema`, in place of the inferred ones: {"price": "float64"}.
+        - `schema_overrides`: types of some columns, as in `schema`, which replace the inferred ones: {"price": "float64"}.
 
-        Raises UserError for a topic or column that cannot be, and for options that the source does not have.
+        Raises UserError for a topic or column with an impossible name, and for options that the source does not have.
         """
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
         options |= {"on_error": on_error, "fields": fields, "time_unit": time_unit, "time_format": time_format}
@@ -151,19 +151,18 @@ class HasStreams(Owner):
         {"id":1,"name":"Anna"}
         ```
 
-        - `source`: a topic, a Source with columns (files), or a table in memory, in which a later row replaces the earlier one of its
-          key.
+        - `source`: a topic, a Source with columns (files), or a table in memory. A later row replaces the earlier row of its key.
         - `key`: the columns of the key. Key columns that a payload lacks are read from the key of the record.
         - `schema`: the columns of the table.
-        - `format`: the format of the payloads, which are rows, as in `stream`; or "debezium", whose payloads are envelopes of changes
-          (docs/changes.md has the setup of the connector).
-        - `fields`: other parts of the record that brought a row, as in `stream`.
+        - `format`: the format of the payloads, as in `stream`, if each payload is a row; or "debezium", if each payload is an envelope
+          with the row before and after a change (docs/changes.md describes the setup of the connector).
+        - `fields`: other parts of the record that become columns of its row, as in `stream`.
         - `first`: True makes joins with this table wait until the rows that exist at the start are read. By default `lookup` and
           `join_asof` wait, and other joins do not.
-        - `until`: the place where reading ends, as in `stream`. Joins then keep the rows that the table has at that point.
+        - `until`: the place where reading ends, as in `stream`. Joins then use the rows that the table has at that point.
 
-        The other arguments are those of `stream`. Raises UserError as `stream` does, for a format with many rows in a record, and for
-        "debezium" without `schema=` or with `fields=`.
+        The other arguments are those of `stream`. Raises UserError in the same cases as `stream`, for a format whose records contain
+        several rows, and for "debezium" without `schema=` or with `fields=`.
         """
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
         options |= {"time_unit": time_unit, "time_format": time_format, "on_error": on_error, "fields": fields}
@@ -196,23 +195,25 @@ class HasStreams(Owner):
         [{'n': 0}, {'n': 1}, {'n': 2}]
         ```
 
-        The function, `def` or `async def`, yields rows: a dict, or a list of dicts. It gets the position at which to begin: at the
-        first start 0, after a restart the number of rows that it has yielded before the checkpoint. If another number suits the
-        place that it reads, such as an offset or a page, it yields `row, position` or `rows, position`: the position at which to
-        continue behind these rows. It runs in a thread of its own, and an async one in the event loop of that thread. An error that
-        it raises stops the app.
+        The function, `def` or `async def`, yields rows: a dict, or a list of dicts. Its argument is the position at which it must
+        begin: 0 at the first start; after a restart, the number of rows that it had yielded before the checkpoint. It can use another
+        number as the position, such as an offset or a page. For this it yields `row, position` or `rows, position`, with the position
+        at which to continue after these rows. It runs in a thread of its own; an async function runs in the event loop of that
+        thread. If it raises an error, the app stops.
 
         - `schema`: the columns of the rows. A row that does not fit becomes a dead letter.
         - `bounded`: True if the function always ends, so that `collect()` needs no limit.
         - `name`: the name in checkpoints, by default that of the function.
 
-        Raises UserError for a function that yields nothing, or takes no position.
+        Raises UserError for a function that is no generator, or has no parameter for the position.
         """
         columns, ends = schema_of(schema), check("source: bounded", bounded, FLAG)
         return lambda function: generator_source(function, name, columns, ends)
 
     def _taken(self, source: Any, schema: Schema | None) -> Any:
-        """Returns a Source of rows that are in memory, named by its number in the program; others unchanged."""
+        """Returns a Source for rows that are in memory, with a name by its number in the program, such as "rows-1".
+        Returns any other source unchanged.
+        """
         if not is_rows(source):
             return source
         number = 1 + sum(isinstance(read.source, RowsSource) for read in self.begun_streams)

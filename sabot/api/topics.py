@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class HasTopics(HasLifespan):
-    """The part of an App with which a program declares topics."""
+    """The methods of an App that declare topics."""
 
     settings: Settings
 

@@ -36,9 +36,10 @@ CalendarUnit = Literal["d", "w", "mo", "q", "y"]
 
 @dataclass(frozen=True)
 class CalendarWindow:
-    """Windows of `count` units of the calendar of `time_zone` without overlap. A day on which the clock is changed has 23 or 25 hours.
+    """Windows of `count` days, weeks, months, quarters or years (`unit`) on the calendar of `time_zone`, without
+    overlap. A day on which the clock is changed has 23 or 25 hours.
 
-    Days and weeks are counted from 1 and 5 January 1970, months from January 1970.
+    Days are counted from 1 January 1970, weeks from Monday, 5 January 1970, and longer units from January 1970.
     """
 
     count: int
@@ -59,8 +60,8 @@ class HoppingWindow:
 
 @dataclass(frozen=True)
 class CumulativeWindow:
-    """Windows that begin every `size_ms` and end at each multiple of `step_ms` after that. With a day and an hour:
-    each hour, the day so far.
+    """Windows that begin every `size_ms`, and end at each multiple of `step_ms` after that. For example, with a size
+    of a day and a step of an hour, each hour ends a window with all rows of the day so far.
     """
 
     size_ms: int
@@ -71,12 +72,13 @@ class CumulativeWindow:
 
 @dataclass(frozen=True)
 class ClockWindow:
-    """Windows on the clock of `time_zone`, which end each `step_ms` after midnight there, also on days of 23 or 25 hours, whose bounds
-    in UTC change with that clock.
+    """Windows whose bounds are times on the clock of `time_zone`. They end every `step_ms` after midnight on this
+    clock, also on days of 23 or 25 hours.
 
-    `grows`: False for windows of the last `size_ms` (hopping; tumbling if both are equal), True for windows that begin every `size_ms`
-    (cumulative). A time that the clock shows twice is once in a window: the window that ends at the later one. Windows whose end the
-    clock skips end with the gap.
+    - `grows`: False for windows of the last `size_ms` (hopping windows; tumbling ones if both sizes are equal). True
+      for windows that begin every `size_ms` and grow (cumulative windows).
+    - If a clock time occurs twice, in autumn, one window ends there: at the second occurrence.
+    - If a window would end at a clock time that is skipped, in spring, it ends when the clock is set forward.
     """
 
     size_ms: int
@@ -99,8 +101,8 @@ class SessionWindow:
 
 @dataclass(frozen=True)
 class CountWindow:
-    """Windows of `size` rows of a key each, in order of arrival. Fewer rows at the end of a bounded input make a
-    window too.
+    """Windows of `size` rows of a key each, in order of arrival. If a bounded input ends, the remaining rows are a
+    window, too.
     """
 
     size: int
@@ -119,12 +121,18 @@ _YEARS = range(2000, 2038)  # for which the offsets of a zone are compared
 def tumbling(
     size: Duration, *, offset: Duration = 0, time: WindowTime = "event", time_zone: str | None = None
 ) -> TumblingWindow | CalendarWindow | ClockWindow:
-    """Returns windows that follow each other without overlap: `tumbling("1m")` begins one at each full minute UTC.
+    """Returns windows that follow each other without overlap. With `tumbling("1m")` a window begins at each full
+    minute UTC.
 
-    `size`: a duration; "1w" begins on Mondays, and "1mo", "1q", "1y" are months, quarters and years. `offset`: the time by which each
-    window begins later. `time`: "event", or "processing", which puts each row into the window of its arrival, and closes windows by the
-    clock. `time_zone`: a name such as "Europe/Berlin": windows then begin on the clock there, those of days or more at midnight. Raises
-    UserError for a size that is not a whole number of ms, 1 or more, and for an offset of windows of a calendar.
+    - `size`: a duration; "1w" begins on Mondays, and "1mo", "1q", "1y" are months, quarters and years.
+    - `offset`: the duration by which each window begins later.
+    - `time`: "event"; or "processing", by which each row is in the window of its arrival, and windows are closed by
+      the clock.
+    - `time_zone`: a name such as "Europe/Berlin": windows then begin at full units of the clock there, those of days
+      or more at midnight.
+
+    Raises UserError for a size that is not a whole number of ms, 1 or more. Also raises it for an offset of months or
+    longer units, and for an offset of days or weeks in a time zone other than UTC.
     """
     calendar = re.fullmatch(r"\s*(\d+)\s*(d|w|mo|q|y)\s*", size) if isinstance(size, str) else None
     zone = "UTC" if time_zone is None else zone_of("tumbling", time_zone)
@@ -154,10 +162,11 @@ def hopping(
     time: WindowTime = "event",
     time_zone: str | None = None,
 ) -> HoppingWindow | ClockWindow:
-    """Returns windows that overlap: `hopping("1h", "1m")` begins a window of one hour each minute.
+    """Returns windows that overlap. With `hopping("1h", "1m")` a window of one hour begins each minute.
 
-    `offset` and `time` are those of `tumbling`. `time_zone`: a name such as "Europe/Berlin": windows then begin on the clock there, so
-    that `hopping("7d", "1d", …)` are seven days from midnight to midnight. Raises UserError unless `size` is a multiple of `slide`.
+    `offset` and `time` are those of `tumbling`. `time_zone`: a name such as "Europe/Berlin": windows then begin at
+    full units of the clock there, so that `hopping("7d", "1d", …)` are seven days from midnight to midnight. Raises
+    UserError if `size` is not a multiple of `slide`.
     """
     size_ms, slide_ms = _ms(size, "size"), _ms(slide, "slide")
     if size_ms % slide_ms:
@@ -178,10 +187,11 @@ def cumulative(
     time: WindowTime = "event",
     time_zone: str | None = None,
 ) -> CumulativeWindow | ClockWindow:
-    """Returns windows that grow: `cumulative("1d", "1h")` gives at each hour the day so far.
+    """Returns windows that grow. With `cumulative("1d", "1h")` a window ends each hour, and contains the rows since
+    the beginning of the day.
 
-    `offset` and `time` are those of `tumbling`, and `time_zone` is that of `hopping`. Raises UserError unless `size` is a
-    multiple of `step`.
+    `offset` and `time` are those of `tumbling`, and `time_zone` is that of `hopping`. Raises UserError if `size` is
+    not a multiple of `step`.
     """
     size_ms, step_ms = _ms(size, "size"), _ms(step, "step")
     if size_ms % step_ms:
@@ -195,7 +205,7 @@ def cumulative(
 
 
 def session(gap: Duration, *, time: WindowTime = "event") -> SessionWindow:
-    """Returns windows of bursts: a window of a key ends when the key has had no row for `gap` of event time.
+    """Returns windows of activity: a window of a key ends when the key has had no row for `gap` of event time.
 
     `time` is that of `tumbling`. Raises UserError for a gap that is not a whole number of ms, 1 or more.
     """
@@ -211,8 +221,9 @@ def count_window(size: int) -> CountWindow:
 
 
 def offset_of_windows(zone: str, every_ms: int) -> int | None:
-    """Returns the offset in ms of windows that begin on the clock of the zone each `every_ms` after midnight, or None if it
-    changes with the clock: in Berlin, hours always begin with an hour of UTC, and days do not.
+    """Returns the offset in ms, from multiples of `every_ms` since 1970 UTC, of windows that begin every `every_ms`
+    after midnight on the clock of the zone. Returns None if the offset is not always the same: in Berlin, each hour
+    begins with an hour of UTC, but days begin at 22:00 or 23:00 UTC.
     """
     rests = {-offset % every_ms for offset in _offsets_ms(zone)}
     return rests.pop() if len(rests) == 1 else None
@@ -220,7 +231,7 @@ def offset_of_windows(zone: str, every_ms: int) -> int | None:
 
 @functools.cache
 def _offsets_ms(zone: str) -> frozenset[int]:
-    """Returns the distances of the zone's clock from UTC, in ms."""
+    """Returns the different offsets from UTC that the clock of the zone has had or will have, in ms."""
     info = zoneinfo.ZoneInfo(zone)
     days = (datetime.datetime(year, month, 1, tzinfo=info) for year in _YEARS for month in range(1, 13))
     return frozenset(int((day.utcoffset() or datetime.timedelta()).total_seconds() * 1000) for day in days)
@@ -233,7 +244,9 @@ def _time(time: WindowTime) -> WindowTime:
 
 
 def _offset_ms(offset: Duration, every: Duration) -> int:
-    """Returns the offset in ms of windows that begin once in `every`: those of whole weeks begin on Mondays."""
+    """Returns the offset in ms of windows that begin once in `every`: `offset`, plus the four days from 1 January
+    1970 to the first Monday, if `every` is in weeks.
+    """
     weeks = isinstance(every, str) and every.strip().endswith("w")
     return _ms(offset, "offset", zero=True) + (_FIRST_MONDAY_MS if weeks else 0)
 

@@ -47,7 +47,9 @@ def by_keys(keys: tuple[str, ...]) -> str:
 
 
 def column_text(name: str, expr: Expr) -> str:
-    """Returns the text of a column of a step's result: only its name if it is an unchanged column of that name."""
+    """Returns the text of a column of a step's result, for plans. It is only the name if the column is an unchanged
+    column of that name.
+    """
     return name if expr.column == name else f"{name} = {expr.text()}"
 
 

@@ -13,7 +13,7 @@ from sabot.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class When:
-    """A condition of `when(…)` that has no value yet: `then` gives it one."""
+    """A condition of `when(…)` whose value is not set yet; its method `then` sets it."""
 
     inputs: tuple[Expr, ...]
 
@@ -30,14 +30,14 @@ class Then(Expr):
     __slots__ = ()
 
     def when(self, *predicates: Expr) -> When:
-        """Adds a case for rows that no earlier case has taken. Several predicates are joined by `&`.
+        """Adds a case for rows for which no earlier case was true. Several predicates are joined by `&`.
 
         Raises UserError without a predicate.
         """
         return When((*self.inputs[:-1], _all(predicates)))
 
     def otherwise(self, value: Any) -> Expr:
-        """Sets the value of rows that no case has taken, also of rows for which a predicate is null.
+        """Sets the value of rows for which no case is true. A predicate that is null is not true.
 
         `value`: an expression, a value, or the name of a column.
         """
@@ -45,17 +45,17 @@ class Then(Expr):
 
 
 def when(*predicates: Expr) -> When:
-    """Begins an expression of cases: `when(col("x") > 0).then("x").otherwise(0)`. The first case that is true gives
-    the value.
+    """Begins an expression of cases: `when(col("x") > 0).then("x").otherwise(0)`. The result is the value of the
+    first case that is true. Without `otherwise` it is null if no case is true.
 
     Several predicates are joined by `&`. Strings in `then` and `otherwise` are names of columns: `then(lit("up"))`
-    gives a text. Without `otherwise`, rows that no case has taken are null. Raises UserError without a predicate.
+    returns a text. Raises UserError without a predicate.
     """
     return When((_all(predicates),))
 
 
 def coalesce(*exprs: Any) -> Expr:
-    """Returns an expression that gives in each row the first value that is not null.
+    """Returns an expression with the first value of each row that is not null.
 
     `exprs`: expressions, names of columns, or values. Raises UserError without any.
     """
@@ -73,11 +73,11 @@ def struct(**fields: Any) -> Expr:
 
 
 def concat_str(*exprs: Any, separator: str = "", ignore_nulls: bool = False) -> Expr:
-    """Returns an expression that joins the texts of several expressions, with `separator` between them. Values that are no texts are
-    converted as by `cast("string")`.
+    """Returns an expression that joins the texts of several expressions, with `separator` between them. Other values
+    are converted to text, as by `cast("string")`.
 
-    The result is null if one of the texts is null; with `ignore_nulls=True` such texts are left out. `exprs`: expressions, names of
-    columns, or values. Raises UserError without any.
+    The result is null if one of the texts is null; with `ignore_nulls=True` null texts are left out. `exprs`:
+    expressions, names of columns, or values. Raises UserError without any.
     """
     options = (
         ("separator", check("concat_str: separator", separator, TEXT)),
@@ -87,7 +87,8 @@ def concat_str(*exprs: Any, separator: str = "", ignore_nulls: bool = False) -> 
 
 
 def min_horizontal(*exprs: Any) -> Expr:
-    """Returns an expression that gives the least value of each row; null only if all are null, NaN only if there is no other value.
+    """Returns an expression with the least of several values of each row. Nulls are ignored, and so is NaN if there
+    is another value. The result is null if all values are null.
 
     `exprs`: expressions, names of columns, or values. Raises UserError without any.
     """
@@ -95,12 +96,15 @@ def min_horizontal(*exprs: Any) -> Expr:
 
 
 def max_horizontal(*exprs: Any) -> Expr:
-    """Returns an expression that gives the greatest value of each row, with nulls and NaN as in `min_horizontal`."""
+    """Returns an expression with the greatest of several values of each row, with nulls and NaN as in
+    `min_horizontal`.
+    """
     return Expr("max_horizontal", _columns("max_horizontal", exprs))
 
 
 def sum_horizontal(*exprs: Any, ignore_nulls: bool = True) -> Expr:
-    """Returns an expression that gives the sum of each row. Nulls count as 0; with `ignore_nulls=False` the sum is null if a value is.
+    """Returns an expression with the sum of several values of each row. Nulls count as 0; with `ignore_nulls=False`
+    the sum is null if one of the values is null.
 
     `exprs`: expressions, names of columns, or values. Raises UserError without any.
     """
@@ -133,10 +137,11 @@ def _all(predicates: tuple[Any, ...]) -> Expr:
 
 
 def instant(clock: Expr, zone: str) -> Expr:
-    """Returns times without a zone, as the clocks of `zone` show them, as instants in UTC.
+    """Returns an expression for the instants (timestamps in UTC) of local times. `clock`: timestamps without a zone,
+    as the clocks of `zone` show them. `zone`: the name of a time zone.
 
-    Of two instants with this time it is the earlier one. For a time that a changed clock leaves out it is the instant that
-    the clock would have had without the change, as in Java and Flink.
+    A time that occurs twice, when the clocks are set back, is the earlier instant. A time that is skipped, when the
+    clocks are set forward, is the instant that it would be if the clocks had not been changed, as in Java and Flink.
     """
     if zone == "UTC":
         return clock.dt.replace_time_zone("UTC")

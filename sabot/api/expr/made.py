@@ -11,9 +11,11 @@ _E_co = TypeVar("_E_co", covariant=True)
 
 
 class Make(Protocol[_E_co]):
-    """A function that makes an expression of this kind over the expression of the namespace.
+    """A function with which a namespace of an expression, such as `.str`, makes a new expression over that
+    expression.
 
-    `inputs`: further inputs, as expressions or values. `options`: arguments that are not expressions.
+    `kind`: the name of the operation, such as "str.lower". `inputs`: further operands, as expressions or values.
+    `options`: its arguments that are not expressions.
     """
 
     def __call__(self, kind: str, *inputs: Any, **options: Any) -> _E_co: ...

@@ -25,7 +25,9 @@ class StructExpr(NamedElsewhere, Generic[E]):
         return self.make("struct.field", name=check("struct.field: name", name, TEXT))
 
     def json_encode(self) -> E:
-        """Returns the struct as a compact JSON text: times as ms since 1970, NaN as null, all fields that are null too."""
+        """Returns the struct as a compact JSON text. Times are written as ms since 1970, NaN as null; fields that are
+        null are written, too.
+        """
         return self.make("struct.json_encode")
 
 
@@ -39,7 +41,8 @@ class ListExpr(NamedElsewhere, Generic[E]):
     def get(self, index: int, null_on_oob: bool = True) -> E:
         """Returns the value at this index; a negative index counts from the end.
 
-        An index out of bounds gives null; with `null_on_oob=False` it is a DataError of the row.
+        An index out of bounds returns null. With `null_on_oob=False` it is an error of the row (DataError), which the
+        stream's `on_error` handles.
         """
         return self.make(
             "list.get",
@@ -48,15 +51,17 @@ class ListExpr(NamedElsewhere, Generic[E]):
         )
 
     def first(self) -> E:
-        """Returns the first value; null of an empty list."""
+        """Returns the first value; null for an empty list."""
         return self.get(0)
 
     def last(self) -> E:
-        """Returns the last value; null of an empty list."""
+        """Returns the last value; null for an empty list."""
         return self.get(-1)
 
     def join(self, separator: str) -> E:
-        """Joins a list of texts to one text; null if one of them is null."""
+        """Joins a list of texts to one text, with `separator` between them. The result is null if one of the texts is
+        null.
+        """
         return self.make("list.join", separator=check("list.join: separator", separator, TEXT))
 
     def len(self) -> E:
@@ -64,8 +69,9 @@ class ListExpr(NamedElsewhere, Generic[E]):
         return self.make("list.len")
 
     def sum(self) -> E:
-        """Returns the sum of the numbers, as `sabot.sum`; null if there are none. Null values do not count. A sum that does not fit
-        its type is a DataError of the row.
+        """Returns the sum of the numbers, with the type that `sabot.sum` has. Nulls are ignored; without any number
+        the sum is null. If the sum does not fit its type, this is an error of the row (DataError), which the stream's
+        `on_error` handles.
         """
         return self.make("list.sum")
 
@@ -85,11 +91,14 @@ class ListExpr(NamedElsewhere, Generic[E]):
         descending: Sequence[bool] = (),
         nulls_last: Sequence[bool] = (),
     ) -> E:
-        """Returns the field of this name of each struct in the list: `collect_list(struct("name", "rank"))` and
-        `.list.field("name", by=["rank"])` are the names, the one of the least rank first.
+        """Returns one field of each struct in a list of structs, as a list. For example,
+        `col("people").list.field("name")` returns the names; with `by=["rank"]` they are in the order of the ranks,
+        the least first.
 
-        `by`: fields by which the structs are sorted before; of equal ones the order stays. `descending`, `nulls_last`: for each
-        of them, False if they are left out. NaN is the greatest number.
+        - `by`: fields by which the structs are sorted first. Structs with equal values keep their order. NaN is
+          greater than all numbers.
+        - `descending`, `nulls_last`: a bool for each field of `by`; False for all if left out. Raises UserError for
+          another number of values.
         """
         names = tuple(check("list.field: by", each, TEXT) for each in by)
         ways = [
@@ -102,18 +111,20 @@ class ListExpr(NamedElsewhere, Generic[E]):
         return self.make("list.field", name=name, by=names, descending=ways[0], nulls_last=ways[1])
 
     def quantile(self, quantile: float, interpolation: str = "nearest") -> E:
-        """Returns the value below which this fraction of the values lies, as float64. Null and NaN do not count; without a value the
-        result is null.
+        """Returns the value below which this fraction of the values is, as float64. Null and NaN are ignored; without
+        a value the result is null.
 
-        `quantile`: a fraction from 0 to 1. `interpolation`: "nearest", "lower", "higher", "midpoint" or "linear", if the fraction lies
-        between two values. Raises UserError for others.
+        `quantile`: a fraction from 0 to 1. `interpolation`: what to return if the fraction is between two values:
+        "nearest", "lower", "higher", "midpoint" or "linear". Raises UserError for another fraction or word.
         """
         fraction = fraction_of("list.quantile: quantile", quantile)
         check("list.quantile: interpolation", interpolation, OneOf(INTERPOLATIONS))
         return self.make("list.quantile", quantile=fraction, interpolation=interpolation)
 
     def median(self) -> E:
-        """Returns the median of the numbers, as float64: of an even number of values the mean of the two in the middle."""
+        """Returns the median of the numbers, as float64. For an even number of values it is the mean of the two in
+        the middle.
+        """
         return self.quantile(0.5, "linear")
 
     def contains(self, value: Any) -> E:

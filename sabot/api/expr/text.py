@@ -17,9 +17,10 @@ _WIDEST = 10_000  # the greatest length in characters for padding
 
 @dataclass(frozen=True, slots=True)
 class StringExpr(NamedElsewhere, Generic[E]):
-    r"""The methods of `col("name").str`, for columns of texts. All give null for null.
+    r"""The methods of `col("name").str`, for columns of texts. All of them return null for null.
 
-    Regular expressions have the syntax of RE2. It is that of Rust's `regex`, but \w, \d, \s and \b match ASCII only.
+    Regular expressions have the syntax of RE2, which is that of Rust's `regex`, but \w, \d, \s and \b match ASCII
+    only.
     """
 
     _elsewhere: ClassVar[Mapping[str, str]] = TEXTS
@@ -126,13 +127,13 @@ class StringExpr(NamedElsewhere, Generic[E]):
         return self.make("str.len_bytes")
 
     def to_datetime(self, format: str | None = None, strict: bool = True) -> E:
-        """Reads a time such as "2024-02-29 13:45" (ISO 8601), or a time in a format such as "%d.%m.%Y %H:%M:%S", in
-        UTC.
+        """Reads a time from a text. Without `format` the text is in ISO 8601, such as "2024-02-29 13:45"; with
+        `format` it is in that format, such as "%d.%m.%Y %H:%M:%S". The time is read as UTC.
 
-        The result is timestamp[us] without a zone; a format with %z gives the zone UTC. Codes of a format are %Y %m
-        %d %H %M %S %b (Jan) %B (January) %F %T %R %z; %f, %3f, %6f, %9f for the digits of a fraction of a second, and
-        %.f for the point with them. A text that is not such a time is a DataError of the row; with `strict=False` it
-        becomes null.
+        The result is timestamp[us] without a zone; a format with %z returns it with the zone UTC. The codes of a
+        format are %Y %m %d %H %M %S %b (Jan) %B (January) %F %T %R %z; %f, %3f, %6f, %9f for the digits of a fraction
+        of a second, and %.f for these digits with the decimal point. A text that is not such a time is an error of
+        the row (DataError), which the stream's `on_error` handles; with `strict=False` it becomes null.
         """
         return self.make("str.to_datetime", format=_format(format), strict=check("to_datetime: strict", strict, FLAG))
 
@@ -155,7 +156,8 @@ class StringExpr(NamedElsewhere, Generic[E]):
     def to_date(self, format: str | None = None, strict: bool = True) -> E:
         """Reads a date such as 2024-02-29, or a date in a format with the codes of `to_datetime`.
 
-        A text that is not such a date is a DataError of the row; with `strict=False` it becomes null.
+        A text that is not such a date is an error of the row (DataError), which the stream's `on_error` handles; with
+        `strict=False` it becomes null.
         """
         return self.make("str.to_date", format=_format(format), strict=check("to_date: strict", strict, FLAG))
 
@@ -164,12 +166,15 @@ class StringExpr(NamedElsewhere, Generic[E]):
         return self.make("str.reverse")
 
     def json_path_match(self, json_path: str, only: str | None = None, *, strict: bool = False) -> E:
-        """Returns the value at a path (`$.items[0].name`) of a JSON text, as a text. Objects and lists are JSON.
+        """Returns the value at a path of a JSON text, such as `$.items[0].name`, as a text. An object or a list is
+        returned as JSON.
 
-        The result is null if the text has no value there, or JSON's null, or is no JSON; with `strict=True` this is a
-        DataError of the row. `only`: "scalar" gives null for objects and lists; "nested" gives null for all other
-        values; "json" gives all values as JSON, so a text has its quotes. Raises UserError for a path that is not to
-        one value.
+        The result is null if there is no value at the path, if the value is JSON's null, or if the text is not JSON.
+        With `strict=True` each of these is an error of the row (DataError), which the stream's `on_error` handles.
+
+        `only`: "scalar" returns null for objects and lists; "nested" returns null for all other values; "json"
+        returns every value as JSON, so that a text has its quotes. Raises UserError for a path that may match several
+        values.
         """
         if only is not None:
             check("json_path_match: only", only, OneOf(("scalar", "nested", "json")))
@@ -178,11 +183,15 @@ class StringExpr(NamedElsewhere, Generic[E]):
         return self.make("str.json_path_match", json_path=path, only=only, **failing)
 
     def json_exists(self, json_path: str) -> E:
-        """Returns True if a JSON text has a value at a path, null included, and False if it has none or is no JSON."""
+        """Returns True if there is a value at a path of a JSON text, also if it is JSON's null. Returns False if
+        there is none, or if the text is not JSON.
+        """
         return self.make("str.json_exists", json_path=check("json_exists: json_path", json_path, TEXT))
 
     def is_json(self, of: str = "value") -> E:
-        """Returns True if the text is JSON: any "value", or an "object", an "array" or a "scalar"."""
+        """Returns True if the text is JSON of this kind. `of`: "value" for any JSON, or "object", "array" or
+        "scalar".
+        """
         return self.make("str.is_json", of=check("is_json: of", of, OneOf(("value", "object", "array", "scalar"))))
 
     def slice(self, offset: int, length: int | None = None) -> E:

@@ -65,9 +65,9 @@ class DateExpr(NamedElsewhere, Generic[E]):
         return self.make("dt.offset_by", by=("-" if text.startswith("-") else "") + _length_of(text.removeprefix("-")))
 
     def strftime(self, format: str) -> E:
-        """Formats the time with chrono's codes, such as "%Y-%m-%d %H:%M:%S".
+        """Returns the time as a text. `format`: the codes of the Rust library chrono, such as "%Y-%m-%d %H:%M:%S".
 
-        %3f, %6f and %9f are the digits of a fraction of a second; %.3f adds the point.
+        %3f, %6f and %9f are the digits of a fraction of a second; %.3f adds the decimal point.
         """
         return self.make("dt.strftime", format=check("strftime: format", format, TEXT))
 
@@ -151,11 +151,14 @@ class DateExpr(NamedElsewhere, Generic[E]):
         return self.make("dt.total_microseconds")
 
     def replace_time_zone(self, time_zone: str | None, *, ambiguous: str = "raise", non_existent: str = "raise") -> E:
-        """Reads the clock time of a timestamp as the time of another zone: 12:00 stays 12:00. None removes the zone.
+        """Keeps the clock time of a timestamp, and replaces its zone: 12:00 stays 12:00. None removes the zone.
 
-        `time_zone`: a name such as "Europe/Berlin". `ambiguous`: what to do with a clock time that occurs twice, in autumn: "raise" (a
-        DataError of the row), "earliest", "latest" or "null". `non_existent`: what to do with a clock time that is skipped, in spring:
-        "raise" or "null". Raises UserError for an unknown zone or word.
+        - `time_zone`: a name such as "Europe/Berlin".
+        - `ambiguous`: what to do with a clock time that occurs twice, in autumn: "raise" (an error of the row,
+          DataError), "earliest", "latest" or "null".
+        - `non_existent`: what to do with a clock time that is skipped, in spring: "raise" or "null".
+
+        Raises UserError for an unknown zone or word.
         """
         check("replace_time_zone: ambiguous", ambiguous, OneOf(("raise", "earliest", "latest", "null")))
         check("replace_time_zone: non_existent", non_existent, OneOf(("raise", "null")))
@@ -175,7 +178,9 @@ class DateExpr(NamedElsewhere, Generic[E]):
 
 
 def zone_of(where: str, time_zone: str) -> str:
-    """Returns the name of a time zone. Raises UserError if there is none of this name."""
+    """Returns the name of a time zone unchanged. Raises UserError if there is no zone of this name; the message
+    begins with `where`.
+    """
     try:
         zoneinfo.ZoneInfo(check(f"{where}: time_zone", time_zone, TEXT))
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
@@ -184,7 +189,9 @@ def zone_of(where: str, time_zone: str) -> str:
 
 
 def _length_of(every: str | datetime.timedelta) -> str:
-    """Returns a duration as a number and a unit: "1h" for "hour". Raises UserError."""
+    """Returns a duration as a text of a number and a unit: "1h" for "hour". `every`: a text or a timedelta. Raises
+    UserError if it cannot be read, or is too long.
+    """
     if isinstance(every, datetime.timedelta):
         every = f"{every // datetime.timedelta(microseconds=1)}us"
     text = _LENGTHS.get(check("date_trunc: every", every, TEXT).removesuffix("s"), every)

@@ -66,9 +66,10 @@ class Expr(NamedElsewhere):
     """A computation over the columns of a batch, with one value per row. It is immutable; operators such as `+` and
     `==` return an Expr.
 
-    `kind`: "col", "lit", "alias", "when", "coalesce", "struct", an operator as Python writes it ("neg" for unary -,
-    "not" for ~), or the name of a method, such as "is_null" or "str.lower". `inputs`: the expressions over which it
-    computes. `options`: its other arguments, as (name, value) pairs.
+    - `kind`: the operation. It is "col", "lit", "alias", "when", "coalesce", "struct", an operator as Python writes
+      it ("neg" for unary -, "not" for ~), or the name of a method, such as "is_null" or "str.lower".
+    - `inputs`: the expressions that are its operands.
+    - `options`: its other arguments, as (name, value) pairs.
     """
 
     _elsewhere: ClassVar[Mapping[str, str]] = EXPRESSIONS
@@ -94,8 +95,8 @@ class Expr(NamedElsewhere):
 
     @property
     def name(self) -> str:
-        """The name of the output: the alias, or else the name of the leftmost column; "literal" if a literal stands
-        leftmost.
+        """The name of the output column: the alias if there is one, else the name of the leftmost column in the
+        expression. It is "literal" if a literal is leftmost.
         """
         if self.kind in ("col", "alias", "struct.field"):
             return str(self.option("name"))
@@ -107,8 +108,8 @@ class Expr(NamedElsewhere):
 
     @property
     def column(self) -> str | None:
-        """The name of the column whose values the expression gives unchanged, under any alias; None if the values are
-        computed.
+        """The name of the column, if the expression returns the values of one column unchanged (it may have an
+        alias); None if it computes new values.
         """
         expr = self
         while expr.kind == "alias":
@@ -325,12 +326,14 @@ class Expr(NamedElsewhere):
     is_between = between
 
     def abs(self) -> "Expr":
-        """Returns the absolute value. The least integer of a type stays negative, because it wraps."""
+        """Returns the absolute value. The least integer of a type has no positive counterpart in this type, and stays
+        negative.
+        """
         return Expr("abs", (self,))
 
     def round(self, decimals: int = 0) -> "Expr":
-        """Rounds to a number of decimal places, halves to the even neighbour, as Python's `round`; integers do not
-        change.
+        """Rounds to a number of decimal places. A value in the middle is rounded to the even neighbour, as by
+        Python's `round`. Integers do not change.
         """
         return Expr("round", (self,), (("decimals", whole_of("round", decimals)),))
 
@@ -343,7 +346,7 @@ class Expr(NamedElsewhere):
         return Expr("ceil", (self,))
 
     def sqrt(self) -> "Expr":
-        """Returns the square root; NaN of negative numbers."""
+        """Returns the square root; NaN for negative numbers."""
         return Expr("sqrt", (self,))
 
     def exp(self) -> "Expr":
@@ -351,7 +354,7 @@ class Expr(NamedElsewhere):
         return Expr("exp", (self,))
 
     def log(self, base: float = math.e) -> "Expr":
-        """Returns the logarithm to `base`, by default e; -inf of 0, NaN of negative numbers.
+        """Returns the logarithm to `base`, by default e; -inf for 0, NaN for negative numbers.
 
         Raises UserError if `base` is 1, or is not a positive number.
         """
@@ -360,7 +363,7 @@ class Expr(NamedElsewhere):
         return Expr("log", (self,), (("base", float(base)),))
 
     def sign(self) -> "Expr":
-        """Returns -1, 0 or 1, of the same type; NaN of NaN."""
+        """Returns -1, 0 or 1, of the same type; NaN for NaN."""
         return Expr("sign", (self,))
 
     def clip(self, lower: Any = None, upper: Any = None) -> "Expr":
@@ -408,12 +411,12 @@ class Expr(NamedElsewhere):
         return Expr("replace_strict", (self, as_expr(default)), replacements_of("replace_strict", old, new))
 
     def cast(self, type: Any, strict: bool = True) -> "Expr":
-        """Converts to a type: a pa.DataType, or a name such as "int64", "float64", "string", "timestamp[ms]",
+        """Converts to a type. `type`: a pa.DataType, or a name such as "int64", "float64", "string", "timestamp[ms]",
         "timestamp[ms, UTC]".
 
-        A value that does not fit the type is a DataError of the row; with `strict=False` it becomes null. Fractions
-        are cut off, and times are rounded down. The date of a time is that of its time zone. Raises UserError for an
-        unknown type.
+        A value that does not fit the type is an error of the row (DataError), which the stream's `on_error` handles;
+        with `strict=False` it becomes null. Fractions are cut off, and times are rounded down. A timestamp with a
+        time zone is converted to the date in this zone. Raises UserError for an unknown type.
         """
         return Expr("cast", (self,), (("type", as_type(type)), ("strict", check("cast: strict", strict, FLAG))))
 
@@ -513,7 +516,7 @@ def as_expr(value: Any) -> Expr:
 
 
 def as_column(value: Any) -> Expr:
-    """Returns the column of this name for a string, and otherwise the same as `as_expr`."""
+    """Returns the column of this name if `value` is a string; otherwise does what `as_expr` does."""
     return col(value) if isinstance(value, str) else as_expr(value)
 
 
@@ -533,14 +536,14 @@ def _shown(expr: Expr) -> str:
 
 
 def _operand(expr: Expr) -> str:
-    """Returns the text of an operand or of an argument of a method. A literal without a type is shown as Python
-    writes it.
+    """Returns the text of an operand, or of a method's argument, for plans and messages. A literal without an
+    explicit type is shown as Python writes it; any other expression by its `repr`.
     """
     return _shown(expr) if expr.kind == "lit" and expr.option("type") is None else repr(expr)
 
 
 def _argument(expr: Expr) -> str:
-    """Returns the text of an argument for which a plain string would be the name of a column: a literal text is shown
-    as lit("…").
+    """Returns the text of an argument that may be the name of a column. To distinguish the two, a literal text is
+    shown as lit("…"). Other expressions are shown as by `_operand`.
     """
     return repr(expr) if expr.kind == "lit" and isinstance(expr.option("value"), str) else _operand(expr)

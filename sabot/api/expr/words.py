@@ -51,8 +51,8 @@ _LITERALS = (
 
 
 def literal_of(value: Any, type: Any) -> tuple[Any, pa.DataType | None]:
-    """Returns the value of a literal and its type, or None if the user gave no type. Raises UserError for a value
-    that no column can hold.
+    """Returns the value of a literal, converted to Python or Arrow, and its type. The type is None if the user gave
+    none. Raises UserError for a value that no column can contain, or that is not of the type.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -82,14 +82,18 @@ def whole_of(where: str, value: Any) -> int:
 
 
 def fraction_of(where: str, value: Any) -> float:
-    """Returns a number from 0 to 1. Raises UserError for any other value."""
+    """Returns the value as a float, if it is a number from 0 to 1. Raises UserError for any other value; the message
+    begins with `where`.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
         raise UserError(f"{where}={value!r} is not a fraction from 0 to 1", hint="0.5 is the median")
     return float(value)
 
 
 def numbers_of(where: str, values: Any) -> tuple[float, ...]:
-    """Returns numbers as floats. Raises UserError unless they are in ascending order, at least one."""
+    """Returns the numbers as floats. Raises UserError if there are none, or if they are not in ascending order; the
+    message begins with `where`.
+    """
     given = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
     good = all(isinstance(each, int | float | np.number) and not isinstance(each, bool) for each in given)
     if not given or not good or math.isnan(given[0]) or not all(a < b for a, b in itertools.pairwise(given)):
@@ -98,7 +102,9 @@ def numbers_of(where: str, values: Any) -> tuple[float, ...]:
 
 
 def replacements_of(where: str, old: Any, new: Any) -> tuple[tuple[str, Any], ...]:
-    """Returns the options `old` and `new` of an expression that replaces values. Raises UserError."""
+    """Returns the pair of options `old` and `new` for an expression that replaces values: (("old", values), ("new",
+    values)). Raises UserError for lists of different length, for a repeated value, and for null in `old`.
+    """
     if isinstance(old, Mapping) and new is None:
         pairs = list(old.items())
     else:

@@ -12,8 +12,8 @@ from sabot.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Feed(StreamEnd):
-    """A step that passes rows to an agent. `key`: the column that becomes the key of the records, for a record agent;
-    or None.
+    """A step that passes rows to an agent. `key`: for a record agent, the column that becomes the key of the records;
+    None for no key, and for a batch agent.
     """
 
     word = "to"
@@ -37,7 +37,9 @@ class Feed(StreamEnd):
         return tuple(schema.names) if self.agent.batch and schema is not None else ()
 
     def check(self) -> None:
-        """Raises UserError for changes, for a key with a batch agent, and as `Node.check` does."""
+        """Raises UserError if the rows are changes (updates and deletes of earlier rows), if a batch agent has a key,
+        and in the cases of `Node.check`.
+        """
         if self.input.changes:
             raise refused_changes(f"to(agent {self.agent.agent_id})")
         if self.key is not None and self.agent.batch:
@@ -62,7 +64,7 @@ class AgentRead(Read):
         return self.time is not None or not self.agent.batch
 
     def ending(self, until: Place) -> Read:
-        """Returns the step unchanged, because it ends when the agent ends."""
+        """Returns the step unchanged: `until` is the end of topics, and this step ends when the agent ends."""
         return self
 
 

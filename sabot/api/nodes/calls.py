@@ -63,8 +63,8 @@ class LookupAsync(AddsColumns):
 
 @dataclass(frozen=True, eq=False)
 class MapLlm(AddsColumns):
-    """A step that adds the columns of a model's answers to prompts made of the rows. `dead_letter`: the sink of rows
-    whose calls failed.
+    """A step that adds the columns of a model's answer to each row. The prompt is made from the row. `dead_letter`:
+    the sink of rows whose calls failed.
     """
 
     word = "map_llm"

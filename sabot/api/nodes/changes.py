@@ -24,8 +24,11 @@ _ENVELOPE = {"before", "after", "op"}
 
 @dataclass(frozen=True, eq=False)
 class GroupAggregate(Aggregates):
-    """A step whose changes make a table with one row for each key: the key and its aggregates. `ttl_ms`: the event time
-    after which a key without rows starts anew, or None for never.
+    """A step with one result row for each key: the key and its aggregates. Its output is changes, which keep this
+    table up to date.
+
+    `ttl_ms`: a key that had no row for so many ms of event time is forgotten, and its next row begins a new result;
+    None for never.
     """
 
     word = "group_by"
@@ -68,9 +71,11 @@ class GroupAggregate(Aggregates):
 
 @dataclass(frozen=True, eq=False)
 class Upsert(ByKey):
-    """A step whose changes make a table with the last row of each key. `deletes`: True if a row with the op DELETE
-    deletes the row of its key. `kept`: False if only a sink is behind the step, which replaces the row of a key itself:
-    the step then keeps no rows, and its input is no changes.
+    """A step that keeps the last row of each key. Its output is changes, which keep this table up to date.
+
+    - `deletes`: True if a row with the op DELETE deletes the row of its key.
+    - `kept`: True if the step itself stores the last rows. False if only a sink follows that replaces the row of a
+      key itself, and the input is append-only: then the step stores nothing.
     """
 
     word = "upsert"
@@ -110,11 +115,11 @@ class Upsert(ByKey):
 def table_node(
     source: str | Source, key: str | Sequence[str], format: str | Format, **options: Any
 ) -> tuple[Read, Upsert]:
-    """Returns the checked first steps of a table: the step that reads, and the table. `options` are those of
-    `read_node`.
+    """Returns the checked first two steps of a table: the one that reads the source, and the one that keeps the last
+    row of each key. `options` are those of `read_node`.
 
-    Raises UserError for a format whose records have several rows, and for Debezium topics without a schema or with
-    fields.
+    Raises UserError for a format whose records contain several rows. Also raises it for "debezium" without `schema=`,
+    with `fields=`, or with a Source of rows.
     """
     keys = (key,) if isinstance(key, str) else tuple(key)
     payloads = None if format in ("json", "debezium") else format_of(format, "table", ["debezium"])
@@ -148,8 +153,9 @@ def table_node(
 
 @dataclass(frozen=True, eq=False)
 class Versions(Node):
-    """A step that passes on all rows of the input of an Upsert as changes, also rows that later rows of their key
-    replace. The planner puts it before an AsofJoin.
+    """A step that reads the input of an Upsert, and passes on all of its rows as changes. A join by event time
+    (AsofJoin) needs them: also a row that was replaced later is valid for some time. The planner puts this step
+    before an AsofJoin.
     """
 
     word = "versions"
@@ -167,7 +173,9 @@ class Versions(Node):
 
 @dataclass(frozen=True, eq=False)
 class Changelog(Node):
-    """A step that makes each change a row, with its op in the column `op`."""
+    """A step that turns each change into a row. The column `op` has the kind of the change, such as "insert" or
+    "delete".
+    """
 
     word = "changelog"
     takes_changes = True
@@ -206,8 +214,10 @@ SortKey: TypeAlias = tuple[str, bool, bool]
 
 @dataclass(frozen=True, eq=False)
 class SortRows(Node):
-    """A step that emits the rows of a table in an order, when the input has ended; or, `by_time`, the rows of a stream
-    in an order that begins with their event time, as event time passes.
+    """A step that emits rows in an order. `by`: the columns of the order.
+
+    `by_time`: False if the rows are emitted when the input has ended. True for a stream without an end, whose order
+    begins with its event time: then a row is emitted when event time has passed it.
     """
 
     word = "sort"
@@ -239,8 +249,8 @@ def sort_node(
     descending: bool | Sequence[bool],
     nulls_last: bool | Sequence[bool],
 ) -> SortRows:
-    """Returns the step that sorts. Raises UserError for a stream without an end whose order does not begin with its
-    event time.
+    """Returns the step of `Stream.sort`. Raises UserError for a stream without an end, unless it is sorted by its
+    event time first.
     """
     names = column_names(flat(by), "sort")
     if not names:

@@ -84,7 +84,7 @@ class Connect(TwoInputs):
 
 @dataclass(frozen=True, eq=False)
 class Side(Node):
-    """A step with the rows of one output branch of a process step."""
+    """A step that passes on the rows of one output branch of a process step."""
 
     word = "side"
     keeps_time = False

@@ -41,12 +41,13 @@ class TwoInputs(Node):
 
 @dataclass(frozen=True, eq=False)
 class Join(TwoInputs):
-    """A step that joins rows whose keys are equal. The result has the columns of the left, then those of the right
-    without its keys.
+    """A step that joins rows whose keys are equal. The result has the columns of the left stream, then those of the
+    right stream without its keys.
 
-    `keep_ms`: the event time for which the rows of the left and of the right side are kept, as a pair; None keeps
-    them for ever. `max_drift_ms`: the greatest event time by which the sources of one side are read ahead of those of
-    the other, or None for no limit.
+    - `keep_ms`: how long rows of the left and of the right stream are stored, as a pair in ms of event time; None for
+      ever.
+    - `max_drift_ms`: if the sources of one stream are ahead of those of the other by more ms of event time, they
+      wait; None for no limit.
     """
 
     word = "join"
@@ -64,7 +65,7 @@ class Join(TwoInputs):
 
     @property
     def broadcast(self) -> bool:
-        """True if every subtask gets the whole right side."""
+        """True if every subtask gets all rows of the right stream."""
         return isinstance(self.right, Broadcast)
 
     def text(self) -> str:
@@ -78,15 +79,17 @@ class Join(TwoInputs):
 
     @property
     def _added(self) -> tuple[str, ...]:
-        """The columns between those of the left and those of the right."""
+        """The columns of the result that the join itself adds, such as the bounds of a window. They are after the
+        columns of the left stream.
+        """
         return ()
 
     @cached_property
     def right_names(self) -> list[tuple[str, str]] | None:
-        """The columns of the right without its keys, as (column, its name in the result); None if the columns are
-        unknown.
+        """The columns that the right stream contributes to the result, without its keys, as (column, its name in the
+        result). None if the columns of a stream are unknown; empty for "semi" and "anti".
 
-        Raises UserError if two columns of the result would have one name.
+        Raises UserError if two columns of the result would have the same name.
         """
         if self.how in ("semi", "anti"):
             return []
@@ -143,9 +146,7 @@ class Join(TwoInputs):
 
 @dataclass(frozen=True, eq=False)
 class _AppendJoin(Join):
-    """A join whose result is append-only: event time, or the order of arrival, decides finally about each row of the
-    result.
-    """
+    """A join whose result is append-only: a row of the result is emitted once, and is never updated or deleted."""
 
     takes_changes = False
 
@@ -178,8 +179,8 @@ class JoinByTime(_AppendJoin):
 
 @dataclass(frozen=True, eq=False)
 class IntervalJoin(JoinByTime):
-    """A join of rows that are close in event time: the time of the right row is in [left + lower, left + upper]. A
-    bound of None leaves its end open.
+    """A join of rows that are close in event time: the time of the right row is from left + `lower_ms` to left +
+    `upper_ms`, both included. None for a bound means that there is none.
     """
 
     word = "join(…, between=)"
@@ -208,7 +209,9 @@ class WindowJoin(JoinByTime):
 
 @dataclass(frozen=True, eq=False)
 class AsofJoin(JoinByTime):
-    """A join of each left row with the right row that is valid at its event time."""
+    """A join of each left row with a row of the right stream that was valid at the left row's event time, by
+    `strategy`.
+    """
 
     word = "join_asof"
     keeps_time = True
@@ -228,9 +231,9 @@ class AsofJoin(JoinByTime):
             self._check_versions()
 
     def _check_versions(self) -> None:
-        """Raises UserError unless the right is an `upsert` of an append-only stream by the key of the join.
-
-        Only then is each row valid from its event time until that of the next row of its key.
+        """Raises UserError if the right stream does not have exactly one valid row of each key at any event time. It
+        has that if it is an `upsert` of an append-only stream by the key of the join: then a row is valid from its
+        event time until that of the next row of its key.
         """
         right = self.right
         while isinstance(right, RowStep):
@@ -251,7 +254,9 @@ class AsofJoin(JoinByTime):
 
 @dataclass(frozen=True, eq=False)
 class Lookup(_AppendJoin):
-    """A join of each left row with the right row that its key has when the left row arrives."""
+    """A join of each left row with the row that the right stream has for its key at the moment when the left row
+    arrives.
+    """
 
     word = "lookup"
     keeps_time = True

@@ -18,9 +18,11 @@ _OF_ORDER = ("first", "last", "any", "collect_list")
 
 
 class ByKey(Node):
-    """A step over the rows of a key that names the key columns only.
+    """A base class of steps that work on the rows of each key separately, and read no other columns by name than
+    those of the key.
 
-    The class has no dataclass fields: they would come before those of the step, whose order is stored (`plan/paths`).
+    The class has no dataclass fields: they would come before those of the step, and the order of fields is stored in
+    checkpoints (`plan/paths`).
     """
 
     keys: tuple[str, ...]
@@ -31,7 +33,9 @@ class ByKey(Node):
 
 
 class Aggregates(ByKey):
-    """A step whose rows are keys and aggregates, so that it needs only the columns that the keys and aggregates read."""
+    """A base class of steps whose result has only keys and aggregates. Such a step needs no other columns of its
+    input than those that its keys and aggregates read.
+    """
 
     aggregates: tuple[tuple[str, Aggregate], ...]
 
@@ -52,7 +56,9 @@ class Aggregates(ByKey):
 
 
 class FirstRows(AddsColumns):
-    """A step that gives the first rows of each key. `by`: pairs (column, True if the greatest come first)."""
+    """A base class of steps that return the first rows of each key. `by`: the order, as pairs of a column and True if
+    its greatest values come first. `rank`: the name of the column for the rank of a row; None for no such column.
+    """
 
     keys: tuple[str, ...]
     by: tuple[tuple[str, bool], ...]
@@ -77,13 +83,13 @@ class FirstRows(AddsColumns):
 
 
 def _mentioned_by(keys: Iterable[str], columns: Iterable[tuple[str, Aggregate | OverFunction]]) -> frozenset[str]:
-    """Returns the keys, and the columns that the aggregates read."""
+    """Returns the names of the keys, and of the columns that the aggregates or functions read."""
     return frozenset(keys).union(*(each.columns for _, each in columns))
 
 
 @dataclass(frozen=True, eq=False)
 class RunningAggregate(Aggregates):
-    """A step that gives for each row the aggregates of its key so far, including the row."""
+    """A step that emits for each row the aggregates of its key so far, including this row."""
 
     word = "aggregate"
     hint_of_changes = 'group_by("key").aggregate(…) takes changes; '
@@ -108,7 +114,9 @@ class RunningAggregate(Aggregates):
 
 @dataclass(frozen=True, eq=False)
 class Reduce(ByKey):
-    """A step that gives for each row the rows of its key so far, reduced to one by a function of the user."""
+    """A step that emits, for each row, one row that a function of the user has computed from all rows of the key so
+    far.
+    """
 
     word = "reduce"
     carries_time = True
@@ -167,7 +175,9 @@ class Deduplicate(ByKey):
 
 @dataclass(frozen=True, eq=False)
 class TopN(FirstRows):
-    """A step that keeps the first rows of each key up to date. `by`: pairs (column, True if the greatest come first)."""
+    """A step that keeps the first `n` rows of each key up to date, as changes. `by`: the order, as pairs of a column
+    and True if its greatest values come first.
+    """
 
     word = "top_n"
     takes_changes = True
@@ -194,10 +204,10 @@ class TopN(FirstRows):
 
 @dataclass(frozen=True, eq=False)
 class Over(AddsColumns):
-    """A step that adds columns computed from a row and the rows of its key before it.
+    """A step that adds columns to each row that are computed from this row and the earlier rows of its key.
 
-    `preceding_rows`, `preceding_ms`: the frame, as a number of earlier rows or as event time. At most one of the two
-    is set; if both are None, the frame has all earlier rows.
+    `preceding_rows`, `preceding_ms`: the earlier rows that are used: at most so many rows, or those of so many ms of
+    event time. At most one of the two is set; if both are None, all earlier rows are used.
     """
 
     word = "over"

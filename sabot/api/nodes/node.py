@@ -68,17 +68,19 @@ class Node:
 
     @property
     def mentioned(self) -> tuple[frozenset[str], ...]:
-        """The columns that the step names, for each of its inputs."""
+        """The columns that the step reads by name, for each of its inputs."""
         return (frozenset(),) * len(self.inputs)
 
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
-        """Returns for each input the columns that are needed if later steps need only `wanted` of this one."""
+        """Returns the columns that this step needs, for each of its inputs; None for all columns. `wanted`: the
+        columns of this step that later steps need; None for all.
+        """
         return (None,) * len(self.inputs)
 
     @property
     def keeps_rows(self) -> bool:
-        """True if the step stores the rows of its inputs with all their columns. The planner then drops columns that
-        no later step uses before the rows reach the step.
+        """True if the step stores whole rows of its inputs. The planner then removes the columns that no later step
+        uses before the rows reach the step.
         """
         return False
 
@@ -102,7 +104,9 @@ class Node:
 
     @property
     def append_only(self) -> tuple["Node", ...]:
-        """The inputs that must not be changes."""
+        """The inputs that must be append-only, which means that they must not be changes (updates and deletes of
+        earlier rows).
+        """
         return () if self.takes_changes else self.inputs
 
     @cached_property
@@ -112,15 +116,15 @@ class Node:
 
     @cached_property
     def unique(self) -> tuple[str, ...] | None:
-        """The columns that together are unique in the table made of the step's changes; None if they are unknown, or
-        the rows are not changes.
+        """The columns that identify a row of the table that the step's changes maintain: no two of its rows have
+        equal values in all of them. None if such columns are unknown, or if the rows are not changes.
         """
         return None
 
     @property
     def upserted(self) -> bool:
-        """True if the program named the key of the changes: `.upsert(…)` comes before, followed by steps over single
-        rows only.
+        """True if the user has named the key of the changes with `.upsert(…)`, and only steps that handle each row
+        alone come after it.
         """
         return False
 
@@ -144,8 +148,8 @@ class Node:
 
     @property
     def gives_time(self) -> bool:
-        """True if the step sets new event times, whatever its input has. The steps before it then need no event time
-        for later ones.
+        """True if the step sets new event times, so that the steps before it need no event time for the steps after
+        it.
         """
         return False
 
@@ -156,25 +160,28 @@ class Node:
 
     @property
     def goes_by_time(self) -> bool:
-        """True if the result depends on event time when rows have it, although the step works without."""
+        """True if the step also works without event time, but its result depends on event time if the rows have it."""
         return False
 
     @property
     def keeps_times(self) -> bool:
-        """True if the state of the step contains event times, so that it cannot be restored under another event time."""
+        """True if the state of the step contains event times. It can then not be restored if the event time has
+        another definition.
+        """
         return self.needs_time or self.goes_by_time
 
     @property
     def time_of_left(self) -> bool:
-        """True if event time of the left input is enough for a step with two inputs. Rows of the right then count
+        """True if a step with two inputs needs event time of the left input only. Rows of the right input then apply
         from their arrival.
         """
         return False
 
     @property
     def given(self) -> dict[str, str | None]:
-        """The columns whose values the step names, by name: for a column with unchanged values, the name of that
-        column in the input; for a column with new values, None.
+        """The columns that the step sets, by name. The value is the name of the input's column that it passes on
+        unchanged under this name, or None if it computes new values. Columns that keep their name and values may be
+        missing.
         """
         return {}
 
@@ -183,18 +190,19 @@ class Node:
         """The columns that contain the event time of the rows, by name. The value is True if the column is known to
         have times in ms or timestamps, and False if it may have another unit, or texts.
 
-        A step that renames the column keeps it here under the new name. If a step drops the column, the old name
-        stays here, so that a new column of that name is not taken for the event time unnoticed. A function over
-        batches that returns the column sets new event times. The result is empty after steps that make one row of
-        several, and may have several names after a union.
+        - If a step renames such a column, the new name is here.
+        - If a step drops it, the old name remains here. So an error can be raised if a later step uses this name for
+          a new column.
+        - If a function over batches returns such a column, its values are the new event times.
+        - The dict is empty after steps that make one row of several. It may have several names after a union.
         """
         if not self.keeps_time:
             return {}
         return {self._time_behind(time) or time: as_is for time, as_is in self.inputs[0].event_times.items()}
 
     def _time_behind(self, time: str) -> str | None:
-        """Returns the name that the event time column `time` of the input has after the step, or None if the step
-        gives this name to other values.
+        """Returns the name that the input's event time column `time` has after this step. Returns None if the step
+        gives the name `time` to a column with other values.
         """
         given = self.given
         if time in given:
@@ -204,8 +212,8 @@ class Node:
     # -- checks -------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raises UserError if the step names a column that does not exist, gives a reserved name, or cannot take the
-        changes of an input.
+        """Raises UserError if the step reads a column that does not exist, or makes a column with a reserved name.
+        Also raises it if an input is changes (updates and deletes of earlier rows), and the step cannot process them.
         """
         for upstream, names in zip(self.inputs, self.mentioned, strict=True):
             check_columns(self.word, upstream, sorted(names))
@@ -216,7 +224,9 @@ class Node:
 
 
 class AddsColumns(Node):
-    """A step that passes on the rows of its input with further columns at the end, named as in `given`."""
+    """A base class of steps that add columns at the end of each row of their input. `given` has the names of these
+    columns.
+    """
 
     @cached_property
     def column_names(self) -> list[str] | None:
@@ -236,8 +246,8 @@ def time_column(node: Node) -> str | None:
 
 
 def check_event_time(node: Node) -> None:
-    """Raises UserError if the step puts other values into the column of the event time. It is called only if a later
-    step uses event time.
+    """Raises UserError if the step replaces the values of the column of event time. Called only if a later step uses
+    event time.
     """
     if not node.inputs or not node.keeps_time:
         return
@@ -266,9 +276,10 @@ def walk(ends: Iterable[Node]) -> list[Node]:
 
 
 def with_id(node: Node, id: str) -> Node:
-    """Returns the step with this id, given to it or to the last step before it that keeps state.
+    """Returns the step with this id. If it keeps no state, the last step before it that keeps state gets the id
+    instead.
 
-    Raises UserError if no step keeps state, or if it has an id already.
+    Raises UserError if no step keeps state, or if that step already has an id.
     """
     if hasattr(node, "id"):
         if node.id:
@@ -301,12 +312,12 @@ def refused_changes(what: str, instead: str = "") -> UserError:
 
 
 def with_more(columns: Columns, more: Iterable[str]) -> Columns:
-    """Returns `columns` and `more`, or None if `columns` is None, which stands for all columns."""
+    """Returns the union of `columns` and `more`. If `columns` is None (all columns), returns None."""
     return None if columns is None else columns.union(more)
 
 
 def without(columns: Columns, fewer: Iterable[str]) -> Columns:
-    """Returns `columns` except `fewer`, which the step itself gives, or None if `columns` is None, which stands for
-    all columns.
+    """Returns `columns` without `fewer`. If `columns` is None (all columns), returns None. `fewer`: columns that the
+    step computes itself, so that it does not need them from its input.
     """
     return None if columns is None else columns.difference(fewer)

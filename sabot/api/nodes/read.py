@@ -31,8 +31,9 @@ _INFER_MOST = 1_000_000  # the payloads from which columns are inferred are all 
 
 @dataclass(frozen=True)
 class TableFormat:
-    """The format of records that are read as changes of a table. `keys`: the columns of the table's key. `format`:
-    "json" if a payload is a row, or "debezium".
+    """The form of records that are read as changes of a table. `keys`: the columns of the table's key. `format`:
+    "json" if each payload is a row, or "debezium" if it is an envelope of Debezium, with the row before and after a
+    change.
     """
 
     keys: tuple[str, ...]
@@ -45,15 +46,21 @@ class Read(Node):
 
     - `schema`: the columns of the payloads, or None if they are not known yet. `format`: the format of the payloads.
     - `time`: the column of event time, a path to a field of a struct, or an expression. With None, event time is the
-      timestamp of the record, if the source has records.
-    - `time_unit`: the unit of event times that are numbers, or None for ms. `time_format`: the format of event times that
-      are texts, or None for ISO 8601. `time_zone`: the zone of event times without one, or None for UTC.
-    - `fields`: other parts of a record that become columns, as (column, field), after those of the payload.
-    - `table`: the key and format of a table, whose records are changes with an op; or None for a stream of rows.
-    - `first`: True if joins wait until the rows that exist at the start are read. With None, the kind of join decides.
-    - `start`: the place where a topic is read from without a checkpoint, or None for the app's `start=`.
+      timestamp of the record; a Source of rows without records then has no event time.
+    - `time_unit`: the unit of event times that are numbers, or None for ms. `time_format`: the format of event times
+      that are texts, or None for ISO 8601. `time_zone`: the time zone of event times that have none, or None for UTC.
+    - `lateness_ms`: by how many ms of event time rows may be out of order. `idle_ms`: after so many ms without rows,
+      a partition no longer holds back event time.
+    - `dead_letter`: the topic or Sink for records that cannot be read. `on_error`: what happens to rows for which a
+      step fails.
+    - `fields`: other parts of a record that become columns after those of the payload, as (column, field).
+    - `table`: for `App.table`, the key and the form of the records, which are read as changes; None for a stream of
+      rows.
+    - `first`: True if joins wait until the rows that exist at the start are read; False if they do not wait. With
+      None, the kind of join decides.
+    - `start`: the place from which a topic is read without a checkpoint, or None for the app's `start=`.
     - `until`: the place where reading ends, or None if it does not end.
-    - `overrides`: types of columns that replace the inferred ones.
+    - `overrides`: types of some columns, which replace the inferred ones.
     """
 
     word = "stream"
@@ -94,13 +101,15 @@ class Read(Node):
         return self.time is not None or isinstance(self.source, str)
 
     def begins(self, start: Place) -> Place:
-        """Returns the place at which reading begins without a checkpoint. `start`: that of the app."""
+        """Returns the place at which reading begins without a checkpoint. `start`: the place for sources that have
+        none of their own.
+        """
         place = start if self.start is None else self.start
         return start_of(self.source, place) if isinstance(self.source, Source) else place
 
     def ending(self, until: Place) -> "Read":
-        """Returns the step with this end, if it reads a topic and has no end of its own; otherwise the step
-        unchanged.
+        """Returns a copy of the step that ends at `until`, if it reads a topic and has no end of its own; otherwise
+        the step unchanged.
         """
         return replace(self, until=until) if self.until is None and isinstance(self.source, str) else self
 
@@ -114,7 +123,9 @@ class Read(Node):
         return None if found is None else self.overridden(found)
 
     def overridden(self, found: pa.Schema) -> pa.Schema:
-        """Returns columns that were found, with the types of `overrides`. Raises UserError for a column that is not among them."""
+        """Returns the inferred columns `found`, with the types of `overrides`. Raises UserError if `overrides` has a
+        column that `found` does not have.
+        """
         for name, kind in self.overrides:
             if (place := found.get_field_index(name)) < 0:
                 raise UserError(
@@ -126,7 +137,9 @@ class Read(Node):
 
     @cached_property
     def columns(self) -> pa.Schema | None:
-        """The columns of the payloads, and the fields of the records. Raises UserError for a column that both have."""
+        """The columns of the payloads and those of `fields`; None if the columns of the payloads are unknown. Raises
+        UserError for a name that both have.
+        """
         if self.schema is None or not self.fields:
             return self.schema
         for column, said in self.fields:
@@ -139,8 +152,8 @@ class Read(Node):
 
     @cached_property
     def time_column(self) -> str | None:
-        """The column whose values are the event times in ms or as timestamps; None if there is none (`time_expr` may
-        compute them).
+        """The column whose values can be used as event times unchanged, since they are in ms or timestamps. None if
+        there is no such column; event times may then be computed (`time_expr`).
         """
         if (
             not isinstance(self.time, str)
@@ -155,7 +168,9 @@ class Read(Node):
 
     @cached_property
     def time_expr(self) -> Expr | None:
-        """The expression that computes event times; None if a column has them, or the records' timestamps are used."""
+        """The expression that computes event times. None if a column already has them, or if they are the timestamps
+        of the records.
+        """
         if self.time is None or self.time_column is not None:
             return None
         if isinstance(self.time, Expr):
@@ -171,13 +186,15 @@ class Read(Node):
 
     @property
     def said_time(self) -> str:
-        """The event time as checkpoints record it: its column or expression, and the name of the source."""
+        """The definition of event time as a text, as checkpoints record it: the column or expression, and the name of
+        the source.
+        """
         return f"{said_time(self.time, self.time_unit, self.time_format, self.time_zone)} of {self.name}"
 
     @cached_property
     def column_names(self) -> list[str] | None:
-        """The columns that were declared, or that the data of a Source has; None if they are unknown, or the source
-        cannot be read now.
+        """The names of the columns: those that were declared, or those that the data of a Source has. None if they
+        are unknown, for example because the source cannot be read at the moment.
         """
         try:
             schema = self.found_schema()
@@ -301,7 +318,11 @@ def read_node(
 
 
 def _inferring(infer: int, format: Any, source: str | Source, known: pa.Schema | None) -> tuple[Any, str | Source]:
-    """Returns the format and the source with which columns are inferred from so many records."""
+    """Returns the format and the source for a stream whose columns are inferred from the first `infer` records.
+    Exactly one of the two is changed for this: the source if it infers columns itself, and otherwise the format.
+    Raises UserError for a source or a format without inference. `known`: the declared columns, or None; with declared
+    columns UserError is raised.
+    """
     rows = check("stream: infer", infer, Whole(1, _INFER_MOST))
     if known is not None:
         raise UserError("stream: schema= has all types already", hint="give schema= or infer=, not both")
@@ -326,8 +347,8 @@ def _drift_ms(source: str | Source, max_drift: Duration) -> int:
 
 
 def said_time(time: str | Expr | None, unit: TimeUnit | None, format: str | None, zone: str | None) -> str:
-    """Returns the event time as text. Equal event times have equal texts: `col("ts")` gives "ts", and the unit ms is
-    not mentioned.
+    """Returns a definition of event time as a text. Equal definitions have equal texts: "ts" and `col("ts")` both
+    become "ts", and the default unit, ms, is left out.
     """
     if time is None:
         return "the records' timestamp"
@@ -341,8 +362,8 @@ def said_time(time: str | Expr | None, unit: TimeUnit | None, format: str | None
 
 
 def named_time(time: str | Expr | None, columns: Collection[str] | None) -> dict[str, bool]:
-    """Returns the column that `time` names, in the form of `Node.event_times`; empty if `time` is a path or is
-    computed.
+    """Returns {name: False} if `time` is the name of a column, and {} if it is a path or is computed. This is the
+    form of `Node.event_times`; False means that the unit of the column's values is unknown.
 
     `columns`: the known columns, or None.
     """
@@ -363,7 +384,9 @@ def path_of(path: str) -> Expr:
 
 
 def check_time(where: str, time: Any, unit: Any, format: Any, zone: Any) -> None:
-    """Raises UserError for arguments that cannot define an event time, whatever the columns are."""
+    """Raises UserError if these arguments cannot define an event time, whatever columns the stream has. `where`: the
+    beginning of the message.
+    """
     if time is not None and not isinstance(time, str | Expr):
         raise UserError(
             f"{where}: time={time!r} is not a column", hint='time="ts", time="bid.at", time=col("s") * 1000'
@@ -393,7 +416,7 @@ def _check_time_column(time: str | Expr | None, schema: pa.Schema) -> None:
 
 
 def endless_read(node: Node) -> Read | None:
-    """Returns a source without an end that this step's rows come from, or None if all sources have an end."""
+    """Returns the first source of this step's rows that has no end, or None if all of its sources have an end."""
     reads = (each for each in walk([node]) if isinstance(each, Read))
     return next((each for each in reads if not each.bounded), None)
 

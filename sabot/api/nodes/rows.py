@@ -16,7 +16,9 @@ from sabot.base.checks import Whole, check
 
 @dataclass(frozen=True, eq=False)
 class RowStep(Node):
-    """A step that makes one row or none of each row, so that changes stay changes."""
+    """A base class of steps that make one row or none of each row of their input. If the input is changes, so is the
+    output.
+    """
 
     takes_changes = True
     input: Node
@@ -57,8 +59,8 @@ class Filter(RowStep):
 
 @dataclass(frozen=True, eq=False)
 class EndVersions(Node):
-    """A filter over Versions: a row that does not pass the filter ends the validity of the row before it. The planner
-    puts this step before an AsofJoin.
+    """A filter after a `Versions` step. If a row does not pass the filter, the row of its key before it is no longer
+    valid from then on. The planner puts this step before a join by event time (AsofJoin).
     """
 
     word = "filter"
@@ -268,7 +270,7 @@ class FlatMap(Node):
 
 @dataclass(frozen=True, eq=False)
 class Explode(Node):
-    """A step that makes a row of each value of the lists in these columns."""
+    """A step that makes a row of each value of a list, for the lists in these columns."""
 
     word = "explode"
     input: Node
@@ -297,7 +299,7 @@ class Explode(Node):
 
 @dataclass(frozen=True, eq=False)
 class Union(Node):
-    """A step with the rows of several streams that have the same columns."""
+    """A step that emits the rows of several streams that have the same columns."""
 
     word = "union"
     takes_changes = True
@@ -330,8 +332,8 @@ class Union(Node):
 
 @dataclass(frozen=True, eq=False)
 class OnError(RowStep):
-    """A step that sets the policy for rows for which a later step fails. The planner moves no filter from after the
-    step to before it, because another policy applies there.
+    """A step that sets the policy for rows for which a later step fails. A filter after this step must not be moved
+    before it, since another policy applies there.
     """
 
     word = "on_error"
@@ -419,7 +421,9 @@ def _own_policy(where: str, on_error: RowPolicy | None) -> RowPolicy | None:
 
 
 def only_wanted(columns: Sequence[tuple[str, Expr]], wanted: Columns) -> tuple[tuple[str, Expr], ...]:
-    """Returns those of the step's columns that later steps use. The others need not be computed."""
+    """Returns the columns that later steps use, out of those that the step computes. `wanted`: the names of the used
+    columns; None for all.
+    """
     return tuple((name, expr) for name, expr in columns if wanted is None or name in wanted)
 
 

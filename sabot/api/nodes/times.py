@@ -16,8 +16,8 @@ from sabot.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class WithTime(Node):
-    """A step after which rows have another event time: a column, a path to a field of a struct, or an expression, as
-    in `Read`.
+    """A step that gives rows another event time. `time`: a column, a path to a field of a struct, or an expression;
+    the other fields are those of `Read`.
     """
 
     word = "with_time"
@@ -44,7 +44,7 @@ class WithTime(Node):
 
     @property
     def said_time(self) -> str:
-        """The event time as checkpoints record it, like `Read.said_time`."""
+        """The definition of event time as a text, as checkpoints record it."""
         return f"{said_time(self.time, self.time_unit, self.time_format, self.time_zone)} of with_time"
 
     @property
@@ -61,7 +61,9 @@ class WithTime(Node):
 
     @cached_property
     def event_times(self) -> dict[str, bool]:
-        """The column that `time` names, with False: its type, and so the unit of its values, is unknown here."""
+        """The column that `time` names, as {name: False}; {} if it names none. False means that the unit of the
+        values is unknown here.
+        """
         return named_time(self.time, self.input.column_names)
 
 
@@ -82,8 +84,10 @@ def with_time_node(
 
 @dataclass(frozen=True, eq=False)
 class InTimeOrder(Node):
-    """A step that emits the rows of a stream in the order of their event time. Rows wait until event time has passed
-    them by `wait_ms`. Later ones are late.
+    """A step that emits the rows of a stream in the order of their event time.
+
+    - `wait_ms`: a row waits until event time is so many ms past the row's own time.
+    - `late`: the sink for rows that arrive after that; None if they are dropped.
     """
 
     word = "sorted"

@@ -59,7 +59,7 @@ class AggregateWindow(Aggregates):
 
 @dataclass(frozen=True, eq=False)
 class WindowTopN(FirstRows):
-    """A step with the first rows of each key and window."""
+    """A step that emits the first rows of each key and window, by an order."""
 
     word = "window"
     keeps_time = False

@@ -30,10 +30,11 @@ Keys = tuple[tuple[str, ...], tuple[str, ...]]
 def keyed_sides(
     where: str, left: Node, right: Node, on: Any, left_on: Any, right_on: Any, how: Any = ""
 ) -> tuple[Node, Node, Keys, list[str]]:
-    """Returns both sides with their keys as columns, the names of these columns, and the columns of the left that
-    were added for expressions.
+    """Returns four values: the left step and the right step of a join, with their keys as columns; the names of the
+    key columns; and the names of the columns that were added to the left step for keys that are expressions.
 
-    The result of the join must not have the added columns. Raises UserError for keys that do not fit.
+    The result of the join must not contain the added columns. Raises UserError for keys that are not valid. `where`:
+    the name of the step, for messages.
     """
     pairs = list(zip(*join_keys(where, on, left_on, right_on), strict=True))
     # A right row without a partner has its key only in the column of the left, which is dropped; so the right keeps its own.
@@ -48,8 +49,8 @@ def keyed_sides(
 
 
 def _with_keys(where: str, node: Node, keys: Sequence[str | Expr]) -> tuple[Node, tuple[str, ...], list[str]]:
-    """Returns the step that has these keys as columns, the names of the columns, and the names of those that were
-    added for expressions.
+    """Returns three values: a step that has these keys as columns, the names of the key columns, and the names of
+    those that were added for keys that are expressions.
     """
     names = tuple(key if isinstance(key, str) else f"{MADE_KEY}{i}" for i, key in enumerate(keys))
     made = tuple((name, key) for name, key in zip(names, keys, strict=True) if isinstance(key, Expr))
@@ -78,7 +79,7 @@ def join_node(
     max_drift: Any,
     late: Any,
 ) -> Join:
-    """Returns the node of `Stream.join`. Raises UserError for arguments that contradict each other."""
+    """Returns the step of `Stream.join`. Raises UserError for arguments that contradict each other."""
     given = (left, right, *keys, check("join: how", how, OneOf(_HOWS)), suffix)
     if between is not None and window is not None:
         raise UserError("join: between= and window= are two kinds of joins", hint="give one of them")
@@ -125,7 +126,7 @@ def asof_node(
     max_drift: Any,
     late: Any,
 ) -> AsofJoin:
-    """Returns the node of `Stream.join_asof`. Raises UserError."""
+    """Returns the step of `Stream.join_asof`. Raises UserError if an argument is not valid."""
     strategy = check("join_asof: strategy", strategy, OneOf(("backward", "forward", "nearest")))
     if strategy != "backward" and tolerance is None:
         raise UserError(
@@ -144,10 +145,11 @@ def asof_node(
 
 
 def _with_late(where: str, node: _ByTime, late: Any) -> _ByTime:
-    """Returns the join with the sinks of late rows. Raises UserError for a sink that cannot be written, and for late
-    changes.
+    """Returns the join with its sinks for late rows. Raises UserError if a sink cannot be written to, or if the right
+    stream is changes and has a sink: late changes are still applied.
 
-    `late`: one place for both sides, or a tuple of two: for this stream, and for the other one. A list gets rows.
+    `late`: one topic, Sink or list for both streams, or a tuple of two (for the left stream, for the right stream);
+    None for no sink. Late rows are appended to a list as dicts.
     """
     pair = isinstance(late, tuple)
     if (pair and len(late) != 2) or (isinstance(late, list) and any(isinstance(each, str | Sink) for each in late)):
@@ -169,16 +171,16 @@ def _with_late(where: str, node: _ByTime, late: Any) -> _ByTime:
 
 
 def lookup_node(left: Node, right: Node, keys: Keys, how: Any, suffix: str) -> Lookup:
-    """Returns the node of `Stream.lookup` in a table. Raises UserError."""
+    """Returns the step of `Stream.lookup` in a table. Raises UserError if `how` is not valid."""
     return Lookup(left, right, *keys, check("lookup: how", how, OneOf(("left", "inner"))), suffix)
 
 
 def lookup_async_node(
     node: Node, function: Any, on: Any, how: Any, suffix: str, dead_letter: str | Sink | None, options: LookupOptions
 ) -> Node:
-    """Returns the node of `Stream.lookup` with a coroutine function. Raises UserError.
+    """Returns the step of `Stream.lookup` with a coroutine function. Raises UserError if an argument is not valid.
 
-    `on`: the keys; None if the user gave `left_on=` or `right_on=`, which is refused.
+    `on`: the keys. It is None if the user gave `left_on=` or `right_on=`; then UserError is raised.
     """
     if on is None:
         raise UserError("lookup: a function needs on=, the columns whose values it gets", hint='on="account"')
@@ -196,8 +198,9 @@ def _drift_ms(step: str, max_drift: Any) -> int | None:
 
 
 def _check_keep(node: Join) -> None:
-    """Raises UserError for `keep=` of a stream of changes, whose rows are deleted by changes, and of a right side
-    whose rows are all needed.
+    """Raises UserError if `keep=` is given for a stream whose rows cannot be removed by time. These are a stream of
+    changes (its rows are deleted by changes), and a right stream of which all rows are needed: with "semi" or "anti",
+    or if it is broadcast.
     """
     for name, side, ms in zip(("this", "the other"), node.inputs, node.keep_ms, strict=True):
         if ms is not None and side.changes:
@@ -212,10 +215,10 @@ def _check_keep(node: Join) -> None:
 
 
 def _check_broadcast(node: Join) -> None:
-    """Raises UserError for a join that is impossible with a broadcast side.
+    """Raises UserError for a join that is impossible if the right stream is broadcast.
 
-    The rows of the left are not repartitioned. So a subtask does not know the left rows of the others, and cannot
-    tell that a right row has no partner.
+    Rows of the left stream are then not repartitioned. So a subtask does not know the left rows of other subtasks,
+    and cannot know whether a right row has no partner.
     """
     by_time = type(node) is not Join
     if by_time or node.how in ("right", "full"):

@@ -14,15 +14,21 @@ from sabot.errors import UserError
 
 
 def place_of(given: Any, where: str) -> Any:
-    """Returns the topic or the sink for what a program gives: a list gets rows as dicts, and the place of `files` is
-    written to. Other things are returned as they are. Raises UserError, whose text begins with `where`, for a Source.
+    """Returns the topic or Sink for what a program gives as a sink. A list becomes a Sink that appends the rows to it
+    as dicts. A Source whose place can also be written to, such as `files(…)`, becomes a Sink for this place. Any
+    other value is returned unchanged.
+
+    Raises UserError for any other Source. `where`: the beginning of the message.
     """
     return ListOfRows(given) if isinstance(given, list) else sink_of(given, where)
 
 
 def late_sink(given: Any, where: str, hint: str = 'late="late-orders", late=SINK or late=a_list') -> str | Sink | None:
-    """Returns the topic or the sink for late rows, or None if they are dropped. Raises UserError, whose text begins with
-    `where`, for other things, and for the words of `on_error=`, which would be the names of topics.
+    """Returns the topic or Sink for late rows; None if `given` is None, so that they are dropped. Raises UserError
+    for a value that is no sink. Also raises it for words such as "drop" or "dead_letter", which would be taken as
+    names of topics.
+
+    `where`: the beginning of the message. `hint`: the hint of the error.
     """
     if given is None:
         return None
@@ -37,8 +43,9 @@ def late_sink(given: Any, where: str, hint: str = 'late="late-orders", late=SINK
 
 
 def check_takes_changes(node: Node, sink: str | Sink, key: str | None) -> None:
-    """Raises UserError unless the sink can store changes, and the program names the key by which rows replace each
-    other.
+    """Raises UserError if changes cannot be written to the sink: the sink cannot store changes, or the program has
+    not named the key by which rows replace each other (with `upsert`). Also raises it if `key` is given, since the
+    key is that of `upsert`.
     """
     name = repr(sink) if isinstance(sink, str) else f"{type(sink).__name__}({sink.name!r})"
     if not isinstance(sink, str) and not takes_changes(sink):

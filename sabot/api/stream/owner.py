@@ -11,21 +11,21 @@ from sabot.api.nodes.read import StreamEnd
 
 
 class Owner(Protocol):
-    """The app that owns a stream."""
+    """The interface of an app, as the streams use it that belong to the app."""
 
     def write(self, end: StreamEnd) -> None:
-        """Adds a stream that runs when the app runs."""
+        """Registers a stream that has a sink, so that it runs when the app runs."""
 
     def agent_of(self, function: Callable[..., Any] | str) -> AgentSpec:
         """Returns the agent that has this function or this name. Raises UserError if the app has no such agent."""
 
     def collect(self, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
-        """Runs the steps up to this node now: to the end of their inputs, to `limit` rows, or for this number of
-        seconds.
+        """Runs the steps up to this node now, and returns the rows. Stops at the end of the inputs, after `limit`
+        rows, or after so many seconds.
         """
 
     def ended(self, node: Node) -> Node:
-        """Returns the same steps, in which each topic without an end of its own ends behind its present records."""
+        """Returns the same steps, but each topic without an end of its own ends after the records that it has now."""
 
     def explain(self, node: Node) -> str:
         """Returns the plan of the steps up to this node."""
@@ -37,6 +37,6 @@ class Owner(Protocol):
         """Returns the columns of the rows of this node."""
 
     def judge(self) -> Any:
-        """Returns the judge of the model calls that streams of the app make (`llm.judges.CallJudge`), or None if all
-        calls are allowed.
+        """Returns the object that allows or refuses the model calls of the app's streams (`llm.judges.CallJudge`);
+        None if all calls are allowed.
         """

@@ -94,21 +94,22 @@ Late: TypeAlias = LateRows | tuple[LateRows, LateRows]
 
 @dataclass(frozen=True)
 class Steps:
-    """The basis of every kind of stream: the last step, which leads to all steps before it, and the app that owns
-    them.
+    """The basis of every kind of stream: `node` is the last step, from which all steps before it can be reached, and
+    `owner` is the app.
     """
 
     owner: Owner
     node: Node
 
     def then(self, node: Node) -> "Stream":
-        """Checks the next step, and returns the stream after it. Raises UserError."""
+        """Checks a further step, and returns the stream after it. Raises UserError if the step is not possible."""
         node.check()
         return Stream(self.owner, node)
 
     def then_aggregate(self, node: Node, aggregates: tuple[tuple[str, Aggregate], ...], computed: Computed) -> "Stream":
-        """Checks a step that gives these aggregates, and returns the stream after it. Aggregates that are only
-        operands are replaced by `computed`.
+        """Checks a step that computes these aggregates, and returns the stream after it. `computed`: results that are
+        expressions over the aggregates; aggregates that only occur in such expressions are not in the stream. It is
+        empty if there are none.
         """
         stream = self.then(node)
         made, results = {name for name, _ in aggregates}, dict(computed)
@@ -121,7 +122,7 @@ class Steps:
 
     def then_process(self, node: Process | Connect) -> "ProcessedStream":
         """Checks a process step, which may have output branches (`side`), and returns the stream after it. Raises
-        UserError.
+        UserError if the step is not possible.
         """
         node.check()
         return ProcessedStream(self.owner, node)
@@ -137,11 +138,11 @@ _ROWS = "rows of apply"  # the column with the results of a window, between two 
 
 class Stream(Looks, StreamKind):
     """The rows after a step. A stream is immutable: every method returns a new stream. Nothing runs before the app
-    does, or `collect`.
+    runs, or `collect` is called.
 
-    Most streams are append-only: a row that has come out stays as it is. `group_by`, `upsert`, `top_n` and outer
-    joins give changes: rows that later rows update and delete. A step that cannot take changes raises UserError when
-    it is written.
+    Most streams are append-only: a row that was emitted stays as it is. `group_by`, `upsert`, `top_n` and outer joins
+    emit changes: rows, and later updates and deletes of these rows. A step that cannot process changes raises
+    UserError when it is added.
 
     All methods raise UserError for arguments that do not fit the stream, such as the name of a column that it does
     not have.
@@ -168,14 +169,14 @@ class Stream(Looks, StreamKind):
         return self._then(node)
 
     def select(self, *columns: str | Expr | Sequence[str | Expr], **named: Expr | Any) -> "Stream":
-        """Keeps these columns, in this order: names, expressions, or name=expression. Two columns of one name are
-        refused.
+        """Keeps these columns, in this order: names, expressions, or name=expression. Raises UserError if two of them
+        have the same name.
         """
         return self._then(Select(self._node, named_columns_of(columns, named, "select")))
 
     def with_columns(self, *columns: Expr, **named: Expr | Any) -> "Stream":
-        """Adds columns, or replaces columns of the same name. All expressions see the columns as they were before the
-        step.
+        """Adds columns, or replaces columns of the same name. All expressions use the columns as they were before
+        this step.
         """
         return self._then(WithColumns(self._node, named_columns_of(columns, named, "with_columns")))
 
@@ -197,16 +198,17 @@ class Stream(Looks, StreamKind):
         time_format: str | None = None,
         time_zone: str | None = None,
     ) -> "Stream":
-        """Gives the rows another event time, by which later windows and joins go.
+        """Gives the rows another event time, which later windows and joins use.
 
-        The arguments are those of `App.stream`. A row whose value is not a time is treated as `on_error` says.
+        The arguments are those of `App.stream`. For a row whose value is not a time, the policy of `on_error`
+        applies.
         """
         return self._then(with_time_node(self._node, time, time_unit, time_format, time_zone, lateness))
 
     def on_error(self, policy: RowPolicy) -> "Stream":
-        """Sets the treatment of rows for which an expression or a function of a later step fails.
+        """Sets what happens to rows for which an expression or a function of a later step fails.
 
-        `policy`: "dead_letter" sends the row to the dead letters of its source; "null" makes the value that fails
+        `policy`: "dead_letter" sends the row to the dead letters of its source; "null" replaces the failed value by
         null; "fail" stops the app with an error that names the row.
         """
         return self._then(OnError(self._node, row_policy("on_error", policy)))
@@ -219,25 +221,30 @@ class Stream(Looks, StreamKind):
         on_error: RowPolicy | None = None,
         rows: int | None = None,
     ) -> "Stream":
-        """Calls `function(batch: pa.RecordBatch)`, which returns anything that speaks Arrow, or None for no rows.
+        """Calls `function(batch: pa.RecordBatch)` for the rows. It returns Arrow data (such as a pa.RecordBatch or a
+        data frame of polars), or None for no rows.
 
-        `schema`: the columns of the result; without it, the function is called once with an empty batch to find them.
-        `on_error`: the policy for this step, see `on_error`. If the function raises, it is called again with halves
-        of the batch, until the failing rows are found; so it may get a row more than once. `rows`: the most rows of a
-        call. The source is then read in pieces of that size too, so that a checkpoint waits for few rows of a slow function.
+        - `schema`: the columns of the result; without it, the function is called once with an empty batch to find
+          them.
+        - `on_error`: the policy for this step, see `Stream.on_error`. If the function raises an error, it is called
+          again with halves of the batch, until the failing rows are found; so it may get a row more than once.
+        - `rows`: the most rows of a call. The source is then also read in pieces of this size, so that a checkpoint
+          need not wait for many rows of a slow function.
 
         If windows follow, event time is read again from its column, if the result has this column; otherwise the
-        result must have as many rows as the batch. Changes are refused.
+        result must have as many rows as the batch. Raises UserError if the rows are changes (updates and deletes of
+        earlier rows).
         """
         return self._then(map_batches_node(self._node, function, schema, on_error, rows))
 
     def flat_map(
         self, function: Callable[[dict[str, Any]], Any], *, schema: Schema, on_error: RowPolicy | None = None
     ) -> "Stream":
-        """Calls `function(row: dict)`, which returns an iterable of dicts: the rows of the result.
+        """Calls `function(row: dict)` for each row. It returns an iterable of dicts: the rows of the result.
 
-        `schema`: the columns of the result. `on_error`: the policy for this step, see `on_error`. The function is a
-        Python call per row: prefer `map_batches`. Changes are refused.
+        `schema`: the columns of the result. `on_error`: the policy for this step, see `Stream.on_error`. Python runs
+        for each row, so `map_batches` is faster. Raises UserError if the rows are changes (updates and deletes of
+        earlier rows).
         """
         return self._then(flat_map_node(self._node, function, schema, on_error))
 
@@ -249,10 +256,11 @@ class Stream(Looks, StreamKind):
             2   []                   1   "b"
             3   null                 3   null
 
-        As in polars, a null list gives a row with null, and an empty list gives no row. `empty_as_null=True`: an
-        empty list gives a row with null too. `keep_nulls=False`: a null list gives no row. Lists of several columns
-        are exploded together; a row in which their lengths differ fails (`on_error`). Changes and expressions are
-        refused.
+        As in polars, a null list becomes one row with null, and an empty list becomes no row. With
+        `empty_as_null=True` an empty list also becomes a row with null; with `keep_nulls=False` a null list becomes no
+        row. Lists of several columns are exploded together; a row in which their lengths differ fails, as `on_error`
+        describes. Raises UserError for an expression, and if the rows are changes (updates and deletes of earlier
+        rows).
         """
         for each in flat(columns):
             if isinstance(each, Expr):
@@ -272,12 +280,12 @@ class Stream(Looks, StreamKind):
         )
 
     def head(self, n: int) -> "Stream":
-        """Lets the first `n` rows pass (0 or more), in order of arrival over all subtasks, and no rows after them.
+        """Emits the first `n` rows (0 or more), in order of arrival over all subtasks, and no rows after them.
 
-        The count is part of the checkpoint, so n rows pass in total, after any crash and with any parallelism. With
-        several readers or partitions, the order of arrival may differ from run to run. The input is still read to its
-        end (an endless one for ever), for its event time, and because other streams may read it too. Changes are
-        refused.
+        The count is part of the checkpoint, so n rows are emitted in total, after any crash and with any parallelism.
+        With several readers or partitions, the order of arrival may differ from run to run. The input is still read
+        to its end (an endless one for ever), for its event time, and because other streams may read it too. Raises
+        UserError if the rows are changes (updates and deletes of earlier rows).
         """
         n = python_value(n)
         if not is_whole(n, 0):
@@ -316,8 +324,8 @@ class Stream(Looks, StreamKind):
     def _with_keys(
         self, keys: Sequence[str | Expr], named: Mapping[str, str | Expr] | None = None, where: str = "key_by"
     ) -> tuple[Node, tuple[str, ...], list[str]]:
-        """Returns the step that has the keys as columns, the names of the keys, and the names of columns that were
-        added for them.
+        """Returns three values: a step that has the keys as columns, the names of the key columns, and the names of
+        those that were added for keys that are expressions.
         """
         if not keys and not named:
             raise UserError(f"{where} needs a column", hint=f'{where}("account")')
@@ -355,8 +363,8 @@ class Stream(Looks, StreamKind):
     def deduplicate(self, *keys: str | Expr, within: Duration | None = None) -> "Stream":
         """Keeps the first row of each key, in order of arrival.
 
-        `keys`: names of columns, or expressions. `within`: the event time after which a key counts as new again,
-        measured from its first row; without it, keys are kept for ever.
+        `keys`: names of columns, or expressions. `within`: when so much event time has passed since the first row of
+        a key, the next row of the key counts as a first row again; None keeps the keys for ever.
         """
         node, names, made = self._with_keys(keys)
         firsts = KeyedStream(Steps(self._owner, node), names).deduplicate(within=within)
@@ -455,17 +463,18 @@ class Stream(Looks, StreamKind):
         late: Late = None,
         suffix: str = "_right",
     ) -> "Stream":
-        """Joins each row with the row of the other stream that was valid for its key at its event time: the last one
-        at or before it.
+        """Joins each row with the row of the other stream that was valid for its key at its event time: by default
+        the last one at or before this time.
 
-        The other stream has versions (prices, rates, addresses); each is valid from its event time until the next one
-        of its key. In a table (`app.table`, `upsert`), a deletion ends a version too. A row is emitted once event
-        time has passed it on both sides.
+        The other stream has versions of a value (prices, rates, addresses). Each is valid from its event time until
+        the next one of its key; in a table (`app.table`, `upsert`), a deletion also ends its validity. A row is
+        emitted when event time has passed it in both streams.
 
-        `strategy`: "backward", "forward" (the first row at or after), or "nearest". `tolerance`: the largest distance
-        in event time, which "forward" and "nearest" need. `how`: "left" keeps rows without a partner, with nulls;
-        "inner" drops them. Keys, `max_drift`, `late` and `suffix` are those of `join`. Raises UserError as `join`
-        does.
+        - `strategy`: "backward" (the last row at or before), "forward" (the first row at or after), or "nearest".
+        - `tolerance`: the largest distance in event time; "forward" and "nearest" require it.
+        - `how`: "left" keeps rows without a partner, with nulls; "inner" drops them.
+
+        Keys, `max_drift`, `late` and `suffix` are those of `join`. Raises UserError in the same cases as `join`.
         """
         right = self._other(other, "join_asof")
         left, right, keys, made = keyed_sides("join_asof", self._node, right, on, left_on, right_on)
@@ -492,14 +501,15 @@ class Stream(Looks, StreamKind):
         first row of this stream. With a table that does not end, the result depends on the order in which rows of the
         stream and of the table arrive; use `join_asof` if it must not.
 
-        - `table`: a table (`app.table(…)`); another stream, of which the last row of each key is used; or
-          `async def f(key)`, which returns a dict of the columns `schema`, or None: `lookup(f, on="account",
-          schema={...})`. A small table may be `.broadcast()`, so that rows of this stream stay in their subtasks.
+        - `table`: a table (`app.table(…)`); another stream, of which the last row of each key is used; or `async def
+          f(key)`, which returns a dict of the columns `schema`, or None: `lookup(f, on="account", schema={...})`. A
+          small table may be `.broadcast()`, so that rows of this stream stay in their subtasks.
         - `on`, `left_on`, `right_on`: the keys, as in `join`.
         - `how`: "left" keeps rows without an answer, with nulls; "inner" drops them.
         - `suffix`: the text added to the name of an added column, if this stream has a column of that name.
 
-        The following arguments are for a function only, and raise UserError with a table:
+        The following arguments are for a function only, and raise UserError with a table. `options` are the fields of
+        `LookupOptions`: the columns of the answer (`schema`), the cache of answers, and the limits of the calls.
 
         - `dead_letter`: the topic or Sink for rows whose calls failed, with `on_error="skip"`.
         """
@@ -527,13 +537,16 @@ class Stream(Looks, StreamKind):
         dead_letter: str | Sink | None = None,
         **options: Unpack[MapAsyncOptions],
     ) -> "Stream":
-        """Calls `async def function(row: dict)`, which returns a dict of the columns `schema`, a list of dicts, or
-        None; it may also yield dicts.
+        """Calls `async def function(row: dict)` for each row. It returns a dict of the columns `schema`, a list of
+        dicts, or None for no row; it may also yield dicts.
 
         The calls run on the event loop of the app. A watermark never overtakes a row, whatever the order of the
         results. If the function raises `Overloaded`, fewer calls run at a time, and the call is repeated. Calls in
         flight are part of the checkpoint: a call that had not ended is repeated after a restart. Raises UserError if
         the function is not async.
+
+        `options`: the fields of `MapAsyncOptions`, such as the number of calls at a time, their timeout, and
+        `on_error`.
 
         `dead_letter`: the topic or Sink for rows whose calls failed, with `on_error="skip"`.
         """
@@ -589,8 +602,8 @@ class Stream(Looks, StreamKind):
 
     @property
     def changes(self) -> bool:
-        """True if the rows are changes: besides inserts, they update and delete earlier rows. `changelog`,
-        `materialize` and `upsert` take them.
+        """True if the rows are changes: besides inserts, they are updates and deletes of earlier rows. The methods
+        `changelog`, `materialize` and `upsert` can process changes.
         """
         return self._node.changes
 
@@ -604,11 +617,11 @@ class Stream(Looks, StreamKind):
         return GroupedStream(Steps(self._owner, node), names)
 
     def upsert(self, *keys: str) -> "Stream":
-        """Returns changes of a table that has the last row of each key.
+        """Returns the changes of a table that has the last row of each key.
 
-        Each row of an append-only stream replaces the earlier row of its key. For a stream of changes, `upsert` names
-        the key that a sink uses: rows of one key replace each other, and a key that has no row any more is deleted
-        (in a topic, by a tombstone). Raises UserError without a key.
+        Each row of an append-only stream replaces the earlier row of its key. If this stream is already changes,
+        `upsert` only names the key that a sink uses: rows of one key replace each other, and a key that has no row
+        any more is deleted (in a topic, by a tombstone). Raises UserError without a key.
         """
         if not keys:
             raise UserError("upsert needs the key", hint='upsert("account")')
@@ -627,10 +640,10 @@ class Stream(Looks, StreamKind):
         return self._then(Changelog(self._node))
 
     def materialize(self) -> "Stream":
-        """Applies changes to a table in the state, and emits its rows once, when the input has ended. An append-only
-        stream stays as it is.
+        """Applies changes to a table in the state, and emits the rows of the table once, when the input has ended. An
+        append-only stream is returned unchanged.
 
-        With `.named("x")`, `app.state("x")` reads the table before that.
+        With `.named("x")`, `app.state("x")` can read the table before the input has ended.
         """
         return self._then(Materialize(self._node)) if self._node.changes else self
 
@@ -641,25 +654,27 @@ class Stream(Looks, StreamKind):
         descending: bool | Sequence[bool] = False,
         nulls_last: bool | Sequence[bool] = False,
     ) -> "Stream":
-        """Emits the rows in the order of these columns, when the input has ended. Of changes it emits the final rows.
+        """Emits the rows in the order of these columns, when the input has ended. If the rows are changes, it emits
+        the final rows.
 
-        A stream without an end is sorted by its event time: it is the first column, ascending, and rows are emitted as
-        event time passes. Steps that divide rows by key, after this one, do not keep the order.
+        A stream without an end can only be sorted by its event time: the first column must be its column of event
+        time, ascending. Rows are then emitted when event time has passed them. Later steps that divide rows by key do
+        not keep the order.
 
-        `descending`, `nulls_last`: one value for all columns, or one for each. NaN is greater than all numbers. Rows
-        of more than `memory_budget=` are sorted on disk, if the app has a `state=` directory. Raises UserError for any
-        other order of a stream without an end.
+        `descending`, `nulls_last`: one value for all columns, or one for each. NaN is greater than all numbers. If
+        the rows need more memory than `memory_budget=`, they are sorted on disk, if the app has a `state=` directory.
+        Raises UserError for any other order of a stream without an end.
         """
         return self._then(sort_node(self._node, [by, *more_by], descending, nulls_last))
 
     def sorted(self, *, within: Duration = 0, late: LateRows = None) -> "Stream":
-        """Emits the rows in the order of their event time, each when event time has passed it. Rows of equal time keep
-        their order of arrival. All rows go through one task, and those that wait are in memory.
+        """Emits the rows in the order of their event time. A row is emitted when event time has passed it. Rows of
+        equal time keep their order of arrival. All rows are sorted by one task, and rows that wait are in memory.
 
-        - `within`: how long rows wait in addition to the stream's `lateness=`, in event time. Later rows than that are
-          late. The steps after this one count lateness from here, so they too get these rows in time.
-        - `late`: a topic, Sink or list for late rows, which are dropped and counted without it; "{topic}.dlq" makes them
-          dead letters of their source.
+        - `within`: how much longer rows wait, in event time, in addition to the stream's `lateness=`. Rows that
+          arrive after that are late. For later steps no emitted row is late.
+        - `late`: a topic, Sink or list for late rows; "{topic}.dlq" makes them dead letters of their source. With
+          None, late rows are dropped and counted.
 
         Raises UserError for a stream without event time.
         """
@@ -680,20 +695,22 @@ class Stream(Looks, StreamKind):
         one stream.
 
         - `key`: the column whose value is the key of the records of a topic.
-        - `delivery`: "exactly_once" makes rows visible once a checkpoint covers them, each exactly once after any
+        - `delivery`: "exactly_once" makes rows visible when a checkpoint contains them, each exactly once after any
           crash. "at_least_once" makes them visible at once; they may be repeated after a crash. By default it is
           exactly once if the sink supports it and checkpoints are written.
-        - `nan`: the treatment of floats that the format of the sink lacks (NaN and infinities in JSON, NaN in
-          SQLite): "null" writes null, "fail" stops the app before the batch is written, and None writes null with a
-          warning for each column.
+        - `nan`: what happens to floats that the format of the sink cannot represent (NaN and infinities in JSON, NaN
+          in SQLite): "null" writes null, "fail" stops the app before the batch is written, and None writes null with
+          a warning for each column.
         - `format`: the format of the records of a topic: "json" (the default), "csv", "raw", "arrow", Avro(…),
           Protobuf(…); see docs/formats.md.
 
-        `files("s3://bucket/folder/", "parquet")` is an ObjectSink here. A list gets each row as a dict, at least
-        once. An agent is given by its function, declared
-        with `@app.agent()`. There is no topic in between, and the agent's checkpoints contain the rows. A record
-        agent gets each row as if it came from JSON, a batch agent gets columns. Agents take no changes, and none of
-        `delivery`, `nan` and `format`.
+        Special sinks:
+
+        - `files("s3://bucket/folder/", "parquet")` is an ObjectSink here.
+        - A list gets each row as a dict, at least once.
+        - An agent is given by its function, declared with `@app.agent()`. There is no topic in between, and the
+          agent's checkpoints contain the rows. A record agent gets each row as if it came from JSON, a batch agent
+          gets columns. The rows must not be changes, and `delivery`, `nan` and `format` must not be given.
 
         Raises UserError for options that the sink does not have, and for changes that it cannot write.
         """
@@ -808,11 +825,14 @@ class KeyedStream(Shown, StreamKind):
     ) -> "WindowedStream":
         """Groups the rows of each key by windows of event time, of processing time, or of a count.
 
-        `allowed_lateness`: the event time after its end for which a window still accepts rows; each such row emits
-        the whole result again. `emit_every`: the interval of event time after which an open window emits an early
-        result; not for sessions and counts. `late`: a topic, Sink or list for rows that arrive even later; "{topic}.dlq"
-        makes them dead letters of their source. Late rows are counted in any case. Raises UserError for lateness with
-        processing time and with windows by count.
+        - `allowed_lateness`: how long a window still accepts rows after its end, in event time. Each such row emits
+          the whole result of the window again.
+        - `emit_every`: the interval of event time after which an open window emits an early result; None for no early
+          results. It is not possible for sessions and counts.
+        - `late`: a topic, Sink or list for rows that arrive even later; "{topic}.dlq" makes them dead letters of
+          their source. With None they are dropped. Late rows are counted in any case.
+
+        Raises UserError for `allowed_lateness` or `late` with processing time and with windows by count.
         """
         if not isinstance(window, Window):
             raise UserError(
@@ -831,12 +851,14 @@ class KeyedStream(Shown, StreamKind):
         )
 
     def aggregate(self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate | Expr) -> "Stream":
-        """Adds to each row the aggregates of its key so far, including the row, or values computed of them
-        (`share=sum("a") / sum("b")`).
+        """Adds to each row the aggregates of its key so far, including this row, or values that are computed from
+        them (`share=sum("a") / sum("b")`).
 
-        `ttl`: the event time after which a key without rows starts anew. For numbers and times: count, sum, min, max,
-        mean, variance, stddev, first, last, any. Other aggregates need a window or `group_by`, and raise UserError
-        here.
+        The aggregates count, sum, min, max, mean, variance, stddev, first, last and any are possible, over numbers
+        and times. All others need a window or `group_by`, and raise UserError here.
+
+        `ttl`: a key that had no row for so much event time is forgotten, and its next row begins new aggregates; None
+        for never.
         """
         known, computed = aggregates_of_keywords(unnamed, aggregates)
         node = RunningAggregate(self._steps.node, self._keys, known, optional_ms(ttl, "ttl"))
@@ -848,10 +870,12 @@ class KeyedStream(Shown, StreamKind):
         *,
         ttl: Duration | None = None,
     ) -> "Stream":
-        """Emits for each row the rows of its key so far, reduced to one by `function(so_far, row)`.
+        """Emits for each row one row that is computed from all rows of its key so far: the result of
+        `function(so_far, row)`, where `so_far` is the row that was emitted before.
 
         The function gets and returns dicts with the same columns; the first row of a key is emitted as it is. `ttl`:
-        the event time after which a key without rows starts anew.
+        a key that had no row for so much event time is forgotten, and its next row is a first row again; None for
+        never.
         """
         node = Reduce(self._steps.node, self._keys, function_of(function, "reduce"), optional_ms(ttl, "ttl"))
         return self._steps.then(node)
@@ -859,8 +883,8 @@ class KeyedStream(Shown, StreamKind):
     def deduplicate(self, *, within: Duration | None = None) -> "Stream":
         """Keeps the first row of each key, in order of arrival.
 
-        `within`: the event time after which a key counts as new again, measured from its first row; without it, keys
-        are kept for ever.
+        `within`: when so much event time has passed since the first row of a key, the next row of the key counts as a
+        first row again; None keeps the keys for ever.
         """
         return self._steps.then(Deduplicate(self._steps.node, self._keys, optional_ms(within, "within")))
 
@@ -873,12 +897,14 @@ class KeyedStream(Shown, StreamKind):
         ties: Ties = "row_number",
         rank: str | None = None,
     ) -> "Stream":
-        """Keeps the first `n` rows of each key in the order of `by` up to date, as changes.
+        """Keeps the first `n` rows of each key up to date, in the order of `by`. The result is changes.
 
-        `descending`: True puts the greatest first; a list gives the direction of each column. Null and NaN come last.
-        `ties`: "row_number" takes n rows, of equal ones the first to arrive; "rank" takes all rows that have fewer
-        than n rows before them; "dense_rank" takes all rows with one of the first n values. `rank`: the name of a
-        column for the rank of the row (1, 2, …); a row that moves in the ranking is then an update.
+        - `descending`: True puts the greatest first; a list sets the direction of each column. Null and NaN come
+          last.
+        - `ties`: "row_number" keeps n rows, of equal ones the first to arrive; "rank" keeps all rows that have fewer
+          than n rows before them; "dense_rank" keeps all rows with one of the first n values.
+        - `rank`: the name of a column for the rank of the row (1, 2, …); if a row moves in the ranking, this is then
+          an update of the row. None for no such column.
         """
         number, order = order_of("top_n", n, by, descending)
         ties = check("top_n: ties", ties, OneOf(("row_number", "rank", "dense_rank")))
@@ -901,18 +927,20 @@ class KeyedStream(Shown, StreamKind):
 
         - `function`: a function, or an object with the methods of `sabot.Process`.
         - `schema`: the columns of the result.
-        - `batch`: True calls `function(keys, batch, ctx)` and `on_timer(keys, at, ctx)` with Arrow data: no Python
-          runs per row.
+        - `batch`: True calls `function(keys, batch, ctx)` and `on_timer(keys, at, ctx)` with Arrow data, so that
+          Python does not run for each row.
         - `on_timer`: the function `on_timer(timer, ctx)` for timers that fire.
-        - `sides`: {name: schema} of output branches. `ctx.side(name, row)` emits into a branch, and `.side(name)`
-          of the result is its stream.
+        - `sides`: {name: schema} of output branches. `ctx.side(name, row)` emits into a branch, and the method
+          `side(name)` of the result returns its stream.
         - `ttl`: the event time after which a value of the state expires, measured from its last put.
-        - `on_error`: the policy for this step, see `Stream.on_error`. All changes of the failing call are undone:
+        - `on_error`: the policy for this step, see `Stream.on_error`. If a call fails, all of its changes are undone:
           values, timers, results and broadcast maps.
-        - `order`: "time" gives the function its rows in order of event time, each when event time has passed it; a late row comes at
-          once. None: rows come as they arrive. A function with `batch` and `on_timer` has no such order.
+        - `order`: "time" passes the rows to the function in the order of their event time, each when event time has
+          passed it; a late row is passed at once. With None, rows are passed as they arrive. It cannot be used with
+          both `batch` and `on_timer`.
 
-        `api/functions` describes `ctx`. Changes are refused.
+        `api/functions` describes `ctx`. Raises UserError if the rows are changes (updates and deletes of earlier
+        rows).
         """
         spec = process_spec(function, schema=schema, batch=batch, on_timer=on_timer, sides=sides, ttl=ttl)
         own = None if on_error is None else row_policy(spec.name, on_error)
@@ -927,16 +955,16 @@ class KeyedStream(Shown, StreamKind):
         return self._steps.then_process(node)
 
     def over(self, *, preceding: int | Duration | None = None, **columns: Aggregate | OverFunction) -> "Stream":
-        """Adds columns to each row that are computed from the rows of its key up to it, in the order of event time:
-        SQL's OVER.
+        """Adds columns to each row that are computed from this row and the earlier rows of its key, in the order of
+        event time: SQL's OVER.
 
-        `preceding`: the number of earlier rows in the frame (5 means six rows with the row itself), or their event
-        time ("1h", which includes rows of equal time that come later); None: all earlier rows. `columns`: aggregates
-        of numbers and times, such as `total=sabot.sum("x")`, and `sabot.lag("x")`, `lead("x")`, `row_number()`,
-        `rank()`, `dense_rank()`.
+        - `preceding`: which earlier rows are used: a number of rows (5 means six rows with the row itself), or a
+          duration of event time ("1h"; it also includes later rows of equal time). None for all earlier rows.
+        - `columns`: aggregates of numbers and times, such as `total=sabot.sum("x")`, and `sabot.lag("x")`,
+          `lead("x")`, `row_number()`, `rank()`, `dense_rank()`.
 
-        A row is emitted once event time has passed it; with `lead`, once the rows ahead of it have come. Raises
-        UserError for a name that a column has.
+        A row is emitted when event time has passed it; with `lead`, when the later rows that it needs have arrived.
+        Raises UserError if a new column has the name of an existing one.
         """
         if not columns:
             raise UserError("over needs a column to add", hint='over(preceding=5, mean=sabot.mean("price"))')
@@ -980,12 +1008,13 @@ class KeyedStream(Shown, StreamKind):
         The result has the keys, `match_start` and `match_end` (the times of the first and the last row, both
         included), then the measures, such as `n=sabot.step("a").count()` and `amount=sabot.step("b").last("amount")`.
 
-        `skip`: the place where the next match may begin: "past_last" after the last row of a match, "to_next" at the
-        row after its first one, ("to_first", "a") and ("to_last", "a") at the first or last row of a step, "none"
-        anywhere, so that all matches are found. `overlap`: of overlapping matches, "complete" finds the one that is
-        complete first, "begun" the one that began first, as standard SQL does. `max_partial`: the number of
-        incomplete matches that a key may have; more stop the app. `late`: a topic, Sink or list for rows that arrive too
-        late, as in `window`.
+        - `skip`: the row at which the next match may begin: "past_last" is the row after the last row of the match,
+          "to_next" the row after its first row, ("to_first", "a") and ("to_last", "a") the first or last row of the
+          step "a". With "none" a match may begin at any row, so that all matches are found.
+        - `overlap`: which one of several overlapping matches is found: "complete" finds the one that is complete
+          first, "begun" the one that began first, as standard SQL does.
+        - `max_partial`: the most incomplete matches that a key may have; if it has more, the app stops.
+        - `late`: a topic, Sink or list for rows that arrive too late, as in `window`.
         """
         known = check_measures(pattern, skip, measures, overlap)
         sink = late_sink(late, "pattern: late")
@@ -1000,8 +1029,8 @@ class KeyedStream(Shown, StreamKind):
         return self._steps.then(Match(self._steps.node, self._keys, pattern, skip, known, overlap, max_partial, sink))
 
     def connect(self, other: "KeyedStream | Stream") -> "ConnectedStreams":
-        """Connects two streams for one process step. The other stream has the same keys, or is a broadcast one:
-        `connect(rules.broadcast())`.
+        """Connects this stream with another one for one process step. The other stream has the same keys, or is
+        broadcast: `connect(rules.broadcast())`.
 
         Raises UserError for another number of keys, and for a stream of another app.
         """
@@ -1078,9 +1107,9 @@ class WindowedStream(Shown, StreamKind):
         """Emits the first `n` rows of each key and window in the order of `by`, with `window_start` and `window_end`,
         when the window closes.
 
-        The arguments are those of `KeyedStream.top_n`. If the rows come out of another window already, the bounds of
-        that one become `row_window_start` and `row_window_end`. Raises UserError for sessions, counts, and windows
-        with `emit_every`.
+        The arguments are those of `KeyedStream.top_n`. If the rows already have the bounds of an earlier window,
+        these columns are renamed to `row_window_start` and `row_window_end`. Raises UserError for sessions, for
+        windows by count, and for windows with `emit_every`.
         """
         window = self._window
         if not isinstance(window, TimeWindow) or self._emit_every_ms is not None:
@@ -1101,11 +1130,12 @@ class WindowedStream(Shown, StreamKind):
         return self._steps.then(node)
 
     def apply(self, function: Callable[[pa.Table], Any], *, schema: Schema) -> "Stream":
-        """Calls `function(rows: pa.Table)` with all rows of each key and window, in order of arrival. It returns a data frame of polars
-        or pandas, other data that speaks Arrow, or None for no rows.
+        """Calls `function(rows: pa.Table)` with all rows of each key and window, in order of arrival. It returns
+        Arrow data, such as a pa.Table or a data frame of polars or pandas, or None for no rows.
 
-        `schema`: the columns of the result. The rows have the keys, `window_start` and `window_end` before them. All rows of the open
-        windows are kept as state: prefer `aggregate`. Raises UserError if the columns of the stream are not known yet.
+        `schema`: the columns of the result. The emitted rows have the keys, `window_start` and `window_end` before
+        them. All rows of the open windows are kept as state: prefer `aggregate`. Raises UserError if the columns of
+        the stream are not known yet.
         """
         names = self._steps.node.column_names
         if names is None:
@@ -1125,7 +1155,7 @@ class WindowedStream(Shown, StreamKind):
 
 
 class GroupedStream(Shown, StreamKind):
-    """Rows grouped by key. `aggregate` makes one row of each group, and updates it as rows come."""
+    """Rows grouped by key. `aggregate` makes one row of each group, and updates it as rows arrive."""
 
     _made_by = 'group_by("column")'
     _ends_in = "aggregate(…)"
@@ -1135,15 +1165,15 @@ class GroupedStream(Shown, StreamKind):
         self._keys = keys
 
     def aggregate(self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate | Expr) -> "Stream":
-        """Emits the keys and their aggregates as changes. A result may also be computed of aggregates:
+        """Emits the keys and their aggregates as changes. A result may also be computed from aggregates:
         `share=sum("a") / sum("b")`.
 
-        A batch updates the row of a key at most once. The row of a key is deleted when all rows of the key are
-        deleted.
+        A batch updates the row of a key at most once. If the rows of this stream are changes, the row of a key is
+        deleted when all rows of the key were deleted.
 
-        `ttl`: the event time after which a key without rows starts anew. The state forgets the key then, and its last
-        result stays as it is; the next row of the key inserts a new one. Rows wait for the watermark, and must not be
-        changes.
+        `ttl`: a key that had no row for so much event time is forgotten; None for never. Its last result is not
+        deleted, and its next row begins a new result. With `ttl`, rows are aggregated only when event time has passed
+        them, and must not be changes.
         """
         known, computed = aggregates_of_keywords(unnamed, aggregates)
         for name in aggregates:
@@ -1157,7 +1187,7 @@ class GroupedStream(Shown, StreamKind):
 
 
 class ConnectedStreams:
-    """Two streams that one process step will read."""
+    """Two streams that one process step reads."""
 
     def __init__(self, steps: Steps, keys: tuple[str, ...], right: Node, right_keys: tuple[str, ...]) -> None:
         self._steps = steps
@@ -1179,9 +1209,9 @@ class ConnectedStreams:
     ) -> "ProcessedStream":
         """Calls `function(row, ctx)` for rows of this stream and `right(row, ctx)` for rows of the other one.
 
-        Both functions share state and timers by key. Each subtask gets all rows of a broadcast stream; its function
-        writes into `ctx.broadcast(name)`, a map that all keys read. The other arguments are those of
-        `KeyedStream.process`.
+        Both functions share state and timers by key. If the other stream is broadcast, each subtask gets all of its
+        rows; `right` then writes into `ctx.broadcast(name)`, a map that both functions can read for all keys. The
+        other arguments are those of `KeyedStream.process`.
         """
         spec = process_spec(
             function,
