@@ -78,8 +78,8 @@ class Budget:
             )
 
     def merge(self, other: "Budget") -> "Budget":
-        """Returns a budget of the same scope that has the limits of both budgets. Where both limit the same amount in
-        the same window, it has the lower limit. Raises UserError if the other settings differ.
+        """Returns a budget of the same scope (a tenant) that has the limits of both budgets. Where both limit the
+        same amount in the same window, it has the lower limit. Raises UserError if the other settings differ.
         """
         for name in ("exhausted", "degrade_to", "unpriced", "warn_at"):
             if (mine := getattr(self, name)) != (its := getattr(other, name)):
@@ -164,7 +164,7 @@ def unpriced(budget: Budget, model: str) -> Judgement | None:
 
 
 class Standing(NamedTuple):
-    """The usage and the reservations of a scope at the time `at`, in seconds since 1970.
+    """The usage and the reservations of a scope (a tenant) at the time `at`, in seconds since 1970.
 
     - `used`: the usage in the current hour, day and month, by window, without reservations.
     - `reserved`: the amounts that are reserved for calls that have no result yet.

@@ -125,8 +125,8 @@ class LedgerWriter(Protocol):
         """
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """Returns the sum of the amounts of all rows of a scope since this time (milliseconds since 1970). A call
-        whose outcome is not known (a row of type "doubt") is counted with the most that it may have used.
+        """Returns the sum of the amounts of all rows of a scope (a tenant) since this time (milliseconds since 1970).
+        A call whose outcome is not known (a row of type "doubt") is counted with the most that it may have used.
         """
 
     async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:

@@ -145,10 +145,10 @@ class LedgerGuard(EffectGuard):
         self._open: dict[str, dict[int, _Open]] = {}  # by job and ordinal
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Decides whether a call may be made. A model call is checked against the budget of its scope. A call of a
-        tool is always allowed, because budgets limit only the use of models; but a ledger row is written for it when
-        it ends. A call that begins a child job is always allowed, because the model calls of the child are checked
-        one by one.
+        """Decides whether a call may be made. A model call is checked against the budget of its scope (a tenant). A
+        call of a tool is always allowed, because budgets limit only the use of models; but a ledger row is written
+        for it when it ends. A call that begins a child job is always allowed, because the model calls of the child
+        are checked one by one.
 
         Returns an awaitable of the verdict if the ledger cannot decide at once.
         """
@@ -175,9 +175,10 @@ class LedgerGuard(EffectGuard):
     def _judged(
         self, effect: EffectId, opened: _Open, decided: Callable[[Judgement], _Verdict]
     ) -> _Verdict | Awaitable[_Verdict]:
-        """Makes the reservation of a call, if the budget has room for it. Passes the judgement of the ledger to
-        `decided`, and returns the verdict that `decided` returns. If the ledger must wait for the judgement (the account
-        is not loaded, or is shared with other processes), returns an awaitable of the verdict.
+        """Reserves the most that the attempts of a call may use (`_Open.reserved`), if the budget has room for it.
+        Passes the judgement of the ledger to `decided`, and returns the verdict that `decided` returns. If the ledger
+        must wait for the judgement (the account is not loaded, or is shared with other processes), returns an
+        awaitable of the verdict.
         """
         rows = self._rows_in_doubt(effect, opened)
         judged = self.ledger.reserve(_name(effect), opened.scope, opened.wanted.times(opened.reserved), rows)
@@ -316,8 +317,9 @@ class LedgerGuard(EffectGuard):
         return rows
 
     def _hold(self, effect: EffectId, opened: _Open, ahead: int = 0) -> None:
-        """Makes the reservation of a call, even if the budget has no room for it. This replaces the earlier reservation
-        of the call. `ahead` is a number of attempts that are reserved besides, before they are made.
+        """Reserves the most that the attempts of a call may use (`_Open.reserved`), even if the budget has no room
+        for it. This replaces the earlier reservation of the call. `ahead` is the number of further attempts that are
+        reserved too, although they have not been made.
         """
         if (attempts := opened.reserved + ahead) > 0:
             rows = self._rows_in_doubt(effect, opened)
@@ -334,10 +336,10 @@ class LedgerGuard(EffectGuard):
         return opened.rows_in_doubt(effect, opened.attempt + 1, 0) if self.ledger.shared else []
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """Registers a call that was open in the journal when the process started, and makes its reservation. If it was
-        attempted before, one further attempt is reserved besides: the job makes it soon, and a new job must not take
-        its room. The further attempt uses the first model of the call again. Does nothing if the call is registered
-        already.
+        """Registers a call that was open in the journal when the process started, and makes its reservation. If the
+        call was attempted before, one further attempt is reserved too: the job makes it soon, and other jobs must not
+        use the rest of the budget before. The further attempt uses the first model of the call again. Does nothing if
+        the call is registered already.
         """
         job = self._open.setdefault(effect.job, {})
         if effect.ordinal in job:
@@ -530,8 +532,8 @@ async def update_ledger(ledger: Ledger, journal: JournalReader) -> int:
 
 def checked_budgets(given: object) -> "list[Budget] | Ledger":
     """Checks the value of a `budgets=` argument. Returns a Ledger unchanged, and a list of budgets merged to one
-    budget for each scope. Raises UserError for any other value, and for two budgets of one scope with settings that
-    contradict each other.
+    budget for each scope (a tenant). Raises UserError for any other value, and for two budgets of one scope with
+    settings that contradict each other.
     """
     refuse_redis(given)
     if isinstance(given, Ledger):

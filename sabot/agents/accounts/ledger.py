@@ -49,8 +49,8 @@ class Ledger:
     """A ledger: it checks calls against the budgets of their scopes, and stores a row with the usage of each call. A
     ledger is used on one event loop.
 
-    The current usage of each scope is kept in this process. If several processes share the budgets, it is kept by a
-    shared writer instead (a `BudgetOwner`, for example a PostgreSQL database).
+    The current usage of each scope (a tenant) is kept in this process. If several processes share the budgets, it is
+    kept by a shared writer instead (a `BudgetOwner`, for example a PostgreSQL database).
 
     - `refused_rows`: the number of rows that were not stored because the writer refused their content. An error was
       logged for each.
@@ -70,7 +70,8 @@ class Ledger:
     ) -> None:
         """Makes a ledger that stores its rows with `writer`. Raises UserError for an argument that is not valid.
 
-        - `budgets`: the budgets. If a scope has several, the limits of all of them are applied (`Budget.merge`).
+        - `budgets`: the budgets. If a scope (a tenant) has several, the limits of all of them are applied
+          (`Budget.merge`).
         - `reservation_timeout`: the age at which a reservation of `check_budget` ends although no usage was recorded
           for it.
         - `on_decision`: a function that `check_budget` calls with each decision other than ALLOW.
@@ -99,8 +100,8 @@ class Ledger:
             self.set_budget(budget)
 
     def _made_accounts(self, lease: Duration, patience: Duration) -> LocalAccounts | SharedAccounts:
-        """Makes the object that keeps the usage of each scope: SharedAccounts if the writer is shared between
-        processes, otherwise LocalAccounts.
+        """Makes the object that keeps the usage of each scope (a tenant): SharedAccounts if the writer is shared
+        between processes, otherwise LocalAccounts.
         """
         lease_s = parse_seconds(lease, name="lease", zero=False)
         patience_s = parse_seconds(patience, name="patience", zero=False)
@@ -123,19 +124,19 @@ class Ledger:
         return isinstance(self._accounts, SharedAccounts)
 
     def set_budget(self, budget: Budget) -> None:
-        """Sets the budget of a scope from now on. The usage of the scope so far counts in the new budget. Raises
-        UserError for a value that is not a Budget.
+        """Sets the budget of a scope (a tenant) from now on. The usage of the scope so far counts in the new budget.
+        Raises UserError for a value that is not a Budget.
         """
         self._budgets[_checked(budget).scope_id] = budget
         self._accounts.set_budget(budget)
 
     @property
     def budgets(self) -> list[Budget]:
-        """The budgets of this ledger. There is at most one for each scope."""
+        """The budgets of this ledger. There is at most one for each scope (a tenant)."""
         return [*self._budgets.values()]
 
     def budget(self, scope_id: str) -> Budget:
-        """Returns the budget of a scope. Raises UserError if the scope has no budget."""
+        """Returns the budget of a scope (a tenant). Raises UserError if the scope has no budget."""
         budget = self.budget_of(scope_id)
         if budget is None:
             raise UserError(
@@ -144,26 +145,28 @@ class Ledger:
         return budget
 
     def budget_of(self, scope_id: str) -> Budget | None:
-        """Returns the budget of a scope, or None if the scope has no budget."""
+        """Returns the budget of a scope (a tenant), or None if the scope has no budget."""
         return self._budgets.get(checked_text(scope_id, "scope_id"))
 
     def limits_answers(self, scope_id: str) -> bool:
-        """Returns True if the budget of the scope limits tokens or cost. In that case the length of each answer must
-        be limited. Returns False if the scope has no budget, or its budget limits only the number of calls.
+        """Returns True if the budget of the scope (a tenant) limits tokens or cost. In that case the length of each
+        answer must be limited. Returns False if the scope has no budget, or its budget limits only the number of
+        calls.
         """
         budget = self._budgets.get(scope_id)
         return budget is not None and any(limit.measure != "calls" for limit in budget.limits())
 
     async def used(self, scope_id: str) -> Mapping[Window, Amounts]:
-        """Returns the usage of a scope in the current hour, day and month, by window. Reservations are not included.
-        Raises UserError for a scope without a budget, and BudgetUnavailable if a shared budget cannot be read.
+        """Returns the usage of a scope (a tenant) in the current hour, day and month, by window. Reservations are not
+        included. Raises UserError for a scope without a budget, and BudgetUnavailable if a shared budget cannot be
+        read.
         """
         return (await self.standing(scope_id)).used
 
     async def standing(self, scope_id: str) -> Standing:
-        """Returns the usage of a scope in the current hour, day and month, and the amounts that are reserved for its
-        open calls. Raises UserError for a scope without a budget, and BudgetUnavailable if a shared budget cannot be
-        read.
+        """Returns the usage of a scope (a tenant) in the current hour, day and month, and the amounts that are
+        reserved for its open calls. Raises UserError for a scope without a budget, and BudgetUnavailable if a shared
+        budget cannot be read.
         """
         return await self._accounts.standing(self.budget(scope_id))
 
@@ -179,9 +182,9 @@ class Ledger:
     # -- before a call ------------------------------------------------------------------------------------------------
 
     async def ready(self, scope_id: str) -> None:
-        """Waits until the usage of the scope is loaded from the stored rows. If several processes share the budgets,
-        waits instead until the shared writer has stored all reservations that this ledger has made so far, in all
-        scopes.
+        """Waits until the usage of the scope (a tenant) is loaded from the stored rows. If several processes share
+        the budgets, waits instead until the shared writer has stored all reservations that this ledger has made so
+        far, in all scopes.
         """
         await self._accounts.ready(scope_id)
 
@@ -210,7 +213,7 @@ class Ledger:
     def reserve(
         self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
     ) -> Judgement | Awaitable[Judgement]:
-        """Checks a call against the budget of its scope, and returns the judgement.
+        """Checks a call against the budget of its scope (a tenant), and returns the judgement.
 
         - If the decision is ALLOW or WARN, `wanted` is reserved for the call, and replaces an earlier reservation of
           the same call. The reservation remains until `release` or `record` is called for this call.
@@ -244,8 +247,8 @@ class Ledger:
 
     def hold(self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()) -> None:
         """Reserves `wanted` for a call, even if the budget has no room for it. It replaces an earlier reservation of
-        the call. Used for a call that was allowed before, for example by a person. Does nothing if the scope has no
-        budget.
+        the call. Used for a call that was allowed before, for example by a person. Does nothing if the scope (a
+        tenant) has no budget.
 
         `doubts` are the rows with which a shared writer replaces the reservation if this process dies before the call
         has ended. They have the type "doubt", because the outcome of the call is then not known.
@@ -305,8 +308,8 @@ class Ledger:
         call. If it is used a second time, the call is not counted again. With "" a new id is made.
 
         Raises UserError if the tokens or the cost are negative or not numbers, because such a row would reduce the
-        usage of the scope. Also raises UserError if `model` or `event_id` contains characters that a database cannot
-        store.
+        usage of the scope (a tenant). Also raises UserError if `model` or `event_id` contains characters that a
+        database cannot store.
         """
         check("record_model_usage: context", context, Of(ExecutionContext, _CONTEXT))
         check("record_model_usage: usage", usage, Of(Usage, "Usage(input_tokens=…, output_tokens=…)"))
@@ -464,8 +467,8 @@ class Ledger:
 
 
 def merge_budgets(budgets: Iterable[Budget]) -> list[Budget]:
-    """Returns the budgets, merged to one for each scope. Raises UserError for a value that is not a Budget, and for two
-    budgets of a scope that contradict each other.
+    """Returns the budgets, merged to one for each scope (a tenant). Raises UserError for a value that is not a
+    Budget, and for two budgets of a scope whose settings other than the limits differ.
     """
     check("budgets", budgets, Of(Iterable, '[Budget("scope", max_cost_daily=…)]'))
     found: dict[str, Budget] = {}

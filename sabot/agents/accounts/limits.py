@@ -514,9 +514,9 @@ def _child_use(usage: bytes) -> TreeUse | None:
 
 
 def _limits_of(begin: Begin) -> BudgetSpec | None:
-    """Returns the limits of a job: the field `budgets` of the kernel's request that is the input of the job
-    (`begin.body`). Returns None if the input is not a request of a kernel, or if it limits neither tokens, cost,
-    model calls nor tool calls.
+    """Returns the limits of a job that a kernel runs. They are the field `budgets` of the request to the kernel,
+    which is the input of the job (`begin.body`). Returns None if the input is no such request, or if it limits
+    neither tokens, cost, model calls nor tool calls.
     """
     body = begin.body
     asked = unpack(body) if begin.agent and isinstance(body, bytes) and body[:1] in _FIELDS else None

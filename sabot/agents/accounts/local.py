@@ -17,7 +17,7 @@ class LocalAccounts:
     from the same budgets; otherwise SharedAccounts, which has the same methods, is used. All methods are called on
     one event loop.
 
-    The usage of a scope is read from its stored rows when it is needed for the first time.
+    The usage of a scope (a tenant) is read from its stored rows when it is needed for the first time.
     """
 
     patience_s = 0.0
@@ -33,12 +33,12 @@ class LocalAccounts:
         self._settled = 0
 
     def set_budget(self, budget: Budget) -> None:
-        """Replaces the limits of the budget's scope. The usage so far remains."""
+        """Replaces the limits of the budget's scope (a tenant). The usage so far remains."""
         self.by_scope.setdefault(budget.scope_id, Account(windows=WINDOWS)).limits = [*budget.limits()]
 
     async def load(self, scope_id: str) -> None:
-        """Loads the account of a scope: it then contains the usage in the rows of the scope. Does nothing if the scope
-        has no account.
+        """Loads the account of a scope (a tenant): it then contains the usage in the rows of the scope. Does nothing
+        if the scope has no account.
         """
         account = self.by_scope.get(scope_id)
         if account is None:
@@ -66,7 +66,7 @@ class LocalAccounts:
         account.restore(used, account.reserved)
 
     async def ready(self, scope_id: str) -> None:
-        """Waits until the account of the scope is loaded."""
+        """Waits until the account of the scope (a tenant) is loaded."""
         await self.load(scope_id)
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ class LocalAccounts:
     ) -> Judgement | Awaitable[Judgement]:
         """Checks a call against `budget`, and returns the judgement. If the decision is ALLOW or WARN, reserves
         `wanted` for the call, in place of its earlier reservation. Otherwise the earlier reservation remains. If the
-        usage of the scope is not loaded yet, returns an awaitable of the judgement. `doubts` is not used.
+        usage of the scope (a tenant) is not loaded yet, returns an awaitable of the judgement. `doubts` is not used.
         """
         loading = self._loading.get(budget.scope_id)
         if loading is None or not loading.done():
@@ -109,8 +109,8 @@ class LocalAccounts:
     # -- rows and accounts --------------------------------------------------------------------------------------------
 
     def settled(self, event: LedgerEvent, call: str) -> SettledRow:
-        """Adds the usage in a row to the account of its scope, and ends the reservation of the call. Returns the row
-        as the SettledRow that is later passed to `settle`.
+        """Adds the usage in a row to the account of its scope (a tenant), and ends the reservation of the call.
+        Returns the row as the SettledRow that is later passed to `settle`.
         """
         account = self.by_scope.get(event.scope_id)
         if account is not None:
@@ -129,7 +129,9 @@ class LocalAccounts:
         return 0
 
     async def standing(self, budget: Budget) -> Standing:
-        """Returns the usage of the budget's scope in the current hour, day and month, and its reservations."""
+        """Returns the usage of the budget's scope (a tenant) in the current hour, day and month, and its
+        reservations.
+        """
         await self.load(budget.scope_id)
         account, now = self.by_scope[budget.scope_id], self._clock.time()
         return Standing(account.used(now), account.reserved, now)

@@ -86,7 +86,7 @@ class BatchResult(NamedTuple):
     """The answer of the owner of shared budgets (`BudgetOwner`) to a batch.
 
     - `judgements`: the judgements of the steps of the kind "reserve", in the order of these steps.
-    - `used`: for each scope, the usage in the current hour, day and month, without reservations.
+    - `used`: for each scope (a tenant), the usage in the current hour, day and month, without reservations.
     - `corrected`: the number of stored rows that were replaced because `BudgetBatch.corrects` is True.
     - `now_s`: the time that the owner used for the batch, in seconds since 1970.
     - `reserved`: for each scope, the sum of the reservations of all processes.
@@ -102,8 +102,8 @@ class BatchResult(NamedTuple):
 @runtime_checkable
 class BudgetOwner(Protocol):
     """A ledger writer that several processes share, for example a PostgreSQL database. Beside the rows it stores the
-    usage and the reservations of each scope. One batch changes rows, reservations and usage in one transaction.
-    Within one process, an owner object is used on one event loop.
+    usage and the reservations of each scope (a tenant). One batch changes rows, reservations and usage in one
+    transaction. Within one process, an owner object is used on one event loop.
     """
 
     where: str
@@ -151,22 +151,22 @@ class AccountStore(ABC):
 
     @abstractmethod
     def accounts(self, scopes: Collection[str], now_s: float) -> dict[str, Account]:
-        """Locks and returns the accounts of these scopes, by scope. If a scope has no account yet, a new one is
-        returned, with the usage in the stored rows of the scope at the time `now_s`, in seconds since 1970.
+        """Locks and returns the accounts of these scopes, by scope. If a scope (a tenant) has no account yet, a new
+        one is returned, with the usage in the stored rows of the scope at the time `now_s`, in seconds since 1970.
         """
 
     @abstractmethod
     def known(self, scopes: Collection[str]) -> set[str]:
-        """Returns the scopes among `scopes` that have an account."""
+        """Returns the scopes (tenants) among `scopes` that have an account."""
 
     @abstractmethod
     def reservations(self, calls: Collection[str]) -> list[Reservation]:
-        """Returns the reservations of the calls with these names, in all scopes."""
+        """Returns the reservations of the calls with these names, in all scopes (tenants)."""
 
     @abstractmethod
     def dead(self, scopes: Collection[str], now_s: float) -> list[Reservation]:
-        """Returns the reservations in these scopes that belong to dead processes. A process is regarded as dead if
-        its lease ended before the time `now_s`, in seconds since 1970.
+        """Returns the reservations in these scopes (tenants) that belong to dead processes. A process is regarded as
+        dead if its lease ended before the time `now_s`, in seconds since 1970.
         """
 
     @abstractmethod
@@ -235,7 +235,7 @@ class _BatchWork:
 
     def change(self, scope: str, call: str, kept: Reservation | None) -> None:
         """Replaces the reservation of a call with `kept`, or removes it if `kept` is None. Also changes the reserved
-        amounts in the account of the scope.
+        amounts in the account of the scope (a tenant).
         """
         before = self.reserved.pop((scope, call), None)
         self.accounts[scope].reserve_instead(
@@ -279,8 +279,8 @@ class _BatchWork:
         return judged
 
     def settle(self, event: LedgerEvent, corrects: bool = False) -> None:
-        """Adds the amounts of a row to the account of its scope, and remembers the row to be stored. Does nothing if
-        a row with the same id is stored already, with two exceptions:
+        """Adds the amounts of a row to the account of its scope (a tenant), and remembers the row to be stored. Does
+        nothing if a row with the same id is stored already, with two exceptions:
 
         - A row with the known outcome of a call replaces a row of type "doubt", which says that the outcome is not
           known.
@@ -349,8 +349,8 @@ def batch_of_rows(events: Sequence[LedgerEvent], *, corrects: bool = False) -> B
 
 
 def opened_account(used: Callable[[int], Amounts], now_s: float) -> Account:
-    """Returns a new account with the usage of a scope in the hour, the day and the month that contain the time
-    `now_s`, in seconds since 1970. `used(since_ms)` must return the usage of the scope since that time, in
+    """Returns a new account with the usage of a scope (a tenant) in the hour, the day and the month that contain the
+    time `now_s`, in seconds since 1970. `used(since_ms)` must return the usage of the scope since that time, in
     milliseconds since 1970.
     """
     account, began = Account(windows=WINDOWS), {each: window_start(each, now_s) for each in WINDOWS}

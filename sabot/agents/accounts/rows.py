@@ -174,8 +174,8 @@ class InMemoryLedgerWriter:
         return (await self.work(batch_of_rows(events, corrects=corrects))).corrected if events else 0
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """Returns the sum of the amounts of the scope's rows since this time, in milliseconds since 1970
-        (`LedgerWriter.used`).
+        """Returns the sum of the amounts of the rows of a scope (a tenant) since this time, in milliseconds since
+        1970 (`LedgerWriter.used`).
         """
         return self._used(scope_id, since_ms)
 
@@ -372,8 +372,8 @@ class SqliteLedgerWriter:
         return {name for rows in found for (name,) in rows}
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """Returns the sum of the amounts of the scope's rows since this time, in milliseconds since 1970
-        (`LedgerWriter.used`).
+        """Returns the sum of the amounts of the rows of a scope (a tenant) since this time, in milliseconds since
+        1970 (`LedgerWriter.used`).
         """
         ((tokens, cost, calls),) = await run_to_end(run_in_thread(self._asked, _USED, (scope_id, since_ms)))
         return Amounts(tokens, Decimal(cost), calls)

@@ -186,9 +186,9 @@ class SharedAccounts:
         return corrected
 
     async def standing(self, budget: Budget) -> Standing:
-        """Returns the usage of the budget's scope in the current hour, day and month, and the sum of the reservations
-        of all processes. Before that, it waits until the rows of this ledger are stored. Raises BudgetUnavailable if
-        the owner does not answer, and the errors of the writer if the rows cannot be stored.
+        """Returns the usage of the budget's scope (a tenant) in the current hour, day and month, and the sum of the
+        reservations of all processes. Before that, it waits until the rows of this ledger are stored. Raises
+        BudgetUnavailable if the owner does not answer, and the errors of the writer if the rows cannot be stored.
         """
         await self._flush()
         standing: Standing = await self._answer(BudgetStep("release", budget, "", 0))

@@ -61,8 +61,8 @@ class TableAccountStore(AccountStore):
 
     @abstractmethod
     def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """Returns the sum of the amounts of all rows of a scope since this time (milliseconds since 1970). A call
-        whose outcome is not known (a row of type "doubt") is counted with the most that it may have used.
+        """Returns the sum of the amounts of all rows of a scope (a tenant) since this time (milliseconds since 1970).
+        A call whose outcome is not known (a row of type "doubt") is counted with the most that it may have used.
         """
 
     def select(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -90,8 +90,8 @@ class TableAccountStore(AccountStore):
 
     def accounts(self, scopes: Collection[str], now_s: float) -> dict[str, Account]:
         """Locks and returns the accounts of these scopes, by scope. Accounts are locked in the order of their names,
-        so that transactions do not deadlock. If a scope has no account yet, a new one is made, with the usage in the
-        stored rows of the scope at the time `now_s`, in seconds since 1970.
+        so that transactions do not deadlock. If a scope (a tenant) has no account yet, a new one is made, with the
+        usage in the stored rows of the scope at the time `now_s`, in seconds since 1970.
         """
         if not scopes:
             return {}
@@ -107,8 +107,8 @@ class TableAccountStore(AccountStore):
         return accounts
 
     def _locked(self, scopes: Collection[str]) -> dict[str, Account]:
-        """Locks and returns the stored accounts of these scopes, by scope. Scopes without an account are missing in
-        the result.
+        """Locks and returns the stored accounts of these scopes (tenants), by scope. Scopes without an account are
+        missing in the result.
         """
         found = self.select(
             f"SELECT scope_id, span, began, tokens, cost, calls FROM runtime_accounts WHERE {self.among('scope_id')} "
