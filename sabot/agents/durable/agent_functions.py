@@ -90,7 +90,7 @@ def _prompt_of(message: Any, prompt: str | Callable[[Any], object] | None) -> ob
 
 
 def _plain(result: AgentResult) -> Any:
-    """Returns the result for the sink if the agent has no `reply`: its typed output, or {"content": text} if it has no
-    output type.
+    """Converts the result of an agent run to the result of the durable agent, if the user has given no `reply`
+    function. This is the typed output as plain Python data, or {"content": text} if the agent has no output type.
     """
     return {"content": result.content} if result.output is None else msgspec.to_builtins(result.output)

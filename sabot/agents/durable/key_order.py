@@ -76,8 +76,8 @@ class _Queue(msgspec.Struct, eq=False, gc=False):
 
 class KeyOrder:
     """The order in which the rows of an agent become jobs. With `key=`, at most one job of each key is open at a
-    time. While it is open, further rows of the key wait in memory, or in the mailbox of the key if the job is parked
-    or blocked.
+    time. Meanwhile further rows of the key wait in memory. If the job is parked (it waits for something, and is not
+    in memory) or blocked (its function no longer matches its journal), they wait in the mailbox of the key.
 
     - `boxes`: the mailboxes of the agent.
     - `crowded`: the keys whose mailbox is full, so that further rows of the key wait in memory. While there is such a
@@ -121,8 +121,9 @@ class KeyOrder:
                 self._turn(self._mailed(scope))
 
     def start(self, calls: Iterable[JobCall]) -> None:
-        """Ends the restore after a start of the app. `calls` are the jobs of the agent. Sets `JobCall.before` of the
-        parked ones to None, to free memory. From then on `suspend` does the same for each job that is parked.
+        """Ends the restore after a start of the app. `calls` are the jobs of the agent. For each that is parked (it
+        waits for something, and its function is not in memory), sets `JobCall.before` to None, to free memory. From
+        then on `suspend` does the same for each job that is parked.
         """
         self._started = True
         for call in calls:
@@ -161,7 +162,9 @@ class KeyOrder:
             queue.waiting = _with(queue.waiting, call)
 
     def _warn_blocked(self, blocked: JobCall) -> None:
-        """Logs a warning that rows of a key wait behind a blocked job. This happens once for each blocked job."""
+        """Logs a warning that rows of a key wait behind a blocked job, whose function no longer matches its journal.
+        This happens once for each blocked job.
+        """
         if blocked.job_id not in self._warned:
             self._warned.add(blocked.job_id)
             _log.warning(
@@ -171,7 +174,9 @@ class KeyOrder:
 
     @property
     def behind_blocked(self) -> int:
-        """The number of rows and jobs that wait because a blocked job of the same key is not finished."""
+        """The number of rows and jobs that cannot begin because a blocked job has the same key. A job is blocked if
+        its function no longer matches its journal.
+        """
         queues = [(scope, each) for scope, each in self._queues.items() if each.call.blocked]
         return sum(self.boxes.rows_of(scope) + len(q.before or ()) + len(q.waiting or ()) for scope, q in queues)
 
@@ -186,8 +191,9 @@ class KeyOrder:
         self._owner.turn(call)
 
     def suspend(self, call: JobCall) -> None:
-        """Moves the rows of a key from memory into the mailbox of the key. Called when the current job of the key
-        (`call`) is parked or blocked. Such a job may stay open for long.
+        """Moves the rows of a key from memory into the mailbox of the key, because the current job of the key
+        (`call`) may stay open for long. Called when that job is parked (it waits for something) or blocked (its
+        function no longer matches its journal).
         """
         if self._started:
             call.before = None

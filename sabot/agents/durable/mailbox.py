@@ -66,9 +66,9 @@ def _load(backend: LocalBackend, directory: Path) -> None:
 
 
 class NotesOfParked:
-    """The notes about the parked jobs of an app, one for each job. A note says for which questions, timers and
-    signals the job waits. So the job need not be replayed after a restart. The notes are kept in memory, and a
-    checkpoint stores all of them in one file.
+    """The notes about the parked jobs of an app, one for each job. A parked job waits for something, and its function
+    is not in memory. A note says for which questions, timers and signals the job waits, so that the job need not be
+    replayed after a restart. The notes are kept in memory, and a checkpoint stores all of them in one file.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,9 @@ class NotesOfParked:
 
 
 class _CutOfNotes:
-    """A snapshot of the notes about parked jobs, which a checkpoint writes to its directory."""
+    """A snapshot of the notes about parked jobs (jobs that wait for something, and whose functions are not in
+    memory). A checkpoint writes it to its directory.
+    """
 
     def __init__(self, notes: dict[str, bytes]) -> None:
         self._notes = notes

@@ -192,9 +192,11 @@ class DurableAgentOperator(AgentOperator):
 
     @property
     def unprocessed(self) -> bool:
-        """True if there are jobs for which the end of the app must wait: jobs that run or are ready to run, and
-        parked jobs. Parked jobs are ignored while the app drains its inputs in order to stop. Blocked jobs are always
-        ignored.
+        """True if there are jobs for which the end of the app must wait. These are the jobs that run, that are ready
+        to run, or that are parked (they wait for something).
+
+        Parked jobs are ignored while the app drains its inputs in order to stop. Blocked jobs, whose functions no
+        longer match their journals, are always ignored.
         """
         jobs = self._admission
         return bool(jobs.waiting or jobs.running or (jobs.parked and not self.leaving))
@@ -333,7 +335,8 @@ class DurableAgentOperator(AgentOperator):
         return not call.parked and not call.named and self._is_rate_limited()
 
     def _run(self, call: JobCall, was_parked: bool) -> None:
-        """Lets a job run. `was_parked` is True if the job was parked in this run of the app.
+        """Lets a job run. `was_parked` is True if the job was parked in this run of the app: it waited for something,
+        and its function was not in memory.
 
         - A parked job is loaded into memory and continues.
         - A job that was open in the journal continues from there.
@@ -350,7 +353,7 @@ class DurableAgentOperator(AgentOperator):
             self.begin(call)
 
     def begin(self, call: JobCall) -> None:
-        """Begins the job of a call: asks the host to write its BEGIN and to run it."""
+        """Begins the job of a call: lets the JobHost write its BEGIN entry and run it."""
         assert call.record is not None
         self._note_begun(call.record)
         self.host.begin(self.spec.agent_id, call.job_id, **inputs_of(call), run=call.run, behalf=call.behalf)
@@ -561,9 +564,9 @@ class DurableAgentOperator(AgentOperator):
         self._close_call(self.calls[job.job_id])
 
     def _suspend(self, call: JobCall) -> None:
-        """Frees the memory of a job that is parked or blocked: its row is removed from the queue, and the rows of its
-        key that wait in memory are moved to the mailbox of the key. The job still prevents other jobs of its key from
-        beginning.
+        """Frees the memory of a job that is parked (it waits for something) or blocked (its function no longer
+        matches its journal). Its row is removed from the queue, and the rows of its key that wait in memory are moved
+        to the mailbox of the key. The job still prevents other jobs of its key from beginning.
         """
         call.ctx = None
         self.end_row(call)
@@ -621,8 +624,9 @@ class DurableAgentOperator(AgentOperator):
         """Returns a dict of numbers: those of the base class, and the following.
 
         - `limit`: the most jobs that may run at a time. `running` (also as `in_flight`): the jobs that run.
-        - `parked`, `blocked`: the jobs that are parked and that are blocked.
-        - `behind_blocked`: the rows and jobs that wait behind blocked jobs of their key.
+        - `parked`: the jobs that wait for something, and whose functions are not in memory.
+        - `blocked`: the jobs whose functions no longer match their journals. `behind_blocked`: the rows and jobs that
+          cannot begin because a blocked job has the same key.
         - `mailbox_rows`: the rows in mailboxes.
         - `duplicates`: the rows that were dropped because their job existed already.
         """

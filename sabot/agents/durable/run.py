@@ -347,8 +347,9 @@ class DurableJobs:
         return needed
 
     def leave(self) -> None:
-        """Lets the app stop although jobs are parked. Called when the app drains its inputs in order to stop, and all
-        inputs have ended. The parked jobs stay open in the journal, and continue after the next start.
+        """Lets the app stop although jobs are parked (they wait for something). Called when the app drains its inputs
+        in order to stop, and all inputs have ended. The parked jobs stay open in the journal, and continue after the
+        next start.
         """
         for operator in self._operators.values():
             operator.leaving = True
@@ -356,7 +357,9 @@ class DurableJobs:
 
     @property
     def rest(self) -> bool:
-        """True if jobs are parked. Then the app must keep running, even if all inputs have ended."""
+        """True if jobs are parked, which means that they wait for something. Then the app must keep running, even if
+        all inputs have ended.
+        """
         return self.host.parking.parked > 0
 
     @property
