@@ -39,7 +39,7 @@ _WILD = frozenset("*?[")
 
 
 class _CodeWords(NamedTuple):
-    """The names and the string constants in some code."""
+    """The words in some code: `names` contains its identifiers, and `texts` its string constants."""
 
     names: set[str]
     texts: set[str]
