@@ -147,7 +147,9 @@ class Worker(Generic[T]):
         self.task: asyncio.Task[None] | None = None
 
     def items(self) -> list[T]:
-        """Returns the item whose call has not ended, and then the items in its queue."""
+        """Returns the items that are not finished: the item of the current call, if there is one, and then the items
+        in the worker's queue.
+        """
         return list(self.queue) if self.item is None else [self.item, *self.queue]
 
     def rouse(self) -> None:
@@ -204,7 +206,9 @@ class Crew(Generic[T]):
     # -- start and stop ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts to serve the queues, or resumes after `close`: the items of cancelled calls are called again."""
+        """Makes the workers call the items in their queues, after the crew was made or after `close`. Items whose
+        calls were cancelled by `close` are called again.
+        """
         self._stopping = False
         self._stop_asked.clear()
         self._reset_limits()
@@ -241,7 +245,7 @@ class Crew(Generic[T]):
 
     @property
     def stopped(self) -> bool:
-        """True if no further calls begin, because `stop` or `close` was called."""
+        """True if no further call begins, because `stop`, `cancel` or `close` was called."""
         return self._stopping
 
     def stop(self) -> None:
@@ -263,14 +267,18 @@ class Crew(Generic[T]):
             self._admitting = None
 
     async def quiesce(self, grace_s: float) -> None:
-        """Stops, and waits up to `grace_s` seconds for running calls."""
+        """Stops the crew, so that no further call begins, and waits up to `grace_s` seconds until the running calls
+        have ended.
+        """
         self.stop()
         tasks = [worker.task for worker in self.workers if worker.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=grace_s)
 
     def cancel(self) -> None:
-        """Stops, and cancels running calls; they end in the next turns of the loop."""
+        """Stops the crew, so that no further call begins, and cancels the running calls. Does not wait until they
+        have ended.
+        """
         self.stop()
         if self._watching is not None:
             self._watching.cancel()
@@ -310,8 +318,8 @@ class Crew(Generic[T]):
 
     @property
     def in_flight(self) -> int:
-        """The number of calls that have begun and not ended, including those that wait for another attempt. May be
-        read from any thread.
+        """The number of calls that have begun and have not ended. It includes calls that wait for another attempt.
+        May be read from any thread.
         """
         return sum(worker.item is not None for worker in self.workers)
 
@@ -519,8 +527,9 @@ class Crew(Generic[T]):
     def _cancelled(
         self, worker: Worker[T], task: asyncio.Task[Any], error: asyncio.CancelledError
     ) -> BaseException | None:
-        """Handles a CancelledError that came out of a call. Returns the error with which the attempt has failed, or
-        None if the worker itself was cancelled and shall end.
+        """Handles a CancelledError that a call has raised. Returns None if the worker itself was cancelled and has to
+        end. Otherwise, that is after a time limit or if the call has cancelled itself, returns the error with which
+        the attempt fails.
         """
         if self._stopping or self._over:
             return None

@@ -17,7 +17,9 @@ _PLACES = 100  # the number of places whose traceback is logged
 
 @dataclass
 class _ErrorCount:
-    """The errors of one class that were not logged yet."""
+    """The errors of one class that were counted and not logged yet: their number, the text of the newest one, and the
+    time at which a line about this class was last logged.
+    """
 
     logged_at: float
     count: int = 0
@@ -32,7 +34,7 @@ class ErrorLog:
     """
 
     def __init__(self, name: str, clock: Clock) -> None:
-        """`name`: the owner of the calls, as the log names it."""
+        """Makes a log. `name`: the owner of the calls, such as "agent shop.check", with which each line begins."""
         self._name = name
         self._clock = clock
         self._places: set[tuple[str, str, int]] = set()

@@ -35,7 +35,7 @@ async def for_each_piece(pieces: AsyncGenerator[T, None], take: Callable[[T], Aw
 
 
 def awaitable(value: Any) -> tuple[Any, bool]:
-    """Returns (a coroutine, True) for a result that must be awaited, else (the value, False)."""
+    """Returns (a coroutine, True) if `value` has to be awaited, and otherwise (`value`, False)."""
     if value is None or not inspect.isawaitable(value):
         return value, False
     return (value if hasattr(value, "send") else _awaited(value)), True

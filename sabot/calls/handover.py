@@ -72,11 +72,11 @@ class Work(Protocol):
 
     @property
     def calls(self) -> int:
-        """The number of calls."""
+        """The number of calls in this batch."""
 
     @property
     def exhausted(self) -> bool:
-        """True when `take` has returned all calls."""
+        """True when `take` has returned all calls of this batch."""
 
     def take(self, places: Iterator[int]) -> Sequence["Call"]:
         """Returns calls that have to be made next, in order. Each contains the next number of the iterator `places`,
@@ -90,8 +90,8 @@ class Work(Protocol):
         """
 
     def outcome(self, number: int, result: Any) -> Any:
-        """Returns the form in which the result of call `number` is stored in `outcomes`. Raises UserError for a
-        result that the step does not allow.
+        """Converts the result of call `number` to the form in which `outcomes` stores it, and returns that form.
+        Raises UserError for a result that the step does not allow.
         """
 
 
@@ -272,7 +272,9 @@ class Handover:
         return False
 
     def renew(self, item: Call) -> None:
-        """Restores an argument that is a dict to its contents before the failed attempt, which may have changed them."""
+        """Restores the argument of a call before another attempt. If the argument is a dict, the failed attempt may
+        have changed it, so it gets its original contents again. Other arguments cannot be changed.
+        """
         work, number, argument, _ = item
         if isinstance(argument, dict):  # other arguments cannot be changed: Arrow data, keys, requests
             argument.clear()

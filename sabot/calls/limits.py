@@ -22,7 +22,9 @@ class Limit(Protocol):
     """
 
     def wait_s(self, now: float) -> float:
-        """Returns the seconds until another call may begin: 0 for now, infinity if another call must end first."""
+        """Returns the seconds until another call may begin: 0 if it may begin now, and infinity if another call has
+        to end first. `now`: the present time, in seconds of a monotonic clock.
+        """
 
     def begun(self, now: float) -> None:
         """Records that a call begins at the time `now`. The caller must have got 0 from `wait_s` before."""
@@ -33,8 +35,8 @@ class Limit(Protocol):
         """
 
     def overloaded(self, now: float, began: float, retry_after_s: float) -> None:
-        """Counts a call that the service has refused as too many. `began`: the time at which it began.
-        `retry_after_s`: the seconds for which the service asks for no more calls.
+        """Records that the service has refused a call at the time `now` because it is overloaded. `began`: the time
+        at which the call began. `retry_after_s`: the seconds for which the service asks for no further calls.
         """
 
 

@@ -26,7 +26,9 @@ class Retry:
     backoff_s: float = 0.1
 
     def wait_s(self, retries: int) -> float:
-        """Returns the seconds before the next attempt, after `retries` retries; at most half a minute."""
+        """Returns the seconds to wait before the next attempt. `retries`: the number of retries that were made
+        already. The result is at most 30.
+        """
         return Backoff(self.backoff_s, _LONGEST_BACKOFF_SECONDS).wait_s(retries + 1)
 
 

@@ -19,7 +19,7 @@ _IDLE_SECONDS = 5.0  # an idle thread ends after this time
 
 class ThreadPool:
     """A pool of threads that make calls. A call runs in the thread that became free last, or in a new thread if none
-    is free. The owner limits the number of calls.
+    is free. The pool sets no limit on the number of threads; its owner has to limit the number of calls.
     """
 
     def __init__(self, clock: Clock) -> None:

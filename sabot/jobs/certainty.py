@@ -18,8 +18,11 @@ from enum import StrEnum
 
 
 class Certainty(StrEnum):
-    """The knowledge about whether a call was made. `DONE`: it was made, and has ended with a result or with an error of
-    the tool's own. `NOT_SENT`: it was not made. `UNKNOWN`: nobody knows.
+    """The knowledge about whether a call was made.
+
+    - `DONE`: it was made. It has ended with a result, or with an error that the tool itself has raised.
+    - `NOT_SENT`: it was not made.
+    - `UNKNOWN`: nobody knows.
     """
 
     DONE = "done"
@@ -143,8 +146,8 @@ def _said_by(error: BaseException) -> Certainty | str | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields the errors that led to this one, the nearest first: the `__cause__` of each error (`raise … from`), or
-    else the error that was being handled when it was raised.
+    """Yields the errors that led to this one, the nearest first. The cause of an error is its `__cause__` (`raise …
+    from`). Without one, it is the error that was being handled when the error was raised.
     """
     seen = {id(error)}  # a user's error may be its own cause
     while True:

@@ -94,7 +94,7 @@ class EffectState:
 
     @property
     def title(self) -> str:
-        """The name of the effect in messages: the name of the model if the call asks one, else `name`."""
+        """The name of the effect in messages. It is the name of the model if the call asks one, and otherwise `name`."""
         return self.model or self.name
 
     @property
@@ -157,16 +157,16 @@ class LookedUp(msgspec.Struct, frozen=True):
 
 
 class Judged(NamedTuple):
-    """The event that the guard has decided whether another attempt may be made. `denied` is the verdict that denies it,
-    or None if the attempt may be made.
+    """The event that the guard (`EffectGuard`) has decided whether another attempt may be made. `denied`: the verdict
+    that denies it; None if the attempt may be made.
     """
 
     denied: GuardVerdict | None
 
 
 class PersonAsked(NamedTuple):
-    """The request of a call to ask a person. `kind`: the type of the question. `body`: its payload as JSON. `seconds`:
-    the time for the answer; None for no limit.
+    """The request of a call to ask a person. `kind`: the type of the question. `body`: its payload as JSON.
+    `seconds`: the number of seconds that the person has for the answer; None for no limit.
     """
 
     kind: str
@@ -420,8 +420,8 @@ def repeat_or_drop(effect: EffectState) -> EffectCommand:
 
 
 def attempted(effect: EffectState) -> EffectCommand:
-    """Begins the next attempt of an effect, and returns the command to call the tool. The caller writes the ATTEMPT
-    entry.
+    """Begins the next attempt of an effect: raises its number by one. Returns the command to call the tool. The
+    caller has to write the ATTEMPT entry.
     """
     effect.attempt += 1
     effect.enter(OPEN)
@@ -521,8 +521,8 @@ def may_repeat(effect: EffectState, *, not_made: bool) -> bool:
 
 
 def may_happen(effects: Iterable[EffectState]) -> bool:
-    """Returns True if one of these open effects is a call that may still change something outside. A job does not end
-    while it has such a call (see `drop`).
+    """Returns True if one of these open effects is a call that may still change something outside of Sabot. A job
+    does not end while it has such a call (see `drop`).
     """
     return any(each.kind == "call" and RULES[each.effect_class].settles for each in effects)
 
@@ -556,11 +556,14 @@ def approval(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
 
 
 def inquiry(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
-    """Returns the INTENT entry of the question that asks a person whether an effect was made. The possible answers:
+    """Returns the INTENT entry of the question that asks a person whether an effect was made. These answers are
+    possible:
 
-    - "done": it was made. "not_done": it was not made. "abandon": the effect is given up.
-    - "look_up", for a tool with a `reconcile=` function: this function is called again. If it still cannot tell, a new
-      question follows.
+    - "done": it was made.
+    - "not_done": it was not made.
+    - "abandon": nobody will find out; the effect ends with an error.
+    - "look_up", only for a tool with a `reconcile=` function: that function is called again. If it does not find out
+      whether the effect was made, a new question follows.
     """
     answers = [*VERDICTS, *([LOOK_UP] if effect.effect_class == EffectClass.RECONCILABLE else [])]
     payload = {"effect": effect.name, "ordinal": effect.ordinal, "attempt": effect.attempt, "answers": answers}
@@ -595,7 +598,7 @@ def is_approved(answer: Answer) -> bool:
 
 
 def _resolution(answer: Answer) -> dict[str, Any]:
-    """Returns the JSON object that a person has answered; {} if the answer is not a JSON object."""
+    """Returns the JSON object that is the body of a person's answer; {} if the body is not a JSON object."""
     try:
         body: dict[str, Any] = msgspec.json.decode(answer.body or b"{}", type=dict[str, Any])  # type: ignore[arg-type]
     except UNREADABLE:

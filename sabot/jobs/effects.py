@@ -172,7 +172,9 @@ class Effects:
         self.step(running, ask, "asked" if ask.ordinal in running.job.open else "unawaited")
 
     def _go_on(self, running: RunningJob, ask: Ask) -> None:
-        """Continues with an effect that an earlier run of the job has recorded without a result."""
+        """Continues with an effect whose INTENT entry was recorded before the job was loaded from the journal, and
+        which has no result yet.
+        """
         job, verdict = running.job, ask.verdict
         if verdict is not None:
             try:
@@ -244,8 +246,8 @@ class Effects:
             self.step(running, ask, event)
 
     def call_ended(self, ended: Outcome | LookedUp) -> None:
-        """Handles the outcome of an attempt, or the answer of a tool's `reconcile=` function. Does nothing if nobody
-        waits for the effect any more.
+        """Handles the outcome of an attempt, or the answer of a tool's `reconcile=` function. Does nothing if the job
+        no longer waits for the effect.
         """
         job_id, ordinal, _ = ended.effect
         running = self._host.running.get(job_id)
@@ -279,8 +281,8 @@ class Effects:
     # -- what some commands need --------------------------------------------------------------------------------------
 
     def _ask_again(self, running: RunningJob, ask: Ask) -> None:
-        """Asks the guard whether another attempt of an effect may be made, and handles the verdict as the event Judged.
-        Does nothing while the host stops.
+        """Asks the guard whether another attempt of an effect may be made, and handles the verdict as the event
+        Judged. If the host is stopping, does nothing; the next start of the app then decides on the effect.
         """
         if self._host.stopping:
             return
@@ -401,8 +403,9 @@ class Effects:
             self.step(running, ask, "unawaited")
 
     def forget(self, running: RunningJob, stays_open: bool) -> None:
-        """Handles a job that leaves memory. If `stays_open`, the next start goes on with the job, so the outcomes of
-        its calls are still recorded. Otherwise they are dropped.
+        """Handles the running calls of a job that is removed from memory. If `stays_open` is True, the job continues
+        at the next start of the app, so the outcomes of its calls are still recorded. Otherwise the outcomes are
+        dropped.
         """
         job = running.job
         if not stays_open:

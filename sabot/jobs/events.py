@@ -58,8 +58,8 @@ class Loaded(msgspec.Struct):
 
 
 class LastDurable(msgspec.Struct):
-    """The event that the last entry of a job has become durable, so that the job can end. `error` is the error of its
-    function, or None if the function has returned.
+    """The event that the last entry of a job has become durable, so that the job can end. `error`: the error that its
+    function has raised; None if the function has returned.
     """
 
     running: RunningJob
@@ -67,7 +67,7 @@ class LastDurable(msgspec.Struct):
 
 
 class AttemptDue(msgspec.Struct):
-    """The event that the wait after a failed attempt of a job is over. The function of the job runs once more."""
+    """The event that the wait after a failed attempt of a job is over. The host then begins the next attempt."""
 
     running: RunningJob
 
@@ -96,7 +96,9 @@ CallRequest = Literal["again"] | Judged | GuardVerdict | PersonAsked
 
 
 class CallAsked(msgspec.Struct):
-    """The event that a call under way has made a request. The call waits for the future `answer`."""
+    """The event that a running call has made a request, such as for another attempt. The call waits for the result of
+    the future `answer`.
+    """
 
     effect: EffectId
     request: CallRequest

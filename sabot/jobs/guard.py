@@ -65,11 +65,15 @@ NOBODY = Behalf()
 
 
 class Decision(StrEnum):
-    """A decision on a call, from the mildest to the strictest. If several guards decide, the strictest decision holds.
+    """The decision of a guard on a call. The members are in order from the mildest to the strictest. If several
+    guards decide, the strictest decision applies.
 
-    - `ALLOW`: the call is made. `WARN`: it is made, and a warning is logged.
-    - `REDACT`: some texts in its arguments are hidden. `DEGRADE`: it asks another model.
-    - `ASK`: a person decides whether it is made. `DENY`: it is not made.
+    - `ALLOW`: the call is made.
+    - `WARN`: the call is made, and a warning is logged.
+    - `REDACT`: the call is made, and some texts in its arguments are hidden from it.
+    - `DEGRADE`: the call is made, and asks another model.
+    - `ASK`: a person decides whether the call is made.
+    - `DENY`: the call is not made.
     """
 
     ALLOW = "allow"
@@ -127,8 +131,8 @@ class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return bool(self.model or self.hide or self.most_tokens)
 
     def spec(self, spec: RequestSpec) -> RequestSpec:
-        """Returns the request to a model with the changes of this verdict: the other model, and the limit of tokens to
-        write.
+        """Returns a copy of the request to a model, with the changes that this verdict requires: another model, and
+        another limit on the tokens that the model may write.
         """
         spec = msgspec.structs.replace(spec, model=self.model) if self.model else spec
         return msgspec.structs.replace(spec, max_tokens=self.most_tokens) if self.most_tokens else spec
@@ -172,7 +176,9 @@ class DecidedEffect(NamedTuple):
 
 
 def most_cost(verdict: GuardVerdict, instead: Iterable[GuardVerdict] = ()) -> Decimal:
-    """Returns the highest cost in US dollars that one of these verdicts has reserved."""
+    """Returns the highest cost in US dollars that one of these verdicts has reserved. `instead`: the verdicts on
+    other models that the same call has asked.
+    """
     return max(Decimal(each.cost or 0) for each in (verdict, *instead))
 
 
@@ -210,17 +216,19 @@ class GuardedCall:
 
     @property
     def scope(self) -> str:
-        """The tenant; by default the app."""
+        """The tenant. If the job names none, it is the app."""
         return self.behalf.scope or self.agent.rpartition(".")[0]
 
     @property
     def principal(self) -> str:
-        """The actor; "" if nobody is named."""
+        """The actor, such as a user; "" if there is none."""
         return self.behalf.principal
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """The arguments by name: those of a tool by its parameters, and {"message": …} for a child. Empty for a model."""
+        """The arguments by name. For a tool, the names are those of its parameters. For a child, the dict is
+        {"message": …}. For a model, it is empty.
+        """
         if not self.args:
             return self.kwargs
         if self.tool is None:
@@ -232,7 +240,7 @@ class GuardedCall:
         return {**given, **self.kwargs}
 
     def changed(self, verdict: GuardVerdict) -> "GuardedCall":
-        """Returns the call with the changes of this verdict."""
+        """Returns a copy of the call with the changes that this verdict requires: another model, and hidden texts."""
         if not verdict.changes:
             return self
         spec = self.spec
@@ -264,16 +272,16 @@ class EffectGuard:
     """The name by which requests of a kernel may choose the guard (`PolicyRef`)."""
 
     def check_names(self, functions: Sequence[Callable[..., Any]], agents: Collection[str], where: str) -> None:
-        """Checks at a start that the tools, models and agents that the rules name exist. Raises UserError if one does
-        not.
+        """Checks that the rules of the guard name only tools, models and agents that exist. Raises UserError
+        otherwise. Called when the app starts.
 
-        `functions`: the functions of the agents. `agents`: the ids of the agents. `where`: the app or the kernel, for
-        messages.
+        `functions`: the functions of the agents. `agents`: the ids of the agents. `where`: the name of the app or of
+        the kernel, for messages.
         """
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Returns the verdict on a call, or an awaitable of the verdict if the decision takes time. Other jobs go on
-        meanwhile. If the method or the awaitable raises an error, the call is denied.
+        """Returns the verdict on a call. If the decision takes time, returns an awaitable of the verdict; other jobs
+        continue meanwhile. If the method or the awaitable raises an error, the call is denied.
         """
         raise NotImplementedError
 
@@ -307,10 +315,14 @@ class EffectGuard:
         """
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """Handles the result of a call of a tool, a model or an agent, just before it is recorded: replaces the
-        reservation of the call by its usage. Returns the usage as bytes, for the RESULT entry.
+        """Handles the result of a call of a tool, a model or an agent, before the RESULT entry is recorded. Replaces
+        the tokens and the cost that were reserved for the call by those that it has used. Returns that usage as
+        bytes, for the RESULT entry.
 
-        `outcome`: "ok" or the type of the error. `body`: the packed result or error. `at_ms`: the time of the result.
+        - `kind`, `name`: "tool", "model" or "child", and the name of the tool or model.
+        - `outcome`: "ok", or the type of the error.
+        - `body`: the packed result or the packed error.
+        - `at_ms`: the time of the result, in milliseconds since 1970.
         """
         return b""
 
@@ -349,16 +361,18 @@ class EffectGuard:
         return b""
 
     def forget_job(self, job_id: str) -> None:
-        """Drops the decisions on the open calls of a job. Called when the job ends, and after a restart of the app for
-        a job whose END entry the journal already has.
+        """Drops the decisions on those calls of a job that have no result. Called when the job ends. Also called when
+        the app starts, for a job whose END entry is already in the journal.
         """
 
     async def open(self, journal: Journal) -> None:
-        """Reads from the journal what the guard must know of earlier results. Called before any job begins."""
+        """Reads from the journal the earlier results that the guard needs, such as their usage. Does nothing by
+        default. Called before any job begins.
+        """
 
     async def flush(self) -> None:
-        """Waits until all data that the guard has derived from results is durable elsewhere. After that the journal may
-        remove the results.
+        """Waits until everything that the guard has computed from results, such as sums of costs, is durable outside
+        of the journal. After that, the journal may remove the results. Returns at once by default.
         """
 
     async def close(self) -> None:
@@ -531,9 +545,7 @@ def checked_guard(given: Any) -> EffectGuard | None:
 
 
 def guard_of(guards: Sequence[EffectGuard]) -> EffectGuard | None:
-    """Returns one guard that stands for all of `guards`. Returns None if `guards` is empty: then all effects are
-    allowed.
-    """
+    """Returns one guard that asks all of `guards`. Returns None if `guards` is empty; then all effects are allowed."""
     return EffectGuards(guards) if len(guards) > 1 else next(iter(guards), None)
 
 
@@ -614,7 +626,9 @@ _decode = msgspec.msgpack.Decoder(GuardVerdict).decode
 
 
 def decode_verdict(note: bytes) -> GuardVerdict | None:
-    """Returns the verdict in the note of an entry; None if the note is empty. Raises CorruptJournal."""
+    """Returns the verdict that is stored in the note of an entry; None if the note has no verdict. Raises
+    CorruptJournal if the note cannot be decoded.
+    """
     if not note or note == UNSENT:
         return None
     try:

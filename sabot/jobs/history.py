@@ -139,7 +139,7 @@ class History:
     @classmethod
     def of(cls, job_id: str, entries: Iterable[Entry]) -> "History":
         """Returns the history of a job. `entries`: all entries of the job in order, with their bodies loaded. Raises
-        CorruptJournal.
+        CorruptJournal if there is no entry, or if the first one is not a BEGIN.
         """
         history: History | None = None
         for entry in entries:
@@ -156,8 +156,8 @@ class History:
         return history
 
     def followed_by(self, begin: Begin) -> "History":
-        """Returns the history after another BEGIN entry of the job. Without an END before it, the BEGIN begins a new
-        history; after an END, it begins another attempt of this one.
+        """Returns the history of the job after it got another BEGIN entry. If the present history has no END entry,
+        this is a new history. If it has one, this is the same history, in which the BEGIN begins another attempt.
         """
         if self.end is None:
             followed = self.anew(begin)
@@ -219,8 +219,8 @@ class History:
         self.not_made.discard(ordinal)
 
     def add_question(self, question: Intent) -> None:
-        """Notes a question to a person about an effect: in `doubts` if it asks whether the effect was made, else in
-        `approvals`.
+        """Records a question that a person was asked about an effect. If it asks whether the effect was made, stores
+        it in `doubts`. Otherwise stores it in `approvals`, and adds the effect to `not_made`.
         """
         if question.name == IN_DOUBT:
             self.doubts[question.ordinal] = question
@@ -255,7 +255,9 @@ class History:
             self.last_ms = self._restored_ms
 
     def ran_until(self, now_ms: int) -> int:
-        """Returns how many milliseconds the job has run until `now_ms`. Waits for others do not count, as in `ran_ms`."""
+        """Returns the milliseconds that the job has run until the time `now_ms`. Like `ran_ms`, they do not include
+        the time in which the job waited for people, signals or children.
+        """
         return self.ran_ms if self._waits_for_others() else self.ran_ms + max(0, now_ms - self.last_ms)
 
     def _run_to(self, entry: Entry) -> None:
@@ -308,14 +310,16 @@ class History:
                 self._open.pop(next(waits, 0), None)
 
     def _is_about_effect(self, answer: Answer) -> bool:
-        """Returns True if the answer is to a question about an effect. Returns False if it is to a question of the
-        function (`ctx.ask`).
+        """Returns True if this answers a question about an effect, such as an approval. Returns False if it answers a
+        question that the function itself has asked (`ctx.ask`).
         """
         asked = (self.doubts.get(answer.ordinal), self.approvals.get(answer.ordinal))
         return any(each is not None and each.token == answer.token for each in asked)
 
     def attempt_of(self, intent: Intent) -> int:
-        """Returns the last attempt of this effect; 0 if a person has to allow the effect before the first one."""
+        """Returns the number of the last attempt of this effect; 0 if a person has to approve the effect before its
+        first attempt.
+        """
         verdict = decode_verdict(intent.note)
         asks = verdict is not None and verdict.decision is Decision.ASK
         return self.tries.get(intent.ordinal, 0 if asks else 1)

@@ -112,7 +112,9 @@ class JobHost(HostState):
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def register(self, agent_id: str, owner: JobOwner, children: ChildLimits = DEFAULT_LIMITS) -> None:
-        """Registers the owner of an agent's jobs. `children`: the limits for the children that these jobs begin."""
+        """Registers the owner (the agent) of jobs. Must be called before these jobs begin. `children`: the limits on
+        the children that these jobs may begin.
+        """
         self.owners[agent_id] = owner
         self.jobs.limits[agent_id] = children
 
@@ -148,8 +150,8 @@ class JobHost(HostState):
         self._timers.start()
 
     async def quiesce(self) -> None:
-        """Stops the host: it begins no job and makes no call any more. Waits up to `stop_grace_s` seconds for the calls
-        under way, and records their results.
+        """Stops the host, so that no further job begins and no further call is made. Waits up to `stop_grace_s`
+        seconds for the outcomes of running calls, and records these.
         """
         self.stopping = True
         self.log.stop_waiting()
@@ -165,7 +167,9 @@ class JobHost(HostState):
         self._serving = None
 
     async def close(self) -> None:
-        """Stops the host and removes all jobs from memory. The journal keeps the jobs. A second call does nothing."""
+        """Stops the host, and removes all jobs from memory. The jobs remain in the journal, and continue at the next
+        start of the app. A second call does nothing.
+        """
         await self.quiesce()
         await self.log.wait_published()
         for task in list(self.tasks):
@@ -180,7 +184,7 @@ class JobHost(HostState):
 
     @property
     def left_behind(self) -> list[str]:
-        """The calls that were cancelled and still run, as texts for messages."""
+        """The calls that were cancelled and are still running, each as a text for messages."""
         return list(self._effects.runner.left_behind)
 
     # -- what an agent asks -------------------------------------------------------------------------------------------
@@ -278,8 +282,8 @@ class JobHost(HostState):
         self._run(running, running.job.start, owner.call)
 
     def _load(self, history: History, owner: JobOwner, last: Position | None = None) -> RunningJob:
-        """Makes a RunningJob of a history, keeps it in memory, and returns it. `last`: the position of the history's
-        last entry.
+        """Makes a RunningJob for a job with this history, adds it to the jobs in memory, and returns it. `last`: the
+        position of the history's last entry; None if it was not appended yet.
         """
         job = self._make_run(history.begin.job, history, key=self.journal.key, code=owner.code, pieces=self.log)
         running = self.running[job.job_id] = RunningJob(
@@ -323,8 +327,8 @@ class JobHost(HostState):
             self.parking.load(job_id)
 
     async def mark_of(self, job_id: str) -> JobMark | None:
-        """Returns the journal's mark of a job, which says whether the job is open or how it has ended. Returns None if
-        the journal does not have the job.
+        """Returns what the journal knows about a job: whether it is open, or how it has ended. Returns None if the
+        journal does not know the job.
         """
         return await call_journal(self.journal.job, job_id)
 
@@ -445,8 +449,8 @@ class JobHost(HostState):
             self.settle(running)
 
     def _drop(self, running: RunningJob, ask: Ask) -> None:
-        """Handles an effect that the function awaits no longer. Withdraws a question, cancels a child, and frees what
-        the guard has reserved for a call that waits for an approval.
+        """Handles an effect that the function no longer awaits. Withdraws a question, or cancels a child. For a call
+        that waits for an approval, releases what the guard has reserved for it.
         """
         job, ordinal, now_ms = running.job, ask.ordinal, self.now_ms()
         if ask.token:
@@ -474,8 +478,11 @@ class JobHost(HostState):
         return [(self.log.append(each), each) for each in entries]
 
     def _tell_parent(self, job_id: str, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0) -> None:
-        """Reports the end of a job to its parent; does nothing if no parent waits for it. `body`, `labels`: those of
-        the job's END entry. `ran_ms`: the milliseconds that the job has run.
+        """Reports the end of a job to its parent, as the result of the effect by which the parent has requested the
+        job. Does nothing if no parent waits for it.
+
+        `outcome`: how the job has ended, such as "succeeded". `body`, `labels`: the values of these fields in the END
+        entry of the job. `ran_ms`: the milliseconds that the job has run.
         """
         self._guard.forget_job(job_id)
         result = self.jobs.result(job_id, self.now_ms(), outcome, body, labels, ran_ms)
@@ -488,12 +495,13 @@ class JobHost(HostState):
         self.deliver([(self.log.append(result, running), result)])
 
     def settle(self, running: RunningJob) -> None:
-        """Decides what follows when the function of a job is quiet, that is, when it has ended or waits for something.
+        """Decides how a job continues whose function does not run at present, because it has ended or waits for
+        something.
 
-        - The job ends if its function has ended and no open call may still happen.
+        - The job ends if its function has ended and no running call may still change something outside of Sabot.
         - The job fails if its function waits for something that is not an effect, since nothing can wake it.
         - The job is parked if everything that it awaits takes long.
-        - Otherwise the job stays in memory.
+        - Otherwise the job remains in memory.
         """
         if not running.in_memory or running.ending or running.noting:
             return
@@ -563,8 +571,9 @@ class JobHost(HostState):
         return self.parking.awaits(job_id, ordinal) if running is None else running.awaits(ordinal)
 
     def _due(self, job_id: str, ordinal: int) -> None:
-        """Handles a timer of a job that is due. If it belongs to a sleep, the sleep gets its result. If it is the
-        deadline of a question, the question is withdrawn. Ordinal 0 is the time limit of the job's attempt.
+        """Handles a timer of a job that is due. If the timer belongs to a sleep, the sleep gets its result. If it is
+        the deadline of a question, the question is withdrawn. `ordinal`: the ordinal of the effect for which the
+        timer was set; 0 for the time limit of the job's attempt.
         """
         if not ordinal:
             self._effects.time_out(job_id)
@@ -614,8 +623,8 @@ class JobHost(HostState):
         self._close_job(running, "succeeded", output, name)
 
     def _end_safely(self, running: RunningJob, error: BaseException | None) -> None:
-        """Ends a job whose last entry has become durable. `error`: the error of its function; None if the function has
-        returned.
+        """Continues to end a job, now that its last entry is durable. `error`: the error that its function has
+        raised; None if the function has returned.
         """
         running.ending, running.safe = False, True
         if running.in_memory and error is not None:
@@ -647,8 +656,8 @@ class JobHost(HostState):
         self.deliver(told)
 
     def _forget(self, running: RunningJob, *, stays_open: bool = False) -> None:
-        """Removes a job from memory. `stays_open`: True if the job has not ended, so that the next start goes on with
-        it.
+        """Removes a job from memory. `stays_open`: True if the job has not ended, so that it continues at the next
+        start of the app.
         """
         self._remove(running)
         self._effects.forget(running, stays_open)
@@ -681,8 +690,8 @@ class JobHost(HostState):
             self._forget(running, stays_open=True)
 
     def _attempt(self, running: RunningJob) -> None:
-        """Begins another attempt of a failed job: its function runs once more over its history. Effects with a result
-        keep it. The function asks again for effects that have failed, if they may be repeated.
+        """Begins another attempt of a failed job: its function runs once more over its history. Effects that have
+        succeeded keep their results. Failed effects that may be repeated are requested again by the function.
         """
         job_id = running.job.job_id
         if not running.in_memory or self.stopping:

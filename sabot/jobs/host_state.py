@@ -69,8 +69,8 @@ class HostState:
         self.spawn(wait(), what)
 
     def spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
-        """Starts a task for work that waits for something. The task is cancelled when the host is closed. An error in
-        the task ends the run of the app. `what`: the name of the work, for messages.
+        """Starts a task and returns it. The task is cancelled when the host is closed. If the task raises an error,
+        the app stops. `work`: the coroutine of the task. `what`: the name of the task, for messages.
         """
         task = self.loop.create_task(work, name=what)
         self.tasks.add(task)

@@ -112,8 +112,8 @@ class GuardJudge:
         call.model = call.spec.model or call.model
 
     async def _noted(self, effect: EffectId, verdict: GuardVerdict) -> None:
-        """Records the verdict on a model that replaces the first one. A GuardJudge does nothing here, because no
-        journal has its calls.
+        """Records the verdict on a model that is asked instead of the first one. Does nothing in this class, because
+        the calls that it judges are in no journal.
         """
 
     def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GuardedCall:
@@ -169,8 +169,8 @@ class _ToolJudge(GuardJudge):
 
 
 def _told(call: ModelCall) -> RequestSpec:
-    """Returns the request of a call in the form that guards read. If the call embeds texts, the texts are the messages
-    of the request, and the limit of tokens to write is 0.
+    """Returns the request of a call of a model, as a RequestSpec for the guards. If the call computes embeddings of
+    texts, the texts become the messages of the request, and its limit on tokens to write is 0.
     """
     if call.kind != "embed":
         return call.spec
@@ -178,7 +178,9 @@ def _told(call: ModelCall) -> RequestSpec:
 
 
 def judge_of(app: str, guards: Sequence[EffectGuard], clock: Clock) -> GuardJudge | None:
-    """Returns a judge that asks these guards of an app; None if there are no guards."""
+    """Returns a judge that asks the guards of an app before each call of a model that is not an effect of a job.
+    Returns None if there are no guards. `app`: the id of the app.
+    """
     guard = guard_of(guards)
     return None if guard is None else GuardJudge(f"{app}.calls", f"{app}.calls", guard, clock)
 

@@ -45,8 +45,9 @@ class JobLetters:
                 host.told.append((self._log.append(each), each))
 
     def withdraw(self, job_id: str, ordinal: int, token: str, why: str) -> None:
-        """Withdraws a question of a job: posts a letter that closes the question. If an answer came before the letter,
-        the answer holds. `token`: the token of the question. `why`: "expired" or "cancelled".
+        """Withdraws a question of a job, by posting a letter that closes the question. If an answer was posted before
+        that letter, the answer is used and the withdrawal has no effect. `token`: the token of the question. `why`:
+        "expired" or "cancelled".
         """
         letter = Letter("withdraw", token, name=why, by=job_id)
         self._posting[job_id] += 1

@@ -38,8 +38,8 @@ _SILENT_SECONDS = 5.0  # the seconds that a stop waits for a journal in which no
 
 
 class Fragment(NamedTuple):
-    """A piece of a model's answer, published while the answer is being written. No journal has it. `number` counts the
-    pieces of one attempt from 0.
+    """A piece of a model's answer, which is published while the model is still writing. It is not recorded in the
+    journal. `number`: the number of the piece in its attempt, from 0.
     """
 
     job: str
@@ -65,7 +65,7 @@ Notice = Entry | Fragment | Blocked
 
 
 class Listener(Protocol):
-    """A receiver of notices: the entries of a host's jobs, pieces of answers, and blocked jobs."""
+    """A receiver of notices about the jobs of a host: their entries, pieces of models' answers, and blocked jobs."""
 
     async def publish(self, notice: Notice) -> None:
         """Receives one notice. The next notice is passed only after this call has returned. An error of this method
@@ -73,13 +73,15 @@ class Listener(Protocol):
         """
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """Returns True if the listener wants the pieces of models' answers in this job. Models are then asked to
-        stream.
+        """Returns True if the listener wants to receive the pieces of models' answers in this job. Models are then
+        asked to stream their answers.
         """
 
 
 class JobLog:
-    """The log of a host: its journal and its listener. It belongs to the event loop of the host."""
+    """Appends the entries of a host's jobs to the journal, and passes them to a listener when they are durable.
+    Belongs to the event loop of the host (`JobHost`).
+    """
 
     def __init__(self, host: HostState, listener: Listener | None, kept: Callable[[], Awaitable[None]]) -> None:
         """Makes the log.
@@ -107,7 +109,9 @@ class JobLog:
         self._leaving = False
 
     async def open(self) -> None:
-        """Reads the ends of the journal's partitions."""
+        """Reads from the journal, by partition, the offset behind the last entry. These offsets are needed for
+        `facts`.
+        """
         self._ends = await run_to_end(run_in_thread(self.journal.positions))
 
     def append(self, entry: Entry, running: RunningJob | None = None) -> Position:
@@ -162,17 +166,20 @@ class JobLog:
     # -- listeners ----------------------------------------------------------------------------------------------------
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """Returns True if there is a listener and it wants the pieces of models' answers in this job."""
+        """Returns True if there is a listener and it wants to receive the pieces of models' answers in this job."""
         return self.listener is not None and await self.listener.wants_fragments(job_id)
 
     def fragment(self, effect: EffectId, number: int, text: str, reasoning: str) -> None:
-        """Publishes a piece of the answer to this call of a model. `number` counts the pieces from 0."""
+        """Passes a piece of a model's answer to the listener, if there is one. `effect`: the call of the model.
+        `number`: the number of the piece in that attempt, from 0. `text`, `reasoning`: the new text of the answer and
+        of the model's reasoning.
+        """
         self._publish_now(
             Fragment(effect.job, effect.ordinal, effect.attempt, number, text, reasoning, self._host.now_ms())
         )
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """Publishes that a job cannot go on with the present code of its function."""
+        """Tells the listener that a job cannot continue with the present code of its function."""
         self._publish_now(Blocked(job_id, error, self._host.now_ms()))
 
     def _publish_now(self, notice: Fragment | Blocked) -> None:
@@ -180,8 +187,8 @@ class JobLog:
             self._publish(None, notice)
 
     def publish_again(self, entries: Sequence[tuple[Position, Entry]]) -> None:
-        """Passes durable entries to the listener at a start of the app. The listener may lack them, because the last
-        run may have crashed before it got them.
+        """Passes entries of earlier runs of the app to the listener again. The listener may not have received them,
+        because the app may have crashed before. Called when the app starts.
         """
         if self.listener is not None:
             for _, entry in entries:
@@ -226,14 +233,14 @@ class JobLog:
         self._catch_up()
 
     async def wait_caught_up(self) -> None:
-        """Returns when the listener has got all notices that were published before the call."""
+        """Waits until the listener has received all notices that were published before this call."""
         if self._publisher is not None:
             told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._unpublished.append((None, told))
             await asyncio.wait([told, self._publisher], return_when=asyncio.FIRST_COMPLETED)
 
     async def wait_published(self) -> None:
-        """Waits until the listener has got all notices, but at most LAST_SECONDS."""
+        """Waits until the listener has received all notices. Gives up after LAST_SECONDS."""
         if self._publisher is not None:
             await asyncio.wait([self._publisher], timeout=LAST_SECONDS)
 

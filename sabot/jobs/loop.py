@@ -75,7 +75,7 @@ class _Numbered:
 
 
 class JobFuture(_Numbered, asyncio.Future[Any]):
-    """A future on the loop of a job. The owner of the loop or the job's function sets its result."""
+    """A future on the event loop of a job. Its result is set by the owner of the loop, or by the function of the job."""
 
     def __init__(self, loop: "JobLoop", on_cancel: Callable[[], None] | None = None) -> None:
         """Makes a future. `on_cancel`: a function that is called at once when the job's function cancels this future,
@@ -223,8 +223,8 @@ class JobLoop(asyncio.AbstractEventLoop):
     # -- for the owner ------------------------------------------------------------------------------------------------
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Makes the main task of a coroutine, in a copy of the current context. The coroutine first runs in the next
-        turn.
+        """Makes the main task, which runs this coroutine in a copy of the current context. The coroutine begins to
+        run in the next turn.
         """
         self._in_turn = get_ident()
         context = copy_context()
@@ -341,7 +341,9 @@ class JobLoop(asyncio.AbstractEventLoop):
         return refusal
 
     def refusal_of(self, awaited: Any) -> UserError | None:
-        """Returns None if the function may await this object. Otherwise returns the error, and sets `refused`."""
+        """Returns None if the job's function may await this object. Otherwise returns the error that it gets, and
+        stores it in `refused`.
+        """
         if awaited is None:
             return None
         what = f"awaits a {type(awaited).__name__}"  # not its repr, which may have data in it
@@ -381,8 +383,9 @@ class JobLoop(asyncio.AbstractEventLoop):
         return handle
 
     def _woken_from_outside(self) -> UserError:
-        """Returns the error for a callback that became ready outside of a turn, for example because another thread has
-        set the result of a future of the job. The code that did so gets the error, and the job fails with it.
+        """Returns the error for a callback that became ready outside of a turn, for example because another thread
+        has set the result of a future of the job. The error is raised in the code that has done so. The job fails
+        with the same error.
         """
         who = "the app, or another thread"
         other = asyncio._get_running_loop()
@@ -458,8 +461,8 @@ class JobLoop(asyncio.AbstractEventLoop):
         return None
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Logs an error that no code of the job gets: the error of a callback, or of a task whose result nobody asked
-        for.
+        """Logs an error that no code of the job receives: the error of a callback, or of a task whose result nobody
+        has awaited.
         """
         if not self.dead:
             _log.error("job %s: %s", self.name, context.get("message"), exc_info=context.get("exception"))
@@ -481,9 +484,9 @@ class JobLoop(asyncio.AbstractEventLoop):
         return in_turn or self.dead
 
     def _generator_dropped(self, generator: AsyncGenerator[Any, Any]) -> None:
-        """Handles an async generator that was started, has not ended, and has no references left. If the program itself
-        dropped the last reference, closes the generator at once. If the garbage collector has found it, keeps it until
-        the job is discarded, because the moment of a collection is chance.
+        """Handles an async generator that has begun to run, has not ended, and has no references left. If the program
+        dropped the last reference, closes the generator at once. If the garbage collector found the generator, stores
+        it until the job is discarded, because the moment of a garbage collection is chance.
         """
         if self.dead:
             self._drop(generator.aclose())
@@ -497,7 +500,9 @@ _collecting = 0  # the thread that collects garbage at this moment
 
 
 def _told_nobody(timer: JobTimer) -> None:
-    """Ignores a timer. A discarded loop calls this in place of its owner's callbacks for timers."""
+    """Does nothing. A discarded loop calls this function instead of the callbacks by which it informed its owner
+    about timers.
+    """
 
 
 def _note_collection(phase: str, info: dict[str, int]) -> None:
@@ -509,8 +514,8 @@ gc.callbacks.append(_note_collection)
 
 
 def _call_words(coroutine: Any) -> str:
-    """Returns the call that made this coroutine, as its author wrote it, for a message. Only the first argument is
-    shown: the name of the tool or function. The coroutine has never started.
+    """Returns the call by which a coroutine was made, such as "ctx.step(refund)", for a message. Only the first
+    argument is shown, which is the tool or function. `coroutine`: a coroutine that has never run.
     """
     name, frame = coroutine.__qualname__.rpartition("<locals>.")[2], coroutine.cr_frame
     of, _, verb = name.rpartition(".")

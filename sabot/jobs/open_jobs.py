@@ -93,20 +93,22 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
 
 
 def last_begin(reader: JournalReader, job_id: str) -> Begin | None:
-    """Returns the last BEGIN entry of a job; None if the journal has no BEGIN of it. Blocks."""
+    """Returns the last BEGIN entry of a job; None if the journal has none of this job. Blocks."""
     begins = [entry for _, entry in reader.read(job_id) if isinstance(entry, Begin)]
     return begins[-1] if begins else None
 
 
 def whole_entries(reader: JournalReader, job_id: str) -> list[tuple[Position, Any]]:
-    """Returns the entries of a job with their positions. Loads the bodies that are stored apart because they are long.
-    Blocks.
+    """Returns the entries of a job with their positions. Long bodies, which the journal stores outside of the
+    entries, are loaded into the entries. Blocks.
     """
     return [(position, whole_entry(reader, entry)) for position, entry in reader.read(job_id)]
 
 
 def whole_entry(reader: JournalReader, entry: Any) -> Any:
-    """Returns the entry with its body, which is loaded if it is stored apart because it is long. Blocks."""
+    """Returns the entry with its body. A long body, which the journal stores outside of the entry, is loaded into the
+    entry. Blocks.
+    """
     body = getattr(entry, "body", None)
     if not isinstance(body, StoredBody):
         return entry

@@ -62,7 +62,7 @@ class JobOwner(Protocol):
     suspend.
 
     - `leaves_at_once`: True if others can read the output of a job before it is part of a checkpoint. The host then
-      waits until all entries of the job are durable before it emits the output.
+      waits until all entries of the job are durable before it calls `ended`, which emits the output.
     - `code`: the version of the function.
     - `sleep_counts`: True if the time in which a job sleeps is part of its time limit (`time_left`). The time in
       which it waits for people, signals or children is never part of it.
@@ -117,19 +117,21 @@ class JobOwner(Protocol):
         """
 
     def parked(self, job_id: str) -> None:
-        """Called when a job was parked, so that its coroutine is no longer in memory."""
+        """Called when a job was parked. Its coroutine is then no longer in memory."""
 
     def woken(self, job_id: str) -> None:
-        """Called when a parked job has to run again. The owner calls `Parking.wake` when the job may do so."""
+        """Called when a parked job has to run again, for example because an answer has arrived. The owner then has to
+        call `Parking.wake` as soon as the job may run.
+        """
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """Called when the job cannot go on, because this version of the function does not do what the history of the
-        job says.
+        """Called when a job cannot continue, because the function has requested another effect than the job's history
+        has. `error`: says what differs.
         """
 
     def job_closed(self, job_id: str, outcome: str) -> None:
-        """Called when the END entry of a job was appended. The next job of the same key may begin. `outcome`:
-        "succeeded", "failed" or "cancelled".
+        """Called when a job has ended and its END entry was appended. The owner may now begin the next job with the
+        same key. `outcome`: "succeeded", "failed" or "cancelled".
         """
 
     def had_ended(self, job: OpenJob) -> None:
@@ -171,9 +173,9 @@ class RunningJob:
 
     @property
     def limit_s(self) -> float:
-        """The time at which the attempt has to end, by the monotonic clock, for the case that the job is parked now.
-        It is 0 if there is no limit then: the limit is only kept if the owner's `sleep_counts` is True and all open
-        effects of the job are timers.
+        """The time at which the attempt has to end, by the monotonic clock, if the job is parked now. It is 0 if
+        there is no limit then: the limit only remains if the owner's `sleep_counts` is True and all open effects of
+        the job are timers.
         """
         sleeps = self.owner.sleep_counts and all(ask.kind == "sleep" for ask in self.job.open.values())
         return self.due_s if sleeps else 0.0
@@ -186,8 +188,8 @@ class RunningJob:
         return self.job.history.ran_until(self.since_ms) + round((steady_s - self.since_s) * 1000)
 
     def awaits(self, ordinal: int) -> bool:
-        """Returns True if the job still needs the timer of the effect with this ordinal. Ordinal 0 is the time limit of
-        the attempt.
+        """Returns True if the job still needs the timer of the effect with this ordinal. Ordinal 0 stands for the
+        time limit of the job's attempt.
         """
         if not ordinal:
             return self.due_s > 0

@@ -55,8 +55,8 @@ class ParkedNote(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class ParkedNotes(Protocol):
-    """The notes of parked jobs, kept in the state of the agent. Each checkpoint saves them with that state. Belongs to
-    the event loop.
+    """A store for the notes about parked jobs (`ParkedNote`, encoded). The store is a part of the agent's state, so
+    each checkpoint saves it. Belongs to the event loop.
     """
 
     def put(self, job_id: str, note: bytes) -> None:
@@ -66,7 +66,7 @@ class ParkedNotes(Protocol):
         """Removes the note of a job, if there is one."""
 
     def items(self) -> Iterable[tuple[str, bytes]]:
-        """Returns the id of each job that has a note, and the note. Blocks."""
+        """Returns pairs of the id of a job and the note about it. Blocks."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -92,12 +92,17 @@ class _Parked(msgspec.Struct, gc=False):  # of 100,000 of them the garbage colle
 
 
 class Parking:
-    """The part of a host that keeps the parked jobs, and reads the histories of jobs that run again."""
+    """The part of a host (`JobHost`) that has the parked jobs. It also reads the histories of jobs that have to run
+    again.
+    """
 
     def __init__(self, host: HostState, notes: ParkedNotes | None, *, has_letter: Callable[[str], bool]) -> None:
-        """Makes this part of a host. `notes`: stores the notes of parked jobs; with None, each open job runs over its
-        history at a start of the app. `has_letter`: a function that returns True if a letter was posted on behalf of a
-        job and not taken yet.
+        """Makes the part of a host for parked jobs.
+
+        - `notes`: stores the notes about parked jobs. With None there are no notes, and each open job runs over its
+          history when the app starts.
+        - `has_letter`: a function that returns True if the host has posted a letter for this job and has not read it
+          from the inbox yet.
         """
         self._host = host
         self._notes = notes
@@ -134,13 +139,13 @@ class Parking:
         return ordinal in parked.timers or ordinal in parked.questions or (not ordinal and parked.limit_s > 0)
 
     def asks(self, job_id: str, ordinal: int) -> bool:
-        """Returns True if the job is parked and the effect with this ordinal is a question with a deadline."""
+        """Returns True if the job is parked, and the effect with this ordinal is a question with a deadline."""
         parked = self._parked.get(job_id)
         return parked is not None and ordinal in parked.questions
 
     def park(self, running: RunningJob, agent_id: str) -> None:
-        """Parks a job that was removed from the jobs in memory: keeps a small record of it, stores its note, and
-        discards its coroutines.
+        """Parks a job that the caller has removed from the jobs in memory. Stores a small record of the job and the
+        note about it, and ends its coroutines. The owner of the job is told.
         """
         job_id, asks, at = running.job.job_id, running.job.open.values(), running.last
         assert at is not None
@@ -186,8 +191,8 @@ class Parking:
                 self._notes.remove(job_id)
 
     def take_up(self, job: OpenJob, owner: JobOwner, timers: JobTimers) -> bool:
-        """Parks an open job again by its note. Returns True if it is parked. Returns False if it has no valid note;
-        then the job has to run over its history.
+        """Parks an open job again when the app starts, if there is a valid note about it. Returns True if the job is
+        parked, and False if its function has to run over its history instead.
         """
         note = self._noted.pop(job.job_id, None)
         if note is None or self._notes is None:
@@ -206,9 +211,9 @@ class Parking:
         self._parked[job_id] = _Parked(agent_id, note.waits, tuple(timers), tuple(questions), limit_s)
 
     def deliver(self, position: Position, entry: Delivery) -> None:
-        """Handles an entry for a job that is not in memory. While the history of the job is being read, keeps the entry
-        for it. Wakes a parked job, unless the entry is a signal for which the job does not wait. Does nothing if the
-        job has ended.
+        """Handles a new entry for a job that is not in memory. If the history of the job is being read, the entry is
+        added to that history. If the job is parked, it is woken, unless the entry is a signal for which it does not
+        wait. Does nothing if the job has ended.
         """
         job_id = entry.job
         if job_id in self._loading:
@@ -223,8 +228,8 @@ class Parking:
             self._wake(job_id, parked)
 
     def time_out(self, job_id: str) -> None:
-        """Wakes a parked job if the time limit of its attempt has passed. Does nothing if the job is not parked, or if
-        its limit does not apply while it is parked.
+        """Wakes a parked job if the time limit of its attempt has passed. Does nothing if the job is not parked, or
+        if it has no time limit while it is parked.
         """
         parked = self._parked.get(job_id)
         if parked is not None and 0 < parked.limit_s <= self._host.steady_s():
@@ -267,8 +272,8 @@ class Parking:
             self._loads -= 1
 
     def loaded(self, job_id: str, entries: list[tuple[Position, Entry]]) -> list[tuple[Position, Entry]]:
-        """Returns the whole history of a job: `entries`, which were read from the journal, and after them the entries
-        that came while they were read.
+        """Returns the whole history of a job: `entries`, which were read from the journal, and then the entries that
+        were appended while these were being read.
         """
         behind = self._loading.pop(job_id)
         last = entries[-1][0] if entries else None

@@ -87,7 +87,7 @@ class Pieces(Protocol):
     """A receiver of the pieces of models' answers while the answers are being written."""
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """Returns True while somebody subscribes to partial answers of this job."""
+        """Returns True if anybody wants to receive the pieces of models' answers in this job."""
 
     def fragment(self, effect: EffectId, number: int, text: str, reasoning: str) -> None:
         """Receives a piece of a model's answer. `effect`: the call of the model. `number`: the number of the piece in
@@ -261,12 +261,12 @@ class JobRun:
         model: str = "",
         price: Price | None = None,
     ) -> "asyncio.Future[Any]":
-        """Asks for a call of a tool. Returns the future of the result.
+        """Requests a call of a tool. Returns the future of the result.
 
-        - `body`: the packed arguments. The call gets copies of the arguments, so the function may change the originals
-          afterwards.
-        - `model`: the name of the model if the call asks one. The first argument is then the RequestSpec.
-        - `price`: the prices of the model's tokens.
+        - `args`, `kwargs`: the arguments. The call gets copies, so the function may change the originals afterwards.
+        - `body`: the packed arguments.
+        - `model`: the name of the model if the call asks one; the first argument is then the RequestSpec.
+        - `price`: for a call of a model, a function that returns the price of its tokens.
         """
         args, kwargs = copied((args, kwargs), f"arguments of {tool.name}")
         ask = self._ask("call", tool.name, body, effect_class=tool.effect, body=body)
@@ -276,15 +276,15 @@ class JobRun:
         return ask.future
 
     def is_recorded(self, name: str, body: bytes) -> bool:
-        """Returns True if the function is about to ask for a call that its history already has. `name`: the tool.
-        `body`: the packed arguments.
+        """Returns True if the history already has the call that the function is about to request. `name`: the name of
+        the tool. `body`: the packed arguments.
         """
         asked, recorded = digest(self.key, "call", name, body), self._unmatched
         return any(each.digest == asked for each in recorded.values()) if self._matches else self._asked + 1 in recorded
 
     def question(self, kind: str, body: bytes, timeout_s: float | None) -> "asyncio.Future[Answer]":
-        """Asks for an answer of a person. Returns the future of the answer. `kind`: the type of the question. `body`:
-        its payload as JSON. `timeout_s`: the seconds for the answer; None for no limit.
+        """Asks a person a question. Returns the future of the answer. `kind`: the type of the question. `body`: its
+        payload as JSON. `timeout_s`: the number of seconds that the person has for the answer; None for no limit.
         """
         due_ms = 0 if timeout_s is None else round((self.loop.now + timeout_s) * 1000)
         ask = self._ask("ask", kind, body, body=body, due_ms=due_ms)
@@ -292,7 +292,9 @@ class JobRun:
         return ask.future
 
     def wait(self, name: str) -> "asyncio.Future[Signal]":
-        """Asks for the next signal of this name. Returns its future. The signal may have come already."""
+        """Requests the next signal of this name. Returns the future of the signal. If such a signal has arrived
+        before and was not used yet, the future is done at once.
+        """
         ask = self._ask("wait", name, b"")
         assert ask.future is not None
         if (waiting := self._signals.get(name)) and ask.ordinal in self.open:
@@ -301,8 +303,8 @@ class JobRun:
         return ask.future
 
     def child(self, agent_id: str, body: bytes) -> "asyncio.Future[Any]":
-        """Asks for a child, which is a job of another agent. Returns the future of its output. `body`: the packed
-        input.
+        """Requests a child, which is a job of the agent `agent_id`. Returns the future of the child's output. `body`:
+        the packed input of the child.
         """
         ask = self._ask("child", agent_id, body, body=body)
         assert ask.future is not None
@@ -415,8 +417,8 @@ class JobRun:
         return recorded, ordinal
 
     def _refusal(self, what: str) -> BaseException:
-        """Returns the error that the function gets if it must not ask for an effect now. `what`: the name of the
-        effect.
+        """Returns the error that the function gets if it requests an effect and may not do so now. `what`: the words
+        that name the effect.
         """
         if self.loop.dead:
             return asyncio.CancelledError(f"{what}: the job is parked or over")
@@ -453,12 +455,14 @@ class JobRun:
 
     @property
     def last_asked(self) -> int:
-        """The ordinal of the last effect that the function has asked for."""
+        """The ordinal of the last effect that the function has requested."""
         return self._asked
 
     @property
     def behalf(self) -> Behalf:
-        """The tenant and the actor for whom the job runs, with the labels of all data that it has seen so far."""
+        """The tenant and the actor for whom the job runs. The labels are those of all data that the job has received
+        so far, and not only those of its input.
+        """
         return Behalf(self.history.begin.scope, self.history.begin.principal, tuple(sorted(self.labels)))
 
     @property
@@ -476,8 +480,9 @@ class JobRun:
         )
 
     def may_park(self, now_s: float) -> bool:
-        """Returns True if all open effects take long, so the job need not stay in memory. `now_s`: the present time in
-        seconds since 1970.
+        """Returns True if all open effects of the job take long, so that it need not remain in memory. These effects
+        take long: questions, waits for signals, children, calls about which a person was asked, and timers that are
+        due in more than PARKS_MS. `now_s`: the present time in seconds since 1970.
         """
         for each in self.open.values():
             if each.kind == "sleep":

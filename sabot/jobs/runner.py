@@ -190,12 +190,13 @@ class EffectRunner:
         *,
         look: bool = False,
     ) -> None:
-        """Makes one attempt of an effect. If a call of the effect is under way, adopts that call instead; its outcome
-        then goes to this `done`.
+        """Makes one attempt of an effect. If a call of the same effect is still running, makes no second call: the
+        running call passes its outcome to this `done`.
 
         - `done`: called once with the outcome, on the event loop, and only after this method has returned.
-        - `entry`: the position of the entry that has to be durable before the call is sent.
-        - `look`: True for a call of the tool's `reconcile=` function.
+        - `entry`: the position of the journal entry that has to be durable before the call is sent; None for no such
+          entry.
+        - `look`: True if the called function is the tool's `reconcile=` function.
         """
         calls = self._jobs.setdefault(effect.job, {})
         key = (effect.ordinal, look)
@@ -238,22 +239,22 @@ class EffectRunner:
         self.make(effect, asks, args, kwargs, partial(_found, done, tool.name), look=True)
 
     def drop(self, job: str) -> None:
-        """Passes on no more outcomes of this job's calls. The calls themselves go on. If the job asks for one of them
-        again, `make` adopts it.
+        """Makes the runner pass on no further outcomes of this job's calls. The calls themselves continue. If the job
+        requests one of them again while it is running, `make` uses the running call.
         """
         for call in self._jobs.get(job, {}).values():
             call.done = None
 
     def cut_short(self, job: str, error: BaseException) -> None:
-        """Cancels the calls of this job, and passes on the error as their outcome. A call that was already sent is then
-        in doubt.
+        """Cancels the calls of this job, and passes on the error as their outcome. For a call that was already sent,
+        nobody knows then whether it was made.
         """
         for call in list(self._jobs.get(job, {}).values()):
             self._cut_short(call, error)
 
     def stop(self, effect: EffectId) -> None:
-        """Cancels the call of this effect without passing on an outcome. Used when its tool has asked a person; the
-        tool is called again after the answer.
+        """Cancels the call of this effect, and passes on no outcome. Used when the tool of the call has asked a
+        person; the host calls the tool again after the answer.
         """
         call = self._jobs.get(effect.job, {}).get((effect.ordinal, False))
         if call is not None:
@@ -269,14 +270,16 @@ class EffectRunner:
         return (ordinal, False) in self._jobs.get(job, {})
 
     def in_flight(self) -> int:
-        """Returns the number of calls whose outcome was not passed on yet. Calls that still wait for their entry or for
-        a thread count too.
+        """Returns the number of calls whose outcome was not passed on yet. It includes calls that were not sent yet,
+        because they wait for their journal entry or for a thread.
         """
         return self._in_flight
 
     @property
     def left_behind(self) -> list[str]:
-        """The calls that were cancelled and still run, each as a text with its tool and effect."""
+        """The calls that were cancelled and are still running. Each is a text with the name of the tool and the
+        effect.
+        """
         return [str(call) for call in self._left]
 
     def statistics(self) -> dict[str, int]:
@@ -300,7 +303,10 @@ class EffectRunner:
         }
 
     def tools(self) -> dict[str, dict[str, Any]]:
-        """Returns the figures of each tool that was called since the start, by its name. May be called from any thread."""
+        """Returns figures by the name of the tool, for each tool that was called since the start: `calls`,
+        `in_flight`, `failed` and `unknown` as in `ToolFigures`, and `durations`, the distribution of the durations.
+        May be called from any thread.
+        """
         counts = ("calls", "in_flight", "failed", "unknown")
         return {
             name: {each: getattr(figures, each) for each in counts} | {"durations": figures.seconds.read()}
@@ -383,8 +389,8 @@ class EffectRunner:
         self._tell(call, outcome)
 
     def _sent(self, call: _Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """Notes that the call is sent now. Returns the arguments for the tool, with the secrets themselves in place of
-        references to them.
+        """Records that the call is sent now, and starts the timer of its time limit. Returns the arguments for the
+        tool, in which each `Secret` is replaced by the text of the secret.
         """
         tool, effect, args, kwargs = call.tool, call.effect, call.args, call.kwargs
         if _has_secret(args) or _has_secret(kwargs):
@@ -414,8 +420,8 @@ class EffectRunner:
         return Outcome(call.effect, certainty, "Error" if kind == "ok" else kind, pack_error(error))
 
     def _break(self, call: _Call, error: SabotError) -> None:
-        """Ends the run of the app with this error. The outcome of the call is not passed on any more, because the job
-        must not go on with it. The next start of the app decides on the effect.
+        """Passes an error to `on_broken`, which ends the app. The outcome of the call is not passed on, because the
+        job must not continue with it. The next start of the app decides on the effect.
         """
         call.done = None
         self._on_broken(error)
@@ -477,7 +483,9 @@ class EffectRunner:
     # -- calls in threads ---------------------------------------------------------------------------------------------
 
     async def _thread(self, call: _Call) -> None:
-        """Waits until the call may use a thread. Calls get threads in the order in which they came."""
+        """Waits until the call may use one of the threads that sync tools share. Waiting calls get a thread in the
+        order in which they began to wait.
+        """
         if self._free:
             self._free -= 1
         else:
@@ -491,7 +499,7 @@ class EffectRunner:
         call.thread = True
 
     def _release(self, call: _Call) -> None:
-        """Lets the next waiting call use the thread of this call."""
+        """Releases the thread of this call. If another call waits for a thread, that call may use it now."""
         call.thread = False
         while self._waiting:
             waiter = self._waiting.popleft()
@@ -519,7 +527,10 @@ class EffectRunner:
         return value
 
     def _returned(self, call: _Call, working: "asyncio.Future[Any]", value: Any, error: BaseException | None) -> None:
-        """Handles the end of a call that ran in a thread. `value`, `error`: what the tool has returned or raised."""
+        """Handles the end of a call that ran in a thread. `working`: the future that is done when the thread has
+        ended the call. `value`: the value that the tool has returned. `error`: the error that it has raised; None if
+        it has returned.
+        """
         call.working = None
         if call.thread:
             self._release(call)
@@ -544,8 +555,8 @@ def _raise_here(error: BaseException) -> None:
 
 
 def _found(done: Callable[[LookedUp], object], name: str, outcome: Outcome) -> None:
-    """Passes the answer of a tool's `reconcile=` function to `done`. `outcome`: the outcome of the call of that
-    function. `name`: the tool.
+    """Passes the answer of a tool's `reconcile=` function to `done`, as a LookedUp. `name`: the name of the tool.
+    `outcome`: the outcome of the call of that function.
     """
     effect = outcome.effect
     if outcome.outcome != "ok":
@@ -592,8 +603,8 @@ def _has_secret(value: Any) -> bool:
 
 
 def _with_secrets(value: Any, read: list[str]) -> Any:
-    """Returns the value with the secrets themselves in place of references to them. Also adds the secrets to the list
-    `read`. Raises UserError if a secret is missing.
+    """Returns a copy of the value in which each `Secret` is replaced by the text of the secret. Also adds these texts
+    to the list `read`. Raises UserError if a secret is missing.
     """
     if not _has_secret(value):
         return value

@@ -47,20 +47,20 @@ class JobTimers:
         return len(self._heap)
 
     def start(self) -> None:
-        """Starts the task that looks for due timers and letters."""
+        """Begins to check for due timers and for new letters, at intervals."""
         self._running = True
         self._arm()
 
     def stop(self) -> None:
-        """Stops all timers."""
+        """Stops the checks, so that no timer becomes due and no letter is read."""
         self._running = False
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
 
     def add(self, wait_s: float, job_id: str, ordinal: int) -> None:
-        """Adds a timer that is due in `wait_s` seconds, for the effect of a job. Ordinal 0 is the time limit of the
-        job's attempt. Each call adds a timer, also for the same effect.
+        """Adds a timer that is due in `wait_s` seconds. `ordinal`: the ordinal of the effect for which the timer is
+        set; 0 for the time limit of the job's attempt. An earlier timer of the same effect is not replaced.
         """
         heapq.heappush(self._heap, (self._clock.monotonic() + wait_s, job_id, ordinal))
         if len(self._heap) > self._prune_at:  # most timers are those of time-outs, and cancelled
@@ -71,8 +71,9 @@ class JobTimers:
             self._arm()
 
     def add_rest(self, asked_ms: int, due_ms: int, job_id: str, ordinal: int) -> None:
-        """Adds a timer for the rest of a wait. The wait began at `asked_ms` (0 if unknown) and has to end at `due_ms`,
-        both in milliseconds since 1970.
+        """Adds a timer for the remaining time of a wait, and at least 0 seconds. The wait began at `asked_ms` and has
+        to end at `due_ms`, both in milliseconds since 1970. `asked_ms` is 0 if it is unknown; the wait then ends when
+        the system clock reaches `due_ms`.
         """
         wait_s = due_ms / 1000 - self._clock.time()
         if asked_ms:

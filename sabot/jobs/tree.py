@@ -21,13 +21,13 @@ _CHILD = "~"  # stands between the id of a job and the ordinal of its child
 
 
 def child_id(job_id: str, ordinal: int) -> str:
-    """Returns the id of the child that a job begins by the effect with this ordinal."""
+    """Returns the id of the child that a job requests by its effect with this ordinal."""
     return f"{job_id}{_CHILD}{ordinal}"
 
 
 def parent_of(job_id: str) -> tuple[str, int]:
-    """Returns the id of a job's parent, and the ordinal of the effect by which the parent has begun the job; ("", 0) if
-    the job has no parent.
+    """Returns the id of a job's parent, and the ordinal of the effect by which the parent has requested the job.
+    Returns ("", 0) if the job has no parent.
     """
     parent, _, number = job_id.rpartition(_CHILD)
     ordinal = int(number) if number.isdecimal() else 0
@@ -35,7 +35,9 @@ def parent_of(job_id: str) -> tuple[str, int]:
 
 
 def first_of(job_id: str) -> str:
-    """Returns the id of the first job of the tree to which this job belongs. It may be the job itself."""
+    """Returns the id of the job at the top of the tree of parents and children to which this job belongs. It may be
+    the job itself.
+    """
     while parent := parent_of(job_id)[0]:
         job_id = parent
     return job_id
@@ -86,19 +88,19 @@ class JobTree:
         return EffectError("DepthExceeded", f"{' > '.join([*chain, child])} is not begun: {why}")
 
     def ask(self, job_id: str) -> None:
-        """Notes that a job has asked for the child `job_id`. After that, either the child's agent calls `add`, or the
-        host calls `not_begun`.
+        """Records that a job has requested the child `job_id`. Afterwards, either the child's agent has to call
+        `add`, or the host has to call `not_begun`.
         """
         self._asked.setdefault(parent_of(job_id)[0], set()).add(job_id)
 
     def not_begun(self, job_id: str) -> None:
-        """Notes that the child `job_id`, which a job has asked for, will not begin."""
+        """Records that the child `job_id`, which its parent has requested, will not begin."""
         self._came(job_id)
         self._unwanted.discard(job_id)
 
     def add(self, job_id: str, agent_id: str, *, begun: bool, cancelled: bool = False) -> None:
-        """Adds a job of this agent. `begun`: True if the journal has its BEGIN entry. `cancelled`: True if the journal
-        has a CANCEL of it.
+        """Adds a job of the agent `agent_id`. `begun`: True if the journal has the BEGIN entry of the job.
+        `cancelled`: True if the journal has a CANCEL entry of the job.
         """
         self._agents[job_id] = agent_id
         self._came(job_id)
@@ -177,7 +179,7 @@ class JobTree:
         return told
 
     def end(self, job_id: str) -> None:
-        """Removes a job that has ended. Its open children then hang below the nearest job above it that is open."""
+        """Removes a job that has ended. Its open children are then below the nearest open job above it."""
         del self._agents[job_id]
         self.cancelled.discard(job_id)
         self._coming.discard(job_id)
@@ -190,9 +192,11 @@ class JobTree:
     def result(
         self, job_id: str, now_ms: int, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0
     ) -> EffectResult | None:
-        """Returns the RESULT entry that reports the end of a job to its parent; None if the job has no parent or the
-        parent has ended. `outcome`, `body`, `labels`: those of the job's END. `ran_ms`: the milliseconds that the job
-        has run.
+        """Returns the RESULT entry by which the end of a job is reported to its parent. Returns None if the job has
+        no parent, or if the parent has ended.
+
+        `outcome`, `body`, `labels`: the values of these fields in the END entry of the job. `ran_ms`: the
+        milliseconds that the job has run.
         """
         parent, ordinal = parent_of(job_id)
         if parent not in self._agents:
@@ -201,8 +205,8 @@ class JobTree:
         return EffectResult(parent, now_ms, ordinal, 1, said, body, labels=labels, ran_ms=ran_ms)
 
     def chain(self, job_id: str) -> list[str]:
-        """Returns the ids of the agents from the first job of the tree down to this one, with "…" for a job that has
-        ended.
+        """Returns the ids of the agents of this job and of all jobs above it, from the top of the tree down. A job
+        above it that has ended is shown as "…".
         """
         above, parent = [self.agent_of(job_id)], parent_of(job_id)[0]
         while parent:

@@ -170,8 +170,8 @@ def _sorted(value: Any) -> Any:
 
 
 def in_order(value: Any) -> Any:
-    """Returns the value with a sorted list in place of each set in it, because the order of a set differs between
-    processes. Returns the value itself if it has no sets.
+    """Returns a copy of the value in which each set is replaced by a sorted list, because the order of a set differs
+    between processes. Returns the value itself if it contains no sets.
     """
     kind = type(value)
     if kind in _FIXED:
@@ -194,7 +194,7 @@ def in_order(value: Any) -> Any:
 
 
 def unpack(data: bytes) -> Any:
-    """Returns the value that `pack` wrote. Raises CorruptJournal."""
+    """Returns the value from which `pack` has made these bytes. Raises CorruptJournal if they cannot be decoded."""
     try:
         return _decoder.decode(data)
     except UNREADABLE as error:
@@ -230,7 +230,9 @@ def type_of(error: BaseException) -> str:
 
 
 def unpack_error(data: bytes) -> EffectError:
-    """Returns the error that the function of a job gets: an EffectError or PolicyDenied. Raises CorruptJournal."""
+    """Returns the error that the function of a job receives, made from the bytes of `pack_error`. It is a
+    PolicyDenied or an EffectError. Raises CorruptJournal if the bytes cannot be decoded.
+    """
     told = _told(data)
     return (
         PolicyDenied(told.message) if told.type == stored_name(PolicyDenied) else EffectError(told.type, told.message)
@@ -238,8 +240,8 @@ def unpack_error(data: bytes) -> EffectError:
 
 
 def conversation_of(data: bytes) -> bytes:
-    """Returns, as JSON, the conversation of an agent's run that was packed with an error (`pack_error`); b"" if there
-    is none. Raises CorruptJournal.
+    """Returns the conversation with the model that `pack_error` has packed together with an error, as JSON; b"" if
+    there is none. Raises CorruptJournal if the bytes cannot be decoded.
     """
     return _told(data).conversation
 
@@ -282,8 +284,8 @@ def gives_rows(function: Any) -> bool:
 
 
 def rows_of_answer(value: Any) -> pa.RecordBatch:
-    """Returns the record batch that a person has given as the result of an effect. `value`: a list of objects that all
-    have the same fields. Raises UserError for any other value.
+    """Converts the rows that a person has entered as the result of an effect to a record batch. `value`: a list of
+    dicts that all have the same keys. Raises UserError for any other value.
     """
     try:
         if isinstance(value, list) and all(isinstance(row, dict) and row.keys() == value[0].keys() for row in value):

@@ -69,10 +69,12 @@ class JobMark:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question: an INTENT entry with a token. Whoever knows the token may answer the question.
+    """A question to a person, which is recorded as an INTENT entry with a token. Anybody who knows the token may
+    answer the question.
 
+    - `job`, `ordinal`: the id of the job, and the ordinal of the effect that is or concerns the question.
     - `due_ms`: the deadline in milliseconds since 1970; 0 for none.
-    - `closed`: the outcome of the question; "" while it is open.
+    - `closed`: how the question has ended, such as "resolved" or "expired"; "" while it is open.
     """
 
     job: str
@@ -92,7 +94,7 @@ class JobHistory(ABC):
 
     @abstractmethod
     def entries(self, job: str) -> Iterator[tuple[Position, Entry]]:
-        """Yields all entries of a job in order: first those in the history, then those in the log."""
+        """Yields all entries of a job in order: first those in the history, and then those in the journal's log."""
 
     @abstractmethod
     def find(self, query: EndedQuery, most: int) -> list[EndedJob]:
@@ -100,7 +102,9 @@ class JobHistory(ABC):
 
     @abstractmethod
     def counts(self, query: EndedQuery) -> dict[str, int]:
-        """Returns the number of jobs of the history that fulfil a query, by status."""
+        """Returns the numbers of jobs of the history that fulfil a query. The key is the status of the jobs, such as
+        "failed".
+        """
 
     @abstractmethod
     def known(self, jobs: Collection[str]) -> list[EndedJob]:
@@ -115,12 +119,12 @@ class JobHistory(ABC):
 
 @dataclass(frozen=True, slots=True)
 class JobKeeping:
-    """The rule by which `trim` moves entries into the history.
+    """The rule by which `trim` moves the entries of ended jobs into the history of the journal (`JobHistory`).
 
     - `describe`: a function that gets a reader and the id of a job. It returns the job's row for the history, or None
-      if the history must not keep the job. It may block, and raises only errors of the reader.
-    - `seconds`: how long the history keeps a job after its end.
-    - `most_bytes`: the most bytes that the history may have.
+      if the job must not be in the history. It may block, and raises only errors of the reader.
+    - `seconds`: how long a job remains in the history after its end.
+    - `most_bytes`: the maximum size of the history in bytes.
     """
 
     describe: Callable[["JournalReader", str], EndedJob | None]
@@ -128,16 +132,19 @@ class JobKeeping:
     most_bytes: int
 
     def bounds(self, now: float) -> HistoryBounds:
-        """Returns the bounds of the history at the time `now`, which is in seconds since 1970."""
+        """Returns the limits that apply to the history at the time `now`, which is in seconds since 1970."""
         return HistoryBounds(round((now - self.seconds) * 1000), self.most_bytes)
 
 
 class JournalReader(ABC):
-    """A reader of the durable entries of a journal. It changes nothing. Every method may block, and may be called from
-    any thread.
+    """A reader of the durable entries of a journal. It changes nothing. Every method may block, and may be called
+    from any thread.
 
-    Methods raise CorruptJournal, UserError if the journal has a format version that this Sabot does not know, and
-    TransientError if the journal is on a server that does not answer.
+    All methods may raise these errors:
+
+    - CorruptJournal: the journal is damaged.
+    - UserError: the journal has a format version that this Sabot does not know.
+    - TransientError: the journal is on a server that does not answer.
     """
 
     where: str
@@ -157,14 +164,14 @@ class JournalReader(ABC):
 
     @abstractmethod
     def trimmed(self) -> dict[int, int]:
-        """Returns, by partition, a limit for checkpoints: one that needs entries of ended jobs from before this
-        offset cannot be restored, because `trim` may have removed some of them. The offset is that of the last END
-        entry of a removed job, plus 1. Leaves out partitions in which no job was removed.
+        """Returns, by partition, the offset of the last END entry among the jobs that `trim` has removed, plus 1. A
+        checkpoint that needs entries from before this offset cannot be restored any more (see `check_place`), because
+        some of them may be gone. Leaves out partitions in which no job was removed.
         """
 
     @property
     def is_new(self) -> bool:
-        """True if nothing was ever appended."""
+        """True if no entry was ever appended to the journal."""
         return not any(self.positions().values())
 
     @abstractmethod
@@ -181,13 +188,15 @@ class JournalReader(ABC):
 
     @abstractmethod
     def load(self, body: Body) -> bytes:
-        """Returns the bytes of a body, and reads them if they are stored apart. Raises CorruptJournal if they do not
-        fit their hash.
+        """Returns the bytes of a body. If the body is a StoredBody, reads the bytes from the journal. Raises
+        CorruptJournal if they are missing or do not match their hash.
         """
 
     @abstractmethod
     def job(self, job: str) -> JobMark | None:
-        """Returns the mark of a job. Returns None if the journal has no BEGIN of this job, or has forgotten the job."""
+        """Returns the facts about a job that the journal knows without its entries. Returns None if the journal has
+        no BEGIN of this job, or if `trim` has forgotten the job.
+        """
 
     @abstractmethod
     def question(self, token: str) -> Question | None:
@@ -195,12 +204,14 @@ class JournalReader(ABC):
 
     @abstractmethod
     def letters(self) -> list[Letter]:
-        """Returns the letters that the owner has not taken yet, in the order in which they came."""
+        """Returns the letters in the inbox that the owner has not turned into entries yet, in the order in which they
+        were posted.
+        """
 
     @property
     @abstractmethod
     def history(self) -> JobHistory:
-        """The jobs that `trim` has moved out of the log."""
+        """The ended jobs whose entries `trim` has moved out of the log."""
 
     @abstractmethod
     def close(self) -> None:
@@ -214,20 +225,20 @@ class Inbox(ABC):
 
     @abstractmethod
     def post(self, letter: Letter) -> None:
-        """Posts a letter. When this returns, the letter is durable, and the owner will take it. Blocks. May be called
-        in any thread and any process.
+        """Posts a letter. When this returns, the letter is durable, and the owner will turn it into an entry. Blocks.
+        May be called in any thread and any process.
 
         Raises LetterRefused in these cases:
 
         - The journal does not know the token or the job.
         - The question is closed, or its deadline has passed.
         - The job has ended.
-        - The inbox has already accepted such a letter. Of two letters that answer the same question at the same time,
-          it accepts one.
+        - The inbox has already accepted a letter with the same `Letter.once`. For example, of two letters that answer
+          the same question at the same time, it accepts one.
 
-        After a crash or a TransientError, the letter may be stored or not. (TransientError: a server does not answer,
-        or another process holds the database.) The caller may post the letter again. If the first one was stored, the
-        second one raises LetterRefused.
+        Raises TransientError if a server does not answer, or if another process has locked the database. After that,
+        or after a crash, the letter may be stored or not. The caller may post it again. If it was stored the first
+        time, the second time raises LetterRefused.
 
         Raises UserError for a letter that could not be decoded again.
         """
@@ -260,24 +271,24 @@ class Journal(JournalReader, Inbox):
     """
 
     def abandon(self) -> None:
-        """Closes the journal of an app that has refused to start, for example because of a wrong option. Also deletes
-        the journal if this process has just created it and nobody has used it.
+        """Closes the journal of an app that did not start, for example because a check before the start has failed.
+        Also deletes the journal if this process has just created it and nobody has used it.
         """
         self.close()
 
     def may_have_letters(self) -> bool:
-        """Returns False if certainly no letter has come since the last call of this method, and True otherwise. An
-        implementation that cannot find out cheaply returns True. Never waits for another machine or for a disk. Called
-        by one thread.
+        """Returns False if certainly no letter was posted since the last call of this method, and True otherwise. If
+        an implementation cannot find that out cheaply, it always returns True. Never waits for another machine or for
+        a disk. Must only be called by one thread.
         """
         return True
 
     def claim_left(self) -> float:
-        """Returns the seconds for which this owner certainly still holds the claim, by the machine's monotonic clock.
+        """Returns the seconds for which this owner certainly still has the claim, by the machine's monotonic clock.
         Never blocks.
 
-        The caller asks just before it sends a call. 0.0: another process may hold the claim, so the call must not be
-        sent. `math.inf`: the claim does not end by time, only with the process.
+        The caller checks this just before it sends a call. If the result is 0.0, another process may have the claim,
+        so the call must not be sent. If it is `math.inf`, the claim only ends with the process.
         """
         return math.inf
 
@@ -305,20 +316,21 @@ class Journal(JournalReader, Inbox):
 
     @abstractmethod
     async def room(self) -> None:
-        """Waits until `append` has room for an entry. Raises JournalFailed. If the caller then calls `append` without
-        another `await` in between, `append` does not raise JournalFull, unless another thread appends too.
+        """Waits until `append` can accept an entry. Raises JournalFailed if an append has failed. If the caller then
+        calls `append` without another `await` in between, `append` does not raise JournalFull, unless another thread
+        appends too.
         """
 
     @abstractmethod
     async def durable(self, position: Position) -> None:
         """Waits until the entry at this place, and all entries before it in its partition, are durable. Raises
-        JournalFailed.
+        JournalFailed if they cannot become durable.
         """
 
     @abstractmethod
     def wait_durable(self, position: Position, timeout: float | None = None) -> bool:
         """Blocks the thread until the entry at this place is durable, and returns True. Returns False if the entry is
-        not durable after `timeout` seconds; None waits without a limit. Raises JournalFailed.
+        not durable after `timeout` seconds; None means no limit. Raises JournalFailed if it cannot become durable.
         """
 
     @abstractmethod
@@ -329,11 +341,11 @@ class Journal(JournalReader, Inbox):
 
     @abstractmethod
     def take(self) -> list[tuple[Position, Entry]]:
-        """Takes letters out of the inbox in the order in which they came, and appends an entry for each. Returns these
-        entries with their places. They are not durable yet.
+        """Removes letters from the inbox, in the order in which they were posted, and appends an entry for each.
+        Returns these entries with their places. They are not durable yet.
 
-        If the queue of appends is full, the remaining letters stay in the inbox for a later call. After a crash, a
-        letter whose entry was not durable is still in the inbox.
+        If too many bytes wait to become durable, the remaining letters stay in the inbox for a later call. After a
+        crash, a letter whose entry was not durable is still in the inbox.
         """
 
     @abstractmethod
@@ -355,15 +367,17 @@ class Journal(JournalReader, Inbox):
     def statistics(self) -> dict[str, Any]:
         """Returns figures since the journal was opened. Never blocks.
 
-        - `entries`, `commits`: the numbers of appended entries and of commits.
-        - `waiting`, `bytes_waiting`: the number of entries that are not durable yet, and their bytes.
+        - `entries`: the number of entries that were appended. `commits`: the number of steps in which entries became
+          durable.
+        - `waiting`, `bytes_waiting`: the number of entries that are not durable yet, and the number of their bytes.
         - `bodies`: the number of long bodies that were stored.
-        - `letters`, `refused`: the numbers of letters that were taken and that were refused.
+        - `letters`: the number of letters that were turned into entries. `refused`: the number of letters that were
+          refused.
         """
 
 
 def check_letter(letter: Letter, question: Question | None, mark: JobMark | None, earlier: bool, now_ms: int) -> str:
-    """Checks whether an inbox may accept a letter. Returns the id of the job for which the letter is. Raises
+    """Checks whether an inbox may accept a letter. Returns the id of the job that the letter is for. Raises
     LetterRefused if the letter must not be accepted. The inbox calls this in the transaction that stores the letter.
 
     - `question`: the question with the letter's token; None if there is none.
@@ -394,8 +408,9 @@ def check_letter(letter: Letter, question: Question | None, mark: JobMark | None
 
 
 def entry_of_letter(letter: Letter, question: Question | None, at_ms: int) -> Entry:
-    """Returns the entry that a letter becomes when the owner takes it. `question`: the question with the letter's
-    token; None for a signal or a cancel. `at_ms`: the time of the entry.
+    """Returns the entry that the owner of the journal makes from a letter: an Answer, a Signal or a Cancel.
+    `question`: the question with the letter's token; None for a signal or a cancel. `at_ms`: the time of the entry,
+    in milliseconds since 1970.
     """
     if letter.kind == "signal":
         return Signal(letter.job, at_ms, letter.name, letter.token, letter.body, letter.by)
@@ -418,8 +433,8 @@ def check_place(
     - `needed`: by partition, the first offset from which the checkpoint needs the entries of ended jobs; None to use
       `positions`.
 
-    Raises OtherJournal if the journal has another identity, if it ends before `positions`, or if entries at or after
-    `needed` were trimmed. The hint of the error says what the user can do.
+    Raises OtherJournal if the journal has another identity, if it ends before `positions`, or if jobs that ended at
+    or after `needed` were trimmed. The hint of the error says what the user can do.
     """
     hint = "give the journal that the job had; or start --fresh, and effects that it had made may be made again"
     if journal.identity != identity:

@@ -16,7 +16,9 @@ from sabot.errors import UserError, short_repr
 
 
 class EffectClass(StrEnum):
-    """The class of an effect, which says how the effect may be repeated. A tool that declares no class is `unsafe`."""
+    """The class of an effect. It decides whether and how the effect may be repeated (see `RULES`). A tool that
+    declares no class is `unsafe`.
+    """
 
     LOCAL = "local"
     READ = "read"
@@ -75,7 +77,7 @@ class ClassRule:
 
     @property
     def repeatable(self) -> bool:
-        """True if an effect in doubt may simply be made again."""
+        """True if an effect of this class may be made again when nobody knows whether it was made."""
         return self.in_doubt in (Doubt.AGAIN, Doubt.AGAIN_WITH_KEY)
 
     @property
@@ -153,11 +155,11 @@ class EffectId(NamedTuple):
 
 
 def digest(key: bytes, kind: str, name: str, arguments: Any) -> bytes:
-    """Returns a digest of 16 bytes of an effect's kind, name and arguments. It is the same in every process. Without
-    `key`, the journal's key, nobody can guess the arguments from it.
+    """Returns a digest of 16 bytes of an effect's kind, name and arguments. It is the same in every process. `key`:
+    the key of the journal; without it, nobody can find out the arguments by trying.
 
-    `arguments` must consist of values that msgpack can encode; raises UserError for others. The order of the keys of a
-    mapping does not change the digest. The type of a number does.
+    `arguments` must consist of values that msgpack can encode; raises UserError for others. The order of the keys of
+    a mapping does not change the digest. The type of a number does change it.
     """
     try:
         asked = msgspec.msgpack.encode([kind, name, arguments], order="deterministic")

@@ -10,13 +10,15 @@ _NANO = Decimal(1_000_000_000)
 
 
 class EndedJob(msgspec.Struct, frozen=True, array_like=True):
-    """A job that has ended. Times are in milliseconds since 1970. New fields are only added at the end, with a default.
+    """A job that has ended, as a row of the history. Times are in milliseconds since 1970. New fields are only added
+    at the end, with a default.
 
-    - `agent`, `name`: the agent's id with its app, and without it.
+    - `agent`, `name`: the agent's id APP.NAME, and NAME alone.
     - `scope`: the tenant. `key`: the key of the job's record, as text.
-    - `searched`: the texts in which a search looks, in lower case.
+    - `status`: how the job has ended.
+    - `searched`: the texts that a search compares with its words, in lower case.
     - `tokens`, `nanodollars`: the usage of the job's own calls. A dollar has 10⁹ nanodollars.
-    - `record`: further fields, encoded. Only the code that makes the row reads them.
+    - `record`: further fields, encoded. Only the code that makes the row can decode them.
     """
 
     job: str
@@ -34,15 +36,15 @@ class EndedJob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EndedQuery(NamedTuple):
-    """A query for ended jobs. A job is selected if it fulfils all conditions. A condition with "" or 0 is fulfilled by
-    all jobs.
+    """A query for ended jobs. It selects the jobs that fulfil all of its conditions. A field that is "" or 0 sets no
+    condition.
 
     - `agent`: the agent's id APP.NAME, or only NAME.
     - `text`: a text to search for, in any letter case.
     - `since_ms`, `until_ms`: the job was created at or after the first time, and before the second, in milliseconds
       since 1970.
-    - `after`: the last job of the page before (its time of creation and its id); None for the first page. Pages go from
-      the newest job to the oldest.
+    - `after`: the last job of the previous page, as its time of creation and its id; None for the first page. Pages
+      are in order from the newest job to the oldest.
     """
 
     agent: str = ""
@@ -73,8 +75,8 @@ class EndedQuery(NamedTuple):
 
 
 class HistoryBounds(NamedTuple):
-    """The bounds of a history. It keeps the jobs that ended at or after `before_ms` (milliseconds since 1970). If these
-    need more than `most_bytes` bytes, it keeps only the newest of them.
+    """The limits of a history. Jobs that ended before `before_ms` (milliseconds since 1970) are removed from it. If
+    the remaining jobs need more than `most_bytes` bytes, the oldest of them are removed too.
     """
 
     before_ms: int
@@ -92,12 +94,12 @@ def nanodollars_of(dollars: Decimal) -> int:
 
 
 def descendants(job: str) -> tuple[str, str]:
-    """Returns two ids, between which the ids of all descendants of a job are (`jobs.tree`). The first one is included
-    in the range, the second one is not.
+    """Returns two ids that delimit the ids of all descendants of a job: an id is that of a descendant if it is at or
+    after the first and before the second, in the order of texts.
     """
     return f"{job}~", f"{job}\x7f"
 
 
 def newest_first(jobs: Sequence[EndedJob]) -> list[EndedJob]:
-    """Returns the jobs from the newest to the oldest, as lists show them."""
+    """Returns the jobs in order, from the one that was created last to the one that was created first."""
     return sorted(jobs, key=lambda job: (job.created_ms, job.job), reverse=True)

@@ -34,7 +34,9 @@ entry has the hash.
 
 
 class StoredBody(msgspec.Struct, frozen=True, array_like=True):
-    """A reference to a body that is stored under its hash. `JournalReader.load` loads it."""
+    """A reference to a long body, which is stored outside of its entry under its hash. `JournalReader.load` returns
+    the bytes. `size`: their number.
+    """
 
     hash: bytes
     size: int
@@ -104,12 +106,13 @@ so they are not taken for the decision of a guard.
 
 
 class Attempt(_Base, frozen=True, array_like=True, gc=False, tag="attempt"):
-    """An attempt of an effect; of the job itself if `ordinal` is 0. `attempt` counts from 1. The `note` says what has
-    happened:
+    """The entry for an attempt of an effect, or of the job itself if `ordinal` is 0. `attempt`: the number of the
+    attempt, from 1. `note` says what has happened:
 
     - b"": the attempt begins.
-    - UNSENT: the attempt had begun, and was certainly not sent.
-    - otherwise: from this attempt on, the call asks another model. The note has the guard's decision on that model.
+    - UNSENT: the attempt had begun, and the call was certainly not sent.
+    - Any other bytes: from this attempt on, the call asks another model. The note contains the guard's decision on
+      that model.
     """
 
     ordinal: Number
@@ -118,15 +121,15 @@ class Attempt(_Base, frozen=True, array_like=True, gc=False, tag="attempt"):
 
 
 class Intent(_Base, frozen=True, array_like=True, gc=False, tag="intent"):
-    """The intent to make an effect, recorded before the effect is made.
+    """The entry by which an effect is recorded before it is made.
 
-    - `kind`, `name`: the kind of the effect ("call", "ask", "sleep", …), and for example the name of the tool.
+    - `kind`: the kind of the effect, such as "call", "ask" or "sleep". `name`: for a call, the name of the tool.
     - `digest`, `body`: the digest of the arguments, and the arguments.
     - `effect_class`: the class (`effects.EffectClass`); "" for an effect of Sabot itself, such as a question or a
       timer.
     - `token`: for a question, the token by which it can be answered.
     - `due_ms`: the deadline in milliseconds since 1970; 0 for none.
-    - `note`: the decision of the guards, with the reserved budget, in their own encoding.
+    - `note`: the decision of the guards, encoded, with the tokens and the cost that are reserved for the effect.
     """
 
     ordinal: Number
@@ -141,13 +144,14 @@ class Intent(_Base, frozen=True, array_like=True, gc=False, tag="intent"):
 
 
 class EffectResult(_Base, frozen=True, array_like=True, gc=False, tag="result"):
-    """The result of an effect.
+    """The entry with the result of an effect.
 
     - `outcome`: "ok", or the type of the error. `body`: the value or the error.
     - `usage`: the usage of the call, in the encoding of the ledger.
-    - `asked`: for a tool, the usage of the models that the tool itself has asked. The limits of the job count it.
-    - `labels`: for a child, the labels of all data that the child has seen.
-    - `ran_ms`: for a child, the milliseconds that it has run, without the time in which it waited.
+    - `asked`: for a tool, the usage of the models that the tool itself has asked. It is counted in the limits of the
+      job.
+    - `labels`: for a child, the labels of all data that the child has received.
+    - `ran_ms`: for a child, the milliseconds that it has run. The time in which it waited for others is not included.
     """
 
     ordinal: Number
@@ -161,8 +165,8 @@ class EffectResult(_Base, frozen=True, array_like=True, gc=False, tag="result"):
 
 
 class Answer(_Base, frozen=True, array_like=True, gc=False, tag="answer"):
-    """The end of a question. `outcome`: "resolved" (somebody has answered), "expired" or "cancelled". `by`: the person
-    who answered, if known.
+    """The entry that ends a question. `outcome`: "resolved" if somebody has answered, and otherwise "expired" or
+    "cancelled". `body`: the answer. `by`: the person who answered, if known.
     """
 
     ordinal: Number
@@ -173,8 +177,8 @@ class Answer(_Base, frozen=True, array_like=True, gc=False, tag="answer"):
 
 
 class Signal(_Base, frozen=True, array_like=True, gc=False, tag="signal"):
-    """A message to a job from outside. The sender chooses `token`. Of several signals with the same token, only the
-    first is accepted.
+    """The entry for a message that was sent to a job from outside. `name`: the name of the signal. `token`: a text
+    that the sender has chosen; of several signals with the same token, only the first is accepted.
     """
 
     name: str
@@ -184,19 +188,21 @@ class Signal(_Base, frozen=True, array_like=True, gc=False, tag="signal"):
 
 
 class Cancel(_Base, frozen=True, array_like=True, gc=False, tag="cancel"):
-    """A request to end the job. `by`: the person who asks for it, if known."""
+    """The entry by which somebody requests that the job ends. `reason`: the reason. `by`: the person who requests it,
+    if known.
+    """
 
     reason: str = ""
     by: str = ""
 
 
 class End(_Base, frozen=True, array_like=True, gc=False, tag="end"):
-    """The end of a job.
+    """The entry that ends a job.
 
     - `outcome`: "succeeded", "failed" or "cancelled". `result`: the type of the error, or the reason of the cancel.
     - `digest`: the digest of the output. `body`: the output or the error.
-    - `labels`: the labels of all data that the job has seen.
-    - `usage`: an upper bound of the usage of the job's calls that have no result, in the encoding of the ledger.
+    - `labels`: the labels of all data that the job has received.
+    - `usage`: the maximum usage of those calls of the job that have no result, in the encoding of the ledger.
     """
 
     outcome: str
@@ -230,8 +236,8 @@ class Letter(msgspec.Struct, frozen=True):
 
     @property
     def once(self) -> str:
-        """A name that the inbox accepts only once. An answer to a question and the withdrawal of the same question have
-        the same name, so only the first of them is accepted.
+        """A name of this letter. The inbox accepts only one letter of each name. The answer to a question and its
+        withdrawal have the same name, so only the first of these two letters is accepted.
         """
         prefix = "token" if self.kind in ("answer", "withdraw") else self.kind
         return f"{prefix}:{self.token or self.job}"
@@ -259,8 +265,8 @@ def hash_of(body: bytes) -> bytes:
 
 
 def with_stored_body(entry: Entry) -> tuple[Entry, bytes]:
-    """Takes a long body out of an entry. Returns the entry with a StoredBody in its place, and the body. If the body is
-    short, returns the unchanged entry and b"".
+    """Separates a long body from its entry. Returns the entry with a StoredBody instead of the body, and the body. If
+    the body is short, returns the unchanged entry and b"".
     """
     body = body_of(entry)
     if not isinstance(body, bytes) or len(body) <= INLINE_BYTES:
@@ -274,8 +280,8 @@ def without_body(entry: Entry) -> Entry:
 
 
 def encode_entry(entry: Entry) -> bytes:
-    """Returns the entry as bytes, which begin with the version of the format. Raises UserError for an entry that could
-    not be read again, or whose values do not fit the columns of the journal's tables.
+    """Returns the entry as bytes. The first byte is the version of the format. Raises UserError for an entry that
+    could not be decoded again, or whose values do not fit the columns of the journal's tables.
     """
     try:
         data = _encoder.encode(entry)
@@ -289,8 +295,8 @@ def encode_entry(entry: Entry) -> bytes:
 
 
 def decode_entry(data: bytes, where: object) -> Entry:
-    """Returns the entry in these bytes. Raises UserError for a version of the format that this Sabot does not know, and
-    CorruptJournal for other bytes. `where`: the place of the entry, for these errors.
+    """Returns the entry that these bytes encode. Raises UserError for a version of the format that this Sabot does
+    not know, and CorruptJournal for bytes that cannot be decoded. `where`: the place of the entry, for these errors.
     """
     if data[:1] != _FIRST:
         _check_version(data[:1], where)
@@ -310,9 +316,9 @@ def _check_version(first: Iterable[int], where: object) -> None:
 
 
 def encode_letter(letter: Letter) -> bytes:
-    """Returns the letter as bytes, which begin with the version of the format. Raises UserError for a letter that could
-    not be decoded again, such as one whose body is a text. In the inbox, such a letter would block all letters behind
-    it.
+    """Returns the letter as bytes. The first byte is the version of the format. Raises UserError for a letter that
+    could not be decoded again, such as one whose body is a str. In the inbox, such a letter would block all later
+    letters.
     """
     try:
         data = _encoder.encode(letter)
@@ -325,7 +331,9 @@ def encode_letter(letter: Letter) -> bytes:
 
 
 def decode_letter(data: bytes, where: object) -> Letter:
-    """Returns the letter in these bytes. Raises the errors of `decode_entry`."""
+    """Returns the letter that these bytes encode. Raises the same errors as `decode_entry`. `where`: the place of the
+    letter, for these errors.
+    """
     if data[:1] != _FIRST:
         _check_version(data[:1], where)
     try:

@@ -64,8 +64,8 @@ class Connection(Protocol):
 
 
 def runs_of(places: Iterable[int]) -> list[Run]:
-    """Groups consecutive places of the log, such as 4, 5, 6, 9, and returns the groups, here (4, 7) and (9, 10). A
-    group is a pair of its first place and the place behind its last one. `places`: the places in rising order.
+    """Returns the groups of consecutive places: for the places 4, 5, 6, 9 these are (4, 7) and (9, 10). A group is a
+    pair of its first place and the place behind its last one. `places`: places of the log, in rising order.
     """
     runs: list[Run] = []
     for place in places:
@@ -120,14 +120,18 @@ def parts(values: Sequence[T], most: int = _MOST_NAMED) -> Iterator[Sequence[T]]
 
 
 def among(values: Sequence[Any]) -> str:
-    """Returns the SQL condition `IN (?, …)` with a `?` for each of these values, to stand after the name of a column."""
+    """Returns the SQL condition `IN (?, …)`, with one `?` for each of the values. It has to be put after the name of
+    a column.
+    """
     return f"IN ({', '.join('?' * len(values))})"
 
 
 def make_tables(connection: Connection, whole: str) -> None:
     """Creates the tables by which missing entries are detected (`log_end` and `gone`), for a journal without entries.
-    `whole`: the column type for integers of 63 bits: bigint in PostgreSQL, INTEGER in SQLite. In SQLite no other type
-    would do as well: an INTEGER key is the row number itself, so that a commit writes one page less.
+
+    `whole`: the column type for integers of 63 bits. It is bigint in PostgreSQL. In SQLite it has to be INTEGER,
+    because a key of this type is the row number itself and needs no index of its own; so a commit writes one page
+    less.
     """
     for statement in _TABLES:
         connection.execute(statement.format(whole=whole))
@@ -143,8 +147,8 @@ def begin_to_count(connection: Connection, whole: str) -> None:
 
 
 def count_anew(connection: Connection) -> None:
-    """Records all entries that are missing now as trimmed, and sets the end of the log. Called for a journal that had
-    no records of trimmed entries until now, so that nobody knows why entries are missing in it.
+    """Records all entries that are missing now as trimmed, and sets the end of the log. Called for a journal of an
+    older format, in which nobody knows why entries are missing, and for a local copy whose tables were filled anew.
     """
     ((last,),) = connection.execute("SELECT coalesce(max(place), -1) FROM entries").fetchall()
     behind = end_of_log(connection)

@@ -100,8 +100,8 @@ class BeatFrame(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
 
 
 class ReleaseFrame(msgspec.Struct, frozen=True, array_like=True, tag="release"):
-    """The last frame of an owner, which has closed the journal and begins no more calls. `earlier_s`: as in
-    `OwnerClaim`.
+    """The last frame of an owner that has closed the journal. After it, the owner begins no more calls. `earlier_s`:
+    the seconds for which owners before it may still rely on their claims (as in `OwnerClaim`).
     """
 
     earlier_s: float = -math.inf
@@ -133,7 +133,7 @@ class CopyRows(msgspec.Struct, frozen=True, array_like=True, tag="rows"):
 
 
 class CopyEnd(msgspec.Struct, frozen=True, array_like=True, tag="copied"):
-    """The end of a copy. A copy without it is incomplete, and does not count."""
+    """The frame that ends a copy of the journal. A copy without this frame is incomplete, and readers ignore it."""
 
 
 Frame = OwnerClaim | EntriesFrame | TrimFrame | BeatFrame | ReleaseFrame | CopyBegin | CopyRows | CopyEnd
@@ -180,13 +180,14 @@ def encode_frame(writer: bytes, seq: int, frame: Frame, piece_bytes: int) -> lis
 
 
 def encode_letter_record(letter: LetterRecord) -> bytes:
-    """Returns the record of a letter."""
+    """Returns the bytes of the Kafka record for a letter."""
     return _LETTER + bytes([VERSION]) + _encoder.encode(letter)
 
 
 def decode_letter_record(value: bytes | None, where: str) -> LetterRecord | None:
-    """Returns the letter in a record; None for a record of another kind. Raises UserError for a later version of the
-    format, and CorruptJournal for damaged bytes. `where`: the place of the record, for these errors.
+    """Returns the letter that a Kafka record contains; None for a record that contains no letter. Raises UserError
+    for a later version of the format, and CorruptJournal for damaged bytes. `where`: the place of the record, for
+    these errors.
     """
     body = _body(value, _LETTER, where)
     return None if body is None else _read(_letters, body, where)

@@ -48,17 +48,19 @@ _MOST_NAMED = 100  # the most jobs in one statement
 
 
 def make_history(connection: Connection, *, whole: str, text: str, blob: str) -> None:
-    """Makes the tables of the history. `whole`, `text`, `blob`: the column types for whole numbers of 63 bits, for
-    texts that are sorted by their bytes, and for bytes.
+    """Creates the tables of the history. The parameters are names of column types: `whole` for integers of 63 bits,
+    `text` for texts that are sorted by their bytes, and `blob` for bytes.
     """
     for statement in _TABLES:
         connection.execute(statement.format(whole=whole, text=text, blob=blob))
 
 
 def move_entries(connection: Connection, jobs: Sequence[EndedJob]) -> None:
-    """Copies the entries of these jobs into the history, and writes a row for each job. The caller then removes the
-    entries from the log. The jobs must be few enough for one statement. If the history already has entries of a job,
-    because the job has begun again since, the new ones are added to them.
+    """Copies the entries of these jobs into the history, and writes a row for each job. The caller then has to remove
+    the entries from the log.
+
+    There must not be more jobs than one statement may have values. If the history already has entries of a job,
+    because the job has begun again since, the new entries are added to these.
     """
     names = [job.job for job in jobs]
     chosen = among(names)
@@ -75,7 +77,9 @@ def move_entries(connection: Connection, jobs: Sequence[EndedJob]) -> None:
 
 
 def _sizes(connection: Connection, names: Sequence[str]) -> dict[str, int]:
-    """Returns, by job, the number of bytes of the job's entries, with the long bodies that they name."""
+    """Returns, by job, the number of bytes that the job's entries in the history have, including their long bodies.
+    `names`: the ids of the jobs.
+    """
     found: dict[str, int] = {}
     for what, source in (
         ("entry", "history_entries"),
@@ -96,7 +100,7 @@ def _count(connection: Connection, more: int) -> None:
 
 
 def count_history(connection: Connection) -> None:
-    """Computes anew how many bytes the history has, and stores the number."""
+    """Computes the number of bytes of the whole history, and stores it."""
     ((found,),) = connection.execute("SELECT sum(size) FROM history").fetchall()
     connection.execute("UPDATE meta SET value = ? WHERE name = 'kept_bytes'", (str(int(found or 0)),))
 
@@ -121,7 +125,7 @@ def expiring(select: Select, bounds: HistoryBounds) -> list[str]:
 
 
 def expire(connection: Connection, jobs: Sequence[str]) -> None:
-    """Removes jobs from the history, and long bodies that no remaining entry names."""
+    """Removes jobs from the history, together with those long bodies that no other entry refers to."""
     for names in parts(jobs, _MOST_NAMED):
         chosen = among(names)
         before = connection.execute(f"SELECT sum(size) FROM history WHERE job {chosen}", names).fetchall()
@@ -132,8 +136,8 @@ def expire(connection: Connection, jobs: Sequence[str]) -> None:
 
 
 def drop_bodies(connection: Connection, table: str, jobs: Sequence[str]) -> None:
-    """Removes the long bodies that only the entries of these jobs in `table` name. The caller removes these entries
-    after that.
+    """Removes the long bodies to which only the entries of these jobs refer. `table`: the table that has these
+    entries. The caller then has to remove the entries.
     """
     chosen = f"place IN (SELECT place FROM {table} WHERE job {among(jobs)})"
     bodies = [name for (name,) in connection.execute(f"SELECT DISTINCT hash FROM uses WHERE {chosen}", jobs).fetchall()]

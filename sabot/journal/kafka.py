@@ -83,10 +83,10 @@ _GONE = "bring back a copy of the topic; or give another journal, and effects ma
 
 
 class KafkaJournalReader(TablesReader):
-    """A reader of the journal at `kafka://host:port/topic` (without a topic: `{app}.journal`). It reads the whole topic
-    once, and after that only new records.
+    """A reader of the journal at `kafka://host:port/topic` (without a topic: `{app}.journal`). It reads the whole
+    topic once, and after that only new records.
 
-    `kafka`: settings of the client that say how the broker is reached. Raises UserError if there is no journal, and
+    `kafka`: settings of the client by which it reaches the broker. Raises UserError if there is no journal, and
     BrokerUnavailable if the broker does not answer.
     """
 
@@ -133,7 +133,9 @@ class KafkaJournalReader(TablesReader):
 
 
 class _TopicInbox(Inbox):
-    """An inbox that sends letters to the topic. `catch_up`: a function that reads the new records of the topic."""
+    """An inbox that writes letters to the Kafka topic of a journal. `replica`: the local copy of the topic.
+    `catch_up`: a function that reads the new records of the topic into that copy.
+    """
 
     def __init__(self, replica: Replica, catch_up: Callable[[], object], clock: Clock) -> None:
         self._replica = replica
@@ -164,8 +166,8 @@ class _TopicInbox(Inbox):
 
 
 class KafkaInbox(_TopicInbox):
-    """An inbox of the journal at an address; the arguments are those of KafkaJournalReader. Raises UserError if there
-    is no journal, and BrokerUnavailable if the broker does not answer.
+    """An inbox of the journal at an address. `address`, `app` and `kafka` have the same meaning as in
+    KafkaJournalReader. Raises UserError if there is no journal, and BrokerUnavailable if the broker does not answer.
     """
 
     def __init__(
@@ -295,9 +297,9 @@ class KafkaJournal(TablesReader, SqlJournal):
         self._seq, self._end, self._log_bytes = replica.order.seq, replica.next, replica.log_bytes
 
     def _watch(self, earlier: OwnerClaim, since: float) -> None:
-        """Watches for half a lease whether the earlier owner writes. Raises AppLocked if it does. Returns if it stays
-        silent; returns earlier if it has closed the journal, or if its process has certainly ended. `since`: the time
-        at which the watch began.
+        """Watches for half a lease whether the earlier owner writes to the topic. Raises AppLocked if it does.
+        Returns at the end of that time if it does not. Returns sooner if it has closed the journal, or if its process
+        has certainly ended. `since`: the time at which the watch began.
         """
         seq, still = self._replica.order.seq, threading.Event()
         while boot_seconds() < since + earlier.lease_s / 2:
@@ -369,7 +371,9 @@ class KafkaJournal(TablesReader, SqlJournal):
         log.debug("%s: records at %d to %d count for nothing", replica.where, self._end, offset)
 
     def _commit(self, group: list[Appended]) -> None:
-        """Writes a group of entries as frames. Called in the thread of the GroupWriter."""
+        """Writes entries to the topic as one or more frames, and adds them to the local copy. Called in the thread of
+        the GroupWriter.
+        """
         with self._frames:
             for rows in _portions(rows_of(group)):
                 bodies = self._new_bodies(rows)
@@ -381,7 +385,7 @@ class KafkaJournal(TablesReader, SqlJournal):
                 self.bodies += len(bodies)
 
     def _new_bodies(self, rows: Sequence[StoredEntry]) -> dict[bytes, bytes]:
-        """Returns, by hash, those long bodies of these rows that are not in the topic yet."""
+        """Returns, by hash, the long bodies of these rows that the topic does not have yet."""
         found = {
             named.hash: row.body for row in rows if isinstance(named := body_of(row.entry), StoredBody) and row.body
         }
@@ -398,8 +402,8 @@ class KafkaJournal(TablesReader, SqlJournal):
         return super().letters()
 
     def take(self) -> list[tuple[Position, Entry]]:
-        """Takes letters as `Journal.take` does. Blocks, because it reads from the broker. If the broker does not
-        answer, new letters are left for a later call.
+        """Turns letters into entries as `Journal.take` does. Blocks, because it first reads new letters from the
+        broker. If the broker does not answer, new letters are handled by a later call.
         """
         if not self._replica.link.lost:
             with suppress(TransientError):
@@ -446,8 +450,8 @@ class KafkaJournal(TablesReader, SqlJournal):
 
     @contextmanager
     def _all_or_failed(self) -> Iterator[None]:
-        """Runs the `with` block. If the block raises an error, the journal has failed, and every caller that waits for
-        the journal gets the error.
+        """Runs the `with` block. If the block raises an error, the journal fails: all callers that wait for it get a
+        JournalFailed.
         """
         try:
             yield
@@ -456,7 +460,9 @@ class KafkaJournal(TablesReader, SqlJournal):
             raise
 
     def _copy(self) -> None:
-        """Writes the whole content of the journal anew, and then deletes the records before this copy."""
+        """Writes the whole content of the journal to the topic again, as a copy, and then deletes the records before
+        this copy.
+        """
         replica = self._replica
         with self._all_or_failed():
             with self._frames, step("journal", f"{replica.topic}: copy"):
@@ -496,7 +502,9 @@ class KafkaJournal(TablesReader, SqlJournal):
 
 
 class _OwnerInbox(_TopicInbox, OwnerInbox):
-    """The inbox of the owner. `trim`, `expire` and `forget` each write a TrimFrame."""
+    """The inbox of a Kafka journal for the owner of the journal. Its methods `trim`, `expire` and `forget` each write
+    a TrimFrame to the topic.
+    """
 
     def __init__(self, replica: Replica, clock: Clock, trim: Callable[..., int]) -> None:
         super().__init__(replica, replica.catch_up_letters, clock)
@@ -513,7 +521,7 @@ class _OwnerInbox(_TopicInbox, OwnerInbox):
 
 
 def _portions(rows: Sequence[StoredEntry]) -> Iterable[Sequence[StoredEntry]]:
-    """Yields the rows in their order, in groups that fit into one frame."""
+    """Yields the rows in their order, in groups of about _FRAME_BYTES bytes. Each group is written as one frame."""
     first = nbytes = 0
     for number, row in enumerate(rows):
         if nbytes > _FRAME_BYTES:
@@ -554,7 +562,7 @@ def _prepared(replica: Replica) -> int:
 def _harden(replica: Replica) -> None:
     """Changes the settings of a new topic, so that an acknowledged record is not lost if a machine fails. If the
     topic has several replicas, a record is acknowledged only when two machines have it. If it has only one replica,
-    the broker then writes each record to its disk.
+    the broker writes each record to its disk at once.
     """
     if replicas_of(replica.link, replica.kafka, replica.topic) > 1:
         set_topic(replica.link, replica.kafka, replica.topic, "min.insync.replicas", "2")

@@ -188,7 +188,9 @@ class MemoryInbox(Inbox):
 
 
 class MemoryJournal(MemoryReader, Journal):
-    """The owner of a `MemoryStorage`. Entries count as durable at once, so an append never waits and never fails."""
+    """The owner of a `MemoryStorage`. An entry is regarded as durable as soon as it was appended, so nobody has to
+    wait for it, and no append fails. The entries are lost when the process ends.
+    """
 
     def __init__(self, storage: MemoryStorage | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(storage if storage is not None else MemoryStorage(clock))
@@ -242,7 +244,7 @@ class MemoryJournal(MemoryReader, Journal):
         self._check_open()
 
     async def durable(self, position: Position) -> None:
-        """Returns at once: all entries count as durable."""
+        """Returns at once, because all entries are regarded as durable."""
 
     def wait_durable(self, position: Position, timeout: float | None = None) -> bool:
         return True

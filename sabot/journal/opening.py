@@ -15,9 +15,9 @@ from sabot.journal.sqlite import SqliteInbox, SqliteJournal, SqliteReader
 
 
 def open_reader(address: Path | str, *, app: str = "", kafka: Mapping[str, Any] | None = None) -> JournalReader:
-    """Opens a reader of the journal at an address. `app`: the id of the app, if the address does not name it. `kafka`:
-    settings of the client, if the journal is a topic. Raises UserError if there is no journal, or if the address is of
-    an unknown kind.
+    """Opens a reader of the journal at an address. `app`: the id of the app, if the address does not name it.
+    `kafka`: settings of the Kafka client, for a journal in a topic. Raises UserError if there is no journal, or if
+    the address has an unknown form.
     """
     match _scheme(address):
         case "kafka":
@@ -32,7 +32,9 @@ def open_reader(address: Path | str, *, app: str = "", kafka: Mapping[str, Any] 
 def open_inbox(
     address: Path | str, *, app: str = "", clock: Clock = SYSTEM_CLOCK, kafka: Mapping[str, Any] | None = None
 ) -> Inbox:
-    """Opens an inbox of the journal at an address. The other arguments and the errors are those of `open_reader`."""
+    """Opens an inbox of the journal at an address. `app` and `kafka` have the same meaning as in `open_reader`, and
+    the same errors are raised. `clock`: decides whether the deadline of a question has passed.
+    """
     match _scheme(address):
         case "kafka":
             from sabot.journal.kafka import KafkaInbox  # imported late, because this loads the Kafka client
@@ -75,8 +77,8 @@ def open_journal(
 
 
 def is_at_server(address: Path | str) -> bool:
-    """Returns True if a server keeps the journal at this address, and False if it is a folder. Raises UserError for an
-    unknown kind of address.
+    """Returns True if the journal at this address is on a server, and False if it is in a folder. Raises UserError
+    for an address of an unknown form.
     """
     return _scheme(address) != ""
 

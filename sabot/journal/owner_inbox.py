@@ -26,25 +26,27 @@ class OwnerInbox(Inbox):
 
     @abstractmethod
     def trim(self, jobs: Sequence[str], before: int, kept: Sequence[EndedJob]) -> int:
-        """Removes entries of jobs, as `tables.remove` does. Removes all of them or none, and returns when that is
-        durable.
+        """Removes entries of jobs. The parameters and the result are those of `tables.remove`. Removes all of the
+        entries or none. When this returns, the removal is durable.
         """
 
     @abstractmethod
     def expire(self, jobs: Sequence[str]) -> None:
-        """Removes jobs from the history, as `history_tables.expire` does. Removes all of them or none, and returns when
-        that is durable.
+        """Removes jobs from the history, as `history_tables.expire` does. Removes all of them or none. When this
+        returns, the removal is durable.
         """
 
     @abstractmethod
     def forget(self, before_ms: int) -> None:
-        """Removes marks of jobs, as `tables.forget` does. Removes all of them or none, and returns when that is
-        durable.
+        """Removes marks of jobs, as `tables.forget` does. Removes all of them or none. When this returns, the removal
+        is durable.
         """
 
 
 class SqlInbox(OwnerInbox):
-    """An `OwnerInbox` in the tables of a database. `clock`: the clock by which deadlines are checked."""
+    """The inbox of a journal in the tables of a database, for the owner of the journal. `clock`: decides whether the
+    deadline of a question has passed.
+    """
 
     clock: Clock
 
@@ -77,8 +79,8 @@ class SqlInbox(OwnerInbox):
 
 
 class SqlJournal(SqlReader, Journal):
-    """The owner of a journal in an SQL database. A subclass opens the database, then calls `start`, runs the
-    statements, and closes the database in the end.
+    """A base class of journals in an SQL database. The constructor of a subclass has to open the database and then to
+    call `start`. The subclass runs the SQL statements, and has to close the database in `close`.
     """
 
     writer: GroupWriter
@@ -87,7 +89,9 @@ class SqlJournal(SqlReader, Journal):
     """The number of long bodies that were stored since the journal was opened. The subclass counts them."""
 
     def start(self, writer: GroupWriter, inbox: OwnerInbox, clock: Clock) -> None:
-        """Sets the parts of the journal: `writer` gets the entries, and `inbox` the letters."""
+        """Sets the parts of the journal. `writer`: makes appended entries durable. `inbox`: stores posted letters.
+        `clock`: the clock for the times of entries that are made from letters.
+        """
         self.writer = writer
         self.inbox = inbox
         self.clock = clock

@@ -97,7 +97,7 @@ class PostgresReader(SqlReader):
     BrokerUnavailable if no server answers.
 
     `app`: the id of the app, if the address does not have it (`postgresql://user@host/database?app=refunds`). If
-    neither names an app, the reader takes the only journal of the database.
+    neither names an app, the database must have exactly one journal, which is then read.
     """
 
     def __init__(self, url: str, app: str | None = None) -> None:
@@ -130,8 +130,8 @@ class PostgresReader(SqlReader):
 
 
 class PostgresInbox(SqlInbox):
-    """An inbox of an app's journal in a PostgreSQL database. The arguments and the errors are those of
-    `PostgresReader`.
+    """An inbox of an app's journal in a PostgreSQL database. `url` and `app` have the same meaning as in
+    `PostgresReader`, and the same errors are raised.
     """
 
     def __init__(self, url: str, app: str | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -159,11 +159,12 @@ class PostgresJournal(PostgresReader, SqlJournal):
 
     - `url`, `app`: as in `PostgresReader`.
     - `capacity_bytes`: the most bytes of entries that may wait for the server.
-    - `lease_s`: the seconds after the last renewal for which no other owner can take the claim.
+    - `lease_s`: the seconds for which the claim is valid after each renewal. No other owner can acquire it before
+      that time is over.
     - `patience_s`: the journal has failed if the server does not answer for this many seconds.
 
-    If another owner has a lease, the constructor waits until the lease ends, unless the process of that owner has
-    certainly ended. Raises AppLocked if that owner renews the lease meanwhile.
+    If another owner has the claim, the constructor waits until that claim has expired. It waits no longer if the
+    process of that owner has certainly ended. Raises AppLocked if that owner renews its claim meanwhile.
     """
 
     look_s = 0.1  # a look is a query
@@ -247,8 +248,8 @@ class PostgresJournal(PostgresReader, SqlJournal):
         return super().append(entry)
 
     def take(self) -> list[tuple[Position, Entry]]:
-        """Takes letters as `Journal.take` does. Returns [] while the server does not answer; the letters stay in the
-        inbox.
+        """Turns letters into entries as `Journal.take` does. While the server does not answer, returns [] and leaves
+        the letters in the inbox.
         """
         if not self.claim_left():
             return []
@@ -275,8 +276,8 @@ class PostgresJournal(PostgresReader, SqlJournal):
         return f"sabot-journal-{owner}"
 
     def _take_claim(self) -> None:
-        """Takes the claim. If another owner has a lease, first waits until the lease ends, or until the process of that
-        owner has certainly ended. Raises AppLocked if that owner renews the lease meanwhile.
+        """Acquires the claim. If another owner has it, first waits until that claim has expired, or until the process
+        of that owner has certainly ended. Raises AppLocked if that owner renews its claim meanwhile.
         """
         run = self._writing.execute
         mine = {
@@ -347,12 +348,12 @@ class PostgresJournal(PostgresReader, SqlJournal):
             self._tell_silence(error)
 
     def _come_back(self, behind: int | None = None) -> None:
-        """Makes a new connection, and ensures that the old one can commit nothing from now on. Sets `_end` to the end
-        of the log.
+        """Makes a new connection after an error, and ensures that the old connection can commit nothing from now on.
+        Sets `_end` to the end of the log.
 
-        `behind`: the place behind a group of entries of which it is unknown whether it was committed; None if there is
-        no such group. Raises JournalFailed if another owner has the claim, or if durable entries are missing. Raises
-        TransientError if the server does not answer.
+        `behind`: the place behind the last entry of a group, if it is unknown whether the group was committed; None
+        if there is no such group. Raises JournalFailed if another owner has the claim, or if durable entries are
+        missing. Raises TransientError if the server does not answer.
         """
         self._drop()
         connection = self._place.connect(self._session_of(self._owner))
@@ -408,8 +409,9 @@ class PostgresJournal(PostgresReader, SqlJournal):
     # -- entries -----------------------------------------------------------------------------------------------------------
 
     def _commit(self, group: list[Appended]) -> None:
-        """Commits a group of entries in one transaction. If the outcome of the commit is unknown, finds it out, and
-        commits again if the group is not there. Called in the thread of the GroupWriter.
+        """Commits a group of entries in one transaction. If the connection breaks during the commit, makes a new one
+        and checks whether the entries are in the log; if not, commits them again. Called in the thread of the
+        GroupWriter.
         """
         rows = rows_of(group)
         self.bodies += sum(bool(row.body) for row in rows)

@@ -75,8 +75,8 @@ def journal_topic(address: str, app: str = "") -> tuple[str, str]:
 
 
 class Replica:
-    """The local copy of a journal in a topic. Its tables are empty until the first `catch_up`. Its methods block, and
-    may be called from any thread.
+    """The local copy of a journal that is in a Kafka topic. It consists of SQLite tables, which are empty until the
+    first `catch_up`. Its methods block, and may be called from any thread.
 
     They raise NoSuchTopic, BrokerUnavailable, other UserErrors of the broker, and CorruptJournal.
     """
@@ -140,7 +140,7 @@ class Replica:
 
     @contextmanager
     def writes(self) -> Iterator[sqlite3.Connection]:
-        """Runs the `with` block as a transaction on the tables."""
+        """Runs the `with` block as a transaction on the tables. The block gets the connection to the database."""
         with explained(self.where), self._lock:
             assert self._connection is not None
             with transaction(self._connection):
@@ -170,9 +170,9 @@ class Replica:
             self._new_letters(ANSWER_SECONDS)
 
     def _is_trimmed(self, first: int) -> bool:
-        """Returns True if the owner has deleted records, after writing a complete copy of the journal, that this
-        local copy was about to read. Either the partition of the frames no longer begins at the offset `first`, or
-        letters that were not read yet are gone.
+        """Returns True if records that this local copy was about to read are gone. The owner deletes records after it
+        has written a complete copy of the journal. Either the partition of the frames no longer begins at the offset
+        `first`, or letters that were not read yet are gone.
         """
         letters_first, _ = self.frames_log.bounds(self.topic, LETTERS)
         return self.frames_log.bounds(self.topic, FRAMES)[0] > first or letters_first > self.letters_next
@@ -183,8 +183,9 @@ class Replica:
     # -- frames ---------------------------------------------------------------------------------------------------------
 
     def _load(self, first: int) -> None:
-        """Reads the topic anew, from its first offset, `first`. If the topic begins with a complete copy of the
-        journal, puts that copy into the tables, and then applies the frames.
+        """Reads the topic again from its first record. If the topic begins with a complete copy of the journal,
+        writes that copy into the tables, and then applies the frames after it. `first`: the offset of the first
+        record.
         """
         self.order, self.next, self.begins, self.log_bytes = FrameOrder(), first, first, 0
         self.whole_copy = self._copy = None
@@ -227,8 +228,8 @@ class Replica:
             clear(tables, next_place, removed)
 
     def _put_back(self, order: FrameOrder, first: int, end: int) -> None:
-        """Puts the rows of a copy of the journal into the tables. `first`: the offset behind the CopyBegin. `end`: the
-        end of the topic. Raises CorruptJournal if the copy has no end.
+        """Writes the rows of a copy of the journal into the tables. `first`: the offset behind the CopyBegin frame.
+        `end`: the end of the topic. Raises CorruptJournal if the copy has no CopyEnd frame.
         """
         for _, frame in self._frames(order, first, end):
             if isinstance(frame, CopyEnd):
@@ -363,7 +364,7 @@ class Replica:
             return _closing(reading, look(reading)), self.letters_next
 
     def live_bytes(self) -> int:
-        """Returns about how many bytes the content of the journal has without obsolete records."""
+        """Returns approximately the number of bytes that the content of the journal has without obsolete records."""
         with self._lock:
             assert self._connection is not None
             (pages,), (free,), (size,) = (
@@ -382,7 +383,7 @@ def _closing(reading: sqlite3.Connection, rows: Iterator[T]) -> Iterator[T]:
 
 
 def trimmed(tables: sqlite3.Connection, frame: TrimFrame) -> int:
-    """Applies a TrimFrame to the tables. Returns the number of removed entries."""
+    """Removes from the tables what a TrimFrame names. Returns the number of removed entries."""
     removed = remove(tables, frame.jobs, frame.before, frame.kept, frame.letters)
     if frame.forget_before_ms:
         forget(tables, frame.forget_before_ms)

@@ -67,7 +67,9 @@ def _marked(statement: str) -> str:
 
 
 class Statements:
-    """A wrapper around a connection of PostgreSQL's driver. Its statements have `?` for their values, as in SQLite."""
+    """A wrapper around a connection to PostgreSQL. Its methods accept SQL statements with `?` for the values, as
+    SQLite does.
+    """
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -97,8 +99,8 @@ def split_app(url: str) -> tuple[str, str]:
 
 
 def app_of_journal(connection: Any, identity: str) -> str | None:
-    """Returns the app whose journal has this identity. Looks at all journals in this database that the user may read;
-    returns None if none has it.
+    """Returns the id of the app whose journal has this identity. Searches all journals of the database that the user
+    may read. Returns None if none of them has it.
     """
     for (schema,) in connection.execute(_READABLE).fetchall():
         statement = f"SELECT 1 FROM {quoted(schema)}.meta WHERE name = 'identity' AND value = %s"
@@ -141,15 +143,16 @@ class JournalSchema:
         )
 
     def connect(self, session: str = "") -> Any:
-        """Returns a new connection, on which names of tables refer to this schema. The server ends a transaction that
-        is idle for 20 seconds. `session`: the name by which other processes find the connection, or "" if none needs to.
+        """Returns a new connection, on which names of tables refer to this schema. The server aborts a transaction
+        that is idle for 20 seconds. `session`: the name of the connection on the server, by which other processes
+        find it; "" for no name.
         """
         settings = {"search_path": quoted(self.schema), "idle_in_transaction_session_timeout": "20s"}
         return self.server.connect(session, settings)
 
     def facts(self, connection: Any) -> dict[str, str] | None:
-        """Returns the values in the journal's table `meta`, by name; None if there is no journal. Raises CorruptJournal
-        if the journal is damaged, and UserError if this Sabot does not know its format.
+        """Returns the values in the journal's table `meta`, by name. Returns None if there is no journal. Raises
+        CorruptJournal if values are missing, and UserError if this Sabot does not know the format of the journal.
         """
         with self.server.explained():
             if not connection.execute(_IS_THERE, (self.schema,)).fetchall():
@@ -174,7 +177,7 @@ class JournalSchema:
         return facts
 
     def make(self, connection: Any) -> None:
-        """Creates the schema and its tables, unless the journal exists. If it raises an error, it has created nothing."""
+        """Creates the schema and its tables. Does nothing if the journal exists. After an error, nothing was created."""
         if self.facts(connection) is not None:
             return
         with self.server.explained(), step("journal", f"{self.where}: made"), connection.transaction():
@@ -214,7 +217,7 @@ class TablesPlace(Protocol):
     server: PostgresServer
 
     def connect(self) -> Any:
-        """Returns a new connection."""
+        """Returns a new connection to the server, on which names of tables refer to this schema."""
 
 
 class PostgresSession:
@@ -232,8 +235,9 @@ class PostgresSession:
 
     @contextmanager
     def using(self, first: str = "") -> Iterator[Any]:
-        """Runs the statement `first`, and gives the connection to the `with` block. If the connection has broken, opens
-        a new one first. Raises TransientError if the server does not answer, and UserError if it refuses.
+        """Passes the connection to the `with` block. Before that, opens a new connection if the old one has broken,
+        and runs the statement `first` if it is not "". Raises TransientError if the server does not answer, and
+        UserError if it refuses.
         """
         with self._lock:
             if self._closed:

@@ -27,7 +27,9 @@ _NAME = "journal of "
 
 
 class JournalRow(NamedTuple):
-    """A row that is made of an entry. `at_ms`: its event time in milliseconds since 1970."""
+    """A row of a stream that is made from a journal entry. `payload`: the content. `key`: the key; None for none.
+    `at_ms`: the event time in milliseconds since 1970.
+    """
 
     payload: bytes
     key: bytes | None
@@ -35,8 +37,8 @@ class JournalRow(NamedTuple):
 
 
 class JournalSource(Source, HasIdentity, ReportsLag):
-    """A source of rows that are made of a journal's durable entries. The rows of a partition come in order. The source
-    does not end.
+    """A source of rows for a stream. The rows are made from the durable entries of a journal, and those of a
+    partition are in the order of its entries. The source never ends.
     """
 
     def __init__(
@@ -49,8 +51,8 @@ class JournalSource(Source, HasIdentity, ReportsLag):
 
         - `name`: a name that says what the rows are.
         - `reading`: a function that opens a reader of the journal. The reader stays open as long as the source.
-        - `rows`: a function that makes the rows of an entry. It must return the same rows each time it gets the same
-          entry.
+        - `rows`: a function that returns the rows for an entry. For the same entry, it must always return the same
+          rows.
         """
         self.name = f"{_NAME}{name}"
         self._reading = reading
@@ -180,7 +182,9 @@ class JournalSource(Source, HasIdentity, ReportsLag):
         return {(self.name, partition): offset for partition, offset in list(self._positions.items())}
 
     def lag(self) -> dict[tuple[str, int], int]:
-        """Returns, by the name of the source and the partition, the number of entries that were not read yet."""
+        """Returns the number of entries that were not read yet. The key is a pair of the name of the source and the
+        partition.
+        """
         if self._reader is None:
             return {}
         return {

@@ -149,8 +149,8 @@ def _made(folder: Path) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    """Removes the journal in a folder. Removes the write-ahead log first: if a crash came in between, a log without a
-    database would stop the next start of the app.
+    """Removes the journal in a folder. Removes the write-ahead log first. If a crash left the log without its
+    database, the next start of the app would be refused.
     """
     with explained(f"journal {folder}"), step("journal", f"{folder}: removed"):
         for name in (f"{DATABASE}-wal", f"{DATABASE}-shm", DATABASE):
@@ -159,10 +159,10 @@ def _remove(folder: Path) -> None:
 
 
 class SqliteJournal(SqliteReader, SqlJournal):
-    """The owner of the journal in `folder`. A missing folder is created with mode 0700, its files with mode 0600.
+    """The owner of the journal in `folder`. A missing folder is created with mode 0700, and its files with mode 0600.
 
-    `anew`: True to remove an existing journal first. `capacity_bytes`: the most bytes of entries that may wait for the
-    disk. Raises AppLocked if another owner has the claim.
+    `anew`: True to remove an existing journal first. `capacity_bytes`: the most bytes of entries that may wait for
+    the disk. Raises AppLocked if another owner has the claim.
     """
 
     def __init__(
@@ -263,8 +263,8 @@ class SqliteJournal(SqliteReader, SqlJournal):
             self._claim.release()
 
     def may_have_letters(self) -> bool:
-        """Returns True if another connection has committed since the last call. SQLite counts the commits in memory
-        that all processes share, so this reads no file.
+        """Returns True if another connection has committed since the last call. Reads no file: SQLite counts the
+        commits in memory that all processes share.
         """
         seen = self._seen
         try:
@@ -274,8 +274,8 @@ class SqliteJournal(SqliteReader, SqlJournal):
         return self._seen != seen
 
     def _commit(self, group: list[Appended]) -> None:
-        """Commits a group of entries in one transaction, with one fsync. Waits as long as another process holds the
-        database. Called in the thread of the GroupWriter.
+        """Commits a group of entries in one transaction, with one fsync. While another process has locked the
+        database, waits and tries again. Called in the thread of the GroupWriter.
         """
         rows = rows_of(group)
         self.bodies += sum(bool(row.body) for row in rows)

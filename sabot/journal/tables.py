@@ -153,8 +153,9 @@ def connected(path: Path, mode: Literal["ro", "rw"], *, synced: bool = True) -> 
 
 
 def facts_of(connection: sqlite3.Connection, where: object) -> dict[str, Any]:
-    """Returns the values in the table `meta` of a journal in SQLite, by name. Raises CorruptJournal if the database is
-    not a journal, and UserError if this Sabot does not know its format. `where`: the journal, for messages.
+    """Returns the values in the table `meta` of a journal in SQLite, by name, and its `format`. Raises CorruptJournal
+    if the database is not a journal, and UserError if this Sabot does not know its format. `where`: the name of the
+    journal, for messages.
     """
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (form,) = connection.execute("PRAGMA user_version").fetchone()
@@ -188,7 +189,7 @@ class SqlReader(JournalReader):
 
     @abstractmethod
     def select(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Runs a statement, and returns the rows that it finds. It sees only durable rows. Raises the errors of a
+        """Runs an SQL query, and returns the rows that it finds. Only durable rows are found. Raises the errors of a
         `JournalReader`.
         """
 
@@ -266,16 +267,16 @@ class SqlReader(JournalReader):
         return [letter for _, letter in self.untaken()]
 
     def untaken(self, after: int = 0) -> list[tuple[int, Letter]]:
-        """Returns the letters that the owner has not taken yet, with their numbers. `after`: returns only letters with
-        higher numbers than this.
+        """Returns the letters that the owner has not turned into entries yet, each with its number. Only letters with
+        numbers above `after` are returned.
         """
         rows = self.select("SELECT number, letter FROM inbox WHERE taken = 0 AND number > ? ORDER BY number", (after,))
         return [(number, decode_letter(data, self.where)) for number, data in rows]
 
     def ended(self, before: int, before_ms: int) -> list[str]:
-        """Returns up to `_TRIMMED_AT_ONCE` jobs whose entries can be trimmed: those that still have entries and had
-        ended before the place `before`. A job that may begin again (MAY_BEGIN_AGAIN) must also have ended before
-        `before_ms`, in milliseconds since 1970.
+        """Returns up to `_TRIMMED_AT_ONCE` jobs whose entries can be trimmed: they have entries, and ended before the
+        place `before`. A job that may begin again (MAY_BEGIN_AGAIN) must also have ended before `before_ms`, in
+        milliseconds since 1970.
         """
         chosen = (
             f"{_ENDED} AND {_HAS_ENTRIES} AND (outcome NOT IN {_REOPENED} OR ended_ms < ?) LIMIT {_TRIMMED_AT_ONCE}"
@@ -359,8 +360,11 @@ def _indexed(offset: int, entry: Entry) -> list[tuple[str, tuple[Any, ...]]]:
 
 
 def letter_facts(connection: Connection, letter: Letter) -> tuple[Question | None, JobMark | None, bool]:
-    """Returns three arguments of `base.check_letter`: the question with the letter's token, or None; the mark of the
-    letter's job, or None; and whether the inbox has already accepted a letter with the same `Letter.once`.
+    """Returns three arguments for `base.check_letter`, as a tuple:
+
+    - the question with the letter's token, or None;
+    - the mark of the job that the letter names, or None;
+    - True if the inbox has already accepted a letter with the same `Letter.once`.
     """
     run = connection.execute
     question = _question(run(f"{_QUESTION} WHERE token = ?", (letter.token,)).fetchall())
@@ -369,8 +373,9 @@ def letter_facts(connection: Connection, letter: Letter) -> tuple[Question | Non
 
 
 def add_letter(connection: Connection, once: str, job: str, data: bytes, number: int | None = None) -> bool:
-    """Puts a letter into the inbox, and returns True. If the inbox has already accepted a letter with the same `once`,
-    returns False and changes nothing. `number`: the number of the letter, above 0; None takes the next number.
+    """Stores a letter in the inbox, and returns True. If the inbox has already accepted a letter with the same
+    `once`, returns False and changes nothing. `number`: the number of the letter, above 0; None to use the next
+    number.
     """
     named, values = ("", ()) if number is None else ("number, ", (number,))
     marks = ", ".join("?" * (len(values) + 3))
@@ -382,11 +387,11 @@ def add_letter(connection: Connection, once: str, job: str, data: bytes, number:
 
 
 class StoredEntry(NamedTuple):
-    """An entry as it is stored.
+    """An entry in the form in which it is stored.
 
-    - `place`, `entry`: the place and the entry itself. `data`: the entry as bytes.
-    - `body`: the long body that the entry names; b"" if it has none, or if the body is stored already.
-    - `letter`: the number of the letter of which the entry was made; 0 for none.
+    - `place`, `entry`: the place of the entry, and the entry itself. `data`: the entry as bytes.
+    - `body`: the long body to which the entry refers; b"" if it has none, or if the body is stored already.
+    - `letter`: the number of the letter from which the entry was made; 0 for none.
     """
 
     place: int
@@ -409,8 +414,8 @@ def rows_of(group: Iterable[Appended]) -> list[StoredEntry]:
 
 
 def add(connection: Connection, rows: Sequence[StoredEntry]) -> None:
-    """Adds entries with their long bodies, brings the indexes up to date, and marks the letters of these entries as
-    taken.
+    """Adds entries with their long bodies to the tables, and updates the tables that are indexes of the entries.
+    Marks the letters from which entries were made as taken.
     """
     connection.executemany(
         _ENTRY, [(row.place, row.entry.job, checksum(row.place, row.entry.job, row.data), row.data) for row in rows]
@@ -464,7 +469,7 @@ def remove(
 
 
 def removed_before(connection: Connection) -> int:
-    """Returns the place behind the last END among the jobs that were trimmed; 0 if none was."""
+    """Returns the place behind the last END entry among the jobs that were trimmed; 0 if no job was trimmed."""
     rows = connection.execute(_REMOVED).fetchall()
     return int(rows[0][0]) if rows else 0
 
@@ -475,8 +480,8 @@ def _set_removed(connection: Connection, place: int) -> None:
 
 
 def forget(connection: Connection, before_ms: int) -> None:
-    """Removes the marks of jobs that had ended before `before_ms` (in milliseconds since 1970) and have no entries any
-    more.
+    """Removes the marks of jobs that ended before `before_ms` (in milliseconds since 1970) and that have no entries
+    any more.
     """
     connection.execute(
         f"DELETE FROM jobs WHERE ended IS NOT NULL AND ended_ms < ? AND NOT {_HAS_ENTRIES}", (before_ms,)
@@ -484,7 +489,9 @@ def forget(connection: Connection, before_ms: int) -> None:
 
 
 def make(database: Path, identity: str, key: bytes) -> None:
-    """Makes the tables in an empty SQLite database that exists. `identity`, `key`: those of the new journal."""
+    """Creates the tables in an empty SQLite database file. `identity`, `key`: the identity and the key of the new
+    journal.
+    """
     connection = connected(database, "rw")
     try:
         connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
@@ -511,8 +518,9 @@ _COPIED = {  # the columns of each table; new ones are only added at the end
 
 
 def copied(connection: sqlite3.Connection, most_bytes: int) -> Iterator[tuple[str, list[Sequence[Any]]]]:
-    """Yields all rows of all tables, as pairs of a table's name and a portion of its rows with about `most_bytes`
-    bytes. All rows are of one snapshot, which is taken at the first step.
+    """Yields all rows of all tables, as pairs of the name of a table and a list of some of its rows. A list has about
+    `most_bytes` bytes. The caller has to begin a transaction before, so that all rows are from one snapshot of the
+    database.
     """
     for table, names in _COPIED.items():
         portion: list[Sequence[Any]] = []

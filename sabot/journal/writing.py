@@ -46,11 +46,11 @@ class GroupWriter:
     """The writer of one partition of a journal, with its queue and its thread.
 
     - `commit`: a function that makes a group of entries durable, or raises an error. It is called in the writer's
-      thread. After an error the writer has failed, and does not call it again.
+      thread. After an error, the writer has failed and never calls the function again.
     - `capacity_bytes`: the most bytes that may wait in the queue.
     - `store`: the name of the disk or server, for messages.
-    - `idle`: a function that is called in the writer's thread many times a second while nothing waits. If it raises an
-      error, the writer has failed too.
+    - `idle`: a function that is called in the writer's thread, many times a second, while the queue is empty. If it
+      raises an error, the writer has failed too. None to call nothing.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class GroupWriter:
         return self._next
 
     def append(self, entry: Entry, letter: int = 0) -> Position:
-        """Appends an entry as `Journal.append` does. `letter`: the number of the letter of which the entry was made; 0
-        for none.
+        """Appends an entry as `Journal.append` does. `letter`: the number of the letter from which the entry was
+        made; 0 for none.
         """
         body = body_of(entry)
         long = isinstance(body, bytes) and len(body) > INLINE_BYTES
@@ -178,7 +178,9 @@ class GroupWriter:
         }
 
     def close(self) -> None:
-        """Makes the waiting entries durable, unless a commit has failed, and then ends the thread."""
+        """Closes the queue, waits until the entries in it are durable, and ends the thread. Does not wait for entries
+        if a commit has failed.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -232,7 +234,9 @@ class GroupWriter:
         return ready
 
     def fail(self, error: BaseException) -> None:
-        """Makes the writer fail because of this error. All callers that wait, and all later calls, get JournalFailed."""
+        """Makes the writer fail because of this error. All callers that wait now, and all later calls, raise
+        JournalFailed.
+        """
         failed = JournalFailed(
             f"{self._where}: entries could not be made durable: {getattr(error, 'message', None) or error}",
             hint=(error.hint if isinstance(error, SabotError) else "") or hint_of(error),
