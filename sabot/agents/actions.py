@@ -211,7 +211,7 @@ class SignalChannel(Protocol):
 
 
 class LocalSignals:
-    """A SignalChannel within one event loop."""
+    """A SignalChannel for callers that use the same event loop."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, set[asyncio.Event]] = {}

@@ -193,7 +193,7 @@ class JobState:
         )
 
     def record(self) -> JobRecord:
-        """Returns the record of the job as it is now."""
+        """Returns the present state of the job as a JobRecord."""
         shared = {
             "job_id": self.job_id,
             "status": self.status,

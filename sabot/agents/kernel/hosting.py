@@ -331,7 +331,8 @@ class KernelHost:
 
     def _show(self) -> None:
         """Starts a task in which the stores of the program copy the new entries of the journal. If the task runs
-        already, it makes one more pass. The listener calls this when entries have become durable.
+        already, it continues until these entries are copied too. The listener calls this when entries have become
+        durable.
         """
         self._news = True
         # not a task of the host, which would cancel it when it closes
@@ -438,8 +439,8 @@ class _Seat(msgspec.Struct, eq=False):
 
 
 def _let_in(caller: "asyncio.Future[None]") -> None:
-    """Lets a caller of `execute` continue, whose job may now run. Does nothing if that caller was cancelled meanwhile;
-    its own code then removes the job from the admission.
+    """Lets a caller of `execute` continue, because its job may now run. Does nothing if that caller was cancelled
+    meanwhile; `KernelHost._begun` then removes the job from the admission.
     """
     if not caller.done():
         caller.set_result(None)
