@@ -230,8 +230,8 @@ class LedgerGuard(EffectGuard):
         return True
 
     def _unpriced(self, call: GuardedCall) -> Judgement | None:
-        """Returns the judgement on a call of a model whose price is not known. Returns None if the price is known, or
-        if the budget does not limit money.
+        """Returns the judgement of the budget if the call is a request to a model whose price is not known. Returns
+        None for other calls, if the scope (a tenant) has no budget, and if its budget does not limit the cost.
         """
         budget = None if call.kind != "model" or has_price(call) else self.ledger.budget_of(call.scope)
         return None if budget is None else unpriced(budget, call.name)
@@ -416,7 +416,9 @@ class LedgerGuard(EffectGuard):
             self.ledger.release(_name(EffectId(job_id, ordinal)), opened.scope)
 
     async def open(self, journal: Journal) -> None:
-        """Writes into the ledger the rows that the journal has and the ledger lacks, for example after a crash."""
+        """Writes into the ledger the rows that the journal has and the ledger lacks, for example after a crash. From
+        then on rows are written only when their journal entries are durable.
+        """
         await update_ledger(self.ledger, journal)
         self._durable = journal.flush
 

@@ -390,8 +390,8 @@ class Ledger:
             self._writing = asyncio.get_running_loop().create_task(self._write(), name="ledger")
 
     def _write_again(self) -> None:
-        """Starts to write the waiting rows, if there are any. Called from time to time, so that rows are written that
-        failed before. Until a row is written, the reservation of its call remains.
+        """Starts to write the waiting rows, if there are any. Called from time to time, to try again rows that could
+        not be written. Until a row is written, the reservation of its call remains.
         """
         if self._rows:
             self._begin_writing()

@@ -490,7 +490,7 @@ def reported_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | 
 
 
 def has_price(call: GuardedCall) -> bool:
-    """Returns True if the price of the model that the call asks is known."""
+    """Returns True if the price of the model to which the call sends its request is known."""
     return call.price is not None and call.price(call.name, Usage(1, 1)) is not None
 
 

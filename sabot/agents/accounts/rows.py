@@ -187,8 +187,9 @@ class InMemoryLedgerWriter:
         return total
 
     async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
-        """Groups the rows since this time by the columns in `by`, and returns the totals of each group
-        (`LedgerWriter.sums`).
+        """Groups the rows since this time (milliseconds since 1970), and returns the totals of each group
+        (`LedgerWriter.sums`). `by` has the names of the columns by which rows are grouped, for example "scope" and
+        "model".
         """
         words = checked_groups(by)
         groups: dict[tuple[str, ...], list[LedgerEvent]] = {}
@@ -379,8 +380,9 @@ class SqliteLedgerWriter:
         return Amounts(tokens, Decimal(cost), calls)
 
     async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
-        """Groups the rows since this time by the columns in `by`, and returns the totals of each group
-        (`LedgerWriter.sums`).
+        """Groups the rows since this time (milliseconds since 1970), and returns the totals of each group
+        (`LedgerWriter.sums`). `by` has the names of the columns by which rows are grouped, for example "scope" and
+        "model".
         """
         words = [GROUPS[word].sql for word in checked_groups(by)]
         groups = ", ".join(words)
