@@ -145,8 +145,8 @@ class _PartitionPins:
         return found
 
     def passed(self, offset: int) -> None:
-        """Forgets the pinned rows with offsets up to and including `offset`, because these rows have arrived and do
-        not come again.
+        """Removes the rows with offsets up to and including `offset`, because they have arrived, and the source does
+        not read them again.
         """
         ahead = self.known > offset
         self.offsets = self.offsets[self.offsets > offset]

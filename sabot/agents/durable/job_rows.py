@@ -309,8 +309,8 @@ def user_headers(headers: Headers) -> Headers:
 
 
 def job_headers(job_id: str, run: int) -> Headers:
-    """Returns the headers for a record that is sent to a topic again: the id of its job, and the number `run` of the
-    failed run.
+    """Returns the headers for a record that is sent to a topic again: the id of its job, and `run`, the number of the
+    job's run that failed.
     """
     return ((JOB_HEADER, job_id.encode()), (RUN_HEADER, b"%d" % run))
 

@@ -49,8 +49,8 @@ class OrderOwner(Protocol):
         """Returns True if the agent has failed. After that no further job begins."""
 
     def mail_room(self) -> None:
-        """Called when no mailbox is full any more for which rows wait in memory. The agent may then accept input
-        again.
+        """Called when every mailbox has room again, so that no row waits in memory for a full mailbox. The agent may
+        then accept input again.
         """
 
 
@@ -224,7 +224,7 @@ class KeyOrder:
             self.unpack()
 
     def _mailed(self, scope: bytes) -> JobCall:
-        """Returns a call made from the first row in the mailbox of the key `scope`. The row remains in the mailbox."""
+        """Makes a JobCall from the first row in the mailbox of the key `scope`. The row remains in the mailbox."""
         found = decode_waiting(self.boxes.first(scope))
         asked = found.named, found.failed_run
         return JobCall(found.job, scope, found.digest, found.record, *asked, mailed=True, behalf=found.behalf)

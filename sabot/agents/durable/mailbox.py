@@ -28,7 +28,7 @@ _NUMBER = struct.Struct(">Q")  # follows the scope in the backend's keys, so tha
 
 class MailRoom:
     """The store of all mailboxes of an app. A mailbox contains the rows that wait until the current job of their key
-    has ended. It has limits for the number of rows and of bytes in all mailboxes together.
+    has ended. The store limits the number of rows and of bytes in all mailboxes together.
 
     - `rows`, `nbytes`: the present number of rows, and their size in bytes.
     - `on_room`: functions that are called when a row was removed.
@@ -170,7 +170,7 @@ class Mailboxes:
 
     def remove_first(self, scope: bytes) -> None:
         """Removes the first row from the mailbox of the key `scope`. Then calls the functions in `MailRoom.on_room`,
-        which may use the room.
+        because there is room for another row.
         """
         row, bounds = self.first(scope), self._bounds[scope]
         self._backend.write(self._space, scope + _NUMBER.pack(bounds[0]), None)

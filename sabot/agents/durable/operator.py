@@ -391,8 +391,10 @@ class DurableAgentOperator(AgentOperator):
             self._close_call(call)
 
     def _begin_first(self, call: JobCall) -> None:
-        """Puts the call at the front of the queue of jobs that may begin. Rows with the same job id that waited for
-        the answer of the journal are now compared with it: equal ones are dropped, and different ones are refused.
+        """Puts the call at the front of the queue of jobs that may begin.
+
+        Rows with the same job id may have been kept until the journal had answered. They are now compared with the
+        row of this call: equal ones are dropped, and different ones are refused.
         """
         for other in () if call.named else self._undecided.pop(call.job_id, ()):
             self._drop(other, call.digest)

@@ -86,10 +86,11 @@ def open_app_journal(
 
     Raises UserError in these cases:
 
-    - The app has a journal, but makes no checkpoints; or the checkpoints are in an object store, but the journal is
-      on this machine. Then a failure could lose one of the two.
-    - The app is started with `--fresh`, which would forget effects of a journal that is not empty, and without
-      `--forget-effects`, by which the user allows that.
+    - The journal is not in memory, but the app makes no checkpoints.
+    - The checkpoints are in an object store, but the journal is on this machine. Then a failure could lose one of the
+      two.
+    - The app is started with `--fresh`, but the journal contains effects. Only with `--forget-effects` does the user
+      allow that they are forgotten.
     - `--forget-effects` is used without `--fresh`.
     """
     settings = app.settings
