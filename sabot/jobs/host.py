@@ -450,9 +450,14 @@ class JobHost(HostState):
 
     def _drop(self, running: RunningJob, ask: Ask) -> None:
         """Handles an effect that the function no longer awaits. Withdraws a question, or cancels a child. For a call
-        that waits for an approval, releases what the guard has reserved for it.
+        that waits for an approval, releases what the guard has reserved for it. A call that was not sent, and waits for
+        its next attempt, gets its result at once.
         """
         job, ordinal, now_ms = running.job, ask.ordinal, self.now_ms()
+        if ordinal in job.open:
+            self._effects.step(running, ask, "due")
+            self.deliver()
+            return
         if ask.token:
             self._letters.withdraw(job.job_id, ordinal, ask.token, "cancelled")
         if ask.kind == "call":  # a person has not allowed it yet

@@ -434,9 +434,12 @@ class JobRun:
 
     def _abandoned(self, ordinal: int) -> None:
         """Handles an effect whose future was cancelled, so that the function awaits it no longer."""
-        ask = self.open.get(ordinal)
-        if ask is not None and not drop(ask):
+        if (ask := self.open.get(ordinal)) is None:
+            return
+        stays_open = drop(ask)
+        if not stays_open:
             del self.open[ordinal]
+        if not stays_open or ordinal in self.history.not_made:
             self.gone.append(ask)
 
     def _block(self, intent: Intent | None, what: str) -> None:

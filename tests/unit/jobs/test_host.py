@@ -15,6 +15,7 @@ from sabot.agents.durable.context import DurableContext
 from sabot.agents.policy.auditing import audit_job
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, NotSent, TransientError, UserError
+from sabot.jobs.history import NOT_MADE
 from sabot.jobs.values import pack, unpack
 from sabot.journal import Letter, Position
 from sabot.journal.effects import Reconciled
@@ -549,6 +550,20 @@ async def test_a_kill_between_two_attempts_of_a_call_that_was_not_sent_leaves_it
     assert [entry.attempt for entry in entries(home) if isinstance(entry, EffectResult)] == [3]
 
 
+@pytest.mark.parametrize("effect", ["unsafe", "reconcilable"])
+async def test_a_cancel_between_two_attempts_of_a_call_that_was_not_sent_ends_the_job_at_once(effect: str) -> None:
+    """It was open until the next attempt was due, an hour later."""
+    line, home = BusyLine(effect), MemoryStorage()
+    async with hosting(home, Agent(line.agent)) as jobs:
+        jobs.begin("j")
+        await line.killed_in_the_back_off(jobs, home)
+        jobs.journal.post(Letter("cancel", job="j", name="enough"))
+        await jobs.over("j")
+    assert (jobs.agent.outcomes["j"], line.made, line.looked) == ("cancelled", 1, 0)
+    (result,) = [entry for entry in entries(home) if isinstance(entry, EffectResult)]
+    assert (result.outcome, result.attempt) == (NOT_MADE, 1)
+
+
 async def test_a_kill_after_the_next_attempt_has_begun_leaves_it_in_doubt_as_ever() -> None:
     line, home = BusyLine(calls=2), MemoryStorage()
     async with hosting(home, Agent(line.agent)) as jobs:
@@ -567,10 +582,10 @@ async def test_a_call_that_was_not_sent_before_a_kill_is_not_made_if_its_job_was
     line, home = BusyLine(), MemoryStorage()
     async with hosting(home, Agent(line.agent)) as jobs:
         jobs.begin("j")
-        await jobs.until(lambda: line.made)
+        await line.killed_in_the_back_off(jobs, home)
         jobs.journal.post(Letter("cancel", job="j", name="enough"))
-        await jobs.until(lambda: any(isinstance(entry, Cancel) for entry in entries(home)))
-        home = await line.killed_in_the_back_off(jobs, home)
+        await jobs.over("j")
+    home = prefix(home, next(at for at, entry in enumerate(entries(home), 1) if isinstance(entry, Cancel)))
     async with hosting(home, Agent(line.agent)) as jobs:
         await jobs.over("j")
     assert (jobs.agent.outcomes["j"], line.made, questions_in(home)) == ("cancelled", 1, [])
