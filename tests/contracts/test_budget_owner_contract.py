@@ -490,7 +490,7 @@ async def test_a_call_is_not_sent_before_the_owner_knows_that_it_counts(place: P
 
 async def test_an_approved_call_is_not_sent_if_the_owner_is_away(place: Place) -> None:
     job = Asking(place, "policy")
-    ledger = place.ledger(job.budget, patience="50ms")
+    ledger = place.ledger(job.budget, patience="2s")
     work = ledger.writer.work  # type: ignore[attr-defined]
 
     async def away(batch: BudgetBatch) -> Any:

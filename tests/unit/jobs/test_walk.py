@@ -24,27 +24,30 @@ async def add(number: int) -> int:
 
 
 async def test_an_effect_walks_through_no_more_functions_than_its_budget() -> None:
-    walked: set[tuple[str, str]] = set()
+    walks: list[set[tuple[str, str]]] = []
 
     def note(frame: FrameType, event: str, _: Any) -> None:
         file = Path(frame.f_code.co_filename)
         if event == "call" and file.parent == ROOM and file.name not in BESIDE:
-            walked.add((file.name, frame.f_code.co_qualname))
+            walks[-1].add((file.name, frame.f_code.co_qualname))
 
     async def job(ctx: DurableContext) -> Any:
         await ctx.call(add, 0)
-        before = sys.getprofile()
-        sys.setprofile(note)
-        try:
-            return await ctx.call(add, 1)
-        finally:
-            sys.setprofile(before)
+        for number in range(3):  # of an effect in a row, since the host may do something else during one of them
+            walks.append(set())
+            before = sys.getprofile()
+            sys.setprofile(note)
+            try:
+                await ctx.call(add, number)
+            finally:
+                sys.setprofile(before)
 
     agent = Agent(job)
     async with hosting(MemoryStorage(ManualClock()), agent) as running:
         running.begin("job")
         await running.over("job")
-    assert agent.done == {"job": 2}
+    assert list(agent.done) == ["job"]
+    walked = set.intersection(*walks)
     files = {file for file, _ in walked}
     assert (len(walked) <= FUNCTIONS, len(files) <= FILES) == (True, True), sorted(walked)
     assert {"core.py", "host.py", "run.py", "runner.py"} <= files, "the walk was not seen"

@@ -252,7 +252,7 @@ def test_one_key_may_have_very_many_rows_in_any_order_of_arrival():
     for arrival in (np.arange(count), np.arange(count)[::-1], np.random.default_rng(1).permutation(count)):
         data = pa.record_batch({"k": np.zeros(count, np.int64), "n": arrival})
         table = RowTable(data.schema, ["k"])
-        started = time.perf_counter()
+        started = time.thread_time()
         ids = table.insert(data, pa.array(arrival))
         probe = pa.record_batch({"k": [0]})
         _, found = table.find(probe, [0], lower=ints([1000]), upper=ints([2999]))
@@ -263,7 +263,7 @@ def test_one_key_may_have_very_many_rows_in_any_order_of_arrival():
         assert (arrival[by_order] == np.arange(count)).all()
         table.remove(ids.take(pa.array(np.random.default_rng(2).permutation(count)[: count - 5])))
         assert len(table) == 5 == len(table.find(probe, [0])[1])
-        assert time.perf_counter() - started < 20
+        assert time.thread_time() - started < 20
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -331,7 +331,7 @@ def test_rows_of_one_key_and_order_are_matched_without_a_look_at_all_of_them():
     data = pa.record_batch({"k": np.zeros(count, np.int64), "n": np.arange(count) // 2})
     table = RowTable(data.schema, ["k"])
     table.insert(data)
-    started = time.perf_counter()
+    started = time.thread_time()
     backwards = data.take(pa.array(np.arange(count)[::-1]))
     found = table.match(backwards).to_numpy()
     assert (found // 2 == np.arange(count)[::-1] // 2).all()
@@ -343,7 +343,7 @@ def test_rows_of_one_key_and_order_are_matched_without_a_look_at_all_of_them():
     assert table.match(equal).to_pylist() == [ids[-1].as_py()] + [-1] * (count - 1)
     table.remove(pa.array(found[:-1]))
     assert table.match(data.slice(0, 2)).to_pylist() == [found[-1], -1]
-    assert time.perf_counter() - started < 20
+    assert time.thread_time() - started < 20
 
 
 def test_below_and_superseded_follow_a_bound_that_goes_on():
@@ -374,10 +374,10 @@ def test_what_is_below_costs_what_is_found_and_not_what_is_there():
     table = RowTable(data.schema, ["k"])
     table.insert(data, pa.array(np.random.default_rng(0).permutation(count)))
     assert len(table.below(1)) == 1
-    started = time.perf_counter()
+    started = time.thread_time()
     for bound in range(1, 1001):
         table.remove(table.below(bound))
-    few = time.perf_counter() - started
+    few = time.thread_time() - started
     assert len(table) == count - 1000
     assert few < 0.5  # a look at all rows would be 400 million of them
 

@@ -78,9 +78,9 @@ def test_a_batch_of_ten_thousand_panes_costs_what_its_rows_cost():
     def best(times: pa.Array) -> float:
         seconds = []
         for _ in range(5):
-            begun = clock.perf_counter()
+            begun = clock.thread_time()
             split_panes(times, 1000, 0)
-            seconds.append(clock.perf_counter() - begun)
+            seconds.append(clock.thread_time() - begun)
         return min(seconds)
 
     generator = np.random.default_rng(1)
