@@ -178,8 +178,8 @@ class ControlGroups:
 
 
 def _quota(percent: float) -> int:
-    """Returns the CPU time in microseconds that a group may use in each period of the kernel's scheduler, for a limit
-    in percent of a core. It is at least 1000, since the kernel takes no lower value.
+    """Returns the CPU time in microseconds that a group may use in each period of 100 ms. `percent`: the limit in
+    percent of a core. The result is at least 1000, since the kernel refuses lower values.
     """
     return max(1000, int(percent / 100 * _PERIOD_US))
 

@@ -71,8 +71,10 @@ class ExitStatus:
 
 @dataclass(frozen=True)
 class ProcessUsage:
-    """The usage of a child and all its descendants: the processes and the resident memory now, and the CPU time since
-    the start of the child.
+    """The usage of a child and all its descendants.
+
+    - `processes`: the number of processes now. `memory_bytes`: their resident memory now.
+    - `cpu_seconds`: the CPU time since the start of the child.
     """
 
     processes: int
@@ -125,12 +127,14 @@ class Child:
 
     @property
     def status(self) -> ExitStatus | None:
-        """The end of the program; None as long as the program or a descendant runs, and None if the supervisor was killed."""
+        """How the program ended. None as long as the program or a descendant runs, and None if the supervisor was
+        killed.
+        """
         return self._ended.result() if self._ended.done() and self._ended.exception() is None else None
 
     @property
     def how(self) -> str:
-        """The end of a child that is over, as a sentence such as `it ended with 3`."""
+        """The end of a child that has ended, as a sentence such as `it ended with 3`."""
         return "its supervisor was killed" if self.status is None else f"it {self.status.how}"
 
     @property
@@ -148,9 +152,9 @@ class Child:
         return f"its process {self.pid} is stopped (SIGSTOP)" if self.paused else ""
 
     async def wait(self) -> ExitStatus:
-        """Waits until the program and all its descendants have ended, and returns the end of the program. When the
-        program ends, the supervisor ends the descendants that are left. The output can still be read after this call.
-        Raises CommunicationError if the supervisor was killed.
+        """Waits until the program and all its descendants have ended, and returns how the program ended. When the
+        program ends, the supervisor ends the descendants that still run. The output can still be read after this
+        call. Raises CommunicationError if the supervisor was killed.
         """
         await wait_done(self._ended)
         return self._ended.result()
@@ -363,10 +367,10 @@ class Supervisor:
         return [child for child in self._children.values() if child.pid]
 
     async def spawn(self, command: Command) -> Child:
-        """Starts the program, and returns its child as soon as the kernel runs the program.
+        """Starts the program, and returns its child as soon as the kernel executes the program.
 
-        - Raises SpawnFailed if the program or its directory does not exist, or may not be used; SandboxError if the
-          sandbox cannot be made.
+        - Raises SpawnFailed if the program or its directory does not exist, or if permission is denied; SandboxError
+          if the sandbox cannot be made.
         - Raises IoError if this process cannot open more files for the pipes, or if its current folder was removed.
         - Raises CommunicationError if the supervisor has ended, or has not answered in 30 s. If the program starts
           later than that, it is killed.

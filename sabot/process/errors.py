@@ -90,7 +90,7 @@ class AgentNotFound(NotFound):
 
 
 class Timeout(AgentError, TimeoutError):
-    """A time limit has passed."""
+    """An instance was not ready, has not ended, or has not done its work, within a time limit."""
 
 
 class InvalidContext(AgentError, UserError):
@@ -100,7 +100,7 @@ class InvalidContext(AgentError, UserError):
 
 
 class IoError(AgentError, OSError):
-    """The system refused to read or to write."""
+    """The operating system refused an operation on a file or folder, or lacks resources, such as open files."""
 
 
 class ProviderError(AgentError):
@@ -110,7 +110,7 @@ class ProviderError(AgentError):
 
 
 class ResourceLimitExceeded(AgentError):
-    """A task has used more than a limit allows. `limit`: the name of the field of `ResourceLimits`."""
+    """A task has used more than a limit allows. `limit`: the name of this limit, a field of `ResourceLimits`."""
 
     def __init__(self, message: str, *, limit: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -136,7 +136,7 @@ class TerminateFailed(LifecycleError):
 
 
 class SuspendFailed(LifecycleError):
-    """The instance was not suspended."""
+    """The instance could not be suspended, for example because it has no process, or because its state was not saved."""
 
     code = "E2022"
 
@@ -178,7 +178,7 @@ class InvalidQuota(QuotaError, UserError):
 
 
 class QuotaExceeded(QuotaError):
-    """A call would use more than the quota has left."""
+    """A call of a model would use more tokens than the quota of the instance has left."""
 
     code = "E2072"
 

@@ -18,8 +18,8 @@ _USAGE_SECONDS = 5.0  # seconds that the supervisor has to answer
 
 
 async def usage_of(child: Child) -> ProcessUsage | None:
-    """Measures a child, with all that it has started. Returns None if the supervisor does not answer in 5 s, because the
-    supervisor is stopped, or because it was killed (then its children end, too).
+    """Returns the usage of a child with all its descendants. Returns None if the supervisor does not answer within 5
+    s, because it is stopped, or was killed (its children then end, too).
     """
     try:
         async with asyncio.timeout(_USAGE_SECONDS):

@@ -109,7 +109,7 @@ class ResourceLimits:
         return self.max_task_duration
 
     def without(self, *names: str) -> "ResourceLimits":
-        """Returns these limits without those of the given names."""
+        """Returns a copy of these limits in which the named ones are None, which is no limit."""
         return ResourceLimits(**{name: None if name in names else getattr(self, name) for name in self.__slots__})
 
     def narrowed(self, other: "ResourceLimits | None") -> "ResourceLimits":

@@ -173,8 +173,10 @@ class ProcessEventBus(Protocol):
 
 @dataclass(frozen=True)
 class ProcessStatistics:
-    """The usage of all processes and their descendants: resident memory now, and CPU time since the beginning, including
-    the CPU time of processes that have ended.
+    """The usage of all instances of a runtime, with their descendants.
+
+    - `active_processes`: the number of processes now. `total_memory_bytes`: their resident memory now.
+    - `total_cpu_time_ms`: the CPU time since the start of the runtime, also of processes that have ended.
     """
 
     active_processes: int
@@ -387,7 +389,7 @@ class ProcessRuntime:
         return hung
 
     async def get_statistics(self) -> RuntimeStatistics:
-        """Measures the usage of all instances, and returns the figures of the runtime."""
+        """Measures the usage of all instances, and returns the statistics of the runtime."""
         await self._measure()
         alive = [instance for instance in self._instances.values() if instance.pid]
         used = [instance.usage for instance in alive if instance.usage is not None]

@@ -286,7 +286,7 @@ class LastWords:
         await asyncio.wait([self._reading], timeout=timeout_s)
 
     def add(self, piece: bytes) -> None:
-        """Adds a piece of output, and drops the oldest bytes."""
+        """Adds a piece of output. Drops the oldest bytes if the buffer has more than `most_bytes`."""
         self._kept += piece
         if (excess := len(self._kept) - self._most) > 0:
             del self._kept[:excess]
@@ -309,7 +309,9 @@ class LastWords:
 
 
 class ChildInput:
-    """The stdin of a child, to which the worker writes. Bytes that the pipe cannot take yet are kept in memory."""
+    """The stdin of a child, to which the worker writes. If the pipe is full, further bytes are kept in memory until
+    the child reads.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -337,8 +339,8 @@ class ChildInput:
         return self._room.is_set()
 
     def write(self, data: bytes) -> None:
-        """Writes bytes without waiting. Keeps in memory those that the pipe cannot take now, so await `drain()` before
-        the next call. Raises CommunicationError if the child does not read any more, or if 64 MB are in memory already.
+        """Writes bytes without waiting. If the pipe is full, keeps the rest in memory, so await `drain()` before the
+        next call. Raises CommunicationError if the child does not read any more, or if 64 MB are already in memory.
         """
         if not self.is_open:
             raise self._error()
@@ -367,13 +369,15 @@ class ChildInput:
             raise self._error()
 
     def close(self) -> None:
-        """Closes the stream as soon as the pipe has taken all bytes that were written. Does nothing if it is closed already."""
+        """Closes the stream as soon as all bytes that were written are in the pipe. Does nothing if it is closed
+        already.
+        """
         self._closing = True
         if not self._waiting:
             self.abandon()
 
     def abandon(self) -> None:
-        """Closes the stream at once. Bytes that the pipe has not taken yet are lost."""
+        """Closes the stream at once. Bytes that are still in memory are lost."""
         self._closing = True
         self._broken |= bool(self._waiting)
         self._waiting.clear()

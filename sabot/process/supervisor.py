@@ -64,8 +64,8 @@ def framed(message: Mapping[str, Any]) -> bytes:
 
 
 def cut_frames(received: bytearray) -> Iterator[Any]:
-    """Yields the complete messages at the beginning of these bytes, and removes each from `received`. An incomplete
-    message at the end stays in it.
+    """Yields the complete messages at the beginning of these bytes, and removes each of them from `received`. An
+    incomplete message at the end remains in `received`.
     """
     while len(received) >= _LENGTH.size:
         end = _LENGTH.size + _LENGTH.unpack_from(received)[0]

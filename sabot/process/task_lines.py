@@ -70,8 +70,8 @@ class TaskLines:
         self._reading = [asyncio.ensure_future(self._read_answers()), asyncio.ensure_future(self._read_log())]
 
     def begin_task(self) -> None:
-        """Begins to accept an answer, and to count the output of the process for the task's limit. Called before a task
-        is sent.
+        """Starts to accept an answer, and to count the output of the process for the task's limit. Called before a
+        task is sent.
         """
         self._said = asyncio.Queue()
         self._output_before, self._log_before = self.child.output_bytes, self._log.size
@@ -119,10 +119,11 @@ class TaskLines:
             self._said.put_nowait(ExecutionError(what) if limit is None else ResourceLimitExceeded(what, limit=limit))
 
     def _was_denied_memory(self) -> bool:
-        """Returns True if the program has a memory limit, did not end with 0, and its last lines report that it got no
-        memory.
+        """Returns True if the program probably ended because it got no memory: it has a memory limit, did not end
+        with 0, and its last lines report such an error.
 
-        Measurements cannot show such an end: the kernel denies a request for too much memory before any of it is used.
+        Measurements cannot show such an end: the kernel denies a request for too much memory before any of it is
+        used.
         """
         status = self.child.status
         if status is None or status.code == 0 or self._limits.max_memory_bytes is None:

@@ -11,8 +11,9 @@ from sabot.process.lease import folder_of_leases
 
 
 def user_folder() -> Path:
-    """Returns the folder of this user, which is created if it is missing, and is closed to other users. Raises IoError
-    if another user has put something in its place, or if it cannot be created.
+    """Returns the folder in which the workers and supervisors of this user keep files for each other, such as leases.
+    Creates it if it is missing; other users cannot enter it. Raises IoError if another user has put something in its
+    place, or if it cannot be created.
     """
     folder = folder_of_leases()
     try:

@@ -35,13 +35,13 @@ _MOST_REQUESTS = 10_000  # the most requests of an instance that are kept for th
 class HealthConfig:
     """The settings of a health monitor. A probe is one check of all instances.
 
-    - `liveness_interval_secs`: seconds between two probes for whether instances live. `liveness_failures`: an instance
-      counts as not live when so many of these probes in a row have found something wrong.
+    - `liveness_interval_secs`: seconds between two probes for whether instances live. `liveness_failures`: an
+      instance counts as not live when so many of these probes in a row have found that it does not live.
     - `readiness_interval_secs`, `readiness_failures`: the same for whether instances are ready.
     - `stuck_secs`: an instance is stuck if its work has made no progress for more than so many seconds.
-    - `window_secs`: the latest seconds over which latencies and failed requests are counted.
-    - `max_error_rate`: an instance is not ready if a larger share of its requests in this window has failed, from 0 to
-      1. This holds only if the window has at least `min_requests` requests.
+    - `window_secs`: latencies and failed requests are counted over the last `window_secs` seconds.
+    - `max_error_rate`: an instance is not ready if a larger share of these requests has failed, from 0 to 1.
+      `min_requests`: this is checked only if there were at least so many requests.
     """
 
     liveness_interval_secs: float = 10
@@ -135,7 +135,9 @@ class WatchedRequest:
         self._progressed = True
 
     def look(self, now: float) -> float:
-        """Counts new output of the child as progress of the work, and returns the seconds since the last progress."""
+        """Returns the seconds since the last progress of the work. New output of the child counts as progress. `now`:
+        the time in seconds of a monotonic clock.
+        """
         seen = 0 if self.child is None else self.child.output_bytes
         if self._progressed or seen != self._seen_bytes:
             self._progressed, self._seen_bytes, self.moved_at = False, seen, now

@@ -332,10 +332,11 @@ class LifecycleManager:
             instance.active_at = self._clock.monotonic()
 
     async def suspend_idle(self) -> list[str]:
-        """Looks at all running instances once, and suspends the idle ones. Returns the ids of those that it has suspended.
+        """Checks all running instances once, and suspends the idle ones. Returns the ids of those that it has
+        suspended.
 
-        An instance is idle if for `idle_suspend` seconds it was not in use (`in_use`), wrote no output, and used less than
-        a hundredth of a core.
+        An instance is idle if for `idle_suspend` seconds it was not in use (`in_use`), wrote no output, and used less
+        than a hundredth of a core.
         """
         asleep = []
         for instance in list(self._instances.values()):
@@ -427,7 +428,9 @@ class LifecycleManager:
 
 
 def _settled(phase: Phase) -> bool:
-    """Returns True if an instance in this phase is not about to change: it runs, is suspended, or is over."""
+    """Returns True if an instance in this phase does not change by itself soon: its process runs or is suspended, or
+    the instance has ended.
+    """
     return phase in (*RUNS, Phase.SUSPENDED, *OVER)
 
 

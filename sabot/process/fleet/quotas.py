@@ -53,7 +53,7 @@ class QuotaAction(StrEnum):
 
 
 class QuotaResource(StrEnum):
-    """A resource that a quota limits."""
+    """A resource whose usage a quota limits: CPU, memory, or tokens of models."""
 
     CPU = "cpu"
     MEMORY = "memory"
@@ -107,7 +107,9 @@ class ResourceQuota:
             raise InvalidQuota(error.message, hint=error.hint) from error
 
     def limits(self) -> dict[QuotaResource, float]:
-        """Returns the limits by resource: cores, bytes, and tokens an hour. Resources without a limit are missing."""
+        """Returns the limits by resource, in cores, bytes, and tokens per hour. A resource without a limit is not in
+        the dict.
+        """
         if self.tokens_per_hour is not None and not is_whole(self.tokens_per_hour, 1):
             raise InvalidQuota(
                 f"quota: tokens_per_hour={short_repr(self.tokens_per_hour)}", hint="a whole number from 1 up, or None"
@@ -156,8 +158,11 @@ class ResourceReport:
 
 @dataclass(frozen=True)
 class QuotaViolation:
-    """A limit that was exceeded. `at`: the time in seconds since 1970. `action`: the action that was taken. `error`: the reason
-    why the action has failed, so that it is tried again; "" if it has not failed.
+    """A limit that an instance has exceeded.
+
+    - `at`: the time in seconds since 1970. `used`, `limit`: the usage and the limit, in cores, bytes or tokens.
+    - `action`: the action that was taken. `error`: the reason why this action has failed; it is then tried again. ""
+      if it has not failed.
     """
 
     agent_id: str

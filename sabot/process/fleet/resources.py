@@ -350,7 +350,7 @@ class ResourceManager:
 
     async def _do(self, instance: AgentInstance, action: QuotaAction, why: str) -> None:
         """Suspends or terminates the instance if `action` is SUSPEND or TERMINATE; does nothing for any other action.
-        `why`: the reason. Raises QuotaSuspendFailed; QuotaTerminateFailed.
+        `why`: the reason. Raises QuotaSuspendFailed or QuotaTerminateFailed if this fails.
         """
         try:
             if action is QuotaAction.SUSPEND:
@@ -362,8 +362,9 @@ class ResourceManager:
             raise failed(f"{why}: {error.message}", hint=error.hint) from error
 
     async def _lift(self, limited: _LimitedInstance, resource: QuotaResource) -> None:
-        """Undoes the action that was taken because of this resource: lifts the throttle, or resumes the instance. If the
-        instance is suspended for another reason by now, it stays suspended. Raises ResumeFailed.
+        """Undoes the action that was taken because of this resource: removes the throttle, or resumes the instance.
+        If the instance has been suspended for another reason since then, it stays suspended. Raises ResumeFailed if
+        it cannot be resumed.
         """
         instance, measure = limited.instance, limited.measures.get(resource)
         is_ours = measure is not None and measure.action is QuotaAction.SUSPEND and instance.why == str(measure)

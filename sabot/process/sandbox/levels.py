@@ -148,8 +148,8 @@ def _level(given: TrustLevel | str) -> TrustLevel:
 
 
 def sandbox_of(trust: "Sandbox | TrustLevel | str | None") -> Sandbox | None:
-    """Returns the sandbox that a value of `trust=` means; None for None. Raises UserError for a level that does not
-    exist.
+    """Returns the Sandbox for a value of the option `trust=`, which may also be a level or its name. Returns None for
+    None. Raises UserError for a level that does not exist.
     """
     return trust if trust is None or isinstance(trust, Sandbox) else Sandbox(level=_level(trust))
 

@@ -34,7 +34,7 @@ class SymbolicLink(NamedTuple):
 class ResolvedPath(NamedTuple):
     """The result of `way_to` for a path.
 
-    - `real`: the absolute path without symbolic links; nothing needs to exist at that place.
+    - `real`: the absolute path without symbolic links. There may be no file at this path.
     - `links`: the symbolic links that were followed to it, in order.
     """
 

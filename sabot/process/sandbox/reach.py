@@ -364,8 +364,9 @@ class _Programs:
         return is_in(path, [*self._given, self._ways.writer(written) or written])
 
     def _interpreters(self, file: str) -> list[str]:
-        """Returns the path of the interpreter that the first line of a script names (`#!`). If that is `env`, the list also
-        has the program that `env` runs. The list is empty for a file that is no script, or cannot be read.
+        """Returns the path of the interpreter that the first line of a script names (`#!`). If that is `env`, the
+        list also contains the program that `env` runs. The list is empty for a file that is not a script or cannot be
+        read.
         """
         try:
             with open(file, "rb", opener=regular) as opened:
@@ -413,8 +414,8 @@ class _Programs:
 
     @staticmethod
     def _homes_of(settings: Path) -> Iterator[str]:
-        """Yields the values of `home` in a `pyvenv.cfg`: the folder of the Python over which the virtual environment was
-        made. Yields nothing if the file cannot be read. `settings`: the path of the `pyvenv.cfg`.
+        """Yields the values of `home` in a `pyvenv.cfg`: the folders of the Python from which the virtual environment
+        was made. Yields nothing if the file cannot be read. `settings`: the path of the `pyvenv.cfg`.
         """
         try:
             with open(os.path.realpath(settings), "rb", opener=regular) as file:
