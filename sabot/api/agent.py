@@ -105,9 +105,7 @@ class AgentOptions(RecordAgentOptions, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSpec:
-    """An agent as the user described it: the name, the function, the inputs, and the checked values of
-    `AgentOptions`.
-    """
+    """The checked description of an agent: its id, its function, its inputs, and the values of `AgentOptions`."""
 
     agent_id: str
     func: Callable[..., Any]

@@ -21,7 +21,7 @@ from sabot.errors import UserError
 
 
 class UserAggregate(ABC):
-    """An aggregate of your own. One object serves all groups; the data of a group is its state, any value that
+    """An aggregate of your own. One object is used for all groups. The data of a group is its state: any value that
     msgpack can encode.
 
     Rows arrive in batches, and the result must not depend on where one batch ends and the next one begins. The engine
@@ -38,20 +38,23 @@ class UserAggregate(ABC):
 
     @abstractmethod
     def accumulate(self, state: Any, batch: pa.RecordBatch) -> Any:
-        """Returns the state after these rows, which are all of one group. It may change `state` in place.
+        """Returns the state after these rows have been added. All rows are of one group. It may change `state` in
+        place.
 
-        `batch`: a RecordBatch with the columns given to `aggregate_with`.
+        `batch`: the rows, with the columns that were given to `aggregate_with`.
         """
 
     @abstractmethod
     def merge(self, a: Any, b: Any) -> Any:
-        """Returns the state of the rows of both states; the rows of `a` came first. It may change `a` in place, but
-        not `b`.
+        """Returns the state for the rows of both states; the rows of `a` came before those of `b`. It may change `a`
+        in place, but not `b`.
         """
 
     @abstractmethod
     def finish(self, state: Any) -> Any:
-        """Returns the value of the group, or None. It must not change `state`, because more rows may come."""
+        """Returns the value of the group, or None for null. It must not change `state`, because more rows may be
+        added later.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +231,7 @@ def _computed(operator: str, left: Any, right: Any) -> Expr:
 
 
 def count(x: str | Expr | None = None) -> Aggregate:
-    """Returns the number of rows; with an argument, the number of rows in which it is not null. The result is int64."""
+    """Returns the number of rows, as int64. With `x`, it is the number of rows in which `x` is not null."""
     return Aggregate("count", None if x is None else as_column(x))
 
 
@@ -242,12 +245,12 @@ def sum(x: str | Expr) -> Aggregate:
 
 
 def min(x: str | Expr) -> Aggregate:
-    """Returns the least value. NaN is returned only if all values are NaN."""
+    """Returns the least value. Nulls are ignored; NaN is returned only if all other values are NaN."""
     return Aggregate("min", as_column(x))
 
 
 def max(x: str | Expr) -> Aggregate:
-    """Returns the greatest value. NaN is returned only if all values are NaN."""
+    """Returns the greatest value. Nulls are ignored; NaN is returned only if all other values are NaN."""
     return Aggregate("max", as_column(x))
 
 

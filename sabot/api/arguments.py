@@ -214,10 +214,11 @@ def aggregates_of_keywords(
 ) -> tuple[tuple[tuple[str, Aggregate], ...], Computed]:
     """Splits the keyword arguments of `aggregate` into aggregates and results. Returns a pair.
 
-    The first value has the aggregates, with their names. The second has the results that are expressions over
-    aggregates; it is empty if there are none. For example, `a=sum("x") / count()` adds two aggregates with internal
-    names, and the result `a`, which is their quotient. Raises UserError for an argument without a name, and for a
-    result that contains no aggregate.
+    The first value has the aggregates, with their names. The second has all results, as (name, expression over the
+    columns of the aggregates); it is empty if every result is an aggregate itself. For example, `a=sum("x") /
+    count()` adds two aggregates with internal names, and the result `a`, which is their quotient.
+
+    Raises UserError for an argument without a name, and for a result that contains no aggregate.
     """
     if unnamed:
         raise UserError(f"aggregate: {unnamed[0]!r} needs a name for its column", hint=f"aggregate(n={unnamed[0]!r})")

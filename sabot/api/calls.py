@@ -113,8 +113,8 @@ class AsyncCall:
 
     @property
     def facts(self) -> tuple[Any, ...]:
-        """The values by which the digest of a step (`plan/paths`) distinguishes this call from others. Their order
-        must not change, because checkpoints contain such digests.
+        """The values that distinguish this call from others in the digest of a step (`plan/paths`). Their order must
+        not change, because checkpoints contain such digests.
         """
         made = self.options
         attempts = (made.timeout_s, made.retry.retries, made.retry.backoff_s, made.on_error)
@@ -211,6 +211,8 @@ def check_coroutine_function(function: Any, step: str, *, pieces: bool = False) 
 
 
 def function_name(function: Any) -> str:
-    """Returns the qualified name of a function, of the function in a partial, or of an object's class."""
+    """Returns the qualified name of a function. For a functools.partial it is the name of its function; for any other
+    callable object, the name of its class.
+    """
     target = getattr(function, "func", function)
     return str(getattr(target, "__qualname__", type(target).__name__))

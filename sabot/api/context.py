@@ -35,10 +35,12 @@ DURABLE_NAMES = frozenset(
 class Message:
     """A result with its own key, headers or topic: `return Message(value, key=b"acc1", topic="alerts")`.
 
-    `value`: bytes are written as they are, other values as JSON; None with a `key` is a tombstone (a null payload).
-    `key`: bytes or str; by default the key of the input record. `headers`: a dict, or pairs of a name and bytes or
-    str; a str becomes UTF-8. `topic`: the name of one of the agent's sinks; by default the first one. Raises
-    UserError for a key or headers of another type.
+    - `value`: bytes are written as they are, other values as JSON; None with a `key` is a tombstone (a null payload).
+    - `key`: bytes or str; by default the key of the input record.
+    - `headers`: a dict, or pairs of a name and bytes or str; a str is written in UTF-8.
+    - `topic`: the name of one of the agent's sinks; by default the first one.
+
+    Raises UserError for a key or headers of another type.
     """
 
     __slots__ = ("headers", "key", "topic", "value")
@@ -60,8 +62,8 @@ class Message:
 
 
 class StateAccessor(ValueState):
-    """A namespace of an agent's state: `await get/put/delete` for one key, `get_many/put_many` for Arrow arrays of
-    keys.
+    """A namespace of an agent's state. `get`, `put` and `delete` are coroutine methods for one key (`await
+    state.get(key)`); `get_many` and `put_many` are plain methods for Arrow arrays of keys.
     """
 
     __slots__ = ()
@@ -186,10 +188,11 @@ class AgentContext:
             raise AttributeError(what, name=name, obj=self)
 
     def llm(self, engine: ModelEngine[M]) -> M:
-        """Returns the models of this engine: `await ctx.llm(engine).complete("…", output=Verdict)`.
+        """Returns an object by which the call can ask the models of this engine: `await ctx.llm(engine).complete("…",
+        output=Verdict)`.
 
-        For a batch it is `.map("Sentiment of: {text}", batch, output={"label": "string"})`. In a durable agent each
-        answer is in the journal.
+        For the rows of a batch it is `await ctx.llm(engine).map("Sentiment of: {text}", batch, output={"label":
+        "string"})`. In a durable agent each answer is recorded in the journal.
         """
         return checked_engine(engine, "ctx.llm").models()
 
@@ -200,8 +203,8 @@ class AgentContext:
         return raw if raw is None or isinstance(raw, bytes) else raw.raw()
 
     def now(self) -> int:
-        """Returns the time of the clock in ms since 1970. It differs when the record is processed again after a
-        restart.
+        """Returns the time of the clock in ms since 1970. If the record is processed again after a restart, the time
+        is a different one.
         """
         return int(self._clock.time() * 1000)
 
@@ -243,17 +246,19 @@ class AgentContext:
         return StateAccessor(self.state_backend, space, self._scope)
 
     def list_state(self, namespace: str) -> ListState:
-        """Returns state with a list for each key. Adding a value costs the same for any length. Raises
-        NoStateBackend.
+        """Returns state with a list for each key. The cost of adding a value does not depend on the length of the
+        list. Raises NoStateBackend if the app has no state.
         """
         return ListState(self.state_backend, self._space(namespace), scope=self._scope)
 
     def map_state(self, namespace: str) -> MapState:
-        """Returns state with values by key and field. Raises NoStateBackend."""
+        """Returns state with values by key and field. Raises NoStateBackend if the app has no state."""
         return MapState(self.state_backend, self._space(namespace), scope=self._scope)
 
     def reducing_state(self, namespace: str, reduce: Callable[[Any, Any], Any]) -> ReducingState:
-        """Returns state with one value for each key. Adding a value stores `reduce(old, new)`. Raises NoStateBackend."""
+        """Returns state with one value for each key. Adding a value stores `reduce(old, new)`. Raises NoStateBackend
+        if the app has no state.
+        """
         return ReducingState(self.state_backend, self._space(namespace), reduce=reduce, scope=self._scope)
 
     def aggregating_state(
@@ -263,10 +268,11 @@ class AgentContext:
         add: Callable[[Any, Any], Any],
         result: Callable[[Any], Any],
     ) -> AggregatingState[Any]:
-        """Returns state with an accumulator for each key. Raises NoStateBackend.
+        """Returns state with an accumulator for each key. Raises NoStateBackend if the app has no state.
 
-        `create`: the function that returns an empty accumulator. `add(accumulator, value)`: the function that returns
-        the next one. `result`: the function that returns the value to read.
+        - `create`: a function that returns an empty accumulator.
+        - `add`: a function that is called with an accumulator and an added value, and returns the next accumulator.
+        - `result`: a function that is called with the accumulator, and returns the value that is read.
         """
         backend = self.state_backend
         return AggregatingState(

@@ -36,7 +36,7 @@ Row: TypeAlias = dict[str, Any]
 
 
 class Timer(NamedTuple):
-    """A timer that fires. `at`: the time in ms for which it was set. `kind`: "event" or "processing"."""
+    """A timer that fires now. `at`: the time for which it was set, in ms. `kind`: "event" or "processing"."""
 
     at: int
     name: str
@@ -44,14 +44,16 @@ class Timer(NamedTuple):
 
 
 def checked_ms(at: Any) -> int:
-    """Returns the time of a timer. Raises UserError unless it is a whole number of ms in 64 bits."""
+    """Returns the time of a timer as an int. Raises UserError if it is not a whole number of ms that fits into 64
+    bits.
+    """
     if type(at) is not int or not -(2**63) <= at < 2**63:
         raise UserError(f"a timer is set to {at!r}", hint="milliseconds since 1970, an int: ctx.timestamp + 60_000")
     return at
 
 
 class KeyState(Protocol):
-    """One value that belongs to the key: None, bool, int (64 bits), float, str, bytes, or lists and dicts of these.
+    """A value that is stored for the key: None, bool, int (64 bits), float, str, bytes, or lists and dicts of these.
     Each read returns a copy.
     """
 
@@ -66,7 +68,7 @@ class KeyState(Protocol):
 
 
 class KeyList(Protocol):
-    """A list that belongs to the key. Adding a value costs the same for any length."""
+    """A list that is stored for the key. The cost of adding a value does not depend on the length of the list."""
 
     def add(self, value: Any) -> None:
         """Adds a value at the end."""
@@ -79,7 +81,9 @@ class KeyList(Protocol):
 
 
 class KeyMap(Protocol):
-    """A dict that belongs to the key. Reading or writing one field costs the same for any number of fields."""
+    """A dict that is stored for the key. The cost of reading or writing one field does not depend on the number of
+    fields.
+    """
 
     def get(self, field: Any) -> Any:
         """Returns the value of the field, or None if there is none."""
@@ -95,22 +99,22 @@ class KeyMap(Protocol):
 
 
 class Timers(Protocol):
-    """The timers of the key. A timer (kind, time, name) that is set twice fires once. A timer in the past fires as
-    soon as possible.
+    """The timers of the key. A timer is identified by its kind, time and name; if it is set twice, it fires once. A
+    timer whose time has passed already fires as soon as possible.
     """
 
     def event(self, at_ms: int, name: str = "") -> None:
         """Sets a timer that fires when the watermark reaches `at_ms`. At the end of the input all event timers fire."""
 
     def processing(self, at_ms: int, name: str = "") -> None:
-        """Sets a timer that fires when the clock reaches `at_ms`. Processing timers still pending when a bounded
-        input ends do not fire.
+        """Sets a timer that fires when the clock reaches `at_ms`. If a bounded input ends before that time, the timer
+        does not fire.
         """
 
     def delete(self, at_ms: int, name: str = "", *, kind: str = "event") -> None:
         """Deletes a timer; does nothing if there is no such timer.
 
-        `kind`: "event" or "processing". Agents have processing timers only, and need no `kind`.
+        `kind`: "event" or "processing". Agents only have processing timers, so they need not give `kind`.
         """
 
 
@@ -151,18 +155,24 @@ class ProcessContext(Protocol):
     """
 
     def now(self) -> int:
-        """Returns the time of the clock in ms since 1970. It differs when rows are processed again after a restart."""
+        """Returns the time of the clock in ms since 1970. If rows are processed again after a restart, the time is a
+        different one.
+        """
 
     def state(self, name: str = "state") -> KeyState:
-        """Returns the value of this name that belongs to the key. Its methods raise UserError for a row of a
+        """Returns the value that is stored under this name for the key. Its methods raise UserError for a row of a
         broadcast stream, which has no key.
         """
 
     def list(self, name: str) -> KeyList:
-        """Returns the list of this name that belongs to the key. Its methods raise UserError for a row without a key."""
+        """Returns the list that is stored under this name for the key. Its methods raise UserError for a row without
+        a key.
+        """
 
     def map(self, name: str) -> KeyMap:
-        """Returns the dict of this name that belongs to the key. Its methods raise UserError for a row without a key."""
+        """Returns the dict that is stored under this name for the key. Its methods raise UserError for a row without
+        a key.
+        """
 
     @property
     def timers(self) -> Timers:
@@ -185,12 +195,12 @@ class BatchState(Protocol):
     """One value for each key. The argument `keys` of its methods is an array with one element per key, as the user's
     function gets it.
 
-    If the step has a `ttl`, a value expires some time after it was put. For this, all values that one call puts or
-    reads count as put or read at the time of the latest row or timer of the call.
+    If the step has a `ttl`, a value expires when so much event time has passed since it was put. All puts and reads
+    of one call are treated as if they were made at the time of the latest row or timer of the call.
     """
 
     def get_many(self, keys: Array) -> Array:
-        """Returns an array whose value i belongs to keys[i]; null if there is none.
+        """Returns an array with the value of each key, in the order of `keys`; null for a key without a value.
 
         The array has the type of the stored values. If no key has a value, its type is null: cast it before
         `pc.fill_null`.
@@ -237,7 +247,9 @@ class BatchProcessContext(Protocol):
     """The kind of the timers in `on_timer`: "event" or "processing"."""
 
     def now(self) -> int:
-        """Returns the time of the clock in ms since 1970. It differs when rows are processed again after a restart."""
+        """Returns the time of the clock in ms since 1970. If rows are processed again after a restart, the time is a
+        different one.
+        """
 
     def state(self, name: str = "state") -> BatchState:
         """Returns the values of this name, one for each key."""
@@ -264,20 +276,20 @@ class BatchProcessContext(Protocol):
 class Process:
     """The base class for a process step that is written as an object: `keyed.process(Declines(limit=3), schema=...)`.
 
-    One object serves all subtasks, each in its own thread. Data of a key therefore belongs into `ctx.state`, not into
+    One object is used by all subtasks, each in its own thread. So data of a key must be stored in `ctx.state`, not in
     `self`.
     """
 
     def process(self, row: Row, ctx: ProcessContext) -> Row | Iterable[Row] | None:
-        """Handles a row. Returns None, a row, or several rows."""
+        """Handles a row. Returns None, a row, or several rows, which are emitted."""
         raise NotImplementedError
 
     def process_right(self, row: Row, ctx: ProcessContext) -> Row | Iterable[Row] | None:
-        """Handles a row of the other stream of `connect`. Returns None, a row, or several rows."""
+        """Handles a row of the other stream of `connect`. Returns None, a row, or several rows, which are emitted."""
         raise NotImplementedError
 
     def on_timer(self, timer: Timer, ctx: ProcessContext) -> Row | Iterable[Row] | None:
-        """Handles a timer of the key that fires. Returns None, a row, or several rows."""
+        """Handles a timer of the key that fires. Returns None, a row, or several rows, which are emitted."""
         raise NotImplementedError
 
 
@@ -375,7 +387,9 @@ def process_spec(
 
 
 def _method(whole: Any, name: str) -> Callable[..., Any] | None:
-    """Returns this method of the object, or None if it is missing or is only inherited from `Process`."""
+    """Returns the method of this name of the object. Returns None if the object has no such method, or only inherits
+    it from `Process`.
+    """
     if isinstance(whole, type):
         return None
     method = getattr(whole, name, None)

@@ -23,8 +23,8 @@ OnTimerError = Literal["fail", "skip"]
 
 
 class Resource(Generic[T]):
-    """A client or another object that is open from before the first record until after the last one. Calling the
-    resource returns the object.
+    """A client or another object that agents and functions share. It is open from before the first record until after
+    the last one. Calling the resource returns the object.
     """
 
     def __init__(self, name: str, open_: Callable[[], AbstractAsyncContextManager[T]]) -> None:
@@ -52,7 +52,9 @@ class Resource(Generic[T]):
 
 
 class Lifespan:
-    """The functions, resources and timers of one app. All methods run on its event loop."""
+    """The functions for start and stop, the resources and the timers of one app. All methods run on the app's event
+    loop.
+    """
 
     def __init__(self) -> None:
         self.topics: dict[str, tuple[int, dict[str, str]]] = {}  # by name: partitions and settings
@@ -64,11 +66,12 @@ class Lifespan:
         self._over: asyncio.Event | None = None
 
     async def open(self, stop_asked: asyncio.Event) -> bool:
-        """Opens the resources, then calls the functions of the start, in the order of their declaration.
+        """Opens the resources, then calls the functions of `on_start`, in the order of their declaration. Returns
+        True when all have succeeded.
 
-        Returns False if a stop was requested meanwhile; everything is closed again then. If a resource or function
-        raises, open resources are closed again, and a UserError names the function. One task opens and closes
-        everything, because some libraries require that the task that opened an object also closes it.
+        Returns False if a stop was requested meanwhile; then everything is closed again. If a resource or function
+        raises an error, open resources are closed again, and a UserError names the function. One task opens and
+        closes everything, because some libraries require that the task that opened an object also closes it.
         """
         self._over = asyncio.Event()
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -84,11 +87,11 @@ class Lifespan:
             stopping.cancel()
 
     async def close(self) -> None:
-        """Calls the functions of the stop in their order, then closes the resources, the last one first. An error
+        """Calls the functions of `on_stop` in their order, then closes the resources, the last one first. An error
         does not prevent the other calls.
 
-        Raises the last error as a UserError that names the function. It is idempotent, and does nothing if `open` was
-        not called or has failed.
+        Raises the last error as a UserError that names the function. Does nothing if it was called before, or if
+        `open` was not called or has failed.
         """
         if self._task is not None:
             assert self._over is not None
@@ -123,7 +126,9 @@ class Lifespan:
             await over.wait()
 
     def ticking(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        """Yields the name of each timer, with a function that returns its endless coroutine."""
+        """Yields for each timer a pair: its name, and a function that returns a coroutine which calls the user's
+        function for ever.
+        """
         for seconds, function, on_error in self.timers:
             yield f"timer {_name(function)}", partial(_tick, seconds, function, on_error)
 
@@ -134,21 +139,21 @@ class HasLifespan:
     lifespan: Lifespan
 
     def on_start(self, function: F) -> F:
-        """Registers a function that each start calls without arguments before the first record is read:
-        `@app.on_start`.
+        """Registers a function that is called without arguments at each start of the app, before the first record is
+        read: `@app.on_start`.
 
-        It may be async. If it raises, the start fails with a UserError that names it. Raises UserError for a value
-        that cannot be called.
+        It may be async. If it raises an error, the start fails with a UserError that names the function. Raises
+        UserError for a value that cannot be called.
         """
         self.lifespan.starts.append(_callable(function, "on_start"))
         return function
 
     def on_stop(self, function: F) -> F:
-        """Registers a function that a stop calls after the last record and the last checkpoint, before resources are
-        closed: `@app.on_stop`.
+        """Registers a function that is called when the app stops: after the last record and the last checkpoint, and
+        before resources are closed: `@app.on_stop`.
 
-        It is called after a failure too, and may be async. A process that is killed calls nothing: results that must
-        not be lost belong into a sink. Raises UserError for a value that cannot be called.
+        It is also called after a failure, and may be async. If the process is killed, it is not called: write results
+        that must not be lost into a sink. Raises UserError for a value that cannot be called.
         """
         self.lifespan.stops.append(_callable(function, "on_stop"))
         return function

@@ -10,7 +10,9 @@ FAILURES = (SabotError, OSError)
 
 
 def html(text: str) -> str:
-    """Returns a text of several lines as HTML. It is escaped, because it may contain names and values from outside."""
+    """Returns a text of several lines as HTML. The text is escaped, because it may contain names and values from
+    outside.
+    """
     return f"<pre>{escape(text)}</pre>"
 
 

@@ -153,8 +153,8 @@ class StepRows:
 
 
 def step(name: str | None = None) -> StepRows:
-    """Returns the rows of the step of this name, for measures and predicates; without a name, all rows of the match.
-    Raises UserError for an empty name.
+    """Returns an object for the rows of the step of this name, for use in measures and predicates:
+    `step("a").count()`. Without a name it is for all rows of the match. Raises UserError for an empty name.
     """
     return StepRows(None if name is None else _step_name(name))
 
@@ -225,10 +225,11 @@ def _check_condition(whole: Expr, part: Expr) -> None:
 
 
 def value_of_row(expr: Expr) -> RowValue | None:
-    """Returns the expression as a RowValue, if it depends on one earlier row only; None if it does not. Such a value
-    can be computed and stored when that row arrives.
+    """Returns the expression as a RowValue, if it depends on one earlier row only. Such a value can be computed and
+    stored when that row arrives.
 
-    The expression must use only `first` or `last` values of this row, and be null if the row is missing.
+    Returns None if the expression uses other values than `first` or `last` of the same row, or may have a value
+    although that row is missing.
     """
     values = {value.text(): value for value in step_values(expr)}
     rows = {(value.option("step"), value.kind.removeprefix("step."), value.offset) for value in values.values()}
@@ -419,7 +420,8 @@ class Pattern:
         return self._changed(is_reluctant=True)
 
     def consecutive(self) -> "Pattern":
-        """Requires that the rows of the last step follow each other: no other row of the key is between two of them.
+        """Requires that the rows of the last step directly follow each other: no other row of the key may be between
+        two of them.
 
         Raises UserError after `without`.
         """
@@ -549,9 +551,9 @@ def _may_be_empty(pattern: Pattern) -> bool:
 
 
 def _check_order(pattern: Pattern, known: frozenset[str]) -> frozenset[str]:
-    """Checks that each predicate uses only values of steps that may have rows by then. Returns the names of the steps
-    that are known after the pattern. `known`: the names that are known before it. Raises UserError for a predicate
-    that uses any other step.
+    """Checks that no predicate uses values of a step that comes after it. Returns `known` and the names of all steps
+    of the pattern. `known`: the names of the steps before the pattern. Raises UserError for a predicate that uses any
+    other step.
     """
     for part in pattern.parts:
         _check_known("without", part.forbidden, known)
@@ -611,7 +613,9 @@ def check_measures(
 
 
 def skip_text(skip: Skip, overlap: Overlap) -> str:
-    """Returns the choice among overlapping matches as plans and checkpoints show it."""
+    """Returns the arguments `skip` and `overlap`, by which one of several overlapping matches is chosen, as a text
+    for plans and checkpoints.
+    """
     text = " ".join(skip) if isinstance(skip, tuple) else skip
     return text if overlap == "complete" else f"{text}, first {overlap}"
 

@@ -25,13 +25,13 @@ class HasTopics(HasLifespan):
         """Declares a topic with this number of partitions, and returns its name: `orders = app.topic("orders",
         partitions=6)`.
 
-        The start creates a missing topic before `on_start` and the first record. An existing topic stays as it is;
-        the log has a warning if it has fewer partitions. Topics that are not declared have the number of partitions
-        that the broker gives them.
+        When the app starts, it creates the topic if it is missing, before `on_start` and the first record. An
+        existing topic is not changed; if it has fewer partitions, a warning is logged. For topics that are not
+        declared, the broker decides the number of partitions.
 
-        `config`: the settings of a new topic, in the words of the broker ("cleanup.policy": "compact"); memory://
-        ignores them. Raises UserError for a wrong name or number, and for a topic that is declared twice with
-        different arguments.
+        `config`: settings of a new topic, with the names that the broker uses ("cleanup.policy": "compact");
+        memory:// ignores them. Raises UserError for a wrong name or number, and for a topic that is declared twice
+        with different arguments.
         """
         checked_topic(name, "topic")
         partitions = python_value(partitions)

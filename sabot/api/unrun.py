@@ -9,9 +9,10 @@ _waiting: dict[str, list[str]] = {}  # by app: the sinks of streams that never r
 
 
 def note_written(app: str, sink: str) -> None:
-    """Remembers that a stream goes into this sink, if the running program is a script.
+    """Records that a stream writes into this sink, if the running program is a script. If the script ends without
+    having started the app, a warning is printed.
 
-    In a notebook, an interactive session, or a module that a test or `sabot run` imports, nothing is remembered,
+    In a notebook, an interactive session, or a module that a test or `sabot run` imports, nothing is recorded,
     because the app may be started elsewhere.
     """
     frame = sys._getframe(1)
@@ -26,7 +27,7 @@ def note_written(app: str, sink: str) -> None:
 
 
 def note_run(app: str) -> None:
-    """Remembers that the app was started, so that there is no warning."""
+    """Records that the app was started, so that no warning is printed at the end of the script."""
     if _waiting:
         _waiting[app] = []
 

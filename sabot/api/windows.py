@@ -23,7 +23,9 @@ window.
 
 @dataclass(frozen=True)
 class TumblingWindow:
-    """Windows of `size_ms` without overlap: [k * size + offset, (k + 1) * size + offset) for each integer k, in ms."""
+    """Windows of `size_ms` without overlap. For each integer k there is the window from k * size + offset to (k + 1)
+    * size + offset (not included), in ms since 1970 UTC.
+    """
 
     size_ms: int
     offset_ms: int = 0
@@ -91,8 +93,8 @@ class ClockWindow:
 
 @dataclass(frozen=True)
 class SessionWindow:
-    """Windows of rows of a key that are less than `gap_ms` apart. A window lasts from its first row to `gap_ms` after
-    its last one.
+    """Windows of the rows of a key that are less than `gap_ms` apart. A window lasts from its first row to `gap_ms`
+    after its last one.
     """
 
     gap_ms: int
@@ -128,8 +130,8 @@ def tumbling(
     - `offset`: the duration by which each window begins later.
     - `time`: "event"; or "processing", by which each row is in the window of its arrival, and windows are closed by
       the clock.
-    - `time_zone`: a name such as "Europe/Berlin": windows then begin at full units of the clock there, those of days
-      or more at midnight.
+    - `time_zone`: a name such as "Europe/Berlin": windows then follow the clock there, and those of days or more
+      begin at midnight there.
 
     Raises UserError for a size that is not a whole number of ms, 1 or more. Also raises it for an offset of months or
     longer units, and for an offset of days or weeks in a time zone other than UTC.
@@ -164,9 +166,9 @@ def hopping(
 ) -> HoppingWindow | ClockWindow:
     """Returns windows that overlap. With `hopping("1h", "1m")` a window of one hour begins each minute.
 
-    `offset` and `time` are those of `tumbling`. `time_zone`: a name such as "Europe/Berlin": windows then begin at
-    full units of the clock there, so that `hopping("7d", "1d", …)` are seven days from midnight to midnight. Raises
-    UserError if `size` is not a multiple of `slide`.
+    `offset` and `time` are those of `tumbling`. `time_zone`: a name such as "Europe/Berlin": windows then follow the
+    clock there, so that `hopping("7d", "1d", …)` are seven days from midnight to midnight. Raises UserError if `size`
+    is not a multiple of `slide`.
     """
     size_ms, slide_ms = _ms(size, "size"), _ms(slide, "slide")
     if size_ms % slide_ms:
@@ -213,7 +215,7 @@ def session(gap: Duration, *, time: WindowTime = "event") -> SessionWindow:
 
 
 def count_window(size: int) -> CountWindow:
-    """Returns windows of `size` rows of a key each. Raises UserError unless `size` is a whole number, 1 or more."""
+    """Returns windows of `size` rows of a key each. Raises UserError if `size` is not a whole number, 1 or more."""
     size = python_value(size)
     if not is_whole(size, 1):
         raise UserError(f"count_window: {size!r} is not a number of rows", hint="a whole number, 1 or more")

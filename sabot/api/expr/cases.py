@@ -23,8 +23,8 @@ class When:
 
 
 class Then(Expr):
-    """An expression `when(p).then(x)`: `x` where `p` is true, null in all other rows. `when` and `otherwise` continue
-    it.
+    """An expression `when(p).then(x)`: `x` where `p` is true, null in all other rows. Its methods `when` and
+    `otherwise` add further cases.
     """
 
     __slots__ = ()
@@ -115,12 +115,12 @@ def sum_horizontal(*exprs: Any, ignore_nulls: bool = True) -> Expr:
 
 
 def all_horizontal(*exprs: Any) -> Expr:
-    """Returns an expression that is true if all values of the row are true: the values joined by `&`."""
+    """Returns an expression that is true if all of these values are true in the row: the values joined by `&`."""
     return functools.reduce(operator.and_, _columns("all_horizontal", exprs))
 
 
 def any_horizontal(*exprs: Any) -> Expr:
-    """Returns an expression that is true if one of the values of the row is true: the values joined by `|`."""
+    """Returns an expression that is true if one of these values is true in the row: the values joined by `|`."""
     return functools.reduce(operator.or_, _columns("any_horizontal", exprs))
 
 

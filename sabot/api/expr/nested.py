@@ -76,7 +76,9 @@ class ListExpr(NamedElsewhere, Generic[E]):
         return self.make("list.sum")
 
     def sort(self, descending: bool = False, *, nulls_last: bool = False) -> E:
-        """Sorts the values of each list, NaN as the greatest. Nulls come first, or last with `nulls_last=True`."""
+        """Sorts the values of each list; NaN is greater than all numbers. Nulls come first, or last with
+        `nulls_last=True`.
+        """
         return self.make(
             "list.sort",
             descending=check("list.sort: descending", descending, FLAG),
@@ -128,7 +130,7 @@ class ListExpr(NamedElsewhere, Generic[E]):
         return self.quantile(0.5, "linear")
 
     def contains(self, value: Any) -> E:
-        """Returns True if the list contains the value, or the value of another expression. None tests for a null in
-        the list.
+        """Returns True if the list contains this value. `value`: a value, or an expression for the value; None tests
+        for a null in the list.
         """
         return self.make("list.contains", value)

@@ -75,8 +75,8 @@ class StringExpr(NamedElsewhere, Generic[E]):
         return self.make("str.split", by=by)
 
     def contains(self, pattern: str, literal: bool = False) -> E:
-        """Returns True if the text contains a match of the regular expression. With `literal`, `pattern` is a plain
-        text.
+        """Returns True if the text contains a match of the regular expression. With `literal`, `pattern` is not a
+        regular expression, but the text to find.
         """
         return self.make(
             "str.contains",
@@ -85,8 +85,8 @@ class StringExpr(NamedElsewhere, Generic[E]):
         )
 
     def count_matches(self, pattern: str, literal: bool = False) -> E:
-        """Returns the number of matches of the regular expression without overlaps, as int32. With `literal`,
-        `pattern` is a plain text, which must not be empty.
+        """Returns the number of matches of the regular expression that do not overlap, as int32. With `literal`,
+        `pattern` is the text to find, which must not be empty.
         """
         if literal and not pattern:
             raise UserError(
@@ -138,9 +138,10 @@ class StringExpr(NamedElsewhere, Generic[E]):
         return self.make("str.to_datetime", format=_format(format), strict=check("to_datetime: strict", strict, FLAG))
 
     def strptime(self, dtype: Any, format: str | None = None, strict: bool = True) -> E:
-        """Reads a date or a time: `to_date` if `dtype` is a date ("date32"), and `to_datetime` if it is "timestamp[us]".
+        """Reads a date or a time. `dtype`: "date32" for a date, read as by `to_date`; "timestamp[us]" for a time,
+        read as by `to_datetime`.
 
-        Raises UserError for another type: `cast` converts the result.
+        Raises UserError for any other type; use `cast` on the result to get it.
         """
         if isinstance(dtype, str) and "%" in dtype:
             raise UserError(f"str.strptime: {dtype!r} is a format, no type", hint=f"str.to_datetime({dtype!r})")

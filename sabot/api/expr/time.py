@@ -47,19 +47,19 @@ class DateExpr(NamedElsewhere, Generic[E]):
     make: Make[E]
 
     def date_trunc(self, every: str | datetime.timedelta) -> E:
-        """Rounds down to a whole "hour", "1h", "15m", "1d", "1w" (from Monday), "1mo", "1q", "1y" and so on; the type
-        stays the same.
+        """Rounds down to a whole unit: "hour", "1h", "15m", "1d", "1w" (from Monday), "1mo", "1q", "1y" and so on.
+        The type stays the same.
 
-        `every`: the length of the unit, as a text or a timedelta. Raises UserError for a length that is 0, longer
-        than 106,751 days or 9,999 years, or cannot be read.
+        `every`: the unit, as a text or a timedelta. Raises UserError for a unit that is 0, longer than 106,751 days
+        or 9,999 years, or cannot be read.
         """
         return self.make("dt.date_trunc", every=_length_of(every))
 
     def offset_by(self, by: str) -> E:
-        """Moves the time by a length such as "1h", "-15m", "1d", "2w", "1mo", "1q" or "-1y".
+        """Adds a duration to the time, such as "1h", "-15m", "1d", "2w", "1mo", "1q" or "-1y".
 
-        Days and longer units move the date on the clock of the time zone; a day that the month lacks becomes its last
-        one. Raises UserError for a length that cannot be read.
+        Days and longer units change the date on the clock of the time zone; if the month has no such day, its last
+        day is used. Raises UserError for a duration that cannot be read.
         """
         text = check("offset_by: by", by, TEXT)
         return self.make("dt.offset_by", by=("-" if text.startswith("-") else "") + _length_of(text.removeprefix("-")))
@@ -72,8 +72,8 @@ class DateExpr(NamedElsewhere, Generic[E]):
         return self.make("dt.strftime", format=check("strftime: format", format, TEXT))
 
     def epoch(self, unit: str = "us") -> E:
-        """Returns the time since 1970 UTC in "ns", "us", "ms", "s" or "d", as int64. Raises UserError for another
-        unit.
+        """Returns the time since 1970 UTC as an int64 number of units. `unit`: "ns", "us", "ms", "s" or "d". Raises
+        UserError for another unit.
         """
         check("dt.epoch", unit, OneOf(("ns", "us", "ms", "s", "d")))
         return self.make("dt.epoch", unit=unit)
@@ -166,7 +166,8 @@ class DateExpr(NamedElsewhere, Generic[E]):
         return self.make("dt.replace_time_zone", time_zone=zone, ambiguous=ambiguous, non_existent=non_existent)
 
     def convert_time_zone(self, time_zone: str) -> E:
-        """Shows a timestamp on the clock of another zone: the moment stays the same. A timestamp without a zone is read as UTC.
+        """Converts a timestamp to another time zone: the instant stays the same, and its clock time is that of the
+        zone. A timestamp without a zone is read as UTC.
 
         `time_zone`: a name such as "Europe/Berlin". Raises UserError for an unknown zone.
         """

@@ -82,8 +82,8 @@ class Expr(NamedElsewhere):
 
     @property
     def columns(self) -> frozenset[str]:
-        """The names of the columns that the expression reads. Raises UserError if an aggregate is part of the
-        expression.
+        """The names of the columns that the expression reads. Raises UserError if the expression contains an
+        aggregate.
         """
         if self.kind == "col":
             return frozenset([self.option("name")])
@@ -121,7 +121,7 @@ class Expr(NamedElsewhere):
         return dict(self.options)[name]
 
     def same(self, other: object) -> bool:
-        """Returns True if `other` is an equal expression. (`==` builds an expression.)"""
+        """Returns True if `other` is an equal expression. (The operator `==` returns a new expression instead.)"""
         return (
             isinstance(other, Expr)
             and self.kind == other.kind
@@ -145,8 +145,8 @@ class Expr(NamedElsewhere):
         return self.substitute({old: col(new) for old, new in names.items()})
 
     def conjuncts(self) -> list["Expr"]:
-        """Returns the operands that `&` joins, from left to right. A row passes the expression if it passes all of
-        them.
+        """Returns the operands that `&` joins, from left to right; the expression itself if it has no `&`. The
+        expression is true for a row if all operands are true.
         """
         if self.kind == "&":
             return [part for each in self.inputs for part in each.conjuncts()]
@@ -367,20 +367,23 @@ class Expr(NamedElsewhere):
         return Expr("sign", (self,))
 
     def clip(self, lower: Any = None, upper: Any = None) -> "Expr":
-        """Returns the nearest value within two bounds, which are values or expressions. NaN stays NaN.
+        """Limits the value to the range from `lower` to `upper`, which are values or expressions. NaN stays NaN.
 
-        None, or null in a row, is no bound. Raises UserError if both bounds are None.
+        A bound that is None, or null in a row, does not limit the value. Raises UserError if both bounds are None.
         """
         if lower is None and upper is None:
             raise UserError("clip: there is no bound", hint="clip(0, 100), clip(upper=100)")
         return Expr("clip", (self, as_expr(lower), as_expr(upper)))
 
     def cut(self, breaks: Sequence[float], labels: Sequence[str] | None = None, left_closed: bool = False) -> "Expr":
-        """Returns the label of the interval that the value is in, as a text. Null and NaN are in no interval, and give null.
+        """Returns the label of the interval that contains the value, as a text. For null and NaN the result is null.
 
-        `breaks`: the bounds between the intervals, in ascending order; n bounds make n + 1 intervals. `labels`: one for each interval,
-        by default such as "(0, 1]". `left_closed`: True if a value that equals a bound is in the interval above it. Raises UserError
-        for bounds that are not numbers in ascending order, and for another number of labels.
+        - `breaks`: the bounds between the intervals, in ascending order; n bounds make n + 1 intervals.
+        - `labels`: a label for each interval, by default such as "(0, 1]".
+        - `left_closed`: True if a value that equals a bound is in the interval above it; False if it is in the one
+          below.
+
+        Raises UserError for bounds that are not numbers in ascending order, and for another number of labels.
         """
         bounds = numbers_of("cut", breaks)
         if labels is not None and len(texts := tuple(check("cut: labels", labels, TEXTS))) != len(bounds) + 1:
@@ -395,18 +398,19 @@ class Expr(NamedElsewhere):
         return Expr("cut", (self,), options)
 
     def replace(self, old: Any, new: Any = None) -> "Expr":
-        """Replaces values by others: `replace({"NYC": "New York"})` or `replace(["a", "b"], ["x", "y"])`. Other values, and the type,
-        stay the same.
+        """Replaces some values by others: `replace({"NYC": "New York"})` or `replace(["a", "b"], ["x", "y"])`. All
+        other values, and the type, stay the same.
 
-        Raises UserError for lists of different length, a value that is given twice, and a new value that the type cannot hold.
+        Raises UserError for lists of different length, for a repeated old value, and for a new value that does not
+        fit the type.
         """
         return Expr("replace", (self, self), replacements_of("replace", old, new))
 
     def replace_strict(self, old: Any, new: Any = None, *, default: Any = None) -> "Expr":
-        """Replaces values by others, as `replace` does; values without a replacement become `default`. The type is that of the new
-        values and of `default`.
+        """Replaces values by others, as `replace` does; values without a replacement become `default`. The type of
+        the result is that of the new values and of `default`.
 
-        `default`: a value or an expression; None gives null.
+        `default`: a value or an expression; None for null.
         """
         return Expr("replace_strict", (self, as_expr(default)), replacements_of("replace_strict", old, new))
 
@@ -500,16 +504,18 @@ def col(name: str) -> Expr:
 def lit(value: Any, type: Any = None) -> Expr:
     """Returns an expression with this value in every row. A string is a text, not the name of a column.
 
-    `type`: a pa.DataType or its name. By default the value has the type of the expression that it is combined with,
-    or else that of Python: int64, float64, string and so on. Raises UserError for a value that no column can hold, or
-    that is not of the type.
+    `type`: a pa.DataType or its name. By default the value gets the type of the expression with which it is combined;
+    without one, it gets a type by its Python type: int64, float64, string and so on. Raises UserError for a value
+    that no column can contain, or that is not of the type.
     """
     value, known = literal_of(value, type)
     return Expr("lit", (), (("value", value), ("type", known)))
 
 
 def as_expr(value: Any) -> Expr:
-    """Returns an expression unchanged, an aggregate as an expression of its value, and any other value as a literal."""
+    """Converts a value to an expression: an aggregate to an expression of its value, and any other value to a
+    literal. Returns an expression unchanged.
+    """
     if isinstance(value, Expr):
         return value
     return value.expression() if hasattr(value, "expression") else lit(value)

@@ -60,7 +60,9 @@ class AgentRead(Read):
 
     @property
     def has_time(self) -> bool:
-        """True if a column of event time is named, or the agent reads records: its results have their timestamps."""
+        """True if the rows have event time: a column of event time is named, or the agent is a record agent, whose
+        results have the timestamps of its records.
+        """
         return self.time is not None or not self.agent.batch
 
     def ending(self, until: Place) -> Read:
@@ -69,10 +71,10 @@ class AgentRead(Read):
 
 
 def agent_read(agent: AgentSpec, **options: Any) -> AgentRead:
-    """Returns the checked first step of a stream that reads an agent. `options` are those of `read_node`.
+    """Returns the checked first step of a stream that reads an agent's results. `options` are those of `read_node`.
 
-    Raises UserError for an agent that has a sink, for a missing `schema`, and for options that apply to records or
-    topics only.
+    Raises UserError for an agent that has a sink, for a missing `schema`, and for options that only apply to records
+    or topics.
     """
     where = f"stream(agent {agent.agent_id})"
     if agent.sink is not None:

@@ -154,7 +154,7 @@ def table_node(
 @dataclass(frozen=True, eq=False)
 class Versions(Node):
     """A step that reads the input of an Upsert, and passes on all of its rows as changes. A join by event time
-    (AsofJoin) needs them: also a row that was replaced later is valid for some time. The planner puts this step
+    (AsofJoin) needs them, since a row was valid until the next row of its key replaced it. The planner puts this step
     before an AsofJoin.
     """
 

@@ -47,7 +47,7 @@ class Process(ByKey):
 
 @dataclass(frozen=True, eq=False)
 class Connect(TwoInputs):
-    """A process step over two streams, with the same keys; or with one of them broadcast to every subtask."""
+    """A process step over two streams. They have the same keys, or the right one is broadcast to every subtask."""
 
     word = "process"
     keeps_time = False

@@ -231,9 +231,9 @@ class AsofJoin(JoinByTime):
             self._check_versions()
 
     def _check_versions(self) -> None:
-        """Raises UserError if the right stream does not have exactly one valid row of each key at any event time. It
-        has that if it is an `upsert` of an append-only stream by the key of the join: then a row is valid from its
-        event time until that of the next row of its key.
+        """Raises UserError if it is not certain that the right stream has at most one valid row of each key at any
+        event time. This is certain for an `upsert` of an append-only stream by the key of the join: then a row is
+        valid from its event time until that of the next row of its key.
         """
         right = self.right
         while isinstance(right, RowStep):

@@ -136,8 +136,8 @@ class Reduce(ByKey):
 
 @dataclass(frozen=True, eq=False)
 class Deduplicate(ByKey):
-    """A step that passes the first row of each key. Over changes, the result is a table with the first existing row
-    of each key: if that row is deleted, the next one takes its place.
+    """A step that passes the first row of each key. If the input is changes, the result is a table with the first row
+    of each key that exists: if this row is deleted, the next one replaces it.
     """
 
     word = "deduplicate"

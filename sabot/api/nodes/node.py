@@ -31,7 +31,7 @@ _OURS = {OP_COLUMN, TIME_COLUMN}
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One step of a stream. Nodes are compared by identity: two steps with equal fields stay two steps."""
+    """One step of a stream. Nodes are compared by identity: two steps with equal fields are two different steps."""
 
     word: ClassVar[str]
     """The step as users write it, such as "top_n". Errors begin with it."""
@@ -61,8 +61,8 @@ class Node:
 
     @cached_property
     def column_names(self) -> list[str] | None:
-        """The columns of the step's rows in order; None if a function of the user, or records that have not come yet,
-        decide them.
+        """The columns of the step's rows, in order. None if they are not known yet, because they depend on a function
+        of the user or on records that were not read yet.
         """
         return self.inputs[0].column_names
 
@@ -79,14 +79,14 @@ class Node:
 
     @property
     def keeps_rows(self) -> bool:
-        """True if the step stores whole rows of its inputs. The planner then removes the columns that no later step
-        uses before the rows reach the step.
+        """True if the step stores whole rows of its inputs. The planner then drops, before the step, the columns that
+        no later step uses.
         """
         return False
 
     def moved_before(self, predicate: Expr) -> Expr | None:
-        """Returns the predicate, rewritten over the columns of the inputs, if a filter after the step may move before
-        the step. Returns None if the filter must stay where it is.
+        """Finds out whether a filter after this step can be moved before it. Returns the filter's predicate,
+        rewritten over the columns of the inputs; None if the filter must stay where it is.
         """
         return None
 
@@ -129,8 +129,8 @@ class Node:
         return False
 
     def versions(self) -> "Node":
-        """Returns a step that gives every version of the table's rows, replaced ones included, for a join by event
-        time.
+        """Returns a step that emits every version of the rows of the table, also the versions that were replaced
+        later. A join by event time needs them.
         """
         return self.over(self.inputs[0].versions())
 
@@ -155,7 +155,7 @@ class Node:
 
     @property
     def needs_time(self) -> bool:
-        """True if the step cannot work without event time, so that the sources before it must have it."""
+        """True if the step cannot work without event time, so that the rows of its sources must have it."""
         return False
 
     @property
@@ -238,8 +238,9 @@ class AddsColumns(Node):
 
 
 def time_column(node: Node) -> str | None:
-    """Returns the column with the event times of the step's rows, in ms or as timestamps. Returns None if there is
-    none, if rows have it in different columns (after a union), or if it may have another unit or texts.
+    """Returns the column that contains the event times of the step's rows, in ms or as timestamps. Returns None if
+    there is no such column, if rows have it in different columns (after a union), or if its values may be in another
+    unit, or texts.
     """
     times = node.event_times
     return next((time for time, as_is in times.items() if as_is), None) if len(times) == 1 else None
@@ -304,7 +305,9 @@ WAYS_OF_CHANGES = ".materialize() waits for the final rows, .changelog() gives e
 
 
 def refused_changes(what: str, instead: str = "") -> UserError:
-    """Returns the error for a step whose input is changes, but must be append-only."""
+    """Returns the error for a step whose input is changes (updates and deletes of earlier rows), but must be
+    append-only. `what`: the beginning of the message. `instead`: the beginning of the hint.
+    """
     return UserError(
         f"{what}: the rows that come in are changes (updates and deletes of earlier ones), which it cannot take",
         hint=f"{instead}{WAYS_OF_CHANGES}",

@@ -28,14 +28,18 @@ _current: ContextVar[Callable[[], StepOrigin] | None] = ContextVar("origin", def
 
 
 def current_origin() -> StepOrigin:
-    """Returns the origin of a step that is made now. Both of its texts are empty outside of `originating`."""
+    """Returns the origin of a step that is made now. Both texts of the origin are "" if no context of `originating`
+    is active.
+    """
     origin = _current.get()
     return NO_ORIGIN if origin is None else origin()
 
 
 @contextmanager
 def originating(origin: Callable[[], StepOrigin]) -> Iterator[None]:
-    """Returns a context in which each new step has the origin that the function returns at that moment."""
+    """Returns a context manager. Each step that is made in its block gets the origin that the function returns at
+    that moment.
+    """
     token = _current.set(origin)
     try:
         yield

@@ -12,7 +12,9 @@ from sabot.connectors.base import Sink
 
 @dataclass(frozen=True, eq=False)
 class Match(Node):
-    """A step with one row for each sequence of rows of a key that matches a pattern, in the order of event time."""
+    """A step that emits one row for each sequence of rows of a key that matches a pattern. The rows of a key are
+    matched in the order of event time.
+    """
 
     word = "pattern"
     keeps_time = False

@@ -97,7 +97,7 @@ class Read(Node):
 
     @property
     def has_time(self) -> bool:
-        """True if a column of event time is named, or the records have timestamps."""
+        """True if the rows have event time: a column of event time is named, or the records have timestamps."""
         return self.time is not None or isinstance(self.source, str)
 
     def begins(self, start: Place) -> Place:
@@ -181,7 +181,9 @@ class Read(Node):
 
     @property
     def time_text(self) -> str | None:
-        """The column or expression of event time as plans and errors show it; None for the records' timestamps."""
+        """The column or expression of event time, as plans and errors show it; None if event times are the timestamps
+        of the records.
+        """
         return self.time.text() if isinstance(self.time, Expr) else self.time
 
     @property
@@ -209,7 +211,7 @@ class Read(Node):
         return named_time(self.time, None if self.columns is None else self.columns.names)
 
     def check(self) -> None:
-        """Does nothing: the start of the app checks the columns, which are known only then."""
+        """Does nothing: the columns are only known when the app starts, and are checked then."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,8 +264,8 @@ def read_node(
     schema_overrides: Schema | None = None,
     infer: int | None = None,
 ) -> Read:
-    """Returns the checked first step of a stream. The arguments are those of `App.stream`; `table` and `first` are of
-    `App.table`.
+    """Returns the checked first step of a stream. The arguments are those of `App.stream`, and `first` is that of
+    `App.table`. `table`: the key and the form of the records of a table; None for a stream of rows.
 
     Raises UserError for arguments that do not fit the source or each other.
     """

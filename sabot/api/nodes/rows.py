@@ -123,7 +123,7 @@ class Select(RowStep):
 
 @dataclass(frozen=True, eq=False)
 class WithColumns(RowStep):
-    """A step that adds columns; a column with an existing name replaces that one."""
+    """A step that adds columns. A new column with the name of an existing one replaces it."""
 
     word = "with_columns"
     columns: tuple[tuple[str, Expr], ...]
@@ -369,7 +369,7 @@ class Broadcast(Node):
 
 @dataclass(frozen=True, eq=False)
 class Head(Node):
-    """A step that lets the first rows pass, counted over all subtasks, and then none."""
+    """A step that emits the first `n` rows, counted over all subtasks, and no further ones."""
 
     word = "head"
     hint_of_changes = 'key_by("key").top_n(n, by=…) keeps the first rows of a key up to date; '

@@ -61,7 +61,7 @@ def _with_keys(where: str, node: Node, keys: Sequence[str | Expr]) -> tuple[Node
 
 
 def without_made(node: Node, made: Sequence[str]) -> Node:
-    """Returns a step after `node` that drops the columns added for expressions."""
+    """Returns a step after `node` that drops the columns that were added for keys that are expressions (`made`)."""
     node.check()
     return Drop(node, tuple(made)) if made else node
 

@@ -38,7 +38,7 @@ class PlanText(str):
 
 
 class Shown(ABC):
-    """The part of a stream, also of one with a key or a window, that IPython and notebooks show."""
+    """A base class of all kinds of streams, with the methods by which IPython and notebooks show a stream."""
 
     _owner: Owner
     _node: Node
@@ -77,23 +77,25 @@ class Shown(ABC):
 
 
 class Looks(Shown):
-    """The part of a Stream that runs it now, or describes it."""
+    """A base class of Stream, with the methods that run the stream now, or describe it."""
 
     def collect(self, *, limit: int | None = None, seconds: Duration | None = None) -> pa.Table:
-        """Runs the stream now and returns its rows. For changes it returns the rows that exist at the end. It works
-        in notebooks.
+        """Runs the stream now and returns its rows. If the rows are changes, it returns the rows that exist at the
+        end. It works in notebooks.
 
-        `limit`: the greatest number of rows; reading stops when they have come. `seconds`: the time after which
-        reading stops ("500ms"). A stream over a topic needs one of the two, unless it ends in `head(n)`; changes
-        without an end need `seconds`. Reading begins where the app's `start=` says, and commits nothing. A window
-        that is still open at the end gives no row.
+        - `limit`: the greatest number of rows; reading stops when so many have arrived.
+        - `seconds`: the time after which reading stops, such as "500ms".
+
+        A stream over a topic needs one of the two, unless it ends in `head(n)`; changes without an end need
+        `seconds`. Reading begins at the place of the app's `start=`, and commits no offsets. A window that is still
+        open at the end emits no row.
 
         Raises UserError for an endless stream without a limit, and for a stream that reads an agent.
         """
         return self._rows("collect", limit, seconds)
 
     def to_arrow(self, *, limit: int | None = None, seconds: Duration | None = None) -> pa.Table:
-        """Returns the rows of the stream as `collect` does, under the name that data frames have for it."""
+        """Does the same as `collect`. Data frames of other libraries have a method of this name."""
         return self._rows("to_arrow", limit, seconds)
 
     def to_polars(self, *, limit: int | None = None, seconds: Duration | None = None) -> "polars.DataFrame":
@@ -129,9 +131,12 @@ class Looks(Shown):
     ) -> None:
         """Runs the stream now and makes a table of its rows in a database of DuckDB.
 
-        `connection`: an open connection, `duckdb.connect("shop.db")`. `table`: the name of the new table, also as
-        "schema.table". `overwrite`: True to replace a table of that name, so that a cell of a notebook can run twice;
-        without it, UserError is raised for such a table. The other arguments and the errors are those of `collect`.
+        - `connection`: an open connection, such as `duckdb.connect("shop.db")`.
+        - `table`: the name of the new table, also as "schema.table".
+        - `overwrite`: what happens if there is a table of this name. With True it is replaced, so that a cell of a
+          notebook can run twice; with False UserError is raised.
+
+        The other arguments and the errors are those of `collect`.
         """
         if not hasattr(connection, "from_arrow"):
             raise UserError(
@@ -151,7 +156,7 @@ class Looks(Shown):
             ) from error
 
     def _rows(self, where: str, limit: int | None, seconds: Duration | None) -> pa.Table:
-        """Returns the rows for `collect` and `print`. `where`: the method that errors name."""
+        """Returns the rows for `collect` and `print`. `where`: the name of the method, for errors."""
         node, endless = self._node, endless_read(self._node) is not None
         if agents := [each.agent.agent_id for each in walk([node]) if isinstance(each, AgentRead)]:
             raise UserError(
@@ -169,8 +174,8 @@ class Looks(Shown):
     def print(self, n: int = 20, *, seconds: Duration | None = None) -> None:
         """Runs the stream now and prints the first `n` rows.
 
-        For a stream over a topic it prints the next n rows, or those that come within `seconds` (by default 10).
-        Raises UserError as `collect`.
+        For a stream over a topic it prints the next n rows, or those that arrive within `seconds` (by default 10).
+        Raises UserError in the same cases as `collect`.
         """
         n = python_value(n)
         if not is_whole(n, 0):

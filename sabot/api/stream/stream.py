@@ -129,7 +129,7 @@ class Steps:
 
     @staticmethod
     def of(stream: object) -> "Steps | None":
-        """Returns the steps of a stream without keys, or None if the object is not such a stream."""
+        """Returns the steps of a Stream; None for any other object, such as a KeyedStream."""
         return Steps(stream._owner, stream._node) if isinstance(stream, Stream) else None
 
 
@@ -373,9 +373,9 @@ class Stream(Looks, StreamKind):
     def named(self, id: str) -> "Stream":
         """Gives an id to the last step that keeps state, such as `aggregate`, `join` or `top_n`.
 
-        Under this id the state is restored even if the program around the step has changed, and `sabot state` and
-        `app.state(id)` read it. `id`: at most 80 letters, digits, "_", "-" and ".". Raises UserError if no step
-        before keeps state, or if the step has an id already.
+        The state is restored by this id, even if other steps of the program have changed; and `sabot state` and
+        `app.state(id)` can read it. `id`: at most 80 letters, digits, "_", "-" and ".". Raises UserError if no step
+        before this call keeps state, or if the step already has an id.
         """
         if not isinstance(id, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", id):
             raise UserError(
@@ -386,7 +386,9 @@ class Stream(Looks, StreamKind):
     # -- several streams ----------------------------------------------------------------------------------------------
 
     def union(self, *others: "Stream") -> "Stream":
-        """Returns the rows of this stream and of the others. All must have the same columns, in the same order."""
+        """Returns a stream with the rows of this stream and of the others. All must have the same columns, in the
+        same order.
+        """
         return self._then(Union((self._node, *(self._other(other, "union") for other in others))))
 
     def join(
@@ -569,22 +571,21 @@ class Stream(Looks, StreamKind):
         cache: int = 10_000,
         **fields: Any,
     ) -> "Stream":
-        """Adds to each row the answer of a model to the row's prompt. Equal prompts are asked once.
+        """Adds to each row the answer of a model to the row's prompt. Equal prompts are sent once.
 
         - `prompt`: a template over columns, "Sentiment of: {text}"; an expression; or a function of a RecordBatch
           that returns a text for each row. If the prompt of a row is null (or a column in it is), the model is not
           asked, and the answer is null.
-        - `output`: the columns of the answer, {"label": "string", "score": "float64"}; a Struct, dataclass,
-          TypedDict or pydantic model, with a column for each field; or the name of a column for the text, by
-          default "content".
+        - `output`: the columns of the answer, {"label": "string", "score": "float64"}; a Struct, dataclass, TypedDict
+          or pydantic model, with a column for each field; or the name of a column for the text, by default "content".
         - `instructions`: the system message before each prompt. `fields`: further fields of the request (model,
           temperature, max_tokens, …), without tools.
         - `concurrency`: the number of prompts in flight in each subtask; by default as many as the engine's limits
           allow.
-        - `cache`: the number of answers that are kept, namely those used last.
+        - `cache`: the number of answers that are kept; the most recently used ones are kept.
         - `ordered`, `on_error`, `dead_letter`: the same as in `map_async`. The engine repeats failed attempts itself.
 
-        Prompts in flight are part of the checkpoint: one that had no answer is asked again after a restart.
+        Prompts in flight are part of the checkpoint: a prompt without an answer is sent again after a restart.
         """
         options = {"concurrency": concurrency, "ordered": ordered, "on_error": on_error, "cache": cache}
         asked, judge = checked_engine(engine, "map_llm"), self._owner.judge
@@ -593,8 +594,8 @@ class Stream(Looks, StreamKind):
         )
 
     def broadcast(self) -> "Stream":
-        """Marks this stream as the small side of `join` or `lookup`, or as the rules of `connect`: each subtask gets
-        all of its rows.
+        """Returns this stream, marked so that each subtask of the next step gets all of its rows. It is for the small
+        side of `join` or `lookup`, and for the rules of `connect`.
         """
         return self._then(Broadcast(self._node))
 
@@ -610,8 +611,8 @@ class Stream(Looks, StreamKind):
     def group_by(self, *keys: str | Expr, **named: str | Expr) -> "GroupedStream":
         """Groups rows by key, for aggregates with one result row per key that is kept up to date: SQL's GROUP BY.
 
-        Keys are names of columns, or expressions: `group_by(day=col("ts").dt.date())`. Without keys there is one row
-        for all.
+        Keys are names of columns, or expressions: `group_by(day=col("ts").dt.date())`. Without keys, all rows are one
+        group.
         """
         node, names, _ = self._with_keys(keys, named, "group_by") if keys or named else (self._node, (), [])
         return GroupedStream(Steps(self._owner, node), names)
@@ -750,10 +751,10 @@ class Stream(Looks, StreamKind):
         """Runs the stream now, and returns a table with one row per column: column, type, count, nulls, distinct,
         mean, std, min, 25%, 50%, 75%, max.
 
-        Mean, std and quartiles are given for numbers only; min and max are texts. Up to 1,000,000 rows are kept in
-        memory, and all figures are exact. A stream with more rows is read twice, in bounded memory, and its distinct
-        count and its quartiles are estimates (`approx_count_distinct`, `approx_quantile`). A topic is read up to its
-        present end.
+        Mean, std and quartiles are computed for numbers only; min and max are texts. Up to 1,000,000 rows are kept in
+        memory, and all statistics are exact. A stream with more rows is read twice, in bounded memory, and its
+        distinct count and its quartiles are estimates (`approx_count_distinct`, `approx_quantile`). A topic is read
+        up to its present end.
         """
         schema = self.schema
         ended = Stream(self._owner, self._owner.ended(self._node))
@@ -767,8 +768,8 @@ class Stream(Looks, StreamKind):
     def schema(self) -> pa.Schema:
         """The names and types of the columns.
 
-        If the schema is not declared, the source is asked for it, which may read a file, or the first records of a
-        topic. Raises UserError for a topic without a schema and without records.
+        If the schema is not declared, the source is read to infer it: a file, or the first records of a topic. Raises
+        UserError for a topic without a schema and without records.
         """
         if any(isinstance(each, Read) and each.found_schema() is None for each in walk([self._node])):
             return Stream(self._owner, self._owner.ended(self._node)).collect(limit=0).schema
@@ -789,8 +790,8 @@ class ProcessedStream(Stream):
     """The main output of a process step. `side` returns its other output branches."""
 
     def side(self, name: str) -> Stream:
-        """Returns the rows that the functions gave to `ctx.side(name, …)`. Raises UserError for a name that is not in
-        `sides=`.
+        """Returns the stream of the rows that the functions have emitted with `ctx.side(name, …)`. Raises UserError
+        for a name that is not in `sides=`.
         """
         node = self._node
         assert isinstance(node, Process | Connect)
@@ -1078,7 +1079,7 @@ class WindowedStream(Shown, StreamKind):
         """Emits one row for each key and window: the keys, `window_start`, `window_end` (exclusive), then the
         aggregates.
 
-        A result may also be computed of aggregates: `share=sum("a") / sum("b")`.
+        A result may also be computed from aggregates: `share=sum("a") / sum("b")`.
         """
         known, computed = aggregates_of_keywords(unnamed, aggregates)
         node = AggregateWindow(
