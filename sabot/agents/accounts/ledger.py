@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 _MOST_JUDGED = 200  # the most calls that `judged` has, for the command line and the console
 _MOST_WAITING = 10_000  # waiting rows at which no further call may begin
 _CONTEXT = "ExecutionContext(scope_id=…)"
+_Who = tuple[str, str, str]  # the scope, the principal and the job of a context
 BUDGETS = (
     '[Budget("scope", max_cost_daily=Decimal("10"))], or a Ledger; a BudgetSpec is one job\'s of a kernel: '
     "ExecutionRequest(…, budgets=…); a CallBudget of sabot.llm is an engine's: ExecutionEngine(…, budget=…)"
@@ -85,8 +86,9 @@ class Ledger:
         self._clock = clock
         self._accounts = self._made_accounts(lease, patience)
         self._budgets: dict[str, Budget] = {}
-        # Reservations of check_budget, the oldest first.
-        self._held: dict[tuple[str, str, str], deque[tuple[str, float]]] = {}
+        # Reservations of check_budget, the oldest first: who has made them, and when they end; and by who the same calls.
+        self._held: dict[str, tuple[_Who, float]] = {}
+        self._held_by: dict[_Who, deque[str]] = {}
         self._timeout_s = parse_seconds(reservation_timeout, name="reservation_timeout")
         self._on_decision = on_decision
         self._rows: list[tuple[SettledRow, Durable | None]] = []  # that wait for the writer
@@ -232,6 +234,8 @@ class Ledger:
         """
         budget = self._budgets.get(checked_text(scope_id, "scope_id"))
         checked_text(call, "call")
+        if self._held:
+            self._end_old_checks()
         if self.full:
             return self._reserve_later(call, scope_id, wanted, doubts)
         if budget is None:
@@ -269,28 +273,45 @@ class Ledger:
         """Decides whether a call that needs at most `pending_tokens` tokens and `pending_cost` US dollars may be
         made. If the decision is ALLOW or WARN, these amounts are reserved.
 
-        The reservation ends at the next `record_model_usage` with the same scope, principal and job. If that does not
-        happen within `reservation_timeout`, the next `check_budget` with the same scope, principal and job ends it.
+        The reservation ends at the next `record_model_usage` with the same scope, principal and job, or after
+        `reservation_timeout`.
         """
         check("check_budget: context", context, Of(ExecutionContext, _CONTEXT))
         cost = amount("pending_cost", pending_cost) or Decimal(0)
         check("pending_tokens", pending_tokens, Whole())
-        who, now = _who(context), self._clock.monotonic()
-        held = self._held.pop(who, deque())
-        while held and held[0][1] <= now:
-            self.release(held.popleft()[0], context.scope_id)
-        if held:
-            self._held[who] = held
-        call = uuid.uuid4().hex
+        who, call = _who(context), uuid.uuid4().hex
         wanted = Amounts(pending_tokens, cost, 1)
         found = self.reserve(call, context.scope_id, wanted, [_in_doubt(call, context, wanted)] if self.shared else ())
         judged = found if isinstance(found, Judgement) else await found
         if judged.decision in FITS:
-            self._held.setdefault(who, deque()).append((call, now + self._timeout_s))
+            self._held[call] = who, self._clock.monotonic() + self._timeout_s
+            self._held_by.setdefault(who, deque()).append(call)
         self.note(context.job_id, context.scope_id, context.principal_id, "", judged)
         if judged.decision is not Decision.ALLOW and self._on_decision is not None:
             self._on_decision(context, judged)
         return judged.decision
+
+    def _end_old_checks(self) -> None:
+        """Ends the reservations of `check_budget` for which no usage was recorded within `reservation_timeout`."""
+        now = self._clock.monotonic()
+        while self._held:
+            who, end = next(iter(self._held.values()))
+            if end > now:
+                break
+            self.release(self._end_oldest(who), who[0])
+
+    def _end_oldest(self, who: _Who) -> str:
+        """Removes the oldest reservation that `check_budget` has made for `who`. Returns the name of its call, or "" if
+        there is none.
+        """
+        calls = self._held_by.get(who)
+        if calls is None:
+            return ""
+        call = calls.popleft()
+        del self._held[call]
+        if not calls:
+            del self._held_by[who]
+        return call
 
     # -- after a call -------------------------------------------------------------------------------------------------
 
@@ -331,10 +352,7 @@ class Ledger:
             at_ms=round(self._clock.time() * 1000),
         )
         await self._accounts.load(context.scope_id)
-        held = self._held.get(_who(context))
-        call = held.popleft()[0] if held else ""
-        if held is not None and not held:
-            del self._held[_who(context)]
+        call = self._end_oldest(_who(context))
         if event_id and await self._has(event_id):
             self.release(call, context.scope_id)
         else:
@@ -496,5 +514,5 @@ def _in_doubt(call: str, context: ExecutionContext, wanted: Amounts) -> LedgerEv
     )
 
 
-def _who(context: ExecutionContext) -> tuple[str, str, str]:
+def _who(context: ExecutionContext) -> _Who:
     return context.scope_id, context.principal_id, context.job_id

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -22,6 +23,7 @@ from sabot.agents import (
     PostgresLedgerWriter,
     SqliteLedgerWriter,
 )
+from sabot.agents.accounts.budgets import ALLOWED
 from sabot.agents.accounts.guard import update_ledger
 from sabot.base.accounts import Amounts
 from sabot.clock import ManualClock
@@ -255,6 +257,25 @@ async def test_a_clock_that_is_set_back_gives_no_day_twice() -> None:
     assert await accounts.check_budget(TENANT, 80) is BudgetDecision.DENY
     clock._now += 86400
     assert await accounts.check_budget(TENANT, 80) is BudgetDecision.DENY
+
+
+async def test_a_check_without_a_record_ends_after_its_time_for_everybody() -> None:
+    """It counted until the same caller checked again, so that a caller that had gone took its part of the budget for ever."""
+    clock = ManualClock(NOON)
+    accounts = ledger(clock, max_tokens_daily=100, warn_at=1)
+    for job in range(5):
+        assert await accounts.check_budget(replace(TENANT, job_id=f"job-{job}"), 20) is BudgetDecision.ALLOW
+        clock.advance(60)
+    other = replace(TENANT, principal_id="somebody else")
+    assert await accounts.check_budget(other, 20) is BudgetDecision.DENY
+    clock.advance(5 * 60)  # ten minutes after the first one
+    assert await accounts.check_budget(other, 20) is BudgetDecision.ALLOW
+    assert await accounts.check_budget(other, 20) is BudgetDecision.DENY
+    clock.advance(60)
+    assert accounts.reserve("a call of a guard", "tenant", Amounts(20, Decimal(0), 1)) == ALLOWED
+    clock.advance(3600)
+    assert await accounts.check_budget(other, 80) is BudgetDecision.ALLOW
+    assert len(accounts._held) == len(accounts._held_by) == 1, "callers that are gone take no memory"
 
 
 async def test_a_call_that_began_before_midnight_counts_on_the_day_it_ends() -> None:
