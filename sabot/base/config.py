@@ -24,7 +24,7 @@ FIELDS = 10_000
 Duration = str | int | float | timedelta
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_DURATIONS = 'write "5s", "100ms" or a number of seconds; the units are ' + ", ".join(_SECONDS)
+DURATIONS = 'write "5s", "100ms" or a number of seconds; the units are ' + ", ".join(_SECONDS)
 _BYTES = {"b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
 _MOST_BYTES = 1 << 62
 _WHO_CALLS = 'kafka://host:port, kafka={"security.protocol": "SASL_SSL", "sasl.mechanism": …, "sasl.username": …, "sasl.password": …}'
@@ -39,7 +39,7 @@ def parse_seconds(value: Duration, *, name: str = "duration", zero: bool = True)
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, bool):
-        raise UserError(f"{name}: {value!r} is no duration", hint=_DURATIONS)
+        raise UserError(f"{name}: {value!r} is no duration", hint=DURATIONS)
     elif isinstance(value, int | float | Real):  # numpy's numbers are Real
         try:
             seconds = float(value)
@@ -49,7 +49,7 @@ def parse_seconds(value: Duration, *, name: str = "duration", zero: bool = True)
         known = isinstance(value, str)
         match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(us|ms|s|min|m|h|d|w)?\s*", value) if known else None
         if match is None:
-            raise UserError(f"{name}: {value!r} is no duration", hint=_DURATIONS)
+            raise UserError(f"{name}: {value!r} is no duration", hint=DURATIONS)
         seconds = float(match[1]) * _SECONDS[match[2] or "s"]
     if seconds < 0:
         raise UserError(f"{name}: {value!r} is a negative duration", hint=f"{'0' if zero else '1us'} is the least")

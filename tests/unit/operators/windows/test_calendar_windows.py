@@ -291,6 +291,10 @@ def test_windows_of_a_calendar_go_on_after_a_crash(parallelism: int, window: Tim
         (lambda: tumbling("1mo", offset="1h"), "begins at midnight, so it has no offset"),
         (lambda: tumbling("1d", time_zone="Europe/Berlni"), "there is no time zone 'Europe/Berlni'"),
         (lambda: tumbling("0mo"), "is not a size of a window"),
+        (
+            lambda: tumbling("1 month"),
+            r"'1 month' is no duration .*; tumbling also takes months, quarters and years: mo, q, y",
+        ),
         (lambda: hopping("1mo", "1d"), "'1mo' has no fixed length"),
         (lambda: cumulative("1y", "1mo"), "'1y' has no fixed length"),
     ],
