@@ -4,17 +4,17 @@ in `schemas`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import pyarrow as pa
 
 from sabot._cython.text.json import encode_rows
-from sabot.base.checks import FLAG, check, is_whole
+from sabot.base.checks import FLAG, OneOf, check, is_whole
 from sabot.codecs.arrow import ArrowCodec, ArrowEncoder
 from sabot.codecs.base import Codec, Encoder, Format, LostFloats
 from sabot.codecs.csv import CsvCodec, CsvEncoder
 from sabot.codecs.csv_text import convert_options, refuse_csv_types
-from sabot.codecs.json import INFERENCE_ROWS, JsonCodec, JsonEncoder
+from sabot.codecs.json import INFERENCE_ROWS, JsonCodec, JsonEncoder, TimesInJson
 from sabot.codecs.raw import VALUE, RawCodec, RawEncoder
 from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.errors import UserError
@@ -26,10 +26,21 @@ _UNQUOTABLE = '"\r\n'
 class Json(Format):
     """The format of payloads that are one JSON object each. Without `schema=` the columns are inferred from the first
     `sample_rows` records.
+
+    `times`: how dates and timestamps are written: "ms" since 1970, or texts, "iso" (2024-05-17T12:30:00.25, with a Z behind
+    it if the type has a time zone) or "sql" (the same with a space for the T). All of them are read.
     """
 
     name: ClassVar[str] = "json"
     sample_rows: int = INFERENCE_ROWS
+    times: TimesInJson = "ms"
+
+    def __post_init__(self) -> None:
+        check("Json: times", self.times, OneOf(get_args(TimesInJson)))
+
+    @property
+    def description(self) -> str:
+        return self.name if self.times == "ms" else f"{self.name} with times as {self.times}"
 
     def codec(
         self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
@@ -37,7 +48,7 @@ class Json(Format):
         return JsonCodec(_selected(schema, columns), self.sample_rows).resumed(text)
 
     def encoder(self, topic: str) -> Encoder:
-        return JsonEncoder()
+        return JsonEncoder(self.times)
 
     def check_types(self, schema: pa.Schema, where: str) -> None:
         refuse_types(schema, encode_rows, where, "JSON")

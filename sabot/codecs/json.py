@@ -1,11 +1,14 @@
 """Payloads that are one JSON object each: decoded with a given or inferred schema, and encoded."""
 
+from typing import Literal
+
 import pyarrow as pa
 
 from sabot._cython.text.json import BadRow, JsonDecoder, encode_rows, infer_schema
 from sabot.errors import UserError
 
 INFERENCE_ROWS = 1000
+TimesInJson = Literal["ms", "iso", "sql"]
 _NO_COLUMNS = pa.schema([])
 
 
@@ -60,11 +63,14 @@ class JsonCodec:
 class JsonEncoder:
     """An encoder that writes rows as JSON objects, by the rules of `encode_rows`."""
 
+    def __init__(self, times: TimesInJson = "ms") -> None:
+        self._times = times
+
     def another(self) -> "JsonEncoder":
-        return JsonEncoder()
+        return JsonEncoder(self._times)
 
     def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
-        return encode_rows(batch)
+        return encode_rows(batch, self._times)
 
 
 def lossy_json(rows: pa.RecordBatch) -> pa.BinaryArray:

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
+from sabot.codecs.json import JsonEncoder, TimesInJson
 from sabot.codecs.records import to_records
 from sabot.connectors.base import ChecksTypes, LostFloats, Sink
 
@@ -22,8 +23,10 @@ class ConsoleSink(Sink, ChecksTypes):
 
     format = None
 
-    def __init__(self, name: str = "console") -> None:
+    def __init__(self, name: str = "console", *, times: TimesInJson = "ms") -> None:
+        """`times`: how dates and timestamps are written, as in `Json`."""
         self.name = name
+        self._encoder = JsonEncoder(times)
 
     def check_types(self, schema: pa.Schema) -> None:
         """Accepts columns of all types."""
@@ -35,7 +38,7 @@ class ConsoleSink(Sink, ChecksTypes):
         """There is nothing to open."""
 
     def write(self, batch: Batch) -> None:
-        payloads = to_records(batch, round(SYSTEM_CLOCK.time() * 1000)).column(0)
+        payloads = to_records(batch, round(SYSTEM_CLOCK.time() * 1000), encoder=self._encoder).column(0)
         together = pa.ListArray.from_arrays([0, len(payloads)], payloads.fill_null(b"null"))
         text = pc.binary_join(together, b"\n")[0].as_py().decode(errors="backslashreplace")
         sys.stdout.write(_CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")

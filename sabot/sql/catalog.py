@@ -13,12 +13,13 @@ from sabot.api.expr import Expr, col
 from sabot.api.nodes.changes import Upsert
 from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
+from sabot.codecs.formats import Json
 from sabot.connectors.base import Sink
 from sabot.connectors.console import ConsoleSink
 from sabot.connectors.defaults import takes_changes
 from sabot.connectors.files.paths import format_of as path_format
 from sabot.errors import UserError
-from sabot.sql.formats import DEBEZIUM, format_of, stream_of
+from sabot.sql.formats import DEBEZIUM, format_of, stream_of, times_of, written_format
 from sabot.sql.functions import cast
 from sabot.sql.scope import (
     Relation,
@@ -422,7 +423,7 @@ def _write_topic(options: Options, statement: CreateTable) -> OpenWrite:
     options.take("key.format")
     servers, settings = _client(options)
     written: dict[str, Any] = {}
-    if (format := format_of(options, statement)) == DEBEZIUM:
+    if (format := written_format(options, statement)) == DEBEZIUM:
         hint = "'connector' = 'upsert-kafka' with 'value.format' = 'json' writes the rows of a table"
         raise SqlFault(options.value_span("format"), "'format' = 'debezium-json' can be read, and not written", hint)
     if format is not None:
@@ -470,6 +471,7 @@ def _read_files(options: Options, statement: CreateTable) -> OpenRead:
     from sabot.connectors.files import files
 
     path, format = _path(options), _file_format(options)
+    times_of(options)
     return lambda app, given: app.stream(files(path, format), **given)
 
 
@@ -484,6 +486,8 @@ def _write_files(options: Options, statement: CreateTable) -> OpenWrite:
     written: dict[str, Any] = {}
     _delivery(options, written)
     more: dict[str, Any] = {"partition_by": [name.text for name in statement.partition]} if statement.partition else {}
+    if format == "ndjson":
+        more["times"] = times_of(options)
     if format == "parquet":
         more["evolve"] = options.choose("evolve", _YES_OR_NO, False)
     return lambda app: (sinks[format](path, **more), written)
@@ -554,7 +558,7 @@ _MEMORY = Connector(_read_topic, _write_topic)
 _FILES = Connector(_read_files, _write_files)
 _SQL = Connector(None, _write_sql)
 _DELTA = Connector(_read_delta, _write_delta)
-_PRINT = Connector(None, lambda options, statement: lambda app: (ConsoleSink(), {}))
+_PRINT = Connector(None, lambda options, statement: lambda app: (ConsoleSink(times="sql"), {}))
 
 _WITH_OP = (None, "json", "csv", "arrow")
 """The formats whose records may have a column more than the table: `op`, which says what each change is."""
@@ -603,7 +607,8 @@ def write_table(
         sink, written = connector.write(options, statement)(app)
         options.finish()
         key = [each.text for each in statement.key]
-        logged = connector is _MEMORY and not key and written.get("format") in _WITH_OP
+        format = written.get("format")
+        logged = connector is _MEMORY and not key and (format in _WITH_OP or isinstance(format, Json))
         plain = logged or isinstance(sink, ConsoleSink | BlackholeSink)
         adds_only = isinstance(sink, Sink) and not plain and not takes_changes(sink)
         if stream.changes and adds_only and endless_read(node_of(stream)) is None:

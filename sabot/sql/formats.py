@@ -12,6 +12,9 @@ import pyarrow as pa
 from sabot.api.expr import col
 from sabot.api.stream import Stream
 from sabot.codecs.avro import avro_schema
+from sabot.codecs.base import Format
+from sabot.codecs.formats import Json
+from sabot.codecs.json import TimesInJson
 from sabot.codecs.schemas import Avro
 from sabot.sql.functions import cast
 from sabot.sql.scope import TypedExpr, at
@@ -29,12 +32,43 @@ _FORMATS = {**{name: name for name in ("json", "csv", "raw", "arrow", _AVRO, _CO
 _YES_OR_NO = {"true": True, "false": False}
 
 
+_TIMES: dict[str, TimesInJson] = {"SQL": "sql", "ISO-8601": "iso", "EPOCH-MILLIS": "ms"}
+"""The forms in which JSON has times; the last one is not Flink's."""
+
+
 def format_of(options: Options, statement: CreateTable) -> str | Avro | None:
     """Returns the format of the records of a topic, or None if the options do not say it."""
     name = options.choose("value.format", _FORMATS) or options.choose("format", _FORMATS)
     if name == _AVRO:
         return _plain(options, statement)
+    if name in (None, "json"):
+        times_of(options)
     return _confluent(options) if name == _CONFLUENT else name
+
+
+def written_format(options: Options, statement: CreateTable) -> str | Format | None:
+    """Returns the format in which a topic is written: that of `format_of`, but JSON with times as Flink writes them."""
+    times = times_of(options)
+    format = format_of(options, statement)
+    if format not in (None, "json") or times == "ms":
+        return format
+    types = [arrow_type(each.type) for each in statement.columns if each.type is not None and each.metadata is None]
+    # A table without columns has those of its query; one without times is written as other JSON is.
+    return Json(times=times) if not types or any(map(_has_time, types)) else format
+
+
+def times_of(options: Options) -> TimesInJson:
+    """Returns the form in which a table with JSON writes times. Texts and numbers are read in all forms."""
+    found: TimesInJson | None = None
+    for name in ("value.json.timestamp-format.standard", "json.timestamp-format.standard"):
+        found = options.choose(name, _TIMES, found)
+    return found or "sql"
+
+
+def _has_time(type: pa.DataType) -> bool:
+    if pa.types.is_nested(type):
+        return any(_has_time(type.field(number).type) for number in range(type.num_fields))
+    return bool(pa.types.is_timestamp(type) or pa.types.is_date(type))
 
 
 def _plain(options: Options, statement: CreateTable) -> Avro:

@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -68,10 +68,13 @@ def infer_schema(payloads: Sequence[bytes | None]) -> pa.Schema:
     schema has no columns.
     """
 
-def encode_rows(batch: pa.RecordBatch) -> pa.BinaryArray:
-    """Encodes each row as one JSON object, compact, in UTF-8.
+def encode_rows(batch: pa.RecordBatch, times: Literal["ms", "sql", "iso"] = "ms") -> pa.BinaryArray:
+    """Encodes each row as one JSON object, compact, in UTF-8, with the fields in the order of the columns.
 
-    Nulls, NaN and infinities are written as null; timestamps and dates as epoch ms; decimals as numbers with all
+    `times`: timestamps and dates are epoch ms, or texts: `2024-05-17T12:30:00.25` with "iso", `2024-05-17 12:30:00.25`
+    with "sql"; a Z is behind them if the type has a time zone. A date is `2024-05-17`.
+
+    Nulls, NaN and infinities are written as null; decimals as numbers with all
     digits of their scale (1.50); binary as a UTF-8 string (TypeError for other bytes); struct and list as objects and
     lists. Other types raise UserError naming the column. Floats are written with the fewest digits that round-trip,
     and always with a point or an exponent: 1.0 is `1.0`. Raises OverflowError above 2 GiB.

@@ -89,6 +89,8 @@ cdef extern from "text/json_parse.h" namespace "sabot" nogil:
 cdef extern from "text/json_write.h" namespace "sabot" nogil:
     cppclass Column:
         int scale
+        char between
+        cbool zoned
         Column(int kind, cbool checked, int64_t per_second, const string& path, const string& name, cbool first) except +
         void add_child(Column* child) except +  # takes ownership
 
@@ -451,8 +453,13 @@ def _arrow_type(shape):
     return {"bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}[shape]
 
 
-cdef int add_columns(Column* parent, list fields) except -1:
-    """Adds a column to `parent` for each (field, path). Raises UserError for types that JSON cannot represent."""
+cdef dict BETWEEN = {"ms": 0, "sql": ord(" "), "iso": ord("T")}
+
+
+cdef int add_columns(Column* parent, list fields, char between) except -1:
+    """Adds a column to `parent` for each (field, path). `between`: see json_write.h. Raises UserError for types that JSON
+    cannot represent.
+    """
     cdef Column* column
     cdef int kind
     first = True
@@ -462,20 +469,18 @@ cdef int add_columns(Column* parent, list fields) except -1:
         column = new Column(kind, field.type == pa.binary(), unit, path.encode(), field.name.encode(), first)
         if kind == DECIMAL128 or kind == DECIMAL256:
             column.scale = field.type.scale
+        column.between = between
+        column.zoned = kind == TIMESTAMP and field.type.tz is not None
         parent.add_child(column)  # the parent owns the column from here on, even if the next line raises
         if kind == STRUCT_ or kind == LIST_:
-            add_columns(column, children_of(field.type, path))
+            add_columns(column, children_of(field.type, path), between)
         first = False
     return 0
 
 
-def encode_rows(batch):
-    """Encodes each row as one JSON object, compact, in UTF-8, with the fields in the order of the columns.
-
-    Nulls, NaN and infinities are written as null, times as epoch ms, decimals with all their digits; floats with the
-    fewest digits that round-trip, and always with a point or an exponent. Raises UserError for a column whose type
-    JSON cannot represent, TypeError for binary that is not UTF-8, OverflowError above 2 GiB.
-    """
+def encode_rows(batch, times="ms"):
+    """Encodes each row as one JSON object, compact, in UTF-8, with the fields in the order of the columns. See json.pyi."""
+    cdef char between = BETWEEN[times]
     batch = normalise(batch)
     cdef Column* root = new Column(STRUCT_, False, 1, b"", b"", True)
     cdef ArrowArray out
@@ -483,7 +488,7 @@ def encode_rows(batch):
     cdef cbool written
     cdef ArrowArray* rows
     try:
-        add_columns(root, [(field, field.name) for field in batch.schema])
+        add_columns(root, [(field, field.name) for field in batch.schema], between)
         _, capsule = batch.__arrow_c_array__()  # kept alive while its buffers are read
         rows = array_of(capsule)
         with nogil:

@@ -17,6 +17,7 @@
 #include "arrow/utf8.h"
 #include "text/json_parse.h"
 #include "text/json_text.h"
+#include "text/times_text.h"
 
 namespace sabot {
 
@@ -114,12 +115,54 @@ __attribute__((noinline)) static void write_decimal(Bytes& out, Whole value, int
     for (; scale < 0; scale++) out.put_byte('0');
 }
 
+/* Writes `value` with at least `width` digits. */
+static inline void write_digits(Bytes& out, int64_t value, int width) {
+    char digits[20];
+    char* p = digits + sizeof digits;
+    for (int i = 0; i < width || value != 0; i++, value /= 10) *--p = static_cast<char>('0' + value % 10);
+    out.put(p, digits + sizeof digits - p);
+}
+
+/* Writes 2024-05-17; a year beyond 9999 has a plus, and one before 0 a minus. */
+static inline void write_date(Bytes& out, int64_t day) {
+    const Date date = date_of(day);
+    if (date.year < 0) out.put_byte('-');
+    if (date.year > 9999) out.put_byte('+');
+    write_digits(out, date.year < 0 ? -date.year : date.year, 4);
+    out.put_byte('-');
+    write_digits(out, date.month, 2);
+    out.put_byte('-');
+    write_digits(out, date.day, 2);
+}
+
+/* Writes a date, `between`, and the time of day with as many digits of the second as it needs: 2024-05-17T12:30:00.25 */
+static inline void write_date_time(Bytes& out, int64_t units, int64_t per_second, char between) {
+    const int64_t seconds = floor_div(units, per_second);
+    const int64_t day = floor_div(seconds, 86400);
+    const int64_t of_day = seconds - day * 86400;
+    write_date(out, day);
+    out.put_byte(static_cast<uint8_t>(between));
+    write_digits(out, of_day / 3600, 2);
+    out.put_byte(':');
+    write_digits(out, of_day / 60 % 60, 2);
+    out.put_byte(':');
+    write_digits(out, of_day % 60, 2);
+    int64_t fraction = units - seconds * per_second;
+    if (fraction == 0) return;
+    int digits = per_second == 1000 ? 3 : per_second == 1000000 ? 6 : 9;
+    for (; fraction % 10 == 0; digits--) fraction /= 10;
+    out.put_byte('.');
+    write_digits(out, fraction, digits);
+}
+
 /* One column to write; `array` is borrowed. */
 struct Column {
     Kind kind;
     bool checked;             /* true if text must be checked for valid UTF-8 */
     int64_t per_second;       /* timestamp: units per second */
     int scale = 0;            /* decimals: digits after the point */
+    char between = 0;         /* times are texts with this character before the time of day; 0: they are epoch ms */
+    bool zoned = false;       /* timestamp: true if the text ends in Z */
     std::string path;
     std::string key;          /* "name": in the object, with a comma before all but the first */
     const ArrowArray* array = nullptr;
@@ -173,10 +216,16 @@ struct Column {
             case Kind::uint64: return write_whole(out, fixed<uint64_t>(at));
             case Kind::float32: return write_float(out, fixed<float>(at));
             case Kind::float64: return write_float(out, fixed<double>(at));
-            case Kind::date32: return write_whole(out, static_cast<int64_t>(fixed<int32_t>(at)) * 86400000);
-            case Kind::date64: return write_whole(out, fixed<int64_t>(at));
+            case Kind::date32: return write_day(out, fixed<int32_t>(at));
+            case Kind::date64:
+                return between ? write_day(out, floor_div(fixed<int64_t>(at), 86400000)) : write_whole(out, fixed<int64_t>(at));
             case Kind::timestamp: {
                 const int64_t units = fixed<int64_t>(at);
+                if (between) {
+                    out.put_byte('"');
+                    write_date_time(out, units, per_second, between);
+                    return out.put(zoned ? "Z\"" : "\"", zoned ? 2 : 1);
+                }
                 if (per_second >= 1000) return write_whole(out, floor_div(units, per_second / 1000));
                 int64_t ms;
                 if (__builtin_mul_overflow(units, int64_t{1000}, &ms)) throw Unwritable{path};
@@ -209,6 +258,13 @@ struct Column {
             }
             case Kind::null_: return;
         }
+    }
+
+    void write_day(Bytes& out, int64_t day) const {
+        if (!between) return write_whole(out, day * 86400000);
+        out.put_byte('"');
+        write_date(out, day);
+        out.put_byte('"');
     }
 
     /* Writes the values of row `row` of each child array. */

@@ -14,6 +14,23 @@
 
 namespace sabot {
 
+struct Date {
+    int64_t year;
+    int32_t month, day;
+};
+
+/* Returns the date of a day, counted from 1970-01-01. */
+static inline Date date_of(int64_t day) {
+    const int64_t shifted = day + 719468;  // since 0000-03-01: the leap day is the last day of a year
+    const int64_t era = (shifted >= 0 ? shifted : shifted - 146096) / 146097;
+    const uint32_t of_era = static_cast<uint32_t>(shifted - era * 146097);
+    const uint32_t year_of_era = (of_era - of_era / 1460 + of_era / 36524 - of_era / 146096) / 365;
+    const uint32_t of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    const uint32_t march = (5 * of_year + 2) / 153;  // the month, counted from March as 0
+    const int32_t month = static_cast<int32_t>(march < 10 ? march + 3 : march - 9);
+    return {year_of_era + era * 400 + (month <= 2), month, static_cast<int32_t>(of_year - (153 * march + 2) / 5 + 1)};
+}
+
 class TimeFormat {
   public:
     /* Sets the format. `text`: the format, with any bytes in place of digits. `per_second`: the units of the times
@@ -104,18 +121,11 @@ class TimeFormat {
 
     bool put_day(int64_t day) {
         if (day < -719528 || day > 2932896) return false;  // 0000-01-01, 9999-12-31
-        const int64_t shifted = day + 719468;               // since 0000-03-01: the leap day is the last day of a year
-        const int64_t era = (shifted >= 0 ? shifted : shifted - 146096) / 146097;
-        const uint32_t of_era = static_cast<uint32_t>(shifted - era * 146097);
-        const uint32_t year_of_era = (of_era - of_era / 1460 + of_era / 36524 - of_era / 146096) / 365;
-        const uint32_t of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        const uint32_t march = (5 * of_year + 2) / 153;  // the month, counted from March as 0
-        const uint32_t month = march < 10 ? march + 3 : march - 9;
-        const uint32_t year = static_cast<uint32_t>(static_cast<int64_t>(year_of_era) + era * 400 + (month <= 2));
+        const Date date = date_of(day);
         for (const Field& field : fields_) {
-            if (field.code == 'Y') put(field.place, 4, year);
-            if (field.code == 'm') put(field.place, 2, month);
-            if (field.code == 'd') put(field.place, 2, of_year - (153 * march + 2) / 5 + 1);
+            if (field.code == 'Y') put(field.place, 4, static_cast<uint32_t>(date.year));
+            if (field.code == 'm') put(field.place, 2, static_cast<uint32_t>(date.month));
+            if (field.code == 'd') put(field.place, 2, static_cast<uint32_t>(date.day));
         }
         return true;
     }

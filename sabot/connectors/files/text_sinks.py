@@ -14,6 +14,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.base.config import Duration
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.csv_text import plain_times, refuse_csv_types
+from sabot.codecs.json import JsonEncoder, TimesInJson
 from sabot.codecs.records import RECORD_SCHEMA, to_records
 from sabot.connectors.files.column_sinks import Arrow, ColumnFormat, Parquet
 from sabot.connectors.files.format import FileFormat
@@ -231,8 +232,13 @@ class _Ndjson(_TextFormat):
     needs_suffix = False
     floats_lost = "not_finite"
 
+    def __init__(self, name: str, compression: str | None, times: TimesInJson = "ms") -> None:
+        super().__init__(name, compression)
+        self._encoder = JsonEncoder(times)
+
     def lines(self, batch: Batch) -> bytes:
-        payload: Any = to_records(batch, int(SYSTEM_CLOCK.time() * 1000)).column(0).fill_null(b"null")
+        records = to_records(batch, int(SYSTEM_CLOCK.time() * 1000), encoder=self._encoder)
+        payload: Any = records.column(0).fill_null(b"null")
         lines = _join(payload)
         if lines.count(b"\n") != len(payload):
             for end in ("\n", "\r"):
@@ -246,7 +252,7 @@ class NdjsonSink(FileSink):
 
     A line break inside a payload becomes a space (JSON means the same); a null payload is `null`. `path` may end in
     .gz or .zst; `compression` ("gzip", "zstd") is for the parts of a folder. A path is a folder only if it ends in
-    "/" or is one already.
+    "/" or is one already. `times`: how dates and timestamps are written, as in `Json`.
     """
 
     def __init__(
@@ -258,9 +264,10 @@ class NdjsonSink(FileSink):
         part_bytes: int | None = None,
         part_time: Duration | None = None,
         partition_by: Sequence[str] = (),
+        times: TimesInJson = "ms",
     ) -> None:
         super().__init__(
-            _partitioned(_Ndjson(os.fspath(path), compression), partition_by),
+            _partitioned(_Ndjson(os.fspath(path), compression, times), partition_by),
             overwrite=overwrite,
             part_bytes=part_bytes,
             part_time=part_time,

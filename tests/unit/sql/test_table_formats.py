@@ -267,3 +267,77 @@ def test_instants_of_json_and_of_cast_are_the_same_around_all_changes_of_a_clock
             CREATE TABLE times (at TIMESTAMP_LTZ(3), t STRING) WITH ('connector' = 'files', 'path' = '{tmp_path}/times.json')""")
         query = "SELECT COUNT(*) AS n FROM times WHERE at <> CAST(REPLACE(t, 'T', ' ') AS TIMESTAMP_LTZ(3))"
         assert app.sql(query).materialize().collect()["n"].to_pylist() in ([], [0])
+
+
+RIDES = """
+CREATE TABLE rides (id BIGINT, at TIMESTAMP(3), seen TIMESTAMP_LTZ(6), day DATE, stops ARRAY<ROW<at TIMESTAMP(3)>>)
+WITH ('connector' = 'kafka', 'topic' = 'rides', 'format' = 'json', 'scan.bounded.mode' = 'latest-offset'{more});
+"""
+RIDE = "1, TIMESTAMP '2020-12-30 12:13:14.120', TIMESTAMP_LTZ '2020-12-30 12:13:14.123456Z', DATE '2020-12-30'"
+SQL_TEXTS = (
+    b'{"id":1,"at":"2020-12-30 12:13:14.12","seen":"2020-12-30 12:13:14.123456Z","day":"2020-12-30",'
+    b'"stops":[{"at":"2020-12-30 12:00:00"}]}'
+)
+
+
+@pytest.mark.parametrize(
+    ("standard", "expected"),
+    [
+        (None, SQL_TEXTS),
+        ("SQL", SQL_TEXTS),
+        ("ISO-8601", SQL_TEXTS.replace(b"30 12", b"30T12")),
+        (
+            "EPOCH-MILLIS",
+            b'{"id":1,"at":1609330394120,"seen":1609330394123,"day":1609286400000,"stops":[{"at":1609329600000}]}',
+        ),
+    ],
+)
+async def test_times_in_json_are_the_texts_that_flink_writes_and_are_read_again(app, standard, expected):
+    """They were written as ms since 1970, which Flink's format does not read."""
+    table = RIDES.format(more="" if standard is None else f", 'json.timestamp-format.standard' = '{standard}'")
+    stops = app.stream(
+        [{"id": 1, "stops": [{"at": datetime(2020, 12, 30, 12)}]}],
+        schema=pa.schema({"id": pa.int64(), "stops": pa.list_(pa.struct({"at": pa.timestamp("ms")}))}),
+    )
+    app.sql(table + f"INSERT INTO rides SELECT {RIDE}, stops FROM given", given=stops)
+    await app.run()
+    assert [record.payload for record in records(app, "rides")] == [expected]
+    again = App("again", app.broker)
+    texts = "CAST(at AS STRING) AS at, CAST(seen AS STRING) AS seen, CAST(day AS STRING) AS day"
+    found = again.sql(table + f"SELECT {texts}, CAST(stops[1].at AS STRING) AS stop FROM rides").collect().to_pylist()
+    digits = "000" if standard == "EPOCH-MILLIS" else "456"
+    assert found == [
+        {"at": "2020-12-30 12:13:14.120", "seen": f"2020-12-30 12:13:14.123{digits}", "day": "2020-12-30"}
+        | {"stop": "2020-12-30 12:00:00.000"}
+    ]
+
+
+def test_numbers_and_both_forms_of_texts_are_read_whatever_form_is_written(app):
+    for at in (1609330394120, "2020-12-30 12:13:14.12", "2020-12-30T12:13:14.12", "2020-12-30T14:13:14.12+02:00"):
+        publish(app, "rides", [{"seen": at}])
+    for standard in ("SQL", "ISO-8601"):
+        more = f", 'value.json.timestamp-format.standard' = '{standard}'"
+        again = App(f"reads {standard}", app.broker)
+        found = again.sql(RIDES.format(more=more) + "SELECT CAST(seen AS STRING) AS seen FROM rides").collect()
+        assert found["seen"].to_pylist() == ["2020-12-30 12:13:14.120000"] * 4
+
+
+async def test_files_of_json_and_printed_rows_have_times_as_texts(app, tmp_path, capsys):
+    app.sql(f"""
+        CREATE TABLE rides (at TIMESTAMP(3)) WITH ('connector' = 'filesystem', 'path' = '{tmp_path}/rides.json', 'format' = 'json');
+        CREATE TABLE iso (at TIMESTAMP_LTZ(3)) WITH ('connector' = 'filesystem', 'path' = '{tmp_path}/iso.json', 'format' = 'json',
+            'json.timestamp-format.standard' = 'ISO-8601');
+        CREATE TABLE shown (at TIMESTAMP(3)) WITH ('connector' = 'print');
+        INSERT INTO rides VALUES (TIMESTAMP '2020-12-30 12:13:14.120');
+        INSERT INTO iso VALUES (TIMESTAMP_LTZ '2020-12-30 12:13:14.120Z');
+        INSERT INTO shown VALUES (TIMESTAMP '2020-12-30 12:13:14.120')""")
+    await app.run()
+    assert (tmp_path / "rides.json").read_text() == '{"at":"2020-12-30 12:13:14.12"}\n'
+    assert (tmp_path / "iso.json").read_text() == '{"at":"2020-12-30T12:13:14.12Z"}\n'
+    assert capsys.readouterr().out == '{"at":"2020-12-30 12:13:14.12"}\n'
+
+
+def test_another_form_of_times_in_json_is_refused(app):
+    with pytest.raises(SqlError, match=r"'json\.timestamp-format\.standard' cannot be 'ISO'") as caught:
+        app.sql(RIDES.format(more=", 'json.timestamp-format.standard' = 'ISO'"))
+    assert "ISO-8601" in str(caught.value)

@@ -5,6 +5,7 @@ import math
 import threading
 from datetime import UTC, date, datetime, timedelta
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
@@ -781,6 +782,35 @@ def test_written_floats_are_the_shortest_that_read_back(number):
     assert float(text) == number
     digits = text.lower().split("e")[0].replace(".", "").replace("-", "").strip("0")
     assert len(digits) == len(repr(number).lower().split("e")[0].replace(".", "").replace("-", "").strip("0"))
+
+
+def test_times_are_written_as_texts_with_the_digits_that_they_need():
+    days = np.arange(-719_528, 2_932_897, 7)  # each seventh of all days with a year of four digits
+    written = encode_rows(pa.record_batch({"x": pa.array(days, pa.int32()).cast(pa.date32())}), "iso").to_pylist()
+    assert written == [f'{{"x":"{day}"}}'.encode() for day in days.astype("datetime64[D]").astype(str)]
+    moments = {"s": 5, "ms": 5_250, "us": -1, "ns": 1_000_000_001}
+    texts = ["00:00:05", "00:00:05.25", "23:59:59.999999", "00:00:01.000000001"]
+    for (unit, moment), text in zip(moments.items(), texts, strict=True):
+        day = "1969-12-31" if moment < 0 else "1970-01-01"
+        plain, zoned = (pa.array([moment, None], pa.timestamp(unit, zone)) for zone in (None, "UTC"))
+        batch = pa.record_batch({"x": plain, "y": pa.array([[moment], []], pa.list_(zoned.type))})
+        for form, between in (("iso", "T"), ("sql", " ")):
+            one = f"{day}{between}{text}"
+            rows = [f'{{"x":"{one}","y":["{one}Z"]}}', '{"x":null,"y":[]}']
+            assert [each.decode() for each in encode_rows(batch, form).to_pylist()] == rows
+    far = pa.record_batch({"x": pa.array([253_402_300_800, -62_167_219_201], pa.timestamp("s"))})
+    assert encode_rows(far, "iso").to_pylist() == [b'{"x":"+10000-01-01T00:00:00"}', b'{"x":"-0001-12-31T23:59:59"}']
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(st.none(), st.datetimes())), st.sampled_from(["iso", "sql"]))
+def test_times_that_are_written_as_texts_read_back_the_same(moments, form):
+    batch = pa.record_batch(
+        {"x": pa.array(moments, pa.timestamp("us")), "y": pa.array(moments, pa.timestamp("us", "UTC"))}
+    )
+    again, bad = JsonDecoder(batch.schema).decode(encode_rows(batch, form))
+    assert not bad
+    assert again.equals(batch)
 
 
 def test_columns_of_other_libraries_types_are_written_too():
