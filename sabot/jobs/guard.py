@@ -297,8 +297,8 @@ class EffectGuard:
 
     def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
         """Prepares for a job, for example by reserving its budget; does nothing by default. Called before the BEGIN
-        entry of the job is recorded: for a new job, and for a job that begins again over its history after it has
-        failed.
+        entry of the job is recorded: for a new job, and for a job that has failed and now begins again with a replay
+        of its history.
 
         `taken`: the entries that follow `begin` if the job continues from a checkpoint of another job.
         """

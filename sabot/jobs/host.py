@@ -294,15 +294,14 @@ class JobHost(HostState):
 
     def stays_parked(self, job: OpenJob) -> bool:
         """Parks an open job again, if the restored checkpoint has a valid note about it as a parked job. The owner of
-        the job is told. Returns True if the job is parked, and False if its function has to run over its history
-        instead.
+        the job is told. Returns True if the job is parked, and False if its history has to be replayed instead.
         """
         return self.parking.take_up(job, self.owners[job.agent], self._timers)
 
     def resume(self, job: OpenJob) -> None:
-        """Continues with a job that `open` has returned. The function of the job runs over its history, up to the
-        point that it had reached. If the job has failed or was cancelled, its function does not run; its owner and
-        its parent are told of the end again.
+        """Continues with a job that `open` has returned: replays its history, and then lets its function run on. If
+        the job has failed or was cancelled, its history is not replayed; its owner and its parent are told of the end
+        again.
         """
         waits = job.last == job.began and parent_of(job.job_id)[0]
         if waits or (job.ended is not None and job.ended.outcome != "succeeded"):
@@ -411,9 +410,9 @@ class JobHost(HostState):
     # -- turns --------------------------------------------------------------------------------------------------------
 
     def _run(self, running: RunningJob, turn: Callable[..., None], *given: Any) -> None:
-        """Runs one turn of the job: calls `turn` with the arguments `given`, and handles its errors. If the function
-        has requested effects, or no longer awaits some, puts the job into the queue so that the host handles these
-        effects. Otherwise calls `settle`.
+        """Runs one turn of the job, in which its function runs until it waits again: calls `turn` with the arguments
+        `given`, and handles its errors. If the function has requested effects, or no longer awaits some, puts the job
+        into the queue so that the host handles these effects. Otherwise calls `settle`.
         """
         job = running.job
         try:
@@ -695,8 +694,9 @@ class JobHost(HostState):
             self._forget(running, stays_open=True)
 
     def _attempt(self, running: RunningJob) -> None:
-        """Begins another attempt of a failed job: its function runs once more over its history. Effects that have
-        succeeded keep their results. Failed effects that may be repeated are requested again by the function.
+        """Begins another attempt of a failed job: its function begins again, with a replay of its history. Effects
+        that have succeeded keep their results. Failed effects that may be repeated are requested again by the
+        function.
         """
         job_id = running.job.job_id
         if not running.in_memory or self.stopping:

@@ -49,9 +49,9 @@ class GuardJudge:
     _only_asks = "only durable agents ask"
 
     def __init__(self, calls: str, agent: str, guard: EffectGuard, clock: Clock) -> None:
-        """Makes a judge. `calls`: a name that replaces the job's id in the rows of the ledger, because these calls
-        belong to no job. `agent`: the id of the agent or stream that makes the calls; its app is the tenant. `guard`:
-        decides on each call.
+        """Makes a judge. `calls`: a name that replaces the job's id in the ledger (the table with the costs of
+        calls), because these calls belong to no job. `agent`: the id of the agent or stream that makes the calls; its
+        app is the tenant. `guard`: decides on each call.
         """
         self._calls, self._agent, self._guard, self._clock = calls, agent, guard, clock
         self._numbers = count(1)

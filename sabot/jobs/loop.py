@@ -224,7 +224,7 @@ class JobLoop(asyncio.AbstractEventLoop):
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Makes the main task, which runs this coroutine in a copy of the current context. The coroutine begins to
-        run in the next turn.
+        run in the next turn (`run_until_quiet`).
         """
         self._in_turn = get_ident()
         context = copy_context()
@@ -383,9 +383,9 @@ class JobLoop(asyncio.AbstractEventLoop):
         return handle
 
     def _woken_from_outside(self) -> UserError:
-        """Returns the error for a callback that became ready outside of a turn, for example because another thread
-        has set the result of a future of the job. The error is raised in the code that has done so. The job fails
-        with the same error.
+        """Returns the error for a callback that became ready while no turn of the job was running
+        (`run_until_quiet`), for example because another thread has set the result of a future of the job. The error
+        is raised in the code that has done so. The job fails with the same error.
         """
         who = "the app, or another thread"
         other = asyncio._get_running_loop()

@@ -74,7 +74,8 @@ _decode = msgspec.msgpack.Decoder(ParkedNote).decode
 
 
 class _Parked(msgspec.Struct, gc=False):  # of 100,000 of them the garbage collector would look at each, again and again
-    """A parked job.
+    """A parked job: its function waits for something that takes long, and its coroutine was removed from memory. The
+    history of the job is in the journal.
 
     - `agent`: the id of its agent.
     - `waits`: the names of the signals for which it waits.
@@ -92,15 +93,15 @@ class _Parked(msgspec.Struct, gc=False):  # of 100,000 of them the garbage colle
 
 
 class Parking:
-    """The part of a host (`JobHost`) that has the parked jobs. It also reads the histories of jobs that have to run
-    again.
+    """The part of a host (`JobHost`) for parked jobs, whose coroutines were removed from memory because they wait for
+    something that takes long. It also reads the histories of jobs that have to run again.
     """
 
     def __init__(self, host: HostState, notes: ParkedNotes | None, *, has_letter: Callable[[str], bool]) -> None:
         """Makes the part of a host for parked jobs.
 
-        - `notes`: stores the notes about parked jobs. With None there are no notes, and each open job runs over its
-          history when the app starts.
+        - `notes`: stores the notes about parked jobs. With None there are no notes, and the history of each open job
+          is replayed when the app starts.
         - `has_letter`: a function that returns True if the host has posted a letter for this job and has not read it
           from the inbox yet.
         """
@@ -192,7 +193,7 @@ class Parking:
 
     def take_up(self, job: OpenJob, owner: JobOwner, timers: JobTimers) -> bool:
         """Parks an open job again when the app starts, if there is a valid note about it. Returns True if the job is
-        parked, and False if its function has to run over its history instead.
+        parked, and False if its history has to be replayed instead.
         """
         note = self._noted.pop(job.job_id, None)
         if note is None or self._notes is None:
@@ -253,7 +254,7 @@ class Parking:
 
     def load(self, job_id: str) -> None:
         """Starts to read the history of a job from the journal. When it was read, the event Loaded is put into the
-        queue, and the host then runs the function of the job over that history.
+        queue, and the host then replays the history and lets the function of the job run on.
         """
         self._loading[job_id] = []
         self._to_load.append(job_id)

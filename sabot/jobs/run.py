@@ -120,7 +120,7 @@ class JobRun:
     ) -> None:
         """Makes a run.
 
-        - `history`: the history over which the function runs.
+        - `history`: the history that is replayed first.
         - `key`: the key of the journal, from which digests and tokens are made.
         - `code`: the version of the function that will run.
         - `pieces`: receives the pieces of models' answers; None for no receiver.

@@ -381,7 +381,7 @@ def check_letter(letter: Letter, question: Question | None, mark: JobMark | None
     LetterRefused if the letter must not be accepted. The inbox calls this in the transaction that stores the letter.
 
     - `question`: the question with the letter's token; None if there is none.
-    - `mark`: the mark of the job that a signal or a cancel names; None if the journal does not know the job.
+    - `mark`: what the journal knows about the job that a signal or a cancel names; None if it does not know the job.
     - `earlier`: True if the inbox has already accepted a letter with the same `Letter.once`.
     - `now_ms`: the present time, in milliseconds since 1970.
     """

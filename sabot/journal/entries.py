@@ -72,7 +72,7 @@ class JobOrigin(msgspec.Struct, frozen=True, array_like=True):
 
 class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
     """The entry that begins a job. A second BEGIN entry of the same job begins a new history (`ctx.continue_as`).
-    After an END entry, it begins another run of the job over its history.
+    After an END entry, it begins another run of the job, with a replay of its history.
 
     - `agent`: the id of the agent. `body`: the input. `key`: the key of the job's record.
     - `digest`: the digest of the input, by which the same job is recognized if it is requested a second time; empty
@@ -81,7 +81,7 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
     - `scope`, `principal`: the tenant and the person for whom the job runs, or "".
     - `run`: 1 for the first run of the job, and one more each time that it begins again because its dead letter was
       sent again.
-    - `labels`: the labels of the input.
+    - `labels`: the labels of the input, such as "untrusted".
     - `origin`: set if the job continues from a checkpoint of another job; else None.
     - `seed`: the seed of random values; with b"" the seed is made from the id of the job.
     """
@@ -147,7 +147,7 @@ class EffectResult(_Base, frozen=True, array_like=True, gc=False, tag="result"):
     """The entry with the result of an effect.
 
     - `outcome`: "ok", or the type of the error. `body`: the value or the error.
-    - `usage`: the usage of the call, in the encoding of the ledger.
+    - `usage`: the usage of the call, encoded as for the ledger (the table with the costs of calls).
     - `asked`: for a tool, the usage of the models that the tool itself has asked. It is counted in the limits of the
       job.
     - `labels`: for a child, the labels of all data that the child has received.
@@ -202,7 +202,8 @@ class End(_Base, frozen=True, array_like=True, gc=False, tag="end"):
     - `outcome`: "succeeded", "failed" or "cancelled". `result`: the type of the error, or the reason of the cancel.
     - `digest`: the digest of the output. `body`: the output or the error.
     - `labels`: the labels of all data that the job has received.
-    - `usage`: the maximum usage of those calls of the job that have no result, in the encoding of the ledger.
+    - `usage`: the maximum usage of those calls of the job that have no result, encoded as for the ledger (the table
+      with the costs of calls).
     """
 
     outcome: str

@@ -363,7 +363,7 @@ def letter_facts(connection: Connection, letter: Letter) -> tuple[Question | Non
     """Returns three arguments for `base.check_letter`, as a tuple:
 
     - the question with the letter's token, or None;
-    - the mark of the job that the letter names, or None;
+    - the JobMark of the job that the letter names, or None;
     - True if the inbox has already accepted a letter with the same `Letter.once`.
     """
     run = connection.execute
