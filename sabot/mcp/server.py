@@ -58,7 +58,7 @@ class ToolServer:
 
     - `name`, `version`, `instructions`: texts that are shown to clients.
     - `concurrency`: the most calls that are made at the same time; further calls wait.
-    - `max_result_bytes`: the most characters of a result as JSON. A longer result is not sent; the client gets an
+    - `max_result_bytes`: the most bytes of a result as JSON. A longer result is not sent; the client gets an
       error.
 
     Raises UserError if two tools have the same name, or if a tool has a parameter of type `Effect`. Such a tool needs
@@ -205,17 +205,17 @@ class ToolServer:
 
     def _result(self, tool: Tool, value: Any) -> "types.CallToolResult":
         try:
-            text = msgspec.json.encode(clean_value(msgspec.to_builtins(value))).decode()
+            encoded = msgspec.json.encode(clean_value(msgspec.to_builtins(value)))
         except (TypeError, ValueError, RecursionError) as error:
             raise UserError(f"the result of {tool.name} cannot be written as JSON: {error}") from error
-        if len(text) > self._most:
+        if len(encoded) > self._most:
             raise UserError(
-                f"the result of {tool.name} has {len(text):,} characters, and {self._most:,} are the most",
+                f"the result of {tool.name} has {len(encoded):,} bytes of JSON, and {self._most:,} are the most",
                 hint="ask for less",
             )
-        said = msgspec.json.decode(text)  # a NaN is null in it
+        said = msgspec.json.decode(encoded)  # a NaN is null in it
         structured = said if isinstance(said, dict) else {"result": said}
-        return types.CallToolResult(content=[types.TextContent(text=text)], structured_content=structured)
+        return types.CallToolResult(content=[types.TextContent(text=encoded.decode())], structured_content=structured)
 
 
 def _with_token(app: "ASGIApp", token: str) -> "ASGIApp":
