@@ -255,7 +255,7 @@ def max(x: str | Expr) -> Aggregate:
 
 
 def mean(x: str | Expr) -> Aggregate:
-    """Returns the mean, as float64."""
+    """Returns the mean of the values, as float64."""
     return Aggregate("mean", as_column(x))
 
 

@@ -33,8 +33,9 @@ _SCHEMA = pa.schema(
 
 
 def aggregates_of(schema: pa.Schema) -> dict[str, Aggregate]:
-    """Returns the aggregates that `Stream.describe` computes, by name: "rows" is the number of rows. The statistics
-    of a column are named by the number of the column, such as "0.min" for the least value of the first one.
+    """Returns the aggregates that `Stream.describe` computes, by name. "rows" is the number of rows. The name of a
+    statistic of a column begins with the number of the column, from 0, such as "0.min" for the least value of the
+    first column.
 
     A column has only the statistics that its type allows: nested columns have just a count, and only numbers have a
     mean, a standard deviation and quartiles.

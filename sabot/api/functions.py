@@ -95,7 +95,7 @@ class KeyMap(Protocol):
         """Returns all fields and their values."""
 
     def delete(self, field: Any = ...) -> None:
-        """Deletes one field; without `field`, all of them."""
+        """Deletes one field. Without `field`, deletes all fields."""
 
 
 class Timers(Protocol):

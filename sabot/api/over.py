@@ -38,7 +38,7 @@ class OverFunction:
         return isinstance(other, OverFunction) and self.text() == other.text()
 
     def text(self) -> str:
-        """Returns the function as plans show it."""
+        """Returns the function as a text, as plans show it: "lag(price)"."""
         if self.argument is None:
             return f"{self.kind}()"
         words = [self.argument.text()]

@@ -103,14 +103,15 @@ class StepRows:
         return StepValue("step.count", (), (("step", self.step),))
 
     def first(self, x: str | Expr, *, offset: int = 0) -> Expr:
-        """Returns the value of the first row, which may be null. `offset`: the number of rows to go on from there; if
-        there is no such row, the result is null. Raises UserError for an offset that is not a whole number.
+        """Returns the value of `x` in the first row, which may be null. `offset`: takes the row that is so many rows
+        later instead; if there is no such row, the result is null. Raises UserError for an offset that is not a whole
+        number.
         """
         return self._value("first", x, offset)
 
     def last(self, x: str | Expr, *, offset: int = 0) -> Expr:
-        """Returns the value of the last row, which may be null. `offset`: the number of rows to go back from there;
-        if there is no such row, the result is null.
+        """Returns the value of `x` in the last row, which may be null. `offset`: takes the row that is so many rows
+        earlier instead; if there is no such row, the result is null.
 
         The predicate of a step can use it for the same step: then the last row is the row that the step matched
         before the current row. At the step's first row there is no such row. A comparison with this value is then
@@ -120,23 +121,23 @@ class StepRows:
         return self._value("last", x, offset)
 
     def sum(self, x: str | Expr) -> Expr:
-        """Returns the sum, as `sabot.sum`."""
+        """Returns the sum of `x` over the rows, with the type that `sabot.sum` has."""
         return self._value("sum", x)
 
     def min(self, x: str | Expr) -> Expr:
-        """Returns the least value."""
+        """Returns the least value of `x` in the rows."""
         return self._value("min", x)
 
     def max(self, x: str | Expr) -> Expr:
-        """Returns the greatest value."""
+        """Returns the greatest value of `x` in the rows."""
         return self._value("max", x)
 
     def mean(self, x: str | Expr) -> Expr:
-        """Returns the mean, as float64."""
+        """Returns the mean of `x` over the rows, as float64."""
         return self._value("mean", x)
 
     def list(self, x: str | Expr) -> Expr:
-        """Returns a list of all values in order, nulls included."""
+        """Returns a list of the values of `x` in the rows, in order, nulls included."""
         return self._value("list", x)
 
     def _value(self, kind: str, x: str | Expr, offset: Any = 0) -> Expr:

@@ -23,8 +23,8 @@ window.
 
 @dataclass(frozen=True)
 class TumblingWindow:
-    """Windows of `size_ms` without overlap. For each integer k there is the window from k * size + offset to (k + 1)
-    * size + offset (not included), in ms since 1970 UTC.
+    """Windows of `size_ms` without overlap. A window begins at each multiple of `size_ms` since 1970 UTC, plus
+    `offset_ms`; its end is not included.
     """
 
     size_ms: int

@@ -139,13 +139,13 @@ class Child:
 
     @property
     def is_over(self) -> bool:
-        """True if the child has ended, or its supervisor has."""
+        """True if the child has ended, or if its supervisor has ended."""
         return self._ended.done()
 
     @property
     def trouble(self) -> str:
-        """The reason why the child cannot work: its process has ended, or somebody has stopped it (SIGSTOP). "" if
-        neither.
+        """The reason why the child cannot work: its process has ended, or somebody has stopped it (SIGSTOP). It is ""
+        if the child can work.
         """
         if self.is_over:
             return "its process has ended"

@@ -192,13 +192,13 @@ class QuotaUpdateFailed(QuotaError):
 
 
 class QuotaSuspendFailed(QuotaError):
-    """An instance that exceeds its quota was not suspended."""
+    """An instance that exceeds its quota could not be suspended."""
 
     code = "E2074"
 
 
 class QuotaTerminateFailed(QuotaError):
-    """An instance that exceeds its quota was terminated, and still runs."""
+    """An instance that exceeds its quota could not be terminated: one of its processes still runs."""
 
     code = "E2075"
 

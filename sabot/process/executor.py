@@ -209,7 +209,7 @@ class RuntimeAgent(Instance):
 
     async def usable(self) -> TaskLines | None:
         """Waits until the instance can be given a task, and returns the TaskLines by which tasks are given to its
-        process. Returns None if the instance is over: it has no process, and gets none any more.
+        process. Returns None if the instance has ended, and no other process will be started for it.
         """
         if self.phase not in _FREE:
             await self.until(lambda phase: self.is_over or phase in _FREE)

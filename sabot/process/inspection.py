@@ -84,7 +84,7 @@ class UsageMeter:
 
 
 def silence(beat_at_s: float | None, now_s: float, longest_s: float) -> str:
-    """Returns the sentence "its last heartbeat was N s ago" if that is more than `longest_s` seconds; else "".
+    """Returns the text "its last heartbeat was N s ago" if N is more than `longest_s`; otherwise "".
 
     `beat_at_s`: the time of the last heartbeat, by the same clock as `now_s`; None for a child that sends no
     heartbeats.

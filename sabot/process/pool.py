@@ -163,8 +163,8 @@ class Pool(Generic[M]):
             self._first().set_result(free)
 
     def retire(self, member: M) -> "asyncio.Task[None]":
-        """Removes a member that must not be used any more, and starts another one if one is missing. Returns the
-        asyncio task that ends the member.
+        """Begins to end a member that must not be used any more, and starts another one if one is missing. Returns
+        the asyncio task that ends the member.
         """
         self.free.pop(member, None)
         ending = self.tasks.begin(self._end(member))

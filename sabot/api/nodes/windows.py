@@ -59,7 +59,7 @@ class AggregateWindow(Aggregates):
 
 @dataclass(frozen=True, eq=False)
 class WindowTopN(FirstRows):
-    """A step that emits the first rows of each key and window, by an order."""
+    """A step that emits the first rows of each key and window, in an order of some columns."""
 
     word = "window"
     keeps_time = False

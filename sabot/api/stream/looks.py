@@ -29,7 +29,7 @@ _PRINT_SECONDS = 10.0  # the time that `print` waits for rows of an endless stre
 
 
 class PlanText(str):
-    """A text of several lines that notebooks show with its line breaks."""
+    """A text of several lines. Notebooks show it with its line breaks."""
 
     __slots__ = ()
 

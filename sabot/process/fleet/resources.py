@@ -50,7 +50,7 @@ _NO_USAGE = ProcessUsage(0, 0, 0.0)
 
 @dataclass
 class _LimitedInstance:
-    """An instance with its quota and its measured usage."""
+    """An instance that has a quota, with its measured usage and the actions that were taken because of the quota."""
 
     instance: AgentInstance  # the present instance with its id
     quota: ResourceQuota
