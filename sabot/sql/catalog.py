@@ -1,7 +1,7 @@
 """The tables of a SQL program: CREATE TABLE … WITH ('connector' = …) as sources and sinks of the engine."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,18 @@ from sabot.sql.syntax.tree import (
     WatermarkDefinition,
 )
 from sabot.sql.table_options import Options
+from sabot.sql.topic_options import (
+    CONSUMERS,
+    Place,
+    client_of,
+    end_of,
+    endless,
+    pace_of,
+    refuse_drift,
+    refuse_start,
+    reset_of,
+    start_of,
+)
 from sabot.sql.types import arrow_type, interval_ms, sql_type
 from sabot.sql.values import Binder, Context
 from sabot.sql.zones import UTC, is_local
@@ -131,6 +143,8 @@ def _check_options(statement: CreateTable) -> None:
             continue
         try:
             direction(options, statement)
+            if connect == "read":
+                pace_of(options, timed=statement.watermark is not None)
             known.append(options)
         except SqlFault as fault:
             if fault.fault.span != options.span:
@@ -182,8 +196,15 @@ def read_table(app: "HasStreams", context: Context, statement: CreateTable, span
     later = time is not None and (is_computed or time in instants)
     if time is not None and not later:
         given |= {"time": time, "lateness": f"{lateness}ms"}
+    open_rows = connector.read(options, statement)
+    idle = context.idle()
+    if (
+        time is not None and idle is not None and not (later and connector in (_FILES, _DELTA))
+    ):  # their rows have no time yet
+        given["idle"] = endless(idle)
+    given |= pace_of(options, timed=time is not None)
     with at(statement.span):
-        stream = connector.read(options, statement)(app, given)
+        stream = open_rows(app, given)
     options.finish()
     with at(statement.span):
         if instants:
@@ -320,38 +341,11 @@ def _connector(options: Options) -> Connector:
     return found
 
 
-_TIMESTAMP = "timestamp"
-_STARTS = {
-    "earliest-offset": "earliest",
-    "latest-offset": "latest",
-    "group-offsets": "committed",
-    "earliest": "earliest",
-    "latest": "latest",
-    "committed": "committed",
-    "timestamp": _TIMESTAMP,
-}
-_ENDS = {"latest-offset": "now", "unbounded": None, "timestamp": _TIMESTAMP}
-
-
-def _place(options: Options, which: str, choices: Mapping[str, str | None]) -> str | int | None:
-    """Returns the place in a topic where reading begins or ends, as `App.stream` takes it."""
-    mode, name = f"{which}.mode", f"{which}.timestamp-millis"
-    span = options.value_span(mode)
-    found: str | None = options.choose(mode, choices)
-    if found != _TIMESTAMP:
-        return found
-    ms = options.number(name)
-    if ms is None or ms != int(ms) or ms < 0:
-        message = f"'{mode}' = 'timestamp' needs '{name}', ms since 1970"
-        raise SqlFault(span, message, f"'{name}' = '1767225600000'")
-    return int(ms)
-
-
 def _read_topic(options: Options, statement: CreateTable) -> OpenRead:
-    start, until = _place(options, "scan.startup", _STARTS), _place(options, "scan.bounded", _ENDS)
-    source, format = _topic(options), format_of(options, statement)
-    if format == DEBEZIUM:
-        return _read_changes(options, statement, source, until)
+    if (format := format_of(options, statement)) == DEBEZIUM:
+        return _read_changes(options, statement)
+    until = end_of(options)
+    source, start = _topic(options, start_of(options))
 
     def open_rows(app: "HasStreams", given: dict[str, Any]) -> Stream:
         more = {"start": start, "until": until}
@@ -361,9 +355,7 @@ def _read_topic(options: Options, statement: CreateTable) -> OpenRead:
     return open_rows
 
 
-def _read_changes(
-    options: Options, statement: CreateTable, source: Callable[["HasStreams"], Any], until: str | int | None
-) -> OpenRead:
+def _read_changes(options: Options, statement: CreateTable) -> OpenRead:
     """Returns the reader of a topic whose records are changes of a table."""
     _check_key(options, statement)
     key = [name.text for name in statement.key]
@@ -371,16 +363,26 @@ def _read_changes(
     if metadata is not None:
         hint = "declare it in a table with 'format' = 'json', whose columns are before, after and op"
         raise SqlFault(metadata.span, "a record of Debezium may change two rows, so they have no METADATA", hint)
-    until_: dict[str, Any] = {} if until is None else {"until": until}
-    return lambda app, given: app.table(source(app), key=key, format=DEBEZIUM, **given, **until_)
+    source, until = _table(options)
+    return lambda app, given: app.table(source(app), key=key, format=DEBEZIUM, **given, **until)
 
 
 def _read_upserts(options: Options, statement: CreateTable) -> OpenRead:
     _check_key(options, statement)
     options.take("key.format")
-    source, format = _topic(options), format_of(options, statement)
+    format = format_of(options, statement)
     key = [name.text for name in statement.key]
-    return lambda app, given: stream_of(partial(app.table, key=key), source(app), format, dict(given), statement)
+    source, until = _table(options)
+    return lambda app, given: stream_of(partial(app.table, key=key), source(app), format, given | until, statement)
+
+
+def _table(options: Options) -> tuple[Callable[["HasStreams"], Any], dict[str, Any]]:
+    """Returns the topic of a table whose rows are updated, and where reading ends, as an option of `App.table`."""
+    refuse_start(options, "its rows are what all of its changes make")
+    refuse_drift(options)
+    until = end_of(options)
+    source, _ = _topic(options, "earliest")
+    return source, {} if until is None else {"until": until}
 
 
 def _write_upserts(options: Options, statement: CreateTable) -> OpenWrite:
@@ -393,35 +395,36 @@ def _check_key(options: Options, statement: CreateTable) -> None:
         raise SqlFault(options.span, f"table {options.table} needs PRIMARY KEY (…) NOT ENFORCED")
 
 
-def _topic(options: Options) -> Callable[["HasStreams"], Any]:
-    """Returns a function that returns the topic of an app, with its server if the options have one."""
+def _topic(options: Options, start: Place) -> tuple[Callable[["HasStreams"], Any], Place]:
+    """Returns a function that returns the topic of an app, with its server if the options have one, and the place where
+    reading begins.
+    """
     topic = options.need("topic")
-    servers, settings = _client(options)
+    reset = options.key_span("properties.auto.offset.reset")
+    servers, settings = client_of(options)
+    start = reset_of(options, settings, start, reset)
     group = settings.pop("group.id", "")
+    check = options.duration("scan.topic-partition-discovery.interval")
+    own: dict[str, Any] = settings if check is None else {**settings, "partition_check": endless(check)}
 
     def source(app: "HasStreams") -> Any:
         from sabot.kafka import KafkaSource
 
-        if servers is None and not settings and not group:
+        if servers is None and not own and not group:
             return topic
-        return KafkaSource(topic, f"kafka://{servers}" if servers else _broker(app), group, **settings)
+        return KafkaSource(topic, f"kafka://{servers}" if servers else _broker(app), group, **own)
 
-    return source
+    return source, start
 
 
 def _broker(app: "HasStreams") -> str:
     return str(getattr(app, "broker", "memory://"))
 
 
-def _client(options: Options) -> tuple[str | None, dict[str, str]]:
-    settings = options.prefixed("properties.")
-    return settings.pop("bootstrap.servers", None), settings
-
-
 def _write_topic(options: Options, statement: CreateTable) -> OpenWrite:
     topic = options.need("topic")
     options.take("key.format")
-    servers, settings = _client(options)
+    servers, settings = client_of(options)
     written: dict[str, Any] = {}
     if (format := written_format(options, statement)) == DEBEZIUM:
         hint = "'connector' = 'upsert-kafka' with 'value.format' = 'json' writes the rows of a table"
@@ -435,9 +438,9 @@ def _write_topic(options: Options, statement: CreateTable) -> OpenWrite:
     def open_sink(app: "HasStreams") -> tuple[str | Sink, dict[str, Any]]:
         from sabot.kafka import KafkaSink
 
-        if servers is None and not settings:
+        if servers is None and not settings.keys() - CONSUMERS:
             return topic, written
-        of_producer = {name: value for name, value in settings.items() if name != "group.id"}
+        of_producer = {name: value for name, value in settings.items() if name not in CONSUMERS}
         # A sink has its format itself; `to` takes one only for a topic.
         to = {name: value for name, value in written.items() if name != "format"}
         sink: Any = KafkaSink

@@ -14,6 +14,7 @@ from sabot.base.options import Option, options_of
 from sabot.errors import UserError
 from sabot.sql.syntax.text import SqlFault, list_names
 from sabot.sql.syntax.tree import SetOption, Statement, TableOption
+from sabot.sql.table_options import duration_of
 from sabot.sql.zones import UTC, zone_named
 
 _log = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ APP_NAME = "pipeline.name"
 
 _ZONE = "table.local-time-zone"
 _TTL = "table.exec.state.ttl"
+_IDLE = "table.exec.source.idle-timeout"
+_OF_QUERIES = (_ZONE, _TTL, _IDLE)
 _OURS = "sabot."
 _KAFKA = "sabot.kafka."
 
@@ -47,12 +50,6 @@ _IGNORED = re.compile(
     r"|sql-client\..*|(state\.backend|taskmanager|jobmanager|restart-strategy|rest|cluster|pipeline)\..*|state\.backend"
 )
 """Options of Flink that have no meaning here."""
-
-_UNITS = {
-    **{"ms": "ms", "milli": "ms", "millisecond": "ms", "s": "s", "sec": "s", "second": "s", "min": "m", "m": "m"},
-    **{"minute": "m", "h": "h", "hour": "h", "d": "d", "day": "d"},
-}
-_DURATION = re.compile(r"\s*(\d+)\s*([a-z]+)?\s*")
 
 
 class SqlHost(Protocol):
@@ -107,6 +104,11 @@ class SqlOptions:
         """The event time for which `table.exec.state.ttl` keeps state, or None for ever."""
         return self._given.get(_TTL)
 
+    @property
+    def idle(self) -> str | None:
+        """The time without rows after which a partition is idle, or None for the engine's default."""
+        return self._given.get(_IDLE)
+
     def _set(self, option: TableOption) -> None:
         if option.key == APP_NAME:
             if option.value != self._host.id:
@@ -118,10 +120,13 @@ class SqlOptions:
             self._given[option.key] = option.value
             return
         if option.key == _TTL:
-            ttl = _duration(option)
+            ttl = duration_of(option)
             self._given.pop(_TTL, None)
             if parse_ms(ttl, name=_TTL):  # 0 is for ever, as in Flink
                 self._given[_TTL] = ttl
+            return
+        if option.key == _IDLE:
+            self._given[_IDLE] = duration_of(option)
             return
         name = _setting_of(option)
         if name is None:
@@ -159,9 +164,9 @@ def _setting_of(option: TableOption) -> str | None:
     known = {f"{_OURS}{name}": name for name in options_of(Settings) if name not in _OTHERWISE} | _FLINKS
     if key in known:
         return known[key]
-    if _IGNORED.fullmatch(key) or key in (APP_NAME, _ZONE, _TTL):
+    if _IGNORED.fullmatch(key) or key in (APP_NAME, *_OF_QUERIES):
         return None
-    raise SqlFault(option.key_span, f"there is no option '{key}'", list_names(key, [*known, APP_NAME, _ZONE, _TTL]))
+    raise SqlFault(option.key_span, f"there is no option '{key}'", list_names(key, [*known, APP_NAME, *_OF_QUERIES]))
 
 
 def _value_of(option: TableOption, declared: Option) -> Any:
@@ -177,14 +182,5 @@ def _value_of(option: TableOption, declared: Option) -> Any:
     if declared.kind is list:
         return [part.strip() for part in text.split(",")]
     if option.key in _FLINKS and option.key.endswith(("interval", "timeout")):
-        return _duration(option)
+        return duration_of(option)
     return text
-
-
-def _duration(option: TableOption) -> str:
-    """Returns a duration of Flink's ('3 min', '500 ms', '1000': milliseconds) as one of the settings."""
-    match = _DURATION.fullmatch(option.value.lower())
-    unit = (match[2] or "ms") if match else ""
-    if match is None or _UNITS.get(unit, _UNITS.get(unit.rstrip("s"))) is None:
-        raise SqlFault(option.value_span, f"'{option.value}' is no duration", "'10 s', '3 min', '500 ms'")
-    return f"{match[1]}{_UNITS.get(unit, _UNITS.get(unit.rstrip('s')))}"

@@ -172,6 +172,7 @@ class Session:
             self._rows,
             lambda: options.zone,
             lambda: options.state_ttl,
+            lambda: options.idle,
         )
         scope = _Statements(self, context, tables, source)
         faults: list[Fault] = []

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
 from typing import Any
@@ -20,9 +21,27 @@ _IGNORED = (
     re.compile(
         r"(value\.)?(json|csv|debezium-json)\.(ignore-parse-errors|fail-on-missing-field|timestamp-format\.standard)"
     ),
+    re.compile(r"scan\.watermark\.(emit\..*|alignment\.update-interval)"),
     re.compile(r"source\.monitor-interval|scan\.parallelism|lookup\..*|connector\.property-version|update-mode"),
 )
 """Options of Flink that have no meaning here, or whose meaning the engine always has."""
+
+
+_UNITS = {
+    **{"ms": "ms", "milli": "ms", "millisecond": "ms", "s": "s", "sec": "s", "second": "s", "min": "m", "m": "m"},
+    **{"minute": "m", "h": "h", "hour": "h", "d": "d", "day": "d"},
+}
+_DURATION = re.compile(r"\s*(\d+)\s*([a-z]+)?\s*")
+
+
+def duration_of(option: TableOption) -> str:
+    """Returns a duration of Flink's ('3 min', '500 ms', '1000': milliseconds) as the engine takes it."""
+    match = _DURATION.fullmatch(option.value.lower())
+    unit = (match[2] or "ms") if match else ""
+    found = _UNITS.get(unit, _UNITS.get(unit.rstrip("s")))
+    if match is None or found is None:
+        raise SqlFault(option.value_span, f"'{option.value}' is no duration", "'10 s', '3 min', '500 ms'")
+    return f"{match[1]}{found}"
 
 
 class Options:
@@ -69,6 +88,11 @@ class Options:
         option = self._options.get(name)
         return self.span if option is None else option.value_span
 
+    def key_span(self, name: str) -> Span:
+        """Returns the place of an option's name, or that of the table's name if the option is not given."""
+        option = self._options.get(name)
+        return self.span if option is None else option.key_span
+
     def choose(self, name: str, choices: Mapping[str, Any], default: Any = None) -> Any:
         """Returns the meaning of an option's value. Raises SqlFault for a value that is not among the choices."""
         option = self._options.get(name)
@@ -89,6 +113,12 @@ class Options:
             return Decimal(value)
         except InvalidOperation:
             raise SqlFault(option.value_span, f"'{name}' is a number, and '{value}' is none") from None
+
+    def duration(self, name: str) -> str | None:
+        """Returns the value of an option as a duration of the engine, or None. Raises SqlFault for any other text."""
+        option = self._options.get(name)
+        value = self.take(name)
+        return None if value is None or option is None else duration_of(replace(option, value=value))
 
     def prefixed(self, prefix: str) -> dict[str, str]:
         """Returns the options that begin with a prefix, without it."""

@@ -72,8 +72,9 @@ _MIRRORED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 class Context:
     """The values of the parameters of a text, the functions registered for it, and two functions of the engine.
 
-    `rows`: returns the rows of a table in memory. `local_zone`: returns the session's time zone, and `state_ttl`
-    the event time for which it keeps state, or None for ever. SET changes both.
+    `rows`: returns the rows of a table in memory. `local_zone`: returns the session's time zone, `state_ttl` the event
+    time for which it keeps state, or None for ever, and `idle` the time without rows after which partitions are idle, or
+    None for the engine's default. SET changes all three.
     """
 
     compile: Compile
@@ -82,6 +83,7 @@ class Context:
     rows: Callable[[pa.Table], Stream]
     local_zone: Callable[[], str]
     state_ttl: Callable[[], str | None]
+    idle: Callable[[], str | None]
 
     @property
     def zone(self) -> str:

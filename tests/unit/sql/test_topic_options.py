@@ -1,0 +1,177 @@
+"""The options of Flink's tables on topics: where reading begins and ends, silent partitions, and the Kafka client."""
+
+import logging
+
+import pytest
+
+from sabot import App
+from sabot.api.nodes.read import Read
+from sabot.sql.syntax.text import SqlError
+from tools.agent_tools import publish
+
+
+@pytest.fixture
+def app(memory_url: str) -> App:
+    return App("rides", memory_url)
+
+
+def table(
+    *options: str, name: str = "rides", columns: str = "id BIGINT, ts TIMESTAMP(3), WATERMARK FOR ts AS ts"
+) -> str:
+    given = ["'connector' = 'kafka'", f"'topic' = '{name}'", "'format' = 'json'", *options]
+    return f"CREATE TABLE {name} ({columns}) WITH ({', '.join(given)});"
+
+
+def read_of(app: App, text: str) -> Read:
+    app.sql(text + "SELECT * FROM rides")
+    return app.begun_streams[-1]
+
+
+def refused(app: App, text: str) -> str:
+    with pytest.raises(SqlError) as caught:
+        app.sql(text)
+    return str(caught.value)
+
+
+def test_a_table_begins_and_ends_at_offsets_of_each_partition(app):
+    for number in range(6):
+        publish(app, "rides", [{"id": number}])
+    offsets = "'scan.{0}.mode' = 'specific-offsets', 'scan.{0}.specific-offsets' = 'partition:0,offset:{1}'"
+    found = app.sql(
+        table(offsets.format("startup", 1), offsets.format("bounded", 4), columns="id BIGINT") + "SELECT id FROM rides"
+    ).collect()
+    assert found["id"].to_pylist() == [1, 2, 3]
+    node = read_of(
+        App("more"),
+        table(
+            "'scan.startup.mode' = 'specific-offsets', 'scan.startup.specific-offsets' = 'partition:1,offset:300; partition:0,offset:42'"
+        ),
+    )
+    assert node.start == {0: 42, 1: 300}
+
+
+@pytest.mark.parametrize("offsets", ["", "0:42", "partition:0,offset:-1", "partition:0,offset:1;partition:0,offset:2"])
+def test_offsets_in_another_form_are_refused(app, offsets):
+    given = f", 'scan.startup.specific-offsets' = '{offsets}'" if offsets else ""
+    said = refused(app, table("'scan.startup.mode' = 'specific-offsets'" + given))
+    assert (
+        "'scan.startup.mode' = 'specific-offsets' needs 'scan.startup.specific-offsets', an offset of each partition"
+        in said
+    )
+    assert "hint: 'scan.startup.specific-offsets' = 'partition:0,offset:42;partition:1,offset:300'" in said
+
+
+def test_reading_does_not_end_at_the_offsets_of_a_group(app):
+    said = refused(app, table("'scan.bounded.mode' = 'group-offsets'"))
+    assert "reading cannot end at the offsets of a group" in said
+    assert "'specific-offsets' with these offsets in 'scan.bounded.specific-offsets'" in said
+
+
+def test_a_silent_partition_is_idle_after_the_time_that_the_table_or_the_session_says(app):
+    assert read_of(app, table()).idle_ms == 30_000
+    assert read_of(App("one"), table("'scan.watermark.idle-timeout' = '5 s'")).idle_ms == 5_000
+    of_session = "SET 'table.exec.source.idle-timeout' = '2 min';"
+    assert read_of(App("two"), of_session + table()).idle_ms == 120_000
+    assert read_of(App("three"), of_session + table("'scan.watermark.idle-timeout' = '5000'")).idle_ms == 5_000
+    assert read_of(App("four"), of_session + "RESET 'table.exec.source.idle-timeout';" + table()).idle_ms == 30_000
+    never = read_of(App("five"), "SET 'table.exec.source.idle-timeout' = '0 ms';" + table())
+    assert never.idle_ms > 50 * 365 * 86_400_000, "0 is for ever, as in Flink"
+    computed = table(columns="s BIGINT, ts AS TO_TIMESTAMP_LTZ(s, 0), WATERMARK FOR ts AS ts")
+    assert read_of(App("six"), of_session + computed).idle_ms == 120_000
+    changes = (
+        "CREATE TABLE rides (id BIGINT, ts TIMESTAMP(3), WATERMARK FOR ts AS ts, PRIMARY KEY (id) NOT ENFORCED) WITH "
+    )
+    changes += "('connector' = 'upsert-kafka', 'topic' = 'rides', 'key.format' = 'json', 'value.format' = 'json');"
+    assert read_of(App("seven"), of_session + changes).idle_ms == 120_000
+
+
+def test_the_idle_time_of_a_session_does_not_touch_files_whose_times_are_computed(app, tmp_path):
+    (tmp_path / "rides.json").write_text('{"s":0}\n')
+    app.sql(f"""
+        SET 'table.exec.source.idle-timeout' = '1 s';
+        CREATE TABLE rides (s BIGINT, ts AS TO_TIMESTAMP_LTZ(s, 0), WATERMARK FOR ts AS ts)
+            WITH ('connector' = 'filesystem', 'path' = '{tmp_path}/rides.json', 'format' = 'json')""")
+    assert app.sql("SELECT s FROM rides").collect().num_rows == 1
+
+
+def test_partitions_of_a_table_wait_for_each_other(app, caplog):
+    drift = "'scan.watermark.alignment.group' = 'g', 'scan.watermark.alignment.max-drift' = '20 s'"
+    with caplog.at_level(logging.WARNING):
+        node = read_of(app, table(drift, "'scan.watermark.alignment.update-interval' = '1 s'"))
+    assert node.max_drift_ms == 20_000
+    assert "is about the partitions of this table, and not about other tables of the group" in caplog.text
+    assert "the option 'scan.watermark.alignment.update-interval' has no effect" in caplog.text
+    assert "'scan.watermark.alignment.group' needs the option 'scan.watermark.alignment.max-drift'" in refused(
+        app, table(drift.split(", ")[0], name="b")
+    )
+    upserts = "CREATE TABLE c (id BIGINT, ts TIMESTAMP(3), WATERMARK FOR ts AS ts, PRIMARY KEY (id) NOT ENFORCED) WITH "
+    upserts += f"('connector' = 'upsert-kafka', 'topic' = 'c', 'key.format' = 'json', 'value.format' = 'json', {drift})"
+    assert "the partitions of table c cannot wait for each other" in refused(app, upserts)
+
+
+def test_options_of_event_time_need_a_watermark(app):
+    said = refused(app, table("'scan.watermark.idle-timeout' = '5 s'", columns="id BIGINT"))
+    assert "table rides has no event time" in said
+    assert "hint: WATERMARK FOR" in said
+    assert "'soon' is no duration" in refused(app, table("'scan.watermark.idle-timeout' = 'soon'"))
+    assert "'soon' is no duration" in refused(app, "SET 'table.exec.source.idle-timeout' = 'soon'")
+
+
+def test_the_time_between_looks_for_new_partitions_is_that_of_the_table(app):
+    node = read_of(app, table("'scan.topic-partition-discovery.interval' = '10 s'"))
+    assert node.source.broker == app.broker
+    kafka = table(
+        "'properties.bootstrap.servers' = 'localhost:9092'", "'scan.topic-partition-discovery.interval' = '{}'"
+    )
+    for text, seconds in (("10 s", 10.0), ("0", 36_500 * 86_400.0)):
+        assert read_of(App(text), kafka.format(text)).source._source._check_seconds == seconds
+    assert (
+        read_of(
+            App("by itself"), kafka.replace(", 'scan.topic-partition-discovery.interval' = '{}'", "")
+        ).source._source._check_seconds
+        == 30
+    )
+
+
+GROUP = "'properties.group.id' = 'g'"
+
+
+def test_a_table_with_a_group_begins_at_its_offsets_as_in_flink(app, caplog):
+    """It was read from its first record again, though Flink's default is 'group-offsets'."""
+    assert read_of(app, table(GROUP)).start == "committed"
+    assert read_of(App("two"), table(GROUP, "'scan.startup.mode' = 'earliest-offset'")).start == "earliest"
+    assert read_of(App("three"), table()).start is None
+    with caplog.at_level(logging.WARNING):
+        assert read_of(App("four"), table(GROUP, "'properties.auto.offset.reset' = 'earliest'")).start == "committed"
+        assert caplog.text == ""
+        latest = table(GROUP, "'scan.startup.mode' = 'latest-offset'", "'properties.auto.offset.reset' = 'earliest'")
+        assert read_of(App("five"), latest).start == "latest"
+    assert "'properties.auto.offset.reset' has no effect, since 'scan.startup.mode' comes first" in caplog.text
+
+
+def test_another_place_for_partitions_without_an_offset_is_refused(app):
+    said = refused(app, table(GROUP, "'properties.auto.offset.reset' = 'latest'"))
+    assert "a partition without an offset of the group is read from its first record" in said
+    assert "'scan.startup.mode' = 'latest-offset' for all partitions" in said
+
+
+def test_changes_of_a_table_are_read_from_the_first_one(app):
+    """'latest-offset' was ignored for them."""
+    for connector, format in (
+        ("kafka", "'format' = 'debezium-json'"),
+        ("upsert-kafka", "'key.format' = 'json', 'value.format' = 'json'"),
+    ):
+        text = f"CREATE TABLE t (id BIGINT, PRIMARY KEY (id) NOT ENFORCED) WITH ('connector' = '{connector}', 'topic' = 't', {format}"
+        said = refused(app, f"{text}, 'scan.startup.mode' = 'latest-offset')")
+        assert "table t is read from its first record" in said
+        assert "'earliest-offset'" in said
+    publish(app, "t", [{"id": 1}])
+    rows = app.sql(
+        f"{text}, 'scan.startup.mode' = 'earliest-offset', 'scan.bounded.mode' = 'latest-offset'); SELECT id FROM t"
+    )
+    assert rows.materialize().collect().to_pylist() == [{"id": 1}]
+
+
+def test_settings_that_the_engine_needs_itself_are_refused_where_the_table_is_declared(app):
+    said = refused(app, table("'properties.enable.auto.commit' = 'true'"))
+    assert "table rides: enable.auto.commit='true' is not for users to set" in said
