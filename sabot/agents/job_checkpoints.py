@@ -422,8 +422,9 @@ class StateManager:
 
     def _find(self, reader: JournalReader, job_id: str, name: str) -> "_Found":
         """Returns a checkpoint of a job, together with the entries of the job. `name=""` means the last checkpoint.
-        Raises RestoreFailed if there is no such checkpoint or it is too old, JobCheckpointDamaged, or
-        JobCheckpointTooLarge.
+        Raises RestoreFailed if there is no such checkpoint or it is older than the retention time, JobCheckpointDamaged
+        if it does not match the job's entries or cannot be read, and JobCheckpointTooLarge if its history is over the
+        limit.
         """
         made = checkpoints_of(reader, job_id)
         entries = _history(reader, job_id)

@@ -64,16 +64,16 @@ class Calls(Protocol[T_contra]):
         """
 
     def ended(self, item: T_contra, about: Any, output: Any) -> Awaitable[None] | None:
-        """Handles a call that has succeeded. Returns an awaitable if the worker has to wait before its next call, and
-        None otherwise.
+        """Called when a call has succeeded, to use its result. Returns an awaitable if the worker has to wait before its
+        next call, and None otherwise.
 
         `about`: the first value that `begin` has returned. `output`: the value that `written` has returned; None if
         the function has returned None.
         """
 
     def attempt_failed(self, item: T_contra, failure: BaseException, attempts: int) -> bool:
-        """Handles a failed attempt. Returns False if the crew has to decide, by the option `retries`, whether another
-        attempt follows.
+        """Called when an attempt has failed. Returns False if the crew has to decide, by the option `retries`, whether
+        another attempt follows.
 
         Returns True if this attempt is not to be counted, because this method has removed from the item the part that
         failed. The crew then calls the function again at once with the rest of the item. `attempts`: the number of
@@ -84,20 +84,22 @@ class Calls(Protocol[T_contra]):
         """Restores the item, which the failed attempt may have changed. Called before another attempt."""
 
     def failed(self, item: T_contra, failure: BaseException, attempts: int) -> Awaitable[None] | None:
-        """Handles a call for which no further attempt follows: all attempts have failed, or the service has refused
-        the call for too long because it is overloaded, or the last attempt has raised KeyboardInterrupt or
-        SystemExit. Returns an awaitable or None, as `ended` does. `attempts`: the number of attempts that have
-        failed.
+        """Called when no further attempt of a call follows: all attempts have failed, or the service has refused the
+        call for too long because it is overloaded, or the last attempt has raised KeyboardInterrupt or SystemExit. This
+        object has to drop the item, to send it to the dead letters, or to end its step or agent.
+
+        `attempts`: the number of attempts that have failed. Returns an awaitable or None, as `ended` does.
         """
 
     def worker_ended(self, item: T_contra | None, error: BaseException | None) -> None:
-        """Handles a worker whose task has ended although nobody has stopped it. `item`: the item of its current call;
-        None if it had none. `error`: the error of the task; None if other code has cancelled the task.
+        """Called when the task of a worker has ended although the crew was not stopped. The crew starts no new worker;
+        this object has to report the error, and to end its step or agent. `item`: the item of the worker's current
+        call; None if it had none. `error`: the error of the task; None if other code has cancelled the task.
         """
 
     def broke(self, what: str, error: SabotError) -> None:
-        """Handles an unexpected error in a timer callback of the crew. `what`: the name of that callback, for
-        messages.
+        """Called with an unexpected error in a timer callback of the crew. This object has to report the error, and to
+        end its step or agent. `what`: the name of that callback, for messages.
         """
 
 

@@ -8,7 +8,9 @@ T = TypeVar("T")
 
 
 def unwrap(function: Any) -> Any:
-    """Returns the function that a call runs: the function in a functools.partial, or the `__call__` of an object."""
+    """Returns the function that a call runs: the function in a functools.partial, or the `__call__` of an object. Any
+    other function is returned unchanged.
+    """
     target = getattr(function, "func", function)
     if not inspect.isroutine(target) and callable(target):
         target = type(target).__call__

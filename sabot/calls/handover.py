@@ -79,9 +79,10 @@ class Work(Protocol):
         """True when `take` has returned all calls of this batch."""
 
     def take(self, places: Iterator[int]) -> Sequence["Call"]:
-        """Returns calls that have to be made next, in order. Each contains the next number of the iterator `places`,
-        which is the place of the call in the order of all calls. Returns an empty sequence if the next part of the
-        work has no calls; more may follow until `exhausted` is True.
+        """Looks at the next rows or questions, some at a time, and returns those that need a call, in order. Each
+        contains the next number of the iterator `places`, which is the place of the call in the order of all calls.
+        Returns an empty sequence if none of these rows or questions needs a call; more may follow until `exhausted` is
+        True.
         """
 
     def argument(self, number: int) -> Any:

@@ -176,8 +176,8 @@ class DecidedEffect(NamedTuple):
 
 
 def most_cost(verdict: GuardVerdict, instead: Iterable[GuardVerdict] = ()) -> Decimal:
-    """Returns the highest cost in US dollars that one of these verdicts has reserved. `instead`: the verdicts on
-    other models that the same call has asked.
+    """Returns the cost in US dollars that these verdicts reserve for a call, which is the highest one among them.
+    `instead`: the verdicts on the models that the call has asked instead of its own (`DecidedEffect.instead`).
     """
     return max(Decimal(each.cost or 0) for each in (verdict, *instead))
 

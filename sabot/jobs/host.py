@@ -470,8 +470,9 @@ class JobHost(HostState):
             self.deliver(told)
 
     def _leave_children(self, running: RunningJob) -> list[tuple[Position, Entry]]:
-        """Cancels the open children of a job that is about to end or to begin a new history. Returns the CANCEL
-        entries, which the caller has to deliver.
+        """Cancels the open children of a job that is about to end or to begin a new history, and all jobs below them,
+        unless the children of its agent may outlive their parent. Returns the CANCEL entries, which the caller has to
+        deliver.
         """
         job = running.job
         open_children = [ask.ordinal for ask in job.open.values() if ask.kind == "child"]
@@ -668,9 +669,10 @@ class JobHost(HostState):
         running.job.discard()
 
     def _failed(self, running: RunningJob, error: BaseException) -> None:
-        """Handles an error that the function of a job has raised. ContinueAs begins a new history. A cancellation
-        that was requested ends the job as cancelled. Any other error is a failure: when the job's last entry is
-        durable, the job's owner decides whether another attempt follows.
+        """Handles an error that the function of a job has raised. If the function has called `ctx.continue_as`, the job
+        begins a new history. A cancellation that was requested ends the job as cancelled. Any other error is a failure:
+        when the job's last entry is durable, `JobOwner.failed` decides whether another attempt follows, the job ends as
+        failed, or it leaves memory and stays open, because its agent stops.
         """
         job = running.job
         if isinstance(error, ContinueAs):

@@ -315,8 +315,8 @@ class JobLoop(asyncio.AbstractEventLoop):
             self._on_timer = self._on_timer_gone = _told_nobody
 
     def _drop(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Ends a coroutine by raising `_Dropped` in it. If the coroutine then awaits something instead of ending,
-        raises `_Dropped` again, at most _MOST_DROPS times. If it still has not ended, logs that it cannot be dropped.
+        """Ends a coroutine by raising `_Dropped` in it. If the coroutine then awaits something instead of ending, raises
+        `_Dropped` again, _MOST_DROPS times in all. If it still has not ended, logs that it cannot be dropped.
         """
         for _ in range(_MOST_DROPS):
             try:

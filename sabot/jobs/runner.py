@@ -239,8 +239,9 @@ class EffectRunner:
         self.make(effect, asks, args, kwargs, partial(_found, done, tool.name), look=True)
 
     def drop(self, job: str) -> None:
-        """Makes the runner pass on no further outcomes of this job's calls. The calls themselves continue. If the job
-        requests one of them again while it is running, `make` uses the running call.
+        """Makes the runner pass on no further outcomes of this job's calls. The calls themselves continue. If the job is
+        loaded again and requests a call that still runs, `make` starts no second one: the running call passes its
+        outcome to the new `done`.
         """
         for call in self._jobs.get(job, {}).values():
             call.done = None
@@ -603,8 +604,8 @@ def _has_secret(value: Any) -> bool:
 
 
 def _with_secrets(value: Any, read: list[str]) -> Any:
-    """Returns a copy of the value in which each `Secret` is replaced by the text of the secret. Also adds these texts
-    to the list `read`. Raises UserError if a secret is missing.
+    """Returns the value with the text of the secret in place of each `Secret`: a copy, or the value itself if it has
+    none. Also adds these texts to the list `read`. Raises UserError if a secret is missing.
     """
     if not _has_secret(value):
         return value

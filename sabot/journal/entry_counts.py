@@ -139,8 +139,8 @@ def make_tables(connection: Connection, whole: str) -> None:
 
 def begin_to_count(connection: Connection, whole: str) -> None:
     """Creates the tables by which missing entries are detected (`make_tables`) in a journal of an older format.
-    Entries that are missing by now are recorded as trimmed. The caller records the new format. `whole`: as in
-    `make_tables`.
+    Entries that are missing by now are recorded as trimmed. The caller records the new format. `whole`: the column
+    type for integers of 63 bits, as in `make_tables`.
     """
     make_tables(connection, whole)
     count_anew(connection)

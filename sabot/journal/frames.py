@@ -277,11 +277,13 @@ class FrameOrder:
         return self._counted(_read(_frames, b"".join(self._parts), where))
 
     def _judge(self, piece: _FramePiece, where: str) -> None:
-        """Handles a frame whose number is not the next one, so that it is not valid. Does nothing if the frame comes
-        from an owner that was replaced. Raises CorruptJournal if the number shows that frames are missing before it.
+        """Handles a frame whose number is not the next one; such a frame is never used. A lower number is ignored: the
+        frame is a repetition, or comes from an owner that was replaced. All frames of a writer whose claim names another
+        journal are ignored too. A higher number means that frames are missing before it, and raises CorruptJournal.
 
-        One frame of an unknown writer is tolerated even if its number is too high. If a topic was deleted and created
-        again, the old owner writes one frame into the new topic before it notices.
+        There is one exception: the first frame with a higher number of each writer other than the owner is only logged,
+        unless it is an OwnerClaim. If a topic was deleted and created again, the old owner writes one frame into the new
+        topic before it notices.
         """
         if piece.writer != self.writer:
             frame = _read(_frames, piece.data, where) if piece.parts == 1 else None

@@ -207,9 +207,9 @@ class PostgresJournal(PostgresReader, SqlJournal):
             self._ending.wait(_BACKOFF.wait_s(failures))
 
     def _open(self, url: str, app: str | None, clock: Clock, capacity_bytes: int) -> None:
-        """Creates the journal if it is missing, acquires the claim, and opens the reader, the inbox and the writer.
-        The first connection exists already. If this raises an error, everything is closed again, also the first
-        connection.
+        """Creates the journal if it is missing, acquires the claim, brings the tables up to date, and opens the reader,
+        the inbox and the writer. The connection for writing, `self._writing`, must be open already. If this raises an
+        error, everything is closed again, that connection too. The parameters are those of the class.
         """
         place = self._place
         with ExitStack() as opened:

@@ -181,8 +181,9 @@ class SqlReader(JournalReader):
     """A reader of a journal's tables in a database.
 
     `format`: the version of the tables. An owner that opens tables of an older version adds what is missing. From the
-    version COUNTED on, the tables record which entries were written and which were trimmed, so that a missing entry
-    is detected (`entry_counts`). From the version KEPT on, there is a history.
+    version COUNTED on, the tables record which entries were written and which were trimmed, so that a read of all
+    jobs detects a missing entry (`entry_counts`). From the version KEPT on, `trim` can move the entries of ended jobs
+    into tables of their own instead of deleting them.
     """
 
     format: int

@@ -210,11 +210,11 @@ class DurableBatchOperator(DurableAgentOperator):
         return False
 
     def _stamped(self, records: pa.RecordBatch, topic: str, log: str) -> pa.RecordBatch:
-        """Returns a copy of the records in which each has a job id in its headers (JOB_HEADER). A record that has one
-        keeps it. Another gets an id made of its position and of `log`, the identity that the topic's log had earlier.
+        """Returns a copy of the records in which each has a job id in its headers (JOB_HEADER). A record without one gets
+        an id from its position and `log`, the identity that the topic's log had at the checkpoint.
 
-        Used for records from a checkpoint whose topic was deleted and created again meanwhile. At their positions the
-        topic now has other records, so the positions alone are not enough.
+        Used for records from a checkpoint if the topic now has another log: it was deleted and created again, or the
+        agent reads it no longer. At their positions the topic may have other records.
         """
         headers = []
         for place, row in enumerate(rows_of(records, topic)):

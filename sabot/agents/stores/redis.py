@@ -214,7 +214,7 @@ class RedisJobCache(JobStore):
         return await self.store.find(scope_id=scope_id, statuses=statuses)
 
     async def close(self) -> None:
-        """Closes the connections that the cache itself has opened. The store stays open."""
+        """Closes the connections to Redis, unless the caller has passed a client. Does not close `self.store`."""
         await self._server.close()
 
     def _tell(self, error: Exception) -> None:
