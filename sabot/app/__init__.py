@@ -25,6 +25,7 @@ from sabot.api.streams import HasStreams
 from sabot.api.topics import HasTopics
 from sabot.api.unrun import note_run, note_written
 from sabot.app.agents import AgentDeclarations
+from sabot.app.scripts import print_without_traceback
 from sabot.base.config import checked_name, checked_topic
 from sabot.base.logs import set_up_logging
 from sabot.base.options import check_names, option, takes, takes_id_and
@@ -415,6 +416,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
 
     def main(self, argv: Sequence[str] | None = None) -> None:
         """`asyncio.run(app.run())`, for scripts, with log lines as `sabot run` has. A second SIGINT, SIGTERM or SIGHUP ends the process.
+        Raises what `run` raises; a SabotError that the script does not catch is printed as one line, and ends it with code 1.
 
         `argv`: the options of the script, `sys.argv[1:]`: those of `sabot run` that set the app, and `--loglevel`,
         `--log-format` and `--help`. None takes no options. A wrong option ends the script with code 2.
@@ -442,6 +444,8 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
             except SabotError as error:
                 if argv is not None:
                     error.hint = hint_with_program(error.hint, f"python {parser.prog}")
+                if level != "debug":
+                    print_without_traceback(error)
                 raise
 
     async def start(self) -> None:

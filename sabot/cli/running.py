@@ -5,16 +5,13 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from sabot.base.process_exit import EXITS, Exit
-from sabot.base.redaction import scrubbed, visible
 from sabot.cli.loading import WrongUse
-from sabot.errors import DeliveryConflict, SabotError
-from sabot.sql.syntax.text import SqlError
+from sabot.errors import SabotError
 
 if TYPE_CHECKING:
     from sabot.app import App
@@ -85,14 +82,8 @@ def guarded(work: Callable[[], None], *, debug: bool, program: str = "") -> int:
 
 
 def print_error(error: Exception, code: int, with_traceback: bool) -> int:
-    if with_traceback:
-        print(visible(scrubbed("".join(traceback.format_exception(error)))), end="", file=sys.stderr)
-    if isinstance(error, SqlError) or isinstance(getattr(error, "cause", None), SqlError):
-        print(visible(scrubbed(str(error))), file=sys.stderr)  # begins with file:line:column, and has lines of its own
-        return code
-    known = isinstance(error, SabotError)
-    line = str(error) if known else f"{type(error).__name__}: {error} (--loglevel debug shows where)"
-    said = visible(scrubbed(line))
-    lines = said.splitlines() if isinstance(error, DeliveryConflict) else [said]  # one line for each choice
-    print("sabot: " + "\n  ".join(" ".join(each.split()) for each in lines), file=sys.stderr)
+    """Prints the error, and returns the exit code."""
+    from sabot.app import scripts  # here, so that `--help` loads no app
+
+    scripts.print_error(error, with_traceback=with_traceback)
     return code

@@ -110,3 +110,58 @@ app.main(sys.argv[1:])
     ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert "the numbers were made again" in ended.stderr
     assert "start afresh (python job.py --fresh)" in ended.stderr.splitlines()[-1]
+
+
+MISSING = """
+import sys
+import sabot
+from sabot import App
+
+app = App("shop", broker="memory://")
+
+
+@app.source(schema={"n": "int64"}, bounded=True)
+def numbers(position):
+    raise sabot.UserError("there are no numbers", hint="make some")
+    yield {"n": 1}
+
+
+app.stream(numbers).to([])
+"""
+
+
+@pytest.mark.parametrize("call", ["app.main()", "app.main(sys.argv[1:])"])
+def test_an_error_of_a_script_is_the_line_and_the_exit_code_of_sabot_run(tmp_path, call):
+    (tmp_path / "shop.py").write_text(MISSING)
+    (tmp_path / "script.py").write_text(MISSING + call)
+
+    def run(*words):
+        words = [sys.executable, *words]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+
+    script, command = run("script.py"), run("-m", "sabot", "run", "shop:app")
+    said = command.stderr.splitlines()[-1]
+    assert said.startswith("sabot: ")
+    assert said.endswith("(make some)")
+    assert (script.stderr.splitlines()[-1], script.returncode) == (said, command.returncode)
+    assert "Traceback" not in script.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (MISSING + "app.main(['--loglevel', 'debug'])", "Traceback (most recent call last)"),
+        (MISSING + "try:\n    app.main()\nexcept sabot.UserError:\n    raise ValueError('mine')", "ValueError: mine"),
+        (
+            "import sys\nsys.excepthook = lambda *error: print('hooked', file=sys.stderr)" + MISSING + "app.main()",
+            "hooked",
+        ),
+    ],
+    ids=["debug", "caught", "hook"],
+)
+def test_a_script_may_see_the_error_itself(tmp_path, script, said):
+    (tmp_path / "shop.py").write_text(script)
+    words = [sys.executable, "shop.py"]
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert said in ended.stderr
+    assert ended.returncode == 1
