@@ -55,12 +55,25 @@ def measured(orders: Stream, *, exact: bool) -> Stream:
     return windows.aggregate(**measures, spread=sabot.max("amount") - sabot.median("amount"))
 
 
+def kept(orders: Stream, sums: dict[str, sabot.Aggregate]) -> list[Stream]:
+    users = orders.key_by("user")
+    return [
+        orders.group_by("user").aggregate(**sums),
+        orders.group_by("user").aggregate(ttl="1h", n=sabot.count(), **sums),
+        users.aggregate(**sums),
+        users.aggregate(**sums, ttl="1h"),
+        users.over(**sums),
+        users.over(preceding="1h", last=sabot.lag("amount"), **sums),
+    ]
+
+
 rows: list[dict[str, object]] = []
 app.stream([{"id": 1}, {"id": 2, "shop": "oslo"}]).to(rows)
 app.stream(table).to(rows)
 """
 
 BAD = """
+import sabot
 from sabot import App
 
 app = App("shop")
@@ -75,6 +88,9 @@ async def second(order: object, ctx: object) -> None: ...
 async def third(order: object, ctx: object) -> None: ...
 
 app.stream("orders").filtr()
+
+app.stream("orders").group_by("user").aggregate(ttl=sabot)
+app.stream("orders").group_by("user").aggregate(n=1)
 """
 
 PARTS = ("sabot", "sabot.agents", "sabot.llm", "sabot.journal", "sabot.process", "sabot.testing")
@@ -191,6 +207,6 @@ def test_mypy_takes_a_program_and_refuses_a_misspelled_option(tmp_path: Path, mo
     assert trouble == ""
     wrong = {int(line.split(":")[1]) for line in said.splitlines() if "error:" in line}
     assert "good.py" not in said
-    assert {6, 9, 12, 15} == wrong, said
+    assert {7, 10, 13, 16, 18, 19} == wrong, said
     assert "on_eror" in said
     assert "filtr" in said

@@ -12,7 +12,7 @@ columns are known.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, Unpack
+from typing import Any, Literal, TypeAlias, Unpack, overload
 
 import pyarrow as pa
 
@@ -851,7 +851,15 @@ class KeyedStream(Shown, StreamKind):
             self._steps, self._keys, window, whole_ms(allowed_lateness, "allowed_lateness"), every, sink
         )
 
-    def aggregate(self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate | Expr) -> "Stream":
+    @overload  # for a dict of aggregates: without it, mypy takes the dict for one that may have a value for ttl
+    def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate | Expr) -> "Stream": ...
+
+    @overload
+    def aggregate(
+        self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate | Expr
+    ) -> "Stream": ...
+
+    def aggregate(self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate | Expr) -> "Stream":  # type: ignore[misc]
         """Adds to each row the aggregates of its key so far, including this row, or values that are computed from
         them (`share=sum("a") / sum("b")`).
 
@@ -955,7 +963,13 @@ class KeyedStream(Shown, StreamKind):
         node = Process(self._steps.node, self._keys, spec, on_error=own, order=by)
         return self._steps.then_process(node)
 
-    def over(self, *, preceding: int | Duration | None = None, **columns: Aggregate | OverFunction) -> "Stream":
+    @overload
+    def over(self, **columns: Aggregate | OverFunction) -> "Stream": ...
+
+    @overload
+    def over(self, *, preceding: int | Duration | None = None, **columns: Aggregate | OverFunction) -> "Stream": ...
+
+    def over(self, *, preceding: int | Duration | None = None, **columns: Aggregate | OverFunction) -> "Stream":  # type: ignore[misc]
         """Adds columns to each row that are computed from this row and the earlier rows of its key, in the order of
         event time: SQL's OVER.
 
@@ -1165,7 +1179,15 @@ class GroupedStream(Shown, StreamKind):
         self._steps, self._owner, self._node = steps, steps.owner, steps.node
         self._keys = keys
 
-    def aggregate(self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate | Expr) -> "Stream":
+    @overload  # for a dict of aggregates: without it, mypy takes the dict for one that may have a value for ttl
+    def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate | Expr) -> "Stream": ...
+
+    @overload
+    def aggregate(
+        self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate | Expr
+    ) -> "Stream": ...
+
+    def aggregate(self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate | Expr) -> "Stream":  # type: ignore[misc]
         """Emits the keys and their aggregates as changes. A result may also be computed from aggregates:
         `share=sum("a") / sum("b")`.
 
