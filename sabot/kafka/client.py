@@ -6,8 +6,10 @@ This module loads confluent_kafka; the rest of the room imports it only when an 
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from weakref import proxy
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicCollection
 from confluent_kafka.admin import AdminClient
@@ -403,6 +405,9 @@ def metadata_of(client: Any, link: BrokerLink, topic: str, deadline: float) -> A
         except KafkaException as error:
             client.poll(0)  # runs `error_cb`, which is given the reason
             reason: Any = error.args[0]
+            error.__traceback__ = (
+                None  # a frame of it has the client, which would go on for as long as the error is kept
+            )
             last = SYSTEM_CLOCK.monotonic() > deadline or reason.code() not in _ABSENT
             if last or link.refused:
                 raise explain(reason, link, topic) from clean_cause(error)
@@ -470,25 +475,25 @@ def ensure_topic(
 
     With `make=False` a missing topic is not made. The broker says only whether it would make it, and 0 is returned.
     """
-    admin = admin_of(link, kafka)
-    try:
-        return len(partitions_of(admin, link, topic))
-    except NoSuchTopic:
-        log.debug("topic %r is missing, and %s", topic, "is made" if make else "will be made by its first record")
-    request = NewTopic(topic, num_partitions=partitions, replication_factor=-1, config=dict(config or {}))
-    seconds = {"operation_timeout": ANSWER_SECONDS, "request_timeout": ANSWER_SECONDS}
-    outcome = admin.create_topics([request], validate_only=not make, **seconds)
-    try:
-        outcome[topic].result()
-    except KafkaException as error:
-        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-            raised = explain(error.args[0], link, topic, "Create")
-            unknown = [name for name in config or () if "_" in name]  # no name of Kafka's has one
-            if unknown and error.args[0].code() == KafkaError.INVALID_CONFIG:
-                raised.hint = ", ".join(f"{name!r} is written {name.replace('_', '.')!r}" for name in unknown)
-            raise raised from clean_cause(error)
-        make = True  # somebody else has made it just now
-    return wait_for_partitions(admin, link, topic, 1) if make else 0
+    with admin_of(link, kafka) as admin:
+        try:
+            return len(partitions_of(admin, link, topic))
+        except NoSuchTopic:
+            log.debug("topic %r is missing, and %s", topic, "is made" if make else "will be made by its first record")
+        request = NewTopic(topic, num_partitions=partitions, replication_factor=-1, config=dict(config or {}))
+        seconds = {"operation_timeout": ANSWER_SECONDS, "request_timeout": ANSWER_SECONDS}
+        outcome = admin.create_topics([request], validate_only=not make, **seconds)
+        try:
+            outcome[topic].result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raised = explain(error.args[0], link, topic, "Create")
+                unknown = [name for name in config or () if "_" in name]  # no name of Kafka's has one
+                if unknown and error.args[0].code() == KafkaError.INVALID_CONFIG:
+                    raised.hint = ", ".join(f"{name!r} is written {name.replace('_', '.')!r}" for name in unknown)
+                raise raised from clean_cause(error)
+            make = True  # somebody else has made it just now
+        return wait_for_partitions(admin, link, topic, 1) if make else 0
 
 
 def wait_for_partitions(client: Any, link: BrokerLink, topic: str, count: int) -> int:
@@ -508,9 +513,23 @@ def wait_for_partitions(client: Any, link: BrokerLink, topic: str, count: int) -
         client.poll(0.05)
 
 
-def admin_of(link: BrokerLink, kafka: Mapping[str, Any]) -> Any:
+def make_admin(link: BrokerLink, kafka: Mapping[str, Any]) -> Any:
     """Returns an admin client with the connection settings among `kafka`."""
     return client_of(AdminClient, link, connection_of(kafka), {})
+
+
+@contextmanager
+def admin_of(link: BrokerLink, kafka: Mapping[str, Any]) -> Iterator[Any]:
+    """Yields an admin client with the connection settings among `kafka`, which ends with the block.
+
+    The client has no `close`: its threads and sockets end with the last reference to it. An error keeps the frames that
+    it has passed, with their variables, for as long as somebody keeps the error. So the frames get a proxy.
+    """
+    client = make_admin(link, kafka)
+    try:
+        yield proxy(client)
+    finally:
+        del client
 
 
 def topic_id_of(admin: Any, link: BrokerLink, topic: str) -> str:

@@ -25,11 +25,11 @@ from sabot.kafka.client import (
     ANSWER_SECONDS,
     ELECTING,
     FORBIDDEN,
-    admin_of,
     client_of,
     connection_of,
     explain,
     link_of,
+    make_admin,
     said,
 )
 
@@ -72,7 +72,7 @@ class KafkaLease:
         self._kafka = connection_of(kafka)
         self._link = link_of(broker, f"lease of app {app}", kafka)
         self._link.group = self.group
-        self._admin = admin_of(self._link, kafka)
+        self._admin = make_admin(self._link, kafka)
         self._consumer: Any = None
         self._follower = ""  # the worker that took the lease after the end of this session
         self._again = False  # a new session has begun, and our name has to be written again

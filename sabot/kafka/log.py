@@ -94,7 +94,8 @@ class TopicLog:
         """Returns the broker's id of the topic. A topic that was deleted and made again under the same name has
         another id.
         """
-        return topic_id_of(admin_of(self._link, self._kafka), self._link, topic)
+        with admin_of(self._link, self._kafka) as admin:
+            return topic_id_of(admin, self._link, topic)
 
     def bounds(self, topic: str, index: int, seconds: float = ANSWER_SECONDS) -> tuple[int, int]:
         """Returns the first offset of a partition, and the offset after its last. Raises TransientError after

@@ -120,7 +120,8 @@ class KafkaReader(
         self._watch: threading.Thread | None = None
 
     def readers(self, count: int) -> Sequence[Source]:
-        partitions = len(partitions_of(admin_of(self._link, self._kafka), self._link, self.name))
+        with admin_of(self._link, self._kafka) as admin:
+            partitions = len(partitions_of(admin, self._link, self.name))
         readers = min(count, partitions)
         if readers < 2:
             return [self]
@@ -148,7 +149,8 @@ class KafkaReader(
 
     def topic_id(self) -> str:
         if self._topic_id is None:
-            self._topic_id = topic_id_of(admin_of(self._link, self._kafka), self._link, self.name)
+            with admin_of(self._link, self._kafka) as admin:
+                self._topic_id = topic_id_of(admin, self._link, self.name)
         return self._topic_id
 
     def identity(self) -> str | None:
@@ -360,7 +362,9 @@ class KafkaReader(
             self._ends[index] = offset or 0
             self._look_for_bound([index])
         elif error.code() in _LOST:
-            if anew := self._made_anew(admin_of(self._link, self._kafka)):
+            with admin_of(self._link, self._kafka) as admin:
+                anew = self._made_anew(admin)
+            if anew:
                 raise anew
             raise UserError(
                 f"{self.name}[{index}]: position {self._positions.get(index)} does not exist any more: {said(error)}",
@@ -405,28 +409,28 @@ class KafkaReader(
         It uses a client of its own: on the consumer's connection an answer would queue after fetches, and polling the
         consumer in this thread would take records away from `read_batch`.
         """
-        client = admin_of(self._link, self._kafka)
-        self._fault = self._made_anew(client)  # notes the id with which later ones are compared
-        missing = 0
-        next_check = SYSTEM_CLOCK.monotonic() + self._check_seconds
-        while not self._closing.wait(min(1.0, self._check_seconds)):
-            if not self._link.lost and not missing and SYSTEM_CLOCK.monotonic() < next_check:
-                continue
+        with admin_of(self._link, self._kafka) as client:
+            self._fault = self._made_anew(client)  # notes the id with which later ones are compared
+            missing = 0
             next_check = SYSTEM_CLOCK.monotonic() + self._check_seconds
-            try:
-                indexes = self._own(partitions_of(client, self._link, self.name, 5.0))
-                self._new = [index for index in indexes if index not in self._positions]
-                missing = 0
-                self._fault = self._made_anew(client) or self._fault
-            except UserError as error:
-                # The topic is gone or forbidden, if two looks in a row say so: a broker may be starting up.
-                missing += 1
-                if missing > 1:
-                    self._fault = error
-            except BrokerUnavailable:
-                self._link.down()
-            except SabotError as error:
-                log.warning("topic %r: cannot look for new partitions: %s", self.name, error)
+            while not self._closing.wait(min(1.0, self._check_seconds)):
+                if not self._link.lost and not missing and SYSTEM_CLOCK.monotonic() < next_check:
+                    continue
+                next_check = SYSTEM_CLOCK.monotonic() + self._check_seconds
+                try:
+                    indexes = self._own(partitions_of(client, self._link, self.name, 5.0))
+                    self._new = [index for index in indexes if index not in self._positions]
+                    missing = 0
+                    self._fault = self._made_anew(client) or self._fault
+                except UserError as error:
+                    # The topic is gone or forbidden, if two looks in a row say so: a broker may be starting up.
+                    missing += 1
+                    if missing > 1:
+                        self._fault = error
+                except BrokerUnavailable:
+                    self._link.down()
+                except SabotError as error:
+                    log.warning("topic %r: cannot look for new partitions: %s", self.name, error)
 
     def positions(self) -> Positions:
         return {(self.name, index): offset for index, offset in self._positions.items()}

@@ -125,7 +125,8 @@ class RecordSender:
 
         link, deadline = link_of(self.broker, "sender", self._kafka_settings, "Write"), SYSTEM_CLOCK.monotonic()
         deadline += min(seconds, ANSWER_SECONDS)
-        metadata_of(admin_of(link, self._kafka_settings), link, "", deadline)
+        with admin_of(link, self._kafka_settings) as admin:
+            metadata_of(admin, link, "", deadline)
 
     def _sender(self) -> Any:
         with self._lock:

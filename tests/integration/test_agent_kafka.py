@@ -6,6 +6,8 @@
 import asyncio
 import json
 import uuid
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -308,8 +310,19 @@ async def test_a_broker_that_is_absent_at_the_start_is_named_within_ten_seconds(
     async def look(ctx):
         return None
 
-    with pytest.raises(BrokerUnavailable, match=address):
+    before = client_threads()
+    with pytest.raises(BrokerUnavailable, match=address) as kept:
         await asyncio.wait_for(app.run(), 12)
+    assert client_threads() <= before, kept
+
+
+def client_threads():
+    """How many threads of Kafka's client run in this process."""
+    names = []
+    for place in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # the thread has ended
+            names.append(place.read_text())
+    return sum(name.startswith("rdk:") for name in names)
 
 
 @pytest.mark.one_in(2, "a tenth of a second of a core each")

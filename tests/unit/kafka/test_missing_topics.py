@@ -1,6 +1,7 @@
 """A topic that does not exist, and one that we may not see: the broker says which, and only the first may be taken for an empty one."""
 
 from concurrent.futures import Future
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -38,15 +39,15 @@ def test_only_a_missing_topic_is_no_such_topic():
 
 
 def test_a_forbidden_topic_does_not_count_as_one_without_partitions(monkeypatch):
-    monkeypatch.setattr(admin, "admin_of", lambda link, kafka: Client(MISSING))
+    monkeypatch.setattr(admin, "admin_of", lambda link, kafka: nullcontext(Client(MISSING)))
     assert admin.partitions("kafka://127.0.0.1:1", "t") == 0
-    monkeypatch.setattr(admin, "admin_of", lambda link, kafka: Client(FORBIDDEN))
+    monkeypatch.setattr(admin, "admin_of", lambda link, kafka: nullcontext(Client(FORBIDDEN)))
     with pytest.raises(UserError, match="may not describe topic 't'"):
         admin.partitions("kafka://127.0.0.1:1", "t")
 
 
 def test_a_topic_that_we_may_not_see_is_not_made(monkeypatch):
-    monkeypatch.setattr("sabot.kafka.client.admin_of", lambda link, kafka: Client(FORBIDDEN))
+    monkeypatch.setattr("sabot.kafka.client.admin_of", lambda link, kafka: nullcontext(Client(FORBIDDEN)))
     with pytest.raises(UserError, match="may not read topic 't'"):
         ensure_topic(BrokerLink("127.0.0.1:1", "topic 't'"), "t", {})
 
@@ -69,7 +70,7 @@ def test_what_the_broker_makes_no_topic_of_is_an_error_of_the_user_with_a_hint(m
             answer.set_exception(KafkaException(KafkaError(getattr(KafkaError, code), said)))
             return {requests[0].topic: answer}
 
-    monkeypatch.setattr("sabot.kafka.client.admin_of", lambda link, kafka: Refusing(MISSING))
+    monkeypatch.setattr("sabot.kafka.client.admin_of", lambda link, kafka: nullcontext(Refusing(MISSING)))
     with pytest.raises(UserError, match=said) as caught:
         ensure_topic(BrokerLink("127.0.0.1:1", "topic 't'"), "t", {}, 3, {"retention_ms": "6"})
     assert hint in caught.value.hint
