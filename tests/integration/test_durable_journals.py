@@ -404,6 +404,86 @@ async def test_state_without_its_journal_and_a_journal_without_its_state_are_ref
     assert calls == [1, 2]
 
 
+def by_lifespan(app: App) -> str:
+    @app.on_start
+    async def connect() -> None:
+        raise UserError("the service is down")
+
+    return "the service is down"
+
+
+def by_effects(app: App) -> str:
+    return "--fresh would forget the effects"
+
+
+def by_server(app: App) -> str:
+    app.configure(forget_effects=True)
+    return "is not forgotten from here"
+
+
+@pytest.mark.one_in(2, "half a second of a core each")
+@pytest.mark.parametrize("home", HOMES, indirect=True)
+@pytest.mark.parametrize("refuses", [by_lifespan, by_effects, by_server], ids=lambda refuses: refuses.__name__)
+async def test_a_fresh_start_that_is_refused_leaves_journal_and_checkpoints_as_they_were(
+    home: Home, memory_url: str, tmp_path: Path, refuses: Any
+) -> None:
+    """`by_lifespan`: no effect is in the journal, so nothing but the service refuses the start."""
+    if refuses is by_server and home.journal is None:
+        pytest.skip("a journal in a folder is emptied")
+    calls: list[int] = []
+    has_effects = refuses is not by_lifespan
+
+    @tool(effect="unsafe")
+    async def refund(order: int) -> None:
+        calls.append(order)
+
+    def shop(**settings: Any) -> App:
+        where = tmp_path / "state"
+        app = App("shop", memory_url, state=str(where), checkpoint_interval=3600, journal=home.journal, **settings)
+
+        @app.agent("tickets", durable=True, sink="answers")
+        async def handle(ctx: Any) -> Any:
+            await ctx.call(refund, ctx.message["order"])
+            return await ctx.wait("paid")
+
+        @app.agent("counts", key="shop", sink="counted")
+        async def count(ctx: Any) -> Any:
+            state = ctx.state()
+            await state.put("n", (await state.get("n") or 0) + 1)
+            return await state.get("n")
+
+        return app
+
+    broker = MemoryBroker.get(memory_url)
+    app = shop()
+    async with started(app):
+        broker.publish("counts", [{"shop": "oslo"}])
+        await until(lambda: broker.records("counted"))
+        if has_effects:
+            broker.publish("tickets", [{"order": 1}])
+            await until(lambda: jobs(app)["parked"] == 1)
+    before = {each: each.read_bytes() for each in (tmp_path / "state/checkpoints").rglob("*.json")}
+    assert before
+    app = shop(fresh=True)
+    message = refuses(app)
+    for _ in range(2):
+        with pytest.raises(UserError, match=message):
+            await app.start()
+        assert {each: each.read_bytes() for each in (tmp_path / "state/checkpoints").rglob("*.json")} == before
+    app = shop()
+    async with started(app):
+        broker.publish("counts", [{"shop": "oslo"}])
+        await until(lambda: len(broker.records("counted")) == 2)
+        if not has_effects:
+            broker.publish("tickets", [{"order": 1}])
+            await until(lambda: jobs(app)["parked"] == 1)
+        (job,) = await app.jobs.find()
+        await app.jobs.signal(job.job_id, "paid", "yes")
+        await until(lambda: broker.records("answers"))
+    assert broker.records("counted")[-1].value == 2
+    assert (calls, broker.records("answers")[0].value) == ([1], "yes")
+
+
 @pytest.mark.kafka
 async def test_a_job_goes_on_although_retention_has_deleted_its_record(
     kafka_url: str, topic: str, tmp_path: Path
