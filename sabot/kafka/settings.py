@@ -75,11 +75,31 @@ _OURS = {
     "rebalance_cb": _Ours(_ASSIGNS),
 }
 
+_CA = "ssl.ca.location, a file with certificates in PEM"
+_FORMAT = "leave it out: format= says how records are read and written"
+_JAVA = {
+    "sasl.jaas.config": "sasl.username and sasl.password",
+    **dict.fromkeys(["sasl.login.class", "sasl.login.callback.handler.class"], "leave it out"),
+    "sasl.client.callback.handler.class": 'sasl.oauthbearer.method="oidc" asks a server for tokens',
+    **dict.fromkeys(["ssl.truststore.location", "ssl.truststore.password", "ssl.truststore.type"], _CA),
+    "ssl.truststore.certificates": "ssl.ca.pem",
+    "ssl.keystore.type": "ssl.keystore.location has PKCS#12; for PEM, ssl.certificate.location and ssl.key.location",
+    "ssl.keystore.certificate.chain": "ssl.certificate.pem",
+    "ssl.keystore.key": "ssl.key.pem",
+    **dict.fromkeys(["key.serializer", "value.serializer", "key.deserializer", "value.deserializer"], _FORMAT),
+    "max.request.size": "message.max.bytes",
+    "buffer.memory": "queue.buffering.max.kbytes",
+    "fetch.max.wait.ms": "fetch.wait.max.ms",
+    "max.poll.records": "leave it out",
+    "default.api.timeout.ms": "leave it out",
+}
+"""Settings of Kafka's Java client that librdkafka lacks, and what to write instead."""
+
 
 def checked_settings(kafka: object, what: str = "kafka") -> dict[str, Any]:
     """Returns the settings as a new dict, empty for None, and registers the secrets among them. Raises UserError for
-    a reserved setting, for one whose secret the client would print in its messages and log lines, and for a value
-    that is no dict. `what`: the owner of the settings, for the message.
+    a reserved setting, for one of the Java client alone, for one whose secret the client would print in its messages and
+    log lines, and for a value that is no dict. `what`: the owner of the settings, for the message.
     """
     if kafka is None:
         return {}
@@ -104,6 +124,8 @@ def _check(what: str, name: str, value: object) -> None:
     if name == "default.topic.config" and isinstance(value, Mapping):  # of the client's first versions
         for inner, each in value.items():
             _check(f"{what}: {name}", inner, each)
+    if name in _JAVA:
+        raise UserError(f"{what}: {name} is a setting of the Java client, which this one lacks", hint=_JAVA[name])
     ours = _OURS.get(name)
     if ours is not None and str(value).strip().lower() not in ours.same:
         raise UserError(f"{what}: {name}={short_repr(value)} is not for users to set: {ours.why}", hint=ours.hint)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sabot.base.config import parse_ms
+from sabot.base.redaction import keep_settings
 from sabot.sql.scope import at
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.table_options import Options
@@ -139,13 +140,56 @@ def endless(duration: str) -> str:
     return duration if parse_ms(duration) else FOREVER
 
 
+_LOGIN = re.compile(r"\s*([\w.$]+)\s+(?:required|requisite|sufficient|optional)\b(.*?);?\s*", re.DOTALL)
+_ENTRY = re.compile(r"""\s*([\w.]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'|([^\s;"']+))""", re.DOTALL)
+_MECHANISMS = {"PlainLoginModule": ("PLAIN",), "ScramLoginModule": ("SCRAM-SHA-256", "SCRAM-SHA-512")}
+_OTHER_LOGINS = {
+    "OAuthBearerLoginModule": "'properties.sasl.oauthbearer.method' = 'oidc', with 'properties.sasl.oauthbearer.client.id', "
+    "'….client.secret' and '….token.endpoint.url'",
+    "Krb5LoginModule": "'properties.sasl.kerberos.principal', '….keytab' and '….service.name'",
+}
+
+
+def _login(options: Options, settings: dict[str, Any], span: Span) -> None:
+    """Replaces 'sasl.jaas.config', a setting of the Java client, by the user and the password in it. `span`: its place.
+
+    org.apache.kafka.common.security.plain.PlainLoginModule required username="ada" password="…";
+    """
+    text = settings.pop("sasl.jaas.config")
+    keep_settings({"sasl.jaas.config": text})
+    if '=\\"' in text:  # as it stands in texts for Java
+        text = text.replace('\\"', '"')
+    found = _LOGIN.fullmatch(text)
+    module = found[1].rsplit(".", 1)[-1] if found else ""
+    names = "'properties.sasl.username' and 'properties.sasl.password'"
+    if module not in _MECHANISMS:
+        what = f"the login by {module}" if module else "'properties.sasl.jaas.config' in this form"
+        raise SqlFault(span, f"{what} is not there", _OTHER_LOGINS.get(module, f"{names} for PLAIN and SCRAM"))
+    given = {each[1]: next(filter(None, each.groups()[1:]), "") for each in _ENTRY.finditer(found[2] if found else "")}
+    user, password = (re.sub(r"\\(.)", r"\1", given.get(each, "")) for each in ("username", "password"))
+    if not user or not password:
+        raise SqlFault(span, f"'properties.sasl.jaas.config' of {module} has no username and password", names)
+    mechanism = str(settings.get("sasl.mechanism") or settings.get("sasl.mechanisms") or "").upper()
+    if mechanism not in _MECHANISMS[module]:
+        said = f"'properties.sasl.mechanism' = '{mechanism}'" if mechanism else "no 'properties.sasl.mechanism'"
+        hint = " or ".join(f"'properties.sasl.mechanism' = '{each}'" for each in _MECHANISMS[module])
+        raise SqlFault(span, f"table {options.table} has a login by {module}, and {said}", hint)
+    if not str(settings.get("security.protocol", "")).upper().startswith("SASL_"):
+        message = f"table {options.table} has a login that its connection does not use"
+        raise SqlFault(span, message, "'properties.security.protocol' = 'SASL_SSL'")
+    settings |= {"sasl.username": user, "sasl.password": password}
+
+
 def client_of(options: Options) -> tuple[str | None, dict[str, Any]]:
     """Returns the servers of a table, or None for those of the app, and the settings of the Kafka client. Raises SqlFault
     for settings that the engine needs itself.
     """
     from sabot.kafka.settings import checked_settings
 
-    settings = options.prefixed("properties.")
+    span = options.value_span("properties.sasl.jaas.config")
+    settings: dict[str, Any] = options.prefixed("properties.")
+    if "sasl.jaas.config" in settings:
+        _login(options, settings, span)
     servers = settings.pop("bootstrap.servers", None)
     with at(options.span):
         own = {name: value for name, value in settings.items() if name not in CONSUMERS}

@@ -529,3 +529,21 @@ def test_a_sink_whose_password_is_changed_while_it_writes_ends(
     error = refusal(write_on)
     assert f"refuses the login of user '{user}'" in error.message
     sink.close()
+
+
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-512"])
+def test_a_table_of_flink_with_its_login_reads_from_a_broker_that_wants_one(secure, filled, mechanism):
+    user = f"user-{uuid.uuid4().hex[:6]}"
+    secure.add_user(user)
+    secure.allow(user, "topic", filled, "read", "describe")
+    secure.allow(user, "group", "*", "read")
+    module = "org.apache.kafka.common.security.scram.ScramLoginModule"
+    login = f'{module} required username="{user}" password="{PASSWORD}";'
+    table = f"""
+        CREATE TABLE numbers (n BIGINT) WITH (
+            'connector' = 'kafka', 'topic' = '{filled}', 'format' = 'json', 'scan.bounded.mode' = 'latest-offset',
+            'properties.bootstrap.servers' = '{secure.url_of("LOGIN").removeprefix("kafka://")}',
+            'properties.security.protocol' = 'SASL_SSL', 'properties.ssl.ca.location' = '{secure.ca}',
+            'properties.sasl.mechanism' = '{mechanism}', 'properties.sasl.jaas.config' = '{login}');
+        SELECT n FROM numbers"""
+    assert App("reads").sql(table).collect().to_pylist() == [{"n": 1}]

@@ -175,3 +175,65 @@ def test_changes_of_a_table_are_read_from_the_first_one(app):
 def test_settings_that_the_engine_needs_itself_are_refused_where_the_table_is_declared(app):
     said = refused(app, table("'properties.enable.auto.commit' = 'true'"))
     assert "table rides: enable.auto.commit='true' is not for users to set" in said
+
+
+LOGIN = """org.apache.kafka.common.security.{0} required username="ada" password="it's a \\"secret\\"";"""
+PLAIN, SCRAM = LOGIN.format("plain.PlainLoginModule"), LOGIN.format("scram.ScramLoginModule")
+
+
+def logged_in(login: str, mechanism: str = "PLAIN", protocol: str = "SASL_SSL") -> str:
+    quoted = login.replace("'", "''")
+    names = {"security.protocol": protocol, "sasl.mechanism": mechanism, "bootstrap.servers": "localhost:9092"}
+    given = [f"'properties.{name}' = '{value}'" for name, value in names.items() if value]
+    return table(*given, f"'properties.sasl.jaas.config' = '{quoted}'", columns="id BIGINT")
+
+
+@pytest.mark.parametrize(
+    ("login", "mechanism"),
+    [
+        (PLAIN, "PLAIN"),
+        (SCRAM, "SCRAM-SHA-256"),
+        (SCRAM, "SCRAM-SHA-512"),
+        (PLAIN.replace("org.apache", "org.apache.flink.kafka.shaded.org.apache"), "PLAIN"),
+        (PLAIN.replace("required ", "required\n  ").rstrip(";"), "plain"),
+    ],
+)
+def test_the_login_of_a_table_of_flink_is_that_of_the_client(app, login, mechanism):
+    """It was taken where the table was declared, and refused by the client at the start."""
+    settings = read_of(app, logged_in(login, mechanism)).source._source._kafka
+    assert settings["sasl.username"] == "ada"
+    assert settings["sasl.password"] == 'it\'s a "secret"'
+    assert "sasl.jaas.config" not in settings
+    assert "secret" not in app.sql("SHOW CREATE TABLE rides")
+
+
+def test_a_login_as_it_stands_in_texts_for_java_is_taken_too(app):
+    login = (
+        r"org.apache.kafka.common.security.plain.PlainLoginModule required username=\"ada\" password=\"hidden word\";"
+    )
+    assert read_of(app, logged_in(login)).source._source._kafka["sasl.password"] == "hidden word"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        (logged_in(PLAIN, "SCRAM-SHA-256"), "a login by PlainLoginModule, and 'properties.sasl.mechanism' = 'SCRAM-SHA-256'",
+         "'properties.sasl.mechanism' = 'PLAIN'"),
+        (logged_in(SCRAM, ""), "a login by ScramLoginModule, and no 'properties.sasl.mechanism'", "'SCRAM-SHA-256' or"),
+        (logged_in(PLAIN, protocol=""), "table rides has a login that its connection does not use", "'SASL_SSL'"),
+        (logged_in(PLAIN, protocol="SSL"), "table rides has a login that its connection does not use", "'SASL_SSL'"),
+        (logged_in("a.PlainLoginModule required;"), "of PlainLoginModule has no username and password", "sasl.username"),
+        (logged_in("ada:hunter2"), "'properties.sasl.jaas.config' in this form is not there", "'properties.sasl.password' for PLAIN"),
+        (logged_in("a.b.OAuthBearerLoginModule required clientId=\"x\";"), "the login by OAuthBearerLoginModule is not there", "'oidc'"),
+        (logged_in("com.sun.security.auth.module.Krb5LoginModule required useKeyTab=true;"), "the login by Krb5LoginModule is not there",
+         "'properties.sasl.kerberos.principal'"),
+        (table("'properties.ssl.truststore.location' = '/etc/trust.jks'"), "ssl.truststore.location is a setting of the Java client",
+         "ssl.ca.location, a file with certificates in PEM"),
+        (table("'properties.max.poll.records' = '500'"), "max.poll.records is a setting of the Java client", "leave it out"),
+    ],
+)  # fmt: skip
+def test_a_login_that_cannot_be_is_refused_where_the_table_is_declared(app, text, message, hint):
+    said = refused(app, text)
+    assert message in said
+    assert hint in said.split("hint: ")[1]
+    assert '"secret' not in said.replace("\\", "")
