@@ -9,10 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from sabot.api.elsewhere import NamedElsewhere
 from sabot.api.expr import Expr, as_column, as_expr, struct
 from sabot.api.expr.words import fraction_of
 from sabot.base.arrays import python_value
@@ -89,7 +90,7 @@ class _OverColumns:
 
 
 @dataclass(frozen=True, eq=False)
-class Aggregate:
+class Aggregate(NamedElsewhere):
     """An aggregate, such as `sabot.sum("amount")`. In `aggregate(total=sabot.sum("amount"))` it computes the column
     `total`.
 
@@ -104,6 +105,8 @@ class Aggregate:
     - `computed`: a function from the aggregate's value to the result, both as expressions: the median, for example,
       is computed from a list of all values. None if the value is the result.
     """
+
+    _of_engine: ClassVar[str] = "argument by columns computed expression function kind options predicate same text"
 
     kind: str
     argument: Expr | None = None

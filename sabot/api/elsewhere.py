@@ -313,12 +313,18 @@ FUNCTIONS = {
 
 
 class NamedElsewhere:
-    """A base class for better AttributeErrors. If a missing method has the name of a method of another library (such
-    as polars or Spark), the message says how Sabot writes the same.
+    """A base class for better AttributeErrors and completions. If a missing method has the name of a method of another
+    library (such as polars or Spark), the message says how Sabot writes the same.
     """
 
     __slots__ = ()
     _elsewhere: ClassVar[Mapping[str, str]] = {}
+    _of_engine: ClassVar[str] = ""
+    """The names of attributes that are for the engine: `dir` leaves them out, so notebooks and IPython complete none."""
+
+    def __dir__(self) -> list[str]:
+        hidden = set(self._of_engine.split())
+        return [name for name in super().__dir__() if name not in hidden]
 
     if not TYPE_CHECKING:
 

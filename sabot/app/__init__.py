@@ -85,6 +85,11 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
     """
 
     _elsewhere = APPS
+    _of_engine = (
+        "accounts agent_of agents begun_streams captured checkpoints clock collect durable_kind ended ends "
+        "explain explain_ends guards journal_storage judge let_go lifespan listener open_state open_storage "
+        "open_tables plan policy progress reprocess schema sql_session surround_jobs workers write"
+    )
 
     @takes_id_and(AppSettings)
     def __init__(self, id: str, broker: str = "memory://", **settings: Any) -> None:

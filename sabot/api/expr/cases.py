@@ -4,16 +4,19 @@ import functools
 import operator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
+from sabot.api.elsewhere import NamedElsewhere
 from sabot.api.expr.tree import Expr, as_column, as_expr, lit
 from sabot.base.checks import FLAG, TEXT, check
 from sabot.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
-class When:
+class When(NamedElsewhere):
     """A condition of `when(…)` whose value is not set yet; its method `then` sets it."""
+
+    _of_engine: ClassVar[str] = "inputs"
 
     inputs: tuple[Expr, ...]
 

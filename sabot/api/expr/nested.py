@@ -18,6 +18,7 @@ class StructExpr(NamedElsewhere, Generic[E]):
     """The methods of `col("place").struct`, for columns of structs."""
 
     _elsewhere: ClassVar[Mapping[str, str]] = STRUCTS
+    _of_engine: ClassVar[str] = "make"
     make: Make[E]
 
     def field(self, name: str) -> E:
@@ -36,6 +37,7 @@ class ListExpr(NamedElsewhere, Generic[E]):
     """The methods of `col("tags").list`, for columns of lists."""
 
     _elsewhere: ClassVar[Mapping[str, str]] = LISTS
+    _of_engine: ClassVar[str] = "make"
     make: Make[E]
 
     def get(self, index: int, null_on_oob: bool = True) -> E:

@@ -24,6 +24,7 @@ class StringExpr(NamedElsewhere, Generic[E]):
     """
 
     _elsewhere: ClassVar[Mapping[str, str]] = TEXTS
+    _of_engine: ClassVar[str] = "make"
     make: Make[E]
 
     def lower(self) -> E:

@@ -44,6 +44,7 @@ class DateExpr(NamedElsewhere, Generic[E]):
     """
 
     _elsewhere: ClassVar[Mapping[str, str]] = TIMES
+    _of_engine: ClassVar[str] = "make"
     make: Make[E]
 
     def date_trunc(self, every: str | datetime.timedelta) -> E:

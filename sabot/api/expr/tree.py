@@ -73,6 +73,7 @@ class Expr(NamedElsewhere):
     """
 
     _elsewhere: ClassVar[Mapping[str, str]] = EXPRESSIONS
+    _of_engine: ClassVar[str] = "column columns conjuncts inputs kind name option options renamed same substitute text"
 
     kind: str
     inputs: tuple["Expr", ...] = ()
