@@ -300,10 +300,13 @@ def _cast_of(column: str) -> str:
     return f"{column}={cast}" if column.isidentifier() else f"**{{{column!r}: {cast}}}"
 
 
-def record_keys(data: pa.RecordBatch, keys: Sequence[str]) -> pa.BinaryArray:
+def record_keys(data: pa.RecordBatch, keys: Sequence[str], encoder: Encoder = _JSON) -> pa.BinaryArray:
     """Returns the keys of the records of these rows. One key column gives its value: text unchanged, other types as
-    JSON, null as no key. Several columns give a JSON object, no columns an empty one.
+    JSON, null as no key. Several columns give a JSON object, no columns an empty one. An encoder of KeyAndValue encodes
+    the keys itself.
     """
+    if (made := getattr(encoder, "encode_keys", None)) is not None:
+        return made(data)
     if not keys:
         return pa.array([b"{}"]).take(pa.array(np.zeros(data.num_rows, np.int64)))
     said = normalise(data.select(list(keys)))
@@ -328,12 +331,12 @@ def change_records(data: pa.RecordBatch, keys: Sequence[str], now_ms: int, encod
     check_keys(rows, keys, "a log of changes")
     ends: Any = pc.equal(data.column(data.num_columns - 1), pa.scalar(DELETE, pa.int8()))
     if not pc.any(ends).as_py():
-        return row_records(rows, record_keys(rows, keys), now_ms, encoder)
+        return row_records(rows, record_keys(rows, keys, encoder), now_ms, encoder)
     # A deleting row has only its key: an encoder may refuse the nulls in its other columns.
     there = np.asarray(pc.invert(ends))
     payloads: Any = encoder.encode(rows.filter(pa.array(there)))
     spread = payloads.take(pa.array(np.cumsum(there) - 1, mask=~there))
-    return _records(spread, record_keys(rows, keys), now_ms)
+    return _records(spread, record_keys(rows, keys, encoder), now_ms)
 
 
 def check_keys(data: pa.RecordBatch, keys: Sequence[str], where: str) -> None:

@@ -17,6 +17,7 @@ from sabot.codecs.base import Codec
 from sabot.codecs.debezium import Envelopes
 from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN
 from sabot.codecs.json import JsonCodec
+from sabot.codecs.keyed import KeyRows
 from sabot.codecs.keys import JsonKeys, TextKeys
 from sabot.errors import UserError
 
@@ -32,7 +33,7 @@ class TableCodec:
     as a JSON object. `time`: the name of the event time column, or None. If the table has a column of this name, a
     row that deletes a key gets the record's timestamp in it. `format`: "json" if the payload is the row; "debezium":
     see `codecs.debezium`. `payloads`: the codec for payloads that are rows, with nulls for keys that they lack; None
-    for JSON.
+    for JSON. `key_rows`: the reader of the records' keys, or None for the one described above.
 
     A row is bad if its key is null, or if it deletes a key that cannot be read. A codec belongs to one thread: see
     `another`. Raises UserError for settings that do not fit.
@@ -45,6 +46,7 @@ class TableCodec:
         format: str = "json",
         time: str | None = None,
         payloads: Codec | None = None,
+        key_rows: KeyRows | None = None,
     ) -> None:
         if format not in _FORMATS:
             raise UserError(f"format={format!r} is not a format of tables", hint=f"one of {', '.join(_FORMATS)}")
@@ -57,7 +59,7 @@ class TableCodec:
         if OP_COLUMN in schema.names:
             raise UserError(f"{OP_COLUMN!r} is a reserved name", hint="call the column another name")
         self._given = (schema, tuple(keys), format, time)
-        self._payloads = payloads
+        self._payloads, self._given_keys = payloads, key_rows
         columns = [field.with_nullable(True) for field in schema]
         self._schema = pa.schema([*columns, pa.field(OP_COLUMN, pa.int8())])
         self._keys = list(keys)
@@ -67,7 +69,8 @@ class TableCodec:
         self._rows = Envelopes(asked, keys) if format == "debezium" else _Plain(payloads or JsonCodec(asked))
         of_key = pa.schema([self._schema.field(key) for key in keys])
         text = len(of_key) == 1 and of_key.field(0).type in (pa.string(), pa.binary()) and format == "json"
-        self._key_rows = TextKeys(of_key) if text else JsonKeys(of_key, connect=format == "debezium")
+        own: KeyRows = TextKeys(of_key) if text else JsonKeys(of_key, connect=format == "debezium")
+        self._key_rows = own if key_rows is None else key_rows
 
     @property
     def schema(self) -> pa.Schema:
@@ -81,10 +84,12 @@ class TableCodec:
 
     def resumed(self, text: str | None) -> "TableCodec":
         """Returns a codec with the same settings. Its codec of payloads continues with `text`."""
-        return TableCodec(*self._given, None if self._payloads is None else self._payloads.resumed(text))
+        payloads = None if self._payloads is None else self._payloads.resumed(text)
+        return TableCodec(*self._given, payloads, self._given_keys)
 
     def another(self) -> "TableCodec":
-        return TableCodec(*self._given, None if self._payloads is None else self._payloads.another())
+        payloads = None if self._payloads is None else self._payloads.another()
+        return TableCodec(*self._given, payloads, self._given_keys)
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
         """Decodes records (RECORD_SCHEMA). Returns the good rows, in order, and the bad rows."""

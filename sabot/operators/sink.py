@@ -279,7 +279,7 @@ def _settled(data: pa.RecordBatch, keys: Sequence[str]) -> pa.RecordBatch:
 
 
 def with_key(data: pa.RecordBatch, key: str, now_ms: int, encoder: Encoder) -> pa.RecordBatch:
-    """Returns rows as records (RECORD_SCHEMA). Each row is a payload; the value in the column `key` is the record's
-    key, text as it is and other types as JSON.
+    """Returns rows as records (RECORD_SCHEMA). Each row is a payload, and the column `key` the key, as `record_keys` has
+    it.
     """
-    return row_records(data, record_keys(data, [key]), now_ms, encoder)
+    return row_records(data, record_keys(data, [key], encoder), now_ms, encoder)

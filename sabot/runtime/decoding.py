@@ -13,6 +13,7 @@ from sabot.codecs import Codec, TableCodec
 from sabot.codecs.base import Format
 from sabot.codecs.fields import FieldCodec
 from sabot.codecs.formats import JSON
+from sabot.codecs.keyed import key_rows_of
 from sabot.errors import RegistryUnavailable
 
 _log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ def codec_of(node: Read, schema: pa.Schema, readers: Iterable[Mapping[str, Any]]
         every = pa.schema([field.with_nullable(True) if field.name in table.keys else field for field in every])
     codec: Codec = node.format.codec(node.name, every, wanted.names, text)
     if table is not None:
-        codec = TableCodec(wanted, table.keys, table.format, node.time_column, codec)
+        key_rows = key_rows_of(node.format, pa.schema([every.field(name) for name in table.keys]))
+        codec = TableCodec(wanted, table.keys, table.format, node.time_column, codec, key_rows)
     return FieldCodec(codec, fields) if fields else codec
 
 

@@ -13,13 +13,14 @@ from sabot.api.expr import Expr, col
 from sabot.api.nodes.changes import Upsert
 from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
+from sabot.codecs.base import Format
 from sabot.codecs.formats import Json
 from sabot.connectors.base import Sink
 from sabot.connectors.console import ConsoleSink
 from sabot.connectors.defaults import takes_changes
 from sabot.connectors.files.paths import format_of as path_format
 from sabot.errors import UserError
-from sabot.sql.formats import DEBEZIUM, format_of, stream_of, times_of, written_format
+from sabot.sql.formats import DEBEZIUM, format_of, stream_of, times_of, with_keys, written_format
 from sabot.sql.functions import cast
 from sabot.sql.scope import (
     Relation,
@@ -342,8 +343,10 @@ def _connector(options: Options) -> Connector:
 
 
 def _read_topic(options: Options, statement: CreateTable) -> OpenRead:
-    if (format := format_of(options, statement)) == DEBEZIUM:
+    format: str | Format | None = format_of(options, statement)
+    if format == DEBEZIUM:
         return _read_changes(options, statement)
+    format, _ = with_keys(options, statement, format, reads=True)
     until = end_of(options)
     source, start = _topic(options, start_of(options))
 
@@ -369,8 +372,7 @@ def _read_changes(options: Options, statement: CreateTable) -> OpenRead:
 
 def _read_upserts(options: Options, statement: CreateTable) -> OpenRead:
     _check_key(options, statement)
-    options.take("key.format")
-    format = format_of(options, statement)
+    format, _ = with_keys(options, statement, format_of(options, statement), reads=True)
     key = [name.text for name in statement.key]
     source, until = _table(options)
     return lambda app, given: stream_of(partial(app.table, key=key), source(app), format, given | until, statement)
@@ -423,16 +425,13 @@ def _broker(app: "HasStreams") -> str:
 
 def _write_topic(options: Options, statement: CreateTable) -> OpenWrite:
     topic = options.need("topic")
-    options.take("key.format")
     servers, settings = client_of(options)
     written: dict[str, Any] = {}
     if (format := written_format(options, statement)) == DEBEZIUM:
         hint = "'connector' = 'upsert-kafka' with 'value.format' = 'json' writes the rows of a table"
         raise SqlFault(options.value_span("format"), "'format' = 'debezium-json' can be read, and not written", hint)
-    if format is not None:
-        written["format"] = format
-    if (key := options.take("key.fields")) is not None:
-        written["key"] = key
+    format, key = with_keys(options, statement, format, reads=False)
+    written |= {name: value for name, value in {"format": format, "key": key}.items() if value is not None}
     _delivery(options, written)
 
     def open_sink(app: "HasStreams") -> tuple[str | Sink, dict[str, Any]]:

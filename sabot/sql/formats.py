@@ -13,12 +13,13 @@ from sabot.api.expr import col
 from sabot.api.stream import Stream
 from sabot.codecs.avro import avro_schema
 from sabot.codecs.base import Format
-from sabot.codecs.formats import Json
+from sabot.codecs.formats import Csv, Json, Raw
 from sabot.codecs.json import TimesInJson
+from sabot.codecs.keyed import KeyAndValue
 from sabot.codecs.schemas import Avro
 from sabot.sql.functions import cast
 from sabot.sql.scope import TypedExpr, at
-from sabot.sql.syntax.text import SqlFault, list_names
+from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import CreateTable
 from sabot.sql.table_options import Options
 from sabot.sql.types import arrow_type, sql_type
@@ -55,6 +56,78 @@ def written_format(options: Options, statement: CreateTable) -> str | Format | N
     types = [arrow_type(each.type) for each in statement.columns if each.type is not None and each.metadata is None]
     # A table without columns has those of its query; one without times is written as other JSON is.
     return Json(times=times) if not types or any(map(_has_time, types)) else format
+
+
+_KEYS: dict[str, Format | None] = {"json": Json(), "raw": Raw(), "csv": Csv(), _AVRO: None, _CONFLUENT: None}
+_IN_VALUE = {"ALL": True, "EXCEPT_KEY": False}
+_TEXTS = (pa.string(), pa.binary())
+
+
+def with_keys(
+    options: Options, statement: CreateTable, format: str | Format | None, *, reads: bool
+) -> tuple[str | Format | None, str | None]:
+    """Returns the format of a topic together with that of its keys, if 'key.format' says one, and the first column of
+    'key.fields', or None. `reads`: True for the direction in which rows are read.
+
+    The columns of the key are those of 'key.fields', or else of the PRIMARY KEY.
+    """
+    names = ("key.format", "key.fields", "key.fields-prefix", "value.fields-include")
+    place = {name: options.key_span(name) for name in names}
+    form = options.choose("key.format", {name: name for name in _KEYS})
+    times = options.choose("key.json.timestamp-format.standard", _TIMES, "sql")
+    prefix = options.take("key.fields-prefix") or ""
+    in_value = options.choose("value.fields-include", _IN_VALUE, True)
+    given = tuple(each.strip() for each in (options.take("key.fields") or "").split(";") if each.strip())
+    first = given[0] if given else None
+    if form is None:
+        wrong = [name for name, needed in zip(names[1:], (len(given) > 1, prefix, not in_value), strict=True) if needed]
+        if wrong:
+            raise SqlFault(place[wrong[0]], f"'{wrong[0]}' needs the option 'key.format'", "'key.format' = 'json'")
+        return format, first
+    fields = given or tuple(each.text for each in statement.key)
+    alone = _check_key_columns(statement, place, form, fields, prefix, in_value=in_value)
+    if reads and in_value and not (statement.key and form == "json" and alone in _TEXTS):
+        # The payloads have the columns of the key. A tombstone has its key alone, which the engine reads in each of these
+        # forms, but takes a text as it is.
+        return format, first
+    value = format if isinstance(format, Format) else _KEYS.get(format or "json")
+    if value is None and in_value:
+        return format, first  # the engine says that a record of many rows has no key
+    key = Json(times=times) if form == "json" else _KEYS[form]
+    if key is None or value is None or (isinstance(value, Avro) and (reads or not in_value)):
+        what = f"keys in {form}" if key is None else f"keys beside payloads in {value.name if value else format}"
+        message = f"{what} cannot be {'read' if reads else 'written'} as these options say"
+        raise SqlFault(options.span, message, "'key.format' = 'json' and 'value.format' = 'json'")
+    if reads and form == "csv" and alone is None:
+        raise SqlFault(options.span, "keys of several columns in CSV cannot be read", "'key.format' = 'json'")
+    return KeyAndValue(value, key, fields, prefix, in_value), first
+
+
+def _check_key_columns(
+    statement: CreateTable, place: dict[str, Span], form: str, fields: tuple[str, ...], prefix: str, *, in_value: bool
+) -> pa.DataType | None:
+    """Returns the type of the only column of a key, or None if there are several. `place`: the places of the options.
+    Raises SqlFault for columns that cannot be a key in this format.
+    """
+    if not fields:
+        raise SqlFault(
+            place["key.format"], "'key.format' needs the option 'key.fields'", "'key.fields' = 'id', or 'a;b'"
+        )
+    types = {each.name.text: arrow_type(each.type) for each in statement.columns if each.type and not each.metadata}
+    for name in fields:
+        if name not in types:
+            raise SqlFault(place["key.fields"], f'there is no column "{name}" for the key', list_names(name, types))
+        if not name.startswith(prefix):
+            message = f"the column {name} of the key does not begin with '{prefix}'"
+            raise SqlFault(place["key.fields-prefix"], message, f"call it {prefix}{name}, in 'key.fields' too")
+    if prefix and in_value:
+        message = "'key.fields-prefix' needs the option 'value.fields-include' = 'EXCEPT_KEY'"
+        raise SqlFault(place["key.fields-prefix"], message, "without it, payloads have the columns of the key too")
+    alone = types[fields[0]] if len(fields) == 1 else None
+    if form == "raw" and alone not in _TEXTS:
+        message = "'key.format' = 'raw' is for one column of STRING or BYTES"
+        raise SqlFault(place["key.format"], message, "'key.format' = 'json'")
+    return alone
 
 
 def times_of(options: Options) -> TimesInJson:
@@ -119,7 +192,7 @@ def _confluent(options: Options) -> Avro:
 def stream_of(
     read: Callable[..., Stream],
     source: Any,
-    format: str | Avro | None,
+    format: str | Format | None,
     given: dict[str, Any],
     statement: CreateTable,
 ) -> Stream:

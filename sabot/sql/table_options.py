@@ -19,7 +19,7 @@ _SECRET = re.compile(r"\$\{env:([A-Za-z_]\w*)\}")
 _IGNORED = (
     re.compile(r"sink\.(partition-commit|rolling-policy|parallelism|buffer-flush|delay|transactional-id-prefix).*"),
     re.compile(
-        r"(value\.)?(json|csv|debezium-json)\.(ignore-parse-errors|fail-on-missing-field|timestamp-format\.standard)"
+        r"((key|value)\.)?(json|csv|debezium-json)\.(ignore-parse-errors|fail-on-missing-field|timestamp-format\.standard)"
     ),
     re.compile(r"scan\.watermark\.(emit\..*|alignment\.update-interval)"),
     re.compile(r"source\.monitor-interval|scan\.parallelism|lookup\..*|connector\.property-version|update-mode"),

@@ -23,7 +23,9 @@ from sabot.codecs.avro import AvroCodec
 from sabot.codecs.csv import CsvCodec
 from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN
 from sabot.codecs.fields import FieldCodec
+from sabot.codecs.formats import Json
 from sabot.codecs.json import schema_of_text
+from sabot.codecs.keyed import KeyAndValue
 from sabot.codecs.protobuf import ProtobufCodec
 from sabot.codecs.raw import RawCodec
 from sabot.codecs.records import RECORD_SCHEMA, encode_json
@@ -126,6 +128,18 @@ def _fields() -> Case:
     good[len(records)] = {**ROWS[0], "told": None, "raw": None, "sent": None}
     records += [(PLAIN[0], None), (PLAIN[1], b"\xff"), (b"oops", b"\xff")]
     return Case("fields", lambda: FieldCodec(JsonCodec(SCHEMA), fields), records, good)
+
+
+def _apart() -> Case:
+    """A column that stands in the key alone: a key that cannot be read is as bad as the payload, and none is null."""
+    payloads = _mixed([encode_json({"name": row["name"], "x": row["x"]}) for row in ROWS])
+    payloads = [each for each in payloads if each != b'{"id": "seven"}']
+    records: list[Record] = [(payload, b'{"id":3}') for payload in payloads]
+    good = {payloads.index(encode_json({"name": row["name"], "x": row["x"]})): {**row, "id": 3} for row in ROWS}
+    good[len(records)] = {"id": None, "name": "n", "x": None}
+    records += [(b'{"name": "n"}', None), (b'{"name": "n"}', b"?"), (b'{"name": "n"}', b'{"id": "x"}'), (b"oops", b"?")]
+    format = KeyAndValue(Json(), Json(), ("id",), in_value=False)
+    return Case("apart", lambda: format.codec("t", SCHEMA), records, good)
 
 
 def _csv() -> Case:
@@ -252,7 +266,7 @@ def _protobuf(framed: bool) -> Case:
 
 
 CASES = [
-    *(_json(), _table(), _debezium(), _fields(), _csv(), _csv_columns(), _text(), _bytes()),
+    *(_json(), _table(), _debezium(), _fields(), _apart(), _csv(), _csv_columns(), _text(), _bytes()),
     *(_avro(), _avro_ids(), _protobuf(framed=False), _protobuf(framed=True)),
 ]
 each_codec = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -1,0 +1,158 @@
+"""The format of records whose keys have a format too, as in Flink's tables on topics."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.text.json import BadRow
+from sabot.codecs.base import Codec, Encoder, Format, LostFloats
+from sabot.codecs.keys import Found, JsonKeys, TextKeys
+from sabot.codecs.records import RECORD_SCHEMA
+
+
+class KeyRows(Protocol):
+    """A reader of the keys of records."""
+
+    def read(self, keys: pa.Array) -> Found:
+        """Returns the key columns, and the errors of the rows whose keys cannot be read."""
+
+
+@dataclass(frozen=True)
+class KeyAndValue(Format):
+    """The format of records whose keys are encoded from several columns, or in another form than `record_keys` has it.
+
+    `value`: the format of the payloads. `key`: the format of the keys. `fields`: the columns of the keys. `prefix`: the
+    beginning of their names, which the keys lack. `in_value`: True if payloads have these columns too. Each of the two
+    formats encodes a record from one row.
+
+        fields=("k_id",), prefix="k_", in_value=False       key {"id":1}    payload {"name":"Ada"}
+    """
+
+    name: ClassVar[str] = "key and value"
+    value: Format
+    key: Format
+    fields: tuple[str, ...]
+    prefix: str = ""
+    in_value: bool = True
+
+    @property
+    def sample_rows(self) -> int:
+        return self.value.sample_rows
+
+    @property
+    def description(self) -> str:
+        apart = "" if self.in_value else " alone"
+        return f"{self.value.description}, with {', '.join(self.fields)} in keys{apart} as {self.key.description}"
+
+    def check_input(self, schema: pa.Schema | None, where: str) -> None:
+        self.value.check_input(schema, where)
+
+    def codec(
+        self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
+    ) -> Codec:
+        if self.in_value or schema is None:
+            return self.value.codec(topic, schema, columns, text)
+        wanted = schema.names if columns is None else columns
+        payloads = self._payloads(schema)
+        inner = self.value.codec(topic, payloads, [each for each in wanted if each in payloads.names], text)
+        every = pa.schema([schema.field(name).with_nullable(True) for name in self.fields])
+        return _KeyedCodec(inner, self.key_rows(every), every, pa.schema([schema.field(name) for name in wanted]))
+
+    def key_rows(self, schema: pa.Schema) -> KeyRows:
+        """Returns a reader of the keys, whose columns are these."""
+        plain = pa.schema([field.with_name(self._name_in_key(field.name)) for field in schema])
+        text = len(plain) == 1 and plain.field(0).type in (pa.string(), pa.binary())
+        return TextKeys(plain) if text and self.key.name != "json" else JsonKeys(plain, connect=False)
+
+    def encoder(self, topic: str) -> Encoder:
+        return _KeyedEncoder(self, self.value.encoder(topic), self.key.encoder(topic))
+
+    def check_types(self, schema: pa.Schema, where: str) -> None:
+        if not schema.equals(RECORD_SCHEMA):
+            self.key.check_types(pa.schema([schema.field(name) for name in self.fields]), where)
+        self.value.check_types(schema if self.in_value else self._payloads(schema), where)
+
+    def floats_lost(self, kind: pa.DataType) -> LostFloats:
+        return self.value.floats_lost(kind)
+
+    def _payloads(self, schema: pa.Schema) -> pa.Schema:
+        return pa.schema([field for field in schema if field.name not in self.fields])
+
+    def _name_in_key(self, column: str) -> str:
+        return column.removeprefix(self.prefix)
+
+    def keys_of(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Returns the columns of the keys of these rows, with the names that they have in keys."""
+        return pa.RecordBatch.from_arrays(
+            [rows.column(name) for name in self.fields], names=[self._name_in_key(name) for name in self.fields]
+        )
+
+    def values_of(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Returns the columns of the payloads of these rows."""
+        return rows if self.in_value else rows.select(self._payloads(rows.schema).names)
+
+
+class _KeyedEncoder:
+    """An encoder of payloads that also encodes the keys of the rows."""
+
+    def __init__(self, format: KeyAndValue, values: Encoder, keys: Encoder) -> None:
+        self._format, self._values, self._keys = format, values, keys
+
+    def another(self) -> "_KeyedEncoder":
+        return _KeyedEncoder(self._format, self._values.another(), self._keys.another())
+
+    def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
+        return self._values.encode(self._format.values_of(batch))
+
+    def encode_keys(self, batch: pa.RecordBatch) -> pa.BinaryArray:
+        return self._keys.encode(self._format.keys_of(batch))
+
+
+class _KeyedCodec:
+    """A codec that reads some columns from the keys of records, and the others from their payloads.
+
+    Of payloads without their records, as a table decodes them, the columns of the key are null.
+    """
+
+    def __init__(self, payloads: Codec, keys: KeyRows, of_key: pa.Schema, schema: pa.Schema) -> None:
+        self._given = (keys, of_key, schema)
+        self._payloads = payloads
+        self._keys = keys
+        self._of_key = of_key
+        self.schema = pa.schema([of_key.field(each.name) if each.name in of_key.names else each for each in schema])
+
+    @property
+    def text(self) -> str | None:
+        return self._payloads.text
+
+    def resumed(self, text: str | None) -> "_KeyedCodec":
+        return _KeyedCodec(self._payloads.resumed(text), *self._given)
+
+    def another(self) -> "_KeyedCodec":
+        return _KeyedCodec(self._payloads.another(), *self._given)
+
+    def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
+        data, bad = self._payloads.decode(batch)
+        numbers = np.delete(np.arange(batch.num_rows), [each.row for each in bad])
+        found: list[Any] = [pa.nulls(len(numbers), field.type) for field in self._of_key]
+        wrong: dict[int, str] = {}
+        if "key" in batch.schema.names:
+            found, wrong = self._keys.read(batch.column("key").take(pa.array(numbers)))
+        columns = dict(zip(self._of_key.names, found, strict=True)) | dict(
+            zip(data.schema.names, data.columns, strict=True)
+        )
+        whole = pa.RecordBatch.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
+        if not wrong:
+            return whole, bad
+        bad = sorted([*bad, *(BadRow(int(numbers[row]), why) for row, why in wrong.items())], key=lambda each: each.row)
+        good = np.ones(len(numbers), bool)
+        good[list(wrong)] = False
+        return whole.filter(pa.array(good)), bad
+
+
+def key_rows_of(format: Format, schema: pa.Schema) -> KeyRows | None:
+    """Returns the reader of keys that a format brings for these columns, or None."""
+    return format.key_rows(schema) if isinstance(format, KeyAndValue) else None

@@ -1,0 +1,151 @@
+"""Keys of records in tables of SQL: 'key.format', 'key.fields', 'key.fields-prefix' and 'value.fields-include', as in Flink."""
+
+import json
+
+import pytest
+
+from sabot import App
+from sabot.sql.syntax.text import SqlError
+from tools.agent_tools import records
+
+
+@pytest.fixture
+def app(memory_url: str) -> App:
+    return App("keys", memory_url)
+
+
+def table(columns: str, *options: str, connector: str = "kafka") -> str:
+    given = [f"'connector' = '{connector}'", "'topic' = 't'", "'value.format' = 'json'", *options]
+    return f"CREATE TABLE t ({columns}) WITH ({', '.join(given)});"
+
+
+BOUNDED = "'scan.bounded.mode' = 'latest-offset'"
+KEY = "'key.format' = '{}', 'key.fields' = '{}'"
+
+
+async def written(app: App, text: str) -> list[tuple[bytes | None, bytes | None]]:
+    app.sql(text)
+    await app.run()
+    return [(record.key, record.payload) for record in records(app, "t")]
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        (KEY.format("json", "id"), b'{"id":7}'),
+        (KEY.format("json", "name;id"), b'{"name":"a,b","id":7}'),
+        (KEY.format("json", "at"), b'{"at":"2024-01-01 00:00:00.5"}'),
+        (
+            KEY.format("json", "at") + ", 'key.json.timestamp-format.standard' = 'ISO-8601'",
+            b'{"at":"2024-01-01T00:00:00.5"}',
+        ),
+        (KEY.format("raw", "name"), b"a,b"),
+        (KEY.format("csv", "id"), b"7"),
+        (KEY.format("csv", "id;name"), b'7,"a,b"'),
+        (
+            KEY.format("json", "id") + ", 'value.fields-include' = 'ALL', 'key.json.ignore-parse-errors' = 'true'",
+            b'{"id":7}',
+        ),
+        ("'key.fields' = 'id'", b"7"),
+    ],
+)
+async def test_keys_are_written_in_their_format(app, key, expected):
+    """'key.format' was ignored: one column was a bare value, whatever the format, and several columns were refused."""
+    values = "INSERT INTO t VALUES (7, 'a,b', TIMESTAMP '2024-01-01 00:00:00.500')"
+    found = await written(app, table("id BIGINT, name STRING, at TIMESTAMP(3)", key) + values)
+    assert found == [(expected, b'{"id":7,"name":"a,b","at":"2024-01-01 00:00:00.5"}')]
+
+
+OVERLAPPING = "k_version INT, k_user_id BIGINT, k_item_id STRING, version INT, behavior STRING"
+APART = "'value.fields-include' = 'EXCEPT_KEY'"
+PREFIX = f"{KEY.format('json', 'k_version;k_user_id;k_item_id')}, 'key.fields-prefix' = 'k_', {APART}"
+
+
+async def test_a_key_and_a_payload_with_the_same_fields_are_told_apart_by_a_prefix(app):
+    values = "INSERT INTO t VALUES (1, 5, 'a', 2, 'buy'), (1, CAST(NULL AS BIGINT), 'b', 3, 'see')"
+    found = await written(app, table(OVERLAPPING, PREFIX) + values)
+    assert found == [
+        (b'{"version":1,"user_id":5,"item_id":"a"}', b'{"version":2,"behavior":"buy"}'),
+        (b'{"version":1,"user_id":null,"item_id":"b"}', b'{"version":3,"behavior":"see"}'),
+    ]
+    again = App("again", app.broker)
+    more = f"{OVERLAPPING}, o BIGINT METADATA FROM 'offset'"
+    rows = again.sql(table(more, PREFIX, BOUNDED) + "SELECT * FROM t").collect().to_pylist()
+    assert rows[0] == {"k_version": 1, "k_user_id": 5, "k_item_id": "a", "version": 2, "behavior": "buy", "o": 0}
+    assert rows[1] == {"k_version": 1, "k_user_id": None, "k_item_id": "b", "version": 3, "behavior": "see", "o": 1}
+    few = App("few", app.broker).sql(
+        table(OVERLAPPING, PREFIX, BOUNDED) + "SELECT behavior, k_item_id AS i FROM t WHERE k_user_id = 5"
+    )
+    assert few.collect().to_pylist() == [{"behavior": "buy", "i": "a"}]
+
+
+async def test_a_record_whose_key_cannot_be_read_is_a_dead_letter_and_one_without_a_key_has_nulls(app, caplog):
+    for key in ('{"id":1}', "x", None, '{"id":"four"}', '{"id":5}'):
+        await app.send("t", {"s": str(key)}, key=key)
+    text = table("id BIGINT, s STRING", KEY.format("json", "id"), APART, BOUNDED)
+    found = app.sql(text + "SELECT id, s FROM t").collect().to_pylist()
+    assert [row["id"] for row in found] == [1, None, 5]
+    assert "2 rows were set apart" in caplog.text
+    assert "the record's key cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("form", "key", "type"), [("raw", "ada", "STRING"), ("csv", "ada", "STRING"), ("csv", "12", "BIGINT")]
+)
+async def test_a_column_is_read_from_keys_of_text(app, form, key, type):
+    await app.send("t", {"s": "x"}, key=key)
+    text = table(f"id {type}, s STRING", KEY.format(form, "id"), APART, BOUNDED)
+    found = app.sql(text + "SELECT id, s FROM t").collect().to_pylist()
+    assert found == [{"id": key if type == "STRING" else int(key), "s": "x"}]
+
+
+CUSTOMERS = "name STRING, city STRING, PRIMARY KEY (name) NOT ENFORCED"
+
+
+@pytest.mark.parametrize("apart", ["'value.fields-include' = 'ALL'", APART])
+async def test_a_table_of_flink_with_keys_in_json_is_read_and_its_rows_are_deleted(app, apart):
+    """The key of a tombstone was taken as the text {"name":"ada"}, so that the row of ada stayed."""
+    whole = "ALL" in apart
+    for name, city in (("ada", "Ulm"), ("bob", "Bonn"), ("ada", None)):
+        row = ({"name": name} if whole else {}) | {"city": city}
+        await app.send("t", row if city else None, key=json.dumps({"name": name}))
+    text = table(CUSTOMERS, "'key.format' = 'json'", apart, BOUNDED, connector="upsert-kafka")
+    assert app.sql(text + "SELECT name, city FROM t").materialize().collect().to_pylist() == [
+        {"name": "bob", "city": "Bonn"}
+    ]
+
+
+async def test_changes_are_written_with_their_keys_and_without_them_in_the_payload(app):
+    text = table(
+        CUSTOMERS.replace("city", "n").replace("n STRING", "n BIGINT"),
+        "'key.format' = 'json'",
+        APART,
+        connector="upsert-kafka",
+    )
+    rows = app.stream([{"name": "ada"}, {"name": "bob"}, {"name": "ada"}], schema={"name": "string"})
+    app.sql(text + "INSERT INTO t SELECT name, COUNT(*) FROM given GROUP BY name", given=rows)
+    await app.run()
+    last = {record.key: record.payload for record in records(app, "t")}
+    assert last == {b'{"name":"ada"}': b'{"n":2}', b'{"name":"bob"}': b'{"n":1}'}
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "hint"),
+    [
+        (("'key.format' = 'json'",), "'key.format' needs the option 'key.fields'", "'key.fields' = 'id', or 'a;b'"),
+        (("'key.fields' = 'id;s'",), "'key.fields' needs the option 'key.format'", "'key.format' = 'json'"),
+        ((APART, "'key.fields' = 'id'"), "'value.fields-include' needs the option 'key.format'", "'key.format' = 'json'"),
+        ((KEY.format("json", "ix"),), 'there is no column "ix" for the key', "there are id, s"),
+        ((KEY.format("raw", "id"),), "'key.format' = 'raw' is for one column of STRING or BYTES", "'key.format' = 'json'"),
+        ((KEY.format("json", "id"), "'key.fields-prefix' = 'k_'", APART), "column id of the key does not begin with 'k_'", "k_id"),
+        ((KEY.format("json", "id"), "'key.fields-prefix' = 'i'"), "'key.fields-prefix' needs the option 'value.", "payloads"),
+        ((KEY.format("jsn", "id"),), "'key.format' cannot be 'jsn'", "did you mean json"),
+        ((KEY.format("json", "id"), "'value.fields-include' = 'NONE'"), "'value.fields-include' cannot be 'NONE'", "EXCEPT_KEY"),
+        ((KEY.format("avro", "id"), APART), "keys in avro cannot be read as these options say", "'key.format' = 'json'"),
+    ],
+)  # fmt: skip
+def test_keys_that_cannot_be_are_refused_where_the_table_is_declared(app, options, message, hint):
+    with pytest.raises(SqlError) as caught:
+        app.sql(table("id BIGINT, s STRING", *options))
+    assert message in str(caught.value)
+    assert hint in str(caught.value).split("hint: ")[1]
