@@ -47,10 +47,11 @@ class CallTool(Protocol):
 class BridgedServer:
     """A server whose tools a bridge calls. If the server cannot be reached, the call is repeated `retries` times.
 
-    - `on_error`: what `ask` does if the last try fails. "fail_fast": it raises an error. "graceful": it returns None.
+    - `on_error`: what `ask` does if the server cannot be reached in the last try either. "fail_fast": it raises an
+      error. "graceful": it returns None, unless its parameter `gone` is given.
     - `backoff`: the wait before the second try. It doubles each time, up to 30 seconds.
-    - `timeout`: the time limit of each try.
-    - `reachable`: True if the server could be reached in the last call.
+    - `timeout`: the time limit of each try. A call of `ask` with `once_s` has only one try, with that time limit.
+    - `reachable`: False if the server could not be reached in the last call, else True.
     """
 
     def __init__(

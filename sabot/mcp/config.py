@@ -60,11 +60,13 @@ class McpConfig:
       (`get_or_create`, `call_tool`). The pool runs it as `PROGRAM mcp stdio`. If None, the program `cortex` on PATH is
       used.
     - `protocol_version`: the oldest version of the protocol that a server may use.
-    - `request_timeout`: the time in which a server has to answer. It begins again with each report of progress, and
-      does not run while a person answers a question of the server.
+    - `request_timeout`: the time in which a server has to answer. In a call of a tool, it begins again with each report
+      of progress, and does not run while a person answers a question of the server. A list has it for all its pages
+      together.
     - `max_call_time`: the longest time of a whole call, even if the server reports progress. If None, 10 times the time
       for one answer.
-    - `connect_timeout`: the time to start a server, and to agree with it on a version of the protocol.
+    - `connect_timeout`: the time to start a server, to agree with it on a version of the protocol, and to list its
+      tools. If the pool has `max_servers` sessions, a new one also waits at most this time for room.
     - `max_retries`: how often the pool tries again to open a session, if another try may succeed.
     - `stdio_buffer`: the number of bytes that are read at a time. `max_result_bytes`: the most bytes of a message from
       a server.
@@ -75,8 +77,10 @@ class McpConfig:
     - `max_tools`: the most tools of one server that `McpServerPool.tools` may return. If a server offers more, its
       parameter `only=` selects some of them.
     - `max_listed`: the most tools, resources, templates or prompts that a server may list. `max_list_bytes`: the most
-      bytes of such a list, all pages together.
-    - `max_description_chars`: the most characters of a tool's description; the rest is cut off.
+      bytes of such a list, all pages together. McpResultTooLarge is raised for a longer list; if the list of tools is
+      longer, the session cannot be opened (McpUnavailable).
+    - `max_description_chars`: the most characters of a tool's description, and of each description and title in its
+      schema; the rest is cut off.
     - `max_sampling_tokens`: the most tokens of an answer that a server requests from a model (sampling).
     """
 

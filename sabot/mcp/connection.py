@@ -120,9 +120,9 @@ class SentCall:
         """Limits the time of the `with` block, in which the call waits for the server. Raises McpTimeout at the end of
         that time.
 
-        The limit is `self.seconds`, and begins again with each report of progress. But the block takes at most
-        `self.left`, the seconds that remain for the whole call. At the end of the block, the time that it took is
-        subtracted from `self.left`.
+        The limit is `self.seconds`, and `_request_call` begins it again with each report of progress. But the block
+        takes at most `self.left`, the seconds that remain for the whole call. At the end of the block, the time that it
+        took is subtracted from `self.left`.
         """
         now = asyncio.get_running_loop().time
         self.ends = now() + self.left
@@ -372,7 +372,7 @@ class McpConnection:
         self._stale = True  # missed changes are looked up before the next call
 
     def _awaits(self) -> bool:
-        """Returns True if a request is under way, or if the session is not open."""
+        """Returns True if a request is under way, if the session is still being opened, or if it has ended."""
         return not self.is_open or self._under_way > 0
 
     def _doubt(self, what: str) -> None:
@@ -441,8 +441,9 @@ class McpConnection:
 
         - `expects`: the digest of the tool that the caller knows. If the tool has a different digest now,
           McpToolChanged is raised, and nothing is sent. "" for no check.
-        - `timeout_s`: the time for the answer in seconds; `request_timeout` if None.
-        - `progress`: a function that is called with the server's reports of progress.
+        - `timeout_s`: the time for the answer in seconds; `request_timeout` if None. It begins again with each report of
+          progress, but the whole call takes at most `max_call_time`.
+        - `progress`: a function, sync or async, that is called with the server's reports of progress.
         - `answers`: the answers by the keys of the questions. `state`: the `state` of the result with the questions.
 
         Raises McpError. Its subclass shows whether the call was not sent, was done, or may have been done.

@@ -43,7 +43,7 @@ class DocumentError(SabotError):
 
 
 class NoAuthoritativeSource(DocumentError):
-    """No authoritative document of the server matches the topic or the claim."""
+    """None of the documents that a search for the topic or the claim has returned is authoritative."""
 
     code = "E2061"
 
@@ -147,19 +147,21 @@ class DocumentBridge:
 
     @property
     def reachable(self) -> bool:
-        """True if the server could be reached in the last call."""
+        """False if the server could not be reached in the last call, else True."""
         return self._server.reachable
 
     async def search(
         self, query: str, *, filters: Mapping[str, Any] | None = None, use_cache: bool = True
     ) -> list[SourceDocument]:
-        """Returns the documents that match the query, the best first.
+        """Returns the documents that match the query, the best first: at most `max_sources`, and none with a confidence
+        below `confidence_threshold`.
 
         - `filters`: passed on to the server. `use_cache`: False to ask the server even if a recent answer is in the
           cache.
 
         If the server cannot be reached and `on_error` is "graceful", returns the last answer to the same query, however
-        old it is, or an empty list if there was none. Raises DocumentError (E2060).
+        old it is, or an empty list if there was none. Only the last 256 different queries are remembered. Raises
+        DocumentError (E2060).
         """
         key = msgspec.json.encode([query, dict(filters or {})], order="deterministic")
         kept = self._cached.get(key)
@@ -182,7 +184,9 @@ class DocumentBridge:
         return list(fitting)
 
     async def get_document(self, document_id: str) -> SourceDocument:
-        """Returns a document by its id. Raises DocumentNotFound (E2063); DocumentError (E2060) if the server cannot be reached."""
+        """Returns a document by its id. Raises DocumentNotFound (E2063) if the server has none or refuses the call;
+        DocumentError (E2060) if the server cannot be reached or its answer is not a document.
+        """
         what = f"document {short_repr(document_id)}"
         asked = {"documentId": document_id}
         said = await self._server.ask("get_document", asked, DocumentNotFound, what, gone=DocumentError)
@@ -192,12 +196,15 @@ class DocumentBridge:
 
     async def source_of_truth(self, topic: str) -> SourceDocument:
         """Returns the authoritative document with the highest confidence for this topic; of several with the same
-        confidence, the one that was changed last. Raises NoAuthoritativeSource (E2061) if there is none.
+        confidence, the one that was changed last. Only the documents that `search` returns for the topic are
+        considered. Raises NoAuthoritativeSource (E2061) if none of them is authoritative; DocumentError (E2060) if the
+        search fails.
         """
         return (await self._authoritative(topic))[0]
 
     async def verify_claim(self, claim: str) -> ClaimCheck:
-        """Searches for authoritative documents on the claim, compares each with the claim, and returns the result.
+        """Searches for the claim, compares the claim with each document that `search` returns and that is
+        authoritative, and returns the result.
 
         Raises NoAuthoritativeSource (E2061) if there is no such document; VerificationFailed (E2062) if the function
         `judge` fails or returns another value than it may; DocumentError (E2060) if the search fails.

@@ -7,8 +7,8 @@ ToolError                    of `sabot.llm.errors`: an agent's model is told
     ├── McpConnectionLost    the session ended during a call: nobody knows whether it was done (also a TransientError)
     ├── McpTimeout           no answer in time: nobody knows whether it was done (also a ToolTimeout)
     ├── McpRefused           the server answered with an error, or asked for what it did not get; `number` is its code in JSON-RPC
-    ├── McpResultTooLarge    the call was done; its answer is longer than `max_result_bytes`, and was not kept
-    ├── McpInvalidAnswer     the call was done; its answer is not what the protocol or the tool's output schema says
+    ├── McpResultTooLarge    an answer or a list of the server is longer than McpConfig allows, and was not kept
+    ├── McpInvalidAnswer     an answer is not what the protocol or the tool's output schema says
     ├── McpInvalidArguments  they do not match the tool's input schema; nothing was sent
     └── McpToolChanged       the tool is not the one that was offered, or is gone; nothing was sent
 """
@@ -51,7 +51,7 @@ class McpTimeout(McpError, ToolTimeout):
 
 class McpRefused(McpError):
     """The server answered with an error. Or it requested something before it could answer, such as an answer of a
-    model, and that was refused. `number`: the JSON-RPC code of the error.
+    model, and that was refused. `number`: the JSON-RPC code of the error, or 0 if it has none.
     """
 
     def __init__(self, server: str, message: str, number: int = 0, *, hint: str = "") -> None:
@@ -60,11 +60,16 @@ class McpRefused(McpError):
 
 
 class McpResultTooLarge(McpError):
-    """The server did the call, but the answer is longer than `max_result_bytes`. The answer was dropped."""
+    """An answer of the server is longer than `McpConfig.max_result_bytes`, or a list that it sent exceeds
+    `McpConfig.max_listed`, `McpConfig.max_list_bytes` or 100 pages. The answer was dropped. If it was the answer to a
+    call of a tool, the server has done the call.
+    """
 
 
 class McpInvalidAnswer(McpError):
-    """The server did the call, but the answer does not fit the protocol, or the output schema of the tool."""
+    """An answer of the server does not fit the protocol or the output schema of the tool, or a journal cannot record
+    it. If it was the answer to a call of a tool, the server may have done the call.
+    """
 
 
 class McpInvalidArguments(McpError):
@@ -72,6 +77,6 @@ class McpInvalidArguments(McpError):
 
 
 class McpToolChanged(McpError):
-    """The tool's description or schema has changed since the tool was offered, or the server does not offer it any
-    more. The call was not sent.
+    """The tool's title, description, schemas or hints have changed since the tool was offered, or the server does not
+    offer it any more. The call was not sent.
     """

@@ -335,7 +335,8 @@ class Memory:
 
     async def store(self, scope: str, text: str, tags: Collection[str] = ()) -> str:
         """Stores the text, and returns its id. If the same text is stored already, only adds the new tags, and returns
-        its id. If the text was merged into a newer memory, that is done for the newer memory.
+        its id. If the text was merged into a newer memory, that is done for the newer memory. A memory has at most 20
+        tags; of more, only the first 20 in alphabetical order are kept.
 
         Raises UserError if the text or a tag is empty or too long, if there are more than 20 tags, and if the scope has
         10,000 memories already.
@@ -359,11 +360,13 @@ class Memory:
 
     async def search(self, scope: str, query: str, limit: int = 10) -> list[FoundMemory]:
         """Returns at most `limit` memories that contain words of the query, with the highest BM25 score first. Of
-        memories with the same score, the newest is first. `limit` may be from 1 to 50.
+        memories with the same score, the newest is first. The text of a memory, its tags and its earlier wordings are
+        searched. `limit` may be from 1 to 50.
 
         Upper and lower case are not distinguished, and neither are different encodings of an accent. A word with at
         least three letters also finds longer words that begin with it, with about half the weight. Of the query, only
-        the first 200 different words are used.
+        the first 200 different words are used. Raises UserError if the query is empty or has more than 65,536
+        characters.
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _FOUND_MOST:
             raise UserError(f"memory: limit={short_repr(limit)}", hint=f"from 1 to {_FOUND_MOST}")

@@ -2,7 +2,7 @@
 descriptions go into the prompts of models.
 
 Invisible characters are removed from a description, and a long description is cut. A tool whose schema is too large or
-invalid is left out. The digest of a tool is computed from its description as the server wrote it. So a tool that is
+invalid is left out. The digest of a tool is computed from what the server wrote about it. So a tool that is
 changed after a user has approved it has another digest.
 """
 
@@ -46,7 +46,7 @@ class Offer:
       accept are replaced by "_".
     - `description`: the server's description, without invisible characters and cut to a greatest length.
     - `schema`: the JSON schema of the arguments. `output`: the JSON schema of the result, or None.
-    - `digest`: a hash of the server's own description and schemas of the tool.
+    - `digest`: a hash of the server's own name, title, description, schemas and hints of the tool.
     - `read_only`, `idempotent`, `open_world`: the server's hints about the effect of the tool; None if the server did
       not give the hint.
     """

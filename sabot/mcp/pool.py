@@ -57,7 +57,7 @@ class McpServerFacts(NamedTuple):
 
     - `name`: the name of the server. `way`: its program, or its URL without the password.
     - `sessions`: the number of open sessions. `busy`: the number of calls under way.
-    - `tools`: for each tool that agents can get, by its name, a hash of its description.
+    - `tools`: for each tool that agents can get, by its name, the hash that `McpSession.digests` returns.
     - `left_out`: the tools that agents cannot get, each with the reason.
     """
 
@@ -206,7 +206,8 @@ class McpServerPool:
         - `in_doubt`, `timeout`, `retries`, `labels`: as in the decorator `tool`. With `retries=None` a call that may be
           repeated is repeated once.
         - `prefix`: a text that is put before the name of each tool.
-        - `on_change`: what happens to a later call if the description or schema of the tool has changed by then.
+        - `on_change`: what happens to a later call if the title, description, schemas or hints of the tool have changed
+          by then.
           "refuse" raises McpToolChanged; "allow" makes the call.
         - `approved`: the digest of each tool by name, as `McpSession.digests` has returned them after the user has
           checked the tools. If one of the tools has a different digest or is missing there, UserError is raised.
@@ -542,7 +543,8 @@ class McpSession:
     ) -> McpResult:
         """Calls a tool once, and returns its result.
 
-        - `timeout`: the time for the answer; `McpConfig.request_timeout` if None.
+        - `timeout`: the time for the answer; `McpConfig.request_timeout` if None. It begins again with each report of
+          progress, but the whole call takes at most `McpConfig.max_call_time`.
         - `progress`: a function, sync or async, that is called as `progress(done, total, text)` with each report of
           progress: how much is done, the total or None, and a text. It is called in the pool's thread.
 
@@ -553,21 +555,23 @@ class McpSession:
         return await remote(**dict(arguments or {}))
 
     async def digests(self) -> dict[str, str]:
-        """Returns a hash of the description and schemas of each tool, by the name of the tool. The result can be passed
-        as `McpServerPool.tools(approved=…)`.
+        """Returns a hash of the name, title, description, schemas and hints of each tool, by the name of the tool. The
+        result can be passed as `McpServerPool.tools(approved=…)`. Raises McpError.
         """
         return {name: offer.digest for name, offer in (await self.offers()).items()}
 
     async def offers(self) -> "dict[str, Offer]":
-        """Returns the tools that agents can get, by name, as the server lists them now."""
+        """Returns the tools that agents can get, by name, as the server lists them now. Raises McpError."""
         return (await self._pool.use(self.key, lambda server: server.listed()))[0]
 
     async def left_out(self) -> dict[str, str]:
-        """Returns the reasons why agents cannot get some of the server's tools, by the names of these tools."""
+        """Returns the reasons why agents cannot get some of the server's tools, by the names of these tools. Raises
+        McpError.
+        """
         return (await self._pool.use(self.key, lambda server: server.listed()))[1]
 
     async def version(self) -> str:
-        """Returns the version of the protocol on which this session and the server have agreed."""
+        """Returns the version of the protocol on which this session and the server have agreed. Raises McpError."""
         return (await self._pool.use(self.key, lambda server: server.listed()))[2]
 
     async def resources(self) -> list[McpResource]:

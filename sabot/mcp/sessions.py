@@ -138,7 +138,7 @@ class SessionBridge:
 
     @property
     def reachable(self) -> bool:
-        """True if the server could be reached in the last call."""
+        """False if the server could not be reached in the last call, else True."""
         return self._server.reachable
 
     def sessions(self) -> list[SessionInfo]:
@@ -180,8 +180,9 @@ class SessionBridge:
         """Saves the fields of `context` at the server. Earlier fields that are not in `context` are kept. `summary`: a
         text that describes the change.
 
-        Raises SnapshotFailed (E2052). If the server cannot be reached and `on_error` is "graceful", nothing is raised,
-        and the next heartbeat sends the snapshot.
+        Raises SnapshotFailed (E2052) if the session does not run in this process or the snapshot was not saved. If the
+        server cannot be reached and `on_error` is "graceful", nothing is raised, and the next heartbeat sends the
+        snapshot.
         """
         session = self._running(session_id, SnapshotFailed)
         async with session.order:

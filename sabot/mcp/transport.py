@@ -109,8 +109,9 @@ async def over_bytes(
 
     - `most_bytes`: the most bytes of a message. `most_list_bytes`: the most bytes of a message with a list.
     - `buffer`: the number of bytes that are read at a time.
-    - `on_end`: a function that is called with the reason if `source` or `sink` ends during the block. Then the message
-      streams are closed.
+    - `on_end`: an async function that is called with the reason if `source` or `sink` ends during the block, if a
+      message is longer than `most_bytes` and the request that it answers is unknown, and if more than 10,000 lines are
+      not messages. Then the stream for reading is closed.
     """
     lists = set[int | str]()  # the ids of requests for lists that have no answer yet
     heard, incoming = anyio.create_memory_object_stream[Any](0)
@@ -188,7 +189,9 @@ def _message(line: bytes, size: int, most_bytes: int) -> Any:
 
 
 def _first_wrong(error: Exception) -> str:
-    """Returns a text that describes the first fault of a line. It does not contain any of the line's contents."""
+    """Returns a text that describes the first error that was found when a line of the server was decoded. The text
+    quotes nothing from the line.
+    """
     told = error.errors(include_url=False, include_input=False) if isinstance(error, ValidationError) else []
     return str(told[0]["msg"])[:_JUNK_WORDS] if told else type(error).__name__
 
@@ -213,8 +216,8 @@ async def over_process(
     stdout, one to read and one to write. After the block, ends the program and all its descendants. Raises SpawnFailed
     if the program cannot be started.
 
-    `on_end`: a function that is called if the program ends by itself. Its argument is a text with the reason and the
-    last lines of stderr.
+    `on_end`: a function that is called if the program ends by itself, closes its stdin or stdout, or writes too many
+    lines that are not messages. Its argument is a text with the reason and the last lines of stderr.
     """
     instance = Instance(command)
     child = await instance.start()
@@ -397,10 +400,11 @@ class _BoundedEvents(_BoundedBody):
 
 
 class PacedStream:
-    """A stream of the messages from a server. While no request waits for the server, it reads at most 50 notifications
-    per second. So a server that sends very many notifications does not use up a processor core.
+    """A stream of the messages from a server. While the function `is_awaited` returns False, it reads at most 50
+    notifications per second. So a server that sends very many notifications does not use up a processor core.
 
-    `is_awaited`: a function that returns True while a request waits for the server.
+    `is_awaited`: a function that returns True while a request waits for the server, while the session is being opened,
+    and after it has ended.
     """
 
     def __init__(self, stream: Any, is_awaited: Callable[[], bool]) -> None:
@@ -416,7 +420,7 @@ class PacedStream:
         return getattr(self._stream, "last_context", None)
 
     async def receive(self) -> Any:
-        """Returns the next message."""
+        """Returns the next message. Raises `anyio.EndOfStream` at the end of the stream."""
         found = await self._stream.receive()
         if isinstance(getattr(found, "message", None), JSONRPCNotification) and not self._is_awaited():
             now = asyncio.get_running_loop().time
@@ -456,8 +460,9 @@ async def messages_of(
     """Connects to a server. Yields to the `with` block two message streams of the MCP SDK, one to read and one to
     write.
 
-    - `on_end`: a function that is called with the reason if the server ends the session.
-    - `is_awaited`: a function that returns True while a request waits for the server; see `PacedStream`.
+    - `on_end`: a function that is called with the reason if the server ends the session. It is not called for a server
+      that is reached by a URL: there, an error of a request shows that the session has ended.
+    - `is_awaited`: as in `PacedStream`.
     """
     if spec.connect is not None:
         opened = spec.connect(key, on_end)
