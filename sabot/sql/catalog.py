@@ -14,13 +14,14 @@ from sabot.api.nodes.changes import Upsert
 from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
 from sabot.codecs.base import Format
+from sabot.codecs.fields import type_of_field
 from sabot.codecs.formats import Json
 from sabot.connectors.base import Sink
 from sabot.connectors.console import ConsoleSink
 from sabot.connectors.defaults import takes_changes
 from sabot.connectors.files.paths import format_of as path_format
 from sabot.errors import UserError
-from sabot.sql.formats import DEBEZIUM, format_of, stream_of, times_of, with_keys, written_format
+from sabot.sql.formats import DEBEZIUM, check_written, format_of, stream_of, times_of, with_keys, written_format
 from sabot.sql.functions import cast
 from sabot.sql.scope import (
     Relation,
@@ -53,6 +54,7 @@ from sabot.sql.table_options import Options
 from sabot.sql.topic_options import (
     CONSUMERS,
     Place,
+    check_partitioner,
     client_of,
     end_of,
     endless,
@@ -61,6 +63,7 @@ from sabot.sql.topic_options import (
     refuse_start,
     reset_of,
     start_of,
+    topic_of,
 )
 from sabot.sql.types import arrow_type, interval_ms, sql_type
 from sabot.sql.values import Binder, Context
@@ -71,14 +74,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_METADATA = {
-    "partition": "partition",
-    "offset": "offset",
-    "timestamp": "timestamp",
-    "key": "key",
-    "headers": "headers",
+_METADATA = ("partition", "offset", "timestamp", "key", "headers", "headers.NAME")
+"""The keys of METADATA columns. Each is a field of a record; a key is read as text or as bytes, as its column says."""
+
+_NOT_KEPT = {
+    "topic": "a table reads one topic: 'orders' AS topic in the query has its name",
+    "leader-epoch": "leave the column out",
+    "timestamp-type": "leave the column out",
 }
-"""The keys of METADATA columns, and the fields of records that they are."""
+"""Keys of METADATA columns of Flink that records do not have here, and what to do instead."""
 
 _YES_OR_NO = {"true": True, "false": False}
 
@@ -110,10 +114,11 @@ _NO_ROWS: Any = None  # an expression is bound to columns alone
 
 def check_table(context: Context, statement: CreateTable) -> None:
     """Raises SqlFault for a table that cannot be: a column, a watermark or an option that is wrong."""
-    types = {each.name.text: arrow_type(each.type) for each in statement.columns if each.type is not None}
     for each in statement.columns:
         if each.metadata is not None:
             _metadata(each)
+    types = {each.name.text: arrow_type(each.type) for each in statement.columns if each.type is not None}
+    _check_json(statement)
     fields = [TableColumn("", name, name, type) for name, type in types.items()]
     for each in statement.columns:
         if each.computed is not None and not is_clock(each.computed):
@@ -126,6 +131,24 @@ def check_table(context: Context, statement: CreateTable) -> None:
         message = f"{time} is {sql_type(types[time])}, which is no event time"
         raise SqlFault(statement.watermark.column[-1].span, message, f"declare it as TIMESTAMP(3): {time} TIMESTAMP(3)")
     _check_options(statement)
+
+
+def _check_json(statement: CreateTable) -> None:
+    """Raises SqlFault for a column of a type that JSON does not have, and warns of one that Flink writes in another form."""
+    given = {each.key: each.value for each in statement.options}
+    of_topic = given.get("connector") in ("kafka", "upsert-kafka", "memory")
+    if _format_of_rows(statement) not in (*_JSON, *([None] if of_topic else [])):
+        return
+    for each in statement.columns:
+        type = None if each.type is None or each.metadata is not None else arrow_type(each.type)
+        if type is not None and pa.types.is_time(type):
+            message = f"column {each.name.text}: there is no TIME in JSON"
+            raise SqlFault(each.span, message, f"declare it as text: {each.name.text} STRING")
+        if type == pa.binary():
+            name = statement.name[-1].text
+            _log.warning(
+                "table %s: BYTES of column %s are UTF-8 in JSON, and not base64 as in Flink", name, each.name.text
+            )
 
 
 def _may_be_time(type: pa.DataType) -> bool:
@@ -191,17 +214,24 @@ def read_table(app: "HasStreams", context: Context, statement: CreateTable, span
     metadata = {each.name.text: _metadata(each) for each in statement.columns if each.metadata is not None}
     if metadata:
         given["fields"] = metadata
+    casts = {
+        each.name.text: wanted
+        for each in statement.columns
+        if each.name.text in metadata
+        and each.type
+        and (wanted := arrow_type(each.type)) != type_of_field(metadata[each.name.text])
+        if metadata[each.name.text] != "headers"
+    }
     time, lateness = time_of(statement)
     computed = [each for each in statement.columns if each.computed is not None]
     is_computed = any(each.name.text == time for each in computed)
-    later = time is not None and (is_computed or time in instants)
+    later = time is not None and (is_computed or time in instants or time in casts)
     if time is not None and not later:
         given |= {"time": time, "lateness": f"{lateness}ms"}
     open_rows = connector.read(options, statement)
     idle = context.idle()
-    if (
-        time is not None and idle is not None and not (later and connector in (_FILES, _DELTA))
-    ):  # their rows have no time yet
+    has_time = time is not None and not (later and connector in (_FILES, _DELTA))  # of files, a later step computes it
+    if has_time and idle is not None:
         given["idle"] = endless(idle)
     given |= pace_of(options, timed=time is not None)
     with at(statement.span):
@@ -210,9 +240,13 @@ def read_table(app: "HasStreams", context: Context, statement: CreateTable, span
     with at(statement.span):
         if instants:
             stream = stream.with_columns(**{name: _instant(name, type, context) for name, type in instants.items()})
+        if casts:
+            found = {name: TypedExpr(col(name), type_of_field(metadata[name])) for name in casts}
+            made = {name: cast(found[name], type, context.zone, strict=True) for name, type in casts.items()}
+            stream = stream.with_columns(**made)
         relation = Relation(stream, fields_of(stream, name, {time: 0} if time and not is_computed else None))
-    made = _computed(relation, context, statement, computed, time if later else None, lateness)
-    return replace(made, key=tuple(each.text for each in statement.key))
+    whole = _computed(relation, context, statement, computed, time if later else None, lateness)
+    return replace(whole, key=tuple(each.text for each in statement.key))
 
 
 def _instant(name: str, type: pa.DataType, context: Context) -> Expr:
@@ -274,9 +308,24 @@ def _computed(
 
 
 def _metadata(column: ColumnDefinition) -> str:
-    field = _METADATA.get(column.metadata or "")
-    if field is None:
-        raise SqlFault(column.span, f"there is no metadata '{column.metadata}'", f"there are {', '.join(_METADATA)}")
+    """Returns the field of a record that a METADATA column is. Raises SqlFault for another key, and for a type to which the
+    field cannot be cast.
+    """
+    key = column.metadata or ""
+    if key not in _METADATA and not (key.startswith("headers.") and key != "headers."):
+        hint = _NOT_KEPT.get(key) or f"there are {', '.join(_METADATA)}"
+        raise SqlFault(column.span, f"there is no metadata '{key}'", hint)
+    assert column.type is not None
+    if column.type.name == "MAP" and key == "headers":
+        hint = "STRING METADATA FROM 'headers.NAME' is one header; ARRAY<ROW<name STRING, value BYTES>> has all"
+        raise SqlFault(column.type.span, "there are no columns of the type MAP", hint)
+    wanted = arrow_type(column.type)
+    field = "key_bytes" if key == "key" and wanted == pa.binary() else key
+    found = type_of_field(field)
+    if not (pa.types.is_list(wanted) if key == "headers" else _may_convert(found, wanted)):
+        raise SqlFault(
+            column.span, f"the metadata '{key}' is {sql_type(found)}, and no {sql_type(wanted)}", "declare its type"
+        )
     return field
 
 
@@ -401,7 +450,7 @@ def _topic(options: Options, start: Place) -> tuple[Callable[["HasStreams"], Any
     """Returns a function that returns the topic of an app, with its server if the options have one, and the place where
     reading begins.
     """
-    topic = options.need("topic")
+    topic = topic_of(options)
     reset = options.key_span("properties.auto.offset.reset")
     servers, settings = client_of(options)
     start = reset_of(options, settings, start, reset)
@@ -424,7 +473,8 @@ def _broker(app: "HasStreams") -> str:
 
 
 def _write_topic(options: Options, statement: CreateTable) -> OpenWrite:
-    topic = options.need("topic")
+    topic = topic_of(options)
+    check_partitioner(options)
     servers, settings = client_of(options)
     written: dict[str, Any] = {}
     if (format := written_format(options, statement)) == DEBEZIUM:
@@ -453,7 +503,8 @@ _GUARANTEES = {"exactly-once": "exactly_once", "at-least-once": "at_least_once",
 
 
 def _delivery(options: Options, written: dict[str, Any]) -> None:
-    if (delivery := options.choose("sink.delivery-guarantee", _GUARANTEES)) is not None:
+    older = options.choose("sink.semantic", _GUARANTEES)
+    if (delivery := options.choose("sink.delivery-guarantee", _GUARANTEES, older)) is not None:
         written["delivery"] = delivery
 
 
@@ -603,8 +654,10 @@ def write_table(
     connector = _connector(options)
     if connector.write is None:
         raise SqlFault(span, f"table {name} can only be read")
-    target = [each for each in statement.columns if each.computed is None and each.metadata is None]
-    stream = _fitting(context, relation, target, columns, name, query, span)
+    check_written(statement, span)
+    written_columns = [each for each in statement.columns if each.computed is None and each.metadata is None]
+    metadata = any(each.metadata is not None for each in statement.columns)
+    stream = _fitting(context, relation, written_columns, columns, name, query, span, metadata=metadata)
     with at(span):
         sink, written = connector.write(options, statement)(app)
         options.finish()
@@ -654,8 +707,12 @@ def _fitting(
     table: str,
     query: Query,
     span: Span,
+    *,
+    metadata: bool,
 ) -> Stream:
-    """Returns the stream with the names and types of the table's columns."""
+    """Returns the stream with the names and types of the table's columns. `metadata`: True if the table also has METADATA
+    columns.
+    """
     if not target:
         return as_shown(relation)
     if columns:
@@ -670,7 +727,8 @@ def _fitting(
         target = [known[name.text] for name in columns]
     if len(target) != len(relation.fields):
         message = f"table {table} has {len(target)} columns, and the query {len(relation.fields)}"
-        raise SqlFault(span, message, f"{table}({', '.join(each.name.text for each in target)})")
+        hint = f"{table}({', '.join(each.name.text for each in target)})"
+        raise SqlFault(span, message, f"{hint}: METADATA is read, and not written" if metadata else hint)
     if not columns:
         _warn_of_positions(target, relation, table)
     chosen: dict[str, Any] = {}

@@ -130,11 +130,24 @@ def _check_key_columns(
     return alone
 
 
+_NO_NULLS = "encode.ignore-null-fields"
+
+
+def check_written(statement: CreateTable, span: Span) -> None:
+    """Raises SqlFault, at `span`, for a table whose JSON should be written in a way that there is not."""
+    for each in statement.options:
+        if each.key in (f"json.{_NO_NULLS}", f"value.json.{_NO_NULLS}") and each.value == "true":
+            message = f"'{each.key}' = 'true' is not there: a field that is NULL is written as null"
+            raise SqlFault(span, message, "CREATE TABLE with 'false', or without the option")
+
+
 def times_of(options: Options) -> TimesInJson:
     """Returns the form in which a table with JSON writes times. Texts and numbers are read in all forms."""
     found: TimesInJson | None = None
-    for name in ("value.json.timestamp-format.standard", "json.timestamp-format.standard"):
-        found = options.choose(name, _TIMES, found)
+    for prefix in ("value.json.", "json."):
+        found = options.choose(f"{prefix}timestamp-format.standard", _TIMES, found)
+        options.choose(f"{prefix}encode.decimal-as-plain-number", _YES_OR_NO)  # all digits are written either way
+        options.choose(f"{prefix}{_NO_NULLS}", _YES_OR_NO)
     return found or "sql"
 
 

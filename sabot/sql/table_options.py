@@ -21,6 +21,7 @@ _IGNORED = (
     re.compile(
         r"((key|value)\.)?(json|csv|debezium-json)\.(ignore-parse-errors|fail-on-missing-field|timestamp-format\.standard)"
     ),
+    re.compile(r"((key|value)\.)?json\.(map-null-key\.(mode|literal)|decode\.json-parser\.enabled)"),
     re.compile(r"scan\.watermark\.(emit\..*|alignment\.update-interval)"),
     re.compile(r"source\.monitor-interval|scan\.parallelism|lookup\..*|connector\.property-version|update-mode"),
 )

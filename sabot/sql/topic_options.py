@@ -52,6 +52,26 @@ _GROUP = "scan.watermark.alignment.group"
 Place = str | int | dict[int, int] | None
 
 
+def topic_of(options: Options) -> str:
+    """Returns the topic of a table. Raises SqlFault for several topics."""
+    hint = "a table for each topic, and a view: SELECT * FROM a UNION ALL SELECT * FROM b"
+    span, pattern = options.value_span("topic"), options.key_span("topic-pattern")
+    if options.take("topic-pattern") is not None:
+        raise SqlFault(pattern, "a table reads one topic, and no pattern of topics", hint)
+    topic = options.need("topic")
+    if ";" in topic:
+        raise SqlFault(span, f"a table reads one topic, and '{topic}' names several", hint)
+    return topic
+
+
+def check_partitioner(options: Options) -> None:
+    """Raises SqlFault unless the rows are spread over the partitions as Kafka's own partitioner does it."""
+    span = options.value_span("sink.partitioner")
+    if (name := options.take("sink.partitioner")) not in (None, "default"):
+        message = f"'sink.partitioner' = '{name}': Kafka's partitioner places the rows, by their keys if they have some"
+        raise SqlFault(span, message, "'default', with 'key.fields' for the rows that belong into one partition")
+
+
 def start_of(options: Options) -> Place:
     """Returns the place in a topic where reading begins, as `App.stream` takes it."""
     return _place(options, "scan.startup", _STARTS)

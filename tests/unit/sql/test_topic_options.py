@@ -237,3 +237,83 @@ def test_a_login_that_cannot_be_is_refused_where_the_table_is_declared(app, text
     assert message in said
     assert hint in said.split("hint: ")[1]
     assert '"secret' not in said.replace("\\", "")
+
+
+META = "`partition` BIGINT METADATA VIRTUAL, at TIMESTAMP(3) METADATA FROM 'timestamp', k BYTES METADATA FROM 'key'"
+
+
+def test_columns_of_metadata_have_the_types_that_they_declare(app):
+    """A BIGINT was an INT, and a TIMESTAMP(3) a TIMESTAMP_LTZ(3), whatever the table declared."""
+    publish(app, "rides", [{"id": 1}, {"id": 2}], key="k")
+    columns = f"id BIGINT, {META}, unit STRING METADATA FROM 'headers.unit', WATERMARK FOR at AS at"
+    text = "SET 'table.local-time-zone' = 'Asia/Tokyo';" + table(
+        "'scan.bounded.mode' = 'latest-offset'", columns=columns
+    )
+    found = app.sql(text + "SELECT * FROM rides").collect()
+    types = {name: str(found.schema.field(name).type) for name in found.schema.names}
+    assert types == {"id": "int64", "partition": "int64", "at": "timestamp[ms]", "k": "binary", "unit": "string"}
+    assert found["k"].to_pylist() == [b"k", b"k"]
+    assert found["unit"].to_pylist() == [None, None]
+    windows = "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE rides, DESCRIPTOR(at), INTERVAL '30' DAY)) GROUP BY window_start, window_end"
+    assert sum(app.sql(windows).collect()["n"].to_pylist()) == 2
+    (utc,) = (
+        App("utc", app.broker)
+        .sql(table("'scan.bounded.mode' = 'latest-offset'", columns=columns) + "SELECT at FROM rides LIMIT 1")
+        .collect()["at"]
+        .to_pylist()
+    )
+    assert (found["at"][0].as_py() - utc).total_seconds() == 9 * 3600, "the clock of the session, as CAST has it"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        (table(columns="id BIGINT, t STRING METADATA FROM 'topic' VIRTUAL"), "there is no metadata 'topic'", "a table reads one topic"),
+        (table(columns="id BIGINT, e INT METADATA FROM 'leader-epoch'"), "there is no metadata 'leader-epoch'", "leave the column out"),
+        (table(columns="id BIGINT, h MAP<STRING, BYTES> METADATA FROM 'headers'"), "there are no columns of the type MAP",
+         "STRING METADATA FROM 'headers.NAME' is one header"),
+        (table(columns="id BIGINT, o STRING METADATA FROM 'offset'"), "the metadata 'offset' is BIGINT, and no STRING", "declare its type"),
+        (table("'topic-pattern' = 'a.*'"), "a table reads one topic, and no pattern of topics", "UNION ALL"),
+        (table().replace("'topic' = 'rides'", "'topic' = 'a;b'"), "a table reads one topic, and 'a;b' names several", "UNION ALL"),
+        (table("'sink.partitioner' = 'fixed'"), "'sink.partitioner' = 'fixed': Kafka's partitioner places the rows", "'key.fields'"),
+        (table(columns="id BIGINT, t TIME"), "column t: there is no TIME in JSON", "declare it as text: t STRING"),
+        (table("'json.encode.ignore-null-fields' = 'yes'"), "'json.encode.ignore-null-fields' cannot be 'yes'", "true, false"),
+        (table("'json.encode.ignore-null-fields' = 'true'", columns="id BIGINT") + "INSERT INTO rides SELECT 1",
+         "'json.encode.ignore-null-fields' = 'true' is not there: a field that is NULL is written as null", "with 'false'"),
+        (table(columns="id BIGINT, at TIMESTAMP_LTZ(3) METADATA FROM 'timestamp'") + "INSERT INTO rides SELECT 1, 2",
+         "table rides has 1 columns, and the query 2", "rides(id): METADATA is read, and not written"),
+    ],
+)  # fmt: skip
+def test_what_tables_of_flink_have_and_these_have_not_is_refused_with_the_way_out(app, text, message, hint):
+    said = refused(app, text)
+    assert message in said
+    assert hint in said.split("hint: ")[1]
+
+
+def test_options_of_json_that_change_nothing_are_taken_or_said_to_have_no_effect(app, caplog):
+    publish(app, "rides", [{"id": 1}])
+    quiet = (
+        "'json.encode.decimal-as-plain-number' = 'true'",
+        "'json.encode.ignore-null-fields' = 'true'",
+        "'sink.partitioner' = 'default'",
+    )
+    more = (
+        "'json.map-null-key.mode' = 'DROP'",
+        "'json.decode.json-parser.enabled' = 'false'",
+        "'scan.bounded.mode' = 'latest-offset'",
+    )
+    with caplog.at_level(logging.WARNING):
+        found = app.sql(
+            table(*quiet, *more, "'sink.semantic' = 'at-least-once'", columns="id BIGINT") + "SELECT id FROM rides"
+        ).collect()
+    assert found["id"].to_pylist() == [1]
+    assert [record.getMessage() for record in caplog.records] == [
+        "table rides: the option 'json.map-null-key.mode' has no effect",
+        "table rides: the option 'json.decode.json-parser.enabled' has no effect",
+    ]
+
+
+def test_bytes_in_json_are_said_to_be_no_base64(app, caplog):
+    with caplog.at_level(logging.WARNING):
+        app.sql(table(columns="id BIGINT, data BYTES"))
+    assert "table rides: BYTES of column data are UTF-8 in JSON, and not base64 as in Flink" in caplog.text

@@ -530,7 +530,7 @@ WRONG = [
     (
         "CREATE TABLE x (a INT, o BIGINT METADATA FROM 'ofset') WITH ('connector' = 'kafka', 'topic' = 'x')",
         "1:24: there is no metadata 'ofset'",
-        "there are partition, offset, timestamp, key, headers",
+        "there are partition, offset, timestamp, key, headers, headers.NAME",
     ),
     (
         "SELECT * EXCLUDE (origin) FROM flights",
