@@ -689,6 +689,7 @@ class JobHost(HostState):
             return
         verdict = running.owner.failed(job, error)
         if verdict == "again":
+            running.ending = True  # else the next outcome of a call would count as another failure of this attempt
             self.put_later(running.owner.backoff_s(job.history.attempt), AttemptDue(running))
         elif verdict == "end":
             self._close_job(running, "failed", pack_error(error, whole=True), result=stored_name(type(error)))

@@ -148,8 +148,8 @@ class RunningJob:
     - `job`, `owner`: the run of the job's function, and the job's agent.
     - `last`: the position of the job's last entry.
     - `in_memory`: False once the job was parked, has ended, or is loaded again from the journal for another attempt.
-    - `ending`: True while the end of the job waits until its last entry is durable. `safe`: True once that entry is
-      durable.
+    - `ending`: True while the end of the job waits until its last entry is durable, and while a failed job waits for
+      its next attempt. `safe`: True once that entry is durable.
     - `noting`: True while the function has requested or cancelled effects that the host has not handled yet.
     - `due_s`, `limit`: the time at which the attempt has to end, by the monotonic clock (0 for no limit), and the
       name of the option that sets the limit.

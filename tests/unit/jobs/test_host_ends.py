@@ -12,6 +12,8 @@ from sabot.agents.durable.context import DurableContext
 from sabot.base.process_exit import find_exit
 from sabot.clock import ManualClock
 from sabot.errors import BrokerUnavailable, JournalFailed
+from sabot.jobs.owner import AfterFailure
+from sabot.jobs.run import JobRun
 from sabot.jobs.values import unpack
 from sabot.journal import Letter
 from sabot.journal.effects import Reconciled
@@ -337,3 +339,44 @@ async def test_a_tool_that_asks_for_the_end_of_the_process_ends_the_run_and_is_n
         await until(lambda: jobs.broken)
         assert isinstance(find_exit(jobs.broken[0][1]), SystemExit)
     assert recorded(home) == ["Begin", "Intent"]
+
+
+class Retried(Agent):
+    """Fails each attempt once, and lets the next one begin a while later. failures: the attempts of which it was told."""
+
+    failures: list[int]
+    on_failure: Any
+
+    def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
+        self.failures.append(job.history.attempt)
+        self.on_failure()
+        return "again"
+
+    def backoff_s(self, attempt: int) -> float:
+        return 0.05
+
+
+async def test_the_end_of_a_call_before_the_next_attempt_is_no_second_failure_of_the_job() -> None:
+    home, answers, made = MemoryStorage(), asyncio.Event(), []
+
+    @tool(effect="read")
+    async def slow() -> str:
+        await answers.wait()
+        made.append("slow")
+        return "an answer"
+
+    @tool(effect="read")
+    async def broken() -> str:
+        if not made:
+            raise ValueError("no")
+        return "well"
+
+    async def f(ctx: DurableContext) -> Any:
+        return await asyncio.gather(ctx.call(slow), ctx.call(broken))
+
+    agent = Retried(f)
+    agent.failures, agent.on_failure = [], answers.set
+    async with hosting(home, agent) as jobs:
+        jobs.begin("j1")
+        await jobs.over("j1")
+    assert (agent.done, agent.failures) == ({"j1": ["an answer", "well"]}, [1])
