@@ -255,14 +255,13 @@ class EffectRunner:
 
     def stop(self, effect: EffectId) -> None:
         """Cancels the call of this effect, and passes on no outcome. Used when the tool of the call has asked a
-        person; the host calls the tool again after the answer.
+        person; the host calls the tool again after the answer. Figures then count no failure of the tool.
         """
         call = self._jobs.get(effect.job, {}).get((effect.ordinal, False))
         if call is not None:
-            call.done = None
-            self._cut_short(
-                call, asyncio.CancelledError("its tool asks a person, and is called again behind the answer")
-            )
+            why = asyncio.CancelledError("its tool asks a person, and is called again behind the answer")
+            self._tell(call, None)  # no outcome is counted: the call that follows the answer has one
+            self._cut_short(call, why)
 
     def is_under_way(self, job: str, ordinal: int) -> bool:
         """Returns True if a call of this effect is still running. If `make` is called for the effect then, it makes
@@ -322,7 +321,6 @@ class EffectRunner:
         call that was not sent, passes on an outcome whose `stopped` is True. For a call that was sent, passes on no
         outcome. Calls that are still running some seconds after their cancellation are listed in `left_behind`.
         """
-        self._errors.flush()
         began = self._loop.time()
         while self._jobs:
             is_sent = any(call.began != math.inf for call in self._under_way())
@@ -342,6 +340,7 @@ class EffectRunner:
             if not running:
                 break
             await asyncio.wait(running, timeout=left_s)
+        self._errors.flush()
         end_judging(self)
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -427,8 +426,10 @@ class EffectRunner:
         call.done = None
         self._on_broken(error)
 
-    def _tell(self, call: _Call, outcome: Outcome) -> None:
-        """Passes on the outcome of a call. Does nothing if an outcome of the call was passed on before."""
+    def _tell(self, call: _Call, outcome: Outcome | None) -> None:
+        """Passes on the outcome of a call, and counts it. None stands for a call that ends without an outcome. Does
+        nothing if this method was called for the call before.
+        """
         if call.told:
             return
         call.told = True
@@ -440,6 +441,9 @@ class EffectRunner:
         self._in_flight -= 1
         if (figures := call.figures) is not None:
             figures.in_flight -= 1
+        if outcome is None:
+            return
+        if figures is not None:
             figures.failed += outcome.outcome != "ok"
             figures.unknown += outcome.certainty is Certainty.UNKNOWN
             figures.seconds.add(self._clock.monotonic() - call.began)
@@ -459,10 +463,15 @@ class EffectRunner:
         self._cut_short(call, TimeoutError(f"the call took longer than timeout={call.tool.timeout_s:g}s"))
 
     def _cut_short(self, call: _Call, error: BaseException) -> None:
-        """Passes on the error as the outcome of the call, and cancels the call."""
+        """Passes on the error as the outcome of the call, if the call has no outcome yet, and cancels the call."""
         assert call.task is not None
         if call.timer is not None:
             call.timer.cancel()
+        steps: Any = call.task.get_coro()
+        if inspect.getcoroutinestate(steps) == inspect.CORO_CREATED:  # cancelled now, it never begins to run
+            self._tell(call, self._failure(call, error))
+            call.task.cancel()
+            return
         self._left[call] = None
         if call.working is not None:
             _log.warning("%s: %s; its thread cannot be cancelled, and is left behind", call, error)

@@ -684,6 +684,55 @@ async def test_a_call_that_a_stop_cancels_before_its_first_step_leaves_nothing_t
     assert [str(each.message) for each in recwarn] == []
 
 
+async def test_a_call_that_is_cut_before_its_first_step_is_not_left_behind() -> None:
+    wait, calls, _ = gate()
+    runner, told = EffectRunner(clock=SYSTEM_CLOCK), Told()
+    runner.make(effect(1), wait, (1,), {}, told)
+    runner.cut_short("job", TimeoutError("its time is over"))
+    runner.make(effect(2), wait, (2,), {}, told)
+    await runner.close(0.0)
+    assert (calls, runner.left_behind, runner.in_flight()) == ([], [], 0)
+    assert [(each.certainty, each.outcome, each.stopped) for each in told.all] == [
+        (NOT_SENT, "TimeoutError", False),
+        (NOT_SENT, "", True),
+    ]
+
+
+async def test_a_call_that_stops_to_ask_a_person_is_no_failure_of_its_tool() -> None:
+    wait, calls, go = gate()
+    runner, told = EffectRunner(clock=SYSTEM_CLOCK), Told()
+    runner.make(effect(), wait, (1,), {}, told)
+    await until(lambda: calls == [1])
+    runner.stop(effect())
+    await until(lambda: not runner.left_behind)
+    go.set()
+    runner.make(effect(attempt=2), wait, (1,), {}, told)
+    assert value_of(await told.one()) == 1
+    figures, counted = runner.tools()["wait"], runner.statistics()
+    assert [figures[name] for name in ("calls", "in_flight", "failed", "unknown")] == [2, 0, 0, 0]
+    assert (counted["unknown"], counted["not_sent"], counted["in_flight"]) == (0, 0, 0)
+
+
+async def test_errors_of_calls_that_end_in_the_grace_of_a_stop_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    go, told = asyncio.Event(), Told()
+
+    @tool
+    async def broken(waits: bool) -> None:
+        if waits:
+            await go.wait()
+        raise ValueError("no")
+
+    runner = EffectRunner(clock=SYSTEM_CLOCK)
+    runner.make(effect(1), broken, (False,), {}, told)
+    await told.one()
+    runner.make(effect(2), broken, (True,), {}, told)
+    closing = asyncio.create_task(runner.close(SECONDS))
+    await turns()
+    go.set()
+    await closing
+    assert "jobs: 1 more errors ValueError" in caplog.text
+
+
 async def test_a_call_of_a_dropped_job_goes_on_and_may_be_adopted() -> None:
     wait, calls, go = gate()
     runner, first, second, other = EffectRunner(clock=SYSTEM_CLOCK), Told(), Told(), Told()
