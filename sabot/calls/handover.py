@@ -187,18 +187,20 @@ class Handover:
         self._closing = True
         if not self._given:
             return
-        self._errors.flush()
         here = self._thread is None or self._thread == threading.get_ident()
         try:
             self._loop.call_soon_threadsafe(self._cancel, not here)
         except RuntimeError:
             if not self._loop.is_closed():
                 raise
+            self._errors.flush()
             return  # the loop is closed, and its tasks are gone
         if here:
             return
         looks = round(CANCEL_SECONDS / _LOOK_SECONDS) + 2
         over = any(self._over.wait(_LOOK_SECONDS) or not self._loop.is_running() for _ in range(looks))
+        if not self._loop.is_running():  # else the log belongs to the thread of the loop
+            self._errors.flush()
         self.left_behind = len(self._crew.left_behind) if over else self._crew.in_flight
         if self.left_behind:
             _log.error(
@@ -235,9 +237,14 @@ class Handover:
             self._telling.cancel()
         if not awaited:
             self._crew.cancel()
+            self._errors.flush()
             return
         self._closer = self._loop.create_task(self._crew.close())
-        self._closer.add_done_callback(lambda _: self._over.set())
+        self._closer.add_done_callback(self._closed)
+
+    def _closed(self, closer: asyncio.Task[None]) -> None:
+        self._errors.flush()
+        self._over.set()
 
     def _refill(self, queue: deque[Call]) -> None:
         works = self._works

@@ -957,6 +957,26 @@ def test_a_function_that_swallows_its_cancellation_does_not_hang_the_stop(monkey
     assert run.operator.left_behind == ["1 calls of " + run.operator.name]
 
 
+def test_a_stop_logs_the_counted_errors_in_the_thread_that_counts_them(caplog):
+    threads, failed = set(), threading.Event()
+
+    async def broken(row):
+        threads.add(threading.get_ident())
+        raise ValueError("no")
+
+    with LoopThread() as thread:
+        run = Run(MapAsync(broken, OUTPUT, **spoken({"on_error": "skip"})), _Turnless(thread.loop))
+        run.operator.wake = failed.set
+        run.operator.process(Batch(rows(1, 2)))
+        while not run.operator.is_empty:
+            assert failed.wait(10)
+            failed.clear()
+            run.poll()
+        run.operator.close()
+    said = [record for record in caplog.records if "1 more errors ValueError" in record.getMessage()]
+    assert {record.thread for record in said} == threads
+
+
 def test_a_function_that_takes_long_to_let_go_is_waited_for():
     begun, ended = threading.Event(), []
 
