@@ -311,7 +311,10 @@ class EffectGuard:
           host has begun to stop.
         - Another guard of the same chain has denied the call.
         - The job no longer awaits the call, and a person has not approved it yet.
-        - The call is not an effect of a job, and the verdict is DENY or ASK.
+        - The call is not an effect of a job, and the verdict is DENY or ASK, or the call was cancelled before the
+          verdict was there.
+
+        It may be called for a call on which this guard has not decided, and then has to do nothing.
         """
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:

@@ -62,7 +62,11 @@ class GuardJudge:
     ) -> Outcome:
         guard, effect = self._guard, EffectId(f"{self._calls}/{call.context.request_id}", next(self._numbers))
         found = judge_call(guard, self._asked(effect, model, call, price))
-        verdict = found if isinstance(found, GuardVerdict) else await found
+        try:
+            verdict = found if isinstance(found, GuardVerdict) else await found
+        except BaseException:  # cancelled, when some of several guards may have reserved its cost
+            guard.drop(effect)
+            raise
         if verdict.decision in (Decision.DENY, Decision.ASK):
             guard.drop(effect)
             raise self._denied(model, verdict)

@@ -261,6 +261,28 @@ async def test_calls_of_streams_and_other_agents_are_counted_so_too(kind: str, l
     assert by.ledger._accounts.by_scope["app"].reserved.calls == 0
 
 
+async def test_a_call_that_is_cancelled_while_a_rule_decides_reserves_nothing_of_the_budget() -> None:
+    deciding = asyncio.Event()
+
+    async def rule(call: GuardedCall) -> Decision:
+        deciding.set()
+        await asyncio.Event().wait()
+        return Decision.ALLOW
+
+    asking, by = Asking("yes"), guard(max_calls_daily=10)
+
+    async def ask() -> Any:
+        JUDGE.set(judge_of("app", [by, PolicyEngine([rule])], ManualClock(1_000_000.0)))
+        return await asking.engine.complete("one")
+
+    asked = asyncio.create_task(ask(), context=copy_context())
+    await deciding.wait()
+    assert by.ledger._accounts.by_scope["app"].reserved.calls == 1
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    assert by.ledger._accounts.by_scope["app"].reserved.calls == 0
+
+
 async def test_texts_of_which_vectors_are_made_are_seen_by_rules_and_counted_before_they_are_sent() -> None:
     seen: list[Any] = []
 
