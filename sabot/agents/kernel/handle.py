@@ -81,8 +81,9 @@ class ExecutionHandle:
         If the job has ended without success, raises its error: ModelError, BudgetExceeded, BudgetUnavailable,
         TurnLimitExceeded, TimeoutError (`max_runtime_seconds`) or JobCancelled. An error of any other class is raised
         as an EffectError with the name of its class and its message. Raises NonDeterminism if the job is blocked,
-        because the present code of its agent requests other effects than its journal has. Raises SabotError if the
-        kernel stops before the job has ended.
+        because the present code of its agent requests other effects than its journal has. Raises Mismatch if the
+        recorded answer does not fit the present output type of its Agent. If the kernel is closed before the job has
+        ended, raises UserError; if an error stops the kernel, raises that error.
         """
         if self._outcome is None:
             if self._answered is None:
@@ -101,7 +102,8 @@ class ExecutionHandle:
 
         The events of streamed parts of a model's answer are not stored. They exist only if a caller of this method, or
         a subscriber of the event bus, listened when the model began that answer. A caller that iterates directly after
-        `execute` gets all of them. Raises the error of `result` if the job is blocked, or if the kernel stops.
+        `execute` gets all of them. Raises the error of `result` if the job is blocked, or if the kernel stops. Raises
+        UserError if the job has ended and its entries are no longer in the journal.
         """
         live, told = self._kernel.event_bus.listen(job_id=self.job_id), set[str]()
         self._listening.append(live)
@@ -158,7 +160,7 @@ class ExecutionHandle:
     async def resolve_action(self, token: str, resolution: Mapping[str, Any], *, by: str = "") -> ActionRecord:
         """Answers the question with this token (`ActionRecord.resume_token`), and returns the answered action. `by` is
         the person who answers. The answer is durable when this method returns. Raises LetterRefused if there is no such
-        question, or if it is closed.
+        question, or if it is closed, and UserError if the answer does not fit the question.
         """
         return await self._kernel.actions.resolve(token, resolution, by=by)
 

@@ -34,7 +34,7 @@ from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import Blocked, Fragment, Notice
 from sabot.jobs.open_jobs import last_begin, whole_entries
 from sabot.jobs.owner import OpenJob
-from sabot.jobs.tree import parent_of
+from sabot.jobs.tree import first_of, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
 from sabot.journal.effects import digest
@@ -42,6 +42,7 @@ from sabot.journal.entries import Begin, End, Entry
 
 _TURNS = 20  # turns of the event loop in which a caller that got a handle may begin to listen
 _RETOLD_ENTRIES = 1_024  # last entries of the journal: the events of jobs that ended there are published again
+_SHOWS = "what shows jobs in stores"
 _TRIMS = 10  # times that the journal is trimmed while `keep_jobs` jobs end
 
 
@@ -77,7 +78,7 @@ class KernelHost:
         """
         self.journal = journal
         self.open: dict[str, OpenJob] = {}
-        self.handles: dict[str, ExecutionHandle] = {}  # by id, for jobs that have not ended
+        self.handles: dict[str, ExecutionHandle] = {}  # by id, for jobs that have not ended; blocked ones too
         self.failure: SabotError | None = None
         self._agents, self._new, self._clock = agents, handle, clock
         self._keep_jobs, self._dedupe_s = keep_jobs, dedupe_s
@@ -120,8 +121,13 @@ class KernelHost:
                 hint="give it these agents too, and the name= that the kernel had",
             )
         self.open = {job.job_id: job for job in found}
-        for store in self._shown:
-            await store.show(self.journal)
+        try:
+            for store in self._shown:
+                await store.show(self.journal)
+        except BaseException:
+            for store in self._shown:
+                await store.leave()
+            raise
         self._host.start()
         for job in cut:
             why = "a crash has cut short what it was to go on from"
@@ -129,14 +135,19 @@ class KernelHost:
 
     async def close(self, why: SabotError) -> None:
         """Stops the host. The handles of jobs that have not ended get the error `why`. If an error has stopped the host
-        before, they have that error already.
+        before, they have that error already. If a store of the program fails, this is such an error (see `check`).
         """
-        await self._host.close()
-        self._end_all(self.failure or why)
+        try:
+            await self._host.close()
+        finally:
+            self._end_all(self.failure or why)
         if self._showing is not None:
             await asyncio.wait([self._showing])
         self._news = True
-        await self._show_all()
+        try:
+            await self._show_all()
+        except Exception as error:  # the journal still has to be closed
+            self._broke(_SHOWS, error)
         for store in self._shown:
             await store.leave()
 
@@ -166,6 +177,14 @@ class KernelHost:
         if self.failure is not None:
             raise self.failure
 
+    def _check_begins(self) -> None:
+        """Raises the error that has stopped the host, or UserError if the host is stopping. A job that began then would
+        have a handle that nobody settles.
+        """
+        self.check()
+        if self._host.stopping:
+            raise UserError("the kernel was closed before the job had begun")
+
     def statistics(self) -> dict[str, Any]:
         """Returns the figures of `JobHost.statistics`, and as "waiting" the number of jobs that wait because `max_jobs`
         others run.
@@ -185,14 +204,15 @@ class KernelHost:
             if await other.begins():
                 await self.journal.flush()
                 return other
-            self.check()
+            self._check_begins()
         handle = self.handles[job_id] = self._new(job_id, agent, name)
         inputs = {"record": record, "key": b"", "digest": name, "behalf": request.behalf}
         return await self._begun(handle, inputs, request if request.idempotency_key else None)
 
     async def take_over(self, agent: KernelAgent, entries: Sequence[Entry]) -> ExecutionHandle:
         """Begins a new job with entries that were copied from the history of another job (`jobs.fork_history`). The new
-        job continues after these entries. Returns its handle.
+        job continues after these entries. First waits until fewer than `max_jobs` jobs run. Returns the handle of the
+        job.
         """
         job_id = entries[0].job
         handle = self.handles[job_id] = self._new(job_id, agent, b"")
@@ -201,12 +221,18 @@ class KernelHost:
     async def _begun(
         self, handle: ExecutionHandle, inputs: Mapping[str, Any], named: ExecutionRequest | None = None
     ) -> ExecutionHandle:
-        """Begins the job of `handle`, and returns the handle when the BEGIN entry of the job is durable. First waits
-        until fewer than `max_jobs` jobs run. `inputs` are keyword arguments for `JobHost.begin`.
+        """Begins the job of `handle`, and returns `handle` when the BEGIN entry of the job is durable.
 
-        `named` is the request if it has an idempotency key, otherwise None. If the journal already has a job for that
-        key, no job is begun, and the handle of the old job is returned. Raises IdempotencyConflict if the old job had
-        another request.
+        - `inputs`: keyword arguments for `JobHost.begin`.
+        - `named`: the request if it has an idempotency key, otherwise None.
+
+        With `named`, first looks in the journal for an older job with that key. If there is one, begins no job, and
+        returns `handle` at once, which is then the handle of the older job. Otherwise waits until fewer than `max_jobs`
+        jobs run, and then begins the job.
+
+        Raises IdempotencyConflict if the older job had another request, and UserError if its result is no longer in the
+        journal. Raises UserError if the kernel is closed before the job has begun. If an error stops the kernel, raises
+        that error.
         """
         job_id = handle.job_id
         try:
@@ -224,8 +250,7 @@ class KernelHost:
             raise
         try:
             if not await handle.begins():
-                self.check()
-                raise UserError("the kernel was closed before the job had begun")
+                self._check_begins()
             await self.journal.flush()
         finally:
             given.set()
@@ -233,8 +258,9 @@ class KernelHost:
 
     async def _before(self, handle: ExecutionHandle, request: ExecutionRequest) -> ExecutionHandle | None:
         """Looks in the journal for an older job with the id of `handle`, open or ended. If there is one, returns
-        `handle`, which is now the handle of that job; an open job continues. Returns None if the journal has no such
-        job. Raises IdempotencyConflict if that job had another request.
+        `handle`, which is now the handle of that job. If that job is open, it continues, and so do the open jobs below
+        it. Returns None if the journal has no such job. Raises IdempotencyConflict if that job had another request, and
+        UserError if its result is no longer in the journal.
         """
         job_id = handle.job_id
         job = self.open.pop(job_id, None)
@@ -245,13 +271,16 @@ class KernelHost:
                 self.open[job_id] = job
                 raise
             self._resume(job, handle)
+            for child in [each for each in self.open if first_of(each) == job_id]:  # their parents wait for them
+                self._resume(self.open.pop(child))
             return handle
         mark = await self._host.mark_of(job_id)
+        self._check_begins()  # it may have been closed meanwhile
         if mark is None:
             return None
         _check_same(request, job_id, mark.digest, handle.digest)
         await self.settle_from_journal(handle)
-        del self.handles[job_id]
+        self.handles.pop(job_id, None)
         handle.begun()
         return handle
 
@@ -276,7 +305,8 @@ class KernelHost:
 
     async def tell_again(self) -> None:
         """Publishes again the events of the jobs that ended last before this host was started, because a crash may have
-        lost these events. Only the first call does this.
+        lost these events. These are the jobs whose END is among the last 1,024 entries of a partition of the journal.
+        Only the first call does this.
         """
         ends, self._positions = self._positions, {}
         start = {partition: max(0, end - _RETOLD_ENTRIES) for partition, end in ends.items()}
@@ -291,22 +321,20 @@ class KernelHost:
                 self._host.log.publish_again(entries)
 
     def resume(self) -> list[ExecutionHandle]:
-        """Continues all jobs in `open`, which are those that were open when this host was started. Returns their
-        handles, in the order in which the jobs began. A job waits first if `max_jobs` jobs run.
+        """Continues all jobs in `open`, and removes them from it. Returns their handles at once, in the order in which
+        the jobs began. A job waits for its turn if `max_jobs` jobs run. Raises UserError if the host is stopping.
         """
-        jobs, handles = list(self.open.values()), []
-        self.open.clear()
-        for job in jobs:
-            handle = self.handles[job.job_id] = self._new(job.job_id, self._agents[job.agent], job.digest)
-            self._resume(job, handle)
-            handles.append(handle)
-        return handles
+        self._check_begins()
+        return [self._resume(self.open.pop(job_id)) for job_id in list(self.open)]
 
-    def _resume(self, job: OpenJob, handle: ExecutionHandle) -> None:
+    def _resume(self, job: OpenJob, handle: ExecutionHandle | None = None) -> ExecutionHandle:
+        if handle is None:
+            handle = self.handles[job.job_id] = self._new(job.job_id, self._agents[job.agent], job.digest)
         handle.begun()
         given = self._given[job.job_id] = asyncio.Event()
         given.set()
         self._when_free(job.job_id, partial(self._host.resume, job))
+        return handle
 
     # -- places -------------------------------------------------------------------------------------------------------
 
@@ -337,9 +365,8 @@ class KernelHost:
         self._news = True
         # not a task of the host, which would cancel it when it closes
         if self._showing is None or self._showing.done():
-            what = "what shows jobs in stores"
-            self._showing = asyncio.get_running_loop().create_task(self._show_all(), name=what)
-            watch_task(self._showing, what, partial(self._broke, what), stopped=lambda: self._host.stopping)
+            self._showing = asyncio.get_running_loop().create_task(self._show_all(), name=_SHOWS)
+            watch_task(self._showing, _SHOWS, partial(self._broke, _SHOWS), stopped=lambda: self._host.stopping)
 
     async def _show_all(self) -> None:
         while self._news:
@@ -405,7 +432,8 @@ class KernelHost:
         self._trim()
 
     def is_blocked(self, job_id: str, error: NonDeterminism) -> None:
-        handle = self.handles.pop(job_id, None)
+        self._given.pop(job_id, None)
+        handle = self.handles.get(job_id)  # it stays, since the job has not ended
         if handle is not None:
             handle.settle(error, ended=False)
         self._leave(job_id)

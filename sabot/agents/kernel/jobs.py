@@ -46,7 +46,7 @@ class ExecutionRequest:
     - `session_id`, `run_id`, `metadata`, `versions`: are recorded with the job.
     - `policy_ref`: the policy that the kernel must have; otherwise `execute` raises UserError. None accepts any policy.
     - `budgets`: the limits for the job together with the jobs that it begins.
-    - `idempotency_key`: if the scope already has a job with the same key, no second job is begun.
+    - `idempotency_key`: if the agent already has a job of this scope with the same key, no second job is begun.
     - `agent`: the name of the agent; "" means the first agent of the kernel.
     """
 

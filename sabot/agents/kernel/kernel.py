@@ -102,7 +102,7 @@ class RuntimeKernel:
         - `max_jobs`: the most jobs that run at the same time. Jobs that were removed from memory, because they wait for
           something that takes long, do not count.
         - `children`: the limits for the jobs that one job may begin.
-        - `keep_jobs`: the number of ended jobs whose histories the journal keeps. The last ones are kept.
+        - `keep_jobs`: the number of ended jobs whose histories the journal keeps at least. The last ones are kept.
         - `dedupe`: the time for which the journal keeps the ids of ended jobs, and the histories of failed jobs.
         - `stop_grace`: the time that calls of tools and models have to finish when the kernel is closed.
         - `version`: the version of the code. With "" it is a digest of the code.
@@ -160,6 +160,7 @@ class RuntimeKernel:
             each.lend(self._store)
         self._host: KernelHost | None = None
         self._opening = asyncio.Lock()
+        self._booking = asyncio.Lock()  # held while the ledger is made
         self._closed = False
 
     @classmethod
@@ -177,8 +178,9 @@ class RuntimeKernel:
         await self.close()
 
     async def start(self) -> None:
-        """Opens the journal. Repeated calls do nothing. Raises AppLocked if another process has the journal open, and
-        UserError if the journal has open jobs of agents that this kernel does not have.
+        """Opens the journal. Repeated calls do nothing. Raises AppLocked if another process has the journal open.
+        Raises UserError if the journal has open jobs of agents that this kernel does not have, or if the kernel was
+        closed.
         """
         await self._started()
 
@@ -200,26 +202,33 @@ class RuntimeKernel:
             functions = [each.agent for each in self._agents.values() if not isinstance(each.agent, Agent)]
             ids = [each.agent_id for each in self._agents.values()]
             self.policy.check_names(functions, ids, f"kernel {self.name}: its policy")
-        if isinstance(place, Journal):
-            journal = place
-        elif isinstance(place, MemoryStorage):
-            journal = MemoryJournal(place)
-        else:
-            clock = self._options["clock"]
-            journal = await run_to_end(run_in_thread(partial(open_journal, place, app=self.name, clock=clock)))
         agents = {each.agent_id: each for each in self._agents.values()}
+        opened: list[Journal] = []  # has the journal even if this call is cancelled while a thread opens it
         try:
+            await run_to_end(self._open_journal(opened))
+            journal = opened[0]
             policy = guard_of(await self._guards())
             how = {**self._options, "policy": policy}
             host = KernelHost(journal, agents, partial(ExecutionHandle, self), self.event_bus, self._shown, **how)
             await host.start()
         except BaseException:
-            if journal is not place:
-                await run_to_end(run_in_thread(journal.close))
+            for each in opened:
+                if each is not place:
+                    await run_to_end(run_in_thread(each.close))
             raise
         self._store.journal = journal
         interpreter.suit()
         return host
+
+    async def _open_journal(self, opened: list[Journal]) -> None:
+        """Opens the journal of this kernel, and appends it to `opened`."""
+        place, clock = self._place, self._options["clock"]
+        if isinstance(place, Journal):
+            opened.append(place)
+        elif isinstance(place, MemoryStorage):
+            opened.append(MemoryJournal(place))
+        else:
+            opened.append(await run_in_thread(partial(open_journal, place, app=self.name, clock=clock)))
 
     async def _guards(self) -> list[EffectGuard]:
         """Returns the objects that decide on each call of a job, in this order: the policy, the limits of jobs, and the
@@ -232,15 +241,16 @@ class RuntimeKernel:
         return [*guards, LedgerGuard(ledger, closes=ledger is not self._budgets)]
 
     async def _accounts(self, budgets: Sequence[Budget] | Ledger) -> Ledger:
-        if self.ledger is None:
-            clock, place = self._options["clock"], self._place
-            if self._writer is not None and not isinstance(budgets, Ledger):
-                self.ledger = Ledger(self._writer, budgets=budgets, clock=clock)
-            else:
-                in_folder = isinstance(place, Path) or (isinstance(place, str) and "://" not in place)
-                folder = Path(str(place)) if in_folder else None
-                self.ledger = await run_to_end(run_in_thread(ledger_of, budgets, folder, clock))
-        return self.ledger
+        async with self._booking:
+            if self.ledger is None:
+                clock, place = self._options["clock"], self._place
+                if self._writer is not None and not isinstance(budgets, Ledger):
+                    self.ledger = Ledger(self._writer, budgets=budgets, clock=clock)
+                else:
+                    in_folder = isinstance(place, Path) or (isinstance(place, str) and "://" not in place)
+                    folder = Path(str(place)) if in_folder else None
+                    self.ledger = await run_to_end(run_in_thread(ledger_of, budgets, folder, clock))
+            return self.ledger
 
     async def accounts(self) -> Ledger | None:
         """Returns the ledger of this kernel, from which a program can read the recorded usage. Returns None if usage is
@@ -261,8 +271,8 @@ class RuntimeKernel:
     async def close(self) -> None:
         """Stops the kernel. Calls of tools and models have the time `stop_grace` to finish. Open jobs remain in the
         journal, and their handles raise UserError. They continue when a later kernel over this journal calls `resume`.
-        The engine is not closed. If an error has stopped the kernel before, raises that error. Repeated calls do
-        nothing.
+        The engine is not closed. If an error has stopped the kernel before, or a store of `job_store` or `action_store`
+        fails now, closes the journal and raises that error. Repeated calls do nothing.
         """
         async with self._opening:
             was_closed, self._closed = self._closed, True
@@ -271,14 +281,14 @@ class RuntimeKernel:
             why = UserError(
                 f"kernel {self.name} was closed before the end of the job", hint="await kernel.resume() goes on with it"
             )
+            journal = self._host.journal
             try:
                 await run_to_end(self._host.close(why))
-            finally:
+            finally:  # also if this call is cancelled: a second one does nothing
                 interpreter.restore()
-            journal = self._host.journal
-            if journal is not self._place:
-                self._store.journal = None
-                await run_to_end(run_in_thread(journal.close))
+                if journal is not self._place:
+                    self._store.journal = None
+                    await run_to_end(run_in_thread(journal.close))
         self._host.check()
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
@@ -287,9 +297,13 @@ class RuntimeKernel:
         """Begins a job, and returns its handle when the beginning of the job is durable. First waits until fewer than
         `max_jobs` jobs run.
 
-        If the scope already has a job with the same idempotency key, running or ended, no job is begun, and the handle
-        of that job is returned. Raises IdempotencyConflict if that job had another request, UserError if the request is
-        not valid, and JournalFailed if the journal cannot be written.
+        If the agent already has a job of this scope with the same idempotency key, begins no job, and returns the
+        handle of that job without waiting for other jobs. If that job was open when the kernel opened the journal, and
+        `resume` was not called yet, it continues now, together with the jobs below it.
+
+        Raises IdempotencyConflict if that job had another request, and UserError if its result is no longer in the
+        journal. Raises UserError if the request is not valid, or if the kernel is closed before the job has begun.
+        Raises JournalFailed if the journal cannot be written.
         """
         check("execute: request", request, Of(ExecutionRequest, "ExecutionRequest(prompt=…)"))
         self._check_policy(request.policy_ref)
@@ -331,7 +345,7 @@ class RuntimeKernel:
         fewer than `max_jobs` jobs run.
 
         Raises NonDeterminism, and begins nothing, if the present code of the agent requests other effects than these
-        entries have.
+        entries have. Raises UserError if `taken` is no such history, or is of an agent that this kernel does not have.
         """
         begin = taken[0] if isinstance(taken, Sequence) and taken else None
         if not isinstance(begin, Begin):
@@ -350,8 +364,8 @@ class RuntimeKernel:
         return await host.take_over(agent, taken)
 
     async def resume(self) -> list[ExecutionHandle]:
-        """Continues all jobs that were open when the kernel opened the journal. Returns their handles, in the order in
-        which the jobs began. A second call returns [].
+        """Continues all jobs that were open when the kernel opened the journal, except those that `execute` has
+        continued already. Returns their handles, in the order in which the jobs began. A second call returns [].
 
         An effect that has a recorded result is not made again. If nobody knows whether an effect was made before the
         kernel stopped, its effect class decides what happens: it is made again, looked up, or a person is asked. The
@@ -362,8 +376,9 @@ class RuntimeKernel:
         return host.resume()
 
     async def handle(self, job_id: str) -> ExecutionHandle:
-        """Returns the handle of a job of this kernel that runs or has ended. Raises UserError if there is no such job,
-        if the job is open but `resume` was not called, or if the journal no longer has the END entry of the job.
+        """Returns the handle of a job of this kernel that runs, is blocked or has ended. Raises UserError if there is
+        no such job, if the job is open but `resume` was not called, or if the journal no longer has the END entry of
+        the job.
         """
         checked_word(job_id, "handle: job_id")
         host = await self._started()

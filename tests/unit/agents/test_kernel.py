@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 from contextlib import asynccontextmanager, closing, suppress
 from decimal import Decimal
 from functools import partial
@@ -26,6 +27,7 @@ from sabot.agents import (
 from sabot.clock import ManualClock
 from sabot.errors import AppLocked, EffectError, JobCancelled, JournalFailed, NonDeterminism, UserError
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
+from sabot.journal.opening import open_journal
 from sabot.llm import ChatMessage, Completion, Price, PriceTable, ToolCall, TurnLimitExceeded, Usage, assistant, tool
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
@@ -270,6 +272,27 @@ async def test_a_job_whose_code_has_changed_is_blocked_and_its_handle_says_so(tm
             await handle.result()
 
 
+async def test_a_blocked_job_is_found_by_its_id_and_by_its_key_and_says_why_it_is_blocked(tmp_path):
+    async def first(ctx):
+        await ctx.ask("confirm", {})
+
+    async def second(ctx):
+        await ctx.wait("something else")
+
+    first.__name__ = second.__name__ = "f"
+    async with RuntimeKernel.create(agent=first, journal=tmp_path) as kernel:
+        await kernel.execute(ask(1, idempotency_key="k"))
+        await until(lambda: kernel.statistics()["parked"])
+    async with RuntimeKernel.create(agent=second, journal=tmp_path) as kernel:
+        [handle] = await kernel.resume()
+        await until(lambda: handle.done)
+        for found in (await kernel.handle(handle.job_id), await kernel.execute(ask(1, idempotency_key="k"))):
+            with pytest.raises(NonDeterminism):
+                await found.result()
+        with pytest.raises(IdempotencyConflict):
+            await kernel.execute(ask(2, idempotency_key="k"))
+
+
 # -- limits of one job ----------------------------------------------------------------------------------------------------
 
 
@@ -491,6 +514,14 @@ async def test_tokens_that_cannot_be_count_with_what_was_reserved(said):
         assert (await kernel.ledger.used("default"))["daily"].tokens == row.input_tokens + row.output_tokens
 
 
+async def test_two_who_ask_for_the_accounts_at_once_get_one_ledger(tmp_path):
+    _, agent, _ = model("done")
+    kernel = RuntimeKernel.create(agent=agent, journal=tmp_path, budgets=[])
+    first, second = await asyncio.gather(kernel.accounts(), kernel.accounts())
+    assert first is second is kernel.ledger
+    await first.close()
+
+
 async def test_a_ledger_of_ones_own_stays_open():
     ledger = Ledger(InMemoryLedgerWriter())
     engine, agent, _ = model(spends(100))
@@ -540,6 +571,53 @@ async def test_a_key_whose_first_caller_gave_up_before_the_job_had_begun_begins_
         held.set()
         assert (await (await second).result()).output == 2
         assert first.cancelled()
+
+
+async def test_a_key_that_several_ask_for_begins_nothing_when_the_kernel_is_closed_before_there_is_a_place():
+    async def f(ctx):
+        await ctx.step(asyncio.Event().wait, effect="read")
+
+    kernel = RuntimeKernel.create(agent=f, max_jobs=1, stop_grace=0)
+    await kernel.execute(ask(1))
+    callers = [asyncio.create_task(kernel.execute(ask(2, idempotency_key="k"))) for _ in range(3)]
+    await until(lambda: kernel.statistics()["waiting"] == 1)
+    await kernel.close()
+    async with asyncio.timeout(20):
+        outcomes = await asyncio.gather(*callers, return_exceptions=True)
+    assert [type(each) for each in outcomes] == [UserError] * 3
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_kernel_that_is_closed_while_it_looks_for_a_key_refuses_the_request(known):
+    looks = threading.Event()
+    goes_on = threading.Event()
+    goes_on.set()
+
+    class Slow(MemoryJournal):
+        def job(self, job_id):
+            found = super().job(job_id)
+            looks.set()
+            assert goes_on.wait(20)
+            return found
+
+    async def f(ctx):
+        return ctx.message
+
+    journal = Slow()
+    if known:
+        async with RuntimeKernel.create(agent=f, journal=journal) as kernel:
+            await run(kernel, 1, idempotency_key="k")
+    kernel = RuntimeKernel.create(agent=f, journal=journal, max_jobs=1, stop_grace=0)
+    await kernel.start()
+    looks.clear()
+    goes_on.clear()
+    caller = asyncio.create_task(kernel.execute(ask(1, idempotency_key="k")))
+    await until(looks.is_set)
+    await kernel.close()
+    goes_on.set()
+    with pytest.raises(UserError, match="was closed before the job had begun"):
+        async with asyncio.timeout(20):
+            await caller
 
 
 # -- places ---------------------------------------------------------------------------------------------------------------
@@ -732,6 +810,31 @@ async def test_a_job_that_is_open_and_not_resumed_stays_so_until_it_is(tmp_path)
         assert [(await each.result()).output for each in (found, resumed)] == [True, True]
 
 
+async def test_a_job_that_goes_on_because_its_key_comes_again_takes_its_children_with_it(tmp_path):
+    async def child(ctx):
+        return (await ctx.ask("confirm", {})).approved
+
+    async def middle(ctx):
+        return await ctx.child(child, ctx.message)
+
+    async def parent(ctx):
+        return await ctx.child(middle, ctx.message)
+
+    agents = [parent, middle, child]
+    async with RuntimeKernel.create(agent=agents, journal=tmp_path) as kernel:
+        await kernel.execute(ask(1, idempotency_key="a"))
+        other = await kernel.execute(ask(2))
+        await until(lambda: kernel.statistics()["parked"] == 6)
+    async with RuntimeKernel.create(agent=agents, journal=tmp_path) as kernel:
+        handle = await kernel.execute(ask(1, idempotency_key="a"))
+        await until(lambda: kernel.statistics()["parked"] == 3)
+        for action in await kernel.actions.find(statuses=[ActionStatus.PENDING]):
+            await kernel.actions.resolve(action.resume_token, {"approved": True})
+        async with asyncio.timeout(20):
+            assert (await handle.result()).output is True
+        assert [each.job_id for each in await kernel.resume()] == [other.job_id + end for end in ("", "~1", "~1~1")]
+
+
 async def test_a_child_that_had_ended_before_its_parent_was_told_is_not_done_again():
     home, made = MemoryStorage(), []
 
@@ -793,6 +896,54 @@ async def test_open_jobs_of_an_agent_that_is_gone_refuse_the_start(tmp_path):
         await RuntimeKernel.create(agent=g, journal=tmp_path).start()
     async with RuntimeKernel.create(agent=[g, f], journal=tmp_path) as kernel:
         assert len(await kernel.resume()) == 1
+
+
+async def test_a_start_that_is_given_up_leaves_the_journal_to_the_next_one(tmp_path, monkeypatch):
+    opening, goes_on = threading.Event(), threading.Event()
+
+    def slow(*given, **options):
+        opening.set()
+        assert goes_on.wait(20)
+        return open_journal(*given, **options)
+
+    async def f(ctx):
+        return ctx.message
+
+    monkeypatch.setattr("sabot.agents.kernel.kernel.open_journal", slow)
+    first = asyncio.create_task(RuntimeKernel.create(agent=f, journal=tmp_path).start())
+    await until(opening.is_set)
+    first.cancel()
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    async with RuntimeKernel.create(agent=f, journal=tmp_path) as kernel:
+        assert (await run(kernel, 1)).output == 1
+
+
+async def test_a_close_that_is_cancelled_closes_the_journal_all_the_same(tmp_path):
+    ended = asyncio.Event()
+
+    async def ends():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def f(ctx):
+        if ctx.message == 1:
+            await ctx.step(ends, effect="read")
+
+    kernel = RuntimeKernel.create(agent=f, journal=tmp_path, stop_grace="100ms")
+    await kernel.execute(ask(1))
+    await until(lambda: kernel.statistics()["in_flight"] == 1)
+    closing = asyncio.create_task(kernel.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert ended.is_set()
+    async with RuntimeKernel.create(agent=f, journal=tmp_path) as kernel:
+        assert (await run(kernel, 2)).output is None
 
 
 async def test_a_journal_that_fails_ends_the_kernel_and_all_who_wait_are_told():

@@ -137,3 +137,48 @@ async def test_a_kernel_over_the_journal_of_its_store_goes_on_after_a_restart(tm
                 await ActionManager(store).resolve(action.resume_token, {"approved": False})
                 assert (await handle.result()).output is False
         store.journal.close()
+
+
+class Fails(InMemoryJobStore):
+    """A store that shows a kernel's jobs elsewhere, and cannot."""
+
+    fails_at, left = "", False
+
+    async def show(self, journal: Any) -> None:
+        if self.fails_at == "show":
+            raise UserError("the place is full")
+
+    async def became_durable(self) -> None:
+        if self.fails_at == "became_durable":
+            raise UserError("the place is full")
+
+    async def leave(self) -> None:
+        self.left = True
+
+
+async def test_a_store_that_fails_stops_the_kernel_which_then_closes_its_journal(tmp_path: Path) -> None:
+    fails = Fails()
+    kernel = RuntimeKernel(None, asks, journal=tmp_path, job_store=fails)
+    handle = await kernel.execute(ExecutionRequest(prompt=1))
+    await until(lambda: kernel.statistics()["parked"] == 1)
+    fails.fails_at = "became_durable"
+    with pytest.raises(UserError, match="the place is full"):
+        await kernel.close()
+    assert fails.left
+    with pytest.raises(UserError, match=r"the place is full|was closed before the end"):
+        await handle.result()
+    async with RuntimeKernel(None, asks, journal=tmp_path) as kernel:
+        assert [each.job_id for each in await kernel.resume()] == [handle.job_id]
+
+
+async def test_a_start_that_one_store_refuses_leaves_the_others(tmp_path: Path) -> None:
+    first, second = Fails(), Fails()
+    second.fails_at = "show"
+    kernel = RuntimeKernel(None, asks, journal=tmp_path, job_store=first, action_store=second)
+    with pytest.raises(UserError, match="the place is full"):
+        await kernel.start()
+    assert first.left
+    first.left, second.fails_at = False, ""
+    async with kernel:
+        assert not first.left
+    assert first.left
