@@ -74,6 +74,7 @@ class AgentProcess:
         if self.state in (AgentState.STARTING, AgentState.RUNNING):
             return
         if self._agents is not None:  # stopped by itself while its app runs on
+            self.error = self.failure = None
             self._agents.restart_agent(self.agent_id)
             self.runs_in(self._agents)
             return
@@ -118,6 +119,7 @@ class AgentProcess:
     def starts(self, broker: str, kafka: dict[str, Any]) -> None:
         """A run begins, with these settings."""
         self.state = AgentState.RESTARTING if self.state is AgentState.FAILED else AgentState.STARTING
+        self.error = self.failure = None
         self.broker, self.kafka = broker, kafka
 
     def is_not_started(self) -> None:
@@ -130,11 +132,13 @@ class AgentProcess:
             self.state = AgentState.STOPPING
 
     def runs_in(self, agents: "RunningAgents") -> None:
-        """The agents of a run have started, and this agent is one of them."""
+        """The agents of a run have started, and this agent is one of them. It may have failed already, at a row that was restored."""
         self._agents = agents
         self.barrier_queue = asyncio.Queue()  # it belongs to the event loop that is running now
-        self.error = self.failure = None
-        self.state = AgentState.RUNNING
+        if self.error is None:
+            self.state = AgentState.RUNNING
+        else:
+            self.barrier_queue.put_nowait(None)
         self.process = asyncio.create_task(self._processing_loop(agents), name=f"agent {self.agent_id}")
         what = f"the processing loop of agent {self.agent_id}"
         watch_task(self.process, what, lambda error: self._loop_ended(agents, what, error))
@@ -142,8 +146,8 @@ class AgentProcess:
 
     def runs_elsewhere(self) -> None:
         """It runs in another process, which tells of its figures and of its failure."""
-        self.error = self.failure = None
-        self.state = AgentState.RUNNING
+        if self.error is None:
+            self.state = AgentState.RUNNING
 
     def take_figures(self, figures: Mapping[str, Any]) -> None:
         """Takes over the figures that `figures()` has returned in another process."""
