@@ -713,6 +713,31 @@ async def test_a_child_that_waits_behind_its_key_sleeps_from_its_turn_on_and_may
     assert shop.calls == [1, 3]
 
 
+async def test_an_agent_whose_mailbox_has_another_record_under_the_id_of_an_open_job_fails_at_the_start(
+    shop: Shop,
+) -> None:
+    """The start never ended: it looked at the same row of the mailbox for ever."""
+    app = shop.app(shop.sleepy, job_id="order", on_error="fail")
+    await app.start()
+    shop.ticket("ann", 1, sleeps=True)
+    await until(lambda: jobs(app)["parked"] == 1)
+    shop.ticket("ann", 2, sleeps=True)
+    shop.ticket("ann", 2, text="something else")
+    await until(lambda: figures(app)["mailbox_rows"] == 2)
+    await checkpoint(app)
+    shop.clock.advance(3600)
+    await until(lambda: orders(shop.answers()) == [1] and jobs(app)["parked"] == 1)
+    await crash(app)
+    app = shop.app(shop.sleepy, job_id="order", on_error="fail")
+    with pytest.raises(AgentFailed, match=r"job shop\.handle/order=2: it began with another record"):
+        await bounded(app.run())
+    async with started(shop.app(shop.sleepy, job_id="order", on_error="skip")):
+        shop.clock.advance(3600)
+        await until(lambda: 2 in orders(shop.answers()) and shop.letters())
+    assert shop.calls == [1, 2]
+    assert [dict(each.headers)["sabot.error"] for each in shop.letters()] == [b"InputChanged"]
+
+
 async def test_the_row_of_a_job_that_has_begun_leaves_its_mailbox_at_the_restore(shop: Shop) -> None:
     """It stayed there until the turn of its key came to it, behind the parked job: a checkpoint meanwhile covered its job and had the row
     still, from which the job began anew after the next crash, and the refund was made twice.

@@ -116,7 +116,8 @@ class KeyOrder:
             # Rows of jobs that have begun are the first of their mailbox. They are removed at once: if one were still there at the next
             # barrier, and its job had ended by then, the job would begin again after a restore.
             while scope in self.boxes and self._owner.is_known(self._mailed(scope)):
-                pass
+                if self._owner.has_failed():  # by this row, which stays in its mailbox
+                    return
             if scope in self.boxes and scope not in self._queues:
                 self._turn(self._mailed(scope))
 
