@@ -352,8 +352,9 @@ class Ledger:
             at_ms=round(self._clock.time() * 1000),
         )
         await self._accounts.load(context.scope_id)
-        call = self._end_oldest(_who(context))
-        if event_id and await self._has(event_id):
+        known = bool(event_id) and await self._has(event_id)
+        call = self._end_oldest(_who(context))  # only now: if the writer does not answer, the reservation remains
+        if known:
             self.release(call, context.scope_id)
         else:
             self.record(event, call)

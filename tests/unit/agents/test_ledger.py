@@ -331,6 +331,25 @@ async def test_what_is_recorded_under_one_name_counts_once_also_in_memory_and_ov
     assert await again.check_budget(TENANT, 60) is BudgetDecision.WARN, "no reservation is left"
 
 
+async def test_a_writer_that_does_not_answer_for_a_time_costs_no_reservation() -> None:
+    """The reservation of the call was counted until the end of the process."""
+
+    class Silent(InMemoryLedgerWriter):
+        async def known(self, event_ids: Sequence[str]) -> set[str]:
+            if away:
+                raise BrokerUnavailable("away")
+            return await super().known(event_ids)
+
+    away = [True]
+    books = ledger(writer=Silent(), max_tokens_daily=100, warn_at=1)
+    assert await books.check_budget(TENANT, 60) is BudgetDecision.ALLOW
+    with pytest.raises(BrokerUnavailable):
+        await books.record_model_usage(TENANT, Usage(10), event_id="e1")
+    away.clear()
+    await books.record_model_usage(TENANT, Usage(10), event_id="e1")
+    assert await books.check_budget(TENANT, 90) is BudgetDecision.ALLOW
+
+
 async def test_a_name_with_a_nul_is_refused_where_it_comes_in() -> None:
     for names in ({"model": "m\0x"}, {"event_id": "e\0x"}, {"model": "\ud800"}):
         with pytest.raises(UserError, match=next(iter(names))):
