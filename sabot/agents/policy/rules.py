@@ -5,7 +5,7 @@ by texts.
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import translate
 from typing import Any, ClassVar, Literal, get_args
@@ -285,7 +285,8 @@ class ConstraintPolicy(_ContentRule):
         given = getattr(self, name)
         if isinstance(given, str | bytes | Mapping) or not isinstance(given, Collection):
             raise UserError(f"ConstraintPolicy: {name}={short_repr(given)}", hint=f"a list of values: {name}=[…]")
-        return tuple(given)
+        # the order of a set differs between processes, and `version` is to be the same in all
+        return tuple(sorted(given, key=repr) if isinstance(given, Set) else given)
 
     def _check_bounds(self) -> None:
         for name in ("min", "max"):

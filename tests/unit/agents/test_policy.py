@@ -322,6 +322,8 @@ def test_the_version_is_that_of_the_rules() -> None:
     versions |= {PolicyEngine([*rules(), each]).version for each in (asks, denies)}
     versions.add(PolicyEngine([ToolPolicy(["a"], denied=False), *rules()[1:]]).version)
     assert len(versions) == 5
+    sets = [ConstraintPolicy(["a"], "n", allowed=given) for given in ({0, 8, 16}, {16, 8, 0}, [0, 16, 8])]
+    assert len({PolicyEngine([each]).version for each in sets}) == 1, "the order of a set differs between processes"
     before = engine.version
     engine.add_rule(asks)
     assert engine.version != before
