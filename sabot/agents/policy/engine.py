@@ -9,7 +9,8 @@ Every rule whose patterns match a call gives an answer. The strictest answer dec
 ask, degrade, redact, warn, allow. If two answers are equally strict, that of the rule that was added first decides. The
 texts that the other rules hide are hidden too, and the notes of those rules are kept.
 
-A call that no rule matches is allowed, or with `default="deny"` denied. If a rule raises an error or takes too long, the
+If no rule has an opinion on a call, the call is allowed, or with `default="deny"` denied. The rules in `RESTRICTS` only
+restrict calls: with `default="deny"` another rule must allow the call. If a rule raises an error or takes too long, the
 call is denied.
 """
 
@@ -26,7 +27,7 @@ from sabot.agents.context import ExecutionContext
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.durable.job_rows import version_of
 from sabot.agents.policy.names import check_names
-from sabot.agents.policy.rules import PolicyRule, RuleAnswer, asked_words
+from sabot.agents.policy.rules import RESTRICTS, PolicyRule, RuleAnswer, asked_words
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, checked_text, parse_seconds
 from sabot.errors import UserError, message_of, short_repr
@@ -96,8 +97,10 @@ class PolicyEngine(EffectGuard):
         """Makes a policy.
 
         - `rules`: the rules. More can be added with `add_rule`.
-        - `default`: the decision on calls of tools and models that no rule matches. Child jobs that no rule matches
-          are always allowed.
+        - `default`: the decision on a call of a tool or a model that no rule decides: no rule matches it, or all
+          rules that match return None. With "deny" it also applies if only rules of the classes DataAccessPolicy,
+          LabelPolicy and RedactionPolicy have an opinion, because these never allow a call. Child jobs that no rule
+          decides are always allowed.
         - `timeout`: the longest time for the answer of an async rule. If it takes longer, the call is denied.
         - `name`: the name by which a request to a kernel can choose this policy (`PolicyRef`).
         """
@@ -275,7 +278,7 @@ class PolicyEngine(EffectGuard):
         """Returns the decision of the rules on this call alone, or an awaitable of it if an async rule must be asked.
         If a rule replaces the model of the call, the rules are not asked about the other model.
         """
-        verdict, later = None, []
+        verdict, later, permitted = None, [], False
         for rule, known in self._matching(call):
             try:
                 found = known or rule.decide(call)
@@ -287,18 +290,19 @@ class PolicyEngine(EffectGuard):
                 later.append((rule, found))
                 continue
             verdict = self._joined(verdict, known or self._verdict(rule, found))
+            permitted = permitted or not isinstance(rule, RESTRICTS)
             if verdict.decision is Decision.DENY:
                 break
         if not later:
-            return self._final(call, verdict)
+            return self._final(call, verdict, permitted)
         if verdict is not None and verdict.decision is Decision.DENY:
             for _, awaited in later:
                 _close(awaited)
             return verdict
-        return self._decide_later(call, verdict, later)
+        return self._decide_later(call, verdict, later, permitted)
 
     async def _decide_later(
-        self, call: GuardedCall, verdict: GuardVerdict | None, later: list[tuple[PolicyRule, Any]]
+        self, call: GuardedCall, verdict: GuardVerdict | None, later: list[tuple[PolicyRule, Any]], permitted: bool
     ) -> GuardVerdict:
         for at, (rule, awaited) in enumerate(later):
             try:
@@ -311,11 +315,12 @@ class PolicyEngine(EffectGuard):
             else:
                 if found is not None:
                     verdict = self._joined(verdict, self._verdict(rule, found))
+                    permitted = permitted or not isinstance(rule, RESTRICTS)
             if verdict is not None and verdict.decision is Decision.DENY:
                 for _, other in later[at + 1 :]:
                     _close(other)
                 return verdict
-        return self._final(call, verdict)
+        return self._final(call, verdict, permitted)
 
     def _matching(self, call: GuardedCall) -> list[tuple[PolicyRule, GuardVerdict | None]]:
         """Returns the rules that match the call, each with its decision. The decision is None if the rule must be
@@ -362,12 +367,18 @@ class PolicyEngine(EffectGuard):
         model = verdict.model or other.model
         return msgspec.structs.replace(verdict.and_then(other), version=self.version, model=model)
 
-    def _final(self, call: GuardedCall, verdict: GuardVerdict | None) -> GuardVerdict:
-        if verdict is not None:
+    def _final(self, call: GuardedCall, verdict: GuardVerdict | None, permitted: bool) -> GuardVerdict:
+        """Returns the decision on a call after all rules have answered, with the default applied.
+
+        - `verdict`: the answers of the rules together, or None if no rule had an opinion.
+        - `permitted`: True if one of these answers came from a rule that can allow calls, and not only restrict them.
+        """
+        if verdict is not None and (permitted or verdict.decision is Decision.DENY):
             return verdict
         if self.default == "deny" and call.kind != "child":
-            return GuardVerdict(Decision.DENY, "default", self.version, f"no rule allows {asked_words(call)}")
-        return GuardVerdict(version=self.version)
+            denied = GuardVerdict(Decision.DENY, "default", self.version, f"no rule allows {asked_words(call)}")
+            return denied if verdict is None else self._joined(denied, verdict)
+        return GuardVerdict(version=self.version) if verdict is None else verdict
 
 
 def _is_cancelled() -> bool:

@@ -472,6 +472,10 @@ class RedactionPolicy(PolicyRule):
         )
 
 
+RESTRICTS = (DataAccessPolicy, LabelPolicy, RedactionPolicy)
+"""The classes of rules that only restrict calls. Their answers allow no call that `default="deny"` denies."""
+
+
 # -- helpers of rules -------------------------------------------------------------------------------------------------
 
 

@@ -124,6 +124,26 @@ async def test_default_deny_denies_what_no_rule_allows() -> None:
     assert (await engine.check_model("large")).reason == "no rule allows model large"
 
 
+@pytest.mark.parametrize(
+    ("rule", "decision", "hidden"),
+    [
+        (RedactionPolicy(["4711"]), "redact", ("4711",)),
+        (LabelPolicy(otherwise="warn"), "warn", ()),
+        (DataAccessPolicy(["untrusted"], allowed_tools=["none"], otherwise="warn"), "warn", ()),
+    ],
+    ids=["redaction", "labels", "data"],
+)
+async def test_a_rule_that_only_restricts_allows_nothing_that_the_default_denies(
+    rule: PolicyRule, decision: str, hidden: tuple[str, ...]
+) -> None:
+    """A text to hide in the arguments, or data from the web, let a tool be called that was denied otherwise."""
+    engine = PolicyEngine([ToolPolicy(["read_*"]), rule], default="deny")
+    for name, wanted in (("read_file", decision), ("write_file", "deny")):
+        found = engine.decide(call_of(name, kwargs={"text": "4711"}, labels=frozenset(["untrusted"])))
+        assert isinstance(found, GuardVerdict)
+        assert (found.decision, found.hide) == (wanted, hidden)
+
+
 # -- arguments, labels, texts -------------------------------------------------------------------------------------------------
 
 
