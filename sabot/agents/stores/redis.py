@@ -429,7 +429,7 @@ class RedisActionStore(ActionStore):
 
     async def became_durable(self) -> None:
         """Copies the actions in the new durable entries of the kernel's journal to Redis. If the server does not
-        answer, logs this and raises no error; the next call then copies all actions.
+        answer, or refuses, logs this and raises no error; the next call then copies all actions.
         """
         mirror = self._mirror
         if mirror is None or mirror.journal is None:
@@ -441,7 +441,7 @@ class RedisActionStore(ActionStore):
                 mirror.silent = False
             except BaseException as error:
                 mirror.anew = True
-                if not isinstance(error, TransientError):
+                if not isinstance(error, TransientError | UserError):
                     raise
                 mirror.tell("actions are not shown: %s", error)
 
@@ -485,7 +485,7 @@ class RedisActionStore(ActionStore):
                         mirror.anew = True
                     elif action.status is ActionStatus.RESOLVED:
                         await self._pass_on(mirror, action)
-            except (TransientError, DataError) as error:
+            except (TransientError, UserError, DataError) as error:
                 mirror.anew = True
                 mirror.tell("answers in Redis are not heard: %s", error)
 
