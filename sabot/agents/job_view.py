@@ -8,7 +8,7 @@ collects those from the changes.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias
 
@@ -335,7 +335,9 @@ class JobView:
         self.states.pop(job_id, None)
 
     def forget_ended(self) -> None:
-        """Removes the jobs that have ended from the view, and all actions whose jobs are no longer in it."""
+        """Removes the jobs that have ended from the view. Also removes all actions (questions to people) of jobs that
+        are not in the view.
+        """
         for job_id in [job_id for job_id, job in self.states.items() if job.ended]:
             del self.states[job_id]
         for action in [action for action in self.actions.values() if action.job_id not in self.states]:
@@ -452,13 +454,11 @@ class JobView:
             job.move(JobStatus.WAITING_ACTION, at)
         if self.bodies is None:
             return
-        action_id = f"{entry.job}/{entry.ordinal}"
-        payload = self._decoded(self.bodies, entry.body, dict[str, Any], action_id)
-        if entry.name == IN_DOUBT and "attempt" in payload:  # an effect may be in doubt several times
-            action_id = f"{action_id}.{payload['attempt']}" + (f".{payload['looked']}" if "looked" in payload else "")
-            payload |= _arguments(job, entry)
+        payload = self._decoded(self.bodies, entry.body, dict[str, Any], f"{entry.job}/{entry.ordinal}")
+        action_id = f"{entry.job}/{action_number(entry, payload)}"
         # a rule asks about an effect; a tool's own question has all that is shown
-        elif entry.name == CONFIRM and payload.keys() >= {"effect", "rule"}:
+        ruled = entry.name == CONFIRM and payload.keys() >= {"effect", "rule"}
+        if ruled or (entry.name == IN_DOUBT and "attempt" in payload):
             payload |= _arguments(job, entry)
         self.actions[action_id] = ActionRecord(
             action_id=action_id,
@@ -490,6 +490,17 @@ def end_of(outcome: str) -> JobStatus:
     returns FAILED.
     """
     return JobStatus(outcome) if outcome in ENDS else JobStatus.FAILED
+
+
+def action_number(question: Intent, payload: Any) -> str:
+    """Returns the part of an action's id that distinguishes it from the other actions of its job. It is the ordinal of
+    the effect. For a question about an effect in doubt, the number of the attempt follows ("3.1"), and if the effect
+    was looked up before, the number of look-ups ("3.1.2"). `payload` is the decoded body of `question`.
+    """
+    if question.name != IN_DOUBT or not isinstance(payload, Mapping) or "attempt" not in payload:
+        return f"{question.ordinal}"
+    looked = f".{payload['looked']}" if "looked" in payload else ""
+    return f"{question.ordinal}.{payload['attempt']}{looked}"
 
 
 def _arguments(job: JobState, question: Intent) -> dict[str, Any]:

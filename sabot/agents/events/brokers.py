@@ -85,7 +85,7 @@ class _Adapter(ABC):
         check(f"{type(self).__name__}: at_once", at_once, Whole(1))
         if not hasattr(event_bus, "subscribe"):
             raise UserError(f"{type(self).__name__}: event_bus={short_repr(event_bus)}", hint="an InMemoryEventBus")
-        self.sent = self.lost = 0
+        self.sent = self.lost = self._dropped = 0
         self.last_error: SabotError | None = None
         self._bus = event_bus
         self._event_types = event_types
@@ -103,7 +103,12 @@ class _Adapter(ABC):
         """
         if self._subscription is not None:
             raise UserError(f"{type(self).__name__} has been started", hint="await adapter.stop() first")
-        self._subscription = await self._bus.subscribe(self._take, self._event_types, slow=self._slow)
+        self._connect()
+        try:
+            self._subscription = await self._bus.subscribe(self._take, self._event_types, slow=self._slow)
+        except BaseException:
+            await self._close()
+            raise
         self._looking = asyncio.create_task(self._look(), name=f"the look for the server of {type(self).__name__}")
 
     async def _look(self) -> None:
@@ -115,9 +120,10 @@ class _Adapter(ABC):
 
     async def stop(self) -> None:
         """Stops the adapter: sends the events that it has already received from the bus, and closes the connection. An
-        event that cannot be sent within the time `patience` is lost. Repeated calls do nothing.
+        event that cannot be sent within the time `patience` is lost. Repeated calls do nothing. If this call is
+        cancelled, another call continues to stop the adapter.
         """
-        subscription, self._subscription = self._subscription, None
+        subscription = self._subscription
         if subscription is None:
             return
         if self._looking is not None:
@@ -127,7 +133,10 @@ class _Adapter(ABC):
         await subscription.unsubscribe()
         while self._sending is not None:
             await asyncio.shield(self._sending)
-        await self._close()
+        if self._subscription is subscription:
+            self._subscription = None
+            self._dropped += subscription.dropped
+            await self._close()
 
     async def __aenter__(self) -> "_Adapter":
         await self.start()
@@ -202,6 +211,10 @@ class _Adapter(ABC):
         """
 
     @abstractmethod
+    def _connect(self) -> None:
+        """Makes the client of the server, if the adapter has none."""
+
+    @abstractmethod
     async def _reach(self) -> None:
         """Checks whether the server answers. Raises TransientError if it does not answer, and UserError if it refuses
         the connection.
@@ -212,10 +225,11 @@ class _Adapter(ABC):
         """Closes the connection."""
 
     def statistics(self) -> dict[str, int]:
-        """Returns four numbers of events: `sent`, `lost` (given up after errors), `waiting` (in the adapter), and
-        `dropped` (left out because the adapter's queue on the bus was full).
+        """Returns four numbers of events since the adapter was made: `sent`, `lost` (given up after errors), `waiting`
+        (in the adapter; those that are being sent do not count), and `dropped` (left out because the adapter's queue on
+        the bus was full).
         """
-        dropped = 0 if self._subscription is None else self._subscription.dropped
+        dropped = self._dropped + (0 if self._subscription is None else self._subscription.dropped)
         return {"sent": self.sent, "lost": self.lost, "waiting": len(self._waiting), "dropped": dropped}
 
 
@@ -254,8 +268,10 @@ class KafkaEventAdapter(_Adapter):
         """Opens a Kafka client, and begins to send events. Missing topics are created if the broker allows it. Raises
         UserError if the adapter was started before.
         """
-        self._open, self._known = self._sender(), set()
         await super().start()
+
+    def _connect(self) -> None:
+        self._open, self._known = self._sender(), set()
 
     async def _send(self, events: Sequence[tuple[RuntimeEvent, bytes]]) -> list[SabotError | None]:
         assert self._open is not None
@@ -333,6 +349,9 @@ class RedisStreamsAdapter(_Adapter):
         except SabotError as error:
             return [error] * len(events)
         return [self._server.error_of(each) if isinstance(each, Exception) else None for each in said]
+
+    def _connect(self) -> None:
+        """Does nothing, because the RedisServer connects when it is used."""
 
     async def _reach(self) -> None:
         with self._server.explained():

@@ -129,7 +129,8 @@ class EventBus(Protocol):
 
         - `event_types`: only events of these types are delivered; None delivers all.
         - `job_id`: only events of this job are delivered; None delivers the events of all jobs.
-        - `slow`: decides what happens when the queue is full: "drop" leaves events out, "hold" makes `publish` wait.
+        - `slow`: decides what happens when the queue is full: "drop" leaves events out, "hold" makes `publish` wait, for
+          events of all types and jobs.
         - `capacity`: the most events that wait in the queue of this handler.
         """
 
@@ -250,6 +251,8 @@ class Subscription:
                     except Exception as error:
                         self._failed(error)
                     self.delivered += 1
+                    if self.closed:  # the handler has ended its own subscription
+                        return
                     if self._full:
                         self._drained()
                 if queue:
@@ -405,10 +408,10 @@ class InMemoryEventBus:
 
     async def publish(self, event: RuntimeEvent) -> None:
         """Puts the event into the queue of each subscriber that wants events of its type and job. First waits while any
-        subscriber with `slow="hold"` has a full queue.
+        subscriber with `slow="hold"` has a full queue, unless the handler of such a subscriber calls this method.
         """
         check("publish: event", event, Of(RuntimeEvent))
-        while self._full:
+        while self._full and not self._is_full_handler(asyncio.current_task()):
             room = asyncio.get_running_loop().create_future()
             self._roomless.append(room)
             await room
@@ -426,6 +429,12 @@ class InMemoryEventBus:
         if self._turn >= _SLICE:  # else handlers would starve while a task publishes without another `await`
             self._turn = 0
             await asyncio.sleep(0)
+
+    def _is_full_handler(self, task: "asyncio.Task[Any] | None") -> bool:
+        """Returns True if the task calls the handler of a subscriber whose queue is full. If a publish of that handler
+        waited, nobody would empty the queue.
+        """
+        return any(each._pump is task for each in self._full)
 
     def wants(self, event_type: RuntimeEventType, job_id: str) -> bool:
         """Returns True if a subscriber has subscribed to events of this type and job."""

@@ -19,10 +19,9 @@ import msgspec
 
 from sabot.agents.entry_values import as_plain, value_of
 from sabot.agents.events.bus import RuntimeEvent, RuntimeEventType
-from sabot.agents.job_view import EffectView, JobState, JobView
+from sabot.agents.job_view import EffectView, JobState, JobView, action_number
 from sabot.errors import EffectError
 from sabot.jobs.guard import Decision, decode_verdict
-from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.log import Blocked, Fragment, Notice
 from sabot.journal.effects import EffectClass
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, StoredBody, body_of
@@ -64,6 +63,8 @@ class JobEvents:
                 await self._status(job, notice, "blocked", {"error": str(notice.error)})
             return
         job, effects, question, inherited = self._view.apply(notice)
+        if not job.begun:  # a letter came when the job had ended, and nothing would remove the job from the view again
+            self._view.forget(notice.job)
         if inherited:  # published already for the job whose checkpoint this one continues
             return
         match notice:
@@ -280,21 +281,12 @@ def _answer(value: Any) -> dict[str, Any]:
 
 def _action(question: Intent) -> dict[str, Any]:
     return {
-        "action_id": f"{question.job}/{_action_number(question)}",
+        "action_id": f"{question.job}/{action_number(question, _said(question))}",
         "type": question.name,
         "ordinal": question.ordinal,
     }
 
 
-def _action_number(question: Intent) -> str:
-    """Returns the part of an action's id that distinguishes it from the other actions of its job. It is the ordinal of
-    the effect, and for a question about an effect in doubt also the number of the attempt ("3.1").
-    """
-    said = _said(question) if question.name == IN_DOUBT else None
-    attempt = said.get("attempt") if isinstance(said, dict) else None
-    return f"{question.ordinal}" if attempt is None else f"{question.ordinal}.{attempt}"
-
-
 def _action_name(question: Intent) -> str:
-    ordinal, _, attempt = _action_number(question).partition(".")
+    ordinal, _, attempt = action_number(question, _said(question)).partition(".")
     return f"{ordinal}/{attempt or 1}"

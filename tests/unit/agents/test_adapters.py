@@ -20,6 +20,7 @@ from sabot.agents import (
 )
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import DataError, SabotError, TransientError, UserError
+from sabot.kafka import RecordSender
 from tools.agent_tools import until
 from tools.broker import free_ports
 from tools.redis_server import Redis, server_or_skip
@@ -75,6 +76,67 @@ async def test_an_adapter_may_be_stopped_and_started_again(memory_url: str) -> N
     await published(bus, events(6))
     await adapter.stop()
     assert adapter.sent == 9
+
+
+async def test_an_adapter_that_is_started_twice_keeps_its_client_and_a_wrong_type_of_events_leaves_none(
+    memory_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, closed = list[RecordSender](), list[RecordSender]()
+
+    class Counted(RecordSender):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            opened.append(self)
+
+        def close(self) -> None:
+            super().close()
+            closed.append(self)
+
+    monkeypatch.setattr("sabot.agents.events.brokers.RecordSender", Counted)
+    bus, config = InMemoryEventBus(), KafkaConfig(bootstrap_servers=memory_url, topic_prefix="e")
+    async with KafkaEventAdapter(bus, config) as adapter:
+        with pytest.raises(UserError, match="has been started"):
+            await adapter.start()
+    with pytest.raises(UserError, match="event_types"):
+        await KafkaEventAdapter(bus, config, event_types=["job.begun"]).start()
+    assert len(opened) == 2
+    assert opened == closed
+
+
+async def test_a_stop_that_is_cancelled_can_be_made_again(memory_url: str) -> None:
+    goes_on = asyncio.Event()
+
+    class Waits(KafkaEventAdapter):
+        async def _send(self, events: Any) -> Any:
+            await goes_on.wait()
+            return await super()._send(events)
+
+    bus = InMemoryEventBus()
+    adapter = Waits(bus, KafkaConfig(bootstrap_servers=memory_url, topic_prefix="e"))
+    await adapter.start()
+    await published(bus, events(1))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await adapter.stop()
+    goes_on.set()
+    await adapter.stop()
+    assert adapter.sent == 1
+    await adapter.start()
+    await published(bus, events(1))
+    await adapter.stop()
+    assert adapter.sent == 2
+
+
+async def test_events_that_were_dropped_stay_counted_when_the_adapter_has_stopped(memory_url: str) -> None:
+    bus = InMemoryEventBus()
+    config = KafkaConfig(bootstrap_servers=memory_url, topic_prefix="e")
+    adapter = KafkaEventAdapter(bus, config, slow="drop", at_once=1)
+    async with adapter:
+        for told in events(10_250, jobs=1):
+            await bus.publish(told)
+        dropped = adapter.statistics()["dropped"]
+    assert adapter.statistics()["dropped"] == dropped > 0
+    assert adapter.sent + dropped == 10_250
 
 
 class Broken(KafkaEventAdapter):

@@ -124,8 +124,26 @@ async def test_a_handler_may_unsubscribe_itself():
     subscription = await bus.subscribe(once)
     for number in range(3):
         await bus.publish(event(number))
+    delivering = [each for each in asyncio.all_tasks() if each.get_name().startswith("events of")]
     await subscription.flush()
     assert numbers(seen) == [0]
+    assert await asyncio.gather(*delivering) == [None]
+
+
+async def test_a_handler_that_holds_publishers_up_may_publish_itself():
+    bus, seen = InMemoryEventBus(), []
+
+    async def publishes(told):
+        seen.append(told)
+        if told.data["number"] < 10:
+            await bus.publish(event(told.data["number"] + 10))
+
+    await bus.subscribe(publishes, slow="hold", capacity=1)
+    async with asyncio.timeout(20):
+        for number in range(5):
+            await bus.publish(event(number))
+        await bus.flush()
+    assert sorted(numbers(seen)) == [*range(5), *range(10, 15)]
 
 
 async def test_one_that_raises_is_told_once_and_gets_the_next_ones(caplog):

@@ -10,10 +10,13 @@ from unit.jobs.hosting import Agent, entries, hosting, prefix
 from sabot import App
 from sabot.agents import InMemoryEventBus
 from sabot.agents.events.job_events import JobEvents
+from sabot.agents.job_view import JobView
 from sabot.errors import NotSent, PolicyDenied
 from sabot.jobs import log
 from sabot.jobs.guard import Decision, EffectGuard, GuardVerdict
 from sabot.journal import Letter
+from sabot.journal.effects import Reconciled
+from sabot.journal.entries import Begin, End, Signal
 from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.llm import ChatMessage, Completion, ModelUnavailable, Usage
 from sabot.llm.engine import ExecutionEngine
@@ -114,6 +117,56 @@ async def test_a_question_and_its_answer_are_told():
     ]
     assert [each["status"] for each in heard.data("job.status_changed")] == ["waiting_action", "running"]
     assert max(Counter(heard.ids()).values()) == 1
+
+
+async def test_each_question_about_a_doubt_is_told_with_the_id_that_its_action_has():
+    """A person said "look up", which found nothing out: the second question had the event id of the first, and the id of its action."""
+
+    async def unknown(effect):
+        return Reconciled.UNKNOWN
+
+    @tool(reconcile=unknown)
+    async def pay():
+        return "paid"
+
+    async def f(ctx):
+        return await ctx.call(pay)
+
+    heard, home = Heard(), MemoryStorage()
+    async with hosting(home, Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    home = prefix(home, 2)  # killed during the call
+    async with heard.hosting(home, Agent(f)) as jobs:
+        for count, answer in enumerate(
+            (b'{"outcome": "look_up"}', b'{"outcome": "look_up"}', b'{"outcome": "done"}'), 1
+        ):
+            await until(lambda count=count: len(heard.data("action.required")) == count)
+            asked = heard.data("action.required")
+            jobs.journal.post(Letter("answer", asked[-1]["resume_token"], body=answer))
+            await until(lambda count=count: len(heard.data("action.resolved")) == count)
+        await jobs.over("j")
+        known = JobView.of(jobs.journal)
+    assert [each["action_id"] for each in asked] == ["j/1.1", "j/1.1.1", "j/1.1.2"] == list(known.actions)
+    assert [known.actions[each["action_id"]].resume_token for each in asked] == [each["resume_token"] for each in asked]
+    assert max(Counter(heard.ids()).values()) == 1
+
+
+async def test_a_letter_that_comes_after_the_end_of_its_job_leaves_nothing_behind():
+    class Counts(JobEvents):
+        @property
+        def known(self):
+            return len(self._view.states)
+
+    async def publish(event):
+        pass
+
+    listener = Counts(publish, lambda event_type, job_id: True)
+    for number in range(5):
+        job_id = f"j{number}"
+        for entry in (Begin(job_id, 1, "a"), End(job_id, 2, "succeeded"), Signal(job_id, 3, "go", "t")):
+            await listener.publish(entry)
+    assert listener.known == 0
 
 
 async def test_a_cancelled_job_is_told_as_one():
