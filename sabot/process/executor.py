@@ -291,9 +291,8 @@ class AgentExecutor:
         while True:
             some: AbstractAsyncContextManager[Any] = nullcontext() if slots is None else slots
             async with instance.turn, some:
-                lines = await instance.usable()
-                if lines is not None:
-                    return await self._counted(instance, lines, task)
+                if await instance.usable() is not None and (done := await self._counted(instance, task)) is not None:
+                    return done
             instance = self._choose(agent_id)  # it was terminated, or is degraded
 
     async def execute_tasks_parallel(
@@ -316,9 +315,9 @@ class AgentExecutor:
             running = [group.create_task(one(*each)) for each in tasks]
         return [each.result() for each in running]
 
-    async def _counted(self, instance: RuntimeAgent, lines: TaskLines, task: TaskDelegation) -> TaskResult:
-        """Executes a task on an instance whose process runs and has no other task. Counts the task as done or failed,
-        and returns its result.
+    async def _counted(self, instance: RuntimeAgent, task: TaskDelegation) -> TaskResult | None:
+        """Executes a task on an instance that has no other task. Counts the task as done or failed, and returns its
+        result. Returns None, and counts nothing, if the instance has ended for good before its process got the task.
         """
         began = self._clock.monotonic()
         try:
@@ -327,17 +326,21 @@ class AgentExecutor:
             if self.tools is not None:
                 await self.tools.get_or_create(instance.id)
             await self._tell("task.tools_checked", instance.id, task.task_id, None)
+            # The process may have ended during these checks, and another one may have been started.
+            if (lines := await instance.usable()) is None:
+                return None
             result, calls = await self._executed(instance, lines, task)
         except BaseException:
             self._failed += 1
+            self._seconds += self._clock.monotonic() - began
             raise
         else:
             self._succeeded += 1
+            self._seconds += (seconds := self._clock.monotonic() - began)
             instance.failures = 0
             await self._tell("task.collected", instance.id, task.task_id, None)
-            return TaskResult(task.task_id, instance.id, result, calls, self._clock.monotonic() - began)
+            return TaskResult(task.task_id, instance.id, result, calls, seconds)
         finally:
-            self._seconds += self._clock.monotonic() - began
             await self._tell("task.released", instance.id, task.task_id, None)
 
     async def _executed(self, instance: RuntimeAgent, lines: TaskLines, task: TaskDelegation) -> tuple[Any, int]:

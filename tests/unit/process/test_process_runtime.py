@@ -552,6 +552,28 @@ async def test_a_process_that_is_at_a_task_gets_no_other_one(make: Make) -> None
                 raise AssertionError("not reached")
 
 
+@pytest.mark.parametrize("starts_again", [True, False])
+async def test_a_process_that_ends_while_its_tools_are_checked_costs_no_task(make: Make, starts_again: bool) -> None:
+    """Sessions with tool servers take seconds to open. The task goes to the next process, or to another agent of this type."""
+    dies: list[RuntimeAgent] = []
+
+    class SlowTools(Tools):
+        async def get_or_create(self, agent_id: str) -> None:
+            await super().get_or_create(agent_id)
+            while dies:
+                agent = dies.pop()
+                os.kill(agent.pid, signal.SIGKILL)
+                await until(lambda: bool(agent.restarts if starts_again else agent.is_over))  # noqa: B023
+
+    recovery = RecoveryConfig(backoff_seconds=0, enable_auto_restart=starts_again)
+    runtime = await make(mcp=SlowTools(), recovery=recovery)
+    first, second = [await sh(runtime, ANSWERS) for _ in range(2)]
+    dies.append(runtime.agent(first))
+    result = await runtime.execute_task(first, TASK)
+    assert (result.result, result.agent_id) == ("done", first if starts_again else second)
+    assert (await runtime.get_statistics()).tasks.total_tasks == 1
+
+
 async def test_a_terminated_agent_is_gone_with_all_that_it_has_started(make: Make) -> None:
     runtime = await make(process=ProcessConfig(shutdown_grace_period=0.05))
     agent = await sh(
