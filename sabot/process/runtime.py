@@ -15,7 +15,7 @@ from sabot.errors import UserError, short_repr
 from sabot.process.client import Child
 from sabot.process.command import INHERITED, Command, are_texts
 from sabot.process.document_names import ProcessState
-from sabot.process.errors import AgentNotFound, ExecutionError, SpawnFailed, Timeout
+from sabot.process.errors import AgentNotFound, ExecutionError, SpawnFailed, TerminateFailed, Timeout
 from sabot.process.executor import (
     AgentExecutor,
     ExecutorStatistics,
@@ -342,16 +342,22 @@ class ProcessRuntime:
         await self._publish("agent.terminated", agent_id)
 
     async def shutdown(self) -> None:
-        """Ends all instances as `terminate` does, and stops the health checks."""
+        """Ends all instances as `terminate` does, stops the health checks, and closes the tool servers that `start` has
+        made. Does all of this even if a process cannot be ended; then raises TerminateFailed.
+        """
         self._running = False
-        await asyncio.gather(
-            *(self._end(instance, "the runtime was shut down") for instance in self._instances.values())
+        ended = await asyncio.gather(
+            *(self._end(instance, "the runtime was shut down") for instance in self._instances.values()),
+            return_exceptions=True,
         )
         self._instances.clear()
         await self._tasks.cancel()
         servers, self._own_servers = self._own_servers, None
         if servers is not None:
             await servers.close()
+        for each in ended:
+            if isinstance(each, BaseException):
+                raise each
 
     def agent(self, agent_id: str) -> RuntimeAgent:
         """Returns the instance with this id. Raises AgentNotFound if there is none."""
@@ -372,7 +378,7 @@ class ProcessRuntime:
     async def check_health(self) -> list[str]:
         """Checks all instances once, and ends the processes that hang. A process hangs if too many checks in a row
         have found it stopped (SIGSTOP), or if it sends no heartbeats any more. Returns the ids of the instances whose
-        processes were ended.
+        processes were ended. If a process cannot be ended, logs that, and continues with the next instance.
         """
         hung, now_s = [], self._clock.monotonic()
         for instance in self.list_agents():
@@ -384,8 +390,12 @@ class ProcessRuntime:
             if lines.stops.note(stopped) >= self.config.recovery.failure_threshold:
                 why = stopped
             if why:
-                await instance.end_and_plan(lines.child, why)
-                hung.append(instance.id)
+                try:
+                    await instance.end_and_plan(lines.child, why)
+                except TerminateFailed as error:  # the end is seen when it comes, and the next start is planned then
+                    _log.warning("%s", error)
+                else:
+                    hung.append(instance.id)
         return hung
 
     async def get_statistics(self) -> RuntimeStatistics:

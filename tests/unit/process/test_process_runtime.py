@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from unit.process.children import ByHand, alive, until
 
+import sabot.process.instance as instances
 from sabot.errors import IllegalTransition, SabotError, UserError
 from sabot.process import (
     AgentError,
@@ -36,8 +37,10 @@ from sabot.process import (
     RuntimeAgent,
     RuntimeConfig,
     SpawnFailed,
+    Supervisor,
     TaskDelegation,
     TaskResult,
+    TerminateFailed,
     Timeout,
 )
 
@@ -693,6 +696,52 @@ async def test_a_process_whose_heartbeats_stop_is_ended(make: Make) -> None:
     time.clock.advance(1)
     assert await runtime.check_health() == [beats]
     assert runtime.agent(quiet).pid
+
+
+async def test_a_process_that_cannot_be_ended_leaves_the_health_checks_of_the_others(
+    make: Make, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its supervisor is stopped for a while. The checks ended for good with the first process that was not ended in time."""
+    monkeypatch.setattr(instances, "_KILL_SECONDS", 0.02)
+    time = ByHand()
+    runtime = await make(by_hand=time, monitoring=MonitoringConfig(enable_metrics=False))
+    beats = """echo '{"method": "heartbeat"}'; echo '{"method": "ready"}'; cat"""
+    agents = [runtime.agent(await sh(runtime, beats, wait_ready=True)) for _ in range(2)]
+    os.kill(supervisor.pid, signal.SIGSTOP)
+    try:
+        time.advance(31)
+        await until(lambda: all(each.state is ProcessState.SHUTTING_DOWN for each in agents))
+        await until(lambda: time.asleep == 1)  # the next check is planned
+    finally:
+        os.kill(supervisor.pid, signal.SIGCONT)
+    await until(lambda: all(each.next_start_at is not None for each in agents))
+
+
+async def test_a_shutdown_that_cannot_end_a_process_still_closes_the_rest(
+    make: Make, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OwnTools(Tools):
+        closed = 0
+
+        def tool_servers(self) -> "OwnTools":
+            return self
+
+        async def close(self) -> None:
+            self.closed += 1
+
+    monkeypatch.setattr(instances, "_KILL_SECONDS", 0.02)
+    tools, time = OwnTools(), ByHand()
+    runtime = await make(by_hand=time, mcp=tools, process=ProcessConfig(shutdown_grace_period=0))
+    agent = runtime.agent(await sh(runtime, ANSWERS))
+    os.kill(supervisor.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(TerminateFailed, match="has not ended"):
+            await runtime.shutdown()
+        assert (tools.closed, time.asleep, runtime.list_agents()) == (1, 0, [])
+    finally:
+        os.kill(supervisor.pid, signal.SIGCONT)
+    child = agent.child
+    await until(lambda: child is None or child.is_over)
 
 
 async def test_the_log_is_the_newest_of_what_is_no_answer(make: Make) -> None:
