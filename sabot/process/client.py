@@ -178,10 +178,11 @@ class Child:
     def hold_cpu(self, percent: float | None) -> None:
         """Limits the CPU of the child to `percent` of a core from now on. If the command has a lower limit, that
         limit applies instead. None removes the limit that an earlier call has set; the limit of the command still
-        applies.
+        applies. Raises UserError for a value that is not a finite number above 0.
         """
-        if percent is not None and not (is_number(percent) and math.isfinite(percent)):
-            raise UserError(f"{self.argv[0]}: hold_cpu({short_repr(percent)})", hint="a percentage of one core")
+        if percent is not None and not (is_number(percent) and 0 < percent < math.inf):
+            hint = "a percentage of one core, above 0; pause() stops the child"
+            raise UserError(f"{self.argv[0]}: hold_cpu({short_repr(percent)})", hint=hint)
         both = [each for each in (percent, self._limits.cpu_limit_percent) if each is not None]
         self._ask("cpu", percent=min(both, default=None))
 

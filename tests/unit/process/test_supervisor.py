@@ -404,6 +404,15 @@ async def test_a_time_that_is_none_is_refused_and_ends_no_other_child(supervisor
         await each.stop(0)
 
 
+@pytest.mark.parametrize("percent", [0, -5, -0.0])
+async def test_a_hold_to_no_cpu_is_refused(supervisor: Supervisor, percent: float) -> None:
+    """Without control groups it was no limit at all, and with them a hundredth of a core."""
+    child = await supervisor.spawn(sh("sleep 1000"))
+    with pytest.raises(UserError, match="hold_cpu"):
+        child.hold_cpu(percent)
+    await child.stop(0)
+
+
 async def test_a_time_beyond_what_the_kernel_waits_for_is_taken(supervisor: Supervisor) -> None:
     child, other = await supervisor.spawn(sh("sleep 1000")), await supervisor.spawn(sh("sleep 1000"))
     other.end_after(1e18)
