@@ -277,24 +277,27 @@ class Instance:
             self._plan(counts=not at_once)
 
     async def suspend(self, why: str, *, unless: Callable[[], bool] = lambda: False) -> None:
-        """Suspends the instance: stops its process and all descendants where they are (SIGSTOP). `why`: the reason,
-        for messages.
+        """Suspends the instance: stops its process and all descendants where they are (SIGSTOP). If the owner has
+        suspended the instance before, only replaces the reason. `why`: the reason, for messages.
 
         `unless`: a function that is called when the instance's lock was acquired; if it returns True, the instance is
-        not suspended. Raises SuspendFailed if the instance has no process, or if its supervisor does not answer.
+        not suspended. Raises SuspendFailed if the instance has no process, or if its supervisor does not answer; then
+        the instance keeps its phase.
         """
         async with self.lock:
             child = self.child
             if unless():
                 return
-            if self.phase is not Phase.SUSPENDED:
+            was_suspended = self.phase is Phase.SUSPENDED
+            if not was_suspended or self.suspended_for is STOPPED_BY_OTHERS:  # they have stopped the program alone
                 child = self._suspendable()
                 child.pause()
                 try:
                     if await usage_of(child) is None:  # the supervisor answers in order
                         raise SuspendFailed(f"instance {self.label} was not suspended: {_UNANSWERED}")
                 except BaseException:  # also a caller that is cancelled
-                    child.resume()
+                    if not was_suspended:
+                        child.resume()
                     raise
             self._suspended(why)
 

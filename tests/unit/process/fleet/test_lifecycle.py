@@ -267,6 +267,23 @@ async def test_an_agent_that_somebody_else_has_stopped_is_suspended_until_somebo
         assert [each.state for each in manager.list_agents()] == [RUNNING]
 
 
+async def test_a_suspend_of_what_somebody_else_has_stopped_stops_the_rest_of_it_too(make: Make) -> None:
+    """A SIGSTOP from outside stops one process; its descendants go on, and use what the suspend is to save."""
+    manager = make()
+    agent = await manager.spawn(sh("sleep 1000 & echo $!; wait"))
+    child = agent.child
+    assert child is not None
+    both = [child.pid, int(await line(child))]
+    os.kill(child.pid, signal.SIGSTOP)
+    await until(lambda: child.paused)
+    assert [each.state for each in manager.list_agents()] == [SUSPENDED]
+    assert state(both[1]) != "T"
+    await manager.suspend(agent.id)
+    await until(lambda: [state(pid) for pid in both] == ["T", "T"])
+    await manager.resume(agent.id)
+    await until(lambda: [state(pid) for pid in both] == ["S", "S"])
+
+
 async def test_memory_is_given_back_by_a_checkpoint_and_the_agent_goes_on_from_there(make: Make) -> None:
     async def checkpoint(agent: AgentInstance) -> Command:
         assert agent.child is not None
