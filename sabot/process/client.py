@@ -373,8 +373,8 @@ class Supervisor:
         - Raises SpawnFailed if the program or its directory does not exist, or if permission is denied; SandboxError
           if the sandbox cannot be made.
         - Raises IoError if this process cannot open more files for the pipes, or if its current folder was removed.
-        - Raises CommunicationError if the supervisor has ended, or has not answered in 30 s. If the program starts
-          later than that, it is killed.
+        - Raises CommunicationError if the supervisor has ended, has not answered in 30 s, or has not read too many
+          earlier requests. If the program starts later than that, it is killed.
         """
         number = next(self._numbers)
         try:
@@ -390,7 +390,14 @@ class Supervisor:
         try:
             if sandbox is not None:
                 child.confined_by = sandbox.means
-            self.tell(request, far)
+            try:
+                self.tell(request, far)
+            except (AgentError, OSError) as error:  # nothing was sent, so no answer will remove these
+                self._replies.pop(number, None)
+                self._children.pop(number, None)
+                if isinstance(error, AgentError):
+                    raise
+                raise IoError(f"{command.argv[0]} could not be started: {error.strerror or error}") from error
             try:
                 began = await self._answer(reply)
             except TimeoutError:
@@ -416,7 +423,11 @@ class Supervisor:
         """
         ask = next(self._numbers)
         reply = self._replies[ask] = Future()
-        self.tell({"do": "usage", "child": number, "ask": ask})
+        try:
+            self.tell({"do": "usage", "child": number, "ask": ask})
+        except AgentError:  # it was not sent, so no answer will remove this
+            self._replies.pop(ask, None)
+            raise
         try:
             found = await self._answer(reply)
         except TimeoutError:
@@ -453,13 +464,22 @@ class Supervisor:
         """Sends a request to the supervisor without waiting. If the supervisor does not read it at once, for example
         because it is stopped, a thread sends it later. Does nothing if the supervisor has ended.
 
-        `descriptors`: open files that are sent with the request. Raises CommunicationError if too many requests wait.
+        `descriptors`: open files that are sent with the request; this call copies them, so the caller closes its own.
+        Raises CommunicationError if too many requests wait, and OSError if this process cannot open more files for the
+        copies; the request is not sent then.
         """
         data = framed(request)
         with self._sending:
             if len(self._unsent) >= _MOST_UNSENT:
                 raise self.silent(f"{len(self._unsent):,} requests wait")
-            given = [os.dup(each) for each in descriptors]  # the caller closes its own
+            given: list[int] = []
+            try:
+                for each in descriptors:
+                    given.append(os.dup(each))
+            except OSError:
+                for each in given:
+                    os.close(each)
+                raise
             self._unsent.append((data, given))
             if len(self._unsent) == 1:
                 if self._send_first(socket.MSG_DONTWAIT):

@@ -93,6 +93,29 @@ async def test_a_program_that_does_not_start_is_named_with_the_reason(
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
+async def test_a_worker_that_has_no_more_files_for_the_request_says_so_and_keeps_nothing_of_it(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pipes are open, and the second copy for the supervisor is one file too many: it was an OSError, 5 s later."""
+    copies: list[int] = []
+    before, dup = sorted(os.listdir("/proc/self/fd")), os.dup
+
+    def once(descriptor: int) -> int:
+        if copies:
+            raise OSError(24, os.strerror(24))
+        copies.append(descriptor)
+        return dup(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "dup", once)
+        with pytest.raises(IoError, match=f"true could not be started: {os.strerror(24)}"):
+            await asyncio.wait_for(supervisor.spawn(Command(argv=["true"])), 2)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert not supervisor._children
+    assert not supervisor._replies
+    assert (await (await supervisor.spawn(Command(argv=["true"]))).wait()).success
+
+
 @pytest.mark.parametrize(("call", "number"), [("pipe", 24), ("getcwd", 2)], ids=["no more files", "no current folder"])
 async def test_a_worker_that_cannot_ask_for_a_child_says_so_and_keeps_nothing_of_it(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, call: str, number: int
@@ -270,6 +293,11 @@ async def test_a_stopped_supervisor_whose_socket_is_full_holds_nobody_up_and_is_
         monkeypatch.setattr(client, "_MOST_UNSENT", 1)
         with pytest.raises(CommunicationError, match=rf"requests wait: {said}"):
             child.resume()
+        waiting = len(supervisor._replies)
+        for refused in (child.usage(), supervisor.spawn(Command(argv=["true"]))):
+            with pytest.raises(CommunicationError, match="requests wait"):
+                await refused
+        assert (len(supervisor._replies), len(supervisor._children)) == (waiting, 1)
     finally:
         os.kill(supervisor.pid, signal.SIGCONT)
     monkeypatch.undo()
