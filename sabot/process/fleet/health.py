@@ -220,7 +220,8 @@ class HealthMonitor:
         is_suspended: Callable[[], bool] = lambda: False,
     ) -> None:
         """Watches an instance from now on. If an instance with the same id is watched already, this call replaces it,
-        and keeps its counts of requests.
+        and keeps its counts of requests. The new instance counts as live, ready and not stuck until a probe finds
+        otherwise. If the old one was not live, not ready or stuck, `on_change` is called for the change.
 
         - `child`: the child of the instance, or a function that returns its present child. None if the instance has
           no child of its own, but only children that work on single requests (`request`).
@@ -237,6 +238,8 @@ class HealthMonitor:
         if before is not None:
             watched.past, watched.durations = before.past, before.durations
             watched.requests, watched.errors, watched.open = before.requests, before.errors, before.open
+            for what in ("live", "ready", "stuck"):
+                self._becomes(before, what, "")
         self._instances[agent_id] = watched
         self._look_after()
 

@@ -289,6 +289,20 @@ async def test_work_counts_for_its_agent_whatever_child_it_has_by_then(watch: Wa
     await child.stop(0)
 
 
+async def test_an_agent_that_is_registered_anew_is_told_to_live_again(watch: Watch, supervisor: Supervisor) -> None:
+    """Its owner has replaced the process that ended. The listener stayed with "does not live" for ever."""
+    children = [await supervisor.spawn(SLEEP) for _ in range(2)]
+    watch.register("worker", children[0])
+    await children[0].stop(0)
+    await watch.goes_on(30)
+    assert [each[1:] for each in watch.told] == [("ready", False), ("live", False)]
+    watch.register("worker", children[1])
+    assert [each[1:] for each in watch.told[2:]] == [("live", True), ("ready", True)]
+    await watch.goes_on(30)
+    assert len(watch.told) == 4
+    await children[1].stop(0)
+
+
 async def test_who_is_not_watched_is_not_known(watch: Watch) -> None:
     watch.register("worker")
     watch.unregister("worker")
