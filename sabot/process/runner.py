@@ -376,15 +376,21 @@ class LocalProcessRunner:
 
     async def shutdown(self, grace_seconds: Duration = 5.0) -> None:
         """Stops the health checks and ends all instances: closes stdin, sends SIGTERM, and SIGKILL to processes that
-        still run `grace_seconds` later.
+        still run `grace_seconds` later. Raises CommunicationError if the end of an instance was not reported 30 s after
+        SIGKILL; UserError if `grace_seconds` is not a valid duration, and then all instances still run.
         """
         grace_s = parse_seconds(grace_seconds, name="shutdown: grace_seconds")
-        await asyncio.gather(*(handle.stop(grace_s) for handle in self._alive()), return_exceptions=True)
+        handles = self._alive()
+        ended = await asyncio.gather(*(handle.stop(grace_s) for handle in handles), return_exceptions=True)
         self._alive()
         if self._health is not None:
             self._health.cancel()
             await asyncio.wait([self._health])
             self._health = None
+        for handle, each in zip(handles, ended, strict=True):
+            # An instance whose supervisor was killed has ended with it.
+            if isinstance(each, BaseException) and not handle.child.is_over:
+                raise each
 
     async def __aenter__(self) -> "LocalProcessRunner":
         return self

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from unit.process.children import alive, children_of, until
 
+import sabot.process.client as client
 from sabot.errors import SabotError, UserError
 from sabot.process import (
     AgentConfig,
@@ -343,6 +344,24 @@ async def test_a_wait_that_is_over_leaves_the_agent_running(runner: LocalProcess
         await handle.wait(0.01)
     assert handle.status() is AgentStatus.RUNNING
     await handle.kill()
+
+
+async def test_a_shutdown_that_has_not_ended_an_agent_says_so(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its supervisor is stopped. The shutdown returned as if nothing of the agent were left."""
+    runner = LocalProcessRunner()
+    agent = await runner.spawn(AgentConfig(name="a", model_backend="sleep-cli", task="1000"))
+    os.kill(supervisor.pid, signal.SIGSTOP)
+    try:
+        monkeypatch.setattr(client, "_ANSWER_SECONDS", 0.05)
+        with pytest.raises(CommunicationError, match="is to end"):
+            await runner.shutdown(0)
+        assert runner._health is None
+    finally:
+        os.kill(supervisor.pid, signal.SIGCONT)
+    assert (await agent.wait()).signal == signal.SIGKILL
+    await runner.shutdown(0)
 
 
 async def test_graceful_shutdown_lets_who_will_end_and_kills_who_will_not(
