@@ -57,7 +57,8 @@ class AgentProgram:
     """The command line of one program, such as claude, and the form of its output.
 
     - `argv`: a function that is called with an AgentConfig and a bool, and returns the command line. If the bool is
-      True, the command line tells the program to write its events as JSON lines.
+      True, the command line tells the program to write its events as JSON lines. It raises InvalidContext for a task
+      that the program would take for an option, and for a `resume` that the program does not support.
     - `answer`: a function that is called with the events, and returns the final answer; None if the program's whole
       stdout is the answer.
     - `session`: the name of the field in an event that contains the id of the program's session; None if events have
@@ -85,6 +86,8 @@ def program_of(backend: str) -> AgentProgram:
     - `claude` or `opencode`: this program, with its own options and events.
     - `X-cli`, or any other name X: the program X. It gets the task as its only argument, after `arguments`, and has
       no events.
+
+    Raises InvalidContext if the name is empty.
     """
     if backend in _KNOWN:
         return _KNOWN[backend]

@@ -192,7 +192,8 @@ class Child:
 
     def end_after(self, seconds: Duration | None) -> None:
         """Replaces the time limit of the child, which was the `max_task_duration` of its command. The child is now
-        ended `seconds` from this call; with None it has no time limit any more.
+        ended `seconds` from this call; with None it has no time limit any more. Raises UserError if `seconds` is not a
+        valid duration.
         """
         self._ask("time", seconds=None if seconds is None else parse_seconds(seconds, name="end_after: seconds"))
 
@@ -215,7 +216,9 @@ class Child:
             raise self._supervisor.silent(f"{self.argv[0]} (pid {self.pid}) is to end") from None
 
     async def usage(self) -> ProcessUsage:
-        """Returns the usage at this moment. For a child that has ended, the number of processes and the memory are 0."""
+        """Returns the usage at this moment. For a child that has ended, the number of processes and the memory are 0.
+        Raises CommunicationError if the supervisor has ended, or has not answered in 30 s.
+        """
         if self.is_over:
             status = self.status
             return ProcessUsage(0, 0, 0.0 if status is None else status.cpu_seconds)
@@ -290,8 +293,9 @@ class Supervisor:
     When the worker ends, in whatever way, the supervisor ends every child with its descendants. A fork of the worker
     does not use this supervisor; it starts one of its own.
 
-    `control_groups`: the controllers (`cpu`, `memory`, `pids`) whose limits the kernel enforces. The supervisor
-    enforces all other limits itself, by measuring the processes.
+    `control_groups`: the controllers (`cpu`, `memory`, `pids`) whose limits the kernel enforces; empty until the
+    supervisor process has sent its first message. The supervisor enforces all other limits itself, by measuring the
+    processes.
     """
 
     _lock = threading.Lock()
@@ -373,8 +377,8 @@ class Supervisor:
         - Raises SpawnFailed if the program or its directory does not exist, or if permission is denied; SandboxError
           if the sandbox cannot be made.
         - Raises IoError if this process cannot open more files for the pipes, or if its current folder was removed.
-        - Raises CommunicationError if the supervisor has ended, has not answered in 30 s, or has not read too many
-          earlier requests. If the program starts later than that, it is killed.
+        - Raises CommunicationError if the supervisor has ended, if 100,000 earlier requests still wait for it, or if it
+          has not answered in 30 s. If the program starts later than that, it is killed.
         """
         number = next(self._numbers)
         try:
@@ -561,8 +565,8 @@ class Supervisor:
                 self._children[message["child"]]._take(message)
 
     def close(self) -> None:
-        """Ends the supervisor, which ends all children, and waits until it has ended. Called when this process or a
-        test ends.
+        """Ends the supervisor, which ends all children, and waits until it has ended, but at most 20 s. Called when
+        this process or a test ends.
         """
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)

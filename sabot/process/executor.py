@@ -68,6 +68,7 @@ class ToolServerConfig(Protocol):
 class ToolAudit:
     """A call of a tool by an instance, for audits.
 
+    - `tool`: the name of the tool, at most its first 200 characters.
     - `arguments_digest`: SHA-256 of the arguments as JSON with sorted names, so that equal arguments have equal
       digests.
     - `outcome`: "ok"; "tool_error" if the tool reported that it failed; "failed" if the server did not answer;
@@ -97,8 +98,8 @@ class TaskDelegation:
     - `objective`: what the instance is to do. `context`: values that it needs for this.
     - `output_format`: the form of the answer. `boundaries`: rules that the instance must follow.
     - `allowed_tools`: the names of the tools that the instance may call; None for all tools.
-    - `max_tool_calls`: the most calls of tools. `timeout`: the most seconds. If the instance has a limit of its own
-      for the same, the lower one applies; None adds no limit.
+    - `max_tool_calls`: the most calls of tools. `timeout`: the most seconds from the moment at which the task is sent
+      to the process. If the instance has a limit of its own for the same, the lower one applies; None adds no limit.
     """
 
     objective: str
@@ -145,7 +146,8 @@ class TaskResult:
       could not be restarted any more, so that another one did the task
       (`RecoveryConfig.enable_graceful_degradation`).
     - `result`: the answer. `tool_calls`: the number of tools that the instance called for the task.
-    - `seconds`: the time from the moment at which the instance began the task until its answer.
+    - `seconds`: the time that the instance took for the task, including the opening of its sessions with tool servers.
+      The wait for earlier tasks of the instance is not part of it.
     """
 
     task_id: str
@@ -157,7 +159,16 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class ExecutorStatistics:
-    """The numbers of tasks that have ended, and the average time that they took, in milliseconds."""
+    """The statistics of an executor.
+
+    - `total_tasks`: the number of tasks that an instance has begun and that have ended since the executor was made. A
+      task that ends before an instance begins it is not counted, for example because there is no instance with its id,
+      or because its caller was cancelled while it waited.
+    - `successful_tasks`, `failed_tasks`: the numbers of these tasks that returned a result, and that raised an error or
+      were cancelled.
+    - `avg_execution_time_ms`: the average time in milliseconds that these tasks took, without their wait for the
+      instance; 0 if there was none.
+    """
 
     total_tasks: int
     successful_tasks: int
@@ -233,7 +244,8 @@ class RuntimeAgent(Instance):
 
     async def end_task(self, lines: TaskLines) -> None:
         """Ends a process that has not answered its task. Otherwise its late answer could be mistaken for the answer
-        to the next task. The instance starts another process at once, and the end does not count as a failure.
+        to the next task. If the instance has a restart policy, it starts another process at once, and the end does not
+        count as a failure; otherwise the instance fails.
         `lines`: the TaskLines of the process to end.
         """
         lines.is_at_fault = False
@@ -267,7 +279,9 @@ class AgentExecutor:
         self._seconds = 0.0
 
     def get_statistics(self) -> ExecutorStatistics:
-        """Returns the counts of all tasks that have ended since the executor was made."""
+        """Returns the counts of the tasks that instances have begun and that have ended since the executor was made, and
+        the average time of these tasks.
+        """
         total = self._succeeded + self._failed
         return ExecutorStatistics(total, self._succeeded, self._failed, 1000 * self._seconds / total if total else 0.0)
 
@@ -277,11 +291,11 @@ class AgentExecutor:
         """Executes a task as soon as the instance has done its earlier tasks, and returns the result. `slots`: a
         semaphore that limits how many tasks are executed at a time; None for no limit.
 
-        - Raises AgentNotFound if there is no instance with this id.
-        - Raises Timeout or ResourceLimitExceeded if the task exceeds a limit. The process is then ended, and another
-          one is started.
-        - Raises ExecutionError if the process reports that the task failed, if the process ends, or if the instance
-          gets no further process.
+        - Raises AgentNotFound if there is no instance with this id; InvalidContext if `task` is no TaskDelegation.
+        - Raises Timeout or ResourceLimitExceeded if the task exceeds a limit. The process is then ended; another one is
+          started if `RecoveryConfig.enable_auto_restart` is set.
+        - Raises ExecutionError if the process reports that the task failed, if the process ends during the task, or if
+          the instance gets no further process and no other instance of its type may do the task.
         - Raises what `ToolServers.get_or_create` raises if the tool servers cannot be reached.
         """
         if not isinstance(task, TaskDelegation):
@@ -299,7 +313,8 @@ class AgentExecutor:
         self, tasks: Sequence[tuple[str, TaskDelegation]], max_parallel: int
     ) -> list[TaskResult | Exception]:
         """Executes several tasks, at most `max_parallel` at a time. `tasks`: pairs of an instance's id and a task.
-        Returns, in the order of `tasks`, the result of each task or the error that it raised.
+        Returns, in the order of `tasks`, the result of each task or the error that it raised. Raises UserError if
+        `max_parallel` is not a whole number above 0.
         """
         if not is_whole(max_parallel, 1):
             raise UserError(f"max_parallel={short_repr(max_parallel)} allows no task", hint="a whole number above 0")

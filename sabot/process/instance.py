@@ -17,7 +17,7 @@ TaskSet, this is called by the task `_watch`, which waits for the end of the pro
 
 Four attributes have to do with an end:
 
-- `_ended`: the owner's function `ended`, which is called with each process that has ended.
+- `_ended`: the function `ended` that was passed to the constructor; it is called with each process that has ended.
 - `end_asked`: True once the instance is to end for good.
 - `_end_was_called`: an event that only `end` sets; it wakes a start that waits until its process is ready.
 - `_gone`: an event that is set when the present process has ended and `_ended` has returned.
@@ -196,13 +196,13 @@ class Instance:
     async def start(self) -> Child:
         """Starts the first process, and returns it when it is ready.
 
-        - Raises the errors of `Supervisor.spawn` and of the owner's function `ready`.
-        - Raises SpawnFailed if the process ends before it is ready, if `end` is called during the start, or if the
-          instance was started before.
+        - Raises SpawnFailed, and does nothing, if the instance was started or ended before.
+        - Raises the errors of `Supervisor.spawn` and of the function `ready` that was passed to the constructor.
+        - Raises SpawnFailed if the process ends before it is ready, or if `end` is called during the start.
         - Raises Timeout if the process is not ready after `ready_within_s` seconds.
 
-        After an error the process has ended. The phase is then TERMINATED if `end` or the cancellation of the caller
-        was the cause, and FAILED otherwise.
+        After an error of the start the process has ended; if it could not be killed, `why` says so. The phase is then
+        TERMINATED if `end` or the cancellation of the caller was the cause, and FAILED otherwise.
         """
         async with self.lock:
             if self.phase is not Phase.NEW:
@@ -237,7 +237,8 @@ class Instance:
     async def end_and_plan(self, child: Child, why: str, *, counts: bool = True) -> None:
         """Kills the process `child`, and plans the start of another one, as if the process had failed: it counts a
         failure, and the start waits as the restart policy says. With `counts` False it counts no failure, and the
-        start does not wait. `why`: the reason, for messages.
+        start does not wait. If the instance has no restart policy, or its restarts are used up, no start is planned, and
+        the phase becomes FAILED. `why`: the reason, for messages.
 
         Does nothing if `child` is not the present process of the instance any more. Raises TerminateFailed if the
         process, or a descendant of it, still runs.
@@ -251,10 +252,11 @@ class Instance:
         """Ends the process, if there is one, and plans the start of another one, as if the process had failed: it
         counts a failure, and the start waits as the restart policy says. With `at_once` the start does not wait, and
         the count of failures in a row starts again at 0. Without `at_once` it does nothing if a start is planned
-        already.
+        already, or if the instance was not started yet.
 
         `why`: the reason, for messages. `grace_s`: seconds from SIGTERM to SIGKILL. Raises RestartFailed if the
-        instance has ended for good, if its restarts are used up, or if its process could not be ended.
+        instance has ended for good or has no restart policy, if its restarts are used up, or if its process could not
+        be ended.
         """
         async with self.lock:
             if self.end_asked or self.phase in (Phase.COMPLETED, Phase.TERMINATED) or self.policy is None:
@@ -345,7 +347,8 @@ class Instance:
         not suspended.
 
         `only_if`: a function that is called when the instance's lock was acquired; if it returns False, nothing is
-        done. Raises ResumeFailed if the instance has ended for good, or if it could not be continued.
+        done. Raises ResumeFailed if the instance has ended or has failed. Also raises it if the instance could not be
+        continued, which then stays suspended.
         """
         async with self.lock:
             if self.phase in OVER:
@@ -399,7 +402,7 @@ class Instance:
 
     def work(self, *, begins: bool) -> None:
         """Records that the instance begins work (`begins` is True), or that its work is done: enters the phase BUSY
-        or IDLE. A suspended instance stays SUSPENDED, and enters BUSY or IDLE when it is resumed.
+        or IDLE. A suspended instance stays SUSPENDED, and enters BUSY or IDLE when it is resumed in the same process.
         """
         runs_as = self._runs_as if self.phase is Phase.SUSPENDED else self.phase
         if runs_as in RUNS and begins is not (runs_as is Phase.BUSY):
@@ -451,7 +454,7 @@ class Instance:
             self.why = f"{why}; {worse.message}"
 
     async def _until_ready(self, child: Child) -> None:
-        """Waits until the owner's function `ready` has returned for the process. Raises the errors of `ready`;
+        """Waits until the function `ready` of the constructor has returned for the process. Raises the errors of `ready`;
         SpawnFailed if the process ends before, or if `end` is called.
         """
         if self._ready is not None:
@@ -512,9 +515,9 @@ class Instance:
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     async def _watch(self, child: Child, gone: asyncio.Event) -> None:
-        """Waits until the process has ended, calls the owner's function `ended`, and sets the event `gone`. If the
-        process has ended by itself, then calls `_decide_after_end`. If another method (such as `end` or `restart`)
-        has ended the process, that method decides what follows.
+        """Waits until the process has ended, calls the function `ended` of the constructor, and sets the event `gone`.
+        If the process has ended by itself, then calls `_decide_after_end`. If another method (such as `end` or
+        `restart`) has ended the process, that method decides what follows.
         """
         try:
             with suppress(CommunicationError):  # its supervisor was killed, and the process with it
@@ -557,8 +560,8 @@ class Instance:
         return Phase.TERMINATED if self.end_asked and is_killed else Phase.FAILED
 
     async def _stop(self, child: Child, grace_s: float, why: str) -> None:
-        """Ends the process for the reason `why`, waits until the owner's function `ended` has returned, and sets
-        `self.child` to None. The caller must hold the lock. Raises TerminateFailed if the process still runs.
+        """Ends the process for the reason `why`, waits until the function `ended` of the constructor has returned, and
+        sets `self.child` to None. The caller must hold the lock. Raises TerminateFailed if the process still runs.
         """
         if self.phase in RUNS:
             self.become(Phase.STOPPING)

@@ -72,7 +72,8 @@ class Pool(Generic[M]):
         - `can_work`: a function that is called before a member is given to a caller. If it returns False, the pool
           ends the member instead.
         - `tells_errors`: what happens if a start fails. With True, the error is raised in the caller that has waited
-          longest; with False, the pool logs the error and tries again.
+          longest. With False, the pool logs an AgentError or an OSError and tries again; after any other error it only
+          logs that error, and the next call of `fill` tries again.
         - `first_wait_s`: seconds from a failure to the next start; each further failure in a row doubles the wait.
         """
         self.members: dict[M, int] = {}
@@ -130,8 +131,9 @@ class Pool(Generic[M]):
         return None
 
     async def wait(self, *, first: bool = False, wait_s: float | None = None) -> M:
-        """Waits until a member is free for this caller, and returns the member. `first`: True if this caller is served before
-        all others that wait. Raises TimeoutError after `wait_s` seconds; with None it waits without a limit.
+        """Waits until a member is free for this caller, and returns the member. `first`: True if this caller is served
+        before all others that wait. Raises TimeoutError after `wait_s` seconds; with None it waits without a limit. Also
+        raises the error that `stop` or `close` was given, and with `tells_errors` the error of a start.
         """
         waiting: asyncio.Future[M] = asyncio.get_running_loop().create_future()
         self._waiting.insert(0 if first else len(self._waiting), waiting)
@@ -209,8 +211,9 @@ class Pool(Generic[M]):
         """Starts a member that the pool lacks. Waits before the start if earlier members have failed, the longer the
         more have failed in a row.
 
-        If the start fails, counts a failure, and tries again. But if `tells_errors` is True, it does not try again:
-        the error is raised in the caller that has waited longest for a member.
+        If the start fails with an AgentError or an OSError, counts a failure, and tries again. Any other error is
+        raised. But if `tells_errors` is True, it does not try again after any error: the error is raised in the caller
+        that has waited longest for a member.
         """
         begun = False
         try:
@@ -242,7 +245,7 @@ class Pool(Generic[M]):
 
     async def _watch(self, member: M, child: Child) -> None:
         """Waits until the child of a member has ended, and removes the member from the pool. Counts a failure if the
-        owner's function `ended` returns a reason. Starts other members if some are missing.
+        function `ended` that was passed to the constructor returns a reason. Starts other members if some are missing.
         """
         with suppress(CommunicationError):  # the supervisor was killed, and its child too
             await child.wait()

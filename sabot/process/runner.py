@@ -160,8 +160,9 @@ class AgentHandle:
         """Waits for the end of the program, and returns its final answer: the text of its result event, or all of its
         stdout if it writes no events. Nobody else may read the stdout.
 
-        Raises ExecutionError if the program does not end with 0; ProviderError if it reports that its model has
-        failed.
+        - Raises ProviderError if the program reports that its model has failed, or ends well without a result event.
+        - Raises ExecutionError if the program does not end with 0.
+        - Raises CommunicationError if a part of its output was lost (see `lines`).
         """
         said = [each async for each in self.lines()]
         status = await self.wait()
@@ -176,7 +177,9 @@ class AgentHandle:
         return answer
 
     async def lines(self) -> AsyncIterator[str]:
-        """Yields the lines of stdout, without their line ends."""
+        """Yields the lines of stdout, without their line ends. Raises CommunicationError for a line that is longer than
+        `AgentConfig.output_bytes`, and if output was dropped because it was not read in time.
+        """
         assert self.child.stdout is not None
         async for line in self.child.stdout.lines():
             self._received += 1

@@ -186,8 +186,13 @@ class ProcessStatistics:
 
 @dataclass(frozen=True)
 class RuntimeStatistics:
-    """The statistics of a runtime: numbers since its start, and the instances that run now. `success_rate`: the share
-    of ended tasks that were completed, from 0 to 1; it is 1 before any task has ended.
+    """The statistics of a runtime.
+
+    - `total_agents_spawned`: the number of instances that were started. `active_agents`: the number of instances that
+      have a process now.
+    - `total_tasks_executed`: the number of tasks that instances have begun and that have ended.
+    - `success_rate`: the share of these tasks that returned a result, from 0 to 1; it is 1 if there was none.
+    - `processes`: the usage of the instances. `tasks`: the statistics of the tasks.
     """
 
     total_agents_spawned: int
@@ -275,8 +280,9 @@ class ProcessRuntime:
         - `wait_ready`: True if the instance is ready when its program writes the line `{"method": "ready"}`; with
           False it is ready as soon as its program runs.
 
-        Raises UserError if the runtime was not started; SpawnFailed if the program does not start, or if
-        `max_concurrent_processes` instances run already; Timeout if the instance is not ready within `spawn_timeout`.
+        Raises UserError if the runtime was not started, or is shut down during this call; SpawnFailed if the program
+        does not start, or if `max_concurrent_processes` instances run already; TrustExceeded if `trust` is less strict
+        than that of the runtime; Timeout if the instance is not ready within `spawn_timeout`.
         """
         self._check_running()
         if not are_texts(args):
@@ -334,7 +340,8 @@ class ProcessRuntime:
 
     async def terminate(self, agent_id: str) -> None:
         """Ends an instance for good: sends SIGTERM, and sends SIGKILL to its processes that still run
-        `shutdown_grace_period` seconds later. Raises AgentNotFound if there is no instance with this id.
+        `shutdown_grace_period` seconds later. Raises AgentNotFound if there is no instance with this id. Raises
+        TerminateFailed if one of its processes still runs; then the instance remains in `list_agents`.
         """
         instance = self.agent(agent_id)
         await self._end(instance, "it was terminated")

@@ -5,7 +5,8 @@ When `capacity_bytes` are in the buffer, the worker stops reading, and the child
 of a lossless stream stays blocked until a caller reads.
 
 In any other stream, the worker reads on after a second, so that the child can go on and end. Until a caller reads
-again, it drops the oldest bytes of the buffer. When a caller reads where bytes were dropped, it first gets an error.
+again, it drops the oldest bytes of the buffer. If a caller had read from the stream before, its next call raises an
+error for the dropped bytes. A first reader gets no error; `dropped_bytes` has their number.
 """
 
 import asyncio
@@ -42,8 +43,9 @@ class ChildOutput:
     - `wrote`: a function that is called with the number of bytes of each piece of output; None at first.
     - `total_bytes`: the number of all bytes so far. `dropped_bytes`: the number of those that were dropped.
 
-    If a stream that is not lossless stays full for more than a second, the oldest bytes are dropped. The reader's
-    next call then raises CommunicationError. The call after that returns the bytes that were kept.
+    If a stream that is not lossless stays full for more than a second, the oldest bytes are dropped. If a caller has
+    read from the stream before, its next call then raises CommunicationError, and the call after that returns the bytes
+    that were kept. The first call of all raises no error: it returns the bytes that were kept.
     """
 
     def __init__(

@@ -145,7 +145,9 @@ class SupervisorProcess:
         self._watch(worker_pid)
 
     def run(self) -> None:
-        """Serves the worker until it has ended, and then ends all children. Returns when none is left."""
+        """Serves the worker until it has ended, and then ends all children. Returns when none is left, or 15 s after
+        the end of the worker if some cannot be ended.
+        """
         self._say({"event": "ready", "pid": self._pid, "groups": self._groups.controllers, "lease": self._lease.name})
         while True:
             for key, _ in self._selector.select(self._wait_seconds()):
@@ -163,8 +165,9 @@ class SupervisorProcess:
     # -- the worker ---------------------------------------------------------------------------------------------------
 
     def _watch(self, worker_pid: int) -> None:
-        """Begins to watch the process of the worker. The closing of the socket would not be enough: a fork of the
-        worker may keep the socket open after the worker has ended.
+        """Begins to watch the process of the worker, by its pid. To watch the socket between the worker and this
+        supervisor would not be enough: a fork of the worker may keep the worker's end of the socket open after the worker
+        has ended.
         """
         with suppress(OSError):
             self._selector.register(os.pidfd_open(worker_pid), selectors.EVENT_READ, self._say_farewell)
@@ -217,8 +220,8 @@ class SupervisorProcess:
                 self._say({"event": "usage", "ask": request["ask"], **self._usage(child)})
 
     def _pause(self, child: _Child) -> None:
-        """Stops all processes of a child (SIGSTOP). Repeats this until it finds no new ones, since a process may fork
-        while the others are being stopped.
+        """Stops all processes of a child (SIGSTOP). Repeats this until it finds no new ones, but at most 100 times,
+        since a process may fork while the others are being stopped.
         """
         child.paused = True
         if child.throttled:  # it is stopped already, so that the system will not tell of it

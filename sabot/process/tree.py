@@ -193,9 +193,9 @@ def may_be_signalled(pid: int) -> bool:
 def end(roots: Iterable[int]) -> None:
     """Kills these processes and all their descendants (SIGKILL).
 
-    All of them are stopped first, so that none can fork any more. Each signal is also sent to their process groups.
-    This reaches processes that are being forked at that moment; without it, a program that forks without end could
-    escape.
+    All of them are stopped first, so that none can fork any more; this is repeated until no new ones are found, but at
+    most 100 times. Each signal is also sent to their process groups. This reaches processes that are being forked at
+    that moment; without it, a program that forks without end could escape.
     """
     roots, stopped, groups = list(roots), set[int](), set[int]()
     for _ in range(100):

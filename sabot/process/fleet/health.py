@@ -68,7 +68,8 @@ class HealthSnapshot:
     - `live`, `ready`, `stuck`: whether the instance lives, is ready, or is stuck.
     - `why_not_live`, `why_not_ready`, `why_stuck`: the reasons; "" if it lives, is ready, or is not stuck.
     - `in_progress`: the number of requests that are not done yet.
-    - `requests`: the number of requests that have ended in the last `HealthConfig.window_secs` seconds.
+    - `requests`: the number of requests that have ended in the last `HealthConfig.window_secs` seconds. Only the newest
+      10,000 requests of an instance are kept.
     - `error_rate`: the share of these requests that failed. `latency_mean_secs`, `latency_p50_secs`,
       `latency_p99_secs`: the seconds that they took, as mean, median and 99th percentile. All four are None if there
       was no request.
@@ -113,7 +114,8 @@ class WatchedRequest:
 
     - `child`: the child that does the work; None if it is not known.
     - `failed`: set it to True if the work has failed without raising an error.
-    - `began`, `moved_at`: the times of the start and of the last progress, in seconds of a monotonic clock.
+    - `began`: the time of the start, in seconds of a monotonic clock. `moved_at`: the time of the last probe that
+      noticed progress, by the same clock; the time of the start if there was none.
     """
 
     def __init__(self, began: float, child: Child | None) -> None:
@@ -135,8 +137,8 @@ class WatchedRequest:
         self._progressed = True
 
     def look(self, now: float) -> float:
-        """Returns the seconds since the last progress of the work. New output of the child counts as progress. `now`:
-        the time in seconds of a monotonic clock.
+        """Returns the seconds since the last call that noticed progress of the work, or since its start: 0 if this
+        call notices some. New output of the child counts as progress. `now`: the time in seconds of a monotonic clock.
         """
         seen = 0 if self.child is None else self.child.output_bytes
         if self._progressed or seen != self._seen_bytes:
@@ -249,8 +251,8 @@ class HealthMonitor:
         self._look_after()
 
     def beat(self, agent_id: str) -> None:
-        """Records a heartbeat of the instance, which also counts as progress of its work. Raises NotFound if no
-        instance with this id is watched.
+        """Records a heartbeat of the instance, which also counts as progress of its work. An instance that was registered
+        without `heartbeats` must send them from now on. Raises NotFound if no instance with this id is watched.
         """
         watched = self._find(agent_id)
         watched.beat_at = self._clock.monotonic()

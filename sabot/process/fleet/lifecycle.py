@@ -198,8 +198,8 @@ class LifecycleManager:
         - `name`: the name of the instance in messages; with "" it is the name of the program.
         - `ready`: a coroutine function that is called with the new process, and returns when the process is ready.
 
-        Raises AgentNotSpawned if the program does not start, or is not ready within `spawn_timeout`. If the caller is
-        cancelled, the process is ended.
+        Raises AgentNotSpawned if the program does not start, is not ready within `spawn_timeout`, or if the manager is
+        closed. If the caller is cancelled, the process is ended.
         """
         if self._closed:
             raise AgentNotSpawned("the lifecycle manager is closed, and starts no agent")
@@ -249,8 +249,9 @@ class LifecycleManager:
         return instance
 
     async def resume(self, agent_id: str) -> AgentInstance:
-        """Continues a suspended instance, in a new process if its old one has ended. Raises ResumeFailed if it cannot
-        be continued; UnknownAgent if there is no instance with this id.
+        """Continues a suspended instance, in a new process if its old one has ended. Does nothing if the instance is not
+        suspended. Raises ResumeFailed if it cannot be continued or has ended; UnknownAgent if there is no instance with
+        this id.
         """
         instance = self.agent(agent_id)
         instance.active_at = self._clock.monotonic()
@@ -290,8 +291,8 @@ class LifecycleManager:
         return instance
 
     async def close(self) -> None:
-        """Terminates all instances that this manager has started, and waits until their processes have ended. Raises
-        TerminateFailed if one of these processes still runs.
+        """Terminates all instances that this manager has started, and waits until their processes have ended. From then
+        on `spawn` raises AgentNotSpawned. Raises TerminateFailed if one of these processes still runs.
         """
         self._closed = True
         await run_to_end(self._close())

@@ -204,9 +204,10 @@ class ResourceManager:
             del self._limited[agent_id]
 
     async def reset(self, agent_id: str) -> None:
-        """Sets the recorded usage of an instance to zero, including the tokens of `report_tokens`, and undoes the
-        throttles and suspensions that its quota has caused. Raises QuotaNotFound if the instance has no quota;
-        QuotaUpdateFailed if a suspended instance cannot be resumed.
+        """Sets the CPU time, the highest memory and the tokens of `report_tokens` of an instance to 0, and undoes the
+        throttles and suspensions that its quota has caused. The tokens that the function `tokens_of` returns are not
+        changed. Raises QuotaNotFound if the instance has no quota; UnknownAgent if there is no instance with this id;
+        QuotaUpdateFailed if a suspended instance cannot be resumed, and then no number is set to 0.
         """
         async with self._locked(agent_id) as limited:
             await self._let_go(limited)
@@ -226,7 +227,8 @@ class ResourceManager:
 
     async def report_tokens(self, agent_id: str, used: int | CountsTokens) -> None:
         """Adds tokens that a model has used for the instance, and enforces its quota of tokens. Raises QuotaNotFound
-        if the instance has no quota; QuotaSuspendFailed, QuotaTerminateFailed or ResumeFailed if an action failed.
+        if the instance has no quota; QuotaSuspendFailed, QuotaTerminateFailed or ResumeFailed if an action failed, and
+        the tokens are counted then, too. Raises UserError if `used` is no number of tokens.
         """
         tokens: Any = getattr(used, "total_tokens", used)
         if not is_whole(tokens, 0):

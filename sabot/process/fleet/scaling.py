@@ -77,7 +77,8 @@ class FleetManager:
     - `lag`: a function that returns the amount of work that waits outside the fleet, for example the number of
       records by which a Kafka consumer lags behind. The callers that wait in `run` are not part of it.
     - `checkpoint`: a coroutine function that is called with a replica after its last work, before its child is ended.
-      If it fails, the replica stays in the fleet; but when the fleet is closed, the child is ended all the same.
+      If this work was not done within `drain_secs`, it is called while the work still runs. If it fails, the replica
+      stays in the fleet; but when the fleet is closed, the child is ended all the same.
     - `lives`: a lifecycle manager that lists the replicas among its instances, so that they can have quotas. If
       `what` is a warm pool, give the manager to that pool instead.
     - `name`: the name of the fleet in messages and Prometheus metrics.
@@ -126,8 +127,11 @@ class FleetManager:
         self._counts = {"up": 0, "down": 0, "died": 0, "given_back": 0}
 
     async def start(self) -> None:
-        """Starts `min_replicas` replicas, waits until they run, and begins to measure the fleet regularly. Raises
-        ScaleUpFailed (E2090) if one of the replicas does not start; then the others are ended.
+        """Starts `min_replicas` replicas, waits until they run, and begins to measure the fleet regularly. Does nothing
+        if the fleet runs already.
+
+        Raises ScaleUpFailed (E2090) if a replica does not start because of an AgentError or an OSError. Any other error
+        of its start is raised itself. In both cases all replicas are ended, and the fleet does not run.
         """
         if self._pool.running:
             return
@@ -158,8 +162,9 @@ class FleetManager:
 
         If `work` raises or is cancelled, the replica is ended and replaced; otherwise its late output could be
         mistaken for the answer to the next work. If the replica has to end and `work` does not return within
-        `drain_secs`, `work` is cancelled. Then DrainTimeout (E2093) is raised; or with `repeatable` True, `work` is
-        called again with another replica.
+        `drain_secs`, `work` is cancelled after the fleet's `checkpoint`. Then DrainTimeout (E2093) is raised; or with
+        `repeatable` True, `work` is called again with another replica. DrainTimeout is also raised if the fleet is closed
+        first. Raises UserError if the fleet does not run.
         """
         given_back = False
         while True:
@@ -187,6 +192,7 @@ class FleetManager:
           that did start stay.
         - Raises ScaleDownFailed (E2091) if `replicas` is below `min_replicas`, or if `checkpoint` failed for a
           replica. That replica stays in the fleet.
+        - Raises UserError if the fleet does not run; and any error of a start that is no AgentError and no OSError.
         """
         if not self._pool.running:
             raise self._not_running()

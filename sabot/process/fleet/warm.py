@@ -33,7 +33,8 @@ class WarmPoolConfig:
     """The settings of a warm pool. A child is warm if it was started and waits for a user.
 
     - `size`: the number of children that are kept warm.
-    - `max_age_secs`: the age from which a child is not given to a user any more.
+    - `max_age_secs`: the age above which a child is not given to a user any more. The age of a child is the time since
+      it became warm: at its start, or when it was given back and reset.
     - `refresh_interval_secs`: seconds between two calls of `refresh`. Each call replaces the warm children that would
       be too old at the next call.
     - `spawn_timeout_secs`: the longest time from the start of a child until it is warm. `grace_secs`: seconds from
@@ -145,8 +146,8 @@ class WarmPool:
         self._counts = {"spawned": 0, "allocated": 0, "refused": 0, "died": 0, "refreshed": 0}
 
     async def start(self) -> None:
-        """Starts `size` children, and waits until all are warm. Raises SpawnFailed if one of them does not start;
-        then the others are ended.
+        """Starts `size` children, and waits until all are warm. Does nothing if the pool runs already. Raises the error
+        of a child that does not start, such as SpawnFailed; then the others are ended.
         """
         if self._pool.running:
             return
@@ -174,7 +175,8 @@ class WarmPool:
         """Returns the oldest warm child to the caller, who is then its user, and starts another child in its place.
 
         `wait_secs`: the longest time to wait if no child is warm; with None the call waits until there is one. Raises
-        WarmPoolExhausted (E2092) if no child is warm after that time.
+        WarmPoolExhausted (E2092) if no child is warm after that time, or if the pool is closed meanwhile; UserError if
+        the pool does not run.
         """
         instance = await self.take(wait_secs)
         assert instance.child is not None

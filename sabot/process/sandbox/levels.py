@@ -159,8 +159,9 @@ def stricter(most: "Sandbox | TrustLevel | str | None", asked: "Sandbox | TrustL
     instances (`most`) with the one that this instance demands (`asked`). If one of the two is None, returns the
     other.
 
-    The result has the level of `asked`, the readable and writable paths of both, and the smaller `temp_bytes`. Its
-    ports are those of `asked` if that is a Sandbox, and those of `most` if `asked` is only a level.
+    The result has the level and the `allow_degraded` of `asked` (which is False for a level alone), the readable and
+    writable paths of both, and the smaller `temp_bytes`. Its ports are those of `asked` if that is a Sandbox, and those
+    of `most` if `asked` is only a level.
 
     Raises TrustExceeded in three cases: the level of `asked` is less strict than that of `most`; `asked` sets
     `allow_degraded` and `most` does not; or `most` is STANDARD, and the result would have a port that `most` does not

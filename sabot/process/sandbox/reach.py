@@ -271,14 +271,15 @@ class _Ways:
 
 class _Programs:
     """The finder of the files that a program needs to run: the program's file, the interpreter that its first line
-    names, the installations of these two, and the programs on the PATH.
+    names, the installations to which the program and the interpreter belong (such as a virtual environment), and the
+    programs on the PATH.
 
-    Some of these files may have been written by a sandboxed program. Such a file must not give the new program access
-    to further paths, neither as a symbolic link, nor by its first line, nor by its `pyvenv.cfg`. So each path that it
-    refers to must be in `given`, or in the same writable folder as the file itself.
+    Some of these files may have been written by an earlier sandboxed program. Such a file must not give the program that
+    is started now access to further paths, neither as a symbolic link, nor by its first line, nor by its `pyvenv.cfg`. So
+    each path to which such a file refers must be in `given`, or in the same writable folder as the file itself.
 
     - `ways`: the resolver of paths. `environment`: contains the PATH. `directory`: the working directory.
-    - `given`: the paths that the program may read for other reasons.
+    - `given`: the paths that the program may read anyway: those of the system, and those that its sandbox names.
     """
 
     def __init__(self, ways: _Ways, environment: Mapping[str, str], directory: str, given: Sequence[str]) -> None:
