@@ -59,9 +59,10 @@ class JobCheckpointTooLarge(JobCheckpointFailed):
 
 
 class RestoreFailed(UserError):
-    """The error if no new job can continue from a checkpoint. Possible reasons: the checkpoint is missing or too old;
-    the present code of the agent requests other effects than the old job did; the old job has not ended; or it made
-    effects whose results the checkpoint does not have, and which must not be made a second time.
+    """The error if no new job can continue from a checkpoint. Possible reasons: the checkpoint is missing, or it is
+    older than the `retention` of the checkpoints; the present code of the agent requests other effects than the old job
+    did; the old job has not ended; or it made effects whose results the checkpoint does not have, and which must not be
+    made a second time.
     """
 
     code = "E2032"

@@ -56,7 +56,9 @@ class CheckedJob:
 
     @property
     def stands(self) -> bool:
-        """True if the job would continue if the app were started now: the verdict is "ok" or "fails"."""
+        """True if the job would continue from its recorded results if the app were started now. The verdict is then
+        "ok", or "fails" if the function continues but raises an error or waits in vain after these results.
+        """
         return self.verdict in ("ok", "fails")
 
 

@@ -284,9 +284,9 @@ class LedgerGuard(EffectGuard):
             self.ledger.release(_name(effect), opened.scope)
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """Ends a call that has a result. Records its ledger row, and ends its reservation. For each earlier attempt
-        without a row, records a row of type "doubt", because the outcome of that attempt is not known. Returns these
-        rows, encoded for the journal's RESULT entry.
+        """Ends a call that has a result. Records its ledger row, and ends its reservation (with shared budgets, when
+        the row is stored). For each earlier attempt without a row, records a row of type "doubt", because the outcome
+        of that attempt is not known. Returns these rows, encoded for the journal's RESULT entry.
 
         Returns b"" for a call that this guard does not know, a call that a person did not approve, and a call that
         began a child job.
@@ -305,8 +305,10 @@ class LedgerGuard(EffectGuard):
         return _usage(self._recorded(effect, opened, [*opened.rows_in_doubt(effect, effect.attempt, at_ms), row]))
 
     def _recorded(self, effect: EffectId, opened: _Open, rows: list[LedgerEvent]) -> list[LedgerEvent]:
-        """Passes rows to the ledger, ends the reservation of their call, and returns the same rows. The ledger counts
-        the rows at once. It stores them later, when the journal entry that contains them is durable.
+        """Passes rows to the ledger, ends the reservation of their call, and returns the same rows. The ledger stores
+        the rows later, when the journal entry that contains them is durable. It counts the usage of the rows at once.
+        But if several processes share the budgets, the usage is counted, and the reservation ends, only when the rows
+        are stored.
         """
         for each in rows[:-1]:
             self.ledger.record(each, durable=self._durable)
@@ -517,8 +519,9 @@ async def update_ledger(ledger: Ledger, journal: JournalReader) -> int:
     rows that differ from the rows in the journal are replaced, and a warning is logged. Returns the number of all
     rows in the journal.
 
-    Raises BrokerUnavailable if the database of the ledger does not answer. The function is called when the program
-    starts. So a missing database is noticed before the first call.
+    Raises BrokerUnavailable if the database of the ledger does not answer, UserError if it cannot be used, and
+    CorruptJournal if rows in the journal cannot be decoded. The function is called when the program starts. So a
+    missing database is noticed before the first call.
     """
     await ledger.reach()
     count, corrected, rows = 0, 0, rows_of(entry for _, entry in journal.read())

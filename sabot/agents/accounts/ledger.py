@@ -160,15 +160,15 @@ class Ledger:
 
     async def used(self, scope_id: str) -> Mapping[Window, Amounts]:
         """Returns the usage of a scope (a tenant) in the current hour, day and month, by window. Reservations are not
-        included. Raises UserError for a scope without a budget, and BudgetUnavailable if a shared budget cannot be
-        read.
+        included. Raises UserError for a scope without a budget, BudgetUnavailable if a shared budget cannot be read,
+        and the error of the writer if the rows of the scope cannot be read or stored.
         """
         return (await self.standing(scope_id)).used
 
     async def standing(self, scope_id: str) -> Standing:
         """Returns the usage of a scope (a tenant) in the current hour, day and month, and the amounts that are
-        reserved for its open calls. Raises UserError for a scope without a budget, and BudgetUnavailable if a shared
-        budget cannot be read.
+        reserved for its open calls. Raises UserError for a scope without a budget, BudgetUnavailable if a shared
+        budget cannot be read, and the error of the writer if the rows of the scope cannot be read or stored.
         """
         return await self._accounts.standing(self.budget(scope_id))
 
@@ -273,8 +273,9 @@ class Ledger:
         """Decides whether a call that needs at most `pending_tokens` tokens and `pending_cost` US dollars may be
         made. If the decision is ALLOW or WARN, these amounts are reserved.
 
-        The reservation ends at the next `record_model_usage` with the same scope, principal and job, or after
-        `reservation_timeout`.
+        Each `record_model_usage` with the same scope, principal and job ends one such reservation, the oldest. A
+        reservation also ends after `reservation_timeout`. Raises BudgetUnavailable if a shared budget cannot be read,
+        and UserError for a context or an amount that is not valid.
         """
         check("check_budget: context", context, Of(ExecutionContext, _CONTEXT))
         cost = amount("pending_cost", pending_cost) or Decimal(0)
@@ -330,7 +331,8 @@ class Ledger:
 
         Raises UserError if the tokens or the cost are negative or not numbers, because such a row would reduce the
         usage of the scope (a tenant). Also raises UserError if `model` or `event_id` contains characters that a
-        database cannot store.
+        database cannot store. Raises the error of the writer if it does not answer. Then the usage may have been
+        counted already, and its row is stored later. So to try again, use the same `event_id`.
         """
         check("record_model_usage: context", context, Of(ExecutionContext, _CONTEXT))
         check("record_model_usage: usage", usage, Of(Usage, "Usage(input_tokens=…, output_tokens=…)"))

@@ -68,8 +68,8 @@ class BudgetBatch(NamedTuple):
     - `lease_s`: the seconds for which the reservations of the process remain valid after this batch.
     - `now_s`: the time that the owner uses for the batch, in seconds since 1970. With None the owner uses its own
       clock.
-    - `machine_s`: the time on the clock of the process's machine, in seconds since 1970. The owner refuses the batch
-      if this differs too much from its own clock. With None this is not checked.
+    - `machine_s`: the time on the clock of the process's machine, in seconds since 1970. An owner on another machine
+      refuses the batch if this differs by more than 60 seconds from its own clock. With None this is not checked.
     - `corrects`: True if stored rows that have the same ids as rows of the batch, and other content, are replaced.
     """
 

@@ -18,9 +18,9 @@ class LimitRecord:
     """A limit of a budget, and how much of it is used in the current window (hour, day or month).
 
     - `measure`: "tokens", "cost" (in US dollars) or "calls".
-    - `spent`: the usage of calls whose usage is known.
+    - `spent`: the usage of calls whose usage is known. For the measure "calls" it is the number of all calls.
     - `in_doubt`: the most that may have been used by calls whose outcome is not known. The provider may charge for
-      them.
+      them. It is 0 for the measure "calls".
     - `reserved`: the most that may be used by calls that have no result yet.
     - `began`: the time at which the window began, in seconds since 1970.
     """

@@ -154,7 +154,7 @@ class InMemoryLedgerWriter:
 
     @property
     def events(self) -> list[LedgerEvent]:
-        """All rows, in the order in which they were written."""
+        """All rows, in the order in which they were written. A row that has replaced another one is at its own place."""
         return list(self._rows.values())
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:

@@ -201,7 +201,8 @@ class SharedAccounts:
         await self._answer(None)
 
     async def close(self) -> None:
-        """Sends the waiting requests, and ends the background tasks. Calls that are not finished keep their
+        """Sends the waiting requests, and ends the background tasks. If the owner does not answer within `patience_s`
+        seconds, or refuses, the requests are dropped without an error. Calls that are not finished keep their
         reservations in the owner. When the lease of this process has ended, the owner replaces each of these
         reservations by a row of type "doubt": the outcome of the call is not known. When another process later
         continues the job, it replaces the row by one with the known outcome.

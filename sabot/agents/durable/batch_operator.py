@@ -68,14 +68,21 @@ _HEADERS = RECORD_SCHEMA.get_field_index("headers")
 class _BatchCall(JobCall, eq=False, gc=False):
     """A job of a batch agent, or rows that wait to become one job.
 
-    - `held`: the batch in the agent's queue that contains the rows. None if the rows are not in the queue.
-    - `rows`: the indexes of the rows in `held`, as a numpy array. None if the rows are not in the queue.
+    If the job was open in the journal when the app started, the object is made without the rows, and all fields below
+    keep their defaults.
+
+    - `held`: the batch in the agent's queue that contains the rows, while they wait and while their job runs. None
+      after they have left the queue, because the job was parked or has ended, or because the rows were dropped or
+      refused.
+    - `rows`: the indexes of the rows in `held`, as a numpy array. It remains when `held` becomes None.
     - `topic`: the topic of the rows.
     - `log`: the identity of the topic's log, which changes if the topic is deleted and created again.
     - `records`: the rows as records that are not decoded, with position, key and headers (RECORD_SCHEMA). None after
-      the job has begun.
-    - `columns`: the same rows, decoded to the columns that the agent's function gets. None after the job has begun.
-    - `body`: the body of the job's BEGIN entry if it was read from the journal. Otherwise b"".
+      the job has begun, and after the rows have left the queue.
+    - `columns`: the same rows, decoded to the columns that the agent's function gets. None when `records` is None.
+    - `body`: the input of the job's earlier run, read from the journal, if dead letters of the job were sent again.
+      The new run begins with it instead of `records`. b"" before the journal was asked, after the job has begun, and
+      for a job without an earlier run.
     """
 
     held: QueuedRows | None = None

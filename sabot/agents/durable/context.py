@@ -98,7 +98,8 @@ class DurableContext(AgentContext):
     @property
     def labels(self) -> frozenset[str]:
         """The labels of all data that this job has seen: those of its record, and those of the results of tools
-        (`@tool(open_world=True, labels=…)`). The output of the job has them in the header "sabot.labels".
+        (`@tool(open_world=True, labels=…)`). The output of the job has them in the header "sabot.labels", unless the
+        agent gets batches: its output has no labels.
         """
         return frozenset(self._job.labels)
 

@@ -134,7 +134,8 @@ class JobCall(
     - `row`: the row in the agent's queue, or None.
     - `mailed`: True if the record is the first one in the mailbox of its key.
     - `before`: the data about the job that were read from the journal when the app started, or None if the journal
-      did not contain it. Set to None when the job is parked or blocked, to free memory.
+      did not contain it. A child job has such data too, as soon as its parent has asked for it. Set to None when the
+      job is parked or blocked, to free memory.
     - `reopened`: True if the journal contained the open job when the app started.
     - `place`: the place of the job in JobAdmission, which limits the running jobs to `concurrency=`: for example
       "waiting", "running" or "parked".

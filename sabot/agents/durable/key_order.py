@@ -98,7 +98,8 @@ class KeyOrder:
 
     def restore(self, calls: Iterable[JobCall]) -> None:
         """Takes over the jobs that were open in the journal, and then the rows in the mailboxes. `calls` are these
-        jobs, in the order in which they began. Must be called before the first row arrives. Raises UserError if
+        jobs, in the order in which they began. Must be called before the first row arrives. If the agent fails at a
+        row of a mailbox, the row remains there, and the other mailboxes are not looked at. Raises UserError if
         mailboxes contain rows, but the agent no longer has `key=`.
         """
         if self._spec.job_key is None and self.boxes.rows:
@@ -193,8 +194,8 @@ class KeyOrder:
 
     def suspend(self, call: JobCall) -> None:
         """Moves the rows of a key from memory into the mailbox of the key, because the current job of the key
-        (`call`) may stay open for long. Called when that job is parked (it waits for something) or blocked (its
-        function no longer matches its journal).
+        (`call`) may stay open for long. Rows for which the mailbox has no room are handled as in `_post`. Called when
+        that job is parked (it waits for something) or blocked (its function no longer matches its journal).
         """
         if self._started:
             call.before = None

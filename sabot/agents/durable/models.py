@@ -152,8 +152,9 @@ async def _in_pieces(
 ) -> Completion:
     """Sends a request to a model, and publishes each piece of the answer when it arrives. Returns the whole answer.
 
-    If the connection breaks off after the first piece was published, sends the request once more, and returns that
-    answer. Raises TransientError if the connection breaks off before the first piece.
+    If a TransientError ends the stream after the first piece was published, or if the stream ends without a whole
+    answer, sends the request once more, and returns that answer. Raises all other errors of the stream, and a
+    TransientError before the first piece.
     """
     number = 0
     try:

@@ -325,7 +325,9 @@ class DurableAgentOperator(AgentOperator):
 
         - The operator is stopped, has failed, or `admit` has not been called.
         - The next operator or the dead letter topic accepts no more rows. Then `go_on` is called when it does.
-        - The job is a new one, and `rate=` is reached. Then `go_on` is called when the next job may begin.
+        - `rate=` is reached, and the job would count as begun: it is new, or it was open in the journal when the app
+          started. Parked jobs do not count, nor does asking the journal for a job (`JobCall.named`). Then `go_on` is
+          called when the next job may begin.
         """
         if not self._started or not self._admitted or self.failure is not None:
             return True
@@ -366,6 +368,8 @@ class DurableAgentOperator(AgentOperator):
           reuses the recorded results.
         - Otherwise the record is dropped, or refused if it differs from the input of the job.
         - If the entries of the job have been deleted from the journal meanwhile, the record is refused.
+        - If the operator was stopped meanwhile, nothing is decided: the call becomes the first in the queue, and the
+          journal is asked again after the next start.
         """
         await self.host.journal.flush()  # entries of jobs that have just ended
         mark = await self.host.mark_of(call.job_id)
@@ -480,11 +484,13 @@ class DurableAgentOperator(AgentOperator):
     def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
         """Decides what follows after the function of a job has failed (`JobOwner.failed`). Returns "again" for
         another attempt, "end" if the record has become a dead letter and the job ends, or "stop" if the agent fails
-        and the job stays open.
+        and the job stays open. The first of these that applies gives the result:
 
-        With on_error="retry" the result is "again" until the allowed number of attempts is used up. With
-        on_error="fail" it is "stop". There is one exception: if the job was open in the journal when the app started,
-        it is tried again once, because the same error may have stopped the app before the restart.
+        - "stop" if the agent has failed already, or if the error asks for the end of the process, as SystemExit does.
+        - "end" for an error that always makes a record a dead letter (`AgentSpec.buried`), and with on_error="skip".
+        - With on_error="fail", "stop". But a job that was open in the journal when the app started is tried again
+          once, because the same error may have stopped the app before the restart.
+        - With on_error="retry", "again" until the allowed number of attempts is used up, and then "end".
         """
         call, attempts = self.calls[job.job_id], job.history.attempt
         self.counters.errors_count += 1
@@ -647,7 +653,7 @@ class DurableAgentOperator(AgentOperator):
     def unfinished(self) -> list[Batch]:
         """Returns the rows in the queue whose jobs have not begun. A checkpoint stores them, and after a restart they
         are added again. Other rows need not be stored: the journal contains their jobs, and it is durable before the
-        checkpoint is complete.
+        checkpoint is complete. A batch agent also returns the rows of the jobs that run.
         """
         return waiting_batches(self.held, rows_of_begun(self.calls.values()))
 

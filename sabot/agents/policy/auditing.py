@@ -28,7 +28,8 @@ class AuditRecord:
     - `asked_at`: the time at which the decision was recorded, in seconds since 1970.
     - `scope`, `principal`: the tenant and the person for whom the job ran.
     - `decision`: the decision on the call, for example "allow". It is "" if the app had no policy and no budget.
-    - `rule`: the name of the rule that led to the decision, or "" if no rule matched.
+    - `rule`: the name of the rule that led to the decision. It is "default" if a policy has denied the call because no
+      rule allows it, and "" if no rule had an opinion.
     - `version`: the version of the rules. `reason`: the reason for the decision, for people.
     - `notes`: the reasons of other rules that matched, but whose decisions were milder.
     - `model`: the model that a rule chose instead of the one in the call, or "".

@@ -58,7 +58,8 @@ class PolicyResult:
     - `allowed`: True if the call may be made without asking a person. False if it is denied, or if a person must
       approve it first. In the second case `decision` is ASK.
     - `reason`: the explanation of the decision for people, or "".
-    - `rule`: the name of the rule that led to the decision, or "" if no rule matched.
+    - `rule`: the name of the rule that led to the decision. It is "default" if the call was denied because no rule
+      allows it (`PolicyEngine(default="deny")`), and "" if it was allowed because no rule had an opinion.
     - `version`: the version of the rules.
     """
 
@@ -119,7 +120,8 @@ class PolicyEngine(EffectGuard):
     def add_rule(self, rule: PolicyRule | Callable[[GuardedCall], Any]) -> None:
         """Adds a rule. It is applied to all calls from now on. The rule is an object of a class in this package, an
         object of your own subclass of PolicyRule, or a function. A function gets the GuardedCall, and returns a
-        Decision, a GuardVerdict, or None if it has no opinion on the call. It may be async.
+        Decision, a GuardVerdict, or None if it has no opinion on the call. It may be async. If it raises an error, or
+        returns something else, the call is denied. Raises UserError if `rule` is neither a PolicyRule nor a function.
         """
         if not isinstance(rule, PolicyRule):
             if isinstance(rule, type) or not callable(rule):
@@ -132,8 +134,9 @@ class PolicyEngine(EffectGuard):
         self._version = None
 
     def check_names(self, functions: Sequence[Callable[..., Any]], agents: Collection[str], where: str) -> None:
-        """Raises UserError if a rule names a tool, model or agent that does not exist. If a pattern with wildcards
-        matches nothing, only logs a warning.
+        """Raises UserError if a rule names a tool, model or agent that does not exist. Only logs a warning if a pattern
+        with wildcards matches nothing, and if a tool is unknown but the program uses MCP servers, which may not have
+        listed their tools yet.
 
         - `functions`: the functions of the agents. Names in their code count as existing.
         - `agents`: the ids of the agents.

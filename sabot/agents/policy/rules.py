@@ -37,7 +37,8 @@ class PolicyRule(ABC):
     @property
     def by_name(self) -> bool:
         """True if the rule's answer depends only on the kind and the name of the call, and on its scope and
-        principal. Then the policy asks the rule once for each combination of these, and reuses the answer.
+        principal. Then the policy reuses an answer of the rule for each combination of these, except None. `decide`
+        must not be async then.
         """
         return False
 
@@ -49,13 +50,16 @@ class PolicyRule(ABC):
 
     @abstractmethod
     def decide(self, call: GuardedCall) -> RuleAnswer | Awaitable[RuleAnswer]:
-        """Decides on a call. Returns None if the rule has no opinion on it. The method may be async. Then the call is
-        denied if the answer takes longer than `timeout` of the PolicyEngine.
+        """Decides on a call. Returns None if the rule has no opinion on it. If it raises an error, the call is denied.
+        The method may be async. Then the call is also denied if the answer takes longer than `timeout` of the
+        PolicyEngine.
         """
 
     def version(self) -> str:
-        """Returns a text made of the rule's fields and of its code. The text changes if the rule changes. It is the
-        same in all processes that have the same version of Python.
+        """Returns a text made of the class, of the fields whose names do not begin with "_", and of the code of
+        `decide`. The text changes if one of these changes. It is the same in all processes that have the same version
+        of Python, if the fields have a `repr` that is the same in all of them. A rule whose answers depend on more
+        than that should override this method.
         """
         made = sorted((key, value) for key, value in vars(self).items() if not key.startswith("_"))
         return f"{type(self).__qualname__}{made!r} {version_of(type(self).decide)}"
@@ -238,8 +242,8 @@ class ConstraintPolicy(_ContentRule):
     - `allowed`, `denied`: the values that are allowed, and those that are not. With `allowed=None` all are allowed.
     - `pattern`: a regular expression. The whole text must match it.
     - `max_length`: the greatest length of a text or a list.
-    - `required`: True if the argument must be given. With "*" in the path it must be given in every item. With False,
-      calls without the argument do not concern the rule.
+    - `required`: True if the argument must be given. With "*" in the path it must be given in every item, and there
+      must be an item. With False, calls without the argument do not concern the rule.
     - `otherwise`: the decision on a call that does not satisfy the rule: "deny", "ask" or "warn".
     - `approval_timeout`: with "ask", the time in which the person must answer. None sets no limit.
 

@@ -93,7 +93,9 @@ class HotState:
             await self._server.client.delete(f"{self._prefix}:{name}")
 
     async def close(self) -> None:
-        """Closes the connections that the store itself has opened, and removes the values in memory."""
+        """Closes the connections that the store itself has opened, and removes the values that are stored in memory.
+        Values in Redis remain.
+        """
         self._here.clear()
         if self._server is not None:
             await self._server.close()

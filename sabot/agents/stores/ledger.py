@@ -157,14 +157,15 @@ class PostgresLedgerWriter:
         return len(wrong)
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """Returns those of the given ids that have a row in the table. Rows of the type "doubt", which record that
-        nobody knows the outcome of a call, are ignored.
+        """Returns those of the given ids for which the table has a row with a known outcome. A row of the type "doubt",
+        which records that nobody knows the outcome of a call, does not count.
         """
         return {name for (name,) in await self._asked(_KNOWN, (list(event_ids),))}
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """Returns the tokens, the costs and the number of calls that a tenant has used since the time `since_ms`, in
-        milliseconds since 1970.
+        """Returns the tokens, the costs and the number of model calls that a tenant has used since the time `since_ms`,
+        in milliseconds since 1970. A call whose outcome is not known (a row of the type "doubt") is counted with the
+        most that it may have used.
         """
         ((tokens, cost, calls),) = await self._asked(_USED, (scope_id, since_ms))
         return Amounts(tokens, Decimal(cost), calls)

@@ -70,7 +70,9 @@ class RedisSignalChannel:
         self._hearing = asyncio.create_task(self._hear(heard), name="signals of Redis")
 
     async def stop(self) -> None:
-        """Stops listening. Repeated calls do nothing."""
+        """Stops listening, and closes the connections that the channel has opened. Does nothing if the channel was not
+        started, or has been stopped before. After that `start` may be called again.
+        """
         hearing, self._hearing = self._hearing, None
         if hearing is not None:
             hearing.cancel()
@@ -86,7 +88,8 @@ class RedisSignalChannel:
 
     async def notify(self, action_id: str) -> None:
         """Wakes all callers in all processes that wait for this action. The caller of `notify` has closed the action
-        before. If the Redis server does not answer, only logs this, because the answer is already in the store.
+        before. If the Redis server does not answer or refuses, only logs this, because the answer is already in the
+        store.
         """
         await self._local.notify(action_id)
         try:
@@ -155,7 +158,7 @@ async def _closed(heard: Any) -> None:
 class RedisJobCache(JobStore):
     """A cache in Redis in front of a store of jobs. Only jobs that have ended are cached. As they normally do not
     change any more, a cached job is up to date. While the Redis server does not answer, all jobs are read from the
-    store.
+    store. If the server refuses a command, for example because of a wrong password, `get` raises UserError.
     """
 
     def __init__(self, store: JobStore, client: Any, *, prefix: str = "sabot:jobs", ttl: Duration = "1h") -> None:
