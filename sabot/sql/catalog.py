@@ -15,13 +15,22 @@ from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
 from sabot.codecs.base import Format
 from sabot.codecs.fields import type_of_field
-from sabot.codecs.formats import Json
+from sabot.codecs.formats import Csv, Json
 from sabot.connectors.base import Sink
 from sabot.connectors.console import ConsoleSink
 from sabot.connectors.defaults import takes_changes
 from sabot.connectors.files.paths import format_of as path_format
 from sabot.errors import UserError
-from sabot.sql.formats import DEBEZIUM, check_written, format_of, stream_of, times_of, with_keys, written_format
+from sabot.sql.formats import (
+    DEBEZIUM,
+    check_written,
+    delimiter_of,
+    format_of,
+    stream_of,
+    times_of,
+    with_keys,
+    written_format,
+)
 from sabot.sql.functions import cast
 from sabot.sql.scope import (
     Relation,
@@ -525,7 +534,8 @@ def _read_files(options: Options, statement: CreateTable) -> OpenRead:
 
     path, format = _path(options), _file_format(options)
     times_of(options)
-    return lambda app, given: app.stream(files(path, format), **given)
+    csv: Any = {} if (delimiter := delimiter_of(options)) == "," else {"delimiter": delimiter}
+    return lambda app, given: app.stream(files(path, format, **csv), **given)
 
 
 def _write_files(options: Options, statement: CreateTable) -> OpenWrite:
@@ -541,6 +551,9 @@ def _write_files(options: Options, statement: CreateTable) -> OpenWrite:
     more: dict[str, Any] = {"partition_by": [name.text for name in statement.partition]} if statement.partition else {}
     if format == "ndjson":
         more["times"] = times_of(options)
+    delimiter = delimiter_of(options)
+    if format == "csv" and delimiter != ",":
+        more["delimiter"] = delimiter
     if format == "parquet":
         more["evolve"] = options.choose("evolve", _YES_OR_NO, False)
     return lambda app: (sinks[format](path, **more), written)
@@ -663,7 +676,7 @@ def write_table(
         options.finish()
         key = [each.text for each in statement.key]
         format = written.get("format")
-        logged = connector is _MEMORY and not key and (format in _WITH_OP or isinstance(format, Json))
+        logged = connector is _MEMORY and not key and (format in _WITH_OP or isinstance(format, Json | Csv))
         plain = logged or isinstance(sink, ConsoleSink | BlackholeSink)
         adds_only = isinstance(sink, Sink) and not plain and not takes_changes(sink)
         if stream.changes and adds_only and endless_read(node_of(stream)) is None:

@@ -16,6 +16,7 @@ from sabot.codecs.base import Format
 from sabot.codecs.formats import Csv, Json, Raw
 from sabot.codecs.json import TimesInJson
 from sabot.codecs.keyed import KeyAndValue
+from sabot.codecs.raw import VALUE
 from sabot.codecs.schemas import Avro
 from sabot.sql.functions import cast
 from sabot.sql.scope import TypedExpr, at
@@ -37,14 +38,25 @@ _TIMES: dict[str, TimesInJson] = {"SQL": "sql", "ISO-8601": "iso", "EPOCH-MILLIS
 """The forms in which JSON has times; the last one is not Flink's."""
 
 
-def format_of(options: Options, statement: CreateTable) -> str | Avro | None:
+def format_of(options: Options, statement: CreateTable) -> str | Format | None:
     """Returns the format of the records of a topic, or None if the options do not say it."""
     name = options.choose("value.format", _FORMATS) or options.choose("format", _FORMATS)
     if name == _AVRO:
         return _plain(options, statement)
     if name in (None, "json"):
         times_of(options)
+    if name == "raw":
+        options.choose("raw.charset", {"UTF-8": None})
+    if name == "csv" and (delimiter := delimiter_of(options)) != ",":
+        with at(options.span):
+            return Csv(delimiter)
     return _confluent(options) if name == _CONFLUENT else name
+
+
+def delimiter_of(options: Options) -> str:
+    """Returns the character between the fields of CSV."""
+    found = options.take("value.csv.field-delimiter", "csv.field-delimiter") or ","
+    return found.replace("\\t", "\t")
 
 
 def written_format(options: Options, statement: CreateTable) -> str | Format | None:
@@ -94,7 +106,7 @@ def with_keys(
     if value is None and in_value:
         return format, first  # the engine says that a record of many rows has no key
     key = Json(times=times) if form == "json" else _KEYS[form]
-    if key is None or value is None or (isinstance(value, Avro) and (reads or not in_value)):
+    if key is None or value is None or (reads and value.own_columns) or (isinstance(value, Avro) and not in_value):
         what = f"keys in {form}" if key is None else f"keys beside payloads in {value.name if value else format}"
         message = f"{what} cannot be {'read' if reads else 'written'} as these options say"
         raise SqlFault(options.span, message, "'key.format' = 'json' and 'value.format' = 'json'")
@@ -213,6 +225,8 @@ def stream_of(
 
     The columns of Avro are those of its schema; of them the stream has those that the table declares, with their types.
     """
+    if format == "raw":
+        return _raw(read, source, given, statement)
     if not isinstance(format, Avro):
         return read(source, **given, **({} if format is None else {"format": format}))
     wanted: pa.Schema | None = given.pop("schema", None)
@@ -236,6 +250,19 @@ def stream_of(
         columns[each.name] = bound.expr if bound.type == each.type else cast(bound, each.type, UTC, strict=True)
     stream = stream.select(**columns, **{name: col(name) for name in given.get("fields", {})})
     return stream if same or time is None else stream.with_time(time, lateness=lateness)
+
+
+def _raw(read: Callable[..., Stream], source: Any, given: dict[str, Any], statement: CreateTable) -> Stream:
+    """Returns the payloads of a topic as the one column that the table declares, text or bytes."""
+    wanted: pa.Schema | None = given.pop("schema", None)
+    if wanted is None:
+        return read(source, **given, format="raw")
+    if len(wanted) != 1 or wanted.field(0).type not in _TEXTS:
+        message = "'format' = 'raw' is for one column of STRING or BYTES"
+        raise SqlFault(statement.columns[0].span, message, "'format' = 'json', or 'csv', for several columns")
+    name = wanted.names[0]
+    stream = read(source, **given, format=Raw(text=wanted.field(0).type == pa.string()))
+    return stream.select(**{name: col(VALUE)}, **{field: col(field) for field in given.get("fields", {})})
 
 
 def _may_be(found: pa.DataType, wanted: pa.DataType) -> bool:

@@ -131,7 +131,7 @@ class Options:
         asked = self._asked if others is None else self._asked | others._asked
         for name, option in self._options.items():
             if not (_is_ignored(name) or (others is not None and name not in others._options)):
-                raise SqlFault(option.key_span, f"there is no option '{name}'", list_names(name, asked))
+                raise SqlFault(option.key_span, f"there is no option '{name}'", list_names(name, sorted(asked)))
 
     def finish(self) -> None:
         """Warns of options that have no meaning here."""

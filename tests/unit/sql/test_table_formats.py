@@ -341,3 +341,45 @@ def test_another_form_of_times_in_json_is_refused(app):
     with pytest.raises(SqlError, match=r"'json\.timestamp-format\.standard' cannot be 'ISO'") as caught:
         app.sql(RIDES.format(more=", 'json.timestamp-format.standard' = 'ISO'"))
     assert "ISO-8601" in str(caught.value)
+
+
+RAW = "CREATE TABLE lines ({}) WITH ('connector' = 'kafka', 'topic' = 'lines', 'format' = 'raw', 'raw.charset' = 'UTF-8'{});"
+ENDS = ", 'scan.bounded.mode' = 'latest-offset'"
+
+
+@pytest.mark.parametrize(("type", "expected"), [("STRING", "hi"), ("BYTES", b"hi")])
+def test_a_table_of_raw_payloads_has_them_in_the_column_that_it_declares(app, type, expected):
+    """It was refused, with a hint about schema=, which SQL does not have."""
+    publish(app, "lines", [b"hi"])
+    columns = f"log {type}, o BIGINT METADATA FROM 'offset', at TIMESTAMP_LTZ(3) METADATA FROM 'timestamp', WATERMARK FOR at AS at"
+    app.sql(RAW.format(columns, ENDS))
+    assert app.sql("SELECT log, o FROM lines").collect().to_pylist() == [{"log": expected, "o": 0}]
+    windows = "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE lines, DESCRIPTOR(at), INTERVAL '1' DAY)) GROUP BY window_start, window_end"
+    assert app.sql(windows).collect()["n"].to_pylist() == [1]
+
+
+def test_raw_payloads_are_one_column_of_text_or_bytes(app):
+    for columns in ("a BIGINT", "a STRING, b STRING"):
+        with pytest.raises(SqlError, match="'format' = 'raw' is for one column of STRING or BYTES"):
+            App(columns, app.broker).sql(RAW.format(columns, ENDS) + "SELECT * FROM lines")
+    with pytest.raises(SqlError, match=r"'raw\.charset' cannot be 'UTF-16'"):
+        app.sql(RAW.format("a STRING", "").replace("UTF-8", "UTF-16"))
+
+
+@pytest.mark.parametrize(("delimiter", "between"), [(";", ";"), ("|", "|"), ("\\t", "\t")])
+async def test_the_delimiter_of_csv_is_that_of_the_table(app, tmp_path, delimiter, between):
+    of_csv = f"'format' = 'csv', 'csv.field-delimiter' = '{delimiter}'"
+    app.sql(f"""
+        CREATE TABLE sent (id BIGINT, name STRING) WITH ('connector' = 'kafka', 'topic' = 'sent', {of_csv});
+        CREATE TABLE kept (id BIGINT, name STRING) WITH ('connector' = 'filesystem', 'path' = '{tmp_path}/kept.csv', {of_csv});
+        INSERT INTO sent VALUES (1, 'a,b');
+        INSERT INTO kept VALUES (1, 'a,b')""")
+    await app.run()
+    assert [record.payload for record in records(app, "sent")] == [f"1{between}a,b".encode()]
+    assert (tmp_path / "kept.csv").read_text().splitlines()[1].replace('"', "") == f"1{between}a,b"
+    again = App("again", app.broker)
+    again.sql(f"""
+        CREATE TABLE sent (id BIGINT, name STRING) WITH ('connector' = 'kafka', 'topic' = 'sent', {of_csv}{ENDS});
+        CREATE TABLE kept (id BIGINT, name STRING) WITH ('connector' = 'filesystem', 'path' = '{tmp_path}/kept.csv', {of_csv})""")
+    for table in ("sent", "kept"):
+        assert again.sql(f"SELECT id, name FROM {table}").collect().to_pylist() == [{"id": 1, "name": "a,b"}]
