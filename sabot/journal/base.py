@@ -233,8 +233,9 @@ class Inbox(ABC):
         - The journal does not know the token or the job.
         - The question is closed, or its deadline has passed.
         - The job has ended.
-        - The inbox has already accepted a letter with the same `Letter.once`. For example, of two letters that answer
-          the same question at the same time, it accepts one.
+        - A signal has no token.
+        - The inbox has already accepted a letter with the same name (`once_of`). For example, of two letters that
+          answer the same question at the same time, it accepts one.
 
         Raises TransientError if a server does not answer, or if another process has locked the database. After that,
         or after a crash, the letter may be stored or not. The caller may post it again. If it was stored the first
@@ -376,13 +377,21 @@ class Journal(JournalReader, Inbox):
         """
 
 
+def once_of(letter: Letter, mark: JobMark | None) -> str:
+    """Returns the name under which an inbox stores a letter, of which it accepts only one (`Letter.once`). The name
+    of a cancel also has the place of the job's last BEGIN entry, so that a job which begins again can be cancelled
+    again. `mark`: what the journal knows about the job that the letter names; None if it names none.
+    """
+    return letter.once if letter.kind != "cancel" or mark is None else f"{letter.once}@{mark.began.offset}"
+
+
 def check_letter(letter: Letter, question: Question | None, mark: JobMark | None, earlier: bool, now_ms: int) -> str:
     """Checks whether an inbox may accept a letter. Returns the id of the job that the letter is for. Raises
     LetterRefused if the letter must not be accepted. The inbox calls this in the transaction that stores the letter.
 
     - `question`: the question with the letter's token; None if there is none.
     - `mark`: what the journal knows about the job that a signal or a cancel names; None if it does not know the job.
-    - `earlier`: True if the inbox has already accepted a letter with the same `Letter.once`.
+    - `earlier`: True if the inbox has already accepted a letter with the same name (`once_of`).
     - `now_ms`: the present time, in milliseconds since 1970.
     """
     if letter.kind in ("signal", "cancel"):

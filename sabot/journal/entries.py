@@ -222,7 +222,7 @@ class Letter(msgspec.Struct, frozen=True):
     """A letter to a job: an answer to a question, the withdrawal of a question, a signal, or a cancel.
 
     - `token`: for an answer or a withdrawal, the token of the question. For a signal, a unique token that the sender
-      has chosen. A cancel has none, because the inbox accepts only one cancel for a job.
+      has chosen. A cancel has none: after each BEGIN entry of a job, the inbox accepts one cancel for it.
     - `job`: the id of the job, for a signal or a cancel. For an answer or a withdrawal, the question determines the
       job.
     - `name`: the name of a signal, the outcome of a withdrawal ("expired" or "cancelled"), or the reason of a cancel.
@@ -237,8 +237,9 @@ class Letter(msgspec.Struct, frozen=True):
 
     @property
     def once(self) -> str:
-        """A name of this letter. The inbox accepts only one letter of each name. The answer to a question and its
-        withdrawal have the same name, so only the first of these two letters is accepted.
+        """A name of this letter. The inbox accepts only one letter of each name, or one for each BEGIN entry of the
+        job if the letter is a cancel (`base.once_of`). The answer to a question and its withdrawal have the same name,
+        so only the first of these two letters is accepted.
         """
         prefix = "token" if self.kind in ("answer", "withdraw") else self.kind
         return f"{prefix}:{self.token or self.job}"

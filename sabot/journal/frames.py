@@ -20,7 +20,7 @@ take its number.
        seq      7 entries (a)   8 claim (b)   8 entries (a)   9 entries (b)      a, b: the writers
                 counts          counts        does not        counts
 
-Letters are in partition 1. Of several letters with the same name (`Letter.once`), the first one counts.
+Letters are in partition 1. Of several letters with the same name (`base.once_of`), the first one counts.
 
 A record consists of two letters, a version, and msgpack. New fields are only added at the end, with a default. Any
 other change needs a new version.
@@ -140,7 +140,7 @@ Frame = OwnerClaim | EntriesFrame | TrimFrame | BeatFrame | ReleaseFrame | CopyB
 
 
 class LetterRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A letter as a record in partition 1 of a journal's topic. `once`: the name of the letter (`Letter.once`); if
+    """A letter as a record in partition 1 of a journal's topic. `once`: the name of the letter (`base.once_of`); if
     several letters have the same name, only the first is valid. `job`: the id of the job. `data`: the letter, as
     `entries.encode_letter` returns it.
     """

@@ -36,7 +36,7 @@ from typing import Any
 from sabot.base.proc import is_over, life_of_this_process
 from sabot.clock import SYSTEM_CLOCK, Clock, boot_seconds
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, LetterRefused, SabotError, TransientError, UserError
-from sabot.journal.base import Inbox, JobMark, Position, Question, check_letter
+from sabot.journal.base import Inbox, JobMark, Position, Question, check_letter, once_of
 from sabot.journal.ended_jobs import EndedJob
 from sabot.journal.entries import Entry, Letter, StoredBody, body_of, encode_letter
 from sabot.journal.frames import (
@@ -149,8 +149,9 @@ class _TopicInbox(Inbox):
         with self._lock:
             self._catch_up()
             with replica.writes() as tables:
-                job = check_letter(letter, *letter_facts(tables, letter), round(self._clock.time() * 1000))
-            record = encode_letter_record(LetterRecord(letter.once, job, encode_letter(letter)))
+                question, mark, earlier = letter_facts(tables, letter)
+                job = check_letter(letter, question, mark, earlier, round(self._clock.time() * 1000))
+            record = encode_letter_record(LetterRecord(once_of(letter, mark), job, encode_letter(letter)))
             if self._appender is None:
                 self._appender = TopicAppender(replica.link, replica.kafka, replica.topic, patience_s=ANSWER_SECONDS)
             with step("journal", f"{replica.topic}: letter"):

@@ -26,6 +26,7 @@ from sabot.journal.base import (
     Question,
     check_letter,
     entry_of_letter,
+    once_of,
 )
 from sabot.journal.ended_jobs import EndedJob, EndedQuery, HistoryBounds, descendants, dollars_of, newest_first
 from sabot.journal.entries import (
@@ -66,7 +67,7 @@ class MemoryStorage:
         self.marks: dict[str, JobMark] = {}
         self.questions: dict[str, Question] = {}
         self.tokens: dict[str, list[str]] = {}  # by job: the tokens of its questions
-        # By `Letter.once`: the job, and the letter until it is taken.
+        # By name (`base.once_of`): the job, and the letter until it is taken.
         self.letters: dict[str, tuple[str, Letter | None]] = {}
         self.history: dict[str, EndedJob] = {}
         self.history_entries: dict[str, dict[int, bytes]] = {}  # by job in the history: its entries by offset
@@ -179,9 +180,10 @@ class MemoryInbox(Inbox):
         with storage.lock:
             now_ms = round(storage.clock.time() * 1000)
             question, mark = storage.questions.get(letter.token), storage.marks.get(letter.job)
-            job = check_letter(letter, question, mark, letter.once in storage.letters, now_ms)
+            once = once_of(letter, mark)
+            job = check_letter(letter, question, mark, once in storage.letters, now_ms)
             encode_letter(letter)  # raises for a letter that could not be decoded again, as the other journals do
-            storage.letters[letter.once] = (job, letter)
+            storage.letters[once] = (job, letter)
 
     def close(self) -> None:
         """Does nothing."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from sabot.clock import Clock
 from sabot.errors import JournalFull, LetterRefused
-from sabot.journal.base import Inbox, Journal, Position, check_letter, entry_of_letter
+from sabot.journal.base import Inbox, Journal, Position, check_letter, entry_of_letter, once_of
 from sabot.journal.ended_jobs import EndedJob
 from sabot.journal.entries import Entry, Letter, encode_letter
 from sabot.journal.entry_counts import Connection
@@ -62,8 +62,9 @@ class SqlInbox(OwnerInbox):
     def post(self, letter: Letter) -> None:
         with self.transaction("letter") as connection:
             now_ms = round(self.clock.time() * 1000)
-            job = check_letter(letter, *letter_facts(connection, letter), now_ms)
-            add_letter(connection, letter.once, job, encode_letter(letter))
+            question, mark, earlier = letter_facts(connection, letter)
+            job = check_letter(letter, question, mark, earlier, now_ms)
+            add_letter(connection, once_of(letter, mark), job, encode_letter(letter))
 
     def trim(self, jobs: Sequence[str], before: int, kept: Sequence[EndedJob]) -> int:
         with self.transaction("trim") as connection:

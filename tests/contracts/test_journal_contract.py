@@ -624,6 +624,19 @@ def test_signals_and_cancels_are_for_jobs_that_are_there_and_come_once(home: Hom
     inbox.close()
 
 
+def test_a_job_that_begins_again_may_be_cancelled_again(home: Home, journal: Journal) -> None:
+    """Its first cancel was refused a second time for good, also after its dead letter was sent again."""
+    written(journal, Begin("a", 1))
+    inbox = home.inbox()
+    inbox.post(Letter("cancel", job="a"))
+    journal.take()
+    written(journal, End("a", 2, "failed"), Begin("a", 3, run=2))
+    inbox.post(Letter("cancel", job="a", name="again"))
+    assert refused(inbox, Letter("cancel", job="a")) == "second"
+    assert [entry.reason for _, entry in journal.take() if isinstance(entry, Cancel)] == ["again"]
+    inbox.close()
+
+
 @pytest.mark.one_in(3, "some hundredths of a second of a core each")
 def test_of_many_who_answer_at_once_one_is_accepted(home: Home, journal: Journal) -> None:
     written(journal, *asked())
