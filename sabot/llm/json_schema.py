@@ -107,7 +107,8 @@ def _type_errors(value: Any, schema: JsonSchema, where: str) -> Iterator[str]:
         yield f"{short_repr(value)} is not {short_repr(schema['const'])} - at {where}"
     if isinstance(value, int | float) and not isinstance(value, bool):
         yield from _bound_errors(value, schema, ("minimum", "maximum"), "", where)
-        if value <= schema.get("exclusiveMinimum", value - 1) or value >= schema.get("exclusiveMaximum", value + 1):
+        above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+        if (above is not None and value <= above) or (below is not None and value >= below):
             yield f"{value} is out of bounds - at {where}"
     elif isinstance(value, str):
         yield from _bound_errors(len(value), schema, ("minLength", "maxLength"), " characters", where)

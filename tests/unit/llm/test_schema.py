@@ -181,6 +181,7 @@ def test_what_has_no_schema_is_refused(of):
         ({"const": 3}, 3, 4, "4 is not 3"),
         ({"type": "integer"}, 3.0, 3.5, "expected integer, got number"),
         ({"type": "number", "minimum": 1, "exclusiveMaximum": 5}, 1, 5, "5 is out of bounds"),
+        ({"type": "number", "exclusiveMinimum": 5}, 1e16, 5, "5 is out of bounds"),  # 1e16 - 1 is 1e16 too
         ({"minimum": 1}, 1, 0, "0, and at least 1 are wanted"),
         ({"type": "string", "maxLength": 2}, "ab", "abc", "3 characters, and at most 2"),
         ({"type": "array", "minItems": 1, "items": {"type": "boolean"}}, [True], [], "0 items, and at least 1"),
