@@ -16,7 +16,7 @@ from sabot.base.config import Duration, parse_seconds
 from sabot.calls.limits import AdaptiveLimit, TokenBucket
 from sabot.clock import Clock
 from sabot.errors import UserError, short_repr
-from sabot.llm.errors import CircuitOpen, ModelTimeout, ModelUnavailable, RateLimited
+from sabot.llm.errors import CircuitOpen, ModelError, ModelTimeout, ModelUnavailable, RateLimited
 
 _MOST_AT_ONCE = 100_000
 _BURST_SECONDS = 10.0  # the tokens of a model of this time may be used at once
@@ -132,8 +132,8 @@ class Admission:
 class CircuitBreaker:
     """The rule by which a provider that fails again and again is not asked for some time.
 
-    - `failures`: the number of failures in a row after which the provider is not asked. No connection, a 5xx, and no
-      answer in time are failures.
+    - `failures`: the number of failures in a row after which the provider is not asked. No connection, a 5xx, an answer
+      that broke off, and no answer in time are failures.
     - `pause`: the time for which it is not asked. Then one request is sent as a trial.
 
     Raises UserError for `failures` below 1 and for a pause of 0.
@@ -159,13 +159,12 @@ class Circuit:
         self._open_until: float | None = None
         self._probing = False
 
-    def enter(self, provider: str, model: str) -> bool:
-        """Checks whether a request may be made now. Raises CircuitOpen if the provider has failed several times in a
-        row and the pause is not over. After the pause, one request is allowed as a trial. Returns True for this trial,
-        else False. The value has to be passed to `leave`.
+    def check(self, provider: str, model: str) -> None:
+        """Raises CircuitOpen if the provider has failed several times in a row, and the pause is not over or the trial
+        after it is under way.
         """
         if self._open_until is None:
-            return False
+            return
         left_s = self._open_until - self._clock.monotonic()
         if left_s > 0 or self._probing:
             raise CircuitOpen(
@@ -175,13 +174,20 @@ class Circuit:
                 sent=False,
                 retry_after_s=max(0.0, left_s),
             )
-        self._probing = True
-        return True
+
+    def enter(self, provider: str, model: str) -> bool:
+        """Begins a request, unless `check` raises CircuitOpen. After the pause, one request is allowed as a trial.
+        Returns True for this trial, else False. The value has to be passed to `leave`.
+        """
+        self.check(provider, model)
+        self._probing = self._open_until is not None
+        return self._probing
 
     def leave(self, probing: bool, failure: BaseException | None) -> None:
         """Records the end of a request. If the provider has failed too often in a row, or if a trial has failed, the
-        pause begins. After a success, or an error that is no failure of the provider, the failures are counted from 0
-        again. A cancelled request changes nothing.
+        pause begins. After a success, or a ModelError that is no failure of the provider, the failures are counted from
+        0 again. A cancelled request changes nothing, and neither does another error, because the provider may not have
+        been asked; after a trial that ended so, the next request is a trial.
 
         `probing`: the value that `enter` has returned. `failure`: the error of the request, or None.
         """
@@ -191,6 +197,6 @@ class Circuit:
             self._failed += 1
             if probing or self._failed >= self._failures:
                 self._open_until = self._clock.monotonic() + self._pause_s
-        elif failure is None or isinstance(failure, Exception):  # a refusal shows that the provider works
+        elif failure is None or isinstance(failure, ModelError):  # a refusal shows that the provider works
             self._failed = 0
             self._open_until = None

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from sabot.clock import Clock
-from sabot.llm.errors import ModelUnavailable, may_cost
+from sabot.llm.errors import CircuitOpen, ModelUnavailable, ModelUnreachable, may_cost
 from sabot.llm.judges import SENDABLE
 from sabot.llm.limits import Admission, Circuit, CircuitBreaker, Limits
 from sabot.llm.middleware import ModelCall, Outcome
@@ -65,13 +65,17 @@ class Route:
         return msgspec.structs.replace(spec, model="", **{name: getattr(_EMPTY, name) for name in left_out})
 
     async def send(self, call: ModelCall) -> Outcome:
-        """Waits until the limits allow a request, makes it, and returns the outcome with its cost. Raises ModelError."""
+        """Waits until the limits allow a request, makes it, and returns the outcome with its cost. Raises ModelError. If
+        the circuit breaker does not allow the request, raises CircuitOpen without waiting for the limits.
+        """
         if call.unread:
             if call.before_repeat is not None:
                 await call.before_repeat()
             call.unread = False
         admission, circuit = self.admission, self._circuit
         tokens = call.tokens if admission.needs_tokens else 0
+        if circuit is not None:
+            circuit.check(call.provider, call.model)
         began = await admission.enter(tokens)
         failure: BaseException | None = None
         used: int | None = None
@@ -85,6 +89,8 @@ class Route:
             used = None if outcome.usage is None else outcome.usage.total_tokens
         except BaseException as error:
             failure = error
+            if isinstance(error, CircuitOpen | ModelUnreachable):  # nothing was sent
+                used = 0
             raise
         finally:
             admission.leave(began, tokens, used, failure)

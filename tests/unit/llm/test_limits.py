@@ -15,6 +15,7 @@ from sabot.llm import (
     Limits,
     ModelTimeout,
     ModelUnavailable,
+    ModelUnreachable,
     RateLimited,
     RequestRefused,
     ScriptedProvider,
@@ -169,6 +170,46 @@ async def test_refusals_are_answers_and_do_not_open_the_circuit(time):
     for _ in range(3):
         with pytest.raises(RequestRefused):
             await engine.complete("hello")
+
+
+async def test_calls_that_an_open_circuit_refuses_wait_for_no_limit_and_use_none(time):
+    """Each one waited for its turn, so a fallback answered as slowly as the limits of the provider that is down."""
+    provider = ScriptedProvider([ModelUnavailable("down"), "yes"])
+    limits = Limits(requests_per_minute=1, tokens_per_minute=600)
+    engine = ExecutionEngine(provider, retries=0, breaker=CircuitBreaker(1), limits=limits, **time.options())
+    with pytest.raises(ModelUnavailable):
+        await engine.complete("hello", max_tokens=100)
+    began = time.clock.monotonic()
+    for _ in range(20):
+        with pytest.raises(CircuitOpen):
+            await engine.complete("hello", max_tokens=100)
+    assert time.clock.monotonic() == began
+    time.clock.advance(60)
+    assert (await engine.complete("hello", max_tokens=100)).content == "yes"
+    assert time.clock.monotonic() == began + 60
+
+
+async def test_tokens_of_requests_that_were_never_sent_are_there_for_others(time):
+    provider = ScriptedProvider(lambda spec: ModelUnreachable("no connection", sent=False))
+    limits = Limits(tokens_per_minute=600)
+    engine = ExecutionEngine(provider, retries=0, limits=limits, **time.options())
+    began = time.clock.monotonic()
+    for _ in range(20):
+        with pytest.raises(ModelUnreachable):
+            await engine.complete("hello", max_tokens=100)
+    assert time.clock.monotonic() == began
+
+
+async def test_a_try_that_was_not_sent_says_nothing_about_the_provider(time):
+    down = ModelUnavailable("down")
+    provider = ScriptedProvider([down, down, UserError("no such image"), down, "yes"])
+    engine = ExecutionEngine(provider, retries=0, breaker=CircuitBreaker(2), **time.options())
+    for error in (ModelUnavailable, ModelUnavailable, UserError, ModelUnavailable, CircuitOpen):
+        if error is UserError:
+            time.clock.advance(30)
+        with pytest.raises(error) as caught:
+            await engine.complete("hello")
+        assert type(caught.value) is error
 
 
 @pytest.mark.parametrize(
