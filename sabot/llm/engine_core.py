@@ -9,7 +9,7 @@ complete, stream ─▶ idempotency key? ─▶ cache? ─▶ for each provider:
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from decimal import Decimal
 from functools import partial
 from hashlib import blake2b
@@ -175,7 +175,8 @@ class Engine:
                 return with_output(await self._ask(call), schema)
             try:
                 if isinstance(shared, SharedCall):
-                    shared = await shared.result(self._tracker.request_timeout_s if joined and self._tracker else None)
+                    limited = joined and call.idempotency_key and self._tracker
+                    shared = await shared.result(limited.request_timeout_s if limited else None)
                 return with_output(_without_cost(shared) if joined else shared, schema)
             except _CALLER_ERRORS:
                 if not joined:
@@ -301,18 +302,20 @@ class Engine:
         return max((each for each in (self.price(model, usage), *others) if each is not None), default=None)
 
     async def close(self) -> None:
-        """Cancels the streams and the calls that several callers share, and closes the providers and the cache. Later
-        calls of the engine raise UserError. A repeated `close` does nothing.
+        """Cancels the streams and the calls that several callers share, and closes the providers and the cache. If one
+        of these cannot be closed, the others are closed nevertheless, and the error is raised. Later calls of the
+        engine raise UserError. A repeated `close` does nothing.
         """
         if self._closed:
             return
         self._closed = True
-        for call in list(self._shared):
-            await call.cancel()
-        for route in self._routes:
-            await route.provider.close()
-        if self._cache is not None:
-            await self._cache.close()
+        async with AsyncExitStack() as closing:
+            if self._cache is not None:
+                closing.push_async_callback(self._cache.close)
+            for route in reversed(self._routes):
+                closing.push_async_callback(route.provider.close)
+            for call in list(self._shared):
+                await call.cancel()
 
     def statistics(self) -> dict[str, Any]:
         """Returns the figures of the engine since its creation, by name.

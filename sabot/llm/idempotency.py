@@ -133,9 +133,9 @@ class IdempotencyTracker:
     - If it failed, the next call with the key makes a new request.
     - If a later call with the key has a different request, it raises IdempotencyConflict.
 
-    `request_timeout`: how long a later call waits for the first one before it raises ModelTimeout. `most`: the most
-    answers that are stored. `ttl`: how long an answer is stored, or None for no limit. `hits`: the number of calls that
-    made no request.
+    `request_timeout`: how long a later call of `complete` waits for the first one before it raises ModelTimeout; a later
+    `stream` has no such limit. `most`: the most answers that are stored. `ttl`: how long an answer is stored, or None
+    for no limit. `hits`: the number of calls that made no request.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from sabot.llm import (
     Completion,
     ExecutionEngine,
     IdempotencyTracker,
+    MemoryCache,
     ModelTimeout,
     ModelUnavailable,
     RequestContext,
@@ -163,6 +164,21 @@ async def test_who_waits_too_long_for_anothers_call_is_told_and_the_call_goes_on
         await engine.complete("hello", idempotency_key="k")
     provider.release()
     assert (await first).content == "yes"
+
+
+async def test_who_shares_a_call_without_a_key_waits_for_it_as_long_as_it_takes():
+    """The limit of the tracker, which has nothing to do with it, ended the wait, with words about a key."""
+    provider = ScriptedProvider("yes")
+    provider.hold()
+    tracker = IdempotencyTracker(request_timeout=0)
+    engine = ExecutionEngine(provider, idempotency_tracker=tracker, cache=MemoryCache())
+    calls = [asyncio.create_task(engine.complete("hello")) for _ in range(2)]
+    await provider.arrived(1)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    provider.release()
+    assert [(await call).content for call in calls] == ["yes", "yes"]
+    assert len(provider.requests) == 1
 
 
 async def test_tenants_have_keys_of_their_own(tracker):

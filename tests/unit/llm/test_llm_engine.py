@@ -523,6 +523,24 @@ async def test_close_ends_streams_and_shared_calls_and_no_call_is_made_afterward
         await engine.complete("hello")
 
 
+async def test_what_cannot_be_closed_keeps_nothing_else_open():
+    class Stuck(ScriptedProvider):
+        async def close(self):
+            raise OSError("the connection is stuck")
+
+    class Cache(MemoryCache):
+        closed = False
+
+        async def close(self):
+            self.closed = True
+
+    other, cache = ScriptedProvider("yes"), Cache()
+    engine = ExecutionEngine(Stuck("yes"), fallback=[other], cache=cache)
+    with pytest.raises(OSError, match="stuck"):
+        await engine.close()
+    assert (other.closed, cache.closed) == (True, True)
+
+
 def test_an_engine_belongs_to_one_event_loop_until_that_is_closed():
     """In the next one nothing is in flight any more, whatever was left behind in the one before."""
     provider = ScriptedProvider("yes")
