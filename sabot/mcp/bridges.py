@@ -111,6 +111,7 @@ class BridgedServer:
                     return None
                 raise (gone or error)(f"{what}: {name} cannot be reached: {message_of(failure)}") from failure
             except SabotError as failure:
+                self.reachable = True
                 raise error(f"{what}: {name}: {failure.message}", hint=failure.hint) from failure
             self.reachable = True
             if answer.is_error:

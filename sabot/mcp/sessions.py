@@ -12,8 +12,8 @@ the task, `get_unified_context{taskId}` and `check_recovery`. A heartbeat is a s
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,7 @@ class SessionInfo:
     - `next_heartbeat`: when the next heartbeat is due, in seconds of the monotonic clock.
     - `context`: the context that this process has saved last. `unsent`: True if the server does not have the whole
       context yet, because it could not be reached.
+    - `status`: the status that the server stores: "in_progress" until the session is stopped.
     - `missed`: how many heartbeats in a row have failed.
     - `order`: a lock for the requests of this session, so that they reach the server in order.
     """
@@ -77,6 +78,7 @@ class SessionInfo:
     context: dict[str, Any] = field(default_factory=dict)
     missed: int = 0
     unsent: bool = False
+    status: str = "in_progress"
     # held so that one snapshot is sent at a time
     order: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False, compare=False)
 
@@ -97,7 +99,7 @@ class SessionBridge:
     - `server`: a session with the server.
     - `heartbeat_interval`: the time between two heartbeats. `heartbeat_timeout`: the time limit of a heartbeat.
     - `on_error`: what happens if the server cannot be reached. With "fail_fast" a SessionError is raised. With
-      "graceful" a context is kept in this process and sent with the next heartbeat.
+      "graceful" a context, or the end of a session, is kept in this process and sent with the next heartbeat.
     - `retries`: the number of further tries if the server cannot be reached. `backoff`: the wait before the second try;
       it doubles each time. `timeout`: the time limit of each try.
     """
@@ -121,6 +123,8 @@ class SessionBridge:
         self._clock = clock
         self._sleep = sleep
         self._sessions: dict[str, SessionInfo] = {}
+        self._starting: set[str] = set()  # the sessions whose start is being sent
+        self._stopped: dict[str, SessionInfo] = {}  # sessions whose end the server does not know yet
         self._beating: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "SessionBridge":
@@ -153,9 +157,8 @@ class SessionBridge:
         """
         checked_name(session_id, "session")
         checked_name(agent_id, "agent")
-        if session_id in self._sessions:
-            raise SessionError(f"session {session_id}: it runs already")
-        return await self._begin(agent_id, session_id, dict(context or {}), f"Session started for agent {agent_id}")
+        with self._reserved(session_id):
+            return await self._begin(agent_id, session_id, dict(context or {}), f"Session started for agent {agent_id}")
 
     async def resume_session(self, agent_id: str, session_id: str) -> SessionInfo:
         """Continues a session that `check_recovery` has returned, and returns it with the context that the server has
@@ -164,15 +167,28 @@ class SessionBridge:
         Raises ContextFailed (E2054) if the context cannot be read; SessionError (E2050) if the session runs in this
         process already, or if the server refuses to continue it.
         """
-        if session_id in self._sessions:
+        with self._reserved(session_id):
+            context = await self._read(session_id)
+            return await self._begin(agent_id, session_id, context, f"Session resumed by agent {agent_id}")
+
+    @contextmanager
+    def _reserved(self, session_id: str) -> Iterator[None]:
+        """Reserves the id for a session that is started in the `with` block. Raises SessionError if another one with
+        this id runs or is being started.
+        """
+        if session_id in self._sessions or session_id in self._starting:
             raise SessionError(f"session {session_id}: it runs already")
-        context = await self._read(session_id)
-        return await self._begin(agent_id, session_id, context, f"Session resumed by agent {agent_id}")
+        self._starting.add(session_id)
+        try:
+            yield
+        finally:
+            self._starting.discard(session_id)
 
     async def _begin(self, agent_id: str, session_id: str, context: dict[str, Any], summary: str) -> SessionInfo:
         due = self._clock.monotonic() + self._interval_s
         session = SessionInfo(session_id, agent_id, self._clock.time(), due, context)
-        await self._send(session, context | {"status": "in_progress"}, summary, SessionError)
+        await self._send(session, context | {"status": session.status}, summary, SessionError)
+        self._stopped.pop(session_id, None)  # it goes on
         self._sessions[session_id] = session
         return session
 
@@ -223,32 +239,40 @@ class SessionBridge:
 
     async def stop_session(self, session_id: str, reason: str = "normal_termination") -> None:
         """Ends a session in this process and at the server, so that it needs no recovery. Raises SessionStopFailed
-        (E2051).
+        (E2051); then the session has ended in this process, but the server may list it for recovery. If the server
+        cannot be reached and `on_error` is "graceful", nothing is raised, and the next heartbeat tells the server.
 
         `reason`: with "normal_termination" the server stores the status "completed", with any other reason "archived".
         """
         session = self._running(session_id, SessionStopFailed)
         del self._sessions[session_id]
-        status = "completed" if reason == "normal_termination" else "archived"
         async with session.order:
-            updates = (session.context if session.unsent else {}) | {"status": status}
+            session.status = "completed" if reason == "normal_termination" else "archived"
+            updates = (session.context if session.unsent else {}) | {"status": session.status}
             await self._send(session, updates, f"Session stopped: {reason}", SessionStopFailed)
+            if session.unsent:
+                self._stopped[session_id] = session
 
     async def beat(self) -> None:
-        """Sends the heartbeats of the sessions for which one is due. If the context of a session could not be sent
-        before, it is sent together with the heartbeat.
+        """Sends the heartbeats of the sessions for which one is due. If the context or the end of a session could not
+        be sent before, it is sent together with the heartbeat.
         """
         now = self._clock.monotonic()
-        await asyncio.gather(*(self._beat(each) for each in self._sessions.values() if each.next_heartbeat <= now))
+        await asyncio.gather(*(self._beat(each) for each in self._with_heartbeats() if each.next_heartbeat <= now))
+
+    def _with_heartbeats(self) -> list[SessionInfo]:
+        return [*self._sessions.values(), *self._stopped.values()]
 
     async def _beat(self, session: SessionInfo) -> None:
         session.next_heartbeat = self._clock.monotonic() + self._interval_s
         what = f"session {session.session_id}"
         async with session.order:
-            if session.session_id not in self._sessions:  # the session was stopped meanwhile
-                return
-            updates = session.context | {"status": "in_progress"} if session.unsent else {}
-            arguments = _snapshot(session, updates | {"lastHeartbeat": int(self._clock.time() * 1000)}, "Heartbeat")
+            known = self._sessions if session.status == "in_progress" else self._stopped
+            if known.get(session.session_id) is not session or session.session_id in self._starting:
+                return  # it was stopped or started again meanwhile
+            updates = session.context | {"status": session.status} if session.unsent else {}
+            summary = "Heartbeat" if known is self._sessions else "Session stopped"
+            arguments = _snapshot(session, updates | {"lastHeartbeat": int(self._clock.time() * 1000)}, summary)
             try:
                 await self._server.ask(
                     _SAVE, arguments, SnapshotFailed, what, once_s=self._heartbeat_s, gone=SnapshotFailed
@@ -256,13 +280,17 @@ class SessionBridge:
             except SnapshotFailed as failure:
                 session.missed += 1
                 _log.warning("%s: heartbeat missed, %d in a row: %s", what, session.missed, message_of(failure))
-                return
-            session.missed, session.unsent = 0, False
+                if not self.reachable:
+                    return
+            else:
+                session.missed, session.unsent = 0, False
+            if known is self._stopped:  # the server knows the end, or refuses it
+                del self._stopped[session.session_id]
 
     async def _beat_on(self) -> None:
         while True:
             await self.beat()
-            due = [each.next_heartbeat - self._clock.monotonic() for each in self._sessions.values()]
+            due = [each.next_heartbeat - self._clock.monotonic() for each in self._with_heartbeats()]
             await self._sleep(max(min([self._interval_s, *due]), _LEAST_SECONDS))
 
     async def _send(

@@ -15,6 +15,7 @@ from sabot.errors import UserError
 from sabot.llm import tool
 from sabot.mcp import (
     ContextFailed,
+    McpRefused,
     McpServerPool,
     RecoverableSession,
     RecoveryCheckFailed,
@@ -159,6 +160,86 @@ async def test_graceful_the_context_of_another_session_is_not_made_up(server: Se
     server.cut = -1
     with pytest.raises(ContextFailed, match="session task-9: get_unified_context cannot be reached"):
         await bridge.restore_snapshot("task-9")
+
+
+async def test_graceful_a_refusal_after_an_outage_is_an_error(
+    pool: McpServerPool, clock: ManualClock, file: Path
+) -> None:
+    """The bridge took the server for unreachable still, and gave the context of this process for the server's."""
+
+    class Refusing(ServedTools):
+        async def call(self, name: str, *asked: Any, **options: Any) -> Any:
+            if name == "get_unified_context":
+                raise McpRefused("test", "get_unified_context: not for you")
+            return await super().call(name, *asked, **options)
+
+    server = Refusing(pool, orchestrator_tools(file, 0))
+    bridge = bridged(server, clock)
+    await bridge.start_session("agent-7", "task-1", {"phase": "reading"})
+    server.cut = 4
+    assert await bridge.check_recovery() == []
+    assert not bridge.reachable
+    with pytest.raises(ContextFailed, match="not for you"):
+        await bridge.restore_snapshot("task-1")
+    assert bridge.reachable
+
+
+async def test_graceful_the_end_of_a_session_reaches_the_server_with_the_next_heartbeat(
+    server: ServedTools, clock: ManualClock, file: Path
+) -> None:
+    """The server listed what had ended for recovery, and its last context was lost."""
+    bridge = bridged(server, clock)
+    await bridge.start_session("agent-7", "task-1", {"phase": "reading"})
+    server.cut = -1
+    await bridge.save_snapshot("task-1", {"phase": "done"})
+    await bridge.stop_session("task-1")
+    assert bridge.sessions() == []
+    for cut in (-1, 0, 0):
+        server.cut = cut
+        clock.advance(30)
+        await bridge.beat()
+    context = kept(file)["context"]
+    assert (context["phase"], context["status"], kept(file)["version"]) == ("done", "completed", 2)
+    assert kept(file)["changes"][-1] == "Session stopped"
+    assert await bridge.check_recovery() == []
+
+
+async def test_graceful_a_session_that_begins_again_is_not_ended_by_its_earlier_end(
+    server: ServedTools, clock: ManualClock, file: Path
+) -> None:
+    bridge = bridged(server, clock)
+    await bridge.start_session("agent-7", "task-1")
+    server.cut = -1
+    await bridge.stop_session("task-1")
+    server.cut = 0
+    await bridge.start_session("agent-8", "task-1")
+    clock.advance(30)
+    await bridge.beat()
+    assert kept(file)["context"]["status"] == "in_progress"
+
+
+async def test_graceful_an_end_that_the_server_refuses_is_not_sent_for_ever(
+    server: ServedTools, clock: ManualClock, file: Path
+) -> None:
+    bridge = bridged(server, clock)
+    server.cut = -1
+    await bridge.start_session("agent-7", "task-1", {"text": "x" * 20_000})
+    await bridge.stop_session("task-1")
+    server.cut = 0
+    asked = len(server.calls)
+    for _ in range(3):
+        clock.advance(30)
+        await bridge.beat()
+    assert len(server.calls) == asked + 1
+
+
+async def test_of_two_starts_at_once_one_is_refused(server: ServedTools, clock: ManualClock) -> None:
+    bridge = bridged(server, clock)
+    both = await asyncio.gather(
+        *(bridge.start_session(agent, "task-1") for agent in ("agent-7", "agent-8")), return_exceptions=True
+    )
+    assert [type(each).__name__ for each in both] == ["SessionInfo", "SessionError"]
+    assert [each.agent_id for each in bridge.sessions()] == ["agent-7"]
 
 
 async def test_what_ended_without_being_stopped_is_found_and_taken_up(
