@@ -190,9 +190,10 @@ class DocumentBridge:
         what = f"document {short_repr(document_id)}"
         asked = {"documentId": document_id}
         said = await self._server.ask("get_document", asked, DocumentNotFound, what, gone=DocumentError)
-        if said is None or not said.get("document"):
+        found = said.get("document") if said else None
+        if not found:
             raise DocumentNotFound(f"{what}: the server has none")
-        return _document({"confidence": 1.0} | dict(said["document"]), DocumentError, what)
+        return _document({"confidence": 1.0} | found if isinstance(found, dict) else found, DocumentError, what)
 
     async def source_of_truth(self, topic: str) -> SourceDocument:
         """Returns the authoritative document with the highest confidence for this topic; of several with the same
@@ -266,8 +267,10 @@ def _negates(word: str) -> bool:
 
 
 def _rank(document: SourceDocument) -> tuple[float, tuple[int, ...], str]:
-    """Returns a sort key that puts documents of a higher confidence first and, among equal ones, those changed later."""
-    return -document.confidence, tuple(-ord(each) for each in document.updated), document.id
+    """Returns a sort key that puts documents of a higher confidence first and, among equal ones, those changed later.
+    Documents without a time are the last of them.
+    """
+    return -document.confidence, (*(-ord(each) for each in document.updated), 1), document.id
 
 
 def _document(said: Any, error: type[SabotError], what: str) -> SourceDocument:

@@ -144,6 +144,30 @@ async def test_the_source_of_truth_is_the_newest_of_the_best(server: ServedTools
     assert (await bridged(server, clock).source_of_truth("gateway is in")).id == "d2"
 
 
+async def test_of_equal_documents_one_without_a_time_is_not_the_newest(pool: McpServerPool, clock: ManualClock) -> None:
+    times = ["", "2026-05-01", "2026-05-01T10:00", "2025-12-31"]
+
+    @tool
+    async def search_hybrid(query: str, limit: int, filters: dict[str, Any]) -> Any:
+        return {"documents": [{"id": time or "none", "confidence": 0.9, "updated_at": time} for time in times]}
+
+    bridge = bridged(ServedTools(pool, [search_hybrid]), clock)
+    found = [each.id for each in await bridge.search("gateway")]
+    assert found == ["2026-05-01T10:00", "2026-05-01", "2025-12-31", "none"]
+    assert (await bridge.source_of_truth("gateway")).id == "2026-05-01T10:00"
+
+
+async def test_what_is_no_document_is_an_error_of_the_bridge(pool: McpServerPool, clock: ManualClock) -> None:
+    @tool
+    async def get_document(documentId: str) -> Any:
+        return {"document": {"text": "Lunch is at noon.", "list": ["Lunch"]}[documentId]}
+
+    bridge = bridged(ServedTools(pool, [get_document]), clock)
+    for kind in ("text", "list"):
+        with pytest.raises(DocumentError, match="is no document"):
+            await bridge.get_document(kind)
+
+
 async def test_a_document_is_read_by_its_id(server: ServedTools, clock: ManualClock) -> None:
     bridge = bridged(server, clock)
     assert (await bridge.get_document("d4")).text == "Lunch is at noon."
