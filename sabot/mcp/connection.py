@@ -151,6 +151,14 @@ class SentCall:
                 self.answers[key].set_result(responses[key])
         self.asks = None if self.asked else self.asks
 
+    def cancel(self) -> None:
+        """Ends the call. The server gets an error in place of each answer for which it still waits."""
+        if self.task is not None:
+            self.task.cancel()
+        for answer in self.answers.values():
+            if not answer.done():
+                answer.set_result(types.ErrorData(code=-32600, message="nobody has answered"))
+
 
 class SessionState(StrEnum):
     """The state of a session.
@@ -521,7 +529,7 @@ class McpConnection:
         finally:
             self._calls.discard(call)
             if not stays:
-                call.task.cancel()
+                call.cancel()
 
     async def _request_call(
         self,
@@ -646,8 +654,8 @@ class McpConnection:
         its answers or has ended.
         """
         call = self._suspended.pop(state, None)
-        if call is not None and call.task is not None:
-            call.task.cancel()
+        if call is not None:
+            call.cancel()
 
     # -- tools, resources, prompts ------------------------------------------------------------------------------------
 

@@ -3,9 +3,10 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from sabot.base.threads import call_on_loop
+from sabot.base.threads import call_on_loop, wait_done
 from sabot.errors import UserError
 
 T = TypeVar("T")
@@ -17,6 +18,7 @@ class LoopThread:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending: Future[None] | None = None
 
     def _started(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -51,13 +53,18 @@ class LoopThread:
 
     async def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Runs the coroutine function `last` on the event loop, and then stops the loop and its thread. Does nothing if
-        the thread was never started.
+        the thread was never started. If the caller is cancelled, only its wait ends: `last` runs on, and then the
+        thread ends. Further calls wait for the same end.
         """
         with self._lock:
             loop = self._loop
-        if loop is not None:
-            await self.run(last())
-            loop.call_soon_threadsafe(loop.stop)
+            if loop is None:
+                return
+            if self._ending is None:
+                self._ending = asyncio.run_coroutine_threadsafe(last(), loop)
+                self._ending.add_done_callback(lambda _: call_on_loop(loop, loop.stop))
+        await wait_done(self._ending)
+        self._ending.result()
 
 
 def seen(task: "asyncio.Task[Any]") -> None:

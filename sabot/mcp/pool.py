@@ -499,11 +499,13 @@ class McpServerPool:
         return found
 
     async def close(self) -> None:
-        """Ends all sessions, and the servers that were started for them. The pool cannot be used afterwards."""
-        if not self._closed:
-            self._closed = True
-            SERVERS.discard(self)
-            await self._loop.stop(self._close_all)
+        """Ends all sessions, and the servers that were started for them, and returns when they have ended. The pool
+        cannot be used afterwards. If the caller is cancelled, only its wait ends, and the sessions are ended
+        nevertheless. A repeated `close` waits for the end too.
+        """
+        self._closed = True
+        SERVERS.discard(self)
+        await self._loop.stop(self._close_all)
 
     async def _close_all(self) -> None:
         for opening in list(self._opening.values()):

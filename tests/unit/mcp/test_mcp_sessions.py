@@ -1,9 +1,11 @@
 """Sessions with MCP servers: what is called, read and listed, in each version of the protocol, and who has which session."""
 
 import asyncio
+import contextlib
 import shutil
 import subprocess
 import sys
+import threading
 
 import mcp.types as types
 import pytest
@@ -506,3 +508,39 @@ def test_a_pool_without_the_sdk_says_what_to_install():
     program = "import sys; sys.modules['mcp'] = None; from sabot.mcp import McpServerPool; McpServerPool()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "MissingExtra: McpServerPool needs an optional package (pip install 'sabot[mcp]')" in done.stderr
+
+
+async def test_a_close_that_is_cancelled_goes_on_and_the_next_one_waits_for_its_end(desk):
+    """Its sessions, their servers and the thread stayed, and another close() did nothing."""
+    leaving, gate, ended = threading.Event(), threading.Event(), threading.Event()
+    connect = in_memory(lambda key: desk.server())
+
+    @contextlib.asynccontextmanager
+    async def slow(key, over):
+        async with connect(key, over) as streams:
+            try:
+                yield streams
+            finally:
+                leaving.set()
+                await asyncio.to_thread(gate.wait)
+        ended.set()
+
+    threads = set(threading.enumerate())
+    pool = McpServerPool()
+    pool.add("desk", connect=slow)
+    await pool.session("desk")
+    (thread,) = [each for each in set(threading.enumerate()) - threads if each.name == "sabot-mcp"]
+    first = asyncio.create_task(pool.close())
+    await asyncio.to_thread(leaving.wait)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    assert first.cancelled()
+    second = asyncio.create_task(pool.close())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not second.done()
+    gate.set()
+    await second
+    assert ended.is_set()
+    await asyncio.to_thread(thread.join, 30)
+    assert not thread.is_alive()

@@ -270,6 +270,31 @@ async def test_time_in_which_a_person_thinks_does_not_count(time_limits):
     assert len(time_limits(17)) == 2, "before the question, and behind it"
 
 
+async def test_a_server_whose_question_nobody_answers_in_time_is_told_so(monkeypatch):
+    """It waited for the answer until its session ended, though its call had been given up."""
+    monkeypatch.setattr("sabot.mcp.connection._ANSWER_SECONDS", 0.0)
+    told, here = asyncio.Queue(), asyncio.get_running_loop()
+
+    async def ask(there, request):
+        await there.write({"id": "q", "method": "elicitation/create", "params": FORM})
+
+    async def hear(there, said):
+        if said.get("id") == "q":
+            here.call_soon_threadsafe(told.put_nowait, said["error"]["message"])
+        elif "method" in said and "id" in said:
+            await there.refuse(said, -32601, "no")
+
+    async def never(kind, payload, timeout_s):
+        await asyncio.Event().wait()
+
+    async with McpServerPool(McpConfig(question_timeout="10ms"), ask=never) as pool:
+        pool.add("old", connect=peer(ask, on_other=hear, version="2025-06-18"))
+        call = asyncio.create_task((await pool.session("old")).call("go"))
+        assert await asyncio.wait_for(told.get(), 30) == "nobody has answered"
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+
+
 async def test_a_question_that_may_be_of_several_calls_is_refused():
     both = asyncio.Event()
     waiting = []
