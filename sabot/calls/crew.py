@@ -270,7 +270,7 @@ class Crew(Generic[T]):
 
     async def quiesce(self, grace_s: float) -> None:
         """Stops the crew, so that no further call begins, and waits up to `grace_s` seconds until the running calls
-        have ended.
+        have ended. Calls that take longer continue.
         """
         self.stop()
         tasks = [worker.task for worker in self.workers if worker.task is not None]
@@ -292,7 +292,7 @@ class Crew(Generic[T]):
     async def close(self) -> None:
         """Cancels running calls, and waits at most CANCEL_SECONDS until they have ended. The items of calls that have
         not ended by then are stored in `left_behind`. Unfinished items remain in the crew; `start` calls them again.
-        A second call does nothing.
+        If calls were left behind, a second call cancels them again, and waits as long again.
         """
         rounds = max(1, round(CANCEL_SECONDS / _CANCEL_AGAIN_SECONDS))
         for _ in range(rounds):

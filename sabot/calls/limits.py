@@ -44,7 +44,11 @@ class AdaptiveLimit:
     """A limit that adapts the number of calls in flight to the number that the service accepts. It uses additive
     increase and multiplicative decrease, like TCP (RFC 5681, section 3.1).
 
-    When the service refuses a call, the limit falls to half of the calls in flight. While as many calls are in flight
+    - `most`: the maximum of the limit, which is also its first value.
+    - `in_flight`: the number of calls that are in flight already.
+
+    When the service refuses a call, the limit falls to half of the calls in flight, but not below 1, and no call
+    begins for the time that the service asks for. While as many calls are in flight
     as the limit allows, each successful call raises the limit a little: by one for every `limit` calls, up to `most`.
     A refused call that began before the limit fell does not lower the limit again.
     """
@@ -85,8 +89,8 @@ class TokenBucket:
     """A limit of `rate` calls per second, which begin at even intervals. It can also limit other units per second,
     such as the tokens of models; `amount` is then the number of units that a call uses.
 
-    After a pause, the units of `burst_s` seconds may be used at once, but at least one. A call may use more units
-    than are available now; then the next calls wait until the missing units have accrued.
+    After a pause, the units of `burst_s` seconds may be used at once, but at least one. A call that uses more units
+    than that begins when all of these are available; the next calls then wait until the missing units have accrued.
     """
 
     def __init__(self, rate: float, burst_s: float = _BURST_SECONDS) -> None:

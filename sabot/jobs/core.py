@@ -67,7 +67,8 @@ class EffectState:
     - `effect_class`: for a call, the class of its tool (`EffectClass`), by which the call may or may not be repeated.
     - `digest`, `body`: the digest of the arguments, and the packed arguments.
     - `token`, `due_ms`: the token and the deadline of the question that is open now. It is the effect itself if
-      `kind` is "ask". Otherwise it is a question to a person about the effect, such as an approval.
+      `kind` is "ask". Otherwise it is a question to a person about the effect, such as an approval. For a sleep,
+      `due_ms` is the time at which it ends. Times are in milliseconds since 1970; 0 means no deadline.
     - `attempt`: the number of the last attempt, from 1; 0 while a person still has to approve the first attempt.
     - `phase`: the present state of the state machine.
     - `dropped`: True once the function no longer awaits the effect.
@@ -232,9 +233,9 @@ class JobFacts(Protocol):
 
 
 def step(job: JobFacts, effect: EffectState, event: EffectEvent, now_ms: int) -> tuple[list[Entry], EffectCommand]:
-    """Handles one event of an effect by the rules of the state machine. Changes the fields of `effect`. Returns the
-    journal entries that the caller has to append, in this order, and the command that the caller has to run after
-    that.
+    """Handles one event of an effect by the rules of the state machine. Changes the fields of `effect`, and records
+    questions, answers and attempts in the history of the job. Returns the journal entries that the caller has to
+    append, in this order, and the command that the caller has to run after that.
     """
     history, ordinal, verdict = job.history, effect.ordinal, effect.verdict
     entries: list[Entry] = []
@@ -472,7 +473,7 @@ def doubted(effect: EffectState, found: Reconciled | None = None, result: bytes 
 def _verdict(effect: EffectState, answer: Answer) -> EffectCommand:
     """Handles a person's answer to the question whether an effect in doubt was made. Returns the next command.
 
-    - "done": records the result that the person gave.
+    - "done": records the result that the person gave, or an error if this result cannot be packed.
     - "not_done": makes another attempt, if `may_repeat` allows it.
     - "look_up": calls the tool's `reconcile=` function again, if the tool has one.
     - Any other answer, or an expired question: records the error Abandoned as the result, so that nothing is repeated

@@ -240,7 +240,9 @@ class GuardedCall:
         return {**given, **self.kwargs}
 
     def changed(self, verdict: GuardVerdict) -> "GuardedCall":
-        """Returns a copy of the call with the changes that this verdict requires: another model, and hidden texts."""
+        """Returns a copy of the call with the changes that this verdict requires: another model, another limit on the
+        tokens that the model may write, and hidden texts. Raises UserError if texts cannot be hidden in an argument.
+        """
         if not verdict.changes:
             return self
         spec = self.spec

@@ -211,8 +211,8 @@ class History:
                     self._record_open()
 
     def begin_attempt(self, ordinal: int, attempt: int) -> None:
-        """Records that another attempt of an effect begins. Forgets the question in `doubts`, which was about an
-        earlier attempt.
+        """Records that another attempt of an effect begins. Removes the effect from `doubts` and `not_made`, whose
+        contents were about an earlier attempt.
         """
         self.tries[ordinal] = max(attempt, self.tries.get(ordinal, 1))
         self.doubts.pop(ordinal, None)

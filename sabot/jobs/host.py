@@ -167,8 +167,8 @@ class JobHost(HostState):
         self._serving = None
 
     async def close(self) -> None:
-        """Stops the host, and removes all jobs from memory. The jobs remain in the journal, and continue at the next
-        start of the app. A second call does nothing.
+        """Stops the host, removes all jobs from memory, and closes the guard. The jobs remain in the journal, and
+        continue at the next start of the app.
         """
         await self.quiesce()
         await self.log.wait_published()
@@ -202,7 +202,7 @@ class JobHost(HostState):
         taken: Sequence[Entry] = (),
     ) -> None:
         """Puts a new job into the queue of events. When the host handles that event, the job begins, unless it was
-        cancelled before.
+        cancelled before or the host is stopping.
 
         - `record`: the input, as bytes that the owner of the job can read. `digest`: the digest of the input.
         - `key`: the key of the job. Its owner lets jobs with the same key run one after the other.
@@ -301,7 +301,7 @@ class JobHost(HostState):
     def resume(self, job: OpenJob) -> None:
         """Continues with a job that `open` has returned: replays its history, and then lets its function run on. If
         the job has failed or was cancelled, its history is not replayed; its owner and its parent are told of the end
-        again.
+        again. If the job is a child that has never run, its timers count from now.
         """
         waits = job.last == job.began and parent_of(job.job_id)[0]
         if waits or (job.ended is not None and job.ended.outcome != "succeeded"):

@@ -102,7 +102,8 @@ class GuardJudge:
         guard decides on the model of the other provider, and reserves its cost if that is higher. If the guard allows
         it, changes `call` as its verdict requires.
 
-        Raises PolicyDenied or BudgetExceeded if the other provider must not be asked, and logs the reason.
+        If the other provider must not be asked, raises the error that the guard has chosen, such as PolicyDenied or
+        BudgetExceeded, and logs the reason.
         """
         effect = EffectId(effect.job, effect.ordinal, effect.attempt + call.unread)  # the attempt that asks it
         found = judge_call(self._guard, self._asked(effect, call.model, call, price), degraded=True)

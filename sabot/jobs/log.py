@@ -260,6 +260,9 @@ class JobLog:
         """Starts a task that waits until all entries which the journal has now are durable. Called at the barrier of
         a checkpoint, which has to wait for the task. Returns the task as a future; its result is an empty dict.
         `checkpoint_id` is not used.
+
+        The task raises JournalFailed if the entries cannot become durable. While the host is stopping, it raises
+        TransientError if no entry has become durable for some seconds.
         """
         self._flushing += 1
         return asyncio.get_running_loop().create_task(self._flush())

@@ -107,7 +107,7 @@ class JobTask(_Numbered, asyncio.Task[Any]):
 class JobTimer(asyncio.TimerHandle):
     """A timer on the loop of a job, made by `call_later` and `call_at`. A timer only equals itself.
 
-    - `open`: True until the timer has fired or was cancelled.
+    - `open`: True until the timer has fired or was cancelled. Always False for a timer that never fires.
     - `sleeps`: True for the timer of an `asyncio.sleep`; False for that of a timeout or of a `call_later`.
     """
 

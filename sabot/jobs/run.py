@@ -329,8 +329,9 @@ class JobRun:
         return chosen
 
     def now_ms(self) -> int:
-        """Returns the time of the last delivery, in milliseconds since 1970. A replay returns the same time at the
-        same place of the function, so the arguments of effects may depend on it.
+        """Returns the time of the last delivery, in milliseconds since 1970; before the first delivery, the time at
+        which the history began. A replay returns the same time at the same place of the function, so the arguments of
+        effects may depend on it.
         """
         return self._told_ms
 

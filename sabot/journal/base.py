@@ -166,7 +166,7 @@ class JournalReader(ABC):
     def trimmed(self) -> dict[int, int]:
         """Returns, by partition, the offset of the last END entry among the jobs that `trim` has removed, plus 1. A
         checkpoint that needs entries from before this offset cannot be restored any more (see `check_place`), because
-        some of them may be gone. Leaves out partitions in which no job was removed.
+        some of them may be gone. For a partition in which no job was removed, the offset is 0 or is left out.
         """
 
     @property

@@ -56,7 +56,7 @@ class SqlInbox(OwnerInbox):
         errors of `Inbox.post`.
 
         `what`: the purpose, which decides what else is locked out meanwhile. With "letter" and "expire", nobody else
-        can post a letter. With "trim", the owner cannot write entries either.
+        can post a letter. With "trim", the owner cannot write entries either; in SQLite, it never can meanwhile.
         """
 
     def post(self, letter: Letter) -> None:
