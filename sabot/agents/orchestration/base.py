@@ -83,7 +83,7 @@ class OrchestrationConfig:
     - `inherit_budgets`: True if the usage of the steps counts in the limits (`BudgetSpec`) of the job that runs the
       flow. With False it only counts in the budget of the tenant.
     - `propagate_cancellation`: True if the cancel of a flow also cancels its running steps. With False, a cancelled
-      flow first runs to its end.
+      flow first runs to its end, and so does one whose time is over.
     - `parallel_execution`: True if branches run at the same time, at most `max_parallel` of them. With False they run
       one after the other.
     """
@@ -243,7 +243,9 @@ class Flow(Operator):
 
     async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
         """Executes the flow with the input `input_data`, and returns its result. If a step fails, the result has
-        `success=False`. Raises FlowTimeout if the flow takes too long, and DepthExceeded if it is nested too deeply.
+        `success=False`. Raises FlowTimeout if the flow takes too long, DepthExceeded if it is nested too deeply or has
+        too many steps or branches, and FlowFailed if its input or the content of a step is unusable, such as a plan
+        without steps or the name of a route that does not exist.
         """
         within = OperatorContext.of(context)
         config = within.config
@@ -255,7 +257,7 @@ class Flow(Operator):
         given = {"text": input_data} if isinstance(input_data, str) else input_data
         inside = replace(within, depth=within.depth + 1)
         seconds = self._seconds(config)
-        if within.depth or seconds is None:
+        if within.depth:
             return await self._flow(given, inside)
         limit = asyncio.timeout(seconds)
         try:

@@ -66,8 +66,9 @@ class ParallelOperator(Flow):
     """A flow that executes several operators at the same time with the same input. The content of its result is the
     list of their contents. It succeeds if all operators succeed.
 
-    `aggregate` is a function that gets the list of the operators' results (OperatorResult). Its return value is the
-    content instead. With `aggregate`, the flow succeeds if at least one operator succeeds.
+    `aggregate` is a function that gets the list of the results (OperatorResult) of all operators, also of those that
+    have failed. Its return value is the content instead. With `aggregate`, the flow succeeds if at least one operator
+    succeeds; if none does, the function is not called.
     """
 
     def __init__(

@@ -168,8 +168,9 @@ class Workflow(Flow):
       passed to `execute` as the input, the execution continues from it.
 
     The constructor raises UserError for missing nodes, and FlowCycle (E2010) for a loop in which no node has
-    `max_visits`. `execute` raises FlowTimeout (E2013) and DepthExceeded (E2011). If a node fails, the result of
-    `execute` has `success=False` and a FlowFailed (E2012).
+    `max_visits`. If a node fails, the result of `execute` has `success=False` and a FlowFailed (E2012) as its error.
+    `execute` raises FlowTimeout (E2013), DepthExceeded (E2011), and FlowFailed itself if a ConditionalNode chooses a
+    route that does not exist, or if the state lacks the field that the EndNode names.
     """
 
     def __init__(

@@ -311,8 +311,11 @@ async def test_a_flow_has_a_time_and_ends_what_it_has_started() -> None:
     assert ended == ["cancelled"] * 2
 
 
+@pytest.mark.parametrize("seconds", [300.0, None])
 @pytest.mark.parametrize("propagates", [True, False])
-async def test_a_cancelled_flow_ends_what_it_has_started_or_waits_for_it(propagates: bool) -> None:
+async def test_a_cancelled_flow_ends_what_it_has_started_or_waits_for_it(
+    propagates: bool, seconds: float | None
+) -> None:
     began, go_on, ended = asyncio.Event(), asyncio.Event(), []
 
     async def works(given: Any) -> None:
@@ -324,7 +327,8 @@ async def test_a_cancelled_flow_ends_what_it_has_started_or_waits_for_it(propaga
             ended.append("cancelled")
             raise
 
-    flow = asyncio.create_task(ChainOperator([works]).execute({}, context(propagate_cancellation=propagates)))
+    how = context(propagate_cancellation=propagates, timeout_seconds=seconds)
+    flow = asyncio.create_task(ChainOperator([works]).execute({}, how))
     await began.wait()
     flow.cancel()
     await asyncio.sleep(0)
