@@ -63,8 +63,10 @@ class JobEvents:
                 await self._status(job, notice, "blocked", {"error": str(notice.error)})
             return
         job, effects, question, inherited = self._view.apply(notice)
-        if not job.begun:  # a letter came when the job had ended, and nothing would remove the job from the view again
+        # A letter for a job that has ended; or for one from before a restart, all of whose entries come again.
+        if not job.begun and not isinstance(notice, End):
             self._view.forget(notice.job)
+            return
         if inherited:  # published already for the job whose checkpoint this one continues
             return
         match notice:

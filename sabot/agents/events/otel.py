@@ -139,8 +139,10 @@ class OpenTelemetryAdapter:
         """
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
-            await subscription.flush()
-            await subscription.unsubscribe()
+            try:
+                await subscription.flush()
+            finally:
+                await subscription.unsubscribe()
 
     def take(self, event: RuntimeEvent) -> None:
         """Handles an event of the bus. An event that begins an activity (a job, a call or a question) is stored. For an

@@ -16,7 +16,7 @@ from sabot.jobs import log
 from sabot.jobs.guard import Decision, EffectGuard, GuardVerdict
 from sabot.journal import Letter
 from sabot.journal.effects import Reconciled
-from sabot.journal.entries import Begin, End, Signal
+from sabot.journal.entries import Answer, Begin, End, Intent, Signal
 from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.llm import ChatMessage, Completion, ModelUnavailable, Usage
 from sabot.llm.engine import ExecutionEngine
@@ -158,15 +158,20 @@ async def test_a_letter_that_comes_after_the_end_of_its_job_leaves_nothing_behin
         def known(self):
             return len(self._view.states)
 
+    told = []
+
     async def publish(event):
-        pass
+        told.append(str(event.type))
 
     listener = Counts(publish, lambda event_type, job_id: True)
     for number in range(5):
         job_id = f"j{number}"
-        for entry in (Begin(job_id, 1, "a"), End(job_id, 2, "succeeded"), Signal(job_id, 3, "go", "t")):
+        entries = Begin(job_id, 1, "a"), Intent(job_id, 2, 1, "ask", "confirm", token="t"), End(job_id, 3, "succeeded")
+        for entry in (*entries, Signal(job_id, 4, "go", "s"), Answer(job_id, 4, 1, "t")):
             await listener.publish(entry)
     assert listener.known == 0
+    assert told.count("final.result") == 5
+    assert told[-1] == "final.result"
 
 
 async def test_a_cancelled_job_is_told_as_one():
