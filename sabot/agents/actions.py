@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from sabot.agents.context import checked_fields, checked_word
 from sabot.base.checks import TEXTS, Of, check
@@ -72,7 +73,7 @@ class ActionSpec:
         checked_fields(self.payload, "payload")
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, weakref_slot=True)
 class ActionRecord:
     """The state of an action, which is a question of a job to a person. Times are in seconds since 1970.
 
@@ -82,8 +83,8 @@ class ActionRecord:
     - `resolved_at`: the time at which the action was closed, or None while it is pending.
     - `by`: the person who answered, or "" if that is not known.
 
-    If the question was asked through an `ActionManager`, this manager keeps the object that it returned to the caller.
-    When the manager later reads the answer from the store, it updates this object.
+    If the question was asked through an `ActionManager`, this manager updates the object that it has returned to the
+    caller when it later reads the answer from the store.
     """
 
     action_id: str
@@ -262,7 +263,8 @@ class ActionManager:
         self.store = store
         self._signals = signal_channel if signal_channel is not None else LocalSignals()
         self._poll_seconds = parse_seconds(poll, name="poll")
-        self._asked: dict[str, ActionRecord] = {}  # by id: the handles of actions that are open, as far as is known
+        # by id: the handles of actions that are open, as far as is known, and that a caller still has
+        self._asked: WeakValueDictionary[str, ActionRecord] = WeakValueDictionary()
 
     def _seen(self, action: ActionRecord) -> ActionRecord:
         """Copies the state of `action` into the ActionRecord that `require_action` has returned for the same action
@@ -310,8 +312,10 @@ class ActionManager:
 
         - "unknown": no action has this token.
         - "second": the action was answered or withdrawn before.
-        - "expired": the time for an answer has run out.
+        - "expired": the time for an answer has run out. Then all actions whose time has run out are closed.
         - "closed": the action is no longer open, for example because its job has ended.
+
+        Raises UserError if the answer is not a JSON object, or does not fit a question about an effect.
         """
         checked_word(resume_token, "resolve: resume_token")
         check("resolve: resolution", resolution, Of(Mapping, 'an object, as in {"approved": True}'))

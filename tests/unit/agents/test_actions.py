@@ -1,7 +1,9 @@
 """Actions over a journal: tokens, deadlines, who is first, and that a handle sees its answer (rows 1.12 to 1.14)."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,20 @@ async def test_who_waits_is_woken_by_the_answer_and_the_handle_sees_it() -> None
     await actions.resolve(action.resume_token, {"approved": True}, by="ann")
     assert [await each for each in waiting] == [action] * 3
     assert (action.resolution, action.by) == ({"approved": True}, "ann")
+
+
+async def test_a_manager_keeps_no_question_that_its_caller_has_let_go() -> None:
+    store = InMemoryActionStore()
+    jobs, actions = JobManager(store), ActionManager(store)
+    job = await jobs.create(JobSpec(scope_id="a"))
+    await jobs.start(job.job_id)
+    action = await actions.require_action(ActionSpec(job_id=job.job_id))
+    seen = weakref.ref(action)
+    await jobs.cancel(job.job_id)  # no manager of actions reads that
+    await store.trim(0)
+    del action
+    gc.collect()
+    assert seen() is None
 
 
 async def test_an_answer_from_another_process_is_found() -> None:
