@@ -8,6 +8,7 @@ memory, as the journal is, and exist for as long as the history of the job.
 """
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
@@ -27,12 +28,22 @@ from sabot.agents.store import as_json
 from sabot.agents.stores.hot import HotState
 from sabot.base.config import Duration, checked_name, checked_path, parse_bytes, parse_seconds
 from sabot.base.threads import run_in_thread
-from sabot.errors import UNREADABLE, CorruptJournal, LetterRefused, NonDeterminism, UserError, short_repr
+from sabot.errors import (
+    UNREADABLE,
+    CorruptJournal,
+    LetterRefused,
+    NonDeterminism,
+    TransientError,
+    UserError,
+    short_repr,
+)
 from sabot.jobs.fork_history import CHECKPOINT, HistoryPart, open_calls, part_of, take_over
 from sabot.jobs.open_jobs import whole_entries
 from sabot.journal import JournalReader
 from sabot.journal.effects import RULES
 from sabot.journal.entries import Begin, End, Entry, Intent, JobOrigin, Letter, Signal, encode_entry
+
+_log = logging.getLogger(__name__)
 
 CheckpointType = Literal["auto", "manual", "pre_suspend", "pre_drain"]
 
@@ -225,7 +236,8 @@ class StateManager:
     time.
 
     `async with StateManager(kernel)` also makes automatic checkpoints: at a fixed interval, by default every minute, it
-    makes one of each open job that has new entries.
+    makes one of each open job that has new entries. If the server of the journal does not answer, this is logged, and
+    tried again after the interval.
     """
 
     def __init__(
@@ -279,7 +291,10 @@ class StateManager:
     async def _make(self, every_s: float) -> None:
         while True:
             await self._sleep(every_s)
-            await self.create_all("auto")
+            try:
+                await self.create_all("auto")
+            except TransientError as error:
+                _log.warning("no checkpoints of jobs were made, and they are tried again in %g s: %s", every_s, error)
 
     # -- making checkpoints -------------------------------------------------------------------------------------------
 

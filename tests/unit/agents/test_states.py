@@ -28,7 +28,7 @@ from sabot.agents import (
 )
 from sabot.agents.replay.verification import verified
 from sabot.clock import ManualClock
-from sabot.errors import EffectError, UserError
+from sabot.errors import EffectError, TransientError, UserError
 from sabot.journal import Letter
 from sabot.journal.entries import Begin, EffectResult, End, Signal
 from sabot.journal.memory import MemoryInbox, MemoryJournal, MemoryReader, MemoryStorage
@@ -498,6 +498,30 @@ async def test_checkpoints_are_made_by_themselves_where_something_has_come_since
         await turn()
         await until(lambda: waits.qsize() == 1)
         assert len(await states.checkpoints(first.job_id)) == 1
+
+
+async def test_auto_checkpoints_go_on_behind_a_time_in_which_the_server_of_the_journal_was_away(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    turns, waits = asyncio.Semaphore(0), list[float]()
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        await turns.acquire()
+
+    async def away(**given: Any) -> Any:
+        raise TransientError("the server is away")
+
+    async with Shop().kernel(MemoryStorage()) as kernel, StateManager(kernel, sleep=sleep) as states:
+        first = await asked(kernel)
+        with monkeypatch.context() as patch:
+            patch.setattr(kernel.jobs.store, "find", away)
+            turns.release()
+            await until(lambda: len(waits) == 2)
+        assert "the server is away" in caplog.text
+        turns.release()
+        await until(lambda: len(waits) == 3)
+        assert [each.type for each in await states.checkpoints(first.job_id)] == ["auto"]
 
 
 async def test_without_auto_checkpoints_are_made_when_they_are_asked_for() -> None:
