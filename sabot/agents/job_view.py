@@ -125,6 +125,7 @@ class JobState:
     - `begun`: False if the view has applied entries of the job, but not its BEGIN entry.
     - `spec`: the request with which the job was created; None for a job of an agent.
     - `moved_at`, `last_at`: the time of the last change of status, and the time of the last entry.
+    - `ran_seconds`: the number of seconds that the job had run at the time `moved_at`.
     - `open`: the effects without a result, by ordinal.
     - `failed`: the effects that ended with an error, by ordinal. If the job makes such an effect again, the effect
       moves back to `open`.
@@ -193,8 +194,8 @@ class JobState:
         )
 
     def record(self) -> JobRecord:
-        """Returns the present state of the job as a JobRecord."""
-        shared = {
+        """Returns the state of the job at its last entry as a JobRecord."""
+        shared: dict[str, Any] = {
             "job_id": self.job_id,
             "status": self.status,
             "created_at": self.created_at,
@@ -210,8 +211,10 @@ class JobState:
         }
         if self.spec is not None:
             said = {name: getattr(self.spec, name) for name in _OF_SPEC}
-            return JobRecord(updated_at=self.moved_at, **said, **shared)  # type: ignore[arg-type]
+            return JobRecord(updated_at=self.moved_at, **said, **shared)
         origin = self.origin
+        if self.status is JobStatus.RUNNING:
+            shared["ran_seconds"] = self.ran_seconds + max(0.0, self.last_at - self.moved_at)
         return JobRecord(
             scope_id=self.scope,
             principal_id=self.principal,
@@ -223,7 +226,7 @@ class JobState:
             open=self.open_effects(),
             key=key_text(self.key),
             children=self.children,
-            **shared,  # type: ignore[arg-type]
+            **shared,
         )
 
 

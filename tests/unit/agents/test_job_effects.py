@@ -263,6 +263,14 @@ def test_a_job_whose_clock_was_set_back_has_not_run_for_less_than_nothing() -> N
     assert made.job.ran_seconds == 5.0
 
 
+def test_a_job_that_runs_has_run_until_its_last_entry_and_goes_on_from_there() -> None:
+    made = Folded(call(1), EffectResult("j", 4000, 1))
+    record = made.job
+    assert (record.updated_at, record.ran_seconds, record.ran_until(6.0)) == (4.0, 4.0, 6.0)
+    made.add(End("j", 7000, "succeeded"))
+    assert made.job.ran_until(9.0) == 7.0
+
+
 # -- history ------------------------------------------------------------------------------------------------------------
 
 
