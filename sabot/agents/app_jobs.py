@@ -2,7 +2,8 @@
 for them. To change them, a program puts letters into the inbox of the journal.
 
 It does not matter whether the app runs in this process, in another one, or not at all. When a call returns, its letter is
-durable. Later reads see the effect of the letter, even if the owner of the journal has not taken it yet.
+durable. Later reads see answers to questions and withdrawals of questions, even if the owner of the journal has not taken
+their letters yet. They see a cancel only when the owner has taken its letter.
 """
 
 import uuid
@@ -315,6 +316,9 @@ class AppJobs(JobManager):
         - `token`: identifies the signal. If a signal with the same token is sent again, LetterRefused ("second") is
           raised. With "" each call sends a new signal.
         - `by`: the person who sends it.
+
+        The signal is durable when this method returns. Raises LetterRefused if there is no such job, or if it has
+        ended.
         """
         checked_word(job_id, "signal: job_id")
         checked_word(name, "name", empty=False)

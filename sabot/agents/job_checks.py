@@ -37,10 +37,11 @@ _STATE = "state"
 class CheckedJob:
     """The result of a check whether an app could continue one of its jobs now. `verdict` is one of these words:
 
-    - "ok": the job would continue.
-    - "fails": the job would continue, but after all recorded results its function raises an error, or waits for
-      something that can never come.
-    - "blocked": the function requests other effects than the journal has, so the job would not continue.
+    - "ok": the recorded history fits the code, and the job would continue.
+    - "fails": the recorded history fits the code, but behind the recorded results the function raises an error, or
+      waits for something that can never come.
+    - "blocked": the recorded history does not fit the code, so the job would not continue. For example, the function
+      requests other effects than the journal has.
     - "held": the job would wait, because another job with the same key is blocked.
     - "gone": the program has no durable agent of this name.
 
@@ -56,8 +57,8 @@ class CheckedJob:
 
     @property
     def stands(self) -> bool:
-        """True if the job would continue from its recorded results if the app were started now. The verdict is then
-        "ok", or "fails" if the function continues but raises an error or waits in vain after these results.
+        """True if the recorded history of the job still fits the code. The verdict is then "ok", or "fails" if the
+        function raises an error, or waits for something that can never come, after the recorded results.
         """
         return self.verdict in ("ok", "fails")
 

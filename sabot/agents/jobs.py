@@ -342,7 +342,9 @@ class JobManager:
 
     async def cancel(self, job_id: str, reason: str = "") -> JobRecord:
         """Cancels the job and its open actions, and returns the job. If an app or a kernel runs the job, the request is
-        durable when this returns, and the job ends a little later. Raises IllegalTransition if the job has ended.
+        durable when this returns, and the job ends a little later; the returned job is then as it was before, and
+        LetterRefused is raised if a cancel was requested before. Raises IllegalTransition if the job has ended, and
+        UserError for an unknown job.
         """
         return await self._moved(job_id, JobStatus.CANCELLED, error=checked_word(reason, "reason"))
 

@@ -423,7 +423,7 @@ class RedisActionStore(ActionStore):
         self._mirror.hearing = asyncio.create_task(self._hear_answers(self._mirror), name="answers of Redis")
 
     async def leave(self) -> None:
-        """Stops reading answers from Redis."""
+        """Ends the task that reads people's answers to the kernel's actions from Redis."""
         mirror = self._mirror
         if mirror is not None and mirror.hearing is not None:
             hearing, mirror.hearing = mirror.hearing, None
