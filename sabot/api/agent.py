@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypedDict, Unpack, get_args
 
 import pyarrow as pa
 
+from sabot.api.arguments import check_called
 from sabot.api.child_limits import ChildLimits, checked_limits
 from sabot.api.expr import as_type
 from sabot.api.formats import payload_format, sink_format
@@ -248,7 +249,7 @@ class AgentSpec:
             "process": int(process),
         }
         spec = cls(agent_id=agent_id, func=func, inputs=tuple(topics), topic_by_name=topic is None, **given)
-        _check_called(refuse, func, ("batch", "ctx") if batch else ("ctx",))
+        check_called(refuse, func, ("batch", "ctx") if batch else ("ctx",))
         return spec
 
     @property
@@ -289,23 +290,6 @@ class AgentSpec:
     def topics(self) -> tuple[str, ...]:
         """The names of the agent's inputs: topics, and names of Sources."""
         return tuple(t if isinstance(t, str) else t.name for t in self.inputs)
-
-
-def _check_called(refuse: Callable[[str, str], UserError], func: Callable[..., Any], given: tuple[str, ...]) -> None:
-    """Raises an error if the function cannot be called with so many positional arguments. `given`: the names of the
-    arguments, such as ("batch", "ctx"). `refuse`: makes the error from a message and a hint.
-    """
-    try:
-        signature = inspect.signature(func)
-    except (TypeError, ValueError):  # a function written in C has no signature
-        return
-    try:
-        signature.bind(*given)
-    except TypeError as error:
-        called = f"{getattr(func, '__name__', 'function')}({', '.join(given)})"
-        raise refuse(
-            f"it is called as {called}, but its function has the signature {signature}: {error}", f"def {called}"
-        ) from error
 
 
 def _input_format(

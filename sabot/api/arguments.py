@@ -1,6 +1,7 @@
 """Checks the arguments of the methods of streams: names of columns, expressions, durations, keys, orders."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from numbers import Number
 from typing import Any, Literal, TypeAlias, get_args
@@ -9,6 +10,7 @@ import pyarrow as pa
 
 from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr, as_type, col
+from sabot.api.words import name_of
 from sabot.base.arrays import python_value
 from sabot.base.checks import FLAG, OneOf, check, is_whole
 from sabot.base.config import Duration, parse_ms
@@ -164,10 +166,44 @@ def expression_of(value: Any, where: str) -> Expr:
     return value
 
 
-def function_of(value: Any, where: str) -> Any:
+def function_of(value: Any, where: str, *given: str) -> Any:
+    """Returns the user's function. Raises UserError for an async function, and for one that cannot be called with these
+    positional arguments.
+
+    `given`: the names of the arguments for the message; without them the number is not checked.
+    """
     if not callable(value):
         raise UserError(f"{where}: {value!r} is not a function")
+    if _is_async(value) or _is_async(getattr(type(value), "__call__", None)):  # noqa: B004 (not to learn whether it is callable)
+        raise UserError(
+            f"{where}: {name_of(value)} is an async function, and this step does not wait for its result",
+            hint="map_async(function, schema=…) waits; or write def in place of async def",
+        )
+    if given:
+        check_called(lambda message, hint: UserError(f"{where}: {message}", hint=hint), value, given)
     return value
+
+
+def _is_async(function: Any) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+def check_called(refuse: Callable[[str, str], UserError], func: Callable[..., Any], given: tuple[str, ...]) -> None:
+    """Raises an error if the function cannot be called with so many positional arguments. `given`: the names of the
+    arguments, such as ("batch", "ctx"). `refuse`: makes the error from a message and a hint.
+    """
+    try:
+        signature = inspect.signature(func)
+    except (TypeError, ValueError):  # a function written in C has no signature
+        return
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        name = str(getattr(func, "__name__", ""))
+        called = f"{name if name.isidentifier() else 'function'}({', '.join(given)})"
+        raise refuse(
+            f"it is called as {called}, but its function has the signature {signature}: {error}", f"def {called}"
+        ) from error
 
 
 def flat(values: Iterable[Any]) -> list[Any]:

@@ -21,11 +21,12 @@ The protocols below describe the `ctx` of a function. A `ProcessSpec` is the che
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import pyarrow as pa
 
-from sabot.api.arguments import schema_of
+from sabot.api.arguments import check_called, schema_of
 from sabot.api.words import name_of
 from sabot.base.checks import FLAG, check
 from sabot.base.config import Duration, checked_name, parse_ms
@@ -373,6 +374,11 @@ def process_spec(
             f"{name}: right= has no rows, because there is no second stream",
             hint="keyed.connect(other).process(f, right=g, ...)",
         )
+    flag = check(f"{name}: batch", batch, FLAG)
+    rows, timers = (("keys", "batch", "ctx"), ("keys", "at", "ctx")) if flag else (("row", "ctx"), ("timer", "ctx"))
+    for what, each, given in (("", function, rows), ("on_timer: ", on_timer, timers), ("right: ", right, rows)):
+        if each is not None:
+            check_called(partial(_refused, f"{name}: {what}"), each, given)
     ttl_ms = None if ttl is None else parse_ms(ttl, name="ttl")
     if ttl_ms is not None and ttl_ms < 1:
         raise UserError(f"{name}: ttl={ttl!r} is less than a millisecond")
@@ -381,9 +387,11 @@ def process_spec(
         checked_name(side, f"{name}: side"): _schema(name, f"sides[{side!r}]", each)
         for side, each in (sides or {}).items()
     }
-    return ProcessSpec(
-        name, function, right, on_timer, columns, named, check(f"{name}: batch", batch, FLAG), ttl_ms, broadcast
-    )
+    return ProcessSpec(name, function, right, on_timer, columns, named, flag, ttl_ms, broadcast)
+
+
+def _refused(where: str, message: str, hint: str) -> UserError:
+    return UserError(where + message, hint=hint)
 
 
 def _method(whole: Any, name: str) -> Callable[..., Any] | None:

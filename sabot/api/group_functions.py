@@ -15,7 +15,7 @@ from sabot._cython.arrow.batch import normalise
 from sabot.api.aggregates import Aggregate, UserAggregate, aggregate_with
 from sabot.api.arguments import Schema, function_of, schema_of
 from sabot.api.expr import Expr
-from sabot.api.words import name_of
+from sabot.api.words import name_of, not_arrow
 from sabot.errors import DataError, UserError
 
 
@@ -103,7 +103,7 @@ def applied(function: Any, schema: Schema, columns: Sequence[str]) -> tuple[Aggr
 
     `schema`: the columns of the result. `columns`: the names of the columns that `function` gets, in a pa.Table.
     """
-    call, wanted = function_of(function, "apply"), schema_of(schema)
+    call, wanted = function_of(function, "apply", "table"), schema_of(schema)
     name = f"apply({name_of(call)})"
 
     def finished(rows: pa.RecordBatch) -> Any:
@@ -124,11 +124,8 @@ def _fitted(name: str, made: Any, wanted: pa.Schema) -> list[Any]:
     """
     try:
         batch = normalise(made)
-    except TypeError as error:
-        raise UserError(
-            f"{name} returned a {type(made).__name__}, which is not Arrow data",
-            hint="return a DataFrame of polars or pandas, a pa.Table, or None",
-        ) from error
+    except (TypeError, pa.ArrowInvalid) as error:
+        raise not_arrow(name, made, error) from error
     missing = [each for each in wanted.names if each not in batch.schema.names]
     if missing:
         raise UserError(

@@ -1,8 +1,11 @@
 """The texts of functions, keys, orders, windows and aggregates in plans and errors."""
 
 import difflib
-from collections.abc import Collection, Iterable
+import inspect
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Protocol
+
+import pyarrow as pa
 
 from sabot.api.expr import Expr
 from sabot.base.quantities import span_words
@@ -39,6 +42,30 @@ def no_column(name: str, known: Collection[str], where: str = "") -> UserError:
 def name_of(function: Any) -> str:
     """Returns the qualified name of a function; for a callable object, the name of its class."""
     return str(getattr(function, "__qualname__", type(function).__name__))
+
+
+_TABLES: tuple[tuple[Callable[[Any], bool], str], ...] = (
+    (lambda given: hasattr(given, "to_frame"), "a Series is one column: return series.to_frame()"),
+    (lambda given: hasattr(given, "collect_schema"), "return frame.collect(): a LazyFrame has no rows yet"),
+    (inspect.isawaitable, "map_async(function, schema=…) waits for the result of a function"),
+    (lambda given: isinstance(given, Iterator), "return all of it at once, such as pl.concat(list(…))"),
+    (lambda given: isinstance(given, dict), 'return pa.table({"x": [1, 2]}) for a dict of columns'),
+    (lambda given: isinstance(given, list | tuple), "return pa.Table.from_pylist(rows) for a list of dicts"),
+    (lambda given: isinstance(given, pa.Array | pa.ChunkedArray), 'return pa.table({"x": array})'),
+)
+"""What a function may return in place of a table, and what to write."""
+
+
+def not_arrow(said: str, given: Any, error: Exception) -> UserError:
+    """Returns the error for a function that has returned `given`, which is no table. `said`: the name of the function,
+    with which the message begins. `error`: what the conversion raised: ArrowInvalid for Arrow data with a fault.
+    """
+    hint = next((hint for fits, hint in _TABLES if fits(given)), "")
+    if isinstance(error, pa.ArrowInvalid) and not hint:
+        fault = "texts must be UTF-8, and offsets must ascend: array.validate(full=True) finds the fault"
+        return UserError(f"{said} returned data that is not valid Arrow: {error}", hint=fault)
+    usual = "return a pa.RecordBatch or pa.Table, a polars or pandas DataFrame, or None"
+    return UserError(f"{said} returned a {type(given).__name__}, which is not Arrow data", hint=hint or usual)
 
 
 def by_keys(keys: tuple[str, ...]) -> str:

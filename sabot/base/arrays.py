@@ -58,8 +58,11 @@ def column_of(values: Sequence[Any], type: pa.DataType) -> pa.Array:
 
 def batch_of_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
     """Returns rows of Python or numpy values as a batch, with null where a row lacks a column. Raises the errors of
-    pyarrow.
+    pyarrow, and TypeError for a row that is no mapping: pyarrow takes a text for a row without columns.
     """
+    if not all(issubclass(kind, Mapping) for kind in set(map(type, rows))):
+        wrong = next(row for row in rows if not isinstance(row, Mapping))
+        raise TypeError(f"{wrong!r:.80} is not a dict")
     try:
         return pa.RecordBatch.from_pylist(rows, schema=schema)
     except (pa.ArrowException, TypeError):

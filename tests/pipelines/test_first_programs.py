@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars
 import pytest
 
 from sabot import App, NdjsonSink, UserError, col, count, files, tumbling
@@ -180,3 +181,109 @@ def test_types_that_are_asked_for_are_those_of_columns_that_there_are():
         stream.collect()
     with pytest.raises(UserError, match=r"give schema= or schema_overrides=, not both"):
         App("first").stream("topic", schema={"a": "int64"}, schema_overrides={"a": "float64"})
+
+
+PAYMENTS = [{"user": "ann", "amount": 5.0, "ts": 0}, {"user": "bob", "amount": 7.0, "ts": 60_000}]
+PAID = {"user": "string", "amount": "float64"}
+
+
+def payments():
+    return App("first").stream(PAYMENTS, time="ts")
+
+
+@pytest.mark.parametrize(
+    ("returned", "rows"),
+    [
+        (lambda row: {"user": row["user"]}, [{"user": "ann", "amount": None}, {"user": "bob", "amount": None}]),
+        (
+            lambda row: None if row["user"] == "ann" else [{"user": "bob", "amount": 1.0}],
+            [{"user": "bob", "amount": 1.0}],
+        ),
+        (lambda row: (each for each in [{"user": "z"}] * (row["ts"] > 0)), [{"user": "z", "amount": None}]),
+    ],
+    ids=["a dict", "None", "a generator"],
+)
+def test_flat_map_takes_what_a_process_function_may_return(returned, rows):
+    """A dict was taken for an iterable of its names, and None ended the app."""
+    assert payments().flat_map(returned, schema=PAID).collect().to_pylist() == rows
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ([{"usr": "ann", "amount": 1.0}], "a row has 'usr', which is not a column of its schema"),
+        ("ann", "it returned 'ann'"),
+        (["ann"], "'ann' is not a dict"),
+        (("ann", 1.0), "'ann' is not a dict"),
+    ],
+)
+def test_rows_of_flat_map_without_a_column_of_the_schema_are_refused_and_were_rows_of_nulls(returned, said):
+    with pytest.raises(UserError, match=said):
+        payments().flat_map(lambda row: returned, schema=PAID).collect()
+
+
+@pytest.mark.parametrize("on_error", ["dead_letter", "null", "fail"])
+def test_a_misspelt_column_of_flat_map_ends_the_app_whatever_becomes_of_bad_rows(on_error):
+    app = App("first")
+    rows = app.stream(PAYMENTS).flat_map(lambda row: {"usr": row["user"]}, schema=PAID, on_error=on_error)
+    rows.to([])
+    with pytest.raises(UserError, match="a row has 'usr'"):
+        app.main()
+
+
+async def asynchronous(*given):
+    return given
+
+
+@pytest.mark.parametrize(
+    ("step", "called"),
+    [
+        (lambda f: payments().map_batches(f), "map_batches: it is called as function(batch)"),
+        (lambda f: payments().flat_map(f, schema=PAID), "flat_map: it is called as function(row)"),
+        (lambda f: payments().key_by("user").process(f, schema=PAID), "it is called as function(row, ctx)"),
+        (
+            lambda f: payments().key_by("user").process(f, schema=PAID, batch=True),
+            "called as function(keys, batch, ctx)",
+        ),
+        (
+            lambda f: payments().key_by("user").process(lambda row, ctx: None, on_timer=f, schema=PAID),
+            "on_timer: it is called as function(timer, ctx)",
+        ),
+        (lambda f: payments().key_by("user").reduce(f), "reduce: it is called as function(so_far, row)"),
+        (
+            lambda f: payments().key_by("user").window(tumbling("1m")).apply(f, schema=PAID),
+            "apply: it is called as function(table)",
+        ),
+    ],
+)
+def test_a_function_of_other_arguments_or_an_async_one_is_refused_where_it_is_given(step, called):
+    """Each row was a dead letter with Python's message, or the first batch failed with a hint about schema=."""
+    with pytest.raises(UserError) as refused:
+        step(lambda: None)
+    assert called in str(refused.value)
+    assert refused.value.hint.startswith("def function(")
+    with pytest.raises(UserError, match="async"):
+        step(asynchronous)
+
+
+@pytest.mark.parametrize(
+    ("convert", "hint"),
+    [
+        (lambda batch: batch.to_pandas()["amount"], "series.to_frame()"),
+        (lambda batch: polars.from_arrow(batch)["amount"], "series.to_frame()"),
+        (lambda batch: polars.from_arrow(batch).lazy(), "frame.collect()"),
+        (lambda batch: batch.to_pylist(), "pa.Table.from_pylist(rows)"),
+        (lambda batch: batch.to_pydict(), "pa.table("),
+        (lambda batch: batch["amount"], "pa.table("),
+        (lambda batch: iter([batch]), "pl.concat"),
+        (lambda batch: 5, "a polars or pandas DataFrame"),
+    ],
+)
+def test_what_is_nearly_a_table_is_answered_with_the_way_to_make_one(convert, hint):
+    for step in (
+        payments().map_batches(convert, schema=PAID),
+        payments().key_by("user").process(lambda keys, batch, ctx: convert(batch), schema=PAID, batch=True),
+    ):
+        with pytest.raises(UserError, match="which is not Arrow data") as refused:
+            step.collect()
+        assert hint in refused.value.hint

@@ -408,12 +408,14 @@ def map_batches_node(
     columns = None if schema is None else schema_of(schema)
     most = None if rows is None else check("map_batches: rows", rows, Whole(1))
     own = _own_policy("map_batches", on_error)
-    return MapBatches(input, function_of(function, "map_batches"), columns, own, most)
+    return MapBatches(input, function_of(function, "map_batches", "batch"), columns, own, most)
 
 
 def flat_map_node(input: Node, function: Any, schema: Schema, on_error: RowPolicy | None) -> FlatMap:
     """Returns the node of `Stream.flat_map`. Raises UserError."""
-    return FlatMap(input, function_of(function, "flat_map"), schema_of(schema), _own_policy("flat_map", on_error))
+    return FlatMap(
+        input, function_of(function, "flat_map", "row"), schema_of(schema), _own_policy("flat_map", on_error)
+    )
 
 
 def _own_policy(where: str, on_error: RowPolicy | None) -> RowPolicy | None:

@@ -240,11 +240,12 @@ class Stream(Looks, StreamKind):
     def flat_map(
         self, function: Callable[[dict[str, Any]], Any], *, schema: Schema, on_error: RowPolicy | None = None
     ) -> "Stream":
-        """Calls `function(row: dict)` for each row. It returns an iterable of dicts: the rows of the result.
+        """Calls `function(row: dict)` for each row. It returns the rows of the result: None, a dict, or an iterable of
+        dicts.
 
-        `schema`: the columns of the result. `on_error`: the policy for this step, see `Stream.on_error`. Python runs
-        for each row, so `map_batches` is faster. Raises UserError if the rows are changes (updates and deletes of
-        earlier rows).
+        `schema`: the columns of the result. A column that a row lacks is null; a row with another column is an error.
+        `on_error`: the policy for this step, see `Stream.on_error`. Python runs for each row, so `map_batches` is
+        faster. Raises UserError if the rows are changes (updates and deletes of earlier rows).
         """
         return self._then(flat_map_node(self._node, function, schema, on_error))
 
@@ -886,7 +887,9 @@ class KeyedStream(Shown, StreamKind):
         a key that had no row for so much event time is forgotten, and its next row is a first row again; None for
         never.
         """
-        node = Reduce(self._steps.node, self._keys, function_of(function, "reduce"), optional_ms(ttl, "ttl"))
+        node = Reduce(
+            self._steps.node, self._keys, function_of(function, "reduce", "so_far", "row"), optional_ms(ttl, "ttl")
+        )
         return self._steps.then(node)
 
     def deduplicate(self, *, within: Duration | None = None) -> "Stream":

@@ -13,6 +13,7 @@ from sabot._cython.flow.timers import EVENT, PROCESSING
 from sabot._cython.groups.partition import hash_columns
 from sabot._cython.text.records import decode_values, encode_values, key_rows
 from sabot.api.functions import checked_ms
+from sabot.api.words import not_arrow
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.operators.functions.state import (
@@ -27,7 +28,6 @@ from sabot.operators.functions.state import (
     plain_keys,
 )
 from sabot.operators.rows.bad import batch_place
-from sabot.operators.rows.mapped import NO_ARROW
 from sabot.state.base import StateBackend
 
 Array: TypeAlias = pa.Array
@@ -248,11 +248,8 @@ class BatchCaller(Caller):
         try:
             made = normalise(given)
             validate(made)
-        except pa.ArrowInvalid as error:
-            raise UserError(f"it returned data that is not valid Arrow: {error}", hint=NO_ARROW) from error
-        except TypeError as error:
-            hint = "return a pa.RecordBatch or pa.Table, a polars or pandas DataFrame, or None"
-            raise UserError(f"it returned a {type(given).__name__}, which is not Arrow data", hint=hint) from error
+        except (TypeError, pa.ArrowInvalid) as error:
+            raise not_arrow("it", given, error) from error
         if made.schema.equals(schema):
             return made.replace_schema_metadata(None)
         have = made.schema.names

@@ -12,9 +12,9 @@ from sabot._cython.arrow.border import validate
 from sabot.api.arguments import RowPolicy
 from sabot.api.nodes import rows as nodes
 from sabot.api.nodes.node import Node, time_column
-from sabot.api.words import name_of
+from sabot.api.words import name_of, not_arrow
 from sabot.base.arrays import batch_of_rows, is_time, to_ms
-from sabot.errors import DataError, UserError
+from sabot.errors import DataError, UserError, short_repr
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, with_time, without_time
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.rows.bad import BadRows, batch_place, nulls_of, row_place
@@ -23,7 +23,6 @@ from sabot.operators.rows.origin import of_selected
 
 _FLAT_ROWS = 65_536  # the most rows of a batch that flat_map emits
 
-NO_ARROW = "texts must be UTF-8, and offsets must ascend: array.validate(full=True) finds the fault"
 Row = dict[str, Any]
 
 
@@ -172,7 +171,8 @@ class MapBatches(Operator):
 
 
 class FlatMap(Operator):
-    """Calls the user's function with single rows. The function gets a dict, and returns an iterable of dicts.
+    """Calls the user's function with single rows. The function gets a dict, and returns None, a dict, or an iterable of
+    dicts.
 
     `time`, `fixed`: as in MapBatches. If the results lack the column of event time, each has the time of its input
     row.
@@ -180,7 +180,7 @@ class FlatMap(Operator):
 
     def __init__(
         self,
-        function: Callable[[Row], Iterable[Row]],
+        function: Callable[[Row], Row | Iterable[Row] | None],
         schema: pa.Schema,
         *,
         time: str | None = None,
@@ -243,9 +243,17 @@ class FlatMap(Operator):
 
     def _call(self, row: Row, i: int, batch: Batch) -> Iterator[Row]:
         try:
-            yield from self.function(row)
+            made: Any = self.function(row)
+            if isinstance(made, dict):
+                yield made
+            elif isinstance(made, str | bytes) or not isinstance(made, Iterable | None):
+                raise UserError(f"it returned {short_repr(made)}", hint="return a dict, an iterable of dicts, or None")
+            elif made is not None:
+                yield from made
         except GeneratorExit:
             raise
+        except UserError as error:
+            raise UserError(f"{self.name}: {error.message}; {row_place(batch, i)}", hint=error.hint) from error
         except Exception as error:
             raise UserError(f"{self.name}: {type(error).__name__}: {error}; {row_place(batch, i)}") from error
 
@@ -258,7 +266,7 @@ class FlatMap(Operator):
         try:
             data = self._columns(rows, of, stamps, batch)
         except UserError as error:
-            if self._bad.fails:
+            if not self._bad.are_at_fault(error):
                 raise
             bad = self._misfits(rows, of, stamps, batch)
             if not bad:
@@ -304,6 +312,12 @@ class FlatMap(Operator):
                 f"{self.name}: its rows do not fit the schema: {type(error).__name__}: {error}; {batch_place(batch)}",
                 hint="return an iterable of dicts whose values have the types of schema=",
             ) from error
+        if extra := set().union(*rows) - set(self.schema.names):
+            raise UserError(
+                f"{self.name}: a row has {sorted(map(str, extra))[0]!r}, which is not a column of its schema; "
+                f"{batch_place(batch)}",
+                hint=f"the columns are {', '.join(self.schema.names)}",
+            )
         if stamps is None:
             return made
         if self._own_time and not self._bad.nulls:
@@ -325,13 +339,8 @@ def _arrow(name: str, given: Any) -> pa.RecordBatch:
     try:
         made = normalise(given)
         validate(made)
-    except TypeError as error:
-        raise UserError(
-            f"{name} returned a {type(given).__name__}, which is not Arrow data",
-            hint="return a pa.RecordBatch or pa.Table, a polars or pandas DataFrame, or None",
-        ) from error
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{name} returned data that is not valid Arrow: {error}", hint=NO_ARROW) from error
+    except (TypeError, pa.ArrowInvalid) as error:
+        raise not_arrow(name, given, error) from error
     return made
 
 
