@@ -14,7 +14,7 @@ from sabot.api.words import name_of
 from sabot.base.arrays import python_value
 from sabot.base.checks import FLAG, OneOf, check, is_whole
 from sabot.base.config import Duration, parse_ms
-from sabot.errors import UserError
+from sabot.errors import UserError, short_repr
 
 Keys: TypeAlias = str | Expr | Sequence[str | Expr]
 """Names of columns, or expressions over columns."""
@@ -162,8 +162,27 @@ def optional_ms(value: Duration | None, name: str) -> int | None:
 
 def expression_of(value: Any, where: str) -> Expr:
     if not isinstance(value, Expr):
-        raise UserError(f"{where}: {value!r} is not an expression", hint='col("amount") > 10')
+        raise UserError(
+            f"{where}: {' '.join(short_repr(value).split())} is not an expression", hint=_expression_for(value)
+        )
     return value
+
+
+def _expression_for(value: Any) -> str:
+    """Returns the hint for a value that was given in place of an expression."""
+    if (
+        type(value).__module__.partition(".")[0] == "polars"
+        and hasattr(value, "alias")
+        and not hasattr(value, "to_frame")
+    ):
+        return "sabot.col and sabot.lit in place of those of polars"
+    if isinstance(value, list | tuple) or hasattr(value, "__array__"):
+        return (
+            "rows of a stream have no number to which the values could belong: join(app.stream(…), on=…) adds columns"
+        )
+    if callable(value):
+        return 'col("amount") * 2; a function of your own is for map_batches(function) or flat_map(function, schema=…)'
+    return 'col("amount") > 10'
 
 
 def function_of(value: Any, where: str, *given: str) -> Any:

@@ -3,7 +3,9 @@ how the same is written here.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from sabot.errors import UserError
 
 _ADD = 'to("topic"), or to(SINK)'
 _BY_HAND = "map_batches(function), or the agent of a topic, which calls any function"
@@ -333,29 +335,51 @@ class NamedElsewhere:
             message = f"{type(self).__name__!r} object has no attribute {name!r}"
             raise AttributeError(f"{message} (here it is {here})" if here else message, name=name, obj=self)
 
-    @classmethod
-    def _of_another_kind(cls, name: str) -> str:
+    def _of_another_kind(self, name: str) -> str:
         """Returns a hint if another class has a method of this name, such as `key_by(…).process(…)`; "" if none has."""
         return ""
 
 
 class StreamKind(NamedElsewhere):
     """A base class of all classes of streams (Stream, KeyedStream and so on). If another of these classes has a
-    missing method, the AttributeError says how to get such a stream.
+    missing method, the AttributeError says how to get such a stream. For the name of a column, and for a stream used
+    as a data frame, the error says how columns and rows are reached.
     """
 
     _elsewhere = STREAMS
     _made_by: ClassVar[str] = ""
     """The call that makes this kind of stream from a Stream; "" for a Stream."""
+    _node: Any
     _ends_in: ClassVar[str] = ""
     """The methods of this kind that return a Stream."""
 
-    @classmethod
-    def _of_another_kind(cls, name: str) -> str:
+    if not TYPE_CHECKING:
+
+        def __getitem__(self, key: Any) -> NoReturn:
+            if isinstance(key, str):
+                hint = f'select("{key}") for a stream of the column, col("{key}") in an expression'
+            elif isinstance(key, list | tuple):
+                hint = f"select({', '.join(map(repr, key))})"
+            elif isinstance(key, int | slice):  # also of `for row in stream`, and of list(stream)
+                hint = f"{_ROWS}; head(n) for the first rows"
+            else:
+                hint = "filter(condition)"
+            raise UserError("a stream is no data frame: its rows come when it runs", hint=hint)
+
+        def __setitem__(self, key: Any, value: Any) -> NoReturn:
+            raise UserError(
+                "a stream is no data frame: it does not change", hint=f"with_columns({key}=…) returns another"
+            )
+
+    def _of_another_kind(self, name: str) -> str:
+        if name.startswith("_"):
+            return ""
+        if name in (self._node.column_names or ()):
+            return f'col("{name}") in an expression, or select("{name}") for a stream of the column'
         kinds = StreamKind.__subclasses__()
         made = [kind._made_by for kind in kinds if any(name in vars(base) for base in kind.__mro__)]
-        if name.startswith("_") or not made:
+        if not made:
             return ""
         if "" in made:
-            return f"{name}(…) of a Stream: before {cls._made_by}, or after {cls._ends_in}"
+            return f"{name}(…) of a Stream: before {self._made_by}, or after {self._ends_in}"
         return f"{min(made)}.{name}(…)"

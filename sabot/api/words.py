@@ -35,8 +35,12 @@ def no_column(name: str, known: Collection[str], where: str = "") -> UserError:
         guess = (
             f'first with_columns({field.rpartition(".")[2]}=col("{struct}")["' + '"]["'.join(field.split(".")) + '"]); '
         )
+    also = ""
+    if not near and where.startswith(("with_columns", "select")):
+        is_written_out = 'col("' in name
+        also = "; concat_str(…) puts texts and columns together" if is_written_out else f'; lit("{name}") is a text'
     what = f"{where}: " if where else ""
-    return UserError(f"{what}there is no column {name!r}", hint=f"{guess}the columns are {', '.join(known)}")
+    return UserError(f"{what}there is no column {name!r}", hint=f"{guess}the columns are {', '.join(known)}{also}")
 
 
 def name_of(function: Any) -> str:

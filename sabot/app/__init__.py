@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import isgeneratorfunction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,9 +193,10 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
             if spec.func is function or spec.agent_id == f"{self.id}.{function}":
                 return spec
         name = function if isinstance(function, str) else getattr(function, "__name__", repr(function))
-        raise UserError(
-            f"{name} is no agent of app {self.id}", hint=f"put @app.agent() above {name}, before the stream goes there"
-        )
+        hint = f"put @app.agent() above {name}, before the stream goes there"
+        if isgeneratorfunction(function):
+            hint += "; or @app.source(schema={…}), if it yields the rows of a stream"
+        raise UserError(f"{name} is no agent of app {self.id}", hint=hint)
 
     def collect(self, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
         """Runs the steps up to this node; called by `Stream.collect`."""

@@ -2,10 +2,11 @@
 
 import os
 import re
+from collections.abc import Iterator
 
 from sabot.base.config import checked_no_password, checked_text, checked_topic
 from sabot.connectors.base import Delivery, Sink, Source, attributes_without_ability
-from sabot.errors import UserError
+from sabot.errors import UserError, short_repr
 
 __all__ = ["agreed_delivery", "check_delivery", "check_input", "check_nan", "check_sink"]
 
@@ -67,7 +68,14 @@ def _check_connector(given: object, kind: "type[Source] | type[Sink]", where: st
             hint = "a LazyFrame has no rows yet: stream(frame.collect())"
         elif kind is Source and hasattr(given, "from_arrow"):
             hint = 'a connection has many tables: stream(connection.table("orders")), or stream(connection.sql("SELECT …"))'
-        raise UserError(f"{where}: {given!r} is neither a topic nor a {kind.__name__}", hint=hint)
+        elif kind is Source and isinstance(given, dict):
+            hint = "a dict of columns: stream(pa.table(columns)); one row: stream([row])"
+        elif kind is Source and isinstance(given, Iterator):
+            hint = "stream(list(rows)) for rows that end; @app.source(schema={…}) above a function that yields them"
+        elif kind is Sink and hasattr(given, "__arrow_c_stream__"):
+            hint = "to_polars() and to_pandas() return a data frame; to(a_list) collects rows while the app runs"
+        said = " ".join(short_repr(given).split())
+        raise UserError(f"{where}: {said} is neither a topic nor a {kind.__name__}", hint=hint)
 
 
 _FILE = re.compile(r".+\.(ndjson|jsonl?|[ct]sv|parquet|pq|arrows?|ipc|feather)(\.(gz|zstd?))?", re.IGNORECASE)

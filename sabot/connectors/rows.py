@@ -3,6 +3,7 @@
 import hashlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
@@ -162,10 +163,9 @@ def _table_of_dicts(rows: Sequence[Any], schema: pa.Schema | None) -> pa.Table:
         raise UserError("stream: rows without columns", hint='give schema={"id": "int64"} for a list that may be empty')
     columns: dict[str, Any] = {}
     for name in names:
+        values = [row.get(name) for row in rows]
         try:
-            columns[str(name)] = pa.array(
-                [row.get(name) for row in rows], None if schema is None else schema.field(name).type
-            )
+            columns[str(name)] = made = pa.array(values, None if schema is None else schema.field(name).type)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"stream: the values of {name!r} have no type in common: {error}"
@@ -173,7 +173,19 @@ def _table_of_dicts(rows: Sequence[Any], schema: pa.Schema | None) -> pa.Table:
                 else f"stream: a value of {name!r} does not fit {schema.field(name).type}: {error}",
                 hint="give schema= the type that all values fit, or convert them before",
             ) from error
+        if pa.types.is_timestamp(made.type):
+            _check_zones(name, values)
     return pa.table(columns, schema=schema)
+
+
+def _check_zones(name: str, values: list[Any]) -> None:
+    """Raises UserError if some of these times have a time zone and others none: they would be taken for UTC."""
+    zoned = {value.tzinfo is not None for value in values if isinstance(value, datetime)}
+    if len(zoned) > 1:
+        raise UserError(
+            f"stream: some times of {name!r} have a time zone, and others have none",
+            hint='give all of them one: datetime(…, tzinfo=ZoneInfo("Europe/Berlin")); or none, for UTC',
+        )
 
 
 def _checked(schema: pa.Schema) -> pa.Schema:

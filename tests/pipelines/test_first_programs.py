@@ -1,13 +1,17 @@
 """What a first program most easily gets wrong ends with a word about it, not with exit code 0 and nothing."""
 
+import copy
 import subprocess
 import sys
+from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import polars
 import pytest
 
-from sabot import App, NdjsonSink, UserError, col, count, files, tumbling
+from sabot import App, NdjsonSink, UserError, col, count, files, tumbling, when
 from sabot.connectors.checks import _FILE
 from sabot.connectors.files.paths import FORMATS
 from sabot.testing import MemoryBroker
@@ -287,3 +291,74 @@ def test_what_is_nearly_a_table_is_answered_with_the_way_to_make_one(convert, hi
         with pytest.raises(UserError, match="which is not Arrow data") as refused:
             step.collect()
         assert hint in refused.value.hint
+
+
+ZONED, PLAIN = datetime(2024, 1, 1, 12, tzinfo=ZoneInfo("Europe/Berlin")), datetime(2024, 1, 1, 12)
+
+
+@pytest.mark.parametrize("times", [[PLAIN, ZONED], [ZONED, None, PLAIN]])
+@pytest.mark.parametrize("schema", [None, {"at": "timestamp[us, UTC]"}])
+def test_times_with_a_zone_and_times_without_one_are_no_column(times, schema):
+    """The ones without were taken for UTC, an hour off, and the others lost their zone or not by which came first."""
+    with pytest.raises(UserError, match="some times of 'at' have a time zone, and others have none") as refused:
+        App("first").stream([{"at": at} for at in times], schema=schema)
+    assert "tzinfo=" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("use", "hint"),
+    [
+        (lambda s: s["amount"], 'select("amount")'),
+        (lambda s: s[["user", "amount"]], "select('user', 'amount')"),
+        (lambda s: s[col("amount") > 1], "filter(condition)"),
+        (lambda s: s[:10], "head(n)"),
+        (lambda s: list(s), "collect()"),
+        (lambda s: s.__setitem__("twice", col("amount") * 2), "with_columns(twice=…)"),
+        (lambda s: s.filter(lambda row: row["amount"] > 3), "map_batches(function)"),
+        (lambda s: s.with_columns(x=[1, 2]), "join(app.stream(…)"),
+        (lambda s: s.with_columns(x=polars.Series([1, 2])), "join(app.stream(…)"),
+        (lambda s: s.with_columns(x=polars.col("amount")), "sabot.col"),
+        (
+            lambda s: s.with_columns(size=when(col("amount") > 6).then("big").otherwise("small")),
+            'lit("big") is a text',
+        ),
+        (lambda s: s.with_columns(x=f"{col('user')}!"), "concat_str"),
+        (lambda s: s.to(polars.DataFrame({"a": [1]})), "to_polars()"),
+        (lambda s: App("first").stream({"a": [1, 2]}), "pa.table(columns)"),
+        (lambda s: App("first").stream({"a": n} for n in range(3)), "stream(list(rows))"),
+        (lambda s: App("first").stream(yields), "@app.source"),
+    ],
+)
+def test_habits_of_data_frames_are_answered_with_what_to_write(use, hint):
+    with pytest.raises(UserError) as refused:
+        use(payments())
+    assert hint in refused.value.hint
+    assert "\n" not in str(refused.value)
+
+
+def yields():
+    yield {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("use", "hint"),
+    [
+        (lambda s: s.amount, 'col("amount") in an expression'),
+        (lambda s: s.key_by("user").amount, 'col("amount") in an expression'),
+        (lambda s: col("user").contains("a"), "str.contains(…), list.contains(…)"),
+        (lambda s: col("ts").hour(), "dt.hour(…)"),
+    ],
+)
+def test_a_column_or_a_method_of_a_namespace_that_is_taken_for_an_attribute_is_named(use, hint):
+    with pytest.raises(AttributeError) as refused:
+        use(payments())
+    assert hint in str(refused.value)
+
+
+def test_a_stream_is_still_neither_iterable_nor_false_and_can_be_copied():
+    stream = payments()
+    assert not isinstance(stream, Iterable)
+    assert stream
+    assert copy.copy(stream).collect() == stream.collect()
+    assert round(col("x"), 1).text() == col("x").round(1).text()
+    assert abs(col("x")).text() == col("x").abs().text()

@@ -79,6 +79,12 @@ class Expr(NamedElsewhere):
     inputs: tuple["Expr", ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
 
+    def _of_another_kind(self, name: str) -> str:
+        spaces = {"str": StringExpr, "dt": DateExpr, "list": ListExpr, "struct": StructExpr}
+        if name.startswith("_") or name == "make":
+            return ""
+        return ", ".join(f"{space}.{name}(…)" for space, methods in spaces.items() if name in vars(methods))
+
     # -- for the planner ----------------------------------------------------------------------------------------
 
     @property
@@ -337,6 +343,9 @@ class Expr(NamedElsewhere):
         Python's `round`. Integers do not change.
         """
         return Expr("round", (self,), (("decimals", whole_of("round", decimals)),))
+
+    __abs__ = abs
+    __round__ = round
 
     def floor(self) -> "Expr":
         """Returns the greatest whole number that is not above the value, of the same type."""
