@@ -61,9 +61,10 @@ class AgentResult:
 
     - `content`: the text of the model's last answer.
     - `output`: the last answer, decoded as the type `Agent(output=...)`; None if the agent has no output type.
-    - `messages`: all messages of this run, beginning with the prompt.
-    - `usage`, `cost`: the tokens and the US dollars of all model calls of the run; `cost` is None if the price of one
-      of them is unknown.
+    - `messages`: all messages of this run, beginning with the prompt. Turns that were left out because they did not fit
+      into the context window are missing.
+    - `usage`, `cost`: the tokens and the US dollars of all model calls of the run, including those of other agents that
+      it called as tools, unless such an agent failed; `cost` is None if the price of one of them is unknown.
     - `turns`: the number of turns. In each turn the agent asks the model once.
     - `tool_calls`: the number of tool calls.
     - `finish_reason`: the reason why the last answer ended; "length" means that it was cut off at `max_tokens`.
@@ -247,7 +248,8 @@ class Agent:
 
         - `prompt`: a text, a ChatMessage, or a list of them.
         - `conversation`: the messages of earlier runs, which the model gets too; the messages of this run are added to
-          it.
+          it at the end of the run. Earlier messages that do not fit into the context window are removed from it, or,
+          with `trim="summarize"`, replaced by their summary.
         - `context`: the tenant, user and trace of the calls. It is used only for direct calls, without effects.
         - `effects`: the object that asks models and calls tools, such as `ctx.llm(engine)` in a durable agent. If None,
           the agent uses the effects of the flow (`sabot.agents.orchestration`) that runs it. Outside of a flow it calls

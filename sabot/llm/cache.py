@@ -228,7 +228,9 @@ class RedisCache:
         self._encoder = msgspec.msgpack.Encoder()
 
     async def get(self, key: bytes) -> Completion | None:
-        """Returns the answer, or None if there is none, it has expired, or the server is unreachable."""
+        """Returns the answer, or None if there is none, it has expired, or the server is unreachable. Raises UserError
+        if the answer cannot be decoded.
+        """
         value = await self._command("GET", self._prefix + key)
         if value is None:
             return None
@@ -255,8 +257,8 @@ class RedisCache:
 
     async def _command(self, *words: Any) -> Any:
         """Sends a Redis command, whose name and arguments are `words`, and returns the reply. Returns None if the
-        server cannot be reached, or could not be reached within the last five seconds. Raises UserError if the cache is
-        closed.
+        server cannot be reached. For five seconds after that, returns None without trying to reach it. Raises UserError
+        if the cache is closed.
         """
         if self._closed:
             raise UserError(f"cache {self._server.where}: it is closed")

@@ -31,8 +31,9 @@ Group = tuple[ChatMessage, ...]
 class Conversation:
     """The messages of earlier runs of an agent, without its instructions.
 
-    A run that succeeds adds all its messages. A run that fails or is cancelled adds only its complete turns. A turn is
-    complete if each of its tool calls has a result.
+    A run that succeeds adds all its messages. A run that fails or is cancelled adds only its prompt and its complete
+    turns, or nothing if it has no complete turn. A turn is complete if each of its tool calls has a result. Messages
+    that were left out because they did not fit into the context window are removed, and not added.
     """
 
     def __init__(self, messages: Iterable[ChatMessage] = ()) -> None:

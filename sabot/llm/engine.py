@@ -19,20 +19,25 @@ class ExecutionEngine(Engine):
     - `limits`: the limits of requests, which apply to each provider separately.
     - `breaker`: how many failures in a row stop the requests to a provider, and for how long. Without fallbacks the
       default is None; with fallbacks it is `CircuitBreaker()`.
-    - `retries`: the number of further attempts after a TransientError; with 0 there is one attempt only.
+    - `retries`: the number of further attempts after a TransientError, for each provider that is asked; with 0 each
+      provider is asked once only. A CircuitOpen is never repeated.
     - `backoff`: the wait before the second attempt. Each later wait is twice as long, at most 30 seconds. A random part
       of up to one half is subtracted from each wait, and the time for which the provider asks (`Retry-After`) is added.
-    - `patience`: the time during which a call is repeated if the provider answers 429 (too many requests). These
-      attempts are not limited by `retries`, unless it is 0.
+    - `patience`: the time, from the first attempt with a provider on, during which a call is repeated if this provider
+      answers 429 (too many requests). These repetitions are not counted in `retries`. But with `retries=0` they are
+      not made either.
     - `timeout`: the time limit of one attempt; for a stream, of the wait for each piece. None for no limit.
     - `total_timeout`: the time limit of a call with all its attempts and waits, or None for no limit.
     - `max_answer_bytes`: the most bytes of an answer as it is received, with its JSON (about 300 bytes for each piece
       of a stream). Reading stops at this limit, and AnswerTooLarge is raised. None for no limit.
     - `cache`: the cache of answers.
     - `idempotency_tracker`: the tracker that sends calls with the same idempotency key only once.
-    - `budget`: a budget for all calls of the engine together.
+    - `budget`: a budget for all calls of the engine together. It also counts the tool calls of the engine's agents
+      outside of jobs.
     - `prices`: the prices of tokens. By default those of the package genai-prices, if it is installed (extra `llm`).
-    - `middleware`: the layers around each call, the outermost first: names in the list MIDDLEWARE, or functions.
+    - `middleware`: the layers around each call, the outermost first: names in the list MIDDLEWARE, or functions. The
+      options `timeout` and `total_timeout` have no effect without the layer "timeout"; `retries`, `backoff` and
+      `patience` none without "retry"; `budget` none without "budget".
     - `clock`, `sleep`, `seed`: for tests. `seed` makes the random waits repeatable.
 
     Raises UserError for arguments that are not valid.

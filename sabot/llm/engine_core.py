@@ -157,7 +157,8 @@ class Engine:
         - `idempotency_key`: a key by which the engine's IdempotencyTracker recognizes a repeated call; "" for none.
         - `context`: the request id, tenant and user of the call.
         - `timeout`: the time limit of one attempt; None for that of the engine.
-        - `budget`: a budget for this call, in addition to that of the engine.
+        - `budget`: a budget for this call, in addition to that of the engine. Without the layer "budget" in the engine's
+          `middleware` it has no effect.
         - `cache`: True to use the engine's cache; False to use no cache. If it is a cache object, it is used if the
           engine has no cache.
         - `fields`: fields of the RequestSpec. If `prompt` is a RequestSpec, they replace its fields. The field `tools`
@@ -195,8 +196,8 @@ class Engine:
         **fields: Any,
     ) -> AsyncGenerator[Piece, None]:
         """Asks the model, and yields its answer in pieces as they come. The last piece contains the whole answer as a
-        Completion. Parameters and errors are those of `complete`. A call that fails after its first piece is not
-        repeated. To end the request early, close the generator (`contextlib.aclosing`).
+        Completion. Parameters and errors are those of `complete`, but `timeout` limits the wait for each piece. A call
+        that fails after its first piece is not repeated. To end the request early, close the generator (`contextlib.aclosing`).
         """
         call, schema = self._call("stream", prompt, output, idempotency_key, context, timeout, budget, fields)
         return self._stream(call, schema, cache)
@@ -275,7 +276,9 @@ class Engine:
         budget: CallBudget | None = None,
     ) -> Embeddings:
         """Returns a vector for each text. More than 256 texts are sent in several requests. Only the first provider
-        is asked, because vectors of different models cannot be compared. Raises the errors of `complete`.
+        is asked, because vectors of different models cannot be compared. `model`: the model that is asked; that of the
+        provider if "". If one of several requests fails, the others are cancelled, and its error is raised. Raises
+        the errors of `complete`.
         """
         if isinstance(texts, str) or not texts or not all(isinstance(each, str) for each in texts):
             raise UserError(f"embed: {short_repr(texts)} is no list of texts", hint='engine.embed(["a text", …])')
@@ -318,10 +321,12 @@ class Engine:
                 await call.cancel()
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the figures of the engine since its creation, by name.
+        """Returns the figures of the engine since its creation, by name. Some are counted by a layer of the engine's
+        `middleware`, and are 0 without this layer: `retries` and `overloads` by "retry"; `attempts`, `failed_attempts`,
+        tokens, `cost`, times and the figures of tools by "telemetry".
 
-        - `calls`: the calls for which a provider had to be asked. `in_flight`: how many of them are under way now.
-          `failed`: how many of them have failed.
+        - `calls`: the calls for which a provider had to be asked; `embed` makes one for each 256 texts. `in_flight`: how
+          many of them are under way now. `failed`: how many of them have failed.
         - `unasked`: the calls that were answered without a provider: from the cache, by an idempotency key, or together
           with an equal call.
         - `attempts`: the attempts of all calls. `failed_attempts`: how many of them have failed. `retries`: how many of
@@ -332,8 +337,9 @@ class Engine:
         - `cost`: US dollars; answers with an unknown price are not included.
         - `seconds_total`: the time of all attempts. `durations`: a histogram of their times, in the form of
           `Durations.read`.
-        - `tool_calls`, `failed_tool_calls`, `tool_seconds`: the number of attempts of agents outside of jobs to call
-          tools, how many failed, and their time in seconds.
+        - `tool_calls`: how often the functions of tools were called by agents of this engine that do not run in a job; a
+          repetition after a failure is counted too. `failed_tool_calls`: how many of these calls have failed.
+          `tool_seconds`: the sum of their times in seconds.
         - `waiting`: the requests that wait because of the limits. `limit`: how many requests may be in flight to the
           first provider now.
         """

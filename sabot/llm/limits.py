@@ -30,7 +30,8 @@ class Limits:
     - `concurrency`: the most requests in flight. While the provider answers 429 (too many requests), fewer are allowed.
     - `requests_per_minute`: the most requests that begin in a minute, evenly spaced, or None for no limit.
     - `tokens_per_minute`: the most tokens, input and output together, in a minute, or None for no limit. A request is
-      counted with an estimate when it begins, and with its actual tokens when it has ended.
+      counted with an estimate when it begins, and with its actual tokens when it has ended. The tokens of ten seconds
+      may be used at once.
     """
 
     concurrency: int = 64

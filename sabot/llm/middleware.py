@@ -64,7 +64,7 @@ class ModelCall:
     - `timeout_s`: the time limit of one attempt in seconds; for a stream, of the wait for each piece.
     - `began`, `until`: when the call began, and when it has to end at the latest, in seconds of the engine's monotonic
       clock.
-    - `attempts`: the number of attempts so far.
+    - `attempts`: the number of attempts so far, with all providers. The layer "retry" counts them; it is 0 without.
     - `budget`: a budget for this call, in addition to that of the engine.
     - `listener`: the function that is called with each piece of a streamed answer. `pieces`: how many pieces the answer
       has had so far. If there was any, the call is not repeated after a failure.
@@ -129,7 +129,8 @@ class CallBudget(Account):
     """A budget: a limit for the tokens and the US dollars of model calls, and for the number of tool calls.
 
     `max_tokens`, `max_cost`, `max_tool_calls`: the highest sums that are allowed; None for no limit. A call that would
-    exceed one of them raises BudgetExceeded.
+    exceed one of them raises BudgetExceeded. If a tool call of an agent would, the agent's model gets the error as the
+    result of the call.
 
     - Tokens: while a call is in flight, an estimate is reserved for it: its input, and `max_tokens` of its request. At
       its end the estimate is replaced by the actual tokens. If the request has no `max_tokens`, its output is not in
@@ -139,6 +140,8 @@ class CallBudget(Account):
     - If the provider reports no tokens for an answer, the estimate is kept. If the request has no `max_tokens`, the
       estimated tokens of the answer are added.
     - If a request was sent, but its answer was not read, the vendor may charge for it. So its estimate is kept too.
+    - Tool calls: they are counted if this is the engine's budget, for agents that do not run in a job. A repetition
+      after a failure is a further tool call.
     """
 
     def __init__(
@@ -173,7 +176,7 @@ class CallBudget(Account):
 
     @property
     def tool_calls(self) -> int:
-        """The number of tool calls that this budget has counted."""
+        """The number of tool calls that this budget has counted, including repetitions after a failure."""
         return self._tools.total.tool_calls
 
     def allow(self, tokens: int, unpriced: str = "") -> Amounts:
@@ -243,7 +246,8 @@ class BuiltIn:
     - `timeout_s`: the time limit of one attempt in seconds. `total_s`: the time limit in seconds of a call with all its
       attempts and waits. None for no limit.
     - `retry`: the number of further attempts, and the waits before them.
-    - `patience_s`: the seconds during which a call is repeated if the provider answers 429 (too many requests).
+    - `patience_s`: the seconds, from the first attempt with a provider on, during which a call is repeated if this
+      provider answers 429 (too many requests).
     - `budget`: the budget of the engine, or None.
     - `prices`: the prices of tokens, or None if no prices are known.
     - `figures`: the counters of the engine.
@@ -314,12 +318,14 @@ class BuiltIn:
             raise ModelTimeout(f"no answer in {self.total_s} s, {call.attempts} attempts", **where) from error
 
     async def repeat(self, call: ModelCall, forward: Forward) -> Outcome:
-        """Repeats a call after each TransientError except CircuitOpen, until it succeeds or may not be repeated any
-        more.
+        """Repeats a call to one provider after each TransientError except CircuitOpen, until it succeeds or may not be
+        repeated any more.
 
         The wait before each further attempt is the time for which the provider asks, plus the backoff, of which a
-        random part of up to one half is subtracted. The error is raised if `retries` further attempts have failed, if
-        the reader has got a piece of the answer, or if the next attempt would begin after the time limit of the call.
+        random part of up to one half is subtracted. The error is raised if `retries` is 0; if `retries` further
+        attempts have failed, not counting those that the provider refused with 429 (RateLimited); if the reader has got
+        a piece of the answer; or if the next attempt would begin after the time limit of the call, or, after a
+        RateLimited, more than `patience_s` seconds after the first attempt.
         """
         failures = overloads = 0
         first = self.clock.monotonic()
@@ -430,7 +436,7 @@ class ToolMiddleware:
 
     def charge(self) -> None:
         """Counts an attempt of a tool call in the engine's budget. Raises BudgetExceeded if the budget allows no
-        further tool call.
+        further tool call. Does nothing if the engine has no budget or not the layer "budget".
         """
         if "budget" in self.names and self.built_in.budget is not None:
             self.built_in.budget.count_tool_call()

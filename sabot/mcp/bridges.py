@@ -6,9 +6,8 @@ connection broke, the bridge repeats it: by default three times, after 1, 2 and 
 option `on_error` decides:
 
    "fail_fast"    an error is raised, with its code
-   "graceful"     the agent goes on: a snapshot is kept in this process and sent with the next heartbeat, and a search
-   returns
-                  the last answer to the same query
+   "graceful"     the agent continues: a snapshot, or the end of a session, is kept in this process and sent with the
+                  next heartbeat, and a search returns the last answer to the same query
 
 In both modes a refusal of the server raises an error, and no data are made up.
 """

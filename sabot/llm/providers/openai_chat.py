@@ -27,8 +27,9 @@ _REASONS: dict[str, FinishReason] = {
 
 
 def chat_request(spec: RequestSpec, model: str, *, is_openai: bool, stream: bool) -> dict[str, Any]:
-    """Returns the body of a request. `is_openai`: True if the request is for OpenAI's own server, which has another
-    name for `max_tokens` than all other servers.
+    """Returns the body of a request. `is_openai`: True if the request is for a server of OpenAI or for OpenAI's models
+    on Azure, which have another name for `max_tokens` than all other servers. Raises UserError for an image in a
+    message that is not the user's.
     """
     body: dict[str, Any] = {
         "model": spec.model or model,

@@ -173,7 +173,8 @@ class SdkCalls:
 
     async def close(self) -> None:
         """Closes the connections of the running event loop, except those of a client that the user has given. The
-        connections of other event loops are closed when these loops are closed. Later requests raise UserError.
+        connections of other event loops are closed when these loops are closed. Later requests raise UserError. A
+        repeated `close` does nothing.
         """
         if not self._closed:
             self._closed = True
