@@ -285,6 +285,57 @@ async def test_a_changed_letter_does_not_refuse_the_unchanged_one_that_is_read_w
     assert (shop.letters()[1].payload, dict(shop.letters()[1].headers)["sabot.error"]) == (payloads[0], b"InputChanged")
 
 
+@pytest.mark.parametrize("changed_first", [True, False])
+@pytest.mark.parametrize("crashes", [False, True])
+async def test_a_letter_with_a_changed_key_does_not_refuse_the_unchanged_one_in_the_mailbox_of_another_key(
+    shop: Shop, changed_first: bool, crashes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The turn of both came, while the journal was being asked for one of them: the other one was compared with that one, and refused."""
+    broken, asked, answered = {"now": True}, [], asyncio.Event()
+    asks = DurableAgentOperator.ask_journal
+
+    async def slowly(self: Any, call: Any) -> None:
+        asked.append(call.job_id)
+        await answered.wait()
+        await asks(self, call)
+
+    async def handle(ctx: Any) -> Any:
+        if broken["now"]:
+            raise ValueError("not today")
+        await ctx.sleep(ctx.message.get("sleeps", 0))
+        return {"order": await ctx.call(shop.refund, ctx.message["order"]) and ctx.message["order"]}
+
+    await (app := shop.app(handle, on_error="skip")).start()
+    shop.ticket("ann", 1)
+    await until(lambda: len(shop.letters()) == 1)
+    broken["now"] = False
+    shop.ticket("ann", 2, sleeps=7200 if changed_first else 3600)
+    shop.ticket("bob", 3, sleeps=3600 if changed_first else 7200)
+    await until(lambda: jobs(app)["parked"] == 2)
+    letter = shop.letters()[0]
+    own = letter.headers[: [name for name, _ in letter.headers].index("sabot.topic")]
+    changed = letter.payload.replace(b"ann", b"bob")
+    MemoryBroker.get(shop.url).publish("tickets", [changed, letter.payload], headers=own)
+    shop.tickets({"customer": customer, "order": order} for customer, order in (("ann", 4), ("bob", 5)))
+    await until(lambda: figures(app)["mailbox_rows"] == 4)
+    monkeypatch.setattr(DurableAgentOperator, "ask_journal", slowly)
+    for count in (1, 2):
+        shop.clock.advance(3600)
+        await until(lambda count=count: len(shop.answers()) == count and asked)  # type: ignore[misc]
+    if crashes:
+        await checkpoint(app)
+        await crash(app)
+        await (app := shop.app(handle, on_error="skip")).start()
+    answered.set()
+    await until(lambda: {1, 4, 5} <= set(orders(shop.answers())))
+    await until(lambda: (figures(app)["mailbox_rows"], figures(app)["rows"]) == (0, 0))
+    await app.stop()
+    assert sorted(shop.calls) == [1, 2, 3, 4, 5]
+    assert [(each.payload, dict(each.headers)["sabot.error"]) for each in shop.letters()[1:]] == [
+        (changed, b"InputChanged")
+    ]
+
+
 async def test_a_child_that_went_on_with_another_input_and_failed_is_tried_again_with_that_one(shop: Shop) -> None:
     """Its parent asks for it with the first input, whose function asked for what stood nowhere in the second history."""
     fails = iter([True, False])

@@ -35,6 +35,9 @@ class OrderOwner(Protocol):
         """Checks whether a job with the id of this call has begun already. If it has, drops the row of the call and
         returns True. If the row differs from the input of that job, it is refused as an error instead of dropped.
         Returns False if no such job has begun.
+
+        Also returns True for a row that can be compared only when the journal has answered. If this row is the first
+        of its mailbox, it stays there (`call.mailed` is True still), and `look_again` or `end` is called for it later.
         """
 
     def end_row(self, call: JobCall) -> None:
@@ -119,8 +122,9 @@ class KeyOrder:
             while scope in self.boxes and self._owner.is_known(self._mailed(scope)):
                 if self._owner.has_failed():  # by this row, which stays in its mailbox
                     return
-            if scope in self.boxes and scope not in self._queues:
-                self._turn(self._mailed(scope))
+        for scope in list(self.boxes):
+            while scope in self.boxes and scope not in self._queues and not self._owner.has_failed():
+                self._next(self._mailed(scope))
 
     def start(self, calls: Iterable[JobCall]) -> None:
         """Ends the restore after a start of the app. `calls` are the jobs of the agent. For each that is parked (it
@@ -185,12 +189,15 @@ class KeyOrder:
     def _turn(self, call: JobCall) -> None:
         self.children.discard(call.job_id)
         if self._spec.job_key is not None:
-            queue = self._queues.get(call.scope)
-            if queue is None:
-                self._queues[call.scope] = _Queue(call)
-            else:
-                queue.call = call
+            self._lead(call)
         self._owner.turn(call)
+
+    def _lead(self, call: JobCall) -> None:
+        queue = self._queues.get(call.scope)
+        if queue is None:
+            self._queues[call.scope] = _Queue(call)
+        else:
+            queue.call = call
 
     def suspend(self, call: JobCall) -> None:
         """Moves the rows of a key from memory into the mailbox of the key, because the current job of the key
@@ -219,11 +226,29 @@ class KeyOrder:
             else:
                 del self._queues[scope]
                 break
-            if call.before is not None or not self._owner.is_known(call):
-                self._turn(call)
+            if self._next(call):
                 break
         if self.crowded:
             self.unpack()
+
+    def look_again(self, call: JobCall) -> None:
+        """Looks again at the first row of a mailbox. Called when the journal has answered, for which the row waited."""
+        if not self._next(call):
+            self.end(call)
+
+    def _next(self, call: JobCall) -> bool:
+        """Gives the next row of a key its turn. Returns False if its job has begun already, so that it needs no turn.
+
+        If the row has to wait until the journal has answered, it is the key's row meanwhile, and the others stay behind
+        it. Its turn then comes in `look_again`.
+        """
+        if call.before is not None or not self._owner.is_known(call):
+            self._turn(call)
+        elif call.mailed:
+            self._lead(call)
+        else:
+            return False
+        return True
 
     def _mailed(self, scope: bytes) -> JobCall:
         """Makes a JobCall from the first row in the mailbox of the key `scope`. The row remains in the mailbox."""

@@ -240,7 +240,7 @@ class DurableAgentOperator(AgentOperator):
         this case too.
         """
         other = self.calls.get(call.job_id)
-        if other is not None and other.named and not call.mailed and other.digest != call.digest:
+        if other is not None and other.named and other.digest != call.digest:
             call.named = True
             self._undecided.setdefault(call.job_id, []).append(call)
             return True
@@ -401,7 +401,10 @@ class DurableAgentOperator(AgentOperator):
         row of this call: equal ones are dropped, and different ones are refused.
         """
         for other in () if call.named else self._undecided.pop(call.job_id, ()):
+            mailed = other.mailed
             self._drop(other, call.digest)
+            if mailed:
+                self.order.end(other)
         self._admission.leave(call)
         self._admission.wait(call, first=True)
         self.go_on()
@@ -589,7 +592,10 @@ class DurableAgentOperator(AgentOperator):
         self.end_row(call)
         self.order.end(call)
         for other in self._undecided.pop(call.job_id, ()):
-            self._add_call(other)
+            if other.mailed:
+                self.order.look_again(other)
+            else:
+                self._add_call(other)
         self.go_on()
 
     def end_row(self, call: JobCall) -> None:
