@@ -36,8 +36,8 @@ class GraphNode:
 @dataclass(frozen=True, slots=True)
 class GraphEdge:
     """An edge of a graph. The node with the id `target` waits for the node with the id `source`, and gets the content
-    of its result. `when` is a function that gets this content. If the function returns False, the content is not passed
-    on along this edge. None always passes it on.
+    of its result. `when` is a function that gets this content. If the function returns False, the edge is not followed:
+    the content is not passed on. None always passes it on.
     """
 
     source: str
@@ -144,8 +144,8 @@ class GraphExecutor(Flow):
     node, as a field with the id of that node. If only one edge is followed, that content is also the field "text". A
     node with incoming edges does not run if none of them is followed.
 
-    If a node fails, the nodes that depend on it do not run. The other nodes still run, and the GraphResult has
-    `success=False`.
+    If a node fails, the nodes that depend on it, directly or through other nodes, do not run. The other nodes still
+    run, and the GraphResult has `success=False`.
     """
 
     def __init__(self, graph: ExecutionGraph, *, name: str = "") -> None:
@@ -168,15 +168,22 @@ class GraphExecutor(Flow):
         config = context.config
         room = asyncio.Semaphore(config.max_parallel if config.parallel_execution else 1)
         running: dict[str, asyncio.Task[OperatorResult | None]] = {}
+        lost: set[str] = set()  # nodes that have failed, and those that depend on them
 
         async def run(node: str) -> OperatorResult | None:
             edges = self.graph.into(node)
             before = {edge.source: await asyncio.shield(running[edge.source]) for edge in edges}
+            if any(edge.source in lost for edge in edges):
+                lost.add(node)
+                return None
             contents = _contents(edges, before)
             if contents is None:
                 return None
             async with room:
-                return await step(self.graph.nodes[node], _given(given, contents), context)
+                result = await step(self.graph.nodes[node], _given(given, contents), context)
+            if not result.success:
+                lost.add(node)
+            return result
 
         for node in self._in_order():
             running[node] = asyncio.create_task(run(node))
@@ -207,13 +214,11 @@ class GraphExecutor(Flow):
 def _contents(edges: Sequence[GraphEdge], before: Mapping[str, OperatorResult | None]) -> dict[str, Any] | None:
     """Returns the contents that a node gets along its incoming edges, by the id of the source node. `before` contains
     the results of the source nodes, with None for a node that did not run. Returns None if the node must not run,
-    because a source node has failed, or because none of its incoming edges is followed.
+    because none of its incoming edges is followed.
     """
     contents = {}
     for edge in edges:
         result = before[edge.source]
-        if result is not None and not result.success:
-            return None
         if result is not None and (edge.when is None or edge.when(result.content)):
             contents[edge.source] = result.content
     return contents if contents or not edges else None

@@ -432,6 +432,19 @@ async def test_an_edge_that_is_not_taken_and_a_node_that_fails_stop_what_is_behi
     assert ran == []
 
 
+async def test_a_node_that_depends_through_others_on_one_that_has_failed_does_not_run() -> None:
+    ran: list[Any] = []
+    made = graph(
+        ("a", fails),
+        ("b", seen(ran)),
+        ("other", lambda given: "other"),
+        ("c", seen(ran)),
+        edges=[GraphEdge("a", "b"), GraphEdge("b", "c"), GraphEdge("other", "c")],
+    )
+    result = await GraphExecutor(made).execute({})
+    assert (result.success, list(result), ran) == (False, ["a", "other"], [])
+
+
 def test_a_graph_that_cannot_be_executed_is_refused() -> None:
     loop = graph(("a", fails), ("b", fails), edges=[GraphEdge("a", "b"), GraphEdge("b", "a")])
     with pytest.raises(FlowCycle, match=r"wait for each other: \w -> \w -> \w.*Workflow") as told:
