@@ -8,7 +8,7 @@
 Jobs that continue go before jobs that begin. Among either, the job that has waited longest is the next.
 """
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
@@ -49,8 +49,9 @@ class JobAdmission(Generic[Job]):
         """
         self.limit, self.running, self.waiting, self.parked = limit, 0, 0, 0
         self._run, self._held = run, held
-        self._continuing: deque[Job] = deque()
-        self._beginning: deque[Job] = deque()
+        # by the address of the job: one that leaves is removed at once, wherever it is
+        self._continuing: OrderedDict[int, Job] = OrderedDict()
+        self._beginning: OrderedDict[int, Job] = OrderedDict()
 
     def wait(self, job: Job, *, continues: bool = False, first: bool = False) -> None:
         """Appends a job to one of two queues, from which `go_on` later takes the next job to run. Jobs that have begun
@@ -60,23 +61,18 @@ class JobAdmission(Generic[Job]):
         job.place = "woken" if job.place == "parked" else "waiting"
         self.waiting += 1
         queue = self._continuing if continues else self._beginning
+        queue[id(job)] = job
         if first:
-            queue.appendleft(job)
-        else:
-            queue.append(job)
+            queue.move_to_end(id(job), last=False)
 
     def go_on(self) -> None:
         """Runs the next jobs from the queues, one after the other. Stops when `limit` jobs run, when the queues are
         empty, or when `held` returns True for the next job.
         """
         while self.running < self.limit and (queue := self._continuing or self._beginning):
-            job = queue[0]
-            if job.place not in ("waiting", "woken"):  # the job has left the queue
-                queue.popleft()
-                continue
+            job = next(iter(queue.values()))
             if self._held(job):
                 return
-            queue.popleft()
             was_parked = job.place == "woken"
             self.leave(job)
             job.place = "running"
@@ -96,6 +92,9 @@ class JobAdmission(Generic[Job]):
         `waiting` or `parked`. If it was running, another job can run; the caller calls `go_on` for that.
         """
         self.running -= job.place == "running"
-        self.waiting -= job.place in ("waiting", "woken")
+        if job.place in ("waiting", "woken"):
+            self.waiting -= 1
+            if self._beginning.pop(id(job), None) is None:
+                del self._continuing[id(job)]
         self.parked -= job.place in ("parked", "woken")
         job.place = ""

@@ -1,5 +1,7 @@
 """How many jobs of an agent or of a kernel run, and which one is next."""
 
+import gc
+import weakref
 from dataclasses import dataclass
 
 from sabot.agents.admission import JobAdmission, Place
@@ -51,6 +53,25 @@ def test_a_job_that_leaves_while_it_waits_takes_no_place() -> None:
     assert counts(admission) == (0, 1, 0)
     admission.go_on()
     assert (ran, counts(admission)) == (["c"], (1, 0, 0))
+
+
+def test_jobs_that_leave_while_they_wait_are_not_kept_until_there_is_a_place() -> None:
+    admission = JobAdmission[Job](1, lambda job, was_parked: None)
+    stays, last = jobs("ab")
+    admission.wait(stays)
+    admission.go_on()
+    gone = []
+    for job in jobs("cdef"):
+        admission.wait(job, continues=job.name < "e")
+        gone.append(weakref.ref(job))
+        admission.leave(job)
+    del job
+    gc.collect()
+    assert [each() for each in gone] == [None] * 4
+    admission.wait(last)
+    admission.leave(stays)
+    admission.go_on()
+    assert (last.place, counts(admission)) == ("running", (1, 0, 0))
 
 
 def test_a_job_that_is_held_keeps_those_behind_it_and_one_put_at_the_front_goes_before_it() -> None:
