@@ -31,7 +31,7 @@ def open_source(
     """Returns the source of a topic, not opened yet. `kafka`: settings of the client. `partition_check`: the time
     between two looks for new partitions.
     """
-    seconds = parse_seconds(partition_check, name="partition_check")
+    seconds = parse_seconds(partition_check, name="partition_check", zero=False)
     if _in_memory(broker):
         return MemorySource(topic, broker, group_id)
     from sabot.kafka.reader import KafkaReader

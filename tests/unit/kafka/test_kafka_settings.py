@@ -64,3 +64,10 @@ def test_a_setting_that_says_what_sabot_says_passes_and_so_do_those_that_bound_a
     assert App("shop", URL).settings.kafka == {}
     with pytest.raises(UserError, match="kafka is a list"):
         App("shop", URL, kafka=["acks"])  # type: ignore[arg-type]
+
+
+def test_a_source_that_would_look_for_partitions_without_a_pause_is_refused() -> None:
+    """Its thread asked the broker again and again, without a wait in between."""
+    with pytest.raises(UserError, match="partition_check is zero"):
+        KafkaSource("orders", URL, "shop", partition_check=0)
+    assert KafkaSource("orders", URL, "shop", partition_check="1s").name == "orders"
