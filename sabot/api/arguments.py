@@ -226,7 +226,7 @@ def check_called(refuse: Callable[[str, str], UserError], func: Callable[..., An
 
 
 def flat(values: Iterable[Any]) -> list[Any]:
-    """Returns the arguments as one list. As in polars, they may be given one by one or in lists."""
+    """Returns the arguments as one list. They may be given one by one, or in lists."""
     return [each for value in values for each in (value if isinstance(value, list | tuple) else [value])]
 
 

@@ -23,11 +23,13 @@ def payload_format(given: Any, source: Any, schema: pa.Schema | None, where: str
 
 
 def sink_format(given: Any, sink: Any, where: str, *, keyed: bool) -> Format | None:
-    """Returns the format of the records of a topic; None if `given` is None. Raises UserError if `given` is set for a
-    Sink, which has a format of its own. Also raises it if the rows have keys, but a record of this format contains
-    several rows.
+    """Returns the format of the records of a topic; None if `given` is None.
 
-    `keyed`: True if each row becomes a record with a key. `where`: the beginning of the messages.
+    - `given`: the argument `format=` of the user. `sink`: the topic or the Sink.
+    - `where`: the text with which error messages begin. `keyed`: True if each row becomes a record with a key.
+
+    Raises UserError if `given` is set for a Sink, which has a format of its own. Also raises it with `keyed` if a record
+    contains several rows, in the format `given` or in the own format of a Sink.
     """
     if given is not None and not isinstance(sink, str):
         raise UserError(

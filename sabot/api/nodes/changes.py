@@ -71,11 +71,15 @@ class GroupAggregate(Aggregates):
 
 @dataclass(frozen=True, eq=False)
 class Upsert(ByKey):
-    """A step that keeps the last row of each key. Its output is changes, which keep this table up to date.
+    """A step that makes a table with the last row of each key. Its output is the changes of this table.
+
+    If the input is append-only, or `deletes` is True, the step stores the last row of each key. If the input is changes
+    and `deletes` is False, it stores all rows of a key that were not deleted, since a delete may make an earlier row the
+    last one again. If the input is changes that have this unique key already, the planner leaves the step out.
 
     - `deletes`: True if a row with the op DELETE deletes the row of its key.
-    - `kept`: True if the step itself stores the last rows. False if only a sink follows that replaces the row of a
-      key itself, and the input is append-only: then the step stores nothing.
+    - `kept`: True if the step stores rows. False if the input is append-only, and the only next step is a sink that
+      overwrites the row of a key: then the step stores nothing, and passes each row on.
     """
 
     word = "upsert"

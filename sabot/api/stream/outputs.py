@@ -18,7 +18,7 @@ def place_of(given: Any, where: str) -> Any:
     as dicts. A Source whose place can also be written to, such as `files(…)`, becomes a Sink for this place. Any
     other value is returned unchanged.
 
-    Raises UserError for any other Source. `where`: the beginning of the message.
+    Raises UserError for any other Source. `where`: the text with which the error message begins.
     """
     return ListOfRows(given) if isinstance(given, list) else sink_of(given, where)
 
@@ -28,7 +28,7 @@ def late_sink(given: Any, where: str, hint: str = 'late="late-orders", late=SINK
     for a value that is no sink. Also raises it for words such as "drop" or "dead_letter", which would be taken as
     names of topics.
 
-    `where`: the beginning of the message. `hint`: the hint of the error.
+    `where`: the text with which the error message begins. `hint`: the hint of the error.
     """
     if given is None:
         return None

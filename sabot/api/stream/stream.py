@@ -206,7 +206,9 @@ class Stream(Looks, StreamKind):
         return self._then(with_time_node(self._node, time, time_unit, time_format, time_zone, lateness))
 
     def on_error(self, policy: RowPolicy) -> "Stream":
-        """Sets what happens to rows for which an expression or a function of a later step fails.
+        """Sets what happens to rows for which an expression or a function of a later step fails. Without this call, the
+        argument `on_error=` of `App.stream` applies, by default "dead_letter". `collect` and `print` have no dead
+        letters: in them, "dead_letter" means "fail".
 
         `policy`: "dead_letter" sends the row to the dead letters of its source; "null" replaces the failed value by
         null; "fail" stops the app with an error that names the row.
@@ -257,11 +259,13 @@ class Stream(Looks, StreamKind):
             2   []                   1   "b"
             3   null                 3   null
 
-        As in polars, a null list becomes one row with null, and an empty list becomes no row. With
+        A null list becomes one row with null, and an empty list becomes no row, as in polars 2. With
         `empty_as_null=True` an empty list also becomes a row with null; with `keep_nulls=False` a null list becomes no
-        row. Lists of several columns are exploded together; a row in which their lengths differ fails, as `on_error`
-        describes. Raises UserError for an expression, and if the rows are changes (updates and deletes of earlier
-        rows).
+        row. Lists of several columns are exploded together. If their lengths differ in a row, this row has failed, and
+        the policy of `Stream.on_error` decides what happens to it.
+
+        Raises UserError for an expression, for no column or a repeated one, and if the rows are changes (updates and
+        deletes of earlier rows).
         """
         for each in flat(columns):
             if isinstance(each, Expr):
