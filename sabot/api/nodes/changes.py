@@ -90,6 +90,11 @@ class Upsert(ByKey):
     id: str = ""
     kept: bool = True
 
+    def check(self) -> None:
+        super().check()
+        if twice := [name for name in self.keys if self.keys.count(name) > 1]:
+            raise UserError(f"upsert: the key has column {twice[0]!r} twice", hint="name it once")
+
     def text(self) -> str:
         return f"upsert{by_keys(self.keys)}{', whose rows the sink keeps' * (not self.kept)}"
 

@@ -13,13 +13,14 @@ from sabot.api.nodes.node import Node, check_columns
 from sabot.api.nodes.rows import Broadcast, Drop, WithColumns
 from sabot.api.stream.outputs import late_sink
 from sabot.api.windows import TimeWindow
-from sabot.base.checks import OneOf, check
+from sabot.base.checks import Of, OneOf, check
 from sabot.connectors.base import Sink
 from sabot.connectors.checks import check_sink
 from sabot.errors import UserError
 
 DRIFT = "5m"
 _HOWS = ("inner", "left", "right", "full", "semi", "anti")
+_SUFFIX = Of(str, 'a text, which is added to names: suffix="_right"')
 
 _ByTime = TypeVar("_ByTime", bound=JoinByTime)
 
@@ -80,7 +81,7 @@ def join_node(
     late: Any,
 ) -> Join:
     """Returns the step of `Stream.join`. Raises UserError for arguments that contradict each other."""
-    given = (left, right, *keys, check("join: how", how, OneOf(_HOWS)), suffix)
+    given = (left, right, *keys, check("join: how", how, OneOf(_HOWS)), check("join: suffix", suffix, _SUFFIX))
     if between is not None and window is not None:
         raise UserError("join: between= and window= are two kinds of joins", hint="give one of them")
     node: Join
@@ -140,6 +141,7 @@ def asof_node(
             hint="leave .broadcast() out: rows of both streams go by their keys",
         )
     tolerance_ms = None if tolerance is None else whole_ms(tolerance, "tolerance")
+    suffix = check("join_asof: suffix", suffix, _SUFFIX)
     node = AsofJoin(left, right, *keys, how, suffix, strategy=strategy, tolerance_ms=tolerance_ms)
     return replace(_with_late("join_asof", node, late), max_drift_ms=_drift_ms("join_asof", max_drift))
 
@@ -171,8 +173,9 @@ def _with_late(where: str, node: _ByTime, late: Any) -> _ByTime:
 
 
 def lookup_node(left: Node, right: Node, keys: Keys, how: Any, suffix: str) -> Lookup:
-    """Returns the step of `Stream.lookup` in a table. Raises UserError if `how` is not valid."""
-    return Lookup(left, right, *keys, check("lookup: how", how, OneOf(("left", "inner"))), suffix)
+    """Returns the step of `Stream.lookup` in a table. Raises UserError if `how` or `suffix` is not valid."""
+    how, suffix = check("lookup: how", how, OneOf(("left", "inner"))), check("lookup: suffix", suffix, _SUFFIX)
+    return Lookup(left, right, *keys, how, suffix)
 
 
 def lookup_async_node(
@@ -190,7 +193,7 @@ def lookup_async_node(
     if not all(isinstance(key, str) for key in flat([on])):
         node, on, made = _with_keys("lookup", node, join_keys("lookup", on, None, None)[0])
     call = LookupCall.of(function, on=on, how=how, **options)
-    return without_made(LookupAsync(node, call, suffix, dead_letter), made)
+    return without_made(LookupAsync(node, call, check("lookup: suffix", suffix, _SUFFIX), dead_letter), made)
 
 
 def _drift_ms(step: str, max_drift: Any) -> int | None:

@@ -77,7 +77,7 @@ from sabot.api.stream.outputs import check_takes_changes, late_sink, place_of
 from sabot.api.stream.owner import Owner
 from sabot.api.windows import CountWindow, SessionWindow, TimeWindow, Window
 from sabot.base.arrays import python_value
-from sabot.base.checks import FLAG, OneOf, check, is_whole
+from sabot.base.checks import FLAG, Of, OneOf, Whole, check, is_whole
 from sabot.base.config import Duration
 from sabot.base.options import spells_out
 from sabot.codecs.base import Format
@@ -134,6 +134,7 @@ class Steps:
 
 
 _ROWS = "rows of apply"  # the column with the results of a window, between two steps
+_COLUMN = Of(str | None, 'the name of a new column: rank="place"')
 
 
 class Stream(Looks, StreamKind):
@@ -186,6 +187,7 @@ class Stream(Looks, StreamKind):
 
     def rename(self, names: Mapping[str, str]) -> "Stream":
         """Renames columns. `names` is {old name: new name}."""
+        names = check("rename: names", names, Of(Mapping, '{old name: new name}: rename({"amount": "total"})'))
         pairs = tuple((str(old), str(new)) for old, new in names.items())
         return self._then(Rename(self._node, pairs))
 
@@ -303,11 +305,12 @@ class Stream(Looks, StreamKind):
     def sample(self, fraction: float, *, seed: int = 0) -> "Stream":
         """Keeps a random sample: each row passes with the probability `fraction` (0 to 1).
 
-        `seed`: the seed of the random number generator. The same rows, in the same order and with the same
+        `seed`: the seed of the random number generator, a whole number from 0 up. The same rows, in the same order and with the same
         parallelism, give the same sample.
         """
         if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
             raise UserError(f"sample: {fraction!r} is not a fraction of the rows", hint="from 0 to 1: sample(0.1)")
+        seed = check("sample: seed", python_value(seed), Whole())
         return self._then(Sample(self._node, float(fraction), seed))
 
     def split(self, predicate: Expr) -> tuple["Stream", "Stream"]:
@@ -924,6 +927,7 @@ class KeyedStream(Shown, StreamKind):
         """
         number, order = order_of("top_n", n, by, descending)
         ties = check("top_n: ties", ties, OneOf(("row_number", "rank", "dense_rank")))
+        rank = check("top_n: rank", rank, _COLUMN)
         return self._steps.then(TopN(self._steps.node, self._keys, number, order, ties, rank))
 
     def process(
@@ -1141,6 +1145,7 @@ class WindowedStream(Shown, StreamKind):
             )
         number, order = order_of("top_n", n, by, descending)
         ties = check("top_n: ties", ties, OneOf(("row_number", "rank", "dense_rank")))
+        rank = check("top_n: rank", rank, _COLUMN)
         known = self._steps.node.column_names or ()
         own = {name: f"row_{name}" for name in ("window_start", "window_end") if name in known}
         node: Node = self._steps.node
