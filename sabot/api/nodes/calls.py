@@ -29,6 +29,10 @@ class MapAsync(Node):
     def column_names(self) -> list[str] | None:
         return list(self.call.schema.names)
 
+    def check(self) -> None:
+        super().check()
+        _check_letters(self.word, self.call, self.dead_letter)
+
 
 @dataclass(frozen=True, eq=False)
 class LookupAsync(AddsColumns):
@@ -60,6 +64,10 @@ class LookupAsync(AddsColumns):
     def given(self) -> dict[str, str | None]:
         return dict.fromkeys(new for _, new in self.answer_names)
 
+    def check(self) -> None:
+        super().check()
+        _check_letters(self.word, self.call.call, self.dead_letter)
+
 
 @dataclass(frozen=True, eq=False)
 class MapLlm(AddsColumns):
@@ -90,8 +98,18 @@ class MapLlm(AddsColumns):
 
     def check(self) -> None:
         super().check()
+        _check_letters(self.word, self.asked.call, self.dead_letter)
         if clash := [name for name in self.given if name in (self.inputs[0].column_names or ())]:
             raise UserError(
                 f"map_llm: the answer has a column {clash[0]!r}, which the rows have already",
                 hint=f'rename({{"{clash[0]}": …}}) before it, or another name in output=',
             )
+
+
+def _check_letters(word: str, call: AsyncCall, dead_letter: str | Sink | None) -> None:
+    """Raises UserError if failed rows have a sink, although the app stops at the first of them. `word`: the step."""
+    if dead_letter is not None and call.options.on_error != "skip":
+        raise UserError(
+            f'{word}: dead_letter= is for rows that are skipped, and with on_error="fail" the app stops at the first one',
+            hint='on_error="skip", or leave dead_letter= out',
+        )

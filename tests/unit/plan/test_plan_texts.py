@@ -118,7 +118,7 @@ PROGRAMS: dict[str, Any] = {
     ),
     "flat_map": lambda s: s.rows.flat_map(words, schema=SCHEMA).select("k"),
     "map_async": lambda s: s.by.aggregate(t=sabot.sum("x")).map_async(
-        asked, schema={"k": "string"}, dead_letter="dead"
+        asked, schema={"k": "string"}, on_error="skip", dead_letter="dead"
     ),
     "lookup by calls": lambda s: s.rows.lookup(asked, on="k", **CALL, on_error="skip", dead_letter="dead").select("y"),
     "lookup in a table": lambda s: s.rows.lookup(s.table, on="k"),
@@ -255,6 +255,10 @@ REFUSED: dict[str, Any] = {
     "head of fewer than no rows": lambda s: s.rows.head(-1),
     "head of changes": lambda s: s.table.head(3),
     "sample too much": lambda s: s.rows.sample(2),
+    "dead letters of calls that stop the app": lambda s: s.rows.map_async(
+        asked, schema={"k": "string"}, dead_letter="dead"
+    ),
+    "dead letters of a lookup that stops the app": lambda s: s.rows.lookup(asked, on="k", **CALL, dead_letter="dead"),
     "sample with a seed that is no number": lambda s: s.rows.sample(0.5, seed="x"),
     "rename of a name": lambda s: s.rows.rename("k"),
     "upsert of a column twice": lambda s: s.rows.upsert("k", "k"),
