@@ -347,7 +347,7 @@ class McpConnection:
         if self._listener is not None:
             self._listener.cancel()
         for state in list(self._suspended):
-            self._forget(state)
+            self.forget(state)
         self._on_over(self)
 
     def _unavailable(self, error: BaseException | None) -> SabotError:
@@ -524,7 +524,7 @@ class McpConnection:
             state = secrets.token_hex(16)
             self._suspended[state] = call
             seconds = self._config.seconds("question_timeout") + _ANSWER_SECONDS
-            call.forget = asyncio.get_running_loop().call_later(seconds, self._forget, state)
+            call.forget = asyncio.get_running_loop().call_later(seconds, self.forget, state)
             return McpResult(questions=dict(call.asked), state=state)
         finally:
             self._calls.discard(call)
@@ -649,7 +649,7 @@ class McpConnection:
             call.asks.set_result(None)
         return await answer
 
-    def _forget(self, state: str) -> None:
+    def forget(self, state: str) -> None:
         """Cancels the call that waits for answers of its caller under the key `state`. Does nothing if the call has got
         its answers or has ended.
         """

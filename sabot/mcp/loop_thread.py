@@ -51,6 +51,11 @@ class LoopThread:
             call_on_loop(there, cancel)
             raise
 
+    def call(self, what: Callable[..., object], *values: Any) -> None:
+        """Schedules `what(*values)` on the event loop. Does nothing if the thread was never started or has ended."""
+        if self._loop is not None:
+            call_on_loop(self._loop, what, *values)
+
     async def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Runs the coroutine function `last` on the event loop, and then stops the loop and its thread. Does nothing if
         the thread was never started. If the caller is cancelled, only its wait ends: `last` runs on, and then the

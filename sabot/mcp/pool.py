@@ -272,7 +272,7 @@ class McpServerPool:
         """Returns an object that calls the tool `name` of a server. `key`: the session that is used if the caller has
         no tenant and no user. `expects`, `timeout_s`, `progress`: the same as in `McpConnection.call`.
         """
-        return RemoteTool(self._step, key, name, expects, timeout_s, self._questions, progress)
+        return RemoteTool(self._step, self._forget, key, name, expects, timeout_s, self._questions, progress)
 
     async def _step(
         self, key: SessionKey, name: str, arguments: Mapping[str, Any], options: Mapping[str, Any]
@@ -288,6 +288,18 @@ class McpServerPool:
             return result
 
         return await self.use(key, call, again=McpUnavailable)
+
+    def _forget(self, key: SessionKey, state: str) -> None:
+        """Ends a call of a tool that waits for answers to the server's questions, because nobody will answer. `state`:
+        the `state` of the result with the questions.
+        """
+
+        def forget() -> None:
+            if (connection := self._opened.get(key)) is not None:
+                connection.forget(state)
+                self._look_for_room()
+
+        self._loop.call(forget)
 
     # -- on the pool's loop -------------------------------------------------------------------------------------------
 

@@ -55,6 +55,7 @@ class RemoteTool:
     def __init__(
         self,
         step: CallStep,
+        forget: Callable[[SessionKey, str], None],
         key: SessionKey,
         name: str,
         expects: str,
@@ -64,6 +65,7 @@ class RemoteTool:
     ) -> None:
         self.__name__ = name
         self._step = step
+        self._forget = forget
         self._key = key
         self._name = name
         self._options: dict[str, Any] = {"expects": expects, "timeout_s": timeout_s, "progress": progress}
@@ -100,10 +102,15 @@ class RemoteTool:
             result = said if isinstance(said, McpResult) else msgspec.convert(said, McpResult)
             if not result.questions:
                 return result
-            answers = {
-                name: await self._questions.answer(site, key.server, self._name, question)
-                for name, question in result.questions.items()
-            }
+            try:
+                answers = {
+                    name: await self._questions.answer(site, key.server, self._name, question)
+                    for name, question in result.questions.items()
+                }
+            except BaseException:
+                if isinstance(site, DirectCaller):  # a durable agent may continue the call later
+                    self._forget(key, result.state)
+                raise
             given = {_ANSWERS: answers, _STATE: result.state}
         raise McpRefused(key.server, f"{self._name} asked more than {self._questions.most} times")
 

@@ -295,6 +295,37 @@ async def test_a_server_whose_question_nobody_answers_in_time_is_told_so(monkeyp
         await asyncio.gather(call, return_exceptions=True)
 
 
+@pytest.mark.parametrize("how", ["fails", "is cancelled"])
+async def test_a_call_that_ends_while_a_person_is_asked_ends_at_the_server_too(how):
+    """It held its session, and the server its question, until the time for the answer was over: a day."""
+    asked, told, here = asyncio.Event(), asyncio.Queue(), asyncio.get_running_loop()
+
+    async def ask(there, request):
+        await there.write({"id": "q", "method": "elicitation/create", "params": FORM})
+
+    async def hear(there, said):
+        if said.get("id") == "q":
+            here.call_soon_threadsafe(told.put_nowait, said["error"]["message"])
+        elif "method" in said and "id" in said:
+            await there.refuse(said, -32601, "no")
+
+    async def person(kind, payload, timeout_s):
+        asked.set()
+        if how == "fails":
+            raise RuntimeError("there is no desk")
+        await asyncio.Event().wait()
+
+    async with McpServerPool(ask=person) as pool:
+        pool.add("old", connect=peer(ask, on_other=hear, version="2025-06-18"))
+        call = asyncio.create_task((await pool.session("old")).call("go"))
+        await asked.wait()
+        if how == "is cancelled":
+            call.cancel()
+        (raised,) = await asyncio.gather(call, return_exceptions=True)
+        assert isinstance(raised, RuntimeError if how == "fails" else asyncio.CancelledError)
+        assert await asyncio.wait_for(told.get(), 30) == "nobody has answered"
+
+
 async def test_a_question_that_may_be_of_several_calls_is_refused():
     both = asyncio.Event()
     waiting = []
