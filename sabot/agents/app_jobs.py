@@ -189,11 +189,13 @@ class AppJobStore(JobsAndActions):
             with self.reader() as reader:
                 known = {job.job_id: job for job in self._known(reader).seen()}
                 kept = ended_records(reader, EndedQuery(scope=scope_id or ""), statuses, known)
-            return [
+            logged = [
                 job
-                for job in [*reversed(kept), *known.values()]
+                for job in known.values()
                 if scope_id in (None, job.scope_id) and (not statuses or job.status in statuses)
             ]
+            # a job in the history may have been created after one that is open
+            return sorted([*reversed(kept), *logged], key=lambda job: job.created_at)
 
         await self.own_writes()
         return await run_in_thread(find)

@@ -14,6 +14,7 @@ from sabot._cython.text.records import state_key
 from sabot.agents import DurableContext
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.contract import LedgerEvent
+from sabot.agents.app_jobs import AppJobStore
 from sabot.agents.job_effects import EffectRecord, JobStory, effect_record, effects_of, folded_job, story_of
 from sabot.agents.job_history import job_keeping
 from sabot.agents.job_reads import BLOCKED, JobQuery, find_jobs, jobs_page
@@ -316,6 +317,19 @@ def test_a_job_in_the_history_has_the_record_and_the_story_that_it_had_in_the_lo
     assert (record, actions) == (told.record, told.actions)
     assert folded_job(journal, "j").values(journal) == told.values(logged)
     assert find_jobs(journal).found == find_jobs(logged).found
+
+
+async def test_a_store_finds_jobs_in_the_order_in_which_they_were_created_wherever_they_are() -> None:
+    journal = journal_with(entries_of(f"job-{number}", number) for number in (2, 4))
+    for number in (1, 3):
+        journal.append(entries_of(f"job-{number}", number)[0])
+    found = await AppJobStore(lambda: journal.storage, journal.clock).find()
+    assert [(job.job_id, str(job.status)) for job in found] == [
+        ("job-1", "running"),
+        ("job-2", "succeeded"),
+        ("job-3", "running"),
+        ("job-4", "succeeded"),
+    ]
 
 
 def test_pages_go_over_the_log_and_the_history() -> None:
