@@ -296,8 +296,8 @@ class ActionManager:
         return action
 
     async def get(self, action_id: str) -> ActionRecord:
-        """Returns the present state of the action with this id. Closes the action first if its time has run out. Raises
-        UserError if there is no such action.
+        """Returns the present state of the action with this id. Closes the action first if its time has run out; the
+        status is then EXPIRED, unless an answer came first. Raises UserError if there is no such action.
         """
         action = await self.store.action(checked_word(action_id, "action_id"))
         if action is None:
@@ -330,7 +330,7 @@ class ActionManager:
 
     async def cancel(self, action_id: str) -> ActionRecord:
         """Withdraws the question, and returns the cancelled action. Raises IllegalTransition if the action was closed
-        before.
+        before, and UserError if there is no such action.
         """
         action = await self.get(action_id)
         if action.status is ActionStatus.PENDING:
@@ -346,7 +346,8 @@ class ActionManager:
 
     async def wait_for_resolution(self, action_id: str, timeout: Duration | None = None) -> ActionRecord:
         """Waits until the action is resolved, expired or cancelled, and returns it. Raises TimeoutError if that takes
-        longer than `timeout`; the action then remains open. `timeout=None` waits without a limit.
+        longer than `timeout`; the action then remains open. `timeout=None` waits without a limit. Raises UserError if
+        there is no such action.
         """
         seconds = None if timeout is None else parse_seconds(timeout, name="timeout")
         async with asyncio.timeout(seconds):

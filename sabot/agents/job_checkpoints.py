@@ -310,8 +310,8 @@ class StateManager:
           only stored.
         - `by`: the person who makes the checkpoint.
 
-        Raises JobCheckpointFailed if the job is unknown, has ended or has a checkpoint of this name, and
-        JobCheckpointTooLarge.
+        Raises JobCheckpointFailed if the job is unknown, has ended or has a checkpoint of this name. Raises
+        JobCheckpointTooLarge, and JobCheckpointDamaged if the history of the job cannot be read.
         """
         checked_word(job_id, "create: job_id")
         await self._flushed()
@@ -338,8 +338,9 @@ class StateManager:
 
     async def create_all(self, type: CheckpointType) -> list[JobCheckpoint]:
         """Makes a checkpoint of each open job of an agent that has new entries since its last checkpoint; for example,
-        before an app stops. Returns the new checkpoints. Jobs of which no checkpoint can be made are skipped, for
-        example because they end meanwhile.
+        before an app stops. Returns the new checkpoints. Jobs that end meanwhile or whose history is too large are
+        skipped. If the history of a job cannot be read, raises CorruptJournal or JobCheckpointDamaged; the checkpoints
+        that were made before remain.
         """
         made = []
         for job in await self._store.find(statuses=_OPEN):

@@ -276,7 +276,7 @@ class JobManager:
 
     `on_event` is called as `on_event(name, data)` when a job with an idempotency key is created. The name is
     "idempotency.start" for a new job, "idempotency.hit" if the job existed already, and "idempotency.conflict" if it
-    existed with other content. `data` is a dict with scope_id, idempotency_key and job_id.
+    existed with other content. `data` is a dict with scope_id, idempotency_key and job_id, which is "" for a conflict.
 
     The manager uses the clock of the store. A job is timed out if its deadline is over, or if it has run longer than
     its budget allows. This happens when the job is next read by its id, or when `expire` is called.
@@ -322,21 +322,21 @@ class JobManager:
         return record
 
     async def start(self, job_id: str) -> JobRecord:
-        """Marks a queued job as running, and returns it. Raises IllegalTransition if the job is not queued, and
-        UserError for an unknown job.
+        """Marks a queued job as running, and returns it. Raises IllegalTransition if the job is not queued, also
+        because its deadline has passed, and UserError for an unknown job.
         """
         return await self._moved(job_id, JobStatus.RUNNING)
 
     async def complete(self, job_id: str, result_ref: str = "") -> JobRecord:
         """Marks a running job as succeeded, and returns it. `result_ref` is any text from which the program can later
         find the result, for example a file name; it is stored in the job. Raises IllegalTransition if the job does not
-        run.
+        run, also because it is past its deadline or its time, and UserError for an unknown job.
         """
         return await self._moved(job_id, JobStatus.SUCCEEDED, result_ref=checked_word(result_ref, "result_ref"))
 
     async def fail(self, job_id: str, error: str = "") -> JobRecord:
         """Marks the job as failed, and returns it. `error` is the reason, which is stored in the job. Raises
-        IllegalTransition if the job neither runs nor waits for an action.
+        IllegalTransition if the job neither runs nor waits for an action, and UserError for an unknown job.
         """
         return await self._moved(job_id, JobStatus.FAILED, error=checked_word(error, "error"))
 

@@ -138,8 +138,8 @@ class PluginRegistry:
 
     def discover(self, found: Callable[[], Iterator[EntryPoint]] | None = None) -> "PluginRegistry":
         """Loads the installed plugins, which are the entry points of the group "sabot.plugins". Returns the registry
-        itself. A plugin that cannot be loaded is logged and added to `failed`. Tests can pass `found`, a function that
-        yields other entry points.
+        itself. A plugin that cannot be loaded, or whose name is taken, is logged and added to `failed`; so a second call
+        adds each plugin to `failed`. Tests can pass `found`, a function that yields other entry points.
         """
         for entry in found() if found is not None else iter(entry_points(group=GROUP)):
             package = entry.dist.name if entry.dist is not None else ""

@@ -128,9 +128,10 @@ class ProgramPool:
         - `run_id`: the id of the record in the protocol "json".
         - `began`: a function that is called with the process before the record is sent.
 
-        Raises ExecutionError if the answer is an error, and SpawnFailed if no process can be started. Raises
-        CommunicationError if the process ends before it has answered. The pool ends a process that does not answer in
-        time or writes too much; this is a CommunicationError too.
+        The time limit of the pool begins when a process is free; the wait for a free process has no limit. Raises
+        ExecutionError if the answer is an error, or if the pool is closed before a process is free. Raises SpawnFailed
+        if no process can be started, and CommunicationError if the process ends before it has answered. The pool ends a
+        process that does not answer in time or writes too much; this is a CommunicationError too.
         """
         assert stdin is not None
         self._command = replace(self._command, argv=argv)

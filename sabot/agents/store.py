@@ -285,7 +285,8 @@ class JournalStore(JobsAndActions):
         removed only if the job ended more than `keep_seconds` ago. Returns the number of removed entries.
 
         The idempotency key of a job remains known until the job ended more than `keep_seconds` ago. After that, a new
-        job may use it. Raises UserError if `keep_seconds` is negative or not finite.
+        job may use it. All jobs that have ended, and their actions, are no longer found by `get`, `find` and `actions`.
+        Raises UserError if `keep_seconds` is negative or not finite.
         """
         before_ms = max(1, self._now_ms() - parse_ms(keep_seconds, name="trim: keep_seconds"))
         async with self._lock:

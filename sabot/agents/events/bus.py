@@ -293,8 +293,8 @@ class Subscription:
         """Waits until the handler has handled all events in the queue. Returns at once if the subscription has no
         handler.
 
-        If that takes longer than `timeout`, raises TransientError with the name of the handler; the handler continues.
-        `timeout=None` waits without a limit.
+        Events that are published meanwhile have to be handled too. If that takes longer than `timeout`, raises
+        TransientError with the name of the handler; the handler continues. `timeout=None` waits without a limit.
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
         pump = self._pump
@@ -461,7 +461,8 @@ class InMemoryEventBus:
                     future.set_result(None)
 
     async def flush(self, *, timeout: Duration | None = FLUSH_SECONDS) -> None:
-        """Waits until the handlers have handled all events that were published before this call.
+        """Waits until the handlers have handled all events that were published before this call, and those that come
+        while they do. Does not wait for subscriptions without a handler.
 
         `timeout` is the limit for all handlers together; None waits without a limit. If they need longer, raises
         TransientError with the names of the handlers that have not finished.

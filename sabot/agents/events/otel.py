@@ -135,7 +135,7 @@ class OpenTelemetryAdapter:
 
     async def stop(self) -> None:
         """Makes the spans for the events that still wait in the queue, and unsubscribes from the bus. Repeated calls do
-        nothing.
+        nothing. Raises TransientError if that takes longer than 60 seconds; the adapter is unsubscribed all the same.
         """
         subscription, self._subscription = self._subscription, None
         if subscription is not None:

@@ -130,8 +130,9 @@ async def fork(
     - `clock`: the clock that measures time in the fork. The time of day in the fork continues from the last recorded
       entry, so a deadline is as far away as it was in the original job.
 
-    Raises UserError for a recording without entries, or without a result of step `at`. Raises ReplayDifference if the
-    code requests other effects up to step `at` than the recording has.
+    The limit `max_runtime_seconds` of the job does not apply to the fork. Raises UserError for a recording without
+    entries, or without a result of step `at`. Raises ReplayDifference if the code requests other effects up to step
+    `at` than the recording has.
     """
     check("fork: recording", recording, Of(Recording, "what record_job has recorded"))
     check("fork: code", code, Of(JobCode, "code_of(agent.spec)"))

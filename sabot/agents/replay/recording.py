@@ -232,7 +232,7 @@ class ReplayRecorder:
     async def stop(self) -> Recording:
         """Stops recording, and returns the recording. If an event was published several times, the recording has it
         only once. Raises UserError if the recorder is not recording, and DataError if more than `most` events were
-        published.
+        published; the recorder is then stopped, and its events are lost.
         """
         if self._subscription is None:
             raise UserError("the recorder was not started", hint="await recorder.start(initial_input=…)")
