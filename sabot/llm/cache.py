@@ -86,7 +86,7 @@ class SqliteCache:
     time.
 
     - `most`: the most answers. `ttl`: the time for which an answer is kept, or None for no limit. After each 256 writes
-      the expired answers are deleted, and then the oldest, until `most` are left. Before that, the file may have more.
+      by this object the expired answers are deleted, and then the oldest, until `most` are left. Before that, the file may have more.
 
     Only the user of the operating system who created the file can read it. All access is in one thread. If the process
     dies, no stored answer is lost; if the machine loses power, the newest answers may be lost. Methods raise UserError

@@ -252,7 +252,9 @@ class MemoryFile:
         return await run_in_thread(self._locked, lambda: self._index.search(scope, query, limit))
 
     def close(self) -> None:
-        """Closes the file, after waiting for a call that is under way. A repeated `close` does nothing."""
+        """Closes the file. If a call is under way, first waits for its end, and blocks the calling thread meanwhile. A
+        repeated `close` does nothing.
+        """
         with self._lock:
             self._connection.close()
 

@@ -57,7 +57,8 @@ class ToolServer:
     """A server that offers `tools` to MCP clients, under the names of the tools.
 
     - `name`, `version`, `instructions`: texts that are shown to clients.
-    - `concurrency`: the most calls that are made at the same time; further calls wait.
+    - `concurrency`: the most calls that are made at the same time; further calls wait. A sync tool that exceeds its time
+      limit runs on in its thread, but is not counted any more.
     - `max_result_bytes`: the most bytes of a result as JSON. A longer result is not sent; the client gets an
       error.
 
@@ -130,7 +131,7 @@ class ToolServer:
         on_start: Callable[[str], None] | None = None,
     ) -> None:
         """Serves clients at `http://host:port/mcp` (streamable HTTP) until the caller is cancelled. Then calls that are
-        under way have 5 seconds to end.
+        under way have 5 seconds to end. While 64 or more connections are open, requests get the status 503.
 
         - `host`: the address to listen on. `port`: the port, or 0 for any free one.
         - `token`: the text that each request must contain in its header `Authorization: Bearer TOKEN`. None if no token
