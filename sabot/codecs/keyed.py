@@ -153,6 +153,8 @@ class _KeyedCodec:
         return whole.filter(pa.array(good)), bad
 
 
-def key_rows_of(format: Format, schema: pa.Schema) -> KeyRows | None:
-    """Returns the reader of keys that a format brings for these columns, or None."""
-    return format.key_rows(schema) if isinstance(format, KeyAndValue) else None
+def key_rows_of(format: Format, schema: pa.Schema, keys: Sequence[str]) -> KeyRows | None:
+    """Returns the reader of the keys of records that a format brings, or None. `keys`: the columns of the key in `schema`."""
+    if not isinstance(format, KeyAndValue):
+        return None
+    return format.key_rows(pa.schema([schema.field(name) for name in keys]))

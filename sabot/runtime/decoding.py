@@ -46,7 +46,7 @@ def codec_of(node: Read, schema: pa.Schema, readers: Iterable[Mapping[str, Any]]
         every = pa.schema([field.with_nullable(True) if field.name in table.keys else field for field in every])
     codec: Codec = node.format.codec(node.name, every, wanted.names, text)
     if table is not None:
-        key_rows = key_rows_of(node.format, pa.schema([every.field(name) for name in table.keys]))
+        key_rows = key_rows_of(node.format, every, table.keys)
         codec = TableCodec(wanted, table.keys, table.format, node.time_column, codec, key_rows)
     return FieldCodec(codec, fields) if fields else codec
 

@@ -195,3 +195,11 @@ async def test_a_table_has_the_fields_of_the_records_that_its_rows_came_in(memor
     assert {"op": "update_after", "k": "b", "name": "Eve", "at": 4, "of": "b"} in out.rows[2:]
     with pytest.raises(UserError, match="a record of debezium may change two rows"):
         app.table("orders", key="k", schema=schema, format="debezium", fields=["offset"])
+
+
+async def test_a_table_whose_key_is_a_field_of_the_record_is_refused_by_name(memory_url: str) -> None:
+    app = App("keys", memory_url)
+    await app.send("rows", {"a": 1}, key="x")
+    rows = app.table("rows", key="k", schema={"a": "int64"}, fields={"k": "key"}, until="now")
+    with pytest.raises(UserError, match="a table needs a key among its columns, not 'k'"):
+        rows.materialize().collect()
