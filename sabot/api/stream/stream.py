@@ -521,7 +521,7 @@ class Stream(Looks, StreamKind):
         The following arguments are for a function only, and raise UserError with a table. `options` are the fields of
         `LookupOptions`: the columns of the answer (`schema`), the cache of answers, and the limits of the calls.
 
-        - `dead_letter`: the topic or Sink for rows whose calls failed, with `on_error="skip"`.
+        - `dead_letter`: the topic or Sink for rows whose calls failed; it requires `on_error="skip"`.
         """
         if not isinstance(table, Stream):
             one_sided = left_on is None and right_on is None
@@ -558,7 +558,7 @@ class Stream(Looks, StreamKind):
         `options`: the fields of `MapAsyncOptions`, such as the number of calls at a time, their timeout, and
         `on_error`.
 
-        `dead_letter`: the topic or Sink for rows whose calls failed, with `on_error="skip"`.
+        `dead_letter`: the topic or Sink for rows whose calls failed; it requires `on_error="skip"`.
         """
         call = AsyncCall.of(function, schema=schema, **options)
         if dead_letter is not None:
@@ -959,8 +959,8 @@ class KeyedStream(Shown, StreamKind):
           passed it; a late row is passed at once. With None, rows are passed as they arrive. It cannot be used with
           both `batch` and `on_timer`.
 
-        `api/functions` describes `ctx`. Raises UserError if the rows are changes (updates and deletes of earlier
-        rows).
+        `ctx` is a `sabot.ProcessContext`, or with `batch` a `sabot.BatchProcessContext`. Raises UserError if the rows are
+        changes (updates and deletes of earlier rows).
         """
         spec = process_spec(function, schema=schema, batch=batch, on_timer=on_timer, sides=sides, ttl=ttl)
         own = None if on_error is None else row_policy(spec.name, on_error)
@@ -1058,7 +1058,8 @@ class KeyedStream(Shown, StreamKind):
         """Connects this stream with another one for one process step. The other stream has the same keys, or is
         broadcast: `connect(rules.broadcast())`.
 
-        Raises UserError for another number of keys, and for a stream of another app.
+        Raises UserError for another number of keys, for a stream that is neither keyed nor broadcast, and for a stream of
+        another app.
         """
         by_key = isinstance(other, KeyedStream)
         right = other._steps if isinstance(other, KeyedStream) else self._steps.of(other)
