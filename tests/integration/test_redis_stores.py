@@ -1,6 +1,8 @@
 """Redis beside stores: signals, the cache of jobs that are over, actions; what happens without a server (rows 1.28, 2.19)."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,20 @@ async def test_a_late_answer_and_one_to_a_cancelled_action_are_refused(store: Ac
     assert (await actions.cancel(other.action_id)).status is ActionStatus.CANCELLED
     assert await refused(actions, other.resume_token) == "second"
     assert await actions.expire() == []
+
+
+async def test_a_program_that_only_asks_keeps_no_question(client: Any) -> None:
+    """It kept each one until it read the answer itself, which another process may do."""
+    actions, other = ActionManager(RedisActionStore(client)), ActionManager(RedisActionStore(client))
+    handle, dropped = [await actions.require_action(ActionSpec(job_id=job)) for job in "ab"]
+    kept, name = weakref.ref(dropped), dropped.action_id
+    del dropped
+    gc.collect()
+    assert kept() is None
+    for action_id in (handle.action_id, name):
+        await other.resolve((await other.get(action_id)).resume_token, {"choice": 1})
+        assert (await actions.get(action_id)).resolution == {"choice": 1}
+    assert handle.resolution == {"choice": 1}, "what the caller still has is kept up to date"
 
 
 async def test_actions_are_found_in_the_order_in_which_they_were_asked(store: ActionStore) -> None:

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -276,7 +277,8 @@ class RedisActionStore(ActionStore):
         self._mirror: _Mirror | None = None
         self._server = RedisServer.of(client, "actions", "RedisActionStore")
         self._prefix = f"{{{prefix}}}"  # the braces put all keys into one slot of a cluster
-        self._pending: dict[str, ActionRecord] = {}  # by id: the handles that callers in this process have
+        # by id: the handles that callers in this process have
+        self._pending: WeakValueDictionary[str, ActionRecord] = WeakValueDictionary()
 
     def _key(self, action_id: str) -> str:
         return f"{self._prefix}:action:{action_id}"
