@@ -310,6 +310,35 @@ async def test_a_batch_that_was_sent_back_is_one_more_run_however_often_its_rows
     assert shop.calls == [[100], [0, 1, 2], [9]]
 
 
+async def test_a_row_that_was_sent_back_is_not_lost_with_another_one_whose_content_was_changed(shop: Shop) -> None:
+    """The second row was dropped, as one of the job of the first; then that job was refused, and nothing ran for either."""
+
+    async def pay(batch: pa.RecordBatch, ctx: Any) -> Any:
+        if batch.num_rows == 3 and not mended:
+            raise ValueError("not today")
+        return await (shop.charge if batch.num_rows == 3 else shop.slow)(batch, ctx)
+
+    def send_back(letter: Any, payload: Any) -> None:
+        own = letter.headers[: [name for name, _ in letter.headers].index("sabot.topic")]
+        MemoryBroker.get(shop.url).publish("orders", [payload], partition=0, headers=own)
+
+    mended: list[bool] = []
+    async with started(app := shop.app(pay, on_error="skip", concurrency=1)):
+        shop.order(0, 1, 2)
+        await until(lambda: len(shop.letters()) == 3)
+        mended.append(True)
+        shop.order(9)  # holds the only place until the clock is moved
+        await until(lambda: figures(app)["running"] == 1)
+        send_back(shop.letters()[0], {"id": 7})
+        await until(lambda: figures(app)["rows"] == 2)
+        send_back(shop.letters()[1], shop.letters()[1].payload)
+        await until(lambda: figures(app)["rows"] == 3 or figures(app)["duplicates"])
+        shop.clock.advance(1)
+        await until(lambda: sorted(shop.paid()) == [0, 1, 2, 9])
+    assert [letter.value["id"] for letter in shop.letters()] == [0, 1, 2, 7]
+    assert dict(shop.letters()[3].headers)["sabot.error"] == b"InputChanged"
+
+
 async def test_a_person_who_says_that_a_batch_was_done_says_which_rows_it_gave(shop: Shop) -> None:
     """ctx.call returned None, and the output of the batch was lost in silence."""
 

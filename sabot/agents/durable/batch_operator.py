@@ -313,11 +313,17 @@ class DurableBatchOperator(DurableAgentOperator):
     def is_known(self, call: JobCall) -> bool:
         """Returns True if the job of this call is already waiting or running. In this case also drops the rows of the
         call, because that job processes them. Returns False if there is no such job.
+
+        The journal may have to be asked about that job first, and the job may then be refused. In this case the rows are
+        kept until the answer has come, and True is returned.
         """
         other = self.calls.get(call.job_id)
         if other is None:
             return False
         other.failed_run = max(other.failed_run, call.failed_run)
+        if other.named:
+            self.undecided.setdefault(call.job_id, []).append(call)
+            return True
         self._duplicates += 1
         self.end_row(call)
         return True
@@ -362,6 +368,12 @@ class DurableBatchOperator(DurableAgentOperator):
             if pc.all(pc.is_in(call.records.column(0), value_set=of_before)).as_py():
                 call.digest, call.body = begin.digest, body
         await super().ask_journal(call)
+
+    def drop_undecided(self, call: JobCall, begins: JobCall) -> None:
+        """Drops the rows of a call that were kept until the journal had answered. The job with its id, which now begins,
+        processes them.
+        """
+        self.is_known(call)
 
     # -- runs of jobs -----------------------------------------------------------------------------------------------------
 

@@ -70,7 +70,8 @@ class DurableAgentOperator(AgentOperator):
     implements the interface `jobs.owner.JobOwner`, through which the JobHost uses an agent.
 
     `calls` contains, by job id, the jobs that may run or have begun. Rows that wait behind another job of their key
-    are in `order`.
+    are in `order`. `undecided` contains, by job id, the rows that are kept until the journal has answered whether a job
+    with their id exists.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class DurableAgentOperator(AgentOperator):
         self._rate = None if spec.calls.rate is None else TokenBucket(spec.calls.rate)
         self._waits_for_rate: asyncio.TimerHandle | None = None
         self._known: dict[str, bytes] = {}  # by id of a job that the journal had at the start, the digest of its input
-        self._undecided: dict[str, list[JobCall]] = {}  # by job id, rows that `is_known` could not compare yet
+        self.undecided: dict[str, list[JobCall]] = {}  # by job id, rows that `is_known` could not compare yet
         self._begun: dict[tuple[str, int], int] = {}  # by topic and partition, the last offset whose job has begun
         self._duplicates = 0
         self._admitted = self._started = False
@@ -242,7 +243,7 @@ class DurableAgentOperator(AgentOperator):
         other = self.calls.get(call.job_id)
         if other is not None and other.named and other.digest != call.digest:
             call.named = True
-            self._undecided.setdefault(call.job_id, []).append(call)
+            self.undecided.setdefault(call.job_id, []).append(call)
             return True
         if other is not None:
             other.failed_run = max(other.failed_run, call.failed_run)  # used if the journal is being asked for the job
@@ -400,14 +401,20 @@ class DurableAgentOperator(AgentOperator):
         Rows with the same job id may have been kept until the journal had answered. They are now compared with the
         row of this call: equal ones are dropped, and different ones are refused.
         """
-        for other in () if call.named else self._undecided.pop(call.job_id, ()):
+        for other in () if call.named else self.undecided.pop(call.job_id, ()):
             mailed = other.mailed
-            self._drop(other, call.digest)
+            self.drop_undecided(other, call)
             if mailed:
                 self.order.end(other)
         self._admission.leave(call)
         self._admission.wait(call, first=True)
         self.go_on()
+
+    def drop_undecided(self, call: JobCall, begins: JobCall) -> None:
+        """Drops the row of a call that was kept until the journal had answered, because the job with its id now begins
+        with the row of `begins`. If the two rows differ, refuses the row of `call` as an error instead.
+        """
+        self._drop(call, begins.digest)
 
     def _is_rate_limited(self) -> bool:
         """Returns True if `rate=` allows no job to begin at present, and arranges that `go_on` is called when it
@@ -591,7 +598,7 @@ class DurableAgentOperator(AgentOperator):
         self._admission.leave(call)
         self.end_row(call)
         self.order.end(call)
-        for other in self._undecided.pop(call.job_id, ()):
+        for other in self.undecided.pop(call.job_id, ()):
             if other.mailed:
                 self.order.look_again(other)
             else:
