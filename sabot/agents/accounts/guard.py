@@ -478,10 +478,15 @@ def _denied(judged: Judgement, beside: str = "") -> GuardVerdict:
 
 
 async def _decided_later(judging: Awaitable[Judgement], decided: Callable[[Judgement], _Verdict]) -> _Verdict:
+    """Awaits the judgement of the ledger, and passes it to `decided`. If a shared budget cannot be read, or if rows
+    cannot be stored or read, the judgement denies the call. Never raises the error of a writer.
+    """
     try:
         judged = await judging
     except BudgetUnavailable as error:
         judged = _unavailable(error)
+    except (TransientError, UserError) as error:
+        judged = _unavailable(BudgetUnavailable(f"the ledger cannot judge the call: {message_of(error)}"))
     return decided(judged)
 
 

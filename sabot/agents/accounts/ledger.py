@@ -225,7 +225,8 @@ class Ledger:
 
         The result is an awaitable of the judgement if the usage of the scope is not loaded yet, if too many rows wait
         to be written, or if several processes share the budgets. Awaiting it raises BudgetUnavailable if the shared
-        writer does not answer. Raises UserError if `call` or `scope_id` is not a text.
+        writer does not answer, and the error of the writer if rows cannot be stored or read. Raises UserError if
+        `call` or `scope_id` is not a text.
 
         - `call`: a name by which the caller identifies the call. Guards have such names; other code uses
           `check_budget`.

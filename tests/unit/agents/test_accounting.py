@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from decimal import Decimal
 from functools import reduce
@@ -24,16 +25,18 @@ from sabot.agents import (
     PostgresLedgerWriter,
     SqliteLedgerWriter,
 )
+from sabot.agents.accounts import ledger
 from sabot.agents.accounts.guard import LedgerGuard, rows_of, update_ledger
 from sabot.agents.accounts.limits import JobLimits, reported_use
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.kernel.jobs import encode_request
 from sabot.base.accounts import Amounts
 from sabot.clock import ManualClock
-from sabot.errors import UserError
-from sabot.jobs.guard import guard_of
+from sabot.errors import BrokerUnavailable, UserError
+from sabot.jobs.guard import GuardedCall, guard_of
 from sabot.jobs.values import pack
 from sabot.journal import Letter
+from sabot.journal.effects import EffectId
 from sabot.journal.entries import EffectResult, End, Intent
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm import (
@@ -167,6 +170,28 @@ async def test_a_call_that_does_not_fit_is_not_made_and_the_function_hears_why()
         f"m was not done: the daily budget of app has 200 tokens: 150 used, 0 reserved for calls in flight, and this call may use {MOST} "
         "(rule daily budget)"
     ]
+
+
+async def test_a_further_attempt_is_denied_while_too_many_rows_wait_for_a_writer_that_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The error of the writer ended the app: a guard must not raise when it is asked about a further attempt."""
+
+    class Away(InMemoryLedgerWriter):
+        async def write(self, events: Sequence[LedgerEvent]) -> None:
+            if events:
+                raise BrokerUnavailable("the ledger does not answer")
+
+    monkeypatch.setattr(ledger, "_MOST_WAITING", 0)
+    monkeypatch.setitem(globals(), "SHARED", False)
+    by, spec = guard(Away(), max_tokens_daily=10_000), RequestSpec(messages=(user("one"),), max_tokens=100)
+    first: Any = by.decide(GuardedCall(EffectId("job", 1), "model", "m", "app.agent", spec=spec))
+    assert (await first).decision == "allow"
+    by.ledger.record(LedgerEvent(event_id="x", type="model", scope_id="app"))
+    again: Any = by.decide_again(EffectId("job", 1, 2))
+    denied = await again
+    assert (denied.decision, denied.error) == ("deny", "BudgetUnavailable")
+    assert "the ledger does not answer" in denied.reason
 
 
 async def test_a_tool_is_called_where_the_money_of_its_scope_is_used_up() -> None:
