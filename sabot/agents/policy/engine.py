@@ -308,13 +308,14 @@ class PolicyEngine(EffectGuard):
         self, call: GuardedCall, verdict: GuardVerdict | None, later: list[tuple[PolicyRule, Any]], permitted: bool
     ) -> GuardVerdict:
         for at, (rule, awaited) in enumerate(later):
+            limit = asyncio.timeout(self._timeout_s)
             try:
-                async with asyncio.timeout(self._timeout_s):
+                async with limit:
                     found = await awaited
             except (Exception, asyncio.CancelledError) as error:  # the rule is the user's code
                 if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                     raise
-                verdict = self._failed(rule, error)
+                verdict = self._failed(rule, error, late=limit.expired())
             else:
                 if found is not None:
                     verdict = self._joined(verdict, self._verdict(rule, found))
@@ -356,9 +357,9 @@ class PolicyEngine(EffectGuard):
             return GuardVerdict(found, rule.name or type(rule).__name__, self.version)
         return self._failed(rule, UserError(f"it says {short_repr(found)}: no Decision, GuardVerdict or None"))
 
-    def _failed(self, rule: PolicyRule, error: BaseException) -> GuardVerdict:
+    def _failed(self, rule: PolicyRule, error: BaseException, *, late: bool = False) -> GuardVerdict:
         name = rule.name or type(rule).__name__
-        said = f"no answer within {self._timeout_s:g} s" if isinstance(error, TimeoutError) else message_of(error)
+        said = f"no answer within {self._timeout_s:g} s" if late else message_of(error)
         reason = f"rule {name} has failed: {type(error).__name__}: {said}"
         return GuardVerdict(Decision.DENY, name, self.version, reason)
 

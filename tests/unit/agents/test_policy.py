@@ -282,6 +282,12 @@ async def test_a_rule_that_raises_hangs_or_says_nonsense_denies_and_says_so() ->
     async def hangs(call: GuardedCall) -> None:
         await asyncio.Event().wait()
 
+    def times_out(call: GuardedCall) -> None:
+        raise TimeoutError("the directory is away")
+
+    async def times_out_later(call: GuardedCall) -> None:
+        raise TimeoutError("the directory is away")
+
     def cancelled(call: GuardedCall) -> None:
         raise asyncio.CancelledError
 
@@ -293,6 +299,8 @@ async def test_a_rule_that_raises_hangs_or_says_nonsense_denies_and_says_so() ->
         (cancelled_later, "rule cancelled_later has failed: CancelledError"),
         (broken, "rule broken has failed: LookupError: no such scope"),
         (broken_later, "rule broken_later has failed: LookupError: no such scope"),
+        (times_out, "rule times_out has failed: TimeoutError: the directory is away"),
+        (times_out_later, "rule times_out_later has failed: TimeoutError: the directory is away"),
         (hangs, "rule hangs has failed: TimeoutError: no answer within 0.01 s"),
         (lambda call: "yes", "it says 'yes': no Decision, GuardVerdict or None"),
     ):
