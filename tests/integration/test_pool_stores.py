@@ -7,7 +7,8 @@ import asyncio
 import json
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -241,6 +242,34 @@ async def test_an_entry_whose_commit_was_not_answered_is_not_written_twice(
     monkeypatch.setattr(store._tables, "transaction", breaks)
     moved = await store.move(job.job_id, JobStatus.SUCCEEDED, result_ref="r")
     assert (broken, moved.status, moved.result_ref) == ([1], "succeeded", "r")
+
+
+async def test_a_question_whose_commit_was_not_answered_is_returned_and_not_that_of_another_process(
+    store: PostgresJobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last question of the job was returned, with the token of another one's answer."""
+    transaction, add, broken = store._tables.transaction, store._change, list[Any]()
+    other = PostgresActionStore(store.home, clock=store.clock)
+
+    @contextmanager
+    def breaks() -> Iterator[Any]:
+        with transaction() as connection:
+            yield connection
+        if changing and not broken:
+            broken.append(asyncio.run(other.require(ActionSpec(job_id="job", type="input"))))
+            raise TransientError("the server is gone")
+
+    async def change(*args: Any, **options: Any) -> Any:
+        changing.append(True)
+        return await add(*args, **options)
+
+    changing: list[bool] = []
+    monkeypatch.setattr(store._tables, "transaction", breaks)
+    monkeypatch.setattr(store, "_change", change)
+    action = await store.require(ActionSpec(job_id="job", type="confirm"))
+    assert [each.type for each in (action, *broken)] == ["confirm", "input"]
+    assert len(await store.actions(job_id="job")) == 2
+    await other.close()
 
 
 # -- the address of a pool ---------------------------------------------------------------------------------------------

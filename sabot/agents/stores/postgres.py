@@ -323,13 +323,19 @@ class PostgresJobStore(JobsAndActions):
         if owner is not None:
             return await owner.require(spec)
 
+        token = ""
+
         def ask(known: JobView) -> Entry:
+            nonlocal token
             job, ordinal = known.job(spec.job_id), known.next_ordinal(spec.job_id)
-            return question_entry(job, ordinal, spec, self._now_ms(), _KEY)
+            entry = question_entry(job, ordinal, spec, self._now_ms(), _KEY)
+            token = entry.token
+            return entry
 
         known = await self._change(spec.job_id, ask)
-        assert known is not None
-        return list(known.actions.values())[-1]
+        action = None if known is None else known.of_token(token)
+        assert action is not None
+        return action
 
     async def action(self, action_id: str) -> ActionRecord | None:
         job_id = checked_word(action_id, "action_id").rpartition("/")[0]
