@@ -323,6 +323,8 @@ def test_times_with_a_zone_and_times_without_one_are_no_column(times, schema):
             'lit("big") is a text',
         ),
         (lambda s: s.with_columns(x=f"{col('user')}!"), "concat_str"),
+        (lambda s: s.select(), 'select("a", "b")'),
+        (lambda s: s.select([]), 'select("a", "b")'),
         (lambda s: s.to(polars.DataFrame({"a": [1]})), "to_polars()"),
         (lambda s: App("first").stream({"a": [1, 2]}), "pa.table(columns)"),
         (lambda s: App("first").stream({"a": n} for n in range(3)), "stream(list(rows))"),

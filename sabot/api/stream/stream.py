@@ -171,9 +171,12 @@ class Stream(Looks, StreamKind):
 
     def select(self, *columns: str | Expr | Sequence[str | Expr], **named: Expr | Any) -> "Stream":
         """Keeps these columns, in this order: names, expressions, or name=expression. Raises UserError if two of them
-        have the same name.
+        have the same name, or if there is none.
         """
-        return self._then(Select(self._node, named_columns_of(columns, named, "select")))
+        chosen = named_columns_of(columns, named, "select")
+        if not chosen:
+            raise UserError("select: no columns are given", hint='name those to keep: select("a", "b")')
+        return self._then(Select(self._node, chosen))
 
     def with_columns(self, *columns: Expr, **named: Expr | Any) -> "Stream":
         """Adds columns, or replaces columns of the same name. All expressions use the columns as they were before
