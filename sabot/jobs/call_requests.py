@@ -109,6 +109,8 @@ class CallRequests:
             case GuardVerdict() as verdict:
                 entry = Attempt(effect.job, now_ms, *effect[1:], encode_verdict(verdict))
                 answer.set_result(self._log.append(entry, running))
+            case PersonAsked() if ask.dropped:
+                answer.set_exception(EffectError("EffectOver", f"nobody waits for effect {effect} any more"))
             case PersonAsked() if not running.in_memory or self._host.stopping:
                 answer.set_exception(EffectError("EffectOver", f"effect {effect} is left for the next start"))
             case PersonAsked() as asks if self._may_ask(running, ask, asks, answer):

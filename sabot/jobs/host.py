@@ -25,7 +25,7 @@ from sabot.base.supervision import watch_task
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import Clock
 from sabot.errors import NonDeterminism, SabotError
-from sabot.jobs.core import LookedUp, Outcome, may_happen, question_token
+from sabot.jobs.core import APPROVAL, LookedUp, Outcome, may_happen, question_token
 from sabot.jobs.effects import Effects
 from sabot.jobs.events import (
     Arrived,
@@ -450,9 +450,13 @@ class JobHost(HostState):
     def _drop(self, running: RunningJob, ask: Ask) -> None:
         """Handles an effect that the function no longer awaits. Withdraws a question, or cancels a child. For a call
         that waits for an approval, releases what the guard has reserved for it. A call that was not sent, and waits for
-        its next attempt, gets its result at once.
+        its next attempt, gets its result at once. If its tool has asked a person, the call gets its result when that
+        question is withdrawn.
         """
         job, ordinal, now_ms = running.job, ask.ordinal, self.now_ms()
+        if ordinal in job.open and ask.phase is APPROVAL:
+            self._letters.withdraw(job.job_id, ordinal, ask.token, "cancelled")
+            return
         if ordinal in job.open:
             self._effects.step(running, ask, "due")
             self.deliver()

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,59 @@ async def test_a_tool_whose_question_nobody_answers_in_time_sees_that() -> None:
     ) as kernel:
         handle = await kernel.execute(ExecutionRequest(prompt=""))
         assert (await handle.result()).output == "expired"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_the_question_of_a_tool_that_its_job_awaits_no_longer_is_withdrawn(ends: bool) -> None:
+    """It stood among the questions to people until the job had ended."""
+    manager = ActionManager(InMemoryActionStore(), poll="1ms")
+    deployer, given_up = Deployer(manager), []
+
+    async def f(ctx: Any) -> str:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await asks(deployer)(ctx)
+        given_up.append(True)
+        return "over" if ends else await ctx.wait("go")
+
+    async with RuntimeKernel(None, f, action_store=manager.store) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt=""))
+        await until(lambda: deployer.asked)
+        if ends:
+            assert (await handle.result()).output == "over"
+        await until(lambda: given_up)
+        for _ in range(5_000):
+            if not await handle.get_pending_actions():
+                break
+            await asyncio.sleep(0.001)
+        assert {action.status for action in await manager.find(job_id=handle.job_id)} <= {ActionStatus.CANCELLED}
+    assert (deployer.asked, deployer.deployed) == (1, 0)
+
+
+async def test_a_tool_that_its_job_awaits_no_longer_asks_nobody() -> None:
+    """Its job, whose function was over, waited for the answer."""
+    manager, goes_on, given_up = ActionManager(InMemoryActionStore(), poll="1ms"), asyncio.Event(), []
+    deployer = Deployer(manager)
+
+    async def late(effect: Effect) -> str:
+        await goes_on.wait()
+        return await deployer(effect)
+
+    async def f(ctx: Any) -> str:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await ctx.call(tool(late))
+        given_up.append(True)
+        return "over"
+
+    async with RuntimeKernel(None, f, action_store=manager.store) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt=""))
+        await until(lambda: given_up)
+        goes_on.set()
+        async with asyncio.timeout(10):
+            assert (await handle.result()).output == "over"
+        assert await manager.find(job_id=handle.job_id) == []
+    assert (deployer.asked, deployer.deployed) == (1, 0)
 
 
 async def test_a_call_asks_one_question_and_none_of_another_job() -> None:
