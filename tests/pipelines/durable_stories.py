@@ -124,14 +124,16 @@ class Story:
             before = len(said)
             for place, op in enumerate(message["do"], before):
                 what = f"{n}.{place}"
+                # What a child says may change with its next run, and an effect with other arguments is another effect.
+                last = [each for each in said[-1:] if isinstance(each, str) and each.startswith(("read", "put", "pay"))]
                 try:
                     match op:
                         case "read":
                             said.append(await ctx.call(read, what))
                         case "put":
-                            said.append(await ctx.call(put, what, said[-1:]))
+                            said.append(await ctx.call(put, what, last))
                         case "pay" | "lost" | "unsent" | "refused":
-                            said.append(await ctx.call(pay, what, said[-1:], op))
+                            said.append(await ctx.call(pay, what, last, op))
                         case "two":
                             halves = ctx.call(pay, f"{what}a", 0, "lost"), ctx.call(pay, f"{what}b", 0, "pay")
                             said.append(await asyncio.gather(ctx.call(read, what), *halves))
