@@ -58,6 +58,7 @@ class Story:
         self.contents: list[dict[str, Any]] = []
         self.made: defaultdict[str, list[str]] = defaultdict(list)  # the key of each call that came through
         self.told: set[str] = set()  # what reads have said
+        self.mended: set[str] = set()  # where a function went on that had failed before
         self.lost: set[str] = set()
         self.begun: list[int] = []  # contents, in the order of their first run
         self.cancelled: set[str] = set()
@@ -156,9 +157,10 @@ class Story:
                             ctx.continue_as({**message, "do": rest, "said": [*said, "again"]})
                         case "raise":
                             raise RuntimeError("always")
-                        case "broken" if self.broken:
+                        case "broken" if self.broken and what not in self.mended:
                             raise RuntimeError("not today")
                         case "broken":
+                            self.mended.add(what)  # a job that went on here does so whenever it runs again
                             said.append("mended")
                 except EffectError as error:
                     said.append(error.type)
