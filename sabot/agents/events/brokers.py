@@ -264,12 +264,6 @@ class KafkaEventAdapter(_Adapter):
         """
         return f"{self.config.topic_prefix}.{event_type.category}"
 
-    async def start(self) -> None:
-        """Opens a Kafka client, and begins to send events. Missing topics are created if the broker allows it. Raises
-        UserError if the adapter was started before.
-        """
-        await super().start()
-
     def _connect(self) -> None:
         self._open, self._known = self._sender(), set()
 
