@@ -333,6 +333,31 @@ def test_a_timer_whose_function_fails_is_set_apart_and_the_others_fire(batch: bo
         assert max(row["total"] for row in results.rows if row["n"] % 2) == 8
 
 
+def test_timers_that_fire_again_in_smaller_batches_have_their_own_keys() -> None:
+    """The slots of all keys of a failed batch were free after the first part of it, and timers of that part took them."""
+
+    def arm(keys: pa.Array, batch: pa.RecordBatch, ctx: Any) -> None:
+        ctx.timers.event_many(keys, pc.add(batch["n"], 1_000_000))
+
+    def fire(keys: pa.Array, at: pa.Array, ctx: Any) -> pa.RecordBatch:
+        if 1_000_007 in at.to_pylist():
+            raise ValueError("seven")
+        first = pc.less(at, 2_000_000)
+        ctx.timers.event_many(keys.filter(first), pc.add(at.filter(first), 1_000_000))
+        return pa.record_batch({"n": at, "total": keys.cast(pa.int64()), "seen": pa.nulls(len(at), pa.string())})
+
+    def steps(stream: sabot.Stream) -> sabot.Stream:
+        keyed = stream.key_by(id=col("n").cast("string"))
+        return keyed.process(arm, on_timer=fire, schema=COUNTED, batch=True)
+
+    results, letters = once(steps, rows(20), time="n")
+    good = [n for n in range(20) if n != 7]
+    assert sorted((row["n"], row["total"]) for row in results.rows) == [
+        (at + n, n) for at in (1_000_000, 2_000_000) for n in good
+    ]
+    assert [each["row"] for each in facts(letters)] == [{"id": "7", "at": 1_000_007, "name": "", "kind": "event"}]
+
+
 def test_a_process_step_may_end_the_app_or_give_nulls() -> None:
     def priced(row: dict[str, Any], ctx: Any) -> dict[str, Any]:
         return {"n": row["n"], "price": float(row["price"])}

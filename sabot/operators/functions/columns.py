@@ -105,34 +105,36 @@ class BatchCaller(Caller):
             slots, at = timers.take(limit, kind, _TIMER_ROWS)
             if not len(slots):
                 break
-            pieces = [(slots, at)]
+            # The keys are read before the first call: the end of a call frees the slots of keys without timers.
+            pieces = [(state.known.key_columns(slots), state.known.hashes(slots), at)]
             while pieces:
-                slots, at = pieces.pop()
-                columns = state.known.key_columns(slots)
+                columns, hashes, at = pieces.pop()
                 timers.floor(limit if ended else at[0].as_py())
                 try:
-                    self._fire(kind, columns, slots, at, passed)
+                    self._fire(kind, columns, hashes, at, passed)
                 except Exception as error:
                     if state.transaction is None or error is self.downstream_error or not state.bad.are_at_fault(error):
                         raise
                     state.transaction.undo()
                     self._clear()
-                    if len(slots) == 1:
+                    if len(at) == 1:
                         timer = {"at": at[0].as_py(), "name": "", "kind": KIND_NAMES[kind]}
                         self.set_timer_apart(columns, timer, error)
                         continue
-                    half = len(slots) // 2
-                    pieces += [(slots.slice(half), at.slice(half)), (slots.slice(0, half), at.slice(0, half))]
+                    half = len(at) // 2
+                    for start, size in ((half, len(at) - half), (0, half)):
+                        parts = [column.slice(start, size) for column in columns]
+                        pieces.append((parts, hashes.slice(start, size), at.slice(start, size)))
 
-    def _fire(self, kind: int, columns: list[Array], slots: pa.Int32Array, at: pa.Int64Array, passed: int) -> None:
+    def _fire(self, kind: int, columns: list[Array], hashes: pa.UInt64Array, at: pa.Int64Array, passed: int) -> None:
         """Calls `on_timer` once for a group of due timers of one kind, and emits its result.
 
-        `columns`, `slots`: the keys of the timers, as columns and as slots. `at`: the times of the timers. `passed`:
-        as in `fire`.
+        `columns`, `hashes`: the keys of the timers, and their hashes. `at`: the times of the timers. `passed`: as in
+        `fire`.
         """
         state, ctx, function = self._state, self._ctx, self._spec.on_timer
         assert function is not None
-        keys = self._remember_keys(columns, state.known.hashes(slots))
+        keys = self._remember_keys(columns, hashes)
         stamps = pa.array(np.maximum(at.to_numpy(), passed) if kind == EVENT else np.full(len(at), passed))
         ctx.timestamp = at if kind == EVENT else (stamps if state.timed else None)
         self._stamps, self._count = stamps, len(at)
@@ -144,7 +146,7 @@ class BatchCaller(Caller):
             if state.timers.over >= 0:
                 raise state.endless()
         except Exception as error:
-            where = f"while {len(slots)} timers fired, the first for the key {state.key_of(columns)}"
+            where = f"while {len(at)} timers fired, the first for the key {state.key_of(columns)}"
             raise self._failed(error, where) from error
         self._end_call()
         if made is not None:
