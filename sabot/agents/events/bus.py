@@ -31,6 +31,7 @@ from sabot.errors import TransientError, UserError, short_repr
 _log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 60.0
+_FLUSH_HINT = "timeout= gives it longer; await subscription.unsubscribe() ends it"
 
 CAPACITY_EVENTS = 10_000
 """The default number of events that may wait for one subscriber."""
@@ -302,10 +303,10 @@ class Subscription:
             return
         await asyncio.wait([pump], timeout=timeout_s)
         if not pump.done():
-            raise TransientError(
-                f"subscriber {self.name} is still at an event, and {len(self.queue):,} wait behind it",
-                hint="timeout= gives it longer; await subscription.unsubscribe() ends it",
-            )
+            raise TransientError(self._backlog(), hint=_FLUSH_HINT)
+
+    def _backlog(self) -> str:
+        return f"subscriber {self.name} is still at an event, and {len(self.queue):,} wait behind it"
 
     async def unsubscribe(self) -> None:
         """Ends the subscription. No more events are delivered, and the events in the queue are discarded. If the
@@ -461,23 +462,21 @@ class InMemoryEventBus:
                     future.set_result(None)
 
     async def flush(self, *, timeout: Duration | None = FLUSH_SECONDS) -> None:
-        """Waits until the handlers have handled all events that were published before this call, and those that come
-        while they do. Does not wait for subscriptions without a handler.
+        """Waits until no handler has an event left to handle. An event that is published during the wait, for example
+        by a handler, is waited for too. Does not wait for subscriptions without a handler.
 
-        `timeout` is the limit for all handlers together; None waits without a limit. If they need longer, raises
-        TransientError with the names of the handlers that have not finished.
+        `timeout` is the limit of the whole wait; None waits without a limit. When it is over, raises TransientError
+        with the names of the handlers that have not finished. They continue.
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
-        until, failed = None if timeout_s is None else SYSTEM_CLOCK.monotonic() + timeout_s, []
-        for each in self._subscriptions():
-            try:
-                await each.flush(timeout=None if until is None else max(0.0, until - SYSTEM_CLOCK.monotonic()))
-            except TransientError as error:
-                failed.append(error)
-        if failed:
-            raise TransientError(
-                f"after {timeout_s:g} s, {'; '.join(each.message for each in failed)}", hint=failed[0].hint
-            )
+        until = math.inf if timeout_s is None else SYSTEM_CLOCK.monotonic() + timeout_s
+        while pumps := [each._pump for each in self._subscriptions() if each._pump is not None]:
+            left_s = None if timeout_s is None else max(0.0, until - SYSTEM_CLOCK.monotonic())
+            await asyncio.wait(pumps, timeout=left_s)
+            if SYSTEM_CLOCK.monotonic() >= until:
+                late = [each._backlog() for each in self._subscriptions() if each._pump is not None]
+                if late:
+                    raise TransientError(f"after {timeout_s:g} s, {'; '.join(late)}", hint=_FLUSH_HINT)
 
     async def close(self) -> None:
         """Ends all subscriptions."""

@@ -310,3 +310,36 @@ async def test_a_flush_is_bounded_and_names_the_handlers_that_hang():
     forever.set()
     await bus.flush(timeout=None)
     assert stuck.delivered == 3
+
+
+async def test_a_flush_waits_for_events_that_a_later_handler_publishes_for_an_earlier_one():
+    bus, progress = InMemoryEventBus(), []
+
+    async def reports(event):
+        await asyncio.sleep(0)
+        await bus.publish(RuntimeEvent(TYPE.PROGRESS, event.job_id, event.data))
+
+    async def saves(event):
+        await asyncio.sleep(0)
+        progress.append(event)
+
+    await bus.subscribe(saves, [TYPE.PROGRESS])
+    await bus.subscribe(reports, [TYPE.JOB_STARTED])
+    for number in range(3):
+        await bus.publish(event(number, TYPE.JOB_STARTED))
+    await bus.flush()
+    assert numbers(progress) == [0, 1, 2]
+
+
+async def test_a_flush_of_handlers_that_publish_without_end_is_bounded_too():
+    bus = InMemoryEventBus()
+
+    async def answers(event):
+        await bus.publish(event)
+
+    echo = await bus.subscribe(answers)
+    await bus.publish(event(0))
+    with pytest.raises(TransientError, match=r"after 0.01 s, subscriber .*answers is still at an event"):
+        await bus.flush(timeout=0.01)
+    await echo.unsubscribe()
+    await bus.flush()
