@@ -153,7 +153,11 @@ def _kind_of(value: Any) -> str:
 
 
 def _equal(value: Any, other: Any) -> bool:
-    """Returns True if two JSON values are equal. JSON has one kind of number (1 equals 1.0), and True is not a
-    number.
+    """Returns True if two JSON values are equal. JSON has one kind of number (1 equals 1.0), and True is not a number,
+    also within arrays and objects.
     """
+    if isinstance(value, list) and isinstance(other, list):
+        return len(value) == len(other) and all(map(_equal, value, other))
+    if isinstance(value, dict) and isinstance(other, dict):
+        return value.keys() == other.keys() and all(_equal(each, other[name]) for name, each in value.items())
     return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)

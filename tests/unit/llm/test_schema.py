@@ -179,6 +179,7 @@ def test_what_has_no_schema_is_refused(of):
         ({"type": ["string", "null"]}, None, 1, "expected string or null, got number - at $.a"),
         ({"enum": [1, "x"]}, "x", True, "True is none of [1, 'x'] - at $.a"),
         ({"const": 3}, 3, 4, "4 is not 3"),
+        ({"const": [1, {"b": 0}]}, [1.0, {"b": 0}], [1, {"b": False}], "[1, {'b': False}] is not [1, {'b': 0}]"),
         ({"type": "integer"}, 3.0, 3.5, "expected integer, got number"),
         ({"type": "number", "minimum": 1, "exclusiveMaximum": 5}, 1, 5, "5 is out of bounds"),
         ({"type": "number", "exclusiveMinimum": 5}, 1e16, 5, "5 is out of bounds"),  # 1e16 - 1 is 1e16 too
