@@ -518,17 +518,19 @@ def _request_id(headers: Mapping[str, str]) -> str:
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float:
-    """Returns the seconds for which the server asks the client to wait, at most one day. The header `Retry-After` has a
-    number of seconds or a date. Returns 0 if it is missing or not valid.
+    """Returns the seconds for which the server asks the client to wait, at most one day. Uses the header
+    `retry-after-ms` if it has a number; otherwise `Retry-After`, which has a number of seconds or a date. Returns 0
+    if neither is there and valid.
     """
-    text = headers.get("retry-after", "")
-    try:
-        wait = float(headers["retry-after-ms"]) / 1000 if "retry-after-ms" in headers else float(text)
-    except ValueError:
-        from email.utils import parsedate_to_datetime  # imported late: it takes as long as this whole package
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        with suppress(KeyError, ValueError):
+            wait = float(headers[name]) * unit_s
+            if math.isfinite(wait):
+                return min(max(wait, 0.0), _LONGEST_WAIT_S)
+    from email.utils import parsedate_to_datetime  # imported late: it takes as long as this whole package
 
-        try:
-            wait = parsedate_to_datetime(text).timestamp() - SYSTEM_CLOCK.time()
-        except (TypeError, ValueError):
-            return 0.0
-    return min(max(wait, 0.0), _LONGEST_WAIT_S) if math.isfinite(wait) else 0.0
+    try:
+        wait = parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - SYSTEM_CLOCK.time()
+    except (TypeError, ValueError):
+        return 0.0
+    return min(max(wait, 0.0), _LONGEST_WAIT_S)

@@ -375,6 +375,7 @@ def test_a_status_is_an_error_of_ours(calls, status, body, kind, words):
         ({}, 0.0),
         ({"retry-after": "7"}, 7.0),
         ({"retry-after": "7", "retry-after-ms": "250"}, 0.25),
+        ({"retry-after": "7", "retry-after-ms": "soon"}, 7.0),
         ({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}, 0.0),
         ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, 86400.0),
         ({"retry-after": "soon"}, 0.0),
