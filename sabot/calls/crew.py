@@ -488,12 +488,12 @@ class Crew(Generic[T]):
             slice_end = monotonic() + _SLICE_SECONDS
 
     def _counted(self, attempts: int, seconds: float, since: float) -> tuple[int, float, float]:
-        """Adds ended attempts to the crew's statistics. Returns (0, 0.0, infinity), with which the caller begins to
-        count the next attempts.
+        """Adds the attempts of a call that ends now to the crew's statistics. Returns (0, 0.0, infinity), with which the
+        caller begins to count the next attempts.
 
-        - `attempts`: the number of attempts.
-        - `seconds`: the total duration of all of them except the last one.
-        - `since`: the time at which the last one began. It is taken to end now.
+        - `attempts`: the number of attempts, with the last one.
+        - `seconds`: the total duration of the attempts before the last one.
+        - `since`: the time at which the last attempt began. Its duration, from then until now, is added to `seconds`.
         """
         if attempts:
             self._attempts += attempts

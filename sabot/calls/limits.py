@@ -31,7 +31,8 @@ class Limit(Protocol):
 
     def ended(self, now: float, began: float, *, well: bool) -> None:
         """Records that a call has ended at the time `now`. `began`: the time at which it began. `well`: True if it
-        has succeeded, and False after an error other than a refusal because of overload.
+        has succeeded, and False if it has failed. If the service has refused the call because of overload, the crew
+        calls `overloaded` instead.
         """
 
     def overloaded(self, now: float, began: float, retry_after_s: float) -> None:

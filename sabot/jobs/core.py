@@ -410,9 +410,10 @@ def attempt_ended(effect: EffectState, ended: Outcome) -> EffectCommand:
 
 
 def repeat_or_drop(effect: EffectState) -> EffectCommand:
-    """Returns the next command for an effect whose last attempt was not made or may be repeated. Usually it is the
-    command for another attempt. But if the function no longer awaits the effect and making it twice would do harm, it
-    is the command that records as the result that the effect was not made.
+    """Returns the next command for an effect whose last attempt was not made, or may be repeated without harm.
+
+    Usually this is the command for another attempt. It is a command to record a result if the function of the job no
+    longer awaits the effect, and if making the effect twice would do harm. The result says that it was not made.
     """
     if not may_repeat(effect, not_made=True):
         error = CancelledError(f"{effect.name} was not done, and its job waits for it no longer")

@@ -298,9 +298,10 @@ class Effects:
         """Handles an effect of which nobody knows whether its call was made. Makes sure that the call is not still
         running, and then passes the event to `core.step`, which decides.
 
-        If this process is still making the call, waits for its outcome instead. If the previous owner of the journal
-        may still be making it, first waits until that owner has lost its claim on the journal and the time limit of
-        the tool has passed.
+        If this process is still making the call, waits for its outcome instead. The previous owner of the journal may
+        also still be making the call. If the effect may not be repeated without harm, this method first waits until
+        that owner has lost its claim on the journal and the time limit of the tool has passed (60 seconds if the tool
+        has none). Does nothing if the host is stopping or the job has left memory: the next start decides then.
 
         `event`: "unsure", or the answer of the tool's `reconcile=` function.
         """

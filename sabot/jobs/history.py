@@ -337,7 +337,7 @@ class History:
         return None if question is None else self.answers.get(question.token)
 
     def has_result(self, ordinal: int) -> bool:
-        """Returns True if a RESULT entry of this effect is recorded."""
+        """Returns True if a RESULT entry of this effect is recorded, and the present attempt uses that result."""
         return any(isinstance(each, EffectResult) and each.ordinal == ordinal for each in self.deliveries)
 
     def _try(self, attempt: int, at_ms: int) -> None:

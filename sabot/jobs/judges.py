@@ -117,8 +117,8 @@ class GuardJudge:
         call.model = call.spec.model or call.model
 
     async def _noted(self, effect: EffectId, verdict: GuardVerdict) -> None:
-        """Records the verdict on a model that is asked instead of the first one. Does nothing in this class, because
-        the calls that it judges are in no journal.
+        """Records the verdict on the call of another provider, which follows when the first provider has failed. Does
+        nothing in this class, because the calls that it judges are in no journal.
         """
 
     def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GuardedCall:
@@ -152,8 +152,8 @@ class _ToolJudge(GuardJudge):
         self._loop = asyncio.get_running_loop()
 
     async def _noted(self, effect: EffectId, verdict: GuardVerdict) -> None:
-        """Records the verdict in the journal if the effect is itself the call that asks the other model. The journal
-        has no entries for other calls of models that the tool makes, so their verdicts are not recorded.
+        """Records the verdict in the journal if `effect` is the model call of the job itself. A call of a model that a
+        tool makes has no entries in the journal, so its verdict is not recorded.
         """
         if effect[:2] == self._effect[:2]:
             await self._note(effect, verdict)

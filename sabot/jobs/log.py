@@ -286,9 +286,10 @@ class JobLog:
 
         - `identity`: the id of this journal, by which a restore recognizes it.
         - `positions`: pairs of a partition and the offset behind its last entry.
-        - `unapplied`: jobs that had ended before the app started and were not replayed yet, each with the position of
-          its END entry. A restore has to replay them: their END is before `positions`, but their output and their
-          changes of the state are not in the checkpoint.
+        - `unapplied`: jobs that had ended before the app started, and that this start has not replayed yet. Each is
+          stored with the position of its END entry. Only the replay of such a job produces its output and its
+          changes of the state again, so the checkpoint does not contain these. A restore reads the journal from
+          `positions` on, and would miss the job, since its END entry is older: this list names it.
         """
         return {
             "identity": self.journal.identity,

@@ -239,9 +239,9 @@ class EffectRunner:
         self.make(effect, asks, args, kwargs, partial(_found, done, tool.name), look=True)
 
     def drop(self, job: str) -> None:
-        """Makes the runner pass on no further outcomes of this job's calls. The calls themselves continue. If the job is
-        loaded again and requests a call that still runs, `make` starts no second one: the running call passes its
-        outcome to the new `done`.
+        """Lets the calls of this job continue, but no longer reports their outcomes. If the job is loaded again and
+        requests a call that is still running, `EffectRunner.make` does not start it a second time. It reports the
+        outcome of the running call.
         """
         for call in self._jobs.get(job, {}).values():
             call.done = None

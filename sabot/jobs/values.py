@@ -274,8 +274,9 @@ def _legal(text: str) -> str:
 
 
 def gives_rows(function: Any) -> bool:
-    """Returns True if the return annotation of a function is an Arrow RecordBatch or Table. The annotation may also
-    be a string, as in a module with `from __future__ import annotations`.
+    """Returns True if the return annotation of a function is an Arrow RecordBatch or Table, or a type that contains one
+    as an argument, such as `RecordBatch | None`. In a module with `from __future__ import annotations` the annotation
+    is a string; then True if the string contains one of these names as a word.
     """
     said = getattr(unwrap(function), "__annotations__", {}).get("return")
     if isinstance(said, str):

@@ -439,8 +439,8 @@ def check_place(
 
     - `identity`, `positions`: the identity of the journal and its offsets by partition, as the checkpoint has saved
       them.
-    - `needed`: by partition, the first offset from which the checkpoint needs the entries of ended jobs; None to use
-      `positions`.
+    - `needed`: by partition, an offset. To restore the checkpoint, the entries of all jobs that ended at or after
+      this offset must still be in the journal. None to use `positions`.
 
     Raises OtherJournal if the journal has another identity, if it ends before `positions`, or if jobs that ended at
     or after `needed` were trimmed. The hint of the error says what the user can do.

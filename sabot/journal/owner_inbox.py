@@ -38,8 +38,8 @@ class OwnerInbox(Inbox):
 
     @abstractmethod
     def forget(self, before_ms: int) -> None:
-        """Removes marks of jobs, as `tables.forget` does. Removes all of them or none. When this returns, the removal
-        is durable.
+        """Removes the marks of jobs that ended before `before_ms` (milliseconds since 1970) and that have no entries any
+        more. A crash meanwhile leaves either all of these marks or none. When this returns, the removal is durable.
         """
 
 

@@ -159,12 +159,13 @@ class PostgresJournal(PostgresReader, SqlJournal):
 
     - `url`, `app`: as in `PostgresReader`.
     - `capacity_bytes`: the most bytes of entries that may wait for the server.
-    - `lease_s`: the seconds for which the claim is valid after each renewal. No other owner can acquire it before
-      that time is over.
+    - `lease_s`: an owner has a claim on the journal, which it renews. The claim is valid for this many seconds after
+      each renewal. Another process can take the claim when these are over, when the owner has closed the journal, or
+      when the process of the owner has certainly ended.
     - `patience_s`: the journal has failed if the server does not answer for this many seconds.
 
-    If another owner has the claim, the constructor waits until that claim has expired. It waits no longer if the
-    process of that owner has certainly ended. Raises AppLocked if that owner renews its claim meanwhile.
+    If another owner has the claim, the constructor waits until it can take the claim. Raises AppLocked if that owner
+    renews its claim meanwhile.
     """
 
     look_s = 0.1  # a look is a query

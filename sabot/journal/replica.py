@@ -170,9 +170,10 @@ class Replica:
             self._new_letters(ANSWER_SECONDS)
 
     def _is_trimmed(self, first: int) -> bool:
-        """Returns True if records that this local copy was about to read are gone. The owner deletes records after it
-        has written a complete copy of the journal. Either the partition of the frames no longer begins at the offset
-        `first`, or letters that were not read yet are gone.
+        """Returns True if the owner of the journal has deleted records of the topic that this local copy has not read
+        yet. These are frames if the first offset of their partition is now above `first`. They are letters if the
+        first offset of the partition of letters is now above the next one to read. The owner deletes records only
+        after it has written a complete copy of the journal.
         """
         letters_first, _ = self.frames_log.bounds(self.topic, LETTERS)
         return self.frames_log.bounds(self.topic, FRAMES)[0] > first or letters_first > self.letters_next

@@ -143,8 +143,8 @@ class JournalSchema:
         )
 
     def connect(self, session: str = "") -> Any:
-        """Returns a new connection, on which names of tables refer to this schema. The server aborts a transaction
-        that is idle for 20 seconds. `session`: the name of the connection on the server, by which other processes
+        """Returns a new connection, on which names of tables refer to this schema. The server ends the connection if a
+        transaction on it is idle for 20 seconds. `session`: the name of the connection on the server, by which other processes
         find it; "" for no name.
         """
         settings = {"search_path": quoted(self.schema), "idle_in_transaction_session_timeout": "20s"}

@@ -113,7 +113,8 @@ class AgentEffects(Protocol):
 
     def stream(self, spec: RequestSpec, /) -> AsyncGenerator[Piece, None]:
         """Asks the model, and yields its answer in pieces. The last piece contains the whole answer as a Completion.
-        Raises ModelError.
+        Raises ModelError if the model gives no answer; BudgetExceeded or PolicyDenied if the call is not allowed. In a
+        job, an EffectError stands for each of them.
         """
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:

@@ -81,8 +81,8 @@ class ContentFiltered(ModelError):
 
 
 class MalformedAnswer(ModelError):
-    """The answer is cut off, is not JSON, or does not match the schema. `text`: the answer, shortened to 2,000
-    characters.
+    """The answer is cut off, is not JSON, does not match the schema, or calls a tool although the request has none.
+    `text`: the answer, shortened to 2,000 characters; "" if it has no text.
     """
 
     def __init__(self, message: str, *, text: str = "", **where: object) -> None:

@@ -128,20 +128,20 @@ Middleware: TypeAlias = Callable[[ModelCall, Forward], Awaitable[Outcome]]
 class CallBudget(Account):
     """A budget: a limit for the tokens and the US dollars of model calls, and for the number of tool calls.
 
-    `max_tokens`, `max_cost`, `max_tool_calls`: the highest sums that are allowed; None for no limit. A call that would
-    exceed one of them raises BudgetExceeded. If a tool call of an agent would, the agent's model gets the error as the
-    result of the call.
+    `max_tokens`, `max_cost`, `max_tool_calls`: the highest sums that are allowed; None for no limit. A model call that
+    would exceed one of them raises BudgetExceeded. A tool call that would exceed `max_tool_calls` is not made, and the
+    model of the agent gets the BudgetExceeded as the result of its call.
 
-    - Tokens: while a call is in flight, an estimate is reserved for it: its input, and `max_tokens` of its request. At
-      its end the estimate is replaced by the actual tokens. If the request has no `max_tokens`, its output is not in
-      the estimate, so it can exceed the limit.
+    - Tokens: while a call is in flight, an estimate is reserved for it: its input, and the `max_tokens` of its request.
+      At its end the estimate is replaced by the actual tokens. If the request has no `max_tokens`, the answer is not
+      part of the estimate, so its tokens can exceed the limit.
     - Cost: it is added at the end of a call. So calls in flight together can exceed `max_cost`. If the price of a model
       is unknown, a budget with `max_cost` refuses the call.
     - If the provider reports no tokens for an answer, the estimate is kept. If the request has no `max_tokens`, the
       estimated tokens of the answer are added.
     - If a request was sent, but its answer was not read, the vendor may charge for it. So its estimate is kept too.
-    - Tool calls: they are counted if this is the engine's budget, for agents that do not run in a job. A repetition
-      after a failure is a further tool call.
+    - Tool calls: the budget of an ExecutionEngine counts those of its agents that do not run in a job. A repetition
+      after a failure counts as a further tool call.
     """
 
     def __init__(

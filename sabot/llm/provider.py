@@ -67,4 +67,6 @@ class Provider(Protocol):
         """Returns a vector for each text. Raises UserError if the vendor has no embeddings."""
 
     async def close(self) -> None:
-        """Closes the connections. No other method is called afterwards. Repeated calls do nothing."""
+        """Closes the connections that the provider has opened itself, not a client that the user has given. No other
+        method is called afterwards. Repeated calls do nothing.
+        """

@@ -69,8 +69,9 @@ def most_input_tokens(spec: RequestSpec) -> int:
 
 
 def _most_kept(kept: object) -> int:
-    """Returns an upper bound of the tokens of data in `ChatMessage.vendor`, which are sent to the vendor again. `kept`:
-    the data, or a number, which is the number of tokens of data that the vendor itself stores.
+    """Returns an upper bound of the number of tokens of an entry of `ChatMessage.vendor`. `kept` is either the data
+    that the next request sends back to the vendor, or an int: the vendor then stores the data itself, and has
+    reported this number of tokens.
     """
     return kept if type(kept) is int else most_tokens(msgspec.json.encode(kept).decode())
 

@@ -152,8 +152,10 @@ class SessionBridge:
     async def start_session(
         self, agent_id: str, session_id: str, context: Mapping[str, Any] | None = None
     ) -> SessionInfo:
-        """Starts a session at the server with this context, and returns it. Raises SessionError (E2050) if the session
-        cannot be started, or if a session with this id runs in this process already.
+        """Starts a session at the server with this context, and returns it. Raises SessionError (E2050) if the server
+        refuses the session, or if a session with this id runs in this process already. If the server cannot be
+        reached, SessionError is raised with `on_error="fail_fast"`. With "graceful" the session is returned, and the
+        next heartbeat sends its context.
         """
         checked_name(session_id, "session")
         checked_name(agent_id, "agent")
@@ -164,8 +166,8 @@ class SessionBridge:
         """Continues a session that `check_recovery` has returned, and returns it with the context that the server has
         stored.
 
-        Raises ContextFailed (E2054) if the context cannot be read; SessionError (E2050) if the session runs in this
-        process already, or if the server refuses to continue it.
+        Raises ContextFailed (E2054) if the context cannot be read; SessionError (E2050) in the same cases as
+        `start_session`. Whether the session needs a recovery is not checked again.
         """
         with self._reserved(session_id):
             context = await self._read(session_id)

@@ -79,11 +79,12 @@ class RemoteTool:
         )
 
     async def converse(self, tool: Tool, site: ToolCaller, arguments: Mapping[str, Any]) -> McpResult:
-        """Makes the call for an agent, and returns the result. Each time the server asks something, a person or a model
-        is asked, and the answer is sent to the server.
+        """Makes the call for an agent, and returns the result. If the server asks something before it answers, a person
+        or a model is asked, and the call is repeated with the answer. A question that nobody here can answer is
+        answered with an error.
 
-        `site`: the object that makes each step of the call an effect of the agent. Raises McpError, or the error that
-        `site.make` raises in place of it.
+        `site`: the object that makes each step of the call an effect of the agent. Raises McpError, also if the server
+        asks too often (`McpRefused`), or the error that `site.make` raises in place of it.
         """
         key = replace(self._key, scope=site.scope or self._key.scope, principal=site.principal or self._key.principal)
         step = replace(tool, func=partial(self._once, key), converse=None)

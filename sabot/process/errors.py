@@ -86,7 +86,9 @@ class NotFound(AgentError):
 
 
 class AgentNotFound(NotFound):
-    """The runtime has no instance with this id: there never was one, or it was terminated."""
+    """There is no instance with this id, because there never was one or it was terminated. Or a lead agent has no worker
+    of the kind that a task needs.
+    """
 
 
 class Timeout(AgentError, TimeoutError):

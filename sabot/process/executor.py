@@ -279,8 +279,8 @@ class AgentExecutor:
         self._seconds = 0.0
 
     def get_statistics(self) -> ExecutorStatistics:
-        """Returns the counts of the tasks that instances have begun and that have ended since the executor was made, and
-        the average time of these tasks.
+        """Returns the number of finished tasks since the executor was made, and their average time. A task is finished if
+        an instance has begun it and it has ended, in whichever way.
         """
         total = self._succeeded + self._failed
         return ExecutorStatistics(total, self._succeeded, self._failed, 1000 * self._seconds / total if total else 0.0)

@@ -78,7 +78,7 @@ class ChildOutput:
 
     @property
     def at_end(self) -> bool:
-        """True if no more output can come, since all writers have closed the stream, and all output was read."""
+        """True if all output was read, and no more can come: all writers have closed the stream, or this reader has."""
         return self._descriptor < 0 and not self._kept
 
     @property
@@ -342,7 +342,8 @@ class ChildInput:
 
     def write(self, data: bytes) -> None:
         """Writes bytes without waiting. If the pipe is full, keeps the rest in memory, so await `drain()` before the
-        next call. Raises CommunicationError if the child does not read any more, or if 64 MB are already in memory.
+        next call. Raises CommunicationError if the child does not read any more, if `close` was called, or if 64 MB
+        are already in memory.
         """
         if not self.is_open:
             raise self._error()

@@ -327,13 +327,13 @@ class Ledger:
         event_id: str = "",
     ) -> LedgerEvent:
         """Records the usage of a model call, and ends the oldest reservation that `check_budget` made for the same
-        scope, principal and job. Waits until the row is stored, and returns the row. `event_id` is the id of the
-        call. If it is used a second time, the call is not counted again. With "" a new id is made.
+        scope, principal and job. Waits until the row of the call is stored, and returns it. `event_id` is the id of
+        the call; with "" a new id is made. If a row with this id is stored already, the call is not counted again.
 
         Raises UserError if the tokens or the cost are negative or not numbers, because such a row would reduce the
         usage of the scope (a tenant). Also raises UserError if `model` or `event_id` contains characters that a
-        database cannot store. Raises the error of the writer if it does not answer. Then the usage may have been
-        counted already, and its row is stored later. So to try again, use the same `event_id`.
+        database cannot store. If the database of the ledger does not answer, the error of the ledger's writer is
+        raised. The usage may then be counted already, and stored later. So use the same `event_id` to try again.
         """
         check("record_model_usage: context", context, Of(ExecutionContext, _CONTEXT))
         check("record_model_usage: usage", usage, Of(Usage, "Usage(input_tokens=…, output_tokens=…)"))
@@ -424,9 +424,9 @@ class Ledger:
         return len(self._rows) > _MOST_WAITING
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """Writes rows. A stored row with the same id and other content is replaced (`LedgerWriter.correct`). Rows
-        whose content the writer refuses are skipped, and an error is logged. Returns the number of stored rows that
-        were replaced.
+        """Writes rows. A stored row with the same id and other content is replaced. Rows whose content the database
+        refuses are skipped, and an error is logged. Returns the number of stored rows that were replaced, without
+        rows of the type "doubt" whose outcome is known now (`LedgerWriter.correct`).
         """
         return await self._settle([SettledRow(each) for each in events], corrects=True)
 

@@ -321,9 +321,10 @@ async def step(operator: Operator, given: Any, context: OperatorContext) -> Oper
 async def run_parallel(
     who: str, work: Sequence[tuple[Operator, Any]], context: OperatorContext
 ) -> list[OperatorResult]:
-    """Executes operators, each with its input, and returns their results in the order of `work`. They run at the same
-    time if `context.config.parallel_execution` is True, otherwise one after the other. Raises DepthExceeded if `work`
-    has more than `max_child_jobs` operators. `who` is the name of the flow for the message of that error.
+    """Executes operators, each with its input, and returns their results in the order of `work`. If
+    `context.config.parallel_execution` is True, at most `max_parallel` of them run at the same time; otherwise they run
+    one after the other. The first error cancels the others, and is raised. Raises DepthExceeded if `work` has more
+    than `max_child_jobs` operators. `who` is the name of the flow for the message of that error.
     """
     config = context.config
     if len(work) > config.max_child_jobs:

@@ -432,8 +432,8 @@ class LabelPolicy(_ContentRule):
 
 @dataclass(frozen=True)
 class RedactionPolicy(PolicyRule):
-    """A rule that hides texts. `patterns` are regular expressions. Each text that matches one of them is replaced by
-    `***`: in the arguments of a call, in requests to models, and in their copies in the journal.
+    """A rule that hides parts of texts. `patterns` are regular expressions. Each part of a text that matches one of them
+    is replaced by `***`: in the arguments of a call, in requests to models, and in their copies in the journal.
 
     `tool_patterns`, `model_patterns` and `agent_patterns` are `fnmatch` patterns of the names of tools, models and
     agents for which this is done. By default it is done for all.

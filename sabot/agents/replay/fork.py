@@ -321,7 +321,7 @@ class _ForkClock:
 
 class _ForkRun(JobRun):
     """The execution of a fork's job. For calls that `answers` names, the value there is used instead. In requests to
-    models, the instructions are replaced by `prompt`.
+    models that the old job has not made, the instructions are replaced by `prompt`.
 
     `on_answered` is a function that is called when the job waits for a question or a signal for which `answers` has an
     answer. It is called once for each of them.

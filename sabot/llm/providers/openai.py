@@ -24,13 +24,15 @@ class OpenAIProvider:
 
     - `model`: the model for requests without a model of their own.
     - `base_url`: the address of the server; by default the environment variable OPENAI_BASE_URL, or OpenAI's server.
-    - `api_key`: the key; by default the environment variable OPENAI_API_KEY. With a `base_url` it is optional.
+    - `api_key`: the key; by default the environment variable OPENAI_API_KEY. It is optional if the server is given by
+      `base_url` or OPENAI_BASE_URL.
     - `api`: "chat" for the API "chat completions", which all such servers have, or "responses".
     - `name`: the name of the vendor in errors and in lists of prices.
     - `client`: your own `openai.AsyncOpenAI` object, for example for Azure, a proxy, or more than 1,000 connections.
       `close` does not close it.
 
-    Raises MissingExtra if the package `openai` is not installed, and UserError if there is no key.
+    Raises MissingExtra if the package `openai` is not installed; UserError if there is no key, if an argument is not
+    valid, or if `client` is given together with a key or an address.
     """
 
     def __init__(

@@ -353,8 +353,9 @@ class HealthMonitor:
     # -- pages --------------------------------------------------------------------------------------------------------
 
     def liveness(self) -> tuple[str, dict[str, str]]:
-        """Returns a pair. The first value is "" if all instances live, and otherwise a text with the reasons of those
-        that do not. The second is a dict from the id of every instance to its own reason, or "" if it lives. May be
+        """Returns a pair that says which watched instances live, by the last probes of this monitor. The first value is
+        "" if all live, and otherwise a text with the reasons of those that do not. The second is a dict from the id of
+        every watched instance to its own reason, or "" if it lives. A suspended instance counts as living. May be
         called from any thread.
         """
         return self._lacking("live")

@@ -107,7 +107,8 @@ class _LimitedInstance:
 
 
 class ResourceManager:
-    """A manager that measures instances every `report_interval` seconds, and enforces their quotas.
+    """A manager that measures the instances that have a quota every `report_interval` seconds, and enforces the quotas.
+    It begins with `start`, or when it is used as an asynchronous context manager.
 
     - `lives`: the lifecycle manager of the instances.
     - `default`: the quota of each instance for which `set_quota` was not called; with None these have no quota.
