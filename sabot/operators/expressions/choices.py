@@ -12,6 +12,7 @@ from sabot.api.expr import Expr
 from sabot.base.arrays import broadcast
 from sabot.errors import UserError
 from sabot.operators.expressions.casts import caster
+from sabot.operators.expressions.comparisons import by_value, literal_array
 from sabot.operators.expressions.node import FALSE, Compiled, Steps, apply, number, to_type, unified
 
 
@@ -95,7 +96,10 @@ def _struct_field(expr: Expr, nodes: list[Compiled]) -> Compiled:
 
 
 def _concat_str(expr: Expr, nodes: list[Compiled]) -> Compiled:
-    texts = [apply(expr, caster(each.type, pa.string(), strict=True, what=expr.text())[0], each) for each in nodes]
+    texts = []
+    for each in nodes:
+        function, can_fail = caster(each.type, pa.string(), strict=True, what=expr.text())
+        texts.append(apply(expr, function, each, can_fail=can_fail))
     separator = pa.scalar(expr.option("separator"), pa.string())
     if not expr.option("ignore_nulls"):
         return apply(expr, lambda *values: pc.binary_join_element_wise(*values, separator), *texts)
@@ -135,9 +139,10 @@ def _replace(expr: Expr, nodes: list[Compiled]) -> Compiled:
     """Makes the node that looks each value up among the old ones."""
     x, default = nodes
     try:
-        old = pa.array(expr.option("old"), x.type)
-        new = pa.array(expr.option("new"), x.type if expr.kind == "replace" else None)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        old = by_value(literal_array(list(expr.option("old")), x.type))
+        given = list(expr.option("new"))
+        new = literal_array(given, x.type) if expr.kind == "replace" else pa.array(given)
+    except (TypeError, OverflowError, ValueError) as error:
         hint = "replace_strict gives another type" if expr.kind == "replace" else ""
         raise UserError(
             f"{expr.text()} cannot be computed: a value does not fit {x.type}: {error}", hint=hint
@@ -147,7 +152,7 @@ def _replace(expr: Expr, nodes: list[Compiled]) -> Compiled:
         new, default = pc.cast(new, type), to_type(default, type)
 
     def replaced(values: Any, otherwise: Any) -> pa.Array:
-        places = pc.index_in(values, value_set=old)
+        places = pc.index_in(by_value(values), value_set=old)
         return pc.if_else(pc.is_valid(places), new.take(places), otherwise)
 
     return apply(expr, replaced, x, default)

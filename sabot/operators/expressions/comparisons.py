@@ -195,21 +195,40 @@ def _is_in(expr: Expr, nodes: list[Compiled]) -> Compiled:
     (node,) = nodes
     given = [value for value in expr.option("values") if value is not None]
     try:
-        values = pa.array(given, node.type)
-        if pa.types.is_integer(node.type) and values.to_pylist() != given:
-            raise ValueError("not all values are integers")
-    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError, ValueError) as error:
+        values = by_value(literal_array(given, node.type))
+    except (TypeError, OverflowError, ValueError) as error:
         raise UserError(f"{expr.text()} cannot be computed: the column is {node.type}: {error}") from error
     if is_bytes(node.type) and len(values) <= LITERALS:
         return apply(expr, LiteralSet(value.as_buffer().to_pybytes() for value in values).holds, node)
-    if pa.types.is_floating(node.type):  # values are looked up by their bits, in which 0.0 and -0.0 differ
-        values = pa.concat_arrays([values, pc.negate(values.filter(pc.equal(values, pa.scalar(0, values.type))))])
 
     def found(x: Any) -> Any:
-        made = pc.is_in(x, value_set=values)
+        made = pc.is_in(by_value(x), value_set=values)
         return where(pc.is_valid(x), made) if x.null_count else made
 
     return apply(expr, found, node)
+
+
+def literal_array(values: list[Any], type: pa.DataType) -> pa.Array:
+    """Returns values as an array of a column's type. Raises TypeError, OverflowError or ValueError for a value that
+    the type cannot hold exactly. (pyarrow would cut off 1.5 to an integer, and a time to whole seconds or days.)
+    """
+    made = pa.array(values, type)
+    if pa.types.is_integer(type) and made.to_pylist() != values:
+        raise ValueError("not all values are integers")
+    for value, kept in zip(values, made, strict=True) if pa.types.is_temporal(type) else ():
+        own = pa.scalar(value)
+        if pa.types.is_temporal(own.type) and kept.cast(own.type) != own:
+            raise ValueError(f"{value} has digits that {type} has not")
+    return made
+
+
+def by_value(values: pa.Array) -> pa.Array:
+    """Returns floats with equal bits where they are equal: 0.0 for -0.0, and one NaN (0.0 / 0.0 has another sign).
+    pyarrow looks values up by their bits. Values of other types are returned unchanged.
+    """
+    if values.type not in (pa.float32(), pa.float64()):
+        return values
+    return pc.if_else(pc.is_nan(values), pa.scalar(math.nan, values.type), pc.add(values, pa.scalar(0, values.type)))
 
 
 STEPS: Steps = {

@@ -298,6 +298,10 @@ SAME: dict[str, Callable[[Any], Any]] = {
     "replace values of a list": lambda m: m.col("s").replace(["x,y,,z", ""], ["list", "none"]),
     "replace several by one": lambda m: m.col("n").replace([1, 2, 3], 0),
     "replace NaN": lambda m: m.col("f").replace({NAN: 0.0}),
+    "replace zero": lambda m: m.col("f").replace({0.0: 5.0}),
+    "replace_strict of zero": lambda m: m.col("f").replace_strict({-0.0: "zero", NAN: "none"}, default=None),
+    "is_in of a NaN that was computed": lambda m: (m.col("f") / m.col("g")).is_in([NAN]),
+    "replace a NaN that was computed": lambda m: (m.col("f") / m.col("g")).replace({NAN: 5.0}),
     "replace_strict": lambda m: m.col("n").replace_strict({0: "zero", 1: "one"}, default="many"),
     "replace_strict by a column": lambda m: m.col("n").replace_strict({0: 7, 1: 8}, default=m.col("i")),
     "list.median": lambda m: m.col("l").list.median(),
@@ -555,6 +559,11 @@ def test_numbers_meet_in_the_types_of_polars(sign: str) -> None:
         (col("i").str.to_date(), "str.to_date of int64"),
         (col("i").is_in(["x"]), "is_in.*the column is int64"),
         (col("i").is_in([1.5]), "the column is int64"),
+        (col("ms").is_in([TIMES[0]]), "59.123456 has digits that timestamp.ms. has not"),
+        (col("d").is_in([dt.datetime(2024, 1, 1, 12)]), "12:00:00 has digits that date32"),
+        (col("i").replace({1.5: 2}), "a value does not fit int64: not all values are integers"),
+        (col("i").replace({1: 2.5}), "a value does not fit int64: not all values are integers"),
+        (col("ms").replace({TIMES[3]: TIMES[0]}), "a value does not fit timestamp"),
         (col("i").str.lower(), "str.lower of int64"),
         (col("s").dt.hour(), "dt.hour of string"),
         (col("d").dt.hour(), "dt.hour of date32"),
@@ -580,6 +589,14 @@ def test_numbers_meet_in_the_types_of_polars(sign: str) -> None:
 def test_what_does_not_fit_is_a_user_error_at_build_time(expr: Expr, words: str) -> None:
     with pytest.raises(UserError, match=words):
         compile_expr(expr, BATCH.schema)
+
+
+def test_a_joined_text_of_bytes_can_fail_so_rows_that_a_filter_took_are_not_in_its_batch() -> None:
+    batch = pa.record_batch({"b": pa.array([b"a", b"\xff"])})
+    made = compile_expr(sabot_expr.concat_str("b", lit("-")), batch.schema)
+    assert made.can_fail
+    with pytest.raises(DataError, match="is no string"):
+        made(batch)
 
 
 def test_the_column_of_event_time_is_not_offered() -> None:
