@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from sabot.api.elsewhere import NamedElsewhere
-from sabot.api.expr import Expr, as_column, as_expr, struct
+from sabot.api.expr import Expr, Operators, as_column, struct
 from sabot.api.expr.words import fraction_of
 from sabot.base.arrays import python_value
 from sabot.base.checks import is_whole
@@ -90,7 +89,7 @@ class _OverColumns:
 
 
 @dataclass(frozen=True, eq=False)
-class Aggregate(NamedElsewhere):
+class Aggregate(Operators):
     """An aggregate, such as `sabot.sum("amount")`. In `aggregate(total=sabot.sum("amount"))` it computes the column
     `total`.
 
@@ -107,6 +106,9 @@ class Aggregate(NamedElsewhere):
     """
 
     _of_engine: ClassVar[str] = "argument by columns computed expression function kind options predicate same text"
+
+    def _of_another_kind(self, name: str) -> str:
+        return f"expression().{name}(…)" if not name.startswith("_") and hasattr(Expr, name) else ""
 
     kind: str
     argument: Expr | None = None
@@ -177,60 +179,7 @@ class Aggregate(NamedElsewhere):
         """Returns the value of the aggregate, or `value` if it is null, for example because no row was aggregated."""
         return self.expression().fill_null(value)
 
-    def __add__(self, other: Any) -> Expr:
-        return _computed("+", self, other)
-
-    def __radd__(self, other: Any) -> Expr:
-        return _computed("+", other, self)
-
-    def __sub__(self, other: Any) -> Expr:
-        return _computed("-", self, other)
-
-    def __rsub__(self, other: Any) -> Expr:
-        return _computed("-", other, self)
-
-    def __mul__(self, other: Any) -> Expr:
-        return _computed("*", self, other)
-
-    def __rmul__(self, other: Any) -> Expr:
-        return _computed("*", other, self)
-
-    def __truediv__(self, other: Any) -> Expr:
-        return _computed("/", self, other)
-
-    def __rtruediv__(self, other: Any) -> Expr:
-        return _computed("/", other, self)
-
-    def __floordiv__(self, other: Any) -> Expr:
-        return _computed("//", self, other)
-
-    def __rfloordiv__(self, other: Any) -> Expr:
-        return _computed("//", other, self)
-
-    def __mod__(self, other: Any) -> Expr:
-        return _computed("%", self, other)
-
-    def __rmod__(self, other: Any) -> Expr:
-        return _computed("%", other, self)
-
-    def __neg__(self) -> Expr:
-        return -self.expression()
-
-    def __lt__(self, other: Any) -> Expr:
-        return _computed("<", self, other)
-
-    def __le__(self, other: Any) -> Expr:
-        return _computed("<=", self, other)
-
-    def __gt__(self, other: Any) -> Expr:
-        return _computed(">", self, other)
-
-    def __ge__(self, other: Any) -> Expr:
-        return _computed(">=", self, other)
-
-
-def _computed(operator: str, left: Any, right: Any) -> Expr:
-    return Expr(operator, (as_expr(left), as_expr(right)))
+    __round__ = round
 
 
 def count(x: str | Expr | None = None) -> Aggregate:

@@ -150,12 +150,17 @@ COMPUTED: dict[str, Any] = {
     "often": sabot.count().filter(col("n") > 2) > 3,
     "kind": when(sabot.sum("n") > 20).then(lit("big")).otherwise(lit("small")),
     "left_over": -sabot.sum("m") % 7 + sabot.mean("n").fill_null(0.0),
+    "safe": when(sabot.sum("m") == 0).then(lit(-1.0)).otherwise(sabot.sum("n") / sabot.sum("m")),
+    "whole": (sabot.count("n") != sabot.count()) & ~(sabot.max("m") > 2),
+    "squared": abs(sabot.min("n")) ** 2,
 }
 IN_SQL = """
     sum(n) / count(*) as share, sum(n) as total, max(n) - min(n) as spread,
     round_even(100 * count(n) / count(*), 1) as percent, count(*) filter (n > 2) > 3 as often,
     case when sum(n) > 20 then 'big' else 'small' end as kind,
-    ((-sum(m) % 7) + 7) % 7 + coalesce(avg(n), 0) as left_over
+    ((-sum(m) % 7) + 7) % 7 + coalesce(avg(n), 0) as left_over,
+    case when sum(m) = 0 then -1 else sum(n) / sum(m) end as safe,
+    count(n) <> count(*) and not max(m) > 2 as whole, (abs(min(n)) ** 2)::bigint as squared
 """
 
 
@@ -253,6 +258,8 @@ def test_an_aggregate_that_is_asked_for_twice_is_kept_once() -> None:
         (lambda s: s.group_by("k").aggregate(x=col("n") / 2), r"x=\(col\(\"n\"\) / 2\) is not an aggregate"),
         (lambda s: s.group_by("k").aggregate(k=sabot.sum("n") / 2), "'k' is the name of another column"),
         (lambda s: s.group_by("k").aggregate(SHARE), "needs a name"),
+        (lambda s: s.group_by("k").aggregate(x=sabot.sum("n") or sabot.count()), "has no truth value"),
+        (lambda s: s.group_by("k").aggregate(x=sabot.sum("n") == None), "None would be null in every row"),  # noqa: E711
         (lambda s: s.group_by("k").aggregate(x=sabot.sum("n") / col("m")), "there is no column 'm'"),
         (lambda s: s.join(s, left_on=col("x").str.lower(), right_on="k"), "join: there is no column 'x'"),
         (lambda s: s.join(s, on=3), "join: 3 is neither a column nor an expression"),

@@ -21,13 +21,14 @@ from sabot.api.expr.cases import (
 from sabot.api.expr.nested import ListExpr, StructExpr
 from sabot.api.expr.text import StringExpr
 from sabot.api.expr.time import DateExpr
-from sabot.api.expr.tree import Expr, as_column, as_expr, col, lit
+from sabot.api.expr.tree import Expr, Operators, as_column, as_expr, col, lit
 from sabot.api.expr.words import as_type
 
 __all__ = [
     "DateExpr",
     "Expr",
     "ListExpr",
+    "Operators",
     "StringExpr",
     "StructExpr",
     "Then",

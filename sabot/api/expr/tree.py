@@ -61,8 +61,119 @@ _DEFAULTS = {
 }
 
 
+class Operators(NamedElsewhere):
+    """A base class of expressions and aggregates, with the operators that return an Expr. None of them returns a
+    bool, so that a condition of Python over them raises UserError.
+    """
+
+    __slots__ = ()
+
+    def __add__(self, other: Any) -> "Expr":
+        return _binary("+", self, other)
+
+    def __radd__(self, other: Any) -> "Expr":
+        return _binary("+", other, self)
+
+    def __sub__(self, other: Any) -> "Expr":
+        return _binary("-", self, other)
+
+    def __rsub__(self, other: Any) -> "Expr":
+        return _binary("-", other, self)
+
+    def __mul__(self, other: Any) -> "Expr":
+        return _binary("*", self, other)
+
+    def __rmul__(self, other: Any) -> "Expr":
+        return _binary("*", other, self)
+
+    def __truediv__(self, other: Any) -> "Expr":
+        return _binary("/", self, other)
+
+    def __rtruediv__(self, other: Any) -> "Expr":
+        return _binary("/", other, self)
+
+    def __floordiv__(self, other: Any) -> "Expr":
+        return _binary("//", self, other)
+
+    def __rfloordiv__(self, other: Any) -> "Expr":
+        return _binary("//", other, self)
+
+    def __mod__(self, other: Any) -> "Expr":
+        return _binary("%", self, other)
+
+    def __rmod__(self, other: Any) -> "Expr":
+        return _binary("%", other, self)
+
+    def __pow__(self, other: Any) -> "Expr":
+        return _binary("**", self, other)
+
+    def __rpow__(self, other: Any) -> "Expr":
+        return _binary("**", other, self)
+
+    def __and__(self, other: Any) -> "Expr":
+        return _binary("&", self, other)
+
+    def __rand__(self, other: Any) -> "Expr":
+        return _binary("&", other, self)
+
+    def __or__(self, other: Any) -> "Expr":
+        return _binary("|", self, other)
+
+    def __ror__(self, other: Any) -> "Expr":
+        return _binary("|", other, self)
+
+    def __xor__(self, other: Any) -> "Expr":
+        return _binary("^", self, other)
+
+    def __rxor__(self, other: Any) -> "Expr":
+        return _binary("^", other, self)
+
+    def __eq__(self, other: Any) -> "Expr":  # type: ignore[override]
+        return _compared("==", self, other)
+
+    def __ne__(self, other: Any) -> "Expr":  # type: ignore[override]
+        return _compared("!=", self, other)
+
+    def __lt__(self, other: Any) -> "Expr":
+        return _compared("<", self, other)
+
+    def __le__(self, other: Any) -> "Expr":
+        return _compared("<=", self, other)
+
+    def __gt__(self, other: Any) -> "Expr":
+        return _compared(">", self, other)
+
+    def __ge__(self, other: Any) -> "Expr":
+        return _compared(">=", self, other)
+
+    def __neg__(self) -> "Expr":
+        return Expr("neg", (as_expr(self),))
+
+    def __invert__(self) -> "Expr":
+        return Expr("not", (as_expr(self),))
+
+    def __abs__(self) -> "Expr":
+        return Expr("abs", (as_expr(self),))
+
+    def __bool__(self) -> NoReturn:
+        raise UserError(
+            f"{as_expr(self).text()} has no truth value: it stands for a column",
+            hint="use & | ~ in place of and, or, not, each side in parentheses; between() in place of a < x < b; is_in() in place of in",
+        )
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(f"{as_expr(self).text()} is an expression, not a sequence")
+
+    def __contains__(self, value: object) -> NoReturn:
+        bool(self)
+        raise AssertionError
+
+    __hash__ = None  # type: ignore[assignment]  # a dict would compare with ==; use text() as a key
+    __array_ufunc__ = None  # so that numpy calls `__rmul__` for `np.float64(1) * col("x")`
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Expr(NamedElsewhere):
+class Expr(Operators):
     """A computation over the columns of a batch, with one value per row. It is immutable; operators such as `+` and
     `==` return an Expr.
 
@@ -166,111 +277,9 @@ class Expr(NamedElsewhere):
         shown = repr(self)
         return shown[1:-1] if self.kind in _BINARY or self.kind in _UNARY else shown
 
-    # -- operators ----------------------------------------------------------------------------------------------------
-
-    def __add__(self, other: Any) -> "Expr":
-        return _binary("+", self, other)
-
-    def __radd__(self, other: Any) -> "Expr":
-        return _binary("+", other, self)
-
-    def __sub__(self, other: Any) -> "Expr":
-        return _binary("-", self, other)
-
-    def __rsub__(self, other: Any) -> "Expr":
-        return _binary("-", other, self)
-
-    def __mul__(self, other: Any) -> "Expr":
-        return _binary("*", self, other)
-
-    def __rmul__(self, other: Any) -> "Expr":
-        return _binary("*", other, self)
-
-    def __truediv__(self, other: Any) -> "Expr":
-        return _binary("/", self, other)
-
-    def __rtruediv__(self, other: Any) -> "Expr":
-        return _binary("/", other, self)
-
-    def __floordiv__(self, other: Any) -> "Expr":
-        return _binary("//", self, other)
-
-    def __rfloordiv__(self, other: Any) -> "Expr":
-        return _binary("//", other, self)
-
-    def __mod__(self, other: Any) -> "Expr":
-        return _binary("%", self, other)
-
-    def __rmod__(self, other: Any) -> "Expr":
-        return _binary("%", other, self)
-
-    def __pow__(self, other: Any) -> "Expr":
-        return _binary("**", self, other)
-
-    def __rpow__(self, other: Any) -> "Expr":
-        return _binary("**", other, self)
-
-    def __and__(self, other: Any) -> "Expr":
-        return _binary("&", self, other)
-
-    def __rand__(self, other: Any) -> "Expr":
-        return _binary("&", other, self)
-
-    def __or__(self, other: Any) -> "Expr":
-        return _binary("|", self, other)
-
-    def __ror__(self, other: Any) -> "Expr":
-        return _binary("|", other, self)
-
-    def __xor__(self, other: Any) -> "Expr":
-        return _binary("^", self, other)
-
-    def __rxor__(self, other: Any) -> "Expr":
-        return _binary("^", other, self)
-
-    def __eq__(self, other: Any) -> "Expr":  # type: ignore[override]
-        return _compared("==", self, other)
-
-    def __ne__(self, other: Any) -> "Expr":  # type: ignore[override]
-        return _compared("!=", self, other)
-
-    def __lt__(self, other: Any) -> "Expr":
-        return _compared("<", self, other)
-
-    def __le__(self, other: Any) -> "Expr":
-        return _compared("<=", self, other)
-
-    def __gt__(self, other: Any) -> "Expr":
-        return _compared(">", self, other)
-
-    def __ge__(self, other: Any) -> "Expr":
-        return _compared(">=", self, other)
-
-    def __neg__(self) -> "Expr":
-        return Expr("neg", (self,))
-
-    def __invert__(self) -> "Expr":
-        return Expr("not", (self,))
-
     def __getitem__(self, name: str) -> "Expr":
         """Returns a field of a struct: `col("place")["city"]`."""
         return StructExpr(self._made).field(name)
-
-    def __bool__(self) -> NoReturn:
-        raise UserError(
-            f"{self.text()} has no truth value: it stands for a column",
-            hint="use & | ~ in place of and, or, not, each side in parentheses; between() in place of a < x < b; is_in() in place of in",
-        )
-
-    def __iter__(self) -> NoReturn:
-        raise TypeError(f"{self.text()} is an expression, not a sequence")
-
-    def __contains__(self, value: object) -> NoReturn:
-        bool(self)
-        raise AssertionError
-
-    __hash__ = None  # type: ignore[assignment]  # a dict would compare with ==; use text() as a key
-    __array_ufunc__ = None  # so that numpy calls `__rmul__` for `np.float64(1) * col("x")`
 
     # -- nulls and NaN ------------------------------------------------------------------------------------------------
 
@@ -344,7 +353,6 @@ class Expr(NamedElsewhere):
         """
         return Expr("round", (self,), (("decimals", whole_of("round", decimals)),))
 
-    __abs__ = abs
     __round__ = round
 
     def floor(self) -> "Expr":
@@ -540,11 +548,11 @@ def _binary(kind: str, left: Any, right: Any) -> Expr:
     return Expr(kind, (as_expr(left), as_expr(right)))
 
 
-def _compared(kind: str, left: Expr, right: Any) -> Expr:
+def _compared(kind: str, left: Operators, right: Any) -> Expr:
     if right is None:
         ask = "is_null()" if kind == "==" else "is_not_null()"
-        raise UserError(f"{left.text()} {kind} None would be null in every row", hint=f"use .{ask}")
-    return Expr(kind, (left, as_expr(right)))
+        raise UserError(f"{as_expr(left).text()} {kind} None would be null in every row", hint=f"use .{ask}")
+    return _binary(kind, left, right)
 
 
 def _shown(expr: Expr) -> str:
