@@ -81,6 +81,16 @@ class Encoder(Protocol):
         """
 
 
+class EncodesKeys(ABC):
+    """The ability of an encoder to encode the keys of records too. For any other encoder `records.record_keys` makes
+    them from the key columns.
+    """
+
+    @abstractmethod
+    def encode_keys(self, batch: pa.RecordBatch) -> pa.BinaryArray:
+        """Returns the key of the record of each row, in order. Raises as `Encoder.encode` does."""
+
+
 class Format(ABC):
     """A format, which users give as `format=`: settings, immutable and comparable. For a topic it makes a codec or an
     encoder.

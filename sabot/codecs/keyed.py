@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.text.json import BadRow
-from sabot.codecs.base import Codec, Encoder, Format, LostFloats
+from sabot.codecs.base import Codec, Encoder, EncodesKeys, Format, LostFloats
 from sabot.codecs.keys import Found, JsonKeys, TextKeys
 from sabot.codecs.records import RECORD_SCHEMA
 
@@ -95,7 +95,7 @@ class KeyAndValue(Format):
         return rows if self.in_value else rows.select(self._payloads(rows.schema).names)
 
 
-class _KeyedEncoder:
+class _KeyedEncoder(EncodesKeys):
     """An encoder of payloads that also encodes the keys of the rows."""
 
     def __init__(self, format: KeyAndValue, values: Encoder, keys: Encoder) -> None:

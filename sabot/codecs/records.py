@@ -20,7 +20,7 @@ from sabot._cython.text.json import NESTING_MAX, BadRow, encode_rows, is_too_dee
 from sabot._cython.text.records import binary_array, bytes_list
 from sabot.base.arrays import python_value
 from sabot.base.config import checked_text
-from sabot.codecs.base import Encoder
+from sabot.codecs.base import Encoder, EncodesKeys
 from sabot.codecs.engine_columns import DELETE, OP_COLUMN
 from sabot.codecs.json import JsonEncoder
 from sabot.errors import UNREADABLE, DataError, UserError
@@ -302,11 +302,11 @@ def _cast_of(column: str) -> str:
 
 def record_keys(data: pa.RecordBatch, keys: Sequence[str], encoder: Encoder = _JSON) -> pa.BinaryArray:
     """Returns the keys of the records of these rows. One key column gives its value: text unchanged, other types as
-    JSON, null as no key. Several columns give a JSON object, no columns an empty one. An encoder of KeyAndValue encodes
-    the keys itself.
+    JSON, null as no key. Several columns give a JSON object, no columns an empty one. An encoder with the ability
+    EncodesKeys encodes the keys itself.
     """
-    if (made := getattr(encoder, "encode_keys", None)) is not None:
-        return made(data)
+    if isinstance(encoder, EncodesKeys):
+        return encoder.encode_keys(data)
     if not keys:
         return pa.array([b"{}"]).take(pa.array(np.zeros(data.num_rows, np.int64)))
     said = normalise(data.select(list(keys)))

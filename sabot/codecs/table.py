@@ -67,10 +67,11 @@ class TableCodec:
         # A payload may lack its key.
         asked = pa.schema([field.with_nullable(True) if field.name in self._keys else field for field in schema])
         self._rows = Envelopes(asked, keys) if format == "debezium" else _Plain(payloads or JsonCodec(asked))
-        of_key = pa.schema([self._schema.field(key) for key in keys])
-        text = len(of_key) == 1 and of_key.field(0).type in (pa.string(), pa.binary()) and format == "json"
-        own: KeyRows = TextKeys(of_key) if text else JsonKeys(of_key, connect=format == "debezium")
-        self._key_rows = own if key_rows is None else key_rows
+        if key_rows is None:
+            of_key = pa.schema([self._schema.field(key) for key in keys])
+            text = len(of_key) == 1 and of_key.field(0).type in (pa.string(), pa.binary()) and format == "json"
+            key_rows = TextKeys(of_key) if text else JsonKeys(of_key, connect=format == "debezium")
+        self._key_rows = key_rows
 
     @property
     def schema(self) -> pa.Schema:
