@@ -58,10 +58,10 @@ class GeneratorSource(Source, Bounded, ReadsInParallel):
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
         assert self._run is not None
         rows: list[Any] = []
-        before = self._at
+        before, deadline, left = self._at, SYSTEM_CLOCK.monotonic() + timeout, timeout
         while not self._ended and len(rows) < max_rows:
             try:
-                item = self._kept or self._run.items.get(not rows, timeout)
+                item = self._kept or self._run.items.get(not rows and left > 0, left)
             except queue.Empty:
                 break
             self._kept = None
@@ -77,6 +77,9 @@ class GeneratorSource(Source, Bounded, ReadsInParallel):
             else:
                 rows += item[0]
                 self._at = self._at + len(item[0]) if item[1] is None else item[1]
+            # A generator that has nothing may yield empty lists, which give the reader no rows to return with.
+            if not rows and (left := deadline - SYSTEM_CLOCK.monotonic()) <= 0:
+                break
         if not rows and self._at == before:
             return None
         data, bad = self._decoded(rows, before)
@@ -143,9 +146,7 @@ class _Generation:
                 asyncio.run(self._pump_async(function(position)))
             else:
                 self._pump(function(position))
-        except asyncio.CancelledError:
-            return
-        except BaseException as error:  # the reader raises it
+        except BaseException as error:  # the reader raises it, unless `stop` has cancelled the generator
             end = error
         self._hand_over(end)
 

@@ -111,6 +111,38 @@ async def test_a_generator_that_sleeps_does_not_hold_up_the_stop():
     assert closed == [True]
 
 
+async def test_a_generator_that_has_nothing_to_yield_but_empty_lists_does_not_hold_up_the_stop():
+    app, found, left = App("own"), [], []
+
+    @app.source(schema=NUMBERS)
+    def numbers(position):
+        yield {"n": 1}
+        for _ in range(10_000):  # as many as take longer than a stop
+            yield []
+            time.sleep(0.001)
+        left.append(True)
+
+    app.stream(numbers).to(found)
+    async with started(app):
+        await until(lambda: found)
+    assert left == []
+
+
+async def test_a_call_that_somebody_cancels_inside_a_generator_ends_the_app_with_an_error():
+    app = App("own")
+
+    @app.source(schema=NUMBERS, bounded=True)
+    async def numbers(position):
+        yield {"n": 1}
+        request = asyncio.ensure_future(asyncio.sleep(60))
+        request.cancel()
+        await request
+
+    app.stream(numbers).to([])
+    with pytest.raises(UserError, match="source numbers: the function raised CancelledError"):
+        await asyncio.wait_for(app.run(), 10)
+
+
 async def test_an_agent_reads_a_generator():
     app, seen = App("own"), []
 
