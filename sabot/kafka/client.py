@@ -361,6 +361,16 @@ def flush_of(producer: Any, seconds: float, anew: Callable[[], Any]) -> int:
         raise KafkaException(KafkaError(KafkaError._FAIL, f"the client lost its own error: {broken}")) from broken
 
 
+def end_producer(producer: Any, seconds: float) -> None:
+    """Serves the reports of a producer that takes no more records, for at most `seconds`. A fatal error of the client
+    is logged and not raised, because the producer ends anyway; it may have hidden reports (`flush_of`).
+    """
+    try:
+        producer.flush(seconds)
+    except (KafkaException, SystemError) as error:
+        log.debug("a producer ends with a fatal error: %s", scrubbed(str(error)))
+
+
 def fatal_of(producer: Any) -> KafkaError | None:
     """Returns the fatal error of a producer that has had one in a transaction, or None. `produce` raises _FATAL,
     which does not say the reason.

@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -22,6 +22,7 @@ from sabot.kafka.client import (
     NoSuchTopic,
     admin_of,
     client_of,
+    end_producer,
     explain,
     fatal_behind,
     partitions_of,
@@ -325,5 +326,4 @@ class TopicAppender:
     def close(self) -> None:
         """Closes the connection, and drops records that were not acknowledged. May be called twice."""
         self._producer.purge()
-        with suppress(KafkaException):  # a fatal error, which `append` has raised
-            self._producer.flush(1.0)
+        end_producer(self._producer, 1.0)

@@ -137,7 +137,9 @@ class RecordSender:
             return self._kafka
 
     def close(self) -> None:
-        """Waits up to 5 s for records that are not delivered yet, and closes the connection. May be called twice."""
+        """Waits up to 5 s for records that are not delivered yet, and closes the connection. A call of `send` that still
+        waits then raises TransientError. May be called twice.
+        """
         with self._lock:
             sender, self._kafka = self._kafka, None
         if sender is not None:

@@ -24,6 +24,7 @@ from sabot.errors import DataError, RowErrors, SabotError, TransientError, UserE
 from sabot.kafka.client import (
     MESSAGE_BYTES,
     BrokerLink,
+    end_producer,
     ensure_topic,
     explain,
     flush_of,
@@ -200,7 +201,7 @@ class KafkaWriter(Sink, WaitsForLetters, TakesChanges, ChecksTypes):
         producer, self._producer, self._unmade = self._producer, None, False
         if producer is not None:
             producer.client.purge()
-            producer.client.flush(CLOSE_SECONDS)
+            end_producer(producer.client, CLOSE_SECONDS)
 
     def _opened(self) -> RecordProducer:
         if self._producer is None:
@@ -277,7 +278,7 @@ class KafkaSender:
                 continue
             try:
                 producer.produce(topic, payload, key, headers=headers, on_delivery=on_delivery, **place)
-                if producer is self._producer or self._closed:
+                if producer is self._producer:
                     return
                 raise TransientError(f"topic {topic!r}: the Kafka client was given up while it took a record")
             except BufferError:
@@ -351,8 +352,15 @@ class KafkaSender:
             thread, producer = self._thread, self._producer
         if thread is not None:
             thread.join()
-            producer.flush(CLOSE_SECONDS)
+            end_producer(producer, CLOSE_SECONDS)
             self._producer = self._thread = None
+        for sent, topic in list(self._waiting.items()):  # nobody serves their reports any more
+            if not sent.done():
+                sent.set_exception(
+                    TransientError(
+                        f"topic {topic!r}: the sender was closed before kafka://{self._link.address} acknowledged a record"
+                    )
+                )
 
 
 def refusal(error: KafkaError, link: BrokerLink, topic: str, size: int | None = None) -> Exception:

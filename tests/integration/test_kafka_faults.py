@@ -22,7 +22,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import Record, build_records, iterate_records
 from sabot.connectors.base import Source
-from sabot.errors import BrokerUnavailable, DataError, RowErrors, SabotError, UserError
+from sabot.errors import BrokerUnavailable, DataError, RowErrors, SabotError, TransientError, UserError
 from sabot.kafka import KafkaSink, KafkaSource, RecordSender, admin, reader
 from sabot.kafka.client import FETCHING
 from sabot.kafka.reader import KafkaReader
@@ -136,6 +136,21 @@ def test_a_broker_that_goes_and_comes_back_loses_nothing_and_is_logged_once_each
     assert found == [b"%d" % n for n in range(300)]
     source.close()
     sink.close()
+
+
+@pytest.mark.slow  # a second of a core, or more
+async def test_a_send_that_waits_for_a_broker_that_is_gone_ends_when_the_sender_is_closed(
+    own_kafka: Broker, topic: str
+) -> None:
+    sender = RecordSender(own_kafka.url)
+    assert await sender.send(topic, b"1") == 0
+    own_kafka.stop()
+    waiting = [asyncio.ensure_future(sender.send(topic, b"2")) for _ in range(3)]
+    await asyncio.sleep(0)  # they begin
+    await asyncio.to_thread(sender.close)
+    for outcome in await bounded(asyncio.gather(*waiting, return_exceptions=True), WAIT):
+        assert isinstance(outcome, TransientError)
+        assert f"topic '{topic}': the sender was closed before {own_kafka.url} acknowledged a record" in str(outcome)
 
 
 def test_positions_that_retention_has_passed_are_refused_by_name(kafka_url: str, topic: str) -> None:

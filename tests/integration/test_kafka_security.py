@@ -360,6 +360,18 @@ async def test_a_sender_whose_right_is_given_later_sends(secure: SecureBroker, u
     sender.close()
 
 
+def test_a_sink_without_a_right_can_be_closed_before_it_has_told_that(
+    secure: SecureBroker, user: str, filled: str
+) -> None:
+    """The client raises the fatal error in whatever call comes next, which was that of the closing."""
+    secure.allow(user, "topic", filled, "describe")
+    sink = KafkaSink(filled, secure.url_of("LOGIN"), **secure.login(user))
+    sink.open()
+    sink.write(batch(ROW))
+    refusal(send_once, secure.url_of("LOGIN"), secure.login(user), filled)  # so the sink's record is refused too by now
+    sink.close()
+
+
 # Apps
 
 
