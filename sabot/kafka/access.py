@@ -5,6 +5,7 @@ The client does not say what is wrong with a certificate, nor that a listener sp
 failed, `look` connects to the listener itself, once. It sends nothing but the TLS handshake.
 """
 
+import os
 import re
 import socket
 import ssl
@@ -125,7 +126,7 @@ def _context(kafka: Mapping[str, Any], *, verify: bool) -> ssl.SSLContext:
     if not verify:
         context.verify_mode = ssl.CERT_NONE
         return context
-    if "ssl.ca.location" in kafka or "ssl.ca.pem" in kafka:
+    if kafka.get("ssl.ca.location", "probe") != "probe" or "ssl.ca.pem" in kafka:  # the client looks for "probe" itself
         context = _only(context, kafka)
     return context
 
@@ -134,5 +135,7 @@ def _only(like: ssl.SSLContext, kafka: Mapping[str, Any]) -> ssl.SSLContext:
     """Returns a TLS context like `like` that trusts only the authorities named in the settings."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = like.check_hostname
-    context.load_verify_locations(kafka.get("ssl.ca.location"), None, kafka.get("ssl.ca.pem"))
+    place = kafka.get("ssl.ca.location")  # a file, or a folder of files
+    folder = place if place is not None and os.path.isdir(place) else None
+    context.load_verify_locations(place if folder is None else None, folder, kafka.get("ssl.ca.pem"))
     return context

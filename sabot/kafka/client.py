@@ -560,7 +560,10 @@ def connection_of(kafka: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings for the connection to the broker, such as security and addresses, which all clients of an
     app share.
     """
-    connection = ("security.", "sasl.", "ssl", "oauth", "client.", "socket.", "broker.", "metadata.", "enable.ssl")
+    connection = (
+        *("security.", "sasl.", "enable.sasl.", "oauth", "ssl", "enable.ssl.", "https."),
+        *("client.", "socket.", "broker.", "metadata.", "api.", "connections.", "reconnect.", "plugin."),
+    )
     return {name: value for name, value in kafka.items() if name.startswith(connection) or name == "debug"}
 
 

@@ -41,6 +41,7 @@ from sabot.kafka.client import (
     said,
 )
 from sabot.kafka.native import open_topic, record_producer_of
+from sabot.kafka.settings import whole_number
 from sabot.kafka.writer import (
     CLOSE_SECONDS,
     LASTING,
@@ -95,7 +96,7 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         self._tokened = False  # the topic has a token of this track
         self._faults = 0
         self._lost = False  # the broker has fenced us, and `still_ours` has not returned True
-        self._transaction_seconds = int(kafka.get("transaction.timeout.ms", TRANSACTION_MS)) / 1000
+        self._transaction_seconds = whole_number(kafka, "transaction.timeout.ms", TRANSACTION_MS) / 1000
 
     def known(self, track: Track) -> Token | None:
         """Returns the last token that was committed, even while a producer has a transaction open. Makes the topic if

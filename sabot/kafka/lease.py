@@ -32,6 +32,7 @@ from sabot.kafka.client import (
     make_admin,
     said,
 )
+from sabot.kafka.settings import whole_number
 
 log = logging.getLogger("sabot.kafka")
 
@@ -68,7 +69,7 @@ class KafkaLease:
         self._is_over = is_over
         self._tell_lost = lost
         self._error: SabotError | None = None  # the reason why the lease is lost
-        self._session_ms = int(kafka.get("session.timeout.ms", _SESSION_MS))
+        self._session_ms = whole_number(kafka, "session.timeout.ms", _SESSION_MS)
         self._kafka = connection_of(kafka)
         self._link = link_of(broker, f"lease of app {app}", kafka)
         self._link.group = self.group

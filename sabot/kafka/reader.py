@@ -57,6 +57,7 @@ from sabot.kafka.client import (
     topic_id_of,
 )
 from sabot.kafka.native import record_queue_of
+from sabot.kafka.settings import whole_number
 
 log = logging.getLogger("sabot.kafka")
 
@@ -99,7 +100,7 @@ class KafkaReader(
         self._link.group = group_id or f"sabot.{topic}"
         self._check_seconds = partition_check
         self._kafka = kafka
-        self.record_bytes = max(RECORD_BYTES, int(kafka.get("message.max.bytes", 0)))
+        self.record_bytes = max(RECORD_BYTES, whole_number(kafka, "message.max.bytes", 0))
         self._share = share
         self._queue: RecordQueue | None = None
         self._headers = True  # records come with their headers

@@ -111,6 +111,18 @@ def checked_settings(kafka: object, what: str = "kafka") -> dict[str, Any]:
     return dict(kafka)
 
 
+def whole_number(kafka: Mapping[str, Any], name: str, default: int) -> int:
+    """Returns a setting that is a number, or `default` without it. Raises UserError for a value that is none."""
+    value = kafka.get(name, default)
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"kafka: {name}={short_repr(value)} is no whole number",
+            hint="the client has no units: bytes and milliseconds, as in 10485760",
+        ) from error
+
+
 def _check(what: str, name: str, value: object) -> None:
     if setting_name(name) != name:
         raise UserError(

@@ -34,6 +34,7 @@ from sabot.kafka.client import (
     said,
 )
 from sabot.kafka.native import record_producer_of
+from sabot.kafka.settings import whole_number
 
 CLOSE_SECONDS = 5.0
 FULL_SECONDS = (
@@ -102,7 +103,7 @@ def largest_record(kafka: Mapping[str, Any]) -> int:
     """Returns the size of the largest record that the client accepts under these settings: key, payload and headers
     together, in bytes.
     """
-    return int(kafka.get("message.max.bytes", MESSAGE_BYTES)) - MESSAGE_OVERHEAD
+    return whole_number(kafka, "message.max.bytes", MESSAGE_BYTES) - MESSAGE_OVERHEAD
 
 
 def check_sizes(data: pa.RecordBatch, limit: int, topic: str, first: int = 0) -> None:

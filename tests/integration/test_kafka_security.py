@@ -193,6 +193,13 @@ async def test_a_certificate_that_is_not_accepted_is_told_by_its_fault(
     await _refused_everywhere(secure.url_of(listener), kafka, "t", words, hint)
 
 
+def test_a_certificate_is_told_by_its_fault_where_the_authorities_are_a_folder(
+    secure: SecureBroker, tmp_path: Path
+) -> None:
+    kafka = {**secure.tls(), "ssl.ca.location": str(tmp_path)}
+    assert "self-signed certificate" in refusal(read_once, secure.url_of("TLS"), kafka, "t").message
+
+
 @pytest.mark.slow  # half a second of a core
 async def test_a_client_without_tls_is_told_that_the_listener_wants_it(secure: SecureBroker) -> None:
     await _refused_everywhere(

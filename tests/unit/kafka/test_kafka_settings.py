@@ -7,6 +7,7 @@ import pytest
 from sabot import App
 from sabot.errors import UserError
 from sabot.kafka import KafkaSink, KafkaSource
+from sabot.kafka.client import connection_of
 from sabot.kafka.settings import checked_settings
 
 URL = "kafka://127.0.0.1:1"
@@ -64,6 +65,33 @@ def test_a_setting_that_says_what_sabot_says_passes_and_so_do_those_that_bound_a
     assert App("shop", URL).settings.kafka == {}
     with pytest.raises(UserError, match="kafka is a list"):
         App("shop", URL, kafka=["acks"])  # type: ignore[arg-type]
+
+
+def test_a_client_that_only_asks_connects_as_one_that_reads_does() -> None:
+    """It lacked the last three, and so was refused where the client that reads was not."""
+    theirs = {
+        "security.protocol": "sasl_ssl",
+        "sasl.mechanism": "OAUTHBEARER",
+        "ssl.ca.location": "ca.pem",
+        "enable.ssl.certificate.verification": True,
+        "client.id": "shop",
+        "enable.sasl.oauthbearer.unsecure.jwt": True,
+        "https.ca.location": "ca.pem",
+        "reconnect.backoff.ms": 500,
+    }
+    assert connection_of({**theirs, "linger.ms": 50, "session.timeout.ms": 1000}) == theirs
+
+
+def test_a_size_or_a_time_that_is_no_number_is_refused_by_name() -> None:
+    for made in (
+        lambda: KafkaSource("orders", URL, "shop", **{"message.max.bytes": "10MB"}),
+        lambda: KafkaSink("orders", URL, **{"transaction.timeout.ms": "60s"}),
+        lambda: KafkaSink("orders", URL, **{"transaction.timeout.ms": None}),
+    ):
+        with pytest.raises(
+            UserError, match=r"kafka: (message\.max\.bytes|transaction\.timeout\.ms)=.* is no whole number"
+        ):
+            made()
 
 
 def test_a_source_that_would_look_for_partitions_without_a_pause_is_refused() -> None:
