@@ -10,6 +10,7 @@ import pyarrow as pa
 from sabot.api import patterns
 from sabot.api.expr import Expr, lit, when
 from sabot.api.patterns import COMPARISONS, StepValue, split, step_values, value_of_row, with_step_values
+from sabot.base.arrays import PER_SECOND
 from sabot.errors import UserError
 from sabot.operators.expressions.casts import common_type
 from sabot.operators.expressions.compiled import Compiled, compile_expr, compile_predicate
@@ -177,8 +178,8 @@ class PatternPlan:
             return [pa.int64()] * len(own)
         if pa.types.is_floating(type):
             return [pa.float64()] * len(own)
-        if expr.kind == "-" and pa.types.is_duration(type) and all(map(pa.types.is_timestamp, own)):
-            return [self._common(expr)] * 2
+        if expr.kind == "-" and pa.types.is_duration(type) and all(map(_is_point, own)):
+            return [pa.timestamp(type.unit) if all(map(pa.types.is_date, own)) else self._common(expr)] * 2
         if expr.kind in ("+", "-") and pa.types.is_timestamp(type):
             return [type if pa.types.is_timestamp(each) else pa.duration(type.unit) for each in own]
         if expr.kind in ("+", "-", "neg") and pa.types.is_duration(type) and all(map(pa.types.is_duration, own)):
@@ -204,6 +205,9 @@ class PatternPlan:
             return [*program, ("float", "signed", None)]
         if pa.types.is_floating(type) and pa.types.is_floating(wanted):
             return program
+        if any(is_it(type) and is_it(wanted) for is_it in (pa.types.is_duration, pa.types.is_timestamp)):
+            steps = PER_SECOND[wanted.unit] // PER_SECOND[type.unit]  # a common type has the finer unit
+            return program if steps == 1 else [*program, ("constant", "signed", steps), ("*", "signed", None)]
         raise UserError(f"{expr.text()} is {type}, and cannot become {wanted} in a predicate", hint=_CAST)
 
     def _kind(self, expr: Expr, type: pa.DataType) -> str:
@@ -283,20 +287,25 @@ def _is_in(expr: Expr) -> Expr:
     (value,) = expr.inputs
     found: Expr | None = None
     for each in expr.option("values"):
-        same = value == lit(each)
-        found = same if found is None else found | same
-    return lit(False) if found is None else found
+        if each is not None:
+            same = value == lit(each)
+            found = same if found is None else found | same
+    return value != value if found is None else found
 
 
 _REWRITTEN: dict[str, Callable[[Expr], Expr]] = {
     "between": _between,
     "is_in": _is_in,
-    "abs": lambda expr: when(expr.inputs[0] < 0).then(-expr.inputs[0]).otherwise(expr.inputs[0]),
+    "abs": lambda expr: when(expr.inputs[0] < -expr.inputs[0]).then(-expr.inputs[0]).otherwise(expr.inputs[0]),
 }
 
 
 def _one_row(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.nulls(1, field.type) for field in schema], schema=schema)
+
+
+def _is_point(type: pa.DataType) -> bool:
+    return bool(pa.types.is_timestamp(type) or pa.types.is_date(type))
 
 
 def _kind(type: pa.DataType) -> str | None:

@@ -311,6 +311,29 @@ def test_integers_of_different_widths_and_floats_are_compared_by_value(tmp_path:
     assert [row["f"] for row in run.results] == [1.25]
 
 
+@pytest.mark.parametrize("type", [pa.timestamp("s"), pa.timestamp("ms", "UTC"), pa.timestamp("us"), pa.date32()])
+def test_the_time_between_rows_is_compared_with_a_duration(type: pa.DataType, tmp_path: Path) -> None:
+    """A literal duration has microseconds: the difference of times in ms was refused beside it."""
+    schema = pa.schema([("key", pa.int64()), ("i", pa.int64()), ("at", type), (TIME_COLUMN, pa.int64())])
+    gap = col("at") - step("a").last("at")
+    day, more = datetime.timedelta(days=1), datetime.timedelta(days=1, microseconds=1)
+    near = gap.between(day, more) & (gap.abs() < more) & (-gap < day) & (step("a").last("at") + day == col("at"))
+    sequel = pattern("a", col("i") == 0).then("b", near)
+    days = [datetime.date(2024, 1, day) for day in (1, 1, 2)]
+    rows = batch_of([(1, i, pa.scalar(day).cast(type).as_py(), i) for i, day in enumerate(days)], schema)
+    run = run_of(lambda: Pattern(["key"], sequel, "past_last", measures_of(i=step("b").last("i"))), rows, tmp_path)
+    assert [row["i"] for row in run.results] == [2]
+
+
+def test_a_null_among_the_values_of_is_in_decides_nothing(tmp_path: Path) -> None:
+    schema = pa.schema([("key", pa.int64()), ("i", pa.int64()), (TIME_COLUMN, pa.int64())])
+    step_up = col("i") - step("a").last("i")
+    sequel = pattern("a", col("i") == 0).then("b", ~step_up.is_in([1, None]) & ~step_up.is_in([]))
+    rows = batch_of([(1, i, i) for i in range(3)], schema)
+    run = run_of(lambda: Pattern(["key"], sequel, "past_last", measures_of(i=step("b").last("i"))), rows, tmp_path)
+    assert [row["i"] for row in run.results] == [2]
+
+
 # No split, restart or rescale changes anything
 
 LETTERS = "abcd"
