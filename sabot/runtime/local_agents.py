@@ -105,7 +105,7 @@ class LocalAgents:
         try:
             await self._build(restored)
         except BaseException:
-            await self.close()
+            await run_to_end(self.close())
             raise
 
     def run(self) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeAlias
 import pyarrow as pa
 
 from sabot.base.config import Duration, parse_bytes, parse_ms, parse_seconds
-from sabot.base.threads import run_in_thread
+from sabot.base.threads import run_in_thread, run_to_end
 from sabot.errors import UserError
 from sabot.state.expiry import MARK_BYTES, Expiry, convert
 from sabot.state.files import atomic_directory
@@ -298,7 +298,9 @@ class LocalBackend(StateBackend):
         return snapshot
 
     async def restore(self, snapshot: Snapshot) -> None:
-        await run_in_thread(self.load, [snapshot.cut if isinstance(snapshot, LocalSnapshot) else snapshot])
+        parts = [snapshot.cut if isinstance(snapshot, LocalSnapshot) else snapshot]
+        # A caller that is cancelled closes the backend, which `load` must not open again after that.
+        await run_to_end(run_in_thread(self.load, parts))
 
     async def close(self) -> None:
         await run_in_thread(self.shut)

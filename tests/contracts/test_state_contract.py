@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -390,6 +391,31 @@ async def test_a_saved_snapshot_can_be_loaded_into_any_backend(open_, tmp_path, 
     again = await other.snapshot()
     await again.save(tmp_path / "saved" / "2")
     assert {(n, k) for n, k, _ in load_snapshot(tmp_path / "saved" / "2").entries()} == {("b/ü", b"\x00")}
+
+
+async def test_a_cancelled_restore_has_ended_when_it_raises(backend, monkeypatch):
+    """It went on in a backend that its caller had closed. The next start found the files locked, and called them corrupt."""
+    backend.write("a", b"k", b"saved")
+    snapshot = await backend.snapshot()
+    backend.write("a", b"k", b"later")
+    begun, go_on, load = threading.Event(), threading.Event(), backend.load
+
+    def slow(parts):
+        begun.set()
+        assert go_on.wait(5)
+        load(parts)
+
+    monkeypatch.setattr(backend, "load", slow)
+    restoring = asyncio.create_task(backend.restore(snapshot))
+    await asyncio.to_thread(begun.wait, 5)
+    restoring.cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not restoring.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await restoring
+    assert backend.read("a", b"k") == b"saved"
 
 
 async def test_a_failed_save_leaves_the_backend_working_and_nothing_behind(backend, tmp_path):
