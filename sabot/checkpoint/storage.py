@@ -65,7 +65,8 @@ class CheckpointStorage:
     of the state, so that files are linked and not copied. `directory` is the directory's path, or a URI for messages.
 
     All methods may block on the disk or the network, and may be called from any thread; those that write exclude each
-    other. Writing needs the lock, and takes it if `lock` was not called before.
+    other. Writing needs the lock, and takes it if `lock` was not called before. After `unlock` only `lock` takes it
+    again, and writing raises CheckpointFailed: a thread of a run that has ended must not own the app for ever.
     """
 
     def __init__(self, location: Location, retain: int = 3, *, scratch: Path | None = None) -> None:
@@ -76,6 +77,8 @@ class CheckpointStorage:
         self.retain = retain
         self._exclusive = threading.RLock()
         self._ownership = Ownership(self._place)
+        self._unlocked = False  # by `unlock`
+        self._begun: set[int] = set()  # checkpoints whose files are being written
         # By hash, the contents that a new checkpoint may use: those of the checkpoint from which the app started, and
         # those stored since.
         self._stored: dict[str, StoredFile] = {}
@@ -104,6 +107,7 @@ class CheckpointStorage:
         or `check_owner`.
         """
         with self._exclusive:
+            self._unlocked = False
             if self._ownership.claim is not None:
                 return
             try:
@@ -113,19 +117,25 @@ class CheckpointStorage:
                 self._ownership.tidy()
                 self._build_upon_newest()
             except OSError as error:
-                self.unlock()
+                self._release()
                 raise UserError(
                     f"checkpoint directory {self.directory} cannot be used: {error.strerror or error}",
                     hint=hint_of(error, self._place.advice(error)),
                 ) from error
             except BaseException:
-                self.unlock()
+                self._release()
                 raise
+
+    def _need_lock(self) -> None:
+        """Takes the lock, unless `unlock` was called. Raises CheckpointFailed then, and the errors of `lock`."""
+        if self._unlocked:
+            raise CheckpointFailed(f"{self.directory} is not written any more: the run that owned it has ended")
+        self.lock()
 
     def claim_above(self, generation: int) -> None:
         """Makes `self.generation` greater than `generation`, which was used elsewhere. Raises the errors of `lock`."""
         with self._exclusive, self.explained():
-            self.lock()
+            self._need_lock()
             if self.generation <= generation:
                 self.check_owner()
                 self._ownership.take(above=generation)
@@ -140,13 +150,18 @@ class CheckpointStorage:
     def unlock(self) -> None:
         """Lets another worker own the app, and removes restored files. Idempotent."""
         with self._exclusive:
-            if self._place.owned:
-                self._place.release()
-                self._place.disown()
-            self._place.known = {}
-            self._place.doubt = lambda: None
-            self._ownership.release()
-            self._forget()
+            self._unlocked = True
+            self._release()
+
+    def _release(self) -> None:
+        if self._place.owned:
+            self._place.release()
+            self._place.disown()
+        self._place.known = {}
+        self._place.doubt = lambda: None
+        self._ownership.release()
+        self._begun.clear()
+        self._forget()
 
     def _build_upon_newest(self) -> None:
         marks = self._counting()
@@ -173,11 +188,12 @@ class CheckpointStorage:
     def begin(self, checkpoint_id: int) -> Path:
         """Returns an empty directory on this machine for this checkpoint's files."""
         with self._exclusive, self.explained():
-            self.lock()
+            self._need_lock()
             unfinished = self._unfinished(checkpoint_id)
             if unfinished.exists():
                 shutil.rmtree(unfinished)
             make_folder(unfinished)
+            self._begun.add(checkpoint_id)
             return unfinished
 
     def commit(
@@ -192,10 +208,13 @@ class CheckpointStorage:
         `stored`: files that workers have stored already (`writer`), by their path in the checkpoint. `seconds`: returns
         the time since the begin of the checkpoint, for the manifest. Returns the
         manifest with its `contents`, `generation` and location. Raises CheckpointFailed, after which `abort` cleans
-        up, and AppLocked if another worker has taken the app over; then the checkpoint does not count.
+        up, and AppLocked if another worker has taken the app over; then the checkpoint does not count. Also raises
+        CheckpointFailed after `abort`, which a thread that still writes files does not notice: some are missing.
         """
         with self._exclusive, self.explained():
-            self.lock()
+            self._need_lock()
+            if checkpoint_id not in self._begun:
+                raise CheckpointFailed(f"checkpoint {checkpoint_id} was given up while its files were written")
             mark = Mark(self.generation, checkpoint_id)
             name = f"checkpoints/{manifest_name(mark)}"
             contents, known = self._store_all(self._unfinished(checkpoint_id))
@@ -229,6 +248,7 @@ class CheckpointStorage:
         now.
         """
         with self._exclusive:
+            self._begun.discard(checkpoint_id)
             if self._place.owned:
                 shutil.rmtree(self._unfinished(checkpoint_id), ignore_errors=True)
 
@@ -258,7 +278,7 @@ class CheckpointStorage:
         until the caller removes it, or until the next `lock`.
         """
         with self._exclusive, self.explained():
-            self.lock()
+            self._need_lock()
             return Path(tempfile.mkdtemp(prefix="kept-", dir=self._place.scratch))
 
     def drop_old(self) -> int | None:
@@ -268,7 +288,7 @@ class CheckpointStorage:
         Savepoints in other places do not count.
         """
         with self._exclusive:
-            self.lock()
+            self._need_lock()
             self._learn_all()
             gone = outdated(
                 {*self._known, *self._unreadable},
@@ -284,7 +304,7 @@ class CheckpointStorage:
     def withdraw(self, manifest: Manifest) -> None:
         """Removes a checkpoint from which no run has gone on, so that the one before it is the newest again."""
         with self._exclusive:
-            self.lock()
+            self._need_lock()
             self._learn_all()
             self._drop([Mark(manifest.generation, manifest.checkpoint_id)])
 
@@ -293,7 +313,7 @@ class CheckpointStorage:
         atomic.
         """
         with self._exclusive:
-            self.lock()
+            self._need_lock()
             with self.explained():
                 self.check_owner()
                 self._ownership.take(afresh=True)

@@ -156,7 +156,8 @@ class Run:
         storage = self._storage
         if storage is None:
             self._origin.refuse_without_storage()
-        manifest = None if storage is None else await run_in_thread(self._origin.find, storage)
+        # It may claim the app, and changes the settings of the next start.
+        manifest = None if storage is None else await run_to_end(run_in_thread(self._origin.find, storage))
         await run_to_end(run_in_thread(self._check_journal, manifest))
         incarnation = manifest.incarnation if manifest is not None else uuid.uuid4().hex
         if storage is not None:

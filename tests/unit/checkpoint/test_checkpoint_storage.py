@@ -135,6 +135,26 @@ def test_what_workers_store_after_a_fresh_start_is_not_swept_with_a_damaged_chec
 # One owner
 
 
+def test_after_unlock_only_lock_takes_the_app_again(tmp_path: Path) -> None:
+    """A thread of a start that was cancelled locked the app again, and no later start of the process could have it."""
+    first, second = CheckpointStorage(tmp_path), CheckpointStorage(tmp_path)
+    manifest = write(first, 1)
+    first.unlock()
+    for late in (
+        lambda: first.begin(2),
+        first.keep,
+        first.drop_old,
+        lambda: first.claim_above(7),
+        lambda: first.withdraw(manifest),
+    ):
+        with pytest.raises(CheckpointFailed, match="the run that owned it has ended"):
+            late()
+    second.lock()
+    second.unlock()
+    first.lock()
+    assert write(first, 2).checkpoint_id == 2
+
+
 HOLD = """
 import os, sys
 from sabot.checkpoint import CheckpointStorage
@@ -376,6 +396,7 @@ def test_a_file_goes_with_the_last_manifest_that_lists_it(tmp_path: Path) -> Non
     (tmp_path / f"files/ab/ab{'0' * 62}-9").write_bytes(b"of a later generation")
     (tmp_path / "files/ab/stranger").write_bytes(b"not ours")
     strangers = {"of a later generation", "not ours"}
+    storage.lock()
     assert save(4, d=b"four") == {"two", "four"} | strangers
     assert save(5, e=b"five") == {"four", "five"} | strangers
 
@@ -387,12 +408,14 @@ def test_as_long_as_a_manifest_cannot_be_read_no_file_goes(tmp_path: Path) -> No
     storage.unlock()
     damage_bit(first.path)
     before = stored(tmp_path)
+    storage.lock()
     storage.clear()
     assert storage.ids() == []
     storage = CheckpointStorage(tmp_path / "other", retain=2)
     bad = write(storage, 1, b"first")
     storage.unlock()
     damage_bit(bad.path)
+    storage.lock()
     write(storage, 2, b"second")
     storage.drop_old()
     assert file_of(bad, "t/blob").exists()

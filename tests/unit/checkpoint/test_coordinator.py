@@ -736,6 +736,47 @@ async def test_a_writer_that_is_cancelled_inside_commit_leaves_no_damaged_checkp
     assert (await coordinator.wait(2)).checkpoint_id == 2
 
 
+async def test_a_writer_that_is_cancelled_between_two_files_leaves_no_checkpoint_without_the_first(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """The thread went on with the rest of the files, and stored a manifest: the next start called it damaged."""
+    storage = CheckpointStorage(tmp_path / "checkpoints")
+    storage.lock()
+    coordinator = Coordinator(storage)
+    Tasks(coordinator, "a")
+    (tmp_path / "part").write_bytes(b"part")
+    entered, go_on, over = threading.Event(), threading.Event(), threading.Event()
+    link, commit = os.link, CheckpointStorage.commit
+
+    def held_link(source: Path, target: Path) -> None:
+        link(source, target)
+        entered.set()
+        go_on.wait(5)
+
+    def noted_commit(*args: object) -> Manifest:
+        try:
+            return commit(*args)
+        finally:
+            over.set()
+
+    monkeypatch.setattr(os, "link", held_link)
+    monkeypatch.setattr(CheckpointStorage, "commit", noted_commit)
+    snapshot = TaskSnapshot(files={"a part": tmp_path / "part", "blob": b"b"})
+    coordinator.acknowledge(coordinator.trigger(), "a", snapshot)
+    await asyncio.to_thread(entered.wait, 5)
+    for task in asyncio.all_tasks():
+        if task.get_name() == "sabot checkpoint writer":
+            task.cancel()
+    with pytest.raises(CheckpointFailed, match="cancelled"):
+        await coordinator.wait(1)
+    monkeypatch.setattr(os, "link", link)
+    go_on.set()
+    assert await asyncio.to_thread(over.wait, 5)
+    assert storage.ids() == []
+    coordinator.acknowledge(coordinator.trigger(), "a", cut(2))
+    assert (await coordinator.wait(2)).checkpoint_id == 2
+
+
 # The periodic loop
 
 

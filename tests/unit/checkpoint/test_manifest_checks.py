@@ -143,6 +143,7 @@ def test_no_file_of_another_is_removed_for_its_name(tmp_path: Path, manifest: Pa
     forge(manifest, with_file("t/x", sha256="../planted", generation=0))
     storage = CheckpointStorage(tmp_path / "checkpoints", retain=1)
     write(storage, 2)
+    storage.lock()
     storage.drop_old()
     storage.unlock()
     assert planted.read_bytes() == b"somebody's"
