@@ -51,11 +51,14 @@ class Calls(Protocol[T_contra]):
     """
 
     def begin(self, item: T_contra, run: Callable[..., Any]) -> tuple[Any, Any, bool]:
-        """Calls the user's function as `run(function, …)`. `run` is the method `Context.run` of a
-        `contextvars.Context` that is new for each attempt.
+        """Calls the user's function as `run(function, …)`. `run` is the method `Context.run` of a `contextvars.Context`
+        that is new for each attempt. If this method raises an error, the attempt fails.
 
-        Returns a tuple of three: an object that the crew passes to `ended` as `about`; the function's result; and
-        True if this result is a coroutine that the crew has to await. An error of `begin` makes the attempt fail.
+        Returns a tuple of three:
+
+        - a value that this object needs later: the crew passes it to `ended` as `about`;
+        - the result of the function;
+        - True if this result is a coroutine that the crew has to await.
         """
 
     def written(self, item: T_contra, value: Any) -> Any:
@@ -72,12 +75,13 @@ class Calls(Protocol[T_contra]):
         """
 
     def attempt_failed(self, item: T_contra, failure: BaseException, attempts: int) -> bool:
-        """Called when an attempt has failed. Returns False if the crew has to decide, by the option `retries`, whether
-        another attempt follows.
+        """Called when an attempt has failed. `attempts`: the number of failed attempts, including this one.
 
-        Returns True if this attempt is not to be counted, because this method has removed from the item the part that
-        failed. The crew then calls the function again at once with the rest of the item. `attempts`: the number of
-        attempts that have failed, with this one.
+        Returns False in the usual case: the attempt counts, and the option `retries` decides whether another one
+        follows.
+
+        Returns True if this method has made the item smaller, by removing the part that failed. The crew then does not
+        count the attempt, and calls the function again at once with what remains.
         """
 
     def renew(self, item: T_contra) -> None:
@@ -104,9 +108,9 @@ class Calls(Protocol[T_contra]):
 
 
 class _Resume:
-    """An awaitable that runs the rest of a coroutine after the worker has run its first step. All steps run in the
-    `contextvars` context of the call, but in the worker's task: `asyncio.current_task()` returns that task, and a
-    cancellation of that task reaches the coroutine.
+    """An awaitable that runs the rest of a coroutine whose first step was run before. Every step runs in the
+    `contextvars` context of the call, but in the worker's task. So `asyncio.current_task()` returns the worker's task,
+    and a cancellation of that task reaches the coroutine.
     """
 
     __slots__ = ("_coroutine", "_run", "_waiting")
@@ -208,8 +212,9 @@ class Crew(Generic[T]):
     # -- start and stop ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Makes the workers call the items in their queues, after the crew was made or after `close`. Items whose
-        calls were cancelled by `close` are called again.
+        """Starts the tasks of the existing workers, and allows calls to begin. Called for a new crew, and to start a
+        crew again after `close`. The items of calls that `close` has cancelled are still in the crew, and are called
+        again.
         """
         self._stopping = False
         self._stop_asked.clear()
@@ -290,9 +295,11 @@ class Crew(Generic[T]):
                 worker.task.cancel()
 
     async def close(self) -> None:
-        """Cancels running calls, and waits at most CANCEL_SECONDS until they have ended. The items of calls that have
-        not ended by then are stored in `left_behind`. Unfinished items remain in the crew; `start` calls them again.
-        If calls were left behind, a second call cancels them again, and waits as long again.
+        """Cancels the running calls, and waits at most CANCEL_SECONDS until they have ended. Items whose call was
+        cancelled or has not begun remain in the crew; `start` calls them.
+
+        Stores in `left_behind` the items of the calls that are still running after that time. If `close` is called
+        again, it cancels these calls again, with the same time limit.
         """
         rounds = max(1, round(CANCEL_SECONDS / _CANCEL_AGAIN_SECONDS))
         for _ in range(rounds):
@@ -488,12 +495,12 @@ class Crew(Generic[T]):
             slice_end = monotonic() + _SLICE_SECONDS
 
     def _counted(self, attempts: int, seconds: float, since: float) -> tuple[int, float, float]:
-        """Adds the attempts of a call that ends now to the crew's statistics. Returns (0, 0.0, infinity), with which the
-        caller begins to count the next attempts.
+        """Adds attempts to the crew's statistics. The worker counts attempts in three local variables, which are the
+        parameters. Returns their values after that: (0, 0.0, infinity).
 
-        - `attempts`: the number of attempts, with the last one.
-        - `seconds`: the total duration of the attempts before the last one.
-        - `since`: the time at which the last attempt began. Its duration, from then until now, is added to `seconds`.
+        - `attempts`: the number of attempts to add; with 0, nothing is added.
+        - `seconds`: the total duration of these attempts without the last one.
+        - `since`: the time at which the last one began. It has lasted until now.
         """
         if attempts:
             self._attempts += attempts
@@ -529,9 +536,11 @@ class Crew(Generic[T]):
     def _cancelled(
         self, worker: Worker[T], task: asyncio.Task[Any], error: asyncio.CancelledError
     ) -> BaseException | None:
-        """Handles a CancelledError that a call has raised. Returns None if the worker itself was cancelled and has to
-        end. Otherwise, that is after a time limit or if the call has cancelled itself, returns the error with which
-        the attempt fails.
+        """Handles a CancelledError that a call has raised.
+
+        - If the worker was cancelled, returns None: the worker has to end.
+        - If the call was cancelled by its time limit, or has cancelled itself, returns the error with which the attempt
+          fails.
         """
         if self._stopping or self._over:
             return None

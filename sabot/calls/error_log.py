@@ -74,8 +74,8 @@ class ErrorLog:
 
 
 def _place(name: str, trace: TracebackType | None) -> tuple[str, str, int]:
-    """Returns `name`, and the file and the line of the innermost frame of the traceback. Returns "" and 0 for these
-    if `trace` is None. `name`: the name of the error's class.
+    """Returns the place of an error: the name of its class, and the file and the line of the innermost frame of its
+    traceback. Without a traceback, the file is "" and the line is 0.
     """
     if trace is None:
         return name, "", 0

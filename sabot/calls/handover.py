@@ -79,10 +79,11 @@ class Work(Protocol):
         """True when `take` has returned all calls of this batch."""
 
     def take(self, places: Iterator[int]) -> Sequence["Call"]:
-        """Looks at the next rows or questions, some at a time, and returns those that need a call, in order. Each
-        contains the next number of the iterator `places`, which is the place of the call in the order of all calls.
-        Returns an empty sequence if none of these rows or questions needs a call; more may follow until `exhausted` is
-        True.
+        """Reads some of the next rows or questions, and returns calls for those that need one, in order. Gives each
+        call its place in the order of all calls, which is the next number of the iterator `places`.
+
+        Returns an empty sequence if none of these rows or questions needs a call. Unless `exhausted` is True then,
+        there are more, and the caller calls this method again.
         """
 
     def argument(self, number: int) -> Any:

@@ -87,11 +87,12 @@ class AdaptiveLimit:
 
 
 class TokenBucket:
-    """A limit of `rate` calls per second, which begin at even intervals. It can also limit other units per second,
-    such as the tokens of models; `amount` is then the number of units that a call uses.
+    """A limit of `rate` calls per second, which begin at even intervals. It can also limit other units per second, such
+    as the tokens of models; `amount` is then the number of units that a call uses.
 
-    After a pause, the units of `burst_s` seconds may be used at once, but at least one. A call that uses more units
-    than that begins when all of these are available; the next calls then wait until the missing units have accrued.
+    Units accrue at this rate, up to a maximum: the units of `burst_s` seconds, or 1 if that is more. After a pause, the
+    accrued units may be used at once. A call that uses more units than the maximum begins when the maximum has accrued.
+    The next calls then wait until the missing units have accrued too.
     """
 
     def __init__(self, rate: float, burst_s: float = _BURST_SECONDS) -> None:

@@ -46,8 +46,8 @@ class _Member:
 
 
 class _LoopEngines:
-    """The engines (`llm.engine.ExecutionEngine`) that make calls of models on one event loop. The sums also contain
-    the figures of engines that were garbage-collected.
+    """The engines (`llm.engine.ExecutionEngine`) that make calls of models on one event loop. `totals` also counts the
+    calls of engines that were garbage-collected.
     """
 
     def __init__(self) -> None:
@@ -97,8 +97,7 @@ def _engines_of(loop: asyncio.AbstractEventLoop) -> _LoopEngines:
 
 class RunEngines:
     """The figures of all engines (`llm.engine.ExecutionEngine`) on the running event loop. An app makes this object
-    when it starts. Counts begin at that moment: earlier calls on the same loop are subtracted. Any thread may read
-    the figures.
+    when it starts. Any thread may read the figures.
     """
 
     def __init__(self) -> None:
@@ -106,8 +105,9 @@ class RunEngines:
         self._before = self._engines.totals()
 
     def samples(self) -> Iterator[Sample]:
-        """Yields the samples of the metrics `sabot_model_…`. Each sample has two labels, the provider and the model.
-        Samples of tokens have a third label, the kind of the tokens.
+        """Yields the samples of the metrics `sabot_model_…`. Counters begin when this object is made: earlier calls on
+        the same loop are subtracted. Each sample has two labels, the provider and the model. Samples of tokens have a
+        third label, the kind of the tokens.
         """
         for (name, label, kind), value in self._engines.totals().items():
             before = self._before.get((name, label, kind))
@@ -118,8 +118,9 @@ class RunEngines:
                 yield Sample(name, figures[figure], *label)
 
     def statistics(self) -> dict[str, dict[str, Any]]:
-        """Returns the figures of `ExecutionEngine.statistics`. The key is "PROVIDER MODEL", with the names of the
-        provider that the engine asks first. The figures of several engines with the same key are summed.
+        """Returns the figures of `ExecutionEngine.statistics` for the engines that exist now, each counted since the
+        engine was made. The key is "PROVIDER MODEL": the names of the engine's first provider and of its model. The
+        figures of several engines with the same key are summed.
         """
         found: dict[str, dict[str, Any]] = {}
         for label, engine in self._engines.engines():
