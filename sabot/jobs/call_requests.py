@@ -36,20 +36,20 @@ class CallRequests:
     # -- in the task of the call --------------------------------------------------------------------------------------
 
     async def resend(self, effect: EffectId) -> EffectId:
-        """Requests another attempt of a running call. The call needs it because the answer to its last request was
-        lost, so it has to send the request again.
+        """Requests another attempt of a running call. The call got no answer to its last message to the service, and
+        has to send the message again.
 
-        Waits until the request may be sent. Returns `effect` with the number of the new attempt. Raises EffectError
-        if the job no longer waits for the effect. If the guard (`EffectGuard`) denies the attempt, raises the error
-        that the guard has chosen, such as BudgetExceeded.
+        Waits until the call may send. Returns `effect` with the number of the new attempt. Raises EffectError if the
+        job no longer waits for the effect. If the guard (`EffectGuard`) denies the attempt, raises the error that the
+        guard has chosen, such as BudgetExceeded.
         """
         attempt, entry = await self._asked(effect, "again")
         await self._log.sendable(entry)
         return EffectId(effect.job, effect.ordinal, attempt)
 
     async def instead(self, effect: EffectId, verdict: GuardVerdict) -> None:
-        """Records in the journal that a running call asks another model from this attempt on. Waits until that
-        ATTEMPT entry is durable. `verdict`: the decision of the guard (`EffectGuard`) that allows the other model.
+        """Records that a running call asks another model from this attempt on. Waits until this record, an ATTEMPT
+        entry of the journal, is durable. `verdict`: the decision of the guard (`EffectGuard`) on the other model.
         Raises EffectError if the job no longer waits for the effect.
         """
         await self._log.sendable(await self._asked(effect, verdict))
@@ -128,11 +128,13 @@ class CallRequests:
         answer.set_result((ask.attempt, self._log.append(entry, running)))
 
     def _may_ask(self, running: RunningJob, ask: Ask, asks: PersonAsked, answer: "asyncio.Future[Any]") -> bool:
-        """Returns True if no person was asked about this call yet, so that the host may ask now.
+        """Decides whether the host may ask a person the question `asks` of a running call. A call may ask only one
+        question.
 
-        Otherwise returns False and sets the future `answer`. Its result is the token of the question, if the call
-        asks the same question again and a person has answered it. In all other cases it gets a UserError, because a
-        call may ask only one question. `asks`: the question that the call asks now.
+        - If no person was asked about the call before, returns True.
+        - If a person has answered the same question before, returns False. The result of the future `answer` is then
+          the token of that question.
+        - In all other cases returns False. The future `answer` then has a UserError.
         """
         history = running.job.history
         if (before := history.approvals.get(ask.ordinal)) is None:

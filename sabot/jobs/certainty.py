@@ -131,10 +131,12 @@ def certainty_of(error: BaseException) -> Certainty:
 
 
 def _said_by(error: BaseException) -> Certainty | str | None:
-    """Returns the certainty that follows from the class of this error alone, without its causes. Returns _CAUSE if
-    the cause of the error has to be examined, because an error of this class may have any certainty. Returns None for
-    a class that is not known: unless its causes say otherwise, the tool itself has raised the error after the call
-    was made.
+    """Returns what the class of this error says about the call. Does not look at the causes of the error.
+
+    - Returns a Certainty if the class alone decides.
+    - Returns _CAUSE if the class wraps other errors, so that the cause of the error decides.
+    - Returns None if the class is unknown. The error is then taken for one of the tool itself, raised after the call
+      was made, unless a cause says otherwise.
     """
     for kind in type(error).__mro__:
         known = _KNOWN.get(kind.__module__.partition(".")[0], {}).get(kind.__name__)

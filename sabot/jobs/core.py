@@ -66,9 +66,10 @@ class EffectState:
     - `name`: the name of the tool, the child's agent, the timer, the question, the signal or the patch.
     - `effect_class`: for a call, the class of its tool (`EffectClass`), by which the call may or may not be repeated.
     - `digest`, `body`: the digest of the arguments, and the packed arguments.
-    - `token`, `due_ms`: the token and the deadline of the question that is open now. It is the effect itself if
-      `kind` is "ask". Otherwise it is a question to a person about the effect, such as an approval. For a sleep,
-      `due_ms` is the time at which it ends. Times are in milliseconds since 1970; 0 means no deadline.
+    - `token`: the token of the open question; "" for none. If `kind` is "ask", the effect itself is that question. For
+      other kinds, it is a question to a person about the effect, such as an approval.
+    - `due_ms`: the deadline of the open question; for a sleep, the time at which it ends. In milliseconds since 1970; 0
+      for none.
     - `attempt`: the number of the last attempt, from 1; 0 while a person still has to approve the first attempt.
     - `phase`: the present state of the state machine.
     - `dropped`: True once the function no longer awaits the effect.
@@ -410,10 +411,12 @@ def attempt_ended(effect: EffectState, ended: Outcome) -> EffectCommand:
 
 
 def repeat_or_drop(effect: EffectState) -> EffectCommand:
-    """Returns the next command for an effect whose last attempt was not made, or may be repeated without harm.
+    """Decides whether another attempt of an effect follows. Called if the last attempt was not made, or if it does no
+    harm to make the effect twice. Returns the next command:
 
-    Usually this is the command for another attempt. It is a command to record a result if the function of the job no
-    longer awaits the effect, and if making the effect twice would do harm. The result says that it was not made.
+    - Usually the command for another attempt.
+    - If the function of the job no longer awaits the effect, and making it twice would do harm: the command to record a
+      result, which says that the effect was not made.
     """
     if not may_repeat(effect, not_made=True):
         error = CancelledError(f"{effect.name} was not done, and its job waits for it no longer")
@@ -497,17 +500,14 @@ def _verdict(effect: EffectState, answer: Answer) -> EffectCommand:
 
 
 def drop(effect: EffectState) -> bool:
-    """Handles an effect that the function no longer awaits, because the job was cancelled, because a timeout has
-    passed, or because the function has cancelled its future. Returns True if the effect continues, and False if it is
-    withdrawn.
+    """Handles an effect that the function no longer awaits. The job was cancelled, a timeout has passed, or the
+    function has cancelled its future. Returns True if the effect continues, and False if it is withdrawn.
 
-    A call continues, unless it still waits for an approval. Its outcome is recorded, but the function does not get
-    it. It is attempted again only if making it twice does no harm. If the call may change something outside of Sabot,
-    the job does not end before the call has a RESULT entry. That may take days if a person has to find out whether
-    the call was made.
-
-    All other effects are withdrawn: questions, timers, waits for signals, children, and calls that wait for an
-    approval.
+    - A call that waits for the approval of its first attempt is withdrawn.
+    - Any other call continues. Its outcome is recorded, but the function does not get it. Another attempt follows only
+      if it does no harm to make the call twice. If the call may change something outside of Sabot, the job does not end
+      before the call has a RESULT entry. That may take days if a person has to find out whether the call was made.
+    - Effects of other kinds are withdrawn: questions, timers, waits for signals, and children.
     """
     effect.dropped = True
     return effect.kind == "call" and effect.attempt > 0

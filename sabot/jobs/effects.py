@@ -295,13 +295,14 @@ class Effects:
             self._host.put_when(denied, lambda said: EffectWaited(running, ask, Judged(said)), what)
 
     def _resolve_doubt(self, running: RunningJob, ask: Ask, event: Literal["unsure"] | LookedUp) -> None:
-        """Handles an effect of which nobody knows whether its call was made. Makes sure that the call is not still
-        running, and then passes the event to `core.step`, which decides.
+        """Handles an effect of which nobody knows whether its call was made. Passes the event to `core.step`, which
+        decides, but not while the call may still be running:
 
-        If this process is still making the call, waits for its outcome instead. The previous owner of the journal may
-        also still be making the call. If the effect may not be repeated without harm, this method first waits until
-        that owner has lost its claim on the journal and the time limit of the tool has passed (60 seconds if the tool
-        has none). Does nothing if the host is stopping or the job has left memory: the next start decides then.
+        - If this process is still making the call, drops the event. The outcome of the call then decides.
+        - The previous owner of the journal may still be making the call. This matters if it would do harm to make the
+          call twice, and if no person was asked about it. A timer then brings the event back when that owner has lost
+          its claim on the journal and the time limit of the tool has passed (60 seconds if the tool has none).
+        - If the host is stopping or the job has left memory, drops the event. The next start of the app then decides.
 
         `event`: "unsure", or the answer of the tool's `reconcile=` function.
         """

@@ -41,8 +41,8 @@ class BeginJob(msgspec.Struct):
 
 
 class NotBegun(msgspec.Struct):
-    """The event that a child job, which its parent has requested, will not begin. The parent gets `outcome` and
-    `body`, as if the child had begun and ended with them.
+    """The event that a child, which its parent has requested, will not begin. The parent gets a result with `outcome`
+    and `body`, as it does for a child that has ended.
     """
 
     job_id: str
@@ -119,7 +119,7 @@ class Due(msgspec.Struct):
 
 class LettersCame(msgspec.Struct):
     """The event that the inbox of the journal contains letters (class `Letter`): answers, signals or cancels.
-    `posted_by`: the id of a job of this host whose question this host has withdrawn by one of the letters; "" if
+    `posted_by`: the id of a job, if this host has posted one of the letters to withdraw a question of that job; "" if
     another process has posted them.
     """
 
@@ -127,8 +127,9 @@ class LettersCame(msgspec.Struct):
 
 
 class Arrived(msgspec.Struct):
-    """The event that a job gets an entry which the host still has to record, and which does not come from the inbox
-    of the journal. `ask`: if it is not None, the host records the entry only while the job still awaits this effect.
+    """The event that code of this process, and not a letter, gives a job an entry: an answer, a signal or an end. The
+    host appends the entry and delivers it. `ask`: the effect to which the entry belongs; the host drops the entry if
+    the job no longer awaits this effect. None for an entry that is always recorded.
     """
 
     entry: Answer | Signal | End

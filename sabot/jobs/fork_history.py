@@ -24,10 +24,11 @@ another name, so the new job does not have the checkpoint.
 
 
 class HistoryPart(NamedTuple):
-    """The part of a job's history that is copied into another job, which continues from there.
+    """The part of a job's history that is copied into another job, which continues from there. An effect is open if it
+    had no result at that place of the history. A wait for a signal is never open.
 
-    - `settled`: all entries except those of effects that had no result at that place of the history.
-    - `waiting`: the INTENT entries of the timers and questions that had no result at that place.
+    - `settled`: all entries in order, without those of open effects.
+    - `waiting`: the INTENT entries of the open timers and questions. Open calls and children are in neither list.
     """
 
     settled: list[Entry]

@@ -99,8 +99,8 @@ class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
     - `rule`: the rule that decided, or "" if none matched. `version`: the version of the rules.
     - `reason`: the reason, as a text for people. `notes`: the reasons of other guards, whose verdicts were not
       stricter.
-    - `about`: the model that the call asks without a verdict. `model`: the model that it has to ask instead; "" to
-      keep its model.
+    - `about`: for a call of a model, the model about which the guard has decided. `model`: the model that the call has
+      to ask instead; "" to keep that model.
     - `hide`: regular expressions. Each match in the texts of the call's arguments is replaced by `***`.
     - `wait_s`: for ASK, the seconds that a person has for the answer; 0 for no limit.
     - `error`: for DENY, the type of the error that the call gets.
@@ -138,8 +138,9 @@ class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return msgspec.structs.replace(spec, max_tokens=self.most_tokens) if self.most_tokens else spec
 
     def and_then(self, other: "GuardVerdict") -> "GuardVerdict":
-        """Combines this verdict with the verdict `other` of the next guard in the chain. Returns a verdict with the
-        decision and the reason of the stricter one, and with the changes of both.
+        """Combines this verdict with the verdict `other` of the next guard in the chain. The decision, the rule and the
+        reason are those of the stricter verdict, or of this one if the two are equally strict. The changes to the call
+        are those of both.
         """
         first, second = (self, other) if self.decision.strictness >= other.decision.strictness else (other, self)
         noted = (*first.notes, *((second.reason,) if second.reason else ()), *second.notes)
@@ -165,8 +166,8 @@ class DecidedEffect(NamedTuple):
     - `verdict`: the decision.
     - `attempt`: the number of the last attempt; 0 if a person still has to approve the first attempt.
     - `recorded`: the number of the last attempt whose usage the journal has; 0 for none.
-    - `instead`: the verdicts on other models that the call has asked instead of its own model. The key is the number
-      of the first attempt that asked that model.
+    - `instead`: a call may change to another model, for example if its first provider fails. These are the verdicts on
+      such models. The key is the number of the first attempt with that model.
     """
 
     verdict: GuardVerdict
@@ -186,8 +187,8 @@ def most_cost(verdict: GuardVerdict, instead: Iterable[GuardVerdict] = ()) -> De
 class GuardedCall:
     """A call on which a guard decides.
 
-    - `effect`: the id of the call. Its attempt is 0 if an earlier guard requires a person's approval; before the
-      first attempt, the guard is then asked again by `decide_again`.
+    - `effect`: the id of the call. Its attempt is 0 if a person has to approve the call, because an earlier guard of
+      the chain requires it. `decide_again` then decides on the first attempt after the approval.
     - `kind`: "tool", "model" or "child". `name`: the name of the tool, of the model, or of the child's agent.
     - `agent`: the id of the job's agent. `behalf`: the tenant and the actor for whom the job runs.
     - `effect_class`: the class of the tool (`EffectClass`), by which the call may or may not be repeated. `tool`: the
@@ -360,8 +361,9 @@ class EffectGuard:
         return None
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """Returns, as bytes, the maximum usage of those calls of the job that have no result, for the END entry of
-        the job. Called before that entry is recorded. Returns b"" by default.
+        """Handles the calls without a result of a job that ends. It is unknown what these have used. Returns, as bytes,
+        the most that they may have used, for the END entry of the job. Called before that entry is recorded. Returns
+        b"" by default.
         """
         return b""
 
@@ -437,14 +439,16 @@ class EffectGuards(EffectGuard):
     async def _stands_in(
         self, call: GuardedCall, so_far: GuardVerdict, asked: list[str], count: int, dropped: int
     ) -> tuple[GuardVerdict, GuardedCall]:
-        """Lets the first `count` guards decide on a call that now asks another model. If one of them replaces the
-        model again, the guards start to decide again on that model. Returns the combined verdict, and the call with
-        the changes of that verdict.
+        """Lets guards decide on a call that now asks another model. Asks the first `count` guards in order, and stops
+        if one denies the call. If one of them replaces the model again, begins again with the first guard; the guard
+        that chose the replaced model is then asked too. Returns the combined verdict, and the call with the changes of
+        that verdict.
 
         - `so_far`: the combined verdict up to now.
-        - `asked`: the names of the models, from the first one that the call asked to the one that it asks now.
-        - `dropped`: the number of guards that have decided on the call in this chain, and whose `drop` is called if
-          the call is denied. It is 0 for a call that is already running.
+        - `asked`: the names of the models, from the first one that the call asked to the one that it asks now. The call
+          is denied if a guard chooses one of them again.
+        - `dropped`: the number of guards that have decided on the call in this chain. If the call is denied, their
+          `drop` is called. It is 0 for a call that is already running.
         """
         place, first, effect = 0, asked[0], call.effect
         while place < count and so_far.decision is not Decision.DENY:
@@ -487,8 +491,8 @@ class EffectGuards(EffectGuard):
             guard.drop(effect)
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """Calls `settle` of all guards. Returns the usage that one of them returns; at most one guard returns a usage
-        that is not b"".
+        """Calls `settle` of all guards, and returns the usage of the call. Only one guard of a chain may return a
+        usage; all others return b"".
         """
         used = [guard.settle(effect, kind, name, outcome, body, at_ms) for guard in self._guards]
         return next(filter(None, used), b"")
@@ -505,8 +509,8 @@ class EffectGuards(EffectGuard):
             await guard.ready()
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """Asks the guards one after the other. Returns the first verdict that denies the attempt, or None if all
-        guards allow it. If one of them returns an awaitable, returns an awaitable of that verdict or None.
+        """Asks the guards one after the other, until one denies the attempt. Returns the verdict of that guard; None if
+        all guards allow the attempt. If a guard needs time to decide, returns an awaitable of the verdict or None.
         """
         guards = iter(self._guards)
         said = next((said for guard in guards if (said := guard.decide_again(effect)) is not None), None)

@@ -93,14 +93,15 @@ class History:
       to ask a person first, or the job no longer awaited it.
     - `failed_children`: the ordinals of children that failed in an earlier attempt of the job.
     - `recorded`: by ordinal, the number of the last attempt whose usage the journal has.
-    - `instead`: by ordinal, the guard's verdicts on other models that the call has asked instead of its own. They are
-      a dict by the number of the first attempt that asked that model.
-    - `base`: the last ordinal before the last BEGIN entry. `last_ordinal`: the last ordinal of all.
+    - `instead`: by ordinal, the guard's verdicts on other models to which the call has changed. They are a dict by the
+      number of the first attempt with that model.
+    - `base`: the last ordinal of the job's previous history; 0 in the first one. `last_ordinal`: the last ordinal of
+      all.
     - `last_ms`: the time of the last entry. `ran_ms`: the milliseconds that the job has run up to that time, in all
       its histories. The time in which it waited for people, signals or children is not included.
     - `seed`: the seed of the random numbers; b"" if it is made from the job's id.
-    - `untaken`: for a job that continues from a checkpoint of another job, the number of copied entries that were not
-      added yet.
+    - `untaken`: for a job that continues from a checkpoint of another job, how many of the copied entries have still to
+      be added.
     """
 
     begin: Begin
@@ -239,8 +240,8 @@ class History:
         return asked, None if asked is None else self.answers.get(asked.token)
 
     def _record_open(self) -> None:
-        """Updates `recorded`, because the END entry contains a usage. It is the usage of all attempts of those calls
-        that have no result.
+        """Updates `recorded` for the calls that have no result when the job ends. The END entry contains the usage of
+        all attempts of these calls.
         """
         over = {each.ordinal for each in self.deliveries if isinstance(each, EffectResult)}
         self.recorded |= {at: self.attempt_of(each) for at, each in self.intents.items() if at not in over}
@@ -261,11 +262,12 @@ class History:
         return self.ran_ms if self._waits_for_others() else self.ran_ms + max(0, now_ms - self.last_ms)
 
     def _run_to(self, entry: Entry) -> None:
-        """Updates `ran_ms` and `last_ms` for the next entry. Adds the time since the last entry, unless the job
-        waited for a person, a signal or a child during that time.
+        """Updates `ran_ms` and `last_ms` for the next entry. Adds the time since the last entry, unless the job waited
+        for a person, a signal or a child during that time.
 
-        If the entry is the result of a child, also adds the time that the child ran. At most the time that this job
-        has waited for children is added, and no part of that time twice.
+        The time that a child ran counts for its parent too. It is added when the entry is the result of the child. No
+        more is added than the time that this job has waited for children, so two children that ran at the same time
+        count once.
         """
         ran_ms, passed_ms = self.ran_until(entry.at_ms), max(0, entry.at_ms - self.last_ms)
         parked_ms = passed_ms - (ran_ms - self.ran_ms)
@@ -279,8 +281,8 @@ class History:
         self.ran_ms, self.last_ms = ran_ms, self.last_ms + passed_ms
 
     def _waits_for_others(self) -> bool:
-        """Returns True if the job, after its last entry, waited only for people, signals or children, for which it is
-        parked. Returns False if it ran, or if it waited only for timers.
+        """Returns True if the job was parked after its last entry, and waited for a person, a signal or a child. It may
+        have waited for timers as well. Returns False if it ran, or if it waited only for timers.
         """
         waits = False
         for each in self._open.values():

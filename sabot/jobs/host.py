@@ -126,8 +126,8 @@ class JobHost(HostState):
 
         - `positions`: by partition of the journal, the offset behind the last entry at that checkpoint; None if no
           checkpoint was restored, and then all jobs are returned.
-        - `unapplied`: jobs whose END entry is before `positions`, although their output and their changes of the
-          state are not in the checkpoint. The value is the position of that END entry (see `JobLog.facts`).
+        - `unapplied`: jobs that had ended before `positions`, but whose output and changes of the state the checkpoint
+          does not contain (see `JobLog.facts`). The value is the position of the END entry.
         """
         await self._guard.open(self.journal)
         found = await run_to_end(run_in_thread(open_jobs, self.journal, dict(positions or {}), dict(unapplied or {})))
@@ -250,13 +250,14 @@ class JobHost(HostState):
         behalf: Behalf,
         failed: bool,
     ) -> OpenJob | None:
-        """Records the BEGIN entry of a child that cannot run yet, because its agent still runs other jobs. This is
-        done only if the child may outlive its parent. Without the entry, a restart of the app could lose the child:
-        its parent may have ended, so nobody would request the child again.
+        """Records the BEGIN entry of a child that cannot run yet, because its agent still runs other jobs. May only be
+        called while an event is handled.
 
-        Returns the child, which the caller has to pass to `resume` when the child may run. Returns None if nothing
-        was recorded; the caller then has to call `begin` at that time. `failed`: True if the child has run and failed
-        before. May only be called while an event is handled.
+        Without this entry, a child that may outlive its parent could be lost: if the parent ends and the app restarts,
+        nobody requests the child again. Returns the child. The caller has to pass it to `resume` when it may run.
+
+        Returns None and records nothing if the child may not outlive its parent, or if it has run and failed before
+        (`failed` is True). The caller then has to call `begin` when the child may run.
         """
         if failed or not self.jobs.limits[self.jobs.agent_of(parent_of(job_id)[0])].outlive:
             return None
@@ -448,10 +449,14 @@ class JobHost(HostState):
             self.settle(running)
 
     def _drop(self, running: RunningJob, ask: Ask) -> None:
-        """Handles an effect that the function no longer awaits. Withdraws a question, or cancels a child. For a call
-        that waits for an approval, releases what the guard has reserved for it. A call that was not sent, and waits for
-        its next attempt, gets its result at once. If its tool has asked a person, the call gets its result when that
-        question is withdrawn.
+        """Handles an effect that the function no longer awaits:
+
+        - A question is withdrawn.
+        - A child is cancelled, with all jobs below it.
+        - A call that waits for the approval of its first attempt is not made. Its question is withdrawn, and the guard
+          releases what it has reserved.
+        - A call that waits for another attempt, because the last one was not sent, gets a result at once.
+        - A call whose tool has asked a person gets its result when that question is withdrawn.
         """
         job, ordinal, now_ms = running.job, ask.ordinal, self.now_ms()
         if ordinal in job.open and ask.phase is APPROVAL:
@@ -474,9 +479,9 @@ class JobHost(HostState):
             self.deliver(told)
 
     def _leave_children(self, running: RunningJob) -> list[tuple[Position, Entry]]:
-        """Cancels the open children of a job that is about to end or to begin a new history, and all jobs below them,
-        unless the children of its agent may outlive their parent. Returns the CANCEL entries, which the caller has to
-        deliver.
+        """Cancels the open children of a job that is about to end or to begin a new history, and all jobs below them.
+        Returns the CANCEL entries, which the caller has to deliver. If the children of the job's agent may outlive
+        their parent, cancels none and returns an empty list.
         """
         job = running.job
         open_children = [ask.ordinal for ask in job.open.values() if ask.kind == "child"]
@@ -673,10 +678,13 @@ class JobHost(HostState):
         running.job.discard()
 
     def _failed(self, running: RunningJob, error: BaseException) -> None:
-        """Handles an error that the function of a job has raised. If the function has called `ctx.continue_as`, the job
-        begins a new history. A cancellation that was requested ends the job as cancelled. Any other error is a failure:
-        when the job's last entry is durable, `JobOwner.failed` decides whether another attempt follows, the job ends as
-        failed, or it leaves memory and stays open, because its agent stops.
+        """Handles an error with which the function of a job has ended:
+
+        - ContinueAs (`ctx.continue_as`): the job begins a new history.
+        - CancelledError, if a cancel was requested: the job ends as cancelled.
+        - Any other error: the job has failed. When its last entry is durable, `JobOwner.failed` decides what follows:
+          another attempt, the end of the job as failed, or the stop of its agent. In the last case the job leaves
+          memory and stays open.
         """
         job = running.job
         if isinstance(error, ContinueAs):

@@ -98,12 +98,12 @@ class GuardJudge:
         return outcome
 
     async def instead(self, effect: EffectId, call: ModelCall, price: Price) -> None:
-        """Asks the guard about another provider, which a call has to ask because its first provider has failed. The
-        guard decides on the model of the other provider, and reserves its cost if that is higher. If the guard allows
-        it, changes `call` as its verdict requires.
+        """Asks the guard whether a call may ask another provider, because its first provider has failed. The guard
+        decides on the model of the other provider. If this model may cost more, the guard reserves the difference. If
+        the verdict allows the model, makes the changes of the verdict to `call`.
 
-        If the other provider must not be asked, raises the error that the guard has chosen, such as PolicyDenied or
-        BudgetExceeded, and logs the reason.
+        Otherwise logs the reason, and raises the error that the guard has chosen, such as PolicyDenied or
+        BudgetExceeded.
         """
         effect = EffectId(effect.job, effect.ordinal, effect.attempt + call.unread)  # the attempt that asks it
         found = judge_call(self._guard, self._asked(effect, call.model, call, price), degraded=True)
@@ -117,8 +117,8 @@ class GuardJudge:
         call.model = call.spec.model or call.model
 
     async def _noted(self, effect: EffectId, verdict: GuardVerdict) -> None:
-        """Records the verdict on the call of another provider, which follows when the first provider has failed. Does
-        nothing in this class, because the calls that it judges are in no journal.
+        """Records the verdict on another provider (see `instead`). Does nothing in this class, because the calls that
+        it judges are in no journal.
         """
 
     def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GuardedCall:
@@ -195,8 +195,9 @@ def judge_within(
 ) -> GuardJudge:
     """Returns the judge for the calls of models that the tool of this effect makes itself.
 
-    `running`: the jobs in memory, by id. `note`: a function that records the guard's verdict on another model, if the
-    effect is itself a call of a model and asks that other model.
+    - `running`: the jobs in memory, by id.
+    - `note`: a function that records the guard's verdict on another model in the journal (`CallRequests.instead`). It
+      is only used if the effect itself is a call of a model.
     """
     job = running[effect.job].job  # no effect is made for a job that is not in memory
     return _ToolJudge(effect, job.history.begin.agent, job.behalf, guard, clock, note)

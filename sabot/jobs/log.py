@@ -286,10 +286,10 @@ class JobLog:
 
         - `identity`: the id of this journal, by which a restore recognizes it.
         - `positions`: pairs of a partition and the offset behind its last entry.
-        - `unapplied`: jobs that had ended before the app started, and that this start has not replayed yet. Each is
-          stored with the position of its END entry. Only the replay of such a job produces its output and its
-          changes of the state again, so the checkpoint does not contain these. A restore reads the journal from
-          `positions` on, and would miss the job, since its END entry is older: this list names it.
+        - `unapplied`: jobs that had ended before the app started, and that this run of the app has not replayed yet.
+          Their output and their changes of the state are not in the checkpoint, because only the replay makes them. A
+          restore looks for ended jobs only from `positions` on, and the END entries of these jobs are older. So each
+          job is named here, with the position of its END entry.
         """
         return {
             "identity": self.journal.identity,

@@ -238,8 +238,8 @@ class JobLoop(asyncio.AbstractEventLoop):
         """Runs one turn of the job: calls `deliver`, if it is not None, and then runs all callbacks that are ready,
         until none is left or `refused` is set. The event loop of the app does not run meanwhile.
 
-        Within the turn, this loop is the running event loop of the thread. Code that makes a callback of this loop
-        ready outside of a turn gets an error. Raises a KeyboardInterrupt or SystemExit of the function.
+        Within the turn, this loop is the running event loop of the thread. Outside of a turn, `call_soon` raises
+        UserError, so other code cannot wake the job. Raises a KeyboardInterrupt or SystemExit of the function.
         """
         ready, left = self._ready, _MOST_CALLBACKS
         outside = self._enter("runs")
@@ -341,8 +341,8 @@ class JobLoop(asyncio.AbstractEventLoop):
         return refusal
 
     def refusal_of(self, awaited: Any) -> UserError | None:
-        """Returns None if the job's function may await this object. Otherwise returns the error that it gets, and
-        stores it in `refused`.
+        """Checks whether the job's function may await this object. Returns None if it may. Otherwise returns the error
+        that is raised in the function, and stores it in `refused`.
         """
         if awaited is None:
             return None
@@ -383,9 +383,9 @@ class JobLoop(asyncio.AbstractEventLoop):
         return handle
 
     def _woken_from_outside(self) -> UserError:
-        """Returns the error for a callback that became ready while no turn of the job was running
-        (`run_until_quiet`), for example because another thread has set the result of a future of the job. The error
-        is raised in the code that has done so. The job fails with the same error.
+        """Returns the error for code that wakes the job while no turn of the job is running (`run_until_quiet`). For
+        example, another thread has set the result of a future of the job. `call_soon` raises the error in that code.
+        The job fails with the error too. If that code belongs to another job, this other job also fails.
         """
         who = "the app, or another thread"
         other = asyncio._get_running_loop()
@@ -468,11 +468,12 @@ class JobLoop(asyncio.AbstractEventLoop):
             _log.error("job %s: %s", self.name, context.get("message"), exc_info=context.get("exception"))
 
     def coroutine_dropped(self, coroutine: Coroutine[Any, Any, Any]) -> bool:
-        """Handles a coroutine of this job that was freed without ever having been awaited. Returns True if Python
-        need not warn about it.
+        """Handles a coroutine of this job that was freed without ever having been awaited. Returns True if Python need
+        not warn about it.
 
-        If the program dropped the last reference to it, sets `forgotten` to an error, which a replay repeats. If the
-        garbage collector found the coroutine, sets nothing, because the moment of a garbage collection is chance.
+        If the program dropped the last reference to the coroutine, stores an error in `forgotten`. A replay does the
+        same at the same place. If the garbage collector found the coroutine, stores nothing, because the moment of a
+        garbage collection is chance.
         """
         in_turn = self._in_turn == get_ident() != _collecting
         if in_turn and self.forgotten is None:
@@ -526,9 +527,9 @@ def _call_words(coroutine: Any) -> str:
 
 
 def _line_words(frame: FrameType) -> str:
-    """Returns, for a message, the line of the user's program at which a coroutine was dropped that nobody awaits.
-    Returns "" if the line is in Sabot's own code, for example because the function has ended. `frame`: the frame that
-    dropped the last reference to the coroutine.
+    """Returns words for a message that name a file and a line: the place at which the program dropped a coroutine that
+    it never awaited. Returns "" if the place is in Sabot's own code, as it is if the function has ended before.
+    `frame`: the frame that dropped the last reference to the coroutine.
     """
     if frame.f_globals.get("__name__", "").partition(".")[0] == "sabot":
         return ""

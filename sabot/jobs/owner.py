@@ -27,8 +27,8 @@ class OpenJob(NamedTuple):
     restored checkpoint.
 
     - `agent`: the id of the agent. `key`: the key of the job; jobs with the same key run one after the other.
-    - `body`, `digest`, `behalf`, `run`, `begun_ms`: the input, its digest, the tenant and actor, the number of the
-      run, and the time, as the last BEGIN entry has them.
+    - `body`: the input. `digest`: the digest of the input. `behalf`: the tenant and the actor. `run`: the number of the
+      run. `begun_ms`: the time of the BEGIN entry. All of these are from the last BEGIN entry.
     - `began`: the position of the BEGIN entry with which the job began.
     - `fresh`: True if the job began after the restored checkpoint.
     - `ended`, `ended_at`: the END entry and its position; None if the job has not ended.
@@ -147,12 +147,14 @@ class RunningJob:
 
     - `job`, `owner`: the run of the job's function, and the job's agent.
     - `last`: the position of the job's last entry.
-    - `in_memory`: False once the job was parked, has ended, or is loaded again from the journal for another attempt.
-    - `ending`: True while the end of the job waits until its last entry is durable, and while a failed job waits for
-      its next attempt. `safe`: True once that entry is durable.
+    - `in_memory`: False once the job was parked, has ended, or has to be loaded again for another attempt. Other code
+      may still refer to the object then.
+    - `safe`: True once the function has ended and the job's last entry is durable.
+    - `ending`: True while the host waits until the last entry is durable, and while a failed job waits for its next
+      attempt.
     - `noting`: True while the function has requested or cancelled effects that the host has not handled yet.
-    - `due_s`, `limit`: the time at which the attempt has to end, by the monotonic clock (0 for no limit), and the
-      name of the option that sets the limit.
+    - `due_s`: the time at which the attempt has to end, by the monotonic clock; 0 for no limit. `limit`: the text of
+      the option that sets the limit, such as "timeout=30s".
     - `undecided`: the effects on which the guard is still deciding, by ordinal.
     - `since_ms`, `since_s`: the time at which the job came into memory, in milliseconds since 1970, and in seconds by
       the monotonic clock.
@@ -173,9 +175,9 @@ class RunningJob:
 
     @property
     def limit_s(self) -> float:
-        """The time at which the attempt has to end, by the monotonic clock, if the job is parked now. It is 0 if
-        there is no limit then: the limit only remains if the owner's `sleep_counts` is True and all open effects of
-        the job are timers.
+        """The time at which the attempt has to end, by the monotonic clock, if the job is parked now; 0 for no limit. A
+        parked job keeps its limit only if the owner's `sleep_counts` is True and all open effects of the job are
+        timers.
         """
         sleeps = self.owner.sleep_counts and all(ask.kind == "sleep" for ask in self.job.open.values())
         return self.due_s if sleeps else 0.0

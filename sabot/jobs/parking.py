@@ -170,16 +170,18 @@ class Parking:
         running.owner.parked(job_id)
 
     def letters_taken(self, job_id: str) -> None:
-        """Stores the note about a parked job, if `park` has not stored it because letters of the job were on their
-        way. Called when the host has read the last letter that it has posted for the job.
+        """Stores the note about a parked job. The note has to wait while the inbox contains letters that this host has
+        posted for the job. `park` calls this method if there are none; otherwise it is called when the host has read
+        the last one.
         """
         note = self._unnoted.pop(job_id, None)
         if note is not None and self._notes is not None:
             self._notes.put(job_id, _encode(note))
 
     def open(self, jobs: Iterable[OpenJob]) -> None:
-        """Reads the stored notes when the app starts. Keeps each note of an open job whose last entry is the one that
-        the note names. Removes all other notes, because those jobs have continued or ended since. Blocks.
+        """Reads the stored notes when the app starts. A note is valid if the job is open and no entry follows the one
+        that the note names. Keeps the valid notes. Removes all others, because their jobs have continued or ended
+        since. Blocks.
         """
         if self._notes is None:
             return

@@ -283,11 +283,12 @@ class EffectRunner:
         return [str(call) for call in self._left]
 
     def statistics(self) -> dict[str, int]:
-        """Returns figures:
+        """Returns figures. All except the last three count calls since the start.
 
-        - `calls`: the number of calls that were sent since the start.
-        - `timeouts`, `unknown`, `not_sent`: the numbers of calls since the start that took too long, of which nobody
-          knows whether they were made, and that were certainly not made.
+        - `calls`: the calls that were sent.
+        - `timeouts`: the calls that took too long.
+        - `unknown`: the calls of which nobody knows whether they were made.
+        - `not_sent`: the calls that were certainly not made.
         - `in_flight`: the number of calls that have no outcome yet.
         - `left_behind`: the number of calls that were cancelled and are still running.
         - `threads`: the number of threads that exist.
@@ -314,8 +315,9 @@ class EffectRunner:
         }
 
     async def close(self, grace_s: float) -> None:
-        """Waits up to `grace_s` seconds for the outcomes of the calls, and then cancels the calls that remain. If
-        none of them was sent, the wait is shorter, because they only wait for a journal that does not answer.
+        """Waits up to `grace_s` seconds for the outcomes of the calls, and then cancels the calls that remain. Waits at
+        most _UNSENT_SECONDS if no remaining call was sent: calls are not sent while the journal does not answer, and it
+        may never answer.
 
         The journal has the INTENT entries of the cancelled calls, so the next start of the app decides on them. For a
         call that was not sent, passes on an outcome whose `stopped` is True. For a call that was sent, passes on no

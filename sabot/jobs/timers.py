@@ -71,9 +71,9 @@ class JobTimers:
             self._arm()
 
     def add_rest(self, asked_ms: int, due_ms: int, job_id: str, ordinal: int) -> None:
-        """Adds a timer for the remaining time of a wait, and at least 0 seconds. The wait began at `asked_ms` and has
-        to end at `due_ms`, both in milliseconds since 1970. `asked_ms` is 0 if it is unknown; the wait then ends when
-        the system clock reaches `due_ms`.
+        """Adds a timer for the rest of a wait, which began at `asked_ms` and has to end at `due_ms`, both in
+        milliseconds since 1970. If the wait should have ended before, the timer is due at once. `asked_ms` is 0 if it
+        is unknown; the wait then ends when the system clock reaches `due_ms`.
         """
         wait_s = due_ms / 1000 - self._clock.time()
         if asked_ms:
