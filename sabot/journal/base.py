@@ -164,9 +164,9 @@ class JournalReader(ABC):
 
     @abstractmethod
     def trimmed(self) -> dict[int, int]:
-        """Returns, by partition, the offset of the last END entry among the jobs that `trim` has removed, plus 1. A
-        checkpoint that needs entries from before this offset cannot be restored any more (see `check_place`), because
-        some of them may be gone. For a partition in which no job was removed, the offset is 0 or is left out.
+        """Returns, by partition, the offset behind the last END entry of the jobs that `trim` has removed. A checkpoint
+        from before this offset cannot be restored any more if it needs the entries of these jobs (see `check_place`).
+        For a partition in which no job was removed, the offset is 0 or is left out.
         """
 
     @property
@@ -378,9 +378,9 @@ class Journal(JournalReader, Inbox):
 
 
 def once_of(letter: Letter, mark: JobMark | None) -> str:
-    """Returns the name under which an inbox stores a letter, of which it accepts only one (`Letter.once`). The name
-    of a cancel also has the place of the job's last BEGIN entry, so that a job which begins again can be cancelled
-    again. `mark`: what the journal knows about the job that the letter names; None if it names none.
+    """Returns the name under which an inbox stores a letter. The inbox accepts only one letter of each name. The name
+    is `Letter.once`. For a cancel, the place of the job's last BEGIN entry is added, so that a job which begins again
+    can be cancelled again. `mark`: what the journal knows about the job that the letter names; None if it names none.
     """
     return letter.once if letter.kind != "cancel" or mark is None else f"{letter.once}@{mark.began.offset}"
 
@@ -434,16 +434,16 @@ def entry_of_letter(letter: Letter, question: Question | None, at_ms: int) -> En
 def check_place(
     journal: JournalReader, identity: str, positions: Mapping[int, int], needed: Mapping[int, int] | None = None
 ) -> None:
-    """Checks that a checkpoint belongs to this journal. With another journal, the app would make effects again that
-    it has made before.
+    """Checks that a checkpoint belongs to this journal. With another journal, the app would make effects again that it
+    has made before.
 
     - `identity`, `positions`: the identity of the journal and its offsets by partition, as the checkpoint has saved
       them.
-    - `needed`: by partition, an offset. To restore the checkpoint, the entries of all jobs that ended at or after
-      this offset must still be in the journal. None to use `positions`.
+    - `needed`: by partition, the offset from which on a restore of the checkpoint needs the journal: no job that ended
+      at or after it may have been trimmed. None to use `positions`.
 
-    Raises OtherJournal if the journal has another identity, if it ends before `positions`, or if jobs that ended at
-    or after `needed` were trimmed. The hint of the error says what the user can do.
+    Raises OtherJournal if the journal has another identity, if it ends before `positions`, or if jobs that ended at or
+    after `needed` were trimmed. The hint of the error says what the user can do.
     """
     hint = "give the journal that the job had; or start --fresh, and effects that it had made may be made again"
     if journal.identity != identity:

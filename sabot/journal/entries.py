@@ -202,8 +202,8 @@ class End(_Base, frozen=True, array_like=True, gc=False, tag="end"):
     - `outcome`: "succeeded", "failed" or "cancelled". `result`: the type of the error, or the reason of the cancel.
     - `digest`: the digest of the output. `body`: the output or the error.
     - `labels`: the labels of all data that the job has received.
-    - `usage`: the maximum usage of those calls of the job that have no result, encoded as for the ledger (the table
-      with the costs of calls).
+    - `usage`: the most that the calls without a result may have used, encoded as for the ledger (the table with the
+      costs of calls).
     """
 
     outcome: str
@@ -237,9 +237,9 @@ class Letter(msgspec.Struct, frozen=True):
 
     @property
     def once(self) -> str:
-        """A name of this letter. The inbox accepts only one letter of each name, or one for each BEGIN entry of the
-        job if the letter is a cancel (`base.once_of`). The answer to a question and its withdrawal have the same name,
-        so only the first of these two letters is accepted.
+        """A name of this letter. The inbox accepts only one letter of each name. An answer to a question and the
+        withdrawal of the question have the same name, so only the first of these two is accepted. For cancels, the
+        inbox extends the name (`base.once_of`), and accepts one after each BEGIN entry of the job.
         """
         prefix = "token" if self.kind in ("answer", "withdraw") else self.kind
         return f"{prefix}:{self.token or self.job}"

@@ -165,8 +165,9 @@ def end_of_log(connection: Connection) -> int:
 
 
 def end_of_rows(rows: Sequence[Sequence[Any]]) -> int:
-    """Returns the place behind the last entry that was written to the log. `rows`: the rows that the SQL statement
-    `ENDS` returns: a single row, with the last place in the table and the end of the log at the last trim.
+    """Returns the place behind the last entry that was written to the log. `rows`: the result of the SQL statement
+    `ENDS`. It has one row with two values: the last place in the table `entries`, and the end of the log at the time of
+    the last trim.
     """
     ((last, trimmed),) = rows
     return max(-1 if last is None else last + 1, int(trimmed or 0), 0)

@@ -75,13 +75,14 @@ class EntriesFrame(msgspec.Struct, frozen=True, array_like=True, tag="entries"):
 
 
 class TrimFrame(msgspec.Struct, frozen=True, array_like=True, tag="trim"):
-    """The frame by which the owner of a journal removes entries and marks of jobs. Whoever reads the topic removes
-    them from its local copy.
+    """The frame by which the owner of a journal removes entries and marks of jobs. Whoever reads the topic removes them
+    from its local copy.
 
     - `jobs`, `before`: the jobs to remove. A job is only removed if it had ended before the place `before`.
-    - `letters`: the number of the last letter that is removed, among the letters to these jobs.
+    - `letters`: a number. The letters to these jobs are removed up to the letter with this number.
     - `forget_before_ms`: marks of jobs that had ended before this time are removed; 0 removes no marks.
-    - `kept`: the rows of those of these jobs that move into the history.
+    - `kept`: rows of the history. Each of these jobs that has a row here moves into the history; the others are
+      deleted.
     - `expired`: the ids of jobs that are removed from the history.
     """
 
@@ -277,13 +278,13 @@ class FrameOrder:
         return self._counted(_read(_frames, b"".join(self._parts), where))
 
     def _judge(self, piece: _FramePiece, where: str) -> None:
-        """Handles a frame whose number is not the next one; such a frame is never used. A lower number is ignored: the
-        frame is a repetition, or comes from an owner that was replaced. All frames of a writer whose claim names another
-        journal are ignored too. A higher number means that frames are missing before it, and raises CorruptJournal.
+        """Handles a frame whose number is not the next one. Such a frame is never used.
 
-        There is one exception: the first frame with a higher number of each writer other than the owner is only logged,
-        unless it is an OwnerClaim. If a topic was deleted and created again, the old owner writes one frame into the new
-        topic before it notices.
+        - A frame with a lower number is ignored. It is a repetition, or its writer is an owner that was replaced.
+        - All frames of a writer whose claim names another journal are ignored.
+        - A higher number means that frames before it are missing, and raises CorruptJournal. But the first such frame
+          of a writer that is not the owner is only logged, unless it is an OwnerClaim: if a topic was deleted and
+          created again, the old owner writes one frame into the new topic before it notices.
         """
         if piece.writer != self.writer:
             frame = _read(_frames, piece.data, where) if piece.parts == 1 else None

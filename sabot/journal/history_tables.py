@@ -59,8 +59,8 @@ def move_entries(connection: Connection, jobs: Sequence[EndedJob]) -> None:
     """Copies the entries of these jobs into the history, and writes a row for each job. The caller then has to remove
     the entries from the log.
 
-    There must not be more jobs than one statement may have values. If the history already has entries of a job,
-    because the job has begun again since, the new entries are added to these.
+    `jobs`: no more than fit into one SQL statement (`entry_counts.parts`). If a job has entries in the history already,
+    because it has begun again since, the new entries are added to these.
     """
     names = [job.job for job in jobs]
     chosen = among(names)

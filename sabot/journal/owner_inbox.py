@@ -55,8 +55,8 @@ class SqlInbox(OwnerInbox):
         """Runs the `with` block as one transaction. When the block has ended, the changes are durable. Raises the
         errors of `Inbox.post`.
 
-        `what`: the purpose, which decides what else is locked out meanwhile. With "letter" and "expire", nobody else
-        can post a letter. With "trim", the owner cannot write entries either; in SQLite, it never can meanwhile.
+        While the block runs, nobody else can post a letter. In PostgreSQL, the owner can write entries meanwhile,
+        except if `what` is "trim". In SQLite, it cannot. `what`: "letter", "trim" or "expire".
         """
 
     def post(self, letter: Letter) -> None:

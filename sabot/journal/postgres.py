@@ -352,9 +352,11 @@ class PostgresJournal(PostgresReader, SqlJournal):
         """Makes a new connection after an error, and ensures that the old connection can commit nothing from now on.
         Sets `_end` to the end of the log.
 
-        `behind`: the place behind the last entry of a group, if it is unknown whether the group was committed; None
-        if there is no such group. Raises JournalFailed if another owner has the claim, or if durable entries are
-        missing. Raises TransientError if the server does not answer.
+        `behind`: if it is unknown whether a group of entries was committed, the place behind the last entry of that
+        group; else None. The log then ends there if the group was committed.
+
+        Raises JournalFailed if another owner has the claim, or if durable entries are missing. Raises TransientError if
+        the server does not answer.
         """
         self._drop()
         connection = self._place.connect(self._session_of(self._owner))

@@ -171,9 +171,10 @@ class Replica:
 
     def _is_trimmed(self, first: int) -> bool:
         """Returns True if the owner of the journal has deleted records of the topic that this local copy has not read
-        yet. These are frames if the first offset of their partition is now above `first`. They are letters if the
-        first offset of the partition of letters is now above the next one to read. The owner deletes records only
-        after it has written a complete copy of the journal.
+        yet. The owner does so only after it has written a complete copy of the journal. There are two signs:
+
+        - The partition of frames now begins behind the offset `first`, at which it began before.
+        - The partition of letters begins behind the next letter to read.
         """
         letters_first, _ = self.frames_log.bounds(self.topic, LETTERS)
         return self.frames_log.bounds(self.topic, FRAMES)[0] > first or letters_first > self.letters_next

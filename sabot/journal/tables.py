@@ -437,11 +437,11 @@ def add(connection: Connection, rows: Sequence[StoredEntry]) -> None:
 def remove(
     connection: Connection, jobs: Sequence[str], before: int, kept: Sequence[EndedJob] = (), letters: int = 1 << 62
 ) -> int:
-    """Removes the entries, the questions and the letters of these jobs. Returns the number of removed entries. Skips
-    a job that had not ended before the place `before`: it may have begun again after the caller chose it.
+    """Removes the entries, the questions and the letters of these jobs. Returns the number of removed entries. Skips a
+    job that had not ended before the place `before`: it may have begun again after the caller chose it.
 
-    `kept`: the rows of those of the jobs whose entries move into the history. `letters`: the number of the last
-    letter that is removed.
+    `kept`: rows of the history. Each of these jobs that has a row here moves into the history; the others are deleted.
+    `letters`: a number. The letters to these jobs are removed up to the letter with this number.
     """
     described = {job.job: job for job in kept}
     removed = 0
