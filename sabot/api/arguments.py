@@ -1,6 +1,7 @@
 """Checks the arguments of the methods of streams: names of columns, expressions, durations, keys, orders."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from numbers import Number
@@ -13,7 +14,7 @@ from sabot.api.expr import Expr, as_type, col
 from sabot.api.words import name_of
 from sabot.base.arrays import python_value
 from sabot.base.checks import FLAG, OneOf, check, is_whole
-from sabot.base.config import Duration, parse_ms
+from sabot.base.config import DURATIONS, Duration, parse_seconds
 from sabot.errors import UserError, short_repr
 
 Keys: TypeAlias = str | Expr | Sequence[str | Expr]
@@ -147,17 +148,19 @@ def schema_of(schema: Schema, said: str = "schema") -> pa.Schema:
     return pa.schema([pa.field(str(name), as_type(kind)) for name, kind in schema.items()])
 
 
-def whole_ms(value: Duration, name: str) -> int:
-    return parse_ms(value, name=name)
+def whole_ms(value: Duration, name: str, *, least: int = 0, hint: str = DURATIONS) -> int:
+    """Returns a duration of event time in ms. Raises UserError for a fraction of a millisecond, for less than `least`,
+    and in the same cases as `parse_seconds`. `hint`: the hint of the error for a value that is no duration.
+    """
+    ms = parse_seconds(value, name=name, hint=hint) * 1000
+    whole = round(min(ms, 2**63 - 1))
+    if whole < least or not math.isclose(ms, whole, rel_tol=1e-12, abs_tol=1e-6):
+        raise UserError(f"{name}: {value!r} is not a whole number of milliseconds, {least} or more")
+    return whole
 
 
 def optional_ms(value: Duration | None, name: str) -> int | None:
-    if value is None:
-        return None
-    ms = whole_ms(value, name)
-    if ms < 1:
-        raise UserError(f"{name}: {value!r} is less than a millisecond")
-    return ms
+    return None if value is None else whole_ms(value, name, least=1)
 
 
 def expression_of(value: Any, where: str) -> Expr:

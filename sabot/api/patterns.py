@@ -29,11 +29,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from sabot.api.arguments import whole_ms
 from sabot.api.expr import Expr, as_column
 from sabot.api.expr.words import quoted
 from sabot.base.arrays import python_value
 from sabot.base.checks import is_whole
-from sabot.base.config import Duration, parse_ms
+from sabot.base.config import Duration
 from sabot.errors import UserError
 
 MATCH_START, MATCH_END = "match_start", "match_end"
@@ -453,10 +454,7 @@ class Pattern:
         """
         if self.within_ms is not None:
             raise UserError("within was called twice", hint="a pattern has one time limit")
-        ms = parse_ms(duration, name="within")
-        if ms < 1:
-            raise UserError(f"within: {duration!r} is less than a millisecond")
-        return replace(self, within_ms=ms)
+        return replace(self, within_ms=whole_ms(duration, "within", least=1))
 
     @property
     def columns(self) -> frozenset[str]:

@@ -7,10 +7,11 @@ import zoneinfo
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from sabot.api.arguments import whole_ms
 from sabot.api.expr.time import zone_of
 from sabot.base.arrays import is_utc, python_value
 from sabot.base.checks import is_whole
-from sabot.base.config import DURATIONS, Duration, parse_seconds
+from sabot.base.config import DURATIONS, Duration
 from sabot.errors import UserError
 
 WINDOW_START, WINDOW_END = "window_start", "window_end"  # columns that results of windows have
@@ -258,14 +259,5 @@ def _ms(value: Duration, name: str, *, zero: bool = False) -> int:
         raise UserError(
             f"{name}: {value!r} has no fixed length", hint='windows of months, quarters and years are tumbling("1mo")'
         )
-    try:
-        seconds = parse_seconds(value, name=name)
-    except UserError as error:
-        if error.hint != DURATIONS or name != "size":
-            raise
-        more = "tumbling also takes months, quarters and years: mo, q, y"
-        raise UserError(error.message, hint=f"{error.hint}; {more}") from error
-    ms = round(seconds * 1000)
-    if abs(ms - seconds * 1000) > 1e-6 or (ms == 0 and not zero):
-        raise UserError(f"{name}: {value!r} is not a whole number of milliseconds, 1 or more")
-    return ms
+    more = "; tumbling also takes months, quarters and years: mo, q, y" if name == "size" else ""
+    return whole_ms(value, name, least=0 if zero else 1, hint=DURATIONS + more)

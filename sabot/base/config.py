@@ -30,16 +30,16 @@ _MOST_BYTES = 1 << 62
 _WHO_CALLS = 'kafka://host:port, kafka={"security.protocol": "SASL_SSL", "sasl.mechanism": …, "sasl.username": …, "sasl.password": …}'
 
 
-def parse_seconds(value: Duration, *, name: str = "duration", zero: bool = True) -> float:
+def parse_seconds(value: Duration, *, name: str = "duration", zero: bool = True, hint: str = DURATIONS) -> float:
     """Returns the seconds in `"5s"`, `"100ms"`, a timedelta, or a bare number of seconds.
 
-    `name`: the name of the parameter, for messages. `zero`: False refuses 0. Raises UserError for a text that is no
-    duration, and for a negative or infinite duration.
+    `name`: the name of the parameter, for messages. `zero`: False refuses 0. `hint`: the hint of the error for a value
+    that is no duration. Raises UserError for such a value, and for a negative or infinite duration.
     """
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, bool):
-        raise UserError(f"{name}: {value!r} is no duration", hint=DURATIONS)
+        raise UserError(f"{name}: {value!r} is no duration", hint=hint)
     elif isinstance(value, int | float | Real):  # numpy's numbers are Real
         try:
             seconds = float(value)
@@ -49,7 +49,7 @@ def parse_seconds(value: Duration, *, name: str = "duration", zero: bool = True)
         known = isinstance(value, str)
         match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(us|ms|s|min|m|h|d|w)?\s*", value) if known else None
         if match is None:
-            raise UserError(f"{name}: {value!r} is no duration", hint=DURATIONS)
+            raise UserError(f"{name}: {value!r} is no duration", hint=hint)
         seconds = float(match[1]) * _SECONDS[match[2] or "s"]
     if seconds < 0:
         raise UserError(f"{name}: {value!r} is a negative duration", hint=f"{'0' if zero else '1us'} is the least")

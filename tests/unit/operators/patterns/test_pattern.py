@@ -643,7 +643,7 @@ def test_the_description_says_what_is_asked() -> None:
         (lambda: pattern("a", A).without(B).optional(), "after without"),
         (lambda: pattern("a", A).then_any("b", B).greedy(), "cannot be greedy"),
         (lambda: pattern("a", A).within("5m").within("1m"), "twice"),
-        (lambda: pattern("a", A).within(0), "less than a millisecond"),
+        (lambda: pattern("a", A).within(0), "not a whole number of milliseconds, 1 or more"),
         (
             lambda: check_measures(pattern("a", A).then("b", col("x") > step("c").last("x")), "past_last", {}),
             "no step of this name comes before",
