@@ -60,7 +60,7 @@ def when(*predicates: Expr) -> When:
 def coalesce(*exprs: Any) -> Expr:
     """Returns an expression with the first value of each row that is not null.
 
-    `exprs`: expressions, names of columns, or values. Raises UserError without any.
+    `exprs`: expressions, names of columns, or values, one by one or in a list. Raises UserError without any.
     """
     return Expr("coalesce", _columns("coalesce", exprs))
 
@@ -128,6 +128,8 @@ def any_horizontal(*exprs: Any) -> Expr:
 
 
 def _columns(where: str, exprs: tuple[Any, ...]) -> tuple[Expr, ...]:
+    if len(exprs) == 1 and isinstance(exprs[0], list | tuple):
+        exprs = tuple(exprs[0])
     if not exprs:
         raise UserError(f"{where} needs at least one expression", hint=f'{where}("a", col("b") + 1)')
     return tuple(as_column(each) for each in exprs)
