@@ -270,6 +270,8 @@ def approx_quantile(x: str | Expr, q: float | Sequence[float]) -> Aggregate:
     of the range of its values (about 15 KB from 1e-3 to 1e6), however many values there are.
     """
     several = list(q) if isinstance(q, Sequence) and not isinstance(q, str) else [q]
+    if not several:
+        raise UserError("approx_quantile: q=[] has no fractions", hint="q=0.5, or q=[0.25, 0.5, 0.75]")
     wanted = [fraction_of("approx_quantile: q", each) for each in several]
     options = {"q": wanted if isinstance(q, Sequence) else wanted[0]}
     return Aggregate("approx_quantile", as_column(x), options=MappingProxyType(options))

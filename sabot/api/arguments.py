@@ -10,7 +10,9 @@ from typing import Any, Literal, TypeAlias, get_args
 import pyarrow as pa
 
 from sabot.api.aggregates import Aggregate
-from sabot.api.expr import Expr, as_type, col
+from sabot.api.elsewhere import NamedElsewhere
+from sabot.api.expr import Expr, When, as_type, col
+from sabot.api.over import OverFunction
 from sabot.api.words import name_of
 from sabot.base.arrays import python_value
 from sabot.base.checks import FLAG, OneOf, check, is_whole
@@ -173,6 +175,16 @@ def expression_of(value: Any, where: str) -> Expr:
 
 def _expression_for(value: Any) -> str:
     """Returns the hint for a value that was given in place of an expression."""
+    if isinstance(value, Aggregate):
+        return f"group_by(…).aggregate(x={value!r}) for a row of each key, key_by(…).over(x={value!r}) for each row"
+    if isinstance(value, OverFunction):
+        return f"key_by(…).over(x={value!r})"
+    if isinstance(value, Mapping):
+        return 'name=expression: total=col("amount") * 2; ** before a dict gives it as names and expressions'
+    if isinstance(value, When):
+        return "when(…).then(…).otherwise(…)"
+    if isinstance(owner := getattr(value, "__self__", None), NamedElsewhere) and hasattr(value, "__name__"):
+        return f"{value.__name__} is a method of {type(owner).__name__}: call it, {value.__name__}(…)"
     if (
         type(value).__module__.partition(".")[0] == "polars"
         and hasattr(value, "alias")
@@ -196,7 +208,7 @@ def function_of(value: Any, where: str, *given: str) -> Any:
     """
     if not callable(value):
         raise UserError(f"{where}: {value!r} is not a function")
-    if _is_async(value) or _is_async(getattr(type(value), "__call__", None)):  # noqa: B004 (not to learn whether it is callable)
+    if is_async(value):
         raise UserError(
             f"{where}: {name_of(value)} is an async function, and this step does not wait for its result",
             hint="map_async(function, schema=…) waits; or write def in place of async def",
@@ -206,8 +218,10 @@ def function_of(value: Any, where: str, *given: str) -> Any:
     return value
 
 
-def _is_async(function: Any) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+def is_async(value: Any) -> bool:
+    """Returns True for an async function, also one that yields, and for an object with an async `__call__`."""
+    called = (value, getattr(type(value), "__call__", None))  # noqa: B004 (not to learn whether it is callable)
+    return any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in called)
 
 
 def check_called(refuse: Callable[[str, str], UserError], func: Callable[..., Any], given: tuple[str, ...]) -> None:

@@ -366,6 +366,15 @@ class StreamKind(NamedElsewhere):
                 hint = "filter(condition)"
             raise UserError("a stream is no data frame: its rows come when it runs", hint=hint)
 
+        def __len__(self) -> NoReturn:
+            raise UserError(
+                "a stream has no length: its rows come when it runs",
+                hint=f"group_by().aggregate(n=sabot.count()) counts them; {_ROWS}",
+            )
+
+        def __bool__(self) -> bool:
+            return True  # without this method, `if stream` would ask for the length
+
         def __setitem__(self, key: Any, value: Any) -> NoReturn:
             raise UserError(
                 "a stream is no data frame: it does not change", hint=f"with_columns({key}=…) returns another"

@@ -18,7 +18,6 @@
 The protocols below describe the `ctx` of a function. A `ProcessSpec` is the checked description of a step.
 """
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,10 +25,10 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import pyarrow as pa
 
-from sabot.api.arguments import check_called, schema_of
+from sabot.api.arguments import check_called, is_async, optional_ms, schema_of
 from sabot.api.words import name_of
 from sabot.base.checks import FLAG, check
-from sabot.base.config import Duration, checked_name, parse_ms
+from sabot.base.config import Duration, checked_name
 from sabot.errors import UserError
 
 Array: TypeAlias = pa.Array
@@ -356,7 +355,7 @@ def process_spec(
             hint="process(f, schema=...)",
         )
     name = f"process({name_of(whole)})"
-    if any(inspect.iscoroutinefunction(each) for each in (function, on_timer, right)):
+    if any(map(is_async, (function, on_timer, right))):
         raise UserError(
             f"{name}: a process function cannot be async",
             hint="make the async calls in a step before it: stream.map_async(…)",
@@ -379,9 +378,7 @@ def process_spec(
     for what, each, given in (("", function, rows), ("on_timer: ", on_timer, timers), ("right: ", right, rows)):
         if each is not None:
             check_called(partial(_refused, f"{name}: {what}"), each, given)
-    ttl_ms = None if ttl is None else parse_ms(ttl, name="ttl")
-    if ttl_ms is not None and ttl_ms < 1:
-        raise UserError(f"{name}: ttl={ttl!r} is less than a millisecond")
+    ttl_ms = optional_ms(ttl, f"{name}: ttl")
     columns = _schema(name, "schema", schema)
     named = {
         checked_name(side, f"{name}: side"): _schema(name, f"sides[{side!r}]", each)

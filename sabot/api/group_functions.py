@@ -15,7 +15,7 @@ from sabot._cython.arrow.batch import normalise
 from sabot.api.aggregates import Aggregate, UserAggregate, aggregate_with
 from sabot.api.arguments import Schema, function_of, schema_of
 from sabot.api.expr import Expr
-from sabot.api.words import name_of, not_arrow
+from sabot.api.words import hint_of_arrow, name_of, not_arrow
 from sabot.errors import DataError, UserError
 
 
@@ -46,7 +46,14 @@ class _GroupRows(UserAggregate):
     def finish(self, state: list[bytes]) -> Any:
         if not state:
             return None
-        return self._finished(_one([batch for piece in state for batch in _unpacked(piece)]))
+        rows = _one([batch for piece in state for batch in _unpacked(piece)])
+        try:
+            return self._finished(rows)
+        except UserError:
+            raise
+        except Exception as error:
+            said = f"{self.name}: {type(error).__name__}: {error}; {rows.num_rows} rows"
+            raise UserError(said, hint=hint_of_arrow(error)) from error
 
 
 def aggregate(type: str | pa.DataType) -> Callable[[Callable[..., Any]], Callable[..., Aggregate]]:

@@ -72,6 +72,17 @@ def not_arrow(said: str, given: Any, error: Exception) -> UserError:
     return UserError(f"{said} returned a {type(given).__name__}, which is not Arrow data", hint=hint or usual)
 
 
+def hint_of_arrow(error: Exception, otherwise: str = "") -> str:
+    """Returns the hint for an error of a user's function that used Arrow data as a data frame; `otherwise` for any
+    other error.
+    """
+    used = getattr(error, "obj", None) if isinstance(error, AttributeError) else None
+    if isinstance(used, pa.Table | pa.RecordBatch | pa.ChunkedArray | pa.Array):
+        kind = type(used).__name__
+        return f"a pa.{kind} has not the methods of a data frame: polars.from_arrow(x) and x.to_pandas() have them"
+    return otherwise
+
+
 def by_keys(keys: tuple[str, ...]) -> str:
     """Returns " by account, item", or "" without keys."""
     return f" by {', '.join(keys)}" if keys else ""

@@ -11,7 +11,22 @@ from zoneinfo import ZoneInfo
 import polars
 import pytest
 
-from sabot import App, NdjsonSink, UserError, col, count, files, tumbling, when
+from sabot import (
+    App,
+    NdjsonSink,
+    UserError,
+    aggregate,
+    coalesce,
+    col,
+    concat_str,
+    count,
+    files,
+    lag,
+    lit,
+    max_horizontal,
+    tumbling,
+    when,
+)
 from sabot.connectors.checks import _FILE
 from sabot.connectors.files.paths import FORMATS
 from sabot.testing import MemoryBroker
@@ -239,6 +254,11 @@ async def asynchronous(*given):
     return given
 
 
+class Asynchronous:
+    async def __call__(self, *given):
+        return given
+
+
 @pytest.mark.parametrize(
     ("step", "called"),
     [
@@ -268,6 +288,8 @@ def test_a_function_of_other_arguments_or_an_async_one_is_refused_where_it_is_gi
     assert refused.value.hint.startswith("def function(")
     with pytest.raises(UserError, match="async"):
         step(asynchronous)
+    with pytest.raises(UserError, match="async"):
+        step(Asynchronous())
 
 
 @pytest.mark.parametrize(
@@ -326,6 +348,21 @@ def test_times_with_a_zone_and_times_without_one_are_no_column(times, schema):
         (lambda s: s.select(), 'select("a", "b")'),
         (lambda s: s.select([]), 'select("a", "b")'),
         (lambda s: s.to(polars.DataFrame({"a": [1]})), "to_polars()"),
+        (len, "counts them"),
+        (lambda s: s.rename(columns={"amount": "total"}), "rename({'amount': 'total'})"),
+        (lambda s: s.rename("amount", "total"), "rename({'amount': 'total'})"),
+        (lambda s: s.rename([("amount", "total")]), "rename({'amount': 'total'})"),
+        (lambda s: s.key_by("user").over(count("amount")), 'over(x=count(col("amount")))'),
+        (lambda s: s.key_by("user").over(5, n=count()), "over(preceding=5"),
+        (lambda s: s.select(n=count()), "aggregate(x=count())"),
+        (lambda s: s.select(before=lag("amount")), 'over(x=lag(col("amount")))'),
+        (lambda s: s.with_columns({"twice": col("amount") * 2}), "** before a dict"),
+        (lambda s: s.select(size=when(col("amount") > 6)), "when(…).then(…)"),
+        (lambda s: s.select(name=col("user").str.lower), "call it, lower(…)"),
+        (lambda s: s.map_batches(lambda batch: batch.with_columns()).collect(), "polars.from_arrow(x)"),
+        (lambda s: s.map_batches(lambda batch: batch["user"].upper(), schema=PAID).collect(), "polars.from_arrow(x)"),
+        (lambda s: s.window(tumbling("1m")).apply(lambda rows: rows.sort("a"), schema=PAID).collect(), "from_arrow(x)"),
+        (lambda s: s.group_by().aggregate(x=total_of("amount")).collect(), "from_arrow(x)"),
         (lambda s: App("first").stream({"a": [1, 2]}), "pa.table(columns)"),
         (lambda s: App("first").stream({"a": n} for n in range(3)), "stream(list(rows))"),
         (lambda s: App("first").stream(yields), "@app.source"),
@@ -340,6 +377,46 @@ def test_habits_of_data_frames_are_answered_with_what_to_write(use, hint):
 
 def yields():
     yield {"a": 1}
+
+
+@aggregate("int64")
+def total_of(amounts):
+    return amounts.total()
+
+
+def test_a_list_of_columns_is_the_same_as_the_columns():
+    """coalesce(["a", "b"]) was a column of this list of two texts."""
+    both = payments().select(
+        any=coalesce(["user", lit("?")]), text=concat_str(["user", "user"]), most=max_horizontal(["amount", lit(3)])
+    )
+    assert (
+        both.collect()
+        == payments()
+        .select(any=coalesce("user", lit("?")), text=concat_str("user", "user"), most=max_horizontal("amount", lit(3)))
+        .collect()
+    )
+    assert App("first").stream([{"a": [1]}, {"a": None}]).select(a=coalesce("a", [])).collect().to_pylist() == [
+        {"a": [1]},
+        {"a": []},
+    ]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda s, short: s.join_asof(s, on="user", tolerance=short),
+        lambda s, short: s.join(s, on="user", between=("-" + short, "1s")),
+        lambda s, short: s.join(s, on="user", keep=short),
+        lambda s, short: s.key_by("user").over(preceding=short, n=count()),
+        lambda s, short: s.window(tumbling("1m"), allowed_lateness=short),
+        lambda s, short: s.window(tumbling(short)),
+        lambda s, short: s.sorted(within=short),
+        lambda s, short: s.deduplicate("user", within=short),
+    ],
+)
+def test_a_fraction_of_a_millisecond_is_refused_and_was_rounded(use):
+    with pytest.raises(UserError, match="is not a whole number of milliseconds"):
+        use(payments(), "1.5ms")
 
 
 @pytest.mark.parametrize(

@@ -50,13 +50,14 @@ class StringExpr(NamedElsewhere, Generic[E]):
     def strip_start(self, characters: str | None = None) -> E:
         """Removes these characters (white space by default) at the start."""
         return self.make(
-            "str.strip_start", characters=None if characters is None else check("strip: characters", characters, TEXT)
+            "str.strip_start",
+            characters=None if characters is None else check("strip_start: characters", characters, TEXT),
         )
 
     def strip_end(self, characters: str | None = None) -> E:
         """Removes these characters (white space by default) at the end."""
         return self.make(
-            "str.strip_end", characters=None if characters is None else check("strip: characters", characters, TEXT)
+            "str.strip_end", characters=None if characters is None else check("strip_end: characters", characters, TEXT)
         )
 
     def pad_start(self, length: int, fill_char: str = " ") -> E:
@@ -255,6 +256,6 @@ def _width(where: str, length: int) -> int:
 
 
 def _one(where: str, character: str) -> str:
-    if len(check(f"{where}: character", character, TEXT)) != 1:
+    if len(check(f"{where}: fill_char", character, TEXT)) != 1:
         raise UserError(f"str.{where}: {character!r} is not one character", hint=f'str.{where}(8, "0")')
     return character

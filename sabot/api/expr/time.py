@@ -54,7 +54,7 @@ class DateExpr(NamedElsewhere, Generic[E]):
         `every`: the unit, as a text or a timedelta. Raises UserError for a unit that is 0, longer than 106,751 days
         or 9,999 years, or cannot be read.
         """
-        return self.make("dt.date_trunc", every=_length_of(every))
+        return self.make("dt.date_trunc", every=_length_of("date_trunc: every", every))
 
     def offset_by(self, by: str) -> E:
         """Adds a duration to the time, such as "1h", "-15m", "1d", "2w", "1mo", "1q" or "-1y".
@@ -63,7 +63,8 @@ class DateExpr(NamedElsewhere, Generic[E]):
         day is used. Raises UserError for a duration that cannot be read.
         """
         text = check("offset_by: by", by, TEXT)
-        return self.make("dt.offset_by", by=("-" if text.startswith("-") else "") + _length_of(text.removeprefix("-")))
+        length = _length_of("offset_by: by", text.removeprefix("-"))
+        return self.make("dt.offset_by", by=f"{'-' * text.startswith('-')}{length}")
 
     def strftime(self, format: str) -> E:
         """Returns the time as a text. `format`: the codes of the Rust library chrono, such as "%Y-%m-%d %H:%M:%S".
@@ -190,18 +191,16 @@ def zone_of(where: str, time_zone: str) -> str:
     return time_zone
 
 
-def _length_of(every: str | datetime.timedelta) -> str:
+def _length_of(where: str, every: str | datetime.timedelta) -> str:
     """Returns a duration as a text of a number and a unit: "1h" for "hour". `every`: a text or a timedelta. Raises
-    UserError if it cannot be read, or is too long.
+    UserError if it cannot be read, or is too long; the message begins with `where`.
     """
     if isinstance(every, datetime.timedelta):
         every = f"{every // datetime.timedelta(microseconds=1)}us"
-    text = _LENGTHS.get(check("date_trunc: every", every, TEXT).removesuffix("s"), every)
+    text = _LENGTHS.get(check(where, every, TEXT).removesuffix("s"), every)
     match = re.fullmatch(r"(\d+)(ns|us|ms|s|m|h|d|w|mo|q|y)", text)
     if match is None or int(match[1]) == 0:
-        raise UserError(
-            f"dt.date_trunc: {every!r} is not a length of time", hint='"hour", "15m", "1d", "1w", "1mo", "1y"'
-        )
+        raise UserError(f"dt.{where}={every!r} is not a length of time", hint='"hour", "15m", "1d", "1w", "1mo", "1y"')
     if int(match[1]) > _MOST[match[2]]:
-        raise UserError(f"dt.date_trunc: {every!r} is too long", hint="up to 106,751 days, or 9,999 years")
+        raise UserError(f"dt.{where}={every!r} is too long", hint="up to 106,751 days, or 9,999 years")
     return text

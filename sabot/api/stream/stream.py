@@ -12,7 +12,8 @@ columns are known.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, Unpack, overload
+from types import MappingProxyType
+from typing import Any, Literal, Never, TypeAlias, Unpack, overload
 
 import pyarrow as pa
 
@@ -133,6 +134,7 @@ class Steps:
         return Steps(stream._owner, stream._node) if isinstance(stream, Stream) else None
 
 
+_NO_NAMES: Mapping[str, str] = MappingProxyType({})
 _ROWS = "rows of apply"  # the column with the results of a window, between two steps
 _COLUMN = Of(str | None, 'the name of a new column: rank="place"')
 
@@ -188,11 +190,16 @@ class Stream(Looks, StreamKind):
         """Removes these columns."""
         return self._then(Drop(self._node, column_names(flat(names), "drop")))
 
-    def rename(self, names: Mapping[str, str]) -> "Stream":
-        """Renames columns. `names` is {old name: new name}."""
-        names = check("rename: names", names, Of(Mapping, '{old name: new name}: rename({"amount": "total"})'))
-        pairs = tuple((str(old), str(new)) for old, new in names.items())
-        return self._then(Rename(self._node, pairs))
+    def rename(self, names: Mapping[str, str] = _NO_NAMES, *more: Never, **named: Never) -> "Stream":
+        """Renames columns. `names` is {old name: new name}. Raises UserError for any other arguments, such as
+        `columns=` of pandas.
+        """
+        if more or named or not isinstance(names, Mapping):
+            pairs = (names, *more) if isinstance(names, str) and len(more) == 1 else ("amount", "total")
+            meant = named.get("columns", dict([pairs]))
+            raise UserError("rename takes one dict, {old name: new name}", hint=f"rename({meant!r})")
+        column_names([*names, *names.values()], "rename")
+        return self._then(Rename(self._node, tuple(names.items())))
 
     def with_time(
         self,
@@ -368,7 +375,7 @@ class Stream(Looks, StreamKind):
         )
 
     def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate | Expr) -> "Stream":
-        """Adds to each row the aggregates of all rows so far, including this one. See `KeyedStream.aggregate`."""
+        """Emits for each row the aggregates of all rows so far, including this one. See `KeyedStream.aggregate`."""
         return KeyedStream(Steps(self._owner, self._node), ()).aggregate(*unnamed, ttl=None, **aggregates)
 
     def deduplicate(self, *keys: str | Expr, within: Duration | None = None) -> "Stream":
@@ -377,7 +384,7 @@ class Stream(Looks, StreamKind):
         `keys`: names of columns, or expressions. `within`: when so much event time has passed since the first row of
         a key, the next row of the key counts as a first row again; None keeps the keys for ever.
         """
-        node, names, made = self._with_keys(keys)
+        node, names, made = self._with_keys(keys, where="deduplicate")
         firsts = KeyedStream(Steps(self._owner, node), names).deduplicate(within=within)
         return firsts.drop(*made) if made else firsts
 
@@ -871,8 +878,8 @@ class KeyedStream(Shown, StreamKind):
     ) -> "Stream": ...
 
     def aggregate(self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate | Expr) -> "Stream":  # type: ignore[misc]
-        """Adds to each row the aggregates of its key so far, including this row, or values that are computed from
-        them (`share=sum("a") / sum("b")`).
+        """Emits for each row its key and the aggregates of the rows of the key so far, including this row. A result
+        may also be computed from aggregates: `share=sum("a") / sum("b")`. `over` keeps all columns of the row.
 
         The aggregates count, sum, min, max, mean, variance, stddev, first, last and any are possible, over numbers
         and times. All others need a window or `group_by`, and raise UserError here.
@@ -978,12 +985,16 @@ class KeyedStream(Shown, StreamKind):
         return self._steps.then_process(node)
 
     @overload
-    def over(self, **columns: Aggregate | OverFunction) -> "Stream": ...
+    def over(self, *unnamed: Never, **columns: Aggregate | OverFunction) -> "Stream": ...
 
     @overload
-    def over(self, *, preceding: int | Duration | None = None, **columns: Aggregate | OverFunction) -> "Stream": ...
+    def over(
+        self, *unnamed: Never, preceding: int | Duration | None = None, **columns: Aggregate | OverFunction
+    ) -> "Stream": ...
 
-    def over(self, *, preceding: int | Duration | None = None, **columns: Aggregate | OverFunction) -> "Stream":  # type: ignore[misc]
+    def over(  # type: ignore[misc]
+        self, *unnamed: Never, preceding: int | Duration | None = None, **columns: Aggregate | OverFunction
+    ) -> "Stream":
         """Adds columns to each row that are computed from this row and the earlier rows of its key, in the order of
         event time: SQL's OVER.
 
@@ -995,6 +1006,10 @@ class KeyedStream(Shown, StreamKind):
         A row is emitted when event time has passed it; with `lead`, when the later rows that it needs have arrived.
         Raises UserError if a new column has the name of an existing one.
         """
+        if unnamed:
+            column = isinstance(unnamed[0], Aggregate | OverFunction)
+            hint = f"over(x={unnamed[0]!r})" if column else 'over(preceding=5, mean=sabot.mean("price"))'
+            raise UserError(f"over: {unnamed[0]!r} needs a name", hint=hint)
         if not columns:
             raise UserError("over needs a column to add", hint='over(preceding=5, mean=sabot.mean("price"))')
         rows, ms, preceding = None, None, python_value(preceding)

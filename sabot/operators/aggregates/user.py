@@ -126,6 +126,8 @@ class UserStates(GatheredValues):
     def _call(self, method: str, *given: Any) -> Any:
         try:
             return getattr(self._function, method)(*given)
+        except UserError:
+            raise
         except Exception as error:
             rows: Any = given[1] if method == "accumulate" else []
             over = (

@@ -353,6 +353,8 @@ class OrderedValues(SlotValues):
                 if end > first:
                     state = function.accumulate(state, values.slice(first, end - first))
                 results.append(function.finish(state))
+            except UserError:
+                raise
             except Exception as error:
                 name = getattr(function, "name", type(function).__qualname__)
                 raise UserError(

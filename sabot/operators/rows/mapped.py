@@ -12,7 +12,7 @@ from sabot._cython.arrow.border import validate
 from sabot.api.arguments import RowPolicy
 from sabot.api.nodes import rows as nodes
 from sabot.api.nodes.node import Node, time_column
-from sabot.api.words import name_of, not_arrow
+from sabot.api.words import hint_of_arrow, name_of, not_arrow
 from sabot.base.arrays import batch_of_rows, is_time, to_ms
 from sabot.errors import DataError, UserError, short_repr
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, with_time, without_time
@@ -111,7 +111,8 @@ class MapBatches(Operator):
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(
-                f"{self.name} failed for an empty batch, from which its columns are inferred: {reason}", hint=hint
+                f"{self.name} failed for an empty batch, from which its columns are inferred: {reason}",
+                hint=hint_of_arrow(error, hint),
             ) from error
         if given is None:
             raise UserError(
@@ -123,7 +124,8 @@ class MapBatches(Operator):
         try:
             return self.function(data)
         except Exception as error:
-            raise UserError(f"{self.name}: {type(error).__name__}: {error}; {batch_place(batch)}") from error
+            said = f"{self.name}: {type(error).__name__}: {error}; {batch_place(batch)}"
+            raise UserError(said, hint=hint_of_arrow(error)) from error
 
     def _checked(self, given: Any, batch: Batch) -> pa.RecordBatch:
         """Returns the function's result with the expected columns, in their order. Raises UserError if it has other

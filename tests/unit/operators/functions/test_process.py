@@ -877,7 +877,7 @@ async def waits(row: Any, ctx: Any) -> None: ...
         ({"schema": {}}, "no columns"),
         ({"schema": {"__time": "int64"}}, "__time"),
         ({"function": waits}, "cannot be async"),
-        ({"ttl": 0}, "less than a millisecond"),
+        ({"ttl": 0}, "not a whole number of milliseconds, 1 or more"),
         ({"on_timer": 3}, "on_timer=3 is not a function"),
         ({"two_inputs": True}, "there is no function for the rows of the other side"),
         ({"right": len}, "right= has no rows"),
