@@ -8,14 +8,15 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import partial
+from operator import add, or_
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from sabot.api import aggregates as engine
 from sabot.api.aggregates import Aggregate
-from sabot.api.expr import Expr, coalesce, concat_str, instant, lit, struct, when
+from sabot.api.expr import Expr, coalesce, concat_str, instant, lit, max_horizontal, min_horizontal, struct, when
 from sabot.api.expr.time import ZONED
 from sabot.sql.scope import TypedExpr
 from sabot.sql.syntax.text import Span, SqlFault, near_names
@@ -218,6 +219,16 @@ def value_of(tree: Expression) -> Expression:
     return tree.value if isinstance(tree, Argument) else tree
 
 
+def balanced(items: Sequence[Any], join: Callable[[Any, Any], Any]) -> Any:
+    """Returns the items joined in pairs, and these again, so that a thousand of them are ten levels deep: as a chain, they
+    would be deeper than Python's stack.
+    """
+    if len(items) == 1:
+        return items[0]
+    half = len(items) // 2
+    return join(balanced(items[:half], join), balanced(items[half:], join))
+
+
 def is_number(type: pa.DataType) -> bool:
     """Returns True for integers, floats and decimals."""
     return bool(pa.types.is_integer(type) or pa.types.is_floating(type) or pa.types.is_decimal(type))
@@ -310,12 +321,10 @@ def _log(arguments: CallArguments) -> Expr:
     return arguments.expr(1).log() / arguments.expr(0).log()
 
 
-def _extreme(method: str, arguments: CallArguments) -> Expr:
-    def pick(a: Expr, b: Expr) -> Expr:
-        either = a.is_null() | b.is_null()
-        return when(either).then(lit(None)).when(getattr(a, method)(b)).then(a).otherwise(b)
-
-    return reduce(pick, arguments.exprs)
+def _extreme(pick: Callable[..., Expr], arguments: CallArguments) -> Expr:
+    """Returns the greatest or the least argument, by `pick`; NULL if one of them is NULL."""
+    nulls = balanced([each.is_null() for each in arguments.exprs], or_)
+    return when(nulls).then(lit(None)).otherwise(pick(*arguments.exprs))
 
 
 # -- texts ------------------------------------------------------------------------------------------------------------
@@ -387,7 +396,7 @@ def _substring(arguments: CallArguments) -> Expr:
 
 
 def _concat(arguments: CallArguments) -> Expr:
-    return reduce(lambda a, b: a + b, [arguments.text(i) for i in range(len(arguments))])
+    return balanced([arguments.text(i) for i in range(len(arguments))], add)
 
 
 def _split_index(arguments: CallArguments) -> Expr:
@@ -608,7 +617,7 @@ def _member(key: str, item: ArgumentOf, absent: bool) -> Expr:
 
 
 def _enclosed(first: str, members: Sequence[Expr], last: str) -> Expr:
-    return lit(first) + reduce(lambda a, b: a + b, members, lit("")).str.slice(1) + lit(last)
+    return lit(first) + balanced([lit(""), *members], add).str.slice(1) + lit(last)
 
 
 # -- times ------------------------------------------------------------------------------------------------------------
@@ -810,7 +819,7 @@ FUNCTIONS: dict[str, Function] = {
     "EXP": Function(1, 1, "number", partial(_number, "exp")),
     "EXTRACT": Function(2, 2, "unit FROM time", _extract),
     "FLOOR": Function(1, 2, "number[ TO unit]", partial(_rounded, "floor")),
-    "GREATEST": Function(1, None, "x, …", partial(_extreme, "__ge__")),
+    "GREATEST": Function(1, None, "x, …", partial(_extreme, max_horizontal)),
     "INITCAP": Function(1, 1, "text", partial(_text, "to_titlecase")),
     "IF": Function(3, 3, "condition, x, y", _if),
     "IFNULL": Function(2, 2, "x, y", lambda a: coalesce(*a.exprs)),
@@ -820,7 +829,7 @@ FUNCTIONS: dict[str, Function] = {
     "JSON_OBJECT": Function(0, None, "[KEY name VALUE x, …]", _json_object),
     "JSON_QUERY": Function(2, 5, "text, path", _json_query),
     "JSON_VALUE": Function(2, 5, "text, path", _json_value),
-    "LEAST": Function(1, None, "x, …", partial(_extreme, "__le__")),
+    "LEAST": Function(1, None, "x, …", partial(_extreme, min_horizontal)),
     "LEFT": Function(2, 2, "text, length", _left),
     "LN": Function(1, 1, "number", partial(_number, "log")),
     "LOCATE": Function(2, 2, "part, text", partial(_place, 1, 0)),

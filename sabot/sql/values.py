@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from decimal import Decimal, InvalidOperation
-from functools import reduce
 from operator import or_
 from typing import Any, Protocol
 
@@ -337,39 +336,51 @@ class Binder:
         if isinstance(node.operand, Items):
             return self._in_rows(node, node.operand)
         operand = self.bind(node.operand)
-        values: list[Expr] = []
+        values: list[Any] = []
         tests: list[Expr] = []
         for tree in node.values:
             asked, found = self._alike(operand, self.bind(tree), tree.span)
-            known = not pa.types.is_null(found.type) and not pa.types.is_null(operand.type)
+            if pa.types.is_null(found.type):
+                tests.append(lit(None, "bool"))
+                continue
+            known = not pa.types.is_null(operand.type)
             if known and pa.types.is_string(operand.type) != pa.types.is_string(found.type):
                 message = f"{sql_type(operand.type)} and {sql_type(found.type)} are never equal"
                 raise SqlFault(tree.span, message, f"CAST(… AS {sql_type(operand.type)})")
-            values.append(found.expr)
-            tests.append(asked.expr == found.expr)
-        if all(value.kind == "lit" and value.option("value") is not None for value in values):
-            made = operand.expr.is_in([value.option("value") for value in values])
-        else:
-            made = reduce(or_, tests)
+            value = self._value_of_type(found, operand.type) if asked is operand else None
+            if value is None:
+                tests.append(asked.expr == found.expr)
+            else:
+                values.append(value)
+        if values:
+            tests.append(operand.expr.is_in(values))
+        made = functions.balanced(tests, or_)
         return self.typed(~made if node.negated else made, node.span)
+
+    def _value_of_type(self, bound: TypedExpr, type: pa.DataType) -> Any:
+        """Returns the value of a constant in another type, or None if it is no constant or this type lacks the value."""
+        numbers = functions.is_number(bound.type) and functions.is_number(type)
+        times = _is_exact_time(bound.type) and _is_exact_time(type) and bound.type.tz == type.tz
+        if bound.expr.columns or not (numbers or times or bound.type == type):
+            return None
+        try:
+            return self.context.compile(bound.expr, pa.schema([])).value.cast(type).as_py()
+        except (pa.ArrowInvalid, UserError, DataError):
+            return None
 
     def _in_rows(self, node: In, row: Items) -> TypedExpr:
         """Returns (a, b) IN ((1, 2), (3, 4)): a = 1 AND b = 2 OR a = 3 AND b = 4."""
         assert isinstance(node.values, tuple)
-        found: Expression | None = None
+        rows: list[Expression] = []
         for value in node.values:
             if not isinstance(value, Items) or len(value.items) != len(row.items):
                 raise SqlFault(
                     value.span, f"IN compares with rows of {len(row.items)} values", "(a, b) IN ((1, 2), (3, 4))"
                 )
-            same: Expression | None = None
-            for mine, its in zip(row.items, value.items, strict=True):
-                equal = Binary("=", mine, its, value.span)
-                same = equal if same is None else Binary("AND", same, equal, value.span)
-            assert same is not None
-            found = same if found is None else Binary("OR", found, same, node.span)
-        assert found is not None
-        made = self.predicate(found)
+            pairs = zip(row.items, value.items, strict=True)
+            same = [Binary("=", mine, its, value.span) for mine, its in pairs]
+            rows.append(functions.balanced(same, lambda a, b, span=value.span: Binary("AND", a, b, span)))
+        made = self.predicate(functions.balanced(rows, lambda a, b: Binary("OR", a, b, node.span)))
         return self.typed(~made if node.negated else made, node.span)
 
     def _like(self, node: Like) -> TypedExpr:
@@ -621,6 +632,11 @@ def _is_of_days(*nodes: Expression) -> bool:
 def _is_on_clock(type: pa.DataType) -> bool:
     """Returns True for DATE and TIMESTAMP, with a zone or without."""
     return bool(pa.types.is_date(type) or pa.types.is_timestamp(type))
+
+
+def _is_exact_time(type: pa.DataType) -> bool:
+    """Returns True for a TIMESTAMP whose values Python's datetime has: those with up to six digits of a second."""
+    return bool(pa.types.is_timestamp(type)) and type.unit != "ns"
 
 
 def walk(node: Any) -> Iterator[Any]:

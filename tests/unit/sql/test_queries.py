@@ -168,6 +168,26 @@ def test_a_join_by_time_keeps_pairs_within_the_bounds(folder):
     assert counted(ours(folder, text)) == counted(theirs(folder, plain))
 
 
+def thousand(form):
+    return ", ".join(form.format(i=i, time=f"22:{i // 60:02}:{i % 60:02}") for i in range(1000))
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "ts IN (" + thousand("'2023-11-14 {time}'") + ")",
+        f"amount IN (NULL, {thousand('customer * {i}')})",
+        f"(customer, amount) IN ({thousand('(3, {i})')})",
+        f"GREATEST({thousand('amount + {i}')}) > 1050",
+        f"CONCAT({thousand('note')}) <> ''",
+    ],
+    ids=["times", "expressions", "rows", "greatest", "texts"],
+)
+def test_a_list_may_have_a_thousand_values(folder, condition):
+    text = f"SELECT id FROM orders WHERE {condition}"
+    assert counted(ours(folder, text)) == counted(theirs(folder, text))
+
+
 def test_parameters_are_values_and_never_text(folder):
     found = ours(folder, "SELECT id FROM orders WHERE note = :note", note="' OR 1 = 1 --")
     assert found.num_rows == 0
