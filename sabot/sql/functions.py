@@ -327,6 +327,15 @@ def _extreme(pick: Callable[..., Expr], arguments: CallArguments) -> Expr:
     return when(nulls).then(lit(None)).otherwise(pick(*arguments.exprs))
 
 
+def _power(arguments: CallArguments) -> Expr:
+    """Returns POWER, which is a DOUBLE for whole numbers too, as in Flink: their powers soon exceed a BIGINT."""
+    base, exponent = (
+        each.expr if pa.types.is_floating(each.type) else each.expr.cast("float64")
+        for each in (arguments.bound(0), arguments.bound(1))
+    )
+    return base**exponent
+
+
 # -- texts ------------------------------------------------------------------------------------------------------------
 
 
@@ -842,7 +851,7 @@ FUNCTIONS: dict[str, Function] = {
     "MOD": Function(2, 2, "number, divisor", _mod),
     "NULLIF": Function(2, 2, "x, y", _nullif),
     "POSITION": Function(2, 2, "part IN text", partial(_place, 1, 0)),
-    "POWER": Function(2, 2, "number, exponent", lambda a: a.expr(0) ** a.expr(1)),
+    "POWER": Function(2, 2, "number, exponent", _power),
     "REGEXP": Function(2, 2, "text, pattern", lambda a: a.expr(0).str.contains(a.constant(1, "string", "the pattern"))),
     "REGEXP_EXTRACT": Function(2, 3, "text, pattern[, group]", _regexp_extract),
     "REGEXP_REPLACE": Function(3, 3, "text, pattern, replacement", _regexp_replace),
