@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import add, or_
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 
@@ -23,6 +23,8 @@ from sabot.sql.syntax.text import Span, SqlFault, near_names
 from sabot.sql.syntax.tree import Argument, Call, Constant, Expression, Name, Word
 from sabot.sql.types import sql_type
 from sabot.sql.zones import UTC, is_local, on_the_clock, zone_named
+
+_T = TypeVar("_T")
 
 
 class ArgumentOf(NamedTuple):
@@ -219,7 +221,7 @@ def value_of(tree: Expression) -> Expression:
     return tree.value if isinstance(tree, Argument) else tree
 
 
-def balanced(items: Sequence[Any], join: Callable[[Any, Any], Any]) -> Any:
+def balanced(items: Sequence[_T], join: Callable[[_T, _T], _T]) -> _T:
     """Returns the items joined in pairs, and these again, so that a thousand of them are ten levels deep: as a chain, they
     would be deeper than Python's stack.
     """
@@ -323,8 +325,15 @@ def _log(arguments: CallArguments) -> Expr:
 
 def _extreme(pick: Callable[..., Expr], arguments: CallArguments) -> Expr:
     """Returns the greatest or the least argument, by `pick`; NULL if one of them is NULL."""
-    nulls = balanced([each.is_null() for each in arguments.exprs], or_)
-    return when(nulls).then(lit(None)).otherwise(pick(*arguments.exprs))
+    bounds = [arguments.bound(i) for i in range(len(arguments))]
+    units = [each.type.unit for each in bounds if is_local(each.type)]
+    local = pa.timestamp(max(units, key=("s", "ms", "us", "ns").index), tz=UTC) if units else None
+    exprs = [
+        cast(each, local, arguments.zone, strict=True) if local is not None and each.type != local else each.expr
+        for each in bounds
+    ]
+    nulls = balanced([each.is_null() for each in exprs], or_)
+    return when(nulls).then(lit(None)).otherwise(pick(*exprs))
 
 
 def _power(arguments: CallArguments) -> Expr:

@@ -9,8 +9,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from operator import or_
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
@@ -378,9 +379,9 @@ class Binder:
                     value.span, f"IN compares with rows of {len(row.items)} values", "(a, b) IN ((1, 2), (3, 4))"
                 )
             pairs = zip(row.items, value.items, strict=True)
-            same = [Binary("=", mine, its, value.span) for mine, its in pairs]
-            rows.append(functions.balanced(same, lambda a, b, span=value.span: Binary("AND", a, b, span)))
-        made = self.predicate(functions.balanced(rows, lambda a, b: Binary("OR", a, b, node.span)))
+            same: list[Expression] = [Binary("=", mine, its, value.span) for mine, its in pairs]
+            rows.append(functions.balanced(same, partial(_joined_by, "AND", value.span)))
+        made = self.predicate(functions.balanced(rows, partial(_joined_by, "OR", node.span)))
         return self.typed(~made if node.negated else made, node.span)
 
     def _like(self, node: Like) -> TypedExpr:
@@ -632,6 +633,10 @@ def _is_of_days(*nodes: Expression) -> bool:
 def _is_on_clock(type: pa.DataType) -> bool:
     """Returns True for DATE and TIMESTAMP, with a zone or without."""
     return bool(pa.types.is_date(type) or pa.types.is_timestamp(type))
+
+
+def _joined_by(operator: Literal["AND", "OR"], span: Span, left: Expression, right: Expression) -> Expression:
+    return Binary(operator, left, right, span)
 
 
 def _is_exact_time(type: pa.DataType) -> bool:

@@ -115,7 +115,12 @@ def _concat_str(expr: Expr, nodes: list[Compiled]) -> Compiled:
 
 def _extreme(expr: Expr, nodes: list[Compiled]) -> Compiled:
     pick = pc.min_element_wise if expr.kind == "min_horizontal" else pc.max_element_wise
-    return apply(expr, pick, *unified(expr, nodes))
+    alike = unified(expr, nodes)
+    type = alike[0].type
+    if not (pa.types.is_timestamp(type) and type.tz is not None):
+        return apply(expr, pick, *alike)
+    # pyarrow compares times of a zone, and has no least one of them
+    return apply(expr, lambda *times: pc.cast(pick(*(pc.cast(each, pa.int64()) for each in times)), type), *alike)
 
 
 def _cut(expr: Expr, nodes: list[Compiled]) -> Compiled:

@@ -284,6 +284,9 @@ SAME: dict[str, Callable[[Any], Any]] = {
     "min_horizontal": lambda m: m.min_horizontal("f", "g", "i"),
     "max_horizontal": lambda m: m.max_horizontal("f", "g", "i"),
     "min_horizontal of times": lambda m: m.min_horizontal("ts", m.lit(dt.datetime(2000, 1, 1))),
+    "max_horizontal of instants": lambda m: m.max_horizontal(
+        m.col("ts").dt.replace_time_zone("UTC"), m.lit(dt.datetime(2000, 1, 1)).dt.replace_time_zone("UTC")
+    ),
     "max_horizontal of texts": lambda m: m.max_horizontal("s", "t"),
     "min_horizontal of one": lambda m: m.min_horizontal("i"),
     "sum_horizontal": lambda m: m.sum_horizontal("i", "j", "n"),
