@@ -345,8 +345,7 @@ class Aggregator:
             return self._gather(aggregate, -1, where)
         argument = column_index(self.input, aggregate.argument, aggregate.name)
         kind = self.input.field(argument).type
-        if pa.types.is_float16(kind):
-            raise UserError(f"{aggregate.name}: {aggregate.argument!r} is halffloat", hint="cast it to float32")
+        self._refuse_half_floats(aggregate, argument)
         if aggregate.kind == "count":
             if _fixed(kind):
                 return _kernel_at(self._kernel("count", kind, argument, where))
@@ -462,6 +461,7 @@ class Aggregator:
             if aggregate.by is None:
                 raise UserError(f"{aggregate.name}: {aggregate.kind} needs `by`, the column to compare")
             by = column_index(self.input, aggregate.by, aggregate.name)
+            self._refuse_half_floats(aggregate, by)
         index = len(self._gathers)
         self._gathers.append(
             Gather.of(
@@ -478,6 +478,11 @@ class Aggregator:
             )
         )
         return lambda kernel, gathered: gathered[index]
+
+    def _refuse_half_floats(self, aggregate: AggregateColumn, index: int) -> None:
+        field = self.input.field(index)
+        if pa.types.is_float16(field.type):
+            raise UserError(f"{aggregate.name}: {field.name!r} is halffloat", hint="cast it to float32")
 
     def _valid(self, argument: int, where: int) -> int:
         """Returns the index of a derived bool column: True where the argument is not null and the filter holds."""

@@ -92,12 +92,16 @@ def _one_row(kind: str, last: bool = False) -> Any:
 
 def _best(batch: pa.RecordBatch, column: str, kind: str) -> pa.RecordBatch:
     """Returns the rows whose `column` is the minimum (maximum) of their slot."""
-    best = _grouped(batch, column, kind)
+    values = batch.column(column)
+    if pa.types.is_duration(values.type):  # pyarrow has no such aggregates of durations
+        values = values.view(pa.int64())
+    ranked = pa.RecordBatch.from_arrays([batch.column(0), values], names=["slot", column])
+    best = _grouped(ranked, column, kind)
     slots = best.column(0).to_numpy()
     where = np.empty(slots.max() + 1, np.int64)
     where[slots] = np.arange(len(slots))
     bests = best.column(1).take(pa.array(where[batch.column(0).to_numpy()]))
-    return batch.filter(pc.equal(batch.column(column), bests))
+    return batch.filter(pc.equal(values, bests))
 
 
 def _distinct(batch: pa.RecordBatch) -> pa.RecordBatch:

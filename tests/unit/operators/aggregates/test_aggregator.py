@@ -327,6 +327,18 @@ def test_without_an_order_the_first_to_come_is_first_also_after_a_merge():
     ]
 
 
+@pytest.mark.parametrize("unit", ["s", "ns"])
+def test_the_row_with_the_shortest_wait_is_found(unit):
+    """pyarrow, which reduces the rows, has no least duration: the app ended with an InternalError."""
+    waits = pa.array([3000, -5, None, -5, 7], pa.duration(unit))
+    schema = pa.schema([("n", pa.int64()), ("wait", waits.type)])
+    calls = [AggregateColumn("least", "arg_min", "n", by="wait"), AggregateColumn("most", "arg_max", "n", by="wait")]
+    aggregator = Aggregator([], calls, schema)
+    table, extras = aggregator.table(), aggregator.extras()
+    aggregator.add(table, extras, pa.RecordBatch.from_arrays([pa.array(range(5)), waits], schema=schema))
+    assert aggregator.finish(table, extras).to_pylist() == [{"least": 1, "most": 0}]
+
+
 def test_extras_move_and_go_with_their_slots():
     calls = [
         AggregateColumn("all", "collect_list", "text"),
@@ -380,6 +392,7 @@ def test_calls_that_need_the_same_accumulator_share_it():
         (AggregateColumn("a", "count_distinct", "place"), "count_distinct of 'place'"),
         (AggregateColumn("a", "arg_min", "text"), "needs `by`, the column to compare"),
         (AggregateColumn("a", "arg_min", "text", by="place"), "arg_min by 'place'"),
+        (AggregateColumn("a", "arg_min", "text", by="half"), "'half' is halffloat"),
         (AggregateColumn("a", "sum", "nowhere"), "no column 'nowhere'.*there are key, number"),
         (AggregateColumn("a", "sum", "number", where="text"), "filter 'text' is string, not bool"),
         (AggregateColumn("key", "count"), "two columns 'key'"),
@@ -387,7 +400,7 @@ def test_calls_that_need_the_same_accumulator_share_it():
 )
 def test_what_cannot_be_aggregated_is_refused_by_name(call, message):
     with pytest.raises(UserError, match=message):
-        Aggregator(["key"], [call], SCHEMA)
+        Aggregator(["key"], [call], SCHEMA.append(pa.field("half", pa.float16())))
     if call.kind == "count":
         with pytest.raises(UserError, match="place"):
             Aggregator(["place"], [AggregateColumn("n", "count")], SCHEMA)
