@@ -161,7 +161,8 @@ def differ(before: Sequence[Array], after: Sequence[Array]) -> Any:
 
 def _differ(old: Array, new: Array) -> Any:
     kind = old.type
-    if pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType):
+    # pyarrow compares neither of these, nor intervals.
+    if pa.types.is_nested(kind) or pa.types.is_interval(kind) or isinstance(kind, pa.BaseExtensionType):
         numbers = _numbered(_comparable(pa.concat_arrays([old, new])), 2 * len(old))
         return numbers[: len(old)] != numbers[len(old) :]
     if pa.types.is_null(kind):

@@ -189,7 +189,7 @@ def test_rows_of_any_type_are_compared(kind):
     for i, one in enumerate(marks):
         for j, other in enumerate(marks):
             assert (numbers[i] == numbers[j]) == (one == other)
-    if not (pa.types.is_dictionary(kind) or pa.types.is_float16(kind) or pa.types.is_interval(kind)):
+    if not pa.types.is_dictionary(kind):  # no batch of the engine has one
         found = differ([column], [column.take(pa.array(range(len(column) - 1, -1, -1)))])
         assert found.tolist() == [one != other for one, other in zip(marks, marks[::-1], strict=True)]
 
