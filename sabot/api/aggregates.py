@@ -21,8 +21,9 @@ from sabot.errors import UserError
 
 
 class UserAggregate(ABC):
-    """An aggregate of your own. One object is used for all groups. The data of a group is its state: any value that
-    msgpack can encode.
+    """An aggregate of your own. One object is used for all groups. The data of a group is its state: None, bool, int
+    (64 bit), float, str, bytes, or lists and dicts of these. A tuple may come back as a list. Another type is a
+    UserError when the state is saved or merged.
 
     Rows arrive in batches, and the result must not depend on where one batch ends and the next one begins. The engine
     may merge the states of several sets of rows in any grouping, but the first argument of `merge` always has the

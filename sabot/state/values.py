@@ -58,7 +58,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ext_hook=_refuse_head).decode
 
 
-def _unfit(value: object, room: int = _NESTING_MAX) -> str:
+def unfit(value: object, room: int = _NESTING_MAX) -> str:
     """Returns the reason why msgpack would not return this value unchanged, or "". (msgspec itself accepts far more
     types.)
 
@@ -80,7 +80,7 @@ def _unfit(value: object, room: int = _NESTING_MAX) -> str:
         return f"type {_name(kind)}"
     if _PLAIN.issuperset(map(type, inner)):
         return ""
-    return next(filter(None, map(_unfit, inner, repeat(room - 1))), "")
+    return next(filter(None, map(unfit, inner, repeat(room - 1))), "")
 
 
 def _name(kind: type) -> str:
@@ -118,7 +118,7 @@ class _State:
 
     def _encoded(self, value: object) -> bytes:
         try:
-            reason = "" if type(value) in _PLAIN else _unfit(value)
+            reason = "" if type(value) in _PLAIN else unfit(value)
             if not reason:
                 return _encode(value)
         except (OverflowError, UnicodeEncodeError, RecursionError) as error:

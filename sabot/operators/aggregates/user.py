@@ -11,13 +11,14 @@ import pyarrow as pa
 
 from sabot.errors import UserError, short_repr
 from sabot.operators.aggregates.gather import Array, Gather, GatheredValues
+from sabot.state.values import unfit
 
 _SLOT_BYTES = 200  # of the entries for a slot in the two dicts of `UserStates`
 _WHOLE, _SAMPLE = 64, 8  # the number of values of a list up to which all are measured, and of those that stand for more
 
 
 class UserAggregate(Protocol):
-    """A user's aggregate. A state is any value that msgpack can encode. Only these four functions read it."""
+    """A user's aggregate. A state is any value that msgpack has (`state.values`). Only these four functions read it."""
 
     type: pa.DataType
     """The type of the results of `finish`."""
@@ -89,13 +90,19 @@ class UserStates(GatheredValues):
         return [pa.array(packed, pa.list_(pa.binary()))]
 
     def _packed(self, state: Any) -> bytes:
+        # msgspec encodes sets, decimals and dates too, but it decodes them as lists and texts.
+        if reason := unfit(state):
+            raise self._not_saved(reason, state)
         try:
             return msgspec.msgpack.encode(state)
         except Exception as error:
-            raise UserError(
-                f"{self._what('state')} cannot be saved: {type(error).__name__}: {error}; it is {short_repr(state)}",
-                hint="make the state of numbers, texts, bytes, lists and dicts",
-            ) from error
+            raise self._not_saved(f"{type(error).__name__}: {error}", state) from error
+
+    def _not_saved(self, reason: str, state: Any) -> UserError:
+        return UserError(
+            f"{self._what('state')} cannot be saved: {reason}; it is {short_repr(state)}",
+            hint="make the state of None, bool, int (64 bit), float, str, bytes, and lists and dicts of these",
+        )
 
     def move(self, into: Any, source: Any) -> None:
         for target, slot in zip(into.tolist(), source.tolist(), strict=True):

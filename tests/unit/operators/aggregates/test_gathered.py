@@ -3,6 +3,8 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from datetime import date
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
@@ -285,7 +287,6 @@ def divide(*_: Any) -> Any:
             lambda state: 7 + state[0],
             r"Broken\.finish returned 9, which is not a string \(.*`type` of the aggregate",
         ),
-        ("accumulate", lambda state, values: object(), r"Broken\.state cannot be saved: TypeError.*<object object"),
     ],
 )
 def test_what_a_users_aggregate_raises_or_gives_wrongly_says_where(method, does, message):
@@ -303,6 +304,25 @@ def test_what_a_users_aggregate_raises_or_gives_wrongly_says_where(method, does,
     with pytest.raises(UserError, match=message) as caught:
         run()
     assert isinstance(caught.value.__cause__, ZeroDivisionError | TypeError | pa.ArrowException)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (object(), r"type object; it is <object object"),
+        ({"a"}, r"type set; it is \{'a'\}"),
+        ([2, Decimal("1.5")], r"type decimal\.Decimal; it is \[2, Decimal\('1\.5'\)\]"),
+        ({"last": date(2026, 1, 1)}, r"type datetime\.date"),
+        ([2**70], r"OverflowError"),
+    ],
+    ids=["object", "set", "decimal", "date", "int"],
+)
+def test_a_state_that_would_come_back_as_another_type_is_refused(state, message):
+    """After a restart, a set was a list and a decimal a text: the function failed, or added up texts."""
+    extras = Extras([gather("mine", "user", TEXT, function=Broken("accumulate", lambda *_: state))])
+    add(extras, [1], [{"text": "a"}], False)
+    with pytest.raises(UserError, match=rf"Broken\.state cannot be saved: .*{message}"):
+        extras.states(ints([1]))
 
 
 @pytest.mark.parametrize("kind", [pa.decimal64(5, 2), pa.month_day_nano_interval(), pa.uuid()])
