@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot.errors import UserError
+from sabot.errors import DataError, UserError
 
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 """The number of each timestamp unit in a second."""
@@ -68,6 +68,34 @@ def batch_of_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Re
     except (pa.ArrowException, TypeError):
         columns = [column_of([row.get(field.name) for row in rows], field.type) for field in schema]
         return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def python_rows(data: pa.RecordBatch, where: str = "") -> list[dict[str, Any]]:
+    """Returns the rows as dicts of Python values. Raises DataError, which names the column and the value, for a time
+    that has no Python value: one beyond the year 9999, or, without pandas, one with nanoseconds.
+
+    `where`: the step that reads the rows, as the beginning of the message, or "".
+    """
+    try:
+        rows: list[dict[str, Any]] = data.to_pylist()
+    except (ValueError, OverflowError) as error:
+        for name, column in zip(data.schema.names, data.columns, strict=True):
+            for value in column:
+                if not _has_python_value(value):
+                    raise DataError(
+                        f"{where and f'{where}: '}column {name!r} is {shown(value)}, for which Python has no value",
+                        hint="cast the column before this step (to us, if it has nanoseconds), or leave such rows out",
+                    ) from error
+        raise
+    return rows
+
+
+def _has_python_value(value: pa.Scalar) -> bool:
+    try:
+        value.as_py()
+    except (ValueError, OverflowError):
+        return False
+    return True
 
 
 def broadcast(value: Any, rows: int) -> pa.Array:
@@ -187,9 +215,10 @@ def shown(value: pa.Scalar) -> str:
         return repr(value.as_py())
     except (OverflowError, ValueError):
         count = getattr(value, "value", None)
-        return (
-            f"{count} {getattr(value.type, 'unit', 'days')} since 1970" if isinstance(count, int) else f"a {value.type}"
-        )
+        if not isinstance(count, int):
+            return f"a {value.type}"
+        since = "" if pa.types.is_duration(value.type) else " since 1970"
+        return f"{count} {getattr(value.type, 'unit', 'days')}{since}"
 
 
 def integer_array(values: Any, type: pa.DataType, *sources: Any, nulls: Any = None) -> pa.Array:

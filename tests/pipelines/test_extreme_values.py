@@ -107,3 +107,23 @@ def test_epochs_that_do_not_fit_into_64_bits_are_errors_and_neither_null_nor_ano
             compile_expr(col("t").dt.epoch(unit), batch.schema)(batch)
     batch = pa.record_batch({"t": pa.array([2**63 - 1, None], pa.uint64())})
     assert compile_expr(col("t").dt.epoch("ms"), batch.schema)(batch).to_pylist() == [2**63 - 1, None]
+
+
+FAR = pa.table({"k": ["a", "a", "b"], "t": pa.array([0, 10**18, 5]).view(pa.timestamp("us"))})
+
+
+def test_a_function_over_rows_does_not_get_a_time_that_python_has_no_value_for() -> None:
+    """It ended the app with an InternalError, whatever `on_error=` said."""
+    rows = App("far").stream(FAR).on_error("null").flat_map(lambda row: row, schema=FAR.schema)
+    assert rows.collect()["k"].to_pylist() == ["a", None, "b"]
+
+
+def test_a_reduced_row_with_a_time_that_python_has_no_value_for_is_named() -> None:
+    rows = App("far").stream(FAR).key_by("k").reduce(lambda before, row: row)
+    with pytest.raises(DataError, match="reduce: column 't' is 1000000000000000000 us since 1970, for which Python"):
+        rows.collect()
+
+
+def test_a_time_that_python_has_no_value_for_is_printed_as_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    App("far").stream(FAR).print()
+    assert "a  1000000000000000000 us since 1970\n" in capsys.readouterr().out

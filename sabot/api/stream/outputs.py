@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from sabot.api.arguments import RowPolicy
 from sabot.api.nodes.node import Node
+from sabot.base.arrays import shown as value_shown
 from sabot.connectors.base import Sink
 from sabot.connectors.checks import check_sink
 from sabot.connectors.defaults import sink_of, takes_changes
@@ -73,9 +74,7 @@ def check_takes_changes(node: Node, sink: str | Sink, key: str | None) -> None:
 
 def shown(table: pa.Table) -> str:
     """Returns a table as text, in aligned columns."""
-    columns = [
-        [name, *(str(value) for value in table.column(i).to_pylist())] for i, name in enumerate(table.column_names)
-    ]
+    columns = [[name, *_texts(table.column(i))] for i, name in enumerate(table.column_names)]
     if not columns:
         return "(no columns)"
     widths = [max(map(len, cells)) for cells in columns]
@@ -83,3 +82,17 @@ def shown(table: pa.Table) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def _texts(column: pa.ChunkedArray) -> list[str]:
+    try:
+        return [str(value) for value in column.to_pylist()]
+    except (OverflowError, ValueError):  # a time has no Python value
+        return [_text(value) for value in column]
+
+
+def _text(value: pa.Scalar) -> str:
+    try:
+        return str(value.as_py())
+    except (OverflowError, ValueError):
+        return value_shown(value)

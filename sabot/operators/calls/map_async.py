@@ -11,6 +11,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.api.calls import check_coroutine_function, function_name
 from sabot.api.nodes import calls as nodes
 from sabot.api.nodes.read import only_source
+from sabot.base.arrays import python_rows
 from sabot.calls.functions import for_each_piece, is_async_generator
 from sabot.operators.base import TIME_COLUMN, OperatorContext, with_time
 from sabot.operators.calls.answers import Answers, BatchAnswers, joined
@@ -142,8 +143,7 @@ class _RowChunk(Chunk):
         self._answers = answers
 
     def arguments(self, first: int, end: int) -> Sequence[Any]:
-        rows: list[dict[str, Any]] = self.data.slice(first, end - first).select(self._names).to_pylist()
-        return rows
+        return python_rows(self.data.slice(first, end - first).select(self._names), "map_async")
 
     def outcome(self, number: int, result: Any) -> Any:
         return self._answers.outcome(result)

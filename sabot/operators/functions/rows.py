@@ -9,7 +9,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.timers import EVENT, PROCESSING
 from sabot._cython.text.records import key_rows
 from sabot.api.functions import Row, Timer, checked_ms
-from sabot.base.arrays import batch_of_rows
+from sabot.base.arrays import batch_of_rows, python_rows
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.operators.functions.state import (
@@ -62,7 +62,7 @@ class RowCaller(Caller):
         if side.time >= 0:
             state.latest_ms = max(state.latest_ms, max(times, default=START_OF_TIME))
         keys, stored = self._begin(side, batch, data)
-        rows = data.select(side.names).to_pylist()
+        rows = python_rows(data.select(side.names), "process")
         expiry, floor = state.expiry, START_OF_TIME if state.watermark_ms is None else state.watermark_ms
         out, stamps, take, at = self._out, self._times, self._take, 0
         due = state.timers.next_slot if state.interleaves else None

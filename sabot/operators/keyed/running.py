@@ -19,6 +19,7 @@ from sabot._cython.windows.sessions import RunTable
 from sabot.api.nodes import keyed as nodes
 from sabot.api.windows import WINDOW_END, WINDOW_START, CountWindow
 from sabot.api.words import name_of
+from sabot.base.arrays import python_rows
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
@@ -398,10 +399,11 @@ class Reduce(_KeyedOperator):
     def process(self, batch: Batch) -> None:
         assert self._runs is not None
         taken = pa.RecordBatch.from_arrays(self._taken(batch, self._columns), schema=self._row_schema)
+        rows = python_rows(taken, "reduce")
         with self._state.changing:
             ids, began, _, ended = self._runs.add(self._state.resolve(batch), self._times(batch), batch.selection)
             self._state.begin(began.to_pylist())
-            made = self._reduced(ids.to_pylist(), taken.to_pylist())
+            made = self._reduced(ids.to_pylist(), rows)
             self._state.remove(ended)
             self._state.settle()
         columns = {

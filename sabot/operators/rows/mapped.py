@@ -13,7 +13,7 @@ from sabot.api.arguments import RowPolicy
 from sabot.api.nodes import rows as nodes
 from sabot.api.nodes.node import Node, time_column
 from sabot.api.words import hint_of_arrow, name_of, not_arrow
-from sabot.base.arrays import batch_of_rows, is_time, to_ms
+from sabot.base.arrays import batch_of_rows, is_time, python_rows, to_ms
 from sabot.errors import DataError, UserError, short_repr
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, with_time, without_time
 from sabot.operators.layout.plan_points import Planners, PlanPoint
@@ -220,7 +220,7 @@ class FlatMap(Operator):
             data = data.select(range(data.num_columns - 1))
         rows: list[Row] = []
         of: list[int] = []  # for each result, the index of the row from which it was made
-        for i, row in enumerate(data.to_pylist()):
+        for i, row in enumerate(self._given(data)):
             before = len(rows)
             try:
                 for made in self._call(row, i, batch):
@@ -243,8 +243,16 @@ class FlatMap(Operator):
         if rows:
             yield from self._as_batches(rows, of, stamps, batch)
 
-    def _call(self, row: Row, i: int, batch: Batch) -> Iterator[Row]:
+    def _given(self, data: pa.RecordBatch) -> list[Row] | list[pa.RecordBatch]:
+        """Returns the rows for the function. If one of them has no Python value, returns all as batches of one row."""
         try:
+            return python_rows(data)
+        except DataError:
+            return [data.slice(i, 1) for i in range(data.num_rows)]
+
+    def _call(self, given: Row | pa.RecordBatch, i: int, batch: Batch) -> Iterator[Row]:
+        try:
+            (row,) = python_rows(given) if isinstance(given, pa.RecordBatch) else [given]
             made: Any = self.function(row)
             if isinstance(made, dict):
                 yield made
@@ -254,7 +262,7 @@ class FlatMap(Operator):
                 yield from made
         except GeneratorExit:
             raise
-        except UserError as error:
+        except (DataError, UserError) as error:
             raise UserError(f"{self.name}: {error.message}; {row_place(batch, i)}", hint=error.hint) from error
         except Exception as error:
             raise UserError(f"{self.name}: {type(error).__name__}: {error}; {row_place(batch, i)}") from error
