@@ -5,6 +5,7 @@ call up to the question; the question, which a person or a model answers; and th
 the journal of a durable agent has each of them, even if a person takes days to answer.
 """
 
+import asyncio
 import base64
 import binascii
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -108,9 +109,8 @@ class RemoteTool:
                     name: await self._questions.answer(site, key.server, self._name, question)
                     for name, question in result.questions.items()
                 }
-            except BaseException:
-                if isinstance(site, DirectCaller):  # a durable agent may continue the call later
-                    self._forget(key, result.state)
+            except (Exception, asyncio.CancelledError):  # not if a durable job is parked: it goes on later
+                self._forget(key, result.state)
                 raise
             given = {_ANSWERS: answers, _STATE: result.state}
         raise McpRefused(key.server, f"{self._name} asked more than {self._questions.most} times")
