@@ -35,7 +35,6 @@ from mcp.types import HEADER_MISMATCH, Implementation
 from pydantic import TypeAdapter, ValidationError
 
 from sabot.errors import SabotError, message_of, short_repr
-from sabot.llm.json_schema import mismatch
 from sabot.llm.messages import ChatMessage, assistant, user
 from sabot.llm.schema import Mismatch
 from sabot.mcp.config import PROTOCOL_VERSIONS, McpConfig, McpServerSpec, SessionKey
@@ -51,7 +50,7 @@ from sabot.mcp.errors import (
     McpUnavailable,
 )
 from sabot.mcp.loop_thread import seen
-from sabot.mcp.offers import Offer, OfferedArguments, offers_of
+from sabot.mcp.offers import Offer, OfferedArguments, mismatch_with, offers_of
 from sabot.mcp.results import McpPrompt, McpResource, McpResult
 from sabot.mcp.transport import SESSION_OVER, messages_of
 from sabot.mcp.wire import (
@@ -579,7 +578,7 @@ class McpConnection:
     def _result(self, name: str, found: Any) -> McpResult:
         offer, structured = self.offers.get(name), found.structured_content
         if offer is not None and offer.output is not None and not found.is_error:
-            wrong = "there is none" if structured is None else mismatch(structured, offer.output)
+            wrong = "there is none" if structured is None else mismatch_with(structured, offer.output)
             if wrong:
                 raise McpInvalidAnswer(
                     self.key.server, f"{name}: its structured content does not match its output schema: {wrong}"

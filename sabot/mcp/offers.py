@@ -35,6 +35,7 @@ _UNSEEN = {
 _KEPT = {"\n", "\t"}
 _PROSE = ("description", "title", "$comment")  # the fields of a schema that are prose
 _DEEPEST = 60
+_MALFORMED = (AttributeError, TypeError, ValueError, KeyError)  # errors of `mismatch` with a malformed schema
 _PIECE = 50  # tools that are handled before the event loop gets a turn: some milliseconds
 
 
@@ -143,12 +144,23 @@ def _wrong_with(schema: Any) -> str:
         return f"it is nested more than {_DEEPEST} deep"
     try:
         mismatch({}, schema)
-        OfferedArguments("", "", schema).check({name: None for name in schema.get("properties", {})})
+        mismatch({name: None for name in schema.get("properties", {})}, schema)
     except UserError as error:
         return error.message
-    except (Mismatch, AttributeError, TypeError, ValueError, KeyError) as error:
-        return "" if isinstance(error, Mismatch) else f"{type(error).__name__}: {message_of(error)}"
+    except _MALFORMED as error:
+        return f"{type(error).__name__}: {message_of(error)}"
     return ""
+
+
+def mismatch_with(value: Any, schema: JsonSchema) -> str:
+    """Returns the first error of the value, or "" if the value matches the schema, which a server has written. A part
+    of such a schema may be malformed. `offer_of` does not find this if only some values lead to that part. Then the
+    returned text says that the schema cannot be used.
+    """
+    try:
+        return mismatch(value, schema)
+    except (UserError, *_MALFORMED) as error:
+        return f"the server's schema cannot be used: {message_of(error)}"
 
 
 def _depth(value: Any) -> int:
@@ -200,5 +212,5 @@ class OfferedArguments:
 
     def check(self, arguments: Mapping[str, Any]) -> None:
         """Raises Mismatch if the arguments do not match the schema."""
-        if wrong := mismatch(dict(arguments), self.json):
+        if wrong := mismatch_with(dict(arguments), self.json):
             raise Mismatch(wrong)

@@ -20,13 +20,12 @@ from sabot.errors import EffectError, UserError, short_repr
 from sabot.journal.effects import RULES, EffectClass, effect_class
 from sabot.llm.direct import DirectCaller, DirectTools
 from sabot.llm.errors import BudgetExceeded, ModelError, TurnLimitExceeded
-from sabot.llm.json_schema import mismatch
 from sabot.llm.messages import ChatMessage, Image, Part, Text, system
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.tools import UNTRUSTED, InDoubt, Tool, ToolCaller, as_tool
 from sabot.mcp.config import McpConfig, SessionKey
 from sabot.mcp.errors import McpRefused
-from sabot.mcp.offers import Offer, OfferedArguments, clean
+from sabot.mcp.offers import Offer, OfferedArguments, clean, mismatch_with
 from sabot.mcp.results import McpResult
 
 if TYPE_CHECKING:
@@ -182,10 +181,7 @@ class ServerQuestions:
             found = _reply_of(reply[1], schema)
             if found.get("action") != "accept" or schema is None:
                 return found
-            try:
-                wrong = mismatch(found["content"], schema)
-            except (UserError, AttributeError, TypeError) as error:
-                wrong = f"the server's schema cannot be used: {error}"
+            wrong = mismatch_with(found["content"], schema)
             if not wrong:
                 return found
             payload = {**payload, "wrong": wrong}

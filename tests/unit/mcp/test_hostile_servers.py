@@ -1,18 +1,20 @@
 """What MCP servers do that they should not, and what their callers see of it: an error that says what is known of the call."""
 
 import asyncio
+import json
 import tracemalloc
 
 import pytest
 
 from sabot.errors import NotSent
 from sabot.jobs.certainty import Certainty, certainty_of
-from sabot.llm.errors import ToolTimeout
+from sabot.llm.errors import ToolError, ToolTimeout
 from sabot.mcp import (
     McpConfig,
     McpConnectionLost,
     McpError,
     McpInvalidAnswer,
+    McpInvalidArguments,
     McpResultTooLarge,
     McpServerPool,
     McpTimeout,
@@ -376,6 +378,34 @@ async def test_a_tool_that_cannot_be_used_is_left_out_and_told(pool, tool, why):
         with pytest.raises(McpToolChanged):
             await session.call(tool["name"])
     assert (await session.call("ok")).text == "ok"
+
+
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        ({"b": 1}, {"type": "object", "anyOf": [{"type": "null"}, {"properties": 5}]}),
+        (5, {"type": "number", "minimum": "3"}),
+        ([1], {"items": {"type": "text"}}),
+    ],
+)
+async def test_arguments_that_lead_to_a_malformed_part_of_a_schema_are_refused(pool, value, part):
+    """The part was seen only when a value led there, and the call failed with TypeError, or with UserError."""
+    schema = {"type": "object", "properties": {"a": part}}
+    (go,) = await pool.tools("bad", connect=peer(echo, tools=[told("go", schema)]))
+    with pytest.raises(McpInvalidArguments, match="does not take these arguments: the server's schema cannot be used"):
+        await (await pool.session("bad")).call("go", {"a": value})
+    with pytest.raises(ToolError, match="the server's schema cannot be used"):
+        go.arguments(json.dumps({"a": value}))
+
+
+async def test_a_result_that_leads_to_a_malformed_part_of_the_output_schema_is_an_error_of_its_call(pool):
+    async def say(there, request):
+        await there.answer(request, text("3", structuredContent={"sum": 3}))
+
+    tools = [told("go", outputSchema={"type": "object", "properties": {"sum": {"type": "number", "maximum": "9"}}})]
+    session = await opened(pool, peer(say, tools=tools))
+    with pytest.raises(McpInvalidAnswer, match="the server's schema cannot be used"):
+        await session.call("go")
 
 
 async def test_a_list_of_tools_that_is_none_is_told(pool):
