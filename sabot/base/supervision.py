@@ -102,12 +102,17 @@ class TaskSet:
     def every(
         self, seconds: float, work: Callable[[], Awaitable[object]], sleep: Callable[[float], Awaitable[None]]
     ) -> "asyncio.Task[None]":
-        """Starts a task that does the work again and again, the first time after `seconds`."""
+        """Starts a task that does the work again and again, the first time after `seconds`. An error of the work is
+        logged; the work is then done again at its next time.
+        """
 
         async def repeat() -> None:
             while True:
                 await sleep(seconds)
-                await work()
+                try:
+                    await work()
+                except Exception:
+                    _log.exception("%s: its regular work has failed, and is done again in %g s", self._owner, seconds)
 
         return self.begin(repeat())
 

@@ -324,23 +324,35 @@ async def test_what_comes_and_goes_changes_nothing() -> None:
             assert (await fleet.evaluate()).action == "none"
 
 
+async def looks(time: ByHand, times: int) -> None:
+    """Lets a fleet look so many times, and returns when it waits for the next one."""
+    for _ in range(times):
+        await until(lambda: any(time.waits[-3:].count(each) for each in (15,)))
+        before = time.waits.count(15)
+        time.advance(15)
+        await until(lambda before=before: time.waits.count(15) > before)  # type: ignore[misc]
+
+
 async def test_the_fleet_looks_by_itself(supervisor: Supervisor) -> None:
     time, lag = ByHand(), [30.0]
     async with fleet_of(CAT, time, lag=lambda: lag[0]) as fleet:
-
-        async def look(times: int) -> None:
-            for _ in range(times):
-                await until(lambda: any(time.waits[-3:].count(each) for each in (15,)))
-                before = time.waits.count(15)
-                time.advance(15)
-                await until(lambda before=before: time.waits.count(15) > before)  # type: ignore[misc]
-
-        await look(6)
+        await looks(time, 6)
         assert len(children_of(supervisor.pid)) == 3
         lag[0] = 0
-        await look(22)
+        await looks(time, 22)
         assert len(children_of(supervisor.pid)) == 1
         assert value(fleet, "sabot_fleet_events_total", "up") == value(fleet, "sabot_fleet_events_total", "down") == 1
+
+
+async def test_a_fleet_looks_on_after_an_error_of_a_look(caplog: pytest.LogCaptureFixture) -> None:
+    """It never looked again, and stayed as large as it was then: here its warm pool was started late."""
+    time, pool = ByHand(), WarmPool(CAT, WarmPoolConfig(size=1), name="late")
+    async with fleet_of(pool, time, lag=lambda: 10.0, min_replicas=0) as fleet:
+        await looks(time, 6)
+        assert "warm pool 'late' does not run" in caplog.text
+        async with pool:
+            await looks(time, 1)
+            assert len(fleet.replicas) == 1
 
 
 async def test_replicas_that_compute_become_more_and_those_that_sleep_do_not() -> None:
