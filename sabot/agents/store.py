@@ -31,7 +31,7 @@ from sabot.errors import (
     TransientError,
     UserError,
 )
-from sabot.journal.base import Journal, Position
+from sabot.journal.base import Journal
 from sabot.journal.entries import End, Entry, Letter
 from sabot.journal.memory import MemoryJournal
 
@@ -113,7 +113,6 @@ class JournalStore(JobsAndActions):
         self.journal = journal
         self.clock: Clock = journal.clock
         self._known = JobView.of(journal)
-        self._positions: dict[str, Position] = {}  # by job: the position of its last entry, until that is durable
         # Held while entries are taken, appended and applied, so that they are applied in the journal's order.
         self._lock = asyncio.Lock()
         self._lent: JobsAndActions | None = None
@@ -167,7 +166,7 @@ class JournalStore(JobsAndActions):
             if known is None:
                 await self._append(begin)
                 known = self._known.present(job_id)
-        await self._settled(job_id)
+        await self.journal.flush()
         return known, new
 
     async def get(self, job_id: str) -> JobRecord | None:
@@ -176,7 +175,7 @@ class JournalStore(JobsAndActions):
         await self._look()
         # read before the wait, since later entries of others may not be durable after it
         job = self._known.job(checked_word(job_id, "job_id"))
-        await self._settled(job_id)
+        await self.journal.flush()
         return job
 
     async def move(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
@@ -188,7 +187,7 @@ class JournalStore(JobsAndActions):
             before = self._known.job(checked_word(job_id, "job_id"))
             await self._append(move_entry(before, job_id, status, self._now_ms(), result_ref, error))
             job = self._known.present(job_id)
-        await self._settled(job_id)
+        await self.journal.flush()
         return job
 
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
@@ -214,7 +213,7 @@ class JournalStore(JobsAndActions):
             asked = question_entry(job, ordinal, spec, self._now_ms(), self.journal.key)
             await self._append(asked)
             action = self._known.of_token(asked.token)
-        await self._settled(spec.job_id)
+        await self.journal.flush()
         if action is None:
             raise InternalError("an action that was asked is not known")
         return action
@@ -225,7 +224,7 @@ class JournalStore(JobsAndActions):
         await self._look()
         action = self._known.actions.get(checked_word(action_id, "action_id"))
         if action is not None:
-            await self._settled(action.job_id)
+            await self.journal.flush()
         return action
 
     async def resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
@@ -264,7 +263,7 @@ class JournalStore(JobsAndActions):
         action = self._known.of_token(token)
         if action is None:
             raise InternalError("a letter was accepted for an action that is not known")
-        await self._settled(action.job_id)
+        await self.journal.flush()
         return action
 
     async def actions(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
@@ -300,7 +299,7 @@ class JournalStore(JobsAndActions):
     async def _append(self, entry: Entry) -> None:
         """Appends an entry to the journal, and applies it to the jobs in memory. The caller has acquired `_lock`."""
         await self.journal.room()
-        self._positions[entry.job] = self.journal.append(entry)
+        self.journal.append(entry)
         self._known.apply(entry)
 
     async def _look(self) -> None:
@@ -319,23 +318,11 @@ class JournalStore(JobsAndActions):
         This call must not be cancelled. The thread that moves the letters would continue, and its entries would not be
         applied.
         """
-        for position, entry in await run_in_thread(self.journal.take):
-            self._positions[entry.job] = position
+        for _, entry in await run_in_thread(self.journal.take):
             self._known.apply(entry)
 
-    async def _settled(self, job_id: str) -> None:
-        """Waits until all entries of the job are durable. The store calls this before it returns a job or an action."""
-        position = self._positions.get(job_id)
-        if position is not None:
-            await self.journal.durable(position)
-            if self._positions.get(job_id) == position:
-                del self._positions[job_id]
-            await self.became_durable()
-
     async def became_durable(self) -> None:
-        """Does nothing. The store calls this after an entry has become durable, and before it returns the new state to
-        the caller. A subclass that copies jobs to another place can override it.
-        """
+        """Does nothing, because the store copies no jobs of the kernel to another place."""
 
     async def leave(self) -> None:
         """Does nothing, because the store has copied no jobs of the kernel to another place."""
