@@ -68,7 +68,7 @@ class SessionInfo:
       context yet, because it could not be reached.
     - `status`: the status that the server stores: "in_progress" until the session is stopped.
     - `missed`: how many heartbeats in a row have failed.
-    - `order`: a lock for the requests of this session, so that they reach the server in order.
+    - `order`: a lock for the requests of this session that change its context, so that they reach the server in order.
     """
 
     session_id: str
@@ -267,27 +267,37 @@ class SessionBridge:
 
     async def _beat(self, session: SessionInfo) -> None:
         session.next_heartbeat = self._clock.monotonic() + self._interval_s
+        if not session.order.locked():
+            async with session.order:
+                await self._send_heartbeat(session, unsent=session.unsent)
+        elif session.status == "in_progress":  # a snapshot is being sent, which may take minutes
+            await self._send_heartbeat(session, unsent=False)
+
+    async def _send_heartbeat(self, session: SessionInfo, *, unsent: bool) -> None:
+        """Sends a heartbeat of the session. With `unsent`, also sends the context and the status, which the server does
+        not have yet; the caller then has acquired `session.order`.
+        """
         what = f"session {session.session_id}"
-        async with session.order:
-            known = self._sessions if session.status == "in_progress" else self._stopped
-            if known.get(session.session_id) is not session or session.session_id in self._starting:
-                return  # it was stopped or started again meanwhile
-            updates = session.context | {"status": session.status} if session.unsent else {}
-            summary = "Heartbeat" if known is self._sessions else "Session stopped"
-            arguments = _snapshot(session, updates | {"lastHeartbeat": int(self._clock.time() * 1000)}, summary)
-            try:
-                await self._server.ask(
-                    _SAVE, arguments, SnapshotFailed, what, once_s=self._heartbeat_s, gone=SnapshotFailed
-                )
-            except SnapshotFailed as failure:
-                session.missed += 1
-                _log.warning("%s: heartbeat missed, %d in a row: %s", what, session.missed, message_of(failure))
-                if not self.reachable:
-                    return
-            else:
-                session.missed, session.unsent = 0, False
-            if known is self._stopped:  # the server knows the end, or refuses it
-                del self._stopped[session.session_id]
+        known = self._sessions if session.status == "in_progress" else self._stopped
+        if known.get(session.session_id) is not session or session.session_id in self._starting:
+            return  # it was stopped or started again meanwhile
+        updates = session.context | {"status": session.status} if unsent else {}
+        summary = "Heartbeat" if known is self._sessions else "Session stopped"
+        arguments = _snapshot(session, updates | {"lastHeartbeat": int(self._clock.time() * 1000)}, summary)
+        try:
+            await self._server.ask(
+                _SAVE, arguments, SnapshotFailed, what, once_s=self._heartbeat_s, gone=SnapshotFailed
+            )
+        except SnapshotFailed as failure:
+            session.missed += 1
+            _log.warning("%s: heartbeat missed, %d in a row: %s", what, session.missed, message_of(failure))
+            if not self.reachable:
+                return
+        else:
+            session.missed = 0
+            session.unsent = session.unsent and not unsent
+        if known is self._stopped:  # the server knows the end, or refuses it
+            del self._stopped[session.session_id]
 
     async def _beat_on(self) -> None:
         while True:

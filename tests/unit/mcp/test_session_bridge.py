@@ -114,6 +114,31 @@ async def test_inside_the_bridge_heartbeats_go_on_by_themselves(pool: McpServerP
     assert kept(file)["changes"][1:4] == ["Heartbeat"] * 3
 
 
+async def test_a_snapshot_that_hangs_delays_no_heartbeat(pool: McpServerPool, clock: ManualClock, file: Path) -> None:
+    """All sessions of the bridge waited for it, up to two minutes, and the server took them for dead."""
+    begun, ends = asyncio.Event(), asyncio.Event()
+
+    class Slow(ServedTools):
+        async def call(self, name: str, arguments: Any = None, **options: Any) -> Any:
+            if arguments.get("updates", {}).get("phase") == "writing":
+                begun.set()
+                await ends.wait()
+            return await super().call(name, arguments, **options)
+
+    bridge = bridged(Slow(pool, orchestrator_tools(file, 0)), clock)
+    for task in ("task-1", "task-2"):
+        await bridge.start_session("agent-7", task)
+    saving = asyncio.create_task(bridge.save_snapshot("task-1", {"phase": "writing"}))
+    await begun.wait()
+    clock.advance(30)
+    await asyncio.wait_for(bridge.beat(), 20)
+    for task in ("task-1", "task-2"):
+        assert kept(file, task)["context"]["lastHeartbeat"] == 1_700_000_030_000
+    ends.set()
+    await saving
+    assert await bridge.restore_snapshot("task-1") == {"phase": "writing"}
+
+
 async def test_missed_heartbeats_are_counted_until_one_arrives(server: ServedTools, clock: ManualClock) -> None:
     bridge = bridged(server, clock, on_error="fail_fast")
     session = await bridge.start_session("agent-7", "task-1")
