@@ -200,6 +200,7 @@ class SupervisorProcess:
         child = self._children.get(number)
         match request["do"]:
             case "signal" if child is not None and child.status is None:
+                child.paused = child.paused and request["signal"] != signal.SIGCONT
                 with suppress(OSError):  # it has ended, is somebody else's, or the kernel has no such signal
                     os.killpg(child.pid, request["signal"])
             case "pause" if child is not None:
@@ -337,6 +338,9 @@ class SupervisorProcess:
                 continue
             child = self._leaders.get(pid)
             if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
+                if os.WIFCONTINUED(status) and child is not None and child.paused and child.deadline is None:
+                    self._pause(child)  # somebody else has continued it
+                    continue
                 if child is not None and (child.paused or not child.throttled):
                     state = "stopped" if os.WIFSTOPPED(status) else "continued"
                     self._say({"event": state, "child": child.number})

@@ -232,6 +232,21 @@ async def test_a_paused_child_goes_on_when_it_is_resumed_and_can_be_stopped(supe
     assert (await child.stop(10)).signal == signal.SIGTERM
 
 
+async def test_a_paused_child_that_somebody_else_continues_is_stopped_again(supervisor: Supervisor) -> None:
+    """It ran on, though its owner had suspended it, for example because of a quota."""
+    child = await supervisor.spawn(Command(argv=["sleep", "1000"]))
+    child.pause()
+    await until(lambda: child.paused and state(child.pid) == "T")
+    os.kill(child.pid, signal.SIGCONT)  # it is not T any more when this returns
+    await until(lambda: child.paused and state(child.pid) == "T")
+    child.signal(signal.SIGCONT)  # by its owner
+    await until(lambda: not child.paused and state(child.pid) == "S")
+    child.pause()
+    await until(lambda: child.paused)
+    os.kill(child.pid, signal.SIGCONT)
+    assert (await child.stop(10)).signal == signal.SIGTERM
+
+
 async def test_a_spawn_that_is_cancelled_leaves_no_child(supervisor: Supervisor) -> None:
     os.kill(supervisor.pid, signal.SIGSTOP)  # it does not answer before the call is cancelled
     try:
