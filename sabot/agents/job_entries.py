@@ -12,6 +12,7 @@ from sabot.agents.actions import ActionSpec
 from sabot.agents.context import checked_word
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, check_move, no_job
 from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
+from sabot.jobs.values import in_order
 from sabot.journal.effects import digest
 from sabot.journal.entries import Attempt, Begin, End, Intent
 
@@ -23,7 +24,7 @@ def as_json(value: object, what: str) -> bytes:
     in the error message.
     """
     try:
-        return msgspec.json.encode(value)
+        return msgspec.json.encode(in_order(value))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{what} cannot be written as JSON: {error}") from error
 

@@ -3,7 +3,7 @@ first run, so a replay sees the same values.
 
 Values are packed as msgpack. Some come back as another type:
 
-- Tuples and sets come back as lists. A set in a job's output is sorted first (`in_order`).
+- Tuples and sets come back as lists. The sets in arguments, in questions and in the output of a job are sorted first.
 - Dataclasses and models come back as dicts, Decimals and UUIDs as texts, and an Arrow table as a RecordBatch.
 
 Datetimes stay datetimes, and a `Secret` stays a reference. Of an error, the name of its class and its message are
@@ -11,8 +11,8 @@ packed. Unpacking runs no code of a user.
 """
 
 import re
-from collections.abc import Mapping
-from copy import deepcopy
+from collections.abc import Callable, Mapping
+from copy import copy, deepcopy
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args
 
@@ -60,6 +60,30 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"it has a value of type {kind.__module__}.{kind.__qualname__} in it".replace("builtins.", ""))
 
 
+def _is_model(value: Any) -> bool:
+    return callable(getattr(value, "model_dump", None)) and not isinstance(value, type)
+
+
+def _plain_in_order(value: Any) -> Any:
+    """Converts a value as `_plain` does. Sorts the lists that pydantic has made from sets."""
+    made = _plain(value)
+    return _sets_sorted(made, value.model_dump(mode="python")) if _is_model(value) else made
+
+
+def _sets_sorted(made: Any, python: Any) -> Any:
+    """Returns a copy of the JSON value `made`, with the lists sorted that are sets in `python`. Both are forms of the
+    same model. A part that has other members in the two forms, because of a serializer of the user, is not changed.
+    """
+    if isinstance(made, list) and isinstance(python, set | frozenset):
+        return sorted(made, key=_encode_sorted)
+    if isinstance(made, list) and isinstance(python, list | tuple) and len(made) == len(python):
+        return [_sets_sorted(each, inner) for each, inner in zip(made, python, strict=True)]
+    if isinstance(made, dict) and isinstance(python, dict) and len(made) == len(python):
+        pairs = zip(made.items(), python.values(), strict=True)
+        return {key: _sets_sorted(each, inner) for (key, each), inner in pairs}
+    return made
+
+
 def _to_ipc(data: "pa.RecordBatch | pa.Table") -> bytes:
     data.validate()
     if isinstance(data, pa.Table):
@@ -85,7 +109,7 @@ def _extension(code: int, data: memoryview) -> Any:
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
-_sorting = msgspec.msgpack.Encoder(enc_hook=_plain, order="deterministic")
+_sorting = msgspec.msgpack.Encoder(enc_hook=_plain_in_order, order="deterministic")
 _decoder = msgspec.msgpack.Decoder(ext_hook=_extension)
 
 
@@ -157,21 +181,48 @@ def _encode_sorted(value: Any) -> bytes:
 
 
 def _sorted(value: Any) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         pairs = ((_sorted(key), _sorted(each)) for key, each in value.items())
         return dict(sorted(pairs, key=lambda pair: _encoder.encode(pair[0])))
     if isinstance(value, set | frozenset):
         return tuple(sorted(map(_sorted, value), key=_encoder.encode))
     if isinstance(value, list | tuple):
         return tuple(map(_sorted, value))
+    if isinstance(value, msgspec.Struct):
+        return _with_fields(value, _sorted)
+    if names := _field_names(value):
+        return {name: _sorted(getattr(value, name)) for name in names}
+    return _sorted(_plain_in_order(value)) if _is_model(value) else value
+
+
+def _field_names(value: Any) -> list[str]:
+    """Returns the names of the fields that are packed, if `value` is an object of a dataclass or of a class of attrs.
+    Returns [] for any other value.
+    """
     if is_dataclass(value) and not isinstance(value, type):
-        return {each.name: _sorted(getattr(value, each.name)) for each in fields(value)}
+        return [each.name for each in fields(value)]
+    return [each.name for each in getattr(type(value), "__attrs_attrs__", ()) if not each.name.startswith("_")]
+
+
+def _with_fields(value: msgspec.Struct, form: Callable[[Any], Any]) -> msgspec.Struct:
+    """Returns a copy of the Struct in which `form` has converted each field. Does not convert empty sets, because they
+    may be defaults that are not packed. Returns the Struct itself if no field changes.
+    """
+    given = {name: getattr(value, name) for name in value.__struct_fields__}
+    kept = [name for name, each in given.items() if isinstance(each, set | frozenset) and not each]
+    changed = {name: new for name, each in given.items() if name not in kept and (new := form(each)) is not each}
+    if not changed:
+        return value
+    value = copy(value)
+    for name, new in changed.items():
+        msgspec.structs.force_setattr(value, name, new)  # `replace` would call the user's __post_init__
     return value
 
 
 def in_order(value: Any) -> Any:
     """Returns a copy of the value in which each set is replaced by a sorted list, because the order of a set differs
-    between processes. Returns the value itself if it contains no sets.
+    between processes. Also looks into objects of dataclasses, of `msgspec.Struct` and of classes of attrs. Returns the
+    value itself if it contains no sets.
     """
     kind = type(value)
     if kind in _FIXED:
@@ -180,21 +231,25 @@ def in_order(value: Any) -> Any:
         inner = [in_order(each) for each in value]
         alike = {type(each) for each in inner}
         return sorted(inner) if alike in ({str}, {int}) else sorted(inner, key=_encode_sorted)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         changed = {key: new for key, each in value.items() if (new := in_order(each)) is not each}
         return {**value, **changed} if changed else value
-    if kind in (list, tuple):
+    if isinstance(value, list | tuple):
         made = [in_order(each) for each in value]
         return made if any(new is not each for new, each in zip(made, value, strict=True)) else value
-    if is_dataclass(value) and not isinstance(value, type):
-        named = {each.name: getattr(value, each.name) for each in fields(value)}
+    if isinstance(value, msgspec.Struct):
+        return _with_fields(value, in_order)
+    if names := _field_names(value):
+        named = {name: getattr(value, name) for name in names}
         made = in_order(named)
         return value if made is named else made
     return value
 
 
 def unpack(data: bytes) -> Any:
-    """Returns the value from which `pack` has made these bytes. Raises CorruptJournal if they cannot be decoded."""
+    """Returns the value from which `pack` has made these bytes. Some types come back as others (see the module).
+    Raises CorruptJournal if the bytes cannot be decoded.
+    """
     try:
         return _decoder.decode(data)
     except UNREADABLE as error:

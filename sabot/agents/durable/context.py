@@ -17,7 +17,7 @@ from sabot.clock import Clock
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.jobs.history import ACTION_TYPES, ContinueAs
 from sabot.jobs.run import JobRun
-from sabot.jobs.values import pack
+from sabot.jobs.values import in_order, pack
 from sabot.journal.entries import Answer, Signal
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool, as_tool
@@ -156,7 +156,7 @@ class DurableContext(AgentContext):
         """
         _check_type(kind)
         try:
-            body = msgspec.json.encode(dict(payload))
+            body = msgspec.json.encode(in_order(dict(payload)))
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise UserError(
                 f"ask {kind}: its payload cannot be written as JSON: {error}",

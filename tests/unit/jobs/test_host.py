@@ -179,6 +179,25 @@ async def test_a_question_parks_its_job_and_an_answer_wakes_it() -> None:
         assert jobs.agent.done["j"] == [True, {"approved": True}, "ann"]
 
 
+async def test_a_question_with_a_set_is_the_same_question_after_a_restart() -> None:
+    """Another process has the set in another order: the job was blocked, although its code was the same."""
+    home, ids = MemoryStorage(), {0, 8}
+
+    async def f(ctx: DurableContext) -> Any:
+        return (await ctx.ask("confirm", {"ids": ids})).approved
+
+    async with hosting(home, Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        (token,) = open_questions(jobs)
+    ids = {8, 0}
+    async with hosting(home, Agent(f)) as jobs:
+        await jobs.parks("j")
+        jobs.journal.post(Letter("answer", token, body=b'{"approved": true}'))
+        await jobs.over("j")
+        assert jobs.agent.done == {"j": True}
+
+
 async def test_a_job_that_parks_or_ends_leaves_nothing_to_the_garbage_collector() -> None:
     """With 100,000 parked jobs each collection stopped all others for a third of a second."""
     home, runs = MemoryStorage(), []
