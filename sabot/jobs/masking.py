@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from datetime import date, time, timedelta
 from decimal import Decimal
+from enum import Enum
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -29,16 +30,21 @@ def mask(value: Any, patterns: Sequence[str]) -> Any:
     matching part of a text is replaced. Also looks into lists, dicts, dataclasses and similar types, and into bytes
     as UTF-8. If nothing matches, returns the value itself.
 
-    Raises UserError for an object whose type it does not know, since such an object may contain a text.
+    Raises UserError for an object whose type it does not know, since such an object may contain a text. Also raises it
+    if two keys of a dict would be equal, because one of the entries would be lost.
     """
     return _without(value, [_compiled(each) for each in patterns]) if patterns else value
 
 
 def _without(value: Any, patterns: Sequence[re.Pattern[str]]) -> Any:
+    if isinstance(value, Enum):
+        shown = _without(value.value, patterns)
+        return value if shown == value.value else shown
     if isinstance(value, str):
+        shown = value
         for each in patterns:
-            value = each.sub(HIDDEN, value)
-        return value
+            shown = each.sub(HIDDEN, shown)
+        return value if shown == value else shown  # else an object of a subclass would become a plain text
     if isinstance(value, bytes):
         text = value.decode(errors="surrogateescape")
         shown = _without(text, patterns)
@@ -47,8 +53,12 @@ def _without(value: Any, patterns: Sequence[re.Pattern[str]]) -> Any:
         return value
     if isinstance(value, Mapping):
         pairs = {_without(key, patterns): _without(each, patterns) for key, each in value.items()}
-        same = len(pairs) == len(value) and all(pairs.get(key, pairs) is each for key, each in value.items())
-        return value if same else pairs
+        if len(pairs) < len(value):
+            raise UserError(
+                "texts cannot be hidden in the keys of an argument: two keys of a dict would be equal",
+                hint="give the call a list of pairs in place of the dict",
+            )
+        return value if all(pairs.get(key, pairs) is each for key, each in value.items()) else pairs
     if isinstance(value, list | tuple | set | frozenset):
         made = [_without(each, patterns) for each in value]
         if all(new is old for new, old in zip(made, value, strict=True)):

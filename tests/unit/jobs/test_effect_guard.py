@@ -5,6 +5,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -454,6 +455,28 @@ def test_hidden_looks_into_what_calls_are_given_and_leaves_the_rest_as_it_is() -
     assert mask([b"\xff is 4711"], ["4711"]) == [b"\xff is ***"], "texts in UTF-8, and what is none, stay bytes"
     with pytest.raises(UserError, match="texts cannot be hidden in an argument of type builtins"):
         mask([object()], ["4711"])
+
+
+def test_hidden_leaves_members_of_enums_that_do_not_match() -> None:
+    """A tool got the text of a member, which is not the member, because a rule had looked for another text."""
+
+    class Town(StrEnum):
+        ULM = "ulm"
+        BONN = "bonn"
+
+    class Size(Enum):
+        SMALL = "small"
+
+    given = [Town.ULM, Size.SMALL, {"town": Town.BONN}]
+    assert mask(given, ["4711"]) is given
+    assert mask(given, ["ulm"]) == ["***", Size.SMALL, {"town": Town.BONN}]
+
+
+def test_hidden_loses_no_entry_of_a_dict() -> None:
+    """A tool got one entry in place of two, because both keys were hidden."""
+    assert mask({"ann@a": 1, "bob": 2}, [r"\w+@\w"]) == {"***": 1, "bob": 2}
+    with pytest.raises(UserError, match="two keys of a dict would be equal"):
+        mask([{"ann@a": 1, "bob@b": 2}], [r"\w+@\w"])
 
 
 async def test_what_cannot_be_looked_into_is_denied_where_a_rule_hides_texts() -> None:
