@@ -206,7 +206,7 @@ def test_who_lost_the_track_is_refused(place: DeliveryPlace) -> None:
     before, after = claimed(place), place.sink()
     before.deliver(*PARTS[0])
     assert after.claim(TRACK) == Token(PARTS[0][0], "first")
-    for attempt in (lambda: before.deliver(*PARTS[1]), lambda: before.claim(TRACK)):
+    for attempt in (lambda: before.deliver(*PARTS[1]), lambda: before.claim(TRACK), lambda: before.claim(TRACK)):
         with pytest.raises(AppLocked):
             attempt()
     assert place.rows() == ALL[:7]

@@ -283,6 +283,10 @@ def test_partitions_that_are_held_give_no_rows_and_then_go_on_where_they_were(br
     for index in (0, 1):
         offsets = [record.offset for record in found if record.partition == index]
         assert offsets == list(range(len(offsets)))
+    source.hold({one})
+    source.close()
+    source.open(None)  # for another run, which holds nothing
+    assert {record.partition for record in read(source, 40)} == {0, 1}
     source.close()
 
 

@@ -80,13 +80,14 @@ class FileDelivering:
 
     def claim(self, track: Track, *, afresh: bool) -> Token | None:
         """Claims the track. If the app starts without a checkpoint (`afresh`), only checks the files: the first delivery then
-        claims the track, and makes or empties the files, since another sink may refuse the start.
+        claims the track, and makes or empties the files, since another sink may refuse the start. So does a later claim,
+        until a delivery has done that.
         """
         self.track, self._owner = track, ""
         self._check_expected()
         with self._refused():
             self._target.look()
-            if not afresh:
+            if not (afresh or self._begins):
                 return self._take(track, afresh=False)
             self._begins = True
             return self._token_before(track)

@@ -67,7 +67,7 @@ class MemorySink(Sink, TakesChanges, ChecksTypes, KeepsToken):
         again = track == self._track
         if not again:
             self._owner = object()
-        self.open()
+        self._topic = self._broker.topic(self.name)
         with step("claim", track.key):
             token = self._broker.claim(track, self._owner, again=again)
         self._track = track

@@ -92,7 +92,7 @@ class MemorySource(
                 if self.bound is not None:
                     self.bound.comes(part.index, position)
             topic.sources.add(self)
-            self._topic = topic
+            self._topic, self._held = topic, set()
 
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
         topic = self._opened()

@@ -662,6 +662,23 @@ def test_crashes_while_an_app_begins_with_nothing_leave_nothing_of_the_old(kind:
         at += 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_app_that_begins_with_nothing_does_so_also_if_its_first_delivery_fails(kind: str, tmp_path: Path) -> None:
+    place = Place(tmp_path, kind, overwrite=True)
+    live(place)
+    sink = place.sink()
+    sink.start_afresh()
+    assert sink.claim(TRACK) is None
+    (token,) = place.root.rglob(".*.token")
+    with Ledger(token).held(), pytest.raises(TransientError, match="another process is writing into it"):
+        sink.settle(0)
+    assert sink.claim(TRACK) is None
+    sink.deliver(1, [rows(10, 2)])
+    sink.finish()
+    sink.close()
+    assert place.numbers() == [10, 11]
+
+
 def test_a_file_of_another_run_is_replaced_and_never_mixed_even_by_a_process_that_goes_on(tmp_path: Path) -> None:
     """overwrite, and a crash before the first row: the next process is not told that the app has just begun."""
     place = Place(tmp_path, "file parquet", overwrite=True)
