@@ -24,7 +24,7 @@ NAMES = {  # what `from sabot.X import …` offers, by the stub of the package
 MEMBERS = {  # of a contract that more than one class fulfils: methods, properties and attributes
     "api/nodes/node.py:Node": 27,  # 058
     "checkpoint/places/base.py:Place": 28,
-    "codecs/base.py:Codec": 5,
+    "codecs/base.py:Codec": 4,
     "codecs/base.py:Format": 13,
     "connectors/base.py:Delivers": 7,  # 051
     "connectors/base.py:Sink": 6,

@@ -10,7 +10,7 @@ from sabot._cython.arrow.batch import normalise
 from sabot._cython.arrow.border import validate
 from sabot._cython.text.json import BadRow
 from sabot._cython.text.records import bytes_list
-from sabot.codecs.json import schema_of_text, schema_text
+from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 
 ROWS_MAX = 1 << 20
@@ -40,12 +40,8 @@ class ArrowCodec:
 
     @property
     def text(self) -> str | None:
-        """The schema as text for a checkpoint; `resumed` reads it."""
+        """The schema as text for a checkpoint; `Format.codec` takes it."""
         return schema_text(self._schema)
-
-    def resumed(self, text: str | None) -> "ArrowCodec":
-        """Returns a codec with this codec's schema or, if that is unknown, the schema in `text` from a checkpoint."""
-        return ArrowCodec(schema_of_text(text) if self._schema is None else self._schema)
 
     def another(self) -> "ArrowCodec":
         return ArrowCodec(self._schema)

@@ -28,7 +28,7 @@ class Codec(Protocol):
     `another`.
 
     A codec may learn from records, for example an inferred schema. Then `text` returns what it has learnt; a
-    checkpoint stores this text, and `resumed` reads it. The rows of a record depend only on the record and on what
+    checkpoint stores this text, and `Format.codec` takes it. The rows of a record depend only on the record and on what
     was learnt before it.
     """
 
@@ -40,11 +40,6 @@ class Codec(Protocol):
     def text(self) -> str | None:
         """The text that a checkpoint stores for this codec, or None if there is nothing to store: the settings are
         complete, or nothing was learnt yet.
-        """
-
-    def resumed(self, text: str | None) -> "Codec":
-        """Returns a codec with the same settings that continues with the `text` of a checkpoint. If the settings give
-        the schema, they have precedence over the text.
         """
 
     def another(self) -> "Codec":
@@ -148,7 +143,8 @@ class Format(ABC):
         self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
     ) -> Codec:
         """Returns a codec for the topic. `schema`: the columns, or None if the codec has to learn them. `columns`:
-        the columns of `schema` to decode, or None for all. `text`: the codec's text from a checkpoint, or None.
+        the columns of `schema` to decode, or None for all. `text`: the codec's text from a checkpoint, or None; a
+        schema that the settings give has precedence over it.
 
         May block to ask a registry. Raises UserError, RegistryUnavailable.
         """

@@ -43,10 +43,6 @@ class CsvCodec:
         field = f"(?:{quoted})?{plain}"
         self._one_record = f"\\A{field}(?:{_escaped(delimiter)}{field})*\\z"
 
-    def resumed(self, text: str | None) -> "CsvCodec":
-        """Returns a codec with the same settings. `text` is ignored: the codec learns nothing from records."""
-        return self.another()
-
     def another(self) -> "CsvCodec":
         return CsvCodec(*self._given)
 

@@ -76,10 +76,6 @@ class FieldCodec:
     def text(self) -> str | None:
         return self._codec.text
 
-    def resumed(self, text: str | None) -> "FieldCodec":
-        """Returns a codec with the same fields. Its codec of payloads continues with `text`."""
-        return FieldCodec(self._codec.resumed(text), self._fields)
-
     def another(self) -> "FieldCodec":
         return FieldCodec(self._codec.another(), self._fields)
 

@@ -14,7 +14,7 @@ from sabot.codecs.arrow import ArrowCodec, ArrowEncoder
 from sabot.codecs.base import Codec, Encoder, Format, LostFloats
 from sabot.codecs.csv import CsvCodec, CsvEncoder
 from sabot.codecs.csv_text import convert_options, refuse_csv_types
-from sabot.codecs.json import INFERENCE_ROWS, JsonCodec, JsonEncoder, TimesInJson
+from sabot.codecs.json import INFERENCE_ROWS, JsonCodec, JsonEncoder, TimesInJson, schema_of_text
 from sabot.codecs.raw import VALUE, RawCodec, RawEncoder
 from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.errors import UserError
@@ -45,7 +45,7 @@ class Json(Format):
     def codec(
         self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
     ) -> Codec:
-        return JsonCodec(_selected(schema, columns), self.sample_rows).resumed(text)
+        return JsonCodec(_selected(schema, columns, text), self.sample_rows)
 
     def encoder(self, topic: str) -> Encoder:
         return JsonEncoder(self.times)
@@ -167,7 +167,7 @@ class ArrowIpc(Format):
     def codec(
         self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
     ) -> Codec:
-        return ArrowCodec(_selected(schema, columns)).resumed(text)
+        return ArrowCodec(_selected(schema, columns, text))
 
     def encoder(self, topic: str) -> Encoder:
         return ArrowEncoder(self.rows, self.compression)
@@ -211,7 +211,10 @@ def agreed_format(name: str, one: Format | None, other: Format | None) -> Format
     return one or other
 
 
-def _selected(schema: pa.Schema | None, columns: Sequence[str] | None) -> pa.Schema | None:
-    if schema is None or columns is None:
+def _selected(schema: pa.Schema | None, columns: Sequence[str] | None, text: str | None) -> pa.Schema | None:
+    """Returns the columns to decode: those of `schema` or, if it is None, of a codec's `text`; None if neither is known."""
+    if schema is None:
+        return schema_of_text(text)
+    if columns is None:
         return schema
     return pa.schema([schema.field(name) for name in columns])

@@ -34,12 +34,8 @@ class JsonCodec:
 
     @property
     def text(self) -> str | None:
-        """The schema as text for a checkpoint; `resumed` reads it."""
+        """The schema as text for a checkpoint; `Format.codec` takes it."""
         return schema_text(self.schema)
-
-    def resumed(self, text: str | None) -> "JsonCodec":
-        """Returns a codec with this codec's schema or, if that is unknown, the schema in `text` from a checkpoint."""
-        return JsonCodec(schema_of_text(text) if self.schema is None else self.schema, self._sample_rows)
 
     def another(self) -> "JsonCodec":
         return JsonCodec(self.schema, self._sample_rows)

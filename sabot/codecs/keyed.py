@@ -128,9 +128,6 @@ class _KeyedCodec:
     def text(self) -> str | None:
         return self._payloads.text
 
-    def resumed(self, text: str | None) -> "_KeyedCodec":
-        return _KeyedCodec(self._payloads.resumed(text), *self._given)
-
     def another(self) -> "_KeyedCodec":
         return _KeyedCodec(self._payloads.another(), *self._given)
 

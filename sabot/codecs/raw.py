@@ -22,10 +22,6 @@ class RawCodec:
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
 
-    def resumed(self, text: str | None) -> "RawCodec":
-        """Returns a codec with the same settings. `text` is ignored: the codec learns nothing from records."""
-        return self.another()
-
     def another(self) -> "RawCodec":
         return RawCodec(self.schema)
 

@@ -99,13 +99,6 @@ class _RegistryAvro(AvroCodec):
         """The reader's schema."""
         return self._settings[0]
 
-    def resumed(self, text: str | None) -> "_RegistryAvro":
-        """Returns a codec that reads with the schema `text` from a checkpoint, or with its own schema if `text` is
-        None.
-        """
-        reader, schema_of, columns = self._settings
-        return _RegistryAvro(text or reader, schema_of, columns)
-
     def another(self) -> "_RegistryAvro":
         return _RegistryAvro(*self._settings)
 

@@ -83,11 +83,6 @@ class TableCodec:
         """The text of the payloads' codec."""
         return None if self._payloads is None else self._payloads.text
 
-    def resumed(self, text: str | None) -> "TableCodec":
-        """Returns a codec with the same settings. Its codec of payloads continues with `text`."""
-        payloads = None if self._payloads is None else self._payloads.resumed(text)
-        return TableCodec(*self._given, payloads, self._given_keys)
-
     def another(self) -> "TableCodec":
         payloads = None if self._payloads is None else self._payloads.another()
         return TableCodec(*self._given, payloads, self._given_keys)

@@ -2,7 +2,7 @@
 depends on that record alone.
 
 A codec has `schema`, `decode(records) -> (good rows, bad rows)`, `another()`, one that does the same for another thread, and `text`, what a
-checkpoint keeps of what it has learnt, for `resumed(text)`.
+checkpoint keeps of what it has learnt, for `Format.codec(…, text)`.
 """
 
 import io
@@ -360,29 +360,18 @@ def test_another_codec_does_the_same_and_has_a_life_of_its_own(case: Case) -> No
     assert decoded(codec, case.records[:4]) == decoded(other.another(), case.records[:4])
 
 
-@each_codec
-def test_a_codec_goes_on_from_what_a_checkpoint_keeps_of_it(case: Case) -> None:
-    codec = case.make()
-    expected = decoded(codec, case.records)
-    for text in (codec.text, None):  # a checkpoint that knows nothing of it yet leaves the settings
-        again = case.make().resumed(text)
-        assert again.schema.equals(codec.schema)
-        assert again.text == codec.text
-        assert decoded(again, case.records) == expected
-
-
 def test_a_schema_that_was_given_wins_over_the_one_of_a_checkpoint() -> None:
     of_checkpoint = JsonCodec(pa.schema([("other", pa.int8())])).text
-    assert JsonCodec(SCHEMA).resumed(of_checkpoint).schema == SCHEMA
+    assert Json().codec("t", SCHEMA, None, of_checkpoint).schema == SCHEMA
 
 
 def test_a_codec_that_infers_its_schema_goes_on_with_it() -> None:
     """From a checkpoint, in another thread, and in later batches."""
     codec = JsonCodec()
-    assert (codec.schema, codec.text, codec.resumed(None).schema) == (None, None, None)
+    assert (codec.schema, codec.text, Json().codec("t", None, None, None).schema) == (None, None, None)
     first = decoded_any(codec, [(b"bad", None), *((payload, None) for payload in PLAIN)])
     assert schema_of_text(codec.text) == codec.schema
-    for later in (codec, codec.another(), JsonCodec().resumed(codec.text)):
+    for later in (codec, codec.another(), Json().codec("t", None, None, codec.text)):
         assert later.schema == pa.schema([("id", pa.int64()), ("name", pa.string()), ("x", pa.float64())])
         assert decoded(later, [(payload, None) for payload in PLAIN])[0] == first == ROWS
 

@@ -134,8 +134,8 @@ def _comparable(value: Any) -> Any:
     return "nan" if isinstance(value, float) and math.isnan(value) else value
 
 
-def codec_of(case: Case, columns: list[str] | None = None) -> Any:
-    return case.format.codec("t", None if case.format.own_columns else case.schema, columns)
+def codec_of(case: Case, columns: list[str] | None = None, text: str | None = None) -> Any:
+    return case.format.codec("t", None if case.format.own_columns else case.schema, columns, text)
 
 
 @each_case
@@ -166,7 +166,7 @@ def test_the_answer_does_not_depend_on_the_batch(case: Case, data: st.DataObject
     pieces = [*encoder.encode(rows.slice(0, cut)).to_pylist(), *encoder.another().encode(rows.slice(cut)).to_pylist()]
     records = records_of(pieces)
     middle = len(pieces) // 2
-    again = codec.another().resumed(codec.text)
+    again = codec_of(case, text=codec.text).another()
     parts = [codec.decode(records.slice(0, middle))[0], again.decode(records.slice(middle))[0]]
     same(pa.concat_batches(parts), rows)
 

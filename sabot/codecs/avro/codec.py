@@ -59,10 +59,6 @@ class AvroCodec:
         """None: the codec learns nothing from records."""
         return None
 
-    def resumed(self, text: str | None) -> "AvroCodec":
-        """Returns a codec with the same settings. `text` is ignored: the codec learns nothing from records."""
-        return self.another()
-
     def another(self) -> "AvroCodec":
         writer, columns = self._given
         schema_of = None if self._writers is None else self._writers.schema_of

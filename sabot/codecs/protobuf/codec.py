@@ -58,10 +58,6 @@ class ProtobufCodec:
         """Always None, because the codec learns nothing from records that a checkpoint could store."""
         return None
 
-    def resumed(self, text: str | None) -> "ProtobufCodec":
-        """Returns a codec with the same settings. `text` is ignored: the codec learns nothing from records."""
-        return self.another()
-
     def another(self) -> "ProtobufCodec":
         message, framed, columns, schema_of = self._given
         return ProtobufCodec(message, framed=framed, columns=columns, schema_of=schema_of)
