@@ -49,10 +49,9 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
     - A folder gets further parts, and a text file further rows.
     - A file of another format is replaced by a file with the old and the new rows when that file is complete.
 
-    An app that starts without a checkpoint (`start_afresh`) drops rows that an earlier run has left unfinished. It
-    raises UserError if it would add its rows to a complete file of another format than text. With `overwrite` it
-    removes the old result first: a text file is emptied, the parts of a folder are removed, and any other file is
-    replaced when the new one is complete.
+    An app that starts without a checkpoint (`start_afresh`) drops rows that an earlier run has left unfinished, and logs
+    a warning if it adds its rows to complete ones. With `overwrite` it removes the old result first: a text file is
+    emptied, the parts of a folder are removed, and any other file is replaced when the new one is complete.
     """
 
     format = None
