@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import queue
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, closing, suppress
 from typing import Any
@@ -17,12 +18,38 @@ from sabot.codecs.records import BAD_SCHEMA, build_records, encode_json
 from sabot.connectors.base import Bounded, Positions, ReadsInParallel, Source
 from sabot.errors import SabotError, UserError
 
-_ITEMS = 1024  # what a generator may yield ahead of the reader
+_ROWS_AHEAD = 8192  # the rows that a generator may yield ahead of the reader, and the last list of them
 _RETRY_SECONDS = 0.05  # between two tries to hand an item over to a reader that is behind
 _JOIN_SECONDS = 1.0  # the time that `close` gives a generator to end
 
 _Item = tuple[Sequence[Any], int | None] | BaseException | None
 """Rows and the position after them, or None to count; the error of the generator; None at its end."""
+
+
+class _Items(queue.Queue[_Item]):
+    """A queue whose size is its number of rows, so that a generator which yields long lists does not fill the memory.
+    An item without rows counts as one.
+    """
+
+    def _init(self, maxsize: int) -> None:
+        self._items: deque[_Item] = deque()
+        self._rows = 0
+
+    def _qsize(self) -> int:
+        return self._rows
+
+    def _put(self, item: _Item) -> None:
+        self._items.append(item)
+        self._rows += _rows_of(item)
+
+    def _get(self) -> _Item:
+        item = self._items.popleft()
+        self._rows -= _rows_of(item)
+        return item
+
+
+def _rows_of(item: _Item) -> int:
+    return max(1, len(item[0])) if isinstance(item, tuple) else 1
 
 
 class GeneratorSource(Source, Bounded, ReadsInParallel):
@@ -122,7 +149,7 @@ class _Generation:
     """A generator that runs in a thread of its own, from a position on, until it ends or is stopped."""
 
     def __init__(self, function: Callable[[int], Any], position: int, name: str) -> None:
-        self.items: queue.Queue[_Item] = queue.Queue(_ITEMS)
+        self.items = _Items(_ROWS_AHEAD)
         self._name = name
         self._stopped = threading.Event()
         self._cancel: Callable[[], object] = lambda: None

@@ -143,6 +143,22 @@ async def test_a_call_that_somebody_cancels_inside_a_generator_ends_the_app_with
         await asyncio.wait_for(app.run(), 10)
 
 
+def test_a_generator_waits_for_its_reader_however_long_its_lists_are():
+    yielded = []
+
+    @App("own").source(schema=NUMBERS, bounded=True)
+    def numbers(position):
+        for page in range(200):
+            yielded.append(page)
+            yield [{"n": page}] * 5_000
+
+    numbers.open(None)
+    for read in range(1, 50):
+        assert numbers.read_batch(8_192, 10).num_rows == 5_000
+        assert len(yielded) - read < 10
+    numbers.close()
+
+
 async def test_an_agent_reads_a_generator():
     app, seen = App("own"), []
 
