@@ -46,6 +46,10 @@ class Database(ABC):
         self.left: Sequence[str] = ()
         """Columns that the app no longer writes. A row that is replaced gets their defaults, as a new row would."""
 
+    def column(self, name: str) -> str:
+        """Returns the quoted name of a column, for statements that take values."""
+        return quoted(name)
+
     def replacing(self, names: Sequence[str]) -> str:
         """Returns the action of an INSERT with these columns for a row that the table has already."""
         keys = {self.same_column(key) for key in self.keys}

@@ -44,6 +44,9 @@ class PostgresDatabase(Database):
     def name(self) -> str:
         return self._name.replace("%", "%%")
 
+    def column(self, name: str) -> str:
+        return quoted(name).replace("%", "%%")
+
     @property
     def tokens(self) -> str:
         return (self._prefix + quoted(TOKENS)).replace("%", "%%")

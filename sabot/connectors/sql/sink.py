@@ -28,7 +28,7 @@ from sabot.connectors.base import (
     Track,
 )
 from sabot.connectors.letters import as_columns
-from sabot.connectors.sql.database import Database, quoted
+from sabot.connectors.sql.database import Database
 from sabot.connectors.sql.postgres import PostgresDatabase
 from sabot.connectors.sql.rows import Columns, decoded_records, inferred_schema, last_of_each_key
 from sabot.connectors.sql.sqlite import SqliteDatabase
@@ -228,7 +228,7 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
         if not all(pa.types.is_integer(kind) or pa.types.is_string(kind) for kind in kinds.types):
             return None
         database = database_of(self.url, self.name, self._keys)
-        names, mark = ", ".join(map(quoted, self._keys)), database.mark
+        names, mark = ", ".join(map(database.column, self._keys)), database.mark
         marks = ", ".join([mark] * len(self._keys))
         found: list[pa.RecordBatch] = []
         after: tuple[object, ...] = ()
