@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from sabot._cython.text.json import BadRow
 from sabot.codecs.base import Codec, Encoder, EncodesKeys, Format, LostFloats
-from sabot.codecs.keys import Found, JsonKeys, TextKeys
+from sabot.codecs.keys import CodecKeys, Found, JsonKeys, TextKeys
 from sabot.codecs.records import RECORD_SCHEMA
 
 
@@ -59,11 +59,17 @@ class KeyAndValue(Format):
         payloads = self._payloads(schema)
         inner = self.value.codec(topic, payloads, [each for each in wanted if each in payloads.names], text)
         every = pa.schema([schema.field(name).with_nullable(True) for name in self.fields])
-        return _KeyedCodec(inner, self.key_rows(every), every, pa.schema([schema.field(name) for name in wanted]))
+        keys = self.key_rows(every, self.fields)
+        return _KeyedCodec(inner, keys, every, pa.schema([schema.field(name) for name in wanted]))
 
-    def key_rows(self, schema: pa.Schema) -> KeyRows:
-        """Returns a reader of the keys, whose columns are these."""
-        plain = pa.schema([field.with_name(self._name_in_key(field.name)) for field in schema])
+    def key_rows(self, schema: pa.Schema, wanted: Sequence[str]) -> KeyRows:
+        """Returns a reader of these columns of the keys. `schema`: the columns of all fields, and maybe others."""
+        plain = self._in_keys(schema, wanted)
+        if self.key.needs_schema:
+            fields = self._in_keys(schema, self.fields)  # in their order in the keys
+            return CodecKeys(
+                self.key.codec("the keys", fields, [each for each in plain.names if each in fields.names]), plain
+            )
         text = len(plain) == 1 and plain.field(0).type in (pa.string(), pa.binary())
         return TextKeys(plain) if text and self.key.name != "json" else JsonKeys(plain, connect=False)
 
@@ -80,6 +86,9 @@ class KeyAndValue(Format):
 
     def _payloads(self, schema: pa.Schema) -> pa.Schema:
         return pa.schema([field for field in schema if field.name not in self.fields])
+
+    def _in_keys(self, schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
+        return pa.schema([schema.field(name).with_name(self._name_in_key(name)) for name in columns])
 
     def _name_in_key(self, column: str) -> str:
         return column.removeprefix(self.prefix)
@@ -154,4 +163,4 @@ def key_rows_of(format: Format, schema: pa.Schema, keys: Sequence[str]) -> KeyRo
     """Returns the reader of the keys of records that a format brings, or None. `keys`: the columns of the key in `schema`."""
     if not isinstance(format, KeyAndValue):
         return None
-    return format.key_rows(pa.schema([schema.field(name) for name in keys]))
+    return format.key_rows(schema, keys)

@@ -1,5 +1,6 @@
 """Decodes the keys of records into the key columns of a table: the inverse of `codecs.records.record_keys`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -7,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.text.json import JsonDecoder
+from sabot._cython.text.json import BadRow, JsonDecoder
 from sabot._cython.text.records import bytes_list
+from sabot.codecs.base import Codec
 from sabot.codecs.connect import SCHEMAS, ConnectTypes, by_schema, types_of
 
 _SEVERAL = "the record's key cannot be read: it is not a single JSON value"
@@ -35,6 +37,23 @@ class TextKeys:
                     texts.append(None)
                     wrong[row] = f"the record's key is not UTF-8: {error.reason} at byte {error.start}"
             return [pa.array(texts, self._kind)], wrong
+
+
+class CodecKeys:
+    """A reader of keys that are records of a format themselves, such as CSV: `codec` decodes each key as a payload.
+    `schema`: the key columns; those that the codec does not give are null.
+    """
+
+    def __init__(self, codec: Codec, schema: pa.Schema) -> None:
+        self._codec = codec
+        self._schema = schema
+
+    def read(self, keys: pa.Array) -> Found:
+        there = np.flatnonzero(np.asarray(keys.is_valid()))
+        data, refused = self._codec.decode(pa.RecordBatch.from_arrays([keys.drop_null()], names=["payload"]))
+        columns, wrong = _spread(data, refused, there, len(keys))
+        found = dict(zip(data.schema.names, columns, strict=True))
+        return [found.get(field.name, pa.nulls(len(keys), field.type)) for field in self._schema], wrong
 
 
 class JsonKeys:
@@ -96,13 +115,8 @@ class JsonKeys:
 
     def _decode(self, keys: pa.Array, way: int) -> Found:
         there = np.flatnonzero(np.asarray(keys.is_valid()))
-        read, refused = self._decoders[way].decode(keys.drop_null())
-        wrong = {int(there[each.row]): f"the record's key cannot be read: {each.reason}" for each in refused}
-        there = np.delete(there, [each.row for each in refused])
-        places = np.full(len(keys), -1)
-        places[there] = np.arange(len(there))
-        spread = read.take(pa.array(places, mask=places < 0))
-        return spread.column(0).flatten() if way else spread.columns, wrong
+        columns, wrong = _spread(*self._decoders[way].decode(keys.drop_null()), there, len(keys))
+        return columns[0].flatten() if way else columns, wrong
 
     def _objects(self, keys: pa.Array, alone: pa.Field) -> tuple[pa.Array, dict[int, str]]:
         """Wraps bare values as objects. Returns them, and the error of each row whose key is not one value. The check
@@ -127,6 +141,17 @@ class JsonKeys:
             single[list(several)] = False
             found = pc.if_else(pa.array(single), found, pa.nulls(len(keys), found.type))
         return found, several
+
+
+def _spread(read: pa.RecordBatch, refused: Sequence[BadRow], there: Any, count: int) -> Found:
+    """Returns the columns of keys that were decoded, with null where there is no key, and the errors of the others.
+    `there`: the rows of the decoded keys, bad ones included, among `count` rows.
+    """
+    wrong = {int(there[each.row]): f"the record's key cannot be read: {each.reason}" for each in refused}
+    there = np.delete(there, [each.row for each in refused])
+    places = np.full(count, -1)
+    places[there] = np.arange(len(there))
+    return read.take(pa.array(places, mask=places < 0)).columns, wrong
 
 
 def _joined(before: bytes, values: pa.Array, after: bytes) -> Any:

@@ -98,9 +98,9 @@ def with_keys(
         return format, first
     fields = given or tuple(each.text for each in statement.key)
     alone = _check_key_columns(statement, place, form, fields, prefix, in_value=in_value)
-    if reads and in_value and not (statement.key and form == "json" and alone in _TEXTS):
-        # The payloads have the columns of the key. A tombstone has its key alone, which the engine reads in each of these
-        # forms, but takes a text as it is.
+    plain = form == "raw" or (form == "json" and alone not in _TEXTS)
+    if reads and in_value and (plain or not statement.key):
+        # The payloads have the columns of the key. A tombstone has its key alone, which the engine reads in these forms.
         return format, first
     value = format if isinstance(format, Format) else _KEYS.get(format or "json")
     if value is None and in_value:
@@ -110,8 +110,6 @@ def with_keys(
         what = f"keys in {form}" if key is None else f"keys beside payloads in {value.name if value else format}"
         message = f"{what} cannot be {'read' if reads else 'written'} as these options say"
         raise SqlFault(options.span, message, "'key.format' = 'json' and 'value.format' = 'json'")
-    if reads and form == "csv" and alone is None:
-        raise SqlFault(options.span, "keys of several columns in CSV cannot be read", "'key.format' = 'json'")
     return KeyAndValue(value, key, fields, prefix, in_value), first
 
 

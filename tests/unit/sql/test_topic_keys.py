@@ -1,6 +1,7 @@
 """Keys of records in tables of SQL: 'key.format', 'key.fields', 'key.fields-prefix' and 'value.fields-include', as in Flink."""
 
 import json
+from datetime import datetime
 
 import pytest
 
@@ -99,6 +100,21 @@ async def test_a_column_is_read_from_keys_of_text(app, form, key, type):
     assert found == [{"id": key if type == "STRING" else int(key), "s": "x"}]
 
 
+@pytest.mark.parametrize("fields", ["name", "id;name", "at;name"])
+async def test_keys_in_csv_are_read_as_they_were_written(app, fields):
+    """The key "a,b" came with its quotes as the name, and keys of several columns were refused."""
+    columns, key = "id BIGINT, name STRING, at TIMESTAMP(3), n BIGINT", KEY.format("csv", fields)
+    at = datetime(2024, 1, 1, 0, 0, 0, 500_000)
+    rows = [
+        {"id": n, "name": name, "at": at, "n": n} for n, name in enumerate(("a,b", '5" disk', "", "ada", "2\nlines"))
+    ]
+    given = app.stream(rows, schema={"id": "int64", "name": "string", "at": "timestamp[ms]", "n": "int64"})
+    app.sql(table(columns, key, APART) + "INSERT INTO t SELECT * FROM given", given=given)
+    await app.run()
+    again = App("again", app.broker)
+    assert again.sql(table(columns, key, APART, BOUNDED) + "SELECT * FROM t").collect().to_pylist() == rows
+
+
 CUSTOMERS = "name STRING, city STRING, PRIMARY KEY (name) NOT ENFORCED"
 
 
@@ -110,6 +126,26 @@ async def test_a_table_of_flink_with_keys_in_json_is_read_and_its_rows_are_delet
         row = ({"name": name} if whole else {}) | {"city": city}
         await app.send("t", row if city else None, key=json.dumps({"name": name}))
     text = table(CUSTOMERS, "'key.format' = 'json'", apart, BOUNDED, connector="upsert-kafka")
+    assert app.sql(text + "SELECT name, city FROM t").materialize().collect().to_pylist() == [
+        {"name": "bob", "city": "Bonn"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("primary", "fields", "keys"),
+    [
+        ("name", "name", ('"a,b"', "bob")),
+        ("name, city", "name;city", ('"a,b",Ulm', "bob,Bonn")),
+        ("name, city", "city;name", ('Ulm,"a,b"', "Bonn,bob")),
+    ],
+)
+async def test_a_tombstone_with_its_key_in_csv_deletes_the_row(app, primary, fields, keys):
+    """Its key was taken as a text with quotes, or as JSON, so that the row stayed."""
+    ada = {"name": "a,b", "city": "Ulm"}
+    for row, key in ((ada, keys[0]), ({"name": "bob", "city": "Bonn"}, keys[1]), (None, keys[0])):
+        await app.send("t", row, key=key)
+    columns = f"name STRING, city STRING, PRIMARY KEY ({primary}) NOT ENFORCED"
+    text = table(columns, KEY.format("csv", fields), BOUNDED, connector="upsert-kafka")
     assert app.sql(text + "SELECT name, city FROM t").materialize().collect().to_pylist() == [
         {"name": "bob", "city": "Bonn"}
     ]
