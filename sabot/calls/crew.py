@@ -158,6 +158,14 @@ class Worker(Generic[T]):
         """
         return list(self.queue) if self.item is None else [self.item, *self.queue]
 
+    def replaced(self) -> "Worker[T]":
+        """Returns a worker that continues with the items of this one, whose call does not end. The task of this worker
+        ends after that call, without using its outcome.
+        """
+        worker = Worker(self.queue)
+        worker.item, self.item, self.task = self.item, None, None
+        return worker
+
     def rouse(self) -> None:
         """Wakes the worker, because an item was put into its queue."""
         waiter = self.waiter
@@ -245,7 +253,7 @@ class Crew(Generic[T]):
         logs the error of the task, if it has one.
         """
         error = None if task.cancelled() else task.exception()
-        if not self._stopping and not self._over:
+        if not self._stopping and not self._over and worker.task is task:
             self._calls.worker_ended(worker.item, error)
         elif error is not None:
             _log.error("%s: a call ended with an error when it was cancelled", self.name, exc_info=error)
@@ -437,6 +445,8 @@ class Crew(Generic[T]):
                 raise
             except BaseException as error:
                 failure = error
+            if worker.task is not task:  # the call was left behind, and the crew has started again
+                return
             worker.started = math.inf
             made += 1
             if waited or failure is not None:

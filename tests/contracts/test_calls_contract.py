@@ -4,6 +4,7 @@ The event loop is simulated: who goes next is decided by a seed, and time is vir
 """
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import itertools
@@ -431,6 +432,43 @@ def test_a_call_that_refuses_to_be_cancelled_is_left_behind_and_named(own_queues
         assert asyncio.get_running_loop().time() - before == pytest.approx(crew.CANCEL_SECONDS, abs=0.5)
         assert calling.crew.left_behind == [(0, 0)]
         refuses = False
+
+    simulated(main)
+
+
+@both
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_call_that_was_left_behind_does_nothing_more_when_the_crew_has_started_again(own_queues, fails):
+    """Its late end counted too: the item ended twice, and its worker made two calls at once."""
+
+    async def main():
+        let_go, refusing = asyncio.Event(), [(0, 0)]
+
+        async def call(item):
+            if item not in refusing:
+                await asyncio.sleep(100)
+                return "again"
+            refusing.clear()
+            while not let_go.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await let_go.wait()
+            if fails:
+                raise ValueError("late")
+            return "late"
+
+        calling = Calling(call, own_queues=own_queues, concurrency=2)
+        calling.give((0, 0), (1, 1), (0, 2), (1, 3))
+        await asyncio.sleep(1)
+        await calling.crew.close()
+        assert calling.crew.left_behind == [(0, 0)]
+        calling.crew.start()
+        await asyncio.sleep(1)
+        let_go.set()
+        await calling.finished(4)
+        await asyncio.sleep(1000)
+        assert sorted(calling.done) == [(item, "again") for item in [(0, 0), (0, 2), (1, 1), (1, 3)]]
+        assert (calling.lost, calling.attempts_failed, calling.unexpected) == ([], [], [])
+        await calling.crew.close()
 
     simulated(main)
 
