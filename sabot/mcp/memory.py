@@ -345,19 +345,24 @@ class Memory:
         """
         scope, text = _scope(scope), without_secrets(_text(text))
         labels, now_ms = _tags(tags), int(self._clock.time() * 1000)
-        id, found = await self._standing(scope, id_of(text))
-        if found is None and await self._store.count(scope) >= _MEMORIES_MOST:
-            raise UserError(
-                f"memory {scope!r} holds {_MEMORIES_MOST:,} texts, the most that it may", hint="forget some"
-            )
         new: StoredMemory = {"text": text, "tags": [], "stored_ms": now_ms, "also": []}
+        is_stored = False
+        while not is_stored:
+            id, record = await self._standing(scope, id_of(text))
+            if record is None and await self._store.count(scope) >= _MEMORIES_MOST:
+                raise UserError(
+                    f"memory {scope!r} holds {_MEMORIES_MOST:,} texts, the most that it may", hint="forget some"
+                )
 
-        def add(found: dict[str, StoredMemory]) -> Mapping[str, StoredMemory]:
-            record = found.get(id, new)
-            merged = "into" in record  # another process may have merged it meanwhile
-            return {} if merged else {id: record | {"tags": sorted({*record["tags"], *labels})[:_TAGS_MOST]}}
+            def add(
+                found: dict[str, StoredMemory], id: str = id, before: StoredMemory | None = record
+            ) -> Mapping[str, StoredMemory]:
+                nonlocal is_stored
+                is_stored = found.get(id) == before  # else another process has changed or merged it meanwhile
+                record = before or new
+                return {id: record | {"tags": sorted({*record["tags"], *labels})[:_TAGS_MOST]}} if is_stored else {}
 
-        await self._store.change(scope, [id], add)
+            await self._store.change(scope, [id], add)
         return id
 
     async def search(self, scope: str, query: str, limit: int = 10) -> list[FoundMemory]:
@@ -411,12 +416,20 @@ class Memory:
         """Removes the memory with this id, together with the older texts that were merged into it. If the memory was
         itself merged into another one, removes the other one. Returns True if there was one, else False.
         """
-        scope = _scope(scope)
-        standing, record = await self._standing(scope, checked_text(id, "memory: id"))
-        if record is None:
-            return False
-        gone = [standing, *(each for each, _, _ in record["also"])]
-        await self._store.change(scope, gone, dict.fromkeys)
+        scope, id, is_removed = _scope(scope), checked_text(id, "memory: id"), False
+        while not is_removed:
+            standing, record = await self._standing(scope, id)
+            if record is None:
+                return False
+
+            def remove(
+                found: dict[str, StoredMemory], standing: str = standing, record: StoredMemory = record
+            ) -> Mapping[str, None]:
+                nonlocal is_removed
+                is_removed = found.get(standing) == record  # else another process has changed or merged it meanwhile
+                return dict.fromkeys(found) if is_removed else {}
+
+            await self._store.change(scope, [standing, *(each for each, _, _ in record["also"])], remove)
         return True
 
     def tools(self, scope: str = "default") -> list[Tool]:

@@ -126,6 +126,42 @@ async def test_scopes_do_not_see_one_another(memory: Memory) -> None:
     assert (await memory.retrieve("ada", kept))["text"] == "Salary is 5"
 
 
+class Interrupted:
+    """A store in which another process consolidates just before the first change."""
+
+    def __init__(self, home: MemoryStore) -> None:
+        self._home, self._other = home, Memory(home)
+        self.read, self.count, self.search = home.read, home.count, home.search
+
+    async def change(self, *asked: Any) -> None:
+        if self._other is not None:
+            other, self._other = self._other, None
+            await other.consolidate("s")
+        await self._home.change(*asked)
+
+
+async def test_a_memory_that_is_merged_while_it_is_forgotten_is_forgotten(
+    memory: Memory, home: MemoryStore, clock: ManualClock
+) -> None:
+    """Its text stayed as an earlier wording of the other one, and forget() said that it was removed."""
+    words = "the card of Ann ends in one two three four"
+    older, newer = await told(memory, clock, words, f"{words} five")
+    assert await Memory(Interrupted(home)).forget("s", older)
+    assert await memory.search("s", "card") == []
+    for each in (older, newer):
+        with pytest.raises(UserError, match="has nothing under"):
+            await memory.retrieve("s", each)
+
+
+async def test_a_memory_that_is_merged_while_it_gets_a_tag_has_the_tag(
+    memory: Memory, home: MemoryStore, clock: ManualClock
+) -> None:
+    words = "the gateway checks the token of each login"
+    older, newer = await told(memory, clock, words, f"{words} twice")
+    assert await Memory(Interrupted(home)).store("s", words, ["auth"]) == newer
+    assert (await memory.retrieve("s", older))["tags"] == ["auth"]
+
+
 async def test_consolidated_the_newest_wording_stands_and_all_others_are_kept(
     memory: Memory, clock: ManualClock
 ) -> None:
