@@ -96,6 +96,7 @@ class SharedAccounts:
         self._working: asyncio.Task[None] | None = None
         self._beating: asyncio.Task[None] | None = None
         self._failed: Exception | None = None
+        self._closed = False
 
     def set_budget(self, budget: Budget) -> None:
         """Does nothing, because each step that is sent to the owner contains the budget."""
@@ -205,8 +206,10 @@ class SharedAccounts:
         seconds, or refuses, the requests are dropped without an error. Calls that are not finished keep their
         reservations in the owner. When the lease of this process has ended, the owner replaces each of these
         reservations by a row of type "doubt": the outcome of the call is not known. When another process later
-        continues the job, it replaces the row by one with the known outcome.
+        continues the job, it replaces the row by one with the known outcome. A request that comes later is sent, but
+        the lease is not renewed any more.
         """
+        self._closed = True
         beating, self._beating = self._beating, None
         if beating is not None:
             beating.cancel()
@@ -246,7 +249,7 @@ class SharedAccounts:
         if self._working is None:
             loop = asyncio.get_running_loop()
             self._working = loop.create_task(self._work(), name="shared budgets")
-            if self._beating is None:
+            if self._beating is None and not self._closed:
                 self._beating = loop.create_task(self._beats(), name="lease of shared budgets")
 
     async def _beats(self) -> None:

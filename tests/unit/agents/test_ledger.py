@@ -472,6 +472,17 @@ async def test_rows_that_cannot_be_written_count_and_wait(caplog: pytest.LogCapt
     assert [event.event_id for event in writer.events] == ["1"]
 
 
+async def test_a_shared_ledger_that_was_closed_renews_no_lease_for_a_late_release() -> None:
+    """The task that renews it began again, and never ended: what other calls had reserved was held for ever."""
+    accounts = ledger(writer=InMemoryLedgerWriter(shared=True), max_tokens_daily=100)
+    for call in ("late", "lost"):
+        accounts.hold(call, "tenant", Amounts(40))
+    await accounts.close()
+    accounts.release("late", "tenant")
+    assert (await accounts.standing("tenant")).reserved.tokens == 40
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 async def test_what_is_recorded_while_the_account_is_opened_counts_once() -> None:
     class Slow(InMemoryLedgerWriter):
         async def used(self, scope_id: str, since_ms: int) -> Amounts:
