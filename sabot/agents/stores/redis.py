@@ -511,10 +511,10 @@ class RedisActionStore(ActionStore):
 _SHOW = """
 local status = redis.call('HGET', KEYS[1], 'status')
 local closing = redis.call('HGET', KEYS[1], 'closing')
-if not status then
-  redis.call('HSET', KEYS[1], 'action', ARGV[1], 'expires', ARGV[2], 'status', 'pending')
+if not status then  -- the status is written last: if a command is refused, the next call writes all of it
   redis.call('HSET', KEYS[3], ARGV[6], ARGV[5])
   redis.call('ZADD', KEYS[4], redis.call('INCR', KEYS[2]), ARGV[5])
+  redis.call('HSET', KEYS[1], 'action', ARGV[1], 'expires', ARGV[2], 'status', 'pending')
 end
 if ARGV[3] ~= 'pending' then redis.call('HSET', KEYS[1], 'status', ARGV[3], 'closing', ARGV[4]) end
 return {status or '', closing or ''}
