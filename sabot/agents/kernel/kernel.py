@@ -340,9 +340,9 @@ class RuntimeKernel:
         )
 
     async def take_over(self, taken: Sequence[Entry]) -> ExecutionHandle:
-        """Begins a new job with the entries `taken`, which were copied from the history of another job (see
-        `StateManager.restore`), and returns its handle. The new job continues after these entries. First waits until
-        fewer than `max_jobs` jobs run.
+        """Begins a new job with the entries `taken`, which `StateManager.restore` has copied from the history of another
+        job, and returns its handle. The entries have the id of the new job, which no other job may have. The new job
+        continues after these entries. First waits until fewer than `max_jobs` jobs run.
 
         Raises NonDeterminism, and begins nothing, if the present code of the agent requests other effects than these
         entries have. Raises UserError if `taken` is no such history, or is of an agent that this kernel does not have.
@@ -350,7 +350,8 @@ class RuntimeKernel:
         begin = taken[0] if isinstance(taken, Sequence) and taken else None
         if not isinstance(begin, Begin):
             raise UserError(
-                f"take_over: taken={short_repr(taken)}", hint="await StateManager(kernel).restore(job_id) makes it"
+                f"take_over: taken={short_repr(taken)}",
+                hint="await StateManager(kernel).restore(job_id) begins such a job",
             )
         host = await self._started()
         agent = self._agent(begin.agent.removeprefix(f"{self.name}."))
