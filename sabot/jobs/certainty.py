@@ -5,6 +5,7 @@
    ConnectionRefusedError              not_sent
    TimeoutError, ConnectionResetError  unknown     the service may have done it
    Declined("…") from TimeoutError     unknown     the cause of an error counts; `from None` if the tool knows better
+   an answer with the status 504       unknown     a gateway has answered, and does not know whether the service has done it
 
 Errors of client libraries are recognized by name, so that none has to be installed. An error of an unknown library that
 has a time-out or a connection in its name counts as unknown: asking a person in vain costs less than making a call
@@ -32,6 +33,7 @@ class Certainty(StrEnum):
 
 _DONE, _NOT_SENT, _UNKNOWN = Certainty
 _CAUSE = "cause"  # the cause decides; without a cause, nobody knows
+_STATUS = "status"  # the status of the answer decides
 
 # By package and class. The classes of an error are looked up from the most special one up.
 _KNOWN: dict[str, dict[str, Certainty | str]] = {
@@ -54,8 +56,9 @@ _KNOWN: dict[str, dict[str, Certainty | str]] = {
     "socket": {"gaierror": _NOT_SENT, "herror": _NOT_SENT},
     "ssl": {"SSLCertVerificationError": _NOT_SENT, "SSLError": _UNKNOWN},
     "subprocess": {"TimeoutExpired": _UNKNOWN},
-    "urllib": {"HTTPError": _DONE, "ContentTooShortError": _UNKNOWN, "URLError": _CAUSE},
+    "urllib": {"HTTPError": _STATUS, "ContentTooShortError": _UNKNOWN, "URLError": _CAUSE},
     "httpx": {
+        "HTTPStatusError": _STATUS,
         "ConnectError": _NOT_SENT,
         "ConnectTimeout": _NOT_SENT,
         "PoolTimeout": _NOT_SENT,
@@ -76,6 +79,7 @@ _KNOWN: dict[str, dict[str, Certainty | str]] = {
         "ConnectionError": _CAUSE,
         "Timeout": _UNKNOWN,
         "ChunkedEncodingError": _UNKNOWN,
+        "HTTPError": _STATUS,
         "RequestException": _DONE,
     },
     "urllib3": {
@@ -93,12 +97,17 @@ _KNOWN: dict[str, dict[str, Certainty | str]] = {
         "ServerFingerprintMismatch": _NOT_SENT,
         "ClientConnectionError": _UNKNOWN,
         "ClientPayloadError": _UNKNOWN,
+        "ClientResponseError": _STATUS,
     },
-    "openai": {"APIConnectionError": _CAUSE},
-    "anthropic": {"APIConnectionError": _CAUSE},
+    "grpc": {"RpcError": _STATUS},
+    "openai": {"APIConnectionError": _CAUSE, "APIStatusError": _STATUS},
+    "anthropic": {"APIConnectionError": _CAUSE, "APIStatusError": _STATUS},
     "psycopg": {"OperationalError": _UNKNOWN},
     "psycopg2": {"OperationalError": _UNKNOWN},
 }
+# Those of a gateway that got no answer from the service, or lost it (HTTP; 520 and 524 are Cloudflare's), and those with
+# which a client of gRPC reports that itself. A 500 or 503 comes from the service: it has failed, or has refused the call.
+_DOUBTFUL_STATUS = {502, 504, 520, 524, "CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE"}
 _DOUBTFUL_NAME = re.compile(
     r"time(d)?_?out|connection_?(error|reset|lost|closed|aborted|broken)|disconnect|broken_?pipe", re.IGNORECASE
 )
@@ -131,20 +140,37 @@ def certainty_of(error: BaseException) -> Certainty:
 
 
 def _said_by(error: BaseException) -> Certainty | str | None:
-    """Returns what the class of this error says about the call. Does not look at the causes of the error.
+    """Returns what this error says about the call. Does not look at the causes of the error.
 
-    - Returns a Certainty if the class alone decides.
+    - Returns a Certainty if the class decides, or the status of the answer that the error has.
     - Returns _CAUSE if the class wraps other errors, so that the cause of the error decides.
     - Returns None if the class is unknown. The error is then taken for one of the tool itself, raised after the call
       was made, unless a cause says otherwise.
     """
     for kind in type(error).__mro__:
         known = _KNOWN.get(kind.__module__.partition(".")[0], {}).get(kind.__name__)
+        if known is _STATUS:
+            return _UNKNOWN if _status_of(error) in _DOUBTFUL_STATUS else _DONE
         if known is not None:
             return known
     if isinstance(error, OSError) and error.errno in _SOCKET_ERRORS:
         return _UNKNOWN
     return _UNKNOWN if any(_DOUBTFUL_NAME.search(kind.__name__) for kind in type(error).__mro__) else None
+
+
+def _status_of(error: BaseException) -> int | str | None:
+    """Returns the status of the answer that an error of a client library has: a number of HTTP, or the name of a status
+    of gRPC. Returns None if it has none.
+    """
+    for holder in (error, getattr(error, "response", None)):
+        for name in ("status_code", "status", "code"):
+            status = getattr(holder, name, None)
+            status = status() if callable(status) else status
+            if isinstance(status, int):
+                return status
+            if isinstance(said := getattr(status, "name", None), str):
+                return said
+    return None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -8,6 +8,9 @@ import socket
 import ssl
 import subprocess
 import urllib.error
+from enum import Enum
+from http import HTTPStatus
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,6 +25,15 @@ def named(path: str, *bases: type[BaseException], module: str = "exceptions") ->
     package, _, name = path.rpartition(".")
     return type(name, bases or (Exception,), {"__module__": f"{package}.{module}"})
 
+
+def answered(path: str, base: str = "", **facts: object) -> BaseException:
+    """An error of a client library that has the status of an answer, as an attribute, a method, or in its response."""
+    error = named(path, *([named(base)] if base else []))("said")
+    error.__dict__.update(facts)
+    return error
+
+
+GrpcStatus = Enum("GrpcStatus", "DEADLINE_EXCEEDED UNAVAILABLE ALREADY_EXISTS")
 
 HTTPX_TRANSPORT = named(
     "httpx.TransportError", named("httpx.RequestError", named("httpx.HTTPError")), module="_exceptions"
@@ -125,6 +137,28 @@ def test_errors_of_python(error: BaseException, certainty: Certainty) -> None:
 )
 def test_errors_of_client_libraries(kind: type[BaseException], certainty: Certainty) -> None:
     assert certainty_of(kind("said")) is certainty
+
+
+@pytest.mark.parametrize(
+    ("error", "certainty"),
+    [
+        (answered("httpx.HTTPStatusError", response=SimpleNamespace(status_code=504)), UNKNOWN),
+        (answered("httpx.HTTPStatusError", response=SimpleNamespace(status_code=503)), DONE),
+        (answered("requests.HTTPError", response=SimpleNamespace(status_code=HTTPStatus.BAD_GATEWAY)), UNKNOWN),
+        (answered("requests.HTTPError", response=None), DONE),
+        (answered("aiohttp.ContentTypeError", "aiohttp.ClientResponseError", status=502), UNKNOWN),
+        (answered("aiohttp.ClientResponseError", status=422), DONE),
+        (answered("openai.InternalServerError", "openai.APIStatusError", status_code=524), UNKNOWN),
+        (answered("grpc.AioRpcError", "grpc.RpcError", code=lambda: GrpcStatus.DEADLINE_EXCEEDED), UNKNOWN),
+        (answered("grpc.AioRpcError", "grpc.RpcError", code=lambda: GrpcStatus.UNAVAILABLE), UNKNOWN),
+        (answered("grpc.AioRpcError", "grpc.RpcError", code=lambda: GrpcStatus.ALREADY_EXISTS), DONE),
+        (urllib.error.HTTPError("http://x", 504, "late", None, None), UNKNOWN),  # type: ignore[arg-type]
+    ],
+    ids=lambda value: f"{type(value).__name__}-{value}",
+)
+def test_an_answer_of_a_gateway_says_nothing_about_the_service(error: BaseException, certainty: Certainty) -> None:
+    assert certainty_of(error) is certainty
+    assert certainty_of(raised(ValueError("no receipt"), error, explicit=True)) is certainty
 
 
 @pytest.mark.parametrize(
