@@ -113,8 +113,8 @@ class AgentEffects(Protocol):
 
     def stream(self, spec: RequestSpec, /) -> AsyncGenerator[Piece, None]:
         """Asks the model, and yields its answer in pieces. The last piece contains the whole answer as a Completion.
-        Raises ModelError if the model gives no answer; BudgetExceeded or PolicyDenied if the call is not allowed. In a
-        job, an EffectError stands for each of them.
+        Raises ModelError if the model gives no answer; BudgetExceeded, PolicyDenied, or in a job another EffectError if
+        the call is not allowed or cannot be made.
         """
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
@@ -174,9 +174,9 @@ class Agent:
           oldest messages, "summarize" replaces them by a summary that the model writes, "refuse" raises
           ContextLengthExceeded.
         - `model`, `temperature`, `max_tokens`, `options`: the fields with these names of each RequestSpec.
-        - `use_middleware`: with False, `tool_timeout` and `max_tool_retries` have no effect. With True they have, and
-          outside of a job the engine's logging, budget and telemetry are also applied to tool calls. Model calls have
-          the engine's middleware in both cases.
+        - `use_middleware`: True to apply `tool_timeout` and `max_tool_retries` to tool calls, and outside of a job also
+          the engine's logging, budget and telemetry. False to apply none of these to tool calls. Model calls always
+          pass through the engine's middleware.
 
         Raises UserError for arguments that are not valid, and if two tools have the same name.
         """

@@ -96,8 +96,9 @@ class AgentModel:
         return await self._alone.call(tool, arguments)
 
     async def answer_all(self, requests: Sequence[RequestSpec], output: Schema | None) -> Sequence[Said]:
-        """Asks the model each request, and returns the answers in the order of the requests. If a request has failed,
-        the list has its error in place of an answer. `output`: the schema by which the answers are decoded, or None.
+        """Sends each request to the model, and returns the answers in the order of the requests. If a request has
+        failed, the list has its error in place of an answer. `output`: the schema by which the answers are decoded, or
+        None.
         """
         return await self.engine.complete_many(requests, output=output, errors="return")
 

@@ -31,9 +31,14 @@ Group = tuple[ChatMessage, ...]
 class Conversation:
     """The messages of earlier runs of an agent, without its instructions.
 
-    A run that succeeds adds all its messages. A run that fails or is cancelled adds only its prompt and its complete
-    turns, or nothing if it has no complete turn. A turn is complete if each of its tool calls has a result. Messages
-    that were left out because they did not fit into the context window are removed, and not added.
+    At the end of a run, the agent adds messages:
+
+    - If the run has succeeded, all its messages.
+    - If it has failed or was cancelled, its prompt and its complete turns; nothing if it has no complete turn. A turn
+      is complete if each of its tool calls has a result.
+
+    Messages that did not fit into the context window are not kept. Those of the run are not added, and those of earlier
+    runs are removed.
     """
 
     def __init__(self, messages: Iterable[ChatMessage] = ()) -> None:

@@ -47,8 +47,8 @@ class DirectTools:
             return await self.make(tool, arguments)
 
     async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        """Calls the tool's function `tool.func`, and repeats the call after a failure as `call` does. For a tool with
-        the function `converse`, which makes a call in several steps, `converse` calls this method for each step.
+        """Calls the function `tool.func`, with the same repetitions after a failure and the same errors as `call`. The
+        function `converse` of a tool calls this method once for each step of the tool call.
         """
         self._calls += 1
         number, attempt = self._calls, 1

@@ -19,13 +19,12 @@ class ExecutionEngine(Engine):
     - `limits`: the limits of requests, which apply to each provider separately.
     - `breaker`: how many failures in a row stop the requests to a provider, and for how long. Without fallbacks the
       default is None; with fallbacks it is `CircuitBreaker()`.
-    - `retries`: the number of further attempts after a TransientError, for each provider that is asked; with 0 each
-      provider is asked once only. A CircuitOpen is never repeated.
+    - `retries`: the number of further attempts after a TransientError, for each provider that is asked. A CircuitOpen
+      is never repeated. With 0 no call is repeated, whatever the error.
     - `backoff`: the wait before the second attempt. Each later wait is twice as long, at most 30 seconds. A random part
       of up to one half is subtracted from each wait, and the time for which the provider asks (`Retry-After`) is added.
-    - `patience`: the time, from the first attempt with a provider on, during which a call is repeated if this provider
-      answers 429 (too many requests). These repetitions are not counted in `retries`. But with `retries=0` they are
-      not made either.
+    - `patience`: how long a call is repeated while the provider answers 429 (too many requests). The time begins with
+      the first attempt with this provider. Repetitions after a 429 are not counted in `retries`.
     - `timeout`: the time limit of one attempt; for a stream, of the wait for each piece. None for no limit.
     - `total_timeout`: the time limit of a call with all its attempts and waits, or None for no limit.
     - `max_answer_bytes`: the most bytes of an answer as it is received, with its JSON (about 300 bytes for each piece
@@ -35,9 +34,9 @@ class ExecutionEngine(Engine):
     - `budget`: a budget for all calls of the engine together. It also counts the tool calls of the engine's agents
       outside of jobs.
     - `prices`: the prices of tokens. By default those of the package genai-prices, if it is installed (extra `llm`).
-    - `middleware`: the layers around each call, the outermost first: names in the list MIDDLEWARE, or functions. The
-      options `timeout` and `total_timeout` have no effect without the layer "timeout"; `retries`, `backoff` and
-      `patience` none without "retry"; `budget` none without "budget".
+    - `middleware`: the layers around each call, the outermost first: names in the list MIDDLEWARE, or functions.
+      Without the layer "timeout", `timeout` and `total_timeout` have no effect. Without "retry", `retries`, `backoff`
+      and `patience` have none. Without "budget", `budget` has none.
     - `clock`, `sleep`, `seed`: for tests. `seed` makes the random waits repeatable.
 
     Raises UserError for arguments that are not valid.
@@ -50,7 +49,8 @@ class ExecutionEngine(Engine):
         return AgentModel(self)
 
     def stream_step(self, node: Node, prompt: Any, *how: Any) -> MapLlm:
-        """Returns the node of the plan for `Stream.map_llm`, which calls this method. `how`: the further positional
-        arguments of `map_llm_node`, after the engine. Raises UserError for arguments that are not valid.
+        """Returns the node of the plan that executes `Stream.map_llm`. `Stream.map_llm` calls this method of the engine
+        that it was given. `how`: the further positional arguments of `map_llm_node`, after the engine. Raises UserError
+        for arguments that are not valid.
         """
         return map_llm_node(node, prompt, self, *how)

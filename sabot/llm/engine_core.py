@@ -157,10 +157,10 @@ class Engine:
         - `idempotency_key`: a key by which the engine's IdempotencyTracker recognizes a repeated call; "" for none.
         - `context`: the request id, tenant and user of the call.
         - `timeout`: the time limit of one attempt; None for that of the engine.
-        - `budget`: a budget for this call, in addition to that of the engine. Without the layer "budget" in the engine's
-          `middleware` it has no effect.
-        - `cache`: True to use the engine's cache; False to use no cache. If it is a cache object, it is used if the
-          engine has no cache.
+        - `budget`: a budget for this call, in addition to that of the engine. Without the layer "budget" in the
+          engine's `middleware` it has no effect.
+        - `cache`: True to use the engine's cache; False to use no cache; a CompletionCache to use it if the engine has
+          no cache of its own.
         - `fields`: fields of the RequestSpec. If `prompt` is a RequestSpec, they replace its fields. The field `tools`
           may contain Tools.
 
@@ -240,8 +240,8 @@ class Engine:
         - `how`: parameters of `complete`, used for each prompt.
         - `errors`: "raise" cancels the other calls after the first error, and raises it. "return" puts a ModelError,
           BudgetExceeded or PolicyDenied into the returned list in place of the answer; other errors are raised.
-        - `concurrency`: the most calls of `complete` at the same time. So no more than this number of prompts are read
-          from the iterable ahead of the answers. The engine's limits can allow fewer requests at the same time.
+        - `concurrency`: the most calls of `complete` at the same time; the engine's limits can allow fewer requests.
+          The next prompt is read from the iterable when one of these calls has ended.
         """
         check("complete_many: concurrency", concurrency, Whole(1))
         if errors not in ("raise", "return"):
@@ -305,8 +305,8 @@ class Engine:
         return max((each for each in (self.price(model, usage), *others) if each is not None), default=None)
 
     async def close(self) -> None:
-        """Cancels the streams and the calls that several callers share, and closes the providers and the cache. If one
-        of these cannot be closed, the others are closed nevertheless, and the error is raised. Later calls of the
+        """Cancels the calls that several callers share, including streams. Then closes the providers and the cache. If
+        one of them cannot be closed, the others are closed nevertheless, and the error is raised. Later calls of the
         engine raise UserError. A repeated `close` does nothing.
         """
         if self._closed:
@@ -392,12 +392,13 @@ class Engine:
     def _find_or_start(
         self, call: ModelCall, schema: Schema | None, use_cache: bool | CompletionCache
     ) -> tuple[SharedCall | Completion | None, bool]:
-        """Returns a pair for a request that may share its answer with equal requests.
+        """Finds or starts the call whose answer a request can share with equal requests. Returns a pair: the answer or
+        the call, and True if it was there before.
 
-        - If a stored answer or a call in flight was found, the pair is this and True.
-        - If there was none, the pair is a new call, which this method has started, and False.
-        - If the request has neither an idempotency key with a tracker nor a cache, nothing is started, and the pair is
-          (None, False).
+        - A stored answer or a call in flight was found: it, and True.
+        - None was found: the call that this method has started, and False.
+        - The request cannot share an answer, because it has no cache, and no idempotency key with a tracker: None and
+          False.
         """
         self._check()
         cache = None if use_cache is False else self._cache
@@ -510,9 +511,12 @@ class Engine:
         return await judge(call, model, self.most_cost, partial(self._routed, call, most_routes))
 
     async def _routed(self, call: ModelCall, most_routes: int) -> Outcome:
-        """Asks the first provider. If it fails with a TransientError before the reader has got a piece, asks the
-        fallbacks in order, at most `most_routes` providers in all. Returns the first answer. If all have failed, raises
-        the last TransientError. Raises any other error at once.
+        """Asks the first provider, and then the fallbacks in order, until one of them answers. `most_routes`: the most
+        providers, including the first.
+
+        The next provider is asked after a TransientError, unless the reader has already got a piece of the answer or
+        the time of the call is over. If all providers have failed, raises the last TransientError. Raises any other
+        error at once. A fallback that the policy or a budget does not allow is left out.
         """
         self._check()
         self._figures.calls += 1

@@ -203,8 +203,8 @@ def with_message(error: SabotError, message: str) -> SabotError:
 
 
 def model_error(type: str, message: str) -> ModelError | BudgetExceeded | TurnLimitExceeded | None:
-    """Creates the error again that a journal has recorded for a model call. `type`: the recorded name of its class.
-    `message`: its message. Returns None if the class is not one of the errors of model calls.
+    """Returns the error of a model call that a journal has recorded, as an object of its class. `type`: the name of the
+    class. `message`: the message of the error. Returns None if model calls have no error of this class.
     """
     kind = _KINDS.get(type)
     return None if kind is None else kind(message)

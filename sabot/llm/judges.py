@@ -55,8 +55,8 @@ _judging: dict[object, asyncio.AbstractEventLoop] = {}  # by owner of jobs whose
 
 
 def begin_judging(who: object) -> None:
-    """Registers the object `who` until `end_judging`. `who` is the owner of jobs of an app with a policy or budgets,
-    which run on the current event loop.
+    """Records that jobs of an app with a policy or budgets run on the current event loop, until `end_judging`.
+    `judge_of_this` uses this. `who`: the owner of these jobs.
     """
     if who not in _judging:
         for each in [each for each, loop in list(_judging.items()) if loop.is_closed()]:
@@ -65,17 +65,17 @@ def begin_judging(who: object) -> None:
 
 
 def end_judging(who: object) -> None:
-    """Ends the registration of `who` by `begin_judging`. Does nothing if it is not registered."""
+    """Ends the record that `begin_judging` has made for `who`. Does nothing if there is none."""
     _judging.pop(who, None)
 
 
 def judge_of_this(model: str) -> CallJudge | None:
-    """Returns the CallJudge of the current context, which has to be asked before a model is called, or None if there is
-    none.
+    """Returns the CallJudge of the current context, or None if there is none. A model may be called only with the
+    permission of this CallJudge.
 
-    Raises UserError if it is unknown whether a CallJudge applies: in a thread that was started without a context, while
-    jobs of an app with a policy or budgets run on another event loop of this process. `model`: the name of the model,
-    for the error message.
+    Raises UserError if it is unknown which job makes the call. That is so in a thread that was started without a
+    context, while jobs of an app with a policy or budgets run on another event loop of this process. `model`: the name
+    of the model, for the error message.
     """
     judge = JUDGE.get()
     if judge is not None or not _judging or JUDGE in copy_context():

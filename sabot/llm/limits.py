@@ -185,10 +185,13 @@ class Circuit:
         return self._probing
 
     def leave(self, probing: bool, failure: BaseException | None) -> None:
-        """Records the end of a request. If the provider has failed too often in a row, or if a trial has failed, the
-        pause begins. After a success, or a ModelError that is no failure of the provider, the failures are counted from
-        0 again. A cancelled request changes nothing, and neither does another error, because the provider may not have
-        been asked; after a trial that ended so, the next request is a trial.
+        """Records the end of a request.
+
+        - After a failure of the provider, the pause begins if it was the trial, or if there were too many failures in a
+          row.
+        - After a success, or a ModelError that is no failure of the provider, the failures are counted from 0 again.
+        - After a cancellation or any other error nothing changes, because the provider may not have been asked. If this
+          request was the trial, the next one is a trial too.
 
         `probing`: the value that `enter` has returned. `failure`: the error of the request, or None.
         """

@@ -57,9 +57,9 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     - `tool_calls`: in a message of the model, the tool calls that it asks for.
     - `tool_call_id`: in a message with the result of a tool, the id of the tool call.
     - `is_error`: True if this result is an error.
-    - `vendor`: data that a vendor has sent with the message and needs again with later requests, such as signed
-      reasoning. It is a dict by the name of the vendor's API; other vendors do not get it. If a value is a number, the
-      vendor itself has stored the data, and this is the number of their tokens.
+    - `vendor`: a dict by the name of a vendor's API, with data that this vendor has sent with the message and needs
+      again with later requests, such as signed reasoning. Other vendors do not get it. A value that is a number means
+      that the vendor has stored the data itself, and that they have this number of tokens.
     """
 
     role: Role

@@ -64,12 +64,14 @@ class ModelCall:
     - `timeout_s`: the time limit of one attempt in seconds; for a stream, of the wait for each piece.
     - `began`, `until`: when the call began, and when it has to end at the latest, in seconds of the engine's monotonic
       clock.
-    - `attempts`: the number of attempts so far, with all providers. The layer "retry" counts them; it is 0 without.
+    - `attempts`: the number of attempts so far, with all providers. The layer "retry" counts them. In an engine without
+      this layer the number is always 0.
     - `budget`: a budget for this call, in addition to that of the engine.
-    - `listener`: the function that is called with each piece of a streamed answer. `pieces`: how many pieces the answer
-      has had so far. If there was any, the call is not repeated after a failure.
-    - `unread`: True if the last request was sent, but its answer was not read; the vendor may charge for it. `lost`:
-      how many such requests the call has made. `lost_cost`: the sum of the costs that they may have, as far as known.
+    - `listener`: the function that is called with each piece of a streamed answer.
+    - `pieces`: how many pieces the answer has had so far. A call with at least one is not repeated after a failure.
+    - `unread`: True if the last request was sent, but its answer was not read. The vendor may charge for such a
+      request.
+    - `lost`: how many such requests the call has made. `lost_cost`: the US dollars that they may cost, as far as known.
     - `before_repeat`: a function that is called before a new attempt if `unread` is True. It raises an error if no
       further request is allowed.
     - `before_fallback`: a function that is called before a fallback is asked. Its arguments are this call, with the
@@ -246,8 +248,8 @@ class BuiltIn:
     - `timeout_s`: the time limit of one attempt in seconds. `total_s`: the time limit in seconds of a call with all its
       attempts and waits. None for no limit.
     - `retry`: the number of further attempts, and the waits before them.
-    - `patience_s`: the seconds, from the first attempt with a provider on, during which a call is repeated if this
-      provider answers 429 (too many requests).
+    - `patience_s`: how many seconds a call is repeated while the provider answers 429 (too many requests), from the
+      first attempt with this provider.
     - `budget`: the budget of the engine, or None.
     - `prices`: the prices of tokens, or None if no prices are known.
     - `figures`: the counters of the engine.
@@ -318,14 +320,18 @@ class BuiltIn:
             raise ModelTimeout(f"no answer in {self.total_s} s, {call.attempts} attempts", **where) from error
 
     async def repeat(self, call: ModelCall, forward: Forward) -> Outcome:
-        """Repeats a call to one provider after each TransientError except CircuitOpen, until it succeeds or may not be
-        repeated any more.
+        """Makes a call to one provider, and repeats it after each TransientError except CircuitOpen. Before each
+        further attempt, waits for the time for which the provider asks, plus the backoff. A random part of up to one
+        half is subtracted from the backoff.
 
-        The wait before each further attempt is the time for which the provider asks, plus the backoff, of which a
-        random part of up to one half is subtracted. The error is raised if `retries` is 0; if `retries` further
-        attempts have failed, not counting those that the provider refused with 429 (RateLimited); if the reader has got
-        a piece of the answer; or if the next attempt would begin after the time limit of the call, or, after a
-        RateLimited, more than `patience_s` seconds after the first attempt.
+        Raises the error of the last attempt in these cases:
+
+        - `retries` is 0.
+        - `retries` further attempts have failed. Attempts that the provider refused with 429 (RateLimited) are not
+          counted.
+        - The reader has got a piece of the answer.
+        - The next attempt would begin after the time limit of the call.
+        - The error is RateLimited, and the next attempt would begin more than `patience_s` seconds after the first one.
         """
         failures = overloads = 0
         first = self.clock.monotonic()
@@ -436,7 +442,8 @@ class ToolMiddleware:
 
     def charge(self) -> None:
         """Counts an attempt of a tool call in the engine's budget. Raises BudgetExceeded if the budget allows no
-        further tool call. Does nothing if the engine has no budget or not the layer "budget".
+        further tool call. Does nothing if the engine has no budget, or if its middleware does not have the layer
+        "budget".
         """
         if "budget" in self.names and self.built_in.budget is not None:
             self.built_in.budget.count_tool_call()

@@ -58,9 +58,9 @@ class Effect:
     - `key`: the idempotency key, which is the same in every attempt.
     - `attempt`: the number of the attempt, from 1.
     - `deadline`: the time at which the call will be cancelled, in seconds since 1970, or None for no limit.
-    - `again`: an async function, or None if there is no journal. If the tool could not read the answer to its request
-      and wants to send it once more, it first calls this function with `id`. The function records a further attempt,
-      and returns its id. It raises BudgetExceeded if a budget does not allow it.
+    - `again`: an async function for a tool that could not read the answer to its request. The tool calls it with `id`
+      before it sends the request once more. The function records a further attempt, and returns its id. It raises
+      BudgetExceeded if a budget does not allow the attempt. None if there is no journal.
     """
 
     id: EffectId

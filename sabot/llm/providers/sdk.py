@@ -439,12 +439,13 @@ class SdkCalls:
 
 
 def api_key_of(given: str | None, variables: str, provider: str, base_url: str | None) -> str:
-    """Returns the key `given`, or the value of the environment variable `{variables}_API_KEY`. If both are empty and
-    another server than the vendor's is used, returns "none", because such a server may need no key.
+    """Returns the key for a vendor's API: `given`, or the value of the environment variable `{variables}_API_KEY`.
 
-    Raises UserError if there is no key for the vendor's own server, that is, with neither `base_url` nor the
-    environment variable `{variables}_BASE_URL`. Also raises it for a key with characters that are not allowed in HTTP
-    headers: the library would log the refused header with the key.
+    If both are empty, the result depends on the server. `base_url` or the environment variable `{variables}_BASE_URL`
+    names another server than the vendor's, which may need no key: returns "none". With neither, raises UserError.
+
+    Also raises UserError for a key with characters that are not allowed in HTTP headers, because the library would log
+    the refused header with the key.
     """
     key = given or os.environ.get(f"{variables}_API_KEY", "")
     if not key and base_url is None and not os.environ.get(f"{variables}_BASE_URL"):
