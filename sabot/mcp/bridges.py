@@ -44,12 +44,12 @@ class CallTool(Protocol):
 
 
 class BridgedServer:
-    """A server whose tools a bridge calls. If the server cannot be reached, the call is repeated `retries` times.
+    """A server whose tools a bridge calls. If the server cannot be reached, a call is tried again, at most `retries`
+    times.
 
-    - `on_error`: what `ask` does if the server cannot be reached in the last try either. "fail_fast": it raises an
-      error. "graceful": it returns None, unless its parameter `gone` is given.
+    - `on_error`: "fail_fast" or "graceful". `ask` says what each means if the server cannot be reached in any try.
     - `backoff`: the wait before the second try. It doubles each time, up to 30 seconds.
-    - `timeout`: the time limit of each try. A call of `ask` with `once_s` has only one try, with that time limit.
+    - `timeout`: the time limit of each try.
     - `reachable`: False if the server could not be reached in the last call, else True.
     """
 

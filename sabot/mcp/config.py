@@ -61,8 +61,8 @@ class McpConfig:
       used.
     - `protocol_version`: the oldest version of the protocol that a server may use.
     - `request_timeout`: the time in which a server has to answer. In a call of a tool, it begins again with each report
-      of progress, and does not run while a person answers a question of the server. A list has it for all its pages
-      together.
+      of progress, and does not run while a person answers a question of the server. For a list of several pages, it is
+      the time for all pages together.
     - `max_call_time`: the longest time of a whole call, even if the server reports progress. If None, 10 times the time
       for one answer.
     - `connect_timeout`: the time to start a server, to agree with it on a version of the protocol, and to list its

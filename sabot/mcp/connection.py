@@ -92,8 +92,9 @@ class SentCall:
     """A call of a tool that is under way.
 
     - `name`: the name of the tool. `seconds`: the time in which the server has to answer, in seconds.
-    - `left`: how many seconds remain for the whole call. `ends`: the time at which they end, by the clock of the event
-      loop.
+    - `left`: the seconds that remain for the whole call. The time in which a person answers questions is not
+      subtracted.
+    - `ends`: the time at which `left` is used up, by the clock of the event loop.
     - `deadline`: the time limit for the answer; None while the call does not wait for the server.
     - `task`: the task that waits for the server's result. It is None for versions of the protocol since 2026-07-28, in
       which the server ends the request to ask a question.

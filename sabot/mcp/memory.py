@@ -113,9 +113,9 @@ class MemoryStore(Protocol):
 class _WordIndex:
     """A full-text index of memories, in a SQLite database with FTS5.
 
-    Each indexed word begins with a hash of its scope. So a search finds only memories of its own scope, and the
-    frequency of a word, which BM25 needs, is that within this scope. The words are normalized before they are indexed,
-    so the tokenizer `ascii` of FTS5 is used, which does not change other letters.
+    Each indexed word begins with a hash of its scope. So a search finds only memories of its own scope, and BM25
+    computes the frequency of a word within this scope. The words are normalized before they are indexed. The tokenizer
+    `ascii` of FTS5 is used, because it leaves letters other than ASCII as they are.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -336,12 +336,14 @@ class Memory:
         self._clock = clock
 
     async def store(self, scope: str, text: str, tags: Collection[str] = ()) -> str:
-        """Stores the text, and returns its id. If the same text is stored already, only adds the new tags, and returns
-        its id. If the text was merged into a newer memory, that is done for the newer memory. A memory has at most 20
-        tags; of more, only the first 20 in alphabetical order are kept.
+        """Stores the text, and returns its id.
 
-        Raises UserError if the text or a tag is empty or too long, if there are more than 20 tags, and if the scope has
-        10,000 memories already.
+        If the same text is stored already, only adds the new tags to it, and returns its id. If the stored text was
+        merged into a newer memory, adds the tags to the newer memory, and returns the id of that. A memory keeps at
+        most 20 tags: the first in alphabetical order.
+
+        Raises UserError if the text or a tag is empty or too long, if `tags` has more than 20 tags, or if the text is
+        new and the scope has 10,000 memories already.
         """
         scope, text = _scope(scope), without_secrets(_text(text))
         labels, now_ms = _tags(tags), int(self._clock.time() * 1000)
@@ -414,7 +416,8 @@ class Memory:
 
     async def forget(self, scope: str, id: str) -> bool:
         """Removes the memory with this id, together with the older texts that were merged into it. If the memory was
-        itself merged into another one, removes the other one. Returns True if there was one, else False.
+        itself merged into another one, removes the other one. Returns True if a memory was removed, and False if there
+        is none with this id.
         """
         scope, id, is_removed = _scope(scope), checked_text(id, "memory: id"), False
         while not is_removed:

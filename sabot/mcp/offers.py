@@ -153,9 +153,9 @@ def _wrong_with(schema: Any) -> str:
 
 
 def mismatch_with(value: Any, schema: JsonSchema) -> str:
-    """Returns the first error of the value, or "" if the value matches the schema, which a server has written. A part
-    of such a schema may be malformed. `offer_of` does not find this if only some values lead to that part. Then the
-    returned text says that the schema cannot be used.
+    """Returns the first error of the value, or "" if the value matches the schema. The schema comes from a server. If
+    the check reaches a part of the schema that is malformed, the returned text says that the schema cannot be used.
+    `offer_of` cannot find such a part in advance if only some values lead to it.
     """
     try:
         return mismatch(value, schema)

@@ -72,7 +72,8 @@ class McpServerFacts(NamedTuple):
 class McpServerPool:
     """A pool of sessions with MCP servers.
 
-    pool = McpServerPool() agent = Agent(engine, tools=[*await pool.tools("git", command=["mcp-server-git"])])
+    pool = McpServerPool()
+    agent = Agent(engine, tools=[*await pool.tools("git", command=["mcp-server-git"])])
 
     A pool may be used from any event loop and thread. `close`, or leaving an `async with pool` block, ends its sessions
     and the servers that it has started. They also end when this process ends.
@@ -319,9 +320,9 @@ class McpServerPool:
     ) -> T:
         """Calls the function `what` with an open session, on the pool's event loop, and returns its result.
 
-        `again`: if `what` raises one of these errors and the session has ended, `what` is called once more with a new
-        session. By default McpConnectionLost is one of them. Then the server may get the same request twice, so the
-        default is only for requests that change nothing.
+        If the session has ended and `what` raises an error of a class in `again`, calls `what` once more with a new
+        session. The default of `again` contains McpConnectionLost, after which the server may have got the request
+        already. So use the default only for requests that change nothing.
         """
         return await self.run(self._used(key, what, again))
 
@@ -413,8 +414,10 @@ class McpServerPool:
 
     def _hung(self, key: SessionKey, why: str, opened: bool) -> None:
         """Records that a session has ended because the server did not answer. The more often this happens in a row, the
-        longer no new session is opened (see `_check_hangs`). `why`: the reason. `opened`: True if the session had been
-        open; then the first such end causes no wait.
+        longer no new session is opened (see `_check_hangs`). The first time causes no wait if the session had been
+        open.
+
+        `why`: the reason. `opened`: True if the session had been open, False if it was still being opened.
         """
         hangs = self._hangs.setdefault(key, Failures(_HUNG_BACKOFF))
         hangs.note(why, asyncio.get_running_loop().time(), excused=int(opened))

@@ -225,9 +225,9 @@ def _bounded(value: Any) -> Any:
 
 
 def _described(column: "pa.ChunkedArray[Any]") -> dict[str, Any]:
-    """Returns a description of a column as a dict. "type" is its Arrow type, or "json" for a column of JSON texts. Then
-    "kinds" lists the kinds of its values, such as "object", and "fields" has the kinds of value of each field of its
-    objects. They are found in the first 1,000 rows.
+    """Returns a description of a column as a dict. "type" is its Arrow type, or "json" for a column of JSON texts. A
+    column of JSON texts also has "kinds", which lists the kinds of its values, such as "object". If values are objects,
+    it has "fields", with the kinds of value of each field. Only the first 1,000 rows are examined for this.
     """
     read = _reader(column)
     if read is msgspec.to_builtins:

@@ -210,9 +210,11 @@ class SessionBridge:
             session.context = whole
 
     async def restore_snapshot(self, session_id: str) -> dict[str, Any]:
-        """Returns the context of a session that this or another process has saved last. Returns the context that this
-        process has stored if the server has not got that yet. Does the same if the server cannot be reached and
-        `on_error` is "graceful".
+        """Returns the context of a session that was saved last, in this or in another process. It is read from the
+        server, except in two cases, in which the context that this process has stored is returned:
+
+        - The server has not got the last context of this process yet.
+        - The session runs in this process, the server cannot be reached, and `on_error` is "graceful".
 
         Raises ContextFailed (E2054) if the context cannot be read.
         """
@@ -275,7 +277,7 @@ class SessionBridge:
 
     async def _send_heartbeat(self, session: SessionInfo, *, unsent: bool) -> None:
         """Sends a heartbeat of the session. With `unsent`, also sends the context and the status, which the server does
-        not have yet; the caller then has acquired `session.order`.
+        not have yet. A caller that passes `unsent=True` must hold `session.order`.
         """
         what = f"session {session.session_id}"
         known = self._sessions if session.status == "in_progress" else self._stopped

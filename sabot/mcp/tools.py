@@ -79,12 +79,12 @@ class RemoteTool:
         )
 
     async def converse(self, tool: Tool, site: ToolCaller, arguments: Mapping[str, Any]) -> McpResult:
-        """Makes the call for an agent, and returns the result. If the server asks something before it answers, a person
-        or a model is asked, and the call is repeated with the answer. A question that nobody here can answer is
-        answered with an error.
+        """Makes the call for an agent, and returns the result. If the server asks a question first, a person or a model
+        is asked, and the call is repeated with the answer. If nobody can answer the question, the server gets an error
+        as its answer.
 
-        `site`: the object that makes each step of the call an effect of the agent. Raises McpError, also if the server
-        asks too often (`McpRefused`), or the error that `site.make` raises in place of it.
+        `site`: the object that makes each step of the call an effect of the agent. Raises McpError, or the error that
+        `site.make` raises in place of it. If the server asks too often, this is McpRefused.
         """
         key = replace(self._key, scope=site.scope or self._key.scope, principal=site.principal or self._key.principal)
         step = replace(tool, func=partial(self._once, key), converse=None)

@@ -118,8 +118,8 @@ def responses_of(answers: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_granted(server: str, what: str, answers: Mapping[str, Any]) -> None:
     """Raises McpRefused if one of the answers to a server's questions is an error, which means that the question was
-    refused. It is raised because the protocol since version 2026-07-28 has no message for a refusal: the call ends
-    instead. `what`: the name of the call, for the message.
+    refused. The protocol since version 2026-07-28 has no message for a refusal, so the call has to end. `what`: the
+    name of the call, for the message.
     """
     for each in answers.values():
         if "error" in each:
