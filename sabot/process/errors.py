@@ -51,8 +51,8 @@ class SandboxUnavailable(SandboxError):
 
 
 class SandboxStepFailed(SandboxError):
-    """A step of the confinement of a program has failed, although the system had seemed to support it: a test of this
-    step, made before the first sandbox was used, had succeeded.
+    """A step of the confinement of a program has failed. Before the first sandbox was used, a test of this step had
+    succeeded, so the system had seemed to support it.
     """
 
     code = "E2042"

@@ -99,7 +99,7 @@ class TaskDelegation:
     - `output_format`: the form of the answer. `boundaries`: rules that the instance must follow.
     - `allowed_tools`: the names of the tools that the instance may call; None for all tools.
     - `max_tool_calls`: the most calls of tools. `timeout`: the most seconds from the moment at which the task is sent
-      to the process. If the instance has a limit of its own for the same, the lower one applies; None adds no limit.
+      to the process. None for no limit of this task. The limits of the instance apply too, so the lower one counts.
     """
 
     objective: str
@@ -255,11 +255,12 @@ class RuntimeAgent(Instance):
 class AgentExecutor:
     """An executor that gives tasks to instances of a runtime.
 
-    - `choose`: a function that is called with the id of an instance, and returns the instance that does the task.
-      This may be another one than that with the id.
+    - `choose`: a function that is called with the id of an instance, and returns the instance that does the task: the
+      one with this id, or another one in its place.
     - `tools`: the servers of the tools that instances may call; None for no tools.
-    - `tell`: called at each step of a task. Its arguments are the step (one of the `task.` types of ProcessEvent),
-      the instance's id, the task's id, and the ToolAudit if the step is a call of a tool, else None.
+    - `tell`: an async function that is called at each step of a task. Its arguments are the step (one of the `task.`
+      types of ProcessEvent), the instance's id, the task's id, and the ToolAudit if the step is a call of a tool, else
+      None.
     """
 
     def __init__(

@@ -39,8 +39,8 @@ class UsageMeter:
     def __init__(self, clock: Clock, started: Child | None = None, *, least_s: float = 0.0) -> None:
         """Makes a meter.
 
-        - `started`: a child that was started just now. Its first measurement is compared with the time of this call,
-          at which the child had used no CPU; without it, the first two measurements are needed to compute `cores`.
+        - `started`: a child that was started just now, and so has used no CPU yet. With it, `cores` is known after the
+          first measurement of this child; without it, after the second.
         - `least_s`: the shortest time, in seconds, between two measurements that are compared. The kernel counts CPU
           time in hundredths of a second, so a shorter time gives no useful difference.
         """

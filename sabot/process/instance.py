@@ -347,8 +347,10 @@ class Instance:
         not suspended.
 
         `only_if`: a function that is called when the instance's lock was acquired; if it returns False, nothing is
-        done. Raises ResumeFailed if the instance has ended or has failed. Also raises it if the instance could not be
-        continued, which then stays suspended.
+        done.
+
+        Raises ResumeFailed if the instance has ended or has failed. Raises it also if the instance cannot be continued;
+        the instance then stays suspended.
         """
         async with self.lock:
             if self.phase in OVER:

@@ -31,8 +31,8 @@ _SUFFIX = ".lease"
 
 
 def folder_of_leases() -> Path:
-    """Returns the folder in which the supervisors of this user record which processes are theirs (their leases). It
-    is in XDG_RUNTIME_DIR or /run/user/UID if that folder belongs to this user and nobody else may write in it;
+    """Returns the folder of the leases: the files in which the supervisors of this user record their processes. The
+    folder is in XDG_RUNTIME_DIR or /run/user/UID if that belongs to this user and nobody else may write in it;
     otherwise it is in the folder for temporary files.
     """
     for parent in filter(None, (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{os.getuid()}")):

@@ -33,10 +33,10 @@ M = TypeVar("M")
 class Pool(Generic[M]):
     """A pool of members, each with a child process: the replicas of a fleet, or the children of a warm pool.
 
-    - `members`: a dict of the members that have not ended. The values are the values of `failures.count` when they
-      were started.
-    - `free`: a dict of the members that no caller uses, the longest free first. The values are the times at which
-      they became free, in seconds of a monotonic clock.
+    - `members`: a dict of the members that have not ended. The value of a member is `failures.count` at the time when
+      the member was started.
+    - `free`: a dict of the members that no caller uses, the longest free first. The value of a member is the time at
+      which it became free, in seconds of a monotonic clock.
     - `starting`: the number of starts that are under way, or that wait because of earlier failures.
     - `failures`: the count of members that have failed, or did not start, since the last call of `was_of_use`.
     - `tasks`: the asyncio tasks of the pool, which `close` cancels.
@@ -208,12 +208,15 @@ class Pool(Generic[M]):
             self.starting -= 1
 
     async def _replace(self) -> None:
-        """Starts a member that the pool lacks. Waits before the start if earlier members have failed, the longer the
-        more have failed in a row.
+        """Starts a member that the pool lacks. If earlier members have failed, waits before the start; the wait is
+        longer the more have failed in a row.
 
-        If the start fails with an AgentError or an OSError, counts a failure, and tries again. Any other error is
-        raised. But if `tells_errors` is True, it does not try again after any error: the error is raised in the caller
-        that has waited longest for a member.
+        If the start fails:
+
+        - With `tells_errors` the error is raised in the caller that has waited longest for a member. The failure is
+          counted, and the start is not tried again.
+        - Without it, an AgentError or an OSError is counted as a failure, and the start is tried again. Any other error
+          is raised here.
         """
         begun = False
         try:

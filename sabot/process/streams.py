@@ -43,9 +43,11 @@ class ChildOutput:
     - `wrote`: a function that is called with the number of bytes of each piece of output; None at first.
     - `total_bytes`: the number of all bytes so far. `dropped_bytes`: the number of those that were dropped.
 
-    If a stream that is not lossless stays full for more than a second, the oldest bytes are dropped. If a caller has
-    read from the stream before, its next call then raises CommunicationError, and the call after that returns the bytes
-    that were kept. The first call of all raises no error: it returns the bytes that were kept.
+    If a stream that is not lossless stays full for more than a second, the oldest bytes are dropped.
+
+    - If somebody has read from the stream before, the next call that reads raises CommunicationError. The call after
+      that returns the bytes that were kept.
+    - If nobody has read yet, no error is raised: the first call returns the bytes that were kept.
     """
 
     def __init__(

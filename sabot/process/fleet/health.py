@@ -35,13 +35,14 @@ _MOST_REQUESTS = 10_000  # the most requests of an instance that are kept for th
 class HealthConfig:
     """The settings of a health monitor. A probe is one check of all instances.
 
-    - `liveness_interval_secs`: seconds between two probes for whether instances live. `liveness_failures`: an
-      instance counts as not live when so many of these probes in a row have found that it does not live.
-    - `readiness_interval_secs`, `readiness_failures`: the same for whether instances are ready.
+    - `liveness_interval_secs`: seconds between two probes of liveness. `liveness_failures`: an instance counts as not
+      live when so many of these probes in a row have found that it does not live.
+    - `readiness_interval_secs`: seconds between two probes of readiness. `readiness_failures`: an instance counts as
+      not ready when so many of these probes in a row have found that it is not ready.
     - `stuck_secs`: an instance is stuck if its work has made no progress for more than so many seconds.
     - `window_secs`: latencies and failed requests are counted over the last `window_secs` seconds.
-    - `max_error_rate`: an instance is not ready if a larger share of these requests has failed, from 0 to 1.
-      `min_requests`: this is checked only if there were at least so many requests.
+    - `max_error_rate`: the largest share of these requests that may fail, from 0 to 1; an instance with more failures
+      is not ready. `min_requests`: the share is checked only if there were at least so many requests.
     """
 
     liveness_interval_secs: float = 10
@@ -98,9 +99,9 @@ class HealthSnapshot:
 class HealthChange:
     """A change of an instance's health.
 
-    - `what`: the part of the health that changed. `now`: True if the instance lives, is ready, or is stuck from now on;
-      False if it no longer does.
-    - `why`: the reason why it does not live, is not ready, or is stuck; "" otherwise.
+    - `what`: the part of the health that changed: "live", "ready" or "stuck". `now`: the new value of this part: True
+      if the instance is live, ready or stuck from now on, False if it no longer is.
+    - `why`: the reason why the instance is not live, not ready, or stuck; "" otherwise.
     """
 
     agent_id: str
@@ -137,8 +138,9 @@ class WatchedRequest:
         self._progressed = True
 
     def look(self, now: float) -> float:
-        """Returns the seconds since the last call that noticed progress of the work, or since its start: 0 if this
-        call notices some. New output of the child counts as progress. `now`: the time in seconds of a monotonic clock.
+        """Looks for progress of the work, and returns how many seconds the work has made none. That is 0 if this call
+        notices progress; otherwise the time since the last call that noticed some, or since the start of the work. New
+        output of the child counts as progress. `now`: the time in seconds of a monotonic clock.
         """
         seen = 0 if self.child is None else self.child.output_bytes
         if self._progressed or seen != self._seen_bytes:
@@ -165,9 +167,11 @@ class _WatchedInstance:
 
     @property
     def is_probed(self) -> bool:
-        """True if the instance must be probed. That is so if it has a child, heartbeats, or a request in progress. It
-        is also so if it is recorded as not live, not ready or stuck, or had requests in the last `window_secs`: later
-        probes update both.
+        """True if the instance must be probed, for one of these reasons:
+
+        - It has a child, heartbeats, or a request in progress.
+        - It is recorded as not live, not ready or stuck. A later probe may find that this is over.
+        - It had requests that are still counted. A later probe removes those that are older than `window_secs`.
         """
         return self.child_of is not None or self.beat_at is not None or bool(self.open or self.wrong or self.past)
 

@@ -262,10 +262,9 @@ class LifecycleManager:
         """Ends the instance's process with SIGTERM (later SIGKILL), if it has a process, and starts another one.
         Returns when the new process is ready.
 
-        This restart is counted like one after a failure, and waits as long before it starts the process. With
-        `at_once` there is no wait, and the count of restarts in a row starts again at 0. Raises RestartFailed if the
-        instance cannot be restarted, for example because its restarts are used up; UnknownAgent if there is no
-        instance with this id.
+        The restart counts as one after a failure, so the process starts after the same wait. With `at_once` there is no
+        wait, and the count of restarts in a row starts again at 0. Raises RestartFailed if the instance cannot be
+        restarted, for example because its restarts are used up; UnknownAgent if there is no instance with this id.
         """
         instance = self.agent(agent_id)
         if instance.is_adopted:

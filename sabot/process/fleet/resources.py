@@ -334,8 +334,8 @@ class ResourceManager:
         self._note(violation)
 
     def _action(self, limited: _LimitedInstance, resource: QuotaResource) -> QuotaAction:
-        """Returns the action to take now against an instance that exceeds its limit of this resource. It is WARN if
-        the mode of the quota says that it only warns now, and otherwise the quota's action for this resource.
+        """Returns the action to take now against an instance that exceeds its limit of this resource: WARN while the
+        mode of the quota only reports violations, otherwise the quota's action for this resource.
         """
         quota, now = limited.quota, self._clock.monotonic()
         soft = (

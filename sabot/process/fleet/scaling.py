@@ -67,20 +67,20 @@ class FleetReplica:
 
 
 class FleetManager:
-    """A fleet: child processes of the same command ("replicas"), as many as their work needs. `close` ends them, and
-    so does the end of this process, in whatever way it ends.
+    """A fleet: child processes of the same command ("replicas"), as many as their work needs. `close` ends them, and so
+    does the end of this process, in whatever way it ends.
 
     If there is too little work, the fleet drains some replicas: it gives them no further work, waits until their
     present work is done, and ends them.
 
     - `what`: the command of a replica, or a warm pool from which the fleet takes its replicas.
-    - `lag`: a function that returns the amount of work that waits outside the fleet, for example the number of
-      records by which a Kafka consumer lags behind. The callers that wait in `run` are not part of it.
-    - `checkpoint`: a coroutine function that is called with a replica after its last work, before its child is ended.
-      If this work was not done within `drain_secs`, it is called while the work still runs. If it fails, the replica
-      stays in the fleet; but when the fleet is closed, the child is ended all the same.
-    - `lives`: a lifecycle manager that lists the replicas among its instances, so that they can have quotas. If
-      `what` is a warm pool, give the manager to that pool instead.
+    - `lag`: a function that returns the amount of work that waits outside the fleet, for example the number of records
+      by which a Kafka consumer lags behind. The callers that wait in `run` are not part of it.
+    - `checkpoint`: a coroutine function that is called with a replica before its child is ended, when its last work is
+      done. If the work takes longer than `drain_secs`, `checkpoint` is called while the work still runs. If
+      `checkpoint` fails, the replica stays in the fleet; but when the fleet is closed, the child is ended nevertheless.
+    - `lives`: a lifecycle manager that lists the replicas among its instances, so that they can have quotas. If `what`
+      is a warm pool, give the manager to that pool instead.
     - `name`: the name of the fleet in messages and Prometheus metrics.
     - `sleep`: a coroutine function with which the fleet waits a number of seconds.
     """
@@ -130,8 +130,8 @@ class FleetManager:
         """Starts `min_replicas` replicas, waits until they run, and begins to measure the fleet regularly. Does nothing
         if the fleet runs already.
 
-        Raises ScaleUpFailed (E2090) if a replica does not start because of an AgentError or an OSError. Any other error
-        of its start is raised itself. In both cases all replicas are ended, and the fleet does not run.
+        Raises ScaleUpFailed (E2090) if the start of a replica fails with an AgentError or an OSError. Raises any other
+        error of the start as it is. After an error all replicas are ended, and the fleet does not run.
         """
         if self._pool.running:
             return

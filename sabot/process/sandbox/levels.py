@@ -156,16 +156,18 @@ def sandbox_of(trust: "Sandbox | TrustLevel | str | None") -> Sandbox | None:
 
 def stricter(most: "Sandbox | TrustLevel | str | None", asked: "Sandbox | TrustLevel | str | None") -> Sandbox | None:
     """Returns the sandbox of an instance: the combination of the sandbox that a runner or runtime demands for all
-    instances (`most`) with the one that this instance demands (`asked`). If one of the two is None, returns the
-    other.
+    instances (`most`) with the one that this instance demands (`asked`). If one of the two is None, returns the other.
 
-    The result has the level and the `allow_degraded` of `asked` (which is False for a level alone), the readable and
-    writable paths of both, and the smaller `temp_bytes`. Its ports are those of `asked` if that is a Sandbox, and those
-    of `most` if `asked` is only a level.
+    - The level and `allow_degraded` are those of `asked`. If `asked` is only a level, `allow_degraded` is False.
+    - The readable and writable paths are those of both.
+    - The ports are those of `asked` if it is a Sandbox, and those of `most` if `asked` is only a level.
+    - `temp_bytes` is the smaller one.
 
-    Raises TrustExceeded in three cases: the level of `asked` is less strict than that of `most`; `asked` sets
-    `allow_degraded` and `most` does not; or `most` is STANDARD, and the result would have a port that `most` does not
-    have.
+    Raises TrustExceeded in these cases:
+
+    - The level of `asked` is less strict than that of `most`.
+    - `asked` sets `allow_degraded`, and `most` does not.
+    - `most` is STANDARD, and the result would have a port that `most` does not have.
     """
     general, own = sandbox_of(most), sandbox_of(asked)
     if general is None or own is None:

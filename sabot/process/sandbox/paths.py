@@ -79,9 +79,9 @@ def is_in(path: str, folders: Iterable[str]) -> bool:
 
 
 def planted(way: ResolvedPath, folders: Collection[str]) -> tuple[SymbolicLink, str] | None:
-    """Finds a symbolic link by which a sandboxed program could get access to other files: a link of the resolved path
-    that is in one of these folders, while the resolved path is outside of that folder. Returns the first such link
-    and the folder; None if there is none.
+    """Finds a symbolic link by which a sandboxed program could get access to files outside of a folder in which it may
+    write. Such a link is in one of `folders`, and the resolved path is outside of that folder. Returns the first such
+    link and the folder; None if there is none.
 
     `folders`: the folders in which sandboxed programs may write. A link that stays within such a folder is harmless:
     the program that may have made it has access to the whole folder anyway.

@@ -274,9 +274,10 @@ class _Programs:
     names, the installations to which the program and the interpreter belong (such as a virtual environment), and the
     programs on the PATH.
 
-    Some of these files may have been written by an earlier sandboxed program. Such a file must not give the program that
-    is started now access to further paths, neither as a symbolic link, nor by its first line, nor by its `pyvenv.cfg`. So
-    each path to which such a file refers must be in `given`, or in the same writable folder as the file itself.
+    Some of these files may have been written by an earlier sandboxed program. Such a file can refer to other paths: as
+    a symbolic link, by its first line, or by its `pyvenv.cfg`. It must not give the program that is started now access
+    to further paths. So each path to which such a file refers must be in `given`, or in the same writable folder as the
+    file itself.
 
     - `ways`: the resolver of paths. `environment`: contains the PATH. `directory`: the working directory.
     - `given`: the paths that the program may read anyway: those of the system, and those that its sandbox names.
@@ -359,8 +360,8 @@ class _Programs:
         return parts
 
     def _is_given(self, path: str, written: str) -> bool:
-        """Returns True if a file that a sandboxed program may have written may refer to this path. That is so if the
-        path is in `given`, or in the same writable folder as the file. `written`: the file.
+        """Returns True if the file `written` is allowed to refer to this path: the path is in `given`, or in the same
+        writable folder as the file. `written`: a file that a sandboxed program may have written.
         """
         return is_in(path, [*self._given, self._ways.writer(written) or written])
 

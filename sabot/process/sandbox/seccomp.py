@@ -285,14 +285,14 @@ def _block(call: int, tests: Sequence[_Test], number: int) -> list[bytes]:
 
 
 def _compiled(test: _Test) -> Iterator[tuple[int, int, str]]:
-    """Yields the instructions of a test, each as (code, value, jump). The jump names the place where the filter
-    continues after the instruction:
+    """Yields the instructions of a test, each as (code, value, jump). The value of `jump` says where the filter
+    continues after a comparison. "The end" is the place after the block of this system call; the filter does not deny
+    the call then.
 
-    - "": at the next instruction.
-    - "then": if the comparison holds, after the block of this system call, so that this block does not deny the call;
-      otherwise at the next instruction.
-    - "else": the same, if the comparison does not hold.
-    - "half": if the comparison does not hold, the next two instructions are skipped.
+    - "": always at the next instruction.
+    - "then": at the end if the comparison holds, otherwise at the next instruction.
+    - "else": at the next instruction if the comparison holds, otherwise at the end.
+    - "half": at the next instruction if the comparison holds; otherwise the next two instructions are skipped.
     """
     lower = 16 + 8 * test.argument
     yield _LOAD, lower, ""
