@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
 from sabot.base.config import Duration, parse_seconds
-from sabot.base.process_exit import EXITS, wrap_exit
+from sabot.base.process_exit import EXITS, find_exit, wrap_exit
 from sabot.errors import SabotError, UserError
 
 T = TypeVar("T")
@@ -206,8 +206,8 @@ async def _tick(seconds: float, function: Callable[[], Awaitable[Any]], on_error
         try:
             with _told(f"timer {_name(function)} has failed"):
                 await function()
-        except UserError as error:
-            if on_error == "fail":
+        except SabotError as error:
+            if on_error == "fail" or find_exit(error) is not None:
                 raise
             _log.error("%s; it goes on in %g s", error, seconds, exc_info=error.__cause__)
 
@@ -231,11 +231,16 @@ async def _called(function: Callable[[], Any]) -> None:
 @contextmanager
 def _told(what: str) -> Iterator[None]:
     """Returns a context manager for a block that runs the user's code. An error of the block becomes a UserError
-    whose message begins with `what`. A request to exit (such as SystemExit) becomes an error that contains the
-    request.
+    whose message begins with `what`, and so does a CancelledError, unless the task of the block was cancelled. A
+    request to exit (such as SystemExit) becomes an error that contains the request.
     """
     try:
         yield
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise UserError(f"{what}: it cancelled itself") from error
     except EXITS as asked:
         raise wrap_exit(asked, what) from asked
     except SabotError:

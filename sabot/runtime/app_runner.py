@@ -219,6 +219,7 @@ class AppRunner:
                 figures=self.report,
                 in_run=self._in_run,
             )
+            self._began = self.app.clock.monotonic()
             try:
                 try:
                     await run.open()
