@@ -174,7 +174,8 @@ class AgentSpec:
         given = with_defaults("@app.agent", AgentOptions, options)
         if not callable(func):
             raise refuse(f"{func!r} is not callable", "put @app.agent(...) above a function")
-        topics: Any = topic if isinstance(topic, list | tuple) else [topic or name or getattr(func, "__name__", "")]
+        own = (name or getattr(func, "__name__", "")) if topic is None else topic
+        topics: Any = own if isinstance(own, list | tuple) else [own]
         if not topics or any(not isinstance(t, str | Source) or t == "" for t in topics):
             raise refuse(
                 f"topic {topic!r} is neither a topic nor a list of topics",
@@ -186,10 +187,17 @@ class AgentSpec:
             raise refuse(f"topic {topic!r} names one topic twice")
         calls = CallOptions.of(where, policies=_POLICIES, **{word: given.pop(word) for word in CALL_WORDS})
         if calls.on_error != "retry":
+            if "retries" in options and calls.retry.retries:
+                raise refuse(
+                    f"retries= with on_error={calls.on_error!r}, which makes no further attempt",
+                    'on_error="retry" makes them, and then the record is a dead letter',
+                )
             calls = replace(calls, retry=Retry(0, calls.retry.backoff_s))
         key, batch, durable, process = (given[word] for word in ("key", "batch", "durable", "process"))
         check_delivery(given["delivery"], where)
         check_nan(given["nan"], where)
+        if key is not None and (not isinstance(key, str) or not key):
+            raise refuse(f"key={key!r} is not the name of a field", 'key="account"')
         if batch and calls.concurrency != 1 and not durable:
             raise refuse(f"concurrency={calls.concurrency}", "a batch agent takes one batch at a time")
         if batch and (inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func)):
@@ -199,6 +207,8 @@ class AgentSpec:
             raise refuse(f"on_timer={on_timer!r} is not a function")
         if on_timer is not None and (batch or key is None):
             raise refuse("on_timer= without key=, or with batch=True", "timers belong to the keys of a record agent")
+        if on_timer is not None:
+            check_called(lambda what, hint: refuse(f"on_timer: {what}", hint), on_timer, ("timer", "ctx"))
         schema = None if given["schema"] is None else as_schema(given["schema"], where=where)
         check(f"{where}: tombstones", given["tombstones"], FLAG)
         if given["tombstones"] and batch:
@@ -406,12 +416,14 @@ def _check_durable(refuse: Callable[[str, str], UserError], given: Mapping[str, 
         )
 
 
-def as_schema(schema: pa.Schema | dict[str, str], *, where: str) -> pa.Schema:
+def as_schema(schema: pa.Schema | Mapping[str, Any], *, where: str) -> pa.Schema:
     """Returns the pa.Schema of a dict {"name": type}; returns a pa.Schema unchanged. Raises UserError for an unknown
     type; the message begins with `where`, and contains the name of the column.
     """
     if isinstance(schema, pa.Schema):
         return schema
+    if not isinstance(schema, Mapping):
+        raise UserError(f"{where}: schema={schema!r} is not a schema", hint='{"name": "type"}, or a pa.Schema')
     fields = []
     for name, kind in schema.items():
         try:

@@ -22,7 +22,7 @@ from sabot.base.config import (
 )
 from sabot.base.options import check_values, option
 from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
-from sabot.errors import UserError
+from sabot.errors import UserError, short_repr
 from sabot.kafka.settings import checked_settings
 from sabot.state import state_directory
 
@@ -35,7 +35,7 @@ _MEMORY_BUDGET = "256MB"
 
 
 def _broker(url: str) -> str:
-    parse_broker(url)
+    parse_broker(checked_text(url, "broker"))
     return url
 
 
@@ -65,7 +65,7 @@ def _keep_jobs(given: str) -> str:
 
 
 def _restart(given: str) -> str:
-    parse_restart(given)
+    parse_restart(checked_text(given, "restart"))
     return given
 
 
@@ -101,7 +101,10 @@ def _refuse_offsets(word: str, place: Place | None) -> None:
 
 
 def _names(given: str | Iterable[str]) -> frozenset[str]:
-    return frozenset([given] if isinstance(given, str) else given)
+    names = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    if wrong := [name for name in names if not isinstance(name, str) or not name]:
+        raise UserError(f"{short_repr(wrong[0])} is not a name", hint='reprocess=["agent"], drop=["step"], and so on')
+    return frozenset(names)
 
 
 def _port(given: int) -> int:
@@ -153,7 +156,7 @@ class Settings:
         metavar="TIME",
     )
     checkpoint_timeout: Duration = option(
-        "60s", "the longest time that a checkpoint may take", check=_seconds("checkpoint_timeout")
+        "60s", "the longest time that a checkpoint may take", check=_seconds("checkpoint_timeout", zero=False)
     )
     stop_timeout: Duration = option(
         "60s",

@@ -18,7 +18,7 @@ from sabot.connectors.files import files
 from sabot.connectors.files.paths import format_of
 from sabot.connectors.memory import TableSink
 from sabot.connectors.rows import RowsSource
-from sabot.errors import UserError
+from sabot.errors import UserError, short_repr
 from sabot.sql.catalog import check_table, read_table, write_table
 from sabot.sql.equal_steps import without_repeats
 from sabot.sql.functions import AGGREGATES, FUNCTIONS
@@ -156,6 +156,8 @@ class Session:
         the errors of all statements.
         """
         if not isinstance(text, str):
+            if not hasattr(text, "strings"):
+                raise UserError(f"sql: {short_repr(text)} is not a text", hint='app.sql("SELECT …")')
             text, values = text_of(text, values)
         source = SqlText(text, name)
         return self.execute(source, parse(source), values)

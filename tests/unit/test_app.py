@@ -53,6 +53,16 @@ def test_an_app_has_the_documented_attributes_and_defaults():
     assert App("shop", broker="kafka://localhost:19092").broker == "kafka://localhost:19092"
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"broker": 3}, {"restart": 3}, {"reprocess": 3}, {"reprocess": [3]}, {"drop": [None]}, {"checkpoint_timeout": 0}],
+    ids=str,
+)
+def test_a_setting_of_another_type_is_a_user_error(wrong):
+    with pytest.raises(UserError):
+        App("shop", **wrong)
+
+
 def test_a_state_backend_may_be_assigned_until_the_start():
     app = App("shop")
     backend = MemoryBackend(BackendConfig(backend_type="memory"))
@@ -185,7 +195,14 @@ def test_the_same_cell_of_a_notebook_replaces_its_agent(app):
         {"no_such_option": 1},
         {"topic": 17},
         {"topic": []},
+        {"topic": ""},
         {"sink": 17},
+        {"key": 17},
+        {"key": ""},
+        {"schema": "text"},
+        {"key": "id", "on_timer": lambda: None},
+        {"retries": 2},
+        {"on_error": "skip", "retries": 5},
     ],
     ids=lambda wrong: next(iter(wrong)) + "=" + str(next(iter(wrong.values()))),
 )
@@ -193,7 +210,7 @@ def test_a_wrong_option_is_refused_where_it_is_written(app, wrong):
     async def orders(ctx):
         return None
 
-    with pytest.raises((UserError, TypeError)):
+    with pytest.raises(UserError):
         app.agent(**wrong)(orders)
 
 

@@ -59,12 +59,14 @@ async def test_an_agent_that_goes_on_says_what_went_wrong(
 
     if batch:
 
-        @app.agent("orders", batch=True, on_error=policy, retries=1, backoff="1ms")
+        @app.agent(
+            "orders", batch=True, on_error=policy, backoff="1ms", **({"retries": 1} if policy == "retry" else {})
+        )
         async def score(batch: Any, ctx: Any) -> None:
             raise ValueError("no price")
     else:
 
-        @app.agent("orders", on_error=policy, retries=1, backoff="1ms")
+        @app.agent("orders", on_error=policy, backoff="1ms", **({"retries": 1} if policy == "retry" else {}))
         async def score(ctx: Any) -> None:
             raise ValueError("no price")
 

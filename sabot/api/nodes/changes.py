@@ -130,7 +130,9 @@ def table_node(
     Raises UserError for a format whose records contain several rows. Also raises it for "debezium" without `schema=`,
     with `fields=`, or with a Source of rows.
     """
-    keys = (key,) if isinstance(key, str) else tuple(key)
+    keys = column_names(flat([key]), "table: key")
+    if not keys:
+        raise UserError("table: key=[] has no columns", hint='key="id", or key=["shop", "id"]')
     payloads = None if format in ("json", "debezium") else format_of(format, "table", ["debezium"])
     if payloads is not None and not payloads.one_row:
         raise UserError(

@@ -65,7 +65,7 @@ async def test_skip_sends_the_record_to_the_dead_letters_and_goes_on(app):
 async def test_skip_calls_the_agent_once_for_a_bad_record(app):
     calls = []
 
-    @app.agent("orders", on_error="skip", retries=3)
+    @app.agent("orders", on_error="skip")
     async def check(ctx):
         calls.append(ctx.message)
         raise ValueError("never")
@@ -153,7 +153,7 @@ async def test_skip_or_retry_drops_the_state_writes_of_a_call_that_raised(memory
     app = App("shop", broker=memory_url, state="memory")
     seen = []
 
-    @app.agent("orders", on_error=policy, retries=2, backoff="1ms")
+    @app.agent("orders", on_error=policy, backoff="1ms", **({"retries": 2} if policy == "retry" else {}))
     async def check(ctx):
         count = await ctx.state().get("n") or 0
         await ctx.state().put("n", count + 1)
@@ -411,7 +411,7 @@ def test_fail_skip_and_retry_are_the_only_policies(app):
 async def test_undecodable_payloads_go_to_the_dead_letters_under_policy(app, policy):
     seen = []
 
-    @app.agent("orders", on_error=policy, retries=2, backoff="1ms")
+    @app.agent("orders", on_error=policy, backoff="1ms", **({"retries": 2} if policy == "retry" else {}))
     async def check(ctx):
         seen.append(ctx.message)
 
