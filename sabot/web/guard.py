@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -133,6 +134,8 @@ class Guard:
                 form = scope["form"] = await _form(receive)
         except TimeoutError:
             return _text(408, "The form did not arrive in time.")
+        except ClientDisconnect:
+            return _text(400, "The form did not arrive whole.")
         if form is None:
             return _text(413, "The form is too large.")
         if path == ENTER:
@@ -162,14 +165,18 @@ def cookie_name(port: int, app: str) -> str:
 
 
 async def _form(receive: Receive) -> dict[str, str] | None:
-    """Returns the fields of a form, the last of several values of one name; None if the body is too large."""
+    """Returns the fields of a form, the last of several values of one name; None if the body is too large. Raises
+    ClientDisconnect if the connection ends before the form does: without its last fields a form may select more.
+    """
     body = b""
     while True:
         message: dict[str, Any] = dict(await receive())
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
         body += message.get("body", b"")
         if len(body) > _MOST_BODY:
             return None
-        if message["type"] == "http.disconnect" or not message.get("more_body"):
+        if not message.get("more_body"):
             break
     try:
         fields = parse_qs(body.decode("ascii"), keep_blank_values=True, max_num_fields=1_000)

@@ -25,9 +25,10 @@ from sabot.errors import UserError
 from sabot.web import pages
 from sabot.web.access import Access
 from sabot.web.console import Console, ConsoleSite
+from sabot.web.guard import Guard
 from sabot.web.records import StepRecord, chosen, folded
 from sabot.web.server import ConsoleServer
-from sabot.web.texts import cell
+from sabot.web.texts import cell, table_text
 
 MARKUP = "<script>alert(1)</script>"
 
@@ -333,6 +334,35 @@ def test_a_form_that_is_too_large_or_slow_is_refused(console: Console, browser: 
         assert b" 408 " in slow.recv(1000)
 
 
+async def test_a_form_whose_connection_breaks_is_not_acted_on() -> None:
+    """Its first fields were taken for the whole form: without its last ones, a redrive selects more dead letters."""
+    access, acted = Access(None), []
+
+    async def pages(scope: Any, receive: Any, send: Any) -> None:
+        acted.append(scope["form"])
+
+    session = access.enter(access.token("act"))
+    assert session is not None
+    address = "http://127.0.0.1:1"
+    guard = Guard(pages, access, [address], "c", ask=pages, pass_on=pages)
+    sent = [(b"host", b"127.0.0.1:1"), (b"origin", address.encode()), (b"cookie", f"c={session.secret}".encode())]
+    scope = {"type": "http", "method": "POST", "path": "/act/redrive-all", "query_string": b"", "headers": sent}
+    body = f"form={session.form}&place=orders.dlq".encode()
+    whole = {"type": "http.request", "body": body, "more_body": False}
+    for messages in ([whole | {"more_body": True}, {"type": "http.disconnect"}], [whole]):
+        left, answers = iter(messages), []
+
+        async def receive(left: Any = left) -> Any:
+            return next(left)
+
+        async def send(message: Any, answers: list[Any] = answers) -> None:
+            answers.append(message)
+
+        await guard(dict(scope), receive, send)
+        assert [each["status"] for each in answers if "status" in each] == ([400] if len(messages) == 2 else [])
+    assert [each["place"] for each in acted] == ["orders.dlq"]
+
+
 def is_open(connection: socket.socket) -> bool:
     """Sends one more header. False if the server has closed the connection."""
     try:
@@ -412,6 +442,7 @@ def test_the_table_of_steps_is_there_as_csv_and_json(browser: Browser) -> None:
 def test_no_cell_of_csv_is_a_formula(text: str) -> None:
     assert cell(text) == f"'{text}"
     assert (cell(-1), cell("a=1"), cell(None)) == (-1, "a=1", None)
+    assert table_text([{text: 1}], "csv").startswith(f"'{text}")
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------

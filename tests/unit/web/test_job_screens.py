@@ -59,6 +59,24 @@ async def enter(console: Console, role: Any) -> Browser:
     return await asyncio.to_thread(Browser(console).enter, console.access.token(role))
 
 
+async def test_a_job_with_a_long_id_is_shown(memory_url: str, tmp_path: Path) -> None:
+    """Its id in the address was cut to 200 characters."""
+    app = App("shop", memory_url, state=str(tmp_path), checkpoint_interval=3600)
+    app.agent("tickets", name="handle", job_id="id", durable=True, on_error="skip")(ticket)
+    async with started(app):
+        publish(app, "tickets", [{"id": "https://example.org/" + "x" * 200}])
+        await until(lambda: app.statistics()["jobs"]["parked"] == 1)
+        await app.agent_runtime.trigger_checkpoint()
+        console = Console(app, port=0)
+        try:
+            browser = await enter(console, "act")
+            found = re.search(r'href="(/job\?id=[^"]+)"', (await ask(browser, "/jobs"))[1])
+            assert found is not None
+            assert (await ask(browser, unescape(found[1])))[0] == 200
+        finally:
+            console.close()
+
+
 async def test_jobs_are_listed_and_one_is_shown_signalled_and_cancelled(memory_url: str, tmp_path: Path) -> None:
     async with running(memory_url, tmp_path, ["ann"]) as (app, console):
         browser = await enter(console, "act")

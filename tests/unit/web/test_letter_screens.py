@@ -111,6 +111,16 @@ async def test_dead_letters_are_counted_by_reason_and_step_filtered_and_shown(me
         assert (await ask(browser, "/letters.csv?q=nothing"))[0] == 200
 
 
+async def test_letters_of_a_step_with_a_long_name_are_filtered(memory_url: str) -> None:
+    step = "select " + ", ".join(f"column_{number} = x + {number}" for number in range(40))
+    for number in range(3):
+        put(memory_url, number, step=step, topic="out")
+    async with shown(memory_url) as (browser, _):
+        page = (await ask(browser, "/letters"))[1]
+        (by_reason,) = [each for each in links(page, "/letters") if "KeyError" in each]
+        assert len(links((await ask(browser, by_reason))[1], "/letter")) == 1
+
+
 async def test_a_letter_that_was_sent_back_and_dies_again_leads_to_the_first_one(memory_url: str) -> None:
     app = App("shop", memory_url)
     runs = 0
