@@ -78,7 +78,7 @@ def table_text(rows: Sequence[Mapping[str, Any]], form: TableForm) -> str:
         return json.dumps(rows, ensure_ascii=False)
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerows([rows[0].keys(), *(map(cell, each.values()) for each in rows)] if rows else [])
+    writer.writerows([map(cell, each) for each in (rows[0].keys(), *(each.values() for each in rows))] if rows else [])
     return text.getvalue()
 
 
