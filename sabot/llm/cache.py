@@ -85,8 +85,9 @@ class SqliteCache:
     """A cache in a SQLite file. The answers remain after a restart, and several processes may use the file at the same
     time.
 
-    - `most`: the most answers. `ttl`: the time for which an answer is kept, or None for no limit. After each 256 writes
-      by this object the expired answers are deleted, and then the oldest, until `most` are left. Before that, the file may have more.
+    - `most`: the most answers. `ttl`: the time for which an answer is kept, or None for no limit. Answers are deleted
+      after each 256 writes by this object: first the expired ones, and then the oldest until `most` are left. Between
+      these times the file may have more.
 
     Only the user of the operating system who created the file can read it. All access is in one thread. If the process
     dies, no stored answer is lost; if the machine loses power, the newest answers may be lost. Methods raise UserError

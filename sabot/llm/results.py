@@ -45,8 +45,9 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_possible(self) -> bool:
-        """True if a request can have these numbers of tokens: none is negative or above 10¹²; cached input tokens are
-        not more than all input tokens, and reasoning tokens are not more than all output tokens.
+        """True if a request can have these numbers of tokens: none is negative or above 10¹²; the tokens that were read
+        from the cache or written to it are not more than all input tokens; and reasoning tokens are not more than all
+        output tokens.
         """
         counts = msgspec.structs.astuple(self)
         if not all(is_whole(each, 0, _MOST_TOKENS) for each in counts):

@@ -99,9 +99,11 @@ class Route:
         return self._priced(outcome, call)
 
     def _check_usage(self, outcome: Outcome, call: ModelCall) -> Outcome:
-        """Returns the outcome. If its usage cannot be true, the returned copy has no usage. That is so if a count is
-        negative, if a part is more than its whole, or if there are 0 tokens although the answer is not empty. If a cost
-        in the outcome is not valid, the copy has neither usage nor cost.
+        """Returns the outcome, or a copy without figures that cannot be true:
+
+        - If a count of its usage is impossible (see `Usage.is_possible`), or its cost is not valid, the copy has
+          neither usage nor cost.
+        - If the usage has 0 tokens although the answer is not empty, the copy has no usage.
 
         For an outcome without usage a warning is logged, once for each model.
         """

@@ -376,8 +376,10 @@ def _decode(text: str, kind: Any) -> Any:
 
 def _decode_unwrapped(text: str, kind: Any, wrapped: Mismatch) -> Any:
     """Decodes a text that is not in the form {"value": …}: first as JSON, then as a text whose quotes are missing.
-    Raises Mismatch if neither matches the type. `wrapped`: the error of the attempt to decode the form {"value": …}; it
-    is raised if the text begins with "{".
+    Raises Mismatch if neither matches the type.
+
+    `wrapped`: the error of an earlier attempt to decode the form {"value": …}. If the text begins with "{", this error
+    is raised, because the model probably meant that form.
     """
     try:
         return _decode(text, kind)

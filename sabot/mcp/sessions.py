@@ -242,9 +242,14 @@ class SessionBridge:
         return [RecoverableSession(str(each["taskId"]), str(each.get("sessionId", "")), each) for each in found]
 
     async def stop_session(self, session_id: str, reason: str = "normal_termination") -> None:
-        """Ends a session in this process and at the server, so that it needs no recovery. Raises SessionStopFailed
-        (E2051); then the session has ended in this process, but the server may list it for recovery. If the server
-        cannot be reached and `on_error` is "graceful", nothing is raised, and the next heartbeat tells the server.
+        """Ends a session in this process and at the server, so that it needs no recovery. If the server cannot be
+        reached and `on_error` is "graceful", nothing is raised, and the next heartbeat tells the server.
+
+        Raises SessionStopFailed (E2051) in these cases:
+
+        - The session does not run in this process.
+        - The server does not accept the end, or cannot be reached and `on_error` is "fail_fast". The session has ended
+          in this process nevertheless, but the server may list it for recovery.
 
         `reason`: with "normal_termination" the server stores the status "completed", with any other reason "archived".
         """

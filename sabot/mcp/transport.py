@@ -109,9 +109,14 @@ async def over_bytes(
 
     - `most_bytes`: the most bytes of a message. `most_list_bytes`: the most bytes of a message with a list.
     - `buffer`: the number of bytes that are read at a time.
-    - `on_end`: an async function that is called with the reason if `source` or `sink` ends during the block, if a
-      message is longer than `most_bytes` and the request that it answers is unknown, and if more than 10,000 lines are
-      not messages. Then the stream for reading is closed.
+    - `on_end`: an async function that is called with the reason when no further messages can be exchanged. Then the
+      stream for reading is closed.
+
+    The reasons are:
+
+    - `source` or `sink` has ended during the block.
+    - A message is longer than `most_bytes`, and the request that it answers is unknown.
+    - More than 10,000 lines are not messages.
     """
     lists = set[int | str]()  # the ids of requests for lists that have no answer yet
     heard, incoming = anyio.create_memory_object_stream[Any](0)

@@ -297,7 +297,7 @@ class AgentExecutor:
           started if `RecoveryConfig.enable_auto_restart` is set.
         - Raises ExecutionError if the process reports that the task failed, if the process ends during the task, or if
           the instance gets no further process and no other instance of its type may do the task.
-        - Raises what `ToolServers.get_or_create` raises if the tool servers cannot be reached.
+        - Raises the error of `ToolServers.get_or_create` if the tool servers cannot be reached.
         """
         if not isinstance(task, TaskDelegation):
             raise InvalidContext(f"a task is no {type(task).__name__}", hint='TaskDelegation(objective="…")')

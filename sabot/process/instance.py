@@ -235,10 +235,10 @@ class Instance:
             self.become(Phase.TERMINATED)
 
     async def end_and_plan(self, child: Child, why: str, *, counts: bool = True) -> None:
-        """Kills the process `child`, and plans the start of another one, as if the process had failed: it counts a
-        failure, and the start waits as the restart policy says. With `counts` False it counts no failure, and the
-        start does not wait. If the instance has no restart policy, or its restarts are used up, no start is planned, and
-        the phase becomes FAILED. `why`: the reason, for messages.
+        """Kills the process `child`, and plans the start of another one, as after a failure of the process: the failure
+        is counted, and the start waits as the restart policy says. With `counts` False no failure is counted, and the
+        start does not wait. If the instance has no restart policy, or its restarts are used up, no start is planned,
+        and the phase becomes FAILED. `why`: the reason, for messages.
 
         Does nothing if `child` is not the present process of the instance any more. Raises TerminateFailed if the
         process, or a descendant of it, still runs.
@@ -249,10 +249,12 @@ class Instance:
                 self._plan(counts=counts)
 
     async def restart(self, why: str, *, grace_s: float, at_once: bool = False) -> None:
-        """Ends the process, if there is one, and plans the start of another one, as if the process had failed: it
-        counts a failure, and the start waits as the restart policy says. With `at_once` the start does not wait, and
-        the count of failures in a row starts again at 0. Without `at_once` it does nothing if a start is planned
-        already, or if the instance was not started yet.
+        """Ends the process, if there is one, and plans the start of another one, as after a failure of the process: the
+        failure is counted, and the start waits as the restart policy says. Does nothing if a start is planned already,
+        or if the instance was not started yet.
+
+        With `at_once` the start does not wait, the count of failures in a row starts again at 0, and a start that is
+        planned already is replaced.
 
         `why`: the reason, for messages. `grace_s`: seconds from SIGTERM to SIGKILL. Raises RestartFailed if the
         instance has ended for good or has no restart policy, if its restarts are used up, or if its process could not

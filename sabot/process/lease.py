@@ -100,13 +100,12 @@ def _watch(path: Path, groups: ControlGroups) -> None:
 
 
 def end_what_is_left(folder: Path, groups: ControlGroups, own: str = "") -> int:
-    """Ends processes whose supervisor was killed, and returns their number. It finds them by the leases in `folder`:
-    files that a living supervisor keeps locked. If the processes of a lease do not end within 5 s, they are left, their
-    lease is removed nevertheless, and the next lease follows.
+    """Ends processes whose supervisor was killed, and returns their number. The leases in `folder` name these
+    processes; a supervisor that runs keeps its lease locked, and such a lease is skipped. If the processes of a lease
+    do not end within 5 s, they are left, the lease is removed nevertheless, and the next lease follows.
 
-    `own`: the name of the lease of a supervisor that is known to have ended. If this lease is locked, that
-    supervisor's watcher is ending the processes, and this call waits for it. Any other lease that is locked is
-    skipped.
+    `own`: the name of the lease of a supervisor that is known to have ended. If this lease is locked, the watcher of
+    that supervisor is ending the processes, and this call waits for the watcher.
     """
     if not _is_ours(folder):
         return 0

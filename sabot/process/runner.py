@@ -356,8 +356,8 @@ class LocalProcessRunner:
         return [*(handle.info for handle in self._alive()), *self._ended.values()]
 
     async def get_agent(self, agent_id: str) -> AgentInfo | None:
-        """Returns a view of the instance with this id. Returns None if there never was one, or if more than a thousand
-        instances have ended since it did.
+        """Returns a view of the instance with this id. Returns None if there is no instance with this id, or if it has
+        ended and is not among the last thousand that have.
         """
         handle = self._running.get(agent_id)
         return self._ended.get(agent_id) if handle is None else handle.info

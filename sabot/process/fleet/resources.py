@@ -240,11 +240,12 @@ class ResourceManager:
 
     async def require_tokens(self, agent_id: str, tokens: int) -> None:
         """Checks that the instance may use `tokens` further tokens before the next full hour of the clock. Raises
-        QuotaExceeded if that would exceed its quota; but not if the quota would only warn about it now. Raises
-        QuotaNotFound if the instance has no quota.
+        QuotaExceeded if that would exceed its quota. Does not raise it as long as the quota would only report a
+        violation (WARN_ONLY, or SOFT_THEN_HARD before its `grace_seconds` are over). Raises QuotaNotFound if the
+        instance has no quota.
 
-        The tokens are not reserved, so several callers at the same time may together exceed the quota. The `Budget`
-        of a ledger prevents that.
+        The tokens are not reserved, so several callers at the same time may together exceed the quota. The `Budget` of
+        a ledger prevents that.
         """
         async with self._locked(agent_id) as limited:
             await self._ask_for_tokens(limited)

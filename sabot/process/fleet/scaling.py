@@ -160,11 +160,15 @@ class FleetManager:
         """Waits for a free replica, calls `work` with its child, and returns the result of `work`. Callers that wait
         are served in the order of their calls.
 
-        If `work` raises or is cancelled, the replica is ended and replaced; otherwise its late output could be
-        mistaken for the answer to the next work. If the replica has to end and `work` does not return within
-        `drain_secs`, `work` is cancelled after the fleet's `checkpoint`. Then DrainTimeout (E2093) is raised; or with
-        `repeatable` True, `work` is called again with another replica. DrainTimeout is also raised if the fleet is closed
-        first. Raises UserError if the fleet does not run.
+        If `work` raises or is cancelled, the replica is ended and replaced; otherwise its late output could be mistaken
+        for the answer to the next work.
+
+        If the replica has to end, `work` has `drain_secs` to return. After that, the fleet's `checkpoint` is called,
+        and `work` is cancelled. Then DrainTimeout (E2093) is raised. With `repeatable`, `work` is called again with
+        another replica instead, unless the fleet is being closed. DrainTimeout is also raised if the fleet is closed
+        before a replica is free.
+
+        Raises UserError if the fleet does not run.
         """
         given_back = False
         while True:

@@ -248,11 +248,10 @@ def support_of(found: Mapping[str, Any]) -> SandboxSupport:
 
 
 def check_available(sandbox: Sandbox, program: str) -> str:
-    """Checks that this system has all protections that the level of the sandbox demands, and returns "" if it has
-    them.
+    """Checks that this system has all protections that the level of the sandbox demands. Returns "" if it has them.
 
-    If it lacks some, raises SandboxUnavailable. But if the sandbox sets `allow_degraded`, returns a text instead,
-    with their names and the reasons. `program`: the name of the program, for the error message.
+    If some are missing, raises SandboxUnavailable; with `allow_degraded` of the sandbox, returns a text with their
+    names and the reasons instead. `program`: the name of the program, for the error message.
     """
     level, support = TrustLevel(sandbox.level), available()
     lacking = [name for name in DEMANDED[level] if name not in support.there]
