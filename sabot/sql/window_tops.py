@@ -68,8 +68,8 @@ def window_top(
         return None
     if any(own[mine] != below[columns[its]] for its, mine in keys.items()):
         return None
-    counted = isinstance(base, AggregateWindow) and dict(base.aggregates).get(own[value])
-    has_nulls = not counted or counted.kind != "count"
+    counted = dict(base.aggregates).get(own[value]) if isinstance(base, AggregateWindow) else None
+    has_nulls = counted is None or counted.kind != "count"
     return WindowTop(value, aggregate.kind == "max", {**keys, greatest: value}, has_nulls)
 
 
