@@ -42,7 +42,7 @@ _NO_MATTER = (
     ),
 )
 # Fields that are newer than checkpoints: their defaults are what a program without them says.
-_LATER = ("time_unit", "time_format", "time_zone", "time", "overlap", "is_reluctant", "order", "ttl_ms")
+_LATER = ("time_unit", "time_format", "time_zone", "time", "overlap", "is_reluctant", "order", "ttl_ms", "peers")
 
 
 def path_of(node: Node, before: Iterable[str]) -> str:

@@ -29,7 +29,15 @@ from sabot.sql.scope import (
     steps_of,
     warn_of_growth,
 )
-from sabot.sql.select import SelectBinder, columns_of, has_aggregate, is_aggregate, order_columns
+from sabot.sql.select import (
+    SelectBinder,
+    columns_of,
+    complete_window,
+    has_aggregate,
+    is_aggregate,
+    keyed,
+    order_columns,
+)
 from sabot.sql.subqueries import check_one_row, with_value, without_partners
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import (
@@ -135,9 +143,8 @@ class QueryBinder:
         skipped = 0 if query.offset is None else self._limit(query.offset, "OFFSET")
         place = names_of(ordered).free("place") if skipped else None
         with at(query.span):
-            keyed = ordered.stream.key_by(every=lit(0))
             most = skipped + self._limit(query.limit)
-            stream = keyed.top_n(most, by=names, descending=[down for _, down in by], rank=place)
+            stream = keyed(ordered.stream).top_n(most, by=names, descending=[down for _, down in by], rank=place)
             stream = stream if place is None else stream.filter(col(place) > skipped)
             if endless_read(node_of(stream)) is None:  # the first rows are final, and come in their order
                 stream = stream.sort(names, descending=[down for _, down in by], nulls_last=True)
@@ -339,7 +346,6 @@ class QueryBinder:
         as
             SELECT k, RANK() OVER (ORDER BY over1) AS r FROM (SELECT k, SUM(x) AS over1 FROM t GROUP BY k)
         """
-        named = {name.text.lower(): window for name, window in select.windows}
         over = [any(_is_over(node) for node in walk(item)) for item in select.items]
         inside = [
             # a number in the place of OVER, so that GROUP BY 1 still means the first entry
@@ -364,7 +370,7 @@ class QueryBinder:
 
         def split(node: Any) -> Any:
             if _is_over(node):
-                window = node.over if node.over.base is None else named.get(node.over.base.text.lower(), node.over)
+                window = complete_window(node.over, select.windows)
                 order = tuple(replace(each, expression=moved(each.expression)) for each in window.order)
                 window = replace(window, partition=tuple(map(moved, window.partition)), order=order)
                 rows = None if node.filter is None else moved(node.filter)

@@ -33,6 +33,7 @@ from sabot.sql.scope import (
     may_expire,
     names_of,
     node_of,
+    steps_of,
     warn_of_growth,
 )
 from sabot.sql.syntax.text import Span, SqlFault
@@ -45,11 +46,13 @@ from sabot.sql.syntax.tree import (
     Derived,
     Expression,
     Item,
+    Name,
     SelectBody,
     Sort,
     Star,
     Window,
 )
+from sabot.sql.types import sql_type
 from sabot.sql.values import Binder, Context, constant_text, key_of, mirrored, rebuilt, walk
 from sabot.sql.windows import (
     EDGES,
@@ -648,6 +651,7 @@ class SelectBinder:
             window = self._window_of(call)
             partition, relation = columns_of(self._context, relation, window.partition)
             if call.name.text.upper() == "ROW_NUMBER" and (arrival := _arrival(relation, window.order)):
+                _check_plain_call(call)
                 replaced[id(item.expression)] = _ranked(
                     Ranking("", "row_number", partition, (), call.span, arrival, self._ttl)
                 )
@@ -655,6 +659,7 @@ class SelectBinder:
             order, relation = order_columns(self._context, relation, window.order)
             kind = _RANKINGS.get(call.name.text.upper())
             if kind is not None:
+                _check_plain_call(call)
                 if call.arguments or call.star:
                     raise SqlFault(call.span, f"{call.name.text} has no argument", f"{call.name.text}() OVER (…)")
                 if window.frame is not None:
@@ -695,13 +700,7 @@ class SelectBinder:
         return relation, OutputColumn("", bound, None, shown=binder.shown_type(made, bound.type))
 
     def _window_of(self, call: Call) -> Window:
-        window = cast(Window, call.over)
-        if window.base is None:
-            return window
-        for name, named in self._select.windows:
-            if name.text.lower() == window.base.text.lower():
-                return named
-        raise SqlFault(window.base.span, f"there is no window {window.base.text}", "WINDOW name AS (…)")
+        return complete_window(cast(Window, call.over), self._select.windows)
 
     def _running(
         self,
@@ -725,12 +724,14 @@ class SelectBinder:
         made: Any
         parts: list[Any] = []  # of AVG of whole numbers: their sum and their number
         if name in ("LAG", "LEAD"):
-            arguments = [binder.bind(each) for each in call.arguments]
-            if not 1 <= len(arguments) <= 3:
+            _check_plain_call(call)
+            if not 1 <= len(call.arguments) <= 3:
                 raise SqlFault(call.span, f"{name} takes 1 to 3 arguments", f"{name}(x[, offset[, default]]) OVER (…)")
-            options = [each.expr.option("value") if each.expr.kind == "lit" else None for each in arguments[1:]]
+            if window.frame is not None:
+                raise SqlFault(window.frame.span, f"{name} has no frame")
+            value = binder.bind(call.arguments[0])
             with at(call.span):
-                made = (lag if name == "LAG" else lead)(arguments[0].expr, *options)  # type: ignore[arg-type]
+                made = (lag if name == "LAG" else lead)(value.expr, *self._constants_of_lag(call, binder, value))
         elif functions.is_aggregate(name):
             if name != "LISTAGG":
                 _check_arguments(call)
@@ -746,11 +747,13 @@ class SelectBinder:
                 raise SqlFault(call.span, f"{what} has no value after each row", f"{name} in GROUP BY of a window")
         else:
             made = _PLACES[_RANKINGS[name]]()
-        preceding = _preceding(window, self._context, relation)
+        preceding, peers = _preceding(window, self._context, relation)
         names = names_of(relation)
         columns = {names.free("over"): each for each in parts or [made]}
         with at(call.span):
-            stream = _keyed(relation.stream, partition).over(preceding=preceding, **columns)
+            stream = keyed(relation.stream, partition).over(preceding=preceding, **columns)
+            if peers and name not in ("LAG", "LEAD"):
+                stream = steps_of(stream).then(replace(node_of(stream), peers=True))  # type: ignore[call-arg]
             schema = stream.schema
         bound = [TypedExpr(col(column), schema.field(column).type) for column in columns]
         (column, *_), value = columns, bound[0]
@@ -764,6 +767,22 @@ class SelectBinder:
             shown = _shown_aggregate(value.type, type, binder.shown_type(node, type))
         fields = (*relation.fields, TableColumn("", column, column, value.type, shown=shown))
         return replace(relation, stream=stream, fields=fields)
+
+    def _constants_of_lag(self, call: Call, binder: Binder, value: TypedExpr) -> Iterator[Any]:
+        """Yields the arguments of LAG or LEAD behind the first one, which are constants. `value`: the first one."""
+        name = call.name.text.upper()
+        for i, node in enumerate(call.arguments[1:]):
+            bound = binder.bind(node)
+            wanted = pa.int64() if i == 0 else value.type
+            constant = binder.constant_of_type(bound, wanted)
+            if i == 0 and (constant is None or constant < 1):
+                message = f"the second argument of {name} is a constant number of rows, 1 or more"
+                raise SqlFault(node.span, message, f"{name}(x, 2) OVER (…)")
+            if constant is None and not pa.types.is_null(bound.type):
+                message = f"the default of {name} is a constant {sql_type(wanted)}"
+                hint = f"COALESCE({name}(x) OVER (…), y), if x is never NULL" if bound.expr.columns else "write a CAST"
+                raise SqlFault(node.span, message, hint)
+            yield constant
 
     def ranked(self) -> tuple[Relation, Expression | None]:
         """Returns the rows of FROM with their ranking, and the condition of WHERE that bounds it, such as `n <= 3`; None for
@@ -787,9 +806,9 @@ class SelectBinder:
         ttl = self._ttl_of_first_rows(relation.stream, ranking, bound)
         with at(ranking.span):
             stream = relation.stream
-            keyed = _keyed(stream, ranking.partition)
+            by_key = keyed(stream, ranking.partition)
             if ttl is not None or ranking.time in ("first", "last"):
-                first = keyed.deduplicate(within=ttl) if ttl else self._one_by_arrival(stream, keyed, ranking, bound)
+                first = by_key.deduplicate(within=ttl) if ttl else self._one_by_arrival(stream, by_key, ranking, bound)
                 stream = first.with_columns(**{rank: lit(1)}) if rank else first
             elif ranking.time == "event" and not stream.changes:
                 place = rank or names_of(relation).free("place")
@@ -797,7 +816,7 @@ class SelectBinder:
                 stream = numbered.filter(col(place) <= lit(bound))
                 stream = stream if rank else stream.drop(place)
             else:
-                stream = keyed.top_n(bound, by=by, descending=descending, ties=ranking.ties, rank=rank)
+                stream = by_key.top_n(bound, by=by, descending=descending, ties=ranking.ties, rank=rank)
         fields = tuple(each for each in relation.fields if rank or each.column != ranking.column)
         return replace(relation, stream=stream, fields=fields, ranking=None), bounding
 
@@ -813,13 +832,13 @@ class SelectBinder:
             _log.warning("STATE_TTL has no effect on a ranking, except on the first row of each key by event time")
         return None
 
-    def _one_by_arrival(self, stream: Stream, keyed: KeyedStream, ranking: Ranking, bound: int) -> Stream:
+    def _one_by_arrival(self, stream: Stream, by_key: KeyedStream, ranking: Ranking, bound: int) -> Stream:
         """Returns the first row of each key that arrives, which no later one changes, or the last one, kept up to date."""
         if bound != 1:
             hint = "WHERE n = 1; or ORDER BY the event time, or any column"
             raise SqlFault(ranking.span, "one row of each key is kept in the order of arrival", hint)
         if ranking.time == "first":
-            return keyed.deduplicate()
+            return by_key.deduplicate()
         if not ranking.partition:
             raise SqlFault(ranking.span, "the last row to arrive needs PARTITION BY", "PARTITION BY the key")
         return stream.upsert(*ranking.partition)
@@ -845,7 +864,7 @@ class SelectBinder:
         with at(ranking.span):
             stream = relation.stream.rename(renamed) if renamed else relation.stream
             stream = (
-                _keyed(stream, keys)
+                keyed(stream, keys)
                 .window(window)
                 .top_n(
                     bound,
@@ -938,6 +957,31 @@ def order_columns(
     return tuple(by), relation
 
 
+def complete_window(window: Window, named: Sequence[tuple[Name, Window]]) -> Window:
+    """Returns a window of OVER with what it takes from the window that it names. `named`: those of the clause WINDOW.
+
+        OVER (w ROWS 2 PRECEDING) … WINDOW w AS (PARTITION BY k ORDER BY ts)
+    as
+        OVER (PARTITION BY k ORDER BY ts ROWS 2 PRECEDING)
+
+    Raises SqlFault if there is no window of this name, or if the window says again what the other one says.
+    """
+    if window.base is None:
+        return window
+    found = [i for i, (name, _) in enumerate(named) if name.text.lower() == window.base.text.lower()]
+    if not found:
+        raise SqlFault(window.base.span, f"there is no window {window.base.text}", "WINDOW name AS (…)")
+    base = complete_window(named[found[0]][1], named[: found[0]])  # a window names those before it
+    again = "PARTITION BY" if window.partition else "ORDER BY" if window.order and base.order else ""
+    if again or (base.frame is not None and (window.order or window.frame is not None)):
+        raise SqlFault(
+            window.span,
+            f"a window that names {window.base.text} cannot change its {again or 'frame'}",
+            "write PARTITION BY, ORDER BY and the frame in one place",
+        )
+    return replace(base, order=base.order or window.order, frame=base.frame or window.frame, span=window.span)
+
+
 def unbounded(relation: Relation, ranking: Ranking) -> Relation:
     """Returns the rows with their places, where no condition bounds these. Raises SqlFault if later rows change them."""
     if ranking.time != "event" or relation.stream.changes:
@@ -952,14 +996,16 @@ def unbounded(relation: Relation, ranking: Ranking) -> Relation:
 
 def _numbered(relation: Relation, ranking: Ranking) -> Relation:
     """Returns the rows with their places by event time. No later row changes the place of a row that event time has passed."""
-    keyed = _keyed(relation.stream, ranking.partition)
-    numbered = keyed.over(preceding=None, **{ranking.column: _PLACES[ranking.ties]()})
+    rows = keyed(relation.stream, ranking.partition)
+    numbered = rows.over(preceding=None, **{ranking.column: _PLACES[ranking.ties]()})
     return replace(relation, stream=numbered, ranking=None)
 
 
-def _keyed(stream: Stream, keys: Sequence[str]) -> KeyedStream:
-    """Returns the stream by these keys; without keys, all rows have one."""
-    return stream.key_by(*keys) if keys else stream.key_by(every=lit(0))
+def keyed(stream: Stream, keys: Sequence[str] = ()) -> KeyedStream:
+    """Returns the stream by these keys; without keys, all rows have one, in a column of a free name."""
+    if keys:
+        return stream.key_by(*keys)
+    return stream.key_by(**{Names(set(node_of(stream).column_names or ())).free("every"): lit(0)})
 
 
 def _arrival(relation: Relation, order: Sequence[Sort]) -> Literal["", "first", "last"]:
@@ -1044,14 +1090,19 @@ def _own_name(node: Expression) -> str:
     return node.parts[-1].text if isinstance(node, Column) else ""
 
 
-def _preceding(window: Window, context: Context, relation: Relation) -> Any:
+def _preceding(window: Window, context: Context, relation: Relation) -> tuple[Any, bool]:
+    """Returns the rows or the time before each row that a frame has, None for all earlier rows, and True if the frame has
+    all rows of equal time too. Without a frame it is that of RANGE UNBOUNDED PRECEDING, as in Flink and in standard SQL.
+    """
     frame = window.frame
     if frame is None:
-        return None
+        return None, True
     if frame.end.kind != "CURRENT ROW" or frame.start.kind == "FOLLOWING":
         raise SqlFault(frame.span, "a frame ends at CURRENT ROW", "ROWS BETWEEN 5 PRECEDING AND CURRENT ROW")
     if frame.start.amount is None:
-        return None if frame.start.kind == "PRECEDING" else 0
+        if frame.start.kind == "PRECEDING":
+            return None, frame.unit == "RANGE"
+        return (0 if frame.unit == "ROWS" else datetime.timedelta(0)), False
     bound = Binder(context, relation).bind(frame.start.amount)
     if bound.expr.kind != "lit":
         raise SqlFault(frame.start.span, "the length of a frame is a constant")
@@ -1060,9 +1111,17 @@ def _preceding(window: Window, context: Context, relation: Relation) -> Any:
         raise SqlFault(
             frame.start.span, "ROWS counts rows", "RANGE BETWEEN INTERVAL '1' HOUR PRECEDING AND CURRENT ROW"
         )
-    if frame.unit == "RANGE" and isinstance(value, int):
+    if frame.unit == "RANGE" and not isinstance(value, datetime.timedelta):
         raise SqlFault(frame.start.span, "RANGE has an interval", "ROWS BETWEEN 5 PRECEDING AND CURRENT ROW")
-    return value
+    return value, False
+
+
+def _check_plain_call(call: Call) -> None:
+    """Raises SqlFault if a function of OVER that is no aggregate has a clause of one."""
+    if call.distinct or call.filter is not None or call.order:
+        name = call.name.text.upper()
+        hint = "WHERE in a query inside, which leaves the other rows out"
+        raise SqlFault(call.span, f"{name} is no aggregate: no DISTINCT, FILTER or WITHIN GROUP", hint)
 
 
 class _WindowUse:

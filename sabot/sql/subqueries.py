@@ -29,8 +29,9 @@ def without_partners(stream: Stream, inner: Stream, mine: TypedExpr, its: TypedE
     found = stream.join(inner, left_on=mine.expr, right_on=its.expr, how="anti")
     names = Names(set(node_of(stream).column_names or ()))
     nulls = names.free("nulls")  # 1 if the query has a NULL, 0 if it has none, NULL if it has no rows
+    every = Names(set(node_of(inner).column_names or ())).free("every")
     rows = (
-        inner.group_by(every=lit(0))
+        inner.group_by(**{every: lit(0)})
         .aggregate(ttl=None, **{nulls: greatest(its.expr.is_null().cast("int64"))})
         .select(nulls)
     )

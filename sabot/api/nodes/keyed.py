@@ -207,7 +207,8 @@ class Over(AddsColumns):
     """A step that adds columns to each row that are computed from this row and the earlier rows of its key.
 
     `preceding_rows`, `preceding_ms`: the earlier rows that are used: at most so many rows, or those of so many ms of
-    event time. At most one of the two is set; if both are None, all earlier rows are used.
+    event time. At most one of the two is set; if both are None, all earlier rows are used. `peers`: True if an aggregate
+    of all earlier rows has those of equal time that come later too, as one of `preceding_ms` has.
     """
 
     word = "over"
@@ -216,10 +217,12 @@ class Over(AddsColumns):
     columns: tuple[tuple[str, Aggregate | OverFunction], ...]
     preceding_rows: int | None = None
     preceding_ms: int | None = None
+    peers: bool = False
     id: str = ""
 
     def text(self) -> str:
-        frame = "" if self.preceding_rows is None else f", {self.preceding_rows} rows before"
+        frame = ", rows of equal time together" if self.peers else ""
+        frame = frame if self.preceding_rows is None else f", {self.preceding_rows} rows before"
         frame = frame if self.preceding_ms is None else f", {span_words(self.preceding_ms)} before"
         return f"over{by_keys(self.keys)}{frame}: {named_texts(self.columns)}"
 

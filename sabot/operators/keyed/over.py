@@ -53,10 +53,10 @@ class Over(SavesWatermark):
 
         preceding_rows=n   the row, and the n rows before it
         preceding_ms=t     rows with a time from the row's time - t to the row's time; rows of equal time that come later too
-        neither            all rows up to this row
+        neither            all rows up to this row; with `peers` also rows of equal time that come later
 
-    lag, lead and the ranks have no frame. Rows must come in order of event time (`EventOrder`). With preceding_ms,
-    rows of the newest time wait until the watermark or a later row has passed this time. With lead, a row waits for
+    lag, lead and the ranks have no frame. Rows must come in order of event time (`EventOrder`). With preceding_ms or
+    `peers`, rows of the newest time wait until the watermark or a later row has passed this time. With lead, a row waits for
     the row to which lead refers; rows that have none are emitted at the end of the input. Rows are emitted in the
     order in which they became complete.
 
@@ -76,6 +76,7 @@ class Over(SavesWatermark):
         *,
         preceding_rows: int | None = None,
         preceding_ms: int | None = None,
+        peers: bool = False,
     ) -> None:
         if preceding_rows is not None and preceding_ms is not None:
             raise UserError("over: a frame has preceding_rows or preceding_ms, not both", hint="give one of them")
@@ -92,7 +93,7 @@ class Over(SavesWatermark):
             if each.kind in ("lag", "lead") and each.offset < 1:
                 raise UserError(f"{each.name}: {each.kind} by {each.offset} rows", hint="give 1 or more")
         self._names, self._described = list(keys), list(columns)
-        self._rows, self._ms = preceding_rows, preceding_ms
+        self._rows, self._ms, self._peers = preceding_rows, preceding_ms, peers
         self._parts: list[OverState] = []
 
     def open(self, context: OperatorContext) -> pa.Schema:
@@ -108,7 +109,7 @@ class Over(SavesWatermark):
         shares = sum(1 for some in (aggregates, around, leads) if some)
         shared = replace(context, memory_budget=context.memory_budget // max(shares, 1))
         if aggregates and self._rows is None and self._ms is None:
-            self._parts.append(RunningState(self._names, aggregates, shared))
+            self._parts.append(RunningState(self._names, aggregates, shared, peers=self._peers))
         elif aggregates:
             self._parts.append(FrameState(self._names, aggregates, shared, self._rows, self._ms))
         if around:
@@ -138,7 +139,7 @@ class Over(SavesWatermark):
     # Rows in
 
     def process(self, batch: Batch) -> None:
-        if self._ms is None or not any(isinstance(part, FrameState) for part in self._parts):
+        if not self._waits_for_time():
             self._run(batch)
             return
         if not batch.num_rows:
@@ -225,9 +226,13 @@ class Over(SavesWatermark):
         }
 
     def _keeps_rows(self) -> bool:
-        return self._leading is not None or any(
-            isinstance(part, FrameState) and self._ms is not None for part in self._parts
-        )
+        return self._leading is not None or self._waits_for_time()
+
+    def _waits_for_time(self) -> bool:
+        """Returns True if rows of the newest time wait for others of this time."""
+        if self._ms is not None:
+            return any(isinstance(part, FrameState) for part in self._parts)
+        return self._peers and any(isinstance(part, RunningState) for part in self._parts)
 
     def state_reader(self) -> dict[str, Any]:
         described = [
@@ -319,7 +324,9 @@ def plan_over(node: nodes.Over, point: PlanPoint) -> PlanPoint:
     point = in_order(point.partition_by(node.keys, "over"), node.keys, node.id)
     arguments = Arguments(node.columns)
     described = [_over_column(name, each, arguments) for name, each in node.columns]
-    make = partial(Over, node.keys, described, preceding_rows=node.preceding_rows, preceding_ms=node.preceding_ms)
+    make = partial(
+        Over, node.keys, described, preceding_rows=node.preceding_rows, preceding_ms=node.preceding_ms, peers=node.peers
+    )
     point = arguments.add(point).step(node.text(), make, id=node.id)
     made = [name for name, _ in arguments.columns]
     return point.step(f"drop {', '.join(made)}", partial(Drop, made)) if made else point

@@ -70,13 +70,14 @@ class OverState:
 
 class RunningState(OverState):
     """Aggregates over all rows up to each row. Their accumulators are in a TableStore, which keeps to the memory
-    budget.
+    budget. `peers`: True if rows of one key and time, which come in one batch, all have the values of the last of them.
     """
 
     has_contents = True
 
-    def __init__(self, keys: list[str], added: Sequence[OverColumn], context: OperatorContext) -> None:
-        self._keys, self._added = keys, added
+    def __init__(self, keys: list[str], added: Sequence[OverColumn], context: OperatorContext, *, peers: bool) -> None:
+        self._keys, self._added, self._peers = keys, added, peers
+        self._time = context.input.get_field_index(TIME_COLUMN)
         self._aggregator = _aggregator(keys, added, context.input, TIME_COLUMN)
         self.fields = list(self._aggregator.schema)[len(keys) :]
         self.store = self._aggregator.store(context)
@@ -94,7 +95,12 @@ class RunningState(OverState):
         )
         self.store.settle()
         with named_by(partial(key_at, batch, aggregator.key_indices)):
-            return _named(self.fields, aggregator.compose(kernel, []))
+            made = _named(self.fields, aggregator.compose(kernel, []))
+        if not self._peers:
+            return made
+        times = data.column(self._time)
+        last = _last_peers(slots, times if batch.selection is None else times.take(batch.selection))
+        return made if last is None else {name: values.take(last) for name, values in made.items()}
 
     def groups(self) -> int:
         return self.store.statistics()["groups"]
@@ -120,6 +126,24 @@ class RunningState(OverState):
 
     def close(self) -> None:
         self.store.close()
+
+
+def _last_peers(slots: Array, times: Array) -> Array | None:
+    """Returns for each row the place of the last row with its slot and its time, or None if each row is alone.
+
+    slots     0  1  0  0
+    times     5  5  5  6
+    last      2  1  2  3
+    """
+    keys, at = slots.to_numpy(), times.to_numpy()
+    order = np.lexsort((at, keys))  # stable, so that rows of one key and time stay in their order
+    ends = np.flatnonzero((np.diff(keys[order]) != 0) | (np.diff(at[order]) != 0))
+    ends = np.append(ends, len(order) - 1)
+    if len(ends) == len(order):
+        return None
+    last = np.empty(len(order), np.int64)
+    last[order] = np.repeat(order[ends], np.diff(ends, prepend=-1))
+    return pa.array(last)
 
 
 class OverSlots(SlotState):

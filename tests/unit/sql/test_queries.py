@@ -168,6 +168,27 @@ def test_a_join_by_time_keeps_pairs_within_the_bounds(folder):
     assert counted(ours(folder, text)) == counted(theirs(folder, plain))
 
 
+@pytest.mark.parametrize("parallelism", [1, 2])
+def test_a_frame_of_range_has_all_rows_of_the_time_of_its_row(tmp_path, parallelism):
+    rng = random.Random(3)
+    rows = [{"k": rng.choice([None, 1, 2]), "x": rng.choice([None, 1, 5]), "ms": i // 3 * 1000} for i in range(200)]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(
+        table.append_column("ts", table["ms"].cast(pa.timestamp("ms"))), tmp_path / "t.parquet", row_group_size=7
+    )
+    text = """
+        SELECT k, x, ts, SUM(x) OVER (PARTITION BY k ORDER BY ts) AS s, AVG(x * 1e0) OVER (ORDER BY ts RANGE UNBOUNDED PRECEDING) AS m,
+            COUNT(*) OVER (PARTITION BY k ORDER BY ts RANGE CURRENT ROW) AS n, COUNT(x) FILTER (WHERE x > 1) OVER (w RANGE
+            BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS f
+        FROM t WINDOW w AS (ORDER BY ts)
+    """
+    app = App("range", parallelism=parallelism)
+    answer = app.sql(text, t=app.stream(files(str(tmp_path / "t.parquet")), time="ts")).collect()
+    with duckdb.connect() as connection:
+        connection.execute(f"create view t as select * from '{tmp_path}/t.parquet'")
+        assert counted(answer) == counted(connection.sql(text).to_arrow_table())
+
+
 def thousand(form):
     return ", ".join(form.format(i=i, time=f"22:{i // 60:02}:{i % 60:02}") for i in range(1000))
 
