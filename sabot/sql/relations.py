@@ -613,7 +613,7 @@ class QueryBinder:
             if node_of(inner.stream).unique != ():  # a table of one row, such as an aggregate in WITH
                 check_one_row(node.query)
             with at(node.span):
-                relation, field = with_value(relation, inner, node.query, node.span)
+                relation, field = with_value(self._context, relation, inner, node.query, node.span)
             return Column((StarName("", node.span, True, field),), node.span)
 
         where = list(rebuilt(tuple(where), column_of))

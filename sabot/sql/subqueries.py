@@ -1,17 +1,19 @@
 """Joins of rows with queries: of NOT IN (SELECT …), and of a query in the place of a value."""
 
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 
 from sabot.api.aggregates import max as greatest
-from sabot.api.expr import Expr, coalesce, col, lit
+from sabot.api.expr import Expr, col, lit, when
 from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
 from sabot.sql.scope import Names, Relation, TableColumn, TypedExpr, names_of, node_of
-from sabot.sql.select import has_aggregate
+from sabot.sql.select import has_aggregate, is_aggregate
 from sabot.sql.syntax.text import Span, SqlFault
-from sabot.sql.syntax.tree import Call, Constant, Query, SelectBody, ValuesBody
+from sabot.sql.syntax.tree import Case, Constant, Expression, Query, SelectBody, ValuesBody
+from sabot.sql.values import Binder, Context, rebuilt
 
 
 def without_partners(stream: Stream, inner: Stream, mine: TypedExpr, its: TypedExpr) -> Stream:
@@ -54,25 +56,56 @@ def check_one_row(query: Query) -> None:
         )
 
 
-def with_value(relation: Relation, inner: Relation, query: Query, span: Span) -> tuple[Relation, TableColumn]:
+def with_value(
+    context: Context, relation: Relation, inner: Relation, query: Query, span: Span
+) -> tuple[Relation, TableColumn]:
     """Returns the rows with the value of a query in a column that only its own place in the statement finds.
 
-    While the query has no row, the value is NULL, and 0 for COUNT. The rows are updated when the value changes. A
-    query whose input ends gives its value then, and never changes it.
+    As long as the query has no row, the value is that of its aggregates over no rows (`_without_rows`). The rows are
+    updated when the value changes. A query whose input ends gives its value then, and never changes it.
     """
     if len(inner.fields) != 1:
         raise SqlFault(query.span, "a query as a value has one column")
     (field,) = inner.fields
-    name = names_of(relation).free("value")
-    made = query.body.items[0].expression if isinstance(query.body, SelectBody) else None
-    counts = isinstance(made, Call) and made.name.text.upper() == "COUNT" and not query.body.group  # type: ignore[union-attr]
-    rows = inner.stream.select(**{name: col(field.column)})
+    names = names_of(relation)
+    name, found = names.free("value"), names.free("found")
+    otherwise = _without_rows(context, inner, query)
+    columns = {name: col(field.column)} | ({} if otherwise is None else {found: lit(True)})
+    rows = inner.stream.select(**columns)
     if rows.changes and endless_read(node_of(rows)) is None:
         rows = rows.materialize()
     stream = relation.stream.join(rows, left_on=lit(0), right_on=lit(0), how="left")
-    if counts:
-        value: Expr = coalesce(col(name), lit(0))
-        stream = stream.with_columns(**{name: value})
-    type, shown = (pa.int64(), None) if counts else (field.type, field.shown)
-    added = TableColumn("", "", name, type, merged=True, shown=shown)
+    if otherwise is not None:
+        value = when(col(found).is_null()).then(otherwise.cast(field.type)).otherwise(col(name))
+        stream = stream.with_columns(**{name: value}).drop(found)
+    added = TableColumn("", "", name, field.type, merged=True, shown=field.shown)
     return replace(relation, stream=stream, fields=(*relation.fields, added)), added
+
+
+def _without_rows(context: Context, inner: Relation, query: Query) -> Expr | None:
+    """Returns the value of a query with aggregates and without GROUP BY whose table has no rows, or None if it is NULL.
+
+        SELECT COUNT(*) + 1                    1
+        SELECT COALESCE(SUM(x), 0)             0
+        SELECT COUNT(*) … HAVING COUNT(*) > 5  NULL
+
+    The engine has no row for such a query until its table has one. `inner`: the rows of the query.
+    """
+    body = query.body
+    if not isinstance(body, SelectBody) or body.group or body.qualify is not None or not has_aggregate(body.items):
+        return None
+    made: Expression = body.items[0].expression
+    if body.having is not None:
+        made = Case(None, ((body.having, made),), None, made.span)
+
+    def of_no_rows(node: Any) -> Any:
+        if not is_aggregate(node):
+            return node
+        counts = node.name.text.upper() in ("COUNT", "APPROX_COUNT_DISTINCT")
+        return Constant("integer", "0", node.span) if counts else Constant("null", "NULL", node.span)
+
+    try:
+        value = Binder(context, Relation(inner.stream, ())).bind(rebuilt(made, of_no_rows)).expr
+    except SqlFault:  # NULL = 1 is refused where a text says so
+        return None
+    return None if context.compile(value, pa.schema([])).value.as_py() is None else value
