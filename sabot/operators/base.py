@@ -149,6 +149,7 @@ class StepInfo:
     `lineage`: for each input, the tables whose changes come through it, as JSON values (`plan.lineage`).
     `origin`: the statement of a script that made the step.
     `conditions`: the conditions of filters that its rows have passed, as text, with their positions in the script.
+    `computed`: for each input of a step of a script, the columns that it needs, and the expressions that made them, as text.
     `table`: the name of the topic or source whose table it keeps (`App.table`), or "".
     """
 
@@ -160,6 +161,7 @@ class StepInfo:
     lineage: Sequence[Any] = ()
     origin: StepOrigin = NO_ORIGIN
     conditions: Mapping[str, str] = field(default_factory=dict)
+    computed: Sequence[Mapping[str, str]] = ()
     table: str = ""
 
 
@@ -397,7 +399,8 @@ class Stateful(Restorable, ABC, ability=True):
         step = self.step
         about = {"named": step.named, "path": step.path, "event_time": step.event_time, "groups": groups}
         about |= {"lineage": step.lineage} if step.lineage else {}
-        about |= {"origin": step.origin.name, "conditions": list(step.conditions)} if step.origin.name else {}
+        if step.origin.name:
+            about |= {"origin": step.origin.name, "conditions": list(step.conditions), "computed": list(step.computed)}
         return {**self._about, **about, **({"parted_by": list(self.parted_by)} if self.parted_by else {})}
 
 

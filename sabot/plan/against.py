@@ -52,6 +52,7 @@ def planned(plan: Plan) -> list[Planned]:
                     *(isinstance(operator, GivesTable), unfit),
                     origin=step.origin,
                     conditions=step.conditions,
+                    computed=step.computed,
                     table=step.table,
                 )
             )
@@ -238,7 +239,7 @@ def _saved(manifest: SavedApp) -> Iterator[SavedStep]:
         timed = input is not None and TIME_COLUMN in input.names and not any(facts.get("untimed") for facts in parts)
         origin, conditions = first.get("origin", ""), first.get("conditions")
         facts = (operator, text, schema, len(parts), groups, named, path, names, event_time, timed, lineage)
-        yield SavedStep(*facts, origin, conditions)
+        yield SavedStep(*facts, origin, conditions, first.get("computed") or ())
 
 
 def _matched(
@@ -454,7 +455,9 @@ def _verdict(old: SavedStep, new: Planned, given_up: Mapping[str, set[str]]) -> 
 
 
 def _changed_conditions(old: SavedStep, new: Planned) -> Iterator[str]:
-    """Yields a text that says which conditions before a step of a script have changed, and what of its state they leave."""
+    """Yields texts that say which conditions before a step of a script have changed, and which expressions of columns that it
+    needs, and what of its state they leave.
+    """
     if old.conditions is None or not new.origin.name:
         return
     before = " AND ".join(_of_script(each) for each in old.conditions if each not in new.conditions)
@@ -462,7 +465,15 @@ def _changed_conditions(old: SavedStep, new: Planned) -> Iterator[str]:
     after = " AND ".join(f"{each} (at {place})" if place else each for each, place in now)
     if before or after:
         said = f"was {before}, is {after}" if before and after else f"{after} is new" if after else f"{before} is gone"
-        yield f"WHERE {said}: for rows from here on; --refill {new.id} applies it to those before"
+        yield f"WHERE {said}: {_from_here_on(new)}"
+    for one, two in zip(old.computed, new.computed, strict=False):
+        for name in sorted(one.keys() & two.keys()):
+            if one[name] != two[name]:
+                yield f"{name} was {_of_script(one[name])}, is {_of_script(two[name])}: {_from_here_on(new)}"
+
+
+def _from_here_on(new: Planned) -> str:
+    return f"for rows from here on; --refill {new.id} applies it to those before"
 
 
 def _of_script(text: str) -> str:

@@ -57,6 +57,26 @@ def lineages_behind(node: Node, before: Sequence[Lineages], step: Step | None) -
     return (Lineage(step.id),) if hasattr(node, "id") else ()
 
 
+def computed_behind(node: Node, before: Sequence[Mapping[str, Expr]]) -> Mapping[str, Expr]:
+    """Returns the columns of the rows that a node emits, as expressions over the columns of the last step with state before it,
+    or of the source; a column that is not listed is that one's column of the same name. `before`: those of its inputs.
+    """
+    if isinstance(node, Filter | Select | WithColumns | Drop | Rename | OnError | Broadcast):
+        return _passed(node, Lineage("", before[0])).columns
+    return {}
+
+
+def computed_texts(node: Node, before: Sequence[Mapping[str, Expr]], used: Columns) -> list[dict[str, str]]:
+    """Returns the columns that a step with state needs of each of its inputs, as texts. `before`: the columns of all inputs.
+    `used`: the columns of the step's rows that later steps use.
+    """
+    found = []
+    for columns, upstream, asked in zip(before, node.inputs, node.asks(used), strict=True):
+        names = sorted(asked if asked is not None else upstream.column_names or ())
+        found.append({name: columns.get(name, col(name)).text() for name in names})
+    return found
+
+
 def _passed(node: Node, lineage: Lineage) -> Lineage:
     columns = lineage.columns
     if isinstance(node, Filter):

@@ -2,14 +2,14 @@
 function that adds the node to the plan (`PLANNERS`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from sabot.api.agent import AgentSpec
-from sabot.api.expr import col
+from sabot.api.expr import Expr, col
 from sabot.api.nodes.agents import AgentRead, Feed
 from sabot.api.nodes.node import Node, check_event_time, walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
@@ -22,7 +22,7 @@ from sabot.operators.layout.plan_points import Layout, PlanPoint
 from sabot.operators.layout.stages import Aligned, Edge, Reading, Stage
 from sabot.operators.rows.stateless import only_columns
 from sabot.plan.agents import arranged
-from sabot.plan.lineage import Lineages, lineages_behind, said
+from sabot.plan.lineage import Lineages, computed_behind, computed_texts, lineages_behind, said
 from sabot.plan.optimise import (
     check_nodes,
     closing_time,
@@ -76,6 +76,7 @@ class _Planner:
         self._points: dict[int, PlanPoint] = {}
         self._lineages: dict[int, Lineages] = {}
         self._conditions: dict[int, dict[str, str]] = {}  # see `StepInfo.conditions`
+        self._computed: dict[int, Mapping[str, Expr]] = {}  # see `computed_behind`
         self._by_time: dict[str, bool] = {}  # by stage, True if one of its nodes uses event time
 
     def plan(self) -> Plan:
@@ -143,6 +144,10 @@ class _Planner:
             step.conditions = conditions
         own = {node.predicate.text(): node.origin.place} if isinstance(node, Filter) else {}
         self._conditions[id(node)] = {**conditions, **own}
+        computed = [self._computed[id(upstream)] for upstream in node.inputs]
+        self._computed[id(node)] = computed_behind(node, computed)
+        if step is not None and node.origin.name and hasattr(node, "id") and not any(before):
+            step.computed = computed_texts(node, computed, self._layout.used[id(node)])
         if step is not None and not step.lineage:
             step.by_time = id(node) in self._time.matters
             step.lineage = said(node, before, self._layout.used[id(node)])

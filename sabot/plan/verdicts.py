@@ -38,6 +38,7 @@ class Planned:
     )  # by input, the path from the step that makes its changes (`plan.fills`)
     origin: StepOrigin = NO_ORIGIN  # the statement of a script that made it
     conditions: Mapping[str, str] = field(default_factory=dict)  # those of filters before it, with their places
+    computed: Sequence[Mapping[str, str]] = ()  # by input, the expressions of the columns that a step of a script needs
     table: str = ""  # the name of the topic whose table it keeps (`App.table`), or ""
 
     @property
@@ -145,3 +146,4 @@ class SavedStep(NamedTuple):
     lineage: Sequence[Any]  # as in Planned
     origin: str  # the name of the statement of a script that made it, or ""
     conditions: Sequence[str] | None  # those of filters before it; None if the checkpoint does not say them
+    computed: Sequence[Mapping[str, str]]  # as in Planned; empty if the checkpoint does not say them

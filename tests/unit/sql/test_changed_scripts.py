@@ -117,6 +117,29 @@ def test_a_changed_filter_is_named_with_what_becomes_of_the_rows_so_far(folder, 
     assert ("WHERE" in text) == bool(said)
 
 
+def test_a_changed_column_that_a_state_needs_is_named_with_what_becomes_of_the_rows_so_far(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "orders.csv").write_text("customer,amount\n1,2\n12,5\n")
+    count = """
+        INSERT INTO totals SELECT customer + 10 AS k, SUM(x) AS s FROM (SELECT customer, amount AS x FROM 'orders.csv')
+        GROUP BY customer + 10
+    """
+    app = App("shop", state="state")
+    app.sql("CREATE TABLE totals WITH ('connector' = 'blackhole');" + count)
+    asyncio.run(app.run())
+
+    def said(old: str, new: str) -> str:
+        app = App("shop", state="state")
+        app.sql("CREATE TABLE totals WITH ('connector' = 'blackhole')")
+        return app.sql(f"EXPLAIN AGAINST 'state' {count.replace(old, new)}")
+
+    assert " was " not in said("k,", "k, SUM(x) + 1 AS t,")
+    assert " was " not in said("customer, amount AS x", "customer, amount + 1 AS y, amount AS x")
+    text = said("customer + 10", "customer + 20")
+    assert "k was customer + 10, is customer + 20: for rows from here on; --refill group-1" in text
+    assert "x was amount, is customer: for rows from here on" in said("amount AS x", "customer AS x")
+
+
 def test_a_filter_that_the_checkpoint_has_is_named_in_words_of_sql(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "orders.csv").write_text("customer,amount,note\n1,2,a\n1,5,b\n")
