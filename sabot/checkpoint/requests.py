@@ -97,9 +97,11 @@ async def serve(requests: Requests, answered: Callable[[dict[str, Any]], Awaitab
     """Answers requests on the event loop of the app until it is cancelled.
 
     `answered`: a coroutine function that executes a request and returns the answer. The request has the key `id`,
-    which stays the same if a later run finds the request again.
+    which stays the same if a later run finds the request again. A run executes a request once: if the answer cannot
+    be written, as on a full disk, only the writing is tried again.
     """
     unread = False
+    unwritten: dict[str, dict[str, Any]] = {}  # by the id of its request: an answer that could not be written yet
     try:
         await run_in_thread(requests.clear)
     except OSError as error:
@@ -114,16 +116,21 @@ async def serve(requests: Requests, answered: Callable[[dict[str, Any]], Awaitab
             unread = True
             continue
         unread = False
+        known, unwritten = unwritten, {}  # requests whose clients have given up are forgotten
         for request_id, request in pending:
-            try:
-                answer = await answered({**request, "id": request_id})
-            except Exception as error:  # after any error, the next request is answered
-                answer = {"error": scrubbed(str(error))}
-                _log.warning("request %s failed: %s", request_id, answer["error"])
+            answer = known.get(request_id)
+            if answer is None:
+                try:
+                    answer = await answered({**request, "id": request_id})
+                except Exception as error:  # after any error, the next request is answered
+                    answer = {"error": scrubbed(str(error))}
+                    _log.warning("request %s failed: %s", request_id, answer["error"])
             try:
                 await run_in_thread(requests.answer, request_id, answer)
             except OSError as error:
-                _log.warning("request %s cannot be answered: %s", request_id, error)
+                unwritten[request_id] = answer
+                if request_id not in known:
+                    _log.warning("request %s cannot be answered yet: %s", request_id, error)
 
 
 def ask(directory: str | os.PathLike[str], request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
@@ -172,6 +179,7 @@ def ask(directory: str | os.PathLike[str], request: dict[str, Any], timeout: flo
 def _write(path: Path, value: dict[str, Any]) -> None:
     """Writes the file so that a reader finds all of it or nothing."""
     unfinished = path.with_suffix(".tmp")
+    unfinished.unlink(missing_ok=True)  # left by a full disk or a crash
     with open(unfinished, "x", opener=private) as file:
         json.dump(value, file)
     _give_to_owner(unfinished)

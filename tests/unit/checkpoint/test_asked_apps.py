@@ -1,7 +1,11 @@
 """What the command line asks of a running app, and who answers when the app has ended."""
 
+import asyncio
+import errno
+import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -63,3 +67,37 @@ def test_the_next_run_of_an_app_answers(tmp_path: Path, clock: ManualClock, monk
 
     monkeypatch.setattr(f"{__name__}.meanwhile", answers)
     assert ask(tmp_path, {"workers": True}, 60) == {"workers": []}
+
+
+async def test_a_request_whose_answer_cannot_be_written_is_executed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen before: a checkpoint four times a second, until the client gave up, and no answer on a disk with room again."""
+    monkeypatch.setattr(requests, "_SERVE_SECONDS", 0.0)
+    storage, request_id, executed = CheckpointStorage(tmp_path), "a" * 32, []
+    storage.lock()
+    (tmp_path / f"requests/{request_id}.json").write_text('{"checkpoint": true}')
+    done, written = tmp_path / f"requests/{request_id}.done.json", asyncio.Event()
+
+    class FullDisk(Requests):
+        refused = 0
+
+        def answer(self, request_id: str, answer: dict[str, Any]) -> None:
+            if self.refused < 3:
+                self.refused += 1
+                done.with_suffix(".tmp").write_text("{")
+                raise OSError(errno.ENOSPC, "no space left on device")
+            super().answer(request_id, answer)
+            loop.call_soon_threadsafe(written.set)
+
+    async def checkpoint(request: dict[str, Any]) -> dict[str, Any]:
+        executed.append(request["id"])
+        return {"checkpoint": len(executed)}
+
+    loop = asyncio.get_running_loop()
+    serving = asyncio.create_task(requests.serve(FullDisk(tmp_path), checkpoint))
+    await asyncio.wait_for(written.wait(), 10)
+    serving.cancel()
+    assert executed == [request_id]
+    assert json.loads(done.read_text()) == {"checkpoint": 1}
+    storage.unlock()
