@@ -84,7 +84,7 @@ class AgentTask:
         self._asked: set[int] = set()  # checkpoints whose barriers are on their way
         self._last_asked = 0
         self._waiting: dict[int, asyncio.Task[None]] = {}  # the waits for room of inputs that are held back
-        self._acks: dict[int, asyncio.Task[None]] = {}
+        self._acks: dict[int, asyncio.Task[bool]] = {}
 
     @property
     def timers(self) -> dict[str, KeyTimers]:
@@ -341,10 +341,14 @@ class AgentTask:
             self._refuse_hung()
             flushes = [each.barrier(checkpoint_id) for each in self.flushes]
             snapshot = self._snapshot()
-            snapshot.states = cut_timers(self.timers)
-            if self.jobs is not None:
-                snapshot.states = {**self.jobs.cut(), **snapshot.states}
-            state = self._cut_state()
+            try:
+                snapshot.states = cut_timers(self.timers)
+                if self.jobs is not None:
+                    snapshot.states = {**self.jobs.cut(), **snapshot.states}
+                state = self._cut_state()
+            except Exception:
+                snapshot.discard()
+                raise
         except Exception as error:
             self._coordinator.decline(checkpoint_id, self.name, f"{type(error).__name__}: {error}")
             return
@@ -354,7 +358,22 @@ class AgentTask:
         self._acks[checkpoint_id] = watch_task(
             ack, "the acknowledgement", lambda error: self._coordinator.decline(checkpoint_id, self.name, str(error))
         )
-        ack.add_done_callback(lambda _: self._acks.pop(checkpoint_id, None))
+        ack.add_done_callback(partial(self._has_acknowledged, checkpoint_id, snapshot, state))
+
+    def _has_acknowledged(
+        self,
+        checkpoint_id: int,
+        snapshot: TaskSnapshot,
+        state: "Cut | asyncio.Future[Snapshot] | None",
+        ack: asyncio.Task[bool],
+    ) -> None:
+        """Discards the snapshot unless the coordinator has it: the checkpoint was aborted, perhaps before the
+        acknowledgement began, or declined.
+        """
+        self._acks.pop(checkpoint_id, None)
+        if ack.cancelled() or ack.exception() is not None or not ack.result():
+            snapshot.discard()
+            _discard(state)
 
     def _cut_state(self) -> "Cut | asyncio.Future[Snapshot] | None":
         """Takes the snapshot of the state. A user's own `snapshot` may await other things first, so writes are held
@@ -386,30 +405,26 @@ class AgentTask:
         snapshot: TaskSnapshot,
         state: "Cut | asyncio.Future[Snapshot] | None",
         flushes: list[asyncio.Future[Mapping[str, int]]],
-    ) -> None:
+    ) -> bool:
         """Acknowledges the checkpoint once its snapshot is complete: `state`, which a user's own backend may still be
-        taking, is there, and all `flushes` are done.
+        taking, is there, and all `flushes` are done. Returns False if it declines instead.
         """
         parts: list[asyncio.Future[Any]] = [*([state] if isinstance(state, asyncio.Future) else []), *flushes]
-        try:
-            results = await asyncio.shield(asyncio.gather(*parts, return_exceptions=True))
-        except asyncio.CancelledError:  # the checkpoint was aborted
-            _discard(state)
-            raise
+        results = await asyncio.shield(asyncio.gather(*parts, return_exceptions=True))
         errors = [result for result in results if isinstance(result, BaseException)]
         if errors:
-            _discard(state)
             if find_exit(errors[0]) is not None:
                 self.break_down("state", errors[0])
             self._coordinator.decline(checkpoint_id, self.name, str(errors[0]))
-            return
-        if state is not None:
-            own = state.result() if isinstance(state, asyncio.Future) else state
-            snapshot.states = {"state": own, **snapshot.states}
+            return False
         for feed in self.feeds:
             keep_unfinished(snapshot, feed.operator.spec.agent_id, feed.take_recorded())
         snapshot.sealed = {track: seq for flush in flushes for track, seq in flush.result().items()}
+        if state is not None:
+            own = state.result() if isinstance(state, asyncio.Future) else state
+            snapshot.states = {"state": own, **snapshot.states}
         self._coordinator.acknowledge(checkpoint_id, self.name, snapshot)
+        return True
 
     def _refuse_hung(self) -> None:
         """Raises SabotError if a call has run for longer than a checkpoint may take, because it probably hangs."""

@@ -345,6 +345,30 @@ async def test_checkpoints_that_are_given_up_keep_no_snapshots(memory_url, tmp_p
     await app.state_backend.close()
 
 
+async def test_checkpoints_that_are_given_up_keep_no_snapshots_of_rows_that_wait_for_a_job(
+    memory_url, tmp_path, sink, impatient
+):
+    """Those of the state went, and those of mailboxes and timers stayed: on the disk, and as copies of all that changed."""
+    app = App("shop", broker=memory_url, state=tmp_path / "state", checkpoint_timeout=0.1)
+    orders = write_lines(tmp_path / "orders.ndjson", ({"customer": "a", "n": n} for n in range(3)))
+
+    @app.agent(NdjsonSource(orders), key="customer", sink=sink, durable=True)
+    async def remind(ctx):
+        await ctx.sleep("1h")
+        return ctx.message
+
+    await app.start()
+    await until(lambda: app.statistics()["operators"]["shop.remind"]["mailbox_rows"] == 2)
+    sink.shut("flush")
+    for _ in range(3):
+        with pytest.raises(CheckpointFailed):
+            await bounded(app.agent_runtime.trigger_checkpoint())
+    await until(lambda: not os.listdir(tmp_path / "state" / "mailboxes" / "snapshots"), "snapshots to go")
+    sink.let()
+    with contextlib.suppress(CheckpointFailed):
+        await bounded(app.stop())
+
+
 # What a checkpoint keeps
 
 
