@@ -41,13 +41,22 @@ def convert_options(
     )
     if wanted is not None:
         for field in wanted:
-            if pa.types.is_nested(field.type) or pa.types.is_interval(field.type):
+            if not _is_parsed(field.type):
                 raise UserError(
                     f"column {field.name!r} of type {field.type} cannot be read from CSV", hint="make it a string"
                 )
         options.column_types = {field.name: _parsed_type(field.type) for field in wanted}
         options.include_columns = wanted.names or list(names[:1])  # an empty list would include all columns
     return options
+
+
+def _is_parsed(kind: Any) -> bool:
+    """Returns False for types whose values Arrow cannot parse."""
+    types = pa.types
+    if types.is_decimal(kind):
+        return types.is_decimal128(kind)
+    refused = (types.is_nested, types.is_interval, types.is_float16, types.is_string_view, types.is_binary_view)
+    return not any(is_kind(kind) for is_kind in refused)
 
 
 def _parsed_type(kind: Any) -> Any:

@@ -313,6 +313,7 @@ def test_formats_that_do_not_fit_are_refused_where_they_are_written(app: App, tm
         (lambda: app.stream("orders", format="csv"), "format csv, and no schema="),
         (lambda: app.stream("orders", format="raw", schema=ORDERS), "format raw takes no schema="),
         (lambda: app.stream("orders", format="csv", schema={"tags": pa.list_(pa.string())}), "cannot be read from CSV"),
+        (lambda: app.stream("orders", format="csv", schema={"n": pa.decimal256(50, 2)}), "cannot be read from CSV"),
         (lambda: app.stream(NdjsonSource(str(file)), format="csv", schema=ORDERS), "format= is for records, and"),
         (lambda: app.table("orders", key="id", format="arrow"), "whose records have many rows"),
         (
