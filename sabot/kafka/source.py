@@ -209,6 +209,8 @@ class KafkaSource(
         return fetch.result()
 
     def _commit_and_close(self) -> None:
-        if self._given:
-            self._source.commit(self._given)
-        self.close()
+        try:
+            if self._given:
+                self._source.commit(self._given)
+        finally:
+            self.close()

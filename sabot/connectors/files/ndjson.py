@@ -1,6 +1,7 @@
 """JSON files as sources: one value a line, or one array of objects; as records or decoded into columns."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -105,19 +106,20 @@ class NdjsonSource(FileSource):
         codec = JsonCodec(sample_rows=sample)
         wrong: UserError | None = None
         for file in files:
-            head = NdjsonSource(file.path, block_bytes=min(self._block_bytes, 1 << 20), record_bytes=self._record_bytes)
-            head.open(None)
             rows: list[pa.RecordBatch] = []
             count = 0
-            while count < sample and not head.exhausted:
-                read = head.read_batch(sample - count, 0)
-                if read is not None and read.bad is not None:
-                    bad_one = read.bad.slice(0, 1).to_pylist()[0]
-                    wrong = wrong or _no_lines(file.path, bad_one["payload"], bad_one["reason"])
-                if read is not None and read.num_rows:
-                    rows.append(read.data)
-                    count += read.num_rows
-            head.close()
+            with closing(
+                NdjsonSource(file.path, block_bytes=min(self._block_bytes, 1 << 20), record_bytes=self._record_bytes)
+            ) as head:
+                head.open(None)
+                while count < sample and not head.exhausted:
+                    read = head.read_batch(sample - count, 0)
+                    if read is not None and read.bad is not None:
+                        bad_one = read.bad.slice(0, 1).to_pylist()[0]
+                        wrong = wrong or _no_lines(file.path, bad_one["payload"], bad_one["reason"])
+                    if read is not None and read.num_rows:
+                        rows.append(read.data)
+                        count += read.num_rows
             if not rows:
                 continue
             first = rows[0].column(0)[0].as_py()
