@@ -12,8 +12,16 @@ from sabot._cython.arrow.batch import normalise
 from sabot.base.arrays import to_unit
 from sabot.errors import UserError
 
+_UNQUOTABLE = '"\r\n'
 # The most values that are cast one by one to find those that fail.
 _SINGLY = 8
+
+
+def checked_delimiter(mark: Any, what: str) -> str:
+    """Returns a character that may stand between fields. Raises UserError, which names `what`, for anything else."""
+    if isinstance(mark, str) and len(mark) == 1 and mark.isascii() and mark not in _UNQUOTABLE:
+        return mark
+    raise UserError(f"{what}(delimiter={mark!r})", hint='one character of ASCII, as "," or "\\t"; no quote')
 
 
 def parse_options(delimiter: str, **more: Any) -> csv.ParseOptions:
@@ -54,7 +62,7 @@ def _is_parsed(kind: Any) -> bool:
     """Returns False for types whose values Arrow cannot parse."""
     types = pa.types
     if types.is_decimal(kind):
-        return types.is_decimal128(kind)
+        return bool(types.is_decimal128(kind))
     refused = (types.is_nested, types.is_interval, types.is_float16, types.is_string_view, types.is_binary_view)
     return not any(is_kind(kind) for is_kind in refused)
 

@@ -4,7 +4,7 @@ in `schemas`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import pyarrow as pa
 
@@ -13,13 +13,11 @@ from sabot.base.checks import FLAG, OneOf, check, is_whole
 from sabot.codecs.arrow import ArrowCodec, ArrowEncoder
 from sabot.codecs.base import Codec, Encoder, Format, LostFloats
 from sabot.codecs.csv import CsvCodec, CsvEncoder
-from sabot.codecs.csv_text import convert_options, refuse_csv_types
+from sabot.codecs.csv_text import checked_delimiter, convert_options, refuse_csv_types
 from sabot.codecs.json import INFERENCE_ROWS, JsonCodec, JsonEncoder, TimesInJson, schema_of_text
 from sabot.codecs.raw import VALUE, RawCodec, RawEncoder
 from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.errors import UserError
-
-_UNQUOTABLE = '"\r\n'
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,7 @@ class Csv(Format):
     delimiter: str = ","
 
     def __post_init__(self) -> None:
-        mark: Any = self.delimiter
-        if not isinstance(mark, str) or len(mark) != 1 or not mark.isascii() or mark in _UNQUOTABLE:
-            raise UserError(f"Csv(delimiter={mark!r})", hint='one character of ASCII, as "," or "\\t"; no quote')
+        checked_delimiter(self.delimiter, "Csv")
 
     @property
     def description(self) -> str:

@@ -12,10 +12,11 @@ from pyarrow import parquet as pq
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.arrow.border import validate
+from sabot.base.checks import OneOf, check
 from sabot.base.config import Duration
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.growing import GrowingFile, PendingFile
-from sabot.connectors.files.partitions import PartitionedFile, PartitionedPart, check_partitions
+from sabot.connectors.files.partitions import PartitionedFile, PartitionedPart, check_partitions, checked_names
 from sabot.connectors.files.parts import FilePart, RowWriter, SealedPart, batches_of_frame, frame_of_batches
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import UserError
@@ -24,6 +25,7 @@ PARQUET_ROWS = 1 << 18
 ARROW_ROWS = 1 << 16
 GROUP_BYTES = 64 << 20
 MAX_GROUP_ROWS = 1 << 20
+_PARQUET_COMPRESSIONS = ("snappy", "zstd", "lz4", "gzip", "brotli", "none")
 
 
 class ColumnFormat(FileFormat[pa.RecordBatch]):
@@ -130,7 +132,7 @@ class Parquet(ColumnFormat):
 
     def __init__(self, name: str, compression: str) -> None:
         super().__init__(name)
-        self._compression = compression
+        self._compression = check("compression", compression, OneOf(_PARQUET_COMPRESSIONS))
 
     def _batches(self, path: Path) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(path) as opened:
@@ -167,7 +169,7 @@ class ParquetSink(FileSink):
     ) -> None:
         format = Parquet(os.fspath(path), compression)
         format.evolve = evolve
-        format.partition_by = tuple(partition_by)
+        format.partition_by = checked_names(partition_by)
         super().__init__(format, overwrite=overwrite, part_bytes=part_bytes, part_time=part_time)
 
 
@@ -176,6 +178,8 @@ class Arrow(ColumnFormat):
 
     def __init__(self, name: str, compression: str | None) -> None:
         super().__init__(name)
+        if compression is not None:
+            check("compression", compression, OneOf(("lz4", "zstd")))
         self._options = ipc.IpcWriteOptions(compression=compression)
 
     def _batches(self, path: Path) -> Iterator[pa.RecordBatch]:
@@ -201,7 +205,7 @@ class ArrowSink(FileSink):
         partition_by: Sequence[str] = (),
     ) -> None:
         format = Arrow(os.fspath(path), compression)
-        format.partition_by = tuple(partition_by)
+        format.partition_by = checked_names(partition_by)
         super().__init__(format, overwrite=overwrite, part_bytes=part_bytes, part_time=part_time)
 
 

@@ -13,9 +13,16 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from sabot._cython.arrow.batch import normalise
-from sabot.base.checks import FLAG, TEXT, TEXTS, check
+from sabot.base.checks import FLAG, TEXT, TEXTS, Whole, check
 from sabot.base.config import RECORD_BYTES
-from sabot.codecs.csv_text import convert_options, failing_texts, in_units, parse_error, parse_options
+from sabot.codecs.csv_text import (
+    checked_delimiter,
+    convert_options,
+    failing_texts,
+    in_units,
+    parse_error,
+    parse_options,
+)
 from sabot.connectors.files.blocks import BlockReader, Blocks, Buffer, NoBlocks, StreamedFile
 from sabot.connectors.files.paths import SUFFIXES, DataFile, Paths, bare_suffix
 from sabot.connectors.files.source import FileReader, FileSource, FoundRows
@@ -63,7 +70,7 @@ class CsvSource(FileSource):
         record_bytes: int | str = RECORD_BYTES,
     ) -> None:
         super().__init__(path, record_bytes)
-        self._delimiter = delimiter
+        self._delimiter = None if delimiter is None else checked_delimiter(delimiter, "CsvSource")
         self._words = CsvWords(
             tuple(check("null_values", null_values, TEXTS)),
             "," if check("decimal_comma", decimal_comma, FLAG) else ".",
@@ -73,8 +80,8 @@ class CsvSource(FileSource):
             raise UserError(
                 "decimal_comma=True, and fields end with a comma too", hint='such files have delimiter=";" or "\t"'
             )
-        self._columns = None if columns is None else list(columns)
-        self._block_bytes = block_bytes
+        self._columns = None if columns is None else _distinct(list(check("columns", columns, TEXTS)), self.name)
+        self._block_bytes = check("block_bytes", block_bytes, Whole(1))
 
     def _pieces(self, file: DataFile) -> bool:
         return False

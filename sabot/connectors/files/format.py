@@ -33,6 +33,8 @@ class FileFormat(Encoding[Rows]):
     """The columns whose values name the folder of a row."""
     compresses: ClassVar[bool] = False
     """True if the ending of the path compresses a file as a whole."""
+    compression: str | None = None
+    """The compression of a file as a whole."""
     floats_lost: LostFloats = None
     """The floats that become null in this format."""
     evolve: bool = False

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from sabot._cython.text.json import JsonDecoder
 from sabot._cython.text.split import elements
+from sabot.base.checks import Whole, check
 from sabot.base.config import RECORD_BYTES
 from sabot.codecs.json import INFERENCE_ROWS, JsonCodec
 from sabot.codecs.records import RECORD_SCHEMA
@@ -49,7 +50,7 @@ class NdjsonSource(FileSource):
 
     def __init__(self, path: Paths, *, block_bytes: int | None = None, record_bytes: int | str = RECORD_BYTES) -> None:
         super().__init__(path, record_bytes)
-        self._given_bytes = block_bytes
+        self._given_bytes = None if block_bytes is None else check("block_bytes", block_bytes, Whole(1))
         self._block_bytes = block_bytes or BLOCK_BYTES
         self._arrays: dict[str, int] = {}  # by path: `begin_of_array`
 

@@ -21,6 +21,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sabot.base.checks import Texts, check
 from sabot.base.disk import private
 from sabot.connectors.files.growing import PendingFile, WholeFile
 from sabot.connectors.files.parts import Encoding, SealedPart, beside, pending_of, remove, sync_folder
@@ -138,6 +139,11 @@ class PartitionedPart(SealedPart[pa.RecordBatch]):
     @property
     def size(self) -> int:
         return self._bytes
+
+
+def checked_names(by: Sequence[str]) -> tuple[str, ...]:
+    """Returns the columns that a user gives as `partition_by=`. Raises UserError for a text in place of a list."""
+    return tuple(check("partition_by", by, Texts(hint='columns in a list: partition_by=["day"]')))
 
 
 def check_partitions(schema: pa.Schema, by: Sequence[str], where: str) -> None:

@@ -33,8 +33,8 @@ class FileTarget:
         self._format = format
 
     def check_ending(self, kind: str) -> None:
-        """Raises UserError if the path says that the file has another format. `kind`: the class of the sink, for the
-        message.
+        """Raises UserError if the path says that the file has another format or another compression. `kind`: the class of
+        the sink, for the message.
         """
         suffix = self._format.suffix
         if self._says_folder() or os.path.isdir(self.name):
@@ -50,12 +50,16 @@ class FileTarget:
                 f"file {self.name!r}: {kind} does not compress a file as a whole",
                 hint=f"its columns are compressed inside (compression=): give it the ending {suffix}",
             )
+        if not self._is_folder() and self._format.compression != codec_of(self.name):
+            raise UserError(
+                f"file {self.name!r}: compression={self._format.compression!r}, which its ending does not say",
+                hint=f"give it the ending {self._format.ending}; compression= is for the parts of a folder",
+            )
 
     def look(self) -> None:
         """Finds out whether the path is a file or a folder. Raises OSError if no file can be made there. Changes nothing."""
         path = self.path
-        bare = self._format.needs_suffix and path.suffix == "" and not path.is_file()
-        self.folder = bool(self._format.partition_by) or self._says_folder() or path.is_dir() or bare
+        self.folder = self._is_folder()
         self.ledger = Ledger(beside(path / f"part{self._format.ending}" if self.folder else path, "token"))
         check_reach(self.ledger.path)
 
@@ -67,6 +71,11 @@ class FileTarget:
                 with step("make folder", each):
                     each.mkdir(exist_ok=True)
                 sync_folder(each.parent)
+
+    def _is_folder(self) -> bool:
+        path = self.path
+        bare = self._format.needs_suffix and path.suffix == "" and not path.is_file()
+        return bool(self._format.partition_by) or self._says_folder() or path.is_dir() or bare
 
     def _says_folder(self) -> bool:
         return self.name.endswith(("/", os.sep))

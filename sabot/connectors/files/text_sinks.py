@@ -13,12 +13,13 @@ from pyarrow import csv
 from sabot._cython.arrow.batch import Batch
 from sabot.base.config import Duration
 from sabot.clock import SYSTEM_CLOCK
-from sabot.codecs.csv_text import plain_times, refuse_csv_types
+from sabot.codecs.csv_text import checked_delimiter, plain_times, refuse_csv_types
 from sabot.codecs.json import JsonEncoder, TimesInJson
 from sabot.codecs.records import RECORD_SCHEMA, to_records
 from sabot.connectors.files.column_sinks import Arrow, ColumnFormat, Parquet
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.growing import GrowingFile, GrowingText, PendingFile
+from sabot.connectors.files.partitions import checked_names
 from sabot.connectors.files.parts import AppendedPart, FilePart, RowWriter, SealedPart
 from sabot.connectors.files.paths import COMPRESSION, bare_suffix, codec_of
 from sabot.connectors.files.sink import FileSink
@@ -37,8 +38,8 @@ class _TextFormat(FileFormat[bytes]):
 
     def __init__(self, name: str, compression: str | None) -> None:
         super().__init__(name)
-        self._compression = codec_of(name) if compression is None else compression
-        if self._compression not in (None, *_ENDINGS):
+        self.compression = codec_of(name) if compression is None else compression
+        if self.compression not in (None, *_ENDINGS):
             raise UserError(f"{compression!r} is no compression of text files", hint=f"one of {', '.join(_ENDINGS)}")
         self._first = b""  # the beginning of what a file had when it was opened
 
@@ -56,11 +57,11 @@ class _TextFormat(FileFormat[bytes]):
 
     @property
     def ending(self) -> str:
-        return self.suffix + ("" if self._compression is None else _ENDINGS[self._compression])
+        return self.suffix + ("" if self.compression is None else _ENDINGS[self.compression])
 
     @property
     def continues(self) -> bool:
-        return self._compression is None
+        return self.compression is None
 
     def forget(self) -> None:
         self._first = b""
@@ -70,7 +71,7 @@ class _TextFormat(FileFormat[bytes]):
 
     def new_part(self, path: Path, *, hidden: bool, truncate: bool) -> FilePart[bytes]:
         self._first = b""
-        if self._compression is not None:
+        if self.compression is not None:
             return SealedPart(path, self)
         part = AppendedPart(path, hidden=hidden, truncate=truncate, cut=self._end_of_rows)
         if part.rows:
@@ -78,7 +79,7 @@ class _TextFormat(FileFormat[bytes]):
         return part
 
     def new_growth(self, path: Path, *, hidden: bool) -> GrowingFile[bytes]:
-        return PendingFile(path, self) if self._compression is not None else GrowingText(path, hidden=hidden)
+        return PendingFile(path, self) if self.compression is not None else GrowingText(path, hidden=hidden)
 
     def rows(self, batch: Batch, *, first: bool) -> bytes:
         lines = self.lines(batch)
@@ -113,7 +114,7 @@ class _TextFormat(FileFormat[bytes]):
 
     def start(self, file: Any, first: bytes | None) -> RowWriter[bytes]:
         """Returns a writer into `file`. There is always one, because a text file without rows is a file too."""
-        return _PlainText(file) if self._compression is None else _CompressedText(file, self._compression)
+        return _PlainText(file) if self.compression is None else _CompressedText(file, self.compression)
 
     def writer(self, file: Any, schema: pa.Schema) -> RowWriter[pa.RecordBatch]:
         """Returns a writer of a new file to which columns are written. Raises UserError for columns that the format
@@ -126,7 +127,7 @@ class _TextFormat(FileFormat[bytes]):
         return len(rows)
 
     def read(self, path: Path) -> Iterator[bytes]:
-        with pa.CompressedInputStream(pa.OSFile(os.fspath(path)), self._compression) as stream:
+        with pa.CompressedInputStream(pa.OSFile(os.fspath(path)), self.compression) as stream:
             while text := stream.read(BLOCK_BYTES):
                 self._first = self._first or text
                 yield text
@@ -178,7 +179,7 @@ class _DividedText(ColumnFormat):
         super().__init__(text.name)
         self._text = text
         self.suffix = text.suffix  # type: ignore[misc]
-        self.partition_by = tuple(by)
+        self.partition_by = checked_names(by)
         self.floats_lost = text.floats_lost
 
     @property
@@ -279,7 +280,8 @@ class _Csv(_TextFormat):
 
     def __init__(self, name: str, compression: str | None, delimiter: str | None) -> None:
         super().__init__(name, compression)
-        self._delimiter = delimiter or ("\t" if bare_suffix(name) == ".tsv" else ",")
+        usual = "\t" if bare_suffix(name) == ".tsv" else ","
+        self._delimiter = usual if delimiter is None else checked_delimiter(delimiter, "CsvSink")
 
     def lines(self, batch: Batch) -> bytes:
         data = self.columns(batch)
@@ -342,7 +344,7 @@ def column_format(kind: str, name: str, compression: str | None, by: Sequence[st
         made = _DividedText(_Csv(name, compression, None), by)
     else:
         raise UserError(f"{name}: {kind!r} is no format of files", hint="parquet, arrow, ndjson, csv")
-    made.partition_by = tuple(by)
+    made.partition_by = checked_names(by)
     return made
 
 

@@ -470,11 +470,43 @@ def test_a_folder_that_is_gone_is_a_fault_that_is_named(make: Any, tmp_path: Pat
         (lambda folder: CsvSink(folder / "x.json.gz"), r"its ending says ndjson, and CsvSink writes csv"),
         (lambda folder: ParquetSink(folder / "x.parquet.gz"), r"does not compress a file as a whole.*compression="),
         (lambda folder: ArrowSink(folder / "x.arrow.zst"), r"ArrowSink does not compress a file as a whole"),
+        (
+            lambda folder: NdjsonSink(folder / "x.ndjson", compression="gzip"),
+            r"its ending does not say .*ending \.ndjson\.gz",
+        ),
+        (
+            lambda folder: CsvSink(folder / "x.csv.gz", compression="zstd"),
+            r"compression='zstd', which its ending does not",
+        ),
     ],
 )
 def test_an_ending_that_says_something_else_is_refused(tmp_path: Path, make: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: ParquetSink(path, compression="lzma"), r"compression='lzma' \(one of 'snappy'"),
+        (lambda path: ArrowSink(path, compression="gzip"), r"compression='gzip' \(one of 'lz4', 'zstd'"),
+        (lambda path: ParquetSink(path, part_bytes="64MB"), "part_bytes='64MB'"),
+        (lambda path: NdjsonSink(path, part_bytes=0), "part_bytes=0"),
+        (lambda path: ParquetSink(path, partition_by="day"), r"partition_by='day' \(columns in a list"),
+        (lambda path: CsvSink(path, partition_by="day"), "partition_by='day'"),
+        (lambda path: CsvSink(path, delimiter=";;"), r"CsvSink\(delimiter=';;'\) \(one character"),
+        (lambda path: CsvSink(path, delimiter='"'), "CsvSink.*no quote"),
+        (lambda path: CsvSource(path, delimiter=""), r"CsvSource\(delimiter=''\)"),
+        (lambda path: CsvSource(path, delimiter="é"), r"CsvSource\(delimiter='é'\)"),
+        (lambda path: CsvSource(path, columns="ab"), "columns='ab'"),
+        (lambda path: CsvSource(path, columns=["a", "a"]), "has two columns 'a'"),
+        (lambda path: CsvSource(path, block_bytes=0), "block_bytes=0"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_by_name(tmp_path: Path, make: Any, message: str) -> None:
+    """The error came with the first rows, with another reason, or not at all."""
+    with pytest.raises(UserError, match=message):
+        make(f"{tmp_path}/parts/")
 
 
 def test_endings_that_say_nothing_and_folders_are_fine(tmp_path: Path) -> None:
