@@ -15,9 +15,11 @@ from sabot.base.redaction import redacted_url
 from sabot.checkpoint import Manifest
 from sabot.checkpoint.inspection import (
     CheckpointRecord,
+    KeptSavepoint,
     checkpoint_records,
     create_savepoint,
     savepoint_place,
+    savepoint_records,
     task_records,
 )
 from sabot.cli.app_checkpoints import AppWord, find_checkpoints
@@ -153,15 +155,27 @@ def create(
 
 @savepoint.command("list")
 def list_savepoints(app: AppWord, state: State = None, json: Json = False) -> None:
-    """List the savepoints that the journal of an app with durable agents keeps entries for."""
+    """List the savepoints beside local checkpoints, and those that the journal of durable agents keeps entries for.
+
+    WRITTEN is the time of the checkpoint.
+    """
 
     def work() -> None:
-        notes = sorted(find_checkpoints(app, state).storage.savepoints(), key=lambda note: note.made_ms)
-        for note in notes if json else ():
-            json_line({"checkpoint": note.checkpoint_id, "savepoint": note.location, "made": note.made_ms})
-        if not json:
-            rows: list[list[object]] = [[note.checkpoint_id, moment(note.made_ms), note.location] for note in notes]
-            columns(["checkpoint", "made", "savepoint"], rows)
+        found = find_checkpoints(app, state)
+        known = list(savepoint_records(found).values())
+        # Those in a file system that only the program can open are known by the notes of the journal alone.
+        notes = [note for note in found.storage.savepoints() if not note.readable]
+        known += [KeptSavepoint("", note.checkpoint_id, note.made_ms, 0, note.location) for note in notes]
+        if json:
+            for each in known:
+                facts = {"checkpoint": each.checkpoint, "written": each.written, "bytes": each.bytes}
+                json_line(facts | {"savepoint": each.place, "problem": each.problem})
+            return
+        rows = [[each.checkpoint, moment(each.written), bytes_words(each.bytes), each.place] for each in known]
+        columns(["checkpoint", "written", "size", "savepoint"], rows)
+        for each in known:
+            if each.problem:
+                typer.echo(f"{plain(each.place)} cannot be read: {plain(each.problem)}", err=True)
 
     _run(work)
 

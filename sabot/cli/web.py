@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _MOST_APPS = 100
 _LEAST_SECRET = 32  # characters
+_LOOK_SECONDS = 1.0  # between two looks for a signal, if none ends the wait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +234,7 @@ def _serve(apps: "Sequence[AppPlaces]", options: ConsoleOptions) -> None:
         _end_by_sigterm()
         say_links(", ".join(each.id for each in apps), site)
         while True:
-            signal.pause()
+            time.sleep(_LOOK_SECONDS)  # signal.pause() would wait on if the signal came just before it
     finally:
         site.close()
 

@@ -208,6 +208,12 @@ def test_an_app_without_a_state_of_its_own_is_looked_for_where_state_says(
         assert of_app == lines(*command, state, "--json")
     (first, *_) = lines("checkpoints", "list", state, "--json")
     assert find_checkpoints(f"cli_shop_4:app@{first['checkpoint']}", str(state)).chosen == first["checkpoint"]
+    (made,) = lines("savepoint", "create", "cli_shop_4:app", "--state", state, "--json")
+    (listed,) = lines("savepoint", "list", state, "--json")
+    assert (listed["checkpoint"], listed["savepoint"]) == (made["checkpoint"], made["savepoint"])
+    assert made["savepoint"] in sabot_says("savepoint", "list", state).stdout
+    lines("savepoint", "drop", state, made["savepoint"], "--json")
+    assert not lines("savepoint", "list", state, "--json")
     to = tmp_path / "kept"
     assert sabot_says("savepoint", "create", "cli_shop_4:app", "--state", state, "--to", to).exit_code == 0
     assert find_checkpoints(str(to)).manifest().checkpoint_id == find_checkpoints(str(state)).manifest().checkpoint_id
