@@ -78,7 +78,8 @@ def table_text(rows: Sequence[Mapping[str, Any]], form: TableForm) -> str:
         return json.dumps(rows, ensure_ascii=False)
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerows([map(cell, each) for each in (rows[0].keys(), *(each.values() for each in rows))] if rows else [])
+    lines = [list(rows[0]), *(list(each.values()) for each in rows)] if rows else []
+    writer.writerows([[cell(value) for value in line] for line in lines])
     return text.getvalue()
 
 
