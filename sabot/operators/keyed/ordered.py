@@ -62,15 +62,24 @@ class EventOrder(SavesWatermark):
             self._emit_ready()  # there are late rows, which are emitted at once
 
     def _hold(self, data: pa.RecordBatch) -> None:
-        """Buffers the rows. Small batches are concatenated, so that `_emit_ready` has few batches to search."""
-        self._held.append(data)
+        """Buffers the rows. Each batch is sorted, so that `_emit_ready` takes the beginning of it and copies no row
+        that stays. Small batches are concatenated, so that there are few.
+        """
+        self._held.append(self._by_time(data))
         self._small = self._small + data.num_rows if data.num_rows < _SMALL_ROWS else 0
         if self._small >= _SMALL_ROWS:
             tail: list[pa.RecordBatch] = []
             while self._held and self._held[-1].num_rows < _SMALL_ROWS:
                 tail.append(self._held.pop())
-            self._held.append(pa.concat_batches(tail[::-1]))
+            self._held.append(self._by_time(pa.concat_batches(tail[::-1])))
             self._small = 0
+
+    def _by_time(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """Returns the rows sorted by event time. Rows of equal time keep their order."""
+        times = data.column(self._time).to_numpy()
+        if (times[1:] < times[:-1]).any():
+            return data.take(pa.array(np.argsort(times, kind="stable")))
+        return data
 
     def advance(self, watermark_ms: int) -> int | None:
         self._watermark = watermark_ms
@@ -82,25 +91,16 @@ class EventOrder(SavesWatermark):
         ready: list[pa.RecordBatch] = []
         held: list[pa.RecordBatch] = []
         for data in self._held:
-            times = data.column(self._time).to_numpy()
-            below = times < self._watermark
-            if below.all():
-                ready.append(data)
-            elif below.any():
-                mask = pa.array(below)
-                ready.append(data.filter(mask))
-                held.append(data.filter(pc.invert(mask)))
-            else:
-                held.append(data)
+            below = int(np.searchsorted(data.column(self._time).to_numpy(), self._watermark))
+            if below:
+                ready.append(data.slice(0, below))
+            if below < data.num_rows:
+                held.append(_compact(data.slice(below)) if below else data)
         if not ready:
             return
         self._held, self._small = held, sum(data.num_rows for data in held if data.num_rows < _SMALL_ROWS)
         rows = ready[0] if len(ready) == 1 else pa.concat_batches(ready)
-        times = rows.column(self._time).to_numpy()
-        if self._order is not None:
-            rows = rows.take(self._order(rows))
-        elif (times[1:] < times[:-1]).any():
-            rows = rows.take(pa.array(np.argsort(times, kind="stable")))
+        rows = self._by_time(rows) if self._order is None else rows.take(self._order(rows))
         for start in range(0, rows.num_rows, CHUNK_ROWS):
             self.emit(Batch(rows.slice(start, CHUNK_ROWS), None, self._topic))
 
@@ -133,6 +133,13 @@ class EventOrder(SavesWatermark):
     def statistics(self) -> dict[str, Any]:
         held = list(self._held)
         return {"held_rows": sum(data.num_rows for data in held), "held_bytes": sum(data.nbytes for data in held)}
+
+
+def _compact(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Returns the rows, copied if less than half of the memory that they hold is theirs."""
+    if 2 * rows.nbytes < rows.get_total_buffer_size():
+        return rows.take(pa.array(np.arange(rows.num_rows)))
+    return rows
 
 
 class SortedByTime(EventOrder):
