@@ -1,5 +1,6 @@
 """The results of windows that consist of several panes: a cache of merged panes."""
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -66,9 +67,8 @@ class MergedPanes:
         if (self._back and self._back[0].pane < panes[0]) or self._number > _MOST_NUMBERS:
             self.forget()  # after a gap, or when the next cumulative window begins
         last = self._back[-1].pane if self._back else self._front[-1].pane if self._front else None
-        for pane in panes:
-            if last is None or pane > last:
-                self._enter(pane)
+        for pane in panes if last is None else panes[bisect_right(panes, last) :]:
+            self._enter(pane)
         if self._slides and not self._front:
             self._turn()
 
