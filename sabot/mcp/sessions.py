@@ -243,7 +243,8 @@ class SessionBridge:
 
     async def stop_session(self, session_id: str, reason: str = "normal_termination") -> None:
         """Ends a session in this process and at the server, so that it needs no recovery. If the server cannot be
-        reached and `on_error` is "graceful", nothing is raised, and the next heartbeat tells the server.
+        reached and `on_error` is "graceful", nothing is raised, and the next heartbeat sends the end to the server. It
+        also does so if this call is cancelled.
 
         Raises SessionStopFailed (E2051) in these cases:
 
@@ -254,13 +255,21 @@ class SessionBridge:
         `reason`: with "normal_termination" the server stores the status "completed", with any other reason "archived".
         """
         session = self._running(session_id, SessionStopFailed)
-        del self._sessions[session_id]
-        async with session.order:
-            session.status = "completed" if reason == "normal_termination" else "archived"
-            updates = (session.context if session.unsent else {}) | {"status": session.status}
-            await self._send(session, updates, f"Session stopped: {reason}", SessionStopFailed)
-            if session.unsent:
-                self._stopped[session_id] = session
+        self._stopped[session_id] = self._sessions.pop(session_id)
+        session.status = "completed" if reason == "normal_termination" else "archived"
+        try:
+            async with session.order:
+                updates = (session.context if session.unsent else {}) | {"status": session.status}
+                await self._send(session, updates, f"Session stopped: {reason}", SessionStopFailed)
+        except Exception:  # unlike a cancelled call, which leaves the end to the next heartbeat
+            self._forget(session)
+            raise
+        if not session.unsent:
+            self._forget(session)
+
+    def _forget(self, session: SessionInfo) -> None:
+        if self._stopped.get(session.session_id) is session:
+            del self._stopped[session.session_id]
 
     async def beat(self) -> None:
         """Sends the heartbeats of the sessions for which one is due. If the context or the end of a session could not
@@ -276,7 +285,7 @@ class SessionBridge:
         session.next_heartbeat = self._clock.monotonic() + self._interval_s
         if not session.order.locked():
             async with session.order:
-                await self._send_heartbeat(session, unsent=session.unsent)
+                await self._send_heartbeat(session, unsent=session.unsent or session.status != "in_progress")
         elif session.status == "in_progress":  # a snapshot is being sent, which may take minutes
             await self._send_heartbeat(session, unsent=False)
 
@@ -304,7 +313,7 @@ class SessionBridge:
             session.missed = 0
             session.unsent = session.unsent and not unsent
         if known is self._stopped:  # the server knows the end, or refuses it
-            del self._stopped[session.session_id]
+            self._forget(session)
 
     async def _beat_on(self) -> None:
         while True:

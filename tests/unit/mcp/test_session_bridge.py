@@ -229,6 +229,41 @@ async def test_graceful_the_end_of_a_session_reaches_the_server_with_the_next_he
     assert await bridge.check_recovery() == []
 
 
+@pytest.mark.parametrize("saving", [False, True], ids=["alone", "behind a snapshot"])
+async def test_the_end_of_a_session_whose_stop_is_cancelled_reaches_the_server_with_the_next_heartbeat(
+    pool: McpServerPool, clock: ManualClock, file: Path, saving: bool
+) -> None:
+    """The session was gone from this process, could not be stopped again, and the server listed it for recovery."""
+    sent, go_on = asyncio.Event(), asyncio.Event()
+
+    class Hanging(ServedTools):
+        async def call(self, *asked: Any, **options: Any) -> Any:
+            sent.set()
+            await go_on.wait()
+            return await super().call(*asked, **options)
+
+    bridge = bridged(Hanging(pool, orchestrator_tools(file, 0)), clock)
+    go_on.set()
+    await bridge.start_session("agent-7", "task-1", {"phase": "reading"})
+    sent.clear()
+    go_on.clear()
+    saved = asyncio.create_task(bridge.save_snapshot("task-1", {"phase": "done"})) if saving else None
+    if saving:
+        await sent.wait()
+    stop = asyncio.create_task(bridge.stop_session("task-1"))
+    await (asyncio.sleep(0) if saving else sent.wait())
+    stop.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stop
+    go_on.set()
+    if saved is not None:
+        await saved
+    clock.advance(30)
+    await bridge.beat()
+    assert kept(file)["context"]["status"] == "completed"
+    assert (bridge.sessions(), await bridge.check_recovery()) == ([], [])
+
+
 async def test_graceful_a_session_that_begins_again_is_not_ended_by_its_earlier_end(
     server: ServedTools, clock: ManualClock, file: Path
 ) -> None:
