@@ -302,6 +302,11 @@ class _Statements:
                 raise self._missing(statement.name)
             name, what = statement.name[0], statement.what.lower()
             raise SqlFault(name.span, f"there is no {what} {name.text}", list_names(name.text, others))
+        if known is tables:
+            kind = "TABLE" if tables[key].view is None else "VIEW"
+            if kind != statement.what:
+                message = f"{tables[key].name} is a {kind.lower()}, and no {statement.what.lower()}"
+                raise SqlFault(statement.name[0].span, message, f"DROP {kind} {tables[key].name}")
         del known[key]
         session._read.pop(key, None)
 
