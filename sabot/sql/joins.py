@@ -162,7 +162,10 @@ class JoinBinder:
         self._keys: list[tuple[Expression, TypedExpr, TypedExpr]] = []
         self._lower: int | None = None  # bounds of (right event time - left event time), in ms
         self._upper: int | None = None
+        self._bounds: list[Expression] = []  # the conditions with these bounds
         self._residual: list[Expression] = []
+        # event time has whole ms; the rows of an inner join, which are found by it, are then filtered by their own times
+        self._exact = self._how == "inner" and any(map(_is_finer, self._both.fields))
 
     def _apart(self, left: Relation, right: Relation) -> Relation:
         """Returns the right table with other columns where the left one has columns of these names."""
@@ -209,7 +212,7 @@ class JoinBinder:
         return True
 
     def _classify(self, node: Expression) -> bool:
-        """Uses a condition as a key or as a bound of time, and returns True; False if it is neither."""
+        """Uses a condition as a key or as a bound of time. Returns True if nothing of it is left to check."""
         if isinstance(node, Between) and not node.negated:
             lower = self._bound_of_time(node.operand, ">=", node.lower)
             upper = self._bound_of_time(node.operand, "<=", node.upper)
@@ -217,7 +220,8 @@ class JoinBinder:
                 return False
             for bound in (lower, upper):
                 self._narrow(*bound)
-            return True
+            self._bounds.append(node)
+            return not self._exact
         if not isinstance(node, Binary):
             return False
         if node.operator == "=":
@@ -231,7 +235,8 @@ class JoinBinder:
             found = self._bound_of_time(node.left, node.operator, node.right)
             if found is not None:
                 self._narrow(*found)
-                return True
+                self._bounds.append(node)
+                return not self._exact
         return False
 
     def _side(self, node: Expression, relation: Relation) -> TypedExpr | None:
@@ -256,6 +261,8 @@ class JoinBinder:
             a, b, operator = b, a, mirrored(operator)
         # left + a <op> right + b, so (right - left) <mirrored op> a - b
         distance, operator = a - b, mirrored(operator)
+        if operator in ("<", ">") and self._exact:
+            return f"{operator}=", distance
         if operator in ("<", ">"):
             return f"{operator}=", distance - 1 if operator == "<" else distance + 1
         return operator, distance
@@ -537,8 +544,9 @@ class JoinBinder:
 
     def _bind_point(self, make: Callable[[Any, Any, dict[str, Any]], Any]) -> Relation:
         self._sort_conditions()
-        if not self._keys or self._residual:
-            node = self._residual[0] if self._residual else self._join
+        further = [*self._residual, *self._bounds]
+        if not self._keys or further:
+            node = further[0] if further else self._join
             hint = "further conditions stand in WHERE, or in a view of the table" if self._keys else ""
             raise SqlFault(node.span, "AS OF needs ON a.key = b.key, and nothing else", hint)
         left, right, outer = self._copied(self._left, self._right)
@@ -642,6 +650,11 @@ class JoinBinder:
         if set(edges) != {"start", "end"} or self._lower is not None or self._upper is not None:
             return None
         return None if isinstance(edges["end"], SessionWindow) else windows_again(edges["end"], self._join.span)
+
+
+def _is_finer(column: TableColumn) -> bool:
+    """Returns True for an event time with more digits than ms."""
+    return column.shift_ms is not None and pa.types.is_timestamp(column.type) and column.type.unit in ("us", "ns")
 
 
 def _is_ranked(type: pa.DataType) -> bool:

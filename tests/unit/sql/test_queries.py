@@ -168,6 +168,31 @@ def test_a_join_by_time_keeps_pairs_within_the_bounds(folder):
     assert counted(ours(folder, text)) == counted(theirs(folder, plain))
 
 
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "a.t < b.t",
+        "b.t BETWEEN a.t - INTERVAL '0.001' SECOND AND a.t",
+        "b.t - INTERVAL '0.001' SECOND > a.t AND b.t <= a.t + INTERVAL '0.002' SECOND",
+    ],
+)
+def test_a_join_by_time_compares_all_digits_of_a_second(tmp_path, condition):
+    rng = random.Random(condition)
+    times = [sorted(1_700_000_000_000_000 + rng.randrange(6000) for _ in range(60)) for _ in "ab"]
+    for name, micros in zip("ab", times, strict=True):
+        table = pa.table({"id": range(60), "k": [i % 2 for i in range(60)], "t": pa.array(micros, pa.timestamp("us"))})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    text = f"SELECT a.id, b.id AS other FROM a JOIN b ON a.k = b.k AND {condition}"
+    app = App("micros")
+    answer = app.sql(
+        text, **{name: app.stream(files(str(tmp_path / f"{name}.parquet")), time="t") for name in "ab"}
+    ).collect()
+    with duckdb.connect() as connection:
+        for name in "ab":
+            connection.execute(f"create view {name} as select * from '{tmp_path}/{name}.parquet'")
+        assert counted(answer) == counted(connection.sql(text).to_arrow_table())
+
+
 @pytest.mark.parametrize("parallelism", [1, 2])
 def test_a_frame_of_range_has_all_rows_of_the_time_of_its_row(tmp_path, parallelism):
     rng = random.Random(3)
