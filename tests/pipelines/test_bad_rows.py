@@ -333,6 +333,35 @@ def test_a_timer_whose_function_fails_is_set_apart_and_the_others_fire(batch: bo
         assert max(row["total"] for row in results.rows if row["n"] % 2) == 8
 
 
+def test_timers_of_one_time_keep_their_order_when_a_later_row_fails() -> None:
+    """They had fired before the row, and were set again in the opposite order when the calls of its batch were undone."""
+
+    def arm(row: dict[str, Any], ctx: Any) -> None:
+        if row["n"] == 0:
+            for name in ("x", "y", "z"):
+                ctx.timers.event(10, name)
+        if row["n"] == 20:
+            ctx.timers.delete(10, "y")  # it has fired
+            raise ValueError("twenty")
+
+    def fire(timer: Any, ctx: Any) -> dict[str, Any]:
+        return {"n": timer.at, "total": 0, "seen": timer.name}
+
+    results, letters = ListSink("results"), ListSink("letters")
+    batches = [[rows(30)[n] for n in some] for some in ((0, 2), (20, 28))]
+
+    def build(directory: Path) -> App:
+        app = App("bad", checkpoint_dir=directory)
+        source = ScriptedSource([*batches, END], name="in")
+        stream = app.stream(source, schema=SCHEMA, dead_letter=letters, time="n")
+        stream.key_by("k").process(arm, on_timer=fire, schema=COUNTED, order="time").to(results)
+        return app
+
+    run(build)
+    assert [row["seen"] for row in results.rows] == ["x", "y", "z"]
+    assert len(facts(letters)) == 1
+
+
 def test_timers_that_fire_again_in_smaller_batches_have_their_own_keys() -> None:
     """The slots of all keys of a failed batch were free after the first part of it, and timers of that part took them."""
 

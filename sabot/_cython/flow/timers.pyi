@@ -19,9 +19,14 @@ class TimerTable:
     def __len__(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
-    def set(self, slot: int, at: int, kind: int, name: str = "") -> bool:
+    @property
+    def removed_from(self) -> tuple[int, int]:
+        """The serial and the order (see `rows_of`) of the timer that `take_one` or `unset` has removed last."""
+    def set(self, slot: int, at: int, kind: int, name: str = "", serial: int = 0, order: int = 0) -> bool:
         """Sets one timer. Its time may be in the past. Returns True if the timer is new. Raises IndexError for a
         negative slot.
+
+        `serial`, `order`: those of a timer that was removed, which gets back its place among timers of its time.
         """
     def unset(self, slot: int, at: int, kind: int, name: str = "") -> bool:
         """Deletes one timer. Returns True if it existed."""

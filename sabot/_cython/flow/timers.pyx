@@ -54,6 +54,7 @@ cdef extern from "flow/timers_queue.h" namespace "sabot" nogil:
         void fetch_head(int32_t slot) noexcept
         cbool put(int32_t slot, int64_t at, int kind, int32_t name, uint64_t serial, uint64_t order) except +
         cbool remove(int32_t slot, int64_t at, int kind, int32_t name) except +
+        cbool remove(int32_t slot, int64_t at, int kind, int32_t name, Timer* out) except +
         void of_slots(const int32_t* slots, int64_t count, vector[Timer]& out) except +
         void evict(const int32_t* slots, int64_t count) except +
         void due(int kind, int64_t limit, vector[int32_t]& out) except +
@@ -119,6 +120,7 @@ cdef class TimerTable:
     cdef list name_texts            # the names by id
     cdef vector[int64_t] name_counts
     cdef vector[int32_t] unused_names
+    cdef Timer removed              # the timer that `take_one` or `unset` has removed last
 
     def __cinit__(self):
         self.name_ids = {"": 0}
@@ -136,20 +138,28 @@ cdef class TimerTable:
     def over(self):
         return self.timers.over
 
-    def set(self, int32_t slot, int64_t at, kind, str name not None=""):
+    @property
+    def removed_from(self):
+        return self.removed.serial, self.removed.order
+
+    def set(self, int32_t slot, int64_t at, kind, str name not None="", uint64_t serial=0, uint64_t order=0):
         if slot < 0:
             raise IndexError(f"slot {slot} is negative")
         cdef int which = _kind(kind)
         cdef int32_t number = self._name(name)
-        if self.timers.add(slot, at, which, number):
+        cdef bint fresh
+        if order:
+            fresh = self.timers.put(slot, at, which, number, serial, order)
+        else:
+            fresh = self.timers.add(slot, at, which, number)
+        if fresh:
             self.name_counts[number] += 1
-            return True
-        return False
+        return bool(fresh)
 
     def unset(self, int32_t slot, int64_t at, kind, str name not None=""):
         cdef int which = _kind(kind)
         number = self.name_ids.get(name)
-        if number is None or not self.timers.remove(slot, at, which, number):
+        if number is None or not self.timers.remove(slot, at, which, number, &self.removed):
             return False
         self._unname(number)
         return True
@@ -192,12 +202,11 @@ cdef class TimerTable:
         return None if slot < 0 else slot
 
     def take_one(self, int64_t limit, kind):
-        cdef Timer timer
-        if not self.timers.take(_kind(kind), limit, &timer):
+        if not self.timers.take(_kind(kind), limit, &self.removed):
             return None
-        text = self.name_texts[timer.name]
-        self._unname(timer.name)
-        return timer.slot, timer.at, text
+        text = self.name_texts[self.removed.name]
+        self._unname(self.removed.name)
+        return self.removed.slot, self.removed.at, text
 
     def take(self, int64_t limit, kind, int64_t rows):
         cdef vector[int32_t] slots

@@ -126,13 +126,15 @@ class Timers {
         if (!index_.empty()) __builtin_prefetch(&index_[hash_of(slot, at, kind, name) & mask_], 1);
     }
 
-    /* Deletes a timer. Returns true if it existed; the caller then counts one timer less for its name. */
-    bool remove(int32_t slot, int64_t at, int kind, int32_t name) {
+    /* Deletes a timer. Returns true if it existed; the caller then counts one timer less for its name. `out`: gets a
+       copy of the timer, or null. */
+    bool remove(int32_t slot, int64_t at, int kind, int32_t name, Timer* out = nullptr) {
         if (index_.empty()) return false;
         const uint64_t hash = hash_of(slot, at, kind, name);
         for (size_t place = hash & mask_; index_[place].id >= 0; place = (place + 1) & mask_) {
             const int32_t id = index_[place].id;
             if (index_[place].tag == tag_of(hash) && same(timers_[id], slot, at, kind, name)) {
+                if (out) *out = timers_[id];
                 forget(place, id);
                 dead++;
                 if (dead > alive + SLACK) sweep();

@@ -199,7 +199,7 @@ class RowCaller(Caller):
         while (due := timers.take_one(limit, kind)) is not None:
             slot, at, name = due
             if before is not None and transaction is not None:
-                transaction.note(timers.set, slot, at, kind, name)
+                transaction.note(timers.set, slot, at, kind, name, *timers.removed_from)
             found = self._found.get(slot)
             ctx.key, ctx._state_key = self._look_up(slot, kind, limit) if found is None else found
             ctx._slot = slot
@@ -414,7 +414,7 @@ class _RowTimers:
         state.check_timers(False)
         given = self._ctx._caller.slot(self._ctx), checked_ms(at_ms), kind_of(kind), name
         if state.timers.unset(*given) and state.transaction is not None:
-            state.transaction.note(state.timers.set, *given)
+            state.transaction.note(state.timers.set, *given, *state.timers.removed_from)
 
 
 class _KeyState:

@@ -146,6 +146,19 @@ def test_timers_fire_as_those_of_the_twin(steps: Any) -> None:
     assert len(table) == 0
 
 
+def test_a_removed_timer_that_is_set_again_gets_back_its_place() -> None:
+    table = TimerTable()
+    for slot, name in ((1, "x"), (1, "y"), (2, "z")):
+        table.set(slot, 5, EVENT, name)
+    removed: list[Any] = [(*(table.take_one(5, EVENT) or ()), table.removed_from) for _ in range(2)]
+    assert table.unset(2, 5, EVENT, "z")
+    removed.append((2, 5, "z", table.removed_from))
+    table.set(3, 5, EVENT, "later")
+    for slot, at, name, place in reversed(removed):
+        assert table.set(slot, at, EVENT, name, *place)
+    assert [table.take_one(5, EVENT) for _ in range(4)] == [(1, 5, "x"), (1, 5, "y"), (2, 5, "z"), (3, 5, "later")]
+
+
 def test_the_soonest_timer_is_known_without_taking_it() -> None:
     table = TimerTable()
     assert table.soonest(PROCESSING) == MOST
