@@ -31,6 +31,12 @@ _UNSIGNED = [pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
 _UNITS = ["s", "ms", "us", "ns"]
 _DIVIDES = 9  # the most digits of a decimal that pyarrow can drop; it fails for more (see `rescaled`)
 _WHOLE = r"^[+-]?[0-9]+$"
+_FINER = {  # by unit: the pattern of a fraction of a second with more digits than the unit has
+    "s": r"(:[0-9]{2})\.[0-9]+",
+    "ms": r"(:[0-9]{2}\.[0-9]{3})[0-9]+",
+    "us": r"(:[0-9]{2}\.[0-9]{6})[0-9]+",
+    "ns": r"(:[0-9]{2}\.[0-9]{9})[0-9]+",
+}
 
 Convert = Callable[[pa.Array], pa.Array]
 
@@ -321,11 +327,19 @@ def _parse_time(array: pa.Array, target: pa.DataType) -> pa.Array:
     """Parses ISO 8601. A text without a time zone is read as UTC."""
     naive, utc = pa.timestamp(target.unit), pa.timestamp(target.unit, "UTC")
     zoned = pc.match_substring_regex(array, ZONED)
-    without = _salvaged(lambda part: pc.cast(part, naive), where(pc.invert(zoned), array), naive)
+    without = _salvaged(functools.partial(_times, type=naive), where(pc.invert(zoned), array), naive)
     if pc.any(zoned, min_count=0).as_py():
-        within = _salvaged(lambda part: pc.cast(part, utc), where(zoned, array), utc)
+        within = _salvaged(functools.partial(_times, type=utc), where(zoned, array), utc)
         without = pc.coalesce(without, within.view(naive))
     return without.view(target) if target != naive else without
+
+
+def _times(texts: pa.Array, type: pa.TimestampType) -> pa.Array:
+    """Parses texts that all have a time zone, or all have none. Digits behind those of the unit are cut off."""
+    try:
+        return pc.cast(texts, type)
+    except pa.ArrowInvalid:
+        return pc.cast(pc.replace_substring_regex(texts, _FINER[type.unit], r"\1"), type)
 
 
 def _time_of_day(array: pa.Array, target: pa.DataType) -> pa.Array:

@@ -707,12 +707,16 @@ def test_texts_become_times_whether_or_not_they_have_a_zone() -> None:
         "2024-01-01 10:00:00.5",
         "2024-01-01T10:00:00Z",
         "2024-01-01T12:00:00+02:00",
+        "2024-01-01 10:00:00.1239999",
+        "2024-01-01T10:00:00.123456789Z",
         "2024-01-01",
         "no",
+        "2024-01-01T10:00:00.1239999?",
         None,
     ]
     at_ten = dt.datetime(2024, 1, 1, 10)
-    expected = [at_ten, at_ten.replace(microsecond=500000), at_ten, at_ten, dt.datetime(2024, 1, 1), None, None]
+    half, finer = at_ten.replace(microsecond=500000), at_ten.replace(microsecond=123000)
+    expected = [at_ten, half, at_ten, at_ten, finer, finer, dt.datetime(2024, 1, 1), None, None, None]
     batch = pa.record_batch({"a": texts})
     assert evaluate(col("a").cast("timestamp[ms]", strict=False), batch).to_pylist() == expected
     zoned = evaluate(col("a").cast("timestamp[ms, UTC]", strict=False), batch)
