@@ -127,12 +127,29 @@ class PatternPlan:
         row = value_of_row(expr)
         if row is not None:
             column = self._operand(row.expr.text(), compile_expr(row.expr, self._input), type, kind)
-            return [("slot", kind, self._row_slot(row, kind, column))]
+            stored: Program = [("slot", kind, self._row_slot(row, kind, column))]
+            return self._or_without_row(expr, row, type, stored)
         if isinstance(expr, StepValue):
             return self._converted(expr, self._aggregate(expr), own, type)
         if expr.kind in _REWRITTEN:
             return self._value(_REWRITTEN[expr.kind](expr), type)
         return self._converted(expr, self._computed(expr, own), own, type)
+
+    def _or_without_row(self, expr: Expr, row: patterns.RowValue, type: pa.DataType, stored: Program) -> Program:
+        """Returns the program of a value that is stored when its row arrives (`stored`), for a match that may not have
+        the row: a function such as max_horizontal may then have a value all the same.
+        """
+        blank = {each.text(): lit(None).cast(self._type(each)) for each in step_values(expr)}
+        without = with_step_values(expr, blank)
+        made = compile_expr(without, self._input).value
+        if made is None or not made.is_valid:
+            return stored
+        variable, kind = self._variable(row.step), self._kind(expr, type)
+        if not row.offset and variable != _ANY:
+            return [("fresh", "signed", variable), *self._value(without, type), *stored, ("when", kind, None)]
+        count = self._slot((variable, "count", "signed", _SERIAL, -1, 0))
+        there: Program = [("slot", "signed", count), ("constant", "signed", row.offset), (">", "signed", None)]
+        return [*there, *stored, *self._value(without, type), ("when", kind, None)]
 
     def _computed(self, expr: Expr, type: pa.DataType) -> Program:
         """Returns the program of an operation over several rows, whose result has this type."""

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot._cython.arrow.batch import Batch
-from sabot.api.expr import Expr, col, lit
+from sabot.api.expr import Expr, col, concat_str, lit, max_horizontal
 from sabot.api.patterns import Pattern as Sequel
 from sabot.api.patterns import check_measures, pattern, step
 from sabot.codecs.json import schema_of_text
@@ -323,6 +323,25 @@ def test_the_time_between_rows_is_compared_with_a_duration(type: pa.DataType, tm
     rows = batch_of([(1, i, pa.scalar(day).cast(type).as_py(), i) for i, day in enumerate(days)], schema)
     run = run_of(lambda: Pattern(["key"], sequel, "past_last", measures_of(i=step("b").last("i"))), rows, tmp_path)
     assert [row["i"] for row in run.results] == [2]
+
+
+@pytest.mark.parametrize(
+    "predicate",
+    [
+        max_horizontal(step("none").last("v"), lit(3)) == 3,
+        max_horizontal(step("a").last("v", offset=1), lit(3)) == 3,
+        step("none").first("v").replace_strict({1: "one"}, default="other") == "other",
+        concat_str(step("none").last("v"), lit("x"), ignore_nulls=True) == "x",
+        (max_horizontal(step("a").last("v"), lit(0)) == 5) & (max_horizontal(step().last("v"), lit(0)) == 5),
+    ],
+    ids=Expr.text,
+)
+def test_a_value_of_rows_that_are_not_there_is_null_for_every_function(predicate: Expr, tmp_path: Path) -> None:
+    schema = pa.schema([("key", pa.int64()), ("i", pa.int64()), ("v", pa.int64()), (TIME_COLUMN, pa.int64())])
+    sequel = pattern("a", col("i") == 0).next("none", col("i") == 9).optional().next("b", predicate)
+    rows = batch_of([(1, 0, 5, 0), (1, 1, 7, 1)], schema)
+    run = run_of(lambda: Pattern(["key"], sequel, "past_last", measures_of(v=step("b").last("v"))), rows, tmp_path)
+    assert [row["v"] for row in run.results] == [7]
 
 
 def test_a_null_among_the_values_of_is_in_decides_nothing(tmp_path: Path) -> None:
