@@ -128,7 +128,12 @@ def _collect_results(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     async def gather(row: Any) -> list[Any]:
         rows: list[Any] = []
-        await for_each_piece(function(row), lambda piece: None if piece is None else rows.append(piece))
+
+        def take(piece: Any) -> None:
+            if piece is not None:  # the generator goes on, and may use the dict for its next row
+                rows.append(piece.copy() if type(piece) is dict else piece)
+
+        await for_each_piece(function(row), take)
         return rows
 
     return gather

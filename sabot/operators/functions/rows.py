@@ -279,7 +279,7 @@ class RowCaller(Caller):
             raise UserError(f"it returned {made!r}", hint="return a dict, an iterable of dicts, or None")
         most = _OUT_ROWS if self._state.transaction is None else HELD_ROWS
         for row in made:
-            self._out.append(row)
+            self._out.append(_copied(row))
             self._times.append(time)
             if len(self._out) >= most:
                 self._flush(None)
@@ -327,6 +327,11 @@ class RowCaller(Caller):
         return made, stamps
 
 
+def _copied(row: Any) -> Any:
+    """Returns a copy of a row, because the function goes on, and may use the dict for its next row."""
+    return row.copy() if type(row) is dict else row
+
+
 class _RowContext:
     """The `ProcessContext` that row functions get. All calls of a subtask share one object."""
 
@@ -366,7 +371,7 @@ class _RowContext:
         side = self._caller.sides.get(name)
         if side is None:
             raise self._caller.unknown_side(name)
-        side[0].append(row)
+        side[0].append(_copied(row))
         side[1].append(self._time)
 
     def broadcast(self, name: str = "broadcast") -> "SharedMap":

@@ -133,6 +133,20 @@ def test_a_function_that_yields_gives_its_rows_when_it_has_ended(loop):
     run.close()
 
 
+def test_a_dict_that_is_changed_and_yielded_again_is_another_row(loop):
+    async def counted(row):
+        made = {}
+        for made["m"] in range(row["n"]):
+            yield made
+
+    run = mapping(loop, counted)
+    run.feed(rows(3))
+    loop.turns(20)
+    run.poll()
+    assert run.out == [(0, 30), (1, 30), (2, 30)]
+    run.close()
+
+
 def test_without_event_time_there_are_only_the_columns_of_the_schema(loop):
     service = Service(loop)
     run = mapping(loop, service, input=INPUT.remove(1))

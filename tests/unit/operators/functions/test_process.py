@@ -709,6 +709,19 @@ def test_a_key_that_sets_timers_for_ever_is_an_error_that_names_it(
         made.advance(5)
 
 
+def test_a_dict_that_is_changed_and_given_again_is_another_row(run: Any) -> None:
+    def function(row: Any, ctx: Any) -> Any:
+        made = {"k": ctx.key}
+        for made["n"] in range(3):
+            ctx.side("aside", made)
+            yield made
+
+    made = run(function, sides={"aside": {"k": "string", "n": "int64"}})
+    made.feed(rows_of([("a", 0, 0, 1)]))
+    assert [row["n"] for row in made.results] == [0, 1, 2]
+    assert [row["n"] for row in made.sides["aside"]] == [0, 1, 2]
+
+
 def test_a_processing_timer_set_for_now_fires_at_the_next_poll(run: Any) -> None:
     fired: list[int] = []
 
