@@ -44,6 +44,7 @@ _HEAD = struct.Struct(">BBQQ")
 _FIXEXT_16 = 0xD8
 
 A = TypeVar("A")
+T = TypeVar("T")
 
 
 class _WrongKind(Exception):
@@ -413,6 +414,16 @@ def hashable(field: Any) -> Any:
     return tuple(map(hashable, field)) if isinstance(field, list) else field
 
 
+def _made(value: T, function: str, state: ValueState) -> T:
+    """Returns what a user's function has made of the old value. Raises UserError for None, which would delete it."""
+    if value is None:
+        raise UserError(
+            f"state {state._namespace!r}: {function} returned None",
+            hint="return the new value, also if the function changes the old one in place; delete(key) deletes it",
+        )
+    return value
+
+
 class ReducingState:
     """One value per key. `add(key, v)` replaces it by `reduce(old, v)`; the first `v` is stored unchanged."""
 
@@ -425,9 +436,11 @@ class ReducingState:
         self._reduce = reduce
 
     async def add(self, key: object, value: object) -> None:
-        """Replaces the value of the key by reduce(old value, `value`). If the key has no value, stores `value`."""
+        """Replaces the value of the key by reduce(old value, `value`). If the key has no value, stores `value`. Raises
+        UserError if `reduce` returns None.
+        """
         old = await self._state.get(key)
-        await self._state.put(key, value if old is None else self._reduce(old, value))
+        await self._state.put(key, value if old is None else _made(self._reduce(old, value), "reduce", self._state))
 
     async def get(self, key: object) -> Any:
         """Returns the reduced value, or None if absent."""
@@ -442,7 +455,8 @@ class AggregatingState(Generic[A]):
     """One accumulator per key: `create()` makes it, `add(accumulator, v)` returns the next one, and a read returns
     `result(accumulator)`.
 
-    The accumulator must be a value that state can keep; `add` may change the given one and return it.
+    The accumulator must be a value that state can keep; `add` may change the given one and return it. If it returns
+    None, a UserError is raised.
     """
 
     __slots__ = ("_add", "_create", "_result", "_state")
@@ -464,7 +478,8 @@ class AggregatingState(Generic[A]):
 
     async def add(self, key: object, value: object) -> None:
         old = await self._state.get(key)
-        await self._state.put(key, self._add(self._create() if old is None else old, value))
+        accumulator = self._add(self._create() if old is None else old, value)
+        await self._state.put(key, _made(accumulator, "add", self._state))
 
     async def get(self, key: object) -> Any:
         """Returns the result, or None if nothing was added."""

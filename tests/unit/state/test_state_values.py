@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sabot import Message
 from sabot._cython.text.records import state_key
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.state import ListState, MapState, MemoryBackend, ValueState
+from sabot.state import AggregatingState, ListState, MapState, MemoryBackend, ReducingState, ValueState
 
 
 @dataclass
@@ -192,3 +192,16 @@ async def test_a_list_or_map_that_says_it_has_more_than_there_is_is_corrupt_and_
         for read in (state.get("u1") if kind == 1 else state.items("u1"), state.delete("u1")):
             with pytest.raises(CorruptCheckpoint, match=r"of 1099511627776 entries lacks number 4095"):
                 await read
+
+
+async def test_a_function_that_changes_the_old_value_and_returns_nothing_is_refused():
+    """None deletes a value: the state of the key was gone with each `add`."""
+    backend = MemoryBackend()
+    latest = ReducingState(backend, "latest", reduce=lambda old, new: old.update(new))
+    await latest.add("k", {"a": 1})
+    with pytest.raises(UserError, match="'latest': reduce returned None"):
+        await latest.add("k", {"b": 2})
+    assert await latest.get("k") == {"a": 1}
+    seen = AggregatingState(backend, "seen", create=list, add=lambda made, new: made.append(new), result=len)
+    with pytest.raises(UserError, match=r"'seen': add returned None.*return the new value"):
+        await seen.add("k", 1)
