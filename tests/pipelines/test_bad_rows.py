@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pytest
 
 import sabot
-from sabot import App, DataError, SabotError, TransientError, UserError, col
+from sabot import App, DataError, SabotError, TransientError, UserError, col, pattern, step
 from sabot.codecs.records import header_rows
 from sabot.operators.rows import bad
 from sabot.testing import BARRIER, CRASH, END, ListSink, MemoryBroker, ScriptedSource, run
@@ -385,6 +385,27 @@ def test_timers_that_fire_again_in_smaller_batches_have_their_own_keys() -> None
         (at + n, n) for at in (1_000_000, 2_000_000) for n in good
     ]
     assert [each["row"] for each in facts(letters)] == [{"id": "7", "at": 1_000_007, "name": "", "kind": "event"}]
+
+
+def test_a_row_for_which_a_pattern_cannot_be_computed_is_in_no_match() -> None:
+    price = col("price").cast("float64")
+    rise = pattern("low", price >= 0).next("high", price > step("low").last(price))
+
+    def steps(policy: Any) -> Any:
+        measures = {"n": step("high").last("n"), "low": step("low").last(price)}
+        return lambda stream: stream.on_error(policy).key_by("k").pattern(rise, **measures)
+
+    expected = []
+    for key in (0, 1):
+        good = [n for n in range(key, 100, 2) if n not in BAD]
+        expected += zip(good[1::2], map(float, good[::2]), strict=False)
+    for policy in ("dead_letter", "null"):
+        results, letters = once(steps(policy), rows(), time="n")
+        assert sorted((row["n"], row["low"]) for row in results.rows) == sorted(expected)
+        assert sorted(each["row"]["n"] for each in facts(letters)) == (sorted(BAD) if policy == "dead_letter" else [])
+    with pytest.raises(SabotError, match="is no double") as caught:
+        once(steps("fail"), rows(), time="n")
+    assert "pattern" in str(caught.value)
 
 
 def test_a_process_step_may_end_the_app_or_give_nulls() -> None:

@@ -17,12 +17,13 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_columns
 from sabot._cython.rows.pattern import PatternTable, TooManyPartials
 from sabot.api import patterns
+from sabot.api.arguments import RowPolicy
 from sabot.api.expr import Expr
 from sabot.api.nodes import patterns as nodes
 from sabot.api.patterns import MATCH_END, MATCH_START, check_measures
 from sabot.base.arrays import shown
 from sabot.codecs.json import schema_text
-from sabot.errors import UserError
+from sabot.errors import DataError, UserError
 from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
 from sabot.operators.keyed.ordered import in_order
@@ -33,6 +34,7 @@ from sabot.operators.patterns.pattern_rows import PatternRows
 from sabot.operators.patterns.plan import PatternPlan
 from sabot.operators.patterns.state import PartialMatches, PatternState, contents_of
 from sabot.operators.readers import StateReaders
+from sabot.operators.rows.bad import BadRows, values_or_nulls
 from sabot.operators.state_parts import StatefulOperator, StateParts, columns_schema, last_watermark
 
 MAX_PARTIAL = 10_000
@@ -52,7 +54,9 @@ class Pattern(StatefulOperator):
     when the watermark has passed its first row by more than `within`.
 
     `measures`: (name, expression over values of steps; keys, match_start and match_end may occur in it).
-    `max_partial`: the most partial matches of a key; above it `process` raises UserError.
+    `max_partial`: the most partial matches of a key; above it `process` raises UserError. `on_error`: the policy for
+    rows for which a predicate, or a value of the row that a measure uses, cannot be computed: such a row is in no
+    match. A measure that cannot be computed from the values of several rows raises DataError.
     """
 
     def __init__(
@@ -64,7 +68,9 @@ class Pattern(StatefulOperator):
         *,
         overlap: patterns.Overlap = "complete",
         max_partial: int = MAX_PARTIAL,
+        on_error: RowPolicy = "fail",
     ) -> None:
+        self._on_error = on_error
         self._names, self._pattern, self._skip, self._overlap = list(keys), pattern, skip, overlap
         self._given = check_measures(pattern, skip, dict(measures), overlap)
         self._max_partial = max_partial
@@ -81,6 +87,8 @@ class Pattern(StatefulOperator):
         self._measures = Measures(self._given, names, self._keys, context.input)
         self._plan = plan = PatternPlan(self._pattern, self._skip, self._measures.kept, context.input)
         self._variables = np.array(plan.variables)
+        self._checked = [*plan.checked, *self._measures.checked]
+        self._bad = BadRows(self.step.text or "pattern", self._on_error, context, self.step)
         self._table = PatternTable(
             plan.steps,
             plan.edges,
@@ -112,8 +120,8 @@ class Pattern(StatefulOperator):
 
     def process(self, batch: Batch) -> None:
         batch = self._without_late(batch)
-        if self._plan.can_fail and batch.selection is not None:
-            batch = batch.with_data(batch.taken())  # a row that is not selected must not raise an error
+        if self._checked:
+            batch = self._without_bad(batch)
         data, table, state = batch.data, self._table, self._state
         with state.changing:
             rows, starts = table.choose([test(data) for test in self._plan.tests], data.num_rows, batch.selection)
@@ -159,6 +167,23 @@ class Pattern(StatefulOperator):
             return batch
         self._late.reject(batch, pa.array(rows[late]), watermark)
         return batch.with_selection(pa.array(rows[~late]), batch.hashes)
+
+    def _without_bad(self, batch: Batch) -> Batch:
+        """Returns the selected rows without those for which an expression fails, which are set apart."""
+        data, bad = batch.taken(), dict[int, DataError]()
+        for each in self._checked:
+            values_or_nulls("", each, data, bad)
+        if not bad:
+            return batch.with_data(data)
+        errors = dict(sorted(bad.items()))
+        if self._bad.fails:
+            row, error = next(iter(errors.items()))
+            hint = error.hint or 'with on_error="dead_letter" such rows become dead letters'
+            raise DataError(f"{self._bad.step}: {self._bad.message(batch, row, error)}", hint=hint) from error
+        self._bad.set_apart(batch, errors)
+        good = np.ones(data.num_rows, np.bool_)
+        good[list(errors)] = False
+        return batch.with_data(data.filter(pa.array(good)))
 
     def _too_many_error(self, slot: int) -> UserError:
         keys = self._known.key_columns(pa.array([slot], pa.int32()))
@@ -277,6 +302,7 @@ class Pattern(StatefulOperator):
         if self._opened:  # False if `open` has refused the columns
             self._state.clear()
             self._late.tell_rest()
+            self._bad.close()
 
     def statistics(self) -> dict[str, Any]:
         return {
@@ -286,6 +312,7 @@ class Pattern(StatefulOperator):
             "held_rows": len(self._rows),
             "matches": self._matches,
             **self._late.statistics(),
+            **self._bad.statistics(),
         }
 
 
@@ -302,6 +329,7 @@ def plan_match(node: nodes.Match, point: PlanPoint) -> PlanPoint:
         node.measures,
         overlap=node.overlap,
         max_partial=node.max_partial,
+        on_error=point.policy(),
     )
     return point.step(node.text(), make, id=node.id).late_to("late", node.late)
 

@@ -37,8 +37,8 @@ class Measures:
     """The measures of a pattern.
 
     `rows`: the columns that are kept of rows. `kept`: for each step the rows that are kept: "each", "ends" (the first
-    and the last), or "count" (none, only their number). `results`: a field for each measure. Raises UserError for
-    missing columns and for types that do not fit.
+    and the last), or "count" (none, only their number). `results`: a field for each measure. `checked`: the
+    expressions over rows that may raise DataError. Raises UserError for missing columns and for types that do not fit.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Measures:
     ) -> None:
         values = {value.text(): value for _, measure in measures for value in step_values(measure)}
         arguments = {each.text(): each for value in values.values() for each in value.inputs}
-        for each in arguments.values():
-            compile_expr(each, input)  # raises UserError for missing columns
+        compiled = [compile_expr(each, input) for each in arguments.values()]  # raises UserError for missing columns
+        self.checked = [each for each in compiled if each.can_fail]
         used = frozenset().union(*(each.columns for each in arguments.values()))
         self._input = pa.schema([field for field in input if field.name in used])
         self._arguments = [compile_expr(each, self._input) for each in arguments.values()]

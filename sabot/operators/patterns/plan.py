@@ -33,8 +33,8 @@ class PatternPlan:
     number of its name. `tests`: the expressions of bool columns. `operands`: functions that return columns to be
     compared with earlier rows; `kinds` are the kernel's types of these columns. `steps`, `edges`: the visits, and the
     ways from one to the next. `slots`: the values of earlier rows that the kernel remembers. `skip_slot`: the slot of
-    the row at which the next match begins, or -1. `can_fail`: True if a value may make a test or an operand raise
-    DataError.
+    the row at which the next match begins, or -1. `checked`: the expressions of tests and operands that may raise
+    DataError for a row.
 
     `kept`: for each name the rows that are kept. Raises UserError for predicates that do not fit the columns, and for
     more than 63 tests or slots.
@@ -47,7 +47,7 @@ class PatternPlan:
         self._types: dict[int, tuple[Expr, pa.DataType]] = {}  # by id of an expression, which is kept, its type
         self.tests: list[Compiled] = []
         self.operands: list[Callable[[pa.RecordBatch], Array]] = []
-        self.can_fail = False
+        self.checked: list[Compiled] = []
         self.kinds: list[str] = []
         self.slots: list[Slot] = []
         automaton = automaton_of(pattern)
@@ -89,7 +89,7 @@ class PatternPlan:
             column = self._known.setdefault(alone.text(), len(self.tests))
             if column == len(self.tests):
                 self.tests.append(compile_predicate(alone, self._input))
-                self.can_fail |= self.tests[-1].can_fail
+                self.checked += [each for each in self.tests[-1:] if each.can_fail]
         return column, [self._condition(each, own) for each in conditions]
 
     # -- programs ---------------------------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ class PatternPlan:
         if place not in self._columns:
             self._columns[place] = len(self.operands)
             self.operands.append(_canonical(side, common, kind))
-            self.can_fail |= side.can_fail
+            self.checked += [side] if side.can_fail else []
             self.kinds.append(kind)
         return self._columns[place]
 
