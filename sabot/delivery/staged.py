@@ -223,6 +223,7 @@ class StagedSinks:
         self._lock = threading.Lock()
         self._telling = threading.Lock()
         self._tracks: dict[str, TrackWork] = {}
+        self._last_figures: dict[str, Any] = {}  # of the tracks, once they are closed
         self._unstaged: set[str] = set()  # ids of sinks that are written at least once
         self._scratch: Path | None = None
 
@@ -447,10 +448,13 @@ class StagedSinks:
         tracks, self._tracks = list(self._tracks.values()), {}
         if tracks:
             await asyncio.gather(*(run_in_thread(track.close, seconds) for track in tracks))
+            self._last_figures = {track.id: track.statistics() for track in tracks}
         scratch, self._scratch = self._scratch, None
         if scratch is not None:
             await run_in_thread(shutil.rmtree, scratch, ignore_errors=True)
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the figures of each track (`TrackWork.statistics`), by track id. Callable from any thread."""
-        return {track_id: track.statistics() for track_id, track in list(self._tracks.items())}
+        """Returns the figures of each track (`TrackWork.statistics`), by track id; after `close` the last ones. Callable
+        from any thread.
+        """
+        return self._last_figures or {track_id: track.statistics() for track_id, track in list(self._tracks.items())}

@@ -601,21 +601,22 @@ class Run:
         }
 
     def _task_samples(self) -> Iterator[Sample]:
-        """Yields metrics samples of the running tasks."""
+        """Yields metrics samples of the running tasks, and the counters of the delivery."""
         if self._streams is not None:
             yield from self._streams.samples()
         if self._agents is not None:
             yield from self._agents.task.samples()
         yield from self._engines.samples()
+        for track, figures in ({} if self._delivery is None else self._delivery.statistics()).items():
+            yield Sample("sabot_delivered_records_total", figures["delivered_rows"], track, figures["sink"])
+            yield Sample("sabot_delivery_failures_total", figures["failures_total"], track, figures["sink"])
 
     def samples(self) -> Iterator[Sample]:
-        """Yields metrics samples of the delivery and of the state."""
+        """Yields metrics samples of the state, and of the output that waits for its delivery. All are gauges."""
         if self._over:
             return
         for track, figures in ({} if self._delivery is None else self._delivery.statistics()).items():
-            yield Sample("sabot_delivered_records_total", figures["delivered_rows"], track, figures["sink"])
             yield Sample("sabot_undelivered_records", figures["undelivered_rows"], track, figures["sink"])
-            yield Sample("sabot_delivery_failures_total", figures["failures_total"], track, figures["sink"])
         if self._backend is not None:
             state = self._backend.statistics()
             yield Sample("sabot_state_bytes", state["bytes"], TASK)

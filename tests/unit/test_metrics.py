@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sabot import App
 from sabot.base.metrics import Durations, Metrics, Sample
-from sabot.connectors.files import NdjsonSource
+from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import MissingExtra, UserError
 from sabot.llm import ExecutionEngine, MemoryCache, Price, PriceTable, RateLimited, ScriptedProvider
@@ -390,6 +390,27 @@ async def test_no_counter_goes_back_when_an_older_checkpoint_is_restored(tmp_pat
     assert at(last, "sabot_dead_letters_total", app="shop", operator="shop.first", topic="orders") == 5
     assert at(last, "sabot_records_in_total", app="shop", operator="shop.first", topic="orders") == 10
     assert at(last, "sabot_records_out_total", app="shop", operator="shop.first", topic="shop.second") == 5
+
+
+async def test_the_counters_of_a_delivery_do_not_go_back_with_the_next_run(tmp_path: Path, memory_url: str) -> None:
+    """They were those of one run: gone between two, and 0 at the begin of the second."""
+    app = App("shop", memory_url, state=tmp_path / "state")
+
+    @app.agent("orders", sink=NdjsonSink(tmp_path / "out.ndjson"), delivery="exactly_once")
+    async def keep(ctx):
+        return {"n": ctx.message}
+
+    seen = []
+    for number in (1, 2):
+        async with started(app):
+            seen.append(read(app))
+            publish(app, "orders", [number])
+            await until(lambda number=number: processed(app, "keep") == number)
+        seen.append(read(app))
+    for before, after in itertools.pairwise(seen):
+        assert_none_went_back(before, after)
+    (delivered,) = [value for (name, _), value in seen[-1].items() if name == "sabot_delivered_records_total"]
+    assert delivered == 2
 
 
 async def test_gauges_go_with_the_app_and_counters_stay(app: App) -> None:
