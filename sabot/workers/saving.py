@@ -136,13 +136,19 @@ class ObjectSnapshotStore:
 
 
 def _written(files: Mapping[str, bytes | Path], folder: Path) -> dict[str, Path]:
-    """Writes the files into the folder, and returns their paths by name."""
+    """Writes the files into the folder, and returns their paths by name. If it raises, the folder is removed: on a full
+    disk each checkpoint would else take more of the room that is left.
+    """
     paths: dict[str, Path] = {}
-    for number, (name, data) in enumerate(files.items()):
-        path = paths[name] = folder / str(number)
-        if isinstance(data, Path):
-            link_or_copy(data, path)
-            continue
-        with open(path, "xb", opener=private) as out:
-            out.write(data)
+    try:
+        for number, (name, data) in enumerate(files.items()):
+            path = paths[name] = folder / str(number)
+            if isinstance(data, Path):
+                link_or_copy(data, path)
+                continue
+            with open(path, "xb", opener=private) as out:
+                out.write(data)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return paths

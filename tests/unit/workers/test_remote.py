@@ -66,6 +66,18 @@ def test_the_end_of_a_task_is_told_behind_its_cut_however_long_that_takes_to_sav
     assert len({*sent[0].states.values(), *sent[1].states.values()}) == 2
 
 
+def test_of_small_files_that_cannot_all_be_saved_none_stays(tmp_path):
+    """On a full disk each checkpoint left the rows that it could write, until the worker ended."""
+    sent, in_the_way = [], tmp_path / "0" / "00000002" / "1"
+    in_the_way.mkdir(parents=True)
+    checkpoints = RemoteCheckpoints(sent.append, FolderSnapshotStore(tmp_path / "0"))
+    files = {"first": b"unfinished rows", "second": b"more of them"}
+    checkpoints.acknowledge(1, "agents", TaskSnapshot(files=files, states={"table": Table("rows")}))
+    checkpoints.close()
+    assert isinstance(sent[0], Declined)
+    assert list((tmp_path / "0").iterdir()) == []
+
+
 def test_a_cut_that_cannot_be_saved_is_declined_and_a_last_state_fails_the_worker(tmp_path):
     sent, tables = [], [Table(error=OSError(28, "no space")), Table(error=UserError("no"))]
     checkpoints = RemoteCheckpoints(sent.append, FolderSnapshotStore(tmp_path))
