@@ -24,7 +24,7 @@ from sabot.base.quantities import counted_words
 from sabot.cli.loading import WrongUse, register_functions
 from sabot.cli.printing import columns
 from sabot.codecs.csv_text import field_texts
-from sabot.connectors.base import Sink
+from sabot.connectors.base import ExpectsColumns, Sink
 from sabot.connectors.memory import TableSink
 from sabot.sql.options import app_name
 from sabot.sql.scope import node_of
@@ -113,6 +113,7 @@ class SqlProgram:
         rows.to(sink)
         if isinstance(sink, _PrintedResult):
             asyncio.run(app.run())
+            sink.print_titles()
             return
         if endless and self.format == "table" and sys.stdout.isatty():
             with _Refreshing(sink, updated):
@@ -145,7 +146,7 @@ class _KeptResult(TableSink):
         return _applied(table) if updated else table
 
 
-class _PrintedResult(Sink):
+class _PrintedResult(Sink, ExpectsColumns):
     """A sink that prints each row as a line of JSON or CSV, when it comes. `limit`: the number of rows after which it
     calls `on_full`.
     """
@@ -156,6 +157,10 @@ class _PrintedResult(Sink):
         self._free = limit
         self._csv = format == "csv"
         self._titled = False
+        self._columns: pa.Schema | None = None
+
+    def expect(self, schema: pa.Schema) -> None:
+        self._columns = schema
 
     def open(self) -> None:
         """There is nothing to open."""
@@ -173,6 +178,11 @@ class _PrintedResult(Sink):
 
     def close(self) -> None:
         """There is nothing to close."""
+
+    def print_titles(self) -> None:
+        """Prints the titles of CSV of a result without rows, if its columns are known."""
+        if self._csv and not self._titled and self._columns is not None:
+            self.print(self._columns.empty_table())
 
     def print(self, table: pa.Table) -> None:
         """Prints the rows; those of CSV with a first line of titles."""

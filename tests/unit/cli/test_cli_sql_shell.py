@@ -37,6 +37,8 @@ def test_rows_are_printed_as_json_and_as_csv(folder: Path) -> None:
     rows = [json.loads(line) for line in sabot_says("sql", "--format", "json", "-c", TOTALS).stdout.splitlines()]
     assert sorted(row["n"] for row in rows) == [1, 2]
     assert sabot_says("sql", "--format", "csv", "-c", TOTALS).stdout.splitlines()[0] == "carrier,n"
+    none = "SELECT carrier, delay FROM 'flights.csv' WHERE delay > 100"
+    assert sabot_says("sql", "--format", "csv", "-c", none).stdout.splitlines() == ["carrier,delay"]
     changes = sabot_says("sql", "--changes", "-c", TOTALS).stdout.splitlines()
     assert {json.loads(line)["op"] for line in changes} == {"insert"}
 
