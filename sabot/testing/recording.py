@@ -32,8 +32,13 @@ class RecordedAnswers:
         self._path = Path(path)
         self._provider = provider
         self._answers: dict[bytes, Completion] = {}
+        self._before = b""  # what the next answer is written after: a newline if an editor has left out the last one
         if self._path.exists():
-            for number, line in enumerate(self._path.read_bytes().splitlines(), 1):
+            text = self._path.read_bytes()
+            self._before = b"" if not text or text.endswith(b"\n") else b"\n"
+            for number, line in enumerate(text.splitlines(), 1):
+                if not line.strip():
+                    continue
                 try:
                     kept = msgspec.json.decode(line, type=_Kept)
                 except UNREADABLE as error:
@@ -53,5 +58,6 @@ class RecordedAnswers:
             if digest not in self._answers:  # an equal request may have been answered meanwhile
                 self._answers[digest] = answer
                 with self._path.open("ab") as file:
-                    file.write(msgspec.json.encode(_Kept(spec, answer), order="deterministic") + b"\n")
+                    file.write(self._before + msgspec.json.encode(_Kept(spec, answer), order="deterministic") + b"\n")
+                self._before = b""
         return self._answers[digest]

@@ -54,6 +54,17 @@ async def test_a_server_plays_what_was_recorded(tmp_path):
             await provider.close()
 
 
+async def test_answers_are_added_to_a_file_that_an_editor_has_changed(tmp_path):
+    path = tmp_path / "answers.ndjson"
+    await RecordedAnswers(path, ScriptedProvider("one"))(spec("a"))
+    path.write_text("\n" + path.read_text().rstrip())
+    recorded = RecordedAnswers(path, ScriptedProvider(["two", "three"]))
+    for text in ("a", "b", "c"):
+        await recorded(spec(text))
+    played = RecordedAnswers(path)
+    assert [(await played(spec(text))).content for text in ("a", "b", "c")] == ["one", "two", "three"]
+
+
 def test_a_file_that_is_none_is_refused(tmp_path):
     (tmp_path / "x").write_text('{"request": 1}\n')
     with pytest.raises(UserError, match="line 1 is no recorded answer"):
