@@ -457,7 +457,8 @@ class Stream(Looks, StreamKind):
 
         `other.broadcast()` marks the other stream as small: each subtask gets all of it, and rows of this stream are
         not repartitioned. With "inner", "left", "semi" and "anti" the other stream may lack event time. Its rows then
-        apply from their arrival, and if that stream ends (files), it is read first.
+        apply from their arrival. If that stream ends (files), it is read first, unless both are made of the same
+        `app.stream(…)`.
 
         The event time of a pair is the later of the two. Both streams may be changes, unless `between=` or `window=`
         is given. Raises UserError for streams of two apps, and for keys or bounds that do not fit.
@@ -518,8 +519,8 @@ class Stream(Looks, StreamKind):
         """Adds to each row the columns that a table, or a coroutine function, has for its key when the row arrives.
 
         Later changes of the table do not change rows that were emitted. A table that ends (files) is read before the
-        first row of this stream. With a table that does not end, the result depends on the order in which rows of the
-        stream and of the table arrive; use `join_asof` if it must not.
+        first row of this stream. If the table does not end, or if both are made of the same `app.stream(…)`, the
+        result depends on the order in which their rows arrive; use `join_asof` if it must not.
 
         - `table`: a table (`app.table(…)`); another stream, of which the last row of each key is used; or `async def
           f(key)`, which returns a dict of the columns `schema`, or None: `lookup(f, on="account", schema={...})`. A
