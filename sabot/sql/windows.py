@@ -231,7 +231,10 @@ _ARGUMENTS = {
 
 
 def positional(call: Call) -> Call:
-    """Returns a call of a table function whose named arguments (SIZE => …) stand at their positions."""
+    """Returns a call of a table function whose named arguments (SIZE => …) stand at their positions.
+
+    Raises SqlFault for a name that the function lacks, one that stands twice, and one that is left out before others.
+    """
     names = _ARGUMENTS.get(call.name.text.upper(), ())
     if not any(isinstance(each, Argument) for each in call.arguments):
         return call
@@ -239,7 +242,12 @@ def positional(call: Call) -> Call:
     for each in call.arguments:
         if not isinstance(each, Argument) or each.name.text.upper() not in names:
             raise SqlFault(each.span, f"{call.name.text} has no such argument", f"there are {', '.join(names)}")
+        if each.name.text.upper() in found:
+            raise SqlFault(each.span, f"{each.name.text.upper()} is given twice")
         found[each.name.text.upper()] = each.value
+    missing = next((name for name in names if name not in found), None)
+    if missing is not None and missing not in ("OFFSET", "CONFIG"):
+        raise SqlFault(call.span, f"{call.name.text} needs {missing} => …", f"there are {', '.join(names)}")
     return replace(call, arguments=tuple(found[name] for name in names if name in found))
 
 
