@@ -38,6 +38,7 @@ FORMATS = ("table", "json", "csv", "parquet")
 _REFRESH_SECONDS = 0.5
 _OP = "op"
 _ROWS_SHOWN = 1000
+_CHANGES_MAX = 100_000  # beyond twice the rows of a result
 
 
 class SqlProgram:
@@ -107,7 +108,7 @@ class SqlProgram:
         rows = stream.changelog() if updated else stream
         limit = node.n if isinstance(node, Head) else None
         final = self.format in ("table", "parquet") or (updated and not self.changes)
-        sink = _KeptResult(limit) if final and not self.changes else _PrintedResult(self.format, limit)
+        sink = _KeptResult(limit, updated) if final and not self.changes else _PrintedResult(self.format, limit)
         sink.on_full = app.request_stop
         app.agent_runtime.runner.says_summary = False  # the result has its own number of rows
         rows.to(sink)
@@ -116,11 +117,11 @@ class SqlProgram:
             sink.print_titles()
             return
         if endless and self.format == "table" and sys.stdout.isatty():
-            with _Refreshing(sink, updated):
+            with _Refreshing(sink):
                 asyncio.run(app.run())
         else:
             asyncio.run(app.run())
-        self._print(sink.rows(updated))
+        self._print(sink.rows())
 
     def _print(self, table: pa.Table) -> None:
         if self.format == "table":
@@ -135,15 +136,29 @@ class SqlProgram:
 
 
 class _KeptResult(TableSink):
-    """A sink that keeps the rows of a query; they may be read while it runs."""
+    """A sink that keeps the rows of a query; they may be read while it runs. `updated`: True for changes, in whose place the
+    rows that they make are kept from time to time, so that a query without an end keeps no more than a few for each row.
+    """
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, limit: int | None, updated: bool) -> None:
         super().__init__("result", limit=limit)
+        self._updated = updated
+        self._count, self._most = 0, _CHANGES_MAX
 
-    def rows(self, updated: bool) -> pa.Table:
-        """Returns the rows so far. `updated`: True for changes, which are applied."""
+    def write(self, batch: Batch) -> None:
+        super().write(batch)
+        self._count += batch.data.num_rows
+        if self._updated and self._count > self._most:
+            changes = self.table()
+            rows, place = _applied(changes), changes.schema.get_field_index(_OP)
+            ops = pa.array(["insert"] * rows.num_rows, changes.schema.field(place).type)
+            self._batches = rows.add_column(place, changes.schema.field(place), ops).to_batches()
+            self._count, self._most = rows.num_rows, 2 * rows.num_rows + _CHANGES_MAX
+
+    def rows(self) -> pa.Table:
+        """Returns the rows so far; those that the changes so far make, for changes."""
         table = self.table()
-        return _applied(table) if updated else table
+        return _applied(table) if self._updated else table
 
 
 class _PrintedResult(Sink, ExpectsColumns):
@@ -163,7 +178,8 @@ class _PrintedResult(Sink, ExpectsColumns):
         self._columns = schema
 
     def open(self) -> None:
-        """There is nothing to open."""
+        if self._free == 0:
+            self.on_full()
 
     def write(self, batch: Batch) -> None:
         data = batch.data if self._free is None else batch.data.slice(0, self._free)
@@ -267,8 +283,8 @@ def _cell(value: Any) -> str:
 class _Refreshing:
     """Shows the newest rows of a running query on the terminal, again and again."""
 
-    def __init__(self, sink: _KeptResult, updated: bool) -> None:
-        self._sink, self._updated = sink, updated
+    def __init__(self, sink: _KeptResult) -> None:
+        self._sink = sink
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._refresh, daemon=True)
 
@@ -293,7 +309,7 @@ class _Refreshing:
         from rich.table import Table
         from rich.text import Text
 
-        rows = self._sink.rows(self._updated)
+        rows = self._sink.rows()
         newest = rows.slice(max(0, rows.num_rows - height))
         view = Table(box=None)
         for name in rows.column_names:

@@ -10,9 +10,12 @@ import signal
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sabot._cython.arrow.batch import Batch
+from sabot.cli import sql_program
 from sabot.cli.sql import is_complete
 from tools.command_line import ENV, SABOT, child, sabot_does, sabot_says
 
@@ -105,6 +108,19 @@ def test_a_file_runs_its_statements_one_after_the_other(folder: Path) -> None:
 def test_errors_have_a_place_and_an_exit_code(folder: Path, words: list[str], code: int, said: str) -> None:
     done = sabot_does(folder, "sql", *words)
     assert (done.returncode, done.stderr.splitlines()[0].removeprefix("sabot: ")[: len(said)]) == (code, said)
+
+
+def test_a_result_that_is_updated_for_ever_keeps_no_more_than_a_few_changes_of_each_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sql_program, "_CHANGES_MAX", 10)
+    result = sql_program._KeptResult(None, updated=True)
+    for n in range(1, 200):
+        before = [{"op": "update_before", "k": k, "n": n - 1} for k in "abc" if n > 1]
+        now = [{"op": "update_after" if n > 1 else "insert", "k": k, "n": n} for k in "abc"]
+        result.write(Batch(pa.RecordBatch.from_pylist([*before, *now])))
+    assert result.rows().to_pylist() == [{"k": k, "n": 199} for k in "abc"]
+    assert result.table().num_rows < 30
 
 
 def test_a_statement_is_complete_at_its_semicolon() -> None:
