@@ -275,3 +275,19 @@ def test_what_is_no_key_and_no_aggregate_is_an_error_where_it_is_written(
 ) -> None:
     with pytest.raises(UserError, match=said):
         write(App("shop").stream("orders", schema={"k": "string", "n": "int64"}))
+
+
+@pytest.mark.parametrize("step", ["group_by", "window", "over"])
+def test_an_aggregate_of_an_expression_leaves_a_column_of_the_user_as_it_is(step: str) -> None:
+    """Sabot computes such a value in a column called __0: it took the place of the key, and rows were grouped by it."""
+    rows = App("names").stream([{"__0": "a", "x": 1, "ts": 1}, {"__0": "a", "x": 2, "ts": 2}], time="ts")
+    twice = sabot.sum(col("x") * 2)
+    if step == "group_by":
+        found = rows.group_by("__0").aggregate(twice=twice)
+    elif step == "window":
+        found = rows.key_by("__0").window(tumbling("1s")).aggregate(twice=twice)
+    else:
+        found = rows.key_by("x").over(twice=twice)
+    table = found.collect()
+    wanted = [("a", 6)] if step != "over" else [("a", 2), ("a", 4)]
+    assert list(zip(table["__0"].to_pylist(), table["twice"].to_pylist(), strict=True)) == wanted

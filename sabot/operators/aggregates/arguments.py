@@ -16,11 +16,12 @@ class Arguments:
     """The columns that must be computed for arguments that are expressions. They are called "__0", "__1", and so on.
 
     `what`: the aggregates whose arguments these are, or the columns of `over`, as pairs (name, aggregate or column).
+    `kept`: the names of the columns of the input that are in the result too.
     """
 
-    def __init__(self, what: Iterable[tuple[str, Aggregate | OverFunction]]) -> None:
+    def __init__(self, what: Iterable[tuple[str, Aggregate | OverFunction]], kept: Iterable[str]) -> None:
         self.columns: list[tuple[str, Expr]] = []
-        self._taken = set().union(*(each.columns for _, each in what))  # the user's own columns
+        self._taken = set(kept).union(*(each.columns for _, each in what))  # the user's own columns
 
     def column(self, expr: Expr | None) -> str | None:
         """Returns the name of the column with the value of `expr`. If the expression is a column, this is its own
@@ -44,12 +45,12 @@ class Arguments:
 
 
 def with_arguments(
-    point: PlanPoint, given: tuple[tuple[str, Aggregate], ...]
+    point: PlanPoint, given: tuple[tuple[str, Aggregate], ...], keys: Iterable[str]
 ) -> tuple[PlanPoint, list[AggregateColumn]]:
     """Returns the plan point behind a step that computes the arguments that are expressions, and the aggregates with
-    arguments that are columns only.
+    arguments that are columns only. `keys`: the columns by which rows are grouped.
     """
-    arguments = Arguments(given)
+    arguments = Arguments(given, keys)
     made = []
     for name, each in given:
         argument, by, where = map(arguments.column, (each.argument, each.by, each.predicate))

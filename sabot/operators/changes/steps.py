@@ -208,10 +208,10 @@ class Changelog(SavesWatermark):
 def plan_group_aggregate(node: nodes.GroupAggregate, point: PlanPoint) -> PlanPoint:
     if node.ttl_ms is not None:
         point = in_order(point.partition_by(node.keys, "grouped"), node.keys, node.id)
-        point, aggregates = with_arguments(point, node.aggregates)
+        point, aggregates = with_arguments(point, node.aggregates, node.keys)
         return point.step(node.text(), partial(ExpiringGroups, node.keys, aggregates, node.ttl_ms), id=node.id)
     point, parted_by = point.partition_by_some(node.keys, "grouped")
-    point, aggregates = with_arguments(point, node.aggregates)
+    point, aggregates = with_arguments(point, node.aggregates, node.keys)
     make = partial(GroupAggregate, node.keys, aggregates, changes=point.changes, parted_by=parted_by)
     return point.step(node.text(), make, id=node.id)
 

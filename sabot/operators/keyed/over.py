@@ -322,7 +322,7 @@ def _exact(each: OverColumn, input: pa.Schema) -> str:
 
 def plan_over(node: nodes.Over, point: PlanPoint) -> PlanPoint:
     point = in_order(point.partition_by(node.keys, "over"), node.keys, node.id)
-    arguments = Arguments(node.columns)
+    arguments = Arguments(node.columns, [*node.keys, *(node.input.column_names or ())])
     described = [_over_column(name, each, arguments) for name, each in node.columns]
     make = partial(
         Over, node.keys, described, preceding_rows=node.preceding_rows, preceding_ms=node.preceding_ms, peers=node.peers

@@ -516,7 +516,7 @@ def _by_key(point: PlanPoint, node: nodes.RunningAggregate | nodes.Reduce | node
 
 
 def plan_running_aggregate(node: nodes.RunningAggregate, point: PlanPoint) -> PlanPoint:
-    point, aggregates = with_arguments(_by_key(point, node), node.aggregates)
+    point, aggregates = with_arguments(_by_key(point, node), node.aggregates, node.keys)
     return point.step(node.text(), partial(RunningAggregate, node.keys, aggregates, ttl_ms=node.ttl_ms), id=node.id)
 
 

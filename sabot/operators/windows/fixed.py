@@ -433,7 +433,7 @@ def plan_window(node: nodes.AggregateWindow, point: PlanPoint) -> PlanPoint:
         point = point.partition_by(node.keys, "window")
     else:
         point, parted_by = point.partition_by_some(node.keys, "window")
-    point, aggregates = with_arguments(by_arrival(point) if node.gives_time else point, node.aggregates)
+    point, aggregates = with_arguments(by_arrival(point) if node.gives_time else point, node.aggregates, node.keys)
     make: Callable[[], Operator]
     if isinstance(window, SessionWindow):
         make = partial(
@@ -459,7 +459,7 @@ def _in_two_phases(node: nodes.AggregateWindow, window: TimeWindow, point: PlanP
     partial states before that.
     """
     lateness, every = node.allowed_lateness_ms, node.emit_every_ms
-    point, aggregates = with_arguments(point, node.aggregates)
+    point, aggregates = with_arguments(point, node.aggregates, node.keys)
     point = point.step(f"combine {node.text()}", partial(LocalCombine, window, (), aggregates)).partition_by(
         (), "window"
     )
