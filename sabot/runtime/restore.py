@@ -22,6 +22,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.base.os_errors import restoring
 from sabot.checkpoint import Manifest, StoredTask
+from sabot.codecs.engine_columns import RESERVED
 from sabot.codecs.json import schema_of_text
 from sabot.connectors.base import Delivery, Positions, Sink, Source
 from sabot.connectors.defaults import columns_of
@@ -29,7 +30,6 @@ from sabot.connectors.files.sink import FileSink
 from sabot.connectors.files.source import FileSource
 from sabot.connectors.places import Place
 from sabot.errors import UserError
-from sabot.operators.base import OP_COLUMN, TIME_COLUMN
 from sabot.operators.event_time import ComputedTime
 from sabot.plan import (
     Plan,
@@ -257,9 +257,8 @@ def _check_columns(node: Read) -> None:
         assert read.columns is not None
         options = (read.time_unit, read.time_format, read.columns, read.time_zone)
         ComputedTime(f"stream {node.name}", read.time_expr, *options)
-    for ours in (TIME_COLUMN, OP_COLUMN):
-        if ours in schema.names:
-            raise UserError(f"stream {node.name}: {ours!r} is a reserved name", hint="call the column another name")
+    for ours in sorted(RESERVED.intersection(schema.names)):
+        raise UserError(f"stream {node.name}: {ours!r} is a reserved name", hint="call the column another name")
 
 
 # -- what is restored -------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from sabot import (
     tumbling,
     when,
 )
+from sabot.codecs.engine_columns import RESERVED
 from sabot.connectors.checks import _FILE
 from sabot.connectors.files.paths import FORMATS
 from sabot.testing import MemoryBroker
@@ -68,6 +69,16 @@ def test_the_name_of_a_file_is_no_topic_to_write(broker, name, fix):
     assert fix in refused.value.hint
     with pytest.raises(UserError, match=r"late: .* but a text must be the name of a topic"):
         rows.key_by("a").window(tumbling("1m"), late=name)
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_a_column_with_a_name_that_sabot_uses_is_refused_at_the_start(name):
+    """An upsert with a column __id, or a top_n with __number, ended at its first checkpoint with an InternalError."""
+    rows = App("first").stream([{name: 1, "x": 2}])
+    with pytest.raises(UserError, match=f"'{name}'"):
+        rows.upsert("x").collect()
+    with pytest.raises(UserError, match=f"no column can be called '{name}'"):
+        App("second").stream([{"x": 2}]).map_batches(lambda rows: rows.rename_columns([name])).collect()
 
 
 def test_the_name_of_a_file_is_no_topic_to_read():

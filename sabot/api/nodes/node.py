@@ -20,13 +20,11 @@ from typing import ClassVar, TypeAlias
 from sabot.api.expr import Expr
 from sabot.api.nodes.origin import StepOrigin, current_origin
 from sabot.api.words import check_names
-from sabot.codecs.engine_columns import OP_COLUMN, TIME_COLUMN
+from sabot.codecs.engine_columns import RESERVED
 from sabot.errors import UserError
 
 Columns: TypeAlias = frozenset[str] | None
 """Names of columns, or None for all columns."""
-
-_OURS = {OP_COLUMN, TIME_COLUMN}
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +215,7 @@ class Node:
         """
         for upstream, names in zip(self.inputs, self.mentioned, strict=True):
             check_columns(self.word, upstream, sorted(names))
-        for name in _OURS.intersection(self.column_names or ()):
+        for name in sorted(RESERVED.intersection(self.column_names or ())):
             raise UserError(f"{self.word}: no column can be called {name!r}", hint="Sabot uses this name itself")
         if any(upstream.changes for upstream in self.append_only):
             raise refused_changes(self.word, self.hint_of_changes)

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.codecs.engine_columns import RESERVED
 from sabot.errors import UserError
 from sabot.operators.base import (
     DELETE,
@@ -66,16 +67,15 @@ def pairs_split(batch: Batch) -> Batch:
 
 
 def check_given_names(what: str, names: Sequence[str], *, among: Sequence[str] = ()) -> None:
-    """Raises UserError if `names` is empty, has a name twice, or has the name of a mark.
+    """Raises UserError if `names` is empty, has a name twice, or has a reserved name.
 
     `what`: the step, for the message. `among`: all column names of the result, if `names` does not have the marks; a
     mark that is in it twice is refused too.
     """
     if not names:
         raise UserError(f"{what}: there are no columns")
-    for mark in MARKS:
-        if mark in names or list(among).count(mark) > 1:
-            raise UserError(f"{what}: no column can be called {mark!r}", hint="Sabot uses this name itself")
+    for name in sorted({*RESERVED.intersection(names), *(mark for mark in MARKS if list(among).count(mark) > 1)}):
+        raise UserError(f"{what}: no column can be called {name!r}", hint="Sabot uses this name itself")
     if len(set(names)) < len(names):
         twice = next(name for name in names if list(names).count(name) > 1)
         raise UserError(f"{what}: two columns are called {twice!r}", hint="give one of them another name")
