@@ -239,7 +239,7 @@ class Operator:
         """
 
     def statistics(self) -> dict[str, Any]:
-        """Returns figures for metrics, by name. Called from any thread, at any time; must not block."""
+        """Returns figures for metrics, by name. Called from any thread, at any time after `open`; must not block."""
         return {}
 
 
