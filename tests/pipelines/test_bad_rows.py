@@ -408,6 +408,22 @@ def test_a_row_for_which_a_pattern_cannot_be_computed_is_in_no_match() -> None:
     assert "pattern" in str(caught.value)
 
 
+def test_a_match_whose_measures_cannot_be_computed_is_set_apart() -> None:
+    pairs = pattern("a", col("n") >= 0).next("b", col("n") >= 0)
+
+    def steps(policy: Any) -> Any:
+        measures = {"price": step("b").last("price").cast("float64"), "n": step("a").first("n")}
+        return lambda stream: stream.on_error(policy).key_by("k").pattern(pairs, **measures)
+
+    lasts = [n for n in range(100) if n % 4 > 1]  # of each pair of a key
+    results, letters = once(steps("dead_letter"), rows(), time="n")
+    assert sorted(row["price"] for row in results.rows) == [n for n in lasts if n not in BAD]
+    assert [(each["row"]["k"], each["row"]["match_end"]) for each in facts(letters)] == [("b", 3), ("b", 99)]
+    results, letters = once(steps("null"), rows(), time="n")
+    assert sum(row["price"] is None and row["n"] is None for row in results.rows) == 2
+    assert (len(results.rows), letters.batches) == (50, [])
+
+
 def test_a_process_step_may_end_the_app_or_give_nulls() -> None:
     def priced(row: dict[str, Any], ctx: Any) -> dict[str, Any]:
         return {"n": row["n"], "price": float(row["price"])}

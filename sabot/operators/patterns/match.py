@@ -56,7 +56,8 @@ class Pattern(StatefulOperator):
     `measures`: (name, expression over values of steps; keys, match_start and match_end may occur in it).
     `max_partial`: the most partial matches of a key; above it `process` raises UserError. `on_error`: the policy for
     rows for which a predicate, or a value of the row that a measure uses, cannot be computed: such a row is in no
-    match. A measure that cannot be computed from the values of several rows raises DataError.
+    match. It is also the policy for matches whose measures cannot be computed; their dead letters have the keys,
+    match_start and match_end.
     """
 
     def __init__(
@@ -207,26 +208,46 @@ class Pattern(StatefulOperator):
         return tuple(found)
 
     def _emit(self, matches: tuple[Any, ...]) -> None:
+        count = len(matches[0])
+        for start in range(0, count, CHUNK_ROWS):
+            self._emit_some(matches, start, min(start + CHUNK_ROWS, count))
+
+    def _emit_some(self, matches: tuple[Any, ...], start: int, end: int) -> None:
+        """Emits the matches from `start` to before `end`. If their measures cannot be computed, emits each half by
+        itself, and so on down to single matches, which are set apart.
+        """
         slots, first, last, known, offsets, steps, rows, weights = matches
-        bounds = offsets.to_numpy()
-        for start in range(0, len(slots), CHUNK_ROWS):
-            end = min(start + CHUNK_ROWS, len(slots))
-            low, count = bounds[start], bounds[end] - bounds[start]
-            begin, over = first.slice(start, end - start), last.slice(start, end - start)
-            columns = [
-                *self._known.key_columns(slots.slice(start, end - start)),
-                begin.view(TIMESTAMP),
-                over.view(TIMESTAMP),
-            ]
-            found = MatchedRows(
-                bounds[start : end + 1] - low,
-                self._variables[steps.slice(low, count).to_numpy()],
-                rows.slice(low, count).to_numpy(),
-                weights.slice(low, count),
-            )
-            columns += self._measures.of_matches(columns, found, self._rows.taken)
-            columns.append(known.slice(start, end - start))
-            self.emit(Batch(pa.RecordBatch.from_arrays(columns, schema=self._schema)))
+        bounds = offsets.slice(start, end - start + 1).to_numpy()
+        low, count = bounds[0], bounds[-1] - bounds[0]
+        begin, over = first.slice(start, end - start), last.slice(start, end - start)
+        columns = [
+            *self._known.key_columns(slots.slice(start, end - start)),
+            begin.view(TIMESTAMP),
+            over.view(TIMESTAMP),
+        ]
+        found = MatchedRows(
+            bounds - low,
+            self._variables[steps.slice(low, count).to_numpy()],
+            rows.slice(low, count).to_numpy(),
+            weights.slice(low, count),
+        )
+        try:
+            measures = self._measures.of_matches(columns, found, self._rows.taken)
+        except DataError as error:
+            if self._bad.fails:
+                raise
+            if end - start > 1:
+                middle = (start + end) // 2
+                self._emit_some(matches, start, middle)
+                self._emit_some(matches, middle, end)
+                return
+            match = pa.RecordBatch.from_arrays(columns, names=self._schema.names[: len(columns)])
+            self._bad.set_apart(Batch(match), {0: error})
+            if not self._bad.nulls:
+                return
+            measures = [pa.nulls(1, field.type) for field in self._measures.results]
+        columns += [*measures, known.slice(start, end - start)]
+        self.emit(Batch(pa.RecordBatch.from_arrays(columns, schema=self._schema)))
 
     def advance(self, watermark_ms: int) -> None:
         before, self._watermark_ms = self._watermark_ms, max(watermark_ms, self._watermark_ms or watermark_ms)
