@@ -12,10 +12,10 @@ from typing import Any
 from pipelines.test_durable_agents import crash, figures
 
 from sabot import App
-from sabot.agents import Effect
+from sabot.agents import Budget, Effect
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import AgentFailed, EffectError, IllegalTransition, LetterRefused
-from sabot.llm import tool
+from sabot.llm import BudgetExceeded, ExecutionEngine, RequestSpec, ScriptedProvider, tool
 from sabot.testing import ManualClock
 from tools.agent_tools import PATIENCE, checkpoint, crash_image, manifests, until
 
@@ -32,6 +32,7 @@ OPS = [
     "wait",
     "late",
     "two",
+    "think",
     "child",
     "again",
     "raise",
@@ -57,6 +58,7 @@ class Story:
         self.records: list[tuple[Any, int]] = []  # of each offset the job and the content
         self.contents: list[dict[str, Any]] = []
         self.made: defaultdict[str, list[str]] = defaultdict(list)  # the key of each call that came through
+        self.thought: list[str] = []  # what a model was really asked
         self.told: set[str] = set()  # what reads have said
         self.mended: set[str] = set()  # where a function went on that had failed before
         self.lost: set[str] = set()
@@ -104,7 +106,19 @@ class Story:
 
     def build(self) -> App:
         life, setup = self.life, self.setup
-        app = App("shop", self.url, state=str(self.home), checkpoint_interval=3600, clock=self.clock)
+        most, exhausted = setup.get("budget") or (None, "deny")
+        budgets = [Budget("shop", max_calls_monthly=most, exhausted=exhausted, warn_at=1)]
+        app = App("shop", self.url, state=str(self.home), checkpoint_interval=3600, clock=self.clock, budgets=budgets)
+
+        async def think(spec: RequestSpec) -> str:
+            self.burn(life)
+            what = spec.messages[-1].text
+            self.thought.append(what)
+            await asyncio.sleep(0)
+            self.burn(life)
+            return f"thought {what}"
+
+        engine = ExecutionEngine(ScriptedProvider(think), retries=0, patience=0)
 
         @tool(effect="read")
         async def read(what: str) -> str:
@@ -138,6 +152,8 @@ class Story:
                         case "two":
                             halves = ctx.call(pay, f"{what}a", 0, "lost"), ctx.call(pay, f"{what}b", 0, "pay")
                             said.append(await asyncio.gather(ctx.call(read, what), *halves))
+                        case "think":
+                            said.append((await ctx.llm(engine).complete(what)).content)
                         case "sleep" | "nap":
                             said.append(await ctx.sleep(3600 if op == "sleep" else 0.5))
                         case "ask":
@@ -162,6 +178,8 @@ class Story:
                         case "broken":
                             self.mended.add(what)  # a job that went on here does so whenever it runs again
                             said.append("mended")
+                except BudgetExceeded:
+                    said.append("over")
                 except EffectError as error:
                     said.append(error.type)
                 except TimeoutError:
@@ -182,8 +200,18 @@ class Story:
             await ctx.state().put("count", count)
             return {"n": n, "key": ctx.message.get("key"), "count": count, "said": await work(ctx, n, ctx.message)}
 
-        options = {name: value for name, value in setup.items() if name != "child_key" and value is not None}
-        app.agent("tickets", name="handle", sink="answers", durable=True, **options)(handle)
+        options = {name: setup[name] for name in setup if name not in ("child_key", "then", "budget")}
+        sink: Any = "answers"
+        if then := setup.get("then"):
+            keyed: dict[str, Any] = {"key": "key"} if then["key"] else {}
+
+            @app.agent(sink="answers", durable=True, concurrency=2, **keyed)
+            async def after(ctx: Any) -> Any:
+                told = ctx.message
+                return {**told, "after": await work(ctx, f"{told['n']}'", {"key": told["key"], "do": then["do"]})}
+
+            sink = after
+        app.agent("tickets", name="handle", sink=sink, durable=True, **options)(handle)
         return app
 
     async def start(self) -> None:
@@ -217,8 +245,9 @@ class Story:
     def seen(self) -> tuple[Any, ...]:
         told = self.app.statistics()
         self.failed = told["agents"]["shop.handle"]["state"] == "failed"
-        work = told["operators"]["shop.handle"]
-        counts = {name: work[name] for name in ("rows", "parked", "running", "mailbox_rows", "blocked")}
+        works = [each for name, each in told["operators"].items() if name in ("shop.handle", "shop.after")]
+        fields = "rows", "parked", "running", "mailbox_rows", "blocked"
+        counts = {name: sum(work[name] for work in works) for name in fields}
         counts |= {f"all {name}": told["jobs"][name] for name in ("running", "parked", "waiting")}
         lag = [each for source in told["sources"].values() for each in source["lag"].values()]
         return any(counts.values()) or any(lag), counts, lag, told["jobs"]["journal"], len(self.told), len(self.begun)
@@ -286,8 +315,8 @@ class Story:
                         await self.app.jobs.signal(job.job_id, "go", "went", token=f"{job.job_id} {effect.ordinal}")
 
     async def cancel(self, number: int) -> None:
-        open_jobs = await self.app.jobs.find(statuses=["running", "waiting_action"])
-        if open_jobs:
+        found = await self.app.jobs.find(statuses=["running", "waiting_action"])
+        if open_jobs := [job for job in found if not job.job_id.startswith("shop.after")]:
             job = open_jobs[number % len(open_jobs)].job_id
             with contextlib.suppress(LetterRefused, IllegalTransition):
                 self.cancelled.add(self.job_of({"sabot.job": job.partition("~")[0].encode()}))
@@ -363,17 +392,22 @@ class Story:
         for letter in again:
             self.send_back(letter, "unchanged")
         await self.finish()
-        for job in [self.job_of(dict(letter.headers)) for letter in again]:
+        jobs = {self.job_of(dict(letter.headers)) for letter in again}
+        for job in jobs - self.cancelled:  # a later run of a cancelled job has no letter, and the earlier letter is old
             what = f"{job}, which was sent back, to run"  # its letter may be told after its row has ended
             await until(lambda job=job: self.runs()[job] == before[job] + 1 or job in self.results(), what)
         self.check()
         await checkpoint(self.app)  # what is read is what is durable
         for told in await self.app.jobs.find():
-            job = self.job_of({"sabot.job": told.job_id.partition("~")[0].encode()})
             assert told.ended, f"{told.job_id} is {told.status}"
+            if told.job_id.startswith("shop.after/"):
+                assert "~" in told.job_id or told.status == "succeeded", f"{told.job_id} is {told.status}"
+                continue
+            job = self.job_of({"sabot.job": told.job_id.partition("~")[0].encode()})
             assert "~" in told.job_id or (told.status == "succeeded") == (job in self.results()), (
                 f"{told.job_id} is {told.status}"
             )
+        await self.check_use()
         answers, letters = self.real("answers"), self.real("tickets.dlq")
         await self.over(False)
         await self.finish()
@@ -445,7 +479,9 @@ class Story:
             assert not (answers and "raise" in do)
             assert answers or "raise" in do or job in self.cancelled, f"no result of {job}"
             for each in answers[:1]:
-                self.check_result(do, each)
+                self.check_said(each["n"], do, each["said"])
+                if then := self.setup.get("then"):
+                    self.check_said(f"{each['n']}'", then["do"], each["after"])
         for job, run in self.sent_back:
             assert runs[job] > run or job in results or job in self.cancelled, (
                 f"job {job} was sent back, and nothing followed"
@@ -460,10 +496,21 @@ class Story:
                 begun = [n for n in self.begun if self.contents[n].get("key") == key and n in own]
                 assert begun == sorted(begun), f"key {key} began in the order {begun}"
 
-    def check_result(self, do: list[str], result: dict[str, Any]) -> None:
-        assert len(result["said"]) == len(do)
-        for place, (op, now) in enumerate(zip(do, result["said"], strict=True)):
-            what = f"{result['n']}.{place}"
+    @property
+    def denies(self) -> bool:
+        return (self.setup.get("budget") or (0, ""))[1] == "deny"
+
+    async def check_use(self) -> None:
+        used = (await self.app.accounts.used("shop"))["monthly"].calls
+        assert used == len(self.thought) or (self.life and used > len(self.thought)), (
+            f"{used} of {len(self.thought)} requests count"
+        )
+        assert not self.denies or used <= self.setup["budget"][0], f"{used} requests"
+
+    def check_said(self, n: Any, do: list[str], said: list[Any]) -> None:
+        assert len(said) == len(do)
+        for place, (op, now) in enumerate(zip(do, said, strict=True)):
+            what = f"{n}.{place}"
             read = now[0] if op == "two" else now
             match op:
                 case "read" | "two":
@@ -473,8 +520,13 @@ class Story:
                 case "put" | "pay" | "lost" | "unsent":
                     assert now == f"{'put' if op == 'put' else 'pay'} {what}", f"{op} {what}: {now}"
                     assert what in self.made, f"{what} was not made"
+                case "think":
+                    assert now == f"thought {what}" or (now == "over" and (self.denies or self.life)), (
+                        f"{op} {what}: {now}"
+                    )
+                    assert now == "over" or what in self.thought, f"{what} was not asked"
                 case "refused":  # if the call is in doubt, nobody knows what the shop had said
                     assert now in ("ValueError", f"pay {what}"), f"{op} {what}: {now}"
                 case _ if op != "child":
-                    said = {"wait": "went", "ask": True, "again": "again", "broken": "mended", "late": "late"}.get(op)
-                    assert now == said, f"{op} {what}: {now}"
+                    known = {"wait": "went", "ask": True, "again": "again", "broken": "mended", "late": "late"}
+                    assert now == known.get(op), f"{op} {what}: {now}"

@@ -62,6 +62,14 @@ def setups(draw: Any) -> dict[str, Any]:
         setup["job_id"] = "id"
     if not draw(st.integers(0, 5)):
         setup["rate"] = "50/s"
+    if draw(st.booleans()):
+        setup["budget"] = draw(st.integers(0, 4)), draw(st.sampled_from(["deny", "ask"]))
+    if draw(st.booleans()):  # another durable agent has the results
+        ends = [op for op in OPS if op not in ("again", "raise", "broken")]
+        setup["then"] = {
+            "key": "key" in setup and draw(st.booleans()),
+            "do": draw(st.lists(st.sampled_from(ends), max_size=2)),
+        }
     return setup
 
 
