@@ -15,9 +15,7 @@ from sabot.errors import CheckpointFailed, EffectError
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant
 from sabot.mcp import McpServerPool
 from tools.agent_tools import PATIENCE, started, until
-from tools.mcp_servers import Desk, in_memory, peer, text, told
-
-FORM = {"message": "Sure?", "requestedSchema": {"type": "object", "properties": {"sure": {"type": "boolean"}}}}
+from tools.mcp_servers import Desk, ask_person, asking_once, in_memory, peer, text, told
 
 
 class Office:
@@ -104,31 +102,16 @@ async def test_what_a_server_asks_is_an_action_that_outlives_worker_and_server(
     assert [name for name, _ in office.desk.calls] == ["book", "book"], "up to the question, and from there"
 
 
-class OldServer:
-    """A server of an older version of the protocol, whose tool asks a person with a request of its own, and returns
-    what was answered. `refusals`: the errors that it got in place of an answer.
-    """
-
-    def __init__(self) -> None:
-        self.refusals: list[str] = []
-        self._waiting: list[Any] = []
-        self.connect = peer(self._ask, on_other=self._hear, version="2025-06-18")
-
-    async def _ask(self, there: Any, request: Any) -> None:
-        self._waiting.append(request)
-        await there.write({"id": "q", "method": "elicitation/create", "params": FORM})
-
-    async def _hear(self, there: Any, said: Any) -> None:
-        if said.get("id") == "q" and "error" in said:
-            self.refusals.append(said["error"]["message"])
-        elif said.get("id") == "q":
-            await there.answer(self._waiting.pop(), text(str(said["result"])))
-        elif "method" in said and "id" in said:
-            await there.refuse(said, -32601, "no")
-
-
 async def test_a_job_whose_server_waits_for_a_person_is_parked(office: Office, pool: McpServerPool) -> None:
-    (go,) = await pool.tools("old", connect=OldServer().connect)
+    async def ask(there: Any, request: Any) -> None:
+        waiting.append(request)
+        await ask_person(there, request)
+
+    async def hear(there: Any, said: Any) -> None:
+        await there.answer(waiting.pop(), text(str(said["result"])))
+
+    waiting: list[Any] = []
+    (go,) = await pool.tools("old", connect=asking_once(hear, ask))
 
     async def handle(ctx: Any) -> Any:
         return (await ctx.call(go)).text
@@ -145,8 +128,12 @@ async def test_a_job_that_is_cancelled_while_a_person_is_asked_ends_its_call_at_
     office: Office, pool: McpServerPool
 ) -> None:
     """The call held its session, and the server its question, until the time for the answer was over: a day."""
-    server = OldServer()
-    (go,) = await pool.tools("old", connect=server.connect)
+
+    async def hear(there: Any, said: Any) -> None:
+        told_.append(said["error"]["message"])
+
+    told_: list[str] = []
+    (go,) = await pool.tools("old", connect=asking_once(hear))
 
     async def handle(ctx: Any) -> Any:
         return (await ctx.call(go)).text
@@ -155,7 +142,7 @@ async def test_a_job_that_is_cancelled_while_a_person_is_asked_ends_its_call_at_
         office.order()
         await parked(app)
         await app.jobs.cancel((await question(app)).job_id)
-        await until(lambda: server.refusals == ["nobody has answered"])
+        await until(lambda: told_ == ["nobody has answered"])
 
 
 async def test_a_call_in_which_the_server_died_is_in_doubt_and_a_person_says_what_became_of_it(

@@ -234,6 +234,26 @@ def peer(
     return over_sockets(serve)
 
 
+FORM = {"message": "Sure?", "requestedSchema": {"type": "object", "properties": {"sure": {"type": "boolean"}}}}
+
+
+async def ask_person(there: Peer, request: dict[str, Any]) -> None:
+    """Asks a person the form by the request "q", as servers did before version 2026-07-28 of the protocol."""
+    await there.write({"id": "q", "method": "elicitation/create", "params": FORM})
+
+
+def asking_once(on_answer: OnCall, on_call: OnCall = ask_person) -> Any:
+    """A `connect` to a server whose tool asks a person. on_answer: gets what the server is told then."""
+
+    async def hear(there: Peer, said: dict[str, Any]) -> None:
+        if said.get("id") == "q":
+            await on_answer(there, said)
+        elif "method" in said and "id" in said:
+            await there.refuse(said, -32601, "no")
+
+    return peer(on_call, on_other=hear, version="2025-06-18")
+
+
 def over_sockets(serve: Callable[[Peer], Awaitable[None]], **limits: int) -> Any:
     """A `connect` to what `serve(peer)` says, until it returns or raises EOFError."""
 

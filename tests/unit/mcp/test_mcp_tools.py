@@ -19,7 +19,7 @@ from sabot.llm import (
 )
 from sabot.llm.tools import UNTRUSTED
 from sabot.mcp import McpConfig, McpConnectionLost, McpInvalidAnswer, McpRefused, McpServerPool, McpToolChanged
-from tools.mcp_servers import Desk, in_memory, over_sockets, peer, text, told
+from tools.mcp_servers import FORM, Desk, ask_person, asking_once, in_memory, over_sockets, peer, text, told
 
 
 @pytest.fixture
@@ -245,9 +245,6 @@ def asking(*questions, then=None):
     return peer(ask, on_other=hear, version="2025-06-18")
 
 
-FORM = {"message": "Sure?", "requestedSchema": {"type": "object", "properties": {"sure": {"type": "boolean"}}}}
-
-
 async def test_a_server_that_asks_by_a_request_of_its_own_waits_for_the_answer():
     person = Person({"sure": True}, {"approved": False})
     config = McpConfig(request_timeout="20s")
@@ -275,20 +272,14 @@ async def test_a_server_whose_question_nobody_answers_in_time_is_told_so(monkeyp
     monkeypatch.setattr("sabot.mcp.connection._ANSWER_SECONDS", 0.0)
     told, here = asyncio.Queue(), asyncio.get_running_loop()
 
-    async def ask(there, request):
-        await there.write({"id": "q", "method": "elicitation/create", "params": FORM})
-
     async def hear(there, said):
-        if said.get("id") == "q":
-            here.call_soon_threadsafe(told.put_nowait, said["error"]["message"])
-        elif "method" in said and "id" in said:
-            await there.refuse(said, -32601, "no")
+        here.call_soon_threadsafe(told.put_nowait, said["error"]["message"])
 
     async def never(kind, payload, timeout_s):
         await asyncio.Event().wait()
 
     async with McpServerPool(McpConfig(question_timeout="10ms"), ask=never) as pool:
-        pool.add("old", connect=peer(ask, on_other=hear, version="2025-06-18"))
+        pool.add("old", connect=asking_once(hear))
         call = asyncio.create_task((await pool.session("old")).call("go"))
         assert await asyncio.wait_for(told.get(), 30) == "nobody has answered"
         call.cancel()
@@ -300,14 +291,8 @@ async def test_a_call_that_ends_while_a_person_is_asked_ends_at_the_server_too(h
     """It held its session, and the server its question, until the time for the answer was over: a day."""
     asked, told, here = asyncio.Event(), asyncio.Queue(), asyncio.get_running_loop()
 
-    async def ask(there, request):
-        await there.write({"id": "q", "method": "elicitation/create", "params": FORM})
-
     async def hear(there, said):
-        if said.get("id") == "q":
-            here.call_soon_threadsafe(told.put_nowait, said["error"]["message"])
-        elif "method" in said and "id" in said:
-            await there.refuse(said, -32601, "no")
+        here.call_soon_threadsafe(told.put_nowait, said["error"]["message"])
 
     async def person(kind, payload, timeout_s):
         asked.set()
@@ -316,7 +301,7 @@ async def test_a_call_that_ends_while_a_person_is_asked_ends_at_the_server_too(h
         await asyncio.Event().wait()
 
     async with McpServerPool(ask=person) as pool:
-        pool.add("old", connect=peer(ask, on_other=hear, version="2025-06-18"))
+        pool.add("old", connect=asking_once(hear))
         call = asyncio.create_task((await pool.session("old")).call("go"))
         await asked.wait()
         if how == "is cancelled":
@@ -327,25 +312,19 @@ async def test_a_call_that_ends_while_a_person_is_asked_ends_at_the_server_too(h
 
 
 async def test_a_question_that_may_be_of_several_calls_is_refused():
-    both = asyncio.Event()
     waiting = []
-    here = asyncio.get_running_loop()
 
     async def ask(there, request):
         waiting.append(request)
         if len(waiting) == 2:
-            await there.write({"id": "q", "method": "elicitation/create", "params": FORM})
+            await ask_person(there, request)
 
     async def hear(there, said):
-        if said.get("id") == "q":
-            here.call_soon_threadsafe(both.set)
-            for request in waiting:
-                await there.answer(request, text(said["error"]["message"]))
-        elif "method" in said and "id" in said:
-            await there.refuse(said, -32601, "no")
+        for request in waiting:
+            await there.answer(request, text(said["error"]["message"]))
 
     async with McpServerPool(ask=Person({"sure": True})) as pool:
-        pool.add("old", connect=peer(ask, on_other=hear, version="2025-06-18"))
+        pool.add("old", connect=asking_once(hear, ask))
         session = await pool.session("old")
         first, second = await asyncio.gather(session.call("go"), session.call("go"))
     assert first.text == second.text == "several calls are under way: nobody can say who is asked"
@@ -372,17 +351,11 @@ async def test_a_server_cannot_ask_without_end(desk):
 
 
 async def test_a_call_whose_server_died_while_a_person_was_asked_is_in_doubt():
-    async def ask(there, request):
-        await there.write({"id": "q", "method": "elicitation/create", "params": FORM})
-
     async def hear(there, said):
-        if said.get("id") == "q":
-            there._writer.close()
-        elif "method" in said and "id" in said:
-            await there.refuse(said, -32601, "no")
+        there._writer.close()
 
     async with McpServerPool(ask=Person({"sure": True})) as pool:
-        pool.add("old", connect=peer(ask, on_other=hear, version="2025-06-18"))
+        pool.add("old", connect=asking_once(hear))
         session = await pool.session("old")
         with pytest.raises(McpConnectionLost):
             await session.call("go")
