@@ -30,8 +30,8 @@ from sabot.sql.options import app_name
 from sabot.sql.scope import node_of
 from sabot.sql.session import Session
 from sabot.sql.syntax.parser import parse
-from sabot.sql.syntax.text import SqlText
-from sabot.sql.syntax.tree import CreateTable, Insert, Query, Statement, StatementSet
+from sabot.sql.syntax.text import SqlError, SqlText
+from sabot.sql.syntax.tree import CreateTable, CreateView, Insert, Query, Statement, StatementSet
 
 FORMATS = ("table", "json", "csv", "parquet")
 
@@ -51,6 +51,7 @@ class SqlProgram:
         self.format = format
         self.changes = changes
         self._kept: list[tuple[SqlText, Statement]] = []
+        self._broken: dict[str, SqlError] = {}  # by the name in lower case, what no longer can be declared, and why
         self._app, self._session = self._replayed("sql")
 
     def words(self) -> set[str]:
@@ -73,7 +74,13 @@ class SqlProgram:
         writes = isinstance(statement, Insert | StatementSet)
         if writes or isinstance(statement, Query) or (isinstance(statement, CreateTable) and statement.query):
             app, session = self._replayed()
-            result = session.execute(source, [statement], {})
+            try:
+                result = session.execute(source, [statement], {})
+            except SqlError as error:
+                for name, reason in self._broken.items():
+                    if f'there is no table "{name}"' in str(error).lower():
+                        raise reason from error
+                raise
             if isinstance(result, Stream):
                 self._show_rows(app, result)
                 return
@@ -91,12 +98,19 @@ class SqlProgram:
             self._print(result)
 
     def _replayed(self, name: str = "") -> tuple[App, Session]:
-        """Returns a new app that knows all tables so far."""
+        """Returns a new app that knows all tables so far, but for those of which it has an error, such as a view over a file
+        that has been deleted: other statements, and DROP VIEW, go on without it.
+        """
         app = App(name or self._app.id, restart="none")
         register_functions(app)
         session = app.sql_session
+        self._broken = {}
         for source, statement in self._kept:
-            session.execute(source, [statement], {})
+            try:
+                session.execute(source, [statement], {})
+            except SqlError as error:
+                if isinstance(statement, CreateTable | CreateView):
+                    self._broken[statement.name[-1].text.lower()] = error
         app.begun_streams.clear()  # no warning of views that the statement does not use
         return app, session
 

@@ -17,6 +17,7 @@ import pytest
 from sabot._cython.arrow.batch import Batch
 from sabot.cli import sql_program
 from sabot.cli.sql import is_complete
+from sabot.errors import UserError
 from tools.command_line import ENV, SABOT, child, sabot_does, sabot_says
 
 SECONDS = 60.0
@@ -121,6 +122,21 @@ def test_a_result_that_is_updated_for_ever_keeps_no_more_than_a_few_changes_of_e
         result.write(Batch(pa.RecordBatch.from_pylist([*before, *now])))
     assert result.rows().to_pylist() == [{"k": k, "n": 199} for k in "abc"]
     assert result.table().num_rows < 30
+
+
+def test_a_view_over_a_file_that_is_gone_stops_only_statements_that_read_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = sql_program.SqlProgram()
+    program.run("CREATE VIEW late AS SELECT * FROM 'flights.csv' WHERE delay > 10;")
+    (folder / "flights.csv").unlink()
+    program.run("SELECT 7 AS x;")
+    assert capsys.readouterr().out.splitlines()[:2] == ["x", "7"]
+    with pytest.raises(UserError, match=r"file 'flights\.csv' cannot be read"):
+        program.run("SELECT * FROM late;")
+    program.run("DROP VIEW late; SELECT 8 AS x;")
+    with pytest.raises(UserError, match='there is no table "late"'):
+        program.run("SHOW CREATE VIEW late;")
 
 
 def test_a_statement_is_complete_at_its_semicolon() -> None:
