@@ -74,7 +74,7 @@ from sabot.sql.syntax.tree import (
     ValuesBody,
 )
 from sabot.sql.types import common_type, sql_type
-from sabot.sql.values import Binder, Context, conjuncts, rebuilt, walk
+from sabot.sql.values import Binder, Context, alike, conjuncts, rebuilt, walk
 from sabot.sql.windows import TABLE_WINDOWS, form_of, opened, positional, table_window
 
 _log = logging.getLogger(__name__)
@@ -733,7 +733,12 @@ def _with_columns_of_order(query: Query, body: SelectBody) -> tuple[Query, int]:
     """Returns the query with further columns for entries of ORDER BY that are no columns of the result, and their number.
 
     SELECT a FROM t ORDER BY b     ->     SELECT a, b AS order0 FROM t ORDER BY order0, and then a alone
+
+    An entry that the select list has too becomes its position: UPPER(a) of SELECT DISTINCT UPPER(a) … ORDER BY UPPER(a).
     """
+    query = replace(
+        query, order=tuple(replace(each, expression=_of_selected(each.expression, body)) for each in query.order)
+    )
     names = set()
     for item in body.items:
         node = item.expression
@@ -761,6 +766,22 @@ def _with_columns_of_order(query: Query, body: SelectBody) -> tuple[Query, int]:
         span = added[0].span
         raise SqlFault(span, "ORDER BY of SELECT DISTINCT goes by columns of the select list", "select it too")
     return replace(query, body=replace(body, items=(*body.items, *added)), order=tuple(order)), len(added)
+
+
+def _of_selected(node: Expression, body: SelectBody) -> Expression:
+    """Returns an entry of ORDER BY without the name of the table where `*` has its columns, or as the position of an equal
+    entry of the select list; any other entry unchanged.
+    """
+    starred = any(isinstance(item.expression, Star) for item in body.items)
+    source = body.source
+    alias = source.alias.name if isinstance(source, TableName | Derived) and source.alias is not None else None
+    alias = source.parts[-1] if isinstance(source, TableName) and alias is None else alias
+    if starred and isinstance(node, Column) and len(node.parts) == 2 and alias is not None:
+        return replace(node, parts=node.parts[1:]) if alike(node.parts[0], alias) else node
+    if starred or (isinstance(node, Column) and len(node.parts) == 1):
+        return node
+    place = next((i for i, item in enumerate(body.items, 1) if alike(item.expression, node)), None)
+    return node if place is None or isinstance(node, Constant) else Constant("integer", str(place), node.span)
 
 
 def _is_over(node: Any) -> bool:

@@ -699,6 +699,19 @@ def rebuilt(node: Any, change: Callable[[Any], Any]) -> Any:
     return replace(node, **new) if new else node
 
 
+def alike(one: Any, other: Any) -> bool:
+    """Returns True if two trees are the same text but for their places, spaces, and capitals of names without quotes."""
+    if isinstance(one, Name) and isinstance(other, Name):
+        exact = one.quoted or other.quoted
+        return one.text == other.text if exact else one.text.lower() == other.text.lower()
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(alike, one, other))
+    if type(one) is not type(other):
+        return False
+    names = _parts(type(one))
+    return all(alike(getattr(one, name), getattr(other, name)) for name in names) if names else bool(one == other)
+
+
 def key_of(node: Any, relation: Relation) -> Any:
     """Returns a value that two expressions share if they are the same over this table, however they are written."""
     if isinstance(node, Column):
