@@ -392,6 +392,7 @@ class Reduce(_KeyedOperator):
         self._row_schema = pa.schema([context.input.field(i) for i in self._columns])
         due = None if self._ttl_ms is None else _end_after(self._ttl_ms, "last")
         self._state = ReducedRuns(self._names, context, self._runs, due, {"rows": self._row_schema})
+        self._numbers = _numbers(self._row_schema)
         nested = any(pa.types.is_nested(field.type) for field in self._row_schema)
         self._copied: Callable[[Row], Row] = deepcopy if nested else dict
         return context.input
@@ -417,9 +418,11 @@ class Reduce(_KeyedOperator):
 
     def _reduced(self, runs: list[int], rows: list[Row]) -> list[Row]:
         """Returns the result after each row, and stores the last result of each run. `rows`: the input rows. `runs`:
-        for each row, the number of its run. The function gets copies, so that it cannot change an earlier result.
+        for each row, the number of its run. The function gets copies, so that it cannot change an earlier result. It
+        gets numbers as their columns keep them (a float32 rounded), so that a restart changes nothing.
         """
         function, state, copied, names = self._function, self._state.made, self._copied, self._row_schema.names
+        numbers = self._numbers
         made = []
         for run, row in zip(runs, rows, strict=True):
             before = state[run]
@@ -433,6 +436,10 @@ class Reduce(_KeyedOperator):
                 if not isinstance(result, dict) or not result.keys() <= before.keys():
                     raise _no_row(result, key, names)
                 row = copied({name: result.get(name) for name in names} | key)
+                for name, plain, kind in numbers:
+                    value = row[name]
+                    if type(value) is not plain and value is not None:
+                        row[name] = _as_kept(value, kind)
             state[run] = row
             made.append(row)
         return made
@@ -464,6 +471,23 @@ class Reduce(_KeyedOperator):
         for numbers in self._state.numbers():
             rows = [self._state.made[run] for run in numbers.to_pylist()]
             yield pa.RecordBatch.from_pylist(rows, schema=self._row_schema)
+
+
+def _numbers(columns: pa.Schema) -> list[tuple[str, type | None, pa.DataType]]:
+    """Returns the name and the type of each column of numbers, and between them the Python type of the values that the
+    column keeps unchanged, or None if it may round all values.
+    """
+    types = pa.types
+    whole = [(each.name, int, each.type) for each in columns if types.is_integer(each.type)]
+    real = [each for each in columns if types.is_floating(each.type)]
+    return whole + [(each.name, float if types.is_float64(each.type) else None, each.type) for each in real]
+
+
+def _as_kept(value: Any, kind: pa.DataType) -> Any:
+    try:
+        return pa.scalar(value, kind).as_py()
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return value  # `_column` refuses it, with the key
 
 
 def _end_after(ms: int, column: str) -> Callable[[pa.RecordBatch], Any]:

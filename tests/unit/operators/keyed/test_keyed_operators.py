@@ -366,6 +366,25 @@ def test_reduce_keeps_every_type_of_the_input_and_rows_that_the_function_changes
     assert [str(row["d"]) for row in whole.results] == ["3.25", "4.50", "6.75"]
 
 
+def test_a_reduced_number_is_the_same_after_a_restart(tmp_path: Path) -> None:
+    """The function got its own float64 back for a float32, and its own 3.0 for an int64, until a restart."""
+    schema = pa.schema([("k", pa.int32()), ("x", pa.float32()), ("n", pa.int64()), ("said", pa.string())])
+
+    def summed(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+        return {"x": a["x"] + b["x"], "n": (a["n"] + b["n"]) / 1, "said": f"{a['x']!r} {a['n']!r}"}
+
+    rows = pa.RecordBatch.from_pylist([{"k": 1, "x": 0.1 * n, "n": n} for n in range(1, 20)], schema=schema)
+    found = []
+    for restarts in (False, True):
+        run = OperatorRun(lambda: Reduce(["k"], summed), schema, ["k"], tmp_path / str(restarts))
+        for at in range(rows.num_rows):
+            run.feed(rows.slice(at, 1))
+            if restarts:
+                run.restart(1)
+        found.append(run.results)
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     ("result", "message"),
     [
