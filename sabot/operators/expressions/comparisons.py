@@ -16,7 +16,17 @@ from sabot.api.expr import Expr
 from sabot.base.arrays import floats, where
 from sabot.errors import UserError
 from sabot.operators.expressions.casts import common_type
-from sabot.operators.expressions.node import Compiled, Function, Steps, adapted, apply, constant, to_type, unified
+from sabot.operators.expressions.node import (
+    Compiled,
+    Function,
+    Steps,
+    adapted,
+    apply,
+    constant,
+    to_compare,
+    to_type,
+    unified,
+)
 
 _COMPARE = {
     "==": pc.equal,
@@ -62,7 +72,7 @@ def comparable(expr: Expr, nodes: Sequence[Compiled]) -> list[Compiled]:
         return [to_type(node, pa.decimal128(20, 0)) for node in nodes]
     if any(not node.plain and pa.types.is_decimal(node.type) for node in nodes):
         nodes = _as_written(nodes)
-    made = unified(expr, nodes)
+    made = unified(expr, nodes, to_compare)
     return [to_type(node, pa.int64()) for node in made] if pa.types.is_null(made[0].type) else made
 
 

@@ -7,17 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
-from sabot.base.arrays import broadcast, decimal_floats, shown
+from sabot.base.arrays import PER_SECOND, broadcast, decimal_floats, integer_array, integers, shown
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.casts import common_type, integer_range, is_number, least_integer
 
 Function = Callable[..., Any]
 
 FALSE = pa.scalar(False, pa.bool_())  # with its type, since pyarrow would else try to import pandas each time
+_COARSER = '.cast("timestamp[us]") or .cast("duration[us]") first: a coarser unit has a greater range'
 _SHOWN = 200  # the most characters of a value in a message
 _DOES_NOT_FIT = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowKeyError)
 
@@ -139,13 +141,70 @@ def misfit(expr: Expr, nodes: Sequence[Compiled], error: Exception | None = None
 
 
 def to_type(node: Compiled, type: pa.DataType) -> Compiled:
-    """Converts a node to a type that can hold its values."""
+    """Converts a node to a type that can hold its values. A time that is too far from 1970 for the unit of the type
+    raises DataError, or UserError if it is a constant.
+    """
     if node.type == type:
         return node
     if node.value is not None:
-        return constant(_held(node.value, type), node.can_fail)
+        try:
+            return constant(_held(node.value, type), node.can_fail)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{shown(node.value)} does not fit {type}", hint=_COARSER) from error
     run = node.run
+    if _are_times(node.type, type):
+        finer = _steps_of_day(type) > _steps_of_day(node.type)
+        return Compiled(type, lambda data: _moved(run(data), type), node.can_fail or finer)
     return Compiled(type, lambda data: _cast(run(data), type), node.can_fail)
+
+
+def to_compare(node: Compiled, type: pa.DataType) -> Compiled:
+    """Converts a node as `to_type` does, for a comparison: a time that is too far from 1970 for the unit of the type
+    becomes the first or last one of the type, which has the same order.
+    """
+    if node.type == type or not _are_times(node.type, type):
+        return to_type(node, type)
+    if node.value is not None:
+        return constant(times_within(broadcast(node.value, 1), type)[0], node.can_fail)
+    run = node.run
+    return Compiled(type, lambda data: times_within(run(data), type), node.can_fail)
+
+
+def _are_times(source: pa.DataType, target: pa.DataType) -> bool:
+    return bool(pa.types.is_temporal(source) and pa.types.is_temporal(target))
+
+
+def _moved(values: Any, type: pa.DataType) -> Any:
+    try:
+        return pc.cast(values, type)
+    except pa.ArrowInvalid as error:
+        for value in values if isinstance(values, pa.Array) else [values]:
+            try:
+                pc.cast(value, type)
+            except pa.ArrowInvalid:
+                raise DataError(f"{shown(value)} does not fit {type}", hint=_COARSER) from error
+        raise
+
+
+def times_within(values: Any, type: pa.DataType) -> Any:
+    """Converts times or durations to a type with a finer unit. A value out of its range becomes the first or last one
+    of the type.
+    """
+    try:
+        return pc.cast(values, type)
+    except pa.ArrowInvalid:
+        if isinstance(values, pa.Scalar):
+            return times_within(broadcast(values, 1), type)[0]
+    steps = _steps_of_day(type) // _steps_of_day(values.type)
+    ticks, most = integers(values).astype(np.int64), (2**63 - 1) // steps
+    made = np.where(ticks > most, 2**63 - 1, np.where(ticks < -most, -(2**63), ticks * steps))
+    return integer_array(made, type, values)
+
+
+def _steps_of_day(type: pa.DataType) -> int:
+    if pa.types.is_date(type):
+        return 1 if pa.types.is_date32(type) else 86_400_000
+    return 86_400 * PER_SECOND[type.unit]
 
 
 def _held(value: pa.Scalar, type: pa.DataType) -> pa.Scalar:
@@ -155,7 +214,7 @@ def _held(value: pa.Scalar, type: pa.DataType) -> pa.Scalar:
 def _cast(values: pa.Array, type: pa.DataType) -> pa.Array:
     if pa.types.is_decimal(values.type) and pa.types.is_floating(type):
         return decimal_floats(values, type)
-    return pc.cast(values, type, safe=False)
+    return pc.cast(values, type, safe=_are_times(values.type, type))
 
 
 def adapted(node: Compiled, type: pa.DataType) -> Compiled | None:
@@ -169,18 +228,20 @@ def adapted(node: Compiled, type: pa.DataType) -> Compiled | None:
         return constant(pa.scalar(value, type)) if low <= value <= high else None
     if (integer or floating) and pa.types.is_floating(type):
         return constant(_held(node.value, type))
-    if isinstance(value, datetime.date) and pa.types.is_timestamp(type):
-        made = _held(node.value, type)
-        return constant(made) if _held(made, node.type) == node.value else None
-    if isinstance(value, datetime.timedelta) and pa.types.is_duration(type):
-        made = _held(node.value, type)
-        return constant(made) if _held(made, node.type) == node.value else None
+    is_point = isinstance(value, datetime.date) and pa.types.is_timestamp(type)
+    if is_point or (isinstance(value, datetime.timedelta) and pa.types.is_duration(type)):
+        try:
+            return constant(_held(node.value, type))
+        except pa.ArrowInvalid:  # the type is too coarse, or its range too small
+            return None
     return None
 
 
-def unified(expr: Expr, nodes: Sequence[Compiled]) -> list[Compiled]:
+def unified(
+    expr: Expr, nodes: Sequence[Compiled], to: Callable[[Compiled, pa.DataType], Compiled] = to_type
+) -> list[Compiled]:
     """Converts the nodes to one common type: that of the columns, if it can hold all plain literals. Raises UserError
-    if there is no common type.
+    if there is no common type. `to`: the function that converts.
     """
     type: pa.DataType | None = pa.null()
     for node in nodes:
@@ -194,7 +255,7 @@ def unified(expr: Expr, nodes: Sequence[Compiled]) -> list[Compiled]:
             type = common_type(type, least_integer(value, type) if narrow else node.type)
     if type is None:
         raise misfit(expr, nodes)
-    return [(adapted(node, type) if node.plain else None) or to_type(node, type) for node in nodes]
+    return [(adapted(node, type) if node.plain else None) or to(node, type) for node in nodes]
 
 
 def all_numbers(nodes: Sequence[Compiled]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sabot.api import patterns
 from sabot.api.expr import Expr, lit, when
@@ -14,6 +15,7 @@ from sabot.base.arrays import PER_SECOND
 from sabot.errors import UserError
 from sabot.operators.expressions.casts import common_type
 from sabot.operators.expressions.compiled import Compiled, compile_expr, compile_predicate
+from sabot.operators.expressions.node import times_within
 from sabot.operators.patterns.automaton import automaton_of
 
 _MOST = 63  # the most tests, and the most slots, of the kernel
@@ -345,9 +347,11 @@ def _canonical(side: Compiled, common: pa.DataType, kind: str) -> Callable[[pa.R
 
     def values(data: pa.RecordBatch) -> Array:
         array = side(data)
-        array = array if array.type == common else array.cast(common)
+        if array.type != common:
+            is_time = pa.types.is_temporal(common) and pa.types.is_temporal(array.type)
+            array = times_within(array, common) if is_time else pc.cast(array, common, safe=False)
         if narrow:
             array = array.cast(pa.int32())
-        return array if array.type == to else array.cast(to)
+        return array if array.type == to else pc.cast(array, to, safe=False)
 
     return values

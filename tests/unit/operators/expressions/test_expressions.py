@@ -602,6 +602,43 @@ def test_a_joined_text_of_bytes_can_fail_so_rows_that_a_filter_took_are_not_in_i
         made(batch)
 
 
+FAR = {
+    "s": pa.array([dt.datetime(2500, 1, 1), dt.datetime(1500, 1, 1), dt.datetime(2024, 1, 1)], pa.timestamp("s")),
+    "d": pa.array([dt.date(9999, 12, 31), dt.date(1, 1, 1), dt.date(2024, 1, 1)]),
+    "ns": pa.array([dt.datetime(2024, 1, 1)] * 3, pa.timestamp("ns")),
+    "long": pa.array([10**11, -(10**11), 0], pa.duration("s")),
+    "short": pa.array([0, 0, 0], pa.duration("ns")),
+}
+
+
+@pytest.mark.parametrize(
+    ("expr", "want"),
+    [
+        (col("s") > col("ns"), [True, False, False]),
+        (col("s") == col("ns"), [False, False, True]),
+        (col("d") <= col("ns"), [False, True, True]),
+        (col("long") < col("short"), [False, True, False]),
+        (col("ns") < dt.datetime(9999, 12, 31), [True] * 3),
+        (col("ns").between(dt.date(1, 1, 1), dt.date(9999, 12, 31)), [True] * 3),
+        (col("ns") != dt.datetime(2500, 1, 1), [True] * 3),
+        (col("short") > -dt.timedelta(days=200_000), [True] * 3),
+    ],
+)
+def test_times_that_are_too_far_for_the_finer_unit_are_compared(expr: Expr, want: list[bool]) -> None:
+    """They wrapped around: no ns was before the end of 9999."""
+    assert evaluate(expr, pa.record_batch(FAR)).to_pylist() == want
+
+
+@pytest.mark.parametrize("expr", [coalesce("s", "ns"), col("s") - col("ns"), sabot_expr.min_horizontal("s", "ns")])
+def test_times_that_are_too_far_for_the_unit_of_the_result_are_refused(expr: Expr) -> None:
+    batch = pa.record_batch(FAR)
+    with pytest.raises(DataError, match=r"datetime\(2500, 1, 1, 0, 0\) does not fit timestamp\[ns\]"):
+        evaluate(expr, batch)
+    assert compile_expr(expr, batch.schema).can_fail
+    with pytest.raises(UserError, match=r"9999.* does not fit timestamp\[ns\]"):
+        evaluate(col("ns").fill_null(dt.datetime(9999, 12, 31)), batch)
+
+
 def test_the_column_of_event_time_is_not_offered() -> None:
     schema = pa.schema([("a", pa.int64()), (TIME_COLUMN, pa.int64())])
     with pytest.raises(UserError) as caught:

@@ -353,6 +353,17 @@ def test_a_null_among_the_values_of_is_in_decides_nothing(tmp_path: Path) -> Non
     assert [row["i"] for row in run.results] == [2]
 
 
+def test_integers_that_are_no_floats_are_computed_with_floats(tmp_path: Path) -> None:
+    """Those above 2**53, such as ids and ns, ended the app when they were divided by those of an earlier row."""
+    schema = pa.schema([("key", pa.int64()), ("i", pa.int64()), ("u", pa.uint64()), (TIME_COLUMN, pa.int64())])
+    a = step("a")
+    grown = (col("i") / a.last("i") > 1.5) & (col("i") > a.mean("i")) & (col("u") * 1.5 > a.last("u"))
+    sequel = pattern("a", col("i") >= 0).then("b", grown)
+    rows = batch_of([(1, 2**60 + 1, 2**63 + 1, 0), (1, 2**61 + 3, 2**63 + 3, 1)], schema)
+    run = run_of(lambda: Pattern(["key"], sequel, "past_last", measures_of(i=step("b").last("i"))), rows, tmp_path)
+    assert [row["i"] for row in run.results] == [2**61 + 3]
+
+
 # No split, restart or rescale changes anything
 
 LETTERS = "abcd"
