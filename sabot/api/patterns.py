@@ -181,6 +181,13 @@ def with_step_values(expr: Expr, values: Mapping[str, Expr]) -> Expr:
     return Expr(expr.kind, tuple(with_step_values(each, values) for each in expr.inputs), expr.options)
 
 
+def columns_of_match(measure: Expr) -> frozenset[str]:
+    """Returns the names of the columns that a measure reads outside of values of steps."""
+    if isinstance(measure, StepValue):
+        return frozenset()
+    return measure.columns if not measure.inputs else frozenset().union(*map(columns_of_match, measure.inputs))
+
+
 # -- predicates -------------------------------------------------------------------------------------------------------------
 
 

@@ -118,7 +118,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
 
     @takes(Settings)
     def configure(self, broker: str | None = None, **settings: Any) -> None:
-        """Changes settings before the start. None leaves a setting as it is. Raises UserError for a wrong value."""
+        """Changes settings for the next start. None leaves a setting as it is. Raises UserError for a wrong value."""
         given = {name: value for name, value in {"broker": broker, **settings}.items() if value is not None}
         check_names("App.configure", Settings, given)
         self.settings = replace(self.settings, **given)

@@ -24,6 +24,7 @@ from sabot import (
     lag,
     lit,
     max_horizontal,
+    pattern,
     tumbling,
     when,
 )
@@ -45,6 +46,9 @@ def script(tmp_path, text, *words):
     (tmp_path / "first.py").write_text(HEAD + text)
     command = [sys.executable, *(words or ["first.py"])]
     return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+
+BIG = col("amount") > 1
 
 
 @pytest.mark.parametrize("broker", ["memory://", "kafka://127.0.0.1:1"])
@@ -366,6 +370,7 @@ def test_times_with_a_zone_and_times_without_one_are_no_column(times, schema):
         (lambda s: s.key_by("user").over(count("amount")), 'over(x=count(col("amount")))'),
         (lambda s: s.key_by("user").over(5, n=count()), "over(preceding=5"),
         (lambda s: s.select(n=count()), "aggregate(x=count())"),
+        (lambda s: s.key_by("user").pattern(pattern("big", BIG), paid=col("amount")), 'step("big").last("amount")'),
         (lambda s: s.select(before=lag("amount")), 'over(x=lag(col("amount")))'),
         (lambda s: s.with_columns({"twice": col("amount") * 2}), "** before a dict"),
         (lambda s: s.select(size=when(col("amount") > 6)), "when(…).then(…)"),

@@ -71,7 +71,7 @@ from sabot.api.nodes.rows import (
 from sabot.api.nodes.times import InTimeOrder, with_time_node
 from sabot.api.nodes.windows import AggregateWindow, WindowTopN
 from sabot.api.over import OverFunction
-from sabot.api.patterns import MATCH_END, MATCH_START, Overlap, Pattern, Skip, check_measures
+from sabot.api.patterns import MATCH_END, MATCH_START, Overlap, Pattern, Skip, check_measures, columns_of_match
 from sabot.api.stream.joins import asof_node, join_node, keyed_sides, lookup_async_node, lookup_node, without_made
 from sabot.api.stream.looks import Looks, Shown
 from sabot.api.stream.outputs import check_takes_changes, late_sink, place_of
@@ -1068,9 +1068,15 @@ class KeyedStream(Shown, StreamKind):
             raise UserError(
                 f"pattern: max_partial={max_partial!r} is not a number of matches", hint="a whole number, 1 or more"
             )
-        for name, _ in known:
-            if name in (*self._keys, MATCH_START, MATCH_END):
+        own = (*self._keys, MATCH_START, MATCH_END)
+        for name, measure in known:
+            if name in own:
                 raise UserError(f"pattern: {name!r} is the name of another column", hint="choose another name")
+            if outside := sorted(columns_of_match(measure).difference(own)):
+                raise UserError(
+                    f"pattern: {name}={measure!r}: column {outside[0]!r} has a value for each row of a match",
+                    hint=f'step("{pattern.steps[0].name}").last("{outside[0]}"), or first, sum, list, …',
+                )
         return self._steps.then(Match(self._steps.node, self._keys, pattern, skip, known, overlap, max_partial, sink))
 
     def connect(self, other: "KeyedStream | Stream") -> "ConnectedStreams":
