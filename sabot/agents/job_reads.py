@@ -1,5 +1,6 @@
 """Reads the jobs of a journal, and returns records. The command line and the page of an app only render these records."""
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from sabot.jobs.tree import parent_of
 from sabot.journal.base import JournalReader
 from sabot.journal.ended_jobs import EndedJob, EndedQuery
 
+_MOMENT = re.compile(r"-?\d{1,18}", re.ASCII)  # in ms; more digits have no place in 64 bits
 BLOCKED = "blocked"
 """The status that lists show for an open job that the code of today cannot continue."""
 
@@ -77,13 +79,12 @@ class JobQuery:
         milliseconds since 1970, and the id of that job. Returns None for the first page. Raises UserError for an
         invalid cursor.
         """
+        if not self.after:
+            return None
         at, _, job_id = self.after.partition(":")
-        try:
-            return (int(at), job_id) if self.after else None
-        except ValueError:
-            raise UserError(
-                f"{self.after!r} is no cursor of a list of jobs", hint="begin with the first page"
-            ) from None
+        if not _MOMENT.fullmatch(at):
+            raise UserError(f"{self.after!r} is no cursor of a list of jobs", hint="begin with the first page")
+        return int(at), job_id
 
 
 @dataclass(frozen=True, slots=True)

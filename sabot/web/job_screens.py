@@ -5,6 +5,7 @@ start of this process takes longer than most reads: until it has started, a thre
 has is always read in a thread.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 from urllib.parse import urlencode
@@ -49,6 +50,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _MOST_AT_ONCE = 1_000  # jobs that one form cancels, signals or retries
+_ORDINAL = re.compile(r"\d{1,18}", re.ASCII)
 _FORK_STEPS = 20  # that are named
 _AGES = {"1h": 3600, "1d": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
 _FILTERS = ("q", "agent", "scope", "key", "status", "age")
@@ -342,4 +344,4 @@ def _fork_words(made: ForkedJob) -> str:
 
 def _first(query: Query) -> int:
     """Returns the ordinal of the first effect of a page."""
-    return int(query["from"]) if query.get("from", "").isdecimal() else 0
+    return int(query["from"]) if _ORDINAL.fullmatch(query.get("from", "")) else 0

@@ -73,6 +73,9 @@ async def test_a_job_with_a_long_id_is_shown(memory_url: str, tmp_path: Path) ->
             found = re.search(r'href="(/job\?id=[^"]+)"', (await ask(browser, "/jobs"))[1])
             assert found is not None
             assert (await ask(browser, unescape(found[1])))[0] == 200
+            far = "9" * 30  # was an error of msgpack, or of SQLite
+            assert (await ask(browser, f"{unescape(found[1])}&from={far}"))[0] == 200
+            assert (await ask(browser, f"/jobs?after={far}:x"))[0] == 404
         finally:
             console.close()
 
