@@ -58,13 +58,17 @@ class _AccessFile:
 
 
 class Access:
-    """The tokens and sessions of one app. Not thread-safe: the server's thread uses it."""
+    """The tokens and sessions of one app. Not thread-safe: the server's thread uses it. Several processes may have the same
+    file, as all `sabot web` of a person have: a change of the file is read before the next use.
+    """
 
     def __init__(self, folder: Path | None, clock: Clock = SYSTEM_CLOCK) -> None:
         """`folder`: the state directory, or None to keep everything in memory. Raises OSError if the file cannot be written."""
         self._file = None if folder is None else folder / _FILE
         self._clock = clock
-        self._kept = self._load()
+        self._kept = _AccessFile()
+        self._read: tuple[int, int] | None = None  # the file as it was read or written last: its inode and time
+        self._read_if_new()
         self._save()
 
     def token(self, role: Role) -> str:
@@ -80,6 +84,7 @@ class Access:
         if role is None:
             return None
         session = ConsoleSession(secrets.token_urlsafe(24), role)
+        self._read_if_new()
         self._kept.sessions[_hash(session.secret)] = (role, self._clock.time())
         while len(self._kept.sessions) > _MOST_SESSIONS:
             self._kept.sessions.pop(min(self._kept.sessions, key=lambda each: self._kept.sessions[each][1]))
@@ -88,27 +93,33 @@ class Access:
 
     def session(self, secret: str) -> ConsoleSession | None:
         """Returns the session of a cookie, or None if there is none, or if it is older than 30 days."""
+        self._read_if_new()
         role, began = self._kept.sessions.get(_hash(secret), ("read", -float("inf")))
         fresh = self._clock.time() - began < _SESSION_SECONDS
         return ConsoleSession(secret, role) if fresh else None
 
     def leave(self, session: ConsoleSession) -> None:
         """Ends a session."""
+        self._read_if_new()
         self._kept.sessions.pop(_hash(session.secret), None)
         self._save()
 
-    def _load(self) -> _AccessFile:
-        """Returns the contents of the file; new ones if it does not exist, or cannot be read."""
+    def _read_if_new(self) -> None:
+        """Reads the file if it has changed. A file that does not exist, or cannot be read, changes nothing."""
         if self._file is None:
-            return _AccessFile()
+            return
         try:
+            if (seen := _stamp(self._file)) == self._read:
+                return
+            self._read = seen
             with open(self._file, "rb", opener=regular) as file:
                 found = json.loads(file.read(_MOST_BYTES))
             sessions = {str(name): (_role(role), float(began)) for name, (role, began) in found["sessions"].items()}
             kept = _AccessFile(str(found["act"]), str(found["read"]), sessions)
-        except (FileNotFoundError, KeyError, TypeError, AttributeError, *UNREADABLE):
-            return _AccessFile()
-        return kept if len(kept.act) >= 32 and len(kept.read) >= 32 else _AccessFile()
+        except (OSError, KeyError, TypeError, AttributeError, *UNREADABLE):
+            return
+        if len(kept.act) >= 32 and len(kept.read) >= 32:
+            self._kept = kept
 
     def _save(self) -> None:
         if self._file is None:
@@ -119,7 +130,13 @@ class Access:
             unfinished.unlink()
         with open(unfinished, "x", opener=private) as file:
             json.dump({"act": self._kept.act, "read": self._kept.read, "sessions": self._kept.sessions}, file)
+        self._read = _stamp(unfinished)
         os.replace(unfinished, self._file)
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def _role(word: object) -> Role:

@@ -148,6 +148,20 @@ def test_a_damaged_file_of_tokens_gives_new_ones(tmp_path: Path) -> None:
     assert access.enter("") is None
 
 
+def test_a_session_that_ends_in_one_process_ends_in_all_that_have_its_file(tmp_path: Path) -> None:
+    """The next session of another process wrote it into the file again."""
+    one, other = Access(tmp_path), Access(tmp_path)
+    first = one.enter(one.token("act"))
+    assert first is not None
+    second = other.enter(other.token("read"))
+    assert second is not None
+    assert [other.session(each.secret) for each in (first, second)] == [first, second]
+    one.leave(first)
+    assert other.session(first.secret) is None
+    other.enter(other.token("act"))
+    assert [Access(tmp_path).session(each.secret) for each in (first, second)] == [None, second]
+
+
 def test_a_session_ends_after_30_days() -> None:
     clock = ManualClock()
     access = Access(None, clock)
