@@ -15,6 +15,7 @@ from sabot._cython.text.json import NESTING_MAX, BadRow, is_too_deep
 from sabot._cython.text.records import bytes_list, state_key
 from sabot.api.agent import AgentSpec
 from sabot.api.context import Message
+from sabot.base.arrays import python_rows
 from sabot.calls.functions import for_each_piece, unwrap
 from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
@@ -200,7 +201,17 @@ class RecordReader:
             data, bad = batch.data, list(batch.rejected)
         numbers = np.delete(np.arange(records.num_rows), [each.row for each in bad]).tolist()
         pieces = {number: data.slice(place, 1) for place, number in enumerate(numbers)} if self._durable else {}
-        return dict(zip(numbers, data.to_pylist(), strict=True)), pieces, self._reasons(records, bad)
+        reasons = self._reasons(records, bad)
+        try:
+            return dict(zip(numbers, python_rows(data), strict=True)), pieces, reasons
+        except DataError:
+            values: dict[int, Any] = {}
+            for place, number in enumerate(numbers):
+                try:
+                    (values[number],) = python_rows(data.slice(place, 1))
+                except DataError as error:
+                    reasons[number] = error.message
+            return values, pieces, reasons
 
     def _is_decoded(self, row: Row) -> bool:
         """Returns True if the row's payload has the agent's format. Records from streams, agents and jobs are JSON
@@ -255,7 +266,7 @@ class RecordReader:
             data, bad = self._codec_for(row.topic).decode(pa.record_batch([pa.array([payload])], names=["payload"]))
             if bad:
                 raise DataError(f"{place_of(row)}: {bad[0].reason}")
-            return data.to_pylist()[0]
+            return python_rows(data)[0]
         try:
             if len(payload) > NESTING_MAX and is_too_deep(payload):
                 return decode_json(payload, where=place_of(row))  # raises the error for it

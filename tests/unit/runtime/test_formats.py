@@ -199,6 +199,33 @@ async def test_an_agent_gets_the_columns_of_a_record_and_writes_rows_of_a_format
     assert [letter.payload for letter in records(app, "lines.dlq")] == [b"oops", None]
 
 
+async def test_a_record_with_a_time_that_python_has_no_value_for_is_a_dead_letter_of_the_agent(app: App) -> None:
+    """The app ended with an InternalError, and again at each restart."""
+    time = {"type": "long", "logicalType": "timestamp-millis"}
+    schema = {"type": "record", "name": "Seen", "fields": [{"name": "at", "type": time}]}
+    seen = []
+
+    @app.agent("seen", format=Avro(schema))
+    async def see(ctx: Any) -> None:
+        seen.append(ctx.message["at"].timestamp())
+
+    publish(app, "seen", [zigzag(5000), zigzag(10**15), zigzag(7000)])
+    async with started(app):
+        await until(lambda: len(seen) == 2 and records(app, "seen.dlq"), "two calls and a dead letter")
+    (letter,) = records(app, "seen.dlq")
+    assert (seen, letter.payload) == ([5, 7], zigzag(10**15))
+    assert b"column 'at' is 1000000000000000 ms since 1970" in dict(letter.headers)["sabot.message"]
+
+
+def zigzag(number: int) -> bytes:
+    """A positive number as Avro writes it: twice, seven bits in a byte, the lowest first."""
+    left, found = 2 * number, []
+    while left > 0x7F:
+        found.append(left & 0x7F | 0x80)
+        left >>= 7
+    return bytes([*found, left])
+
+
 async def test_what_streams_and_agents_hand_to_an_agent_is_json_whatever_its_topic_holds(app: App) -> None:
     seen: dict[str, list[Any]] = {"lines": [], "jobs": []}
     fails = {2}
