@@ -18,9 +18,10 @@ from sabot.api import aggregates as engine
 from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr, coalesce, concat_str, instant, lit, max_horizontal, min_horizontal, struct, when
 from sabot.api.expr.time import ZONED
+from sabot.base.checks import is_whole
 from sabot.sql.scope import TypedExpr
 from sabot.sql.syntax.text import Span, SqlFault, near_names
-from sabot.sql.syntax.tree import Argument, Call, Constant, Expression, Name, Word
+from sabot.sql.syntax.tree import Argument, Call, Constant, Expression, Name, Parameter, Word
 from sabot.sql.types import sql_type
 from sabot.sql.zones import UTC, is_local, on_the_clock, zone_named
 
@@ -74,8 +75,12 @@ class CallArguments:
         return [self.expr(i) for i in range(first, len(self))]
 
     def constant(self, i: int, kind: str, what: str) -> str:
-        """Returns argument `i`, which must be a constant of this kind, as it was written."""
-        tree = self.items[i].tree
+        """Returns argument `i`, which must be a constant of this kind, as it was written, or a parameter with such a value."""
+        tree, bound = self.items[i]
+        if isinstance(tree, Parameter) and bound is not None:
+            value = bound.expr.option("value")
+            if isinstance(value, str) if kind == "string" else is_whole(value, 0):
+                return str(value)
         if not (isinstance(tree, Constant) and tree.kind == kind):
             hint = 'a column there needs a function of Python: app.register("f", function), or --functions module'
             raise SqlFault(

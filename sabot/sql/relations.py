@@ -13,6 +13,7 @@ from sabot.api.nodes.changes import SortRows
 from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
 from sabot.api.windows import CalendarWindow, ClockWindow, HoppingWindow, TumblingWindow
+from sabot.base.checks import is_whole
 from sabot.base.config import parse_ms
 from sabot.sql.joins import JoinBinder, same_type
 from sabot.sql.patterns import bind_match
@@ -138,6 +139,10 @@ class QueryBinder:
         fields = relation.fields[: len(relation.fields) - added]
         if query.limit is None:
             return replace(relation, stream=self._sorted(query, relation, order, fields), fields=fields)
+        if self._limit(query.limit) == 0:
+            with at(query.limit.span):
+                rows = relation.stream.materialize().head(0).select(*(each.column for each in fields))
+                return replace(relation, stream=rows, fields=fields)
         by, ordered = order_columns(self._context, relation, order)
         names = [name for name, _ in by]
         skipped = 0 if query.offset is None else self._limit(query.offset, "OFFSET")
@@ -173,9 +178,10 @@ class QueryBinder:
         value: Any = int(node.text) if isinstance(node, Constant) and node.kind == "integer" else None
         if isinstance(node, Parameter):
             value = self._context.parameters.get(node.name)
-        if not isinstance(value, int):
-            raise SqlFault(node.span, f"{what} takes a whole number", f"{what} 10, or {what} :n with a parameter")
-        return value
+        if not is_whole(value, 0):
+            message = f"{what} takes a whole number, 0 or more"
+            raise SqlFault(node.span, message, f"{what} 10, or {what} :n with a parameter")
+        return int(value)
 
     def _with(self, query: Query) -> "QueryBinder":
         tables: dict[str, Relation] = {}

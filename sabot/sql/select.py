@@ -15,6 +15,7 @@ from sabot.api.over import OverFunction, dense_rank, lag, lead, rank, row_number
 from sabot.api.stream import KeyedStream, Stream
 from sabot.api.windows import SessionWindow, count_window
 from sabot.api.words import ALL_ROWS
+from sabot.base.checks import is_whole
 from sabot.sql import functions
 from sabot.sql.registered import has_calls, with_calls
 from sabot.sql.scope import (
@@ -47,6 +48,7 @@ from sabot.sql.syntax.tree import (
     Expression,
     Item,
     Name,
+    Parameter,
     SelectBody,
     Sort,
     Star,
@@ -897,13 +899,20 @@ class SelectBinder:
             (condition.right, condition.left, mirrored(condition.operator) if condition.operator in _SIDES else ""),
         ):
             is_rank = isinstance(side, Column) and relation.find(side.parts)[0].column == ranking.column
-            if is_rank and isinstance(other, Constant) and other.kind == "integer":
-                number = int(other.text)
+            number = self._whole_number(other)
+            if is_rank and number is not None:
                 bound = {"<=": number, "<": number - 1, "=": number}.get(operator)
                 if bound is not None and bound < 1:
                     raise SqlFault(condition.span, "ranks begin at 1, so no row has this one", "WHERE n <= 3, or n = 1")
                 return None if bound is None else (bound, is_whole and (operator != "=" or number == 1))
         return None
+
+    def _whole_number(self, node: Expression) -> int | None:
+        """Returns the value of a constant or a parameter that is a whole number, or None for any other expression."""
+        if isinstance(node, Constant) and node.kind == "integer":
+            return int(node.text)
+        value = self._context.parameters.get(node.name) if isinstance(node, Parameter) else None
+        return value if is_whole(value, 0) else None
 
     def _uses(self, relation: Relation, column: str, bounding: Expression | None) -> bool:
         others = [each for each in self._where if each is not bounding]

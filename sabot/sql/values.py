@@ -344,6 +344,10 @@ class Binder:
             if pa.types.is_null(found.type):
                 tests.append(lit(None, "bool"))
                 continue
+            if pa.types.is_list(found.type):
+                raise SqlFault(
+                    tree.span, "IN compares with values, and this is an array of them", "ARRAY_CONTAINS(array, x)"
+                )
             known = not pa.types.is_null(operand.type)
             if known and pa.types.is_string(operand.type) != pa.types.is_string(found.type):
                 message = f"{sql_type(operand.type)} and {sql_type(found.type)} are never equal"
@@ -390,10 +394,15 @@ class Binder:
     def _like(self, node: Like) -> TypedExpr:
         if node.operator != "LIKE":
             raise SqlFault(node.span, "SIMILAR TO is not supported", "write REGEXP(text, pattern)")
-        pattern = constant_text(node.pattern, "the pattern of LIKE")
+        pattern = constant_text(self._given(node.pattern), "the pattern of LIKE")
         escape = constant_text(node.escape, "the character of ESCAPE") if node.escape is not None else ""
         made = functions.like(self.bind(node.operand).expr, pattern, escape, node.span)
         return self.typed(~made if node.negated else made, node.span)
+
+    def _given(self, node: Expression) -> Expression:
+        """Returns a parameter with a text as the constant of this text; any other expression unchanged."""
+        value = self.context.parameters.get(node.name) if isinstance(node, Parameter) else None
+        return Constant("string", value, node.span) if isinstance(value, str) else node
 
     def _is(self, node: Is) -> TypedExpr:
         if node.what in ("NULL", "UNKNOWN"):

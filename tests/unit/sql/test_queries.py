@@ -240,6 +240,36 @@ def test_parameters_are_values_and_never_text(folder):
     assert ours(folder, "SELECT id FROM orders WHERE amount > :least LIMIT :n", least=150, n=2).num_rows == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("SELECT id FROM orders WHERE note LIKE :x AND amount > :n", {"x": "%b%", "n": 10}),
+        (
+            "SELECT id, n FROM (SELECT id, ROW_NUMBER() OVER (ORDER BY price, id) AS n FROM orders) r WHERE n <= :n",
+            {"n": 3},
+        ),
+        (
+            "SELECT id, REPLACE(note, :x, '+') AS r, LEFT(note, :n) AS l, SUBSTRING(note, :n) AS s FROM orders",
+            {"x": "b", "n": 2},
+        ),
+        ("SELECT id FROM orders ORDER BY id LIMIT :n OFFSET :x", {"n": 3, "x": 2}),
+        ("SELECT id FROM orders ORDER BY id LIMIT :n", {"n": 0}),
+    ],
+)
+def test_a_parameter_may_stand_where_a_constant_does(folder, text, values):
+    written = text
+    for name, value in values.items():
+        written = written.replace(f":{name}", repr(value))
+    assert counted(ours(folder, text, **values)) == counted(theirs(folder, written))
+
+
+@pytest.mark.parametrize("value", [-1, 2.0, True, "3"])
+def test_a_limit_is_a_whole_number(folder, value):
+    for clause in ("LIMIT :n", "ORDER BY id LIMIT :n", "ORDER BY id LIMIT 2 OFFSET :n"):
+        with pytest.raises(SqlError, match="takes a whole number, 0 or more"):
+            ours(folder, f"SELECT id FROM orders {clause}", n=value)
+
+
 def test_tables_are_declared_read_and_written(tmp_path):
     (tmp_path / "flights.csv").write_text(
         "carrier,delay,ts\nUA,20,2024-01-01T00:00:01\nUA,40,2024-01-01T00:00:02\nAA,5,2024-01-01T00:01:02\n"

@@ -174,7 +174,7 @@ WRONG = [
     ),
     (
         "SELECT carrier FROM flights LIMIT -1",
-        "1:35: LIMIT takes a whole number",
+        "1:35: LIMIT takes a whole number, 0 or more",
         "LIMIT 10, or LIMIT :n with a parameter",
     ),
     (
