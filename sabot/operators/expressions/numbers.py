@@ -33,6 +33,8 @@ _MOST_DIGITS = 76  # the most digits of a decimal256
 _DIGITS_OF_128 = 38  # of a decimal128
 
 _ARITHMETIC = {"+": pc.add, "-": pc.subtract, "*": pc.multiply, "/": pc.divide}
+# A time that does not fit raises ArrowInvalid; numbers wrap.
+_OF_TIMES = {"+": pc.add_checked, "-": pc.subtract_checked, "*": pc.multiply_checked, "/": pc.divide}
 
 
 def _arithmetic(expr: Expr, nodes: list[Compiled]) -> Compiled:
@@ -206,7 +208,7 @@ def _temporal(expr: Expr, nodes: list[Compiled]) -> Compiled:
         left, right = unified(expr, [left, right])
     if expr.kind == "/" and pa.types.is_duration(left.type) and pa.types.is_integer(right.type):
         return apply(expr, _duration_divided, left, right)
-    return apply(expr, _ARITHMETIC[expr.kind], left, right)
+    return apply(expr, _OF_TIMES[expr.kind], left, right)
 
 
 def _duration_divided(a: Any, b: Any) -> Any:

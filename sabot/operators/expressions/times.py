@@ -167,7 +167,8 @@ def _truncate_months(array: pa.Array, months: int) -> pa.Array:
 
 def offset(by: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
     """Returns a function that moves times by a duration ("15m", "-1mo"), on the clock of the column's time zone if it
-    has days or longer units. Raises UserError if the type's unit is too coarse.
+    has days or longer units. It raises ArrowInvalid for a time that does not fit the type. Raises UserError if the
+    type's unit is too coarse.
     """
     match = re.fullmatch(r"(-?\d+)(\w+)", by)
     assert match is not None
@@ -178,17 +179,38 @@ def offset(by: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
     if ns % step_ns:
         raise UserError(f"{by} is not a multiple of the unit of {type}")
     if _NS[unit] >= _NS["d"]:
-        return lambda array: _on_clock(array, lambda clock: clock + ns // step_ns)
-    return lambda array: integer_array(integers(array).astype(np.int64) + ns // step_ns, array.type, array)
+        return lambda array: _on_clock(array, lambda clock: _later(clock, ns // step_ns))
+    return lambda array: integer_array(_later(_ticks(array), ns // step_ns), array.type, array)
+
+
+def _ticks(array: pa.Array) -> Any:
+    """Returns times as int64. The value of a null row is that of another row, because the number behind a null may be
+    no valid time.
+    """
+    values = integers(array).astype(np.int64, copy=False)
+    if not array.null_count:
+        return values
+    null = array.is_null().to_numpy(zero_copy_only=False)
+    return np.where(null, values[null.argmin()] if not null.all() else 0, values)
+
+
+def _later(values: Any, steps: int) -> Any:
+    """Adds a number to times (numpy). Raises ArrowInvalid if one does not fit 64 bits."""
+    ticks = values.view(np.int64)
+    if not len(ticks):
+        return values
+    if not -(2**63) <= int(ticks.min()) + steps <= int(ticks.max()) + steps < 2**63:
+        raise pa.ArrowInvalid("the time does not fit 64 bits")
+    return values + steps
 
 
 def _on_clock(array: pa.Array, move: Callable[[Any], Any]) -> pa.Array:
     """Returns times whose local times are moved. `move`: a function over datetime64 (numpy)."""
     zone = _zone(array.type)
     unit = "D" if pa.types.is_date32(array.type) else _unit(array.type)
-    stamps = integers(array if zone is None else local(array)).astype(np.int64, copy=False).view(f"datetime64[{unit}]")
-    if array.null_count:  # the value behind a null may not be a valid time
-        stamps = np.where(array.is_null().to_numpy(zero_copy_only=False), np.zeros(1, stamps.dtype), stamps)
+    if array.null_count == len(array):
+        return array
+    stamps = _ticks(array if zone is None else local(array)).view(f"datetime64[{unit}]")
     values = move(stamps).astype(np.int64)
     if zone is not None:
         return times_at(values, array)
@@ -199,6 +221,8 @@ def _months_later(stamps: Any, months: int) -> Any:
     """Returns times of months later, of the same day, or of the last day of a shorter month."""
     before = stamps.astype("datetime64[M]")
     after = before + months
+    if np.any(after.astype(stamps.dtype).astype("datetime64[M]") != after):
+        raise pa.ArrowInvalid("the time does not fit 64 bits")
     days = (stamps - before).astype("timedelta64[D]")
     most = ((after + 1).astype("datetime64[D]") - after.astype("datetime64[D]")) - 1
     in_day = (stamps - before) - days

@@ -639,6 +639,28 @@ def test_times_that_are_too_far_for_the_unit_of_the_result_are_refused(expr: Exp
         evaluate(col("ns").fill_null(dt.datetime(9999, 12, 31)), batch)
 
 
+@pytest.mark.parametrize(
+    "expr",
+    [
+        col("ns") + dt.timedelta(days=100_000),
+        col("ns") - dt.timedelta(days=-100_000),
+        col("ns") - lit(dt.datetime(1700, 1, 1)).cast("timestamp[ns]"),
+        col("ns").dt.offset_by("300y"),
+        col("ns").dt.offset_by("-7000mo"),
+        col("ns").dt.offset_by("100000d"),
+        col("ns").dt.convert_time_zone("Europe/Berlin").dt.offset_by("90000d"),
+        col("ns").dt.offset_by("2560000h"),
+        col("long") * 10**8,
+    ],
+    ids=Expr.text,
+)
+def test_a_time_that_does_not_fit_is_no_time_of_another_century(expr: Expr) -> None:
+    batch = pa.record_batch(FAR)
+    with pytest.raises(DataError, match=r"cannot be computed for .*(overflow|does not fit 64 bits)"):
+        evaluate(expr, batch)
+    assert evaluate(expr, pa.record_batch({name: pa.nulls(2, each.type) for name, each in FAR.items()})).null_count == 2
+
+
 def test_the_column_of_event_time_is_not_offered() -> None:
     schema = pa.schema([("a", pa.int64()), (TIME_COLUMN, pa.int64())])
     with pytest.raises(UserError) as caught:
