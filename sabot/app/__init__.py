@@ -27,6 +27,8 @@ from sabot.api.topics import HasTopics
 from sabot.api.unrun import note_run, note_written
 from sabot.app.agents import AgentDeclarations
 from sabot.app.scripts import print_without_traceback
+from sabot.base.arrays import python_value
+from sabot.base.checks import Whole, check, is_number
 from sabot.base.config import checked_name, checked_topic
 from sabot.base.logs import set_up_logging
 from sabot.base.options import check_names, option, takes, takes_id_and
@@ -501,13 +503,18 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         since `start()`, `send` raises that error.
         """
         checked_topic(topic, "send: topic")
+        if timestamp is not None and not is_number(python_value(timestamp)):
+            raise UserError(f"send({topic!r}): timestamp={timestamp!r}", hint="ms since 1970 UTC, a number")
+        at = None if timestamp is None else int(timestamp)
+        if partition is not None:
+            partition = check(f"send({topic!r}): partition", python_value(partition), Whole())
         self.agent_runtime.runner.raise_failure()
         payload, pairs = encode_payload(value, key), checked_headers(headers, f"send({topic!r})")
         with self._sender_lock:
             if self._sender is None:
                 self._sender = RecordSender(self.broker, self.settings.kafka)
             sender = self._sender
-        return await sender.send(topic, payload, encode_key(key), pairs, timestamp, partition)
+        return await sender.send(topic, payload, encode_key(key), pairs, at, partition)
 
     async def _close_sender(self) -> None:
         with self._sender_lock:

@@ -623,6 +623,14 @@ async def test_send_from_inside_an_agent(app):
     assert {record.key for record in records(app, "copies")} == {b"k"}
 
 
+@pytest.mark.parametrize(
+    "place", [{"timestamp": "now"}, {"timestamp": True}, {"partition": "0"}, {"partition": -1}], ids=str
+)
+async def test_a_place_that_no_record_can_have_is_a_user_error(app, place):
+    with pytest.raises(UserError, match=next(iter(place))):
+        await app.send("orders", 1, **place)
+
+
 async def test_send_of_what_json_cannot_say_is_a_user_error(app):
     with pytest.raises(UserError):
         await app.send("orders", object())
