@@ -15,6 +15,7 @@ from sabot.api.stream import Stream
 from sabot.api.windows import CalendarWindow, ClockWindow, HoppingWindow, TumblingWindow
 from sabot.base.checks import is_whole
 from sabot.base.config import parse_ms
+from sabot.sql.functions import is_known
 from sabot.sql.joins import JoinBinder, same_type
 from sabot.sql.patterns import bind_match
 from sabot.sql.registered import RegisteredModel, predicted
@@ -760,7 +761,9 @@ def _with_columns_of_order(query: Query, body: SelectBody) -> tuple[Query, int]:
         node = sort.expression
         columns = [each for each in walk(node) if isinstance(each, Column)]
         own = all(len(each.parts) == 1 and each.parts[0].text.lower() in names for each in columns)
-        if own and not has_aggregate([Item(node, None, node.span)]):
+        # a function of the program is called among the rows of the SELECT
+        called = any(isinstance(each, Call) and not is_known(each.name.text.upper()) for each in walk(node))
+        if own and not called and not has_aggregate([Item(node, None, node.span)]):
             order.append(sort)
             continue
         name = Name(f"order{len(added)}", node.span, True)

@@ -47,6 +47,7 @@ def test_a_function_is_called_in_each_clause(app):
     assert rows(app, joined) == [{"id": 1, "other": 2}, {"id": 2, "other": 4}]
     both = "SELECT a.id, b.id AS other FROM t a JOIN t b ON a.k = b.k AND double(a.id) = b.id"
     assert rows(app, both) == [{"id": 1, "other": 2}]
+    assert rows(app, "SELECT id FROM t ORDER BY double(id) DESC LIMIT 2") == [{"id": 3}, {"id": 4}]
 
 
 def test_equal_calls_are_one_call(app):
