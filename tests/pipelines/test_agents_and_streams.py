@@ -112,17 +112,25 @@ async def test_an_agent_goes_on_writing_when_the_stream_has_ended(memory_url: st
 
 async def test_a_drained_app_comes_to_its_end(memory_url: str) -> None:
     sink = ListSink()
-    app = App("both", broker=memory_url)
+    app = App("both", broker=memory_url, checkpoint_interval=0.02)
     app.stream("numbers", schema={"n": "int64"}).to(sink)
+    called, drained = asyncio.Event(), asyncio.Event()
 
     @app.agent("words", sink=sink)
     async def say(ctx: Any) -> Any:
+        called.set()
+        await drained.wait()
         return {"said": ctx.message}
 
     publish(app, "numbers", NUMBERS)
     publish(app, "words", ["a"])
     await app.start()
-    await bounded(app.stop(drain=True))
+    await bounded(called.wait())
+    await until(lambda: len(sink.rows) == 10)
+    stopping = asyncio.ensure_future(app.stop(drain=True))
+    await asyncio.sleep(0)
+    drained.set()
+    await bounded(stopping)
     assert split(sink.rows) == (Counter(range(10)), Counter("a"))
 
 

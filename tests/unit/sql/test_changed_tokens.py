@@ -22,8 +22,10 @@ OTHERS = ("zzz", "7", "'q'", ",", ")")
 MAY_GO = {"AS", "INNER", "OUTER", "ASC", "ALL", ";", "BOTH", "KEY", "ARRAY", "CROSS", "TABLE", "ROWS", "UNCONDITIONAL"}
 """Tokens without which a statement means the same."""
 
-MAY_BE = {("t", "zzz"), ("u", "zzz"), ("IN", ","), ("'7'", "7")}
-"""Tokens that another one may stand for: aliases that nothing else names, POSITION(a IN b), and CAST('7' AS BIGINT)."""
+MAY_BE = {("t", "zzz"), ("u", "zzz"), ("IN", ","), ("'7'", "7"), ("less", "7"), ("TIMESTAMP", " ")}
+"""Tokens that another one may stand for: aliases that nothing else names, POSITION(a IN b), CAST('7' AS BIGINT), ORDER BY
+of the seventh column, and a text that is compared with a time.
+"""
 
 
 @pytest.fixture(scope="module")
