@@ -201,6 +201,8 @@ def parse_broker(url: str) -> tuple[str, str]:
     "host:port,…")`, and `memory://name` into `("memory", "name")`. Raises UserError, also for a user or a password in
     the address.
     """
+    if not isinstance(url, str):
+        raise UserError(f"broker={url!r} is no text", hint="write memory:// or kafka://host:port")
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in ("kafka", "memory") or (scheme == "kafka" and not rest):
         keep_url(url)

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, get_args
 import pyarrow as pa
 
 from sabot._cython.text.json import encode_rows
-from sabot.base.checks import FLAG, OneOf, check, is_whole
+from sabot.base.checks import FLAG, OneOf, Whole, check, is_whole
 from sabot.codecs.arrow import ArrowCodec, ArrowEncoder
 from sabot.codecs.base import Codec, Encoder, Format, LostFloats
 from sabot.codecs.csv import CsvCodec, CsvEncoder
@@ -34,6 +34,7 @@ class Json(Format):
     times: TimesInJson = "ms"
 
     def __post_init__(self) -> None:
+        check("Json: sample_rows", self.sample_rows, Whole(1))
         check("Json: times", self.times, OneOf(get_args(TimesInJson)))
 
     @property

@@ -1,10 +1,11 @@
 """Payloads that are one JSON object each: decoded with a given or inferred schema, and encoded."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import pyarrow as pa
 
 from sabot._cython.text.json import BadRow, JsonDecoder, encode_rows, infer_schema
+from sabot.base.checks import OneOf, check
 from sabot.errors import UserError
 
 INFERENCE_ROWS = 1000
@@ -60,7 +61,7 @@ class JsonEncoder:
     """An encoder that writes rows as JSON objects, by the rules of `encode_rows`."""
 
     def __init__(self, times: TimesInJson = "ms") -> None:
-        self._times = times
+        self._times = check("times", times, OneOf(get_args(TimesInJson)))
 
     def another(self) -> "JsonEncoder":
         return JsonEncoder(self._times)

@@ -4,11 +4,18 @@ import os
 import re
 from collections.abc import Iterator
 
+import pyarrow as pa
+
+from sabot.base.checks import Of
 from sabot.base.config import checked_no_password, checked_text, checked_topic
 from sabot.connectors.base import Delivery, Sink, Source, attributes_without_ability
 from sabot.errors import UserError, short_repr
 
-__all__ = ["agreed_delivery", "check_delivery", "check_input", "check_nan", "check_sink"]
+__all__ = ["SCHEMA", "agreed_delivery", "check_delivery", "check_input", "check_nan", "check_sink"]
+
+
+SCHEMA = Of(pa.Schema | None, 'pa.schema([("id", pa.int64())])')
+"""The columns that a sink is given where the plan does not know them, or None."""
 
 
 def check_nan(nan: object, where: str) -> None:

@@ -75,6 +75,9 @@ _OURS = {
     "rebalance_cb": _Ours(_ASSIGNS),
 }
 
+_PLAIN = {"acks", "retries", "debug", "partitioner", "log_level", "logger", "enabled_events", "opaque"}
+"""The names of the client's settings that have no dot, beside those of callbacks."""
+
 _CA = "ssl.ca.location, a file with certificates in PEM"
 _FORMAT = "leave it out: format= says how records are read and written"
 _JAVA = {
@@ -127,6 +130,13 @@ def _check(what: str, name: str, value: object) -> None:
     if setting_name(name) != name:
         raise UserError(
             f"{what}: {setting_name(name)!r} is no name of a setting", hint='write {"sasl.password": "…"}: name, value'
+        )
+    if "." not in name and name not in _PLAIN and name not in _OURS and not name.endswith("_cb"):
+        raise UserError(
+            f"{what}: {name}= is neither an argument nor a setting of the client",
+            hint=f"settings of the client have dots in their names, as {name.replace('_', '.')!r} may be one"
+            if "_" in name
+            else "settings of the client have dots in their names: {'linger.ms': 50}",
         )
     if isinstance(value, str) and has_password(value):
         raise UserError(

@@ -15,6 +15,7 @@ from sabot.codecs.formats import JSON
 from sabot.codecs.records import Headers
 from sabot.connectors.base import Sink
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
+from sabot.kafka.settings import checked_settings
 
 if TYPE_CHECKING:
     from sabot.kafka.reader import KafkaReader
@@ -33,6 +34,7 @@ def open_source(
     """
     seconds = parse_seconds(partition_check, name="partition_check", zero=False)
     if _in_memory(broker):
+        checked_settings(kafka)
         return MemorySource(topic, broker, group_id)
     from sabot.kafka.reader import KafkaReader
 
@@ -53,6 +55,7 @@ def open_sink(topic: str, broker: str, kafka: Mapping[str, Any] | None = None, f
 def sink_of(topic: str, broker: str, kafka: Mapping[str, Any], format: Format) -> tuple[Any, tuple[Any, ...]]:
     """Returns the class of the sink of a topic, and the arguments for its constructor."""
     if _in_memory(broker):
+        checked_settings(kafka)
         return MemorySink, (topic, broker, format)
     from sabot.kafka.delivery import KafkaDelivery
 

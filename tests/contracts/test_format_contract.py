@@ -265,7 +265,10 @@ def test_formats_have_names_and_settings_that_are_checked() -> None:
     for wrong in ("xml", 3, Csv):
         with pytest.raises(UserError, match="one of 'json'"):
             format_of(wrong, "stream")
-    for make in (lambda: Csv('"'), lambda: Csv("ab"), lambda: ArrowIpc(rows=0), lambda: ArrowIpc(compression="gzip")):
+    for make in (
+        *(lambda: Csv('"'), lambda: Csv("ab"), lambda: ArrowIpc(rows=0), lambda: ArrowIpc(compression="gzip")),
+        *(lambda: Json("iso"), lambda: Json(0), lambda: Json(times="text")),
+    ):
         with pytest.raises(UserError):
             make()
 

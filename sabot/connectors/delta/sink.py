@@ -24,9 +24,11 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch, normalise
+from sabot.base.checks import FLAG, check
 from sabot.base.disk import check_reach, sync
 from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.connectors.base import ChecksTypes, ExpectsColumns, KeepsToken, Sink, StartsAfresh, Token, Track
+from sabot.connectors.checks import SCHEMA
 from sabot.connectors.delta.table import DeltaPlace
 from sabot.connectors.delta.types import (
     columns_of,
@@ -86,6 +88,9 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
             raise UserError(
                 f"table {table}: partition_by={partition_by!r} is no list", hint=f"partition_by=[{partition_by!r}]"
             )
+        check("DeltaSink: schema", schema, SCHEMA)
+        check("DeltaSink: evolve", evolve, FLAG)
+        check("DeltaSink: overwrite", overwrite, FLAG)
         self._place = DeltaPlace(table, storage_options, "a sink into Delta Lake")
         self.name = self._place.name
         self.evolve = evolve

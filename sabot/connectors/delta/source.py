@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
+from sabot.base.checks import Whole, check
 from sabot.base.config import RECORD_BYTES
 from sabot.base.redaction import clean_cause
 from sabot.connectors.base import Positions, Sink
@@ -47,6 +48,8 @@ class DeltaSource(ParquetSource):
         storage_options: Mapping[str, str] | None = None,
         record_bytes: int | str = RECORD_BYTES,
     ) -> None:
+        if version is not None:
+            check("DeltaSource: version", version, Whole(0))
         self._place = DeltaPlace(table, storage_options, _FEATURE)
         super().__init__("lake", record_bytes)  # not a path: the files are those that the log lists
         self.name = self._paths = self._place.name

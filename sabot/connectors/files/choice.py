@@ -70,6 +70,7 @@ def _files(path: Paths, format: str | None, record_bytes: int | str, csv: CsvOpt
         if format not in _SOURCES:
             raise UserError(f"{format!r} is no format of files", hint=f"one of {', '.join(_SOURCES)}")
         return _source(format, path, record_bytes, csv)
+    name = name_of(path)
     first: dict[str, str] = {}  # by format
     for file in find_files(path, FORMATS)[0]:
         found_format = format_of(file.path)
@@ -82,7 +83,7 @@ def _files(path: Paths, format: str | None, record_bytes: int | str, csv: CsvOpt
     if len(first) > 1:
         found = ", ".join(f"{path!r} ({name})" for name, path in first.items())
         raise UserError(
-            f"{name_of(path)!r} has files of several formats: {found}", hint='give format=, or a glob: "folder/*.csv"'
+            f"{name!r} has files of several formats: {found}", hint='give format=, or a glob: "folder/*.csv"'
         )
     return _source(next(iter(first)), path, record_bytes, csv)
 

@@ -12,7 +12,7 @@ from pyarrow import parquet as pq
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.arrow.border import validate
-from sabot.base.checks import OneOf, check
+from sabot.base.checks import FLAG, OneOf, check
 from sabot.base.config import Duration
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.growing import GrowingFile, PendingFile
@@ -168,7 +168,7 @@ class ParquetSink(FileSink):
         evolve: bool = False,
     ) -> None:
         format = Parquet(os.fspath(path), compression)
-        format.evolve = evolve
+        format.evolve = check("evolve", evolve, FLAG)
         format.partition_by = checked_names(partition_by)
         super().__init__(format, overwrite=overwrite, part_bytes=part_bytes, part_time=part_time)
 

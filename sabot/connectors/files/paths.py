@@ -14,7 +14,7 @@ import pyarrow as pa
 from sabot.base.config import checked_path
 from sabot.base.os_errors import hint_of
 from sabot.connectors.files.remote import Remotely, RemotePath, is_remote, listed, remote_path
-from sabot.errors import UserError
+from sabot.errors import UserError, short_repr
 
 Paths = str | os.PathLike[str] | Remotely | Sequence[str | os.PathLike[str] | Remotely]
 
@@ -27,6 +27,8 @@ SUFFIXES = {
 """The suffixes of each format of files. A sink gives its files the first one."""
 FORMATS = {suffix: name for name, suffixes in SUFFIXES.items() for suffix in suffixes}
 COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+
+_PATHS = 'a file, a folder, a glob such as "data/*.ndjson", a list'
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,8 @@ def open_stream(path: str) -> tuple[Any, Any]:
 
 
 def _each(paths: Paths) -> list[str]:
+    if not isinstance(paths, str | os.PathLike | Sequence) or isinstance(paths, bytes):
+        raise UserError(f"path {short_repr(paths)} is no path of files", hint=_PATHS)
     each: Any = [paths] if isinstance(paths, str | os.PathLike) or is_remote(paths) else paths
     return [remote_path(path) if is_remote(path) else checked_path(path, "path") for path in each]
 
@@ -93,9 +97,7 @@ def name_of(paths: Paths) -> str:
     """Returns the name of these paths in messages, metrics and positions. It is kept as written: checkpoints know a source by it."""
     found = _each(paths)
     if not found:
-        raise UserError(
-            "a source of files needs a path", hint='a file, a folder, a glob such as "data/*.ndjson", a list'
-        )
+        raise UserError("a source of files needs a path, and the list of them is empty", hint=_PATHS)
     return ", ".join(found)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot.base.checks import Whole, check
+from sabot.base.checks import FLAG, Whole, check
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.os_errors import hint_of
 from sabot.base.redaction import redacted_url
@@ -73,6 +73,7 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
                 hint=f'ObjectSink(path, "{format.suffix[1:]}") writes into object stores',
             )
         part_s = None if part_time is None else parse_seconds(part_time, name="part_time", zero=False)
+        check("overwrite", overwrite, FLAG)
         if part_bytes is not None:
             check("part_bytes", part_bytes, Whole(1))
         waits = math.inf if part_s is not None else 0  # bytes that complete a part of a folder

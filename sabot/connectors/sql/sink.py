@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.groups.partition import hash_columns
+from sabot.base.checks import FLAG, TEXT, TEXTS, check
 from sabot.base.quantities import counted_words
 from sabot.base.redaction import has_password, keep_url, redacted_url
 from sabot.codecs.engine_columns import DELETE
@@ -27,6 +28,7 @@ from sabot.connectors.base import (
     Token,
     Track,
 )
+from sabot.connectors.checks import SCHEMA
 from sabot.connectors.letters import as_columns
 from sabot.connectors.sql.database import Database
 from sabot.connectors.sql.postgres import PostgresDatabase
@@ -77,6 +79,11 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
     ) -> None:
         if isinstance(keys, str):
             raise UserError(f"table {table}: keys={keys!r} is no list", hint=f"keys=[{keys!r}]")
+        check("SqlSink: table", table, TEXT)
+        check("SqlSink: keys", keys, TEXTS)
+        check("SqlSink: schema", schema, SCHEMA)
+        check("SqlSink: evolve", evolve, FLAG)
+        check("SqlSink: overwrite", overwrite, FLAG)
         self.name = table
         self.url = str(url)
         self.evolve = evolve

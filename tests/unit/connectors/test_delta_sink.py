@@ -201,6 +201,14 @@ def test_a_type_that_delta_does_not_have_is_refused_before_the_start(table: Path
     assert "drop('v')" in refused.value.hint
 
 
+def test_an_option_that_cannot_be_is_refused_by_name(table: Path) -> None:
+    """overwrite="no" removed all rows, as every text but the empty one is true."""
+    with pytest.raises(UserError, match="DeltaSink: overwrite='no'"):
+        DeltaSink(table, overwrite="no")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"DeltaSink: schema=.*pa\.schema\("):
+        DeltaSink(table, schema={"n": "int64"})  # type: ignore[arg-type]
+
+
 def test_a_value_beyond_the_type_is_refused_before_it_is_in_a_checkpoint(table: Path) -> None:
     far = pa.record_batch({"v": pa.array([2**62], pa.timestamp("s"))})
     with pytest.raises(UserError, match=r"column v: .* out of"):

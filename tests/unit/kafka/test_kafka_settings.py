@@ -82,6 +82,28 @@ def test_a_client_that_only_asks_connects_as_one_that_reads_does() -> None:
     assert connection_of({**theirs, "linger.ms": 50, "session.timeout.ms": 1000}) == theirs
 
 
+@pytest.mark.parametrize("url", [URL, "memory://"])
+def test_an_argument_that_there_is_not_is_refused_by_name_whatever_the_broker(url: str) -> None:
+    """A topic of memory:// ignored it, so that `start=` of a source had no effect until the broker was a real one."""
+    for made in (
+        lambda: KafkaSource("orders", url, "shop", start="latest"),
+        lambda: KafkaSink("orders", url, start="latest"),
+        lambda: App("shop", url, kafka={"start": "latest"}),
+    ):
+        with pytest.raises(UserError, match="kafka: start= is neither an argument nor a setting of the client"):
+            made()
+    with pytest.raises(UserError, match=r"linger_ms= is neither .* as 'linger\.ms' may be one"):
+        KafkaSink("orders", url, linger_ms=5)
+    with pytest.raises(UserError, match="committed with checkpoints"):
+        KafkaSource("orders", url, **{"enable.auto.commit": True})
+
+
+def test_an_address_that_the_environment_does_not_have_is_refused() -> None:
+    for made in (lambda: App("shop", None), lambda: KafkaSource("orders", None), lambda: KafkaSink("orders", None)):  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="broker=None is no (str|text)"):
+            made()
+
+
 def test_a_size_or_a_time_that_is_no_number_is_refused_by_name() -> None:
     for made in (
         lambda: KafkaSource("orders", URL, "shop", **{"message.max.bytes": "10MB"}),

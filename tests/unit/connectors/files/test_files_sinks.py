@@ -16,7 +16,7 @@ from pyarrow import parquet as pq
 
 from sabot._cython.arrow.batch import Batch
 from sabot.connectors.base import Sink
-from sabot.connectors.files import ArrowSink, CsvSink, CsvSource, FileSink, NdjsonSink, ParquetSink
+from sabot.connectors.files import ArrowSink, CsvSink, CsvSource, FileSink, NdjsonSink, ParquetSink, files
 from sabot.connectors.files.parts import FRAME_BYTES, PendingList
 from sabot.connectors.files.text_sinks import end_of_lines, end_of_records
 from sabot.errors import TransientError, UserError
@@ -492,6 +492,11 @@ def test_an_ending_that_says_something_else_is_refused(tmp_path: Path, make: Any
         (lambda path: ArrowSink(path, compression="gzip"), r"compression='gzip' \(one of 'lz4', 'zstd'"),
         (lambda path: ParquetSink(path, part_bytes="64MB"), "part_bytes='64MB'"),
         (lambda path: NdjsonSink(path, part_bytes=0), "part_bytes=0"),
+        (lambda path: NdjsonSink(path, overwrite="no"), r"overwrite='no' \(True or False"),
+        (lambda path: ParquetSink(path, evolve="no"), "evolve='no'"),
+        (lambda path: NdjsonSink(path, times="text"), r"times='text' \(one of 'ms', 'iso', 'sql'"),
+        (lambda path: files([]), "a source of files needs a path, and the list of them is empty"),
+        (lambda path: files(None), "path None is no path of files"),
         (lambda path: ParquetSink(path, partition_by="day"), r"partition_by='day' \(columns in a list"),
         (lambda path: CsvSink(path, partition_by="day"), "partition_by='day'"),
         (lambda path: CsvSink(path, delimiter=";;"), r"CsvSink\(delimiter=';;'\) \(one character"),

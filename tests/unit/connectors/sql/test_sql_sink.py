@@ -327,6 +327,22 @@ def test_a_file_that_is_no_database_and_one_that_cannot_be_made_are_named(tmp_pa
         SqlSink(f"sqlite://{tmp_path}/text/inside/x.db", "results").open()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"overwrite": "no"}, r"SqlSink: overwrite='no' \(True or False"),
+        ({"evolve": "no"}, "SqlSink: evolve='no'"),
+        ({"keys": [1]}, r"SqlSink: keys=\[1\]"),
+        ({"schema": {"n": "int64"}}, r"SqlSink: schema=.*pa\.schema\("),
+        ({"table": 5}, "SqlSink: table=5"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_by_name(path: Path, wrong: dict[str, Any], message: str) -> None:
+    """overwrite="no" deleted all rows, as every text but the empty one is true."""
+    with pytest.raises(UserError, match=message):
+        SqlSink(f"sqlite://{path}", **{"table": "t", **wrong})
+
+
 def test_a_database_that_another_writes_may_be_tried_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "_WAIT_SECONDS", 0.01)
     sink = SqlSink(f"sqlite://{path}", "results")
