@@ -332,12 +332,7 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
             operation = "Read" if "commit offsets" in error.str() else "Write"
             fault = explain(error, self._link, self.name, operation)
             return UserError(fault.message, hint=f"{fault.hint}; or use delivery='at_least_once'")
-        if code in UNKNOWN:
-            return UserError(
-                f"topic {self.name!r} is not on kafka://{address} any more",
-                hint="was it deleted while the app wrote to it? a new start makes it again",
-            )
-        if code == KafkaError.MSG_SIZE_TOO_LARGE or code in LASTING:
+        if code == KafkaError.MSG_SIZE_TOO_LARGE or code in LASTING or code in UNKNOWN:
             return refusal(error, self._link, self.name, size)
         if code in (KafkaError._TIMED_OUT, KafkaError._MSG_TIMED_OUT, KafkaError._TRANSPORT):
             return self._late()

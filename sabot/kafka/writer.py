@@ -23,15 +23,16 @@ from sabot.connectors.base import ChecksTypes, LostFloats, Sink, TakesChanges, W
 from sabot.errors import DataError, RowErrors, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     MESSAGE_BYTES,
+    UNKNOWN,
     BrokerLink,
     end_producer,
     ensure_topic,
     explain,
     flush_of,
     link_of,
-    partitions_of,
     producer_of,
     said,
+    wait_for_partitions,
 )
 from sabot.kafka.native import record_producer_of
 from sabot.kafka.settings import whole_number
@@ -245,6 +246,8 @@ class KafkaSender:
                 sent.set_result(message.offset())
             else:
                 size = len(message.value() or b"") + len(message.key() or b"")
+                if error.code() in UNKNOWN:
+                    self._topics.discard(topic)  # the next call makes it again
                 sent.set_exception(refusal(error, self._link, topic, size))
 
         place: dict[str, int] = {} if partition is None else {"partition": partition}
@@ -286,14 +289,23 @@ class KafkaSender:
                 # The queue is full; the thread's polls empty it, at the latest after message.timeout.ms.
                 await asyncio.sleep(0.05)
             except KafkaException as error:
-                if error.args[0].code() == KafkaError._UNKNOWN_PARTITION and not asked:
-                    asked = True  # the partition may be newer than the client's metadata
-                    await run_in_thread(partitions_of, producer, self._link, topic)
+                if error.args[0].code() in UNKNOWN and not asked:
+                    asked = True  # the topic was made again, or the partition is newer than the client's metadata
+                    await run_in_thread(self._look_again, producer, topic)
                     continue
+                if error.args[0].code() == KafkaError._UNKNOWN_PARTITION and place.get("partition") is not None:
+                    raise UserError(f"topic {topic!r} has no such partition: {said(error.args[0])}") from clean_cause(
+                        error
+                    )
                 if error.args[0].code() == KafkaError._FATAL:
                     await asyncio.sleep(0.05)  # the thread's next poll has the reason, and gives it to `sent`
                     continue
                 raise refusal(error.args[0], self._link, topic) from clean_cause(error)
+
+    def _look_again(self, producer: Any, topic: str) -> None:
+        """Makes the topic if it is missing, and waits until the producer knows it."""
+        ensure_topic(self._link, topic, self._kafka)
+        wait_for_partitions(producer, self._link, topic, 1)
 
     def _prepare(self, topic: str) -> None:
         ensure_topic(self._link, topic, self._kafka)
@@ -380,6 +392,9 @@ def refusal(error: KafkaError, link: BrokerLink, topic: str, size: int | None = 
         return TransientError(
             f"topic {topic!r}: kafka://{link.address} did not take a record within message.timeout.ms"
         )
-    if error.code() == KafkaError._UNKNOWN_PARTITION:
-        return UserError(f"topic {topic!r} has no such partition: {said(error)}")
+    if error.code() in UNKNOWN:
+        return UserError(
+            f"topic {topic!r} is not on kafka://{link.address} any more",
+            hint="was it deleted while the app wrote to it? a new start, or the next app.send, makes it again",
+        )
     return explain(error, link, topic)

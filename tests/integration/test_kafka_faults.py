@@ -138,6 +138,19 @@ def test_a_broker_that_goes_and_comes_back_loses_nothing_and_is_logged_once_each
     sink.close()
 
 
+async def test_a_topic_that_was_deleted_is_made_again_by_the_call_behind_the_one_that_is_told(
+    kafka_url: str, topic: str
+) -> None:
+    """Each later call was told, after half a minute, that Sabot makes no topic that it reads."""
+    sender = RecordSender(kafka_url, {"topic.metadata.propagation.max.ms": 500})
+    assert await sender.send(topic, b"1") == 0
+    admin.delete_topic(kafka_url, topic)
+    with pytest.raises(UserError, match=f"topic '{topic}' is not on {kafka_url} any more"):
+        await bounded(sender.send(topic, b"2"), WAIT)
+    assert await bounded(sender.send(topic, b"3"), WAIT) == 0
+    sender.close()
+
+
 @pytest.mark.slow  # a second of a core, or more
 async def test_a_send_that_waits_for_a_broker_that_is_gone_ends_when_the_sender_is_closed(
     own_kafka: Broker, topic: str
