@@ -80,9 +80,8 @@ class _BatchCall(JobCall, eq=False, gc=False):
     - `records`: the rows as records that are not decoded, with position, key and headers (RECORD_SCHEMA). None after
       the job has begun, and after the rows have left the queue.
     - `columns`: the same rows, decoded to the columns that the agent's function gets. None when `records` is None.
-    - `body`: the input of the job's earlier run, read from the journal, if dead letters of the job were sent again.
-      The new run begins with it instead of `records`. b"" before the journal was asked, after the job has begun, and
-      for a job without an earlier run.
+    - `body`: the input of the job's last run, if dead letters of that run were sent again and the journal has been
+      read. The new run then begins with `body` instead of `records`, and `body` becomes b"". In all other cases b"".
     """
 
     held: QueuedRows | None = None
@@ -128,12 +127,12 @@ class DurableBatchOperator(DurableAgentOperator):
         self._pins.add(batch.log, from_ipc(batch.records))
 
     def own_facts(self) -> dict[str, Any]:
-        """Returns the data that a checkpoint stores for this operator: the data of the base class, and two more
-        items.
+        """Returns the data that a checkpoint stores for this operator: the data of the base class, and two items about
+        rows that already belong to jobs. After a restart such rows may arrive again, and must then be dropped.
 
         - `running`: the ids of the jobs that have begun and whose rows are stored in the same checkpoint.
-        - `pinned`: the positions of other rows that belong to jobs. After a restart the source may read these rows
-          again, although the journal no longer contains their jobs. Then the rows must be dropped.
+        - `pinned`: the positions of rows that the source may read again, and whose jobs the journal may no longer
+          contain.
         """
         calls = [call for call in self.calls.values() if isinstance(call, _BatchCall) and call.begun and call.held]
         return {**super().own_facts(), "running": [call.job_id for call in calls], "pinned": self._pins.facts()}
@@ -186,8 +185,11 @@ class DurableBatchOperator(DurableAgentOperator):
 
     def _keep_unprocessed(self, batch: Batch) -> None:
         """Puts a batch that cannot be processed into the agent's queue, so that the next checkpoint stores its rows.
-        Called if the agent has failed. Also called if the rows of the batch have no positions, by which jobs are
-        identified; then it makes the agent fail.
+        There are two cases:
+
+        - The records could not be decoded, and the agent has failed for this reason.
+        - The rows are not records. They have no positions, so no job ids can be made for them. In this case the method
+          makes the agent fail.
         """
         if not batch.data.schema.equals(RECORD_SCHEMA):
             nameless = UserError(
@@ -217,11 +219,12 @@ class DurableBatchOperator(DurableAgentOperator):
         return False
 
     def _stamped(self, records: pa.RecordBatch, topic: str, log: str) -> pa.RecordBatch:
-        """Returns a copy of the records in which each has a job id in its headers (JOB_HEADER). A record without one gets
-        an id from its position and `log`, the identity that the topic's log had at the checkpoint.
+        """Returns a copy of the records in which each has a job id in its headers (JOB_HEADER). A record without one
+        gets an id that is made from its position and `log`.
 
-        Used for records from a checkpoint if the topic now has another log: it was deleted and created again, or the
-        agent reads it no longer. At their positions the topic may have other records.
+        Called for records from a checkpoint whose positions are no longer valid, because their topic was deleted and
+        created again, or because the agent no longer reads it. `log` is the identity that the topic's log had at the
+        checkpoint.
         """
         headers = []
         for place, row in enumerate(rows_of(records, topic)):
@@ -311,11 +314,11 @@ class DurableBatchOperator(DurableAgentOperator):
         return jobs
 
     def is_known(self, call: JobCall) -> bool:
-        """Returns True if the job of this call is already waiting or running. In this case also drops the rows of the
-        call, because that job processes them. Returns False if there is no such job.
+        """Returns True if the job of this call is already waiting or running, and otherwise False. If it returns True:
 
-        The journal may have to be asked about that job first, and the job may then be refused. In this case the rows are
-        kept until the answer has come, and True is returned.
+        - If the journal must first be asked about that job, the rows of the call are kept until it has answered,
+          because the job may then be refused.
+        - Otherwise the rows are dropped, because that job processes them.
         """
         other = self.calls.get(call.job_id)
         if other is None:
@@ -353,11 +356,11 @@ class DurableBatchOperator(DurableAgentOperator):
         call.body = b""
 
     async def ask_journal(self, call: JobCall) -> None:
-        """Asks the journal whether it contains the job of this call. According to the answer, begins the job or drops
-        the rows, as the method of the base class does.
+        """Finds out from the journal whether the job of this call exists. Then begins the job, or drops or refuses the
+        rows, by the same rules as for an agent that gets single records.
 
-        If the job has failed before, and only some of its rows were sent again, the new run of the job processes all
-        rows with which the job began before.
+        If only some rows of a failed run were sent again, the new run nevertheless processes all rows of the failed
+        run.
         """
         assert isinstance(call, _BatchCall)
         begin = await call_journal(last_begin, self.host.journal, call.job_id)
@@ -370,8 +373,8 @@ class DurableBatchOperator(DurableAgentOperator):
         await super().ask_journal(call)
 
     def drop_undecided(self, call: JobCall, begins: JobCall) -> None:
-        """Drops the rows of a call that were kept until the journal had answered. The job with its id, which now begins,
-        processes them.
+        """Drops the rows of a call, which were kept until the journal had answered. A job with the same id now begins,
+        and processes these rows.
         """
         self.is_known(call)
 

@@ -128,11 +128,12 @@ class DurableContext(AgentContext):
         retries: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Calls any function as if it were a tool, and records its result in the journal. Returns and raises as
-        `call` does.
+        """Calls any function as if it were a tool, and records its result in the journal. Returns and raises as `call`
+        does.
 
-        - `effect`: the effect class, with the same meaning as in `@tool(effect=…)`. It decides whether the call may
-          be repeated after a crash: a "read" function, which changes nothing, may, and an "unsafe" one may not.
+        - `effect`: the effect class, with the same meaning as in `@tool(effect=…)`. It decides whether the call may be
+          repeated after a crash. For example, a "read" call, which changes nothing, may be repeated. An "unsafe" call
+          may not.
         - `timeout`: the time limit for each attempt. None means no limit.
         - `retries`: the number of further attempts after a failure. None means no further attempt.
         """

@@ -133,9 +133,9 @@ class JobCall(
       0.
     - `row`: the row in the agent's queue, or None.
     - `mailed`: True if the record is the first one in the mailbox of its key.
-    - `before`: the data about the job that were read from the journal when the app started, or None if the journal
-      did not contain it. A child job has such data too, as soon as its parent has asked for it. Set to None when the
-      job is parked or blocked, to free memory.
+    - `before`: the data about the job from the journal. A job has them if the journal contained it when the app
+      started. A child job that may outlive its parent gets them when the parent asks for it. Otherwise None. Also set
+      to None when the job is parked or blocked, to free memory.
     - `reopened`: True if the journal contained the open job when the app started.
     - `place`: the place of the job in JobAdmission, which limits the running jobs to `concurrency=`: for example
       "waiting", "running" or "parked".
@@ -277,8 +277,8 @@ class JobNames:
 
 def _text_field(row: Row, field: str | None, option: str) -> str:
     """Returns the value of a record's field as a text, or "" if `field` is None. `option` is the option of the agent
-    that names the field, for the error message. Raises DataError if the value is neither a text (not empty, without
-    NUL characters) nor a whole number.
+    that names the field, for the error message. Raises DataError unless the value is a whole number, or a text that is
+    not empty and contains no NUL character.
     """
     if field is None:
         return ""
@@ -357,8 +357,9 @@ def result_headers(job_id: str, number: int, *, replayed: bool) -> Headers:
 
     - `job_id`: the id of the job that made the result.
     - `number`: the index of the result among the results of that job, from 0.
-    - `replayed`: True if the job was continued from the journal after a restart. The result may then have been
-      written before the restart too. A header marks it, so that the receiver looks for the earlier one.
+    - `replayed`: True if the job was continued from the journal after a restart. Then the same result may have been
+      written before the restart. For this case a header tells the receiver to ask the journal whether the result
+      already has a job.
     """
     again = ((RUN_HEADER, b"0"),) if replayed else ()
     return ((FROM_HEADER, f"{job_id}>{number}".encode()), *again)

@@ -32,12 +32,14 @@ class OrderOwner(Protocol):
         """Called when the job of `call` may begin: its row has no key, or no other job of the key is open."""
 
     def is_known(self, call: JobCall) -> bool:
-        """Checks whether a job with the id of this call has begun already. If it has, drops the row of the call and
-        returns True. If the row differs from the input of that job, it is refused as an error instead of dropped.
-        Returns False if no such job has begun.
+        """Decides whether the row of `call` needs no new job, because a job with its id exists. Returns False if there
+        is no such job. Returns True in these cases:
 
-        Also returns True for a row that can be compared only when the journal has answered. If this row is the first
-        of its mailbox, it stays there (`call.mailed` is True still), and `look_again` or `end` is called for it later.
+        - The row equals the input of that job. Then it is dropped.
+        - The row differs from that input. Then it is refused as an error.
+        - The input is only known when the journal has answered. Then the row is kept. If the row is the first of its
+          mailbox, it remains there (`call.mailed` is still True), and after the answer the owner calls `look_again` or
+          `end` for it.
         """
 
     def end_row(self, call: JobCall) -> None:
@@ -100,10 +102,11 @@ class KeyOrder:
         room.on_room.append(self.unpack)
 
     def restore(self, calls: Iterable[JobCall]) -> None:
-        """Takes over the jobs that were open in the journal, and then the rows in the mailboxes. `calls` are these
-        jobs, in the order in which they began. Must be called before the first row arrives. If the agent fails at a
-        row of a mailbox, the row remains there, and the other mailboxes are not looked at. Raises UserError if
-        mailboxes contain rows, but the agent no longer has `key=`.
+        """Takes over the jobs that were open in the journal, and then the rows in the mailboxes. Must be called before
+        the first row arrives. `calls` are the open jobs, in the order in which they began.
+
+        If a row of a mailbox makes the agent fail, the row remains in the mailbox, and no further row is taken over.
+        Raises UserError if mailboxes contain rows, but the agent no longer has `key=`.
         """
         if self._spec.job_key is None and self.boxes.rows:
             raise UserError(
@@ -127,9 +130,9 @@ class KeyOrder:
                 self._next(self._mailed(scope))
 
     def start(self, calls: Iterable[JobCall]) -> None:
-        """Ends the restore after a start of the app. `calls` are the jobs of the agent. For each that is parked (it
-        waits for something, and its function is not in memory), sets `JobCall.before` to None, to free memory. From
-        then on `suspend` does the same for each job that is parked.
+        """Frees the memory that parked jobs no longer need after a restore, by setting `JobCall.before` to None. A job
+        is parked if it waits for something and its function is not in memory. Called once, when the agent starts.
+        `calls` are its jobs. From then on `suspend` frees this memory.
         """
         self._started = True
         for call in calls:
@@ -138,7 +141,8 @@ class KeyOrder:
 
     def add_child(self, call: JobCall) -> None:
         """Adds a child job, which another job (its parent) has asked for. Raises UserError if the current job of the
-        child's key is its parent or an ancestor of it: that job would wait for the child, and the child for that job.
+        child's key is the parent or an ancestor of the parent. Such a job cannot end before the child, and the child
+        cannot begin before that job has ended.
         """
         queue = None if self._spec.job_key is None else self._queues.get(call.scope)
         above = parent_of(call.job_id)[0]
@@ -200,9 +204,12 @@ class KeyOrder:
             queue.call = call
 
     def suspend(self, call: JobCall) -> None:
-        """Moves the rows of a key from memory into the mailbox of the key, because the current job of the key
-        (`call`) may stay open for long. Rows for which the mailbox has no room are handled as in `_post`. Called when
-        that job is parked (it waits for something) or blocked (its function no longer matches its journal).
+        """Moves the rows of a key from memory into the mailbox of the key. Called when the key's current job (`call`)
+        is parked (it waits for something) or blocked (its function no longer matches its journal), because that job may
+        stay open for long.
+
+        Rows of child jobs stay in memory. If the mailbox is full, other rows stay in memory too, or become dead letters
+        if the agent has mailbox_full="dead_letter".
         """
         if self._started:
             call.before = None
@@ -232,15 +239,18 @@ class KeyOrder:
             self.unpack()
 
     def look_again(self, call: JobCall) -> None:
-        """Looks again at the first row of a mailbox. Called when the journal has answered, for which the row waited."""
+        """Handles the first row of a mailbox again, after the journal has answered whether the job of the row exists.
+        Gives the row its turn, or lets the next job of the key begin.
+        """
         if not self._next(call):
             self.end(call)
 
     def _next(self, call: JobCall) -> bool:
-        """Gives the next row of a key its turn. Returns False if its job has begun already, so that it needs no turn.
+        """Gives a row of a key its turn, so that its job may begin. Returns False if the row needs no turn, because its
+        job exists already.
 
-        If the row has to wait until the journal has answered, it is the key's row meanwhile, and the others stay behind
-        it. Its turn then comes in `look_again`.
+        If the row is the first of a mailbox and must wait until the journal has answered, it becomes the current job of
+        the key, so that later rows stay behind it. Its turn then comes in `look_again`. Returns True in this case.
         """
         if call.before is not None or not self._owner.is_known(call):
             self._turn(call)

@@ -101,13 +101,13 @@ class JobModel(AgentModel):
 
 
 class _Requests:
-    """A judge (`CallJudge`) for the requests that one effect of a job sends to a model. Usually this is one request.
-    If an answer cannot be read and the request is sent again, that is a new attempt of the effect, which a guard may
-    refuse.
+    """A judge (`CallJudge`) of the requests that one effect of a job sends to a model. Usually an effect sends one
+    request. If it sends another one, for example because an answer cannot be read, this counts as a new attempt of the
+    effect, and a guard may refuse the attempt.
 
     - `effect`: the effect, with the number of its present attempt.
-    - `around`: the judge of model requests that applied before the effect began, or None. If it is a GuardJudge, its
-      guard also decides whether a fallback model may be asked.
+    - `around`: the judge of the code that requested the effect, or None. If it is a GuardJudge, its guard also decides
+      whether a fallback model may be asked.
     """
 
     def __init__(self, effect: Effect, around: CallJudge | None) -> None:
@@ -152,9 +152,12 @@ async def _in_pieces(
 ) -> Completion:
     """Sends a request to a model, and publishes each piece of the answer when it arrives. Returns the whole answer.
 
-    If a TransientError ends the stream after the first piece was published, or if the stream ends without a whole
-    answer, sends the request once more, and returns that answer. Raises all other errors of the stream, and a
-    TransientError before the first piece.
+    The request is sent once more, this time without a stream of pieces, in two cases:
+
+    - The stream raises a TransientError after the first piece was published.
+    - The stream ends without a whole answer.
+
+    All other errors of the stream are raised. So is a TransientError before the first piece.
     """
     number = 0
     try:

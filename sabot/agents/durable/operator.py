@@ -152,8 +152,9 @@ class DurableAgentOperator(AgentOperator):
             self._begun[place] = record.offset
 
     def admit(self) -> None:
-        """Allows jobs to begin. Called when a checkpoint that contains the position in the journal is complete. So a
-        journal that contains jobs always belongs to a checkpoint.
+        """Allows jobs to begin. Called when a complete checkpoint contains the position in the journal, or at the start
+        if the app makes no checkpoints. Jobs must not begin earlier: after a crash the journal would contain jobs, but
+        the app would have no checkpoint that belongs to this journal.
         """
         self._admitted = True
         self.go_on()
@@ -232,13 +233,16 @@ class DurableAgentOperator(AgentOperator):
             self.order.add(call)
 
     def is_known(self, call: JobCall) -> bool:
-        """Checks whether a job with the id of this call has begun already. If it has, drops the row of the call and
-        returns True. If the row differs from the input of that job, it is refused as an error (`refuse`) instead of
-        dropped. Returns False if no such job has begun.
+        """Decides whether the row of this call needs no new job, because a job with its id exists. Returns False if
+        there is no such job. A dead letter that was sent again is only compared with jobs that wait or run, because a
+        job that has failed may begin again.
 
-        The input of the job may not be known yet, because the journal is being asked. If the row then differs from
-        the row for which the journal is asked, it is kept, and is compared when the answer has come. Returns True in
-        this case too.
+        Returns True in these cases:
+
+        - The row equals the input of that job. Then it is dropped.
+        - The row differs from that input. Then it is refused as an error (`refuse`).
+        - The journal is being asked for the input, and the row differs from the row for which it is asked. Then the row
+          is kept in `undecided`, and is compared when the journal has answered.
         """
         other = self.calls.get(call.job_id)
         if other is not None and other.named and other.digest != call.digest:
@@ -325,10 +329,11 @@ class DurableAgentOperator(AgentOperator):
         """Returns True if the next job (`call`) must not run now. The reasons are:
 
         - The operator is stopped, has failed, or `admit` has not been called.
-        - The next operator or the dead letter topic accepts no more rows. Then `go_on` is called when it does.
-        - `rate=` is reached, and the job would count as begun: it is new, or it was open in the journal when the app
-          started. Parked jobs do not count, nor does asking the journal for a job (`JobCall.named`). Then `go_on` is
-          called when the next job may begin.
+        - The next operator or the dead letter topic accepts no more rows. `go_on` is called when they accept rows
+          again.
+        - `rate=` is reached. `go_on` is called when the next job may begin. The rate limits new jobs, and jobs that
+          were open in the journal when the app started. It does not limit parked jobs, nor calls about which the
+          journal must first be asked (`JobCall.named`).
         """
         if not self._started or not self._admitted or self.failure is not None:
             return True
@@ -362,15 +367,16 @@ class DurableAgentOperator(AgentOperator):
         self.host.begin(self.spec.agent_id, call.job_id, **inputs_of(call), run=call.run, behalf=call.behalf)
 
     async def ask_journal(self, call: JobCall) -> None:
-        """Finds out from the journal whether the job of this call exists, and acts on it.
+        """Finds out from the journal whether the job of this call exists. The first of these rules that applies
+        decides:
 
+        - If the operator was stopped meanwhile, the call becomes the first in the queue, and the journal is asked again
+          after the next start.
         - If the job does not exist, it begins.
-        - If the job has failed, or was cancelled, and its dead letter was sent again, it begins a new run, which
-          reuses the recorded results.
+        - If the job has failed or was cancelled, and the record is the dead letter of its last run, which was sent
+          again, the job begins a new run that reuses the recorded results. If the entries of the job have been deleted
+          from the journal, the record is refused instead.
         - Otherwise the record is dropped, or refused if it differs from the input of the job.
-        - If the entries of the job have been deleted from the journal meanwhile, the record is refused.
-        - If the operator was stopped meanwhile, nothing is decided: the call becomes the first in the queue, and the
-          journal is asked again after the next start.
         """
         await self.host.journal.flush()  # entries of jobs that have just ended
         mark = await self.host.mark_of(call.job_id)
@@ -411,8 +417,8 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     def drop_undecided(self, call: JobCall, begins: JobCall) -> None:
-        """Drops the row of a call that was kept until the journal had answered, because the job with its id now begins
-        with the row of `begins`. If the two rows differ, refuses the row of `call` as an error instead.
+        """Drops the row of `call`, which was kept until the journal had answered, if it equals the row of `begins`.
+        Otherwise refuses it as an error. `begins` is a call with the same job id, whose job begins now.
         """
         self._drop(call, begins.digest)
 

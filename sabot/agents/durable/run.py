@@ -78,19 +78,20 @@ def journal_place(app: JournalOwner) -> str | Path:
 def open_app_journal(
     app: JournalOwner, storage: CheckpointStorage | None, memory: MemoryStorage
 ) -> tuple[Journal, LocalBackend]:
-    """Opens the journal of an app, and a store for the mailboxes of its agents. By default the journal is in the
-    state directory of the app. Blocks.
+    """Opens the journal of an app, and a store for the mailboxes of its agents. By default the journal is in the state
+    directory of the app. Blocks.
 
     - `storage`: the storage of the app's checkpoints, or None.
     - `memory`: the entries of the journal, if its place is "memory".
 
     Raises UserError in these cases:
 
+    - No place is configured for the journal.
     - The journal is not in memory, but the app makes no checkpoints.
     - The checkpoints are in an object store, but the journal is on this machine. Then a failure could lose one of the
       two.
-    - The app is started with `--fresh`, but the journal contains effects. Only with `--forget-effects` does the user
-      allow that they are forgotten.
+    - The app is started with `--fresh`, and the journal contains effects, which would be forgotten. With
+      `--forget-effects` too, they are deleted, unless the journal is on a server: that also raises UserError.
     - `--forget-effects` is used without `--fresh`.
     """
     settings = app.settings
@@ -277,10 +278,10 @@ class DurableJobs:
 
     def restore(self, operators: Mapping[str, AgentOperator]) -> None:
         """Passes the open jobs of the journal to the operators of their agents. If a checkpoint contains the position
-        in the journal (`known`), also allows jobs to begin. If one durable agent writes into another, lets it write
-        the job id into the headers of each row.
+        in the journal (`known`), also allows jobs to begin.
 
-        Raises UserError if the program no longer has the agent of an open job.
+        An agent whose results go directly into another durable agent is set to write its job id into the headers of
+        each result. Raises UserError if the program no longer has the agent of an open job.
         """
         for agent_id, operator in operators.items():
             below = operator.port.operator if isinstance(operator.port, OperatorPort) else None
