@@ -76,14 +76,20 @@ class ExecutionHandle:
         return self._outcome is not None
 
     async def result(self) -> ExecutionResult:
-        """Waits until the job has ended, and returns its result.
+        """Waits until the job has ended, and returns its result. If the job has ended without success, raises its
+        error:
 
-        If the job has ended without success, raises its error: ModelError, BudgetExceeded, BudgetUnavailable,
-        TurnLimitExceeded, TimeoutError (`max_runtime_seconds`) or JobCancelled. An error of any other class is raised
-        as an EffectError with the name of its class and its message. Raises NonDeterminism if the job is blocked,
-        because the present code of its agent requests other effects than its journal has. Raises Mismatch if the
-        recorded answer does not fit the present output type of its Agent. If the kernel is closed before the job has
-        ended, raises UserError; if an error stops the kernel, raises that error.
+        - ModelError, BudgetExceeded, BudgetUnavailable, TurnLimitExceeded, TimeoutError (`max_runtime_seconds`) or
+          JobCancelled.
+        - EffectError for an error of any other class, with the name of that class and its message.
+
+        Also raises:
+
+        - NonDeterminism if the job is blocked, because the present code of its agent requests other effects than its
+          journal has.
+        - Mismatch if the recorded answer does not fit the present output type of the Agent.
+        - UserError if the kernel is closed before the job has ended.
+        - The error that has stopped the kernel, if there is one.
         """
         if self._outcome is None:
             if self._answered is None:
@@ -204,11 +210,12 @@ class ExecutionHandle:
 
 
 def _of(pieces: Any, event: RuntimeEvent | None) -> Iterator[RuntimeEvent]:
-    """Yields the streamed parts of a model's answer, which `pieces` (a list of events) contains, and removes them from
-    `pieces`.
+    """Yields events from `pieces`, a list of the streamed parts of model answers, and removes them from the list. Which
+    events these are depends on `event`:
 
-    If `event` is a "model.done" event, only the parts of that answer are yielded. If it is any other event, nothing is
-    yielded. If it is None, all parts are yielded.
+    - For a "model.done" event, the parts of the answer that it ends.
+    - For any other event, none.
+    - For None, all.
     """
     if not pieces or (event is not None and event.type is not RuntimeEventType.MODEL_DONE):
         return

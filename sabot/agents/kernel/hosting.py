@@ -134,8 +134,11 @@ class KernelHost:
             self._host.put(Arrived(End(job.job_id, self._host.now_ms(), "cancelled", why)))
 
     async def close(self, why: SabotError) -> None:
-        """Stops the host. The handles of jobs that have not ended get the error `why`. If an error has stopped the host
-        before, they have that error already. If a store of the program fails, this is such an error (see `check`).
+        """Stops the host. The stores of the program copy the last entries of the journal.
+
+        The handles of jobs that have not ended get the error `why`, unless an error has stopped the host before: then
+        they have that error. If a store of the program fails during this call, nothing is raised here, but `check`
+        raises the error.
         """
         try:
             await self._host.close()
@@ -226,13 +229,16 @@ class KernelHost:
         - `inputs`: keyword arguments for `JobHost.begin`.
         - `named`: the request if it has an idempotency key, otherwise None.
 
-        With `named`, first looks in the journal for an older job with that key. If there is one, begins no job, and
-        returns `handle` at once, which is then the handle of the older job. Otherwise waits until fewer than `max_jobs`
-        jobs run, and then begins the job.
+        With `named`, first looks in the journal for an older job with that key. If there is one, begins no job:
+        `handle` becomes the handle of the older job, and is returned at once. Otherwise waits until fewer than
+        `max_jobs` jobs run, and then begins the job.
 
-        Raises IdempotencyConflict if the older job had another request, and UserError if its result is no longer in the
-        journal. Raises UserError if the kernel is closed before the job has begun. If an error stops the kernel, raises
-        that error.
+        Raises these errors:
+
+        - IdempotencyConflict if the older job had another request.
+        - UserError if the result of the older job is no longer in the journal, or if the kernel is closed before the
+          job has begun.
+        - The error that stops the kernel, if this happens before the job has begun.
         """
         job_id = handle.job_id
         try:
@@ -257,10 +263,12 @@ class KernelHost:
         return handle
 
     async def _before(self, handle: ExecutionHandle, request: ExecutionRequest) -> ExecutionHandle | None:
-        """Looks in the journal for an older job with the id of `handle`, open or ended. If there is one, returns
-        `handle`, which is now the handle of that job. If that job is open, it continues, and so do the open jobs below
-        it. Returns None if the journal has no such job. Raises IdempotencyConflict if that job had another request, and
-        UserError if its result is no longer in the journal.
+        """Looks in the journal for an older job with the id of `handle`, open or ended. Returns None if there is none.
+        Otherwise `handle` becomes the handle of that job, and is returned. If the job is open, it continues, together
+        with its open child jobs and all open jobs below them.
+
+        Raises IdempotencyConflict if the older job had another request, and UserError if its result is no longer in the
+        journal.
         """
         job_id = handle.job_id
         job = self.open.pop(job_id, None)

@@ -169,8 +169,8 @@ class JobWatch(Protocol):
         """
 
     def child(self, agent: "KernelAgent", job_id: str, request: ExecutionRequest, behalf: Behalf) -> None:
-        """Requests that a child job begins, which a job has requested by `ctx.child`. The kernel begins it when fewer
-        than `max_jobs` jobs run.
+        """Requests that a child job begins, because the function of another job has called `ctx.child`. The kernel
+        begins it when fewer than `max_jobs` jobs run.
 
         - `agent`: the agent that the child runs.
         - `job_id`: the id of the child.

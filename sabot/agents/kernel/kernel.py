@@ -56,7 +56,8 @@ class RuntimeKernel:
     after `resume` is called.
 
     `kernel.jobs` (an AppJobs) and `kernel.actions` (an ActionManager) read and change the jobs and their questions.
-    They also work while another process has the journal open, or no process.
+    They work at any time: while this kernel has the journal open, while another process has it open, and while it is
+    closed.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class RuntimeKernel:
         - `max_jobs`: the most jobs that run at the same time. Jobs that were removed from memory, because they wait for
           something that takes long, do not count.
         - `children`: the limits for the jobs that one job may begin.
-        - `keep_jobs`: the number of ended jobs whose histories the journal keeps at least. The last ones are kept.
+        - `keep_jobs`: the journal keeps the histories of at least this number of ended jobs, those that ended last.
         - `dedupe`: the time for which the journal keeps the ids of ended jobs, and the histories of failed jobs.
         - `stop_grace`: the time that calls of tools and models have to finish when the kernel is closed.
         - `version`: the version of the code. With "" it is a digest of the code.
@@ -271,8 +272,10 @@ class RuntimeKernel:
     async def close(self) -> None:
         """Stops the kernel. Calls of tools and models have the time `stop_grace` to finish. Open jobs remain in the
         journal, and their handles raise UserError. They continue when a later kernel over this journal calls `resume`.
-        The engine is not closed. If an error has stopped the kernel before, or a store of `job_store` or `action_store`
-        fails now, closes the journal and raises that error. Repeated calls do nothing.
+        The engine is not closed. Repeated calls do nothing.
+
+        After everything is closed, raises the error that had stopped the kernel before. If `job_store` or
+        `action_store` fails during the close, raises that error.
         """
         async with self._opening:
             was_closed, self._closed = self._closed, True
@@ -321,8 +324,9 @@ class RuntimeKernel:
         return found
 
     def _check_policy(self, asked: PolicyRef | None) -> None:
-        """Raises UserError if `asked` names a policy, and this kernel has no policy, another one, or another version of
-        it. None is always accepted.
+        """Checks that this kernel has the policy for which a request asks. Raises UserError if the kernel has no
+        policy, or if the names or the versions of the two policies differ. `asked` may be None, which accepts any
+        policy. Its version may be "", which accepts any version.
         """
         name = "" if self.policy is None else self.policy.name
         if asked is None or (
@@ -340,12 +344,15 @@ class RuntimeKernel:
         )
 
     async def take_over(self, taken: Sequence[Entry]) -> ExecutionHandle:
-        """Begins a new job with the entries `taken`, which `StateManager.restore` has copied from the history of another
-        job, and returns its handle. The entries have the id of the new job, which no other job may have. The new job
-        continues after these entries. First waits until fewer than `max_jobs` jobs run.
+        """Begins a new job that continues after the entries `taken`, and returns its handle. `StateManager.restore` has
+        copied these entries from the history of another job, and has given them the id of the new job, which no other
+        job may have. First waits until fewer than `max_jobs` jobs run.
 
-        Raises NonDeterminism, and begins nothing, if the present code of the agent requests other effects than these
-        entries have. Raises UserError if `taken` is no such history, or is of an agent that this kernel does not have.
+        Raises these errors, and then begins nothing:
+
+        - NonDeterminism if the present code of the agent requests other effects than the entries have.
+        - UserError if `taken` is not a list that begins with a BEGIN entry, or if this kernel does not have the agent
+          of the job.
         """
         begin = taken[0] if isinstance(taken, Sequence) and taken else None
         if not isinstance(begin, Begin):
@@ -442,9 +449,10 @@ class RuntimeKernel:
         - `waiting`: the number of jobs that wait because `max_jobs` others run.
         - `blocked`: the reasons why jobs are blocked, by job id.
         - `begun`, `ended`: the numbers of jobs that have begun and that have ended since the journal was opened.
-        - `effects`, `doubts`: the number of effects since then, and the number of effects about which a person was
-          asked whether they were made.
-        - `in_flight`, `tools`: the number of calls that are being made, and the figures of each tool.
+        - `effects`: the number of effects since the journal was opened.
+        - `doubts`: the number of questions since then that asked a person whether an effect was made.
+        - `in_flight`: the number of calls that have no outcome yet.
+        - `tools`: the figures of each tool, by its name.
         - `journal`: the figures of the journal.
         """
         return {} if self._host is None else self._host.statistics()
@@ -473,9 +481,9 @@ class _KernelStore(AppJobStore):
 
 
 def _stores_of(job_store: Any, action_store: Any) -> list[LentStore]:
-    """Returns the stores that can show the jobs of a kernel: `job_store` and `action_store`, or for a cache the store
-    behind it. A store that is given twice is returned once. Raises UserError for a store that cannot show the jobs of a
-    kernel.
+    """Returns the stores that show the jobs of a kernel: `job_store` and `action_store`. In place of a cache, the store
+    behind the cache is returned. A store that is given twice is returned once. Raises UserError for a store that cannot
+    show the jobs of a kernel.
     """
     found: list[LentStore] = []
     for name, store in (("job_store", job_store), ("action_store", action_store)):
