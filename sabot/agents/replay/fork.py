@@ -109,15 +109,16 @@ async def fork(
     code continues with real calls. The fork has a journal of its own in memory. Returns the result of the fork when its
     job has ended, or when it waits for something that will not come.
 
-    Up to step `at` nothing is called. If the job had requested an effect before that place, and the effect had no
-    result there, the fork requests it again. After `ctx.continue_as` the fork continues with the new input.
+    Up to step `at` nothing is called. An effect that was requested before that place, but had no result there yet, is
+    requested again. After `ctx.continue_as` the fork continues with the new input.
 
     - `at`: the ordinal of a step. 0 means the beginning of the job, and None means the end of everything that is
       recorded.
-    - `answers`: values that are used instead of calls, by name. For the name of a tool, it is the return value. For the
-      name of a model ("llm" means all models), it is a text or a Completion, or a list with one of these for each call.
-      For the name of an agent, it is the result of the child job. For the type of a question or the name of a signal,
-      it is the answer. For "confirm", it is the answer if `guard` requires an approval.
+    - `answers`: values that are used instead of calls, by name. The value for the name of a tool is its return value.
+      The value for the name of a model ("llm" means all models) is a text or a Completion, or a list with one of these
+      for each call. The value for the name of an agent is the result of the child job. The value for the type of a
+      question, or for the name of a signal, is the answer. The value for "confirm" is the answer if `guard` requires an
+      approval. The value for "in_doubt" is the answer if nobody knows whether a call of the fork was made.
     - `model`: the model that is called instead of the models that the code names; "" changes nothing.
     - `prompt`: the text that replaces the instructions in requests to models; None changes nothing.
     - `allow`: the effect classes and the names of tools that are really called. By default these are the classes
@@ -202,8 +203,8 @@ def _asked_for(entries: Sequence[Entry]) -> set[str]:
 
 def _entries_until(recording: Recording, at: int | None) -> list[Entry]:
     """Returns the recorded entries up to the result of the step with the ordinal `at`, or all entries before the END if
-    `at` is None. Leaves out the entries of effects that had no result at that place. Raises UserError if the recording
-    has no entries, or no result of the step.
+    `at` is None. Leaves out the entries of effects that had no result yet when that result came. Raises UserError if
+    the recording has no entries, or no result of the step.
     """
     entries = recording.entries
     if not entries:
@@ -222,8 +223,9 @@ def _entries_until(recording: Recording, at: int | None) -> list[Entry]:
 
 
 def _places(entries: Sequence[Entry]) -> dict[int, int]:
-    """Returns a dict by the ordinal of a step. The value is the number of entries from the first one up to the result
-    of the step. The key 0 has the value 1, because the beginning of the job is one entry.
+    """Returns the number of entries from the beginning of the recording up to the result of a step, by the ordinal of
+    the step. Steps without a result are left out. The ordinal 0 stands for the beginning of the job, which is one
+    entry.
     """
     view, places = JobView(), {0: 1}
     for count, entry in enumerate(entries, 1):
@@ -243,7 +245,7 @@ class _Changes:
     """The changes that a fork makes to a recorded job.
 
     - `answers`, `prompt`: the arguments of `fork`.
-    - `said`: by the name of a model, the number of its answers in `answers` that were used already.
+    - `said`: the number of values of a model that were used already, by the key of the model in `answers`.
     - `stood_in`: the job id and the ordinal of each call that was not made, because a value of `answers` was used
       instead.
     """
@@ -320,8 +322,8 @@ class _ForkClock:
 
 
 class _ForkRun(JobRun):
-    """The execution of a fork's job. For calls that `answers` names, the value there is used instead. In requests to
-    models that the old job has not made, the instructions are replaced by `prompt`.
+    """The execution of a fork's job. For calls that `answers` names, the value there is used instead. `prompt` replaces
+    the instructions in requests to models. Requests that the original job has recorded are not changed.
 
     `on_answered` is a function that is called when the job waits for a question or a signal for which `answers` has an
     answer. It is called once for each of them.
@@ -505,9 +507,8 @@ class _ForkOwner:
         return 0.0
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
-        """Does not begin a child job. Instead, the job gets the value that `answers` has for the agent of the child as
-        the child's result. `job_id` is the id that the child would have. Raises UserError if `answers` has no value for
-        that agent.
+        """Gives the job the result of a child job, without a child: the value that `answers` has for the agent of the
+        child. `job_id` is the id that the child would have. Raises UserError if `answers` has no value for that agent.
         """
         name, host = self._changes.of(self.run.open[parent_of(job_id)[1]].name), self._host
         if name is None or host is None:
@@ -518,12 +519,12 @@ class _ForkOwner:
         return self._code.continued(job, message)
 
     def parked(self, job_id: str) -> None:
-        """Handles that the job waits for something that takes long:
+        """Decides what follows when the job waits for something that takes long:
 
         - If the job waits for a child job whose result is in `answers`, does nothing.
-        - If the job waits for nothing that has a time (a timer or a deadline), or if `no_wait` is True, ends the fork
+        - If `no_wait` is True, or if nothing for which the job waits has a time (a timer or a deadline), ends the fork
           with the outcome "waits".
-        - Otherwise logs for what the job waits.
+        - Otherwise logs for what the job waits, and lets it wait.
         """
         asks = self.run.open.values()
         if any(ask.kind == "child" and not ask.token and self._changes.of(ask.name) is not None for ask in asks):

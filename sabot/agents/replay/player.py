@@ -71,8 +71,11 @@ class ReplayPlayer:
         - FORK runs `code` over the recorded results up to step `at`, continues with real calls, and returns a Forked.
           The function `fork` describes the other arguments and the errors.
 
-        Raises UserError for an unknown mode, for STEP (use `step` instead), for VERIFY without `code`, for FORK without
-        `code` and `at`, and for both with a recording that was not made from a journal.
+        Raises UserError in these cases:
+
+        - The mode is unknown, or is STEP (use `step` instead).
+        - VERIFY has no `code`, or FORK lacks `code` or `at`.
+        - The mode is VERIFY or FORK, and the recording was not made from a journal.
         """
         try:
             mode = ReplayMode(mode)
