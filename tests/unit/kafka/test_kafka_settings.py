@@ -100,7 +100,7 @@ def test_an_argument_that_there_is_not_is_refused_by_name_whatever_the_broker(ur
 
 def test_an_address_that_the_environment_does_not_have_is_refused() -> None:
     for made in (lambda: App("shop", None), lambda: KafkaSource("orders", None), lambda: KafkaSink("orders", None)):  # type: ignore[arg-type]
-        with pytest.raises(UserError, match="broker=None is no (str|text)"):
+        with pytest.raises(UserError, match=r"broker=None is no (str|text)"):
             made()
 
 
