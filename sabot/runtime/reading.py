@@ -54,6 +54,7 @@ _log = logging.getLogger(__name__)
 
 _BATCH_ROWS = 32_768
 _TELL_MS = 10_000
+_PAUSE_SECONDS = 1.0  # a poll that is overdue for so long was interrupted by a pause of the process
 _FAR_PAST, _FAR_FUTURE, _NO = pa.scalar(-FAR_MS), pa.scalar(FAR_MS), pa.scalar(False)
 
 
@@ -182,7 +183,8 @@ class Reader:
             return self._tried(batch)
         began = SYSTEM_CLOCK.monotonic()
         read = self.times.wait(TaskState.IDLE, self.source.read_batch, self._max_rows, wait_seconds)
-        self.overdue_seconds += max(0.0, SYSTEM_CLOCK.monotonic() - began - wait_seconds)
+        overdue = max(0.0, SYSTEM_CLOCK.monotonic() - began - wait_seconds)
+        self.overdue_seconds += overdue
         if read is None:
             if self._exhausted():
                 self._has_ended()
@@ -196,6 +198,8 @@ class Reader:
                 hint="return Batch(rows, {(name, partition): the next offset}, name)",
             )
         self.rows_in += read.num_rows
+        if overdue >= _PAUSE_SECONDS:
+            self._was_paused(overdue)
         return self._came(read)
 
     def _why_not(self, outage_seconds: float) -> TaskState:
@@ -232,6 +236,9 @@ class Reader:
 
     def _goes_on(self) -> None:
         """Called before each poll."""
+
+    def _was_paused(self, seconds: float) -> None:
+        """Called with the first rows after a pause of the process, such as SIGSTOP or a stop of its machine."""
 
     def _has_nothing(self) -> None:
         """Called when a poll has returned no rows."""
@@ -473,6 +480,10 @@ class SourceInput(Reader):
             self.watermarks.back(self._positions, self._now_ms())
             if self._bound is not None and self._waiting is None and self.replay is None:
                 self.watermarks.end((self.source.name, partition) for partition in self._bound.over)
+
+    def _was_paused(self, seconds: float) -> None:
+        if self._timed:
+            self.watermarks.resume(self._now_ms(), seconds * 1000)
 
     def _has_nothing(self) -> None:
         if self._timed:

@@ -84,6 +84,15 @@ class Watermarks:
                 if away_ms * 10 >= self._idle_ms and partition in self._seen_ms:
                     self._seen_ms[partition] += away_ms
 
+    def resume(self, now_ms: int, away_ms: float) -> None:
+        """Makes all partitions active, and their wait for idleness begin anew, as after a restart: the process was
+        paused for this time, so rows of each may have come that were not read. A short pause counts as silence.
+        """
+        with self._lock:
+            if away_ms * 10 >= self._idle_ms:
+                self._seen_ms = dict.fromkeys(self._seen_ms, now_ms)
+                self._busy = dict.fromkeys(self._busy, now_ms)
+
     def unread(self, partitions: Iterable[tuple[str, int]], found: Iterable[tuple[str, int]]) -> None:
         """Records which of these partitions have rows to read."""
         with self._lock:

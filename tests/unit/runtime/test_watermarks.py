@@ -57,6 +57,20 @@ def test_a_partition_without_rows_is_idle_after_a_while_and_no_longer_holds_the_
     assert marks.progress(1003) == [Watermark(120)]
 
 
+def test_after_a_pause_of_the_process_each_partition_has_its_whole_wait():
+    marks = two_partitions(idle_ms=1000)
+    marks.see(A, 100, 0)
+    marks.see(B, 70, 0)
+    marks.busy([B], 10)  # its reader was processing rows when the process was paused
+    assert marks.progress(10) == [Watermark(70)]
+    marks.resume(50_000, 99)  # a short pause counts as silence
+    marks.resume(60_000, 100)
+    marks.back([B], 60_050)
+    marks.see(A, 9_000, 60_500)
+    assert marks.progress(60_999) == []
+    assert marks.progress(61_000) == [Watermark(9_000)]
+
+
 def test_with_all_partitions_idle_the_input_is_idle_until_rows_come():
     marks = two_partitions(idle_ms=1000)
     marks.see(A, 100, 0)
