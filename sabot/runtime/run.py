@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.ma  # noqa: F401 - pyarrow loads it with the first array of numpy's: 10 ms, in which the first rows would wait
 
 from sabot.api.nodes.read import StreamEnd, endless_read
+from sabot.base.claims import FileClaim
 from sabot.base.metrics import Metrics, Sample
 from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import Handle, call_on_loop, run_in_thread, run_to_end, threads, wait_all
@@ -39,6 +40,7 @@ from sabot.runtime.streams import SpreadStreams, Streams
 from sabot.runtime.taps import TapPoint
 from sabot.runtime.task import StreamTask
 from sabot.state import StateBackend
+from sabot.state.files import claim_directory
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -122,6 +124,7 @@ class Run:
         self._journal = RunJournal(app, agents)
         self._backend: StateBackend | None = None
         self._owns_backend = False
+        self._tables: FileClaim | None = None  # of the directory in which the tables of streams are
         self._delivery: StagedSinks | None = None
         self._let_go: Callable[[], None] = lambda: None  # releases the lease at the broker
         self._agents: LocalAgents | None = None
@@ -216,6 +219,9 @@ class Run:
         if self.app.settings.forget_effects:
             self._origin.give_up_earlier(self._storage)  # the journal, which they need, is empty now
         self._origin.opened(self._storage)
+        # The checkpoints, which are locked, may be elsewhere. With workers this is the only claim of the directory.
+        if self._writes and (tables := self.app.open_tables()) is not None:
+            self._tables = claim_directory(tables)
         if self.app.workers is None:
             self._backend, self._owns_backend = self.app.open_state()
 
@@ -548,6 +554,8 @@ class Run:
                 if self._refilled_as is not None and not self._ran:  # the start was refused, and changes nothing
                     last.push_async_callback(run_in_thread, storage.withdraw, self._refilled_as)
             last.push_async_callback(run_in_thread, self._let_go)
+            if self._tables is not None:
+                last.callback(self._tables.release)
             if backend is not None and self._owns_backend:
                 last.push_async_callback(backend.close)
             last.push_async_callback(run_in_thread, partial(self._journal.close, ran=self._ran))

@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sabot import AgentFailed, App, RowErrors, UserError
+from sabot import AgentFailed, App, RowErrors, UserError, count
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import Channel
 from sabot.api.context import AgentContext
 from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.base import Sink
 from sabot.connectors.files import NdjsonSink, NdjsonSource
-from sabot.errors import CheckpointFailed
+from sabot.errors import AppLocked, CheckpointFailed
 from sabot.operators.agents.kinds import agent_operator
 from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend
-from sabot.testing import MemoryBroker
+from sabot.testing import MemoryBroker, ScriptedSource
 from tools.agent_tools import (
     bounded,
     checkpoint,
@@ -1012,6 +1012,24 @@ def with_state(memory_url, directory, sink):
         return ctx.message
 
     return app
+
+
+async def test_two_apps_with_checkpoints_of_their_own_do_not_share_the_tables_of_one_state_directory(tmp_path):
+    """The second one removed the tables of the first one while they were in use. Seen with --workers, where nothing had the directory."""
+
+    def build(name):
+        app = App(name, state=tmp_path / "state", checkpoint_dir=tmp_path / name)
+        app.state_backend = MemoryBackend()
+        stream = app.stream(ScriptedSource([[{"k": 1}]]), schema={"k": "int64"})
+        stream.group_by("k").aggregate(n=count()).changelog().to(NdjsonSink(tmp_path / f"{name}.ndjson"))
+        return app
+
+    first = build("first")
+    async with started(first):
+        with pytest.raises(AppLocked, match="is in use by process"):
+            await build("second").start()
+    async with started(build("second")):
+        pass
 
 
 @pytest.mark.parametrize("moment", ["lock", "open"])
