@@ -41,7 +41,7 @@ from sabot.jobs.guard import (
     decode_verdict,
     guard_of,
 )
-from sabot.jobs.history import IN_DOUBT
+from sabot.jobs.history import IN_DOUBT, LOOK_UP, VERDICTS
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import Ask, JobRun, effect_words
@@ -118,7 +118,8 @@ async def fork(
       The value for the name of a model ("llm" means all models) is a text or a Completion, or a list with one of these
       for each call. The value for the name of an agent is the result of the child job. The value for the type of a
       question, or for the name of a signal, is the answer. The value for "confirm" is the answer if `guard` requires an
-      approval. The value for "in_doubt" is the answer if nobody knows whether a call of the fork was made.
+      approval. The value for "in_doubt" is the answer if nobody knows whether a call of the fork was made; it is
+      used once for each call.
     - `model`: the model that is called instead of the models that the code names; "" changes nothing.
     - `prompt`: the text that replaces the instructions in requests to models; None changes nothing.
     - `allow`: the effect classes and the names of tools that are really called. By default these are the classes
@@ -248,12 +249,14 @@ class _Changes:
     - `said`: the number of values of a model that were used already, by the key of the model in `answers`.
     - `stood_in`: the job id and the ordinal of each call that was not made, because a value of `answers` was used
       instead.
+    - `doubts`: by the ordinal of a call, the token of the first question whether the call was made.
     """
 
     answers: Mapping[str, Any]
     prompt: str | None
     said: Counter[str] = field(default_factory=Counter)
     stood_in: set[tuple[str, int]] = field(default_factory=set)
+    doubts: dict[int, str] = field(default_factory=dict)
 
     def of(self, name: str) -> str | None:
         """Returns the key of `answers` that fits a tool or an agent with this name: the name itself, or the name
@@ -266,6 +269,15 @@ class _Changes:
         there is none.
         """
         return next((each for each in (name, ASKS) if each in self.answers), None)
+
+    def answers_question(self, ask: Ask) -> bool:
+        """Returns True if `answers` has the answer for which an effect waits. Returns False if it is asked again whether
+        a call was made: with the same answer, the call could be repeated without end.
+        """
+        question = _question(ask)
+        if question not in self.answers:
+            return False
+        return not _is_doubt(ask) or self.doubts.setdefault(ask.ordinal, ask.token) == ask.token
 
     def completion(self, name: str) -> Completion:
         """Returns the next value in `answers` for a model, as a Completion. `name` is the key in `answers`. Raises
@@ -287,7 +299,12 @@ def _question(ask: Ask) -> str:
     """
     if ask.kind in ("ask", "wait"):
         return ask.name
-    return IN_DOUBT if ask.phase is DOUBT and ask.token else CONFIRM if ask.token else ""
+    return IN_DOUBT if _is_doubt(ask) else CONFIRM if ask.token else ""
+
+
+def _is_doubt(ask: Ask) -> bool:
+    """Returns True if a person is asked whether the call `ask` was made."""
+    return ask.kind not in ("ask", "wait") and ask.phase is DOUBT and bool(ask.token)
 
 
 def _approval(said: Any, *, of_function: bool) -> Any:
@@ -304,6 +321,19 @@ def _approval(said: Any, *, of_function: bool) -> Any:
     raise UserError(
         f"answers={{{CONFIRM!r}: {short_repr(said)}}} says neither yes nor no",
         hint='true or false, or {"approved": true}, as in --answer confirm=true',
+    )
+
+
+def _checked_verdict(said: Any, ask: Ask) -> Any:
+    """Returns the value `said`, which the user has given for "in_doubt", if it says whether the call `ask` was made.
+    Otherwise raises UserError. Without this check, the job would treat the value as "abandon".
+    """
+    words = (*VERDICTS, LOOK_UP) if ask.effect_class == EffectClass.RECONCILABLE else VERDICTS
+    if isinstance(said, dict) and said.get("outcome", said.get("answer")) in words:
+        return said
+    raise UserError(
+        f"answers={{{IN_DOUBT!r}: {short_repr(said)}}} does not say whether call {ask.model or ask.name} was made",
+        hint=f'{{"outcome": …}} with one of {", ".join(words)}; "done" may have a "result" too',
     )
 
 
@@ -338,7 +368,7 @@ class _ForkRun(JobRun):
         """Returns True if the job may be removed from memory while it waits. Returns False if `answers` has an answer
         for which the job waits, and calls `on_answered` for it.
         """
-        answered = [ask for ask in self.open.values() if _question(ask) in self._changes.answers]
+        answered = [ask for ask in self.open.values() if self._changes.answers_question(ask)]
         for ask in answered:
             if (named := (ask.ordinal, ask.token)) not in self._answered:
                 self._answered.add(named)
@@ -544,24 +574,29 @@ class _ForkOwner:
         if ask.due_ms:
             left_s = max(0, round(ask.due_ms / 1000 - self._clock.time()))
             words += f", for {timedelta(seconds=left_s)}"
-        if answer := question or (ask.name if ask.kind == "child" else ""):
+        if _is_doubt(ask) and ask.ordinal in self._changes.doubts:
+            words += ", and was asked before"
+        elif answer := question or (ask.name if ask.kind == "child" else ""):
             words += f": answers={{{answer!r}: …}} (--answer {answer}=JSON) answers it"
         return words
 
     def answer(self, ask: Ask) -> None:
         """Answers the question, or sends the signal, for which the effect `ask` waits, with the value in `answers`. A
-        deadline of the question is not checked. If the value is not a valid approval, the fork ends with a UserError.
+        deadline of the question is not checked. If the value is no valid answer to a question about a call, the fork ends
+        with a UserError.
         """
         host, job_id = self._host, self.run.job_id
         assert host is not None
         question = _question(ask)
         said = self._changes.answers[question]
-        if question == CONFIRM and ask.kind != "wait":
-            try:
+        try:
+            if question == CONFIRM and ask.kind != "wait":
                 said = _approval(said, of_function=ask.kind == "ask")
-            except UserError as error:
-                self.broken("an answer", error)
-                return
+            elif _is_doubt(ask):
+                said = _checked_verdict(said, ask)
+        except UserError as error:
+            self.broken("an answer", error)
+            return
         body, at_ms, token = msgspec.json.encode(said), host.now_ms(), ask.token
         entry: Answer | Signal = Answer(job_id, at_ms, ask.ordinal, token, "resolved", body, "fork")
         if ask.kind == "wait":

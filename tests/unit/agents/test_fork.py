@@ -203,6 +203,39 @@ async def test_whether_an_effect_was_done_is_answered_too() -> None:
     assert (found.outcome, found.result["paid"], found.unused) == ("succeeded", "paid 7", ())
 
 
+@pytest.mark.parametrize("said", ["done", True, {"outcome": "dnoe"}, {"outcome": []}, {}])
+async def test_an_answer_that_does_not_say_whether_an_effect_was_done_is_refused(said: Any) -> None:
+    """The call was abandoned instead, as if the answer had said so."""
+    recording, shop = await shop_recorded(), Shop()
+
+    @tool(effect="unsafe")
+    async def pay(cents: int) -> str:
+        """Pays, and nobody knows."""
+        raise TimeoutError("no answer")
+
+    shop.world.pay = pay
+    with pytest.raises(UserError, match="does not say whether call pay was made"):
+        await fork(recording, shop.code, at=3, allow=("pay",), answers={"in_doubt": said})
+
+
+async def test_a_call_whose_outcome_stays_unknown_is_not_repeated_without_end() -> None:
+    """The same answer was given after each attempt, so the fork made an unsafe call again and again."""
+    recording, shop, tries = await shop_recorded(), Shop(), [0]
+
+    @tool(effect="unsafe")
+    async def pay(cents: int) -> str:
+        """Pays, and nobody knows."""
+        tries[0] += 1
+        if tries[0] > 5:
+            return "paid at last"
+        raise TimeoutError("no answer")
+
+    shop.world.pay = pay
+    found = await fork(recording, shop.code, at=3, allow=("pay",), answers={"in_doubt": {"outcome": "not_done"}})
+    assert (found.outcome, tries, found.unused) == ("waits", [2], ())
+    assert found.waits_for == ("a person who says whether call pay (step 4) was made, and was asked before",)
+
+
 async def test_what_had_no_result_by_then_is_asked_anew_and_an_unsafe_call_is_not_in_doubt() -> None:
     world = World()
 
