@@ -339,6 +339,66 @@ async def test_a_row_that_was_sent_back_is_not_lost_with_another_one_whose_conte
     assert dict(shop.letters()[3].headers)["sabot.error"] == b"InputChanged"
 
 
+@pytest.mark.parametrize("running", [True, False])
+async def test_a_row_with_changed_content_is_not_lost_in_the_job_of_an_unchanged_one(shop: Shop, running: bool) -> None:
+    """It was dropped, as one of the rows of the job that ran or waited, and nobody learned that the change had no effect."""
+    runs: list[int] = []
+
+    async def pay(batch: pa.RecordBatch, ctx: Any) -> Any:
+        runs.append(batch.num_rows)
+        if runs == [3]:
+            raise ValueError("not today")
+        return await shop.slow(batch, ctx)
+
+    def send_back(letter: Any, payload: Any) -> None:
+        own = letter.headers[: [name for name, _ in letter.headers].index("sabot.topic")]
+        MemoryBroker.get(shop.url).publish("orders", [payload], partition=0, headers=own)
+
+    async with started(app := shop.app(pay, on_error="skip", concurrency=1)):
+        shop.order(0, 1, 2)
+        await until(lambda: len(shop.letters()) == 3)
+        first, second, third = shop.letters()
+        if not running:
+            shop.order(9)  # holds the only place until the clock is moved
+            await until(lambda: runs == [3, 1])
+        send_back(first, first.payload)
+        await until(lambda: runs == [3, 3] if running else figures(app)["rows"] == 2)
+        send_back(second, {"id": 7})
+        await until(lambda: len(shop.letters()) == 4 if running else figures(app)["rows"] == 3)
+        send_back(third, third.payload)
+        await until(lambda: figures(app)["duplicates"] if running else figures(app)["rows"] == 4)
+        shop.clock.advance(1)
+        await until(lambda: runs[-1] == 3)
+        shop.clock.advance(1)
+        await until(lambda: {0, 1, 2} <= set(shop.paid()))
+        await until(lambda: figures(app)["rows"] == 0)
+        assert figures(app)["duplicates"] == 1
+    assert [letter.value["id"] for letter in shop.letters()] == [0, 1, 2, 7]
+    assert dict(shop.letters()[3].headers)["sabot.error"] == b"InputChanged"
+
+
+async def test_rows_of_a_forgotten_job_that_come_apart_are_not_lost(shop: Shop) -> None:
+    """The first became a job of its own with the id of the forgotten one, and the others were dropped as rows of that job."""
+    runs: list[int] = []
+
+    async def pay(batch: pa.RecordBatch, ctx: Any) -> Any:
+        runs.append(batch.num_rows)
+        return await shop.slow(batch, ctx)
+
+    async with started(app := shop.app(pay, on_error="skip")):
+        job = b"shop.pay/0123456789/0/0+2"  # the journal has no such job any more
+        for id in (0, 1):
+            MemoryBroker.get(shop.url).publish(
+                "orders", [{"id": id}], partition=0, headers=(("sabot.job", job), ("sabot.run", b"1"))
+            )
+            await until(lambda: runs == [1])
+        await until(lambda: shop.letters() or figures(app)["duplicates"])
+        shop.clock.advance(1)
+        await until(lambda: shop.paid() == [0])
+    assert [letter.value["id"] for letter in shop.letters()] == [1]
+    assert dict(shop.letters()[0].headers)["sabot.error"] == b"InputChanged"
+
+
 async def test_a_person_who_says_that_a_batch_was_done_says_which_rows_it_gave(shop: Shop) -> None:
     """ctx.call returned None, and the output of the batch was lost in silence."""
 

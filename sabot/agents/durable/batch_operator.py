@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
-from sabot._cython.groups.partition import hash_array
 from sabot._cython.text.json import BadRow
 from sabot.agents.durable.context import BatchJobContext
 from sabot.agents.durable.job_batches import (
@@ -30,6 +29,7 @@ from sabot.agents.durable.job_batches import (
     batch_job_id,
     from_ipc,
     is_batch,
+    payload_hashes,
     place_of_rows,
     read_batch,
     to_ipc,
@@ -82,6 +82,8 @@ class _BatchCall(JobCall, eq=False, gc=False):
     - `columns`: the same rows, decoded to the columns that the agent's function gets. None when `records` is None.
     - `body`: the input of the job's last run, if dead letters of that run were sent again and the journal has been
       read. The new run then begins with `body` instead of `records`, and `body` becomes b"". In all other cases b"".
+    - `hashes`: the hashes of the payloads of all rows of the job, if rows with its id were sent again and the journal
+      has been read. Otherwise None.
     """
 
     held: QueuedRows | None = None
@@ -91,6 +93,7 @@ class _BatchCall(JobCall, eq=False, gc=False):
     records: pa.RecordBatch | None = None
     columns: pa.RecordBatch | None = None
     body: bytes = b""
+    hashes: Any = None
 
 
 class DurableBatchOperator(DurableAgentOperator):
@@ -269,9 +272,7 @@ class DurableBatchOperator(DurableAgentOperator):
                 each.slice(int(rows[0]), len(rows)) if whole else each.take(pa.array(rows))
                 for each in (records, columns)
             )
-        name = digest(
-            self.host.journal.key, "input", self.spec.agent_id, hash_array(records.column(0)).to_numpy().tobytes()
-        )
+        name = digest(self.host.journal.key, "input", self.spec.agent_id, payload_hashes(records).tobytes())
         named, job_id = bool(job_id), job_id or batch_job_id(self.spec.agent_id, log, records)
         labels = self._labels(records)
         return _BatchCall(
@@ -318,17 +319,24 @@ class DurableBatchOperator(DurableAgentOperator):
 
         - If the journal must first be asked about that job, the rows of the call are kept until it has answered,
           because the job may then be refused.
+        - If rows of that job were sent again, and the rows of this call are not among its rows, they are refused as an
+          error.
         - Otherwise the rows are dropped, because that job processes them.
         """
         other = self.calls.get(call.job_id)
         if other is None:
             return False
+        assert isinstance(other, _BatchCall)
+        assert isinstance(call, _BatchCall)
+        assert call.records is not None
         other.failed_run = max(other.failed_run, call.failed_run)
         if other.named:
             self.undecided.setdefault(call.job_id, []).append(call)
-            return True
-        self._duplicates += 1
-        self.end_row(call)
+        elif other.hashes is not None and not np.isin(payload_hashes(call.records), other.hashes).all():
+            self._drop(call, other.digest)  # the digests differ too, so the rows are refused
+        else:
+            self._duplicates += 1
+            self.end_row(call)
         return True
 
     def refuse(self, call: JobCall, error: SabotError) -> None:
@@ -363,18 +371,19 @@ class DurableBatchOperator(DurableAgentOperator):
         run.
         """
         assert isinstance(call, _BatchCall)
+        assert call.records is not None
+        call.hashes = payload_hashes(call.records)
         begin = await call_journal(last_begin, self.host.journal, call.job_id)
         if begin is not None:
             body = await call_journal(self.host.journal.load, begin.body)
-            of_before = from_ipc(self.read_input(body, call.job_id).records).column(0)
-            assert call.records is not None
-            if pc.all(pc.is_in(call.records.column(0), value_set=of_before)).as_py():
-                call.digest, call.body = begin.digest, body
+            of_before = payload_hashes(from_ipc(self.read_input(body, call.job_id).records))
+            if np.isin(call.hashes, of_before).all():
+                call.digest, call.body, call.hashes = begin.digest, body, of_before
         await super().ask_journal(call)
 
     def drop_undecided(self, call: JobCall, begins: JobCall) -> None:
-        """Drops the rows of a call, which were kept until the journal had answered. A job with the same id now begins,
-        and processes these rows.
+        """Drops the rows of a call, which were kept until the journal had answered, or refuses them (`is_known`). A job
+        with the same id now begins.
         """
         self.is_known(call)
 

@@ -169,7 +169,7 @@ class Pins:
         compares their payloads. `log` is the identity of their topic's log, which changes if the topic is deleted and
         created again.
         """
-        hashes = _hashes(records)
+        hashes = payload_hashes(records)
         for partition, rows, offsets in _by_partition(records):
             self._of.setdefault((log, partition), _PartitionPins()).add(offsets, hashes[rows])
 
@@ -191,7 +191,7 @@ class Pins:
                 continue
             pinned[rows] = known.has(offsets)
             if len(known.known):
-                changed[rows] = known.changed(offsets, _hashes(records)[rows])
+                changed[rows] = known.changed(offsets, payload_hashes(records)[rows])
             known.passed(int(offsets.max()))
             if not len(known.offsets):
                 del self._of[log, partition]
@@ -228,5 +228,6 @@ def offsets_of_text(text: str) -> Any:
         raise ValueError(f"offsets of pinned rows: {error}") from error
 
 
-def _hashes(records: pa.RecordBatch) -> Any:
+def payload_hashes(records: pa.RecordBatch) -> Any:
+    """Returns the hashes of the payloads of these records, as a numpy array of uint64."""
     return hash_array(records.column(0)).to_numpy()
