@@ -203,8 +203,8 @@ class DurableBatchOperator(DurableAgentOperator):
         self.hold_rows(QueuedRows(batch.num_rows, batch.data, topic=batch.topic))
 
     def _changed(self, records: pa.RecordBatch, batch: Batch) -> bool:
-        """Handles rows that differ from the rows with which an earlier job began at the same positions. They become
-        dead letters. With on_error="fail" they do not: instead the agent fails, and the rows remain in its queue.
+        """Handles rows that differ from the rows with which an earlier job began at the same positions. With
+        on_error="fail" the agent fails, and the rows remain in its queue. Otherwise the rows become dead letters.
 
         Returns True if the agent continues, and False if it has failed.
         """

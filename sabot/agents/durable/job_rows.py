@@ -256,12 +256,12 @@ class JobNames:
             )
 
     def stamped(self, batch: Batch, log: str) -> Batch:
-        """Prepares rows from a checkpoint for a topic that may have been deleted and created again since then.
-        Returns them as a batch.
+        """Returns a batch of rows from a checkpoint, prepared for a topic that may have been deleted and created again
+        since then. `log` is the identity that the topic's log had at the checkpoint.
 
-        If the identity of the topic's log is no longer `log`, the positions of the rows now belong to other records.
-        Then each row gets its job id as a header, unless it has a header with an id. If the identity is the same, or
-        if the agent has `job_id=`, the batch is returned unchanged.
+        If the topic has another log now, or is no longer read, each row without a job id in its headers gets one that
+        is made from its position and `log`. At these positions the topic may now have other records. If the log is the
+        same, or if the agent has `job_id=`, returns the batch unchanged.
         """
         if self._field is not None or log == self.logs.get(batch.topic):
             return batch

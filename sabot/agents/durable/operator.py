@@ -498,15 +498,15 @@ class DurableAgentOperator(AgentOperator):
         return packed
 
     def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
-        """Decides what follows after the function of a job has failed (`JobOwner.failed`). Returns "again" for
-        another attempt, "end" if the record has become a dead letter and the job ends, or "stop" if the agent fails
-        and the job stays open. The first of these that applies gives the result:
+        """Decides what follows after the function of a job has failed (`JobOwner.failed`). Returns "again" for another
+        attempt, "end" if the record has become a dead letter and the job ends, or "stop" if the agent fails and the job
+        stays open. The first of these that applies gives the result:
 
         - "stop" if the agent has failed already, or if the error asks for the end of the process, as SystemExit does.
         - "end" for an error that always makes a record a dead letter (`AgentSpec.buried`), and with on_error="skip".
-        - With on_error="fail", "stop". But a job that was open in the journal when the app started is tried again
-          once, because the same error may have stopped the app before the restart.
-        - With on_error="retry", "again" until the allowed number of attempts is used up, and then "end".
+        - With on_error="fail": "again" if the job was open in the journal when the app started and has not failed
+          since, because the same error may have stopped the app before the restart. Otherwise "stop".
+        - With on_error="retry": "again" until the allowed number of attempts is used up, and then "end".
         """
         call, attempts = self.calls[job.job_id], job.history.attempt
         self.counters.errors_count += 1

@@ -112,14 +112,19 @@ async def fork(
     Up to step `at` nothing is called. An effect that was requested before that place, but had no result there yet, is
     requested again. After `ctx.continue_as` the fork continues with the new input.
 
+    `answers` contains values that are used instead of calls. The key decides what a value is:
+
+    - The name of a tool: the return value of the tool.
+    - The name of a model, or "llm" for all models: a text or a Completion, or a list with one of these for each call.
+    - The name of an agent: the result of the child job.
+    - The type of a question, or the name of a signal: the answer.
+    - "confirm": the answer if `guard` requires an approval of a call.
+    - "in_doubt": the answer if nobody knows whether a call of the fork was made. It is used once for each call.
+
+    The other arguments are:
+
     - `at`: the ordinal of a step. 0 means the beginning of the job, and None means the end of everything that is
       recorded.
-    - `answers`: values that are used instead of calls, by name. The value for the name of a tool is its return value.
-      The value for the name of a model ("llm" means all models) is a text or a Completion, or a list with one of these
-      for each call. The value for the name of an agent is the result of the child job. The value for the type of a
-      question, or for the name of a signal, is the answer. The value for "confirm" is the answer if `guard` requires an
-      approval. The value for "in_doubt" is the answer if nobody knows whether a call of the fork was made; it is
-      used once for each call.
     - `model`: the model that is called instead of the models that the code names; "" changes nothing.
     - `prompt`: the text that replaces the instructions in requests to models; None changes nothing.
     - `allow`: the effect classes and the names of tools that are really called. By default these are the classes
@@ -132,9 +137,11 @@ async def fork(
     - `clock`: the clock that measures time in the fork. The time of day in the fork continues from the last recorded
       entry, so a deadline is as far away as it was in the original job.
 
-    The limit `max_runtime_seconds` of the job does not apply to the fork. Raises UserError for a recording without
-    entries, or without a result of step `at`. Raises ReplayDifference if the code requests other effects up to step
-    `at` than the recording has.
+    The limit `max_runtime_seconds` of the job does not apply to the fork. Raises these errors:
+
+    - UserError for a recording without entries, or without a result of step `at`, and if the value of "confirm" or
+      "in_doubt" is no answer to such a question.
+    - ReplayDifference if the code requests other effects up to step `at` than the recording has.
     """
     check("fork: recording", recording, Of(Recording, "what record_job has recorded"))
     check("fork: code", code, Of(JobCode, "code_of(agent.spec)"))
