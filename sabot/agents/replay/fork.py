@@ -288,7 +288,7 @@ class _Changes:
 
     def completion(self, name: str) -> Completion:
         """Returns the next value in `answers` for a model, as a Completion. `name` is the key in `answers`. Raises
-        UserError if the value there is a list, and all of its items were used already.
+        UserError if the value is no text and no Completion, or if it is a list whose items were all used already.
         """
         said = self.answers[name]
         if isinstance(said, list):
@@ -296,7 +296,14 @@ class _Changes:
                 raise UserError(f"answers={{{name!r}: …}} has {len(said)} answers, and the fork asks for another one")
             said = said[self.said[name]]
         self.said[name] += 1
-        return said if isinstance(said, Completion) else Completion(message=assistant(said), model=name)
+        if isinstance(said, Completion):
+            return said
+        if not isinstance(said, str):
+            raise UserError(
+                f"answers={{{name!r}: …}} has the answer {short_repr(said)}",
+                hint="a text, a Completion, or a list of these",
+            )
+        return Completion(message=assistant(said), model=name)
 
 
 def _question(ask: Ask) -> str:

@@ -187,6 +187,15 @@ async def test_calls_of_a_new_history_and_children_are_allowed_by_answers_too() 
     assert (found.outcome, sent[3:]) == ("waits", [])
 
 
+@pytest.mark.parametrize("said", [5, None, {"a": 1}, [["a text"]]])
+async def test_an_answer_of_a_model_that_is_no_text_is_named(said: Any) -> None:
+    """The error named a field that the user does not know: Expected `str | array`, got `int` - at `$.message.content`."""
+    recording, shop = await shop_recorded(), Shop()
+    found = await fork(recording, shop.code, at=0, answers={"llm": said})
+    assert found.outcome == "failed"
+    assert "answers={'llm': …} has the answer" in str(found.error)
+
+
 async def test_whether_an_effect_was_done_is_answered_too() -> None:
     recording, shop = await shop_recorded(), Shop()
 
