@@ -333,7 +333,7 @@ class DurableBatchOperator(DurableAgentOperator):
         if other.named:
             self.undecided.setdefault(call.job_id, []).append(call)
         elif other.hashes is not None and not np.isin(payload_hashes(call.records), other.hashes).all():
-            self._drop(call, other.digest)  # the digests differ too, so the rows are refused
+            self.drop_known(call, other.digest)  # the digests differ too, so the rows are refused
         else:
             self._duplicates += 1
             self.end_row(call)

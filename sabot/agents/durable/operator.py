@@ -253,10 +253,10 @@ class DurableAgentOperator(AgentOperator):
             other.failed_run = max(other.failed_run, call.failed_run)  # used if the journal is being asked for the job
         before = other.digest if other is not None else None if call.failed_run else self._known.get(call.job_id)
         if before is not None:
-            self._drop(call, before)
+            self.drop_known(call, before)
         return before is not None
 
-    def _drop(self, call: JobCall, before: bytes) -> None:
+    def drop_known(self, call: JobCall, before: bytes) -> None:
         """Drops the row of a call whose job has begun already. If the row differs from the job's input, refuses it as
         an error instead. `before` is the hash of that input.
         """
@@ -391,7 +391,8 @@ class DurableAgentOperator(AgentOperator):
             self._begin_first(call)
             return
         if mark is not None and (begin is not None or not may_begin):
-            self._drop(call, mark.digest)  # the job has succeeded, or has run again since the dead letter was written
+            # the job has succeeded, or has run again since the dead letter was written
+            self.drop_known(call, mark.digest)
         else:
             forgotten = UserError(
                 f"job {call.job_id} failed or was cancelled so long ago that its history has been deleted from the journal",
@@ -420,7 +421,7 @@ class DurableAgentOperator(AgentOperator):
         """Drops the row of `call`, which was kept until the journal had answered, if it equals the row of `begins`.
         Otherwise refuses it as an error. `begins` is a call with the same job id, whose job begins now.
         """
-        self._drop(call, begins.digest)
+        self.drop_known(call, begins.digest)
 
     def _is_rate_limited(self) -> bool:
         """Returns True if `rate=` allows no job to begin at present, and arranges that `go_on` is called when it
