@@ -79,12 +79,16 @@ class ComputedTime:
         the row's number.
         """
         bad: dict[int, DataError] = {}
-        times = _ms(values_or_nulls("", self._expr, data, bad), self._unit)
-        span = pc.min_max(times)
-        if len(times) > times.null_count and not -FAR_MS < span["min"].as_py() <= span["max"].as_py() < FAR_MS:
-            near = pc.and_(pc.greater(times, pa.scalar(-FAR_MS)), pc.less(times, pa.scalar(FAR_MS)))
-            times = where(near, times)
+        times = within_range(_ms(values_or_nulls("", self._expr, data, bad), self._unit))
         return times, {row: f"event time {self._text!r}: {error.message}" for row, error in bad.items()}
+
+
+def within_range(times: pa.Array) -> pa.Array:
+    """Returns the times (int64, ms) with null for those that are FAR_MS or more from 1970."""
+    span = pc.min_max(times)
+    if len(times) == times.null_count or -FAR_MS < span["min"].as_py() <= span["max"].as_py() < FAR_MS:
+        return times
+    return where(pc.and_(pc.greater(times, pa.scalar(-FAR_MS)), pc.less(times, pa.scalar(FAR_MS))), times)
 
 
 def _ms(values: pa.Array, unit: str) -> pa.Array:

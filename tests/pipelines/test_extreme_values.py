@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 import sabot
-from sabot import App, UserError, col, tumbling
+from sabot import App, Stream, UserError, col, tumbling
 from sabot.api.expr import Expr
 from sabot.codecs.records import header_rows
 from sabot.errors import DataError
@@ -127,3 +127,40 @@ def test_a_reduced_row_with_a_time_that_python_has_no_value_for_is_named() -> No
 def test_a_time_that_python_has_no_value_for_is_printed_as_a_number(capsys: pytest.CaptureFixture[str]) -> None:
     App("far").stream(FAR).print()
     assert "a  1000000000000000000 us since 1970\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("time", [-(2**63), 2**62, 2**63 - 1])
+@pytest.mark.parametrize("step", ["map_batches", "flat_map", "map_async"])
+def test_a_function_gives_no_event_time_that_is_out_of_range(step: str, time: int) -> None:
+    """At 2**63 - 1, which ends the input, `over`, `sorted` and `deduplicate(within=)` lost all rows without a word."""
+    with pytest.raises(UserError, match="1 rows have no event time, or one that is out of range"):
+        counted(step, time, "fail").collect()
+
+
+@pytest.mark.parametrize(("step", "name"), [("map_batches", None), ("flat_map", "a")])
+def test_a_row_whose_event_time_is_out_of_range_keeps_the_time_from_before_its_function(
+    step: str, name: str | None
+) -> None:
+    rows = counted(step, 2**63 - 1, "null").collect()
+    assert rows.select(["k", "n"]).to_pylist() == [{"k": name, "n": 1}, {"k": "b", "n": 1}]
+
+
+def counted(step: str, time: int, on_error: Any) -> Stream:
+    """Counts the rows "a" and "b" by key after a function that gives "a" the event time `time`."""
+    schema = pa.schema([("k", pa.string()), ("ts", pa.int64())])
+
+    def moved(batch: pa.RecordBatch) -> pa.RecordBatch:
+        times = [time if name == "a" else 7 for name in batch["k"].to_pylist()]
+        return pa.record_batch({"k": batch["k"], "ts": pa.array(times, pa.int64())})
+
+    async def moved_later(batch: pa.RecordBatch) -> pa.RecordBatch:
+        return moved(batch)
+
+    rows = App("far").stream(pa.table({"k": ["a", "b"], "ts": [1, 2]}, schema=schema), time="ts").on_error(on_error)
+    if step == "map_batches":
+        rows = rows.map_batches(moved)
+    elif step == "map_async":
+        rows = rows.map_async(moved_later, batch=True, schema=schema, timeout="1s")
+    else:
+        rows = rows.flat_map(lambda row: {**row, "ts": time if row["k"] == "a" else 7}, schema=schema)
+    return rows.key_by("k").over(n=sabot.count())

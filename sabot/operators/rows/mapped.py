@@ -16,6 +16,7 @@ from sabot.api.words import hint_of_arrow, name_of, not_arrow
 from sabot.base.arrays import batch_of_rows, is_time, python_rows, to_ms
 from sabot.errors import DataError, UserError, short_repr
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, with_time, without_time
+from sabot.operators.event_time import within_range
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.rows.bad import BadRows, batch_place, nulls_of, row_place
 from sabot.operators.rows.marked import check_given_names
@@ -334,7 +335,7 @@ class FlatMap(Operator):
             return made.append_column(TIME_COLUMN, _times(self.name, made.column(self.time), batch))
         times = pa.array([stamps[i] for i in of], pa.int64())
         if self._own_time:  # the rows in place of rows that failed have the input's time
-            times = pc.coalesce(to_ms(made.column(self.time)), times)
+            times = pc.coalesce(within_range(to_ms(made.column(self.time))), times)
         return made.append_column(TIME_COLUMN, times)
 
     def close(self) -> None:
@@ -367,9 +368,9 @@ def _same_types(have: pa.DataType, want: pa.DataType) -> bool:
 
 
 def _times(name: str, column: pa.Array, batch: Batch) -> pa.Array:
-    made = to_ms(column)
+    made = within_range(to_ms(column))
     if made.null_count:
-        what = f"{made.null_count} rows have no event time"
+        what = f"{made.null_count} rows have no event time, or one that is out of range"
         raise UserError(f"{name}: {what}; {batch_place(batch)}", hint="leave such rows out") from DataError(what)
     return made
 
