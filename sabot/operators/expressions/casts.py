@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 from sabot.api.expr.time import ZONED
 from sabot.base.arrays import (
     PER_SECOND,
-    decimal_array,
     decimal_floats,
     decimal_type,
     epoch,
@@ -22,7 +21,7 @@ from sabot.base.arrays import (
     where,
 )
 from sabot.errors import DataError, UserError
-from sabot.operators.expressions.rounding import rescaled
+from sabot.operators.expressions.rounding import rescaled, upscaled
 from sabot.operators.expressions.times import local
 from sabot.operators.expressions.zones import zone_texts
 
@@ -205,15 +204,9 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
     divides = types.is_decimal(source) and (types.is_decimal(target) or types.is_integer(target))
     if divides and source.scale - getattr(target, "scale", 0) > _DIVIDES:
         return functools.partial(rescaled, target=target), False
-    if types.is_decimal(target) and types.is_integer(source) and target.scale > 56:
-        return lambda array: decimal_array(integers(array).astype(object) * 10**target.scale, target, array), False
-    if types.is_decimal(target) and types.is_integer(source):
-        wide = pa.decimal256(
-            20 + target.scale,
-            target.scale,
-            # `wide` holds every integer; the second cast refuses values that do not fit the target
-        )
-        return lambda array: pc.cast(pc.cast(array, wide), target), False
+    counts = types.is_integer(source) or types.is_decimal(source)
+    if counts and types.is_decimal(target) and getattr(source, "scale", 0) <= target.scale:
+        return functools.partial(upscaled, target=target), False
     if types.is_integer(target):
         if types.is_integer(source):
             low, high = integer_range(target)

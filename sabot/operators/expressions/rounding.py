@@ -9,6 +9,7 @@ divides wrongly where 32 bits of a quotient are all ones: of decimal(38, 20) 429
 decimal(60, 20) 18446744073709551615.5 became 18446744067371298615.
 """
 
+import decimal
 import math
 from typing import Any
 
@@ -71,6 +72,21 @@ def rescaled(x: pa.Array, target: pa.DataType) -> pa.Array:
         raise pa.ArrowInvalid("the cast would lose digits")
     made = decimal_array(steps, pa.decimal256(76, 0) if whole else target, x)
     return pc.cast(made, target) if whole else made
+
+
+def upscaled(x: pa.Array, target: pa.DataType) -> pa.Array:
+    """Converts integers or decimals to decimals with as many digits behind the point or more. Raises ArrowInvalid for
+    a value with more digits in front of it than `target` has.
+    """
+    if not pa.types.is_decimal(x.type) or x.type.bit_width < 128:
+        scale = x.type.scale if pa.types.is_decimal(x.type) else 0
+        x = pc.cast(x, pa.decimal128(20, scale))  # of up to 64 bits
+    whole = target.precision - target.scale
+    if x.type.precision - x.type.scale > whole:  # pyarrow misses values whose product overflows, also if safe=True
+        span, most = pc.min_max(x), decimal.Decimal((0, (1,), whole))
+        if span["min"].is_valid and not -most < span["min"].as_py() <= span["max"].as_py() < most:
+            raise pa.ArrowInvalid(f"it does not fit in {target}")
+    return pc.cast(x, target, safe=False)
 
 
 def _divided(values: Any, step: int) -> tuple[Any, Any]:
