@@ -15,11 +15,13 @@ from sabot.api.expr import Expr
 from sabot.base.arrays import PER_SECOND, broadcast, decimal_floats, integer_array, integers, shown
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.casts import common_type, integer_range, is_number, least_integer
+from sabot.operators.expressions.rounding import upscaled
 
 Function = Callable[..., Any]
 
 FALSE = pa.scalar(False, pa.bool_())  # with its type, since pyarrow would else try to import pandas each time
 _COARSER = '.cast("timestamp[us]") or .cast("duration[us]") first: a coarser unit has a greater range'
+_DIGITS_OF_INTEGER = 20
 _SHOWN = 200  # the most characters of a value in a message
 _DOES_NOT_FIT = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowKeyError)
 
@@ -141,8 +143,8 @@ def misfit(expr: Expr, nodes: Sequence[Compiled], error: Exception | None = None
 
 
 def to_type(node: Compiled, type: pa.DataType) -> Compiled:
-    """Converts a node to a type that can hold its values. A time that is too far from 1970 for the unit of the type
-    raises DataError, or UserError if it is a constant.
+    """Converts a node to a type that can hold its values. A value that does not fit raises DataError, or UserError if
+    it is a constant: a time that is too far from 1970 for the unit of the type, or a decimal with more digits than 76.
     """
     if node.type == type:
         return node
@@ -150,12 +152,9 @@ def to_type(node: Compiled, type: pa.DataType) -> Compiled:
         try:
             return constant(_held(node.value, type), node.can_fail)
         except pa.ArrowInvalid as error:
-            raise UserError(f"{shown(node.value)} does not fit {type}", hint=_COARSER) from error
+            raise UserError(f"{shown(node.value)} does not fit {type}", hint=_hint_of(type)) from error
     run = node.run
-    if _are_times(node.type, type):
-        finer = _steps_of_day(type) > _steps_of_day(node.type)
-        return Compiled(type, lambda data: _moved(run(data), type), node.can_fail or finer)
-    return Compiled(type, lambda data: _cast(run(data), type), node.can_fail)
+    return Compiled(type, lambda data: _moved(run(data), type), node.can_fail or _may_not_fit(node.type, type))
 
 
 def to_compare(node: Compiled, type: pa.DataType) -> Compiled:
@@ -174,15 +173,32 @@ def _are_times(source: pa.DataType, target: pa.DataType) -> bool:
     return bool(pa.types.is_temporal(source) and pa.types.is_temporal(target))
 
 
+def _may_not_fit(source: pa.DataType, target: pa.DataType) -> bool:
+    if _are_times(source, target):
+        return _steps_of_day(target) > _steps_of_day(source)
+    if not _rescales(source, target):
+        return False
+    digits = source.precision - source.scale if pa.types.is_decimal(source) else _DIGITS_OF_INTEGER
+    return bool(digits > target.precision - target.scale)
+
+
+def _rescales(source: pa.DataType, target: pa.DataType) -> bool:
+    return pa.types.is_decimal(target) and bool(pa.types.is_decimal(source) or pa.types.is_integer(source))
+
+
+def _hint_of(type: pa.DataType) -> str:
+    return 'cast one of them: .cast("float64")' if pa.types.is_decimal(type) else _COARSER
+
+
 def _moved(values: Any, type: pa.DataType) -> Any:
     try:
-        return pc.cast(values, type)
+        return _cast(values, type)
     except pa.ArrowInvalid as error:
         for value in values if isinstance(values, pa.Array) else [values]:
             try:
-                pc.cast(value, type)
+                _held(value, type)
             except pa.ArrowInvalid:
-                raise DataError(f"{shown(value)} does not fit {type}", hint=_COARSER) from error
+                raise DataError(f"{shown(value)} does not fit {type}", hint=_hint_of(type)) from error
         raise
 
 
@@ -214,6 +230,8 @@ def _held(value: pa.Scalar, type: pa.DataType) -> pa.Scalar:
 def _cast(values: pa.Array, type: pa.DataType) -> pa.Array:
     if pa.types.is_decimal(values.type) and pa.types.is_floating(type):
         return decimal_floats(values, type)
+    if _rescales(values.type, type):
+        return upscaled(values, type)
     return pc.cast(values, type, safe=_are_times(values.type, type))
 
 

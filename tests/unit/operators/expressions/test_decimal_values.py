@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sabot.api.expr import Expr, col, lit
-from sabot.errors import DataError
+from sabot.api.expr import Expr, coalesce, col, lit, max_horizontal, when
+from sabot.errors import DataError, UserError
 from sabot.operators.expressions.compiled import compile_expr
 
 
@@ -120,6 +120,42 @@ def test_a_result_with_more_than_38_digits_is_an_error_that_shows_the_values() -
         with pytest.raises(DataError, match="9" * 37):
             evaluate(expr, batch)
     assert evaluate(col("a") - 1, batch).to_pylist() == [decimal.Decimal(10**38 - 2)]
+
+
+WIDE = pa.record_batch(
+    {
+        "x": pa.array([decimal.Decimal(2), decimal.Decimal("1E+75")], pa.decimal256(76, 0)),
+        "y": pa.array([decimal.Decimal("1.5")] * 2, pa.decimal256(76, 10)),
+        "i": pa.array([2, 2**63 - 1], pa.int64()),
+        "z": pa.array([decimal.Decimal("1.5")] * 2, pa.decimal256(76, 70)),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("expr", "first"),
+    [
+        (col("x") > col("y"), True),
+        (col("x") % col("y"), decimal.Decimal("0.5")),
+        (coalesce(col("x"), col("y")), decimal.Decimal(2)),
+        (when(col("x") != 0).then(col("x")).otherwise(col("y")), decimal.Decimal(2)),
+        (max_horizontal(col("x"), col("y")), decimal.Decimal(2)),
+        (col("i") > col("z"), True),
+        (coalesce(col("i"), col("z")), decimal.Decimal(2)),
+    ],
+)
+def test_a_number_that_needs_more_than_76_digits_beside_another_decimal_is_named(expr: Expr, first: object) -> None:
+    """10**75 became -5.2 * 10**66, or was less than 1.5. Integers beside decimals(76, 70) ended the app, even a 2."""
+    assert evaluate(expr, WIDE.slice(0, 1)).to_pylist() == [first]
+    with pytest.raises(DataError, match="does not fit decimal256") as caught:
+        evaluate(expr, WIDE)
+    assert caught.value.hint == 'cast one of them: .cast("float64")'
+
+
+def test_a_literal_that_needs_more_than_76_digits_beside_a_decimal_is_refused_with_a_cast_of_numbers() -> None:
+    with pytest.raises(UserError, match="4611686018427387904 does not fit decimal256") as caught:
+        compile_expr(col("z") < 2**62, WIDE.schema)
+    assert caught.value.hint == 'cast one of them: .cast("float64")'
 
 
 def test_a_cast_of_a_decimal_never_makes_another_number() -> None:
