@@ -352,7 +352,7 @@ class Binder:
             if known and pa.types.is_string(operand.type) != pa.types.is_string(found.type):
                 message = f"{sql_type(operand.type)} and {sql_type(found.type)} are never equal"
                 raise SqlFault(tree.span, message, f"CAST(… AS {sql_type(operand.type)})")
-            value = self.constant_of_type(found, operand.type) if asked is operand else None
+            value = self.constant_of_type(found, operand.type, exact=True) if asked is operand else None
             if value is None:
                 tests.append(asked.expr == found.expr)
             else:
@@ -362,8 +362,10 @@ class Binder:
         made = functions.balanced(tests, or_)
         return self.typed(~made if node.negated else made, node.span)
 
-    def constant_of_type(self, bound: TypedExpr, type: pa.DataType) -> Any:
-        """Returns the value of a constant in another type, or None if it is no constant or this type lacks the value."""
+    def constant_of_type(self, bound: TypedExpr, type: pa.DataType, *, exact: bool = False) -> Any:
+        """Returns the value of a constant in another type, or None if it is no constant or this type lacks the value.
+        `exact`: True to return None also for a number that would be rounded to the digits of a DECIMAL or a FLOAT.
+        """
         numbers = functions.is_number(bound.type) and functions.is_number(type)
         times = _is_exact_time(bound.type) and _is_exact_time(type) and bound.type.tz == type.tz
         if bound.expr.columns or not (numbers or times or bound.type == type):
@@ -372,7 +374,12 @@ class Binder:
             value = self.context.compile(bound.expr, pa.schema([])).value
             if pa.types.is_decimal(type) and pa.types.is_integer(value.type):
                 value = pa.scalar(Decimal(value.as_py()))  # with the digits that it has, and not those of a BIGINT
-            return value.cast(type).as_py()
+            elif pa.types.is_floating(type) and pa.types.is_decimal(value.type):
+                value = pa.scalar(float(value.as_py()))  # the nearest DOUBLE, which pyarrow misses for many digits
+            made = value.cast(type)
+            if exact and pa.types.is_floating(value.type) and float(made.as_py()) != value.as_py():
+                return None
+            return made.as_py()
         except (pa.ArrowInvalid, TypeError, UserError, DataError):
             return None
 

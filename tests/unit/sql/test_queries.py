@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from decimal import Decimal
 
 import duckdb
 import pyarrow as pa
@@ -232,6 +233,26 @@ def thousand(form):
 def test_a_list_may_have_a_thousand_values(folder, condition):
     text = f"SELECT id FROM orders WHERE {condition}"
     assert counted(ours(folder, text)) == counted(theirs(folder, text))
+
+
+@pytest.mark.parametrize(
+    ("type", "stored", "number", "is_in"),
+    [
+        (pa.decimal128(5, 2), Decimal("1.00"), "1.005E0", False),
+        (pa.decimal128(5, 2), Decimal("1.00"), "1.00E0", True),
+        (pa.float32(), 0.1, "0.1", False),
+        (pa.float32(), 0.5, "0.5", True),
+        (pa.float32(), 0.1, "0.1E0", True),
+        (pa.float64(), float("60.95074822430262511657903923"), "60.95074822430262511657903923", True),
+    ],
+)
+def test_in_finds_a_number_of_another_kind_where_equality_does(type, stored, number, is_in):
+    table = pa.table({"x": pa.array([stored], type)})
+    for condition in (f"x = {number}", f"x IN ({number})", f"x IN ({number}, 7)"):
+        app = App("numbers")
+        stream = app.stream(table.to_pylist(), schema=table.schema)
+        found = app.sql(f"SELECT x FROM t WHERE {condition}", t=stream).collect()
+        assert found.num_rows == is_in, condition
 
 
 def test_parameters_are_values_and_never_text(folder):
