@@ -121,11 +121,16 @@ class Pattern(StatefulOperator):
 
     def process(self, batch: Batch) -> None:
         batch = self._without_late(batch)
-        if self._checked:
+        if self._checked and batch.selection is not None:
+            batch = batch.with_data(batch.taken())  # a row that is not selected must not raise an error
+        try:
+            tests, operands = self._computed(batch.data)
+        except DataError:
             batch = self._without_bad(batch)
+            tests, operands = self._computed(batch.data)
         data, table, state = batch.data, self._table, self._state
         with state.changing:
-            rows, starts = table.choose([test(data) for test in self._plan.tests], data.num_rows, batch.selection)
+            rows, starts = table.choose(tests, data.num_rows, batch.selection)
             if not len(rows) or not (len(starts) or len(self._known) or state.cold_rows):
                 return
             hashes = batch.hashes
@@ -138,7 +143,7 @@ class Pattern(StatefulOperator):
             slots = self._known.resolve(data, self._key_indices, hashes=hashes, selection=rows, insert=False)
             if state.is_held:
                 state.note(slots.filter(pc.greater_equal(slots, 0)))
-            table.begin(slots, data.column(self._time), [operand(data) for operand in self._plan.operands])
+            table.begin(slots, data.column(self._time), operands)
         done = False
         while not done:
             with state.changing:
@@ -169,15 +174,23 @@ class Pattern(StatefulOperator):
         self._late.reject(batch, pa.array(rows[late]), watermark)
         return batch.with_selection(pa.array(rows[~late]), batch.hashes)
 
+    def _computed(self, data: pa.RecordBatch) -> tuple[list[pa.Array], list[Any]]:
+        """Returns the columns of the tests and the operands. Raises DataError if a row has no value of one of them, or
+        of an expression that a measure takes from it.
+        """
+        for each in self._measures.checked:
+            each(data)
+        return [test(data) for test in self._plan.tests], [operand(data) for operand in self._plan.operands]
+
     def _without_bad(self, batch: Batch) -> Batch:
-        """Returns the selected rows without those for which an expression fails, which are set apart."""
-        data, bad = batch.taken(), dict[int, DataError]()
+        """Returns the batch, whose rows are all selected, without those for which an expression fails. They are set
+        apart.
+        """
+        data, bad = batch.data, dict[int, DataError]()
         for each in self._checked:
             values_or_nulls("", each, data, bad)
-        if not bad:
-            return batch.with_data(data)
         errors = dict(sorted(bad.items()))
-        if self._bad.fails:
+        if errors and self._bad.fails:
             row, error = next(iter(errors.items()))
             hint = error.hint or 'with on_error="dead_letter" such rows become dead letters'
             raise DataError(f"{self._bad.step}: {self._bad.message(batch, row, error)}", hint=hint) from error
