@@ -505,8 +505,8 @@ class Crew(Generic[T]):
             slice_end = monotonic() + _SLICE_SECONDS
 
     def _counted(self, attempts: int, seconds: float, since: float) -> tuple[int, float, float]:
-        """Adds attempts to the crew's statistics. The worker counts attempts in three local variables, which are the
-        parameters. Returns their values after that: (0, 0.0, infinity).
+        """Adds attempts to the crew's statistics. Returns (0, 0.0, infinity): the new values for the three local
+        variables in which a worker counts its attempts, and which it passes as arguments.
 
         - `attempts`: the number of attempts to add; with 0, nothing is added.
         - `seconds`: the total duration of these attempts without the last one.

@@ -82,8 +82,8 @@ class Work(Protocol):
         """Reads some of the next rows or questions, and returns calls for those that need one, in order. Gives each
         call its place in the order of all calls, which is the next number of the iterator `places`.
 
-        Returns an empty sequence if none of these rows or questions needs a call. Unless `exhausted` is True then,
-        there are more, and the caller calls this method again.
+        Returns an empty sequence if none of the rows or questions that it has read needs a call. The caller calls this
+        method again until `exhausted` is True.
         """
 
     def argument(self, number: int) -> Any:

@@ -48,10 +48,10 @@ class AdaptiveLimit:
     - `most`: the maximum of the limit, which is also its first value.
     - `in_flight`: the number of calls that are in flight already.
 
-    When the service refuses a call, the limit falls to half of the calls in flight, but not below 1, and no call
-    begins for the time that the service asks for. While as many calls are in flight
-    as the limit allows, each successful call raises the limit a little: by one for every `limit` calls, up to `most`.
-    A refused call that began before the limit fell does not lower the limit again.
+    When the service refuses a call, the limit falls to half of the calls in flight, but not below 1, and no call begins
+    for the time that the service asks for. While as many calls are in flight as the limit allows, each successful call
+    raises the limit a little: by one for every `limit` calls, up to `most`. A refused call that began before the limit
+    fell does not lower the limit again.
     """
 
     def __init__(self, most: int, in_flight: int = 0) -> None:
