@@ -154,13 +154,13 @@ def forget_jobs(connection: Any, identity: str) -> None:
 
 
 def show_jobs(connection: Any, identity: str, last: Mapping[str, int], known: JobView) -> int:
-    """Writes the rows of jobs and of their actions. Leaves out jobs whose rows in the table are not older. Returns the
-    number of jobs that were written.
+    """Writes the rows of jobs and of their actions, and returns the number of jobs that were written. If the table
+    already has the row of a job from this journal, and that row is as new as the entries, the job is left out.
 
     - `connection`: the connection, in a transaction.
     - `identity`: the identity of the journal.
-    - `last`: by the id of each job to write, the number of its last entry in the journal. It decides which row is
-      newer.
+    - `last`: by the id of each job to write, the number of its last entry in the journal. The row with the higher
+      number is the newer one.
     - `known`: the view from which the rows are made.
     """
     actions: dict[str, list[ActionRecord]] = {}

@@ -241,9 +241,9 @@ def _conflict(events: Sequence[LedgerEvent]) -> str:
 
 
 def _rows(events: Sequence[LedgerEvent]) -> list[tuple[Any, ...]]:
-    """Returns the events as rows for one INSERT statement. If several events have the same id, only the first is
-    returned, or the first whose type is not "doubt". The rows are sorted by id, so that two writers lock the same rows
-    in the same order, and do not deadlock.
+    """Returns the events as rows for one INSERT statement, one row for each id. If several events have the same id, the
+    first one whose type is not "doubt" becomes the row; if all have the type "doubt", the first one. The rows are
+    sorted by id, so that two writers lock the same rows in the same order, and do not deadlock.
     """
     once: dict[str, LedgerEvent] = {}
     for event in events:

@@ -559,8 +559,8 @@ class _Mirror:
         return found
 
     def tell(self, what: str, error: Exception) -> None:
-        """Logs an error as a warning, unless one was logged and no call has succeeded since. `what` is the message,
-        with "%s" at the place of the error.
+        """Logs an error as a warning. After that, logs no further errors until a call has succeeded. `what` is the
+        message, with "%s" at the place of the error.
         """
         if not self.silent:
             _log.warning(what, error)
