@@ -107,7 +107,9 @@ class ActionRecord:
         return self.type == CONFIRM and self.payload.keys() >= {"effect", "ordinal", "rule"}
 
     def overdue(self, now: float) -> bool:
-        """Returns True if the action is pending, although its time had run out at the time `now` (seconds since 1970)."""
+        """Returns True if the action is still pending at the time `now` (seconds since 1970) and its `expires_at` is
+        earlier than `now`.
+        """
         return self.status is ActionStatus.PENDING and self.expires_at is not None and now > self.expires_at
 
 
@@ -267,9 +269,9 @@ class ActionManager:
         self._asked: WeakValueDictionary[str, ActionRecord] = WeakValueDictionary()
 
     def _seen(self, action: ActionRecord) -> ActionRecord:
-        """Copies the state of `action` into the ActionRecord that `require_action` has returned for the same action
-        earlier, and returns that older object. If no call of `require_action` on this manager has asked the question,
-        returns `action` itself.
+        """Updates the ActionRecord that `require_action` has returned for this action earlier, and returns it. `action`
+        is the present state in the store. If no such object is known (another manager has asked the question, the
+        caller has dropped the object, or it was closed before), returns `action` itself.
         """
         handle = self._asked.get(action.action_id, action)
         for name in ("status", "resolution", "resolved_at", "by"):

@@ -33,8 +33,8 @@ class JobAdmission(Generic[Job]):
 
     - `running`: the number of jobs that run now.
     - `waiting`: the number of jobs in the queues, which run as soon as fewer than `limit` jobs run.
-    - `parked`: the number of jobs that were taken out of the running ones by `park`, because they wait for something
-      that takes long. A parked job still counts here while it is in a queue to run again.
+    - `parked`: the number of jobs that `park` has taken out of the running jobs, because they wait for something that
+      takes long. A parked job that is back in a queue counts in both `parked` and `waiting` until it runs.
     """
 
     def __init__(
@@ -44,8 +44,8 @@ class JobAdmission(Generic[Job]):
 
         - `limit`: the most jobs that run at a time.
         - `run`: a function that starts or continues a job. It gets the job, and True if the job was parked before.
-        - `held`: a function that returns True if the job that is next in a queue must not run yet, although fewer than
-          `limit` jobs run. No job behind it runs either. When `held` would return False, somebody has to call `go_on`.
+        - `held`: a function that gets the next job of a queue, and returns True if this job must not run yet. Then no
+          job runs until the next call of `go_on`. The owner of the admission makes that call when the job may run.
         """
         self.limit, self.running, self.waiting, self.parked = limit, 0, 0, 0
         self._run, self._held = run, held

@@ -23,8 +23,9 @@ def value_of(entry: Entry, body: bytes) -> Any:
     """Returns the value that the body of an entry contains:
 
     - for a RESULT or END entry of a failure, an EffectError;
-    - for the INTENT entry of a tool's call, the list [args, kwargs]; of a model's call, the list of the request's
-      digest, its number of messages, and those messages that the calls before did not have;
+    - for the INTENT entry of a tool's call, the list [args, kwargs];
+    - for the INTENT entry of a model's call, the list [digest of the request, number of its messages, new messages].
+      The new messages are those after the model's last answer in the request, or all if it has no answer;
     - for the BEGIN entry of an agent's job, a dict with "message" (the decoded message) and "record" (the text
       "topic[partition]@offset" of the record with which the job began). For a job that began with a batch of records,
       the dict has only "records": the place of the first record, and the number of records;

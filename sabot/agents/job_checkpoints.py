@@ -70,10 +70,13 @@ class JobCheckpointTooLarge(JobCheckpointFailed):
 
 
 class RestoreFailed(UserError):
-    """The error if no new job can continue from a checkpoint. Possible reasons: the checkpoint is missing, or it is
-    older than the `retention` of the checkpoints; the present code of the agent requests other effects than the old job
-    did; the old job has not ended; or it made effects whose results the checkpoint does not have, and which must not be
-    made a second time.
+    """The error if no new job can continue from a checkpoint. Possible reasons:
+
+    - The job is one of an app. Only jobs of a kernel can be restored.
+    - The checkpoint is missing, or older than the `retention` of the checkpoints.
+    - The old job has not ended.
+    - The old job requested calls whose results the checkpoint does not have, and which must not be made a second time.
+    - The present code of the agent requests other effects than the old job did.
     """
 
     code = "E2032"
@@ -110,9 +113,8 @@ class JobCheckpoint:
 
 
 class _CheckpointBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The stored form of a checkpoint of a job. A checkpoint is stored in the journal as a SIGNAL entry of the job, for
-    which the job does not wait, and this is the body of that entry. `at_ms` is the time of the checkpoint in
-    milliseconds since 1970.
+    """The body of the journal entry that stores a checkpoint of a job. That entry is a SIGNAL entry of the job, with the
+    name CHECKPOINT. `at_ms` is the time of the checkpoint in milliseconds since 1970.
     """
 
     type: CheckpointType
@@ -394,13 +396,13 @@ class StateManager:
         self, job_id: str, name: str = "", *, again: Collection[str] = (), beside: bool = False
     ) -> ExecutionHandle:
         """Begins a new job of the kernel, which continues an old job from a checkpoint with the present code of the
-        agent. Returns the handle of the new job. The journal keeps both jobs.
+        agent. Returns the handle of the new job. The journal keeps both jobs. Jobs of an app cannot be restored.
 
         - `job_id`: the id of the old job.
         - `name`: the name of the checkpoint; "" means the last one.
-        - `again`: the names of tools and agents that may be called a second time. If the old job called a tool or agent
-          whose result the checkpoint does not have, the new job may make that call again. This is an error unless the
-          name is in `again`. Models, and tools that only read, need not be named.
+        - `again`: the names of tools and agents that the new job may call a second time. If the old job called a tool
+          or agent and the checkpoint does not have the result, RestoreFailed is raised unless its name is in `again`.
+          Models, and tools that only read, need not be named.
         - `beside`: True allows an old job that has not ended.
 
         The new job gets the recorded results of the effects before the checkpoint, and does not make these effects

@@ -40,8 +40,8 @@ class _KeptRecord(msgspec.Struct, frozen=True, array_like=True):
 
 def job_keeping(keep: str) -> JobKeeping | None:
     """Returns the rule by which the journal of an app keeps ended jobs. `keep` is the setting `keep_jobs` of the app:
-    "30d, 512MB" means 30 days and at most 512 MB, and "none" means that no ended jobs are kept, for which None is
-    returned. Raises UserError for a text of another form.
+    "30d, 512MB" means 30 days and at most 512 MB. Returns None for "none": then no ended jobs are kept. Raises
+    UserError for a text of another form.
     """
     parsed = parse_keep(keep, name="keep_jobs")
     return None if parsed is None else JobKeeping(ended_job, parsed.seconds, parsed.most_bytes)

@@ -182,8 +182,9 @@ class JobState:
     def open_effects(self) -> tuple[OpenEffect, ...]:
         """Returns the effects without a result, the last one first, or () if the job has ended.
 
-        If the function of the job cancels a timer, the journal gets no entry about that. So a timer whose time is over
-        is left out as soon as the job has a later entry. Until then, a cancelled timer is returned as if it were open.
+        A timer is left out as soon as the job has an entry from the timer's due time or later. The journal gets no
+        entry when the function of the job cancels a timer. So until then, a cancelled timer is returned as if it were
+        open.
         """
         if self.ended:
             return ()
@@ -496,9 +497,12 @@ def end_of(outcome: str) -> JobStatus:
 
 
 def action_number(question: Intent, payload: Any) -> str:
-    """Returns the part of an action's id that distinguishes it from the other actions of its job. It is the ordinal of
-    the effect. For a question about an effect in doubt, the number of the attempt follows ("3.1"), and if the effect
-    was looked up before, the number of look-ups ("3.1.2"). `payload` is the decoded body of `question`.
+    """Returns the part of an action's id that distinguishes the action from the other actions of its job. `payload` is
+    the decoded body of `question`. The result has one of these forms:
+
+    - "3": the ordinal of the effect.
+    - "3.1": for the question whether an effect was made, the ordinal and the number of the attempt.
+    - "3.1.2": the same after look-ups (the answer "look-up"), with their number at the end.
     """
     if question.name != IN_DOUBT or not isinstance(payload, Mapping) or "attempt" not in payload:
         return f"{question.ordinal}"

@@ -322,15 +322,16 @@ class JobManager:
         return record
 
     async def start(self, job_id: str) -> JobRecord:
-        """Marks a queued job as running, and returns it. Raises IllegalTransition if the job is not queued, also
-        because its deadline has passed, and UserError for an unknown job.
+        """Marks a queued job as running, and returns it. A job whose deadline has passed is timed out first. Raises
+        IllegalTransition if the job is then not queued, and UserError for an unknown job.
         """
         return await self._moved(job_id, JobStatus.RUNNING)
 
     async def complete(self, job_id: str, result_ref: str = "") -> JobRecord:
         """Marks a running job as succeeded, and returns it. `result_ref` is any text from which the program can later
-        find the result, for example a file name; it is stored in the job. Raises IllegalTransition if the job does not
-        run, also because it is past its deadline or its time, and UserError for an unknown job.
+        find the result, for example a file name; it is stored in the job. A job that has exceeded its deadline or its
+        running time is timed out first. Raises IllegalTransition if the job then does not run, and UserError for an
+        unknown job.
         """
         return await self._moved(job_id, JobStatus.SUCCEEDED, result_ref=checked_word(result_ref, "result_ref"))
 
@@ -341,10 +342,11 @@ class JobManager:
         return await self._moved(job_id, JobStatus.FAILED, error=checked_word(error, "error"))
 
     async def cancel(self, job_id: str, reason: str = "") -> JobRecord:
-        """Cancels the job and its open actions, and returns the job. If an app or a kernel runs the job, the request is
-        durable when this returns, and the job ends a little later; the returned job is then as it was before, and
-        LetterRefused is raised if a cancel was requested before. Raises IllegalTransition if the job has ended, and
+        """Cancels the job and its open actions, and returns the job. Raises IllegalTransition if the job has ended, and
         UserError for an unknown job.
+
+        A job that an app or a kernel runs ends a little later: when this method returns, only the request is durable,
+        and the returned job is as it was before. If a cancel of that job was requested before, LetterRefused is raised.
         """
         return await self._moved(job_id, JobStatus.CANCELLED, error=checked_word(reason, "reason"))
 

@@ -74,9 +74,8 @@ class _TemplateWord:
     on, and a text at the end.
 
     - `fields`: the fields, each as a tuple of names, such as ("place", "city").
-    - `may_be_option`: False if the word comes after the word "--" of the command, so that the program does not read it
-      as an option. If it is True, and the word begins with a field, then a value of this field that begins with "-" is
-      refused.
+    - `may_be_option`: True if the program may read the word as an option, because no word "--" of the command comes
+      before it. If such a word begins with a field, a value of the field that begins with "-" is refused.
     """
 
     def __init__(self, template: str, where: str, may_be_option: bool) -> None:

@@ -206,9 +206,9 @@ class AgentCommand:
         - `name`: the name of the function and of the effect.
         - `effect`: the effect class.
         - `in_doubt`: decides what happens if nobody knows whether the program has run to its end.
-        - `retries`: the number of times that the program is run again after the effect has failed. It is only used for
-          effect classes whose effects may be repeated. A new attempt of the job could not do this, because it would get
-          the recorded error.
+        - `retries`: the number of times that the program is run again after the effect has failed. These runs belong to
+          the same attempt of the job, because a later attempt would only get the recorded error. If effects of the class
+          may not be repeated, `retries` is ignored, and with `fails=True` it must be 0.
         - `backoff`: the time before the first repetition.
         - `fails`: True if an ExecutionError of the program makes the effect fail. With False, the effect succeeds and
           the error is its recorded result; then the program is not run again, and the function raises the error.

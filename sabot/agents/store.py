@@ -285,7 +285,8 @@ class JournalStore(JobsAndActions):
 
         The idempotency key of a job remains known until the job ended more than `keep_seconds` ago. After that, a new
         job may use it. All jobs that have ended, and their actions, are no longer found by `get`, `find` and `actions`.
-        Raises UserError if `keep_seconds` is negative or not finite.
+        Failed and cancelled jobs whose entries were kept are found again by a store that is made over the same journal
+        later. Raises UserError if `keep_seconds` is negative or not finite.
         """
         before_ms = max(1, self._now_ms() - parse_ms(keep_seconds, name="trim: keep_seconds"))
         async with self._lock:
