@@ -158,14 +158,6 @@ class Worker(Generic[T]):
         """
         return list(self.queue) if self.item is None else [self.item, *self.queue]
 
-    def replaced(self) -> "Worker[T]":
-        """Returns a worker that continues with the items of this one, whose call does not end. The task of this worker
-        ends after that call, without using its outcome.
-        """
-        worker = Worker(self.queue)
-        worker.item, self.item, self.task = self.item, None, None
-        return worker
-
     def rouse(self) -> None:
         """Wakes the worker, because an item was put into its queue."""
         waiter = self.waiter
