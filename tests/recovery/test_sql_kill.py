@@ -57,7 +57,9 @@ FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY account ORDER BY ts ASC) AS rn F
 """
 
 
-FILE = "'connector' = 'files', 'path' = 'out.ndjson', 'format' = 'json'"
+FILE = (
+    "'connector' = 'files', 'path' = 'out.ndjson', 'format' = 'json', 'json.timestamp-format.standard' = 'EPOCH-MILLIS'"
+)
 DELTA = "'connector' = 'delta', 'table-path' = 'out'"
 
 

@@ -73,7 +73,8 @@ async def test_windows_are_there_once_though_the_number_of_workers_changes_and_p
             process.wait()
             ended = await asked
             assert ended.exit_code == 1
-            assert "the app that used" in ended.stderr
+            # the app was killed before it had the request, or behind it
+            assert "no app that uses" in ended.stderr or "the app that used" in ended.stderr
         await until(lambda: not any(alive(pid) for pid in attempts(log)[-1]), "the end of the workers", patience=10)
     tick(place.settings, topic)
     wanted = expected(world.sent)
