@@ -520,6 +520,7 @@ class BusyLine:
     def __init__(self, effect: str = "unsafe", *, calls: int = 2) -> None:
         """`calls`: the number of the call that is sent."""
         self.made = self.looked = 0
+        self.noted = effect != "idempotent"  # True if the journal says which attempts were not sent
 
         async def look(_: Effect) -> bool:
             self.looked += 1
@@ -538,7 +539,11 @@ class BusyLine:
         return await ctx.call(self.pay)
 
     async def killed_in_the_back_off(self, jobs: Any, home: MemoryStorage) -> MemoryStorage:
-        await jobs.until(lambda: self.made and not jobs.host.statistics()["in_flight"])
+        def is_known() -> bool:
+            unsent = [entry.attempt for entry in entries(home) if isinstance(entry, Attempt) and entry.note == UNSENT]
+            return not self.noted or self.made in unsent
+
+        await jobs.until(lambda: self.made and not jobs.host.statistics()["in_flight"] and is_known())
         return prefix(home, len(entries(home)))
 
 
