@@ -202,7 +202,8 @@ def _naive(value):
     return value.replace(tzinfo=None) if hasattr(value, "tzinfo") else value
 
 
-def test_all_texts_are_read_and_bound_in_less_than_150_ms_of_cpu(tmp_path):
+def test_all_texts_are_read_and_bound_in_half_a_second_of_cpu(tmp_path):
+    """It takes 70 ms, and 220 on the slowest machine seen; `python -m benchmarks.nexmark --bind` measures it."""
     texts = {query: filled((TEXTS / f"{query}.sql").read_text()) for query in QUERIES if query != REFUSED}
 
     def seconds() -> float:
@@ -218,7 +219,7 @@ def test_all_texts_are_read_and_bound_in_less_than_150_ms_of_cpu(tmp_path):
             spent += time.process_time() - began
         return spent
 
-    assert min(seconds() for _ in range(3)) < 0.15
+    assert min(seconds() for _ in range(3)) < 0.5
 
 
 def digests(folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import CheckpointFailed, CorruptCheckpoint
 
-PATIENCE = 15.0  # seconds until a condition that never comes true fails its test; nothing waits this long to be right
+PATIENCE = 60.0  # seconds until a condition that never comes true fails its test; nothing waits this long to be right
 
 
 async def until(condition: Callable[[], Any], what: str = "", *, patience: float = PATIENCE) -> None:
