@@ -32,11 +32,13 @@ class Budget:
 
     - `max_…`: the limits. None means no limit. Usage of exactly a limit is allowed. Costs are in US dollars.
     - `exhausted`: the decision on a call that would exceed a limit. "deny" refuses the call. "ask" asks a person.
-      "degrade" sends the request to the model `degrade_to` instead, even if the limit is exceeded by that.
-    - `unpriced`: the decision on a call of a model whose price is not known: "deny" or "ask". It has an effect only
-      if the budget limits the cost.
-    - `warn_at`: a fraction of a limit. A call that is allowed, but with which at least this fraction of a limit is
-      used, is reported as a warning. 1 turns the warnings off.
+      "degrade" sends the request to the model `degrade_to` instead. That request is sent even if it exceeds the limit
+      too.
+    - `unpriced`: the decision on a call of a model whose price is not known: "deny" or "ask". It has an effect only if
+      the budget limits the cost.
+    - `warn_at`: a fraction of each limit. If an allowed call may bring the usage to this fraction or above, it is
+      reported as a warning. The usage then includes the reservations and the most that the call may use. 1 turns the
+      warnings off.
 
     Raises UserError for a value that is not valid.
     """
@@ -121,9 +123,12 @@ class Judgement(NamedTuple):
 
     @property
     def rule(self) -> str:
-        """The rule that led to the decision: for example "daily budget" if the limit for a day did, "budget owner" if
-        the decision has a reason but is due to no limit (a shared budget could not be read), or "" if the call is
-        allowed without a reason.
+        """The rule that led to the decision:
+
+        - "hourly budget", "daily budget" or "monthly budget": a limit of the budget.
+        - "budget owner": no limit. The budget could not be read, for example because the database that keeps it did not
+          answer.
+        - "": none, because the call is allowed without a reason.
         """
         return f"{self.window} budget" if self.window else "budget owner" if self.reason else ""
 
@@ -132,9 +137,11 @@ ALLOWED = Judgement(Decision.ALLOW)
 
 
 def judge(budget: Budget, account: Account, wanted: Amounts, now_s: float) -> Judgement:
-    """Checks a call against the limits of a budget, and returns the judgement. The call needs at most `wanted`. This
-    is added to the amounts that `account` has already used and reserved in the windows at the time `now_s`, in
-    seconds since 1970.
+    """Checks a call against the limits of a budget, and returns the judgement. A limit is exceeded if the sum of these
+    amounts is greater:
+
+    - what `account` has used and reserved in the window of the limit at the time `now_s`, in seconds since 1970;
+    - `wanted`, the most that the call may use.
 
     The function reads the limits from `account.limits`. So the caller must have copied the limits of `budget` there.
     """

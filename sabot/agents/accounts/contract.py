@@ -117,11 +117,12 @@ class LedgerWriter(Protocol):
         """
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """Writes rows as `write` does, but also replaces each stored row that has the same id and other content.
-        Returns the number of rows that were replaced for this reason.
+        """Writes rows as `write` does, and also replaces stored rows that are wrong: those with the same id as a new
+        row, and other content. Returns the number of wrong rows.
 
-        A row of type "doubt" (the outcome of its call is not known) is also replaced by the row with the known
-        outcome, but is not counted in this number.
+        Rows of type "doubt" (the outcome of the call is not known) are treated as in `write`. A stored row of this type
+        is replaced by a row with the known outcome, but is not counted as wrong. A new row of this type does not
+        replace a row with the known outcome.
         """
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:

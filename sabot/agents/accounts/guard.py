@@ -175,10 +175,11 @@ class LedgerGuard(EffectGuard):
     def _judged(
         self, effect: EffectId, opened: _Open, decided: Callable[[Judgement], _Verdict]
     ) -> _Verdict | Awaitable[_Verdict]:
-        """Reserves the most that the attempts of a call may use (`_Open.reserved`), if the budget has room for it.
-        Passes the judgement of the ledger to `decided`, and returns the verdict that `decided` returns. If the ledger
-        must wait for the judgement (the account is not loaded, or is shared with other processes), returns an
-        awaitable of the verdict.
+        """Reserves the most that the attempts of a call may use (`_Open.reserved`), if the budget has room for it. Then
+        calls `decided` with the judgement of the ledger, and returns the verdict that `decided` returns.
+
+        Returns an awaitable of the verdict if the ledger must wait before it can judge, for example because the account
+        is not loaded, or is shared with other processes.
         """
         rows = self._rows_in_doubt(effect, opened)
         judged = self.ledger.reserve(_name(effect), opened.scope, opened.wanted.times(opened.reserved), rows)
@@ -330,18 +331,20 @@ class LedgerGuard(EffectGuard):
             self.ledger.release(_name(effect), opened.scope)
 
     def _rows_in_doubt(self, effect: EffectId, opened: _Open) -> list[LedgerEvent]:
-        """Returns the rows that must be recorded for the attempts of this call if this process dies: they have the
-        type "doubt", because the outcomes of the attempts would not be known. The rows are stored together with the
-        reservation in the database that keeps the shared budgets, and another process records them. Returns [] if the
-        budgets are not shared between processes.
+        """Returns the rows that another process records for a call if this process dies before the call has ended: a
+        row of type "doubt" for each attempt of a model call that has no row yet. The database that keeps the shared
+        budgets stores these rows together with the reservation. Returns [] if the budgets are not shared between
+        processes.
         """
         return opened.rows_in_doubt(effect, opened.attempt + 1, 0) if self.ledger.shared else []
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """Registers a call that was open in the journal when the process started, and makes its reservation. If the
-        call was attempted before, one further attempt is reserved too: the job makes it soon, and other jobs must not
-        use the rest of the budget before. The further attempt uses the first model of the call again. Does nothing if
-        the call is registered already.
+        """Registers a call that was open in the journal when the process started, and reserves the most that its
+        attempts may use. Does nothing if the call is registered already.
+
+        If the call was attempted before, one further attempt is reserved, because the job will soon try the call again.
+        Without this reservation, other jobs could use up the budget before. The further attempt uses the first model of
+        the call again.
         """
         job = self._open.setdefault(effect.job, {})
         if effect.ordinal in job:
@@ -365,10 +368,12 @@ class LedgerGuard(EffectGuard):
             await self.ledger.ready(scope)
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """Decides whether another attempt of a call may be made. Earlier attempts of the call are counted with the
-        most that they may have used, because the provider may charge for them. Returns None if the attempt is
-        allowed, and a verdict that denies it if the budget has no room for it. If the ledger cannot decide at once,
-        returns an awaitable of one of the two.
+        """Decides whether another attempt of a call may be made. Earlier attempts of the call are counted with the most
+        that they may have used, because the provider may charge for them. Returns:
+
+        - None if the attempt is allowed.
+        - A verdict that denies the attempt if the budget has no room for it.
+        - An awaitable of None or of such a verdict if the ledger cannot decide at once.
         """
         opened = self._open.get(effect.job, {}).get(effect.ordinal)
         if opened is None:
@@ -478,8 +483,10 @@ def _denied(judged: Judgement, beside: str = "") -> GuardVerdict:
 
 
 async def _decided_later(judging: Awaitable[Judgement], decided: Callable[[Judgement], _Verdict]) -> _Verdict:
-    """Awaits the judgement of the ledger, and passes it to `decided`. If a shared budget cannot be read, or if rows
-    cannot be stored or read, the judgement denies the call. Never raises the error of a writer.
+    """Waits for the judgement of the ledger, calls `decided` with it, and returns the verdict that `decided` returns.
+
+    The judgement denies the call if a shared budget cannot be read, or if rows cannot be stored or read. The error of
+    the ledger's writer (TransientError, UserError) is not raised.
     """
     try:
         judged = await judging

@@ -191,8 +191,8 @@ class Ledger:
         await self._accounts.ready(scope_id)
 
     async def reach(self) -> None:
-        """Checks that the writer answers, and waits until it does. If several processes share the budgets, it waits
-        for at most the time `patience` of the ledger. Otherwise it tries only once.
+        """Waits until the writer answers. If several processes share the budgets, tries again for the time `patience`
+        of the ledger. Otherwise tries only once.
 
         Raises BrokerUnavailable if the writer does not answer, and UserError if the writer answers that it cannot be
         used, for example because the file is no ledger.
@@ -215,23 +215,24 @@ class Ledger:
     def reserve(
         self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
     ) -> Judgement | Awaitable[Judgement]:
-        """Checks a call against the budget of its scope (a tenant), and returns the judgement.
+        """Checks a call against the budget of its scope (a tenant), and returns the judgement. This method is for
+        guards; other programs use `check_budget`.
 
         - If the decision is ALLOW or WARN, `wanted` is reserved for the call, and replaces an earlier reservation of
           the same call. The reservation remains until `release` or `record` is called for this call.
-        - With any other decision nothing changes: an earlier reservation of the call remains. If the caller then asks
-          another model, or a person approves the call, the caller reserves the amount with `hold`.
+        - With any other decision nothing changes: an earlier reservation of the call remains. After DEGRADE or ASK, the
+          guard may still make the call, with another model or with the approval of a person. Then it reserves the
+          amount with `hold`.
         - If the scope has no budget, the decision is ALLOW, and nothing is reserved.
 
         The result is an awaitable of the judgement if the usage of the scope is not loaded yet, if too many rows wait
         to be written, or if several processes share the budgets. Awaiting it raises BudgetUnavailable if the shared
-        writer does not answer, and the error of the writer if rows cannot be stored or read. Raises UserError if
-        `call` or `scope_id` is not a text.
+        writer does not answer, and the error of the writer if rows cannot be stored or read. Raises UserError if `call`
+        or `scope_id` is not a text.
 
-        - `call`: a name by which the caller identifies the call. Guards have such names; other code uses
-          `check_budget`.
-        - `doubts`: the rows with which the shared writer replaces the reservation if this process dies before the
-          call has ended. They have the type "doubt", because the outcome of the call is then not known.
+        - `call`: a name for the call. The same name is passed to `hold`, `release` and `record`.
+        - `doubts`: rows of type "doubt" (the outcome of the call is not known). If this process dies before the call
+          has ended, the shared writer records these rows, and ends the reservation.
         """
         budget = self._budgets.get(checked_text(scope_id, "scope_id"))
         checked_text(call, "call")
@@ -412,8 +413,8 @@ class Ledger:
             self._writing = asyncio.get_running_loop().create_task(self._write(), name="ledger")
 
     def _write_again(self) -> None:
-        """Starts to write the waiting rows, if there are any. Called from time to time, to try again rows that could
-        not be written. Until a row is written, the reservation of its call remains.
+        """Starts to write the waiting rows, if there are any. SharedAccounts calls this several times in each lease, so
+        that rows whose writing has failed are written later. Until then the reservations of their calls remain.
         """
         if self._rows:
             self._begin_writing()
@@ -424,9 +425,9 @@ class Ledger:
         return len(self._rows) > _MOST_WAITING
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """Writes rows. A stored row with the same id and other content is replaced. Rows whose content the database
-        refuses are skipped, and an error is logged. Returns the number of stored rows that were replaced, without
-        rows of the type "doubt" whose outcome is known now (`LedgerWriter.correct`).
+        """Writes rows, and replaces stored rows with the same id and other content. Returns the number of these
+        replaced rows. A row of type "doubt" is also replaced by the row with the known outcome, but is not counted
+        (`LedgerWriter.correct`). Rows whose content the database refuses are skipped, and an error is logged.
         """
         return await self._settle([SettledRow(each) for each in events], corrects=True)
 

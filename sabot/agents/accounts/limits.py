@@ -117,8 +117,8 @@ class _Job:
     over: bool = False
 
     def begin(self, key: int | str, call: _TreeCall) -> None:
-        """Registers an open call, or replaces it if the key is registered already. Reserves the most that its
-        attempts so far may use, at least one attempt.
+        """Registers an open call, or replaces it if the key is registered already. Reserves the most that the attempts
+        of the call so far may use. For a call that was not attempted yet, reserves one attempt.
         """
         self.open[key] = call
         self.account.reserve(key, call.most(max(1, call.attempt)))
@@ -472,14 +472,16 @@ def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> Amounts
 
 
 def reported_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | None]:
-    """Returns the tokens and the cost with which an answer is counted in a budget. The cost is None if it is not
-    known.
+    """Returns the tokens and the cost with which an answer is counted in a budget. The cost is None if it is not known.
+    `wanted` contains the amounts that were reserved for the call.
 
-    Usually these are the numbers that the answer reports. If it reports no tokens, the tokens in `wanted`, which were
-    reserved for the call, are used; if it reports no cost either, so is the cost in `wanted`. If it reports
-    impossible numbers (negative tokens, more cached tokens than input tokens, a cost that is not a number), the
-    tokens and the cost in `wanted` are used. So a server with wrong reports can neither use up a budget nor reduce
-    its usage.
+    - Usually the tokens and the cost are those that the answer reports.
+    - If the answer reports no tokens, the tokens in `wanted` are counted. The cost is the reported cost, or the cost in
+      `wanted` if none is reported.
+    - If the answer reports impossible numbers, the tokens and the cost in `wanted` are counted. Impossible are negative
+      tokens, more cached tokens than input tokens, and a cost that is not a number.
+
+    So a server with wrong reports can neither use up a budget nor reduce its usage.
     """
     usage = answer.usage
     if (usage is not None and not usage.is_possible) or (answer.cost is not None and not is_cost(answer.cost)):
@@ -514,9 +516,9 @@ def _child_use(usage: bytes) -> TreeUse | None:
 
 
 def _limits_of(begin: Begin) -> BudgetSpec | None:
-    """Returns the limits of a job that a kernel runs. They are the field `budgets` of the request to the kernel,
-    which is the input of the job (`begin.body`). Returns None if the input is no such request, or if it limits
-    neither tokens, cost, model calls nor tool calls.
+    """Returns the limits of a job that a kernel runs: the field `budgets` of the request to the kernel. The request is
+    the input of the job (`begin.body`). Returns None if the input is not a request to a kernel, or if the request sets
+    no limit for tokens, cost, model calls or tool calls.
     """
     body = begin.body
     asked = unpack(body) if begin.agent and isinstance(body, bytes) and body[:1] in _FIELDS else None

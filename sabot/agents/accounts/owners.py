@@ -25,12 +25,13 @@ from sabot.errors import UserError
 class BudgetStep(NamedTuple):
     """A request to change the reservation of one call in a shared account.
 
-    - `kind`: "reserve" reserves `wanted` if the budget has room for it. "hold" reserves `wanted` in any case.
-      "release" ends a reservation of the call, if the sending process made it in a step with this `number` or a lower
-      one.
-    - `number`: the sequence number of the step. Each process numbers its own steps.
-    - `doubts`: the rows that replace the reservation if the process dies before the call has ended. They have the
-      type "doubt", because the outcome of the call is then not known.
+    - `kind`: "reserve" reserves `wanted` if the budget has room for it. "hold" reserves `wanted` in any case. "release"
+      ends the reservation of the call.
+    - `number`: the sequence number of a "reserve" or "hold" step; each process numbers its own steps. For "release",
+      the number of the last step before it: only a reservation that the process made up to that step is ended. So a
+      later reservation of the call remains, and so does a reservation of another process.
+    - `doubts`: the rows that replace the reservation if the process dies before the call has ended. They have the type
+      "doubt", because the outcome of the call is then not known.
     """
 
     kind: Literal["reserve", "hold", "release"]
@@ -50,8 +51,9 @@ class SettledRow(NamedTuple):
     """A ledger row, and the call whose reservation ends when the row is stored.
 
     - `call`: the name of the call, or "" if no reservation ends.
-    - `number`: a step number of the sending process. The reservation ends only if that process made it in a step with
-      this number or a lower one. So a later reservation of the same call remains.
+    - `number`: the number of the last step that the process had made when it recorded the row (`BudgetStep.number`).
+      Only a reservation that the process made up to that step is ended. So a later reservation of the same call
+      remains.
     """
 
     event: LedgerEvent

@@ -49,8 +49,8 @@ class BudgetQuery(msgspec.Struct, frozen=True):
     """The parameters for a report of the usage in a ledger.
 
     - `by`: the columns by which rows are grouped, for example "scope" and "model" (`rows.GROUPS` has all names).
-    - `since_ms`: the time of the earliest row in the groups of `by`, in milliseconds since 1970.
-    - `days_since_s`: the time of the earliest row in the totals by day, in seconds since 1970.
+    - `since_ms`: the time from which rows are counted in the totals of these groups, in milliseconds since 1970.
+    - `days_since_s`: the time from which rows are counted in the totals by day, in seconds since 1970.
     """
 
     by: tuple[str, ...]

@@ -154,7 +154,9 @@ class InMemoryLedgerWriter:
 
     @property
     def events(self) -> list[LedgerEvent]:
-        """All rows, in the order in which they were written. A row that has replaced another one is at its own place."""
+        """All rows, in the order in which they were written. If a row has replaced another one, the time of the
+        replacement counts.
+        """
         return list(self._rows.values())
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:

@@ -32,8 +32,9 @@ BACKOFF = Backoff(0.02, 1.0)  # the waits between attempts to send a batch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pending:
-    """A request that waits to be sent to the owner of shared budgets (`BudgetOwner`): a step, or rows, or neither. A
-    request with neither only asks for an answer, or extends the lease.
+    """A request that waits to be sent to the owner of shared budgets (`BudgetOwner`). It contains a step, or rows, or
+    neither. An empty request is sent to renew the lease of the process, or to wait until the owner has applied all
+    requests before it.
 
     - `corrects`: True if stored rows with the same ids as `rows`, and other content, are replaced.
     - `answer`: the future on which the caller waits, or None if no caller waits for the answer.
@@ -145,9 +146,9 @@ class SharedAccounts:
             self._put(_Pending(BudgetStep("release", budget, call, number)))
 
     def _released(self, scope_id: str, call: str) -> int:
-        """Removes the call from the set of calls that may have a reservation. Returns the number of the last step
-        that this process has made. The caller sends this number to the owner, which then ends each reservation of the
-        call that was made in that step or earlier. Returns 0 if the call has no reservation.
+        """Removes the call from the set of calls that may have a reservation. Returns the number of the last step that
+        this process has made, or 0 if the call has no reservation. The caller sends this number to the owner, so that a
+        reservation that the call gets later is not ended (`BudgetStep.number`).
         """
         if (scope_id, call) not in self._open:
             return 0
@@ -203,11 +204,13 @@ class SharedAccounts:
 
     async def close(self) -> None:
         """Sends the waiting requests, and ends the background tasks. If the owner does not answer within `patience_s`
-        seconds, or refuses, the requests are dropped without an error. Calls that are not finished keep their
-        reservations in the owner. When the lease of this process has ended, the owner replaces each of these
-        reservations by a row of type "doubt": the outcome of the call is not known. When another process later
-        continues the job, it replaces the row by one with the known outcome. A request that comes later is sent, but
-        the lease is not renewed any more.
+        seconds, or refuses a request, raises no error, and requests may remain unsent.
+
+        The owner keeps the reservations of calls that have not ended. When the lease of this process has ended, the
+        owner replaces each of these reservations by a row of type "doubt": the outcome of the call is not known. If
+        another process then continues the job, its row with the known outcome replaces the row of type "doubt".
+
+        A request that is made after `close` is still sent. But no more requests are sent only to renew the lease.
         """
         self._closed = True
         beating, self._beating = self._beating, None

@@ -42,8 +42,10 @@ _encode = msgspec.json.Encoder().encode
 
 def ledger_source(name: str, reading: Callable[[], AbstractContextManager[JournalReader]]) -> JournalSource:
     """Returns a stream source that reads the ledger rows in a journal. The rows come in the order in which the
-    journal's entries became durable. `name` is the name of the source. `reading` is a function that returns a context
-    manager; in its `with` block the journal can be read.
+    journal's entries became durable.
+
+    - `name`: the name of the source.
+    - `reading`: a function that opens the journal. It returns a context manager that provides a JournalReader.
     """
     return JournalSource(name, reading, lambda entry: list(_rows(entry)))
 

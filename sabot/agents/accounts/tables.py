@@ -51,13 +51,15 @@ class TableAccountStore(AccountStore):
 
     @abstractmethod
     def among(self, column: str) -> str:
-        """Returns an SQL condition that is true if the value of `column` is one of several values. The condition has
-        one placeholder. The parameter for it is the result of `several`.
+        """Returns an SQL condition that is true if the value of `column` is in a collection. The condition has a single
+        placeholder, whose parameter is the whole collection in the form that `several` returns.
         """
 
     @abstractmethod
     def several(self, values: Collection[str]) -> Any:
-        """Converts several values to the one parameter that the condition of `among` needs."""
+        """Returns a collection in the form in which the database takes it as a single parameter, such as a list or a
+        JSON text.
+        """
 
     @abstractmethod
     def used(self, scope_id: str, since_ms: int) -> Amounts:
