@@ -243,8 +243,8 @@ class KafkaEventAdapter(_Adapter):
 
         - `event_types`: the types of events that are sent; by default all.
         - `slow`: "hold" (the default) makes publishers wait while the server is too slow; "drop" drops events instead.
-        - `at_once`: the most events that wait in the adapter itself, besides the queue of its subscription; by default
-          500.
+        - `at_once`: the most events that wait in the adapter, by default 500. Further events wait in the adapter's
+          queue on the bus.
         - `patience`: the time for which the adapter tries to send an event, by default 2 minutes. After that the event
           is lost.
         """

@@ -130,8 +130,8 @@ class EventBus(Protocol):
 
         - `event_types`: only events of these types are delivered; None delivers all.
         - `job_id`: only events of this job are delivered; None delivers the events of all jobs.
-        - `slow`: decides what happens when the queue is full: "drop" leaves events out, "hold" makes `publish` wait, for
-          events of all types and jobs.
+        - `slow`: decides what happens when the queue of this handler is full. "drop" leaves out events for this
+          handler. "hold" makes each `publish` on the bus wait, even of an event that this handler does not get.
         - `capacity`: the most events that wait in the queue of this handler.
         """
 
@@ -291,11 +291,11 @@ class Subscription:
         return event
 
     async def flush(self, *, timeout: Duration | None = FLUSH_SECONDS) -> None:
-        """Waits until the handler has handled all events in the queue. Returns at once if the subscription has no
-        handler.
+        """Waits until the handler has handled all events in the queue, including events that are published during the
+        wait. Returns at once if the subscription has no handler.
 
-        Events that are published meanwhile have to be handled too. If that takes longer than `timeout`, raises
-        TransientError with the name of the handler; the handler continues. `timeout=None` waits without a limit.
+        `timeout` is the limit of the wait; None waits without a limit. At the limit, raises TransientError with the
+        name of the handler. The handler continues.
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
         pump = self._pump
@@ -462,11 +462,11 @@ class InMemoryEventBus:
                     future.set_result(None)
 
     async def flush(self, *, timeout: Duration | None = FLUSH_SECONDS) -> None:
-        """Waits until no handler has an event left to handle. An event that is published during the wait, for example
-        by a handler, is waited for too. Does not wait for subscriptions without a handler.
+        """Waits until all handlers have handled all their events, including events that are published during the wait.
+        Does not wait for subscriptions without a handler.
 
-        `timeout` is the limit of the whole wait; None waits without a limit. When it is over, raises TransientError
-        with the names of the handlers that have not finished. They continue.
+        `timeout` is the limit of the whole wait; None waits without a limit. At the limit, raises TransientError with
+        the names of the handlers that have not finished. These handlers continue.
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
         until = math.inf if timeout_s is None else SYSTEM_CLOCK.monotonic() + timeout_s

@@ -100,8 +100,9 @@ class OpenTelemetryAdapter:
         tracer_provider: Any = None,
         meter_provider: Any = None,
     ) -> None:
-        """Makes an adapter; `start` subscribes it to the bus. A provider that is None is the one that the process has
-        set globally (`trace.set_tracer_provider`). Raises MissingExtra if OpenTelemetry is not installed.
+        """Makes an adapter; `start` subscribes it to the bus. For a provider that is None, the adapter uses the global
+        provider of the process (`trace.set_tracer_provider`, `metrics.set_meter_provider`). Raises MissingExtra if
+        OpenTelemetry is not installed.
         """
         try:
             from opentelemetry import context, metrics, trace
