@@ -82,8 +82,8 @@ class OrchestrationConfig:
     - `timeout_seconds`: the time limit for one execution of the outermost flow; None sets no limit.
     - `inherit_budgets`: True if the usage of the steps counts in the limits (`BudgetSpec`) of the job that runs the
       flow. With False it only counts in the budget of the tenant.
-    - `propagate_cancellation`: True if the cancel of a flow also cancels its running steps. With False, a cancelled
-      flow first runs to its end, and so does one whose time is over.
+    - `propagate_cancellation`: True if the running steps are cancelled when the flow is cancelled or its time limit has
+      passed. With False, the flow first runs to its end; then CancelledError or FlowTimeout is raised.
     - `parallel_execution`: True if branches run at the same time, at most `max_parallel` of them. With False they run
       one after the other.
     """
@@ -125,9 +125,15 @@ class OperatorContext:
 
     @classmethod
     def of(cls, given: "OperatorContext | ExecutionContext | DurableContext | None") -> "OperatorContext":
-        """Returns an OperatorContext for `given`. If it is the context of a durable agent, all calls of the flow become
-        effects of the agent's job. An OperatorContext without `effects` gets those of the job in which this is called,
-        if there is one.
+        """Returns an OperatorContext for `given`:
+
+        - For the context of a durable agent, a context with which all calls of the flow become effects of the agent's
+          job.
+        - For an ExecutionContext or None, a context with this as `execution`.
+        - An OperatorContext is returned as it is.
+
+        If the result has no `effects`, it gets the effects of the job in which this method is called, if there is such
+        a job. Raises UserError for any other value.
         """
         if given is None or isinstance(given, ExecutionContext):
             given = cls(execution=given)
@@ -150,8 +156,9 @@ class OperatorContext:
 
 
 class _InJob:
-    """The effects of a durable agent's job, for a flow. Tools can be called directly. To call a model, an operator
-    first gets the effects for its engine by `of(engine)`.
+    """The effects through which a flow makes its calls in the job of a durable agent. `call` calls a tool. A model
+    cannot be asked directly, because these effects belong to no engine: `complete` and `stream` raise UserError.
+    `of(engine)` returns effects that ask the models of an engine.
     """
 
     def __init__(self, ctx: DurableContext) -> None:

@@ -66,9 +66,9 @@ class ParallelOperator(Flow):
     """A flow that executes several operators at the same time with the same input. The content of its result is the
     list of their contents. It succeeds if all operators succeed.
 
-    `aggregate` is a function that gets the list of the results (OperatorResult) of all operators, also of those that
-    have failed. Its return value is the content instead. With `aggregate`, the flow succeeds if at least one operator
-    succeeds; if none does, the function is not called.
+    `aggregate` is a function that makes the content of the result instead. It gets the list of the results
+    (OperatorResult) of all operators, including those that have failed. With `aggregate`, the flow succeeds if at least
+    one operator succeeds. If none does, the function is not called.
     """
 
     def __init__(
@@ -141,18 +141,17 @@ def _with_results(fields: Mapping[str, Any], results: Sequence[OperatorResult]) 
 
 class PlannerExecutorOperator(Flow):
     """A flow of three operators: the planner makes a plan, the executor executes each step of the plan, and the
-    synthesizer writes the answer.
+    synthesizer writes the answer. In the following, the content of an operator is the content of its result.
 
-    - `planner`: the content of its result is the plan. It is a list; or a mapping with a list "steps", "items" or
-      "tasks"; or a text with JSON of this form, or with one step per line.
+    - `planner`: its content is the plan. It is a list; or a mapping with a list "steps", "items" or "tasks"; or a text
+      with JSON of this form, or with one step per line.
     - `executor`: is executed once for each step, in order. It gets the input of the flow; the step (its fields are
-      added if it is a mapping, otherwise it is the field "text"); and "results", the list of the contents of its
-      earlier results. A MapReduceOperator, and any operator with `takes_items`, is executed only once, with all steps
-      in the field "items".
-    - `synthesizer`: gets the input of the flow, "results" (the list of the contents of the executor's results) and
-      "text" (the same, joined to one text). The content of its result is the content of the flow's result. With None,
-      the content of the flow's result is the list of the contents of the executor's results; if the executor was
-      executed only once with all steps, it is the content of that result.
+      added if it is a mapping, otherwise it is the field "text"); and "results", the list of the contents for the
+      earlier steps. A MapReduceOperator, and any operator with `takes_items`, is executed only once, with all steps in
+      the field "items".
+    - `synthesizer`: gets the input of the flow, "results" (the list of the executor's contents) and "text" (these
+      contents, joined to one text). Its content is the content of the flow. With None, the content of the flow is the
+      list "results", or for an executor with `takes_items` the single content of the executor.
     - `max_steps`: the most steps of a plan; a longer plan is a failure.
 
     If one of the three operators fails, the flow ends and has failed.

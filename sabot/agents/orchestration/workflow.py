@@ -167,10 +167,17 @@ class Workflow(Flow):
     - `on_step`: a function, async or not, that is called with the WorkflowState after each node. If such a state is
       passed to `execute` as the input, the execution continues from it.
 
-    The constructor raises UserError for missing nodes, and FlowCycle (E2010) for a loop in which no node has
-    `max_visits`. If a node fails, the result of `execute` has `success=False` and a FlowFailed (E2012) as its error.
-    `execute` raises FlowTimeout (E2013), DepthExceeded (E2011), and FlowFailed itself if a ConditionalNode chooses a
-    route that does not exist, or if the state lacks the field that the EndNode names.
+    The constructor raises UserError for nodes that are missing or not valid, FlowCycle (E2010) for a loop in which no
+    node has `max_visits`, and DepthExceeded (E2011) for a ParallelNode with too many operators or none.
+
+    If a node fails, `execute` returns a result with `success=False` and a FlowFailed (E2012) as its error. In these
+    cases it raises an error instead:
+
+    - FlowTimeout (E2013) if the time limit has passed.
+    - DepthExceeded (E2011) if the execution visits too many nodes, or one node too often, or if flows are nested too
+      deeply.
+    - FlowFailed (E2012) if a ConditionalNode chooses a route that does not exist, or if the state lacks the field that
+      the EndNode names.
     """
 
     def __init__(
