@@ -63,8 +63,9 @@ class AuditRecord:
 
 
 def audit_job(reader: JournalReader, job_id: str) -> Iterator[AuditRecord]:
-    """Yields a record for each call of a job, in the order in which the job asked for the calls. A fallback model of
-    a call follows it, as a record of its own. Yields nothing if the journal has no entries of the job. Blocks.
+    """Yields a record for each call of a job, in the order in which the job asked for the calls. Each fallback model of
+    a call has a record of its own, after the record of the call. Yields nothing if the journal has no entries of the
+    job. Blocks.
     """
     view, entries = JobView(), [entry for _, entry in reader.history.entries(job_id)]
     effects = effects_of(view, entries)

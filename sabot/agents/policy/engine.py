@@ -98,10 +98,10 @@ class PolicyEngine(EffectGuard):
         """Makes a policy.
 
         - `rules`: the rules. More can be added with `add_rule`.
-        - `default`: the decision on a call of a tool or a model that no rule decides: no rule matches it, or all
-          rules that match return None. With "deny" it also applies if only rules of the classes DataAccessPolicy,
-          LabelPolicy and RedactionPolicy have an opinion, because these never allow a call. Child jobs that no rule
-          decides are always allowed.
+        - `default`: the decision on a call of a tool or a model on which no rule has an opinion. A rule has none if it
+          does not match the call, or returns None. With "deny", a call is also denied if only rules of the classes
+          DataAccessPolicy, LabelPolicy and RedactionPolicy have an opinion, because these never allow a call. The
+          beginning of a child job is allowed if no rule has an opinion on it, whatever `default` is.
         - `timeout`: the longest time for the answer of an async rule. If it takes longer, the call is denied.
         - `name`: the name by which a request to a kernel can choose this policy (`PolicyRef`).
         """

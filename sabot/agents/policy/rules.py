@@ -36,9 +36,9 @@ class PolicyRule(ABC):
 
     @property
     def by_name(self) -> bool:
-        """True if the rule's answer depends only on the kind and the name of the call, and on its scope and
-        principal. Then the policy reuses an answer of the rule for each combination of these, except None. `decide`
-        must not be async then.
+        """True if the rule's answer depends only on the kind, the name, the scope and the principal of the call. Then
+        the policy caches the answer for each combination of these four. The answer None is not cached: the rule is
+        asked again. `decide` must not be async if this is True.
         """
         return False
 
@@ -74,14 +74,15 @@ class _NameRule(PolicyRule):
     options that applies gives the decision:
 
     - `denied`: True denies all calls.
-    - `allowed_scopes`, `denied_scopes`, `allowed_principals`: `fnmatch` patterns for the tenant and the person of the
-      caller. A caller that matches no pattern of an `allowed_…` option, or a pattern of `denied_scopes`, is denied.
-      None allows all.
+    - `allowed_scopes`: a call is denied if its tenant matches none of these patterns.
+    - `denied_scopes`: a call is denied if its tenant matches one of these patterns.
+    - `allowed_principals`: a call is denied if the person who makes it matches none of these patterns.
     - `require_approval`: True asks a person about each call. The person must answer within `approval_timeout`; None
       sets no limit.
     - `warn`: True allows the call with the decision WARN, so that a warning is logged.
 
-    Otherwise the call is allowed. `reason` is the explanation that people get, in place of a default text.
+    Otherwise the call is allowed. All patterns are `fnmatch` patterns; None instead of patterns sets no restriction.
+    `reason` is the explanation that people get, in place of a default text.
     """
 
     allowed_scopes: Sequence[str] | None = None
@@ -523,7 +524,7 @@ def _wait_s(kind: str, timeout: Duration | None, asks: str) -> float:
     """Returns the time limit for an approval in seconds, or 0.0 if there is no limit.
 
     - `kind`: the class of the rule, for messages.
-    - `asks`: "" if the rule asks a person. Otherwise the option that the user must set so that it does.
+    - `asks`: "" if the rule asks a person. Otherwise the option that would make it ask, as a hint for the user.
 
     Raises UserError if there is a time limit although no person is asked.
     """
