@@ -356,6 +356,22 @@ async def test_what_is_in_doubt_already_is_not_reserved_too(place: Place) -> Non
     assert ((await heir.used()).tokens, await heir.left()) == (100, 900)
 
 
+async def test_an_attempt_in_doubt_counts_once_when_another_one_is_asked_for(place: Place) -> None:
+    """It was counted as used and reserved too, so that the second attempt of 500 tokens did not fit into 1000."""
+    dead, heir = Process(place, "dead"), Process(place, "heir")
+    await dead.reserve("a", 500)
+    place.clock.advance(LEASE_S + 1)
+    assert (await heir.used()).tokens == 500
+    await heir.hold("a", 500)
+    again = heir.step("reserve", "a", 500)
+    both = again._replace(wanted=Amounts(1000, Decimal(0), 2), doubts=(*again.doubts, doubt("a/2", 500)))
+    (judged,) = (await heir._work(both)).judgements
+    assert judged.decision is BudgetDecision.ALLOW
+    assert await heir.left() == 0
+    await heir.settle(row("a/2", input_tokens=100, at_ms=round(place.clock.time() * 1000)), "a")
+    assert ((await heir.used()).tokens, await heir.left()) == (600, 400)
+
+
 async def test_who_works_keeps_what_it_has_reserved(place: Place) -> None:
     one, other = Process(place, "one"), Process(place, "other")
     await one.reserve("a", 400)

@@ -227,7 +227,7 @@ class _BatchWork:
         dead = [each for each in book.dead(self.accounts, now_s) if each.holder != batch.holder]
         taken_over = {(step.scope, step.call) for step in batch.steps if step.kind != "release"}
         self.dead = [each for each in dead if (each.scope, each.call) not in taken_over]
-        in_doubt = [row.event_id for step in batch.steps if step.kind == "hold" for row in step.doubts]
+        in_doubt = [row.event_id for step in batch.steps if step.kind != "release" for row in step.doubts]
         in_doubt += [row.event_id for each in self.dead for row in each.doubts]
         ids = {*(row.event.event_id for row in batch.rows), *in_doubt}
         self.rows = book.rows(ids) if ids else {}
@@ -262,6 +262,9 @@ class _BatchWork:
             self.release(step.scope, step.call, step.number)
             return None
         account, wanted = self.accounts[step.scope], step.wanted
+        for row in step.doubts:  # attempts that have a row already are not reserved
+            if (counted := self.rows.get(row.event_id)) is not None and counted.type == "doubt":
+                wanted = wanted.minus(row.amounts)
         judged = None
         if step.kind == "reserve":
             before = self.reserved.get((step.scope, step.call))
@@ -272,10 +275,6 @@ class _BatchWork:
             account.reserve_instead(NOTHING, had)
             if judged.decision not in FITS:
                 return judged
-        else:  # attempts that have a row already are not reserved
-            for row in step.doubts:
-                if (counted := self.rows.get(row.event_id)) is not None and counted.type == "doubt":
-                    wanted = wanted.minus(row.amounts)
         kept = Reservation(step.scope, step.call, self.batch.holder, step.number, wanted, step.doubts)
         self.change(step.scope, step.call, kept if wanted != NOTHING else None)
         return judged
