@@ -263,7 +263,7 @@ class Instance:
         async with self.lock:
             if self.end_asked or self.phase in (Phase.COMPLETED, Phase.TERMINATED) or self.policy is None:
                 raise RestartFailed(f"instance {self.label} is terminated: {self.why}", hint="spawn another one")
-            if self.phase in (Phase.NEW, Phase.WAITING) and not at_once:
+            if self.phase is Phase.NEW or (self.phase is Phase.WAITING and not at_once):
                 return
             if not at_once and self.failures >= self.policy.most:
                 raise RestartFailed(

@@ -61,7 +61,7 @@ runs.
 """
 
 OVER: Final = (Phase.COMPLETED, Phase.TERMINATED, Phase.FAILED)
-"""Phases in which there is no process, and none is planned."""
+"""Phases in which no process is wanted, and none is planned. A process that could not be killed may still run."""
 
 NEXT: Final[Mapping[Phase, tuple[Phase, ...]]] = {
     # start | end

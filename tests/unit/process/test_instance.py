@@ -198,6 +198,13 @@ async def test_every_change_of_the_table_happens_and_no_other_one(owner: Owner) 
     assert set(owner.changes) == {(before, phase) for before in Phase for phase in NEXT[before]}
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_a_restart_before_the_first_start_does_nothing(owner: Owner, at_once: bool) -> None:
+    new = owner.instance()
+    await new.restart("too early", grace_s=0.0, at_once=at_once)
+    assert (new.phase, new.next_start_at, owner.changes) == (Phase.NEW, None, [])
+
+
 async def test_a_process_that_the_program_is_not_at_fault_for_is_replaced_without_a_wait(owner: Owner) -> None:
     async def not_at_fault(child: Child) -> bool:
         return False
