@@ -504,9 +504,10 @@ def drop(effect: EffectState) -> bool:
     function has cancelled its future. Returns True if the effect continues, and False if it is withdrawn.
 
     - A call that waits for the approval of its first attempt is withdrawn.
-    - Any other call continues. Its outcome is recorded, but the function does not get it. Another attempt follows only
-      if it does no harm to make the call twice. If the call may change something outside of Sabot, the job does not end
-      before the call has a RESULT entry. That may take days if a person has to find out whether the call was made.
+    - Any other call continues, but the function does not get its outcome. Another attempt follows only if it does no
+      harm to make the call twice. If the call may change something outside of Sabot, the job does not end before the
+      call has a RESULT entry. That may take days if a person has to find out whether the call was made. The outcome of
+      another call is recorded only if the job has not ended before it comes.
     - Effects of other kinds are withdrawn: questions, timers, waits for signals, and children.
     """
     effect.dropped = True

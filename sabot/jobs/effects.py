@@ -407,7 +407,7 @@ class Effects:
     def forget(self, running: RunningJob, stays_open: bool) -> None:
         """Handles the running calls of a job that is removed from memory. If `stays_open` is True, the job continues
         at the next start of the app, so the outcomes of its calls are still recorded. Otherwise the outcomes are
-        dropped.
+        dropped, unless the job begins again while a call still runs (`EffectRunner.drop`).
         """
         job = running.job
         if not stays_open:

@@ -439,9 +439,10 @@ class JobLimits(EffectGuard):
 
 
 def most_use(call: GuardedCall) -> Amounts:
-    """Returns the most that a model call may use. It is estimated from the request and its limit for the length of
-    the answer, which is 4096 tokens if the request has none. The cost is 0 if the price of the model is not known.
-    For a call that is no model call, all amounts are 0.
+    """Returns the most that a model call may use: an upper bound for what the model reads, and the request's limit
+    for the length of the answer, which is 4096 tokens if the request has none. The cost is that of the dearest model
+    that may be asked (`GuardedCall.price`), and 0 if the price is not known. For a call that is no model call, all
+    amounts are 0.
     """
     if call.spec is None:
         return Amounts()
