@@ -10,9 +10,9 @@ crash the flow runs again, and takes the results of its calls from the journal.
 import asyncio
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -20,6 +20,7 @@ from sabot.agents.context import ExecutionContext
 from sabot.agents.durable.context import DurableContext
 from sabot.base.checks import Of, check
 from sabot.base.config import check_numbers, checked_durations
+from sabot.base.threads import run_to_end
 from sabot.errors import EffectError, SabotError, UserError, message_of, short_repr
 from sabot.jobs.guard import APART
 from sabot.llm.agent import Agent, AgentEffects, current_effects
@@ -29,8 +30,6 @@ from sabot.llm.errors import AgentRunError, BudgetExceeded, ModelError, ToolErro
 from sabot.llm.results import Completion, Piece, Usage
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.tools import Tool, as_tool
-
-T = TypeVar("T")
 
 
 class FlowError(SabotError):
@@ -266,10 +265,10 @@ class Flow(Operator):
         seconds = self._seconds(config)
         if within.depth:
             return await self._flow(given, inside)
-        limit = asyncio.timeout(seconds)
+        limit, flow = asyncio.timeout(seconds), self._flow(given, inside)
         try:
             async with limit:
-                return await _kept(self._flow(given, inside), config)
+                return await (flow if config.propagate_cancellation else run_to_end(flow))
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -284,22 +283,6 @@ class Flow(Operator):
     @abstractmethod
     async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
         """Executes the operators of the flow, and returns the result of the flow."""
-
-
-async def _kept(flow: Coroutine[Any, Any, T], config: OrchestrationConfig) -> T:
-    """Awaits the flow, and returns its result.
-
-    If this call is cancelled and `config.propagate_cancellation` is True, the flow is cancelled too. If it is False,
-    the flow runs to its end, and then this call raises CancelledError.
-    """
-    if config.propagate_cancellation:
-        return await flow
-    task = asyncio.ensure_future(flow)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
 
 
 async def step(operator: Operator, given: Any, context: OperatorContext) -> OperatorResult:

@@ -313,9 +313,11 @@ async def test_a_flow_has_a_time_and_ends_what_it_has_started() -> None:
 
 @pytest.mark.parametrize("seconds", [300.0, None])
 @pytest.mark.parametrize("propagates", [True, False])
+@pytest.mark.parametrize("times", [1, 2])
 async def test_a_cancelled_flow_ends_what_it_has_started_or_waits_for_it(
-    propagates: bool, seconds: float | None
+    propagates: bool, seconds: float | None, times: int
 ) -> None:
+    """At the second cancel, nobody waited for the flow any more."""
     began, go_on, ended = asyncio.Event(), asyncio.Event(), []
 
     async def works(given: Any) -> None:
@@ -330,8 +332,9 @@ async def test_a_cancelled_flow_ends_what_it_has_started_or_waits_for_it(
     how = context(propagate_cancellation=propagates, timeout_seconds=seconds)
     flow = asyncio.create_task(ChainOperator([works]).execute({}, how))
     await began.wait()
-    flow.cancel()
-    await asyncio.sleep(0)
+    for _ in range(times):
+        flow.cancel()
+        await asyncio.sleep(0)
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await flow
