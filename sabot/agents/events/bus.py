@@ -283,6 +283,10 @@ class Subscription:
         while not self.queue:
             if self.closed:
                 raise StopAsyncIteration
+            if self._awaited is not None and not self._awaited.done():
+                raise UserError(
+                    "another task waits for the next event of this subscription", hint="bus.listen() for each task"
+                )
             self._awaited = asyncio.get_running_loop().create_future()
             await self._awaited
         event = self.queue.popleft()
@@ -379,7 +383,8 @@ class InMemoryEventBus:
         capacity: int = CAPACITY_EVENTS,
     ) -> Subscription:
         """Returns a subscription without a handler, over which the program iterates: `async for event in bus.listen():
-        …`. `close` ends it. The arguments are those of `subscribe`.
+        …`. `close` ends it. The arguments are those of `subscribe`. A second task that iterates over it while the first
+        one waits gets a UserError.
         """
         return self._join(Subscription(self, None, event_types, job_id, slow, capacity))
 

@@ -241,6 +241,22 @@ async def _publish(bus, count):
         await bus.publish(event(number))
 
 
+async def test_a_second_task_that_iterates_over_a_subscription_is_refused_while_the_first_one_waits():
+    """The first one waited for ever, and its event stayed in the queue."""
+    bus = InMemoryEventBus()
+    subscription = bus.listen([TYPE.PROGRESS])
+    first = asyncio.ensure_future(anext(subscription))
+    await asyncio.sleep(0)
+    with pytest.raises(UserError, match="another task waits for the next event of this subscription"):
+        await anext(subscription)
+    first.cancel()
+    await asyncio.wait([first])
+    second = asyncio.ensure_future(anext(subscription))
+    await asyncio.sleep(0)
+    await bus.publish(RuntimeEvent(TYPE.PROGRESS, "j"))
+    assert (await second).job_id == "j"
+
+
 async def test_a_subscription_without_a_handler_is_iterated_until_it_is_closed():
     bus = InMemoryEventBus()
     subscription = bus.listen([TYPE.PROGRESS])
