@@ -16,7 +16,7 @@ from sabot.api.expr import col, lit
 from sabot.api.functions import process_spec
 from sabot.api.nodes.node import Node
 from sabot.api.patterns import pattern, step
-from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
+from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, cumulative, hopping, tumbling
 from sabot.calls import CallOptions
 from sabot.llm import ExecutionEngine, ScriptedProvider
 from sabot.llm.asking import map_llm_node
@@ -614,4 +614,26 @@ LATE_CASES = [  # what they make depends on where the watermark stands, so only 
         lambda: WindowTopN(WINDOWS["hopping"], ["user"], 2, [("x", True)], allowed_lateness_ms=100),
         APPEND,
     ),
+]
+ON_THE_CLOCK = {  # in zones and on the calendar, whose panes are computed by numpy
+    "months": tumbling("1mo"),
+    "days in Berlin": tumbling("1d", time_zone="Europe/Berlin"),
+    "weeks in Berlin": tumbling("1w", time_zone="Europe/Berlin"),
+    "six hours in Berlin": tumbling("6h", time_zone="Europe/Berlin"),
+    "hopping in Berlin": hopping("2d", "1d", time_zone="Europe/Berlin"),
+    "cumulative in Berlin": cumulative("1d", "6h", time_zone="Europe/Berlin"),
+}
+CLOCK_CASES = [
+    Case(f"{kind} of {name}", partial(make, window), APPEND)
+    for name, window in ON_THE_CLOCK.items()
+    for kind, make in {
+        "aggregate": lambda window: WindowAggregate(window, ["user"], [*CALLS, *GATHERED]),
+        "aggregate, lateness": lambda window: WindowAggregate(window, ["user"], CALLS, allowed_lateness_ms=100),
+        "aggregate, early results": lambda window: WindowAggregate(window, ["user"], CALLS, emit_every_ms=70),
+        "top_n": lambda window: WindowTopN(window, ["user"], 2, [("x", True)]),
+        "top_n, lateness": lambda window: WindowTopN(window, ["user"], 2, [("x", True)], allowed_lateness_ms=100),
+        "two phases": lambda window: Pair(
+            LocalCombine(window, [], EXACT[:4]), WindowAggregate(window, [], EXACT[:4], partial=True)
+        ),
+    }.items()
 ]

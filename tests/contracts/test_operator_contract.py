@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from operator_cases import CASES, LATE_CASES, Case, Row
+from operator_cases import CASES, CLOCK_CASES, LATE_CASES, Case, Row
 
 import sabot.operators
 from sabot._cython.arrow.batch import Batch
@@ -39,6 +39,9 @@ from sabot.operators.layout import operator_table
 from sabot.operators.rows.subset import Head
 from sabot.operators.state_parts import StatefulOperator
 from sabot.operators.state_size import state_size
+from sabot.operators.windows.fixed import WindowAggregate
+from sabot.operators.windows.sessions import SessionAggregate
+from sabot.operators.windows.top import WindowTopN
 from sabot.testing import lives
 from tools.operator_run import Loop, OperatorRun
 
@@ -320,6 +323,32 @@ def test_batches_without_rows_are_nothing(case: Case, folder: Path, once: Path) 
         give_nothing()
     run.end()
     check(case, run, once)
+
+
+@pytest.mark.parametrize("case", [*CASES, *LATE_CASES, *CLOCK_CASES], ids=lambda case: case.name)
+def test_a_batch_whose_rows_are_all_late_ends_nothing(case: Case, folder: Path) -> None:
+    """A step of windows drops all of its rows, so nothing is left to work with: before there is state, with state, and after a restore.
+    One such batch ended an app with windows of the calendar for good, since each start read it again.
+    """
+    year = 366 * 86_400_000
+    run = Run(replace(case, punctual=False), folder)
+    run.advance(year)
+    late = pieces(case, None)
+    for piece in late:
+        run.give(piece)
+    for side, rows in late:
+        run.give((side, [{**row, TIME_COLUMN: row[TIME_COLUMN] + 2 * year} for row in rows]))
+    for piece in late:
+        run.give(piece)
+    run.advance(year + 1)
+    run.restart(1)
+    for piece in late:
+        run.give(piece)
+    run.end()
+    if isinstance(run.parts[0], WindowAggregate | WindowTopN | SessionAggregate):
+        assert Counter(row["n"] for row in run.late) == {row["n"]: 3 for row in case.rows}
+        assert run.results, "the rows in time are there"
+    run.stop()
 
 
 @each_case

@@ -172,6 +172,8 @@ class CalendarShape(WindowShape):
         values = times.to_numpy(zero_copy_only=False)[rows]
         late = rows[values < late_before]
         rows, values = rows[values >= late_before], values[values >= late_before]
+        if not len(rows):  # np.split would make one part of no rows
+            return pa.array(late), []
         starts, found = np.unique(self._starts(values), return_inverse=True)
         order = np.argsort(found, kind="stable")
         parts = np.split(rows[order], np.cumsum(np.bincount(found, minlength=len(starts)))[:-1])
