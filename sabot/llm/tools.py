@@ -142,6 +142,8 @@ class Tool:
     - `parameters`: the parameters, if they are not those of the function's signature; else None.
     - `converse`: an async function `converse(tool, caller, arguments)`. It makes the call in several steps, between
       which it can ask people or models. None if a call is simply one call of `func`.
+    - `by_hint`: True if only the hints of an MCP server say that the tool is not unsafe. In a fork of a job the tool is
+      then unsafe.
     """
 
     func: Callable[..., Any]
@@ -157,6 +159,7 @@ class Tool:
     labels: frozenset[str] = frozenset()
     parameters: ToolParameters | None = None
     converse: "Callable[[Tool, ToolCaller, Mapping[str, Any]], Awaitable[Any]] | None" = None
+    by_hint: bool = False
 
     def __post_init__(self) -> None:
         vars(self).update(__doc__=self.func.__doc__, __wrapped__=self.func)
@@ -281,6 +284,7 @@ def as_tool(
         replace(
             what,
             effect=what.effect if effect is None else _class_of(what.name, effect),
+            by_hint=what.by_hint and effect is None,
             timeout_s=what.timeout_s if timeout is None else _seconds_of(what.name, "timeout", timeout),
             retry=what.retry if retries is None else replace(what.retry, retries=retries),
             has_retries=what.has_retries or retries is not None,

@@ -203,7 +203,8 @@ class McpServerPool:
         - `only`: the names of the tools to return; None for all.
         - `effects`: the effect class of all tools, or a dict with the class of each tool by name, in which "*" stands
           for all others. A tool without a class here gets the class that the server's hints propose if
-          `trust_annotations` is True, else "unsafe".
+          `trust_annotations` is True, else "unsafe". In a fork of a
+          job a tool without a class here is "unsafe", whatever its server proposes.
         - `in_doubt`, `timeout`, `retries`, `labels`: as in the decorator `tool`. With `retries=None` a call that may be
           repeated is repeated once.
         - `prefix`: a text that is put before the name of each tool.
@@ -251,7 +252,8 @@ class McpServerPool:
                 tool_of(
                     offer,
                     remote,
-                    effect=classes.get(name) or (str(offer.proposed) if trust_annotations else "unsafe"),
+                    effect=classes.get(name, ""),
+                    trust_annotations=trust_annotations,
                     in_doubt=in_doubt,
                     timeout_s=timeout_s,
                     retries=retries,

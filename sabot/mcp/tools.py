@@ -288,6 +288,7 @@ def tool_of(
     remote: RemoteTool,
     *,
     effect: str,
+    trust_annotations: bool,
     in_doubt: InDoubt,
     timeout_s: float | None,
     retries: int | None,
@@ -297,13 +298,16 @@ def tool_of(
     """Returns the offered tool as a Tool for agents.
 
     - `offer`: the tool that the server offers. `remote`: the object that calls it.
-    - `effect`: the effect class. `in_doubt`, `labels`: as in the decorator `tool`. The label "untrusted" is added,
+    - `effect`: the effect class that the user has declared, or "" for none. Then it is the class that the server's
+      hints propose if `trust_annotations` is True, else "unsafe".
+    - `in_doubt`, `labels`: as in the decorator `tool`. The label "untrusted" is added,
       unless the server says that the tool has no access to the open world.
     - `timeout_s`: the time limit of one attempt in seconds.
     - `retries`: how often a failed call is repeated. If None, once if the effect class allows it, else never.
     - `prefix`: a text that is put before the name.
     """
-    kind = effect_class(effect)
+    by_hint = trust_annotations and not effect
+    kind = offer.proposed if by_hint else effect_class(effect or "unsafe")
     name = f"{prefix}{offer.shown}"[:_MOST_NAME]
     world = frozenset[str]() if offer.open_world is False else frozenset({UNTRUSTED})
     made = Tool(
@@ -321,4 +325,4 @@ def tool_of(
         OfferedArguments(name, offer.description, offer.schema),
         remote.converse,
     )
-    return as_tool(made, effect=kind)
+    return replace(as_tool(made, effect=kind), by_hint=by_hint and kind is not EffectClass.UNSAFE)

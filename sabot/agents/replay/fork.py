@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import wraps
 from typing import Any
 
 import msgspec
@@ -53,7 +54,7 @@ from sabot.journal.entries import Answer, Begin, End, Entry, Intent, Signal
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm.messages import assistant, system
 from sabot.llm.results import Completion
-from sabot.llm.tools import Tool
+from sabot.llm.tools import Effect, Tool
 
 FORK_ALLOWS = ("local", "read", "metered")
 """The classes of effects that a fork really makes by default. Children are not among them, because a child may do
@@ -128,7 +129,8 @@ async def fork(
     - `model`: the model that is called instead of the models that the code names; "" changes nothing.
     - `prompt`: the text that replaces the instructions in requests to models; None changes nothing.
     - `allow`: the effect classes and the names of tools that are really called. By default these are the classes
-      "local", "read" and "metered". All other calls are denied.
+      "local", "read" and "metered". All other calls are denied. A tool whose class comes from the hints of an MCP
+      server only is "unsafe" here. Calls that are made have other idempotency keys than those of the job.
     - `guard`: a policy that also decides on the calls. None means no policy.
     - `ledger`: a ledger whose budgets limit the calls of the fork, and which records their usage, with the present time
       and a new job id. The caller closes it.
@@ -154,18 +156,19 @@ async def fork(
     journal = MemoryJournal(storage)
     for entry in entries:
         journal.append(entry)
+    fork_id = f"{recording.job_id}/fork-{uuid.uuid4().hex[:12]}"
     changes = _Changes(answers or {}, prompt)
     owner = _ForkOwner(code, changes, clock, no_wait=no_wait)
 
     def run_of(*given: Any, **how: Any) -> JobRun:
-        owner.run = _ForkRun(*given, **how, changes=changes, on_answered=owner.answer)
+        owner.run = _ForkRun(*given, **how, changes=changes, fork_id=fork_id, on_answered=owner.answer)
         if owner.run.history.runs <= len(recording.seeds):
             owner.run.set_seed(recording.seeds[owner.run.history.runs - 1])
         return owner.run
 
     first = _ForkGuard(recording.job_id, frozenset(allow), changes, model)
     guards: list[EffectGuard] = [first, *([] if guard is None else [guard]), JobLimits()]
-    booked_as = "" if ledger is None else f"{recording.job_id}/fork-{uuid.uuid4().hex[:12]}"
+    booked_as = "" if ledger is None else fork_id
     if ledger is not None:
         guards.append(_ForkLedger(ledger, recording.job_id, booked_as, changes, today))
     host = JobHost(
@@ -367,15 +370,19 @@ class _ForkClock:
 
 class _ForkRun(JobRun):
     """The execution of a fork's job. For calls that `answers` names, the value there is used instead. `prompt` replaces
-    the instructions in requests to models. Requests that the original job has recorded are not changed.
+    the instructions in requests to models. Requests that the original job has recorded are not changed. A call that is
+    really made has an idempotency key made of `fork_id`: with the key of the step with its number in the original job, a
+    service would drop it.
 
     `on_answered` is a function that is called when the job waits for a question or a signal for which `answers` has an
     answer. It is called once for each of them.
     """
 
-    def __init__(self, *given: Any, changes: _Changes, on_answered: Callable[[Ask], None], **how: Any) -> None:
+    def __init__(
+        self, *given: Any, changes: _Changes, fork_id: str, on_answered: Callable[[Ask], None], **how: Any
+    ) -> None:
         super().__init__(*given, **how)
-        self._changes, self._on_answered = changes, on_answered
+        self._changes, self._fork_id, self._on_answered = changes, fork_id, on_answered
         self._answered: set[tuple[int, str]] = set()  # ordinals and tokens: an effect may have several questions
 
     def may_park(self, now_s: float) -> bool:
@@ -409,12 +416,30 @@ class _ForkRun(JobRun):
                 return changes.completion(name) if model else changes.answers[name]
 
             tool = replace(tool, func=stand_in, takes_effect=False, is_async=True, reconcile=None)
+        elif tool.takes_effect or tool.reconcile is not None:
+            tool = self._with_own_key(tool)
         return super().call(tool, args, kwargs, body, model=model, **how)
+
+    def _with_own_key(self, tool: Tool) -> Tool:
+        func, look = tool.func, tool.reconcile
+
+        def own(effect: Effect) -> Effect:
+            return replace(effect, key=EffectId(self._fork_id, effect.id.ordinal).key)
+
+        @wraps(func)
+        def called(*args: Any, effect: Effect, **kwargs: Any) -> Any:
+            return func(*args, effect=own(effect), **kwargs)
+
+        def looked(effect: Effect, *args: Any, **kwargs: Any) -> Any:
+            assert look is not None
+            return look(own(effect), *args, **kwargs)
+
+        return replace(tool, func=called if tool.takes_effect else func, reconcile=None if look is None else looked)
 
 
 class _ForkGuard(EffectGuard):
     """The first of the guards that decide on the calls of a fork. It allows calls for which `answers` has a value, and
-    calls whose effect class or name is in `allow`. It denies all other calls. If `model` is not "", allowed requests to
+    calls whose declared effect class or name is in `allow`. It denies all other calls. If `model` is not "", allowed requests to
     models use this model.
     """
 
@@ -427,14 +452,18 @@ class _ForkGuard(EffectGuard):
             if call.within is None:  # a call that is asked for within a tool has no stand-in
                 self._changes.stood_in.add((call.effect.job, call.effect.ordinal))
             return GuardVerdict()
-        if call.kind != "child" and (call.effect_class in self._allow or call.name in self._allow):
+        by_hint = call.tool is not None and call.tool.by_hint
+        declared = EffectClass.UNSAFE if by_hint else call.effect_class
+        if call.kind != "child" and (declared in self._allow or call.name in self._allow):
             if is_model and self._model:
                 return GuardVerdict(Decision.DEGRADE, rule="fork", reason="another model is asked", model=self._model)
             return GuardVerdict()
         kind = "a child" if call.kind == "child" else f"an effect of class {call.effect_class}"
-        reason = (
-            f"this is a fork of job {self._job_id}, and it is {kind}; answers={{{call.name!r}: …}} stands in for it"
-        )
+        ways = f"answers={{{call.name!r}: …}} stands in for it"
+        if by_hint:
+            kind += " by the hints of its MCP server only"
+            ways += f"; pool.tools(…, effects=…) declares its class, and allow=[{call.name!r}] makes it"
+        reason = f"this is a fork of job {self._job_id}, and it is {kind}; {ways}"
         return GuardVerdict(Decision.DENY, rule="fork", reason=reason)
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict:

@@ -22,14 +22,16 @@ from sabot.agents import (
     record_job,
 )
 from sabot.agents.durable.context import DurableContext
-from sabot.agents.replay import JobCode, fork, verified
+from sabot.agents.replay import FORK_ALLOWS, JobCode, fork, verified
 from sabot.agents.replay.verification import steps_of
 from sabot.clock import ManualClock
 from sabot.errors import PolicyDenied, UserError
 from sabot.journal import Letter
 from sabot.journal.memory import MemoryReader, MemoryStorage
-from sabot.llm import tool
+from sabot.llm import Effect, ExecutionEngine, ScriptedProvider, tool
+from sabot.mcp import McpServerPool
 from tools.agent_tools import until
+from tools.mcp_servers import Desk, in_memory
 
 
 class Shop:
@@ -510,3 +512,70 @@ async def test_a_fork_that_is_not_to_wait_ends_with_what_it_needs(caplog: pytest
     assert (found.outcome, found.waits_for) == ("waits", ("sleep (step 2), for 0:30:00",))
     found = await ReplayPlayer(recording).replay(mode="fork", code=code, at=0, no_wait=True)
     assert (found.outcome, caplog.messages) == ("waits", [])
+
+
+async def test_the_calls_of_a_fork_have_keys_of_their_own_and_its_attempts_share_one() -> None:
+    """With the key of the job's call a service would drop the call of the fork, though its arguments are others."""
+    keys: list[str] = []
+
+    @tool(effect="idempotent", retries=1, backoff="1ms")
+    def put(cents: int, effect: Effect) -> str:
+        keys.append(effect.key)
+        if len(keys) == 2:
+            raise TimeoutError("no answer")
+        return effect.key
+
+    async def job(ctx: DurableContext) -> Any:
+        said = (await ctx.llm(engine).complete("how much?")).content
+        return await ctx.call(put, cents=int(said))
+
+    provider = ScriptedProvider(lambda spec: "7")
+    engine = ExecutionEngine(provider)
+    home = MemoryStorage(ManualClock(1_000.0))
+    async with hosting(home, Agent(job)) as running:
+        running.begin("job", "hello")
+        await running.over("job")
+    recording = record_job(MemoryReader(home), "job")
+    found = await fork(recording, JobCode(Agent(job).call), at=0, answers={}, allow=("idempotent", "metered"))
+    of_job, first, second = keys
+    assert (found.outcome, found.result) == ("succeeded", second)
+    assert first == second != of_job
+    assert len(set(provider.keys)) == 2  # what vendors are sent
+
+
+@pytest.mark.parametrize(
+    ("effects", "allow", "makes"),
+    [
+        (None, FORK_ALLOWS, False),
+        ({"add": "read"}, FORK_ALLOWS, True),
+        ("read", FORK_ALLOWS, True),
+        (None, ("add",), True),
+        (None, ("unsafe",), True),
+        ({"add": "unsafe"}, FORK_ALLOWS, False),
+    ],
+)
+async def test_a_class_that_a_server_hints_does_not_hold_in_a_fork(
+    effects: Any, allow: tuple[str, ...], makes: bool
+) -> None:
+    """A server may call what sends mails "read only": an evaluation sent 200 of them."""
+    desk = Desk()
+    async with McpServerPool() as pool:
+        (add,) = await pool.tools("desk", connect=in_memory(lambda key: desk.server()), only=["add"], effects=effects)
+
+        async def job(ctx: DurableContext) -> Any:
+            try:
+                return (await ctx.call(add, a=1, b=2)).text
+            except PolicyDenied as error:
+                return error.message
+
+        home = MemoryStorage(ManualClock(1_000.0))
+        async with hosting(home, Agent(job)) as running:
+            running.begin("job", "hello")
+            await running.over("job")
+            assert running.agent.done["job"] == "3"
+        found = await fork(record_job(MemoryReader(home), "job"), JobCode(Agent(job).call), at=0, allow=allow)
+    assert len(desk.calls) == 1 + makes
+    assert (found.result == "3") == makes
+    if effects is None and not makes:
+        assert "by the hints of its MCP server only" in found.result
+        assert "effects=…) declares its class, and allow=['add'] makes it" in found.result
