@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
+from secrets import randbits
 
 import msgspec
 
@@ -54,7 +55,9 @@ class GuardJudge:
         app is the tenant. `guard`: decides on each call.
         """
         self._calls, self._agent, self._guard, self._clock = calls, agent, guard, clock
-        self._numbers = count(1)
+        # A request id may come again: after a restart, or in another attempt of a tool. Rows of the ledger with one id
+        # count once, so the numbers begin where those of no other judge do.
+        self._numbers = count(randbits(48))
         self._behalf = NOBODY
 
     async def __call__(

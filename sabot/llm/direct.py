@@ -7,6 +7,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
+from secrets import token_hex
 from typing import Any
 
 from sabot.base.threads import call_on_loop
@@ -28,11 +29,15 @@ _MOST_THREADS = (
 
 
 class DirectTools:
-    """The tool calls of one run of an agent outside of a job. Each call is made directly, and no journal records it."""
+    """The tool calls of one run of an agent outside of a job. Each call is made directly, and no journal records it. The
+    attempts of a call have one idempotency key, which no other call has, also if another run has the same `context`.
+    """
 
     def __init__(self, context: RequestContext, clock: Clock = SYSTEM_CLOCK) -> None:
         self._context = context
         self._clock = clock
+        # Several runs may have the same context, and number their calls alike: their keys must differ.
+        self._run = f"{context.request_id}/{token_hex(8)}"
         self._calls = 0
         self.middleware: ToolMiddleware | None = None
 
@@ -57,7 +62,7 @@ class DirectTools:
                 self.middleware.charge()
             try:
                 with nullcontext() if self.middleware is None else self.middleware.attempt():
-                    return await self._attempt(tool, arguments, EffectId(self._context.request_id, number, attempt))
+                    return await self._attempt(tool, arguments, EffectId(self._run, number, attempt))
             except Exception as error:
                 again = RULES[tool.effect].repeatable or isinstance(error, NotSent)
                 if attempt > tool.retry.retries or not again:

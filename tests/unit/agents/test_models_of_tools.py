@@ -17,7 +17,7 @@ from sabot.errors import EffectError, UserError
 from sabot.jobs.guard import NOBODY, Behalf, EffectGuard, guard_of
 from sabot.journal.memory import MemoryStorage
 from sabot.llm import Agent as ModelAgent
-from sabot.llm import ExecutionEngine, ScriptedProvider, ToolCall, assistant, tool
+from sabot.llm import ExecutionEngine, RequestContext, ScriptedProvider, ToolCall, assistant, tool
 
 Job = Callable[[DurableContext], Coroutine[Any, Any, Any]]
 
@@ -102,6 +102,30 @@ async def test_what_a_tool_asks_is_counted_for_whom_its_job_runs_and_a_budget_ho
     assert "the daily budget of app has 200 tokens: 150 used" in second[1]
     assert len(desk.provider.requests) == 1
     assert by.ledger._accounts.by_scope["app"].reserved.calls == 0
+
+
+async def test_calls_with_one_request_id_are_rows_of_their_own_in_each_attempt_of_a_tool() -> None:
+    """Each attempt numbered its calls from 1, so that the rows of the second one had the ids of the first, and were
+    dropped: the budget had more left than was true.
+    """
+    desk, by, context = Desk(), guard(), RequestContext(request_id="order-7")
+    attempts: list[int] = []
+
+    @tool(effect="read", retries=1, backoff="1ms")
+    async def asks() -> str:
+        attempts.append(1)
+        await desk.engine.complete("one", max_tokens=100, context=context)
+        if len(attempts) == 1:
+            raise TimeoutError("the second half did not come")
+        return "yes"
+
+    async def job(ctx: DurableContext) -> Any:
+        return await ctx.call(asks)
+
+    assert await desk.run(job, by) == "yes"
+    await by.ledger.flush()
+    assert len(desk.provider.requests) == 2
+    assert len([each for each in by.ledger.writer.events if each.type == "model"]) == 2
 
 
 async def test_a_tool_tells_a_model_nothing_that_its_job_may_not_tell_it() -> None:

@@ -12,6 +12,7 @@ from sabot.llm import (
     MIDDLEWARE,
     ChatMessage,
     ContextLengthExceeded,
+    Effect,
     MalformedAnswer,
     ModelUnavailable,
     RequestContext,
@@ -276,6 +277,28 @@ async def test_a_call_that_failed_is_made_again_where_its_class_allows_it(
     await agent.run("go")
     assert (len(tried), sent(provider)[-1].is_error) == (attempts, True)
     assert str(error) in sent(provider)[-1].text
+
+
+async def test_runs_with_one_context_share_no_idempotency_key_and_the_attempts_of_a_call_do() -> None:
+    """Each run numbered its calls from 1 by the request id of its context: the second payment had the key of the first,
+    and the service dropped it.
+    """
+    keys: list[str] = []
+
+    @tool(effect="idempotent", backoff=0)
+    def pay(order: str, effect: Effect) -> str:
+        keys.append(effect.key)
+        if len(keys) == 1:
+            raise ConnectionError("gone")
+        return "paid"
+
+    script = [text for order in ("o-1", "o-2") for text in (calls(("pay", f'{{"order": "{order}"}}')), "done")]
+    agent, _ = agent_of(script, tools=[pay])
+    context = RequestContext(request_id="request-1", tenant_id="acme")
+    for _ in range(2):
+        await agent.run("go", context=context)
+    first, again, second = keys
+    assert first == again != second
 
 
 async def test_three_retries_are_the_default_and_the_model_is_not_told_of_a_failure_that_passed() -> None:
