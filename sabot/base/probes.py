@@ -1,17 +1,48 @@
-"""The small HTTP server of a worker, for pages that are made on request: metrics and health."""
+"""The small HTTP server of a worker, for pages that are made on request: metrics and health; and the share of a process's descriptors
+that servers may take.
+"""
 
+import errno
 import json
 import logging
+import resource
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
+from sabot.clock import SYSTEM_CLOCK
+
 _log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 10.0  # for a client that neither sends nor reads
+_MOST_CONNECTIONS = 64
+_ROOM_SECONDS = 0.5  # a request has at least so long if others wait for its place, and it has so long to end then
+
+
+def most_connections(wanted: int) -> int:
+    """Returns the number of connections that a server may have open at once: `wanted`, or a quarter of the descriptors of this process
+    if these are fewer.
+    """
+    return max(1, min(wanted, _descriptors() // 4))
+
+
+def is_reserved(descriptor: int) -> bool:
+    """Returns True if a new descriptor is one of the last quarter of those that this process may have. A new one has the lowest free
+    number, so all below it are in use; the rest is for the files of the app, without which checkpoints fail.
+    """
+    limit = _descriptors()
+    return descriptor >= limit - limit // 4
+
+
+def _descriptors() -> int:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1 << 20 if limit == resource.RLIM_INFINITY else limit
 
 
 class Page(NamedTuple):
@@ -63,6 +94,49 @@ class PageServer:
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
+            places = threading.Semaphore(most_connections(_MOST_CONNECTIONS))
+            lock = threading.Lock()
+            # The requests in work, the oldest first, with the time when each began.
+            working: dict[socket.socket, float] = {}  # noqa: RUF012
+
+            def get_request(self) -> tuple[socket.socket, Any]:
+                try:
+                    return super().get_request()
+                except OSError as error:
+                    if error.errno in (errno.EMFILE, errno.ENFILE):
+                        time.sleep(_ROOM_SECONDS)  # the connection stays ready to be accepted: the loop would spin
+                    raise
+
+            def process_request(self, request: Any, client_address: Any) -> None:
+                if is_reserved(request.fileno()) or not self.wait_for_place():
+                    self.shutdown_request(request)
+                    return
+                with self.lock:
+                    self.working[request] = SYSTEM_CLOCK.monotonic()
+                super().process_request(request, client_address)
+
+            def wait_for_place(self) -> bool:
+                """Takes one of the places, which are as many as the threads and descriptors that clients may take of the app. A scrape is
+                short, so a request that is old when all places are taken is one of a client that does not send or read: it is ended.
+                """
+                if self.places.acquire(blocking=False):
+                    return True
+                with self.lock:
+                    oldest, began = next(iter(self.working.items()), (None, 0.0))
+                if self.places.acquire(timeout=max(0.0, began + _ROOM_SECONDS - SYSTEM_CLOCK.monotonic())):
+                    return True
+                with suppress(OSError):  # it has ended by itself
+                    if oldest is not None:
+                        oldest.shutdown(socket.SHUT_RDWR)
+                return self.places.acquire(timeout=_ROOM_SECONDS)
+
+            def process_request_thread(self, request: Any, client_address: Any) -> None:
+                try:
+                    super().process_request_thread(request, client_address)
+                finally:
+                    with self.lock:
+                        self.working.pop(request, None)
+                    self.places.release()
 
             def handle_error(self, request: Any, client_address: Any) -> None:
                 error = sys.exception()
@@ -75,7 +149,7 @@ class PageServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stops the server and frees the port. Blocks up to half a second. Call it once."""
+        """Stops the server and frees the port. Blocks up to two seconds. Call it once."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -216,9 +216,8 @@ class AppPages:
             return PlainTextResponse("There is no such page.\n", 404)
         if not self._screens.screens[name].open_to(session_of(request)):
             return PlainTextResponse("This session may only read.\n", 403)
-        if len(self._tabs.open) >= _MOST_TABS:
-            return PlainTextResponse(f"{_MOST_TABS} pages are open already. Reload the page to see new figures.\n", 503)
-        return _Events(self, name, _query(request), session_of(request), request.headers.get("last-event-id", ""))
+        last_id = request.headers.get("last-event-id", "")
+        return _Events(self, self._tabs, name, _query(request), session_of(request), last_id)
 
     async def stream(self, events: "_Events", send: Callable[[bytes], Awaitable[None]]) -> None:
         """Sends an event for each tick, with the fragments that have changed, until the session, the connection or the server ends. The
@@ -226,31 +225,27 @@ class AppPages:
         """
         sent: dict[str, str] = {}
         last = events.last_id
-        self._tabs.open.add(events)
-        try:
-            while not self._tabs.ended and self._access.session(events.session.secret) is not None:
-                run = self._screens.app.figures.run
-                if last != (now := f"{run}:{self._tabs.number}"):
-                    parts = self._parts(events.page, events.query, events.session)
-                    changed = {part: text for part, text in parts.items() if sent.get(part) != text}
-                    sent, last = dict(parts), now
-                    badges = self._badges(events.session)
-                    data = json.dumps({"run": run, "parts": changed, "badges": badges})
-                    async with asyncio.timeout(_SEND_SECONDS):
-                        await send(f"id: {last}\ndata: {data}\n\n".encode())
-                await self._tabs.wait()
-            if self._tabs.ended:
+        while not self._tabs.ended and self._access.session(events.session.secret) is not None:
+            run = self._screens.app.figures.run
+            if last != (now := f"{run}:{self._tabs.number}"):
+                parts = self._parts(events.page, events.query, events.session)
+                changed = {part: text for part, text in parts.items() if sent.get(part) != text}
+                sent, last = dict(parts), now
+                badges = self._badges(events.session)
+                data = json.dumps({"run": run, "parts": changed, "badges": badges})
                 async with asyncio.timeout(_SEND_SECONDS):
-                    await send(f"event: ended\ndata: {self._tabs.ended}\n\n".encode())
-        finally:
-            self._tabs.open.discard(events)
+                    await send(f"id: {last}\ndata: {data}\n\n".encode())
+            await self._tabs.wait()
+        if self._tabs.ended:
+            async with asyncio.timeout(_SEND_SECONDS):
+                await send(f"event: ended\ndata: {self._tabs.ended}\n\n".encode())
 
 
 class _Events(Response):
     """The stream of events of one tab."""
 
     def __init__(
-        self, pages: AppPages, page: str, query: dict[str, str], session: ConsoleSession, last_id: str
+        self, pages: AppPages, tabs: OpenTabs, page: str, query: dict[str, str], session: ConsoleSession, last_id: str
     ) -> None:
         super().__init__(media_type="text/event-stream")
         self.page = page
@@ -258,8 +253,21 @@ class _Events(Response):
         self.session = session
         self.last_id = last_id
         self._pages = pages
+        self._tabs = tabs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Counted before anything is awaited: else many that come at once find a place all.
+        if len(self._tabs.open) >= _MOST_TABS:
+            words = f"{_MOST_TABS} pages are open already. Reload the page to see new figures.\n"
+            await PlainTextResponse(words, 503)(scope, receive, send)
+            return
+        self._tabs.open.add(self)
+        try:
+            await self._send(receive, send)
+        finally:
+            self._tabs.open.discard(self)
+
+    async def _send(self, receive: Receive, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 

@@ -1,10 +1,12 @@
 """What Prometheus sees of an app: names, labels, numbers that add up, over HTTP, while it runs and over restarts."""
 
 import asyncio
+import contextlib
 import gc
 import http.client
 import itertools
 import json
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -302,6 +304,25 @@ async def test_health_and_readiness_are_told_beside_the_figures(app: App) -> Non
         await until(lambda: state_of(app, "work") == "failed")
         status, report = await asked(port, "/ready")
         assert (status, report["ready"], report["why"]) == (503, False, "agents have failed: shop.work")
+
+
+async def test_clients_that_send_nothing_take_few_threads_and_keep_nobody_away(app: App) -> None:
+    app.configure(metrics_port=0)
+    async with started(app):
+        port, before = app.statistics()["metrics"]["port"], threading.active_count()
+        silent = []
+        try:
+            for _ in range(80):
+                silent.append(made := socket.socket())
+                made.settimeout(0.1)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.to_thread(made.connect, ("127.0.0.1", port))
+            status, text = await asked(port, "/metrics")
+            assert (status, "sabot_" in text) == (200, True)
+            assert threading.active_count() <= before + 68, "64 connections, and the threads of this test"
+        finally:
+            for each in silent:
+                each.close()
 
 
 async def test_an_event_loop_that_is_blocked_is_not_healthy(app: App, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,7 @@ class Browser:
 
     def __init__(self, console: ConsoleSite) -> None:
         self.port = console.port
+        self.host = f"127.0.0.1:{console.port}"
         self.cookie = ""
         self.form = ""
         self.answer_headers: dict[str, str] = {}
@@ -582,6 +583,44 @@ def test_open_pages_are_bounded(console: Console, browser: Browser) -> None:
     deadline = time.monotonic() + 5
     while browser.ask("/events/nothing")[0] != 404 or not events(browser, 0.1):
         assert time.monotonic() < deadline
+
+
+def test_open_pages_are_bounded_if_many_come_at_once(console: Console, browser: Browser) -> None:
+    """All of them were counted before the first was open."""
+    ask = f"GET /events/app HTTP/1.1\r\nHost: {browser.host}\r\nCookie: {browser.cookie}\r\n\r\n".encode()
+    opened = [socket.create_connection(("127.0.0.1", console.port), timeout=10) for _ in range(80)]
+    try:
+        for each in opened:
+            each.sendall(ask)
+        answers = [each.recv(12) for each in opened]
+    finally:
+        for each in opened:
+            each.close()
+    assert answers.count(b"HTTP/1.1 200") == 32
+    assert answers.count(b"HTTP/1.1 503") == 48
+
+
+def is_cut_off(connection: socket.socket, sent: bytes) -> bool:
+    try:
+        connection.send(sent)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+    return False
+
+
+@pytest.mark.slow
+def test_a_client_that_does_not_read_is_cut_off(console: Console, browser: Browser) -> None:
+    ask = f"GET / HTTP/1.1\r\nHost: {browser.host}\r\nCookie: {browser.cookie}\r\n\r\n".encode()
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        deaf.connect(("127.0.0.1", console.port))
+        deaf.setblocking(False)
+        until = time.monotonic() + 30
+        while not is_cut_off(deaf, ask):
+            assert time.monotonic() < until
+            time.sleep(0.001)
 
 
 def test_the_app_is_stopped_and_shown_while_its_loop_is_blocked(tmp_path: Path) -> None:
