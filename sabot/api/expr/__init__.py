@@ -21,10 +21,11 @@ from sabot.api.expr.cases import (
 from sabot.api.expr.nested import ListExpr, StructExpr
 from sabot.api.expr.text import StringExpr
 from sabot.api.expr.time import DateExpr
-from sabot.api.expr.tree import Expr, Operators, as_column, as_expr, col, lit
+from sabot.api.expr.tree import GUARDED, Expr, Operators, as_column, as_expr, col, lit
 from sabot.api.expr.words import as_type
 
 __all__ = [
+    "GUARDED",
     "DateExpr",
     "Expr",
     "ListExpr",

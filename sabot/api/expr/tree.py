@@ -172,6 +172,12 @@ class Operators(NamedElsewhere):
     __array_ufunc__ = None  # so that numpy calls `__rmul__` for `np.float64(1) * col("x")`
 
 
+GUARDED = "guarded"
+"""The kind of an expression whose first input is its value, which only rows need for which the second one is true. It
+has the text of its value.
+"""
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Expr(Operators):
     """A computation over the columns of a batch, with one value per row. It is immutable; operators such as `+` and
@@ -466,6 +472,8 @@ class Expr(Operators):
             return f"({left if typed else _operand(left)} {kind} {_operand(right)})"
         if kind in _UNARY:
             return f"({_UNARY[kind]}{inputs[0]!r})"
+        if kind == GUARDED:
+            return repr(inputs[0])
         if kind == "when":
             steps = [f"when({inputs[i]!r}).then({_argument(inputs[i + 1])})" for i in range(0, len(inputs) - 1, 2)]
             return f"{'.'.join(steps)}.otherwise({_argument(inputs[-1])})"

@@ -1,11 +1,13 @@
 """Turns arguments of aggregates that are expressions into columns, which a step before the aggregation computes."""
 
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from itertools import count
+from operator import or_
 from typing import Any
 
 from sabot.api.aggregates import Aggregate
-from sabot.api.expr import Expr
+from sabot.api.expr import GUARDED, Expr
 from sabot.api.over import OverFunction
 from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.layout.plan_points import PlanPoint
@@ -20,28 +22,50 @@ class Arguments:
     """
 
     def __init__(self, what: Iterable[tuple[str, Aggregate | OverFunction]], kept: Iterable[str]) -> None:
-        self.columns: list[tuple[str, Expr]] = []
+        self._columns: list[tuple[str, Expr]] = []
+        self._needed_by: dict[str, list[Expr | None]] = {}
         self._taken = set(kept).union(*(each.columns for _, each in what))  # the user's own columns
 
-    def column(self, expr: Expr | None) -> str | None:
+    @property
+    def columns(self) -> list[tuple[str, Expr]]:
+        """The computed columns, as pairs (name, expression). A column that only aggregates with a predicate need may fail
+        for rows of which none of these predicates is true.
+        """
+        return [(name, _needed_where(expr, self._needed_by[name])) for name, expr in self._columns]
+
+    def column(self, expr: Expr | None, where: Expr | None = None) -> str | None:
         """Returns the name of the column with the value of `expr`. If the expression is a column, this is its own
         name; otherwise it is the name of a computed column, which equal expressions share. Returns None for None.
+        `where`: the predicate of the rows whose value is needed; None for all rows.
         """
         if expr is None:
             return None
         if expr.column is not None:
             return expr.column
-        for name, known in self.columns:
+        name = self._name_of(expr)
+        self._needed_by.setdefault(name, []).append(where)
+        return name
+
+    def _name_of(self, expr: Expr) -> str:
+        for name, known in self._columns:
             if known.same(expr):
                 return name
-        name = next(name for name in map("__{}".format, count(len(self.columns))) if name not in self._taken)
+        name = next(name for name in map("__{}".format, count(len(self._columns))) if name not in self._taken)
         self._taken.add(name)
-        self.columns.append((name, expr))
+        self._columns.append((name, expr))
         return name
 
     def add(self, point: PlanPoint) -> PlanPoint:
         """Returns the plan point behind a step that computes these columns, or `point` if there are none."""
-        return add_columns(point, tuple(self.columns)) if self.columns else point
+        return add_columns(point, tuple(self.columns)) if self._columns else point
+
+
+def _needed_where(expr: Expr, predicates: list[Expr | None]) -> Expr:
+    given = [each for each in predicates if each is not None]
+    if len(given) < len(predicates):
+        return expr
+    different = {each.text(): each for each in given}
+    return Expr(GUARDED, (expr, reduce(or_, different.values())))
 
 
 def with_arguments(
@@ -53,7 +77,8 @@ def with_arguments(
     arguments = Arguments(given, keys)
     made = []
     for name, each in given:
-        argument, by, where = map(arguments.column, (each.argument, each.by, each.predicate))
+        argument, by = (arguments.column(expr, each.predicate) for expr in (each.argument, each.by))
+        where = arguments.column(each.predicate)
         options = _options(each)
         made.append(
             AggregateColumn(name, each.kind, argument=argument, by=by, where=where, text=each.text(), **options)

@@ -154,6 +154,19 @@ class RefusedValues(DataError):
         """Returns the message for the value of one row."""
         return f"{self._what}: {shown(self._values[row])} is no {self._target}"
 
+    def spread(self, kept: pa.BooleanArray) -> "RefusedValues":
+        """Returns the same error for all rows of a batch, if only the rows were cast for which `kept` is True."""
+        places = places_of(kept)
+        return RefusedValues(
+            self._what, self._values.take(places), self._target, pc.fill_null(self.rows.take(places), False), self.hint
+        )
+
+
+def places_of(kept: pa.BooleanArray) -> pa.Int64Array:
+    """Returns, for each row, the place of its value among the rows that a filter by `kept` keeps; null for others."""
+    flags = kept.to_numpy(zero_copy_only=False)
+    return pa.array(np.cumsum(flags) - 1, mask=~flags)
+
 
 # -- cast -----------------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Expressions over values of any type: fill_null, coalesce, when, struct, cast."""
 
 import itertools
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,23 +9,48 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.text.json import encode_rows
-from sabot.api.expr import Expr
+from sabot.api.expr import GUARDED, Expr
 from sabot.base.arrays import broadcast
 from sabot.errors import UserError
 from sabot.operators.expressions.casts import caster
 from sabot.operators.expressions.comparisons import by_value, literal_array
-from sabot.operators.expressions.node import FALSE, Compiled, Steps, apply, number, to_type, unified
+from sabot.operators.expressions.node import (
+    FALSE,
+    TRUE,
+    Compiled,
+    Steps,
+    apply,
+    carefully,
+    computed_for,
+    number,
+    to_type,
+    true_where,
+    unified,
+    with_branches,
+)
 
 
 def _fill_null(expr: Expr, nodes: list[Compiled]) -> Compiled:
     def filled(x: Any, value: Any) -> Any:
         return x if isinstance(x, pa.Array) and x.null_count == 0 else pc.coalesce(x, value)
 
-    return apply(expr, filled, *unified(expr, nodes))
+    nodes = unified(expr, nodes)
+    return with_branches(apply(expr, filled, *nodes), partial(_first_value, nodes))
 
 
 def _coalesce(expr: Expr, nodes: list[Compiled]) -> Compiled:
-    return apply(expr, pc.coalesce, *unified(expr, nodes))
+    nodes = unified(expr, nodes)
+    return with_branches(apply(expr, pc.coalesce, *nodes), partial(_first_value, nodes))
+
+
+def _first_value(nodes: list[Compiled], data: pa.RecordBatch) -> pa.Array:
+    """Returns the first value of each row that is not null. A node is computed for rows in which those before it are
+    null.
+    """
+    made = carefully(nodes[0], data)
+    for node in nodes[1:]:
+        made = pc.coalesce(made, computed_for(node, data, made.is_null()))
+    return made
 
 
 def _when(expr: Expr, nodes: list[Compiled]) -> Compiled:
@@ -41,15 +67,30 @@ def _when(expr: Expr, nodes: list[Compiled]) -> Compiled:
         made = given[-1]
         for i in range(len(given) - 3, -1, -2):
             asked = given[i]
-            if isinstance(asked, pa.Scalar) or asked.null_count:
-                asked = pc.coalesce(asked, FALSE)
+            asked = pc.coalesce(asked, FALSE) if isinstance(asked, pa.Scalar) else true_where(asked)
             made = pc.if_else(asked, given[i + 1], made)
         return made
 
-    pairs = zip([to_type(each, pa.bool_()) for each in predicates], values, strict=False)
+    def guarded(data: pa.RecordBatch) -> Any:
+        """A predicate is computed for the rows that no branch before it has, a value for the rows of its branch."""
+        left, made = pa.repeat(TRUE, data.num_rows), []
+        for predicate, value in pairs:
+            asked = true_where(computed_for(predicate, data, left))
+            made += [asked, computed_for(value, data, pc.and_(left, asked))]
+            left = pc.and_not(left, asked)
+        return chosen(*made, computed_for(values[-1], data, left))
+
+    pairs = list(zip([to_type(each, pa.bool_()) for each in predicates], values, strict=False))
     parts = [*(each for pair in pairs for each in pair), values[-1]]
     nulls = {i for i, each in enumerate(parts) if each.value is not None and not each.value.is_valid}
-    return apply(expr, chosen, *parts)
+    return with_branches(apply(expr, chosen, *parts), guarded)
+
+
+def _guarded(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    """Makes the node of a value that is needed only where the predicate is true, such as an argument with FILTER."""
+    value, predicate = nodes
+    predicate = to_type(predicate, pa.bool_())
+    return with_branches(value, lambda data: computed_for(value, data, true_where(carefully(predicate, data))))
 
 
 def _struct(expr: Expr, nodes: list[Compiled]) -> Compiled:
@@ -176,6 +217,7 @@ STEPS: Steps = {
     "fill_null": _fill_null,
     "coalesce": _coalesce,
     "when": _when,
+    GUARDED: _guarded,
     "struct": _struct,
     "cast": _cast,
     "struct.field": _struct_field,

@@ -5,6 +5,7 @@ have the operators of logic.
 import decimal
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,14 @@ from sabot.operators.expressions.node import (
     Steps,
     adapted,
     apply,
+    carefully,
+    computed_for,
     constant,
     to_compare,
     to_type,
+    true_where,
     unified,
+    with_branches,
 )
 
 _COMPARE = {
@@ -44,13 +49,24 @@ _LOGIC = {"&": pc.and_kleene, "|": pc.or_kleene, "^": pc.xor}
 def _logic(expr: Expr, nodes: list[Compiled]) -> Compiled:
     types = [node.type for node in nodes]
     if all(pa.types.is_boolean(type) or pa.types.is_null(type) for type in types):
-        return apply(expr, _LOGIC[expr.kind], *[to_type(node, pa.bool_()) for node in nodes])
+        left, right = (to_type(node, pa.bool_()) for node in nodes)
+        both = apply(expr, _LOGIC[expr.kind], left, right)
+        return both if expr.kind == "^" else with_branches(both, partial(_decided, expr.kind, left, right))
     if all(pa.types.is_integer(type) or pa.types.is_null(type) for type in types):
         return apply(expr, _BITS[expr.kind], *unified(expr, nodes))
     raise UserError(
         f"{expr.text()} cannot be computed: {expr.kind} of {types[0]} and {types[1]}",
         hint='both sides must be true or false, or integers; & binds tighter than >, so write (col("a") > 1) & (col("b") < 2)',
     )
+
+
+def _decided(kind: str, left: Compiled, right: Compiled, data: pa.RecordBatch) -> pa.Array:
+    """Returns `left & right` or `left | right`. The right side is computed for rows that the left one does not decide."""
+    found = carefully(left, data)
+    undecided = true_where(found) if kind == "&" else pc.invert(true_where(found))
+    if found.null_count:
+        undecided = pc.or_(undecided, found.is_null())
+    return _LOGIC[kind](found, computed_for(right, data, undecided))
 
 
 def _not(expr: Expr, nodes: list[Compiled]) -> Compiled:

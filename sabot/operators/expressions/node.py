@@ -4,7 +4,7 @@ name the value.
 
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,20 @@ import pyarrow.compute as pc
 from sabot.api.expr import Expr
 from sabot.base.arrays import PER_SECOND, broadcast, decimal_floats, integer_array, integers, shown
 from sabot.errors import DataError, UserError
-from sabot.operators.expressions.casts import common_type, integer_range, is_number, least_integer
+from sabot.operators.expressions.casts import (
+    RefusedValues,
+    common_type,
+    integer_range,
+    is_number,
+    least_integer,
+    places_of,
+)
 from sabot.operators.expressions.rounding import upscaled
 
 Function = Callable[..., Any]
 
-FALSE = pa.scalar(False, pa.bool_())  # with its type, since pyarrow would else try to import pandas each time
+# with their type, since pyarrow would else try to import pandas each time
+FALSE, TRUE = pa.scalar(False, pa.bool_()), pa.scalar(True, pa.bool_())
 _COARSER = '.cast("timestamp[us]") or .cast("duration[us]") first: a coarser unit has a greater range'
 _DIGITS_OF_INTEGER = 20
 _SHOWN = 200  # the most characters of a value in a message
@@ -34,7 +42,9 @@ class Compiled:
     `run`: like a call, but may return one scalar for all rows. `can_fail`: True if a value may raise a DataError by a
     rule of the expression, such as a strict cast; the batch must then have selected rows only. `value`: the value of
     an expression without columns, or None if it has columns. `plain`: True for a literal without a given type, which
-    takes the type of the other operand.
+    takes the type of the other operand. `careful`: like `run`, but computes each branch (of `when`, `&`, `coalesce`)
+    only for the rows that need its value; None if the expression has no branch. A call tries `run` first, so a branch
+    costs no selection of rows unless a row fails.
     """
 
     type: pa.DataType
@@ -42,9 +52,15 @@ class Compiled:
     can_fail: bool = False
     value: Any = None
     plain: bool = False
+    careful: Callable[[pa.RecordBatch], Any] | None = None
 
     def __call__(self, data: pa.RecordBatch) -> pa.Array:
-        return broadcast(self.run(data), data.num_rows)
+        try:
+            return broadcast(self.run(data), data.num_rows)
+        except DataError:
+            if self.careful is None:
+                raise
+        return carefully(self, data)
 
 
 Steps = dict[str, Callable[[Expr, list[Compiled]], Compiled]]
@@ -75,16 +91,49 @@ def apply(expr: Expr, function: Function, *nodes: Compiled, can_fail: bool = Fal
         sample = function(*(pa.array([], node.type) if node.value is None else node.value for node in nodes))
     except _DOES_NOT_FIT as error:
         raise misfit(expr, nodes, error) from error
-    runs = [node.run for node in nodes]
 
-    def run(data: pa.RecordBatch) -> Any:
-        values = [each(data) for each in runs]
-        try:
-            return function(*values)
-        except pa.ArrowInvalid as error:
-            raise _refused(expr, function, values, error) from error
+    def of(runs: list[Callable[[pa.RecordBatch], Any]]) -> Callable[[pa.RecordBatch], Any]:
+        def run(data: pa.RecordBatch) -> Any:
+            values = [each(data) for each in runs]
+            try:
+                return function(*values)
+            except pa.ArrowInvalid as error:
+                raise _refused(expr, function, values, error) from error
 
-    return Compiled(sample.type, run, fails)
+        return run
+
+    careful = of([node.careful or node.run for node in nodes]) if any(node.careful for node in nodes) else None
+    return Compiled(sample.type, of([node.run for node in nodes]), fails, careful=careful)
+
+
+def carefully(node: Compiled, data: pa.RecordBatch) -> pa.Array:
+    """Returns the values of a node, whose branches are computed only for the rows that need them."""
+    return broadcast((node.careful or node.run)(data), data.num_rows)
+
+
+def computed_for(node: Compiled, data: pa.RecordBatch, rows: pa.BooleanArray) -> pa.Array:
+    """Returns the values of a node for the rows of a batch for which `rows` is True, and null for the others. Raises
+    DataError if the node fails for one of these rows.
+    """
+    own = data.filter(rows)
+    if own.num_rows == data.num_rows:
+        return carefully(node, data)
+    if not own.num_rows:
+        return pa.nulls(data.num_rows, node.type)
+    try:
+        return carefully(node, own).take(places_of(rows))
+    except RefusedValues as error:
+        raise error.spread(rows) from error
+
+
+def with_branches(node: Compiled, careful: Callable[[pa.RecordBatch], Any]) -> Compiled:
+    """Returns the node with a function that computes each of its branches only for the rows that need it."""
+    return node if node.value is not None else replace(node, careful=careful)
+
+
+def true_where(values: pa.BooleanArray) -> pa.BooleanArray:
+    """Returns False for null."""
+    return pc.coalesce(values, FALSE) if values.null_count else values
 
 
 def _refused(expr: Expr, function: Function, values: list[Any], error: pa.ArrowInvalid) -> DataError:
@@ -153,8 +202,7 @@ def to_type(node: Compiled, type: pa.DataType) -> Compiled:
             return constant(_held(node.value, type), node.can_fail)
         except pa.ArrowInvalid as error:
             raise UserError(f"{shown(node.value)} does not fit {type}", hint=_hint_of(type)) from error
-    run = node.run
-    return Compiled(type, lambda data: _moved(run(data), type), node.can_fail or _may_not_fit(node.type, type))
+    return _converted(node, type, _moved, node.can_fail or _may_not_fit(node.type, type))
 
 
 def to_compare(node: Compiled, type: pa.DataType) -> Compiled:
@@ -165,8 +213,13 @@ def to_compare(node: Compiled, type: pa.DataType) -> Compiled:
         return to_type(node, type)
     if node.value is not None:
         return constant(times_within(broadcast(node.value, 1), type)[0], node.can_fail)
-    run = node.run
-    return Compiled(type, lambda data: times_within(run(data), type), node.can_fail)
+    return _converted(node, type, times_within, node.can_fail)
+
+
+def _converted(node: Compiled, type: pa.DataType, function: Function, can_fail: bool) -> Compiled:
+    run, careful = node.run, node.careful
+    again = None if careful is None else lambda data: function(careful(data), type)
+    return Compiled(type, lambda data: function(run(data), type), can_fail, careful=again)
 
 
 def _are_times(source: pa.DataType, target: pa.DataType) -> bool:

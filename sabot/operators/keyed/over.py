@@ -333,11 +333,12 @@ def plan_over(node: nodes.Over, point: PlanPoint) -> PlanPoint:
 
 
 def _over_column(name: str, each: Aggregate | OverFunction, arguments: Arguments) -> OverColumn:
-    argument = arguments.column(each.argument)
+    where = None if isinstance(each, OverFunction) else each.predicate
+    argument = arguments.column(each.argument, where)
     if isinstance(each, OverFunction):
         return OverColumn(name, each.kind, argument, each.offset, each.default, text=each.text())
-    where, ddof = arguments.column(each.predicate), each.options.get("ddof", 1)
-    return OverColumn(name, each.kind, argument, where=where, ddof=ddof, text=each.text())
+    ddof = each.options.get("ddof", 1)
+    return OverColumn(name, each.kind, argument, where=arguments.column(where), ddof=ddof, text=each.text())
 
 
 PLANNERS: Planners = {nodes.Over: plan_over}
