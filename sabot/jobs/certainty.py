@@ -5,17 +5,19 @@
    ConnectionRefusedError              not_sent
    TimeoutError, ConnectionResetError  unknown     the service may have done it
    Declined("…") from TimeoutError     unknown     the cause of an error counts; `from None` if the tool knows better
-   an answer with the status 504       unknown     a gateway has answered, and does not know whether the service has done it
+   an answer with a status of 4xx      done        the service has refused it
+   an answer with a status of 5xx      unknown     a service that fails may have done it before; a gateway does not know
 
-Errors of client libraries are recognized by name, so that none has to be installed. An error of an unknown library that
-has a time-out or a connection in its name counts as unknown: asking a person in vain costs less than making a call
-twice.
+Errors of client libraries are recognized by name, so that none has to be installed. The status of an answer is found in
+errors of any library, by the usual names of the attribute. An error of an unknown library that has a time-out or a
+connection in its name counts as unknown: asking a person in vain costs less than making a call twice.
 """
 
 import errno
 import re
-from collections.abc import Iterator
-from enum import StrEnum
+from collections.abc import Iterator, Mapping
+from enum import Enum, StrEnum
+from typing import Any
 
 
 class Certainty(StrEnum):
@@ -49,6 +51,7 @@ _KNOWN: dict[str, dict[str, Certainty | str]] = {
         "Overloaded": _NOT_SENT,
         "SpawnFailed": _NOT_SENT,
         "CommunicationError": _UNKNOWN,  # the supervisor was killed, and a program with it
+        "McpRefused": _STATUS,
     },
     "asyncio": {"CancelledError": _UNKNOWN, "IncompleteReadError": _UNKNOWN},
     "concurrent": {"CancelledError": _UNKNOWN},
@@ -80,6 +83,7 @@ _KNOWN: dict[str, dict[str, Certainty | str]] = {
         "Timeout": _UNKNOWN,
         "ChunkedEncodingError": _UNKNOWN,
         "HTTPError": _STATUS,
+        "RetryError": _UNKNOWN,  # too many answers with a status that is repeated, such as 502
         "RequestException": _DONE,
     },
     "urllib3": {
@@ -100,14 +104,23 @@ _KNOWN: dict[str, dict[str, Certainty | str]] = {
         "ClientResponseError": _STATUS,
     },
     "grpc": {"RpcError": _STATUS},
+    "grpclib": {"GRPCError": _STATUS, "StreamTerminatedError": _UNKNOWN},
+    # These repeat a call themselves: that the last request was not sent says nothing about those before it.
+    "azure": {"ServiceRequestError": _UNKNOWN, "ServiceResponseError": _UNKNOWN, "IncompleteReadError": _UNKNOWN},
+    "botocore": {"ClientError": _STATUS, "HTTPClientError": _UNKNOWN, "IncompleteReadError": _UNKNOWN},
     "openai": {"APIConnectionError": _CAUSE, "APIStatusError": _STATUS},
     "anthropic": {"APIConnectionError": _CAUSE, "APIStatusError": _STATUS},
     "psycopg": {"OperationalError": _UNKNOWN},
     "psycopg2": {"OperationalError": _UNKNOWN},
 }
-# Those of a gateway that got no answer from the service, or lost it (HTTP; 520 and 524 are Cloudflare's), and those with
-# which a client of gRPC reports that itself. A 500 or 503 comes from the service: it has failed, or has refused the call.
-_DOUBTFUL_STATUS = {502, 504, 520, 524, "CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE"}
+_KNOWN["httpx2"], _KNOWN["httpcore2"] = _KNOWN["httpx"], _KNOWN["httpcore"]
+# Beside 5xx of HTTP: a request that came too late or whose client left (408, 499), a failure inside an MCP server, and
+# what gRPC has in the place of 5xx. No 5xx is an exception, not even a 503 that says when to come again: proxies answer
+# so too when they have lost the service.
+_DOUBTFUL_STATUS = {408, 499, *range(500, 600), -32603}
+_DOUBTFUL_STATUS |= {"CANCELLED", "UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+_HTTP_STATUS = ("status_code", "http_status", "status", "http_status_code", "code", "errcode")  # names of attributes
+_OF_SYSTEM = {"builtins", "socket", "ssl", "asyncio", "concurrent", "anyio", "trio"}
 _DOUBTFUL_NAME = re.compile(
     r"time(d)?_?out|connection_?(error|reset|lost|closed|aborted|broken)|disconnect|broken_?pipe", re.IGNORECASE
 )
@@ -126,16 +139,21 @@ def certainty_of(error: BaseException) -> Certainty:
         found = {certainty_of(each) for each in error.exceptions}
         return found.pop() if len(found) == 1 else _UNKNOWN if _UNKNOWN in found else _DONE
     said = _said_by(error)
-    if isinstance(said, Certainty):
+    if said is _UNKNOWN or (isinstance(said, Certainty) and _is_ours(error)):
         return said
+    nearest = said if isinstance(said, Certainty) else None  # the nearest error that is certain
     open_question = said is not None
     for cause in _causes(error):
         behind = certainty_of(cause) if isinstance(cause, BaseExceptionGroup) else _said_by(cause)
-        if behind is _UNKNOWN:
+        # A connection that is not made fails by an error of the system, such as TimeoutError. Any other doubt behind a
+        # certain error is of a call before: the tool has caught it, and has tried again.
+        if behind is _UNKNOWN and not (nearest is _NOT_SENT and _package(type(cause)) in _OF_SYSTEM):
             return _UNKNOWN
-        if isinstance(behind, Certainty):
-            return _DONE if said is None else behind  # an error that the tool raises from a certain one is its own
+        if nearest is None and isinstance(behind, Certainty):
+            nearest = behind
         open_question = open_question or behind is not None
+    if nearest is not None:
+        return _DONE if said is None else nearest  # an error that the tool raises from a certain one is its own
     return _UNKNOWN if open_question else _DONE
 
 
@@ -148,29 +166,66 @@ def _said_by(error: BaseException) -> Certainty | str | None:
       was made, unless a cause says otherwise.
     """
     for kind in type(error).__mro__:
-        known = _KNOWN.get(kind.__module__.partition(".")[0], {}).get(kind.__name__)
+        known = _KNOWN.get(_package(kind), {}).get(kind.__name__)
         if known is _STATUS:
             return _UNKNOWN if _status_of(error) in _DOUBTFUL_STATUS else _DONE
         if known is not None:
             return known
     if isinstance(error, OSError) and error.errno in _SOCKET_ERRORS:
         return _UNKNOWN
-    return _UNKNOWN if any(_DOUBTFUL_NAME.search(kind.__name__) for kind in type(error).__mro__) else None
+    if any(_DOUBTFUL_NAME.search(kind.__name__) for kind in type(error).__mro__):
+        return _UNKNOWN
+    status = _http_status_of(error)
+    return None if status is None else _UNKNOWN if status in _DOUBTFUL_STATUS else _DONE
+
+
+def _package(kind: type[BaseException]) -> str:
+    return kind.__module__.partition(".")[0]
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Returns True if the error, such as NotSent, is one of Sabot, by which a tool says itself what is certain."""
+    return any(_package(kind) == "sabot" and kind.__name__ in _KNOWN["sabot"] for kind in type(error).__mro__)
 
 
 def _status_of(error: BaseException) -> int | str | None:
-    """Returns the status of the answer that an error of a client library has: a number of HTTP, or the name of a status
-    of gRPC. Returns None if it has none.
+    """Returns the status of the answer that an error of a known client library has: the name of a status of gRPC, or a
+    number of JSON-RPC or HTTP. Returns None if it has none.
     """
-    for holder in (error, getattr(error, "response", None)):
-        for name in ("status_code", "status", "code"):
-            status = getattr(holder, name, None)
-            status = status() if callable(status) else status
-            if isinstance(status, int):
+    status = getattr(error, "code", None) or getattr(error, "status", None)
+    status = status() if callable(status) else status
+    if isinstance(status, Enum) and not isinstance(status, int):
+        return status.name
+    number = getattr(error, "number", None)
+    return number if isinstance(number, int) else _http_status_of(error)
+
+
+def _http_status_of(error: BaseException) -> int | None:
+    """Returns the status of the HTTP answer that an error of any library has, from 400 to 599, or None if it has none.
+    Libraries have it in the error itself, in its response, or, as botocore, in a dict of the response.
+    """
+    for holder in ("", "response", "resp"):
+        found = _attribute(error, holder) if holder else error
+        if isinstance(found, Mapping):
+            found, names = found.get("ResponseMetadata", found), ("HTTPStatusCode", *_HTTP_STATUS)
+            statuses = [found.get(name) for name in names] if isinstance(found, Mapping) else []
+        else:
+            statuses = [_attribute(found, name) for name in _HTTP_STATUS]
+        for status in statuses:
+            status = int(status) if isinstance(status, str) and status.isdecimal() else status
+            if isinstance(status, int) and 400 <= status < 600:
                 return status
-            if isinstance(said := getattr(status, "name", None), str):
-                return said
     return None
+
+
+def _attribute(value: Any, name: str) -> Any:
+    """Returns an attribute of an error or a response, or None. A property of a user's class may fail, for example
+    because the answer was not read: then the error has no such status.
+    """
+    try:
+        return getattr(value, name, None)
+    except Exception:
+        return None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

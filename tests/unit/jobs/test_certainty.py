@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import urllib.error
+import xmlrpc.client
 from enum import Enum
 from http import HTTPStatus
 from types import SimpleNamespace
@@ -16,6 +17,8 @@ import pytest
 
 from sabot.errors import DataError, EffectError, NotSent, Overloaded, TransientError
 from sabot.jobs.certainty import Certainty, certainty_of
+from sabot.llm import ModelUnavailable
+from sabot.mcp import McpRefused
 
 DONE, NOT_SENT, UNKNOWN = Certainty
 
@@ -33,7 +36,10 @@ def answered(path: str, base: str = "", **facts: object) -> BaseException:
     return error
 
 
-GrpcStatus = Enum("GrpcStatus", "DEADLINE_EXCEEDED UNAVAILABLE ALREADY_EXISTS")
+GrpcStatus = Enum(
+    "GrpcStatus",
+    "CANCELLED UNKNOWN DEADLINE_EXCEEDED ALREADY_EXISTS RESOURCE_EXHAUSTED ABORTED UNIMPLEMENTED INTERNAL UNAVAILABLE DATA_LOSS",
+)
 
 HTTPX_TRANSPORT = named(
     "httpx.TransportError", named("httpx.RequestError", named("httpx.HTTPError")), module="_exceptions"
@@ -143,7 +149,7 @@ def test_errors_of_client_libraries(kind: type[BaseException], certainty: Certai
     ("error", "certainty"),
     [
         (answered("httpx.HTTPStatusError", response=SimpleNamespace(status_code=504)), UNKNOWN),
-        (answered("httpx.HTTPStatusError", response=SimpleNamespace(status_code=503)), DONE),
+        (answered("httpx.HTTPStatusError", response=SimpleNamespace(status_code=409)), DONE),
         (answered("requests.HTTPError", response=SimpleNamespace(status_code=HTTPStatus.BAD_GATEWAY)), UNKNOWN),
         (answered("requests.HTTPError", response=None), DONE),
         (answered("aiohttp.ContentTypeError", "aiohttp.ClientResponseError", status=502), UNKNOWN),
@@ -159,6 +165,117 @@ def test_errors_of_client_libraries(kind: type[BaseException], certainty: Certai
 def test_an_answer_of_a_gateway_says_nothing_about_the_service(error: BaseException, certainty: Certainty) -> None:
     assert certainty_of(error) is certainty
     assert certainty_of(raised(ValueError("no receipt"), error, explicit=True)) is certainty
+
+
+def of_http(status: int) -> dict[str, BaseException]:
+    """The errors by which client libraries tell this status, with the attributes that theirs have."""
+    response = SimpleNamespace(status_code=status, status=status)
+    of_aws = {"Error": {"Code": str(status), "Message": "x"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return {
+        "httpx": answered("httpx.HTTPStatusError", response=response),
+        "httpx2": answered("httpx2.HTTPStatusError", response=response),
+        "requests": answered("requests.HTTPError", response=response),
+        "aiohttp": answered("aiohttp.ClientResponseError", status=status),
+        "urllib": urllib.error.HTTPError("http://x", status, "x", None, None),  # type: ignore[arg-type]
+        "stripe": answered("stripe.APIError", "stripe.StripeError", http_status=status, code=None),
+        "botocore": answered("botocore.ClientError", response=of_aws, operation_name="Pay"),
+        "an error of a service by botocore": answered(
+            "botocore.LimitExceeded", "botocore.ClientError", response=of_aws
+        ),
+        "google": answered("google.BadGateway", "google.GoogleAPICallError", code=status, response=None),
+        "google client": answered("googleapiclient.HttpError", resp=SimpleNamespace(status=status)),
+        "azure": answered("azure.HttpResponseError", status_code=status, response=response),
+        "openai": answered("openai.InternalServerError", "openai.APIStatusError", status_code=status),
+        "twilio": answered("twilio.TwilioRestException", status=status, code=20_500),
+        "tornado": answered("tornado.HTTPClientError", code=status),
+        "xmlrpc": xmlrpc.client.ProtocolError("http://x", status, "x", {}),
+        "the tool's own": answered(
+            "shop.ShopAway", status_code=HTTPStatus(status) if status in {*HTTPStatus} else status
+        ),
+        "a text": answered("shop.ShopAway", status=str(status)),
+        "sabot": ModelUnavailable("m", status=status),
+    }
+
+
+CLIENTS = list(of_http(502))
+
+
+def wrapped(error: BaseException, how: str) -> BaseException:
+    if how == "in a group":
+        return ExceptionGroup("several", [ValueError("no"), error])  # type: ignore[list-item]
+    own = named("shop.PaymentFailed")("no receipt")
+    return error if how == "plain" else raised(raised(own, error, explicit=how == "from"), None, explicit=True)
+
+
+@pytest.mark.parametrize("how", ["plain", "from", "while it was handled", "in a group"])
+@pytest.mark.parametrize("client", CLIENTS)
+def test_each_answer_of_a_service_that_fails_is_a_doubt_whichever_client_tells_it(client: str, how: str) -> None:
+    """502 of stripe and of botocore were plain errors: the model paid again."""
+    for status in (408, 499, 500, 501, 502, 503, 504, 529):
+        assert certainty_of(wrapped(of_http(status)[client], how)) is UNKNOWN, status
+    for status in (400, 402, 403, 404, 409, 422, 429):
+        assert certainty_of(wrapped(of_http(status)[client], how)) is DONE, status
+
+
+@pytest.mark.parametrize(
+    ("status", "certainty"),
+    [
+        *((name, UNKNOWN) for name in ("CANCELLED", "UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE")),
+        ("DATA_LOSS", UNKNOWN),
+        *((name, DONE) for name in ("ALREADY_EXISTS", "RESOURCE_EXHAUSTED", "ABORTED", "UNIMPLEMENTED")),
+    ],
+)
+def test_a_status_of_grpc_is_one_of_a_service_that_fails_or_refuses(status: str, certainty: Certainty) -> None:
+    assert certainty_of(answered("grpc.AioRpcError", "grpc.RpcError", code=lambda: GrpcStatus[status])) is certainty
+    assert certainty_of(answered("grpclib.GRPCError", status=GrpcStatus[status])) is certainty
+    # the same words in an error that is the tool's own say nothing
+    assert certainty_of(answered("shop.OrderError", status=GrpcStatus[status])) is DONE
+
+
+def test_a_failure_within_an_mcp_server_is_a_doubt_and_its_refusal_is_none() -> None:
+    assert certainty_of(McpRefused("desk", "it broke", -32603)) is UNKNOWN
+    assert certainty_of(McpRefused("desk", "no such tool", -32602)) is DONE
+    assert certainty_of(McpRefused("desk", "asked too often")) is DONE
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("requests.RetryError", "azure.ServiceResponseError", "azure.ServiceRequestError"),
+        *("botocore.HTTPClientError", "botocore.EndpointConnectionError", "botocore.ConnectTimeoutError"),
+    ],
+)
+def test_the_last_error_of_a_client_that_repeats_calls_itself_says_nothing_of_those_before(name: str) -> None:
+    refused = raised(named("urllib3.NewConnectionError", URLLIB3)("x"), ConnectionRefusedError(), explicit=True)
+    assert certainty_of(raised(named(name)("x"), refused, explicit=True)) is UNKNOWN
+
+
+def test_a_certain_error_after_a_doubt_leaves_the_doubt() -> None:
+    """A tool that tries again by itself, and is refused then, may have paid with its first request."""
+    late = named("httpx.ReadTimeout", HTTPX_TIMEOUT)
+    answered_402 = answered("httpx.HTTPStatusError", response=SimpleNamespace(status_code=402))
+    assert certainty_of(raised(ConnectionRefusedError(), late(), explicit=False)) is UNKNOWN
+    assert certainty_of(raised(answered_402, late(), explicit=False)) is UNKNOWN
+    assert certainty_of(raised(answered_402, TimeoutError(), explicit=False)) is UNKNOWN
+    assert certainty_of(raised(ValueError(), raised(answered_402, late(), explicit=False), explicit=True)) is UNKNOWN
+    assert certainty_of(raised(named("shop.Full", NotSent)("full"), late(), explicit=True)) is NOT_SENT
+
+
+@pytest.mark.parametrize("system", [TimeoutError(), asyncio.CancelledError(), OSError(errno.ETIMEDOUT, "late")])
+def test_a_connection_that_could_not_be_made_in_time_is_not_sent(system: BaseException) -> None:
+    inner = raised(named("httpcore.ConnectTimeout")(), system, explicit=True)
+    outer = raised(named("httpx.ConnectTimeout", HTTPX_TIMEOUT)(), inner, explicit=True)
+    assert certainty_of(outer) is NOT_SENT
+    assert certainty_of(raised(ValueError("the shop is closed"), outer, explicit=True)) is DONE
+
+
+def test_an_error_whose_attributes_cannot_be_read_has_no_status() -> None:
+    class Unread(Exception):
+        @property
+        def response(self) -> object:
+            raise RuntimeError("the answer was not read")
+
+    assert certainty_of(Unread("x")) is DONE
 
 
 @pytest.mark.parametrize(

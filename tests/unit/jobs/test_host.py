@@ -857,6 +857,37 @@ async def test_an_effect_in_doubt_that_fails_is_an_error_that_code_can_tell_from
     assert world.made == {"refund 1": 1}
 
 
+@pytest.mark.parametrize("wraps", [False, True])
+async def test_an_unsafe_call_whose_client_tells_a_failed_service_is_in_doubt(wraps: bool) -> None:
+    """The 502 of a client of stripe was a plain error: the model read it, and paid once more."""
+
+    class ApiError(Exception):
+        http_status = 502
+
+    class RefundFailed(Exception):
+        pass
+
+    @tool(effect="unsafe", in_doubt="fail")
+    async def refund(cents: int) -> str:
+        try:
+            raise ApiError("bad gateway")
+        except ApiError as error:
+            if wraps:
+                raise RefundFailed("the refund failed") from error
+            raise
+
+    async def f(ctx: DurableContext) -> Any:
+        try:
+            return await ctx.call(refund, 7)
+        except EffectError as error:
+            return error.type
+
+    async with hosting(MemoryStorage(), Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == "InDoubt"
+
+
 @pytest.mark.parametrize("kind", ["confrim", "Confirm", "aproval", "in-doubt", "uplaod"])
 async def test_a_question_whose_type_is_misspelt_is_refused_with_the_one_that_was_meant(kind: str) -> None:
     """The person who answers what is to be confirmed never saw the question, and its job waited for ever."""
