@@ -9,12 +9,14 @@ import hmac
 import json
 import os
 import secrets
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import IO, Literal, TypeAlias
 
-from sabot.base.disk import make_folder, private, regular
+from sabot.base.disk import hold, make_folder, open_lock, private, regular
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UNREADABLE
 
@@ -25,6 +27,8 @@ _FILE = "console.json"
 _SESSION_SECONDS = 30 * 86_400
 _MOST_SESSIONS = 100
 _MOST_BYTES = 1 << 20
+_LOCK_SECONDS = 2.0  # for the lock of the file, which others hold for milliseconds
+_TRY_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,7 @@ class Access:
         self._clock = clock
         self._kept = _AccessFile()
         self._read: tuple[int, int] | None = None  # the file as it was read or written last: its inode and time
-        self._read_if_new()
-        self._save()
+        self._change(lambda kept: None)
 
     def token(self, role: Role) -> str:
         """Returns the token of a role, for the link."""
@@ -84,11 +87,13 @@ class Access:
         if role is None:
             return None
         session = ConsoleSession(secrets.token_urlsafe(24), role)
-        self._read_if_new()
-        self._kept.sessions[_hash(session.secret)] = (role, self._clock.time())
-        while len(self._kept.sessions) > _MOST_SESSIONS:
-            self._kept.sessions.pop(min(self._kept.sessions, key=lambda each: self._kept.sessions[each][1]))
-        self._save()
+
+        def add(kept: _AccessFile) -> None:
+            kept.sessions[_hash(session.secret)] = (session.role, self._clock.time())
+            while len(kept.sessions) > _MOST_SESSIONS:
+                kept.sessions.pop(min(kept.sessions, key=lambda each: kept.sessions[each][1]))
+
+        self._change(add)
         return session
 
     def session(self, secret: str) -> ConsoleSession | None:
@@ -100,9 +105,23 @@ class Access:
 
     def leave(self, session: ConsoleSession) -> None:
         """Ends a session."""
-        self._read_if_new()
-        self._kept.sessions.pop(_hash(session.secret), None)
-        self._save()
+        self._change(lambda kept: kept.sessions.pop(_hash(session.secret), None))
+
+    def _change(self, change: Callable[[_AccessFile], object]) -> None:
+        """Changes what the file has now, and writes it, while no other process does: else the sessions that another one has begun
+        meanwhile would be lost.
+        """
+        if self._file is None:
+            change(self._kept)
+            return
+        make_folder(self._file.parent)
+        with os.fdopen(open_lock(self._file.with_suffix(".lock")), "r+b") as lock:
+            deadline = SYSTEM_CLOCK.monotonic() + _LOCK_SECONDS
+            while not _is_taken(lock) and SYSTEM_CLOCK.monotonic() < deadline:
+                time.sleep(_TRY_SECONDS)  # a process that was stopped (SIGSTOP) in between must not stop this one too
+            self._read_if_new()
+            change(self._kept)
+            self._save(self._file)
 
     def _read_if_new(self) -> None:
         """Reads the file if it has changed. A file that does not exist, or cannot be read, changes nothing."""
@@ -121,17 +140,23 @@ class Access:
         if len(kept.act) >= 32 and len(kept.read) >= 32:
             self._kept = kept
 
-    def _save(self) -> None:
-        if self._file is None:
-            return
-        make_folder(self._file.parent)
-        unfinished = self._file.with_suffix(".tmp")
+    def _save(self, file: Path) -> None:
+        unfinished = file.with_suffix(f".{os.getpid()}.tmp")
         with suppress(FileNotFoundError):
             unfinished.unlink()
-        with open(unfinished, "x", opener=private) as file:
-            json.dump({"act": self._kept.act, "read": self._kept.read, "sessions": self._kept.sessions}, file)
+        with open(unfinished, "x", opener=private) as writing:
+            json.dump({"act": self._kept.act, "read": self._kept.read, "sessions": self._kept.sessions}, writing)
         self._read = _stamp(unfinished)
-        os.replace(unfinished, self._file)
+        os.replace(unfinished, file)
+
+
+def _is_taken(lock: IO[bytes]) -> bool:
+    """Takes a lock, and returns True if no other process has it."""
+    try:
+        hold(lock)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _stamp(file: Path) -> tuple[int, int]:

@@ -205,8 +205,8 @@ class AppPages:
         return self._html("said.html", 403, session=session, said=words, good=False, back=back)
 
     async def _not_found(self, request: Request) -> Response:
-        words, back = "There is no such page.", self._home
-        return self._html("said.html", 404, session=session_of(request), said=words, good=False, back=back)
+        words, back, session = "There is no such page.", self._home, request.scope["session"]
+        return self._html("said.html", 404, session=session, said=words, good=False, back=back)
 
     # -- events -------------------------------------------------------------------------------------------------------
 
@@ -308,11 +308,6 @@ async def _while_wanted(work: Awaitable[T], request: Request) -> T:
         for each in (doing, waiting):
             each.cancel()
         await asyncio.gather(doing, waiting, return_exceptions=True)
-
-
-async def unread(request: Request, error: Exception) -> Response:
-    """Returns the answer to a request that the browser has given up: nobody reads it."""
-    return Response(status_code=499)
 
 
 def session_of(request: Request) -> ConsoleSession:

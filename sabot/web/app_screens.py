@@ -25,7 +25,7 @@ from sabot.web.records import (
     step_records,
     tap_points,
 )
-from sabot.web.screen import Query, Rows, Screen, ScreenGroup
+from sabot.web.screen import BY, Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 from sabot.web.stack_screens import has_stacks
 from sabot.web.texts import counted, duration, nbytes, number
@@ -146,7 +146,7 @@ class AppScreens:
 
     async def stop(self, form: Mapping[str, str]) -> str:
         """Stops the app in good order."""
-        await self._app.stop()
+        await self._app.stop(form[BY])
         return "The app stops: it takes a last checkpoint, and its process ends."
 
     async def _rescale(self, form: Mapping[str, str]) -> str:

@@ -29,7 +29,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import SabotError, UserError
 from sabot.runtime.outcomes import StateOutcome
 from sabot.web.commands import said_by
-from sabot.web.screen import Action, Query, Rows, Screen, ScreenGroup
+from sabot.web.screen import BY, Action, Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 
 _log = logging.getLogger(__name__)
@@ -244,10 +244,17 @@ class CheckpointScreens:
     async def _stop_with_savepoint(self, form: Mapping[str, str]) -> str:
         place = self._kept.new_place()
         if not self._app.here:
-            await self._app.stop()
+            await self._app.stop(form[BY])
             return await self._savepoint_of_another(place)
-        self._savepoint_at_stop = place  # before the stop: `after_run` is called by another thread
-        await self._app.stop()
+        before, self._savepoint_at_stop = (
+            self._savepoint_at_stop,
+            place,
+        )  # before the stop: another thread calls `after_run`
+        try:
+            await self._app.stop(form[BY])
+        except SabotError:
+            self._savepoint_at_stop = before
+            raise
         return f"The app stops. Its last checkpoint is then kept in {redacted_url(str(place))}"
 
     async def _savepoint_of_another(self, place: Location) -> str:

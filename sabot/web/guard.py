@@ -12,9 +12,13 @@ role       a session that may only read makes no POST
 import asyncio
 import hashlib
 import hmac
+import logging
+import secrets
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -23,8 +27,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sabot.base.redaction import visible
+from sabot.base.redaction import scrubbed, visible
 from sabot.web.access import Access, ConsoleSession
+
+_log = logging.getLogger(__name__)
 
 _SECURITY = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -41,6 +47,8 @@ _BODY_SECONDS = 5.0
 _MOST_QUERY = 4_096
 SECRET_HEADER = "x-sabot-proxy-secret"
 _MOST_USER = 200  # characters
+_MOST_ASKED = 200
+_MOST_WHY = 500
 ENTER, LEAVE, ASSETS = "/enter", "/leave", "/assets/"
 
 
@@ -98,15 +106,27 @@ class Guard:
         if scope["type"] != "http":
             return
 
+        begun = False
+
         async def with_headers(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 headers = MutableHeaders(raw=message.setdefault("headers", []))
                 for name, value in _SECURITY.items():
                     headers[name] = value
             await send(message)
 
-        answer = await self._refusal(scope, receive)
-        await (self._pages if answer is None else answer)(scope, receive, with_headers)
+        try:
+            answer = await self._refusal(scope, receive)
+            await (self._pages if answer is None else answer)(scope, receive, with_headers)
+        except ClientDisconnect:
+            return  # nobody reads the answer
+        except Exception as error:
+            answer = _failed(scope, error)
+            if begun:
+                raise  # the server ends the connection, so that the client sees that the answer is not whole
+            await answer(scope, receive, with_headers)
 
     async def _refusal(self, scope: Scope, receive: Receive) -> ASGIApp | None:
         """Returns the answer to a request that is not passed on, or None."""
@@ -116,6 +136,10 @@ class Guard:
             return _text(403, "The console answers its proxy only.")
         if [each.lower() for each in headers.getlist("host")] not in [[host] for host in self._hosts]:
             return _text(421, "The console is not known under this name. Start it with --web-origin URL to allow one.")
+        if "transfer-encoding" in headers:
+            # A proxy and this server could see two different ends of such a request, and what one takes for its body the other
+            # takes for the next request, of somebody else. No browser sends one.
+            return _text(400, "The console takes requests with a Content-Length only.", close=True)
         if len(scope["query_string"]) > _MOST_QUERY:
             return _text(414, "The address is too long.")
         path, method = scope["path"], scope["method"]
@@ -185,5 +209,19 @@ async def _form(receive: Receive) -> dict[str, str] | None:
     return {name: values[-1] for name, values in fields.items()}
 
 
-def _text(status: int, words: str) -> ASGIApp:
-    return PlainTextResponse(words + "\n", status)
+def _text(status: int, words: str, *, close: bool = False) -> ASGIApp:
+    return PlainTextResponse(words + "\n", status, {"connection": "close"} if close else None)
+
+
+def _failed(scope: Scope, error: Exception) -> ASGIApp:
+    """Logs an error of ours in one line, and returns the page that names the line. Requests come from outside: whoever sends many that
+    fail must not fill the app's log, so tracebacks are at the level debug.
+    """
+    number = secrets.token_hex(4)
+    raised = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(raised.filename).name}:{raised.lineno}"
+    asked = visible(f"{scope['method']} {scope['path']}"[:_MOST_ASKED], lines=False)
+    why = visible(scrubbed(f"{type(error).__name__}: {error}")[:_MOST_WHY], lines=False)
+    _log.error("error %s of the console: %s: %s (%s)", number, asked, why, where)
+    _log.debug("error %s of the console", number, exc_info=error)
+    return _text(500, f"This could not be done; the log of the app has error {number}.")

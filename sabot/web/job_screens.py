@@ -229,8 +229,8 @@ class JobScreens:
         """
         assert self._code is not None  # without it there is no such action
         step = form.get("step", "")
-        if not step.isdecimal():
-            raise UserError(f"{step!r} is not the number of a step")
+        if not _ORDINAL.fullmatch(step):
+            raise UserError(f"{step[:20]!r} is not the number of a step")
         return _fork_words(await self._code.fork(await self._recorded(form.get("job", "")), int(step)))
 
     async def _recorded(self, job_id: str) -> Recording:

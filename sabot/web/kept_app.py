@@ -146,5 +146,5 @@ class KeptApp(ShownApp):
         why = "it does not run" if self.running is False else "its state directory is not known here"
         return f"The app cannot be stopped or asked for checkpoints from here: {why}."
 
-    async def stop(self) -> None:
+    async def _ask_to_stop(self) -> None:
         await self.ask({"stop": True}, _ASK_SECONDS)

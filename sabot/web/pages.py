@@ -1,27 +1,27 @@
 """The pages of the server: entering, leaving, the assets, and the pages of each app below its path."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sabot.plan.drawing import style_rules
 from sabot.web.access import Access, ConsoleSession
-from sabot.web.app_pages import AppPages, OpenTabs, session_of, unread
+from sabot.web.app_pages import AppPages, OpenTabs, session_of
 from sabot.web.guard import ASSETS, ENTER, LEAVE, Guard, Proxy
 from sabot.web.rendering import templates_of
 from sabot.web.screens import Screens
 
-_log = logging.getLogger(__name__)
-
 _HERE = Path(__file__).parent
 _ASSETS = {"console.js": "text/javascript", "console.css": "text/css", "icon.svg": "image/svg+xml"}
+
+
+_OF_QUERY = "%&=+;:@/?!$'()*,-._~"  # the characters that a query has as they are
 
 
 class Pages:
@@ -56,10 +56,9 @@ class Pages:
             *(Route(f"{ASSETS}{name}", self._asset) for name in _ASSETS),
             *(route for pages in self._apps for route in pages.routes()),
         ]
-        handlers: dict[Any, Any] = {404: self._not_found, ClientDisconnect: unread, Exception: self._failed}
-        app = Starlette(routes=routes, exception_handlers=handlers)
-        app.router.redirect_slashes = False
-        self.app: ASGIApp = Guard(app, access, origins, cookie, ask=self._ask, pass_on=self._pass_on, proxy=proxy)
+        # A Router, and no Starlette app: this raises each error again behind the guard, which answers all of them.
+        router = Router(routes, redirect_slashes=False, default=self._not_found)
+        self.app: ASGIApp = Guard(router, access, origins, cookie, ask=self._ask, pass_on=self._pass_on, proxy=proxy)
 
     def tick(self) -> None:
         """Publishes new figures to the open pages."""
@@ -95,9 +94,7 @@ class Pages:
         await PlainTextResponse("There is no session.\n", 401)(scope, receive, send)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        query = scope["query_string"].decode("ascii", "replace")
-        path = "/" + scope["path"].lstrip("/\\")  # two slashes would name another host
-        target = path + (f"?{query}" if query else "")
+        target = own_target(scope["path"], scope["query_string"])
         await self._html("go.html", 200, session=None, target=target)(scope, receive, send)
 
     async def _asset(self, request: Request) -> Response:
@@ -109,10 +106,15 @@ class Pages:
         text = self._templates.get_template(template).render({**shared, "session": session, **facts})
         return HTMLResponse(text, status)
 
-    async def _not_found(self, request: Request, error: Exception) -> Response:
-        session, back = request.scope.get("session"), {"path": "/", "title": self._title}
-        return self._html("said.html", 404, session=session, said="There is no such page.", good=False, back=back)
+    async def _not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
+        session, back = scope.get("session"), {"path": "/", "title": self._title}
+        answer = self._html("said.html", 404, session=session, said="There is no such page.", good=False, back=back)
+        await answer(scope, receive, send)
 
-    async def _failed(self, request: Request, error: Exception) -> Response:
-        _log.error("the page %s could not be made", request.url.path, exc_info=error)
-        return PlainTextResponse("The page could not be made; the log of the app has the error.\n", 500)
+
+def own_target(path: str, query: bytes) -> str:
+    """Returns the address, of this server, of a decoded path and a query. The path is quoted again, and begins with one slash: "//host"
+    and "/\\host" name another host, and browsers leave out tabs and line breaks, as in "/\t/host".
+    """
+    target = "/" + quote(path.lstrip("/\\\t\r\n "), errors="replace")
+    return f"{target}?{quote(query, safe=_OF_QUERY)}" if query else target

@@ -66,6 +66,7 @@ class ShownApp(PageHead, Protocol):
     folder: Path
     here: bool
     state: Path | None
+    _stop: tuple[str, str] | None = None  # the run that was asked to stop, and by whom
 
     def run(self) -> RunFacts:
         """Returns the facts of the present run, or of the last one."""
@@ -89,8 +90,24 @@ class ShownApp(PageHead, Protocol):
     def refusal(self) -> str:
         """Returns the reason why nobody can be asked to act on the running app, or ""."""
 
-    async def stop(self) -> None:
-        """Asks the app to stop in good order. Raises SabotError."""
+    async def stop(self, by: str) -> None:
+        """Asks the app to stop in good order, for the principal `by`. Raises SabotError, and UserError if it stops already: then nothing
+        that was asked for with this stop is done.
+        """
+        run, earlier = self.figures.run, self._stop
+        if earlier is not None and earlier[0] == run:
+            raise UserError(f"a stop of the app is under way already: {earlier[1]} has asked for it")
+        if self.run().state == "stopping":
+            raise UserError("a stop of the app is under way already: it was not asked for on this page")
+        self._stop = run, by  # before anything is awaited: of two at once one asks
+        try:
+            await self._ask_to_stop()
+        except BaseException:
+            self._stop = earlier
+            raise
+
+    async def _ask_to_stop(self) -> None:
+        """Asks the app to stop. Raises SabotError."""
 
     async def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         """Sends a request to the running app, as the command line does, and returns its answer. Raises UserError."""
@@ -142,5 +159,5 @@ class LiveApp(ShownApp):
     def refusal(self) -> str:
         return ""
 
-    async def stop(self) -> None:
+    async def _ask_to_stop(self) -> None:
         self._app.request_stop()

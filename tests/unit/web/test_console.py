@@ -174,6 +174,28 @@ def test_a_session_ends_after_30_days() -> None:
     assert access.session(session.secret) is None
 
 
+def test_no_session_is_lost_if_several_processes_begin_one_at_once(tmp_path: Path) -> None:
+    """Each wrote the file as it had read it, without the sessions that others had begun meanwhile."""
+    accesses = [Access(tmp_path) for _ in range(4)]
+    found: list[str] = []
+
+    def enter(access: Access) -> None:
+        for _ in range(20):
+            session = access.enter(access.token("read"))
+            assert session is not None
+            found.append(session.secret)
+
+    threads = [threading.Thread(target=enter, args=[each]) for each in accesses]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len({access.token("act") for access in accesses}) == 1
+    known = Access(tmp_path)
+    assert len(found) == 80
+    assert all(known.session(secret) is not None for secret in found)
+
+
 # -- attacks ----------------------------------------------------------------------------------------------------------
 
 
@@ -282,11 +304,29 @@ def test_paths_lead_to_pages_only(browser: Browser, path: str) -> None:
     assert "import" not in page
 
 
-@pytest.mark.parametrize("path", ["//evil.example", "/\\evil.example", "/%5cevil.example", "//evil.example/%2e%2e"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//evil.example",
+        "/\\evil.example",
+        "/%5cevil.example",
+        "//evil.example/%2e%2e",
+        "/%09/evil.example",
+        "/%2f%2fevil.example",
+        "/%2F%5Cevil.example",
+        "/%0d%0a/evil.example",
+        "/%0a%09%20/evil.example?x=%09//y",
+        "/%20/evil.example",
+        "/%c2%a0//evil.example",
+        "http://evil.example/",
+    ],
+)
 def test_the_page_that_goes_on_stays_at_this_host(console: Console, path: str) -> None:
+    """Browsers leave out tabs and line breaks of an address: /%09/host was one of another host."""
     _, page = Browser(console).ask(path, sec_fetch_site="cross-site", sec_fetch_mode="navigate")
-    found = re.search(r'content="0;url=([^"]*)"', page)
-    assert found is None or re.match(r"/[^/\\]", found[1])
+    found = re.search(r'content="\d;url=([^"]*)"', page)
+    assert found is not None
+    assert re.fullmatch(r"/(?![/\\])[!-~]*", found[1]), "one slash, and only characters that browsers keep"
 
 
 def test_markup_in_names_is_shown_as_text(browser: Browser) -> None:
@@ -347,6 +387,35 @@ def test_a_form_that_is_too_large_or_slow_is_refused(console: Console, browser: 
             "Content-Length: 10\r\n\r\nx".encode()
         )
         assert b" 408 " in slow.recv(1000)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "Content-Length: 5\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5",
+        "Transfer-Encoding: chunked",
+        "Transfer-Encoding:\r\n chunked\r\nContent-Length: 5",
+        "Transfer-Encoding: identity\r\nContent-Length: 5",
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Content-Length: 5, 6",
+        "Content-Length: +5",
+        "Content-Length: 5x",
+        "Content-Length : 5",
+    ],
+)
+def test_a_request_of_which_a_proxy_could_see_another_end_is_closed(console: Console, head: str) -> None:
+    """What one server takes for the body the other takes for the next request, which is that of somebody else."""
+    host = Browser(console).host
+    hidden = f"GET /assets/icon.svg HTTP/1.1\r\nHost: {host}\r\n\r\n"
+    sent = f"POST /enter HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\n{head}\r\n\r\n0\r\n\r\n{hidden}"
+    with socket.create_connection(("127.0.0.1", console.port), timeout=10) as connection:
+        connection.sendall(sent.encode())
+        answer = b""
+        while more := connection.recv(65_536):
+            answer += more
+    assert re.match(rb"HTTP/1.1 (400|501) ", answer)
+    assert answer.count(b"HTTP/1.1 ") == 1
 
 
 async def test_a_form_whose_connection_breaks_is_not_acted_on() -> None:
@@ -502,6 +571,51 @@ async def test_the_kept_checkpoints_are_those_of_the_command_line(app: App, cons
     status, _ = await asyncio.to_thread(browser.ask, "/act/stop-with-savepoint", form={})
     assert status == 200
     assert re.fullmatch(rf"checkpoint {expected[-1].checkpoint} is kept in .*/savepoints/\S+", console.after_run())
+
+
+def test_of_two_stops_one_is_promised_a_savepoint(console: Console, browser: Browser) -> None:
+    """Both were, and the first one's was never made."""
+    other = Browser(console).enter(console.access.token("act"))
+    status, said = browser.ask("/act/stop-with-savepoint", form={})
+    assert status == 200
+    assert "is then kept in" in said
+    who = re.search(r"console:\w+", browser.ask("/")[1])
+    assert who is not None
+    for path in ("/act/stop-with-savepoint", "/act/stop"):
+        status, said = other.ask(path, form={})
+        assert (status, "kept in" in said) == (409, False)
+        assert f"under way already: {who[0]} has asked for it" in said
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_of_a_page_is_one_line_of_the_log_and_the_page_names_it(
+    console: Console, browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(form: Any) -> str:
+        raise RuntimeError("a bug\n  of ours")
+
+    console.screens[""].actions["stop"] = fail
+    status, page = browser.ask("/act/stop", form={})
+    assert status == 500
+    (said,) = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    number = re.search(r"error (\w{8})", page)
+    assert number is not None
+    assert re.fullmatch(
+        rf"error {number[1]} of the console: POST /act/stop: RuntimeError: a bug\\n  of ours \(test_console.py:\d+\)",
+        said,
+    )
+    assert [each.exc_info for each in caplog.records if each.levelno > logging.DEBUG] == [None]
+
+
+@pytest.mark.parametrize("path", ["/assets/x", "/assets/", "/assets/console.js/x", "/assets/console.css%00"])
+def test_an_asset_that_is_none_is_not_found_without_a_session(
+    console: Console, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was an error with 40 lines in the log of the app."""
+    assert Browser(console).ask(path)[0] == 404
+    assert caplog.records == []
 
 
 # -- the rest ---------------------------------------------------------------------------------------------------------

@@ -420,7 +420,8 @@ async def test_todays_code_is_run_over_a_job_and_a_copy_goes_on_behind_a_step(
         status, page = await ask(browser, "/act/fork", {"job": job.job_id, "step": "0"})
         assert (status, "The fork succeeded, as the job did." in page) == (200, True), page
         assert "4111" not in page
-        assert (await ask(browser, "/act/fork", {"job": job.job_id, "step": MARKUP}))[0] == 409
+        for step in (MARKUP, "9" * 5_000, "-1", "²"):
+            assert (await ask(browser, "/act/fork", {"job": job.job_id, "step": step}))[0] == 409
         program.write_text(PROGRAM.replace("DO", "False"))
         status, page = await ask(browser, "/act/dry-run", {"job": job.job_id})
         assert (status, "does something else" in page) == (409, True), page
