@@ -20,7 +20,8 @@ from sabot.clock import Clock
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
 from sabot.jobs.guard import CONFIRM
 from sabot.jobs.history import ACTION_TYPES, IN_DOUBT, LOOK_UP, VERDICTS
-from sabot.jobs.values import rows_of_answer
+from sabot.jobs.verdicts import check_result
+from sabot.mcp.elicitation import check_reply
 
 __all__ = [
     "ACTION_TYPES",
@@ -122,14 +123,16 @@ def no_action(action_id: str) -> UserError:
 
 
 def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> None:
-    """Checks the answer `resolution` to the question `action`. Only questions about an effect are checked. Raises
-    UserError in these cases:
+    """Checks the answer `resolution` to the question `action`. Only questions about an effect and questions of MCP
+    servers are checked. Raises UserError in these cases:
 
     - The question asks whether an effect may be made, and the answer has no True or False in the field "approved".
       Without this check, the job would treat such an answer as a refusal.
     - The question asks whether an effect was made, and the answer has none of the allowed words in the field "outcome".
       Without this check, the job would treat such an answer as "abandon".
-    - The answer is that the effect was made, but it lacks the rows that the effect returns.
+    - The answer is that the effect was made, but it lacks the result that the tool returns, or has one of another type.
+      Without this check, the job would continue with a value that its function does not expect.
+    - The server of an MCP tool asks for certain fields, and the answer does not have them.
     """
     if action.approves_effect and not isinstance(resolution.get("approved"), bool):
         raise UserError(
@@ -148,8 +151,9 @@ def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> Non
                     ', or "look_up" (reconcile= is asked again)' if LOOK_UP in action.payload.get("answers", ()) else ""
                 ),
             )
-        if said == "done" and action.payload.get("gives") == "rows":
-            rows_of_answer(resolution.get("result"))  # without the rows, the job would have no output for them
+        if said == "done":
+            check_result(action.payload, resolution.get("result"))
+    check_reply(action.payload, resolution)
 
 
 class ActionStore(ABC):

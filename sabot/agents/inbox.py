@@ -82,6 +82,15 @@ class InboxQuestion:
         return self.action.type == IN_DOUBT and "effect" in self.action.payload
 
     @property
+    def result_wanted(self) -> str:
+        """The words that tell a person which result the answer "done" needs; "" if it needs none."""
+        asked = self.action.payload if self.in_doubt else {}
+        if asked.get("gives") == "rows":
+            return "a list of rows"
+        schema = f"JSON of the schema {as_json(asked['result'], 'schema').decode()}" if "result" in asked else ""
+        return f"if it is known, {schema or 'a text or JSON'}" if asked.get("gives") == "answer" else schema
+
+    @property
     def can_look_up(self) -> bool:
         """True if the question is whether an effect was made, and the tool has a function `reconcile=` that can find
         this out. Then the answer "look-up" is allowed.

@@ -216,7 +216,8 @@ class AgentCommand:
         Raises UserError if an option is not valid.
         """
 
-        async def made_of(argv: Sequence[str], stdin: str | None, effect: Effect) -> ProgramOutput:
+        # what a person may give as the result of a run in doubt is in the annotation too (see `_output_of`)
+        async def made_of(argv: Sequence[str], stdin: str | None, effect: Effect) -> ProgramOutput | list[str] | None:
             try:
                 return await self._run(argv, stdin, RunId.of(effect))
             except ExecutionError as error:

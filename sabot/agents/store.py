@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
-from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionStore, no_action
+from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionStore, check_resolution, no_action
 from sabot.agents.context import checked_word
 from sabot.agents.job_entries import as_json, begin_entry, check_same, digest_of, move_entry, name_of, question_entry
 from sabot.agents.job_view import JobView, end_of
@@ -232,6 +232,8 @@ class JournalStore(JobsAndActions):
             return await self._lent.resolve(token, resolution, by)
         check("resolve: resolution", resolution, Of(Mapping, 'an object, as in {"approved": True}'))
         token, body = checked_word(token, "resolve: token"), as_json(dict(resolution), "resolution")
+        if (asked := self._known.of_token(token)) is not None:
+            check_resolution(asked, resolution)
         await run_in_thread(self.journal.post, Letter("answer", token, body=body, by=checked_word(by, "by")))
         return await self._taken(token)
 

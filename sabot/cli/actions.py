@@ -93,7 +93,9 @@ def resolve_action(
     kafka: Kafka = None,
     approve: Annotated[bool, typer.Option("--approve", help='Answer {"approved": true}.')] = False,
     reject: Annotated[bool, typer.Option("--reject", help='Answer {"approved": false}.')] = False,
-    done: Annotated[bool, typer.Option("--done", help="For an effect in doubt: the call was made.")] = False,
+    done: Annotated[
+        bool, typer.Option("--done", help="For an effect in doubt: the call was made; with --with its result.")
+    ] = False,
     not_done: Annotated[bool, typer.Option("--not-done", help="For an effect in doubt: make the call again.")] = False,
     abandon: Annotated[
         bool, typer.Option("--abandon", help="For an effect in doubt: raise an error in the job.")
@@ -163,6 +165,8 @@ def _check(asked: ActionRecord, option: str, answer: dict[str, Any]) -> None:
             hint = "give --done (with --with JSON for the result of the call), --not-done (makes the call again), or --abandon"
             if LOOK_UP in asked.payload.get("answers", ()):
                 hint += "; or --look-up, which asks the tool's reconcile= again"
+            if wanted := InboxQuestion(asked).result_wanted:
+                hint += f". The result: {wanted}"
         elif asked.approves_effect:
             hint = "give --approve or --reject"
         raise WrongUse(f"{option} does not answer this question: {error.message}", hint=hint) from error

@@ -25,7 +25,7 @@ from sabot.errors import UNREADABLE, EffectError, InternalError, UserError
 from sabot.jobs.certainty import Certainty
 from sabot.jobs.guard import CONFIRM, CallKind, Decision, GuardVerdict, encode_verdict
 from sabot.jobs.history import IN_DOUBT, LOOK_UP, NOT_MADE, VERDICTS, History
-from sabot.jobs.values import pack, pack_error, rows_of_answer
+from sabot.jobs.values import pack, pack_error
 from sabot.journal.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, digest, in_doubt
 from sabot.journal.entries import UNSENT, Answer, Attempt, EffectResult, Entry, Intent
 
@@ -108,10 +108,13 @@ class EffectState:
             return "model" if self.model else "tool"
         return "child" if self.kind == "child" else None
 
-    @property
-    def gives_rows(self) -> bool:
-        """True if the result of the effect is a list of rows."""
-        return False
+    def wanted_result(self) -> dict[str, Any]:
+        """Returns the fields of the question whether the effect was made that say which result the answer needs."""
+        return {}
+
+    def given_result(self, result: Any) -> Any:
+        """Converts the result that a person has given for the effect. Raises UserError if it cannot be one."""
+        return result
 
     def enter(self, phase: EffectPhase) -> None:
         """Changes the phase of the effect. Raises InternalError if TRANSITIONS does not allow the change."""
@@ -494,7 +497,7 @@ def _verdict(effect: EffectState, answer: Answer) -> EffectCommand:
         error = EffectError("Abandoned", f"{effect.name} was abandoned{by}")
         return EffectCommand("result", error.type, pack_error(error))
     try:
-        return EffectCommand("result", "ok", pack(rows_of_answer(result) if effect.gives_rows else result, effect.name))
+        return EffectCommand("result", "ok", pack(effect.given_result(result), effect.name))
     except UserError as error:  # an unchecked answer, which came straight into the inbox
         return EffectCommand("result", stored_name(type(error)), pack_error(error))
 
@@ -574,8 +577,7 @@ def inquiry(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
     if (earlier := job.history.doubts.get(effect.ordinal)) is not None:
         payload["looked"] = msgspec.json.decode(earlier.body).get("looked", 0) + 1  # type: ignore[arg-type]
         about += f" {payload['looked']}"
-    if effect.gives_rows:
-        payload["gives"] = "rows"
+    payload |= effect.wanted_result()
     return question(effect, job.job_id, at_ms, job.key, IN_DOUBT, payload, about=about)
 
 

@@ -30,7 +30,8 @@ from sabot.jobs.guard import (
 from sabot.jobs.history import PARKS_MS, TIMEOUT, WAITS_LONG, ContinueAs, Delivery, History
 from sabot.jobs.loop import JobFuture, JobLoop, JobTimer
 from sabot.jobs.masking import mask
-from sabot.jobs.values import copied, gives_rows, pack, unpack, unpack_error
+from sabot.jobs.values import copied, pack, unpack, unpack_error
+from sabot.jobs.verdicts import given_result, wanted_result
 from sabot.journal.effects import RULES, EffectId, digest
 from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
 from sabot.llm.spec import RequestSpec
@@ -62,10 +63,11 @@ class Ask(EffectState):
     timer: JobTimer | None = None
     apart: bool = False
 
-    @property
-    def gives_rows(self) -> bool:
-        """True if the result of the call is a list of rows."""
-        return self.tool is not None and gives_rows(self.tool.func)
+    def wanted_result(self) -> dict[str, Any]:
+        return {} if self.tool is None else wanted_result(self.tool)
+
+    def given_result(self, result: Any) -> Any:
+        return result if self.tool is None else given_result(self.tool, result)
 
     def change(self, verdict: GuardVerdict) -> None:
         """Stores the guard's verdict, and makes its changes to the arguments: another model, a limit on tokens, and

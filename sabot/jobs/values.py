@@ -10,11 +10,10 @@ Datetimes stay datetimes, and a `Secret` stays a reference. Of an error, the nam
 packed. Unpacking runs no code of a user.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from copy import copy, deepcopy
 from dataclasses import fields, is_dataclass
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -22,7 +21,6 @@ import pyarrow as pa
 from sabot.base.config import Secret
 from sabot.base.redaction import scrubbed
 from sabot.base.stored_names import stored_name
-from sabot.calls.functions import unwrap
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, PolicyDenied, UserError, message_of
 
 MAX_RESULT_BYTES = 16 << 20
@@ -326,27 +324,3 @@ def _told(data: bytes) -> _ToldError:
 def _legal(text: str) -> str:
     """Returns the text with "?" in place of lone surrogates, which cannot be encoded."""
     return text.encode(errors="replace").decode()
-
-
-def gives_rows(function: Any) -> bool:
-    """Returns True if the return annotation of a function is an Arrow RecordBatch or Table, or a type that contains one
-    as an argument, such as `RecordBatch | None`. In a module with `from __future__ import annotations` the annotation
-    is a string; then True if the string contains one of these names as a word.
-    """
-    said = getattr(unwrap(function), "__annotations__", {}).get("return")
-    if isinstance(said, str):
-        return re.search(r"\b(RecordBatch|Table)\b", said) is not None
-    return not {pa.RecordBatch, pa.Table}.isdisjoint((said, *get_args(said)))
-
-
-def rows_of_answer(value: Any) -> pa.RecordBatch:
-    """Converts the rows that a person has entered as the result of an effect to a record batch. `value`: a list of
-    dicts that all have the same keys. Raises UserError for any other value.
-    """
-    try:
-        if isinstance(value, list) and all(isinstance(row, dict) and row.keys() == value[0].keys() for row in value):
-            return pa.RecordBatch.from_pylist(value)
-        why = "no list of objects with the same fields"
-    except pa.ArrowException as error:
-        why = f"no columns: {error}"
-    raise UserError(f"the rows that it gave are {why}", hint='[{"id": 1, "paid": 10}]; [] where there were none')

@@ -83,11 +83,11 @@ class Schema:
             self._type: Any = Any
             return
         self._type = _row_type(of) if self._columns else of
-        self.json = _schema_of(self._type, f"output={short_repr(of)}")
+        self.json = schema_of(self._type, f"output={short_repr(of)}")
         if self.json.get("type") != "object":
             self._wrapped_type = self._type
             self._type = _record(self.name, {_WRAPPED: self._type})
-            self.json = _schema_of(self._type, f"output={short_repr(of)}")
+            self.json = schema_of(self._type, f"output={short_repr(of)}")
         _require_all(self.json)
 
     def decode(self, text: str) -> Any:
@@ -120,6 +120,8 @@ class Parameters:
     Raises UserError for parameters that a model cannot give by name, and for types without a JSON schema.
     """
 
+    output: JsonSchema | None = None  # the function has an annotation for it
+
     def __init__(self, func: Callable[..., Any], where: str, hidden: tuple[str, ...] = ()) -> None:
         self.description, told = _read_docstring(inspect.getdoc(func) or "")
         fields: list[tuple[str, Any, Any]] = []
@@ -148,7 +150,7 @@ class Parameters:
                 fields.append((name, kind | msgspec.UnsetType, msgspec.UNSET))
                 defaults[name] = parameter.default
         self._type = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True)
-        self.json = _schema_of(self._type, where)
+        self.json = schema_of(self._type, where)
         self.json.pop("title", None)
         for name, value in defaults.items():
             _add_default(self.json["properties"][name], value)
@@ -165,7 +167,7 @@ class Parameters:
 # -- schemas ----------------------------------------------------------------------------------------------------------
 
 
-def _schema_of(kind: Any, where: str) -> JsonSchema:
+def schema_of(kind: Any, where: str) -> JsonSchema:
     """Returns the JSON schema of a type. The schema of the type itself is at the top level, not behind a `$ref`.
     `where`: the text with which the error message begins. Raises UserError if the type has no JSON schema.
     """
@@ -367,7 +369,7 @@ def _strip_fence(text: str) -> str:
 
 def _decode(text: str, kind: Any) -> Any:
     try:
-        return msgspec.json.decode(text, type=kind, dec_hook=_validate_pydantic)
+        return msgspec.json.decode(text, type=kind, dec_hook=validate_pydantic)
     except msgspec.ValidationError as error:
         raise Mismatch(str(error)) from error
     except UNREADABLE as error:
@@ -393,7 +395,7 @@ def _decode_unwrapped(text: str, kind: Any, wrapped: Mismatch) -> Any:
         raise (error if isinstance(wrong, _NoJson) else wrong) from None
 
 
-def _validate_pydantic(kind: Any, value: Any) -> Any:
+def validate_pydantic(kind: Any, value: Any) -> Any:
     """Checks a value with a pydantic model, and returns the object of the model. Raises ValueError if the value does
     not match. The message contains the names of the fields and the reasons. It contains neither the value nor links to
     pydantic's web pages.

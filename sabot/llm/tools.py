@@ -82,14 +82,21 @@ class ToolAnswer(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         """The text for the model."""
         raise NotImplementedError
 
+    @classmethod
+    def from_person(cls, result: Any) -> "ToolAnswer":
+        """Returns the answer of a call of which a person has found out the result. `result`: that result as JSON."""
+        return msgspec.convert(result, cls)
+
 
 class ToolParameters(Protocol):
     """The parameters of a tool whose function's signature does not describe them, such as a tool of an MCP server.
-    `description`: the description of the tool. `json`: the JSON schema of its parameters.
+    `description`: the description of the tool. `json`: the JSON schema of its parameters. `output`: the JSON schema of
+    its result, or None.
     """
 
     description: str
     json: JsonSchema
+    output: JsonSchema | None
 
     def decode(self, text: str) -> dict[str, Any]:
         """Returns the arguments by name, decoded from the JSON that a model wrote. Raises `schema.Mismatch`."""

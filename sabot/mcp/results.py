@@ -36,6 +36,13 @@ class McpResult(ToolAnswer, frozen=True, omit_defaults=True, kw_only=True):
             return msgspec.json.encode(self.structured).decode()
         return "\n".join(map(_words, self.content))
 
+    @classmethod
+    def from_person(cls, result: Any) -> "McpResult":
+        """Returns the answer of a call of which a person has found out the result: a text, or any other JSON value,
+        which becomes `structured`.
+        """
+        return cls(content=[{"type": "text", "text": result}]) if isinstance(result, str) else cls(structured=result)
+
 
 def _words(block: Mapping[str, Any]) -> str:
     kind, resource = block.get("type"), block.get("resource")

@@ -24,8 +24,9 @@ from sabot.llm.messages import ChatMessage, Image, Part, Text, system
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.tools import UNTRUSTED, InDoubt, Tool, ToolCaller, as_tool
 from sabot.mcp.config import McpConfig, SessionKey
+from sabot.mcp.elicitation import reply_of, shown_question
 from sabot.mcp.errors import McpRefused
-from sabot.mcp.offers import Offer, OfferedArguments, clean, mismatch_with
+from sabot.mcp.offers import Offer, OfferedArguments, mismatch_with
 from sabot.mcp.results import McpResult
 
 if TYPE_CHECKING:
@@ -74,9 +75,8 @@ class RemoteTool:
     async def __call__(self, **arguments: Any) -> McpResult:
         """Calls the tool for a caller that is not an agent, and returns its answer. Raises McpError."""
         context = RequestContext()
-        return await self._talk(
-            DirectCaller(DirectTools(context), context), self._key, partial(self._once, self._key), arguments
-        )
+        site = DirectCaller(DirectTools(context), context)
+        return await self._talk(site, self._key, partial(self._once, self._key), arguments, McpResult())
 
     async def converse(self, tool: Tool, site: ToolCaller, arguments: Mapping[str, Any]) -> McpResult:
         """Makes the call for an agent, and returns the result. If the server asks a question first, a person or a model
@@ -92,14 +92,26 @@ class RemoteTool:
         async def make(**given: Any) -> Any:
             return await site.make(step, given)
 
-        return await self._talk(site, key, make, arguments)
+        known = "is assumed to be done" if tool.in_doubt == "assume_done" else "was done, as a person has confirmed"
+        unknown = McpResult.from_person(f"The call {known}. Its result is not known. Do not make the call again.")
+        return await self._talk(site, key, make, arguments, unknown)
 
     async def _talk(
-        self, site: ToolCaller, key: SessionKey, make: Callable[..., Awaitable[Any]], arguments: Mapping[str, Any]
+        self,
+        site: ToolCaller,
+        key: SessionKey,
+        make: Callable[..., Awaitable[Any]],
+        arguments: Mapping[str, Any],
+        unknown: McpResult,
     ) -> McpResult:
+        """Makes the steps of a call, and returns its result. `make`: makes one step, with the arguments of the tool and
+        those of the step. `unknown`: the result of a call that was done, and whose result nobody knows.
+        """
         given: dict[str, Any] = {}
         for _ in range(self._questions.most + 1):
             said = await make(**{**arguments, **given})
+            if said is None:
+                return unknown
             result = said if isinstance(said, McpResult) else msgspec.convert(said, McpResult)
             if not result.questions:
                 return result
@@ -162,14 +174,8 @@ class ServerQuestions:
         return {"result": {"role": "assistant", "content": text, "model": said.model or "model", "stopReason": stopped}}
 
     async def _elicited(self, site: ToolCaller, server: str, tool: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        message = clean(str(params.get("message", "")), 4000)
-        payload: dict[str, Any] = {"server": server, "tool": tool, "message": message}
-        schema = params.get("requestedSchema")
-        if params.get("mode") == "url" or schema is None:
-            payload["url"] = clean(str(params.get("url", "")), 2000)
-            schema = None
-        else:
-            payload["schema"] = schema
+        payload = shown_question(server, tool, params)
+        schema = payload.get("schema")
         for _ in range(_ANSWERED_WRONG):
             kind = "confirm" if schema is None else "input"
             reply = await site.ask(kind, payload, self._timeout_s)
@@ -178,7 +184,7 @@ class ServerQuestions:
                 reply = ("resolved", said) if said is not None else None
             if reply is None or reply[0] != "resolved":
                 return {"action": "cancel"}
-            found = _reply_of(reply[1], schema)
+            found = reply_of(reply[1], schema)
             if found.get("action") != "accept" or schema is None:
                 return found
             wrong = mismatch_with(found["content"], schema)
@@ -186,30 +192,6 @@ class ServerQuestions:
                 return found
             payload = {**payload, "wrong": wrong}
         return {"action": "cancel"}
-
-
-def _reply_of(said: Mapping[str, Any], schema: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Converts a person's answer to a question of a server into the form that MCP defines. `schema`: the schema of the
-    fields that the server has asked for; None if it has asked for none. `said`: the person's answer, in one of these
-    forms:
-
-    - {"approved": false} or {"action": "decline"}: the person declines.
-    - The fields that the server has asked for, or {"content": fields}.
-    - {"answer": value}, if the server has asked for a single field.
-    """
-    if said.get("action") in ("decline", "cancel"):
-        return {"action": said["action"]}
-    if said.get("approved") is False:
-        return {"action": "decline"}
-    if schema is None:
-        return {"action": "accept"}
-    fields = list(schema.get("properties", {}))
-    content = said.get("content")
-    if not isinstance(content, Mapping):
-        content = {name: value for name, value in said.items() if name in fields or name not in ("approved", "action")}
-    if len(fields) == 1 and list(content) == ["answer"]:
-        content = {fields[0]: content["answer"]}
-    return {"action": "accept", "content": dict(content)}
 
 
 def _refusal(words: str) -> dict[str, Any]:
@@ -322,7 +304,7 @@ def tool_of(
         True,
         retries is not None,
         frozenset(labels) | world,
-        OfferedArguments(name, offer.description, offer.schema),
+        OfferedArguments(name, offer.description, offer.schema, offer.output),
         remote.converse,
     )
     return replace(as_tool(made, effect=kind), by_hint=by_hint and kind is not EffectClass.UNSAFE)

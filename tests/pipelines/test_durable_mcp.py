@@ -11,7 +11,8 @@ from sabot import App
 from sabot.agents import ActionRecord, ActionStatus, Decision, GuardedCall, PolicyEngine, ToolPolicy
 from sabot.clock import ManualClock
 from sabot.connectors.memory import MemoryBroker
-from sabot.errors import CheckpointFailed, EffectError
+from sabot.errors import CheckpointFailed, EffectError, UserError
+from sabot.journal import Letter
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant
 from sabot.mcp import McpServerPool
 from tools.agent_tools import PATIENCE, started, until
@@ -94,7 +95,10 @@ async def test_what_a_server_asks_is_an_action_that_outlives_worker_and_server(
                 "book",
                 "Do you smoke?",
             )
-            await app.actions.resolve(action.resume_token, {"smoking": "often"}, by="ann")
+            for said in ({"smoking": "often"}, {"smokes": True}, {"approved": True}):
+                with pytest.raises(UserError, match="server desk asks for the fields smoking"):
+                    await app.actions.resolve(action.resume_token, said, by="ann")
+            app.jobs.store.post(Letter("answer", action.resume_token, body=b'{"smoking": "often"}'))  # unchecked
             again = await question(app, action.resume_token)
             assert "expected boolean" in again.payload["wrong"]
             await app.actions.resolve(again.resume_token, {"smoking": False})
@@ -170,6 +174,49 @@ async def test_a_call_in_which_the_server_died_is_in_doubt_and_a_person_says_wha
         await app.actions.resolve(action.resume_token, {"outcome": "not_done"})
         await until(lambda: office.answers() == ["ann: sent"])
     assert seen == ["send", "send"]
+
+
+PAID = {"type": "object", "properties": {"receipt": {"type": "integer"}}, "required": ["receipt"]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "read"),
+    [
+        ({}, "The call was done, as a person has confirmed. Its result is not known. Do not make the call again."),
+        ({"result": {"receipt": 17}}, '{"receipt":17}'),
+        (None, "The call is assumed to be done. Its result is not known. Do not make the call again."),
+    ],
+    ids=["unknown", "known", "assumed"],
+)
+async def test_a_call_that_was_done_as_a_person_says_reads_to_the_model_as_done(
+    office: Office, pool: McpServerPool, answer: dict[str, Any] | None, read: str
+) -> None:
+    """The model read "ValidationError: Expected object, got null", took the call for failed, and paid once more."""
+    paid: list[str] = []
+
+    async def die(there: Any, request: Any) -> None:
+        paid.append(request["params"]["name"])
+        there._writer.close()
+
+    connect = peer(die, tools=[told("pay", outputSchema=PAID)])
+    tools = await pool.tools("frail", connect=connect, in_doubt="ask" if answer is not None else "assume_done")
+    provider = ScriptedProvider([assistant("", ToolCall("c1", "pay", "{}")), "done"])
+    agent = Agent(ExecutionEngine(provider, retries=0, patience=0), tools=tools, name="clerk")
+
+    async def handle(ctx: Any) -> Any:
+        result = await agent.run("go", effects=ctx.llm(agent.engine))
+        return [[each.text, each.is_error] for each in result.messages if each.role == "tool"]
+
+    async with started(app := office.app(handle)):
+        office.order()
+        if answer is not None:
+            action = await question(app)
+            for wrong in ("re_17", {"receipt": "17"}, {}):
+                with pytest.raises(UserError, match="pay gives its caller a result"):
+                    await app.actions.resolve(action.resume_token, {"outcome": "done", "result": wrong})
+            await app.actions.resolve(action.resume_token, {"outcome": "done", **answer})
+        await until(lambda: office.answers() == [[[read, False]]])
+    assert paid == ["pay"]
 
 
 async def test_a_model_that_a_server_asks_is_judged_and_paid_once(office: Office) -> None:

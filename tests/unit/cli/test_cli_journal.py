@@ -266,6 +266,25 @@ def test_a_person_says_what_became_of_an_effect_in_doubt(
     assert json.loads(letter.body) == answer
 
 
+def test_a_person_gives_the_result_that_the_question_asks_for(tmp_path: Path) -> None:
+    """The function of the job went on with None, though its tool returns a number."""
+    asked = DOUBT.replace(b"}", b',"result":{"type":"integer"}}')
+    journal = written(
+        tmp_path,
+        Begin("job", AT, "app.refunds", pack({"order": 7}, "input")),
+        Intent("job", AT + 1, 1, "call", "refund", b"d", "unsafe", CALL),
+        Intent("job", AT + 2, 1, "ask", "in_doubt", b"e", body=asked, token="doubt-1"),
+    )
+    for words in (["--done"], ["--done", "--with", '"re_7"'], ["--with", '{"outcome": "done"}']):
+        done = says("actions", "resolve", "doubt-1", "--journal", tmp_path, *words)
+        assert done.exit_code == 2
+        assert "refund gives its caller a result, and the answer has" in done.stderr
+        assert '{"type":"integer"}' in done.stderr
+    assert journal.letters() == []
+    journal.close()
+    printed("actions", "resolve", "doubt-1", "--journal", tmp_path, "--done", "--with", "7")
+
+
 def test_an_effect_in_doubt_is_not_approved_and_an_approval_is_not_done(tmp_path: Path) -> None:
     """The job would take `approved` for "abandon": an effect that was made would count as lost."""
     journal = doubtful(tmp_path)

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from sabot import secret
 from sabot.base.redaction import keep_secret
 from sabot.errors import CorruptJournal, EffectError, SabotError, UserError
-from sabot.jobs.values import MAX_RESULT_BYTES, gives_rows, in_order, pack, pack_error, unpack, unpack_error
+from sabot.jobs.values import MAX_RESULT_BYTES, in_order, pack, pack_error, unpack, unpack_error
+from sabot.jobs.verdicts import gives_rows
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary(),

@@ -186,6 +186,10 @@ async def test_effects_in_doubt_are_decided_by_a_person(memory_url: str, tmp_pat
         done, again, given_up = fields((await ask(browser, "/inbox"))[1])
         assert (await ask(browser, "/act/answer", {done: "1", "answer": "approve"}))[0] == 409
         assert (await ask(browser, "/act/answer", {done: "1", "answer": "done", "value": "nope"}))[0] == 409
+        assert "It is JSON of the schema {&#34;type&#34;:&#34;string&#34;}." in (await ask(browser, "/inbox"))[1]
+        for value in ("", "7"):
+            status, page = await ask(browser, "/act/answer", {done: "1", "answer": "done", "value": value})
+            assert (status, "transfer gives its caller a result" in page) == (409, True)
         assert app.statistics()["jobs"]["ended"] == 0
         for field, answer in [
             (done, {"answer": "done", "value": '"looked up"'}),
