@@ -97,7 +97,8 @@ def check_jobs(
     holders: dict[tuple[str, bytes], str] = {}  # blocked jobs, by agent and key
     functions = {agent_id: job_function(spec, state, clock) for agent_id, spec in durable.items()}
     for job in jobs:
-        history = History.of(job.job_id, [entry for _, entry in whole_entries(reader, job.job_id)])
+        entries = [entry for _, entry in whole_entries(reader, job.job_id)]
+        history = History.of(job.job_id, entries, parked=len(entries))  # so that its function logs nothing again
         function, scope = functions.get(job.agent), (job.agent, job.key)
         if function is None:
             verdict, then = "gone", "the program has no durable agent of this name"

@@ -25,8 +25,8 @@ TimerChange = tuple[bool, int, str]
 
 DURABLE_NAMES = frozenset(
     {
-        *("ask", "attempt", "call", "child", "continue_as", "job_id", "labels", "patched", "principal", "random"),
-        *("scope", "sleep", "step", "uuid", "wait"),
+        *("ask", "attempt", "call", "child", "continue_as", "job_id", "labels", "log", "patched", "principal"),
+        *("random", "scope", "sleep", "step", "uuid", "wait"),
     }
 )
 """The attributes that only the context of a durable agent has (`durable.DurableContext`)."""

@@ -1,9 +1,11 @@
 """Log lines of an app: their destination and their format."""
 
+import asyncio
 import json
 import logging
 import os
 import sys
+import sysconfig
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +16,7 @@ from sabot.base.redaction import scrubbed, visible
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS = ("text", "json")
 _OURS = f"{Path(__file__).parents[1]}{os.sep}"
+_LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), "<")
 _TRACE_CHARACTERS = 2048
 _DEMOS = f"{_OURS}demos{os.sep}"  # these are programs as users write them
 
@@ -72,6 +75,18 @@ def is_sabots(file: str) -> bool:
     return file.startswith(_OURS) and not file.startswith(_DEMOS)
 
 
+def is_users(file: str) -> bool:
+    """Returns True if a file of code belongs to the user's program, and not to Sabot, Python or an installed library."""
+    return not is_sabots(file) and not file.startswith(_LIBRARIES)
+
+
+def is_new(record: logging.LogRecord) -> bool:
+    """Returns False for a line that the function of a job logs while it is replayed: it has logged the line before.
+    Lines of Sabot itself are always new.
+    """
+    return f"{record.name}.".startswith("sabot.") or not getattr(asyncio._get_running_loop(), "repeats", False)
+
+
 def users_part(trace: TracebackType | None) -> TracebackType | None:
     """Returns the part of a traceback that begins with the first frame of the user's code, or None if there is no
     such frame.
@@ -93,7 +108,8 @@ def trace_of(error: BaseException) -> str | None:
 
 def set_up_logging(level: str, form: str = "text", worker: str = "") -> None:
     """Sends log lines of Sabot from `level` up, and those of other libraries from `warning` up, to stderr. Does
-    nothing if the program has set up logging by itself.
+    nothing if the program has set up logging by itself. Lines that functions of jobs log in replays (`is_new`) are only
+    kept if `level` is "debug".
 
     `form`: "text" or "json". `worker`: the name of this process in its log lines, or "" if the app has one process.
     """
@@ -103,6 +119,8 @@ def set_up_logging(level: str, form: str = "text", worker: str = "") -> None:
     least = logging.getLevelNamesMapping()[level.upper()]
     handler.addFilter(lambda record: record.levelno >= least or not f"{record.name}.".startswith("sabot."))
     text = _Scrubbing(f"%(asctime)s %(levelname)s {f'{worker}, ' if worker else ''}%(name)s: %(message)s")
+    if least > logging.DEBUG:
+        handler.addFilter(is_new)
     handler.setFormatter(_AsJson(worker) if form == "json" else text)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # The log ring of an app keeps lines from INFO up in any case.

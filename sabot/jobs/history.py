@@ -83,6 +83,9 @@ class History:
     - `intents`: the INTENT entries of the effects, by ordinal.
     - `deliveries`: the entries that the function of the job receives (results, answers, signals and cancels), in the
       order of the journal. The first `kept` of them remain from earlier attempts of the job.
+    - `said`: how many of the deliveries behind `kept` the function has certainly got before, because another entry
+      follows them; -1 if the function has certainly done nothing in this attempt. In a replay, the function repeats
+      what it did up to then.
     - `tries`: the number of the last attempt of each effect, by ordinal; missing for effects that were only tried
       once.
     - `doubts`: by ordinal, the last question that asks a person whether the effect was made.
@@ -126,6 +129,7 @@ class History:
     last_ms: int = 0
     seed: bytes = b""
     untaken: int = 0
+    said: int = -1
     _waited_ms: int = 0  # the waits for open children, minus the time that ended ones have run
     _restored_ms: int = 0
     _open: dict[int, Intent] = field(
@@ -138,12 +142,14 @@ class History:
             self.untaken, self._restored_ms = self.begin.origin.entries, self.begin.origin.at_ms
 
     @classmethod
-    def of(cls, job_id: str, entries: Iterable[Entry]) -> "History":
-        """Returns the history of a job. `entries`: all entries of the job in order, with their bodies loaded. Raises
-        CorruptJournal if there is no entry, or if the first one is not a BEGIN.
+    def of(cls, job_id: str, entries: Iterable[Entry], parked: int = 0) -> "History":
+        """Returns the history of a job. Raises CorruptJournal if there is no entry, or if the first one is not a BEGIN.
+
+        `entries`: all entries of the job in order, with their bodies loaded. `parked`: the number of them that were there
+        when the job was parked, so that its function has got them all; 0 if that is unknown.
         """
         history: History | None = None
-        for entry in entries:
+        for number, entry in enumerate(entries, 1):
             if isinstance(entry, Begin):
                 history = cls(entry) if history is None else history.followed_by(entry)
             elif history is None:
@@ -152,6 +158,8 @@ class History:
                 )
             else:
                 history.add(entry)
+            if number == parked:
+                history.said = len(history.deliveries) - history.kept
         if history is None:
             raise CorruptJournal(f"job {job_id} has no entry in its journal", hint="go back to a copy of the journal")
         return history
@@ -188,6 +196,8 @@ class History:
         self._run_to(entry)
         self._open_or_close(entry)
         self._take()
+        if not isinstance(entry, Delivery):  # it was asked for, or has followed, in the turn after the last delivery
+            self.said = len(self.deliveries) - self.kept
         match entry:
             case Intent():
                 self._intend(entry)
@@ -361,7 +371,7 @@ class History:
         children = {at for at, each in self.intents.items() if each.kind == "child"}
         self.failed_children |= children.intersection(each.ordinal for each in results)
         self.deliveries = [each for each in self.deliveries if not self._asked_again(each)]
-        self.kept = len(self.deliveries)
+        self.kept, self.said = len(self.deliveries), -1
         fired = {each.ordinal for each in self.deliveries if isinstance(each, EffectResult)}
         self.intents = {at: each for at, each in self.intents.items() if each.kind != "sleep" or at in fired}
 

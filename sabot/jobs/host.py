@@ -290,6 +290,7 @@ class JobHost(HostState):
         running = self.running[job.job_id] = RunningJob(
             job, owner, last, since_ms=self.now_ms(), since_s=self.steady_s()
         )
+        job.loop.allows_io = history.end is not None  # it ended under an older version, or another switch: so it stays
         self._effects.limit(running)
         return running
 
@@ -380,7 +381,7 @@ class JobHost(HostState):
                 self.jobs.not_begun(job_id)
                 self._tell_parent(job_id, outcome, body, ())
             case Loaded(job_id, entries):
-                self._replay_job(job_id, self.parking.loaded(job_id, entries))
+                self._replay_job(job_id, *self.parking.loaded(job_id, entries))
             case LastDurable(running, error):
                 self._end_safely(running, error)
             case AttemptDue(running):
@@ -567,13 +568,13 @@ class JobHost(HostState):
         finally:
             self._delivering = False
 
-    def _replay_job(self, job_id: str, entries: list[tuple[Position, Entry]]) -> None:
+    def _replay_job(self, job_id: str, entries: list[tuple[Position, Entry]], parked: int) -> None:
         if self.stopping:
             return
         if job_id in self._republished:
             self._republished.remove(job_id)
             self.log.publish_again(entries)
-        history = History.of(job_id, [entry for _, entry in entries])
+        history = History.of(job_id, [entry for _, entry in entries], parked)
         owner = self.owners[history.begin.agent]
         running = self._load(history, owner, entries[-1][0])
         self._run(running, running.job.start, owner.call)

@@ -185,6 +185,9 @@ class JobLoop(asyncio.AbstractEventLoop):
     - `forgotten`: an error about the first coroutine that the function has made and never awaited; None if there is
       none.
     - `dead`: True once `discard` was called. It is set before the `finally:` blocks of the discarded coroutines run.
+    - `repeats`: True while the function does what it did before, in a replay, and while its coroutines are discarded.
+      What it logs then is dropped.
+    - `allows_io`: True if the function may open files and sockets (`direct_io`).
     """
 
     main: "asyncio.Task[Any]"
@@ -203,7 +206,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         """
         self.name = name
         self.now = 0.0
-        self.dead = False
+        self.dead = self.repeats = self.allows_io = False
         self.refused: UserError | None = None
         self.forgotten: UserError | None = None
         self._on_timer = on_timer
@@ -253,7 +256,7 @@ class JobLoop(asyncio.AbstractEventLoop):
                     handle._run()
                 left -= 1
                 if not left:
-                    self._refuse(
+                    self.refuse(
                         f"runs on without waiting for anything: {_MOST_CALLBACKS:,} callbacks in one turn",
                         "wait for something in the loop that it spins in, for instance await ctx.sleep(1)",
                     )
@@ -300,7 +303,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         all other jobs meanwhile when thousands of jobs end or park in a second.
         """
         outside = self._enter("is discarded")
-        self.dead = True
+        self.dead = self.repeats = True
         self._ready.clear()
         try:
             for steps in reversed(self._tasks.values()):
@@ -334,7 +337,8 @@ class JobLoop(asyncio.AbstractEventLoop):
 
     # -- refusals -----------------------------------------------------------------------------------------------------
 
-    def _refuse(self, what: str, hint: str = _HINT) -> UserError:
+    def refuse(self, what: str, hint: str = _HINT) -> UserError:
+        """Returns the error for something that the function must not do, and stores the first one in `refused`."""
         refusal = UserError(f"job {self.name}: the function {what}", hint=hint)
         if self.refused is None and not self.dead:
             self.refused = refusal
@@ -349,12 +353,12 @@ class JobLoop(asyncio.AbstractEventLoop):
         what = f"awaits a {type(awaited).__name__}"  # not its repr, which may have data in it
         get_loop = getattr(awaited, "get_loop", None)
         if get_loop is None:
-            return self._refuse(f"{what}, which is nothing of asyncio")
+            return self.refuse(f"{what}, which is nothing of asyncio")
         other = get_loop()
         if other is self:
             return None
         whose = f"job {other.name}" if isinstance(other, JobLoop) else "the event loop outside of the job"
-        return self._refuse(f"{what} that belongs to {whose}")
+        return self.refuse(f"{what} that belongs to {whose}")
 
     def in_given_order(self, awaitables: Iterable[Any]) -> dict[Any, None]:
         """Returns the given objects as the keys of a dict, in their order and without duplicates. It replaces `set`
@@ -391,8 +395,8 @@ class JobLoop(asyncio.AbstractEventLoop):
         other = asyncio._get_running_loop()
         if isinstance(other, JobLoop):
             who = f"job {other.name}"
-            other._refuse(f"wakes job {self.name}, through something of asyncio that they share", _SHARED_HINT)
-        return self._refuse(f"is woken by {who}, through something of asyncio that they share", _SHARED_HINT)
+            other.refuse(f"wakes job {self.name}, through something of asyncio that they share", _SHARED_HINT)
+        return self.refuse(f"is woken by {who}, through something of asyncio that they share", _SHARED_HINT)
 
     def call_later(
         self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
@@ -424,7 +428,7 @@ class JobLoop(asyncio.AbstractEventLoop):
 
     def create_future(self) -> "asyncio.Future[Any]":
         if sys._getframe(1).f_code is _WRAP_FUTURE:
-            raise self._refuse("awaits the future of a thread or of an executor (asyncio.wrap_future)")
+            raise self.refuse("awaits the future of a thread or of an executor (asyncio.wrap_future)")
         return JobFuture(self)
 
     def create_task(
@@ -444,6 +448,11 @@ class JobLoop(asyncio.AbstractEventLoop):
     def ended(self, steps: _Watched) -> None:
         """Forgets a task, because its coroutine has ended. `steps`: the wrapper of that coroutine."""
         self._tasks.pop(steps.number, None)
+
+    @property
+    def collects_garbage(self) -> bool:
+        """True while the garbage collector runs on this thread."""
+        return _collecting == get_ident()
 
     def is_running(self) -> bool:
         return self._in_turn != 0
@@ -540,7 +549,7 @@ def _refusing(method: str) -> Callable[..., Any]:
     asked = _ASKED_AS.get(method, f"loop.{method}")
 
     def refuse(self: JobLoop, *args: Any, **named: Any) -> Any:
-        raise self._refuse(f"calls {asked}, which no job may call")
+        raise self.refuse(f"calls {asked}, which no job may call")
 
     return refuse
 

@@ -81,6 +81,7 @@ class _Parked(msgspec.Struct, gc=False):  # of 100,000 of them the garbage colle
     - `waits`: the names of the signals for which it waits.
     - `timers`, `questions`: the ordinals of its timers, and of its questions with a deadline.
     - `limit_s`: the time at which its attempt has to end, by the monotonic clock; 0 for no limit.
+    - `last`: the position of the last entry that the function has got.
     - `woken`: True once the owner was told that the job has to run again.
     """
 
@@ -88,6 +89,7 @@ class _Parked(msgspec.Struct, gc=False):  # of 100,000 of them the garbage colle
     waits: tuple[str, ...]
     timers: tuple[int, ...]
     questions: tuple[int, ...]
+    last: tuple[int, int]
     limit_s: float = 0.0
     woken: bool = False
 
@@ -112,6 +114,7 @@ class Parking:
         self._unnoted: dict[str, ParkedNote] = {}  # until their letters are taken
         self._noted: dict[str, ParkedNote] = {}  # of open jobs that are not taken up yet
         self._loading: dict[str, list[tuple[Position, Entry]]] = {}  # what has come for it meanwhile
+        self._got: dict[str, tuple[int, int]] = {}  # of these: the position of the last entry before they were parked
         self._to_load: deque[str] = deque()
         self._loads = 0
 
@@ -211,7 +214,9 @@ class Parking:
 
     def _add_parked(self, job_id: str, agent_id: str, note: ParkedNote, limit_s: float = 0.0) -> None:
         timers, questions = ([ordinal for ordinal, _ in each] for each in (note.timers, note.questions))
-        self._parked[job_id] = _Parked(agent_id, note.waits, tuple(timers), tuple(questions), limit_s)
+        self._parked[job_id] = _Parked(
+            agent_id, note.waits, tuple(timers), tuple(questions), (note.partition, note.offset), limit_s
+        )
 
     def deliver(self, position: Position, entry: Delivery) -> None:
         """Handles a new entry for a job that is not in memory. If the history of the job is being read, the entry is
@@ -251,7 +256,7 @@ class Parking:
         """Makes a parked job run again: removes it from the parked jobs, and starts to read its history. The owner of
         the job calls this, after its method `woken` was called.
         """
-        del self._parked[job_id]
+        self._got[job_id] = self._parked.pop(job_id).last
         self.load(job_id)
 
     def load(self, job_id: str) -> None:
@@ -274,10 +279,12 @@ class Parking:
         finally:
             self._loads -= 1
 
-    def loaded(self, job_id: str, entries: list[tuple[Position, Entry]]) -> list[tuple[Position, Entry]]:
+    def loaded(self, job_id: str, entries: list[tuple[Position, Entry]]) -> tuple[list[tuple[Position, Entry]], int]:
         """Returns the whole history of a job: `entries`, which were read from the journal, and then the entries that
-        were appended while these were being read.
+        were appended while these were being read. Also returns how many of them were there when the job was parked; 0
+        if it was not.
         """
-        behind = self._loading.pop(job_id)
+        behind, got = self._loading.pop(job_id), self._got.pop(job_id, None)
         last = entries[-1][0] if entries else None
-        return [*entries, *(each for each in behind if last is None or each[0] > last)]
+        whole = [*entries, *(each for each in behind if last is None or each[0] > last)]
+        return whole, 0 if got is None else sum(position <= got for position, _ in whole)

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from sabot.base.stored_names import stored_name
 from sabot.errors import NonDeterminism, PolicyDenied, UserError
 from sabot.jobs.core import AWAITS_GUARD, DONE, OPEN, EffectState, drop, job_seed, question_token
+from sabot.jobs.direct_io import watch_functions
 from sabot.jobs.guard import (
     APART,
     Behalf,
@@ -140,6 +141,7 @@ class JobRun:
         self.gone: deque[Ask] = deque()
         self.cancels: list[Cancel] = []
         self.late = ""
+        watch_functions()
         self.loop = JobLoop(  # type: ignore[abstract]  # it takes the methods that it refuses from a table
             job_id, on_timer=self._timer_set, on_timer_gone=self._timer_gone
         )
@@ -166,8 +168,10 @@ class JobRun:
         history, sets `blocked`. `function`: a function that returns the coroutine of the job.
         """
         self.loop.start(function(self))
+        self.loop.repeats = self.history.said >= 0
         self.loop.run_until_quiet()
         self.deliver(self._next_recorded())
+        self.loop.repeats = False
         if self.blocked is None and self._unmatched and not self._matches:
             intent = next(iter(self._unmatched.values()))
             self._block(intent, "the function does not ask for it")
@@ -188,6 +192,9 @@ class JobRun:
         if not self._undelivered:
             return None
         entry = self._undelivered.popleft()
+        self.loop.repeats = (
+            len(self.history.deliveries) - self.history.kept - len(self._undelivered) <= self.history.said
+        )
         if not self._matches and isinstance(entry, EffectResult | Answer) and entry.ordinal > self._asked:
             self._block(self.history.intents.get(entry.ordinal), "the function has not asked for it yet")
             return None

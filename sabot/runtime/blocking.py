@@ -9,7 +9,6 @@ import asyncio
 import linecache
 import logging
 import sys
-import sysconfig
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
 
-from sabot.base.logs import is_sabots
+from sabot.base.logs import is_sabots, is_users
 from sabot.clock import SYSTEM_CLOCK
 
 _log = logging.getLogger(__name__)
@@ -28,7 +27,6 @@ AGAIN = 10.0  # the factor by which the wait before each further report grows
 _LOOK_S = 0.25
 _MOST_LINES = 100  # of a sample
 _LOOP_FILE = asyncio.events.__file__
-_LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), "<")
 
 
 class BusyTask(Protocol):
@@ -169,11 +167,10 @@ def user_line(thread: int) -> UserLine | None:
         file = frame.f_code.co_filename
         if file == _LOOP_FILE and (inner is None or outer is not None):
             break  # what has started the loop does not execute now
-        if not is_sabots(file):
-            if not file.startswith(_LIBRARIES):
-                own = frame
-                inner = inner or frame
-        elif own is not None:
+        if is_users(file):
+            own = frame
+            inner = inner or frame
+        elif is_sabots(file) and own is not None:
             outer, own = own, None
         frame = frame.f_back
     if inner is None or outer is None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sabot.base.logs import is_new
 from sabot.base.redaction import scrubbed, visible
 
 _MOST_LINES = 2_000
@@ -49,6 +50,7 @@ class LogRing(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
+        self.addFilter(is_new)
         self._lines: deque[LogLine] = deque()
         self._characters = 0
         self._number = 0

@@ -1,6 +1,7 @@
 """The argument `ctx` of a durable agent's function: an AgentContext whose effects are in the journal."""
 
 import asyncio
+import logging
 import random
 import uuid
 from collections.abc import Callable, Mapping
@@ -205,6 +206,24 @@ class DurableContext(AgentContext):
         from sabot.agents.durable.models import JobModel
 
         return JobModel(self.call, self._job, engine)
+
+    @property
+    def log(self) -> logging.Logger:
+        """A logger for the function. It logs each line once: lines that the function has logged before are dropped when
+        it is replayed, after a wait or a restart. After a crash, the last lines before it may be logged again.
+
+        Its lines begin with the job's id. They go where those of `logging.getLogger(ctx.agent_id)` go.
+        """
+        log = logging.Logger(self.agent_id)
+        log.parent = logging.getLogger(self.agent_id)
+        log.addFilter(self._is_new)
+        return log
+
+    def _is_new(self, record: logging.LogRecord) -> bool:
+        job = self._job
+        shown = f"job {job.job_id}: "
+        record.msg = f"{shown.replace('%', '%%') if record.args else shown}{record.msg}"
+        return not job.loop.repeats
 
     def now(self) -> int:
         """Returns the time in milliseconds since 1970. It is the time at which the job received its last result,

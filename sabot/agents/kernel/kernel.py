@@ -362,7 +362,8 @@ class RuntimeKernel:
             )
         host = await self._started()
         agent = self._agent(begin.agent.removeprefix(f"{self.name}."))
-        run = JobRun(begin.job, History.of(begin.job, taken), key=host.journal.key, code=agent.code)
+        history = History.of(begin.job, taken, parked=len(taken))
+        run = JobRun(begin.job, history, key=host.journal.key, code=agent.code)
         try:
             run.start(agent.coroutine)
         finally:

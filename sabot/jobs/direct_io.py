@@ -1,0 +1,201 @@
+"""Input and output that the function of a job does by itself, beside the effects of its job. A replay calls the function
+again, so each replay would do it again: one POST becomes four with three questions.
+
+   the function ─▶ urlopen(…) ─▶ Python raises an audit event (PEP 578) ─▶ `audit` ─▶ UserError out of urlopen
+
+Python cannot remove an audit hook, and calls it for each event of the whole process. So the hook is only added when the
+first job runs, and it looks at two things before it does anything else: the name of the event, and the event loop that
+runs in this thread. That is the loop of a job only while the function of this job runs. Calls of tools and steps run
+outside of it.
+
+Libraries in C that open sockets and files without Python (libpq, librdkafka, gRPC, DuckDB, Arrow, Polars) raise no
+audit event, and neither does a connection that is open already, unless it is one of `http.client`, `smtplib` or the
+like. What a thread does that the function starts is not seen either.
+"""
+
+import asyncio
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from urllib.parse import urlsplit
+
+from sabot.base.logs import is_users
+from sabot.errors import short_repr
+from sabot.jobs.loop import JobLoop
+
+_log = logging.getLogger(__name__)
+
+SWITCH = "SABOT_DIRECT_IO"
+"""The environment variable that turns errors into warnings ("warn"), or allows everything ("allow")."""
+
+_HINT = "await ctx.step(f, …) calls f outside of the job, once, and records what it returns"
+
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_PASSES = (  # what these do is no effect of the function: imports write .pyc files, handlers of logs open files and sockets
+    logging.__file__.rpartition(os.sep)[0] + os.sep,
+    importlib.__file__.rpartition(os.sep)[0] + os.sep,
+    "<frozen importlib",
+    f"{Path(__file__).parents[1] / 'state'}{os.sep}",  # a backend of the user, which opens its store when it is first read
+)
+_TURNS = (JobLoop.run_until_quiet.__code__, JobLoop.discard.__code__)  # what has called them is not of the job
+_MOST_WARNED = 1_000
+
+_warned: set[tuple[str, str]] = set()
+
+
+def _opened(path: Any, mode: Any, flags: Any) -> str:
+    writes = any(each in mode for each in "wax+") if isinstance(mode, str) else bool((flags or 0) & _WRITES)
+    if not writes or isinstance(path, int) or path in (os.devnull, os.devnull.encode()):
+        return ""
+    return f"opens {_shown(path)} for writing"
+
+
+def _connects(_: Any, address: Any = "") -> str:
+    at = f"{address[0]}:{address[1]}" if isinstance(address, tuple) and len(address) > 1 else _shown(address)
+    return f"opens a connection to {at}"
+
+
+def _sends(_: Any, address: Any = "") -> str:
+    return _connects(_, address).replace("opens a connection", "sends data")
+
+
+def _requests(url: Any, *_: Any) -> str:
+    """Names the host of the address only, because its path and its query may have secrets in them."""
+    try:
+        parts = urlsplit(str(url))
+        return "" if parts.scheme in ("file", "data") else f"sends a request to {parts.hostname}"
+    except ValueError:
+        return "sends a request"
+
+
+def _sends_on(connection: Any, *_: Any) -> str:
+    return f"sends a request to {getattr(connection, 'host', 'its server')}"
+
+
+def _runs(what: Any, *_: Any) -> str:
+    first = what[0] if isinstance(what, list | tuple) and what else what
+    return f"starts the process {_shown(first)}"
+
+
+def _database(path: Any, *_: Any) -> str:
+    return "" if path in (":memory:", b":memory:") else f"opens the database {_shown(path)}"
+
+
+def _changes(verb: str) -> Callable[..., str]:
+    return lambda path="", *_: f"{verb} {_shown(path)}"
+
+
+_SEEN: dict[str, Callable[..., str]] = {  # by audit event: what the function does, in words; "" if it may
+    "open": _opened,
+    "socket.connect": _connects,
+    "socket.bind": lambda _, address="": _connects(_, address).replace("connection to", "server at"),
+    "socket.sendto": _sends,
+    "socket.sendmsg": _sends,
+    "urllib.Request": _requests,
+    "http.client.connect": lambda _, *address: _connects(_, address),
+    **dict.fromkeys(
+        ("http.client.send", "ftplib.sendcmd", "imaplib.send", "poplib.putline", "smtplib.send"), _sends_on
+    ),
+    "subprocess.Popen": _runs,
+    **dict.fromkeys(("os.exec", "os.posix_spawn", "os.system", "pty.spawn"), _runs),
+    "os.spawn": lambda _, path, *__: _runs(path),
+    **dict.fromkeys(("os.fork", "os.forkpty"), lambda *_: "forks this process"),
+    "os.kill": lambda process, *_: f"sends a signal to process {process}",
+    "os.killpg": lambda group, *_: f"sends a signal to the process group {group}",
+    "sqlite3.connect": _database,
+    **{
+        event: _changes(verb)
+        for verb, events in {
+            "removes": ("os.remove", "os.rmdir", "shutil.rmtree"),
+            "makes": (
+                "os.mkdir",
+                "os.link",
+                "os.symlink",
+                "tempfile.mkdtemp",
+                "tempfile.mkstemp",
+                "shutil.make_archive",
+            ),
+            "moves": ("os.rename", "shutil.move"),
+            "copies": ("shutil.copyfile", "shutil.copytree"),
+            "unpacks": ("shutil.unpack_archive",),
+            "changes": (
+                "os.truncate",
+                "os.chmod",
+                "os.chown",
+                "os.lchown",
+                "os.utime",
+                "os.setxattr",
+                "os.removexattr",
+            ),
+        }.items()
+        for event in events
+    },
+}
+
+
+def watch_functions() -> None:
+    """Adds the audit hook that watches the functions of jobs. Does nothing if it was added already."""
+    global _watches
+    if not _watches:
+        _watches = True
+        sys.addaudithook(_hook())
+
+
+_watches = False
+
+
+def _hook() -> Callable[[str, tuple[Any, ...]], None]:
+    # The hook outlives the modules at the end of the process, so it has all that its fast part needs in its closure.
+    seen, running, of_jobs = _SEEN, asyncio._get_running_loop, JobLoop
+
+    def audit(event: str, args: tuple[Any, ...]) -> None:
+        if event in seen and type(loop := running()) is of_jobs:
+            _judge(loop, seen[event](*args))
+
+    return audit
+
+
+def _judge(loop: JobLoop, what: str) -> None:
+    """Raises UserError for something that the function of a job does, or logs a warning, once for each line of the
+    program if `SWITCH` says so. Does nothing if it may be done, or if the garbage collector does it: it may call the
+    finalizer of an object that the job does not know. `what`: words for what it does, such as "opens 'x' for
+    writing"; "" if it may always be done.
+    """
+    said = os.environ.get(SWITCH)
+    if not what or said == "allow" or loop.allows_io or loop.collects_garbage:
+        return
+    where = ""
+    for frame in _frames():
+        file = frame.f_code.co_filename
+        if file.startswith(_PASSES):
+            return
+        if not where and is_users(file):
+            where = f", in {file}, line {frame.f_lineno}"
+    if said == "warn":
+        if (what, where) not in _warned and len(_warned) < _MOST_WARNED:
+            _warned.add((what, where))
+            _log.warning(
+                "job %s: the function %s%s; each replay of the job does it again: %s", loop.name, what, where, _HINT
+            )
+        return
+    error = loop.refuse(f"{what}{where}; each replay of the job would do it again", f"{_HINT}; or {SWITCH}=warn")
+    if loop.dead:  # nobody gets an error of a coroutine that is dropped
+        _log.warning("%s", error)
+    raise error
+
+
+def _frames() -> Iterator[FrameType]:
+    """Yields the frames of the function, the innermost first."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code not in _TURNS:
+        yield frame
+        frame = frame.f_back
+
+
+def _shown(value: Any) -> str:
+    return short_repr(os.fspath(value) if isinstance(value, os.PathLike) else value)
