@@ -11,11 +11,12 @@ class ChildLimits:
     """The limits of the child jobs that a job of a durable agent begins with `ctx.child`.
 
     - `max_depth`: the most levels of jobs below the first one.
-    - `max_child_jobs`: the most children of one job that have not ended.
+    - `max_child_jobs`: the most children of one job that have not ended. Further ones wait until others have ended; with
+      0 the job may have none.
     - `outlive`: what happens to a child that still runs when its parent job ends. With True it continues, and has a
       time limit of its own. With False it is cancelled, and its time limit ends with that of the parent.
 
-    A child that would exceed a limit is not begun: `ctx.child` raises an `EffectError` of type "DepthExceeded" in the
+    A child that would be deeper is not begun: `ctx.child` raises an `EffectError` of type "DepthExceeded" in the
     parent.
     """
 

@@ -11,6 +11,7 @@ Requests of calls under way are handled in `call_requests`.
 import logging
 from collections.abc import Iterable
 from functools import partial
+from itertools import takewhile
 from typing import Literal
 
 import msgspec
@@ -324,18 +325,45 @@ class Effects:
         self.step(running, ask, event)
 
     def _begin_child(self, running: RunningJob, ask: Ask) -> None:
-        """Begins the child job that an effect requests. If the child must not begin, the error becomes the result of
-        the effect. Does nothing if the child is already known to the host: when the child ends, the effect gets its
-        result.
+        """Begins the child job that an effect requests, or lets it wait if the job has as many children as it may have.
+        If the child must not begin, the error becomes the result of the effect. Does nothing if the child is already
+        known to the host: when the child ends, the effect gets its result.
         """
+        if child_id(running.job.job_id, ask.ordinal) in self._host.jobs:
+            return
+        waits = running.waiting_children or not self._has_place(running, ask)
+        if waits and self._refusal(running, ask) is None:
+            running.waiting_children.append(ask)
+        else:
+            self._let_child_begin(running, ask)
+
+    def _refusal(self, running: RunningJob, ask: Ask) -> EffectError | None:
+        job = running.job
+        return self._host.jobs.refusal(job.job_id, ask.name, cancelled=bool(job.cancels))
+
+    def _has_place(self, running: RunningJob, ask: Ask) -> bool:
+        """Returns True if fewer children are open that the job has requested before `ask` than it may have."""
+        limits = self._host.jobs.limits[running.job.history.begin.agent]
+        before = takewhile(lambda each: each.ordinal < ask.ordinal, running.job.open.values())
+        return sum(each.kind == "child" for each in before) < limits.max_child_jobs
+
+    def begin_waiting_children(self, running: RunningJob, *, all_of_them: bool = False) -> None:
+        """Begins children that wait until others of the job have ended, as many as there are places for. Called when a
+        child has ended, or is no longer awaited. `all_of_them`: True to begin all, because the job ends before them.
+        """
+        waiting = running.waiting_children
+        while waiting:
+            if waiting[0].ordinal not in running.job.open:  # the function does not await it any more
+                waiting.popleft()
+            elif all_of_them or self._has_place(running, waiting[0]):
+                self._let_child_begin(running, waiting.popleft())
+            else:
+                return
+
+    def _let_child_begin(self, running: RunningJob, ask: Ask) -> None:
         job, jobs = running.job, self._host.jobs
         child, owner = child_id(job.job_id, ask.ordinal), self._host.owners.get(ask.name)
-        if child in jobs:
-            return
-        siblings = sum(each.kind == "child" and each.ordinal < ask.ordinal for each in job.open.values())
-        error: EffectError | UserError | DataError | None = jobs.refusal(
-            job.job_id, ask.name, siblings, cancelled=bool(job.cancels)
-        )
+        error: EffectError | UserError | DataError | None = self._refusal(running, ask)
         if error is None and owner is None:
             error = UserError(f"ctx.child: there is no durable agent {ask.name}")
         elif error is None and owner is not None:

@@ -477,6 +477,7 @@ class JobHost(HostState):
                 error = pack_error(asyncio.CancelledError(UNAWAITED_CHILD))
                 given_up = EffectResult(job.job_id, now_ms, ordinal, 1, NOT_MADE, error)
                 told.append((self.log.append(given_up, running), given_up))
+            self._effects.begin_waiting_children(running)
             self.deliver(told)
 
     def _leave_children(self, running: RunningJob) -> list[tuple[Position, Entry]]:
@@ -485,6 +486,8 @@ class JobHost(HostState):
         their parent, cancels none and returns an empty list.
         """
         job = running.job
+        if running.waiting_children and self.jobs.limits[self.jobs.agent_of(job.job_id)].outlive:
+            self._effects.begin_waiting_children(running, all_of_them=True)
         open_children = [ask.ordinal for ask in job.open.values() if ask.kind == "child"]
         why = job.late or f"job {job.job_id} has ended, and did not wait for it"
         return self._append_all(self.jobs.leave(job.job_id, open_children, why, self.now_ms()))
@@ -565,6 +568,8 @@ class JobHost(HostState):
                     self._effects.step(running, ask, entry)
                 else:
                     self._run(running, running.job.deliver, entry)
+                    if running.waiting_children and running.in_memory:  # the entry may be the result of a child
+                        self._effects.begin_waiting_children(running)
         finally:
             self._delivering = False
 

@@ -5,6 +5,7 @@ OpenJob      a job that a start of the app finds in the journal
 RunningJob   a job in memory
 """
 
+from collections import deque
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -155,6 +156,8 @@ class RunningJob:
     - `noting`: True while the function has requested or cancelled effects that the host has not handled yet.
     - `due_s`: the time at which the attempt has to end, by the monotonic clock; 0 for no limit. `limit`: the text of
       the option that sets the limit, such as "timeout=30s".
+    - `waiting_children`: the children that the function has requested, and that wait until others of the job have ended
+      (`ChildLimits.max_child_jobs`). They are in the order of their ordinals, and behind all children that have begun.
     - `undecided`: the effects on which the guard is still deciding, by ordinal.
     - `since_ms`, `since_s`: the time at which the job came into memory, in milliseconds since 1970, and in seconds by
       the monotonic clock.
@@ -170,6 +173,7 @@ class RunningJob:
     due_s: float = 0.0
     limit: str = ""
     undecided: dict[int, Ask] = field(default_factory=dict)
+    waiting_children: deque[Ask] = field(default_factory=deque)
     since_ms: int = 0
     since_s: float = 0.0
 

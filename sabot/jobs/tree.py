@@ -70,10 +70,9 @@ class JobTree:
 
     # -- begins -------------------------------------------------------------------------------------------------------
 
-    def refusal(self, job_id: str, child: str, siblings: int, *, cancelled: bool) -> EffectError | None:
-        """Returns an error if the job must not begin a child now, and None if it may. `child`: the id of the child's
-        agent. `siblings`: the number of children that the job has requested earlier and that are still open.
-        `cancelled`: True if the job's function has received a cancel.
+    def refusal(self, job_id: str, child: str, *, cancelled: bool) -> EffectError | None:
+        """Returns an error if the job must not begin a child, and None if it may, perhaps after others have ended.
+        `child`: the id of the child's agent. `cancelled`: True if the job's function has received a cancel.
         """
         if cancelled or job_id in self.cancelled:
             return EffectError("JobCancelled", f"job {job_id} was cancelled, and begins no child {child}")
@@ -81,8 +80,8 @@ class JobTree:
         limits = self.limits[agent]
         if len(chain) > limits.max_depth:
             why = f"jobs of {agent} may be {limits.max_depth} levels of children deep (ChildLimits(max_depth=…))"
-        elif siblings >= limits.max_child_jobs:
-            why = f"a job of {agent} may have {limits.max_child_jobs} children at once (ChildLimits(max_child_jobs=…))"
+        elif not limits.max_child_jobs:
+            why = f"a job of {agent} may have no children (ChildLimits(max_child_jobs=…))"
         else:
             return None
         return EffectError("DepthExceeded", f"{' > '.join([*chain, child])} is not begun: {why}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sabot.agents.durable.context import DurableContext, durable_context
+from sabot.api.child_limits import DEFAULT_LIMITS, ChildLimits
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import NonDeterminism
 from sabot.jobs.guard import NOBODY, Behalf, EffectGuard
@@ -139,6 +140,7 @@ async def hosting(
     notes: Any = None,
     listener: Any = None,
     guard: EffectGuard | None = None,
+    children: ChildLimits = DEFAULT_LIMITS,
 ) -> Any:
     """A host over this journal; jobs that are open in it go on. restored: the arguments of `JobHost.open`. notes: of parked jobs. guard:
     decides what they may do.
@@ -154,7 +156,7 @@ async def hosting(
         listener=listener,
         guard=guard,
     )
-    host.register(AGENT, agent)
+    host.register(AGENT, agent, children)
     agent.host = host
     found = await host.open(*restored)
     host.start()

@@ -130,7 +130,7 @@ class Model:
         child = child_id(job, effect.ordinal)
         if child in self.tree:
             return
-        refusal = self.tree.refusal(job, "a", effect.ordinal - 1, cancelled=False)
+        refusal = self.tree.refusal(job, "a", cancelled=False)
         if refusal is not None:
             self.happened(job, effect, Outcome(EffectId(job, effect.ordinal), Certainty.DONE, refusal.type, b""))
         elif self.has(job, Cancel):

@@ -65,24 +65,109 @@ async def test_a_job_that_begins_itself_ends_at_the_depth_that_there_may_be() ->
     assert set(agent.outcomes.values()) == {"failed"}
 
 
-async def test_so_many_children_of_a_job_are_open_at_once_and_more_one_after_the_other() -> None:
+class Open:
+    """Counts the jobs that are open at once, and the most of them."""
+
+    def __init__(self) -> None:
+        self.now: set[str] = set()
+        self.most = 0
+
+    async def child(self, ctx: DurableContext) -> Any:
+        self.now.add(ctx.job_id)
+        self.most = max(self.most, len(self.now))
+        await ctx.step(asyncio.sleep, 0.001 * (ctx.message % 3), effect="read")
+        self.now.discard(ctx.job_id)
+        return ctx.message
+
+
+@pytest.mark.parametrize(("count", "most"), [(120, 100), (7, 2), (5, 1)])
+async def test_more_children_than_a_job_may_have_wait_for_places(count: int, most: int) -> None:
+    seen = Open()
+
     async def job(ctx: DurableContext) -> Any:
-        if isinstance(ctx.message, str):
+        if ctx.message != "many":
+            return await seen.child(ctx)
+        return await asyncio.gather(*(ctx.child("agent", each) for each in range(count)))
+
+    agent, place = Agent(job), home()
+    async with hosting(place, agent, children=ChildLimits(max_child_jobs=most)) as running:
+        running.begin("job", "many")
+        await running.over("job")
+    assert agent.done["job"] == list(range(count))
+    assert seen.most == most
+    begun = [each.job for each in entries(place) if isinstance(each, Begin)]
+    assert begun == ["job", *(f"job~{number}" for number in range(1, count + 1))]
+
+
+async def test_waiting_children_begin_after_a_crash_at_any_entry() -> None:
+    async def job(ctx: DurableContext) -> Any:
+        if ctx.message != "many":
+            return await ctx.step(lambda: ctx.message, effect="read")
+        return await asyncio.gather(*(ctx.child("agent", each) for each in range(5)))
+
+    place, agent = home(), Agent(job)
+    async with hosting(place, agent, children=ChildLimits(max_child_jobs=2)) as running:
+        running.begin("job", "many")
+        await running.over("job")
+    for count in range(1, len(entries(place))):
+        cut, again = prefix(place, count), Agent(job)
+        async with hosting(cut, again, children=ChildLimits(max_child_jobs=2)) as running:
+            await running.over("job")
+        ends = {each.job: each.outcome for each in entries(cut) if isinstance(each, End)}
+        assert ends == dict.fromkeys(("job", *(f"job~{number}" for number in range(1, 6))), "succeeded"), count
+
+
+async def test_a_child_that_waits_and_is_not_awaited_any_more_never_begins_and_gives_its_place_to_the_next() -> None:
+    async def job(ctx: DurableContext) -> Any:
+        if isinstance(ctx.message, int):
+            return await ctx.wait("go") if ctx.message == 0 else ctx.message
+        tasks = [asyncio.create_task(ctx.child("agent", each)) for each in range(4)]
+        await ctx.wait("on")
+        tasks[1].cancel()
+        tasks[0].cancel()
+        return [await tasks[2], await tasks[3]]
+
+    agent, place = Agent(job), home()
+    async with hosting(place, agent, children=ChildLimits(max_child_jobs=1)) as running:
+        running.begin("job", "many")
+        await running.parks("job~2")
+        running.journal.post(Letter("signal", job="job", name="on", token="t"))
+        await running.over("job")
+    assert agent.done["job"] == [2, 3]
+    begun = [each.job for each in entries(place) if isinstance(each, Begin)]
+    assert begun == ["job", "job~2", "job~4", "job~5"]
+
+
+@pytest.mark.parametrize("outlive", [True, False])
+async def test_children_that_wait_at_the_end_of_their_parent_begin_if_they_may_outlive_it(outlive: bool) -> None:
+    async def job(ctx: DurableContext) -> Any:
+        if isinstance(ctx.message, int):
             return ctx.message
-        seen: list[Any] = [await ctx.child("agent", "one") for _ in range(4)]
-        many = (ctx.child("agent", each) for each in "abcd")
-        came = await asyncio.gather(*many, return_exceptions=True)
-        return [*seen, *([each.type, each.message] if isinstance(each, EffectError) else each for each in came)]
+        for each in range(3):
+            asyncio.create_task(ctx.child("agent", each))  # noqa: RUF006
+        await asyncio.sleep(0)
+        await ctx.step(lambda: 1, effect="read")
+        return "over"
+
+    agent, place = Slow(job), home()
+    async with hosting(place, agent, children=ChildLimits(max_child_jobs=1, outlive=outlive)) as running:
+        running.begin("job", "many")
+        await running.over("job")
+        agent.let()
+        await running.over(*(("job~1", "job~2", "job~3") if outlive else ()))
+    assert agent.done.pop("job") == "over"
+    assert agent.done == ({"job~1": 0, "job~2": 1, "job~3": 2} if outlive else {})
+
+
+async def test_a_job_that_may_have_no_children_is_told_so() -> None:
+    async def job(ctx: DurableContext) -> Any:
+        return await ctx.child("agent", 1)
 
     agent = Agent(job)
-    async with hosting(home(), agent) as running:
-        running.host.register(AGENT, agent, ChildLimits(max_child_jobs=2))
-        running.begin("job", 0)
+    async with hosting(home(), agent, children=ChildLimits(max_child_jobs=0)) as running:
+        running.begin("job", 1)
         await running.over("job")
-    seen = agent.done["job"]
-    assert seen[:6] == ["one"] * 4 + ["a", "b"]
-    assert [kind for kind, _ in seen[6:]] == ["DepthExceeded"] * 2
-    assert "may have 2 children at once (ChildLimits(max_child_jobs=…))" in seen[7][1]
+    assert "a job of app.agent may have no children (ChildLimits(max_child_jobs=…))" in str(agent.errors["job"])
 
 
 async def test_a_cancel_is_told_to_the_whole_tree_before_it_grows_on() -> None:
@@ -380,8 +465,7 @@ async def test_a_cancel_reaches_below_a_job_that_had_ended_before_the_start() ->
 
 async def test_children_outlive_their_job_where_its_agent_says_so() -> None:
     agent, place = Agent(leaving("returns", [])), home()
-    async with hosting(place, agent) as running:
-        running.host.register(AGENT, agent, ChildLimits(outlive=True))
+    async with hosting(place, agent, children=ChildLimits(outlive=True)) as running:
         running.begin("job", "parent")
         await running.parks("job~2~1")
         running.journal.post(Letter("signal", "s", "job", "go"))
