@@ -55,6 +55,11 @@ _LONGEST_NAME = 100  # characters to which the name of a call with too long argu
 _SUMMARIZED = "Summary of the conversation so far:\n"
 
 
+def asks_summary(messages: Sequence[ChatMessage]) -> bool:
+    """Returns True if these messages ask a model for a summary of a conversation that has become too long."""
+    return bool(messages) and messages[-1].content == _SUMMARY
+
+
 @dataclass(frozen=True, slots=True)
 class AgentResult:
     """The result of one run of an agent.

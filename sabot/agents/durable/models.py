@@ -6,7 +6,6 @@ answer is never paid for again.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -17,6 +16,7 @@ from sabot.jobs.judges import GuardJudge
 from sabot.jobs.run import JobRun, Pieces
 from sabot.jobs.values import pack
 from sabot.journal.effects import EffectClass
+from sabot.llm.agent import asks_summary
 from sabot.llm.asked_batches import AgentModel, Said
 from sabot.llm.engine_core import Engine
 from sabot.llm.errors import ModelError, model_error
@@ -139,7 +139,8 @@ def _asking(engine: Engine, job_id: str, pieces: Pieces | None) -> Callable[...,
     async def llm(spec: RequestSpec, effect: Effect) -> Completion:
         requests = _Requests(effect, JUDGE.get())
         JUDGE.set(requests)  # for this effect only: each effect runs in its own context
-        if pieces is None or not await pieces.wants_fragments(job_id):
+        # A summary of the conversation is for the model, and no part of an answer.
+        if pieces is None or asks_summary(spec.messages) or not await pieces.wants_fragments(job_id):
             return await engine.complete(spec, idempotency_key=effect.key)
         return await _in_pieces(engine, spec, effect, pieces, requests)
 
@@ -152,22 +153,19 @@ async def _in_pieces(
 ) -> Completion:
     """Sends a request to a model, and publishes each piece of the answer when it arrives. Returns the whole answer.
 
-    The request is sent once more, this time without a stream of pieces, in two cases:
-
-    - The stream raises a TransientError after the first piece was published.
-    - The stream ends without a whole answer.
-
-    All other errors of the stream are raised. So is a TransientError before the first piece.
+    If the stream raises a TransientError after the first piece was published, the request is sent once more, this time
+    without a stream of pieces. All other errors of the stream are raised. So is a TransientError before the first piece.
     """
     number = 0
+
+    def publish(piece: Piece) -> None:
+        nonlocal number
+        if piece.text or piece.reasoning:
+            pieces.fragment(requests.effect, number, piece.text, piece.reasoning)
+            number += 1
+
     try:
-        async with aclosing(engine.stream(spec, idempotency_key=effect.key)) as stream:
-            async for piece in stream:
-                if piece.completion is not None:
-                    return piece.completion
-                if piece.text or piece.reasoning:
-                    pieces.fragment(requests.effect, number, piece.text, piece.reasoning)
-                    number += 1
+        return await engine.complete_in_pieces(spec, publish, idempotency_key=effect.key)
     except TransientError:
         if not number:
             raise

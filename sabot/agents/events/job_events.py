@@ -12,7 +12,7 @@ event about the whole job it has the time of the entry instead, and for a part o
 event that is published again after a crash has the same id as before.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -25,6 +25,8 @@ from sabot.jobs.guard import Decision, decode_verdict
 from sabot.jobs.log import Blocked, Fragment, Notice
 from sabot.journal.effects import EffectClass
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, StoredBody, body_of
+from sabot.llm.agent import asks_summary
+from sabot.llm.messages import ChatMessage
 
 _TYPE = RuntimeEventType
 _CLOSED = {"resolved": _TYPE.ACTION_RESOLVED, "expired": _TYPE.ACTION_EXPIRED}
@@ -138,11 +140,10 @@ class JobEvents:
         await self._publish(job, _TYPE.TOOL_START, intent.job, intent.at_ms, f"{intent.ordinal}/{attempt}", data)
 
     async def _piece(self, job: JobState, piece: Fragment) -> None:
-        name = f"{piece.ordinal}/{piece.attempt}/{piece.number}"
-        for kind, text in ((_TYPE.MODEL_TOKEN, piece.text), (_TYPE.MODEL_REASONING, piece.reasoning)):
-            if text and self._wants(kind, piece.job):
-                data = {"text": text, "ordinal": piece.ordinal, "attempt": piece.attempt, "number": piece.number}
-                await self._publish(job, kind, piece.job, piece.at_ms, name, data)
+        if self._wants(_TYPE.MODEL_TOKEN, piece.job) or self._wants(_TYPE.MODEL_REASONING, piece.job):
+            for event in piece_events(piece, job.scope, job.principal):
+                if self._wants(event.type, piece.job):
+                    await self._publish_event(event)
 
     async def _result(self, job: JobState, intent: Intent, result: EffectResult) -> None:
         failed, model = result.outcome != "ok", _asks_model(intent)
@@ -157,6 +158,8 @@ class JobEvents:
             data |= _error(value)
         elif model:
             data |= _answer(value)
+            if _is_summary(intent):
+                data["summary"] = True
         else:
             data["result"] = as_plain(value)
         data |= _decided(intent)
@@ -199,6 +202,17 @@ class JobEvents:
             await self._publish(job, final, end.job, end.at_ms, name, {"outcome": end.outcome, **said})
 
 
+def piece_events(piece: Fragment, scope: str, principal: str) -> Iterator[RuntimeEvent]:
+    """Yields the events of a piece of a model's answer: of its text and of its reasoning, if it has them. `scope` and
+    `principal` are the tenant and the actor of the job.
+    """
+    for kind, text in ((_TYPE.MODEL_TOKEN, piece.text), (_TYPE.MODEL_REASONING, piece.reasoning)):
+        if text:
+            data = {"text": text, "ordinal": piece.ordinal, "attempt": piece.attempt, "number": piece.number}
+            event_id = f"{piece.job}/{piece.ordinal}/{piece.attempt}/{piece.number}/{kind}"
+            yield RuntimeEvent(kind, piece.job, data, event_id, piece.at_ms / 1000, scope, principal)
+
+
 async def events_of(entries: Iterable[Entry]) -> list[RuntimeEvent]:
     """Returns the events that a JobEvents would publish for these journal entries. There are no events for streamed
     parts of model answers, because these are not in the journal.
@@ -223,6 +237,13 @@ def _calls(effects: Iterable[EffectView]) -> list[Intent]:
 
 def _asks_model(intent: Intent) -> bool:
     return intent.effect_class == EffectClass.METERED
+
+
+def _is_summary(intent: Intent) -> bool:
+    """Returns True if this request to a model asked for a summary of a conversation, and so for no part of an answer."""
+    said = _said(intent)
+    news = said[-1] if isinstance(said, list) and said else ()
+    return bool(news) and isinstance(news, list) and asks_summary(msgspec.convert(news[-1:], list[ChatMessage]))
 
 
 def _said(entry: Any) -> Any:

@@ -3,21 +3,27 @@ questions, and cancels it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol
 
 from sabot.agents.actions import ActionManager, ActionRecord, ActionStatus
 from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent, RuntimeEventType, Subscription
 from sabot.agents.kernel.jobs import ExecutionResult, KernelAgent
+from sabot.agents.kernel.pieces import HeardPieces
+from sabot.agents.kernel.public import Disclosure, public_events, server_sent
 from sabot.agents.store import cancel_letter
+from sabot.base.config import Duration, parse_seconds
 from sabot.base.stored_names import stored_name
 from sabot.errors import EffectError, JobCancelled, UserError
+from sabot.jobs.log import Fragment
 from sabot.jobs.values import unpack_error
 from sabot.journal.entries import Letter
+from sabot.llm.agent import Agent
 from sabot.llm.errors import BudgetExceeded, BudgetUnavailable, TurnLimitExceeded, model_error
 
 _FINAL = (RuntimeEventType.FINAL_RESULT, RuntimeEventType.FINAL_ERROR)
 _PIECES = (RuntimeEventType.MODEL_TOKEN, RuntimeEventType.MODEL_REASONING)
+_WAITING = 1_024  # events that wait for a slow reader; what comes beyond them is read again
 _LIMITS = {stored_name(each): each for each in (BudgetExceeded, BudgetUnavailable, TurnLimitExceeded, TimeoutError)}
 
 
@@ -28,6 +34,8 @@ class _Kernel(Protocol):
     actions: ActionManager
 
     async def recorded_events(self, job_id: str) -> list[RuntimeEvent]: ...
+
+    def kept_pieces(self, job_id: str) -> list[Fragment]: ...
 
     async def post(self, letter: Letter) -> None: ...
 
@@ -102,39 +110,52 @@ class ExecutionHandle:
         assert self._outcome is not None
         return self._outcome
 
-    async def events(self) -> AsyncIterator[RuntimeEvent]:
+    async def events(self) -> AsyncGenerator[RuntimeEvent, None]:
         """Yields the events of the job from its beginning, and then each new event when it comes. The last event is
-        `final.result` or `final.error`.
+        `final.result` or `final.error`. These events are for the program: they have prompts, arguments, results, costs,
+        and the tokens with which anybody may answer the questions of the job. Customers get `public_events`.
 
-        The events of streamed parts of a model's answer are not stored. They exist only if a caller of this method, or
-        a subscriber of the event bus, listened when the model began that answer. A caller that iterates directly after
-        `execute` gets all of them. Raises the error of `result` if the job is blocked, or if the kernel stops. Raises
-        UserError if the job has ended and its entries are no longer in the journal.
+        The pieces of answers (`model.token`, `model.reasoning`) are not in the journal. While a model writes an answer,
+        its pieces are kept, so a caller that comes later gets them too: first one piece with all the text so far, then
+        each further piece. When the answer is recorded, the pieces are dropped, and `model.done` has the whole answer. A
+        caller gets the pieces of an attempt from its first one on, without gaps or repeats, or not at all: a kernel
+        keeps at most 1,000,000 characters for a job and 50,000,000 in all, and drops the pieces of an answer beyond that.
+
+        Raises the error of `result` if the job is blocked, or if the kernel stops. Raises UserError if the job has ended
+        and its entries are no longer in the journal.
         """
-        live, told = self._kernel.event_bus.listen(job_id=self.job_id), set[str]()
+        live, told, heard = (
+            self._kernel.event_bus.listen(job_id=self.job_id, capacity=_WAITING),
+            set[str](),
+            HeardPieces(),
+        )
         self._listening.append(live)
-        early: list[RuntimeEvent] = []  # parts of answers, until the event of the whole answer comes
         if self.done and not self._ended:
             live.close()
         try:
             while True:
-                missed = live.dropped  # what a slow reader has missed is in the journal
+                missed = live.dropped  # what a slow reader has missed is in the journal, or kept
+                kept = self._kernel.kept_pieces(self.job_id)
                 recorded = await self._kernel.recorded_events(self.job_id)
                 waiting = list(live.queue)
-                early += [event for event in waiting if event.type in _PIECES]
+                early = [event for event in waiting if event.type in _PIECES]
                 live.queue.clear()
                 live.queue.extend(event for event in waiting if event.type not in _PIECES)
                 if not recorded and self._ended:
                     raise UserError(f"job {self.job_id} has ended so long ago that its events are forgotten")
+                behalf = (recorded[0].scope_id, recorded[0].principal_id) if recorded else ("", "")
                 for event in recorded:
-                    for piece in _of(early, event):
-                        yield piece
-                    if event.event_id not in told:
-                        told.add(event.event_id)
-                        yield event
+                    if event.event_id in told:
+                        continue
+                    if event.type is RuntimeEventType.MODEL_DONE:
+                        for piece in heard.of(kept, early, *behalf, event.data["ordinal"]):
+                            yield piece
+                    told.add(event.event_id)
+                    _note(heard, event)
+                    yield event
                     if event.type in _FINAL:
                         return
-                for piece in _of(early, None):
+                for piece in heard.of(kept, early, *behalf, None):
                     yield piece
                 while live.queue or live.dropped == missed:
                     try:
@@ -142,15 +163,71 @@ class ExecutionHandle:
                     except StopAsyncIteration:
                         await self.result()
                         return
-                    if event.event_id not in told:
-                        if event.type not in _PIECES:
-                            told.add(event.event_id)
-                        yield event
+                    if event.type in _PIECES:
+                        if not heard.takes(event):
+                            continue
+                    elif event.event_id in told:
+                        continue
+                    else:
+                        told.add(event.event_id)
+                        _note(heard, event)
+                    yield event
                     if event.type in _FINAL:
                         return
         finally:
             live.close()
             self._listening.remove(live)
+
+    def public_events(
+        self,
+        *,
+        after: str | None = None,
+        arguments: Mapping[str, Sequence[str]] | None = None,
+        answers: bool | None = None,
+    ) -> AsyncGenerator[RuntimeEvent, None]:
+        """Yields the events of the job that its customer may see, from its beginning to `final.result` or
+        `final.error`. They have no tokens of questions, prompts, reasoning, arguments, results of tools, reasons, errors,
+        usage, costs, tenant or actor. What is not listed here is left out:
+
+        - `job.started`: no data. It is the first event of a stream that begins: nothing that came before it holds.
+        - `job.completed`, `.failed`, `.cancelled`, `final.error`: no data. `job.status_changed`: `status`, which is
+          "running" or "waiting_action".
+        - `tool.start`, `.end`, `.error`: `tool`, `ordinal`, `attempt`. `action.required`, `.resolved`, `.expired`,
+          `.cancelled`: `ordinal`.
+        - `model.token`: `text`, `ordinal`, `attempt`. The texts of an ordinal, one behind the other, are an answer. With
+          `reset`, the texts of this ordinal that came before are no part of it, because the model was asked again.
+        - `model.done`: `ordinal`, `attempt`; and `failed` if there is no answer.
+        - `final.result`: `result`, the text of an Agent's answer, or the value that a function has returned.
+
+        A listener gets each answer once and whole, whenever it comes. While the model writes, it gets the text so far as
+        one event and each further piece; when the answer is recorded, it gets what it does not have of it as one event.
+        A slow listener gets fewer and longer texts. If an answer is longer than what a kernel keeps (see `events`), a
+        late listener gets it when it is recorded.
+
+        - `after`: the `event_id` of the last event that the listener has got (the header `Last-Event-ID`). The stream
+          goes on behind it, without gaps or repeats, in another process too. None, "", and a text that is no place in
+          this stream begin at the beginning.
+        - `arguments`: by the name of a tool, the names of those of its arguments that `tool.start` shows, such as
+          `{"refund": ["order"]}`.
+        - `answers`: True shows the texts of answers and the result, False does not. None shows them for an Agent. The
+          models that a function asks may write for the program, so the answers of functions are not shown by default.
+
+        Errors are those of `events`. Raises UserError for arguments that are not valid.
+        """
+        disclosure = Disclosure.of(arguments, answers, is_agent=isinstance(self.agent.agent, Agent))
+        return public_events(self.job_id, self.events(), self._kernel.recorded_events, after, disclosure)
+
+    def server_sent_events(self, *, pause: Duration = "15s", **public: Any) -> AsyncGenerator[bytes, None]:
+        """Yields the public events of the job as server-sent events: the body of a response with the media type
+        `text/event-stream`. The arguments of `public_events` can be passed too.
+
+        Each event has its type in the field `event`, its data as JSON, and its id, which a browser that comes back sends
+        in the header `Last-Event-ID`. After `pause` without an event, a comment is sent, so that proxies keep the
+        connection. The stream ends behind the last event of the job; a page closes its `EventSource` there. It also ends,
+        without an error, if the job is blocked or the kernel stops; the browser then comes back.
+        """
+        pause_s = parse_seconds(pause, name="pause", zero=False)
+        return server_sent(self.public_events(**public), pause_s)
 
     async def cancel(self, reason: str = "") -> None:
         """Requests that the job ends. Its function gets a CancelledError at the `await` where it waits. The request is
@@ -209,19 +286,12 @@ class ExecutionHandle:
             self._answered.set()
 
 
-def _of(pieces: Any, event: RuntimeEvent | None) -> Iterator[RuntimeEvent]:
-    """Yields events from `pieces`, a list of the streamed parts of model answers, and removes them from the list. Which
-    events these are depends on `event`:
-
-    - For a "model.done" event, the parts of the answer that it ends.
-    - For any other event, none.
-    - For None, all.
-    """
-    if not pieces or (event is not None and event.type is not RuntimeEventType.MODEL_DONE):
-        return
-    mine = [each for each in pieces if event is None or each.data["ordinal"] == event.data["ordinal"]]
-    pieces[:] = [each for each in pieces if each not in mine]
-    yield from mine
+def _note(heard: HeardPieces, event: RuntimeEvent) -> None:
+    """Tells `heard` of a recorded event after which pieces count anew: the end of an answer, or the job's beginning."""
+    if event.type is RuntimeEventType.MODEL_DONE:
+        heard.close(event.data["ordinal"])
+    elif event.type is RuntimeEventType.JOB_STARTED:
+        heard.begin()
 
 
 def outcome_of(job_id: str, outcome: str, body: bytes) -> bytes | BaseException:

@@ -21,6 +21,7 @@ from sabot.agents.events.bus import InMemoryEventBus
 from sabot.agents.events.job_events import JobEvents
 from sabot.agents.kernel.handle import ExecutionHandle, outcome_of
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, encode_request
+from sabot.agents.kernel.pieces import KeptPieces
 from sabot.agents.store import LentStore
 from sabot.api.child_limits import ChildLimits
 from sabot.base.supervision import unexpected_end, watch_task
@@ -38,7 +39,7 @@ from sabot.jobs.tree import first_of, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
 from sabot.journal.effects import digest
-from sabot.journal.entries import Begin, End, Entry
+from sabot.journal.entries import Begin, EffectResult, End, Entry
 
 _TURNS = 20  # turns of the event loop in which a caller that got a handle may begin to listen
 _RETOLD_ENTRIES = 1_024  # last entries of the journal: the events of jobs that ended there are published again
@@ -88,8 +89,8 @@ class KernelHost:
         self._shown = shown
         self._showing: asyncio.Task[None] | None = None
         self._news = False  # the journal has entries that the stores do not show yet
-        listener = _KernelEvents(events, self._given, self._show if shown else None)
-        how: dict[str, Any] = {"clock": clock, "stop_grace_s": grace_s, "listener": listener, "guard": policy}
+        self._listener = _KernelEvents(events, self._given, self._show if shown else None)
+        how: dict[str, Any] = {"clock": clock, "stop_grace_s": grace_s, "listener": self._listener, "guard": policy}
         self._host = JobHost(journal, on_broken=self._broke, **how)
         for agent in agents.values():
             agent.watch = self
@@ -292,6 +293,12 @@ class KernelHost:
         handle.begun()
         return handle
 
+    def kept_pieces(self, job_id: str) -> list[Fragment]:
+        """Returns the texts of the answers that models are writing in a job: for each answer one piece, which has all
+        of its text so far.
+        """
+        return self._listener.kept.of(job_id)
+
     async def caught_up(self) -> None:
         """Waits until the events of all entries that the journal has now are published."""
         await self._host.log.wait_caught_up()
@@ -486,7 +493,8 @@ class _KernelEvents(JobEvents):
     def __init__(
         self, events: InMemoryEventBus, given: dict[str, asyncio.Event], durable: Callable[[], None] | None
     ) -> None:
-        """Makes the listener that publishes the events of a kernel's jobs.
+        """Makes the listener that publishes the events of a kernel's jobs, and keeps the pieces of answers until they
+        are recorded.
 
         - `events`: the bus.
         - `given`: by job id, an asyncio.Event for each job that has not called a model yet. It is set when the caller
@@ -495,14 +503,15 @@ class _KernelEvents(JobEvents):
         """
         super().__init__(events.publish, events.wants)
         self._given, self._durable = given, durable
+        self.kept = KeptPieces()
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """Returns True if a subscriber wants events for the streamed parts of this job's model answers. This is called
-        before each request to a model.
+        """Returns True, because somebody may listen when the model has begun its answer. This is called before each
+        request to a model.
 
         Before the first request of a job, this method waits until the caller of `execute` has the handle of the job,
         and then for 20 turns of the event loop. In this time the caller can begin to iterate over
-        `ExecutionHandle.events`.
+        `ExecutionHandle.events`, and so gets the pieces of even the quickest model apart.
         """
         given = self._given.get(job_id)
         if given is not None:
@@ -510,11 +519,19 @@ class _KernelEvents(JobEvents):
             for _ in range(_TURNS):
                 await asyncio.sleep(0)
             self._given.pop(job_id, None)
-        return await super().wants_fragments(job_id)
+        return True
 
     async def publish(self, notice: Notice) -> None:
+        if isinstance(notice, Fragment):
+            self.kept.add(notice)  # before it is published: what a listener finds kept, it may leave out of its queue
         await super().publish(notice)
-        if self._durable is not None and not isinstance(notice, Fragment | Blocked):
+        if isinstance(notice, Fragment | Blocked):
+            return
+        if isinstance(notice, EffectResult):
+            self.kept.drop(notice.job, notice.ordinal)
+        elif isinstance(notice, End):
+            self.kept.drop(notice.job)
+        if self._durable is not None:
             self._durable()
 
 

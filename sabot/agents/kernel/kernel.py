@@ -36,6 +36,7 @@ from sabot.jobs.guard import EffectGuard, checked_guard, guard_of
 from sabot.jobs.history import History
 from sabot.jobs.host import STOP_GRACE_SECONDS
 from sabot.jobs.journal_calls import call_journal
+from sabot.jobs.log import Fragment
 from sabot.jobs.open_jobs import whole_entries
 from sabot.jobs.run import JobRun
 from sabot.journal import Journal
@@ -428,6 +429,11 @@ class RuntimeKernel:
         checked_word(job_id, "recorded_events: job_id")
         await (await self._started()).caught_up()
         return await events_of(await self._entries(job_id))
+
+    def kept_pieces(self, job_id: str) -> list[Fragment]:
+        """Returns the texts of the answers that models are writing in a job. They are not in the journal yet."""
+        checked_word(job_id, "kept_pieces: job_id")
+        return [] if self._host is None else self._host.kept_pieces(job_id)
 
     async def _entries(self, job_id: str) -> list[Any]:
         host = await self._started()

@@ -1,4 +1,4 @@
-"""A model is asked for its answer in pieces where somebody listens to the job, and for the whole where nobody does."""
+"""A kernel asks models for their answers in pieces, because somebody may listen to the job later."""
 
 import asyncio
 from typing import Any
@@ -37,15 +37,15 @@ async def texts(handle: Any) -> list[str]:
     return [event.data["text"] async for event in handle.events() if event.type is RuntimeEventType.MODEL_TOKEN]
 
 
-async def test_where_nobody_listens_the_whole_answer_is_asked_for() -> None:
+async def test_a_kernel_asks_for_pieces_also_where_nobody_listens_yet() -> None:
     provider = Asked()
     async with kernel_of(provider) as kernel:
         results = [await (await kernel.execute(ExecutionRequest(prompt=each))).result() for each in "ab"]
         handle = await kernel.execute(ExecutionRequest(prompt="c"))
         assert (await handle.result()).content == "Once upon a time"
-        assert await texts(handle) == [], "pieces that nobody has asked for are nowhere"
+        assert await texts(handle) == [], "the pieces of a recorded answer are nowhere"
     assert len(results) == 2
-    assert provider.ways == ["whole"] * 3
+    assert provider.ways == ["pieces"] * 3
 
 
 @pytest.mark.parametrize("way", ["at once", "in a task", "of many", "with a time-out"])
@@ -67,13 +67,13 @@ async def test_who_listens_when_he_gets_the_handle_hears_all_pieces(way: str) ->
 
 
 async def test_a_subscriber_of_the_bus_gets_pieces_where_he_wants_them() -> None:
-    for wanted, way in ((RuntimeEventType.MODEL_TOKEN, "pieces"), (RuntimeEventType.MODEL_DONE, "whole")):
+    for wanted, count in ((RuntimeEventType.MODEL_TOKEN, 3), (RuntimeEventType.MODEL_DONE, 1)):
         provider, bus, seen = Asked(), InMemoryEventBus(), list[Any]()
         bus.on(seen.append, [wanted])
         async with kernel_of(provider, event_bus=bus) as kernel:
             await (await kernel.execute(ExecutionRequest(prompt="a"))).result()
             await bus.flush()
-        assert (provider.ways, len(seen)) == ([way], 3 if way == "pieces" else 1)
+        assert (provider.ways, len(seen)) == (["pieces"], count)
 
 
 async def test_who_listens_to_a_job_that_goes_on_after_a_restart_hears_its_pieces() -> None:
@@ -87,7 +87,7 @@ async def test_who_listens_to_a_job_that_goes_on_after_a_restart_hears_its_piece
     async with kernel_of(provider, journal=journal) as kernel:
         (handle,) = await kernel.resume()
         assert await texts(handle) == ["Once ", "upon ", "a time"]
-    assert provider.ways == ["whole", "pieces"]
+    assert provider.ways == ["pieces"] * 2
 
 
 async def test_a_caller_that_goes_before_it_has_the_handle_holds_nothing_up() -> None:
