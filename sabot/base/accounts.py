@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
+from sabot.base.quantities import money
+
 Measure = Literal["tokens", "cost", "calls", "tool_calls"]
 Window = Literal["hourly", "daily", "monthly", "total"]
 WINDOWS: tuple[Window, ...] = ("hourly", "daily", "monthly")
@@ -26,7 +28,7 @@ WINDOWS: tuple[Window, ...] = ("hourly", "daily", "monthly")
 SKEW_SECONDS = 60.0
 """By how much clocks of several machines may differ."""
 
-_UNITS = {"cost": "dollars", "tool_calls": "calls of tools"}
+_UNITS = {"tool_calls": "calls of tools"}
 
 
 class Amounts(NamedTuple):
@@ -76,8 +78,16 @@ class AmountLimit(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The limit in words: "1000 tokens", "0.5 dollars"."""
-        return f"{self.most} {_UNITS.get(self.measure, self.measure)}"
+        """The limit in words: "1000 tokens", "$0.5"."""
+        return (
+            self.amount(self.most)
+            if self.measure == "cost"
+            else f"{self.most} {_UNITS.get(self.measure, self.measure)}"
+        )
+
+    def amount(self, value: Decimal | int) -> str:
+        """Returns an amount of the measure: a number, or dollars such as "$0.5"."""
+        return money(value) if self.measure == "cost" else str(value)
 
 
 class LimitState(NamedTuple):
@@ -105,8 +115,10 @@ class LimitState(NamedTuple):
     @property
     def words(self) -> str:
         """The state in words, for the error of a call that does not fit."""
-        in_flight = f"{self.used} used, {self.reserved} reserved for calls in flight"
-        return f"{self.limit.words}: {in_flight}, and this call may use {self.asked}"
+        used, reserved, asked = map(self.limit.amount, (self.used, self.reserved, self.asked))
+        return (
+            f"{self.limit.words}: {used} used, {reserved} reserved for calls in flight, and this call may use {asked}"
+        )
 
 
 class Account:

@@ -1,4 +1,6 @@
-"""Quantities as text for people: counts, bytes and durations."""
+"""Quantities as text for people: counts, bytes, durations and money."""
+
+from decimal import Decimal
 
 
 def count_words(value: float) -> str:
@@ -40,3 +42,15 @@ def span_words(ms: int) -> str:
         if ms and ms % size == 0:
             return f"{ms // size:,} {unit}"
     return f"{ms:,} ms"
+
+
+def money(dollars: Decimal | float) -> str:
+    """Returns US dollars in plain decimal notation: $0.0000001, $12.50, $3, -$3."""
+    whole, _, fraction = plain(dollars).removeprefix("-").partition(".")
+    fraction = fraction.rstrip("0")
+    return f"{'-' if dollars < 0 else ''}${whole}" + (f".{fraction:0<2}" if fraction else "")
+
+
+def plain(number: Decimal | float) -> str:
+    """Returns a number in plain decimal notation, never as 1E-7."""
+    return f"{Decimal(str(number)):f}"

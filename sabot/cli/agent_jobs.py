@@ -18,6 +18,7 @@ from sabot.agents.job_reads import find_jobs
 from sabot.agents.jobs import JobRecord, JobStatus, OpenEffect
 from sabot.agents.store import as_json, cancel_letter
 from sabot.app import App
+from sabot.base.quantities import plain
 from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.journal import By, Json, Place, json_of, post, quietly, reading, this_user, value_text
 from sabot.cli.letters import Broker, Table, redrive_job
@@ -95,7 +96,7 @@ def _open_effect(effect: OpenEffect) -> str:
 
 def _facts(job: JobRecord) -> dict[str, Any]:
     facts: dict[str, Any] = loads(as_json(job, "the job"))
-    return facts
+    return facts | {"dollars": plain(job.dollars), "doubt_dollars": plain(job.doubt_dollars)}
 
 
 @jobs.command("show")

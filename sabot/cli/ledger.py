@@ -16,6 +16,7 @@ from sabot.agents.kernel import RuntimeKernel
 from sabot.agents.stores.ledger import PostgresLedgerWriter
 from sabot.app import App
 from sabot.base.config import parse_seconds
+from sabot.base.quantities import plain
 from sabot.cli.journal import Json, quietly, reading
 from sabot.cli.loading import load_program
 from sabot.cli.options import Kafka
@@ -143,10 +144,10 @@ def _row(limit: LimitRecord) -> dict[str, Any]:
         "scope": limit.scope,
         "window": limit.window,
         "limit": limit.measure,
-        "used": str(limit.used),
-        "in_doubt": str(limit.in_doubt),
-        "reserved": str(limit.reserved),
-        "of": str(limit.limit),
+        "used": plain(limit.used),
+        "in_doubt": plain(limit.in_doubt),
+        "reserved": plain(limit.reserved),
+        "of": plain(limit.limit),
         "part": f"{limit.part:.0%}",
     }
 

@@ -30,6 +30,7 @@ from sabot.base.accounts import Account, AmountLimit, Amounts, Measure
 from sabot.base.checks import Of, Whole, check
 from sabot.base.config import amount
 from sabot.base.metrics import Durations
+from sabot.base.quantities import money
 from sabot.calls.options import Retry
 from sabot.clock import Clock
 from sabot.errors import TransientError, UserError, short_repr
@@ -188,7 +189,7 @@ class CallBudget(Account):
         """
         if self.max_cost is not None and unpriced:
             raise BudgetExceeded(
-                f"the budget has {self.max_cost} dollars, and the price of {unpriced} is not known", hint=PRICES_HINT
+                f"the budget has {money(self.max_cost)}, and the price of {unpriced} is not known", hint=PRICES_HINT
             )
         return _allowed(self, Amounts(tokens))
 

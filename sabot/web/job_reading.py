@@ -19,6 +19,7 @@ from sabot.agents.job_history import searched
 from sabot.agents.job_reads import JobPage, JobQuery, ListedJob, jobs_page, short_jobs_page
 from sabot.agents.job_view import EffectView
 from sabot.agents.jobs import JobRecord, JobStatus
+from sabot.base.quantities import plain
 from sabot.base.redaction import scrubbed
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Begin, Entry, Intent, body_of
@@ -273,12 +274,12 @@ def _flat(job: ListedJob) -> dict[str, Any]:
     record = job.record
     facts = {name: getattr(record, name) for name in _COLUMNS} | {"status": job.status}
     facts |= {"open": _open_text(record), "error": scrubbed(record.error)}
-    facts |= {"tokens": job.used.tokens, "dollars": str(job.used.cost)}
-    return facts | {"doubt_tokens": job.doubts.tokens, "doubt_dollars": str(job.doubts.cost)}
+    facts |= {"tokens": job.used.tokens, "dollars": plain(job.used.cost)}
+    return facts | {"doubt_tokens": job.doubts.tokens, "doubt_dollars": plain(job.doubts.cost)}
 
 
 def _flat_effect(effect: EffectRecord, form: TableForm) -> dict[str, Any]:
-    facts = asdict(effect) | {name: str(getattr(effect, name)) for name in ("dollars", "doubt_dollars")}
+    facts = asdict(effect) | {name: plain(getattr(effect, name)) for name in ("dollars", "doubt_dollars")}
     return facts if form == "json" else facts | {"answers": json.dumps(facts["answers"]) if effect.answers else ""}
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 from markupsafe import Markup
 
 from sabot.base.quantities import bytes_words, count_words, counted_words, duration_words
+from sabot.base.quantities import money as in_dollars
 
 NOTHING = "–"
 
@@ -48,7 +49,7 @@ def money(value: Decimal | float | None) -> str:
     if value is None:
         return NOTHING
     dollars = float(value)
-    return f"${dollars:,.2f}" if not dollars or abs(dollars) >= 1 else f"${float(f'{dollars:.2g}'):.8f}".rstrip("0")
+    return f"${dollars:,.2f}" if not dollars or abs(dollars) >= 1 else in_dollars(float(f"{dollars:.2g}"))
 
 
 def moment(at: float | None) -> Markup:

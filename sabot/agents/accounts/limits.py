@@ -16,6 +16,7 @@ import msgspec
 
 from sabot.agents.context import BudgetSpec
 from sabot.base.accounts import NOTHING, Account, Amounts
+from sabot.base.quantities import money, plain
 from sabot.base.stored_names import stored_name
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.jobs.guard import (
@@ -241,11 +242,12 @@ class JobLimits(EffectGuard):
         others = used - opened.wanted.cost * attempts
         if most is not None and others + cost * attempts > most:
             return _denied(
-                f"the job may cost {most} dollars: {others} are used, or may be by calls in flight, and this one may cost {cost * attempts}"
+                f"the job may cost {money(most)}: {money(others)} are used, or may be by calls in flight, and this one may cost "
+                f"{money(cost * attempts)}"
             )
         opened.wanted = opened.wanted.costing(cost)
         job.begin(self._key(call.effect), opened)
-        return GuardVerdict(tokens=opened.wanted.tokens, cost=str(cost))
+        return GuardVerdict(tokens=opened.wanted.tokens, cost=plain(cost))
 
     def _model(self, call: GuardedCall, job: _Job) -> GuardVerdict:
         assert call.spec is not None
@@ -268,15 +270,15 @@ class JobLimits(EffectGuard):
         price = None if call.price is None else call.price(call.name, usage)
         if limits.max_cost is not None and price is not None and used.cost + price > limits.max_cost:
             return _denied(
-                f"the job may cost {limits.max_cost} dollars: {used.cost} are used, or may be by calls in flight, and this one may cost "
-                f"{price}"
+                f"the job may cost {money(limits.max_cost)}: {money(used.cost)} are used, or may be by calls in flight, and this one "
+                f"may cost {money(price)}"
             )
         asks = limits.max_cost is not None and price is None
         if asks and limits.unpriced == "deny":
             return _denied(_unpriced(limits, call))
         wanted = Amounts(usage.total_tokens, price or Decimal(0), 1)
         job.begin(self._key(call.effect), _TreeCall("model", wanted, attempt=0 if asks else call.effect.attempt))
-        cost = str(wanted.cost) if wanted.cost else ""
+        cost = plain(wanted.cost) if wanted.cost else ""
         verdict = GuardVerdict(tokens=wanted.tokens, cost=cost, most_tokens=most_tokens)
         if not asks:
             return verdict
@@ -327,7 +329,7 @@ class JobLimits(EffectGuard):
                 )
             if limits.max_cost is not None and cost > limits.max_cost:
                 return _denied(
-                    f"with attempts before it that may have been paid, it may cost {cost} of {limits.max_cost} dollars"
+                    f"with attempts before it that may have been paid, it may cost {money(cost)} of {money(limits.max_cost)}"
                 )
         if effect.attempt != opened.attempt:
             opened.attempt = effect.attempt
@@ -498,7 +500,7 @@ def has_price(call: GuardedCall) -> bool:
 
 
 def _unpriced(limits: BudgetSpec, call: GuardedCall) -> str:
-    return f"the job may cost {limits.max_cost} dollars, and the price of {call.name} is not known: {PRICES_HINT}"
+    return f"the job may cost {money(limits.max_cost or 0)}, and the price of {call.name} is not known: {PRICES_HINT}"
 
 
 def _denied(reason: str, error: type[Exception] = BudgetExceeded) -> GuardVerdict:

@@ -20,6 +20,7 @@ import msgspec
 from sabot.agents.entry_values import as_plain, value_of
 from sabot.agents.events.bus import RuntimeEvent, RuntimeEventType
 from sabot.agents.job_view import EffectView, JobState, JobView, action_number
+from sabot.base.quantities import plain
 from sabot.errors import EffectError
 from sabot.jobs.guard import Decision, decode_verdict
 from sabot.jobs.log import Blocked, Fragment, Notice
@@ -298,7 +299,7 @@ def _answer(value: Any) -> dict[str, Any]:
         "content": as_plain(message.get("content", "")),
         "tool_calls": as_plain(message.get("tool_calls", [])),
         "finish_reason": value.get("finish_reason", "stop"),
-        **as_plain({name: each for name, each in facts.items() if each is not None}),
+        **as_plain({name: plain(each) if name == "cost" else each for name, each in facts.items() if each is not None}),
     }
 
 

@@ -86,7 +86,7 @@ async def test_a_dearer_model_to_which_a_budget_degrades_is_within_what_the_job_
 
     budget = Budget("app", max_calls_daily=0, exhausted="degrade", degrade_to="dear")
     for most, said in (
-        ("1.017", "m was not done: dear, in place of m: the job may cost 1.017 dollars: 0"),
+        ("1.017", "m was not done: dear, in place of m: the job may cost $1.017: $0 are used"),
         ("1.018", "yes"),
     ):
         by = Ledger(InMemoryLedgerWriter(), budgets=[budget])

@@ -49,7 +49,9 @@ async def test_a_cost_limit_holds_for_a_model_of_a_vendor_whose_prices_are_known
         engine = ExecutionEngine(OpenAIProvider("gpt-4", base_url=server.openai_url, api_key="k"), retries=0)
         async with RuntimeKernel.create(agent=asking(engine)) as kernel:
             dear = await kernel.execute(ExecutionRequest(prompt=1, budgets=BudgetSpec(max_cost="0.0000001")))  # type: ignore[arg-type]
-            with pytest.raises(Exception, match=r"the job may cost 1E-7 dollars: 0 are used.* this one may cost 0\.00"):
+            with pytest.raises(
+                Exception, match=r"the job may cost \$0\.0000001: \$0 are used.* this one may cost \$0\.00"
+            ):
                 await dear.result()
             cheap = await kernel.execute(ExecutionRequest(prompt=1, budgets=BudgetSpec(max_cost=Decimal(1))))
             assert (await cheap.result()).output == "hello"
@@ -67,7 +69,7 @@ async def test_a_job_with_a_limit_of_money_does_not_ask_a_model_whose_price_is_n
     engine, provider = unpriced()
     async with RuntimeKernel.create(agent=asking(engine)) as kernel:
         job = await kernel.execute(ExecutionRequest(prompt=1, budgets=BudgetSpec(max_cost=Decimal(100))))
-        with pytest.raises(Exception, match=f"the job may cost 100 dollars, {UNKNOWN}: give its price"):
+        with pytest.raises(Exception, match=rf"the job may cost \$100, {UNKNOWN}: give its price"):
             await job.result()
     assert provider.requests == []
 
@@ -149,7 +151,7 @@ async def test_a_scope_with_a_limit_of_money_does_not_ask_a_model_whose_price_is
         broker.publish("questions", [{"text": "hi"}])
         await until(lambda: broker.records("answers"))
     ((said,),) = [record.value for record in broker.records("answers")]
-    assert f"the daily budget of shop has 100 dollars, {UNKNOWN}" in said
+    assert f"the daily budget of shop has $100, {UNKNOWN}" in said
     assert provider.requests == []
 
 
@@ -200,7 +202,7 @@ def test_rows_of_a_stream_are_not_asked_about_where_the_model_has_no_price(memor
 async def test_a_budget_of_an_engine_that_limits_money_makes_no_call_whose_price_is_not_known() -> None:
     provider = ScriptedProvider(["yes"] * 3, model="m")
     engine = ExecutionEngine(provider, budget=CallBudget(max_cost=1), retries=0)
-    with pytest.raises(BudgetExceeded, match=f"the budget has 1 dollars, {UNKNOWN}") as caught:
+    with pytest.raises(BudgetExceeded, match=rf"the budget has \$1, {UNKNOWN}") as caught:
         await engine.complete("hello")
     assert "PriceTable" in caught.value.hint
     assert provider.requests == []

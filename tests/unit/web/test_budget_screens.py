@@ -127,7 +127,14 @@ async def test_readers_and_apps_without_budgets_have_no_such_screen(memory_url: 
 
 @pytest.mark.parametrize(
     ("dollars", "text"),
-    [(Decimal(0), "$0.00"), (Decimal("0.0006"), "$0.0006"), (0.126, "$0.13"), (1234.5, "$1,234.50")],
+    [
+        (Decimal(0), "$0.00"),
+        (Decimal("0.0006"), "$0.0006"),
+        (0.126, "$0.13"),
+        (1e-7, "$0.0000001"),
+        (Decimal("1E-9"), "$0.000000001"),
+        (1234.5, "$1,234.50"),
+    ],
 )
 def test_small_amounts_of_money_keep_their_digits(dollars: Decimal | float, text: str) -> None:
     assert money(dollars) == text
