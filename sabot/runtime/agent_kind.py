@@ -30,6 +30,9 @@ class AgentKind(Protocol):
         Called on the app's event loop. Raises UserError if the app has none.
         """
 
+    def warn_of_unused(self) -> None:
+        """Logs a warning about budgets that nobody had in this run. Called at its end."""
+
     def refuses(self, agents: Sequence[AgentSpec]) -> None:
         """Raises UserError if one of these agents cannot run in another process."""
 

@@ -120,6 +120,8 @@ class AgentRuntime:
                 await guard.flush()
             except (SabotError, OSError) as error:
                 _log.warning("what calls of models have used is not kept: %s", message_of(error))
+        if self.app.guards:
+            self.app.durable_kind().warn_of_unused()
 
     async def trigger_checkpoint(self) -> int:
         """Takes a checkpoint now; returns its id when all running agents have acknowledged. Raises CheckpointFailed."""

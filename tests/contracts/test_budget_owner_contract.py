@@ -188,6 +188,34 @@ async def test_what_is_at_the_limit_fits_little_left_is_a_warning_and_money_is_e
     assert await one.check_budget(anna, 0, pending_cost="0.000000001") is BudgetDecision.DENY
 
 
+async def test_processes_share_the_budget_that_a_pattern_makes_for_each_scope(place: Place) -> None:
+    patterns = Budget("tenant-*", max_tokens_daily=100, warn_at=1), Budget("tenant-b", max_tokens_daily=10, warn_at=1)
+    one, two = place.ledger(*patterns), place.ledger(*patterns)
+    a, b, new = (ExecutionContext(scope_id=f"tenant-{name}") for name in ("a", "b", "new"))
+    assert await one.check_budget(a, 60) is BudgetDecision.ALLOW
+    assert await two.check_budget(a, 41) is BudgetDecision.DENY
+    assert await two.check_budget(a, 40) is BudgetDecision.ALLOW
+    assert await two.check_budget(b, 11) is BudgetDecision.DENY
+    assert await two.check_budget(new, 100) is BudgetDecision.ALLOW
+    await one.record_model_usage(a, Usage(60))
+    third = place.ledger(*patterns)  # a process that starts later
+    assert (await third.used("tenant-a"))["daily"].tokens == 60
+    assert await third.check_budget(a, 1) is BudgetDecision.DENY, "two has reserved the rest"
+    assert [each.scope_id for each in await third.budgets_in_use()] == ["tenant-b", "tenant-a"]
+
+
+async def test_a_warning_of_a_shared_budget_comes_once_in_each_process(place: Place) -> None:
+    told: list[str] = []
+    one = place.ledger(
+        Budget("tenant", max_tokens_daily=100), on_decision=lambda context, judged: told.append(judged.reason)
+    )
+    context = ExecutionContext(scope_id="tenant")
+    for _ in range(3):
+        assert await one.check_budget(context, 80) is BudgetDecision.WARN
+        await one.record_model_usage(context, Usage(1))
+    assert told == ["of the daily budget of tenant, 100 tokens, 80 may be used with this call"]
+
+
 async def test_the_reason_of_a_refusal_has_the_numbers_of_all_processes(place: Place) -> None:
     told: list[str] = []
     one = place.ledger()

@@ -34,7 +34,7 @@ from sabot.agents.accounts.ledger import BUDGETS, Ledger, merge_budgets
 from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, has_price, most_use, reported_use, unpaid
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.base.accounts import NOTHING, Amounts
-from sabot.base.quantities import counted_words
+from sabot.base.quantities import counted_words, plain
 from sabot.base.stored_names import stored_name
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import Clock
@@ -219,7 +219,7 @@ class LedgerGuard(EffectGuard):
         if not fits:
             self.ledger.note(call.effect.job, call.scope, call.principal, call.name, judged)
             return _denied(judged)
-        return GuardVerdict(tokens=opened.wanted.tokens, cost=str(opened.wanted.cost))
+        return GuardVerdict(tokens=opened.wanted.tokens, cost=plain(opened.wanted.cost))
 
     def _is_over(self, effect: EffectId, opened: _Open) -> bool:
         """Returns True if the job has ended while the ledger judged the call. In that case, also ends the reservation
@@ -241,6 +241,8 @@ class LedgerGuard(EffectGuard):
         if judged.decision in FITS and (refused := self._unpriced(call)):
             self.ledger.release(_name(call.effect), call.scope)
             judged = refused
+        if judged.decision is Decision.WARN and not self.ledger.is_news(call.scope, judged):
+            judged = ALLOWED
         self.ledger.note(call.effect.job, call.scope, call.principal, call.name, judged)
         decision, model = judged.decision, ""
         if decision is Decision.DEGRADE:
@@ -265,7 +267,7 @@ class LedgerGuard(EffectGuard):
             model=model,
             error=judged.error,
             tokens=wanted.tokens,
-            cost=str(wanted.cost) if wanted.cost else "",
+            cost=plain(wanted.cost) if wanted.cost else "",
             most_tokens=ASSUMED_TOKENS if self._sets_a_bound(call) else 0,
         )
 
@@ -433,6 +435,7 @@ class LedgerGuard(EffectGuard):
         await self.ledger.flush()
 
     async def close(self) -> None:
+        self.ledger.warn_of_unused_budgets()
         try:
             await self.ledger.flush()
         finally:  # rows whose entries are not durable may be in no journal

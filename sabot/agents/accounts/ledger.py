@@ -12,15 +12,25 @@ import logging
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 
-from sabot.agents.accounts.budgets import ALLOWED, FITS, Budget, JudgedCall, Judgement, Standing
+from sabot.agents.accounts.budgets import (
+    ALLOWED,
+    FITS,
+    Budget,
+    BudgetTable,
+    JudgedCall,
+    Judgement,
+    Standing,
+    is_pattern,
+)
 from sabot.agents.accounts.contract import Durable, LedgerEvent, LedgerWriter, checked_writer
 from sabot.agents.accounts.local import LocalAccounts
 from sabot.agents.accounts.owners import BudgetOwner, SettledRow
 from sabot.agents.accounts.shared import BACKOFF, SharedAccounts
 from sabot.agents.context import ExecutionContext
-from sabot.base.accounts import Amounts, Window
+from sabot.base.accounts import Amounts, Window, window_start
 from sabot.base.checks import Of, Whole, check, check_called
 from sabot.base.config import Duration, amount, checked_text, parse_seconds
 from sabot.base.quantities import counted_words
@@ -36,6 +46,8 @@ BudgetExceededError = BudgetExceeded
 _log = logging.getLogger(__name__)
 
 _MOST_JUDGED = 200  # the most calls that `judged` has, for the command line and the console
+_MOST_LISTED = 100  # the most scopes of a pattern in a list of budgets
+_MOST_WARNED = 30_000  # windows of scopes
 _MOST_WAITING = 10_000  # waiting rows at which no further call may begin
 _CONTEXT = "ExecutionContext(scope_id=…)"
 _Who = tuple[str, str, str]  # the scope, the principal and the job of a context
@@ -55,7 +67,7 @@ class Ledger:
 
     - `refused_rows`: the number of rows that were not stored because the writer refused their content. An error was
       logged for each.
-    - `judged`: the last 200 calls for which the decision was not ALLOW.
+    - `judged`: the last 200 calls for which the decision was not ALLOW; of warnings the first one in each window.
     """
 
     def __init__(
@@ -75,7 +87,8 @@ class Ledger:
           (`Budget.merge`).
         - `reservation_timeout`: the age at which a reservation of `check_budget` ends although no usage was recorded
           for it.
-        - `on_decision`: a function that `check_budget` calls with each decision other than ALLOW.
+        - `on_decision`: a function that `check_budget` calls with each decision other than ALLOW; with WARN once in a
+          window.
         - `lease`: only used if several processes share the writer. If a process has sent nothing for this time, it is
           regarded as dead, and the amounts that it had reserved are counted as used.
         - `patience`: only used if several processes share the writer. It is the longest time that a call waits for
@@ -85,7 +98,7 @@ class Ledger:
         self.writer = checked_writer(writer)
         self._clock = clock
         self._accounts = self._made_accounts(lease, patience)
-        self._budgets: dict[str, Budget] = {}
+        self._table = BudgetTable(self._accounts.set_budget, self._accounts.forget)
         # Reservations of check_budget, the oldest first: who has made them, and when they end; and by who the same calls.
         self._held: dict[str, tuple[_Who, float]] = {}
         self._held_by: dict[_Who, deque[str]] = {}
@@ -96,6 +109,7 @@ class Ledger:
         # Names of rows after which the writer is asked, until it has answered.
         self._asked: dict[str, asyncio.Event] = {}
         self._named: set[str] = set()  # the ids of rows that wait for the writer
+        self._warned: dict[tuple[str, Window], float] = {}  # by scope and window: the begin of that of the last warning
         self.refused_rows = 0
         self.judged: deque[JudgedCall] = deque(maxlen=_MOST_JUDGED)
         for budget in merge_budgets(budgets):
@@ -126,36 +140,63 @@ class Ledger:
         return isinstance(self._accounts, SharedAccounts)
 
     def set_budget(self, budget: Budget) -> None:
-        """Sets the budget of a scope (a tenant) from now on. The usage of the scope so far counts in the new budget.
-        Raises UserError for a value that is not a Budget.
+        """Sets the budget of a scope (a tenant), or of each scope that matches a pattern, from now on. The usage of the
+        scope so far counts in the new budget. Raises UserError for a value that is not a Budget.
         """
-        self._budgets[_checked(budget).scope_id] = budget
-        self._accounts.set_budget(budget)
+        self._table.set(_checked(budget))
 
     @property
     def budgets(self) -> list[Budget]:
-        """The budgets of this ledger. There is at most one for each scope (a tenant)."""
-        return [*self._budgets.values()]
+        """The budgets of this ledger, as they were set: at most one for each scope (a tenant) or pattern."""
+        return [*self._table.given.values()]
+
+    async def budgets_in_use(self) -> list[Budget]:
+        """Returns the budgets that name a scope (a tenant), and those that patterns have made for the scopes that have
+        used something in this month: for each pattern at most 100 scopes, those that have used the most. If a pattern
+        has none, returns its own budget. Raises the error of the writer if the rows cannot be read.
+        """
+        found = [each for each in self.budgets if not is_pattern(each.scope_id)]
+        if len(found) == len(self.budgets):
+            return found
+        month = window_start("monthly", self._clock.time())
+        sums = await self.writer.sums(["scope"], round(month * 1000))
+        sums.sort(key=lambda each: (each.cost + each.doubt_cost, each.input_tokens + each.output_tokens), reverse=True)
+        scopes = dict.fromkeys([*(each.group[0] for each in sums), *self._table.made])
+        of_pattern: dict[str, list[Budget]] = {each.scope_id: [] for each in self.budgets if is_pattern(each.scope_id)}
+        for scope in scopes:
+            pattern = self._table.pattern_of(scope)
+            if pattern is not None and len(listed := of_pattern[pattern.scope_id]) < _MOST_LISTED:
+                listed.append(replace(pattern, scope_id=scope))
+        for name, listed in of_pattern.items():
+            found += listed or [self._table.given[name]]
+        return found
+
+    def warn_of_unused_budgets(self) -> None:
+        """Logs a warning about budgets of scopes (tenants) that have called no model, which may be misspelt. Called at
+        the end of a run; a warning is not repeated.
+        """
+        if said := self._table.unused():
+            _log.warning("budgets: %s", said)
 
     def budget(self, scope_id: str) -> Budget:
         """Returns the budget of a scope (a tenant). Raises UserError if the scope has no budget."""
         budget = self.budget_of(scope_id)
         if budget is None:
             raise UserError(
-                f"scope {scope_id} has no budget", hint=f"budgets have: {', '.join(self._budgets) or 'none'}"
+                f"scope {scope_id} has no budget", hint=f"budgets have: {', '.join(self._table.given) or 'none'}"
             )
         return budget
 
     def budget_of(self, scope_id: str) -> Budget | None:
         """Returns the budget of a scope (a tenant), or None if the scope has no budget."""
-        return self._budgets.get(checked_text(scope_id, "scope_id"))
+        return self._table.find(checked_text(scope_id, "scope_id"))
 
     def limits_answers(self, scope_id: str) -> bool:
         """Returns True if the budget of the scope (a tenant) limits tokens or cost. In that case the length of each
         answer must be limited. Returns False if the scope has no budget, or its budget limits only the number of
         calls.
         """
-        budget = self._budgets.get(scope_id)
+        budget = self._table.find(scope_id)
         return budget is not None and any(limit.measure != "calls" for limit in budget.limits())
 
     async def used(self, scope_id: str) -> Mapping[Window, Amounts]:
@@ -180,6 +221,21 @@ class Ledger:
         """
         if judgement.decision is not Decision.ALLOW:
             self.judged.append(JudgedCall(self._clock.time(), scope_id, call, principal, name, judgement))
+
+    def is_news(self, scope_id: str, judgement: Judgement) -> bool:
+        """Returns False for a judgement that only warns of limits of which this ledger has warned in their present
+        windows. A warning with each call near the end of a budget would hide all others.
+        """
+        if judgement.decision is not Decision.WARN:
+            return judgement.decision is not Decision.ALLOW
+        now, news = self._clock.time(), False
+        for window in judgement.near:
+            began = window_start(window, now)
+            if self._warned.get((scope_id, window), -1.0) < began:
+                if len(self._warned) >= _MOST_WARNED:
+                    self._warned.clear()
+                self._warned[scope_id, window], news = began, True
+        return news
 
     # -- before a call ------------------------------------------------------------------------------------------------
 
@@ -234,7 +290,7 @@ class Ledger:
         - `doubts`: rows of type "doubt" (the outcome of the call is not known). If this process dies before the call
           has ended, the shared writer records these rows, and ends the reservation.
         """
-        budget = self._budgets.get(checked_text(scope_id, "scope_id"))
+        budget = self._table.find_for_call(checked_text(scope_id, "scope_id"))
         checked_text(call, "call")
         if self._held:
             self._end_old_checks()
@@ -259,13 +315,13 @@ class Ledger:
         `doubts` are the rows with which a shared writer replaces the reservation if this process dies before the call
         has ended. They have the type "doubt", because the outcome of the call is then not known.
         """
-        budget = self._budgets.get(scope_id)
+        budget = self._table.find(scope_id)
         if budget is not None:
             self._accounts.hold(budget, call, wanted, doubts)
 
     def release(self, call: str, scope_id: str) -> None:
         """Ends the reservation of a call that was not made. Does nothing if the call has no reservation."""
-        budget = self._budgets.get(scope_id)
+        budget = self._table.find(scope_id)
         if budget is not None:
             self._accounts.release(budget, call)
 
@@ -289,9 +345,10 @@ class Ledger:
         if judged.decision in FITS:
             self._held[call] = who, self._clock.monotonic() + self._timeout_s
             self._held_by.setdefault(who, deque()).append(call)
-        self.note(context.job_id, context.scope_id, context.principal_id, "", judged)
-        if judged.decision is not Decision.ALLOW and self._on_decision is not None:
-            self._on_decision(context, judged)
+        if self.is_news(context.scope_id, judged):
+            self.note(context.job_id, context.scope_id, context.principal_id, "", judged)
+            if self._on_decision is not None:
+                self._on_decision(context, judged)
         return judged.decision
 
     def _end_old_checks(self) -> None:
@@ -482,6 +539,7 @@ class Ledger:
         """Stores the rows that wait, and closes the writer. Raises the error of the writer if rows cannot be stored;
         it is closed in that case too.
         """
+        self.warn_of_unused_budgets()
         try:
             await self.flush()
         finally:

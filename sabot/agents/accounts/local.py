@@ -36,6 +36,15 @@ class LocalAccounts:
         """Replaces the limits of the budget's scope (a tenant). The usage so far remains."""
         self.by_scope.setdefault(budget.scope_id, Account(windows=WINDOWS)).limits = [*budget.limits()]
 
+    def forget(self, scope_id: str) -> None:
+        """Drops the account of a scope (a tenant) from memory, unless it has reservations or is being loaded. The
+        account is loaded from the stored rows when it is needed again.
+        """
+        loading, account = self._loading.get(scope_id), self.by_scope.get(scope_id)
+        if account is not None and account.reserved == NOTHING and (loading is None or loading.done()):
+            del self.by_scope[scope_id]
+            self._loading.pop(scope_id, None)
+
     async def load(self, scope_id: str) -> None:
         """Loads the account of a scope (a tenant): it then contains the usage in the rows of the scope. Does nothing
         if the scope has no account.
@@ -84,8 +93,17 @@ class LocalAccounts:
         return self._reserve(budget, call, wanted)
 
     async def _reserve_loaded(self, budget: Budget, call: str, wanted: Amounts) -> Judgement:
-        await self.load(budget.scope_id)
+        await self._loaded(budget)
         return self._reserve(budget, call, wanted)
+
+    async def _loaded(self, budget: Budget) -> Account:
+        """Returns the account of the budget's scope (a tenant), loaded. It may have been dropped meanwhile (`forget`)."""
+        while True:
+            if budget.scope_id not in self.by_scope:
+                self.set_budget(budget)
+            await self.load(budget.scope_id)
+            if (account := self.by_scope.get(budget.scope_id)) is not None:
+                return account
 
     def _reserve(self, budget: Budget, call: str, wanted: Amounts) -> Judgement:
         account = self.by_scope[budget.scope_id]
@@ -132,8 +150,7 @@ class LocalAccounts:
         """Returns the usage of the budget's scope (a tenant) in the current hour, day and month, and its
         reservations.
         """
-        await self.load(budget.scope_id)
-        account, now = self.by_scope[budget.scope_id], self._clock.time()
+        account, now = await self._loaded(budget), self._clock.time()
         return Standing(account.used(now), account.reserved, now)
 
     async def close(self) -> None:

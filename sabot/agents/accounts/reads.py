@@ -11,6 +11,7 @@ from sabot.agents.accounts.budgets import JudgedCall
 from sabot.agents.accounts.contract import LedgerSum, LedgerWriter
 from sabot.agents.accounts.ledger import Ledger
 from sabot.base.accounts import Window, window_start
+from sabot.base.quantities import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +92,12 @@ async def used_facts(writer: LedgerWriter, query: BudgetQuery) -> BudgetFacts:
 
 
 async def limit_records(ledger: Ledger) -> list[LimitRecord]:
-    """Returns a record for each limit of each budget of a ledger. Must be called on the event loop of the ledger.
+    """Returns a record for each limit of the budgets of a ledger (`Ledger.budgets_in_use`). Called on its event loop.
     Raises BudgetUnavailable if a shared budget cannot be read.
     """
     doubts: dict[Window, dict[str, LedgerSum]] = {}
     found = []
-    for budget in ledger.budgets:
+    for budget in await ledger.budgets_in_use():
         standing = await ledger.standing(budget.scope_id)
         for measure, most, window in budget.limits():
             began = window_start(window, standing.at)
@@ -133,7 +134,7 @@ def sum_facts(words: Sequence[str], found: LedgerSum) -> dict[str, Any]:
         "read": found.input_tokens,
         "written": found.output_tokens,
         "in_doubt": found.doubt_tokens,
-        "cost": str(found.cost),
-        "cost_in_doubt": str(found.doubt_cost),
+        "cost": plain(found.cost),
+        "cost_in_doubt": plain(found.doubt_cost),
         "unpriced": found.unpriced,
     }

@@ -102,6 +102,9 @@ class SharedAccounts:
     def set_budget(self, budget: Budget) -> None:
         """Does nothing, because each step that is sent to the owner contains the budget."""
 
+    def forget(self, scope_id: str) -> None:
+        """Does nothing, because the owner keeps the accounts."""
+
     async def load(self, scope_id: str) -> None:
         """Does nothing, because the owner keeps the accounts."""
 

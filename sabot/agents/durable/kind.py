@@ -55,6 +55,11 @@ class DurableKind:
         facts = await budget_facts(self._app.accounts, msgspec.convert(asked, BudgetQuery))
         return cast("dict[str, Any]", msgspec.to_builtins(facts))
 
+    def warn_of_unused(self) -> None:
+        """Logs a warning about budgets of scopes that have called no model in this run, at its end."""
+        if self._app.accounts is not None:
+            self._app.accounts.warn_of_unused_budgets()
+
     def refuses(self, agents: Sequence[AgentSpec]) -> None:
         """Raises UserError if one of these agents is durable, and the journal of the app is a local directory or in
         memory. Then other worker processes could not use the journal.

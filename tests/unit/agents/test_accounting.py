@@ -23,6 +23,7 @@ from sabot.agents import (
     ModelPolicy,
     PolicyEngine,
     PostgresLedgerWriter,
+    RuntimeKernel,
     SqliteLedgerWriter,
 )
 from sabot.agents.accounts import ledger
@@ -58,6 +59,7 @@ from sabot.llm import (
     user,
 )
 from sabot.testing import FakeModelServer
+from tools.agent_tools import publish, started, until, values
 
 PRICES = PriceTable({"m": Price("1", "10"), "small": Price("0.1", "1")}, version="1")
 READ = 16 + 2  # "one", or "two", at most: what stands around a message, and its letters two by two
@@ -785,3 +787,42 @@ def test_the_address_of_a_redis_server_is_refused_as_a_place_of_budgets_and_its_
 
 def ledger_of_app(address: Any) -> Any:
     return App("desk", journal="memory", budgets=address)
+
+
+async def test_a_budget_of_a_pattern_limits_each_tenant_of_jobs_and_an_unused_one_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    provider = ScriptedProvider(answer, model="m")
+    engine = ExecutionEngine(provider, retries=0, prices=PRICES)
+
+    async def asks(ctx: DurableContext) -> Any:
+        return (await ctx.llm(engine).complete("one", max_tokens=100)).content
+
+    kernel = RuntimeKernel.create(
+        agent=asks, budgets=[Budget("tenant-*", max_calls_daily=1, warn_at=1), Budget("acne", max_calls_daily=5)]
+    )
+    async with kernel:
+        for scope in ("tenant-a", "tenant-b", "acme", "acme"):
+            assert await (await kernel.execute(ExecutionRequest(prompt="hi", scope_id=scope))).result() is not None
+        handle = await kernel.execute(ExecutionRequest(prompt="hi", scope_id="tenant-a"))
+        with pytest.raises(Exception, match="the daily budget of tenant-a has 1 calls"):
+            await handle.result()
+    (said,) = [each.getMessage() for each in caplog.records if each.name == "sabot.agents.accounts.ledger"]
+    assert said.endswith("was of the scope of these budgets: acne; did you mean acme?")
+
+
+async def test_an_app_without_durable_agents_names_the_budgets_that_nobody_had(
+    memory_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = ExecutionEngine(ScriptedProvider(answer, model="m"), retries=0, prices=PRICES)
+    app = App("shop", memory_url, budgets=[Budget("shopp", max_calls_daily=1)])
+
+    @app.agent("asks", sink="answers")
+    async def asks(ctx: Any) -> Any:
+        return (await engine.complete("one", max_tokens=100)).content
+
+    async with started(app):
+        publish(app, "asks", [{"n": 1}])
+        await until(lambda: values(app, "answers"))
+    (said,) = [each.getMessage() for each in caplog.records if each.name == "sabot.agents.accounts.ledger"]
+    assert said.endswith("was of the scope of these budgets: shopp; did you mean shop?")

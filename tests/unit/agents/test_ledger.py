@@ -25,6 +25,7 @@ from sabot.agents import (
 )
 from sabot.agents.accounts.budgets import ALLOWED
 from sabot.agents.accounts.guard import update_ledger
+from sabot.agents.accounts.reads import limit_records
 from sabot.base.accounts import Amounts
 from sabot.clock import ManualClock
 from sabot.connectors.sql.server import PostgresServer
@@ -562,3 +563,138 @@ def test_a_connection_that_breaks_off_as_it_is_made_is_a_server_that_is_not_ther
     with pytest.raises(BrokerUnavailable, match=r"PostgreSQL at db:5432/sabot: .*consuming input failed"):
         server.connect("")
     assert closed == [True]
+
+
+# -- budgets of patterns ---------------------------------------------------------------------------------------------------
+
+
+def of(scope: str) -> ExecutionContext:
+    return ExecutionContext(scope_id=scope)
+
+
+async def test_a_pattern_is_a_budget_for_each_scope_that_matches_and_a_name_stands_before_it(
+    writer: LedgerWriter,
+) -> None:
+    """`Budget("tenant-*")` limited nobody, in silence."""
+    budgets = [
+        Budget("*", max_tokens_daily=100, warn_at=1),
+        Budget("tenant-*", max_tokens_daily=200, warn_at=1),
+        Budget("tenant-big", max_tokens_daily=5000, warn_at=1),
+    ]
+    books = Ledger(writer, budgets=budgets, clock=ManualClock(NOON))
+    for scope, most in {"ann": 100, "tenant-a": 200, "tenant-b": 200, "tenant-big": 5000, "Tenant-a": 100}.items():
+        assert await books.check_budget(of(scope), most + 1) is BudgetDecision.DENY, scope
+        assert await books.check_budget(of(scope), most) is BudgetDecision.ALLOW, scope
+        assert await books.check_budget(of(scope), 1) is BudgetDecision.DENY, scope
+        await books.record_model_usage(of(scope), Usage(most))
+        assert (await books.used(scope))["daily"].tokens == most, "each has its own account"
+    assert (books.budget("tenant-a").scope_id, books.budget("tenant-a").max_tokens_daily) == ("tenant-a", 200)
+    again = Ledger(writer, budgets=budgets, clock=ManualClock(NOON))  # after a restart
+    assert await again.check_budget(of("tenant-a"), 1) is BudgetDecision.DENY
+    assert (await again.used("tenant-b"))["daily"].tokens == 200
+    assert await again.check_budget(of("tenant-new"), 200) is BudgetDecision.ALLOW
+
+
+async def test_a_budget_that_is_set_later_counts_what_a_scope_has_used_by_its_pattern() -> None:
+    books = Ledger(
+        InMemoryLedgerWriter(), budgets=[Budget("t-*", max_tokens_daily=100, warn_at=1)], clock=ManualClock(NOON)
+    )
+    await books.check_budget(of("t-1"), 90)
+    await books.record_model_usage(of("t-1"), Usage(90))
+    books.set_budget(Budget("t-*", max_tokens_daily=150, warn_at=1))
+    assert await books.check_budget(of("t-1"), 61) is BudgetDecision.DENY
+    books.set_budget(Budget("t-1", max_tokens_daily=300, warn_at=1))
+    assert await books.check_budget(of("t-1"), 211) is BudgetDecision.DENY
+    assert await books.check_budget(of("t-1"), 210) is BudgetDecision.ALLOW
+    assert await books.check_budget(of("t-2"), 151) is BudgetDecision.DENY
+
+
+@pytest.mark.parametrize("given", ["?", "[ab]*", "a*", "*"])
+async def test_all_wildcards_of_rules_are_those_of_budgets(given: str) -> None:
+    books = Ledger(InMemoryLedgerWriter(), budgets=[Budget(given, max_calls_daily=0)], clock=ManualClock(NOON))
+    assert await books.check_budget(of("a")) is BudgetDecision.DENY
+    assert await books.check_budget(of("cc")) is (BudgetDecision.DENY if given == "*" else BudgetDecision.ALLOW)
+
+
+async def test_more_scopes_than_are_kept_in_memory_keep_their_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sabot.agents.accounts.budgets._MOST_SCOPES", 3)
+    books = Ledger(
+        InMemoryLedgerWriter(), budgets=[Budget("*", max_tokens_daily=10, warn_at=1)], clock=ManualClock(NOON)
+    )
+    held = [await books.check_budget(of("held"), 10)]
+    for number in range(20):
+        assert await books.check_budget(of(str(number)), 10) is BudgetDecision.ALLOW
+        await books.record_model_usage(of(str(number)), Usage(10))
+    assert len(books._accounts.by_scope) <= 4
+    assert held == [BudgetDecision.ALLOW]
+    for scope in ("held", "0", "7", "19"):
+        assert await books.check_budget(of(scope), 1) is BudgetDecision.DENY, scope
+
+
+async def test_what_is_shown_of_a_pattern_is_each_scope_that_has_used_something(writer: LedgerWriter) -> None:
+    books = Ledger(
+        writer,
+        budgets=[
+            Budget("t-*", max_tokens_daily=100),
+            Budget("u-*", max_tokens_daily=5),
+            Budget("ann", max_calls_daily=1),
+        ],
+        clock=ManualClock(NOON),
+    )
+    for scope, tokens in {"t-1": 10, "t-2": 70, "other": 3}.items():
+        await books.record_model_usage(of(scope), Usage(tokens))
+    shown = [(each.scope, int(each.spent), int(each.limit)) for each in await limit_records(books)]
+    assert shown == [("ann", 0, 1), ("t-2", 70, 100), ("t-1", 10, 100), ("u-*", 0, 5)]
+
+
+async def test_a_budget_of_a_scope_that_nobody_had_is_named_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    books = Ledger(
+        InMemoryLedgerWriter(),
+        budgets=[
+            Budget("acmee", max_calls_daily=1),
+            Budget("ann", max_calls_daily=9),
+            Budget("x-*", max_calls_daily=1),
+        ],
+    )
+    for scope in ("acme", "ann"):
+        await books.check_budget(of(scope))
+    await books.close()
+    await books.close()
+    (said,) = [each.getMessage() for each in caplog.records]
+    assert said == (
+        "budgets: no call of a model in this process was of the scope of these budgets: acmee, x-*; did you mean acme?"
+    )
+    caplog.clear()
+    idle = Ledger(InMemoryLedgerWriter(), budgets=[Budget("acmee", max_calls_daily=1)])
+    await idle.close()
+    assert not caplog.records, "nobody called"
+
+
+async def test_a_warning_comes_once_in_a_window_and_a_decision_with_each_call() -> None:
+    clock, told = ManualClock(NOON), list[str]()
+    books = Ledger(
+        InMemoryLedgerWriter(),
+        budgets=[Budget("tenant", max_tokens_hourly=1000, max_tokens_daily=3000)],
+        clock=clock,
+        on_decision=lambda context, judged: told.append(judged.reason),
+    )
+
+    async def call(tokens: int) -> BudgetDecision:
+        decided = await books.check_budget(TENANT, tokens)
+        await books.record_model_usage(TENANT, Usage(tokens))
+        return decided
+
+    assert [await call(10) for _ in range(2)] == [BudgetDecision.ALLOW] * 2
+    assert [await call(10) for _ in range(3)] == [BudgetDecision.ALLOW] * 3
+    assert await call(760) is BudgetDecision.WARN
+    assert [await call(10) for _ in range(5)] == [BudgetDecision.WARN] * 5
+    assert (len(told), len(books.judged)) == (1, 1)
+    assert told[0] == "of the hourly budget of tenant, 1000 tokens, 810 may be used with this call"
+    clock.advance(3600)
+    assert [await call(860), await call(10)] == [BudgetDecision.WARN] * 2
+    assert len(told) == 2
+    clock.advance(3600)
+    assert [await call(10) for _ in range(2)] == [BudgetDecision.ALLOW] * 2
+    assert [await call(720), await call(10)] == [BudgetDecision.WARN] * 2
+    assert len(told) == 3
+    assert told[2] == "of the daily budget of tenant, 3000 tokens, 2470 may be used with this call"
