@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
-from sabot.base.checks import OneOf, Whole, check, check_called, check_fields
+from sabot.base.checks import FLAG, OneOf, Whole, check, check_called, check_fields
 from sabot.base.config import Duration, checked_name, parse_bytes, parse_seconds
 from sabot.base.redaction import keep_secret, keep_settings, keep_url, redacted_url
 from sabot.errors import UserError, short_repr
@@ -185,6 +185,7 @@ class McpServerOptions(TypedDict, total=False):
     limits: ResourceLimits | None
     trust: Sandbox | TrustLevel | str | None
     connect: Connect | None
+    legacy: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
@@ -200,6 +201,9 @@ class McpServerSpec:
     - `connect`: a function `connect(key, ended)` that connects to the server. `key` is the SessionKey. It returns an
       asynchronous context manager that yields two message streams of the MCP SDK, one to read and one to write. If the
       server ends, it has to call `ended(reason)`.
+    - `legacy`: True to use only versions of the protocol before 2026-07-28, in which a tool can ask something while it
+      runs (`ctx.elicit` of the SDK). A pool finds out by itself that a server needs this, but only when a call of a
+      tool has failed at its question.
     """
 
     name: str
@@ -211,6 +215,7 @@ class McpServerSpec:
     limits: ResourceLimits | None = None
     trust: Sandbox | TrustLevel | str | None = None
     connect: Connect | None = None
+    legacy: bool = False
 
     @property
     def way(self) -> str:
@@ -235,6 +240,7 @@ class McpServerSpec:
             )
         if self.url and not self.url.startswith(("http://", "https://")):
             raise UserError(f"{where}: url={short_repr(self.url)}", hint='"http://localhost:8000/mcp"')
+        check(f"{where}: legacy", self.legacy, FLAG)
         check_called(where, environment=self.environment, headers=self.headers, connect=self.connect)
         sandbox_of(self.trust)
         if not self.command and (self.environment or self.working_dir or self.limits or self.trust):

@@ -15,14 +15,20 @@ hung session ends. If the sessions of a server hang again and again, `McpServerP
 is opened.
 
 A server may have to ask something before it can answer a call. Since version 2026-07-28 of the protocol it puts the
-question into its answer, with a state that the next request returns to it. In older versions it sends a request of its
-own. This request does not name the call, so this module can answer it only if a single call is under way.
+question into its answer, with a state that the next request returns to it. The call has ended with the question, so if
+the server does not know the state any more, the call begins anew. In older versions the server sends a request of its
+own while the call is under way. This request does not name the call, so this module can answer it only if a single call
+is under way. If the session ends before the answer, nobody knows what the call has done.
+
+A tool that was written for older versions (`ctx.elicit` of the SDK) cannot ask in a session of the newer one, and its
+call fails at the question. Then `asks_as_before` is True, and the pool opens sessions of the older version.
 """
 
 import asyncio
 import contextlib
 import inspect
 import logging
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -57,6 +63,7 @@ from sabot.mcp.wire import (
     CLOSED,
     all_pages,
     as_json,
+    asks_as_before,
     check_encoded,
     check_granted,
     client_version,
@@ -69,7 +76,9 @@ from sabot.mcp.wire import (
     recordable,
     refusal,
     responses_of,
+    state_unknown,
     unsent,
+    visits_wanted,
 )
 
 _log = logging.getLogger(__name__)
@@ -84,6 +93,8 @@ _CLOSE_SECONDS = 10.0
 _ANSWER_SECONDS = 60.0  # seconds in which the answer of a person must be passed on
 _ROUNDS = 20  # the most rounds of a call whose server only wants to be asked again
 _ROUND_SECONDS = 0.1
+_OF_SESSION = "session:"  # the beginning of the states of calls that wait in their session
+_BEFORE = re.compile("[0-9a-f]{32}")  # … as journals of earlier versions of Sabot have them
 _CALLED: TypeAdapter[Any] = TypeAdapter(types.CallToolResult | types.InputRequiredResult)
 
 
@@ -185,6 +196,7 @@ class McpConnection:
     - `failed_at_discover`: True if the server's program ended before the session was open. The cause may be that it is
       an older program, which does not know the first message, `server/discover`. The pool then opens a new session with
       `legacy=True`.
+    - `asks_as_before`: True if a tool of the server has tried to ask something in the way of older versions.
     """
 
     def __init__(
@@ -213,6 +225,7 @@ class McpConnection:
         self.used_at = 0.0
         self.busy = 0
         self.failed_at_discover = False
+        self.asks_as_before = False
         self._spec = spec
         self._config = config
         self._samples = samples
@@ -235,6 +248,11 @@ class McpConnection:
     def is_open(self) -> bool:
         """True if the session was opened and has not ended. A hung session counts as open, although new calls fail."""
         return self.state in (SessionState.OPEN, SessionState.HUNG)
+
+    @property
+    def is_modern(self) -> bool:
+        """True if the session has a version of the protocol in which a server asks by the answer to a call."""
+        return self.version >= _MODERN
 
     @property
     def _session(self) -> Any:
@@ -366,7 +384,7 @@ class McpConnection:
         not offer such a subscription.
         """
         capabilities = self._client.server_capabilities.tools
-        if self.version >= _MODERN and capabilities is not None and capabilities.list_changed:
+        if self.is_modern and capabilities is not None and capabilities.list_changed:
             self._listener = asyncio.create_task(self._listen())
             self._listener.add_done_callback(seen)
 
@@ -395,7 +413,7 @@ class McpConnection:
         seconds = min(_PING_SECONDS, self._config.seconds("request_timeout"))
         try:
             async with asyncio.timeout(seconds):
-                if self.version >= _MODERN:
+                if self.is_modern:
                     await self._session.send_discover(self.version)
                 else:
                     await self._session.send_ping()
@@ -443,6 +461,7 @@ class McpConnection:
         progress: OnProgress | None = None,
         answers: Mapping[str, Any] | None = None,
         state: str = "",
+        may_repeat: bool = False,
     ) -> McpResult:
         """Calls a tool, and returns its result. If the server has questions before it can answer, the result contains
         the questions and a `state`. The caller then calls this method again with the answers and this `state`.
@@ -453,6 +472,8 @@ class McpConnection:
           progress, but the whole call takes at most `max_call_time`.
         - `progress`: a function, sync or async, that is called with the server's reports of progress.
         - `answers`: the answers by the keys of the questions. `state`: the `state` of the result with the questions.
+        - `may_repeat`: True if it does no harm to make the call twice. If the call that had asked was under way in a
+          session that has ended, the result is then `McpResult(restart=True)` instead of an error.
 
         Raises McpError. Its subclass shows whether the call was not sent, was done, or may have been done.
         """
@@ -462,8 +483,8 @@ class McpConnection:
             call = self._suspended.pop(state)
             call.go_on(answers or {})
             return await self._until_it_asks(call)
-        if answers is not None and self.version < _MODERN:
-            raise McpConnectionLost(self.key.server, f"{name}: the call that had asked is gone, with its session")
+        if answers is not None and (state.startswith(_OF_SESSION) or not self.is_modern):
+            return self._restarted(name, state, may_repeat)
         check_granted(self.key.server, name, answers or {})
         await self._until_usable()
         await self.refresh()
@@ -471,12 +492,29 @@ class McpConnection:
         call = SentCall(name, seconds, self._config.most_seconds(seconds))
         responses = {} if answers is None else responses_of(answers)
         request = self._request_call(call, name, arguments, progress, responses, state)
-        if self.version >= _MODERN:
-            async with self._in_time(call):
-                return await request
+        if self.is_modern:
+            try:
+                async with self._in_time(call):
+                    return await request
+            except McpRefused as error:
+                if answers is None or not state_unknown(error):
+                    raise
+                return self._restarted(name, state, may_repeat)
         call.task = asyncio.create_task(request)
         call.task.add_done_callback(seen)
         return await self._until_it_asks(call)
+
+    def _restarted(self, name: str, state: str, may_repeat: bool) -> McpResult:
+        """Returns the result that tells the caller to begin the call anew, because neither this session nor the server
+        knows `state`. Raises McpConnectionLost if the call was under way in a session when it asked, since it may have
+        changed something before its question, unless `may_repeat` is True.
+        """
+        if not may_repeat and (state.startswith(_OF_SESSION) or _BEFORE.fullmatch(state)):
+            raise McpConnectionLost(
+                self.key.server,
+                f"{name}: its session ended while a person was asked, and nobody knows what it had done before",
+            )
+        return McpResult(restart=True)
 
     @contextlib.asynccontextmanager
     async def _in_time(self, call: SentCall) -> AsyncIterator[None]:
@@ -521,7 +559,7 @@ class McpConnection:
             if call.task.done():
                 return call.task.result()
             stays = True
-            state = secrets.token_hex(16)
+            state = f"{_OF_SESSION}{secrets.token_hex(16)}"
             self._suspended[state] = call
             seconds = self._config.seconds("question_timeout") + _ANSWER_SECONDS
             call.forget = asyncio.get_running_loop().call_later(seconds, self.forget, state)
@@ -561,8 +599,18 @@ class McpConnection:
             try:
                 send = self._session.send_request
                 found = await self._sent(name, send, request, _CALLED, progress_callback=on_progress)
-            except McpRefused as error:  # the tool's schema demands headers: nothing was done
-                if error.number != HEADER_MISMATCH or relisted:
+            except McpRefused as error:
+                if self.is_modern and asks_as_before(error):
+                    self.asks_as_before = True
+                    raise McpConnectionLost(
+                        self.key.server,
+                        f"{name} was broken off when it asked in the way of older versions of the protocol, and nobody "
+                        "knows what it had done before; from now on the server is used with an older version",
+                        hint="legacy=True of this server uses the older version from the beginning",
+                    ) from None
+                if visits := visits_wanted(error):
+                    return recordable(self.key.server, name, McpResult(questions=visits, restart=True))
+                if error.number != HEADER_MISMATCH or relisted:  # else its schema demands headers: nothing was done
                     raise
                 relisted = True
                 await self._list_tools()

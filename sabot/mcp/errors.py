@@ -13,6 +13,8 @@ ToolError                    of `sabot.llm.errors`: an agent's model is told
     └── McpToolChanged       the tool is not the one that was offered, or is gone; nothing was sent
 """
 
+from typing import Any
+
 from sabot.errors import NotSent, TransientError
 from sabot.llm.errors import ToolError, ToolTimeout
 
@@ -51,12 +53,14 @@ class McpTimeout(McpError, ToolTimeout):
 
 class McpRefused(McpError):
     """The server answered with an error. Or it requested something before it could answer, such as an answer of a
-    model, and that was refused. `number`: the JSON-RPC code of the error, or 0 if it has none.
+    model, and that was refused. `number`: the JSON-RPC code of the error, or 0 if it has none. `data`: what the error
+    has besides its message.
     """
 
-    def __init__(self, server: str, message: str, number: int = 0, *, hint: str = "") -> None:
+    def __init__(self, server: str, message: str, number: int = 0, *, data: Any = None, hint: str = "") -> None:
         super().__init__(server, message, hint=hint)
         self.number = number
+        self.data = data
 
 
 class McpResultTooLarge(McpError):

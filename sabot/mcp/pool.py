@@ -113,6 +113,7 @@ class McpServerPool:
         self._tasks = TaskSet("the McpServerPool")
         self._changed = asyncio.Event()  # set when there may be room, and replaced
         self._legacy: set[str] = set()  # the servers whose program ends at `server/discover`
+        self._ask_as_before: set[str] = set()  # those whose tools ask as in older versions of the protocol
         self._hangs: dict[SessionKey, Failures] = {}  # by session: hangs in a row, without an answer to a call
         self._sweep: asyncio.Task[None] | None = None
         self._closed = False
@@ -286,7 +287,11 @@ class McpServerPool:
         """
 
         async def call(connection: "McpConnection") -> McpResult:
-            result = await connection.call(name, arguments, **options)
+            try:
+                result = await connection.call(name, arguments, **options)
+            finally:
+                if connection.asks_as_before:
+                    self._begin_legacy(key.server)
             self._hangs.pop(key, None)
             return result
 
@@ -385,7 +390,7 @@ class McpServerPool:
                 key,
                 self.config,
                 samples=self._sampling is not None,
-                legacy=key.server in self._legacy,
+                legacy=key.server in self._legacy | self._ask_as_before or self._specs[key.server].legacy,
                 on_over=self._over,
                 on_hung=self._hung,
             )
@@ -473,6 +478,27 @@ class McpServerPool:
         self._over(connection)
         self._closing += 1
         return self._closed_down(connection)
+
+    def _begin_legacy(self, server: str) -> None:
+        """Uses a server with an older version of the protocol from now on. The sessions that it has end when their calls
+        have ended; new calls get other sessions.
+        """
+        if server not in self._ask_as_before:
+            self._ask_as_before.add(server)
+            _log.warning(
+                "MCP server %s: %s", server, "its tools ask as those of older versions do: legacy=True is right for it"
+            )
+        for each in [each for each in self._opened.values() if each.key.server == server and each.is_modern]:
+            self._over(each)
+            self._closing += 1
+            self._tasks.begin(self._closed_when_idle(each))
+
+    async def _closed_when_idle(self, connection: "McpConnection") -> None:
+        try:
+            while not connection.is_idle:
+                await self._changed.wait()
+        finally:  # also if the pool is closed
+            await self._closed_down(connection)
 
     async def _closed_down(self, connection: "McpConnection") -> None:
         try:

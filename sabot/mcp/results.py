@@ -20,12 +20,15 @@ class McpResult(ToolAnswer, frozen=True, omit_defaults=True, kw_only=True):
       …}`. A result with questions has no content. The caller then calls the tool again with the answers and with
       `state`.
     - `state`: a text that the server, or the session, needs to continue the call.
+    - `restart`: True if the call was not done, and cannot continue with answers. The caller makes the call again from
+      its beginning, but first gets the answers to `questions`, if there are any. Such a result has no content.
     """
 
     content: list[dict[str, Any]] = msgspec.field(default_factory=list)
     structured: Any = None
     questions: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
     state: str = ""
+    restart: bool = False
 
     @property
     def text(self) -> str:

@@ -25,7 +25,7 @@ from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.tools import UNTRUSTED, InDoubt, Tool, ToolCaller, as_tool
 from sabot.mcp.config import McpConfig, SessionKey
 from sabot.mcp.elicitation import reply_of, shown_question
-from sabot.mcp.errors import McpRefused
+from sabot.mcp.errors import McpConnectionLost, McpRefused, McpTimeout
 from sabot.mcp.offers import Offer, OfferedArguments, mismatch_with
 from sabot.mcp.results import McpResult
 
@@ -71,12 +71,13 @@ class RemoteTool:
         self._name = name
         self._options: dict[str, Any] = {"expects": expects, "timeout_s": timeout_s, "progress": progress}
         self._questions = questions
+        self._lost = set[str]()  # states of calls of which a person was asked whether they were done
 
     async def __call__(self, **arguments: Any) -> McpResult:
         """Calls the tool for a caller that is not an agent, and returns its answer. Raises McpError."""
         context = RequestContext()
         site = DirectCaller(DirectTools(context), context)
-        return await self._talk(site, self._key, partial(self._once, self._key), arguments, McpResult())
+        return await self._talk(site, self._key, partial(self._once, self._key, False), arguments, McpResult())
 
     async def converse(self, tool: Tool, site: ToolCaller, arguments: Mapping[str, Any]) -> McpResult:
         """Makes the call for an agent, and returns the result. If the server asks a question first, a person or a model
@@ -87,7 +88,7 @@ class RemoteTool:
         `site.make` raises in place of it. If the server asks too often, this is McpRefused.
         """
         key = replace(self._key, scope=site.scope or self._key.scope, principal=site.principal or self._key.principal)
-        step = replace(tool, func=partial(self._once, key), converse=None)
+        step = replace(tool, func=partial(self._once, key, RULES[tool.effect].repeatable), converse=None)
 
         async def make(**given: Any) -> Any:
             return await site.make(step, given)
@@ -108,29 +109,50 @@ class RemoteTool:
         those of the step. `unknown`: the result of a call that was done, and whose result nobody knows.
         """
         given: dict[str, Any] = {}
+        answered: list[tuple[Any, Any]] = []  # the questions of this call, each with its answer
+        earlier: list[tuple[Any, Any]] = []  # … of the call that had to begin anew
         for _ in range(self._questions.most + 1):
             said = await make(**{**arguments, **given})
             if said is None:
                 return unknown
             result = said if isinstance(said, McpResult) else msgspec.convert(said, McpResult)
+            if result.restart and not result.questions:
+                given, earlier, answered = {}, earlier + answered, []
+                continue
             if not result.questions:
                 return result
+            answers: dict[str, Any] = {}
             try:
-                answers = {
-                    name: await self._questions.answer(site, key.server, self._name, question)
-                    for name, question in result.questions.items()
-                }
+                for name, question in result.questions.items():
+                    known = next((each for each in earlier if each[0] == question), None)
+                    if known is None:
+                        known = question, await self._questions.answer(site, key.server, self._name, question)
+                    else:
+                        earlier.remove(known)  # a server that asks the same once more wants another answer
+                    answered.append(known)
+                    answers[name] = known[1]
             except (Exception, asyncio.CancelledError):  # not if a durable job is parked: it goes on later
                 self._forget(key, result.state)
                 raise
             given = {_ANSWERS: answers, _STATE: result.state}
+            if result.restart:
+                if any(each.get("result", {}).get("action") != "accept" for each in answers.values()):
+                    raise McpRefused(key.server, f"{self._name} was not done: nobody visits the address that it names")
+                given, answered = {}, []
         raise McpRefused(key.server, f"{self._name} asked more than {self._questions.most} times")
 
-    async def _once(self, key: SessionKey, **arguments: Any) -> McpResult:
-        options = dict(self._options)
-        if _ANSWERS in arguments:
-            options |= {"answers": arguments.pop(_ANSWERS), "state": arguments.pop(_STATE)}
-        return await self._step(key, self._name, arguments, options)
+    async def _once(self, key: SessionKey, repeatable: bool, /, **arguments: Any) -> McpResult:
+        """Makes one step of a call. `repeatable`: True if it does no harm to make the call twice."""
+        if _ANSWERS not in arguments:
+            return await self._step(key, self._name, arguments, self._options)
+        state = arguments.pop(_STATE)
+        more = {"answers": arguments.pop(_ANSWERS), "state": state, "may_repeat": repeatable or state in self._lost}
+        try:
+            return await self._step(key, self._name, arguments, self._options | more)
+        except (McpConnectionLost, McpTimeout):
+            # If this step is made once more, a person has said that the call was not done: then it may begin anew.
+            self._lost.add(state)
+            raise
 
 
 # -- questions --------------------------------------------------------------------------------------------------------

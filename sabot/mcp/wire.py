@@ -127,6 +127,34 @@ def check_granted(server: str, what: str, answers: Mapping[str, Any]) -> None:
             raise McpRefused(server, f"{what} asks for {each['method']}, which was refused: {words}", number)
 
 
+def state_unknown(error: McpRefused) -> bool:
+    """Returns True if the server does not know, or accepts no longer, the state with which a call should continue. The
+    server has done nothing then. The SDK's server forgets all states when it ends, and each after ten minutes.
+    """
+    return error.number == types.INVALID_PARAMS and "requeststate" in error.message.lower().replace(" ", "")
+
+
+def visits_wanted(error: McpRefused) -> dict[str, dict[str, Any]]:
+    """Returns the questions of a server that has refused a call until a person has visited addresses, by their keys, in
+    the form of `McpResult.questions`. The server has done nothing then. Returns {} for any other error.
+    """
+    told = error.data.get("elicitations") if isinstance(error.data, Mapping) else None
+    if error.number != types.URL_ELICITATION_REQUIRED or not isinstance(told, list):
+        return {}
+    return {
+        f"visit{number}": {"method": "elicitation/create", "params": {**each, "mode": "url"}}
+        for number, each in enumerate(told, 1)
+        if isinstance(each, Mapping)
+    }
+
+
+def asks_as_before(error: McpRefused) -> bool:
+    """Returns True if a tool of the SDK's server has failed because it sent a request to the client, as tools do for
+    versions of the protocol before 2026-07-28. In a session of that version the SDK refuses such requests.
+    """
+    return error.number == types.INVALID_REQUEST and "no back-channel" in error.message
+
+
 def is_closed(error: MCPError) -> bool:
     """Returns True if the error means that the session has ended."""
     return bool(error.code == CLOSED and str(error.message) == "Connection closed")
@@ -170,7 +198,7 @@ def refusal(server: str, what: str, error: MCPError, config: McpConfig) -> McpEr
         return McpUnavailable(server, words)
     if error.code == UNREADABLE:
         return McpInvalidAnswer(server, f"{what}: {words}")
-    return McpRefused(server, f"{what}: {words}", error.code)
+    return McpRefused(server, f"{what}: {words}", error.code, data=error.data)
 
 
 def unsent(error: SabotError, server: str = "") -> McpUnavailable:
