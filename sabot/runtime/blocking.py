@@ -53,9 +53,9 @@ class _BlockedCall:
 class BlockingMonitor:
     """A monitor of an event loop and the threads of streams. Made and closed on the loop."""
 
-    def __init__(self, busy: Callable[[], tuple[Sequence[BusyTask], Mapping[str, int]]]) -> None:
+    def __init__(self, busy: Callable[[], tuple[Sequence[BusyTask], Mapping[str, int]]] | None = None) -> None:
         """`busy`: returns the tasks of streams, and the number of waiting records by agent. It is called from any
-        thread.
+        thread. None if there are no streams and no records, as in a kernel.
         """
         self._busy = busy
         self._loop = asyncio.get_running_loop()
@@ -76,7 +76,8 @@ class BlockingMonitor:
             now = SYSTEM_CLOCK.monotonic()
             if not self._look_at_loop(now):
                 return
-            self._look_at_steps(now)
+            if self._busy is not None:
+                self._look_at_steps(now, self._busy()[0])
 
     def _look_at_loop(self, now: float) -> bool:
         """Reports a blocked loop. Returns False if the loop is closed."""
@@ -91,9 +92,9 @@ class BlockingMonitor:
             found = held_up_by(self._thread)
             if found is not None:
                 name, where = found
-                behind = "" if first else f"; behind it wait {self._behind()}"
+                behind = "" if first or self._busy is None else f"; behind it wait {self._behind(self._busy)}"
                 _log.warning(
-                    "%s blocks the event loop for %.0f s: %s%s; nothing else of the app runs: await, or asyncio.to_thread(…)",
+                    "%s blocks the event loop for %.0f s: %s%s; nothing else on it runs: await, or asyncio.to_thread(…)",
                     *(self._task_name() or name, now - told.since, where, behind),
                 )
         return True
@@ -106,13 +107,12 @@ class BlockingMonitor:
         task = asyncio.current_task(self._loop)
         return "" if task is None or task.get_name().startswith("Task-") else task.get_name().partition("#")[0]
 
-    def _behind(self) -> str:
-        _, waiting = self._busy()
+    def _behind(self, busy: Callable[[], tuple[Sequence[BusyTask], Mapping[str, int]]]) -> str:
+        _, waiting = busy()
         said = [f"{rows} records of agent {agent}" for agent, rows in waiting.items() if rows]
         return ", ".join(said) or "no records"
 
-    def _look_at_steps(self, now: float) -> None:
-        tasks, _ = self._busy()
+    def _look_at_steps(self, now: float, tasks: Sequence[BusyTask]) -> None:
         for task in tasks:
             since = task.taking_since
             told = self._steps.get(task.name)

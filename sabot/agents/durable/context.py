@@ -180,8 +180,11 @@ class DurableContext(AgentContext):
         this call is returned without waiting. Raises TimeoutError if there is no signal within `timeout`.
         """
         checked_text(name, "wait: name")
-        async with asyncio.timeout(None if timeout is None else parse_seconds(timeout, name="timeout")):
-            signal: Signal = await self._job.wait(name)
+        try:
+            async with asyncio.timeout(None if timeout is None else parse_seconds(timeout, name="timeout")):
+                signal: Signal = await self._job.wait(name)
+        except TimeoutError:
+            raise TimeoutError(f"job {self.job_id}: no signal {short_repr(name)} came within {timeout}") from None
         return _value(signal.body)  # type: ignore[arg-type]
 
     async def child(self, agent: Callable[..., Any] | str, message: Any) -> Any:

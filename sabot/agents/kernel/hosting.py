@@ -7,6 +7,7 @@ caller ─▶ place? ─▶ begun ─▶ runs ◀── woken, resumed, begun by
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -39,7 +40,9 @@ from sabot.jobs.tree import first_of, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
 from sabot.journal.effects import digest
-from sabot.journal.entries import Begin, EffectResult, End, Entry
+from sabot.journal.entries import Answer, Begin, Cancel, EffectResult, End, Entry, Signal
+
+_log = logging.getLogger(__name__)
 
 _TURNS = 20  # turns of the event loop in which a caller that got a handle may begin to listen
 _RETOLD_ENTRIES = 1_024  # last entries of the journal: the events of jobs that ended there are published again
@@ -50,7 +53,7 @@ _TRIMS = 10  # times that the journal is trimmed while `keep_jobs` jobs end
 class KernelHost:
     """The part of a kernel that runs its jobs, while the kernel has its journal open. All methods are called on the
     event loop of the kernel. `open` contains, by id, the jobs that were open in the journal when the host was started
-    and were not resumed yet.
+    and were not resumed yet. `resumed` is True if the program has asked for that, or was warned that it has not.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class KernelHost:
         self.open: dict[str, OpenJob] = {}
         self.handles: dict[str, ExecutionHandle] = {}  # by id, for jobs that have not ended; blocked ones too
         self.failure: SabotError | None = None
+        self.resumed = False
         self._agents, self._new, self._clock = agents, handle, clock
         self._keep_jobs, self._dedupe_s = keep_jobs, dedupe_s
         self._children = children
@@ -89,7 +93,7 @@ class KernelHost:
         self._shown = shown
         self._showing: asyncio.Task[None] | None = None
         self._news = False  # the journal has entries that the stores do not show yet
-        self._listener = _KernelEvents(events, self._given, self._show if shown else None)
+        self._listener = _KernelEvents(events, self._given, self._look_at, self._show if shown else None)
         how: dict[str, Any] = {"clock": clock, "stop_grace_s": grace_s, "listener": self._listener, "guard": policy}
         self._host = JobHost(journal, on_broken=self._broke, **how)
         for agent in agents.values():
@@ -122,6 +126,10 @@ class KernelHost:
                 hint="give it these agents too, and the name= that the kernel had",
             )
         self.open = {job.job_id: job for job in found}
+        if self.open:
+            _log.info(
+                "%s has %d open jobs: await kernel.resume() goes on with them", self.journal.where, len(self.open)
+            )
         try:
             for store in self._shown:
                 await store.show(self.journal)
@@ -181,6 +189,22 @@ class KernelHost:
         if self.failure is not None:
             raise self.failure
 
+    def _look_at(self, notice: Notice) -> None:
+        """Logs a warning for the first entry by which somebody wants a job to go on that this kernel does not run."""
+        if not self.resumed and isinstance(notice, Answer | Signal | Cancel) and notice.job in self.open:
+            what = {Answer: "an answer", Signal: "a signal", Cancel: "a cancel"}[type(notice)]
+            self._warn_of_open(f"job {notice.job} has got {what}, and nothing follows: ")
+
+    def _warn_of_open(self, why: str = "") -> None:
+        """Logs, once, that jobs are open which the program has not resumed."""
+        if self.open and not self.resumed:
+            self.resumed = True
+            _log.warning(
+                "%s%s has %d jobs that were open when the kernel was started. They do not go on before `await "
+                "kernel.resume()`: call it once after each start",
+                *(why, self.journal.where, len(self.open)),
+            )
+
     def _check_begins(self) -> None:
         """Raises the error that has stopped the host, or UserError if the host is stopping. A job that began then would
         have a handle that nobody settles.
@@ -198,6 +222,7 @@ class KernelHost:
     # -- jobs begin ---------------------------------------------------------------------------------------------------
 
     async def execute(self, agent: KernelAgent, job_id: str, request: ExecutionRequest) -> ExecutionHandle:
+        self._warn_of_open()
         record = encode_request(request)
         name = b""  # a digest is only needed for a request that may come again
         if request.idempotency_key:
@@ -491,7 +516,11 @@ def _let_in(caller: "asyncio.Future[None]") -> None:
 
 class _KernelEvents(JobEvents):
     def __init__(
-        self, events: InMemoryEventBus, given: dict[str, asyncio.Event], durable: Callable[[], None] | None
+        self,
+        events: InMemoryEventBus,
+        given: dict[str, asyncio.Event],
+        seen: Callable[[Notice], None],
+        durable: Callable[[], None] | None,
     ) -> None:
         """Makes the listener that publishes the events of a kernel's jobs, and keeps the pieces of answers until they
         are recorded.
@@ -499,10 +528,11 @@ class _KernelEvents(JobEvents):
         - `events`: the bus.
         - `given`: by job id, an asyncio.Event for each job that has not called a model yet. It is set when the caller
           of `execute` has got the handle of the job.
+        - `seen`: a function that is called with each notice.
         - `durable`: a function that is called each time after entries have become durable, or None.
         """
         super().__init__(events.publish, events.wants)
-        self._given, self._durable = given, durable
+        self._given, self._seen, self._durable = given, seen, durable
         self.kept = KeptPieces()
 
     async def wants_fragments(self, job_id: str) -> bool:
@@ -525,6 +555,7 @@ class _KernelEvents(JobEvents):
         if isinstance(notice, Fragment):
             self.kept.add(notice)  # before it is published: what a listener finds kept, it may leave out of its queue
         await super().publish(notice)
+        self._seen(notice)
         if isinstance(notice, Fragment | Blocked):
             return
         if isinstance(notice, EffectResult):

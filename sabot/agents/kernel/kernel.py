@@ -29,7 +29,7 @@ from sabot.agents.store import LentStore
 from sabot.api.child_limits import ChildLimits, checked_limits
 from sabot.base.checks import Of, Whole, check
 from sabot.base.config import Duration, checked_name, checked_text, parse_seconds
-from sabot.base.threads import run_in_thread, run_to_end
+from sabot.base.threads import run_in_thread, run_to_end, threads
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import JournalFailed, UserError, short_repr
 from sabot.jobs.guard import EffectGuard, checked_guard, guard_of
@@ -45,6 +45,7 @@ from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.journal.opening import open_journal
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
+from sabot.runtime.blocking import BlockingMonitor
 from sabot.runtime.host import interpreter
 
 
@@ -161,6 +162,8 @@ class RuntimeKernel:
         for each in self._shown:
             each.lend(self._store)
         self._host: KernelHost | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # that of the host
+        self._watch: BlockingMonitor | None = None
         self._opening = asyncio.Lock()
         self._booking = asyncio.Lock()  # held while the ledger is made
         self._closed = False
@@ -193,8 +196,18 @@ class RuntimeKernel:
                     self._host = await self._opened()
         if self._closed:
             raise UserError(f"kernel {self.name} is closed", hint="make another one over its journal")
+        if self._loop is not asyncio.get_running_loop():
+            raise self._elsewhere()
         self._host.check()
         return self._host
+
+    def _elsewhere(self) -> UserError:
+        over = "that has ended" if self._loop is None or self._loop.is_closed() else "that runs elsewhere"
+        return UserError(
+            f"kernel {self.name} was started on another event loop, {over}: its jobs run there, and nowhere else",
+            hint="use it within one asyncio.run(main()); in each further one make another kernel over its journal, after "
+            "`await kernel.close()`, or in `async with RuntimeKernel.create(…) as kernel:`",
+        )
 
     async def _opened(self) -> KernelHost:
         if self._closed:
@@ -219,6 +232,9 @@ class RuntimeKernel:
                     await run_to_end(run_in_thread(each.close))
             raise
         self._store.journal = journal
+        self._loop = asyncio.get_running_loop()
+        if not threads.simulated:
+            self._watch = BlockingMonitor()
         interpreter.suit()
         return host
 
@@ -273,7 +289,8 @@ class RuntimeKernel:
     async def close(self) -> None:
         """Stops the kernel. Calls of tools and models have the time `stop_grace` to finish. Open jobs remain in the
         journal, and their handles raise UserError. They continue when a later kernel over this journal calls `resume`.
-        The engine is not closed. Repeated calls do nothing.
+        The engine is not closed. Repeated calls do nothing. If the event loop of the kernel was closed before, only the
+        journal is closed.
 
         After everything is closed, raises the error that had stopped the kernel before. If `job_store` or
         `action_store` fails during the close, raises that error.
@@ -285,15 +302,22 @@ class RuntimeKernel:
             why = UserError(
                 f"kernel {self.name} was closed before the end of the job", hint="await kernel.resume() goes on with it"
             )
-            journal = self._host.journal
+            journal, alive = self._host.journal, self._loop is asyncio.get_running_loop()
+            if not alive and self._loop is not None and not self._loop.is_closed():
+                self._closed = False
+                raise self._elsewhere()
+            if self._watch is not None:
+                self._watch.close()
             try:
-                await run_to_end(self._host.close(why))
+                if alive:  # else its tasks have ended with their event loop
+                    await run_to_end(self._host.close(why))
             finally:  # also if this call is cancelled: a second one does nothing
                 interpreter.restore()
                 if journal is not self._place:
                     self._store.journal = None
                     await run_to_end(run_in_thread(journal.close))
-        self._host.check()
+        if alive:
+            self._host.check()
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -382,6 +406,7 @@ class RuntimeKernel:
         events of these jobs, and of the jobs that ended last, are published again with the same event ids.
         """
         host = await self._started()
+        host.resumed = True
         await host.tell_again()
         return host.resume()
 

@@ -975,6 +975,92 @@ async def test_a_journal_that_fails_ends_the_kernel_and_all_who_wait_are_told():
         await kernel.close()
 
 
+# -- what a program forgets -----------------------------------------------------------------------------------------------
+
+
+async def waits_for_go(ctx):
+    return await ctx.wait("go")
+
+
+async def says(ctx):
+    return ctx.message
+
+
+async def left_open(place, count=2):
+    """The ids of jobs that a kernel before has left open."""
+    async with RuntimeKernel.create(agent=waits_for_go, journal=place) as kernel:
+        handles = [await kernel.execute(ask(each)) for each in range(count)]
+        await until(lambda: kernel.statistics()["parked"] == count)
+    return [each.job_id for each in handles]
+
+
+def warnings_of(caplog):
+    return [each.getMessage() for each in caplog.records if each.name == "sabot.agents.kernel.hosting"]
+
+
+async def test_a_kernel_that_takes_an_answer_for_a_job_that_it_has_not_resumed_says_so_once(tmp_path, caplog):
+    caplog.set_level("INFO")
+    first, second = await left_open(tmp_path)
+    async with RuntimeKernel.create(agent=waits_for_go, journal=tmp_path) as kernel:
+        await kernel.start()
+        (said,) = warnings_of(caplog)
+        assert "2 open jobs: await kernel.resume() goes on with them" in said
+        await kernel.jobs.signal(first, "go", 1)
+        await until(lambda: len(warnings_of(caplog)) == 2)
+        assert f"job {first} has got a signal, and nothing follows: " in warnings_of(caplog)[1]
+        assert "2 jobs that were open when the kernel was started" in warnings_of(caplog)[1]
+        assert "`await kernel.resume()`" in warnings_of(caplog)[1]
+        await kernel.jobs.signal(second, "go", 2)
+        found = await kernel.resume()
+        assert [(await each.result()).output for each in found] == [1, 2]
+    assert len(warnings_of(caplog)) == 2
+
+
+async def test_a_kernel_that_begins_jobs_beside_old_ones_that_it_has_not_resumed_says_so_once(tmp_path, caplog):
+    await left_open(tmp_path)
+    async with RuntimeKernel.create(agent=[says, waits_for_go], journal=tmp_path) as kernel:
+        assert [(await run(kernel, each)).output for each in range(2)] == [0, 1]
+    (said,) = warnings_of(caplog)
+    assert "has 2 jobs that were open when the kernel was started" in said
+
+
+async def test_a_kernel_that_resumes_its_jobs_warns_of_nothing(tmp_path, caplog):
+    (job_id,) = await left_open(tmp_path, 1)
+    async with RuntimeKernel.create(agent=[waits_for_go, says], journal=tmp_path) as kernel:
+        [handle] = await kernel.resume()
+        await kernel.jobs.signal(job_id, "go", 1)
+        await handle.result()
+        await run(kernel, 1, agent="says")
+    assert warnings_of(caplog) == []
+
+
+def test_a_second_event_loop_is_told_that_the_kernel_belongs_to_another_one(tmp_path):
+    kernel = RuntimeKernel.create(agent=says, journal=tmp_path)
+    assert asyncio.run(run(kernel, 1)).output == 1
+    for use in (run(kernel, 2), kernel.resume(), kernel.start(), kernel.handle("job")):
+        with pytest.raises(UserError, match="kernel kernel was started on another event loop, that has ended") as error:
+            asyncio.run(use)
+        assert "use it within one asyncio.run(main())" in str(error.value)
+    asyncio.run(kernel.close())  # lets go of the journal
+    assert asyncio.run(run(RuntimeKernel.create(agent=says, journal=tmp_path), 3)).output == 3
+
+
+async def test_a_kernel_is_not_closed_by_another_loop_while_its_own_runs():
+    async with RuntimeKernel.create(agent=says) as kernel:
+        with pytest.raises(UserError, match="on another event loop, that runs elsewhere"):
+            await asyncio.to_thread(lambda: asyncio.run(kernel.close()))
+        assert (await run(kernel, 1)).output == 1
+
+
+async def test_a_wait_that_is_over_says_for_what_it_waited():
+    async def waits(ctx):
+        await ctx.wait("paid", timeout="20ms")
+
+    async with RuntimeKernel.create(agent=waits) as kernel:
+        with pytest.raises(TimeoutError, match=r"job kernel\.waits/.*: no signal 'paid' came within 20ms"):
+            await run(kernel, 1)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from sabot import App, CheckpointFailed
+from sabot.agents import ExecutionRequest, RuntimeKernel
 from sabot.runtime import blocking
 from sabot.testing import END, ListSink, ScriptedSource
 from tools.agent_tools import publish, started, until
@@ -29,10 +30,11 @@ class Lines(logging.Handler):
         super().__init__()
         self.again, self.stuck = threading.Event(), threading.Event()
         self.lines: list[str] = []
+        self.once = False  # the first line is enough
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(record.getMessage())
-        if "; behind it wait " in self.lines[-1]:
+        if self.once or "; behind it wait " in self.lines[-1]:
             self.again.set()
         if " has not returned for " in self.lines[-1]:
             self.stuck.set()
@@ -76,6 +78,39 @@ async def test_a_function_that_blocks_the_loop_is_named_with_its_line_and_what_w
     assert "behind it wait" not in first
     again = next(line for line in lines.lines if "behind it wait" in line)
     assert f"records of agent {agent_id}" in again
+
+
+@pytest.mark.parametrize("blocks", ["function", "tool", "listener"])
+@pytest.mark.usefixtures("quick")
+async def test_what_blocks_the_loop_of_a_kernel_is_named_with_its_line(lines: Lines, blocks: str) -> None:
+    lines.once = True
+
+    def stuck() -> None:
+        lines.again.wait(PATIENCE)  # this line
+
+    async def works() -> None:
+        if blocks == "tool":
+            stuck()
+
+    async def pays(ctx: Any) -> None:
+        if blocks == "function":
+            stuck()
+        await ctx.step(works, effect="read")
+
+    async def listens(event: Any) -> None:
+        if blocks == "listener" and not lines.again.is_set():
+            stuck()
+
+    async with RuntimeKernel.create(agent=pays) as kernel:
+        await kernel.event_bus.subscribe(listens)
+        await (await kernel.execute(ExecutionRequest(prompt=1))).result()
+        await until(lambda: lines.again.is_set())
+    line = next(line for line in lines.lines if "stuck, " in line or "# this line" in line)
+    assert " blocks the event loop for " in line
+    assert f"{__file__}:" in line
+    assert "# this line" in line
+    assert {"function": "pays, ", "tool": "works, ", "listener": "listens, "}[blocks] in line
+    assert not [thread for thread in threading.enumerate() if thread.name == "sabot-watch"]
 
 
 @pytest.mark.parametrize("step", ["map_batches", "process"])
