@@ -26,6 +26,7 @@ ORDER = [
     "errors",
     "base.stored_names",
     "base.os_errors",
+    "base.surrogates",
     "base.checks",
     "base.config",
     "base.options",

@@ -30,6 +30,7 @@ from sabot.agents.program_runs import (
     last_words,
     tail_of,
 )
+from sabot.base.surrogates import has_lone_halves, whole_json
 from sabot.base.threads import run_to_end
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import encode_json
@@ -226,7 +227,7 @@ class ProgramPool:
         Returns True if the line is the end of the answer. Raises ExecutionError if it reports an error.
         """
         try:
-            message = _decoder.decode(said)
+            message = _decoder.decode(whole_json(said) if has_lone_halves(said) else said)
         except msgspec.DecodeError:
             return False
         if message.id != run_id.key:

@@ -5,6 +5,7 @@ Values are packed as msgpack. Some come back as another type:
 
 - Tuples and sets come back as lists. The sets in arguments, in questions and in the output of a job are sorted first.
 - Dataclasses and models come back as dicts, Decimals and UUIDs as texts, and an Arrow table as a RecordBatch.
+- Half of a surrogate pair in a text comes back as U+FFFD.
 
 Datetimes stay datetimes, and a `Secret` stays a reference. Of an error, the name of its class and its message are
 packed. Unpacking runs no code of a user.
@@ -21,6 +22,7 @@ import pyarrow as pa
 from sabot.base.config import Secret
 from sabot.base.redaction import scrubbed
 from sabot.base.stored_names import stored_name
+from sabot.base.surrogates import whole_texts
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, PolicyDenied, UserError, message_of
 
 MAX_RESULT_BYTES = 16 << 20
@@ -122,7 +124,11 @@ def pack(value: Any, what: str, *, sort: bool = False) -> bytes:
     """
     encode = _encode_sorted if sort else _encoder.encode
     try:
-        data = encode(value)
+        try:
+            data = encode(value)
+        except UnicodeEncodeError:  # half of a surrogate pair, as `json.loads` reads it: no journal can hold it
+            value = whole_texts(value)
+            data = encode(value)
         if len(data) > _FLAT_BYTES and not isinstance(value, str | bytes):
             for _ in range(_HEADROOM):
                 value = [value]

@@ -26,6 +26,7 @@ from mcp.types import ErrorData, JSONRPCError, JSONRPCNotification, jsonrpc_mess
 from pydantic import ValidationError
 
 from sabot.base.redaction import scrubbed
+from sabot.base.surrogates import has_lone_halves, whole_json
 from sabot.base.threads import run_to_end
 from sabot.calls.limits import TokenBucket
 from sabot.errors import UNREADABLE as UNREADABLE_JSON
@@ -186,7 +187,8 @@ def _message(line: bytes, size: int, most_bytes: int) -> Any:
             raise CommunicationError(f"it sent {words}")
         return SessionMessage(_error(request_id, TOO_LARGE, words))
     try:
-        return SessionMessage(jsonrpc_message_adapter.validate_python(msgspec.json.decode(line), by_name=False))
+        whole = whole_json(line) if has_lone_halves(line) else line
+        return SessionMessage(jsonrpc_message_adapter.validate_python(msgspec.json.decode(whole), by_name=False))
     except UNREADABLE_JSON as error:
         if (request_id := _answered(line)) is None:
             return None
@@ -332,6 +334,8 @@ class _BoundedHttp(httpx2.AsyncBaseTransport):  # type: ignore[misc]  # its pack
             response.stream = _BoundedBody(response.stream, most_bytes)
         elif is_list and kind.startswith("text/event-stream"):
             response.stream = _BoundedEvents(response.stream, self._config.most_list_bytes, asked.id)
+        if kind.startswith(("application/json", "text/event-stream")):
+            response.stream = _WholeTexts(response.stream, self._config.most_bytes, kind.startswith("text"))
         return response
 
     async def aclose(self) -> None:
@@ -374,6 +378,37 @@ class _BoundedBody(httpx2.AsyncByteStream):  # type: ignore[misc]
 
     async def aclose(self) -> None:
         await self._body.aclose()
+
+
+class _WholeTexts(_BoundedBody):
+    """The body of an answer without halves of surrogate pairs, which the SDK cannot read. With `lines`, it is a stream of
+    events, each of whose lines of data is JSON; otherwise it is one JSON value. What is longer than `most_bytes` is
+    passed on as it is.
+    """
+
+    def __init__(self, body: Any, most_bytes: int, lines: bool) -> None:
+        super().__init__(body, most_bytes)
+        self._lines = lines
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        held = bytearray()
+        async for part in self._body:
+            held += part
+            end = held.rfind(b"\n") + 1 if self._lines else 0
+            if len(held) - end > self._most_bytes:
+                end = len(held)
+            if end:
+                yield self._whole(bytes(held[:end]))
+                del held[:end]
+        yield self._whole(bytes(held))
+
+    def _whole(self, data: bytes) -> bytes:
+        if not has_lone_halves(data):
+            return data
+        if not self._lines:
+            return whole_json(data)
+        lines = data.split(b"\n")
+        return b"\n".join(b"data:" + whole_json(line[5:]) if line.startswith(b"data:") else line for line in lines)
 
 
 class _BoundedEvents(_BoundedBody):

@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
+from sabot.base.surrogates import has_lone_halves, whole_texts
 from sabot.errors import UNREADABLE
 from sabot.process.errors import CommunicationError
 
@@ -27,12 +28,15 @@ _LINES_AT_ONCE = 1000  # then others of the event loop have their turn
 _PATIENCE_SECONDS = 1.0  # for a reader of a full stream
 
 
-def json_of(line: bytes | str) -> Any:
-    """Returns the JSON value in a line. Returns None for a line that is not JSON, and also for `null`."""
+def json_of(line: bytes | str, *, whole: bool = True) -> Any:
+    """Returns the JSON value in a line. Returns None for a line that is not JSON, and also for `null`. With `whole`,
+    halves of surrogate pairs in its texts become U+FFFD, because neither a journal nor a sink can hold them.
+    """
     try:
-        return json.loads(line)
+        value = json.loads(line)
     except UNREADABLE:
         return None
+    return whole_texts(value) if whole and has_lone_halves(line.encode() if isinstance(line, str) else line) else value
 
 
 class ChildOutput:

@@ -156,7 +156,7 @@ class TaskLines:
                 self._log.add(piece)
 
     def _take(self, line: bytes) -> None:
-        message: Any = json_of(line) if line.lstrip().startswith(b"{") else None
+        message: Any = json_of(line, whole=False) if line.lstrip().startswith(b"{") else None
         match message:
             case {"method": "ready"}:
                 self.ready.set()

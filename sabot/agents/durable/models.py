@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from sabot.base.surrogates import whole_text
 from sabot.errors import EffectError, TransientError
 from sabot.jobs.guard import Price
 from sabot.jobs.judges import GuardJudge
@@ -161,7 +162,7 @@ async def _in_pieces(
     def publish(piece: Piece) -> None:
         nonlocal number
         if piece.text or piece.reasoning:
-            pieces.fragment(requests.effect, number, piece.text, piece.reasoning)
+            pieces.fragment(requests.effect, number, whole_text(piece.text), whole_text(piece.reasoning))
             number += 1
 
     try:

@@ -256,10 +256,10 @@ class _MessagesDecoder:
     def _delta(self, index: int, delta: dict[str, Any]) -> Iterable[Piece]:
         block = self._blocks.setdefault(index, {"type": "text", "text": ""})
         match delta:
-            case {"type": "text_delta", "text": str(text)}:
+            case {"type": "text_delta", "text": str(text)} if text:
                 self._add(index, "text", text)
                 return (Piece(text),)
-            case {"type": "thinking_delta", "thinking": str(text)}:
+            case {"type": "thinking_delta", "thinking": str(text)} if text:
                 self._add(index, "thinking", text)
                 return (Piece(reasoning=text),)
             case {"type": "signature_delta", "signature": str(text)}:

@@ -21,6 +21,7 @@ import msgspec
 
 from sabot.base.config import checked_text
 from sabot.base.redaction import keep_secret, redacted_url, scrubbed
+from sabot.base.surrogates import CutPairs, whole_json
 from sabot.base.threads import close_with_loop
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import UNREADABLE, UserError
@@ -239,7 +240,7 @@ class SdkCalls:
         answer is split into pieces. The request is not repeated in that case, because the vendor would charge for it
         twice.
         """
-        model, request_id = body["model"], ""
+        model, request_id, pairs = body["model"], "", CutPairs()
         async with aclosing(self._events(method, body, timeout_s, key, most, needed)) as events:
             async for data, request_id, is_event in events:
                 if not is_event:
@@ -247,10 +248,13 @@ class SdkCalls:
                     async for piece in in_pieces(decoder.whole(data, request_id)):
                         yield piece
                     return
-                for piece in decoder.feed(data, request_id):
+                for piece in decoder.feed(pairs.join(data), request_id):
                     yield piece
                 if decoder.is_over:
                     break
+            for data in pairs.rest():
+                for piece in decoder.feed(data, request_id):
+                    yield piece
             completion = decoder.end(request_id)
             if completion is None:
                 where: dict[str, Any] = {"provider": self._provider, "model": model, "request_id": request_id}
@@ -415,12 +419,15 @@ class SdkCalls:
 
     def decoded(self, data: bytes, kind: type[T], model: str, request_id: str) -> T:
         """Decodes JSON into the type `kind`. Raises MalformedAnswer if it does not match; if the vendor has sent an
-        error in place of an answer, raises that as a ModelError.
+        error in place of an answer, raises that as a ModelError. An answer that was paid is not lost for a character
+        that a proxy has cut: U+FFFD stands in its place.
         """
         try:
             return msgspec.json.decode(data, type=kind)
         except UNREADABLE as error:
             words = str(error)
+        with suppress(*UNREADABLE):
+            return msgspec.json.decode(whole_json(data), type=kind)
         raise self.no_answer(data, model, request_id, words)
 
     def no_answer(self, data: bytes, model: str, request_id: str, words: str = "it contains no answer") -> ModelError:

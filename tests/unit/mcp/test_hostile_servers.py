@@ -316,7 +316,7 @@ async def test_an_answer_that_is_wrong_is_an_error_of_its_call(pool, result, wor
 
 @pytest.mark.parametrize("last", [False, True], ids=["its id stands first", "its id stands last"])
 @pytest.mark.parametrize(
-    "value", [rb'"\ud800"', b"9" * 10_000, b"[" * 50_000 + b"]" * 50_000], ids=["half a pair", "digits", "nested"]
+    "value", [rb'"\ud8"', b"9" * 10_000, b"[" * 50_000 + b"]" * 50_000], ids=["half an escape", "digits", "nested"]
 )
 async def test_json_that_cannot_be_read_is_an_error_of_its_call_at_once(pool, value, last):
     async def say(there, request):
@@ -332,9 +332,17 @@ async def test_json_that_cannot_be_read_is_an_error_of_its_call_at_once(pool, va
         await session.call("go")
 
 
+async def test_half_of_a_pair_in_an_answer_is_a_replacement_character(pool):
+    async def say(there, request):
+        result = rb'"result":{"content":[{"type":"text","text":"a\ud83d b \ud83d\ude00"}]}'
+        await there.raw(b'{"jsonrpc":"2.0","id":%d,%s}\n' % (request["id"], result))
+
+    assert (await (await opened(pool, peer(say))).call("go")).text == "a\ufffd b \U0001f600"
+
+
 async def test_a_request_of_the_servers_own_that_cannot_be_read_answers_nothing(pool):
     async def ask(there, request):
-        asks = b'"id":%d,"method":"ping","params":{"_meta":{"a":"\\ud800"}}' % request["id"]
+        asks = b'"id":%d,"method":"ping","params":{"_meta":{"a":"\\ud8"}}' % request["id"]
         await there.raw(b'{"jsonrpc":"2.0",%s}\n{%s,"jsonrpc":"2.0"}\n' % (asks, asks))
         await there.answer(request, text("done"))
 

@@ -215,6 +215,27 @@ async def test_a_list_by_http_that_is_too_long_is_not_looked_into(site, events):
         assert len(await pool.tools("site", url=site.url)) == 100
 
 
+@pytest.mark.parametrize("events", [False, True])
+async def test_half_of_a_pair_by_http_is_a_replacement_character(site, events):
+    async def say(said, number):
+        result = (
+            rb'{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"a\ud83d \ud83d\ude00"}]}}'
+            % said["id"]
+        )
+        if not events:
+            return Response(result, media_type="application/json")
+        body = b"event: message\r\ndata: " + result + b"\r\n\r\n"
+
+        async def parts():
+            for at in range(0, len(body), 7):
+                yield body[at : at + 7]
+
+        return StreamingResponse(parts(), media_type="text/event-stream")
+
+    async with at(site, say) as session:
+        assert (await session.call("go")).text == "a\ufffd \U0001f600"
+
+
 async def test_an_answer_that_breaks_off_is_in_doubt(site):
     async def say(said, number):
         async def parts():

@@ -144,6 +144,12 @@ async def test_who_has_read_once_and_then_waits_for_the_end_holds_no_child_up(
     assert (await child.wait()).success
 
 
+async def test_half_of_a_pair_in_a_json_line_is_a_replacement_character(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(sh(r"""printf '%s\n' '["a\ud83d", "\ud83d\ude00"]'"""))
+    assert child.stdout is not None
+    assert await anext(child.stdout.json_lines()) == ["a\ufffd", "\U0001f600"]
+
+
 async def test_json_lines_are_values_and_what_is_no_json_is_said(supervisor: Supervisor) -> None:
     script = """echo '{"a": 1}'; echo; echo Welcome; printf '[2]'"""
     child = await supervisor.spawn(sh(script))
