@@ -20,6 +20,7 @@ from sabot.clock import Clock
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
 from sabot.jobs.guard import CONFIRM
 from sabot.jobs.history import ACTION_TYPES, IN_DOUBT, LOOK_UP, VERDICTS
+from sabot.jobs.url_ids import stored_id
 from sabot.jobs.verdicts import check_result
 from sabot.mcp.elicitation import check_reply
 
@@ -370,9 +371,12 @@ class ActionManager:
 
     async def find(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
         """Returns the actions of a job, or of all jobs if `job_id` is None, in the order in which they were asked. Only
-        actions in one of `statuses` are returned; () means all.
+        actions in one of `statuses` are returned; () means all. `job_id` may be in the form for URLs.
         """
         if job_id is not None:
             checked_word(job_id, "find: job_id")
         check("find: statuses", statuses, TEXTS)
-        return list(map(self._seen, await self.store.actions(job_id=job_id, statuses=statuses)))
+        found = await self.store.actions(job_id=job_id, statuses=statuses)
+        if not found and job_id is not None and (other := stored_id(job_id)) != job_id:
+            found = await self.store.actions(job_id=other, statuses=statuses)
+        return list(map(self._seen, found))

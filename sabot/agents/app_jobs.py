@@ -24,6 +24,7 @@ from sabot.base.threads import run_in_thread
 from sabot.clock import Clock
 from sabot.errors import IllegalTransition, LetterRefused, UserError
 from sabot.jobs.runner import CALL
+from sabot.jobs.url_ids import stored_id
 from sabot.journal.base import Journal, JournalReader, entry_of_letter
 from sabot.journal.ended_jobs import EndedQuery
 from sabot.journal.entries import Letter
@@ -322,7 +323,8 @@ class AppJobs(JobManager):
         The signal is durable when this method returns. Raises LetterRefused if there is no such job, or if it has
         ended.
         """
-        checked_word(job_id, "signal: job_id")
+        if stored_id(checked_word(job_id, "signal: job_id")) != job_id:  # the form for URLs, or an odd id
+            job_id = (await self.get(job_id)).job_id
         checked_word(name, "name", empty=False)
         checked_word(token, "signal: token")
         body = b"" if value is None else as_json(value, "the signal")

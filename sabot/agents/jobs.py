@@ -23,6 +23,7 @@ from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVer
 from sabot.base.checks import TEXTS, Of, check, check_called, is_number
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
+from sabot.jobs.url_ids import stored_id, url_id
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
 """A function that is called on the event loop with the name of an event and its data. If it raises an error, the method
@@ -212,6 +213,11 @@ class JobRecord:
     doubt_dollars: Decimal = Decimal(0)
 
     @property
+    def url_id(self) -> str:
+        """The id of the job in a form that is one part of a URL: without a slash, or any character that URLs escape."""
+        return url_id(self.job_id)
+
+    @property
     def ended(self) -> bool:
         """True if the job has a final status."""
         return self.status in ENDS
@@ -308,12 +314,15 @@ class JobManager:
             self._on_event(f"idempotency.{event}", facts)
 
     async def get(self, job_id: str) -> JobRecord:
-        """Returns the present state of the job with this id. Times the job out first if it has exceeded its deadline or
-        its running time. Raises UserError for an unknown job.
+        """Returns the present state of the job with this id, which may be in the form for URLs (`JobRecord.url_id`).
+        Times the job out first if it has exceeded its deadline or its running time. Raises UserError for an unknown job.
         """
         record = await self.store.get(checked_word(job_id, "job_id"))
+        if record is None and (other := stored_id(job_id)) != job_id:
+            record = await self.store.get(other)
         if record is None:
             raise no_job(job_id)
+        job_id = record.job_id
         if why := record.overdue(self.store.clock.time()):
             try:
                 return await self.store.move(job_id, JobStatus.TIMED_OUT, error=why)
@@ -351,8 +360,8 @@ class JobManager:
         return await self._moved(job_id, JobStatus.CANCELLED, error=checked_word(reason, "reason"))
 
     async def _moved(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
-        await self.get(job_id)  # a job that is overdue is timed out first
-        return await self.store.move(job_id, status, result_ref=result_ref, error=error)
+        job = await self.get(job_id)  # a job that is overdue is timed out first
+        return await self.store.move(job.job_id, status, result_ref=result_ref, error=error)
 
     async def expire(self) -> list[JobRecord]:
         """Times out all jobs that are past their deadline or have run longer than their budget allows. Returns these

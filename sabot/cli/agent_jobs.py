@@ -20,13 +20,14 @@ from sabot.agents.store import as_json, cancel_letter
 from sabot.app import App
 from sabot.base.quantities import plain
 from sabot.cli.app_checkpoints import find_checkpoints
-from sabot.cli.journal import By, Json, Place, json_of, post, quietly, reading, this_user, value_text
+from sabot.cli.journal import By, Json, Place, job_of, json_of, post, quietly, reading, this_user, value_text
 from sabot.cli.letters import Broker, Table, redrive_job
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.options import Kafka, Target
 from sabot.cli.printing import columns, json_line, moment, shortened
 from sabot.errors import UserError
 from sabot.jobs.tree import child_id
+from sabot.jobs.url_ids import stored_id
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Letter
 from sabot.journal.sqlite import DATABASE
@@ -36,7 +37,7 @@ jobs = typer.Typer(help="List, show and steer the jobs of a journal.", no_args_i
 
 _SHOWN = 2  # the number of open effects that a list shows of a job
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id of a job.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id of a job, or its form for URLs.")]
 
 
 def _moment(seconds: float | None) -> str:
@@ -105,7 +106,7 @@ def show_job(job: JobId, place: Place, kafka: Kafka = None, json: Json = False) 
 
     def work() -> None:
         with reading(place, kafka) as reader:
-            folded = folded_job(reader, job)
+            folded = folded_job(reader, job_of(place, kafka, job))
             facts = _facts(folded.record)
             facts["actions"] = [each.action_id for each in folded.actions]
             facts |= folded.values(reader)
@@ -116,7 +117,10 @@ def show_job(job: JobId, place: Place, kafka: Kafka = None, json: Json = False) 
             facts[name] = _moment(facts[name])
         facts["open"] = "; ".join(map(_open_effect, folded.record.open))
         rows = [[name, value] for name, value in facts.items() if value not in ("", [], {}, None)][1:]
-        columns(["job", job], [[name, value if isinstance(value, str) else value_text(value)] for name, value in rows])
+        columns(
+            ["job", folded.record.job_id],
+            [[name, value if isinstance(value, str) else value_text(value)] for name, value in rows],
+        )
 
     quietly(work)
 
@@ -135,7 +139,7 @@ def cancel_job(
     """
 
     def work() -> None:
-        post(place, kafka, cancel_letter(job, reason, by or this_user()))
+        post(place, kafka, cancel_letter(job_of(place, kafka, job), reason, by or this_user()))
         typer.echo(f"job {job} will be cancelled by the owner of the journal")
 
     quietly(work)
@@ -173,7 +177,8 @@ def signal_job(
                 f"{empty} is empty", hint="NAME is the name that ctx.wait(NAME) has; leave --token out for a new id"
             )
         body = b"" if with_ is None else as_json(json_of(with_, "--with"), "the signal")
-        letter = Letter("signal", token or uuid.uuid4().hex, job=job, name=name, body=body, by=by or this_user())
+        known = job_of(place, kafka, job)
+        letter = Letter("signal", token or uuid.uuid4().hex, job=known, name=name, body=body, by=by or this_user())
         post(place, kafka, letter)
         typer.echo(f"job {job} has signal {name}")
 
@@ -200,7 +205,7 @@ def retry_job(
     The command does what sabot dlq redrive PLACE --job JOB does: a dead letter is sent back once, and a job that fails again has a new
     one.
     """
-    quietly(lambda: redrive_job(context, job, letters, table, broker, kafka, json))
+    quietly(lambda: redrive_job(context, stored_id(job), letters, table, broker, kafka, json))
 
 
 @jobs.command("check")

@@ -19,7 +19,9 @@ from sabot.codecs.records import text_or_hex
 from sabot.errors import EffectError, UserError
 from sabot.jobs.guard import decode_verdict
 from sabot.jobs.history import IN_DOUBT
+from sabot.jobs.open_jobs import last_begin
 from sabot.jobs.run import effect_words
+from sabot.jobs.url_ids import stored_id
 from sabot.journal.base import JournalReader
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import (
@@ -71,6 +73,17 @@ def reading(place: str, kafka: list[str] | None) -> Iterator[JournalReader]:
         yield reader
     finally:
         reader.close()
+
+
+def job_of(place: str, kafka: list[str] | None, text: str) -> str:
+    """Returns the id of the job that the text names: the text itself, or the id whose form for URLs it is
+    (`JobRecord.url_id`). Opens the journal at `place` only if that is in doubt.
+    """
+    other = stored_id(text)
+    if other == text:
+        return text
+    with reading(place, kafka) as reader:
+        return text if last_begin(reader, text) is not None or reader.history.known([text]) else other
 
 
 def post(place: str, kafka: list[str] | None, letter: Letter) -> None:

@@ -4,6 +4,7 @@ Modules in reading order:
 
     core           decides, without I/O, what follows each event of an effect (`step`)
     tree           decides the same for jobs and their children
+    url_ids        converts the ids of jobs to a form for URLs, and back
     history        the entries of one job, in the form that a replay needs
     run            a job in memory: its function, and its open effects
     loop           the event loop on which the function runs

@@ -16,6 +16,7 @@ from sabot.base.config import Duration, parse_seconds
 from sabot.base.stored_names import stored_name
 from sabot.errors import EffectError, JobCancelled, UserError
 from sabot.jobs.log import Fragment
+from sabot.jobs.url_ids import url_id
 from sabot.jobs.values import unpack_error
 from sabot.journal.entries import Letter
 from sabot.llm.agent import Agent
@@ -82,6 +83,13 @@ class ExecutionHandle:
         once. A job is blocked if the present code of its agent requests other effects than its journal has.
         """
         return self._outcome is not None
+
+    @property
+    def url_id(self) -> str:
+        """The id of the job in a form that is one part of a URL: without a slash, or any character that URLs escape. The
+        kernel, `kernel.jobs` and `sabot jobs` accept it in place of the id.
+        """
+        return url_id(self.job_id)
 
     async def result(self) -> ExecutionResult:
         """Waits until the job has ended, and returns its result. If the job has ended without success, raises its

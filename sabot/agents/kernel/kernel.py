@@ -39,6 +39,7 @@ from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import Fragment
 from sabot.jobs.open_jobs import whole_entries
 from sabot.jobs.run import JobRun
+from sabot.jobs.url_ids import stored_id
 from sabot.journal import Journal
 from sabot.journal.entries import Begin, Entry, Letter
 from sabot.journal.memory import MemoryJournal, MemoryStorage
@@ -411,11 +412,12 @@ class RuntimeKernel:
         return host.resume()
 
     async def handle(self, job_id: str) -> ExecutionHandle:
-        """Returns the handle of a job of this kernel that runs, is blocked or has ended. Raises UserError if there is
+        """Returns the handle of a job of this kernel that runs, is blocked or has ended. `job_id` is its id, or its id in
+        the form for URLs (`ExecutionHandle.url_id`). Raises UserError if there is
         no such job, if the job is open but `resume` was not called, or if the journal no longer has the END entry of
         the job.
         """
-        checked_word(job_id, "handle: job_id")
+        job_id = await self._stored_id(job_id, "handle")
         host = await self._started()
         known = host.handles.get(job_id)
         if known is not None:
@@ -434,7 +436,7 @@ class RuntimeKernel:
         """Returns a recording of a job, which a program can save to a file or replay. Raises UserError if the journal
         does not have the job.
         """
-        checked_word(job_id, "record: job_id")
+        job_id = await self._stored_id(job_id, "record")
         host = await self._started()
         await host.journal.flush()
         return await call_journal(record_job, host.journal, job_id)
@@ -451,7 +453,7 @@ class RuntimeKernel:
         """Returns the events of a job, made from the entries that the journal has of it. First waits until the
         subscribers of the event bus have been sent these events.
         """
-        checked_word(job_id, "recorded_events: job_id")
+        job_id = await self._stored_id(job_id, "recorded_events")
         await (await self._started()).caught_up()
         return await events_of(await self._entries(job_id))
 
@@ -459,6 +461,13 @@ class RuntimeKernel:
         """Returns the texts of the answers that models are writing in a job. They are not in the journal yet."""
         checked_word(job_id, "kept_pieces: job_id")
         return [] if self._host is None else self._host.kept_pieces(job_id)
+
+    async def _stored_id(self, text: str, where: str) -> str:
+        """Returns the id of the job that `text` names: `text` itself, or the id whose form for URLs it is."""
+        other = stored_id(checked_word(text, f"{where}: job_id"))
+        if other == text or text in (await self._started()).handles or await self._entries(text):
+            return text
+        return other
 
     async def _entries(self, job_id: str) -> list[Any]:
         host = await self._started()
