@@ -146,6 +146,10 @@ class AgentSpec:
     """The classes of errors that make a record a dead letter whatever `on_error=` says, such as errors of a model's
     answer.
     """
+    sample: tuple[Any, str] | None = None
+    """A value like those that the agent emits, and the name of its type, if they are known before the first record:
+    the start checks that the sinks can write such values.
+    """
     check: Callable[[Any], object] | None = None
     """A function that raises DataError for a record's value that the agent cannot process, or None if the agent can
     process all values.
@@ -264,8 +268,16 @@ class AgentSpec:
 
     @property
     def writes_json(self) -> bool:
-        """True if the results are written to topics as JSON."""
-        return self.sink_format in (None, JSON)
+        """True if the results are written as JSON."""
+        return all(each == JSON for each in self.sink_formats.values())
+
+    @property
+    def sink_formats(self) -> dict[str, Format]:
+        """The formats of the records that the agent's sinks get, by the name of the sink. It is JSON for a Sink that
+        stores columns, because such a Sink gets records too.
+        """
+        topics = self.sink_format or JSON
+        return {name: topics if isinstance(each, str) else _own_format(each) for name, each in self.sinks.items()}
 
     @property
     def job_key(self) -> str | None:
@@ -327,16 +339,22 @@ def _input_format(
 def _output_format(
     refuse: Callable[[str, str], UserError], given: Any, sinks: Sequence[Any], where: str, *, batch: bool, keyed: bool
 ) -> Format | None:
-    if given is None:
-        return None
+    found = None
     for sink in sinks:
-        found = sink_format(given, sink, f"{where}: sink_format", keyed=keyed or not batch)
-    if found is not None and found.needs_schema and not batch:
-        raise refuse(
-            f"sink_format={found.name!r} needs columns, and results of this agent have none declared",
-            "use batch=True, or give an Avro schema",
-        )
+        own = _own_format(sink) if isinstance(sink, Sink) else JSON
+        if given is not None or own != JSON:
+            found = sink_format(given, sink, f"{where}: sink_format", keyed=keyed or not batch)
+        said = own if found is None else found
+        if said.needs_schema and not batch:
+            raise refuse(
+                f"sink_format={said.name!r} needs columns, and results of this agent have none declared",
+                "use batch=True, or give an Avro schema",
+            )
     return found
+
+
+def _own_format(sink: Sink) -> Format:
+    return sink.format if isinstance(sink.format, Format) else JSON
 
 
 def _sinks_of(refuse: Callable[[str, str], UserError], given: Any, where: str, *, batch: bool) -> list[Any]:

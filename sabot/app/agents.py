@@ -239,7 +239,8 @@ class AgentDeclarations:
         - `prompt`: a template over the fields of the record ("Summarize: {text}"), or a function of the message. By default the message
           is a text, or it has a field "prompt", "text" or "question".
         - `reply`: the function of message and AgentResult that returns the result for the sink. By default the result is the typed output,
-          or {"content": …} without one.
+          or {"content": …} without one; an output that is None is no result. If a sink cannot write outputs of this type, the app does
+          not start.
         - `session`: True if a key has one conversation, which is kept in its state. By default it is True with `key=`.
         - `options`: those of `sabot.llm.Agent` (tools, instructions, output, …) and those of `App.agent` (key, sink, concurrency, …).
 
@@ -247,7 +248,7 @@ class AgentDeclarations:
         prompt, the record becomes a dead letter with its conversation, and the agent goes on. Other errors end the agent. `on_error=`
         decides for all of them.
         """
-        from sabot.agents.durable.agent_functions import agent_function, check_template
+        from sabot.agents.durable.agent_functions import agent_function, check_template, sample_of
         from sabot.llm.agent import Agent
         from sabot.llm.errors import RECORD_ERRORS
 
@@ -266,9 +267,12 @@ class AgentDeclarations:
         keeps = wiring.get("key") is not None if session is None else session
         if isinstance(prompt, str):
             check_template(prompt, where)
-        function = agent_function(agent, prompt=prompt, reply=reply, session=keeps)
-        spec = self._spec(function, topic, name, {"durable": True, **wiring})
-        self.agent_runtime.add(spec if "on_error" in wiring else replace(spec, buried=RECORD_ERRORS))
+        function = partial(agent_function, agent, prompt=prompt, reply=reply, session=keeps)
+        spec = self._spec(function(typed=False), topic, name, {"durable": True, **wiring})
+        typed = not spec.writes_json
+        buried = () if "on_error" in wiring else RECORD_ERRORS
+        sample = sample_of(agent, typed=typed) if reply is None else None
+        self.agent_runtime.add(replace(spec, func=function(typed=typed), buried=buried, sample=sample))
         return agent
 
     @cached_property

@@ -1,9 +1,14 @@
 """Conversions between Arrow arrays, numpy views of their values, and columns of times as int64 since 1970 UTC."""
 
+import datetime
+import decimal
+import ipaddress
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from pathlib import PurePath
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -43,6 +48,42 @@ def python_value(value: Any) -> Any:
             return value
     made = value.item()
     return value if isinstance(made, np.generic) else made
+
+
+def dumped_model(value: Any, mode: Literal["json", "python"]) -> Any:
+    """Returns the fields of a model of pydantic as a dict (its value, if it is a RootModel); any other value unchanged.
+    With the mode "json" dates and the like become text, with "python" they stay.
+    """
+    dump = getattr(value, "model_dump", None)
+    return dump(mode=mode) if callable(dump) and not isinstance(value, type) else value
+
+
+def model_or_text(value: Any) -> Any:
+    """Returns a model of pydantic as JSON values, and any other object as text. It is for texts that people and models
+    read: msgspec calls it for what it cannot encode itself.
+    """
+    made = dumped_model(value, "json")
+    return str(value) if made is value else made
+
+
+_TYPED = (bytes, datetime.datetime, datetime.date, datetime.time, datetime.timedelta, decimal.Decimal)
+_TEXTS = (PurePath, ipaddress.IPv4Address, ipaddress.IPv6Address)
+
+
+def typed_fields(value: Any) -> Any:
+    """Returns an object as pyarrow takes it: a Struct, dataclass or model of pydantic as a dict, an enum as its value,
+    a set as a list. Bytes, times and Decimals keep their types. Raises TypeError for other objects.
+    """
+    return msgspec.to_builtins(value, builtin_types=_TYPED, enc_hook=_typed)
+
+
+def _typed(value: Any) -> Any:
+    made = dumped_model(python_value(value), "python")
+    if made is value and (isinstance(value, _TEXTS) or type(value).__module__.startswith("pydantic")):
+        return str(value)  # an address, a path or a secret that pydantic masks
+    if made is value:
+        raise TypeError(f"{type(value).__qualname__} has no type in Arrow")
+    return made
 
 
 def column_of(values: Sequence[Any], type: pa.DataType) -> pa.Array:

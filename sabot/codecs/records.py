@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.text.json import NESTING_MAX, BadRow, encode_rows, is_too_deep
 from sabot._cython.text.records import binary_array, bytes_list
-from sabot.base.arrays import python_value
+from sabot.base.arrays import dumped_model, python_value
 from sabot.base.config import checked_text
 from sabot.codecs.base import Encoder, EncodesKeys
 from sabot.codecs.engine_columns import DELETE, OP_COLUMN
@@ -26,8 +26,12 @@ from sabot.codecs.json import JsonEncoder
 from sabot.errors import UNREADABLE, DataError, UserError
 
 
-def _of_numpy(value: Any) -> Any:
-    """Converts a scalar or an array of numpy to a value that JSON can encode. Raises TypeError for anything else."""
+def _encodable(value: Any) -> Any:
+    """Converts a scalar or an array of numpy, or a model of pydantic, to a value that JSON can encode. Raises
+    TypeError for anything else.
+    """
+    if (dumped := dumped_model(value, "json")) is not value:
+        return dumped
     if isinstance(value, np.datetime64) and not np.isnat(value):
         return np.datetime_as_string(value)  # ISO 8601 with all digits of its unit
     if isinstance(value, np.ndarray):
@@ -40,7 +44,7 @@ def _of_numpy(value: Any) -> Any:
 
 _decode = msgspec.json.Decoder().decode
 _JSON: Encoder = JsonEncoder()
-_encode = msgspec.json.Encoder(enc_hook=_of_numpy).encode
+_encode = msgspec.json.Encoder(enc_hook=_encodable).encode
 
 _HEADERS_HINT = 'headers={"unit": "C"}, or pairs: a name (str) and a value (bytes or str)'
 _HEADERS: Any = pa.list_(pa.struct([("name", pa.string()), ("value", pa.binary())]))
@@ -113,7 +117,7 @@ def encode_json(value: Any) -> bytes:
         return _encode(value)
     except UnicodeEncodeError:
         return json.dumps(value, separators=(",", ":")).encode()  # it writes lone surrogates as escapes
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:  # a model's errors are ValueErrors
         raise UserError(f"a {type(value).__name__} cannot be written as JSON: {error}") from error
 
 
@@ -132,7 +136,7 @@ def nulled_fields(value: Any) -> list[str]:
     """
 
     def plain(each: Any) -> Any:
-        return None if isinstance(each, msgspec.Raw) else _of_numpy(each)
+        return None if isinstance(each, msgspec.Raw) else _encodable(each)
 
     found: list[str] = []
     rest = [("", msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=plain, str_keys=True))]

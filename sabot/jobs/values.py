@@ -64,8 +64,10 @@ def _is_model(value: Any) -> bool:
     return callable(getattr(value, "model_dump", None)) and not isinstance(value, type)
 
 
-def _plain_in_order(value: Any) -> Any:
-    """Converts a value as `_plain` does. Sorts the lists that pydantic has made from sets."""
+def plain_in_order(value: Any) -> Any:
+    """Converts a value of a type that msgspec does not know to one that it can pack. Sorts the lists that pydantic has
+    made from sets. Raises TypeError if there is no such conversion.
+    """
     made = _plain(value)
     return _sets_sorted(made, value.model_dump(mode="python")) if _is_model(value) else made
 
@@ -109,7 +111,7 @@ def _extension(code: int, data: memoryview) -> Any:
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
-_sorting = msgspec.msgpack.Encoder(enc_hook=_plain_in_order, order="deterministic")
+_sorting = msgspec.msgpack.Encoder(enc_hook=plain_in_order, order="deterministic")
 _decoder = msgspec.msgpack.Decoder(ext_hook=_extension)
 
 
@@ -196,7 +198,7 @@ def _sorted(value: Any) -> Any:
         return _with_fields(value, _sorted)
     if names := _field_names(value):
         return {name: _sorted(getattr(value, name)) for name in names}
-    return _sorted(_plain_in_order(value)) if _is_model(value) else value
+    return _sorted(plain_in_order(value)) if _is_model(value) else value
 
 
 def _field_names(value: Any) -> list[str]:
@@ -225,8 +227,8 @@ def _with_fields(value: msgspec.Struct, form: Callable[[Any], Any]) -> msgspec.S
 
 def in_order(value: Any) -> Any:
     """Returns a copy of the value in which each set is replaced by a sorted list, because the order of a set differs
-    between processes. Also looks into objects of dataclasses, of `msgspec.Struct` and of classes of attrs. Returns the
-    value itself if it contains no sets.
+    between processes. Also looks into objects of dataclasses, of `msgspec.Struct`, of classes of attrs and of
+    pydantic. Returns the value itself if it contains no sets.
     """
     kind = type(value)
     if kind in _FIXED:
@@ -247,6 +249,8 @@ def in_order(value: Any) -> Any:
         named = {name: getattr(value, name) for name in names}
         made = in_order(named)
         return value if made is named else made
+    if _is_model(value) and in_order(python := value.model_dump(mode="python")) is not python:
+        return plain_in_order(value)
     return value
 
 

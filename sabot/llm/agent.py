@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
+from sabot.base.arrays import model_or_text
 from sabot.base.checks import Of, OneOf, Whole, check
 from sabot.base.config import Duration, checked_name, checked_text, parse_seconds
 from sabot.base.redaction import scrubbed
@@ -576,5 +577,5 @@ class _AgentRun:
         """Returns the result of a tool as text for the model. A text is unchanged, and any other value is encoded as
         JSON. Known secrets are hidden, and a text longer than `max_tool_chars` is cut.
         """
-        text = value if isinstance(value, str) else msgspec.json.encode(value, enc_hook=str).decode()
+        text = value if isinstance(value, str) else msgspec.json.encode(value, enc_hook=model_or_text).decode()
         return cut(scrubbed(text), self._agent.max_tool_chars)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import msgspec
 import pyarrow as pa
 
-from sabot.base.arrays import as_type
+from sabot.base.arrays import as_type, typed_fields
 from sabot.errors import UserError, short_repr
 from sabot.llm.errors import ContentFiltered, MalformedAnswer
 from sabot.llm.results import Completion
@@ -33,7 +33,6 @@ _PLAIN: dict[Any, pa.DataType] = {
     datetime.time: pa.time64("us"),
     uuid.UUID: pa.string(),
 }
-_KEPT = (bytes, datetime.datetime, datetime.date, datetime.time, decimal.Decimal)  # pyarrow converts these itself
 _ALWAYS_FIT = (pa.string(), pa.large_string(), pa.bool_(), pa.float64(), pa.int32(), pa.int16(), pa.int8())
 _NOT_CONVERTED = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
@@ -82,7 +81,7 @@ class AnswerColumns:
             return (answer.content,)
         said = answer.output
         if self._typed:
-            said = msgspec.to_builtins(said, builtin_types=_KEPT, enc_hook=_plain)
+            said = typed_fields(said)
         values = tuple(map(said.get, self._names))
         for field in self._unsure:
             try:
@@ -98,15 +97,6 @@ class AnswerColumns:
 
 def _who(answer: Completion) -> dict[str, Any]:
     return {"provider": answer.provider, "model": answer.model, "request_id": answer.request_id}
-
-
-def _plain(value: Any) -> Any:
-    """Returns the fields of a pydantic model as a dict. msgspec calls this function for each value whose type it cannot
-    convert itself. Raises NotImplementedError if the value is not a pydantic model.
-    """
-    if hasattr(value, "model_dump"):
-        return value.model_dump()
-    raise NotImplementedError(f"{type(value).__name__} is no value of a column")
 
 
 def _schemas(of: Any, where: str) -> tuple[Schema, pa.Schema]:

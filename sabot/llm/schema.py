@@ -15,6 +15,7 @@ model can correct its answer.
 import datetime
 import decimal
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -106,6 +107,12 @@ class Schema:
             return _decode(text, self._type)[_WRAPPED]
         except Mismatch as error:
             return _decode_unwrapped(text.strip(), self._wrapped_type, error)
+
+    def example(self) -> Any:
+        """Returns a value of the type, made from its schema. Raises Mismatch if the type has conditions that the schema
+        does not tell, such as those of a user's validator.
+        """
+        return self.decode(msgspec.json.encode(_example(self.json, self.json.get("$defs", {}))).decode())
 
 
 class Parameters:
@@ -210,6 +217,60 @@ def _require_all(schema: Any) -> None:
                 _require_all(list(each.values()))
             elif word not in ("enum", "const", "default"):
                 _require_all(each)
+
+
+_EXAMPLES = {
+    "date-time": "2000-01-01T00:00:00Z",
+    "date": "2000-01-01",
+    "time": "00:00:00",
+    "duration": "PT0S",
+    "uuid": "00000000-0000-4000-8000-000000000000",
+    "email": "a@example.com",
+    "uri": "https://example.com/",
+    "ipv4": "192.0.2.1",
+    "ipv6": "2001:db8::1",
+    "decimal": "0",
+}
+
+
+def _example(schema: Any, parts: Mapping[str, Any], inside: tuple[str, ...] = ()) -> Any:
+    """Returns a JSON value that matches a schema, as far as the schema says what matches. `parts`: the definitions to
+    which `$ref` refers. `inside`: those in which this schema is; a type that refers to itself ends with null or [].
+    """
+    if not isinstance(schema, Mapping):
+        return None
+    if given := [schema[word] for word in ("const", "default") if word in schema] or schema.get("enum"):
+        return given[0]
+    if reference := schema.get("$ref", "").removeprefix(_REF):
+        return None if reference in inside else _example(parts.get(reference), parts, (*inside, reference))
+    if branches := schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf"):
+        return next((each for part in branches if (each := _example(part, parts, inside)) is not None), None)
+    kinds = schema.get("type", [])
+    for kind in [kinds] if isinstance(kinds, str) else kinds:
+        if kind != "null":
+            return _plain_example(kind, schema, parts, inside)
+    return None
+
+
+def _plain_example(kind: str, schema: Mapping[str, Any], parts: Mapping[str, Any], inside: tuple[str, ...]) -> Any:
+    match kind:
+        case "object":
+            return {name: _example(each, parts, inside) for name, each in schema.get("properties", {}).items()}
+        case "array" if schema.get("prefixItems"):
+            return [_example(each, parts, inside) for each in schema["prefixItems"]]
+        case "array":
+            item = _example(schema.get("items"), parts, inside)
+            return [] if item is None else [item] * schema.get("minItems", 1)
+        case "integer" | "number":
+            above, below = schema.get("exclusiveMinimum", -math.inf) + 1, schema.get("exclusiveMaximum", math.inf) - 1
+            return max(schema.get("minimum", above), min(schema.get("maximum", below), 0))
+        case "boolean":
+            return False
+    if schema.get("contentEncoding"):
+        return "AAAA"
+    usual = "0" if "pattern" in schema else _EXAMPLES["date-time"]  # Decimals of pydantic, datetimes of msgspec
+    text = _EXAMPLES.get(schema.get("format", ""), usual)
+    return text.ljust(schema.get("minLength", 0), "x")[: schema.get("maxLength")]
 
 
 def _refers(value: Any, name: str) -> bool:

@@ -12,10 +12,13 @@ from typing import Any
 import msgspec
 
 from sabot.agents.durable.context import DurableContext
+from sabot.base.arrays import dumped_model, typed_fields
 from sabot.base.checks import check_called
-from sabot.errors import DataError, UserError, short_repr
+from sabot.errors import DataError, UserError, message_of, short_repr
+from sabot.jobs.values import in_order, plain_in_order
 from sabot.llm.agent import Agent, AgentResult
 from sabot.llm.conversation import Conversation
+from sabot.llm.schema import Mismatch
 
 _SESSION = "conversation"
 _BRACES = "{text} is a field; {{ and }} are braces"
@@ -27,6 +30,7 @@ def agent_function(
     prompt: str | Callable[[Any], object] | None,
     reply: Callable[[Any, AgentResult], Any] | None,
     session: bool,
+    typed: bool = False,
 ) -> Callable[[DurableContext], Any]:
     """Returns the function of a durable agent that runs `agent` for each record. Raises UserError if `prompt` or
     `reply` is an async function.
@@ -38,6 +42,8 @@ def agent_function(
       durable agent. With None the result is the output of `agent`.
     - `session`: True if all records with the same key belong to one conversation, which is kept in the state of the
       key. With False each record begins a new conversation.
+    - `typed`: True if the dates, bytes and Decimals of an output are to keep their types, for a sink whose format has
+      them. With False they become text, as in JSON.
     """
     check_called(f"agent {agent.name!r}", prompt=prompt, reply=reply)
 
@@ -50,7 +56,9 @@ def agent_function(
         result = await agent.run(said, conversation=conversation, effects=ctx.llm(agent.engine))
         if state is not None:
             await state.put(_SESSION, conversation.to_bytes())
-        return _plain(result) if reply is None else reply(message, result)
+        if reply is not None:
+            return reply(message, result)
+        return {"content": result.content} if agent.output is None else plain_output(result.output, typed=typed)
 
     run.__name__ = run.__qualname__ = agent.name
     return run
@@ -89,8 +97,34 @@ def _prompt_of(message: Any, prompt: str | Callable[[Any], object] | None) -> ob
     raise DataError('a record is not a prompt: it is not a text, and has no field "prompt", "text" or "question"')
 
 
-def _plain(result: AgentResult) -> Any:
-    """Converts the result of an agent run to the result of the durable agent, if the user has given no `reply`
-    function. This is the typed output as plain Python data, or {"content": text} if the agent has no output type.
+def sample_of(agent: Agent, *, typed: bool) -> tuple[Any, str] | None:
+    """Returns a value as the durable agent emits them, and the name of its type (`AgentSpec.sample`); None if only an
+    answer of the model can show one. `typed`: as in `agent_function`.
+
+    Raises UserError for a type whose values cannot be written at all.
     """
-    return {"content": result.content} if result.output is None else msgspec.to_builtins(result.output)
+    if agent.output is None:
+        return {"content": ""}, "None"
+    try:
+        value = plain_output(agent.output.example(), typed=typed)
+        return None if value is None else (value, agent.output.name)
+    except Mismatch:  # the type has conditions that its schema does not tell
+        return None
+    except DataError as error:
+        raise UserError(
+            f"agent {agent.name}: {error.message}", hint="reply= makes of each answer what can be written"
+        ) from error
+
+
+def plain_output(output: Any, *, typed: bool) -> Any:
+    """Converts the typed output of an agent run to plain Python values, in the same way in every process. `typed`: as in
+    `agent_function`. Raises DataError if the user's type does not allow it, such as a model with a serializer that
+    fails.
+    """
+    try:
+        if typed:
+            return typed_fields(in_order(dumped_model(output, "python")))
+        return msgspec.to_builtins(in_order(output), enc_hook=plain_in_order)
+    except Exception as error:  # a serializer is code of the user
+        kind = type(output).__qualname__
+        raise DataError(f"the output of type {kind} cannot be written: {message_of(error)}") from error

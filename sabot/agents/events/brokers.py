@@ -20,6 +20,7 @@ import msgspec
 
 from sabot.agents.context import checked_word
 from sabot.agents.events.bus import EventBus, RuntimeEvent, RuntimeEventType, Slow, Subscription
+from sabot.base.arrays import model_or_text
 from sabot.base.backoff import Backoff
 from sabot.base.checks import Of, Whole, check
 from sabot.base.config import Duration, parse_seconds
@@ -165,7 +166,7 @@ class _Adapter(ABC):
 
     def _encoded(self, event: RuntimeEvent) -> bytes:
         try:
-            return msgspec.json.encode(event, enc_hook=str)
+            return msgspec.json.encode(event, enc_hook=model_or_text)
         except Exception as error:  # any error: the `__str__` of a user's value may raise
             self._lose(event, DataError(f"event {event.event_id} cannot be written as JSON: {message_of(error)}"))
             return b""

@@ -25,6 +25,7 @@ from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, encode_reque
 from sabot.agents.kernel.pieces import KeptPieces
 from sabot.agents.store import LentStore
 from sabot.api.child_limits import ChildLimits
+from sabot.base.arrays import model_or_text
 from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import run_in_thread
 from sabot.clock import Clock
@@ -226,7 +227,7 @@ class KernelHost:
         record = encode_request(request)
         name = b""  # a digest is only needed for a request that may come again
         if request.idempotency_key:
-            asked = msgspec.to_builtins(request.content, enc_hook=str)
+            asked = msgspec.to_builtins(request.content, enc_hook=model_or_text)
             name = digest(self.journal.key, "request", agent.agent_id, asked)
         while (other := self.handles.get(job_id)) is not None:
             _check_same(request, job_id, other.digest, name)

@@ -18,6 +18,7 @@ import msgspec
 
 from sabot.agents.context import ExecutionContext
 from sabot.agents.durable.context import DurableContext
+from sabot.base.arrays import model_or_text
 from sabot.base.checks import Of, check
 from sabot.base.config import check_numbers, checked_durations
 from sabot.base.threads import run_to_end
@@ -440,7 +441,7 @@ def prompt_of(given: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value, enc_hook=str).decode()
+    return value if isinstance(value, str) else msgspec.json.encode(value, enc_hook=model_or_text).decode()
 
 
 def fields_of(given: Any) -> dict[str, Any]:
@@ -453,7 +454,7 @@ def with_content(given: Any, content: Any) -> dict[str, Any]:
     previous step, is added. If the content is a mapping, its fields are added; otherwise it is added as the field
     "text".
     """
-    builtin = content if isinstance(content, Mapping | str) else msgspec.to_builtins(content, enc_hook=str)
+    builtin = content if isinstance(content, Mapping | str) else msgspec.to_builtins(content, enc_hook=model_or_text)
     return {**fields_of(given), **fields_of(builtin)}
 
 

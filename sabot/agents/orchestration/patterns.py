@@ -27,6 +27,7 @@ from sabot.agents.orchestration.base import (
     usage_of,
     with_content,
 )
+from sabot.base.arrays import model_or_text
 from sabot.base.checks import is_whole
 from sabot.errors import UNREADABLE, UserError, short_repr
 
@@ -211,7 +212,9 @@ _LISTED = re.compile(r"^\s*(?:[-*•]|\d+[.):])\s+(.+)$")
 
 
 def _steps_of(content: Any) -> list[Any]:
-    plan = content if isinstance(content, str | Mapping | list) else msgspec.to_builtins(content, enc_hook=str)
+    plan = (
+        content if isinstance(content, str | Mapping | list) else msgspec.to_builtins(content, enc_hook=model_or_text)
+    )
     if isinstance(plan, str):
         plan = _read(plan)
     if isinstance(plan, Mapping):

@@ -135,7 +135,8 @@ class BatchOutput:
     def __init__(self, spec: AgentSpec, port: Port | None, now_ms: Callable[[], int]) -> None:
         self._spec, self._port, self._now_ms = spec, port, now_ms
         self._checked: pa.Schema | None = None  # the last columns that the sink has accepted
-        self._encoder = (spec.sink_format or JSON).encoder(next(iter(spec.sinks), spec.agent_id))
+        name, format = next(iter(spec.sink_formats.items()), (spec.agent_id, JSON))
+        self._encoder = format.encoder(name)
 
     def written(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Returns a result as records (RECORD_SCHEMA) or as columns, as the receiver needs. Raises UserError for

@@ -31,7 +31,7 @@ from sabot.codecs.records import RECORD_SCHEMA, Headers
 from sabot.connectors.letters import ReasonCounts, attempts_before, letter_headers
 from sabot.errors import AgentFailed, SabotError, UserError, message_of
 from sabot.operators.agents.counters import Counters
-from sabot.operators.agents.payloads import RowPayloads, payloads_of
+from sabot.operators.agents.payloads import RowPayloads, check_sample, payloads_of
 from sabot.operators.agents.rows import RecordReader, Result, Row, null_fields, place_of, records_batch, rows_of
 from sabot.operators.agents.timers import KeyTimers
 from sabot.operators.nulled import Nulled
@@ -370,6 +370,7 @@ class AgentOperator(ABC):
         """Asks the schema registry for the schemas of results, so that no call has to wait for one. Blocks."""
         if isinstance(self.payload_of, RowPayloads):
             self.payload_of.open()
+        check_sample(self.spec, self.payload_of)
 
     def make_codec(self, topic: str, text: str | None = None) -> Codec:
         """Makes the codec of a topic. Blocks if a schema registry must be asked.
