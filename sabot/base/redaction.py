@@ -18,6 +18,8 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
@@ -25,12 +27,17 @@ HIDDEN = "***"
 
 _NAMES = "|".join(
     (
-        "password|passwd|passphrase|pwd|secret|token|credential|jaas|oauth|bearer",
-        "private|assertion|signature|pem|api[_-]?key|access[_-]?key|account[_-]?key",
+        "password|passwd|passwort|passphrase|passcode|pwd|secret|token|credential|jaas|oauth|bearer|authorization|cookie",
+        "private|assertion|signature|pem|api[_-]?key|access[_-]?key|account[_-]?key|user[._-]?info|connection[_-]?string",
+        r"(?<![A-Za-z0-9])sig(?![A-Za-z0-9])",
     )
 )
 _SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
-_SECRET = re.compile(rf"{_NAMES}|(?:^|[._-])key(?:$|[._-])|(?:^|[._-])sas(?:$|[._-])", re.IGNORECASE)
+_SECRET = re.compile(rf"{_NAMES}|(?:^|[._-])(?:key|sas|pass|pw|creds?)(?:$|[._-])", re.IGNORECASE)
+# A part of a name that resembles one of these is taken for its misspelt form, except the words of `_NO_SECRETS`.
+_OFTEN_MISSPELT = ("password", "passphrase", "secret", "token", "credentials", "signature", "authorization", "apikey")
+_NO_SECRETS = {"secure", "section", "taken", "broken", "tokens"}
+_ALIKE = 0.8
 # Names of counts of a model's tokens, which are no secrets if the value is a number.
 _COUNT = re.compile(
     r"(?:max|min|most|num|total|input|output|prompt|completion|cached?|reasoning|thinking|context|pending|reserved)[\w\-]{0,32}tokens"
@@ -40,6 +47,7 @@ _COUNT = re.compile(
 )
 # An unknown name of these families is taken for the misspelt name of a secret.
 _FAMILIES = ("sasl", "ssl", "oauth")
+_IN_FAMILY = re.compile(rf"(?:^|\.)((?:{'|'.join(_FAMILIES)}).*)")
 _HARMLESS = {
     "enable.sasl.oauthbearer.unsecure.jwt",
     "enable.ssl.certificate.verification",
@@ -84,6 +92,7 @@ _WORDS = frozenset(
     )
 )
 
+_LEAST_NAME = 5  # characters of the shortest part of a name that is taken for a misspelt one
 _LEAST = 4  # characters of the shortest secret that is searched for in texts
 _WHOLE_WORD = 8  # shorter secrets are found only as whole words
 _LET_GO = (
@@ -105,6 +114,10 @@ _NUMBER = re.compile(
 )
 _END_OF_NAME = re.compile(r"[\w.\-]{0,64}$")
 _URL_IN_TEXT = re.compile(r"(://)[^\s/@:'\"]{0,256}:[^\s/@'\"]{1,1024}@")
+# Not behind a slash: `key=1` may be a folder of a partition.
+_ANY_PAIR = re.compile(rf"(?<![^?&;,\s])([\w.\-]{{1,128}})(\s{{0,8}}=\s{{0,8}}(?={_QUOTED})|=)({_QUOTED}|[^\s&;,'\"]+)")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-:]*")  # jdbc:postgresql too
+_REFERENCE = re.compile(r"\$\{env:[A-Za-z_]\w*\}")
 _NAME = re.compile(r"[A-Za-z0-9_.\-]*")
 # Control characters, characters without width, those that turn the direction of text, line and paragraph breaks, surrogates, tags.
 _HIDING = (
@@ -245,10 +258,10 @@ def keep_settings(settings: Mapping[str, object], *, owner: object | None = None
     shown: list[object] = []
     for name, value in settings.items():
         (hidden if _is_secret(name, value) and str(name).lower() not in _NAMED else shown).append(value)
-    inside = [pair[3].strip("'\"") for value in hidden if isinstance(value, str) for pair in _pairs(value)]
+    inside = [pair[3].strip("'\"") for value in hidden if isinstance(value, str) for pair in _secret_pairs(value)]
     keep_secret(*hidden, *inside, beside=shown, owner=owner)
     for value in shown:
-        if isinstance(value, str) and "://" in value:
+        if isinstance(value, str) and _is_address(value):
             keep_url(value, owner=owner)
 
 
@@ -256,7 +269,7 @@ def keep_url(url: str, *, owner: object | None = None) -> None:
     """Registers the password of an address, and the secret parameters of its query, with `keep_secret`."""
     userinfo, rest = _parts(url.partition("://")[2] or url)
     user, _, password = userinfo.partition(":")
-    secrets = [password, *(pair[3].strip("'\"") for pair in _pairs(rest))]
+    secrets = [password, *(pair[3].strip("'\"") for pair in _secret_pairs(rest))]
     keep_secret(*secrets, *map(unquote, secrets), beside=[user], owner=owner)
 
 
@@ -264,16 +277,21 @@ def redacted(settings: Mapping[str, object]) -> dict[str, object]:
     """Returns the settings as messages may show them. The values of secret names are hidden, and so are those of
     unknown names in secret families such as `sasl.`.
     """
-    return {setting_name(name): _shown(name, value) for name, value in settings.items()}
+    return {setting_name(name): shown_setting(name, value) for name, value in settings.items()}
 
 
-def _shown(name: str, value: object) -> object:
+def shown_setting(name: str, value: object) -> object:
+    """Returns the value of a setting as messages, tables and pages may show it, as `redacted` does. A reference to a
+    variable of the environment (`${env:NAME}`) stays.
+    """
+    if isinstance(value, str) and _REFERENCE.fullmatch(value):
+        return value
     if _is_secret(name, value) or setting_name(name) != name:
         return HIDDEN
     if isinstance(value, Mapping):
         return redacted(value)
     if isinstance(value, str):
-        return scrubbed(redacted_url(value) if "://" in value else value)
+        return scrubbed(redacted_url(value) if _is_address(value) else _without_pairs(value))
     return value if isinstance(value, _PLAIN) else f"<{type(value).__name__}>"
 
 
@@ -285,7 +303,7 @@ def redacted_url(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "", url
-    return scheme + separator + _PAIR.sub(_hide_value, _parts(rest)[1])
+    return scheme + separator + _without_pairs(_parts(rest)[1])
 
 
 def without_password(url: str) -> str:
@@ -298,11 +316,18 @@ def without_password(url: str) -> str:
 
 def has_password(url: str) -> bool:
     """Returns True if an address has a password in it, or a secret in its query."""
-    scheme, separator, rest = url.partition("://")
-    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.\-]*", scheme):
+    if not _is_address(url):
         return False
-    userinfo, rest = _parts(rest)
-    return ":" in userinfo or any(_pairs(rest))
+    userinfo, rest = _parts(url.partition("://")[2] or url.partition(":")[2])
+    return ":" in userinfo or any(_secret_pairs(rest))
+
+
+def _is_address(text: str) -> bool:
+    """Returns True for `scheme://…`, and for the addresses of JDBC, of which some have no `//` behind the scheme."""
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        return text[:5].lower() == "jdbc:"
+    return _SCHEME.fullmatch(scheme) is not None or text[:5].lower() == "jdbc:"
 
 
 def setting_name(text: str) -> str:
@@ -363,7 +388,7 @@ def clean_value(value: Any, *, fields: bool = False) -> Any:
         return without_secrets(value)
     if isinstance(value, dict):
         return {
-            clean_value(name): HIDDEN if fields and _holds_secret(name, each) else clean_value(each, fields=fields)
+            clean_value(name): HIDDEN if fields and holds_secret(name, each) else clean_value(each, fields=fields)
             for name, each in value.items()
         }
     if isinstance(value, list | tuple):
@@ -372,7 +397,10 @@ def clean_value(value: Any, *, fields: bool = False) -> Any:
     return HIDDEN if number and without_secrets(str(value)) != str(value) else value
 
 
-def _holds_secret(name: object, value: object) -> bool:
+def holds_secret(name: object, value: object) -> bool:
+    """Returns True if the value of a field of a record, or of a header, is secret by its name (`authorization`,
+    `api_key`). Numbers, truth values and None are none. Fewer names count than for settings: a field may be a `key`.
+    """
     named = isinstance(name, str) and _SECRET_NAME.search(name) is not None
     return named and value is not None and not isinstance(value, bool | int | float)
 
@@ -402,11 +430,23 @@ def _is_secret(name: str, value: object) -> bool:
     words, any other value counts as a secret that was given under the wrong name.
     """
     name = str(name).lower()
+    if (inner := _IN_FAMILY.search(name)) is not None and name not in _HARMLESS:
+        name = inner[1]
+    name = name.removeprefix("key.")  # of SQL: what follows is an option for the keys of records
     if name in _CHOICES and isinstance(value, str):
         return _CHOICE.fullmatch(value) is None
     if name in _HARMLESS or _is_count(name, value):
         return False
-    return name.startswith(_FAMILIES) or _SECRET.search(name) is not None
+    return name.startswith(_FAMILIES) or _SECRET.search(name) is not None or _is_misspelt(name)
+
+
+@lru_cache(maxsize=1024)
+def _is_misspelt(name: str) -> bool:
+    """Returns True if a part of the name resembles a word for a secret: a value that was given under a misspelt name is
+    as secret as under the right one.
+    """
+    parts = [part for part in re.split(r"[._\-]", name[:128]) if part not in _NO_SECRETS and len(part) >= _LEAST_NAME]
+    return any(get_close_matches(part, _OFTEN_MISSPELT, 1, _ALIKE) for part in parts)
 
 
 def _parts(rest: str) -> tuple[str, str]:
@@ -425,6 +465,21 @@ def _parts(rest: str) -> tuple[str, str]:
 def _pairs(text: str) -> Iterator["re.Match[str]"]:
     """Yields the matches of `password=…` and the like in the text."""
     return (pair for pair in _PAIR.finditer(text) if not _says_count(pair))
+
+
+def _secret_pairs(text: str) -> Iterator["re.Match[str]"]:
+    """Yields the matches of `name=value` in an address whose name is one of a secret, also a misspelt one."""
+    return (pair for pair in _ANY_PAIR.finditer(text) if _is_secret(pair[1], pair[3].strip("'\"")))
+
+
+def _without_pairs(text: str) -> str:
+    """Returns an address, or a setting such as `host=h password=p`, with *** for the secrets of `_secret_pairs`."""
+
+    def hide(pair: "re.Match[str]") -> str:
+        secret = _is_secret(pair[1], pair[3].strip("'\""))
+        return f"{pair[1]}{pair[2]}{HIDDEN}" if secret else pair[0]
+
+    return _PAIR.sub(_hide_value, _ANY_PAIR.sub(hide, text)) if "=" in text else text
 
 
 def _says_count(pair: "re.Match[str]") -> bool:

@@ -13,7 +13,7 @@ import typer
 from sabot.base.config import dead_letter_topic, parse_broker
 from sabot.base.logs import set_up_logging
 from sabot.base.quantities import counted_words
-from sabot.base.redaction import redacted_url
+from sabot.base.redaction import HIDDEN, holds_secret, redacted_url
 from sabot.checkpoint.manifest import Manifest
 from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.loading import WrongUse, load_app
@@ -138,7 +138,7 @@ def show(
             if name not in ("payload", "headers"):
                 typer.echo(f"{name:<10} {_value_shown(name, value)}")
         for name, data in letter.headers:
-            typer.echo(f"header     {plain(name)}: {text_or_hex(data)}")
+            typer.echo(f"header     {plain(name)}: {HIDDEN if holds_secret(name, data) else text_or_hex(data)}")
         typer.echo("payload    null" if letter.payload is None else f"payload\n{facts['payload']}")
 
     _run(work)

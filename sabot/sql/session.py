@@ -41,7 +41,6 @@ from sabot.sql.showing import (
     names_table,
     options_table,
     relation_rows,
-    statement_text,
 )
 from sabot.sql.syntax.parser import parse
 from sabot.sql.syntax.text import Fault, Span, SqlError, SqlFault, SqlText, list_names
@@ -510,8 +509,7 @@ class _Statements:
             raise SqlFault(
                 statement.name[0].span, f"{found.name} is a view or a stream", f"SHOW CREATE VIEW {found.name}"
             )
-        table = found.table if isinstance(found.table, CreateTable) else None
-        return statement_text(found.text, found.span, table)
+        return found.text.shown(found.span)
 
     def _registered(self, kind: type) -> list[str]:
         return [each.name for each in self._session._registered.values() if isinstance(each, kind)]

@@ -4,14 +4,11 @@ from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
-from sabot.base.redaction import has_password, redacted_url
+from sabot.base.redaction import shown_setting
 from sabot.sql.catalog import time_of
 from sabot.sql.scope import Relation
-from sabot.sql.syntax.text import Span, SqlText
 from sabot.sql.syntax.tree import CreateTable
 from sabot.sql.types import arrow_type, sql_type
-
-_SECRET = ("password", "secret", "token", "credential", "sasl.jaas.config", "api-key", "user-info")
 
 
 def names_table(title: str, names: Iterable[str]) -> pa.Table:
@@ -21,7 +18,7 @@ def names_table(title: str, names: Iterable[str]) -> pa.Table:
 
 def options_table(options: Sequence[tuple[str, str]]) -> pa.Table:
     """Returns the options that SET has given."""
-    keys, values = [key for key, _ in options], [_hidden(key, value) for key, value in options]
+    keys, values = [key for key, _ in options], [str(shown_setting(key, value)) for key, value in options]
     return pa.table({"key": pa.array(keys, pa.string()), "value": pa.array(values, pa.string())})
 
 
@@ -65,20 +62,3 @@ def _row(table: CreateTable, name: str, type: str) -> tuple[str, str, str, str, 
     time, lateness = time_of(table)
     watermark = f"{name} - {lateness} ms" if lateness else name
     return name, type, key, extras, watermark if time == name else ""
-
-
-def statement_text(text: SqlText, span: Span, table: CreateTable | None) -> str:
-    """Returns the text of a CREATE statement, with *** in place of secret options."""
-    written, end = "", span.start
-    for option in table.options if table is not None else ():
-        if option.value_span.start >= end and _hidden(option.key, option.value) != option.value:
-            written += f"{text.text[end : option.value_span.start]}'{_hidden(option.key, option.value)}'"
-            end = option.value_span.end
-    return written + text.text[end : span.end]
-
-
-def _hidden(key: str, value: str) -> str:
-    """Returns the value of an option as it may be shown; of an address with a password only the rest."""
-    if any(word in key.lower() for word in _SECRET) and not value.startswith("${env:"):
-        return "***"
-    return redacted_url(value) if "://" in value and has_password(value) else value

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
-from sabot.base.redaction import redacted_url, scrubbed
+from sabot.base.redaction import HIDDEN, holds_secret, redacted_url, scrubbed
 from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import text_or_hex
@@ -114,13 +114,17 @@ def _record_of(
         nbytes=None if letter.payload is None else len(letter.payload),
         asks_target="step" in letter.facts or "/" in letter.facts.get("topic", "/"),
         key=payloads.cell(text_or_hex(letter.key), "key"),
-        headers=[(scrubbed(name), payloads.cell(text_or_hex(value), name)) for name, value in letter.headers],
+        headers=[(scrubbed(name), payloads.cell(_shown_header(name, value), name)) for name, value in letter.headers],
         payload=payloads.shown(_value_of(letter.payload)),
         before=before and (scrubbed(before[0]), scrubbed(before[1])),
         before_in=named[0] if named else "",
         after=after,
         traceback=facts.get("traceback", ""),
     )
+
+
+def _shown_header(name: str, value: bytes | None) -> str:
+    return HIDDEN if holds_secret(name, value) else text_or_hex(value)
 
 
 def _value_of(payload: bytes | None) -> Any:

@@ -8,14 +8,20 @@ An error is printed as a line with its position, the line of the text, and a car
       hint: there are auction, bidder, price
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from operator import itemgetter
 from typing import NamedTuple
 
+from sabot.base.redaction import shown_setting
 from sabot.errors import UserError
 
 _LINE_LENGTH = 160
+# 'key' = 'value', wherever it stands: a text with errors has no tokens. The value may lack its last quote.
+_OPTION = re.compile(r"(['\"`]?)([A-Za-z][\w.\-]*)\1(\s*=\s*)'((?:[^']|'')*)(?:'|\Z)")
 _NAMES_SHOWN = 12
 
 
@@ -50,6 +56,34 @@ class SqlText:
         """Returns the characters of a range."""
         return self.text[span.start : span.end]
 
+    def shown(self, span: Span) -> str:
+        """Returns the characters of a range that has no errors, with *** in place of the values of secret options."""
+        shown, place = self._without_secrets(quotes="'")
+        return shown.text[place(span.start) : place(span.end)]
+
+    def _without_secrets(self, quotes: str) -> tuple["SqlText", Callable[[int], int]]:
+        """Returns the text without the values of secret options, and the function that returns where a character of
+        the present text is in it. `quotes`: the quotes around the names of options, of which "" is none.
+        """
+        pieces, moved, end, length = [], [(0, 0)], 0, 0
+        for found in _OPTION.finditer(self.text):
+            if found[1] not in quotes.split(",") or (not found[1] and found[2].lower() == "key"):
+                continue  # a column in a condition
+            value = found[4].replace("''", "'")
+            if (shown := str(shown_setting(found[2], value))) != value:
+                start = found.start(4)
+                pieces += [self.text[end:start], shown]
+                length += start - end
+                moved += [(start, length), (end := found.end(4), length := length + len(shown))]
+        text = "".join([*pieces, self.text[end:]])
+
+        def place(offset: int) -> int:
+            number = bisect_right(moved, offset, key=itemgetter(0)) - 1
+            most = moved[number + 1][1] if number + 1 < len(moved) else len(text)
+            return min(moved[number][1] + offset - moved[number][0], most)
+
+        return SqlText(text, self.name), place
+
     def position(self, offset: int) -> tuple[int, int]:
         """Returns line and column of a character; both begin at 1."""
         before = self.text[:offset]
@@ -58,10 +92,11 @@ class SqlText:
     def show(self, fault: Fault) -> str:
         """Returns the lines that describe an error: position and message, the line of the text, a caret, the hint."""
         row, column = self.position(fault.span.start)
-        begin = fault.span.start - (column - 1)
-        line = self.text[begin:].split("\n", 1)[0].rstrip("\r")
-        first = column - 1
-        length = max(1, min(fault.span.end - fault.span.start, len(line) - first))
+        text, place = self._without_secrets(quotes="',,`,\"")  # an option may be written wrongly
+        span = Span(place(fault.span.start), place(fault.span.end))
+        first = text.position(span.start)[1] - 1
+        line = text.text[span.start - first :].split("\n", 1)[0].rstrip("\r")
+        length = max(1, min(span.end - span.start, len(line) - first))
         if len(line) > _LINE_LENGTH:
             cut = max(0, min(first - _LINE_LENGTH // 2, len(line) - _LINE_LENGTH))
             line = line[cut : cut + _LINE_LENGTH]
