@@ -176,7 +176,8 @@ class JobRecord:
     - `open`: the effects that have no result yet, the last one first.
     - `key`: the key of the job's record, as a text.
     - `children`: the number of jobs that the job has begun.
-    - `tokens`, `dollars`: the usage of the job's own calls, as it counts in budgets.
+    - `tokens`, `dollars`: the usage of the job's own calls, as it counts in budgets. Without budgets it is the usage
+      that the answers of models report.
     - `doubt_tokens`, `doubt_dollars`: the part of that usage which is only an upper bound, because nobody knows whether
       a call has to be paid.
     """

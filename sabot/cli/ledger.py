@@ -23,6 +23,7 @@ from sabot.cli.options import Kafka
 from sabot.cli.printing import columns, json_line
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import UserError
+from sabot.journal.sqlite import DATABASE as JOURNAL
 
 Place = Annotated[
     str,
@@ -40,16 +41,21 @@ def _is_journal(place: str) -> bool:
     return parts.scheme == "kafka" or (parts.scheme in ("postgresql", "postgres") and "app" in parse_qs(parts.query))
 
 
+def _has_only_journal(path: Path) -> bool:
+    """Returns True if this is the state directory of an app without budgets, whose journal has the usage."""
+    return path.is_dir() and not (path / DATABASE).is_file() and (path / "journal" / JOURNAL).is_file()
+
+
 async def _writer(place: str, kafka: list[str] | None) -> LedgerWriter:
     """Opens the ledger at `place` for reading. The rows of a journal are read into memory. Raises UserError if there is no ledger."""
-    if _is_journal(place):
+    path = Path(place)
+    if _is_journal(place) or _has_only_journal(path):
         writer = InMemoryLedgerWriter()
         with reading(place, kafka) as reader:
             await update_ledger(Ledger(writer), reader)
         return writer
     if "://" in place:
         return PostgresLedgerWriter(place, make=False)
-    path = Path(place)
     found = path / DATABASE if path.is_dir() else path
     if not found.is_file():
         raise UserError(f"{place} has no ledger", hint=f"give a state directory with a {DATABASE}, or its path")

@@ -38,12 +38,12 @@ from sabot.jobs.core import (
     step,
 )
 from sabot.jobs.events import CallAsked, EffectWaited
-from sabot.jobs.guard import CallKind, Decision, EffectGuard, GuardedCall, GuardVerdict, judge_call
+from sabot.jobs.guard import CallKind, Decision, EffectGuard, GuardedCall, GuardVerdict, UseOf, judge_call
 from sabot.jobs.host_state import HostState
 from sabot.jobs.judges import judge_within
 from sabot.jobs.log import JobLog
 from sabot.jobs.owner import OpenJob, RunningJob
-from sabot.jobs.run import Ask
+from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.runner import EffectRunner
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.tree import child_id
@@ -64,9 +64,18 @@ class Effects:
     """
 
     def __init__(
-        self, host: HostState, log: JobLog, timers: JobTimers, clock: Clock, guard: EffectGuard | None = None
+        self,
+        host: HostState,
+        log: JobLog,
+        timers: JobTimers,
+        clock: Clock,
+        guard: EffectGuard | None = None,
+        use_of: UseOf | None = None,
     ) -> None:
-        """Makes the part of a host that runs effects. `guard` decides which effects may be made; None allows all."""
+        """Makes the part of a host that runs effects. `guard` decides which effects may be made; None allows all.
+        `use_of`: makes the usage of an answer that no guard has counted.
+        """
+        self._use_of = use_of
         self.asked_total = self.doubts_total = 0
         requests = self._requests = CallRequests(host, log, guard)
         judge = None if guard is None else partial(judge_within, host.running, guard, clock, requests.instead)
@@ -203,6 +212,8 @@ class Effects:
                     effect, body = EffectId(job_id, ask.ordinal, ask.attempt), bytes(entry.body)  # type: ignore[arg-type]
                     used = self._guard.settle(effect, kind, ask.title, entry.outcome, body, entry.at_ms)
                     entry = msgspec.structs.replace(entry, usage=used, asked=self._guard.asked_by_tool(effect))
+                if ask.model and entry.outcome == "ok" and not entry.usage and self._use_of is not None:
+                    entry = self._with_use(running.job, ask, entry, self._use_of)
                 host.told.append((self._log.append(entry, running), entry))
                 continue
             last = self._log.append(entry, running)
@@ -233,6 +244,12 @@ class Effects:
             assert ask.tool is not None
             args, kwargs = copied((ask.args, ask.kwargs), ask.name)
             self.runner.reconcile(EffectId(job_id, ask.ordinal, ask.attempt), ask.tool, args, kwargs, host.put)
+
+    @staticmethod
+    def _with_use(job: JobRun, ask: Ask, entry: EffectResult, use_of: UseOf) -> EffectResult:
+        effect, agent, body = EffectId(job.job_id, ask.ordinal, ask.attempt), job.history.begin.agent, bytes(entry.body)  # type: ignore[arg-type]
+        used = use_of(effect, agent, job.behalf, ask.title, body, entry.at_ms)
+        return msgspec.structs.replace(entry, usage=used)
 
     def waited(self, running: RunningJob, ask: Ask, event: EffectEvent | GuardVerdict) -> None:
         """Handles an event of an effect that was delayed by a timer or by an awaitable of the guard. If the job is no

@@ -254,6 +254,12 @@ class GuardedCall:
         return replace(self, name=name, spec=spec, args=args, kwargs=kwargs)
 
 
+UseOf = Callable[[EffectId, str, Behalf, str, bytes, int], bytes]
+"""A function that returns, as bytes, the usage that the answer of a model reports, for its RESULT entry. Its arguments
+are the effect, the id of the job's agent, the tenant and the actor, the name of the model, the packed answer, and the
+time in milliseconds since 1970."""
+
+
 class EffectGuard:
     """A policy that decides which effects jobs may make. Its methods are called on the event loop of the host
     (`JobHost`), and must not block it. Only the coroutines and awaitables that they return may wait.

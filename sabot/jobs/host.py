@@ -40,7 +40,7 @@ from sabot.jobs.events import (
     Loaded,
     NotBegun,
 )
-from sabot.jobs.guard import NOBODY, Behalf, EffectGuard
+from sabot.jobs.guard import NOBODY, Behalf, EffectGuard, UseOf
 from sabot.jobs.history import NOT_MADE, PARKS_MS, ContinueAs, Delivery, History
 from sabot.jobs.host_state import HostState
 from sabot.jobs.journal_calls import call_journal
@@ -81,6 +81,7 @@ class JobHost(HostState):
         notes: ParkedNotes | None = None,
         listener: Listener | None = None,
         guard: EffectGuard | None = None,
+        use_of: UseOf | None = None,
         make_run: Callable[..., JobRun] = JobRun,
     ) -> None:
         """Makes a host for a journal.
@@ -92,6 +93,7 @@ class JobHost(HostState):
         - `listener`: gets every entry of the host's jobs, pieces of models' answers, and blocked jobs; None for no
           listener.
         - `guard`: decides which effects may be made; None allows all.
+        - `use_of`: makes the usage of an answer of a model that no guard has counted; None records none.
         - `make_run`: makes the JobRun of a job.
         """
         super().__init__(journal, clock, on_broken)
@@ -106,7 +108,7 @@ class JobHost(HostState):
         self._letters = JobLetters(self, self.log)
         self.parking = Parking(self, notes, has_letter=self._letters.under_way)
         self._timers = JobTimers(self, keeps=self._awaits)
-        self._effects = Effects(self, self.log, self._timers, clock, guard)
+        self._effects = Effects(self, self.log, self._timers, clock, guard, use_of)
         self._begun_total = self._ended_total = 0
 
     # -- life ---------------------------------------------------------------------------------------------------------

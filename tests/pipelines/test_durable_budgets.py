@@ -161,5 +161,30 @@ async def test_the_command_line_says_what_was_used_and_what_may_be(
         "of": "300",
         "part": "50%",
     }
+    (tmp_path / "patterned.py").write_text(
+        "from sabot import App\nfrom sabot.agents import Budget\n"
+        f"app = App('shop', {shop.url!r}, state={str(shop.directory)!r}, budgets=[Budget('b*', max_tokens_daily=300), "
+        "Budget('new-*', max_cost_daily='0.0000001')])\n"
+    )
+    listed = await asyncio.to_thread(sabot_says, "budgets", "patterned:app", "--json")
+    shown = [json.loads(line) for line in listed.stdout.splitlines()]
+    assert [(each["scope"], each["used"], each["of"]) for each in shown] == [
+        ("bob", "150", "300"),
+        ("new-*", "0", "0.0000001"),
+    ]
     said = await asyncio.to_thread(sabot_says, "budgets", "budgeted:plain")
     assert "app plain has no budgets" in said.stderr
+
+
+async def test_the_use_of_an_app_without_budgets_is_shown_by_the_command_line_too(shop: Shop) -> None:
+    app = shop.app()
+    async with started(app):
+        shop.ask("ann")
+        await until(lambda: len(shop.answers()) == 1)
+        (job,) = await app.jobs.find()
+    said = await asyncio.to_thread(sabot_says, "ledger", str(shop.directory), "--json")
+    row = json.loads(said.stdout.splitlines()[0])
+    assert (row["scope"], row["read"], row["written"], row["cost"]) == ("ann", 100, 50, "0.000600")
+    said = await asyncio.to_thread(sabot_says, "jobs", "show", job.job_id, "--journal", str(shop.directory), "--json")
+    facts = json.loads(said.stdout)
+    assert (facts["tokens"], Decimal(facts["dollars"])) == (150, Decimal("0.0006"))

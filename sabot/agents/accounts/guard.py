@@ -31,7 +31,15 @@ import msgspec
 from sabot.agents.accounts.budgets import ALLOWED, FITS, Budget, Judgement, unpriced
 from sabot.agents.accounts.contract import Durable, LedgerEvent, refuse_redis
 from sabot.agents.accounts.ledger import BUDGETS, Ledger, merge_budgets
-from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, has_price, most_use, reported_use, unpaid
+from sabot.agents.accounts.limits import (
+    ASSUMED_TOKENS,
+    TreeUse,
+    decode_answer,
+    has_price,
+    most_use,
+    reported_use,
+    unpaid,
+)
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.base.accounts import NOTHING, Amounts
 from sabot.base.quantities import counted_words, plain
@@ -49,12 +57,10 @@ from sabot.jobs.guard import (
     GuardVerdict,
     most_cost,
 )
-from sabot.jobs.values import unpack
 from sabot.journal import Journal, JournalReader
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import EffectResult, End, Entry
 from sabot.llm.errors import BudgetUnavailable
-from sabot.llm.results import Completion
 
 _log = logging.getLogger(__name__)
 
@@ -470,7 +476,7 @@ def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: by
     if outcome != "ok":
         free = unpaid(outcome, body)
         return msgspec.structs.replace(row, type="model", reserved_tokens=0, cost=None) if free else row
-    answer = msgspec.convert(unpack(body), Completion)
+    answer = decode_answer(body)
     name = (answer.model or name).replace("\0", "\N{REPLACEMENT CHARACTER}")  # the server's name may have a NUL
     if answer.cached:
         made = {"name": name, "cost": Decimal(0), "reserved_tokens": 0}
@@ -478,6 +484,15 @@ def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: by
     usage, cost = reported_use(answer, row.amounts)
     made = {"name": name, "input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
     return msgspec.structs.replace(row, type="model", cost=cost, **made)
+
+
+def use_of_answer(effect: EffectId, agent: str, behalf: Behalf, name: str, body: bytes, at_ms: int) -> bytes:
+    """Returns the ledger row of an answer of a model that no ledger has judged, encoded for its RESULT entry. So the
+    usage of a job is known without budgets too. The arguments are those of `jobs.guard.UseOf`.
+    """
+    scope = GuardedCall(effect, "model", name, agent, behalf).scope
+    opened = _Open(scope, behalf.principal, agent, "model", name, NOTHING, effect.attempt)
+    return _usage([_settled(opened.row(effect, effect.attempt, at_ms), "model", name, "ok", body)])
 
 
 def _denied(judged: Judgement, beside: str = "") -> GuardVerdict:

@@ -57,6 +57,18 @@ def unpaid(outcome: str, body: bytes) -> bool:
     return outcome != "ok" and unpack_error(body).type in _FREE
 
 
+class AnswerUse(msgspec.Struct):
+    """What a `Completion` says of its usage. Decoded from a packed answer without the rest, which may be long."""
+
+    usage: Usage | None = None
+    cost: Decimal | None = None
+    model: str = ""
+    cached: bool = False
+
+
+decode_answer = msgspec.msgpack.Decoder(AnswerUse).decode
+
+
 class TreeUse(msgspec.Struct, frozen=True, omit_defaults=True):
     """The usage of a child job and of its own children, or the usage of the model calls that a tool has made itself.
     It is stored in the RESULT entry of the effect that began the child or called the tool. `turns` is the number of
@@ -474,7 +486,7 @@ def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> Amounts
     return Amounts(before.tokens + usage.total_tokens, before.cost + (cost or 0), 1)
 
 
-def reported_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | None]:
+def reported_use(answer: Completion | AnswerUse, wanted: Amounts) -> tuple[Usage, Decimal | None]:
     """Returns the tokens and the cost with which an answer is counted in a budget. The cost is None if it is not known.
     `wanted` contains the amounts that were reserved for the call.
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from sabot.agents.accounts.guard import use_of_answer
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.durable.batch_operator import DurableBatchOperator
 from sabot.agents.durable.mailbox import NOTES, STATE, MailRoom, NotesOfParked
@@ -212,7 +213,13 @@ class DurableJobs:
         self.journal = journal
         self._notes = NotesOfParked()
         self.host = JobHost(
-            journal, clock=clock, on_broken=on_broken, notes=self._notes, listener=listener, guard=guard
+            journal,
+            clock=clock,
+            on_broken=on_broken,
+            notes=self._notes,
+            listener=listener,
+            guard=guard,
+            use_of=use_of_answer,
         )
         self.mail = MailRoom(mail)
         self.known = known

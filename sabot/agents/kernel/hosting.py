@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from sabot.agents.accounts.guard import use_of_answer
 from sabot.agents.admission import JobAdmission, Place
 from sabot.agents.context import BudgetSpec
 from sabot.agents.events.bus import InMemoryEventBus
@@ -96,6 +97,7 @@ class KernelHost:
         self._news = False  # the journal has entries that the stores do not show yet
         self._listener = _KernelEvents(events, self._given, self._look_at, self._show if shown else None)
         how: dict[str, Any] = {"clock": clock, "stop_grace_s": grace_s, "listener": self._listener, "guard": policy}
+        how["use_of"] = use_of_answer
         self._host = JobHost(journal, on_broken=self._broke, **how)
         for agent in agents.values():
             agent.watch = self

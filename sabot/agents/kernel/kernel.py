@@ -95,8 +95,8 @@ class RuntimeKernel:
           otherwise the journal is in memory.
         - `policy`: decides which effects jobs may make. None allows all.
         - `budgets`: the budgets that limit the usage of scopes: a list of Budgets, or a Ledger, which the kernel does
-          not close. [] means that usage is recorded, but not limited. None means that usage is not recorded, unless
-          there is a `ledger_writer`.
+          not close. [] means that usage is recorded in a ledger, but not limited. None means that there is no ledger,
+          unless there is a `ledger_writer`; then the journal has the usage of answers.
         - `ledger_writer`: stores the recorded usage. By default the usage is stored in the folder of the journal, if
           that is a folder.
         - `job_store`, `action_store`: stores that also show the jobs and actions of this kernel.
@@ -272,8 +272,8 @@ class RuntimeKernel:
             return self.ledger
 
     async def accounts(self) -> Ledger | None:
-        """Returns the ledger of this kernel, from which a program can read the recorded usage. Returns None if usage is
-        not recorded (`budgets` and `ledger_writer` are None).
+        """Returns the ledger of this kernel, from which a program can read the recorded usage. Returns None if there
+        is no ledger (`budgets` and `ledger_writer` are None).
 
         This also works while another process has the journal open. If the rows of the ledger are stored nowhere else,
         they are read from the journal. The kernel closes a ledger that it has made itself. If this kernel is never

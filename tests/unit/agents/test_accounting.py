@@ -38,6 +38,7 @@ from sabot.jobs.guard import GuardedCall, guard_of
 from sabot.jobs.values import pack
 from sabot.journal import Letter
 from sabot.journal.effects import EffectId
+from sabot.journal.ended_jobs import EndedQuery
 from sabot.journal.entries import EffectResult, End, Intent
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm import (
@@ -59,7 +60,7 @@ from sabot.llm import (
     user,
 )
 from sabot.testing import FakeModelServer
-from tools.agent_tools import publish, started, until, values
+from tools.agent_tools import checkpoint, publish, started, until, values
 
 PRICES = PriceTable({"m": Price("1", "10"), "small": Price("0.1", "1")}, version="1")
 READ = 16 + 2  # "one", or "two", at most: what stands around a message, and its letters two by two
@@ -826,3 +827,64 @@ async def test_an_app_without_durable_agents_names_the_budgets_that_nobody_had(
         await until(lambda: values(app, "answers"))
     (said,) = [each.getMessage() for each in caplog.records if each.name == "sabot.agents.accounts.ledger"]
     assert said.endswith("was of the scope of these budgets: shopp; did you mean shop?")
+
+
+@pytest.mark.parametrize("policy", [None, PolicyEngine([])])
+async def test_a_job_of_a_kernel_without_budgets_says_what_it_has_used(policy: PolicyEngine | None) -> None:
+    """Lists and `sabot jobs show` said 0 tokens of jobs that had paid, unless budgets=[] was given."""
+    asked = asyncio.Event()
+    engine = ExecutionEngine(ScriptedProvider(answer, model="m"), retries=0, prices=PRICES)
+
+    async def asks(ctx: DurableContext) -> Any:
+        for each in ("one", "two"):
+            await ctx.llm(engine).complete(each, max_tokens=100)
+        asked.set()
+        return await ctx.wait("go")
+
+    kernel = RuntimeKernel.create(agent=asks, policy=policy)
+    async with kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="hi", scope_id="ann", principal_id="bo"))
+        await asyncio.wait_for(asked.wait(), 10)
+        open_one = await kernel.jobs.get(handle.job_id)
+        await kernel.jobs.signal(handle.job_id, "go")
+        await handle.result()
+        ended = await kernel.jobs.get(handle.job_id)
+        assert (open_one.tokens, open_one.dollars) == (ended.tokens, ended.dollars) == (300, Decimal("0.0012"))
+        (listed,) = await kernel.jobs.find()
+        assert (listed.tokens, listed.doubt_tokens) == (300, 0)
+
+
+async def test_a_job_of_an_app_without_budgets_says_what_it_has_used_in_its_history_too(
+    memory_url: str, tmp_path: Path
+) -> None:
+    engine = ExecutionEngine(ScriptedProvider(answer, model="m"), retries=0, prices=PRICES)
+    app = App("shop", memory_url, state=tmp_path / "state", checkpoint_interval=3600)
+
+    @app.agent("asks", durable=True, sink="answers")
+    async def asks(ctx: Any) -> Any:
+        return (await ctx.llm(engine).complete("one", max_tokens=100)).content
+
+    async with started(app):
+        publish(app, "asks", [{"n": 1}])
+        await until(lambda: values(app, "answers"))
+        (job,) = await app.jobs.find()
+        assert (job.tokens, job.dollars) == (150, Decimal("0.0006"))
+        for _ in range(4):  # the entries move into the history
+            await checkpoint(app)
+        assert app.agent_runtime.runner.journal.history.find(EndedQuery(), 9)
+        (job,) = await app.jobs.find()
+        assert (job.tokens, job.dollars) == (150, Decimal("0.0006"))
+
+
+async def test_budgets_that_come_later_count_what_was_used_before_them() -> None:
+    engine, home = ExecutionEngine(ScriptedProvider(answer, model="m"), retries=0, prices=PRICES), MemoryStorage()
+
+    async def asks(ctx: DurableContext) -> Any:
+        return (await ctx.llm(engine).complete("one", max_tokens=100)).content
+
+    async with RuntimeKernel.create(agent=asks, journal=home) as kernel:
+        await (await kernel.execute(ExecutionRequest(prompt="hi", scope_id="ann"))).result()
+    budgets = [Budget("ann", max_calls_daily=1, warn_at=1)]
+    async with RuntimeKernel.create(agent=asks, journal=home, budgets=budgets) as kernel:
+        with pytest.raises(Exception, match="the daily budget of ann has 1 calls: 1 used"):
+            await (await kernel.execute(ExecutionRequest(prompt="hi", scope_id="ann"))).result()
