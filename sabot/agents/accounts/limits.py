@@ -58,7 +58,7 @@ def unpaid(outcome: str, body: bytes) -> bool:
 
 
 class AnswerUse(msgspec.Struct):
-    """What a `Completion` says of its usage. Decoded from a packed answer without the rest, which may be long."""
+    """The fields of a `Completion` about its usage. They are decoded from a packed answer without the rest of it."""
 
     usage: Usage | None = None
     cost: Decimal | None = None
