@@ -225,7 +225,7 @@ class AppPages:
         """
         sent: dict[str, str] = {}
         last = events.last_id
-        while not self._tabs.ended and self._access.session(events.session.secret) is not None:
+        while not self._tabs.ended and self._access.lasts(events.session):
             run = self._screens.app.figures.run
             if last != (now := f"{run}:{self._tabs.number}"):
                 parts = self._parts(events.page, events.query, events.session)

@@ -56,16 +56,25 @@ class ConsoleSite:
         self._reader = ConsoleReader()
         self._server = ConsoleServer(port, listen)
         self.port = self._server.port
-        self.address = f"http://{listen}:{self.port}"
-        self._shown_address = origins[0].rstrip("/") if proxy is not None and origins else self.address
-        own = [self.address, f"http://localhost:{self.port}"]
+        address = f"http://{listen}:{self.port}"
+        given = [each.rstrip("/") for each in origins]
+        plain = [address, f"http://localhost:{self.port}"]
+        own = f"http://{access.host_name(title)}:{self.port}"
+        if proxy is not None:  # many proxies send the address at which they ask as Host
+            known, plain = [*given, *plain], []
+        elif listen != HOST:  # a name below localhost leads to 127.0.0.1 only
+            known, plain = [address, *given], plain[1:]
+        else:
+            known, plain = [own, *given], [each for each in plain if each not in given]
+        self._shown_address = known[0]
         self.screens = {root: ScreensOfApp(app, self._reader, root) for root, app in apps.items()}
         index = {} if "" in apps else {"": index_of(title, apps)}  # the last, because its routes catch all paths
         self._pages = Pages(
             {**self.screens, **index},
             access,
             cookie_name(self.port, title),
-            [*own, *(each.rstrip("/") for each in origins)],
+            known,
+            plain=plain,
             proxy=proxy,
             title=title,
         )

@@ -3,10 +3,12 @@
 peer       the proxy, if there is one
 Host       one of the names under which the server was started, so that a page of another site whose name is made to
            point to this machine (DNS rebinding) gets nothing
+session    the cookie names one; without it there is the page that asks for the token. No cookie counts at 127.0.0.1
+           and localhost: browsers send it to every port. Programs send the token with each request there
 Origin     on each POST: one of these names too
-session    the cookie names one; without it there is the page that asks for the token
 form       on each POST: the token of the session, which only pages of the console contain
 role       a session that may only read makes no POST
+key        on each action: what the browser got with its session, and the cookie does not give; or the token again
 """
 
 import asyncio
@@ -50,6 +52,10 @@ _MOST_USER = 200  # characters
 _MOST_ASKED = 200
 _MOST_WHY = 500
 ENTER, LEAVE, ASSETS = "/enter", "/leave", "/assets/"
+KEY, TOKEN = "action_key", "action_token"
+"""The fields of a form with the key of the session, and with the token that a person gives in its place."""
+
+_BEARER = "Bearer "
 
 
 @dataclass(frozen=True)
@@ -85,19 +91,23 @@ class Guard:
         cookie: str,
         *,
         ask: ASGIApp,
+        confirm: ASGIApp,
         pass_on: ASGIApp,
+        plain: Sequence[str] = (),
         proxy: Proxy | None = None,
     ) -> None:
-        """`origins`: the addresses of this server, as `http://127.0.0.1:8420`. `cookie`: the name of the cookie. `ask`: answers
-        with the page that asks for the token. `pass_on`: answers a link from another site with a page that goes on from here.
-        `proxy`: the proxy from which all requests come, or None.
+        """`origins`: the addresses of this server for browsers, as `http://shop-4f2a.localhost:8420`. `cookie`: the name of the cookie.
+        `ask`: answers with the page that asks for the token. `confirm`: answers an action without a key with the page that asks for
+        the token to do it. `pass_on`: answers a link from another site with a page that goes on from here. `plain`: the addresses at
+        which no cookie counts, as `http://127.0.0.1:8420`. `proxy`: the proxy from which all requests come, or None.
         """
         self._pages = pages
         self._access = access
-        self._origins = set(origins)
-        self._hosts = {urlsplit(each).netloc.lower() for each in origins}
+        self._origins = by_host(origins)
+        self._plain = by_host(plain)
         self._cookie = cookie
         self._ask = ask
+        self._confirm = confirm
         self._pass_on = pass_on
         self._proxy = proxy
 
@@ -134,7 +144,8 @@ class Guard:
         peer = (scope.get("client") or ("",))[0]
         if self._proxy is not None and peer != self._proxy.address:
             return _text(403, "The console answers its proxy only.")
-        if [each.lower() for each in headers.getlist("host")] not in [[host] for host in self._hosts]:
+        hosts = [each.lower() for each in headers.getlist("host")]
+        if len(hosts) != 1 or not (hosts[0] in self._origins or hosts[0] in self._plain):
             return _text(421, "The console is not known under this name. Start it with --web-origin URL to allow one.")
         if "transfer-encoding" in headers:
             # A proxy and this server could see two different ends of such a request, and what one takes for its body the other
@@ -143,7 +154,7 @@ class Guard:
         if len(scope["query_string"]) > _MOST_QUERY:
             return _text(414, "The address is too long.")
         path, method = scope["path"], scope["method"]
-        session = scope["session"] = self._session(headers)
+        session = scope["session"] = self._session(headers, hosts[0])
         if method in ("GET", "HEAD"):
             if path == ENTER or path.startswith(ASSETS) or session is not None:
                 return None
@@ -151,7 +162,7 @@ class Guard:
             return self._pass_on if elsewhere and headers.get("sec-fetch-mode") == "navigate" else self._ask
         if method != "POST":
             return _text(405, "The console has pages and forms only.")
-        if headers.getlist("origin") not in [[each] for each in self._origins]:
+        if not self._is_own(headers.getlist("origin"), path, session):
             return _text(403, "This form was not sent by a page of the console.")
         try:
             async with asyncio.timeout(_BODY_SECONDS):
@@ -166,21 +177,44 @@ class Guard:
             return None
         if session is None:
             return self._ask
-        if not hmac.compare_digest(form.get("form", "").encode(), session.form.encode()):
+        key, token = form.pop(KEY, ""), form.pop(TOKEN, "")
+        if not session.by_token and not hmac.compare_digest(form.get("form", "").encode(), session.form.encode()):
             return _text(403, "The form has no token of this session. Load the page again.")
-        if session.role != "act" and path != LEAVE:
-            return _text(403, "This session may only read. Enter with the other token to act.")
-        return None
-
-    def _session(self, headers: Headers) -> ConsoleSession | None:
-        try:
-            found = SimpleCookie(headers.get("cookie", "")).get(self._cookie)
-        except CookieError:
+        if path == LEAVE:
             return None
-        session = None if found is None else self._access.session(found.value)
+        if session.role != "act":
+            return _text(403, "This session may only read. Enter with the other token to act.")
+        if session.by_token or hmac.compare_digest(key.encode(), self._access.key(session).encode()):
+            return None
+        return None if self._access.role_of(token.strip()) == "act" else self._confirm
+
+    def _is_own(self, given: Sequence[str], path: str, session: ConsoleSession | None) -> bool:
+        """Returns True if a page of this server has sent a form. A program that sends the token with it needs no origin: no page of
+        another site can do this.
+        """
+        if not given:
+            return session is not None and session.by_token
+        own = {*self._origins.values()} | ({*self._plain.values()} if path == ENTER or session is None else set())
+        return len(given) == 1 and any(given[0] in each for each in own)
+
+    def _session(self, headers: Headers, host: str) -> ConsoleSession | None:
+        token = headers.get("authorization", "")
+        session = self._access.of_token(token.removeprefix(_BEARER)) if token.startswith(_BEARER) else None
+        if session is None and host in self._origins:
+            try:
+                found = SimpleCookie(headers.get("cookie", "")).get(self._cookie)
+            except CookieError:
+                return None
+            session = None if found is None else self._access.session(found.value, host)
         if session is None or self._proxy is None:
             return session
         return replace(session, user=self._proxy.user(headers))
+
+
+def by_host(origins: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Returns the origins of each host, with its port as the header Host has it."""
+    hosts = {urlsplit(each).netloc.lower() for each in origins}
+    return {host: frozenset(each for each in origins if urlsplit(each).netloc.lower() == host) for host in hosts}
 
 
 def cookie_name(port: int, app: str) -> str:

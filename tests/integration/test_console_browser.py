@@ -4,13 +4,19 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Locator, expect
+from unit.web.test_console import Browser as Client
 
 from sabot.checkpoint import CheckpointStorage
 from tools.browser import Visit, opened_browser
@@ -197,6 +203,57 @@ def test_pages_work_without_scripts(browser: Browser, running: Running) -> None:
     expect(page.locator(".badge")).to_have_text("running")
     assert page.locator("noscript meta[http-equiv=refresh]").count() or "refresh" in page.content()
     context.close()
+
+
+def test_an_action_without_scripts_asks_for_the_token(browser: Browser, running: Running) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(running.link)
+    page.locator(".badge").wait_for()
+    page.goto(f"{running.address}/checkpoints")
+    page.get_by_role("button", name="Checkpoint now").click()
+    expect(page.locator("h1")).to_have_text("Enter the token to act")
+    page.get_by_label("Token").fill(running.link.rpartition("=")[2])
+    page.get_by_role("button", name="Do it").click()
+    expect(page.locator(".said")).to_contain_text("is complete")
+    context.close()
+
+
+def test_a_browser_gives_a_server_at_another_port_nothing_with_which_it_could_act(
+    visit: Visit, running: Running
+) -> None:
+    """It got the cookie, which was all that an action needed, and for 30 days."""
+    got: list[str] = []
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            got.append(self.headers.get("Cookie", ""))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *words: object) -> None: ...
+
+    other = HTTPServer(("127.0.0.1", 0), Other)
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    try:
+        for host in ("127.0.0.1", "localhost", "shop.localhost"):
+            visit.context.new_page().goto(f"http://{host}:{other.server_port}/")
+        assert len(got) >= 3
+        assert set(got) == {""}
+        own = urlsplit(running.address).hostname  # somebody who has seen the link, as on a screen that is shared
+        page = visit.context.new_page()
+        page.goto(f"http://{own}:{other.server_port}/")
+        assert page.evaluate("localStorage.length") == 0
+    finally:
+        other.shutdown()
+        other.server_close()
+    host = urlsplit(running.address)
+    thief = Client(cast("Any", SimpleNamespace(port=host.port)))
+    thief.host, thief.cookie = host.netloc, got[-1].partition(";")[0]
+    form = re.search(r'name="form" value="(\w+)"', thief.ask("/")[1])
+    assert form is not None, "who has the cookie may look, until the session ends"
+    thief.form = form[1]
+    assert thief.ask("/act/stop", form={})[0] == 403
 
 
 def test_a_reader_sees_no_buttons(browser: Browser, running: Running) -> None:

@@ -62,7 +62,7 @@ class Child:
     def __init__(self, process: Any, log: Path, links: int) -> None:
         self.process, self._log = process, log
         self._until(lambda: len(re.findall(r"/enter\?token=", log.read_text())) >= links)
-        found = re.findall(r"http://127\.0\.0\.1:(\d+)/enter\?token=(\S+)", log.read_text())[links - 2]
+        found = re.findall(r"http://[\w.-]+:(\d+)/enter\?token=(\S+)", log.read_text())[links - 2]
         self.browser = Browser(cast("Any", SimpleNamespace(port=int(found[0])))).enter(found[1])
 
     def _until(self, done: Callable[[], bool]) -> None:

@@ -59,7 +59,7 @@ class Served:
 
     def __init__(self, log: Path, process: Any) -> None:
         deadline = time.monotonic() + 60
-        while (found := re.search(r"http://127.0.0.1:(\d+)/enter\?token=(\S+)", log.read_text())) is None:
+        while (found := re.search(r"http://[\w.-]+:(\d+)/enter\?token=(\S+)", log.read_text())) is None:
             assert time.monotonic() < deadline, log.read_text()
             assert process.poll() is None, log.read_text()
             time.sleep(0.05)

@@ -7,12 +7,15 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlencode, urlsplit
+from types import SimpleNamespace
+from typing import Any, cast
+from urllib.parse import urlsplit
 
 import pytest
 from integration.test_console_browser import Running, app_running
 from integration.test_dlq import payloads, with_letters
 from playwright.sync_api import Browser, expect
+from unit.web.test_console import Browser as Client
 
 from tools.browser import Visit, opened_browser
 
@@ -151,25 +154,9 @@ steps.watch(Killer())
 def send_back_all(running: Running, place: str) -> str:
     """Sends the form of the page as a browser does. Returns the page that answers, "" if the app ends meanwhile."""
     address = urlsplit(running.link)
-    host = address.netloc
-
-    def ask(method: str, path: str, body: str = "", **headers: str) -> tuple[http.client.HTTPResponse, str]:
-        client = http.client.HTTPConnection(host, timeout=90)
-        client.request(method, path, body or None, {"Host": host, **headers})
-        answer = client.getresponse()
-        return answer, answer.read().decode()
-
-    entered, _ = ask("GET", f"{address.path}?{address.query}")
-    cookie = str(entered.headers["set-cookie"]).partition(";")[0]
-    _, page = ask("GET", "/letters", Cookie=cookie)
-    found = re.search(r'name="form" value="(\w+)"', page)
-    assert found is not None
-    form = urlencode({"form": found[1], "place": place})
-    kind = "application/x-www-form-urlencoded"
+    client = Client(cast("Any", SimpleNamespace(port=address.port))).enter(address.query.partition("=")[2])
     try:
-        return ask("POST", "/act/redrive-all", form, Cookie=cookie, Origin=f"http://{host}", **{"Content-Type": kind})[
-            1
-        ]
+        return client.ask("/act/redrive-all", form={"place": place})[1]
     except (http.client.HTTPException, ConnectionError):
         return ""
 

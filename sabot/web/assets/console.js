@@ -15,6 +15,26 @@ let wanted = null; // does the last click again
 let trying = false;
 let passing = null; // a form that goes its way
 
+// The key of the session, which actions need beside the cookie. A browser keeps it for one port; it sends the cookie to all.
+const KEY = "sabot-action-key";
+const given = document.querySelector("meta[name=action-key]");
+if (given) {
+  try {
+    localStorage.setItem(KEY, given.content);
+  } finally {
+    location.replace("/"); // without the storage each action asks for the token
+  }
+}
+
+function keyed(body) {
+  try {
+    body.set("action_key", localStorage.getItem(KEY) ?? "");
+  } catch {
+    body.delete("action_key");
+  }
+  return body;
+}
+
 function localTimes(root) {
   for (const time of root.querySelectorAll("time[datetime]")) {
     const at = new Date(time.dateTime);
@@ -179,7 +199,7 @@ function passOn(form, button) {
 
 // Sends an action and shows the answer in place of the page. It is not sent again: who knows whether it was done?
 async function act(form, button, name) {
-  const body = new URLSearchParams(new FormData(form, button));
+  const body = keyed(new URLSearchParams(new FormData(form, button)));
   wanted = null;
   click = `${name} waits for its answer.`;
   const late = setTimeout(tell, 500);

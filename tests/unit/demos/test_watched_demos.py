@@ -30,7 +30,7 @@ class Watched:
         self.log = log
         # The words about Ctrl-C come behind the last kill, after which the console stays.
         self.until(lambda: "/enter?token=" in self.said() and "; Ctrl-C ends the demo" in self.said())
-        found = re.search(r"http://127.0.0.1:(\d+)/enter\?token=(\S+)", self.said())
+        found = re.search(r"http://[\w.-]+:(\d+)/enter\?token=(\S+)", self.said())
         assert found is not None
         self.client = Browser(type("Port", (), {"port": int(found[1])})())  # type: ignore[arg-type]
         self.client.enter(found[2])

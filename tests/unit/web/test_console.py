@@ -41,17 +41,18 @@ class Browser:
         self.host = f"127.0.0.1:{console.port}"
         self.cookie = ""
         self.form = ""
+        self.key = ""
         self.answer_headers: dict[str, str] = {}
 
     def ask(
         self, path: str, *, method: str = "GET", form: dict[str, str] | None = None, **headers: str | None
     ) -> tuple[int, str]:
         """Sends a request with the headers of a browser; those that are None are left out."""
-        own = {"Host": f"127.0.0.1:{self.port}", "Cookie": self.cookie or None}
+        own = {"Host": self.host, "Cookie": self.cookie or None}
         body = None
         if form is not None:
-            method, body = "POST", urlencode({"form": self.form} | form)
-            own |= {"Origin": f"http://127.0.0.1:{self.port}", "Content-Type": "application/x-www-form-urlencoded"}
+            method, body = "POST", urlencode({"form": self.form, "action_key": self.key} | form)
+            own |= {"Origin": f"http://{self.host}", "Content-Type": "application/x-www-form-urlencoded"}
         own |= {name.replace("_", "-"): value for name, value in headers.items()}
         client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)  # as long as a read may take
         try:
@@ -69,8 +70,14 @@ class Browser:
             client.close()
 
     def enter(self, token: str) -> "Browser":
-        status, _ = self.ask(f"/enter?token={token}")
+        status, page = self.ask(f"/enter?token={token}")
         assert status == 200
+        if (own := re.search(r'content="0;url=http://([\w.:-]+)/enter', page)) is not None:
+            self.host = own[1]  # of the app's own: there are no sessions at 127.0.0.1
+            status, page = self.ask(f"/enter?token={token}")
+            assert status == 200
+        key = re.search(r'name="action-key" content="(\w+)"', page)
+        self.key = "" if key is None else key[1]
         self.cookie = self.answer_headers["set-cookie"].partition(";")[0]
         found = re.search(r'name="form" value="(\w+)"', self.ask("/")[1])
         assert found is not None
@@ -163,15 +170,134 @@ def test_a_session_that_ends_in_one_process_ends_in_all_that_have_its_file(tmp_p
     assert [Access(tmp_path).session(each.secret) for each in (first, second)] == [None, second]
 
 
-def test_a_session_ends_after_30_days() -> None:
+def test_a_session_ends_12_hours_after_its_last_request_and_in_a_week_at_most(tmp_path: Path) -> None:
+    clock = ManualClock()
+    access = Access(tmp_path, clock)
+    session = access.enter(access.token("act"), "shop.localhost:8420")
+    assert session is not None
+    unused = access.enter(access.token("act"), "shop.localhost:8420")
+    assert unused is not None
+    for _ in range(15):
+        clock.advance(11 * 3_600)
+        assert Access(tmp_path, clock).session(session.secret, session.host) == session
+        assert access.lasts(session)
+    clock.advance(3_600)
+    assert not access.lasts(unused)
+    assert access.session(unused.secret, unused.host) is None
+    clock.advance(2 * 3_600)
+    assert access.session(session.secret, session.host) is None, "168 hours"
+
+
+def test_an_open_page_alone_does_not_keep_its_session() -> None:
     clock = ManualClock()
     access = Access(None, clock)
     session = access.enter(access.token("act"))
     assert session is not None
-    clock.advance(29 * 86_400)
-    assert access.session(session.secret) == session
-    clock.advance(86_401)
-    assert access.session(session.secret) is None
+    for _ in range(11):
+        clock.advance(3_600)
+        assert access.lasts(session)
+    clock.advance(3_601)
+    assert not access.lasts(session)
+
+
+def test_a_session_of_an_earlier_version_in_the_file_is_read(tmp_path: Path) -> None:
+    session = Access(tmp_path).enter(Access(tmp_path).token("act"))
+    assert session is not None
+    file = tmp_path / "console.json"
+    kept = json.loads(file.read_text())
+    kept["sessions"] = {name: each[:2] for name, each in kept["sessions"].items()}
+    file.write_text(json.dumps(kept))
+    assert Access(tmp_path).session(session.secret) == session
+
+
+# -- what a cookie is worth ---------------------------------------------------------------------------------------------
+
+
+def test_links_have_a_name_of_the_app_s_own_that_only_a_token_tells(tmp_path: Path) -> None:
+    app = App("Shop & Söhne", state=str(tmp_path), broker="memory://")
+    names = []
+    for _ in range(2):
+        console = Console(app, port=0)
+        try:
+            found = re.match(
+                rf"http://(shop-s-hne-[a-z2-7]{{8}}\.localhost):{console.port}/enter\?token=", console.link
+            )
+            assert found is not None
+            names.append(found[1])
+            stranger = Browser(console)
+            for path in ("/", "/enter?token=x", "/assets/console.js", "/nothing"):
+                assert found[1] not in stranger.ask(path)[1] + str(stranger.answer_headers)
+        finally:
+            console.close()
+    assert names[0] == names[1]
+    (tmp_path / "console.json").unlink()
+    assert Access(tmp_path).host_name("shop") != names[0]
+    assert re.fullmatch(r"app-[a-z2-7]{8}\.localhost", Access(None).host_name("店"))
+    assert len(Access(None).host_name("x" * 300).partition(".")[0]) < 63
+
+
+def test_no_cookie_is_given_or_taken_at_a_name_that_other_ports_have_too(console: Console, browser: Browser) -> None:
+    """A browser sends it to every port of 127.0.0.1: whoever served another one acted as the person, for 30 days."""
+    token = console.access.token("act")
+    for host in (f"127.0.0.1:{console.port}", f"localhost:{console.port}"):
+        status, page = browser.ask(f"/enter?token={token}", Host=host)
+        assert (status, "set-cookie" in browser.answer_headers) == (200, False)
+        assert f'content="0;url=http://{browser.host}/enter?token={token}"' in page
+        assert browser.ask("/", Host=host)[0] == 401
+        assert browser.ask("/act/stop", form={}, Host=host, Origin=f"http://{host}")[0] == 401
+        status, page = browser.ask("/enter", form={"token": token}, Host=host, Origin=f"http://{host}")
+        assert (status, "set-cookie" in browser.answer_headers) == (200, False)
+    assert browser.ask("/")[0] == 200
+
+
+def test_who_has_the_cookie_only_cannot_act(console: Console, browser: Browser) -> None:
+    thief = Browser(console)
+    thief.host, thief.cookie = browser.host, browser.cookie
+    status, page = thief.ask("/")
+    assert status == 200
+    found = re.search(r'name="form" value="(\w+)"', page)
+    assert found is not None
+    thief.form = found[1]
+    assert not [path for path in ("/", "/steps", "/enter", "/checkpoints") if browser.key in thief.ask(path)[1]]
+    for key in ("", "x", thief.form, "é"):
+        status, page = thief.ask("/act/stop", form={"action_key": key, "back": "app"})
+        assert status == 403
+        assert "Enter the token to act" in page
+        assert "key" not in page.partition("<main>")[2].partition("without the key")[2]
+    assert thief.ask("/act/stop", form={"action_token": console.access.token("read")})[0] == 403
+    assert browser.ask("/act/stop", form={})[0] == 200
+
+
+def test_a_browser_without_scripts_acts_with_the_token(console: Console, browser: Browser) -> None:
+    browser.key = ""
+    status, page = browser.ask("/act/stop", form={"back": MARKUP, "x": '"'})
+    assert status == 403
+    assert MARKUP not in page
+    assert 'name="x" value="&#34;"' in page
+    assert browser.ask("/act/stop", form={"action_token": console.access.token("act")})[0] == 200
+
+
+def test_a_program_acts_with_the_token_at_127_0_0_1(console: Console) -> None:
+    program, host = Browser(console), f"http://127.0.0.1:{console.port}"
+    act, read = (f"Bearer {console.access.token(role)}" for role in ("act", "read"))
+    assert program.ask("/steps.json", Authorization=read) == (200, "[]")
+    assert "/act/" not in program.ask("/", Authorization=read)[1]
+    stop = {"form": {}, "Origin": None}
+    assert program.ask("/act/stop", **stop, Authorization=read)[0] == 403
+    assert program.ask("/act/stop", **stop, Authorization="Bearer x")[0] == 403
+    assert program.ask("/act/stop", **stop, Authorization="Basic eDp5")[0] == 403
+    assert program.ask("/act/stop", form={}, Origin="https://evil.example", Authorization=act)[0] == 403
+    assert program.ask("/act/stop", form={}, Origin=host, Authorization=act)[0] == 403
+    assert program.ask("/act/stop", **stop, Authorization=act)[0] == 200
+    assert "set-cookie" not in program.answer_headers
+
+
+def test_the_cookie_of_a_name_with_tls_is_secure(console: Console, browser: Browser) -> None:
+    token = console.access.token("act")
+    browser.ask(f"/enter?token={token}", Host="tunnel.example")
+    assert "; Secure" in browser.answer_headers["set-cookie"]
+    assert browser.ask(f"/enter?token={token}", X_Forwarded_Proto="https")[0] == 200
+    assert "secure" not in browser.answer_headers["set-cookie"].lower(), "anybody can send this header"
 
 
 def test_no_session_is_lost_if_several_processes_begin_one_at_once(tmp_path: Path) -> None:
@@ -212,9 +338,12 @@ def test_a_wrong_host_gets_nothing(console: Console, browser: Browser, host: str
         assert "set-cookie" not in browser.answer_headers
 
 
-def test_a_host_that_was_given_is_known(browser: Browser) -> None:
-    assert browser.ask("/", Host="tunnel.example")[0] == 200
-    assert browser.ask("/leave", form={}, Host="tunnel.example", Origin="https://tunnel.example")[0] == 303
+def test_a_host_that_was_given_is_known(console: Console, browser: Browser) -> None:
+    assert browser.ask("/", Host="tunnel.example")[0] == 401, "a session is that of one name"
+    browser.host = "tunnel.example"
+    browser.enter(console.access.token("act"))
+    assert browser.ask("/", Host="Tunnel.Example")[0] == 200
+    assert browser.ask("/leave", form={}, Origin="https://tunnel.example")[0] == 303
 
 
 @pytest.mark.parametrize(
@@ -425,13 +554,13 @@ async def test_a_form_whose_connection_breaks_is_not_acted_on() -> None:
     async def pages(scope: Any, receive: Any, send: Any) -> None:
         acted.append(scope["form"])
 
-    session = access.enter(access.token("act"))
+    session = access.enter(access.token("act"), "127.0.0.1:1")
     assert session is not None
     address = "http://127.0.0.1:1"
-    guard = Guard(pages, access, [address], "c", ask=pages, pass_on=pages)
+    guard = Guard(pages, access, [address], "c", ask=pages, confirm=pages, pass_on=pages)
     sent = [(b"host", b"127.0.0.1:1"), (b"origin", address.encode()), (b"cookie", f"c={session.secret}".encode())]
     scope = {"type": "http", "method": "POST", "path": "/act/redrive-all", "query_string": b"", "headers": sent}
-    body = f"form={session.form}&place=orders.dlq".encode()
+    body = f"form={session.form}&action_key={access.key(session)}&place=orders.dlq".encode()
     whole = {"type": "http.request", "body": body, "more_body": False}
     for messages in ([whole | {"more_body": True}, {"type": "http.disconnect"}], [whole]):
         left, answers = iter(messages), []
@@ -642,7 +771,7 @@ def test_all_that_a_page_loads_is_small(browser: Browser) -> None:
 def events(browser: Browser, seconds: float, *, page: str = "app", **headers: str) -> list[tuple[str, dict[str, str]]]:
     """The events of some seconds: their ids, and their fragments."""
     client = http.client.HTTPConnection("127.0.0.1", browser.port, timeout=5)
-    client.request("GET", f"/events/{page}", headers={"Cookie": browser.cookie, **headers})
+    client.request("GET", f"/events/{page}", headers={"Host": browser.host, "Cookie": browser.cookie, **headers})
     answer = client.getresponse()
     assert answer.status == 200
     found, until = [], time.monotonic() + seconds
@@ -671,7 +800,7 @@ def test_an_open_page_is_told_when_the_app_ends(
     console: Console, browser: Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = http.client.HTTPConnection("127.0.0.1", browser.port, timeout=5)
-    client.request("GET", "/events/app", headers={"Cookie": browser.cookie})
+    client.request("GET", "/events/app", headers={"Host": browser.host, "Cookie": browser.cookie})
     answer = client.getresponse()
     while not answer.readline().startswith(b"data: "):
         pass
@@ -685,7 +814,7 @@ def test_open_pages_are_bounded(console: Console, browser: Browser) -> None:
     open_ones = []
     for _ in range(32):
         client = http.client.HTTPConnection("127.0.0.1", console.port, timeout=5)
-        client.request("GET", "/events/app", headers={"Cookie": browser.cookie})
+        client.request("GET", "/events/app", headers={"Host": browser.host, "Cookie": browser.cookie})
         answer = client.getresponse()
         answer.readline()
         open_ones.append((client, answer))

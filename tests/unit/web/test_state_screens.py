@@ -262,7 +262,7 @@ async def test_a_read_ends_when_its_page_is_left(kept: tuple[Manifest, Manifest]
 
     screens.screens["state"] = replace(screens.screens["state"], more=slow)
     with socket.create_connection(("127.0.0.1", console.port)) as tab:
-        tab.send(f"GET /state HTTP/1.1\r\nHost: 127.0.0.1:{console.port}\r\nCookie: {browser.cookie}\r\n\r\n".encode())
+        tab.send(f"GET /state HTTP/1.1\r\nHost: {browser.host}\r\nCookie: {browser.cookie}\r\n\r\n".encode())
         process = await begun(tmp_path / "mark")
     await ended(process)
     assert (await ask(browser, "/"))[0] == 200
