@@ -1,5 +1,6 @@
 """How an app is given its agents: a function for each record or batch (`agent`), or a model with tools (`llm_agent`)."""
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -139,8 +140,10 @@ class AgentDeclarations:
         return (guard,) if self.policy is None else (self.policy, guard)
 
     def judge(self) -> "GuardJudge | None":
-        """Returns the judge of model calls that no job makes, or None if there is no policy and no budget."""
-        if self._judge is None and (self.policy is not None or self._budgets is not None):
+        """Returns the judge of calls on this event loop that no job makes, or None if there is no policy and no budget."""
+        if self.policy is None and self._budgets is None:
+            return None
+        if self._judge is None or self._judge.loop is not asyncio.get_running_loop():
             from sabot.jobs.judges import judge_of
 
             self._judge = judge_of(self.id, self.guards, self.clock)

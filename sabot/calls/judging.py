@@ -1,26 +1,38 @@
-"""The judge of model calls. An app with rules or budgets sets one for its agents, for calls that are no effects of jobs."""
+"""The judge of the calls that are no effects of jobs: calls of models by an engine, and plain calls of tools.
 
+An app with rules or budgets sets a judge for its agents and streams. Each job sets one for its function, which may make
+no such call, and one for each of its effects. The judge is found by the context of the call (`contextvars`). A thread
+that was started without a context has no judge, although a tool of a job may have started it. Calls there are refused
+while jobs whose calls are judged run in this process.
+"""
+
+import asyncio
+import threading
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
 from typing import Any, ParamSpec, TypeVar
+
+from sabot.errors import UserError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 JUDGE: ContextVar[Any] = ContextVar("JUDGE", default=None)
-"""The judge of the calls that are made in this context (`llm.judges.CallJudge`). None allows all calls, as in the
-context of a job's effect, which was judged before it began.
+"""The judge of the calls that are made in this context (`llm.judges.CallJudge`). None allows all calls, as in a program
+without an app.
 """
 
 # Set in the context of the main thread. Contexts copied from it have the value None; the empty contexts of threads have no
-# value, by which `llm.judges.judge_of_this` tells them apart.
+# value, by which `judge_of_this` tells them apart.
 JUDGE.set(None)
+
+_judging: dict[object, asyncio.AbstractEventLoop] = {}  # by owner of jobs whose calls are judged: its event loop
 
 
 def with_judge(function: Callable[P, T], judge: object) -> Callable[P, T]:
     """Returns a wrapper of the function. The wrapper runs the function in a copy of the present context, in which the
-    context variable JUDGE is `judge`. So `judge` decides on every call of a model that the function makes, and on
-    those of the tasks that it starts.
+    context variable JUDGE is `judge`. So `judge` decides on every call of a model or a tool that the function makes,
+    and on those of the tasks that it starts.
     """
     context = copy_context()
     context.run(JUDGE.set, judge)
@@ -29,3 +41,48 @@ def with_judge(function: Callable[P, T], judge: object) -> Callable[P, T]:
         return context.run(function, *args, **kwargs)
 
     return within
+
+
+def begin_judging(who: object) -> None:
+    """Records that jobs of an app with a policy or budgets run on the current event loop, until `end_judging`.
+    `judge_of_this` uses this. `who`: the owner of these jobs.
+    """
+    if who not in _judging:
+        for each in [each for each, loop in list(_judging.items()) if loop.is_closed()]:
+            _judging.pop(each, None)
+        _judging[who] = asyncio.get_running_loop()
+
+
+def end_judging(who: object) -> None:
+    """Ends the record that `begin_judging` has made for `who`. Does nothing if there is none."""
+    _judging.pop(who, None)
+
+
+def judge_of_this(what: str, verb: str, fix: str) -> Any:
+    """Returns the judge of the current context, or None if there is none. The call may be made only with the
+    permission of this judge.
+
+    Raises UserError if it is unknown which job makes the call. That is so in a thread that was started without a
+    context, while jobs of an app with a policy or budgets run on another event loop of this process. For the message:
+    `what` is the name of the model or tool, `verb` is "asked" or "called", and `fix` says what to do in a tool.
+    """
+    judge = JUDGE.get()
+    if judge is not None or not _judging or JUDGE in copy_context():
+        return judge
+    loops = [each for each in list(_judging.values()) if not each.is_closed()]
+    thread = threading.current_thread()
+    if loops and _running_loop() not in loops and thread is not threading.main_thread():
+        raise UserError(
+            f"{what} was not {verb}: jobs with a policy or budgets run in this process, and thread {thread.name} has no context, "
+            "so Sabot cannot tell whether one of these jobs makes the call",
+            hint=f"in a tool: {fix}; elsewhere begin the thread by asyncio.to_thread(…), or by "
+            "contextvars.copy_context().run(…) of the program",
+        )
+    return None
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:  # a thread without a loop
+        return None

@@ -78,7 +78,11 @@ class Effects:
         self._use_of = use_of
         self.asked_total = self.doubts_total = 0
         requests = self._requests = CallRequests(host, log, guard)
-        judge = None if guard is None else partial(judge_within, host.running, guard, clock, requests.instead)
+        # the labels of results that tools under way got from other tools, by job and ordinal
+        self._read: dict[tuple[str, int], frozenset[str]] = {}
+        judge = None
+        if guard is not None:
+            judge = partial(judge_within, host.running, guard, clock, requests.instead, self._read)
         self.runner = EffectRunner(
             clock=clock,
             sendable=log.sendable,
@@ -211,7 +215,9 @@ class Effects:
                 if self._guard is not None and (kind := ask.guarded) is not None:
                     effect, body = EffectId(job_id, ask.ordinal, ask.attempt), bytes(entry.body)  # type: ignore[arg-type]
                     used = self._guard.settle(effect, kind, ask.title, entry.outcome, body, entry.at_ms)
-                    entry = msgspec.structs.replace(entry, usage=used, asked=self._guard.asked_by_tool(effect))
+                    read = tuple(sorted(self._read.pop(effect[:2], ())))
+                    asked = self._guard.asked_by_tool(effect)
+                    entry = msgspec.structs.replace(entry, usage=used, asked=asked, labels=read or entry.labels)
                 if ask.model and entry.outcome == "ok" and not entry.usage and self._use_of is not None:
                     entry = self._with_use(running.job, ask, entry, self._use_of)
                 host.told.append((self._log.append(entry, running), entry))
@@ -457,6 +463,8 @@ class Effects:
         job = running.job
         if not stays_open:
             self.runner.drop(job.job_id)
+            for place in [each for each in self._read if each[0] == job.job_id]:
+                del self._read[place]
             return
         for ask in job.open.values():
             if ask.kind == "call":

@@ -197,7 +197,7 @@ class GuardedCall:
     - `spec`, `price`: for a model, the request, and a function that returns the price of its tokens.
     - `labels`: the labels of all data that the job has received so far (see `Behalf.labels`).
     - `apart`: True if the call is not counted in the job's own budget.
-    - `within`: if a tool makes this call itself, without the job, the effect that runs the tool; else None.
+    - `within`: if a tool calls a model or another tool itself, without the job, the effect that runs it; else None.
     """
 
     effect: EffectId
@@ -273,19 +273,25 @@ class EffectGuard:
       attempt, `decide_again`; when there is a result, `settle` and `asked_by_tool`; and `drop` if the effect is not
       made after all.
     - `CallRequests`: `decide_again`, when a running call requests another attempt.
-    - `GuardJudge`: `decide`, `decide_degraded`, `decide_again`, `settle` and `drop`, for calls of models that are not
-      effects of a job.
+    - `GuardJudge`: `decide`, `decide_degraded`, `decide_again`, `settle` and `drop`, for calls of models and tools that
+      are not effects of a job.
     """
 
     name: str = ""
     """The name by which requests of a kernel may choose the guard (`PolicyRef`)."""
 
-    def check_names(self, functions: Sequence[Callable[..., Any]], agents: Collection[str], where: str) -> None:
-        """Checks that the rules of the guard name only tools, models and agents that exist. Raises UserError
-        otherwise. Called when the app starts.
+    def check_names(
+        self,
+        functions: Sequence[Callable[..., Any]],
+        agents: Collection[str],
+        where: str,
+        without_jobs: Mapping[str, Sequence[Callable[..., Any]]] | None = None,
+    ) -> None:
+        """Checks that the rules of the guard name only tools, models and agents that exist, and that they ask no person
+        about a tool of an agent without jobs. Raises UserError otherwise. Called when the app starts.
 
         `functions`: the functions of the agents. `agents`: the ids of the agents. `where`: the name of the app or of
-        the kernel, for messages.
+        the kernel, for messages. `without_jobs`: the functions of the agents without jobs, by the ids of the agents.
         """
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:

@@ -1,5 +1,5 @@
-"""Asks the guards of an app before calls of models that are not effects of a job. Such calls are made by agents that
-are not durable, by streams (`map_llm`), and by tools that ask models themselves.
+"""Asks the guards of an app before calls of models and tools that are not effects of a job. Such calls are made by
+agents that are not durable, by streams, and by tools that ask models or call other tools themselves.
 
 No journal records these calls. So a decision holds for one call only, and no person can be asked. A call during which
 the process crashes has no row in the ledger.
@@ -7,18 +7,25 @@ the process crashes has no row in the ledger.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from itertools import count
 from secrets import randbits
+from typing import Any
 
 import msgspec
 
+from sabot.base.threads import call_on_loop
 from sabot.clock import Clock
 from sabot.errors import PolicyDenied, UserError
 from sabot.jobs.guard import (
     NOBODY,
     Behalf,
+    CallKind,
     Decision,
     EffectGuard,
     GuardedCall,
@@ -30,39 +37,57 @@ from sabot.jobs.guard import (
 from sabot.jobs.masking import mask
 from sabot.jobs.owner import RunningJob
 from sabot.jobs.values import pack, pack_error, type_of
-from sabot.journal.effects import EffectClass, EffectId
+from sabot.journal.effects import RULES, EffectClass, EffectId
 from sabot.llm.errors import model_error
+from sabot.llm.judges import JUDGE, Make
 from sabot.llm.messages import assistant, user
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.results import Completion
 from sabot.llm.spec import RequestSpec
+from sabot.llm.tools import Tool
 
 _log = logging.getLogger(__name__)
+
+REPEATED = frozenset(each for each in EffectClass if RULES[each].repeatable)
+"""The classes of tools that may be called again when nobody knows whether they were called."""
 
 NoteInstead = Callable[[EffectId, GuardVerdict], Awaitable[None]]
 
 
 class GuardJudge:
-    """A judge that asks a guard (`EffectGuard`) before each call of a model that is not an effect of a job. It has
-    the interface `CallJudge`, and belongs to one event loop.
+    """A judge that asks a guard (`EffectGuard`) before each call of a model or a tool that is not an effect of a job.
+    It has the interface `CallJudge`, and belongs to the event loop on which it is made.
     """
 
     _only_asks = "only durable agents ask"
+    _tool_asks = "only durable agents ask: give the agent durable=True, and await ctx.call({name}, …) in its function"
 
-    def __init__(self, calls: str, agent: str, guard: EffectGuard, clock: Clock) -> None:
+    def __init__(self, calls: str, agent: str, guard: EffectGuard | None, clock: Clock) -> None:
         """Makes a judge. `calls`: a name that replaces the job's id in the ledger (the table with the costs of
         calls), because these calls belong to no job. `agent`: the id of the agent or stream that makes the calls; its
-        app is the tenant. `guard`: decides on each call.
+        app is the tenant. `guard`: decides on each call; None if there is none, and only the effect classes of tools
+        are checked.
         """
         self._calls, self._agent, self._guard, self._clock = calls, agent, guard, clock
         # A request id may come again: after a restart, or in another attempt of a tool. Rows of the ledger with one id
         # count once, so the numbers begin where those of no other judge do.
         self._numbers = count(randbits(48))
         self._behalf = NOBODY
+        self.repeated: Tool | None = None
+        """The tool around the calls, if its class allows to repeat it."""
+        self.loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._late: set[asyncio.Future[None]] = set()  # verdicts that nobody waits for
 
     async def __call__(
         self, call: ModelCall, model: str, price: Price, ask: Callable[[], Awaitable[Outcome]]
     ) -> Outcome:
+        if self._guard is None:
+            return await ask()
+        if asyncio.get_running_loop() is not self.loop:
+            raise UserError(
+                f"{model} was not asked: policy and budgets judge nothing in the event loop of a thread, in which a sync tool asks it",
+                hint="make the tool `async def`, and await the engine in it",
+            )
         guard, effect = self._guard, EffectId(f"{self._calls}/{call.context.request_id}", next(self._numbers))
         found = judge_call(guard, self._asked(effect, model, call, price))
         try:
@@ -92,12 +117,12 @@ class GuardJudge:
         try:
             outcome = await ask()
         except BaseException as error:
-            self._settle(effect, model, type_of(error), pack_error(error))
+            self._settle(effect, "model", model, type_of(error), pack_error(error))
             raise
         said = outcome
         if not isinstance(outcome, Completion):  # vectors
             said = Completion(message=assistant(""), usage=outcome.usage, cost=outcome.cost, model=model)
-        self._settle(effect, model, "ok", pack(said, "an answer"))
+        self._settle(effect, "model", model, "ok", pack(said, "an answer"))
         return outcome
 
     async def instead(self, effect: EffectId, call: ModelCall, price: Price) -> None:
@@ -108,6 +133,8 @@ class GuardJudge:
         Otherwise logs the reason, and raises the error that the guard has chosen, such as PolicyDenied or
         BudgetExceeded.
         """
+        if self._guard is None:
+            return
         effect = EffectId(effect.job, effect.ordinal, effect.attempt + call.unread)  # the attempt that asks it
         found = judge_call(self._guard, self._asked(effect, call.model, call, price), degraded=True)
         verdict = found if isinstance(found, GuardVerdict) else await found
@@ -129,30 +156,169 @@ class GuardJudge:
         labels = frozenset(behalf.labels)
         return GuardedCall(effect, "model", model, self._agent, behalf, kind, spec=spec, price=price, labels=labels)
 
-    def _denied(self, model: str, verdict: GuardVerdict, only_asks: str = "") -> Exception:
+    def _denied(self, name: str, verdict: GuardVerdict, only_asks: str = "", verb: str = "asked") -> Exception:
         why = verdict.reason or "a rule denies it"
         if verdict.decision is Decision.ASK:
             why = f"{why}: a person would have to allow it, and {only_asks or self._only_asks}"
-        said = f"{model} was not asked: {why}" + (f" (rule {verdict.rule})" if verdict.rule else "")
+        said = f"{name} was not {verb}: {why}" + (f" (rule {verdict.rule})" if verdict.rule else "")
         return model_error(verdict.error, said) or PolicyDenied(said)
 
-    def _settle(self, effect: EffectId, model: str, outcome: str, body: bytes) -> None:
-        self._guard.settle(effect, "model", model, outcome, body, round(self._clock.time() * 1000))
+    def _settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes) -> None:
+        if self._guard is not None:
+            self._guard.settle(effect, kind, name, outcome, body, round(self._clock.time() * 1000))
+
+    # -- tools --------------------------------------------------------------------------------------------------------
+
+    def call_plainly(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if tool.is_async:
+            return self.make(tool, args, kwargs, lambda args, kwargs: tool.func(*args, **kwargs))
+        self._check_class(tool)
+        call = self._asked_tool(tool, args, kwargs)
+        if self._guard is not None:
+            call = self._permitted_now(call)
+        with self._calling(call, tool):
+            return tool.func(*call.args, **call.kwargs)
+
+    async def make(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any], make: Make) -> Any:
+        self._check_class(tool)
+        call = self._asked_tool(tool, args, kwargs)
+        if self._guard is not None:
+            permitted = self._permitted(call)
+            if asyncio.get_running_loop() is self.loop:
+                call = await permitted
+            else:
+                call = await asyncio.wrap_future(self._on_loop(call, permitted))
+        with self._calling(call, tool):
+            return await make(call.args, call.kwargs)
+
+    def _check_class(self, tool: Tool) -> None:
+        """Raises UserError if this call would be repeated with the tool that makes it, which its class forbids."""
+        outer = self.repeated
+        if outer is None or tool.effect in REPEATED:
+            return
+        said = (
+            f"{tool.name} was not called: {outer.name} calls it, whose class {outer.effect.value!r} allows to repeat it, and the class of "
+            f"{tool.name} is {tool.effect.value!r}: it would be repeated too"
+        )
+        _log.warning("%s: %s", self._calls, said)
+        raise UserError(
+            said,
+            hint=f"await ctx.call({tool.name}, …) in the function of a durable agent; or declare what each does: "
+            f'effect="unsafe" for {outer.name}, or effect="idempotent" for {tool.name}',
+        )
+
+    def _asked_tool(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GuardedCall:
+        effect = EffectId(f"{self._calls}/tools", next(self._numbers))
+        kind, labels = tool.effect, frozenset(self._behalf.labels)
+        asked = GuardedCall(effect, "tool", tool.name, self._agent, self._behalf, kind, tool, args, kwargs)
+        return replace(asked, labels=labels) if labels else asked
+
+    async def _permitted(self, call: GuardedCall) -> GuardedCall:
+        """Returns the call with the changes of the guard's verdict. Raises PolicyDenied or BudgetExceeded if the guard
+        does not allow it.
+        """
+        assert self._guard is not None
+        found = judge_call(self._guard, call)
+        try:
+            verdict = found if isinstance(found, GuardVerdict) else await found
+        except BaseException:  # cancelled, when some of several guards may have counted it
+            self._guard.drop(call.effect)
+            raise
+        return self._with(call, verdict)
+
+    def _permitted_now(self, call: GuardedCall) -> GuardedCall:
+        """Does the same as `_permitted`. A thread waits for the verdict of the event loop. On the event loop itself, a
+        verdict that takes time cannot be awaited: raises UserError.
+        """
+        assert self._guard is not None
+        if threading.get_ident() != self._thread:
+            return self._on_loop(call, self._permitted(call)).result()
+        found = judge_call(self._guard, call)
+        if isinstance(found, GuardVerdict):
+            return self._with(call, found)
+        late = asyncio.ensure_future(self._drop_later(call, found), loop=self.loop)
+        self._late.add(late)
+        late.add_done_callback(self._late.discard)
+        raise UserError(
+            f"{call.name} was not called: what decides on it takes time, for which a call of a sync tool on the event loop cannot wait",
+            hint="make it `async def`, and await it; or in the function of a durable agent await ctx.call(…)",
+        )
+
+    async def _drop_later(self, call: GuardedCall, found: Awaitable[GuardVerdict]) -> None:
+        try:
+            await found
+        finally:
+            assert self._guard is not None
+            self._guard.drop(call.effect)
+
+    def _on_loop(self, call: GuardedCall, permitted: Coroutine[Any, Any, GuardedCall]) -> Future[GuardedCall]:
+        """Lets the event loop of the guard decide, for a thread or another event loop."""
+        if self.loop.is_closed():
+            permitted.close()
+            raise UserError(f"{call.name} was not called: the app that decides on it has ended")
+        return asyncio.run_coroutine_threadsafe(permitted, self.loop)
+
+    def _with(self, call: GuardedCall, verdict: GuardVerdict) -> GuardedCall:
+        assert self._guard is not None
+        said = "; ".join(filter(None, (verdict.reason, *verdict.notes)))
+        if verdict.decision in (Decision.DENY, Decision.ASK):
+            self._guard.drop(call.effect)
+            refusal = self._denied(call.name, verdict, self._tool_asks.format(name=call.name), "called")
+            _log.warning("%s: %s", self._calls, refusal)
+            raise refusal
+        if verdict.decision is Decision.WARN or verdict.notes:
+            _log.warning("%s: tool %s: %s", self._calls, call.name, said)
+        return call.changed(verdict)
+
+    @contextmanager
+    def _calling(self, call: GuardedCall, tool: Tool) -> Iterator[None]:
+        """Sets the judge of the calls that the tool makes in the `with` block, and settles its own call at the end."""
+        judge, outcome = self, "ok"
+        if self.repeated is None and tool.effect in REPEATED:
+            judge = copy(self)
+            judge.repeated = tool
+        before = JUDGE.set(judge)
+        try:
+            yield
+        except BaseException as error:
+            outcome = type_of(error)
+            raise
+        finally:
+            JUDGE.reset(before)
+            self._told(tool)
+            if self._guard is not None:
+                if threading.get_ident() == self._thread:
+                    self._settle(call.effect, "tool", call.name, outcome, b"")
+                else:
+                    call_on_loop(self.loop, self._settle, call.effect, "tool", call.name, outcome, b"")
+
+    def _told(self, tool: Tool) -> None:
+        """Notes that the results of this tool are known here. Does nothing in this class."""
 
 
 class _ToolJudge(GuardJudge):
-    """A judge for calls of models that a tool makes itself while it runs as an effect of a job. It asks the guard for
-    the tenant and the actor of that job.
+    """A judge for calls of models and tools that a tool makes itself while it runs as an effect of a job. It asks the
+    guard for the tenant and the actor of that job.
     """
 
     _only_asks = "a tool asks nobody: let the agent ask the model, by ctx.llm(engine)"
+    _tool_asks = "a tool or step asks nobody: await ctx.call({name}, …) in the function of the agent"
 
     def __init__(
-        self, effect: EffectId, agent: str, behalf: Behalf, guard: EffectGuard, clock: Clock, note: NoteInstead
+        self,
+        effect: EffectId,
+        tool: Tool,
+        agent: str,
+        behalf: Behalf,
+        guard: EffectGuard,
+        clock: Clock,
+        note: NoteInstead,
+        read: dict[tuple[str, int], frozenset[str]],
     ) -> None:
         super().__init__(f"{effect.job}/{effect.ordinal}", agent, guard, clock)
-        self._effect, self._behalf, self._note = effect, behalf, note
-        self._loop = asyncio.get_running_loop()
+        self._effect, self._behalf, self._note, self._read = effect, behalf, note, read
+        if tool.effect in REPEATED:
+            self.repeated = tool
 
     async def _noted(self, effect: EffectId, verdict: GuardVerdict) -> None:
         """Records the verdict in the journal if `effect` is the model call of the job itself. A call of a model that a
@@ -163,17 +329,19 @@ class _ToolJudge(GuardJudge):
 
     def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GuardedCall:
         asked = super()._asked(effect, model, call, price)
-        return asked if effect.job == self._effect.job else replace(asked, within=self._effect)
+        return asked if effect.job == self._effect.job else self._of_effect(asked)
 
-    async def __call__(
-        self, call: ModelCall, model: str, price: Price, ask: Callable[[], Awaitable[Outcome]]
-    ) -> Outcome:
-        if asyncio.get_running_loop() is not self._loop:
-            raise UserError(
-                f"{model} was not asked: policy and budgets judge nothing in the event loop of a thread, in which a sync tool asks it",
-                hint="make the tool `async def`, and await the engine in it",
-            )
-        return await super().__call__(call, model, price, ask)
+    def _asked_tool(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GuardedCall:
+        return self._of_effect(super()._asked_tool(tool, args, kwargs))
+
+    def _of_effect(self, asked: GuardedCall) -> GuardedCall:
+        read = self._read.get(self._effect[:2], frozenset())
+        return replace(asked, within=self._effect, labels=asked.labels | read)
+
+    def _told(self, tool: Tool) -> None:
+        if tool.labels:
+            place = self._effect[:2]
+            self._read[place] = self._read.get(place, frozenset()) | tool.labels
 
 
 def _told(call: ModelCall) -> RequestSpec:
@@ -194,13 +362,30 @@ def judge_of(app: str, guards: Sequence[EffectGuard], clock: Clock) -> GuardJudg
 
 
 def judge_within(
-    running: Mapping[str, RunningJob], guard: EffectGuard, clock: Clock, note: NoteInstead, effect: EffectId
+    running: Mapping[str, RunningJob],
+    guard: EffectGuard,
+    clock: Clock,
+    note: NoteInstead,
+    read: dict[tuple[str, int], frozenset[str]],
+    effect: EffectId,
+    tool: Tool,
 ) -> GuardJudge:
-    """Returns the judge for the calls of models that the tool of this effect makes itself.
+    """Returns the judge for the calls of models and other tools that the tool of this effect makes itself.
 
     - `running`: the jobs in memory, by id.
     - `note`: a function that records the guard's verdict on another model in the journal (`CallRequests.instead`). It
       is only used if the effect itself is a call of a model.
+    - `read`: the labels of the results that the tools of effects got from other tools, by job and ordinal. The judge
+      adds to them.
     """
     job = running[effect.job].job  # no effect is made for a job that is not in memory
-    return _ToolJudge(effect, job.history.begin.agent, job.behalf, guard, clock, note)
+    return _ToolJudge(effect, tool, job.history.begin.agent, job.behalf, guard, clock, note, read)
+
+
+def judge_of_repeated(tool: Tool, clock: Clock) -> GuardJudge:
+    """Returns the judge for the calls that a tool makes itself, if there is no policy and no budget. The class of the
+    tool allows to repeat it, so it may call no tool whose class forbids that.
+    """
+    judge = GuardJudge(f"tool {tool.name}", "", None, clock)
+    judge.repeated = tool
+    return judge

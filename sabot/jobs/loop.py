@@ -27,7 +27,7 @@ from types import FrameType
 from typing import Any, TypeVar, TypeVarTuple
 
 from sabot.errors import InternalError, UserError, short_repr
-from sabot.llm.judges import IN_JOB
+from sabot.llm.judges import IN_JOB, JUDGE
 
 _log = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         """
         self._in_turn = get_ident()
         context = copy_context()
-        context.run(IN_JOB.set, True)
+        context.run(JUDGE.set, IN_JOB)
         try:
             self.main = self.create_task(coroutine, context=context)
         finally:

@@ -31,16 +31,18 @@ from sabot.base.threads import call_on_loop
 from sabot.calls.crew import CANCEL_SECONDS
 from sabot.calls.error_log import ErrorLog
 from sabot.calls.functions import awaitable, unwrap
+from sabot.calls.judging import begin_judging, end_judging
 from sabot.calls.pool import ThreadPool
 from sabot.calls.steps import watched
 from sabot.clock import Clock
 from sabot.errors import EffectError, JournalFailed, SabotError, UserError, short_repr
 from sabot.jobs.certainty import Certainty, certainty_of
 from sabot.jobs.core import LookedUp, Outcome
+from sabot.jobs.judges import REPEATED, judge_of_repeated
 from sabot.jobs.values import pack, pack_error, type_of, unpack, unpack_error
 from sabot.journal import Position
-from sabot.journal.effects import EffectId, Reconciled
-from sabot.llm.judges import JUDGE, SENDABLE, CallJudge, begin_judging, end_judging
+from sabot.journal.effects import EffectClass, EffectId, Reconciled
+from sabot.llm.judges import JUDGE, SENDABLE, CallJudge
 from sabot.llm.tools import Effect, Tool
 from sabot.steps import step
 
@@ -138,7 +140,7 @@ class EffectRunner:
         sync_threads: int = 16,
         on_broken: Callable[[SabotError], object] | None = None,
         again: Callable[[EffectId], Awaitable[EffectId]] | None = None,
-        judge: Callable[[EffectId], CallJudge] | None = None,
+        judge: Callable[[EffectId, Tool], CallJudge] | None = None,
     ) -> None:
         """Makes a runner.
 
@@ -151,14 +153,16 @@ class EffectRunner:
           raised in a callback of the event loop.
         - `again`: a coroutine function that begins another attempt of a running call, when the call's tool requests
           it (see `Effect.again`).
-        - `judge`: a function that returns, for an effect, the judge that decides on the calls of models which its
-          tool makes itself.
+        - `judge`: a function that returns, for an effect and its tool, the judge that decides on the calls of models
+          and other tools which the tool makes itself. None if there is no policy and no budget; then only the effect
+          classes of these tools are checked.
         """
         self._clock = clock
         self._sendable = sendable
         self._on_broken = _raise if on_broken is None else on_broken
         self._again = again
         self._judge = judge
+        self._judges: dict[tuple[str, EffectClass], CallJudge] = {}  # without `judge`, by name and class of the tool
         self.ask: AsksPerson | None = None
         """The function by which tools ask a person; None if they cannot."""
         self._loop = asyncio.get_running_loop()
@@ -208,7 +212,13 @@ class EffectRunner:
         context = self._context.copy()
         if self._judge is not None:
             begin_judging(self)
-            context.run(JUDGE.set, self._judge(effect))
+            context.run(JUDGE.set, self._judge(effect, tool))
+        elif tool.effect in REPEATED:
+            if (judge := self._judges.get((tool.name, tool.effect))) is None:
+                if len(self._judges) >= _MOST_TOOLS:
+                    self._judges.clear()
+                judge = self._judges[tool.name, tool.effect] = judge_of_repeated(tool, self._clock)
+            context.run(JUDGE.set, judge)
         context.run(CALL.set, None if self.ask is None else (effect, self.ask))
         # No task factory is asked: an eager one would begin the call in here.
         call.task = asyncio.Task(self._run(call), loop=self._loop, name=f"effect {effect}", context=context)
@@ -232,6 +242,7 @@ class EffectRunner:
         asks = replace(
             tool,
             func=partial(look, first),
+            effect=EffectClass.READ,
             timeout_s=seconds,
             takes_effect=False,
             is_async=inspect.iscoroutinefunction(unwrap(look)),

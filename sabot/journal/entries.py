@@ -150,7 +150,8 @@ class EffectResult(_Base, frozen=True, array_like=True, gc=False, tag="result"):
     - `usage`: the usage of the call, encoded as for the ledger (the table with the costs of calls).
     - `asked`: for a tool, the usage of the models that the tool itself has asked. It is counted in the limits of the
       job.
-    - `labels`: for a child, the labels of all data that the child has received.
+    - `labels`: for a child, the labels of all data that the child has received; for a tool, those of the results that
+      it got from tools which it called itself.
     - `ran_ms`: for a child, the milliseconds that it has run. The time in which it waited for others is not included.
     """
 

@@ -11,6 +11,7 @@ from secrets import token_hex
 from typing import Any
 
 from sabot.base.threads import call_on_loop
+from sabot.calls.judging import judge_of_this
 from sabot.calls.pool import ThreadPool
 from sabot.calls.steps import watched
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -21,7 +22,7 @@ from sabot.llm.errors import ToolTimeout
 from sabot.llm.middleware import ToolMiddleware
 from sabot.llm.results import Completion, Piece
 from sabot.llm.spec import RequestContext, RequestSpec
-from sabot.llm.tools import Effect, Tool
+from sabot.llm.tools import IN_THREAD, Effect, Tool
 
 _MOST_THREADS = (
     64  # the most threads for the sync tools of one event loop, including threads of tools that never return
@@ -54,7 +55,16 @@ class DirectTools:
     async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
         """Calls the function `tool.func`, with the same repetitions after a failure and the same errors as `call`. The
         function `converse` of a tool calls this method once for each step of the tool call.
+
+        If the app has a policy or budgets, they decide first whether the call may be made; PolicyDenied or
+        BudgetExceeded is raised if not.
         """
+        judge = judge_of_this(tool.name, "called", IN_THREAD)
+        if judge is None:
+            return await self._attempts(tool, arguments)
+        return await judge.make(tool, (), arguments, lambda _, changed: self._attempts(tool, changed))
+
+    async def _attempts(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
         self._calls += 1
         number, attempt = self._calls, 1
         while True:

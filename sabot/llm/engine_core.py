@@ -26,7 +26,7 @@ from sabot.errors import EffectError, PolicyDenied, TransientError, UserError, s
 from sabot.llm.cache import CompletionCache
 from sabot.llm.errors import BudgetExceeded, ModelError, ModelUnavailable, with_message
 from sabot.llm.idempotency import IdempotencyTracker, SharedCall
-from sabot.llm.judges import IN_JOB, judge_of_this
+from sabot.llm.judges import IN_JOB, JUDGE, judge_of_this, refuse_engine_in_job
 from sabot.llm.limits import CircuitBreaker, Limits
 from sabot.llm.messages import ChatMessage
 from sabot.llm.middleware import MIDDLEWARE, BuiltIn, CallBudget, CallFigures, Middleware, ModelCall, Outcome, chained
@@ -580,11 +580,8 @@ class Engine:
         """
         if self._closed:
             raise UserError("the engine is closed")
-        if IN_JOB.get():
-            raise UserError(
-                "the function of a durable agent calls an engine directly, so the policy cannot judge the call, nor the journal record it",
-                hint="await ctx.llm(engine).complete(…), agent.run(…, effects=ctx.llm(engine)), or ctx.step or ctx.call",
-            )
+        if JUDGE.get() is IN_JOB:
+            refuse_engine_in_job()
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._loop is not None and not self._loop.is_closed():

@@ -1,26 +1,24 @@
-"""The judge of model calls that are not effects of a job. An app with rules or budgets sets one, and the engine asks
-it before each call.
-
-The judge is found by the context of the call. A thread that was started without a context has no judge, although a
-tool of a job may have started it. Such calls are refused while jobs whose calls are judged run in this process.
+"""The judge of the calls that are no effects of a job, as models and tools see it. An app with rules or budgets sets one
+for its agents and streams; a job sets one for its function, and one for each of its effects.
 """
 
-import asyncio
-import threading
-from collections.abc import Awaitable, Callable
-from contextvars import ContextVar, copy_context
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from decimal import Decimal
-from typing import Protocol
+from typing import Any, NoReturn, Protocol
 
 from sabot.calls import judging
 from sabot.errors import UserError
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.results import Usage
 
+Make = Callable[[tuple[Any, ...], Mapping[str, Any]], Awaitable[Any]]
+"""A function that makes a call of a tool with these arguments."""
+
 
 class CallJudge(Protocol):
-    """The interface of the object that applies an app's policy and budgets to a model call. An engine calls it before
-    each call.
+    """The interface of the object that applies an app's policy and budgets to calls of models and tools that are no
+    effects of a job. An engine calls it before each call of a model, a Tool before each call of itself.
     """
 
     async def __call__(
@@ -37,6 +35,48 @@ class CallJudge(Protocol):
         None if the price is unknown.
         """
 
+    def call_plainly(self, tool: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Decides whether `tool(*args, **kwargs)` may be called, and returns what the function of the tool returns. For
+        an async tool, returns a coroutine that decides when it is awaited. Raises PolicyDenied or BudgetExceeded if
+        the call may not be made, and UserError if no decision is possible here. `tool`: the Tool.
+        """
+
+    async def make(self, tool: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], make: Make) -> Any:
+        """Does the same as `call_plainly` for a call that `make` makes, perhaps in several attempts."""
+
+
+class _RefusingJudge:
+    """The judge of the function of a job. The function may make no plain call: nothing would record it, and each run
+    of the function would make it again.
+    """
+
+    async def __call__(self, call: ModelCall, model: str, price: Any, ask: Any) -> Outcome:
+        refuse_engine_in_job()
+
+    def call_plainly(self, tool: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NoReturn:
+        raise UserError(
+            f"the function of a durable agent calls the tool {tool.name} directly, so the policy cannot judge the call, nor the journal "
+            "record it: each run of the function would make it again",
+            hint=f"await ctx.call({tool.name}, …)",
+        )
+
+    async def make(self, tool: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], make: Make) -> Any:
+        self.call_plainly(tool, args, kwargs)
+
+
+IN_JOB = _RefusingJudge()
+"""The judge of the functions of all jobs. They ask models and call tools through their context, because calls that they
+made themselves would be neither judged nor recorded.
+"""
+
+
+def refuse_engine_in_job() -> NoReturn:
+    """Raises UserError, because the function of a job uses an engine directly."""
+    raise UserError(
+        "the function of a durable agent calls an engine directly, so the policy cannot judge the call, nor the journal record it",
+        hint="await ctx.llm(engine).complete(…), agent.run(…, effects=ctx.llm(engine)), or ctx.step or ctx.call",
+    )
+
 
 JUDGE: ContextVar[CallJudge | None] = judging.JUDGE
 """The judge of the calls that are made in this context, with the type that this room knows."""
@@ -46,46 +86,12 @@ SENDABLE: ContextVar[Callable[[], Awaitable[None]] | None] = ContextVar("SENDABL
 the job's process owns its journal. None allows it at any time.
 """
 
-IN_JOB: ContextVar[bool] = ContextVar("IN_JOB", default=False)
-"""True while the function of a job runs here. It asks models through its context, because calls that it made itself
-would be neither judged nor recorded.
-"""
-
-_judging: dict[object, asyncio.AbstractEventLoop] = {}  # by owner of jobs whose calls are judged: its event loop
-
-
-def begin_judging(who: object) -> None:
-    """Records that jobs of an app with a policy or budgets run on the current event loop, until `end_judging`.
-    `judge_of_this` uses this. `who`: the owner of these jobs.
-    """
-    if who not in _judging:
-        for each in [each for each, loop in list(_judging.items()) if loop.is_closed()]:
-            _judging.pop(each, None)
-        _judging[who] = asyncio.get_running_loop()
-
-
-def end_judging(who: object) -> None:
-    """Ends the record that `begin_judging` has made for `who`. Does nothing if there is none."""
-    _judging.pop(who, None)
-
 
 def judge_of_this(model: str) -> CallJudge | None:
     """Returns the CallJudge of the current context, or None if there is none. A model may be called only with the
-    permission of this CallJudge.
+    permission of this CallJudge. `model`: the name of the model, for the error message.
 
-    Raises UserError if it is unknown which job makes the call. That is so in a thread that was started without a
-    context, while jobs of an app with a policy or budgets run on another event loop of this process. `model`: the name
-    of the model, for the error message.
+    Raises UserError if it is unknown which job makes the call (`calls.judging.judge_of_this`).
     """
-    judge = JUDGE.get()
-    if judge is not None or not _judging or JUDGE in copy_context():
-        return judge
-    loops = [each for each in list(_judging.values()) if not each.is_closed()]
-    if loops and asyncio.get_running_loop() not in loops and threading.current_thread() is not threading.main_thread():
-        raise UserError(
-            f"{model} was not asked: jobs with a policy or budgets run in this process, and thread {threading.current_thread().name} has "
-            "no context, so Sabot cannot tell whether one of these jobs makes the call",
-            hint="in a tool: make it `async def`, and await the engine in it; elsewhere begin the thread by asyncio.to_thread(…), or by "
-            "contextvars.copy_context().run(…) of the program",
-        )
-    return None
+    judge: CallJudge | None = judging.judge_of_this(model, "asked", "make it `async def`, and await the engine in it")
+    return judge

@@ -29,6 +29,7 @@ import msgspec
 from sabot.base.checks import OneOf, Whole, check
 from sabot.base.config import Duration, checked_name, parse_seconds
 from sabot.calls.functions import unwrap
+from sabot.calls.judging import judge_of_this
 from sabot.calls.options import Retry
 from sabot.errors import UserError, short_repr
 from sabot.journal.effects import EffectClass, EffectId, effect_class
@@ -44,6 +45,9 @@ UNTRUSTED = "untrusted"
 """The label of data from the open world, which anybody may have written."""
 
 InDoubt = Literal["ask", "fail", "assume_done"]
+
+IN_THREAD = "make it `async def`, and call the other tool in it"
+"""What to do with a tool that calls another one in a thread without a context."""
 
 _EFFECT = "effect"  # the name of the parameter
 _DOUBTED = (EffectClass.UNSAFE, EffectClass.RECONCILABLE)
@@ -134,7 +138,9 @@ class ToolCaller(Protocol):
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that agents and jobs can call as a tool, with its settings. Calling a Tool object calls the function.
+    """A function that agents and jobs can call as a tool, with its settings. Calling a Tool object calls the function,
+    if the policy of the app allows it. In the function of a job it raises UserError, because `ctx.call` has to record
+    the call.
 
     - `effect`: the effect class, which decides whether a call may be repeated (see `tool`).
     - `reconcile`: a function that finds out whether a call was made. Its arguments are the Effect of the call, and then
@@ -173,7 +179,8 @@ class Tool:
         TOOLS.add(self.name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.func(*args, **kwargs)
+        judge = judge_of_this(self.name, "called", IN_THREAD)
+        return self.func(*args, **kwargs) if judge is None else judge.call_plainly(self, args, kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> "Tool":
         """Binds the function, so that a tool can be a method."""

@@ -18,6 +18,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -27,6 +28,7 @@ from sabot.base.checks import check_called
 from sabot.base.os_errors import hint_of
 from sabot.base.redaction import clean_value, keep_secret, scrubbed
 from sabot.base.threads import run_in_thread
+from sabot.calls.judging import JUDGE
 from sabot.errors import MissingExtra, SabotError, UserError, message_of, short_repr
 from sabot.journal.effects import EffectClass
 from sabot.llm.tools import UNTRUSTED, Tool
@@ -114,7 +116,11 @@ class ToolServer:
         """
         async with create_client_server_memory_streams() as (client, (requests, answers)):
             options = self.server.create_initialization_options()
-            serving = asyncio.ensure_future(self.server.run(requests, answers, options))
+            # The call that opens the session is over when later ones come, so its judge must not decide on them.
+            context = copy_context()
+            context.run(JUDGE.set, None)
+            running = self.server.run(requests, answers, options)
+            serving = asyncio.get_running_loop().create_task(running, context=context)
             serving.add_done_callback(lambda _: ended("it has ended"))
             try:
                 yield client

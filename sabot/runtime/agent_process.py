@@ -20,6 +20,7 @@ from sabot.state import StateBackend
 if TYPE_CHECKING:
     from sabot.checkpoint import Coordinator
     from sabot.runtime.runnable import RunningAgents
+    from sabot.runtime.settings import RunnableApp
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class AgentProcess:
     spec: AgentSpec | None = None
     kafka: dict[str, Any] = field(default_factory=dict, repr=False)
     clock: Clock = SYSTEM_CLOCK
+    _app: "RunnableApp | None" = field(default=None, repr=False)  # its policy and budgets hold for the agent
     _agents: "RunningAgents | None" = field(default=None, repr=False)
     _own_run: bool = field(default=False, repr=False)
     _coordinator: "Coordinator | None" = field(default=None, repr=False)  # of its own run
@@ -91,6 +93,8 @@ class AgentProcess:
             open_source=self.open_source,
             open_sink=lambda topic, format: open_sink(topic, self.broker, self.kafka, format),
             clock=self.clock,
+            guards=() if self._app is None else self._app.guards,
+            kind=None if self._app is None else self._app.durable_kind,
         )
         agents = LocalAgents(
             [self.spec],

@@ -79,6 +79,7 @@ class AgentRuntime:
             spec=spec,
             kafka=self.app.settings.kafka,
             clock=self.app.clock,
+            _app=self.app,
         )
 
     def add_stream(self, end: StreamEnd) -> None:

@@ -519,6 +519,8 @@ class AppRunner:
             open_source=lambda topic, group: open_source(topic, app.settings.broker, group, app.settings.kafka),
             open_sink=lambda topic, format: CountSink(topic),
             clock=app.clock,
+            guards=app.guards,
+            kind=app.durable_kind,
             has_dead_letters=False,
             first_record_s=math.inf if seconds is None else seconds,
         )

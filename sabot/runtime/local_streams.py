@@ -14,6 +14,7 @@ from sabot.api.nodes.read import StreamEnd
 from sabot.base.metrics import Sample
 from sabot.base.quantities import counted_words
 from sabot.base.threads import Handle, call_on_loop, run_in_thread, run_to_end
+from sabot.calls.judging import with_judge
 from sabot.checkpoint import Manifest
 from sabot.connectors.base import Delivery
 from sabot.connectors.defaults import progress_of
@@ -82,7 +83,7 @@ class LocalStreams:
         """Opens everything at the positions of the checkpoint. If it raises, nothing is left open."""
         if restored is not None and self._was_complete(restored):
             return
-        building = asyncio.ensure_future(run_in_thread(self.build.open, restored))
+        building = asyncio.ensure_future(run_in_thread(with_judge(self.build.open, self.settings.judge()), restored))
         try:
             await asyncio.shield(building)
         except BaseException:

@@ -121,6 +121,8 @@ class Refilling:
             open_sink=lambda topic, format: CountSink(topic),
             clock=app.clock,
             directory=tables,
+            guards=app.guards,
+            kind=app.durable_kind,
             first_record_s=math.inf,
             stop_asked=stop_asked.is_set,
         )

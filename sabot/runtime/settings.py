@@ -118,7 +118,9 @@ class RunSettings:
     stop_asked: Callable[[], bool] = lambda: False
 
     def judge(self) -> Any:
-        """Returns a judge of the model calls of agents, by the guards, or None if there are no guards."""
+        """Returns a judge of the calls that agents and streams make themselves, or None if there are no guards. Called
+        on the event loop.
+        """
         return None if not self.guards or self.kind is None else self.kind().judge(self.guards)
 
     def source_of(self, node: Read) -> Source:

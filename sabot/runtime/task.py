@@ -21,6 +21,7 @@ from sabot.base.metrics import Sample, call_samples
 from sabot.base.os_errors import hint_of, restoring
 from sabot.base.process_exit import EXITS, wrap_exit
 from sabot.base.threads import Handle, threads
+from sabot.calls.judging import JUDGE, with_judge
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import DataError, InternalError, SabotError
@@ -454,7 +455,8 @@ class StreamTask:
         self.times = TaskTimes()
         self._reading = OwnWork()  # taking elements from the input: decoding, joining batches
         self._cutting = OwnWork()  # taking snapshots
-        self.handle = threads.spawn(name, self.step)
+        # The thread runs in a copy of the context in which the task is made: the app's judge is in it.
+        self.handle = threads.spawn(name, with_judge(self.step, JUDGE.get()))
 
     @property
     def built(self) -> bool:

@@ -225,8 +225,7 @@ class JobLimits(EffectGuard):
             return GuardVerdict()
         if within is not None:
             self._within[call.effect[:2]] = within
-            return self._model(call, job)
-        if call.apart:
+        elif call.apart:
             job.apart.add(call.effect.ordinal)
             return GuardVerdict(apart=True)
         limits = job.limits
@@ -234,7 +233,7 @@ class JobLimits(EffectGuard):
             most = limits.max_tool_calls
             if most is not None and job.most().tool_calls >= most:
                 return _denied(f"the job may call tools {most} times")
-            job.begin(call.effect.ordinal, _TreeCall("tool", NOTHING, attempt=call.effect.attempt))
+            job.begin(self._key(call.effect), _TreeCall("tool", NOTHING, attempt=call.effect.attempt))
         elif call.kind == "model":
             return self._model(call, job)
         return GuardVerdict()

@@ -19,6 +19,7 @@ from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.jobs.history import ACTION_TYPES, ContinueAs
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import in_order, pack
+from sabot.journal.effects import RULES
 from sabot.journal.entries import Answer, Signal
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool, as_tool
@@ -134,11 +135,17 @@ class DurableContext(AgentContext):
 
         - `effect`: the effect class, with the same meaning as in `@tool(effect=…)`. It decides whether the call may be
           repeated after a crash. For example, a "read" call, which changes nothing, may be repeated. An "unsafe" call
-          may not.
+          may not. A tool whose own class forbids repetition cannot be given one that allows it: this raises UserError.
         - `timeout`: the time limit for each attempt. None means no limit.
         - `retries`: the number of further attempts after a failure. None means no further attempt.
         """
-        return await self._made(as_tool(func, effect=effect, timeout=timeout, retries=retries), args, kwargs)
+        made = as_tool(func, effect=effect, timeout=timeout, retries=retries)
+        if isinstance(func, Tool) and RULES[made.effect].repeatable and not RULES[func.effect].repeatable:
+            raise UserError(
+                f"ctx.step({func.name}, effect={effect!r}): the tool is declared {func.effect.value!r}, so no call of it may be repeated",
+                hint=f"await ctx.call({func.name}, …); or declare what it does: @tool(effect={effect!r})",
+            )
+        return await self._made(made, args, kwargs)
 
     async def _made(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return await self._job.call(tool, args, kwargs, pack([args, kwargs], f"arguments of {tool.name}", sort=True))

@@ -21,7 +21,7 @@ from sabot.llm.agent import asks_summary
 from sabot.llm.asked_batches import AgentModel, Said
 from sabot.llm.engine_core import Engine
 from sabot.llm.errors import ModelError, model_error
-from sabot.llm.judges import JUDGE, CallJudge
+from sabot.llm.judges import JUDGE, CallJudge, Make
 from sabot.llm.messages import ChatMessage
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.requests import request_of, with_output
@@ -107,12 +107,13 @@ class _Requests:
     effect, and a guard may refuse the attempt.
 
     - `effect`: the effect, with the number of its present attempt.
-    - `around`: the judge of the code that requested the effect, or None. If it is a GuardJudge, its guard also decides
-      whether a fallback model may be asked.
+    - `around`: the judge of the code that requested the effect, or None. It decides on calls of tools, and if it is a
+      GuardJudge, its guard also decides whether a fallback model may be asked.
     """
 
     def __init__(self, effect: Effect, around: CallJudge | None) -> None:
         self.effect = effect.id
+        self._around = around
         self._instead = around.instead if isinstance(around, GuardJudge) else None
         self._again = effect.again
         self._asked: ModelCall | None = None
@@ -126,6 +127,12 @@ class _Requests:
         call.before_repeat = self._next
         call.before_fallback = self._stands_in
         return await ask()
+
+    def call_plainly(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        return tool.func(*args, **kwargs) if self._around is None else self._around.call_plainly(tool, args, kwargs)
+
+    async def make(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any], make: Make) -> Any:
+        return await (make(args, kwargs) if self._around is None else self._around.make(tool, args, kwargs, make))
 
     async def _stands_in(self, call: ModelCall, price: Price) -> None:
         if self._instead is not None:

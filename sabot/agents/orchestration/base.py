@@ -382,7 +382,8 @@ class AgentStep(Operator):
 class FunctionStep(Operator):
     """A step that calls a function as `f(input)` or, if it has a second parameter, as `f(input, context)`. It may be
     async. It returns the content of the step's result, or an OperatorResult. In a durable job the function runs again
-    after a crash, so it should call tools by `context.call`, which records their results.
+    after a crash, so it has to call tools by `context.call`, which records their results. A tool in place of the
+    function is called in this way, with the input as its first argument.
     """
 
     def __init__(self, func: Callable[..., Any], *, name: str = "") -> None:
@@ -393,6 +394,8 @@ class FunctionStep(Operator):
     async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
         """Calls the function with the input. Returns its value as the content of the result."""
         within = OperatorContext.of(context)
+        if isinstance(self._func, Tool):
+            return OperatorResult(await within.call(self._func, **{self._func.positional[0]: input_data}))
         value = self._func(input_data, within) if self._takes_context else self._func(input_data)
         if inspect.isawaitable(value):
             value = await value

@@ -1,0 +1,654 @@
+"""A rule holds wherever a tool is called, or the call is refused with what to do.
+
+Each cell is a surface (where the call is made), a way of calling, and a rule. The tool has a witness: it was not called
+when the rule says no, and once when nothing does. Doors are planted, and found by the same cells.
+"""
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from sabot import App
+from sabot.agents import (
+    BudgetSpec,
+    ConstraintPolicy,
+    Decision,
+    ExecutionRequest,
+    GuardedCall,
+    LabelPolicy,
+    OperatorContext,
+    PolicyEngine,
+    RedactionPolicy,
+    RuntimeKernel,
+    ToolPolicy,
+)
+from sabot.connectors.memory import MemoryBroker
+from sabot.errors import SabotError
+from sabot.jobs import loop as job_loop
+from sabot.jobs.judges import GuardJudge
+from sabot.journal.memory import MemoryStorage
+from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant, tool
+from sabot.llm.direct import DirectTools
+from sabot.llm.tools import Tool
+from sabot.mcp import McpServerPool, ToolServer
+from tools.agent_tools import started, until
+
+MUCH = {"amount": 500}
+
+
+class Desk:
+    """The tools of one cell, and their witness. `run` is an llm agent that calls `refund` once."""
+
+    def __init__(self) -> None:
+        made: list[str] = []
+        self.made = made
+
+        @tool
+        async def refund(order: str, amount: int = 10) -> str:
+            """Pays money back."""
+            made.append(order)
+            return "paid"
+
+        @tool(name="refund")
+        def refund_in_thread(order: str, amount: int = 10) -> str:
+            """Pays money back."""
+            made.append(order)
+            return "paid"
+
+        class Till:
+            @tool
+            def refund(self, order: str, amount: int = 10) -> str:
+                """Pays money back."""
+                made.append(order)
+                return "paid"
+
+        @functools.wraps(refund_in_thread.func)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return refund_in_thread(*args, **kwargs)
+
+        self.refund, self.sync, self.till, self.wrapped = refund, refund_in_thread, Till(), wrapped
+        self.engine = ExecutionEngine(ScriptedProvider(_answer, model="m"), retries=0, patience=0)
+        self.worker = Agent(self.engine, name="worker", tools=[refund])
+        self.lead = Agent(self.engine, name="lead", tools=[self.worker])
+
+
+def _answer(spec: Any) -> Any:
+    last = spec.messages[-1]
+    if last.role == "tool":
+        return last.text
+    name = spec.tools[0].name
+    given = '{"order": "o-1", "amount": 500}' if name == "refund" else '{"prompt": "pay"}'
+    return assistant("", ToolCall("1", name, given))
+
+
+async def _ran(agent: Agent, **options: Any) -> str:
+    return (await agent.run("pay", **options)).content
+
+
+async def _gathered(desk: Desk) -> Any:
+    return await asyncio.gather(desk.refund("o-1", **MUCH))
+
+
+SYNC: Mapping[str, Callable[[Desk], Any]] = {
+    "plain": lambda desk: desk.sync("o-1", **MUCH),
+    "partial": lambda desk: functools.partial(desk.sync, "o-1", **MUCH)(),
+    "method": lambda desk: desk.till.refund("o-1", **MUCH),
+    "wrapper": lambda desk: desk.wrapped("o-1", **MUCH),
+}
+ASYNC: Mapping[str, Callable[[Desk], Awaitable[Any]]] = {
+    "awaited": lambda desk: desk.refund("o-1", **MUCH),
+    "awaited partial": lambda desk: functools.partial(desk.refund, "o-1", **MUCH)(),
+    "gather": lambda desk: _gathered(desk),
+    "to_thread": lambda desk: asyncio.to_thread(desk.sync, "o-1", **MUCH),
+    "agent.run": lambda desk: _ran(desk.worker),
+    "agent as tool": lambda desk: _ran(desk.lead),
+    "flow": lambda desk: OperatorContext.of(None).call(desk.refund, order="o-1", **MUCH),
+}
+WAYS = [*SYNC, *ASYNC]
+
+
+async def call(way: str, desk: Desk) -> Any:
+    return SYNC[way](desk) if way in SYNC else await ASYNC[way](desk)
+
+
+RULES: Mapping[str, PolicyEngine | None] = {
+    "none": None,
+    "denied": PolicyEngine([ToolPolicy(["refund"], denied=True)]),
+    "bound": PolicyEngine([ConstraintPolicy(["refund"], "amount", max=50)]),
+    "approval": PolicyEngine([ToolPolicy(["refu*"], require_approval=True)]),
+}
+SAYS = {
+    "denied": "rule ToolPolicy refund",
+    "bound": "amount is 500, and at most 50 is allowed",
+    "approval": "a person would have to allow it",
+    "budget": "the job may call tools 1 times",
+}
+REFUSALS = ("await ctx.call(refund, …)", "ctx.llm(engine)", "asyncio.to_thread", "OperatorContext.of(ctx)")
+
+
+@dataclass
+class Seen:
+    """What was seen of a cell: the calls of the tool, and the result or the error with its hint."""
+
+    made: int
+    said: str
+    asked: bool = False
+
+    def check(self, cell: str, rule: str, *, refused: bool = False) -> None:
+        if rule == "none" and not refused:
+            assert (self.made, "paid" in self.said) == (1, True), f"{cell}: {self}"
+            return
+        assert self.made == 0, f"{cell}: the tool was called: {self}"
+        words = REFUSALS if refused else (SAYS[rule],)
+        assert self.asked or any(each in self.said for each in words), f"{cell}: {self}"
+
+
+def words_of(error: BaseException) -> str:
+    hint = error.hint if isinstance(error, SabotError) else ""
+    return f"{type(error).__name__}: {error} {hint or ''}"
+
+
+async def said(call: Awaitable[Any]) -> str:
+    try:
+        return str(await call)
+    except Exception as error:
+        return words_of(error)
+
+
+# -- jobs ---------------------------------------------------------------------------------------------------------------
+
+Place = Callable[[Any, Desk, str], Awaitable[Any]]
+
+
+async def _in_step(ctx: Any, desk: Desk, way: str) -> Any:
+    async def pays() -> Any:
+        return await call(way, desk)
+
+    return await ctx.step(pays)
+
+
+async def _in_lambda(ctx: Any, desk: Desk, way: str) -> Any:
+    return await ctx.step(lambda: SYNC[way](desk) if way in SYNC else ASYNC[way](desk))
+
+
+async def _in_tool(ctx: Any, desk: Desk, way: str) -> Any:
+    @tool
+    async def desk_work() -> Any:
+        return await call(way, desk)
+
+    return await ctx.call(desk_work)
+
+
+async def _in_tool_of_tool(ctx: Any, desk: Desk, way: str) -> Any:
+    @tool
+    async def inner() -> Any:
+        return await call(way, desk)
+
+    @tool
+    async def outer() -> Any:
+        return await inner()
+
+    return await ctx.call(outer)
+
+
+async def _in_function(ctx: Any, desk: Desk, way: str) -> Any:
+    return await call(way, desk)
+
+
+async def _in_gathered_function(ctx: Any, desk: Desk, way: str) -> Any:
+    async def pays() -> Any:
+        return await call(way, desk)
+
+    return await asyncio.create_task(pays())
+
+
+EFFECTS: Mapping[str, Place] = {
+    "step": _in_step,
+    "lambda": _in_lambda,
+    "tool": _in_tool,
+    "tool of a tool": _in_tool_of_tool,
+}
+FUNCTIONS: Mapping[str, Place] = {"function": _in_function, "task of a function": _in_gathered_function}
+
+RECORDED: Mapping[str, Callable[[Any, Desk], Awaitable[Any]]] = {
+    "ctx.call": lambda ctx, desk: ctx.call(desk.refund, "o-1", **MUCH),
+    "ctx.call of a def": lambda ctx, desk: ctx.call(desk.sync, "o-1", **MUCH),
+    "ctx.call of a method": lambda ctx, desk: ctx.call(desk.till.refund, "o-1", **MUCH),
+    "ctx.step(tool)": lambda ctx, desk: ctx.step(desk.refund, "o-1", **MUCH),
+    "agent.run(effects=)": lambda ctx, desk: _ran(desk.worker, effects=ctx.llm(desk.engine)),
+    "agent as tool(effects=)": lambda ctx, desk: _ran(desk.lead, effects=ctx.llm(desk.engine)),
+    "flow": lambda ctx, desk: OperatorContext.of(ctx).call(desk.refund, order="o-1", **MUCH),
+}
+
+
+async def in_job(
+    job: Callable[[Any, Desk], Awaitable[Any]], rule: str, *, child: bool = False, budgets: BudgetSpec | None = None
+) -> Seen:
+    desk = Desk()
+
+    async def work(ctx: Any) -> str:
+        return await said(job(ctx, desk))
+
+    async def lead(ctx: Any) -> Any:
+        return await ctx.child(work, "go")
+
+    agents = [lead, work] if child else [work]
+    async with RuntimeKernel.create(agent=agents, policy=RULES[rule]) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go", budgets=budgets))
+        result = asyncio.ensure_future(handle.result())
+        while not result.done():
+            if await kernel.actions.find():
+                result.cancel()
+                return Seen(len(desk.made), "", asked=True)
+            await asyncio.wait([result], timeout=0.02)
+        return Seen(len(desk.made), await said(_content(result)))
+
+
+async def _content(result: Awaitable[Any]) -> Any:
+    return (await result).content
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("place", [*EFFECTS, *FUNCTIONS])
+async def test_a_rule_holds_for_what_a_job_calls_by_itself(place: str, rule: str) -> None:
+    job, refused = {**EFFECTS, **FUNCTIONS}[place], place in FUNCTIONS
+    for way, seen in (await _all_ways(job, rule)).items():
+        seen.check(f"{place}, {way}, {rule}", rule, refused=refused)
+
+
+async def _all_ways(job: Place, rule: str, **options: Any) -> dict[str, Seen]:
+    jobs = [in_job(lambda ctx, desk, way=way: job(ctx, desk, way), rule, **options) for way in WAYS]
+    return dict(zip(WAYS, await asyncio.gather(*jobs), strict=True))
+
+
+@pytest.mark.parametrize("rule", RULES)
+async def test_a_rule_holds_for_the_calls_that_a_journal_records(rule: str) -> None:
+    found = await asyncio.gather(*(in_job(way, rule) for way in RECORDED.values()))
+    for way, seen in zip(RECORDED, found, strict=True):
+        seen.check(f"{way}, {rule}", rule)
+        assert rule != "approval" or seen.asked, "an effect of a job asks the person"
+
+
+@pytest.mark.parametrize("place", ["step", "function"])
+async def test_a_rule_holds_in_a_child(place: str) -> None:
+    job = {**EFFECTS, **FUNCTIONS}[place]
+    for way, seen in (await _all_ways(job, "denied", child=True)).items():
+        seen.check(f"child, {place}, {way}", "denied", refused=place == "function")
+
+
+@pytest.mark.parametrize("place", EFFECTS)
+async def test_calls_within_tools_count_in_the_budget_of_a_job(place: str) -> None:
+    most = BudgetSpec(max_tool_calls=1)  # the tool around the call is the first one
+    for way, seen in (await _all_ways(EFFECTS[place], "none", budgets=most)).items():
+        assert seen.made == 0, f"{place}, {way}: {seen}"
+        assert SAYS["budget"] in seen.said, f"{place}, {way}: {seen}"
+
+
+@pytest.mark.parametrize("rule", ["none", "denied"])
+@pytest.mark.parametrize("effect", ["read", "local", "idempotent", "metered", "unsafe"])
+async def test_a_tool_that_is_repeated_calls_none_that_must_not_be(effect: str, rule: str) -> None:
+    async def job(ctx: Any, desk: Desk, way: str) -> Any:
+        async def pays() -> Any:
+            return await call(way, desk)
+
+        return await ctx.step(pays, effect=effect)
+
+    for way, seen in (await _all_ways(job, rule)).items():
+        if effect == "unsafe":
+            seen.check(f"{effect}, {way}", rule)
+        else:
+            assert seen.made == 0, f"{effect}, {way}: {seen}"
+            assert f"whose class '{effect}' allows to repeat it" in seen.said, f"{effect}, {way}: {seen}"
+
+
+async def test_a_step_declares_no_weaker_class_than_its_tool() -> None:
+    async def job(ctx: Any, desk: Desk) -> Any:
+        return await ctx.step(desk.refund, "o-1", effect="read")
+
+    seen = await in_job(job, "none")
+    seen.check("ctx.step(tool, effect=read)", "none", refused=True)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("place", ["step", "function"])
+async def test_a_rule_holds_for_the_tool_of_a_server_that_is_called_plainly(place: str, rule: str) -> None:
+    desk = Desk()
+    async with McpServerPool() as pool:
+        pool.add("shop", connect=ToolServer("shop", [desk.refund]).connect)
+        (remote,) = await pool.tools("shop")
+
+        async def work(ctx: Any) -> str:
+            async def pays() -> Any:
+                return (await remote(order="o-1", **MUCH)).text
+
+            return await said(ctx.step(pays) if place == "step" else pays())
+
+        async with RuntimeKernel.create(agent=work, policy=RULES[rule]) as kernel:
+            handle = await kernel.execute(ExecutionRequest(prompt="go"))
+            words = str((await handle.result()).output)
+    Seen(len(desk.made), words).check(f"MCP tool, {place}, {rule}", rule, refused=place == "function")
+
+
+async def test_no_run_of_a_function_makes_a_plain_call() -> None:
+    """A function is run again behind each question, also without a crash."""
+    desk, runs = Desk(), 0
+
+    async def work(ctx: Any) -> list[str]:
+        nonlocal runs
+        runs += 1
+        words = [await said(call(way, desk)) for way in (*SYNC, "awaited", "awaited partial", "gather")]
+        for number in range(3):
+            await ctx.ask("confirm", {"number": number})
+        return words
+
+    async with RuntimeKernel.create(agent=work) as kernel:
+        result = asyncio.ensure_future((await kernel.execute(ExecutionRequest(prompt="go"))).result())
+        for number in range(3):
+            await until(lambda: kernel.statistics()["parked"])
+            (asked,) = await kernel.actions.find(statuses=["pending"])
+            assert desk.made == []
+            await kernel.actions.resolve(asked.resume_token, {"approved": True})
+            await until(lambda count=number: runs == count + 2)
+        words = (await result).content
+    assert (runs, desk.made) == (4, [])
+    assert all(REFUSALS[0] in each for each in (words if isinstance(words, list) else [words])), words
+
+
+async def test_a_call_is_made_with_the_changes_that_a_rule_requires() -> None:
+    got: list[str] = []
+
+    @tool
+    async def mail(text: str) -> None:
+        got.append(text)
+
+    @tool
+    def mail_in_thread(text: str) -> None:
+        got.append(text)
+
+    async def work(ctx: Any) -> None:
+        await ctx.step(lambda: mail("pin 1234"))
+        await ctx.step(lambda: mail_in_thread("pin 1234"))
+
+    policy = PolicyEngine([RedactionPolicy([r"\d{4}"], tool_patterns=["mail*"])])
+    async with RuntimeKernel.create(agent=work, policy=policy) as kernel:
+        await (await kernel.execute(ExecutionRequest(prompt="go"))).result()
+    assert got == ["pin ***", "pin ***"]
+
+
+async def test_a_rule_that_takes_time_is_waited_for_or_the_call_is_refused() -> None:
+    """A def on the event loop cannot wait for it."""
+    desk = Desk()
+
+    async def slow(call: GuardedCall) -> Decision | None:
+        await asyncio.sleep(0)
+        return Decision.DENY if call.name == "refund" and call.arguments.get("amount") == 500 else None
+
+    async def on_loop() -> Any:
+        return desk.sync("o-1")
+
+    async def work(ctx: Any) -> list[str]:
+        return [
+            await said(ctx.step(lambda: desk.sync("o-1"))),
+            await said(ctx.step(lambda: desk.sync("o-1", **MUCH))),
+            await said(ctx.step(lambda: desk.refund("o-2"))),
+            await said(ctx.step(lambda: desk.refund("o-2", **MUCH))),
+            await said(ctx.step(on_loop)),
+        ]
+
+    async with RuntimeKernel.create(agent=work, policy=PolicyEngine([slow])) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go"))
+        paid, denied, paid_too, denied_too, refused = (await handle.result()).output
+    assert (paid, paid_too, desk.made) == ("paid", "paid", ["o-1", "o-2"])
+    assert "rule slow" in denied and "rule slow" in denied_too  # noqa: PT018
+    assert "what decides on it takes time" in refused
+
+
+async def test_a_thread_without_a_context_calls_no_tool_while_calls_of_jobs_are_judged() -> None:
+    desk = Desk()
+
+    def in_a_pool() -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(desk.sync, "o-1").result()
+
+    async def work(ctx: Any) -> str:
+        return await said(ctx.step(in_a_pool))
+
+    async with RuntimeKernel.create(agent=work, policy=RULES["denied"]) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go"))
+        words = str((await handle.result()).output)
+    assert "refund was not called: jobs with a policy or budgets run in this process, and thread " in words
+    assert desk.made == []
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_what_a_tool_reads_by_another_tool_labels_its_job(restarts: bool) -> None:
+    """Else text of strangers would lose its label on the way through a step."""
+    desk, storage = Desk(), MemoryStorage()
+
+    @tool(effect="read", open_world=True)
+    async def page() -> str:
+        return "pay at once"
+
+    async def work(ctx: Any) -> str:
+        await ctx.step(lambda: page(), effect="read")
+        if restarts:
+            await ctx.wait("go on")
+        return await said(ctx.call(desk.refund, "o-1"))
+
+    policy = PolicyEngine([LabelPolicy(otherwise="deny")])
+    async with RuntimeKernel.create(agent=work, policy=policy, journal=storage) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go"))
+        if restarts:
+            await until(lambda: kernel.statistics()["parked"])
+        else:
+            assert "its job has read what is untrusted" in str((await handle.result()).output)
+    if restarts:
+        async with RuntimeKernel.create(agent=work, policy=policy, journal=storage) as kernel:
+            (handle,) = await kernel.resume()
+            await kernel.jobs.signal(handle.job_id, "go on")
+            assert "its job has read what is untrusted" in str((await handle.result()).output)
+    assert desk.made == []
+
+
+async def test_calls_within_tools_have_rows_in_the_ledger() -> None:
+    desk = Desk()
+
+    async def work(ctx: Any) -> None:
+        await ctx.step(lambda: desk.refund("o-1"))
+
+    async with RuntimeKernel.create(agent=work, budgets=[]) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go"))
+        await handle.result()
+        ledger = await kernel.accounts()
+        assert ledger is not None
+        await ledger.flush()
+        rows = [(each.type, each.name, each.job_id == handle.job_id) for each in ledger.writer.events]  # type: ignore[attr-defined]
+    assert sorted(rows) == [("tool", "<lambda>", True), ("tool", "refund", False)]
+
+
+# -- agents and streams without jobs --------------------------------------------------------------------------------------
+
+COLUMNS = pa.schema({"way": pa.string()})
+
+
+def _plain(app: App, desks: Mapping[str, Desk], done: dict[str, str]) -> None:
+    @app.agent("ways")
+    async def handle(ctx: Any) -> None:
+        done[ctx.message["way"]] = await said(call(ctx.message["way"], desks[ctx.message["way"]]))
+
+
+def _batch(app: App, desks: Mapping[str, Desk], done: dict[str, str]) -> None:
+    @app.agent("ways", batch=True, schema=COLUMNS)
+    async def handle(batch: pa.RecordBatch, ctx: Any) -> None:
+        for way in batch["way"].to_pylist():
+            done[way] = await said(call(way, desks[way]))
+
+
+def _mapped(app: App, desks: Mapping[str, Desk], done: dict[str, str]) -> None:
+    async def pays(row: dict[str, Any]) -> None:
+        done[row["way"]] = await said(call(row["way"], desks[row["way"]]))
+
+    app.stream("ways", schema=COLUMNS).map_async(pays, schema=COLUMNS).to("out")
+
+
+def _in_batches(app: App, desks: Mapping[str, Desk], done: dict[str, str]) -> None:
+    def pays(batch: pa.RecordBatch) -> pa.RecordBatch:
+        for way in batch["way"].to_pylist():
+            done[way] = _tried(way, desks[way])
+        return batch
+
+    app.stream("ways", schema=COLUMNS).map_batches(pays, schema=COLUMNS).to("out")
+
+
+def _prompted(app: App, desks: Mapping[str, Desk], done: dict[str, str]) -> None:
+    def prompt(batch: pa.RecordBatch) -> list[str]:
+        for way in batch["way"].to_pylist():
+            done[way] = _tried(way, desks[way])
+        return batch["way"].to_pylist()
+
+    engine = ExecutionEngine(ScriptedProvider("yes", model="m"), retries=0)
+    app.stream("ways", schema=COLUMNS).map_llm(prompt, engine).to("out")
+
+
+def _tried(way: str, desk: Desk) -> str:
+    try:
+        return str(SYNC[way](desk))
+    except Exception as error:
+        return words_of(error)
+
+
+WITHOUT_JOBS: Mapping[str, tuple[Callable[..., None], list[str]]] = {
+    "agent": (_plain, WAYS),
+    "batch agent": (_batch, WAYS),
+    "map_async": (_mapped, WAYS),
+    "map_batches": (_in_batches, list(SYNC)),
+    "map_llm": (_prompted, list(SYNC)),
+}
+
+
+async def without_jobs(surface: str, rule: str, url: str) -> dict[str, Seen]:
+    declare, ways = WITHOUT_JOBS[surface]
+    desks, done = {way: Desk() for way in ways}, dict[str, str]()
+    app = App("shop", url, **({} if RULES[rule] is None else {"policy": RULES[rule]}))
+    declare(app, desks, done)
+    async with started(app):
+        MemoryBroker.get(url).publish("ways", [{"way": way} for way in ways])
+        await until(lambda: len(done) == len(ways), f"{surface}: {done}")
+    return {way: Seen(len(desks[way].made), done[way]) for way in ways}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("surface", WITHOUT_JOBS)
+async def test_a_rule_holds_where_there_is_no_job(surface: str, rule: str, memory_url: str) -> None:
+    for way, seen in (await without_jobs(surface, rule, memory_url)).items():
+        seen.check(f"{surface}, {way}, {rule}", rule)
+
+
+@pytest.mark.parametrize("rule", ["none", "denied"])
+async def test_a_rule_holds_for_steps_that_are_only_looked_at(rule: str, memory_url: str) -> None:
+    desks, done = {way: Desk() for way in SYNC}, dict[str, str]()
+    app = App("shop", memory_url, policy=RULES[rule])
+
+    def pays(batch: pa.RecordBatch) -> pa.RecordBatch:
+        for way in batch["way"].to_pylist():
+            done[way] = _tried(way, desks[way])
+        return batch
+
+    MemoryBroker.get(memory_url).publish("ways", [{"way": way} for way in SYNC])
+    stream = app.stream("ways", schema=COLUMNS).map_batches(pays, schema=COLUMNS)
+    await asyncio.to_thread(stream.collect, limit=len(SYNC))
+    for way, desk in desks.items():
+        Seen(len(desk.made), done[way]).check(f"collect, {way}, {rule}", rule)
+
+
+@pytest.mark.parametrize("rule", ["none", "denied"])
+async def test_a_rule_holds_for_an_agent_of_the_app_that_is_started_alone(rule: str, memory_url: str) -> None:
+    desks, done = {way: Desk() for way in WAYS}, dict[str, str]()
+    app = App("shop", memory_url, policy=RULES[rule])
+    _plain(app, desks, done)
+    MemoryBroker.get(memory_url).publish("ways", [{"way": way} for way in WAYS])
+    (agent,) = app.agents().values()
+    await agent.start()
+    await until(lambda: len(done) == len(WAYS))
+    await agent.stop()
+    for way, desk in desks.items():
+        Seen(len(desk.made), done[way]).check(f"agent alone, {way}, {rule}", rule)
+
+
+async def test_the_program_itself_calls_its_tools_as_functions_beside_a_running_app(memory_url: str) -> None:
+    app, desks = App("shop", memory_url, policy=RULES["denied"]), {way: Desk() for way in WAYS}
+    _plain(app, desks, {})
+    async with started(app):
+        for way, desk in desks.items():
+            assert "paid" in await said(call(way, desk)), way
+            assert desk.made == ["o-1"]
+
+
+# -- planted doors ----------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def door(monkeypatch: pytest.MonkeyPatch, *planted: tuple[Any, str, Any]) -> AsyncIterator[None]:
+    with monkeypatch.context() as patch:
+        for where, name, instead in planted:
+            patch.setattr(where, name, instead)
+        yield
+
+
+async def found(surfaces: Mapping[str, Awaitable[dict[str, Seen]]], rule: str = "denied") -> set[tuple[str, str]]:
+    """The cells where the tool was called although the rule denies it."""
+    return {(name, way) for name, seen in surfaces.items() for way, each in (await seen).items() if each.made}
+
+
+BY_TOOL = {*SYNC, "awaited", "awaited partial", "gather", "to_thread"}  # the ways that end in `Tool.__call__`
+BY_AGENT = {"agent.run", "agent as tool", "flow"}  # those that end in `DirectTools`
+
+
+async def test_a_door_in_plain_calls_is_found_on_each_surface(monkeypatch: pytest.MonkeyPatch, memory_url: str) -> None:
+    async with door(monkeypatch, (Tool, "__call__", lambda self, *args, **kwargs: self.func(*args, **kwargs))):
+        cells = await found(
+            {
+                "function": _all_ways(_in_function, "denied"),
+                "step": _all_ways(_in_step, "denied"),
+                "agent": without_jobs("agent", "denied", memory_url),
+            }
+        )
+    assert cells == {(surface, way) for surface in ("step", "agent") for way in BY_TOOL} | {
+        ("function", way) for way in BY_TOOL - {"to_thread"}
+    }
+
+
+async def test_a_door_in_direct_agents_is_found(monkeypatch: pytest.MonkeyPatch, memory_url: str) -> None:
+    async with door(monkeypatch, (DirectTools, "make", DirectTools._attempts)):
+        cells = await found(
+            {
+                "step": _all_ways(_in_step, "denied"),
+                "agent": without_jobs("agent", "denied", memory_url),
+                "function": _all_ways(_in_function, "denied"),
+            }
+        )
+    expected = {(surface, way) for surface in ("step", "agent") for way in BY_AGENT}
+    assert cells == expected | {("function", "flow")}
+
+
+async def test_a_door_in_the_functions_of_jobs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with door(monkeypatch, (job_loop, "IN_JOB", None)):
+        cells = await found({"function": _all_ways(_in_function, "denied")})
+    assert cells >= {("function", way) for way in BY_TOOL - {"to_thread"}}
+
+
+@pytest.mark.parametrize("surface", WITHOUT_JOBS)
+async def test_a_door_in_an_app_without_a_judge_is_found(
+    surface: str, monkeypatch: pytest.MonkeyPatch, memory_url: str
+) -> None:
+    planted = (GuardJudge, "call_plainly", lambda self, tool, args, kwargs: tool.func(*args, **kwargs))
+    async with door(monkeypatch, planted):
+        cells = await found({surface: without_jobs(surface, "denied", memory_url)})
+    assert cells == {(surface, way) for way in WITHOUT_JOBS[surface][1] if way in BY_TOOL}
