@@ -179,7 +179,10 @@ class Run:
         specs = [agent.spec for agent in self.agents.values() if agent.spec is not None]
         for guard in app.guards:  # this counts the costs of opening resources too
             guard.check_names(
-                [each.func for each in specs], [each.agent_id for each in specs], f"app {app.id}: its policy"
+                [each.func for each in specs],
+                [each.agent_id for each in specs],
+                f"app {app.id}: its policy",
+                {each.agent_id: [each.func, each.on_timer or each.func] for each in specs if not each.durable},
             )
         if manifest is not None and storage is not None and self._origin.asked.refill:
             manifest = await self._refilled(storage, manifest)

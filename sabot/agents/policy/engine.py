@@ -26,7 +26,7 @@ import msgspec
 from sabot.agents.context import ExecutionContext
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.durable.job_rows import version_of
-from sabot.agents.policy.names import check_names
+from sabot.agents.policy.names import check_names, check_unasked
 from sabot.agents.policy.rules import RESTRICTS, PolicyRule, RuleAnswer, asked_words
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, checked_text, parse_seconds
@@ -133,18 +133,30 @@ class PolicyEngine(EffectGuard):
         self._by_name.clear()
         self._version = None
 
-    def check_names(self, functions: Sequence[Callable[..., Any]], agents: Collection[str], where: str) -> None:
+    def check_names(
+        self,
+        functions: Sequence[Callable[..., Any]],
+        agents: Collection[str],
+        where: str,
+        without_jobs: Mapping[str, Sequence[Callable[..., Any]]] | None = None,
+    ) -> None:
         """Raises UserError if a rule names a tool, model or agent that does not exist. Only logs a warning if a pattern
         with wildcards matches nothing, and if a tool is unknown but the program uses MCP servers, which may not have
         listed their tools yet.
 
+        Also raises UserError if a rule would ask a person about a tool that an agent without jobs can call, because
+        nobody can be asked for that agent.
+
         - `functions`: the functions of the agents. Names in their code count as existing.
         - `agents`: the ids of the agents.
         - `where`: the owner of the policy, for messages.
+        - `without_jobs`: the functions of the agents without jobs, by the ids of the agents.
         """
         check("check_names: functions", functions, Of(Sequence, "those of the agents, in a list"))
         check("check_names: agents", agents, TEXTS)
         check_names(self._rules, functions, agents, checked_text(where, "check_names: where"))
+        for agent_id, theirs in (without_jobs or {}).items():
+            check_unasked(self._rules, agent_id, theirs, where)
 
     @property
     def rules(self) -> tuple[PolicyRule, ...]:

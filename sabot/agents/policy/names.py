@@ -1,4 +1,5 @@
-"""Checks the names in the rules of a policy when a program starts. A rule about a tool that does not exist protects nothing.
+"""Checks the rules of a policy when a program starts. A rule about a tool that does not exist protects nothing, and one
+that asks a person cannot do so for an agent without jobs.
 
 These names are known:
 
@@ -12,17 +13,23 @@ written in the code counts as known. Only a name that is not written there eithe
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from types import CodeType, FunctionType
+from functools import partial
+from inspect import getattr_static
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
-from sabot.agents.policy.rules import PolicyRule
+from sabot.agents.policy.rules import DataAccessPolicy, LabelPolicy, PolicyRule
 from sabot.calls.functions import unwrap
 from sabot.errors import UserError
-from sabot.jobs.guard import CallKind
+from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
+from sabot.journal.effects import EffectId
+from sabot.llm.agent import Agent
 from sabot.llm.names import MODELS, SERVERS, TOOLS
+from sabot.llm.tools import Tool
 
 _log = logging.getLogger(__name__)
 
@@ -138,3 +145,140 @@ def _hint(kind: CallKind, pattern: str, names: set[str], agents: Collection[str]
     known = sorted(_told(kind, agents))[:8]
     first = f"did you mean {' or '.join(map(repr, near))}?" if near else f"{what}s that are known: {', '.join(known)}"
     return f"{first} A rule for a {what} that may come later is a pattern: {pattern + '*'!r}"
+
+
+# -- approvals of agents without jobs ---------------------------------------------------------------------------------
+
+
+def check_unasked(
+    rules: Sequence[PolicyRule], agent_id: str, functions: Sequence[Callable[..., Any]], where: str
+) -> None:
+    """Raises UserError if a rule may ask a person about a tool that this agent, which has no jobs, can call, or judges
+    the tool by the labels of data that the agent has read. Does nothing for a tool that another rule denies anyway.
+    """
+    tools = tools_of(functions)
+    labels = {label for tool in tools for label in tool.labels}
+    for tool in tools:
+        call = GuardedCall(EffectId("", 0), "tool", tool.name, agent_id, effect_class=tool.effect, tool=tool)
+        matching = [rule for rule in rules if rule.matches("tool", tool.name)]
+        said = {id(rule): _decision(rule.decide(call)) for rule in matching if rule.by_name}
+        if Decision.DENY in said.values():
+            continue
+        for rule in matching:
+            asks = said.get(id(rule)) is Decision.ASK or getattr(rule, "otherwise", "") == "ask"
+            if asks and _concerns(rule, tool, labels):
+                why = f"would ask a person about the tool {tool.name}", "nobody can be asked"
+            elif _judges_by_read(rule) and _concerns(rule, tool, labels):
+                why = f"judges the tool {tool.name} by what was read before", "nothing remembers what it has read"
+            else:
+                continue
+            raise UserError(
+                f"{where}: {rule.name} {why[0]}, which agent {agent_id} can call, and that agent has no jobs, so {why[1]}",
+                hint=f"@app.agent(…, durable=True), and await ctx.call({tool.name}, …); or let a rule deny the calls: "
+                f'ToolPolicy(["{tool.name}"], denied=True)',
+            )
+
+
+def _decision(answer: Any) -> Any:
+    return answer.decision if isinstance(answer, GuardVerdict) else answer
+
+
+def _judges_by_read(rule: PolicyRule) -> bool:
+    """Returns True if the rule judges a call by the labels of the data that were read before. Only jobs remember them."""
+    if isinstance(rule, DataAccessPolicy):
+        given = (rule.allowed_models, rule.allowed_tools, rule.allowed_agents)
+        return rule.otherwise != "warn" and any(each is not None for each in given)
+    return isinstance(rule, LabelPolicy) and rule.otherwise != "warn"
+
+
+def _concerns(rule: PolicyRule, tool: Tool, labels: set[str]) -> bool:
+    """Returns False if the rule is about labels that no tool of the agent has, or about other classes of tools.
+    `labels`: the labels of all tools that the agent can call.
+    """
+    if isinstance(rule, LabelPolicy) and tool.effect not in rule.effects:
+        return False
+    return not isinstance(rule, LabelPolicy | DataAccessPolicy) or not labels.isdisjoint(rule.labels)
+
+
+def tools_of(functions: Sequence[Callable[..., Any]]) -> list[Tool]:
+    """Returns the tools that functions can call: those that their code names, and those of the functions, objects and
+    llm agents that it names. Code of libraries is not looked into.
+    """
+    reach = _Reach()
+    for each in functions:
+        reach.add(each, frozenset())
+    return reach.tools
+
+
+class _Reach:
+    """The tools that code can reach. `seen` has what was looked at: the objects, by their ids and the names of
+    attributes that were looked up in them.
+    """
+
+    def __init__(self) -> None:
+        self.tools: list[Tool] = []
+        self._seen: dict[tuple[int, frozenset[str]], Any] = {}
+
+    def add(self, value: Any, names: frozenset[str]) -> None:
+        """Adds the tools that code reaches by `value`, if it reads attributes with these names."""
+        if isinstance(value, _ATOMS) or (key := (id(value), names)) in self._seen:
+            return
+        self._seen[key] = value  # kept, because ids of dead objects are used again
+        inner: Iterable[Any] = ()
+        if isinstance(value, Tool):
+            if not any(each is value for each in self.tools):
+                self.tools.append(value)
+            inner, names = (value.func,), frozenset()
+        elif isinstance(value, Agent):
+            inner = value.tools.values()
+        elif isinstance(value, partial):
+            inner = (value.func, *value.args, *value.keywords.values())
+        elif isinstance(value, FunctionType):
+            inner, names = _named_by(value)
+        elif isinstance(value, MethodType):
+            self.add(value.__func__, frozenset())
+            inner, names = (value.__self__,), _names_of(value.__func__)
+        elif isinstance(value, Mapping):
+            inner = list(value.values())
+        elif isinstance(value, list | tuple | set | frozenset):
+            inner = list(value)
+        elif type(value).__module__.startswith("sabot.agents.orchestration"):
+            inner = list(vars(value).values())
+        elif not _is_of_library(value.__name__ if isinstance(value, ModuleType) else type(value).__module__):
+            inner = self._attributes(value, names)
+        for each in inner:
+            self.add(each, names)
+
+    def _attributes(self, value: Any, names: frozenset[str]) -> Iterator[Any]:
+        """Yields the attributes of an object or a module. Runs no code of the user: properties are not asked."""
+        called = vars(type(value)).get("__call__")
+        for name in names | ({"__call__"} if isinstance(called, FunctionType) else frozenset()):
+            found = getattr_static(value, name, None)
+            if isinstance(found, FunctionType) and not isinstance(value, ModuleType):
+                found = MethodType(found, value)
+            yield found
+
+
+_ATOMS = (str, bytes, int, float, type, CodeType, type(None))
+
+
+def _is_of_library(module: str, file: str = "") -> bool:
+    first = module.partition(".")[0]
+    return first == "sabot" or first in sys.stdlib_module_names - {"__main__"} or "site-packages" in file
+
+
+def _names_of(function: Callable[..., Any]) -> frozenset[str]:
+    found = _CodeWords(set(), set())
+    if isinstance(function, FunctionType):
+        _of_code(function.__code__, found)
+    return frozenset(found.names)
+
+
+def _named_by(function: FunctionType) -> tuple[list[Any], frozenset[str]]:
+    """Returns the objects that the code of a function names, and all of the names in it."""
+    if _is_of_library(function.__module__ or "", function.__code__.co_filename):
+        return [], frozenset()
+    names = _names_of(function)
+    held = [_held(cell) for cell in function.__closure__ or ()]
+    given = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return [*held, *given, *(function.__globals__[each] for each in sorted(names & function.__globals__.keys()))], names
