@@ -141,6 +141,8 @@ class GenaiPrices:
         except ImportError as error:
             raise MissingExtra("GenaiPrices", "llm") from error
         self._package = genai_prices
+        # Loaded here, where a program usually has no event loop yet: the first call would block the loop by it.
+        genai_prices.data_snapshot.get_snapshot()
 
     @property
     def version(self) -> str:
