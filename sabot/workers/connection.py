@@ -85,6 +85,8 @@ class ControlConnection:
         """The address of this machine by which the peer is reached."""
         self.peer = _host_of(writer.get_extra_info("peername"))
         """The address of the peer's."""
+        self.certificate: dict[str, Any] | None = writer.get_extra_info("peercert")
+        """The peer's certificate, as `SSLObject.getpeercert` returns it; None without TLS."""
 
     def send(self, message: ControlMessage) -> None:
         """Sends a message after the earlier ones. Does not raise if the peer is gone; `received` then ends."""

@@ -16,6 +16,7 @@ from sabot.workers.connection import FIRST_BYTES, ControlConnection
 from sabot.workers.joining import family_of, versions
 from sabot.workers.member import Member
 from sabot.workers.messages import ControlMessage, Join, JoinRefused
+from sabot.workers.secrets import check_certified
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ class JoinListener:
         """Accepts a worker, or sends the reason for the refusal and closes the connection."""
         taken = False
         try:
+            if connection.certificate is not None:
+                check_certified(connection.certificate, connection.peer)
             join = await self._first_words(connection)
             if join is not None:
                 taken = self._let_in(connection, join)

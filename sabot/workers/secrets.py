@@ -12,8 +12,10 @@ TLS is mutual, and the same for control messages and for rows.
 import os
 import secrets
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sabot.base.disk import regular
 from sabot.base.redaction import keep_secret
@@ -79,6 +81,24 @@ class WorkerSecrets:
             ) from error
         context.verify_mode = ssl.CERT_REQUIRED
         return context
+
+
+def check_certified(certificate: Mapping[str, Any], peer: str) -> None:
+    """Raises UserError if the certificate of a worker is for another name than CERTIFIED_NAME. The client's end of a
+    connection has this check in the TLS library; the library has none for a server, which knows no name of its client.
+    The name has one label, so no wildcard matches it, and the rule of the library is that the names are equal: those in
+    the extension for alternative names, or the common name if it has none of them.
+
+    `certificate`: as `SSLObject.getpeercert` returns it, so that its signature was verified. `peer`: the address of the
+    worker.
+    """
+    names = [name for kind, name in certificate.get("subjectAltName", ()) if kind == "DNS"]
+    names = names or [text for part in certificate.get("subject", ()) for kind, text in part if kind == "commonName"]
+    if CERTIFIED_NAME not in [each.lower() for each in names]:
+        raise UserError(
+            f"the worker at {peer} is refused, because its certificate is for {', '.join(names)[:200] or 'no name'}",
+            hint=f"make it for the DNS name {CERTIFIED_NAME}",
+        )
 
 
 def _text(path: Path) -> bytes | None:

@@ -5,6 +5,7 @@ import socket
 import ssl
 import struct
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 
 import pytest
 from cryptography import x509
@@ -61,8 +62,8 @@ async def waiting(workers=2, *, numbered=True, secrets=None, host="127.0.0.1"):
             await member.end(0)
 
 
-def folder(path, authority, trusted=None, token="sixteen characters"):
-    pem = authority.server(x509.DNSName(CERTIFIED_NAME))
+def folder(path, authority, trusted=None, token="sixteen characters", names=None):
+    pem = authority.server(*([x509.DNSName(CERTIFIED_NAME)] if names is None else names))
     path.mkdir()
     files = {"tls.crt": pem, "tls.key": pem, "ca.crt": (trusted or authority).pem, "token": f"{token}\n".encode()}
     for name, data in files.items():
@@ -259,6 +260,30 @@ def test_a_certificate_of_another_name_is_refused_by_the_worker(tmp_path):
                 await join(here.ticket(0, secrets=str(path)))
 
     asyncio.run(meet())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [x509.DNSName("elsewhere.example.org")],
+        [x509.DNSName("sabot-workers.example.org"), x509.DNSName("*")],
+        [x509.IPAddress(ip_address("127.0.0.1"))],
+        [],
+    ],
+    ids=["another", "longer", "address", "none"],
+)
+async def test_a_worker_whose_certificate_has_another_name_is_refused_by_the_coordinator(tmp_path, names):
+    """The authority may also sign for machines that are no workers. Only the workers' end of a connection checked the name."""
+    authority = Authority("app")
+    here, theirs = folder(tmp_path / "here", authority), folder(tmp_path / "theirs", authority, names=names)
+    async with waiting(secrets=here) as waits:
+        with pytest.raises(UserError, match="its certificate is for") as refused:
+            await join(waits.ticket(0, secrets=theirs))
+        assert CERTIFIED_NAME in refused.value.hint
+        assert not waits.members[0].joined.done()
+        others = (x509.DNSName("spare.example.org"), x509.DNSName("Sabot-Workers"))
+        joined = await join(waits.ticket(0, secrets=folder(tmp_path / "several", authority, names=others)))
+        await joined.connection.close()
 
 
 def test_secrets_are_read_whole_or_refused(tmp_path):
