@@ -34,6 +34,7 @@ ORDER = [
     "base.backoff",
     "base.sqlite_files",
     "steps",
+    "base.inner_paths",
     "base.disk",
     "base.sorting",
     "base.claims",

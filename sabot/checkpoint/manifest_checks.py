@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from sabot.base.inner_paths import wrong_path
 from sabot.checkpoint.manifest import Manifest
 from sabot.checkpoint.places import StoredFile
 from sabot.checkpoint.protocol import read_file_name
@@ -57,23 +58,16 @@ def check_manifest(manifest: Manifest, where: str) -> None:
 
 
 def _refuse_path(where: str, path: str) -> None:
-    components = path.split("/")
-    if path.startswith("/"):
-        why = "is an absolute path"
-    elif ".." in components:
-        why = "leads out of the checkpoint"
-    elif "" in components or "." in components:
-        why = "is not the path of a file"
-    elif "\\" in path or not path.isprintable():
+    why = wrong_path(path, "the checkpoint")
+    if not why and ("\\" in path or not path.isprintable()):
         why = "has characters that no app writes"
-    elif (
+    if not why and (
         len(path.encode()) > _MOST_BYTES_OF_A_PATH
-        or max(len(one.encode()) for one in components) > _MOST_BYTES_OF_A_NAME
+        or max(len(each.encode()) for each in path.split("/")) > _MOST_BYTES_OF_A_NAME
     ):
         why = "is too long"
-    else:
-        return
-    raise _wrong_entry(where, path, why)
+    if why:
+        raise _wrong_entry(where, path, why)
 
 
 def _refuse_contents(where: str, path: str, file: StoredFile) -> None:

@@ -25,6 +25,7 @@ from pyarrow import ipc
 from sabot._cython.arrow.border import validate
 from sabot._cython.groups.tables import KeyFilter
 from sabot.base.disk import make_folder, private, sync
+from sabot.base.inner_paths import wrong_path
 from sabot.base.os_errors import hint_of, restoring
 from sabot.errors import CorruptCheckpoint, SabotError
 from sabot.state.files import Shared, link_file, remove_tree
@@ -334,6 +335,9 @@ def _read_gone(directory: Path, facts: Sequence[Sequence[Any]]) -> list[Any]:
         rows = [row for data in _mapped(directory / _GONE) for row in data.to_pylist()] if facts else []
         if [[row["segment"], row["rows"]] for row in rows] != [list(each) for each in facts]:
             raise CorruptCheckpoint(f"{directory / _GONE} is damaged: it names other segments than the manifest")
+        for row in rows:
+            if "/" in row["segment"] or wrong_path(row["segment"], "the state"):
+                raise CorruptCheckpoint(f"{directory / _GONE}: its entry {row['segment']!a} is not a file of the state")
         return [np.unpackbits(np.frombuffer(row["gone"], np.uint8), count=row["rows"]).astype(np.bool_) for row in rows]
 
 

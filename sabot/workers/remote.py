@@ -7,9 +7,10 @@ Parts of output are handled alike: the worker writes them, the coordinator lists
 """
 
 import logging
+import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from sabot.base.inner_paths import first_outside
 from sabot.checkpoint import CheckpointStorage, Manifest, StoredTask, TaskSnapshot
 from sabot.checkpoint.places import StoredFile
 from sabot.checkpoint.task_states import RestoredState, StoredState
@@ -293,8 +295,14 @@ class _HandedOver(RestoredState):
         shutil.rmtree(self._where, ignore_errors=True)  # files that cannot be removed go with the folder of the attempt
 
 
-def snapshot_of(message: TaskCut | TaskEnded, storage: CheckpointStorage | None) -> TaskSnapshot:
-    """Returns a worker's message as a snapshot for the coordinator. `storage`: the storage of the checkpoints."""
+def snapshot_of(
+    message: TaskCut | TaskEnded, storage: CheckpointStorage | None, shared: Path | None = None
+) -> TaskSnapshot:
+    """Returns a worker's message as a snapshot for the coordinator. `storage`: the storage of the checkpoints.
+    `shared`: the folder in which workers save files, or None if they write into the store. Raises InternalError for a
+    file elsewhere.
+    """
+    _check_shared([*message.states.values(), *message.files.values()], shared)
     states: dict[str, Cut] = {}
     for name, folder in message.states.items():
         if isinstance(folder, str):
@@ -307,9 +315,20 @@ def snapshot_of(message: TaskCut | TaskEnded, storage: CheckpointStorage | None)
     return _SavedSnapshot(message.meta, files, states, message.sealed, times, storage=storage)
 
 
-def part_of(message: PartSealed) -> Part:
-    """Returns a worker's message as a part."""
+def part_of(message: PartSealed, shared: Path | None = None) -> Part:
+    """Returns a worker's message as a part. `shared`: the folder of the parts of the track, or None if workers write
+    into the store. Raises InternalError for a file elsewhere.
+    """
+    _check_shared([message.file], shared)
     return Part(message.seq, _taken(message.file), message.rows, message.nbytes)
+
+
+def _check_shared(saved: Iterable[SavedFile | SavedFolder], shared: Path | None) -> None:
+    """Raises InternalError if a file that a worker names is not below the folder that it was given."""
+    paths = [each for each in saved if isinstance(each, str)]
+    outside = next(iter(paths), None) if shared is None else first_outside(os.fspath(shared), paths)
+    if outside is not None:
+        raise InternalError(f"a worker names the file {outside!a}, which is not in the folder that it was given")
 
 
 def _taken(file: SavedFile) -> Path | StoredFile:

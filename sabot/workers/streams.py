@@ -331,13 +331,17 @@ class WorkerStreams:
         if self._closed:
             return
         if isinstance(message, TaskCut):
-            coordinator.acknowledge(message.checkpoint_id, message.task, snapshot_of(message, coordinator.storage))
+            coordinator.acknowledge(
+                message.checkpoint_id, message.task, snapshot_of(message, coordinator.storage, self._folder)
+            )
         elif isinstance(message, TaskEnded):
-            coordinator.detach(message.task, snapshot_of(message, coordinator.storage))
+            coordinator.detach(message.task, snapshot_of(message, coordinator.storage, self._folder))
         elif isinstance(message, Declined):
             coordinator.decline(message.checkpoint_id, message.task, message.why)
         elif isinstance(message, PartSealed):
-            self._delivery.add(message.track, part_of(message))
+            local = isinstance(message.file, str) and message.track in self._delivery.given()
+            shared = self._delivery.part_folder(message.track) if local else None
+            self._delivery.add(message.track, part_of(message, shared))
         elif isinstance(message, TrackEnded):
             self._delivery.has_ended(message.track)
         elif isinstance(message, Drift):

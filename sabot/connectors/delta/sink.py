@@ -26,6 +26,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot.base.checks import FLAG, check
 from sabot.base.disk import check_reach, sync
+from sabot.base.inner_paths import wrong_path
 from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.connectors.base import ChecksTypes, ExpectsColumns, KeepsToken, Sink, StartsAfresh, Token, Track
 from sabot.connectors.checks import SCHEMA
@@ -382,7 +383,8 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
             return
         log = Path(root, "_delta_log", f"{table.version():020}.json")
         added = [action["add"]["path"] for action in map(json.loads, log.read_bytes().splitlines()) if "add" in action]
-        files = [Path(root, unquote(path)) for path in added]
+        # another writer may have made this commit, with any paths in it
+        files = [Path(root, inside) for path in added if not wrong_path(inside := unquote(path), "the table")]
         with step("sync", self.name):
             for path in [*files, *{file.parent for file in files}, Path(root), log, log.parent]:
                 sync(path)

@@ -5,6 +5,7 @@ the files are divided is in no file, so its value comes from the log. A column t
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 from urllib.parse import unquote
@@ -14,6 +15,7 @@ from pyarrow import fs as arrow_fs
 
 from sabot.base.checks import Whole, check
 from sabot.base.config import RECORD_BYTES
+from sabot.base.inner_paths import first_outside, wrong_path
 from sabot.base.redaction import clean_cause
 from sabot.connectors.base import Positions, Sink
 from sabot.connectors.delta.sink import DeltaSink
@@ -23,8 +25,9 @@ from sabot.connectors.files.column_sources import ParquetSource
 from sabot.connectors.files.columns import canonical
 from sabot.connectors.files.paths import DataFile
 from sabot.connectors.files.remote import RemotePath
-from sabot.errors import UserError
+from sabot.errors import UserError, short_repr
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 _FEATURE = "a source of Delta Lake"
 _SCAN = "app.stream(deltalake.DeltaTable(…).scan()) reads it by deltalake, with all rows in memory"
 
@@ -128,7 +131,9 @@ class DeltaSource(ParquetSource):
         values: dict[str, Mapping[str, pa.Scalar]] = {}
         parts = found.column("partition").combine_chunks() if "partition" in found.column_names else None
         actions = found.select(["path", "size_bytes", "modification_time"]).to_pylist()
-        sizes = {unquote(action["path"]): action["size_bytes"] for action in actions}
+        sizes = {self._inside(action["path"]): action["size_bytes"] for action in actions}
+        if folder is not None and (outside := first_outside(folder, (os.path.join(folder, each) for each in sizes))):
+            raise self._refused(os.path.relpath(outside, folder), "leads out of the table by a symbolic link")
         remote: Any = None if folder is not None else _files_of(self._place, sizes)
         for row in sorted(range(len(actions)), key=lambda at: (actions[at]["modification_time"], actions[at]["path"])):
             inside = unquote(actions[row]["path"])
@@ -139,6 +144,23 @@ class DeltaSource(ParquetSource):
             if parts is not None:
                 values[path] = dict(parts[row].items())
         self._files, self._values = files, values
+
+    def _inside(self, path: str) -> str:
+        """Returns the path of a file below the folder of the table. `path`: as the log has it. Raises UserError for a
+        path that leads elsewhere.
+        """
+        inside = unquote(path)
+        why = "is an address of its own" if _ADDRESS.match(inside) else wrong_path(inside, "the table")
+        if why:
+            raise self._refused(path, why)
+        return inside
+
+    def _refused(self, path: str, why: str) -> UserError:
+        return UserError(
+            f"{self._place.where}, version {self._version}: its log lists the file {short_repr(path)}, which {why}",
+            hint="files of a table are below its folder; a shallow clone lists those of another table: read that table, "
+            "or make a deep clone",
+        )
 
     def _start_of(self, start: str | int, files: list[DataFile]) -> tuple[int, int]:
         return super()._start_of(start, files) if files else (0, 0)

@@ -26,6 +26,7 @@ from pathlib import Path
 import msgspec
 
 from sabot.base.disk import private, regular
+from sabot.base.inner_paths import wrong_path
 from sabot.connectors.files.growing import WholeFile
 from sabot.connectors.files.parts import remove, sync_folder
 from sabot.errors import UNREADABLE, UserError
@@ -153,12 +154,8 @@ def _entry(slot: bytes) -> Entry | None:
         entry = _decode(body)
     except UNREADABLE:  # the checksum is right, but the text is no entry
         return None
-    if (
-        entry.ready in (".", "..")
-        or "/" in entry.ready
-        or "\0" in entry.ready
-        or min(entry.seq, entry.number, entry.length) < 0
-    ):
+    wrong = "/" in entry.ready or (entry.ready != "" and wrong_path(entry.ready, "the folder") != "")
+    if wrong or min(entry.seq, entry.number, entry.length) < 0:
         return None
     if entry.version > _VERSION:
         raise UserError(f"the token of {entry.lane} is of a newer version of Sabot", hint="run that version")

@@ -33,6 +33,7 @@ from rocksdict import (
 )
 
 from sabot.base.disk import TemporaryFolder, make_folder, private
+from sabot.base.inner_paths import wrong_path
 from sabot.base.os_errors import checkpoint_error
 from sabot.errors import UNREADABLE, CorruptCheckpoint, SabotError, UserError
 from sabot.state.files import link_for_reading
@@ -267,7 +268,7 @@ def read_mark(directory: Path) -> bool:
     except (OSError, KeyError, TypeError, *UNREADABLE) as error:
         raise checkpoint_error(f"{mark_file}: cannot be read as state", error) from error
     for name, size in files.items():
-        if name in ("", ".", "..") or "/" in name or "\0" in name:
+        if "/" in name or wrong_path(name, "the state"):
             raise CorruptCheckpoint(f"{mark_file}: its entry {name!a} is not a file of a database")
         file = directory / name
         found = file.stat().st_size if file.exists() else None

@@ -9,6 +9,7 @@ from typing import Any
 import deltalake
 import polars
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sabot import App, DeltaSink, DeltaSource, UserError, count, lit
@@ -131,6 +132,62 @@ def test_what_is_not_there_is_said(table: Path, tmp_path: Path) -> None:
     deltalake.DeltaTable(table).vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
     with pytest.raises(UserError, match="cannot be read"):
         read(scanned(DeltaSource(table)), at)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../secret.parquet",
+        "{outside}/secret.parquet",
+        "file://{outside}/secret.parquet",
+        "s3://another-bucket/secret.parquet",
+        "%2e%2e/secret.parquet",
+        "..%2Fsecret.parquet",
+        "%2F{outside}/secret.parquet",
+        "day=1/../../secret.parquet",
+        "./../secret.parquet",
+        "link.parquet",
+        "linked/secret.parquet",
+        "linked/deeper/link.parquet",
+    ],
+)
+def test_a_log_that_lists_a_file_elsewhere_is_refused(table: Path, tmp_path: Path, path: str) -> None:
+    """Whoever could write a log had any Parquet file of the machine read as rows of the table."""
+    rows = pa.RecordBatch.from_pylist(ROWS[:1], SCHEMA)
+    for folder in (tmp_path, tmp_path / "deeper"):
+        folder.mkdir(exist_ok=True)
+        pq.write_table(pa.table(rows), folder / "secret.parquet")
+    (tmp_path / "deeper" / "link.parquet").symlink_to(tmp_path / "secret.parquet")
+    (table / "link.parquet").symlink_to(tmp_path / "secret.parquet")
+    (table / "linked").symlink_to(tmp_path)
+    listed(table, path.format(outside=tmp_path))
+    with pytest.raises(UserError, match=r"table .*lake, version 4: its log lists the file .*, which ") as refused:
+        read(DeltaSource(table))
+    assert "shallow clone" in refused.value.hint
+
+
+def test_a_table_may_be_behind_a_link_and_have_links_within(table: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table(pa.RecordBatch.from_pylist(ROWS[:1], SCHEMA)), table / "a b.parquet")
+    (table / "inner.parquet").symlink_to(table / "a b.parquet")
+    (tmp_path / "other").symlink_to(table)
+    listed(table, "inner.parquet")
+    assert len(read(DeltaSource(tmp_path / "other"))[0]) == 41
+
+
+def listed(table: Path, path: str) -> None:
+    """Writes a commit that adds this file to the table, as any program can."""
+    (first, *_) = (table / "_delta_log").glob("*00.json")
+    add = next(json.loads(line)["add"] for line in first.read_text().splitlines() if "add" in json.loads(line))
+    add |= (
+        {"path": path, "size": (table.parent / "secret.parquet").stat().st_size}
+        if path != "inner.parquet"
+        else {
+            "path": path,
+            "size": (table / path).stat().st_size,
+        }
+    )
+    del add["stats"]
+    (table / "_delta_log" / f"{4:020}.json").write_text(json.dumps({"add": add}) + "\n")
 
 
 def test_a_table_whose_files_have_other_names_is_refused(table: Path) -> None:

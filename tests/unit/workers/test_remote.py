@@ -98,10 +98,33 @@ def test_small_files_of_a_cut_have_a_folder_that_goes_with_it(tmp_path):
     checkpoints.close()
     [cut] = sent
     assert {name: Path(path).read_bytes() for name, path in cut.files.items()} == rows
-    snapshot = snapshot_of(cut, None)
+    snapshot = snapshot_of(cut, None, tmp_path)
     assert {name: path.read_bytes() for name, path in snapshot.files.items()} == rows
     snapshot.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_a_worker_names_is_in_the_folder_that_it_was_given(tmp_path):
+    """The coordinator would link it into the checkpoint, whatever it is."""
+    given, secret = tmp_path / "given", tmp_path / "secret"
+    (given / "1").mkdir(parents=True)
+    secret.write_text("a key")
+    (given / "link").symlink_to(secret)
+    (given / "folder").symlink_to(tmp_path)
+    good = str(given / "1" / "rows.arrow")
+    assert snapshot_of(TaskCut(1, "t/0", {}, {"table": str(given / "1")}, {}, {"f": good}), None, given).files
+    assert part_of(PartSealed("track", 1, good, 1, 1), given).file == Path(good)
+    for path in (str(secret), str(given / "link"), str(given / "folder" / "secret"), f"{given}/../secret", str(given)):
+        for cut in (
+            TaskCut(1, "t/0", {}, {"table": path}, {}, {}),
+            TaskCut(1, "t/0", {}, {}, {}, {"f": path}),
+        ):
+            with pytest.raises(InternalError, match="which is not in the folder that it was given"):
+                snapshot_of(cut, None, given)
+        with pytest.raises(InternalError, match="which is not in the folder that it was given"):
+            part_of(PartSealed("track", 1, path, 1, 1), given)
+    with pytest.raises(InternalError, match="which is not in the folder"):
+        part_of(PartSealed("track", 1, good, 1, 1))  # the parts are in an object store
 
 
 def test_a_cut_that_waits_for_the_disk_is_told_as_being_saved_until_its_checkpoint_is_given_up(tmp_path):
