@@ -124,7 +124,20 @@ class Effects:
         the queue as the event EffectWaited. `kind`: the kind of call that the guard decides on.
         """
         job = running.job
-        call = GuardedCall(
+        call = self._call(running, ask, kind)
+        found = judge_call(guard, call)
+        if isinstance(found, GuardVerdict):
+            self._decided(running, ask, found, call)
+            return
+        ask.enter(AWAITS_GUARD)
+        running.undecided[ask.ordinal] = ask
+        what = f"what decides on {ask.name} of job {job.job_id}"
+        self._host.put_when(found, lambda said: EffectWaited(running, ask, said, call), what)
+
+    def _call(self, running: RunningJob, ask: Ask, kind: CallKind) -> GuardedCall:
+        """Returns the call of an effect, for the guard."""
+        job = running.job
+        return GuardedCall(
             EffectId(job.job_id, ask.ordinal, ask.attempt),
             kind,
             ask.model or ask.name,
@@ -139,16 +152,8 @@ class Effects:
             labels=frozenset(job.labels),
             apart=ask.apart,
         )
-        found = judge_call(guard, call)
-        if isinstance(found, GuardVerdict):
-            self._decided(running, ask, found)
-            return
-        ask.enter(AWAITS_GUARD)
-        running.undecided[ask.ordinal] = ask
-        what = f"what decides on {ask.name} of job {job.job_id}"
-        self._host.put_when(found, partial(EffectWaited, running, ask), what)
 
-    def _decided_late(self, running: RunningJob, ask: Ask, verdict: GuardVerdict) -> None:
+    def _decided_late(self, running: RunningJob, ask: Ask, verdict: GuardVerdict, call: GuardedCall) -> None:
         """Handles a verdict that has come from an awaitable of the guard. The effect is not made if the function no
         longer awaits it, if the job is no longer in memory, or if the host is stopping. The guard is then told to
         drop its decision.
@@ -160,14 +165,14 @@ class Effects:
             self._guard.drop(EffectId(running.job.job_id, ask.ordinal, ask.attempt))
             verdict = _UNAWAITED
         if runs:
-            self._decided(running, ask, verdict)
+            self._decided(running, ask, verdict, call)
         else:
             running.job.open.pop(ask.ordinal, None)
 
-    def _decided(self, running: RunningJob, ask: Ask, verdict: GuardVerdict) -> None:
+    def _decided(self, running: RunningJob, ask: Ask, verdict: GuardVerdict, call: GuardedCall) -> None:
         if ask.model:
             verdict = msgspec.structs.replace(verdict, about=ask.model)
-        ask.change(verdict)
+        ask.change(verdict, judged=call.was_seen or verdict.decision is Decision.ASK)
         if verdict.decision is Decision.WARN or verdict.notes:
             said = "; ".join(filter(None, (verdict.reason, *verdict.notes)))
             _log.warning("job %s: %s, effect %d: %s", running.job.job_id, ask.name, ask.ordinal, said)
@@ -192,6 +197,8 @@ class Effects:
         job, verdict = running.job, ask.verdict
         if verdict is not None:
             try:
+                if (intent := job.history.intents.get(ask.ordinal)) is not None:
+                    ask.restore(intent)
                 ask.change(verdict)
             except UserError as error:  # the function asks for it with other arguments than before
                 self.step(running, ask, Judged(GuardVerdict(Decision.DENY, reason=error.message)))
@@ -257,13 +264,16 @@ class Effects:
         used = use_of(effect, agent, job.behalf, ask.title, body, entry.at_ms)
         return msgspec.structs.replace(entry, usage=used)
 
-    def waited(self, running: RunningJob, ask: Ask, event: EffectEvent | GuardVerdict) -> None:
+    def waited(
+        self, running: RunningJob, ask: Ask, event: EffectEvent | GuardVerdict, call: GuardedCall | None = None
+    ) -> None:
         """Handles an event of an effect that was delayed by a timer or by an awaitable of the guard. If the job is no
         longer in memory, the effect is not made; it remains open in the journal, and the next start of the app
         decides on it.
         """
         if isinstance(event, GuardVerdict):
-            self._decided_late(running, ask, event)
+            assert call is not None
+            self._decided_late(running, ask, event, call)
         elif event == "unsure":
             self._resolve_doubt(running, ask, event)
         elif running.in_memory and not self._host.stopping and ask.ordinal in running.job.open:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from sabot.jobs.core import EffectEvent, Judged, LookedUp, Outcome, PersonAsked
-from sabot.jobs.guard import Behalf, GuardVerdict
+from sabot.jobs.guard import Behalf, GuardedCall, GuardVerdict
 from sabot.jobs.owner import OpenJob, RunningJob
 from sabot.jobs.run import Ask
 from sabot.journal import Position
@@ -77,12 +77,14 @@ class AttemptDue(msgspec.Struct):
 
 class EffectWaited(msgspec.Struct):
     """The event that an effect has finished waiting for a timer or for an awaitable of the guard. `event`: an event
-    for `core.step`, or the guard's verdict on an effect that has no INTENT entry yet.
+    for `core.step`, or the guard's verdict on an effect that has no INTENT entry yet. `call`: the call on which the
+    guard has decided; None for other events.
     """
 
     running: RunningJob
     ask: Ask
     event: EffectEvent | GuardVerdict
+    call: GuardedCall | None = None
 
 
 CallRequest = Literal["again"] | Judged | GuardVerdict | PersonAsked

@@ -24,10 +24,11 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, message_of, short_repr
-from sabot.jobs.masking import mask
+from sabot.jobs.masking import mask, mask_default
 from sabot.journal.base import Journal
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import UNSENT, Attempt, Begin, Entry
+from sabot.llm.arguments import call_arguments, defaults_left_out, with_arguments
 from sabot.llm.results import Usage
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool
@@ -108,6 +109,8 @@ class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
       number.
     - `most_tokens`: the limit on the tokens that a model may write; 0 to keep the limit of the request.
     - `apart`: True if the call is not counted in the job's own budget.
+    - `editable`: False if the person who approves the call may not change its arguments.
+    - `once`: True if the person who approves the call cannot approve later calls too ("always").
     """
 
     decision: Decision = Decision.ALLOW
@@ -124,6 +127,8 @@ class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
     about: str = ""
     most_tokens: int = 0
     apart: bool = False
+    editable: bool = True
+    once: bool = False
 
     @property
     def changes(self) -> bool:
@@ -154,6 +159,7 @@ class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
             notes=noted,
             most_tokens=min(filter(None, (self.most_tokens, other.most_tokens)), default=0),
             apart=self.apart or other.apart,
+            editable=self.editable and other.editable,
         )
 
 
@@ -198,6 +204,8 @@ class GuardedCall:
     - `labels`: the labels of all data that the job has received so far (see `Behalf.labels`).
     - `apart`: True if the call is not counted in the job's own budget.
     - `within`: if a tool calls a model or another tool itself, without the job, the effect that runs it; else None.
+    - `standing`: the names of rules whose questions about this tool, model or agent a person has answered for the whole
+      job or scope ("always"), each with the words that say who has done it. A PolicyEngine does not ask by them again.
     """
 
     effect: EffectId
@@ -214,6 +222,8 @@ class GuardedCall:
     labels: frozenset[str] = frozenset()
     apart: bool = False
     within: EffectId | None = None
+    standing: Mapping[str, str] = field(default_factory=dict)
+    _seen: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def scope(self) -> str:
@@ -227,29 +237,45 @@ class GuardedCall:
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """The arguments by name. For a tool, the names are those of its parameters. For a child, the dict is
-        {"message": …}. For a model, it is empty.
+        """The arguments by name, as the call will get them. For a tool, the names are those of its parameters, and
+        those that the caller leaves out have their default values. For a child, the dict is {"message": …}. For a
+        model, it is empty.
         """
-        if not self.args:
-            return self.kwargs
-        if self.tool is None:
-            return {"message": self.args[0]} if self.kind == "child" else {}
-        names = self.tool.positional
-        given = dict(zip(names, self.args, strict=False))
-        if len(self.args) > len(names):
-            given["*"] = self.args[len(names) :]
-        return {**given, **self.kwargs}
+        if self.tool is None or self.kind != "tool":
+            return {"message": self.args[0]} if self.args and self.kind == "child" else self.kwargs
+        found: Mapping[str, Any] | None = self._seen.get("arguments")
+        if found is None:
+            found = self._seen["arguments"] = call_arguments(self.tool, self.args, self.kwargs)
+        return found
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """The arguments as in `arguments`, without those that the caller leaves out."""
+        if self.tool is None or self.kind != "tool":
+            return self.arguments
+        return call_arguments(self.tool, self.args, self.kwargs, filled=False)
+
+    @property
+    def was_seen(self) -> bool:
+        """True if a rule has looked at the arguments, so that the call must be made with those that it has seen."""
+        return bool(self._seen)
 
     def changed(self, verdict: GuardVerdict) -> "GuardedCall":
         """Returns a copy of the call with the changes that this verdict requires: another model, another limit on the
         tokens that the model may write, and hidden texts. Raises UserError if texts cannot be hidden in an argument.
+
+        The copy also has the defaults of a tool that another process fills in, such as that of an MCP server, if a rule
+        has looked at them.
         """
-        if not verdict.changes:
+        spec, args, kwargs = self.spec, self.args, self.kwargs
+        if is_tool := self.tool is not None and self.kind == "tool":
+            args, kwargs = sent_arguments(self.tool, args, kwargs, verdict.hide, judged=self.was_seen)
+        if not verdict.changes and kwargs is self.kwargs:
             return self
-        spec = self.spec
         if spec is not None:
             spec = mask(verdict.spec(spec), verdict.hide)
-        args, kwargs = mask((self.args, self.kwargs), verdict.hide)
+        if not is_tool:
+            args, kwargs = mask((args, kwargs), verdict.hide)
         name = verdict.model if verdict.model and self.kind == "model" else self.name
         return replace(self, name=name, spec=spec, args=args, kwargs=kwargs)
 
@@ -258,6 +284,26 @@ UseOf = Callable[[EffectId, str, Behalf, str, bytes, int], bytes]
 """A function that returns, as bytes, the usage that the answer of a model reports, for its RESULT entry. Its arguments
 are the effect, the id of the job's agent, the tenant and the actor, the name of the model, the packed answer, and the
 time in milliseconds since 1970."""
+
+
+def sent_arguments(
+    tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any], hide: Sequence[str], *, judged: bool
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Returns the arguments with which a tool is called, after a guard has decided. Matches of the regular expressions
+    `hide` are replaced by `***` in them, also in the defaults of the tool. Returns the same objects if nothing changes.
+
+    `judged`: True if a rule has looked at the arguments. If another process fills in the defaults of the tool, as an
+    MCP server does, they are then sent with the call, because that process may have others by now.
+    """
+    if hide:
+        left_out = defaults_left_out(tool, args, kwargs)
+        args, kwargs = mask((args, kwargs), hide)
+        changed = {name: shown for name, each in left_out.items() if (shown := mask_default(each, hide)) is not each}
+        args, kwargs = with_arguments(tool, args, kwargs, changed)
+    if judged and tool.parameters is not None:
+        filled = call_arguments(tool, args, kwargs)
+        kwargs = kwargs if filled == kwargs else filled
+    return args, kwargs
 
 
 class EffectGuard:
@@ -642,7 +688,17 @@ def _broken(error: BaseException) -> GuardVerdict:
 
 # -- in the journal -------------------------------------------------------------------------------------------------------
 
-encode_verdict = msgspec.msgpack.Encoder().encode
+_encode = msgspec.msgpack.Encoder().encode
+_SHORT = len(GuardVerdict.__struct_fields__) - 2
+
+
+def encode_verdict(verdict: GuardVerdict) -> bytes:
+    """Returns the verdict as bytes. Its last two fields, `editable` and `once`, are left out if they have their
+    defaults: journals have had none of them before.
+    """
+    return _encode(verdict if verdict.once or not verdict.editable else msgspec.structs.astuple(verdict)[:_SHORT])
+
+
 _decode = msgspec.msgpack.Decoder(GuardVerdict).decode
 
 

@@ -364,8 +364,8 @@ class JobHost(HostState):
                 self._take_up(event)
             case Outcome() | LookedUp():
                 effects.call_ended(event)
-            case EffectWaited(running, ask, waited):
-                effects.waited(running, ask, waited)
+            case EffectWaited(running, ask, waited, call):
+                effects.waited(running, ask, waited, call)
                 self.deliver()
                 if not self.stopping:
                     self.settle(running)

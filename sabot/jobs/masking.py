@@ -1,12 +1,15 @@
 """Hides texts in the arguments of a call."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import fields, is_dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Any
 from uuid import UUID
 
@@ -22,18 +25,30 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
-_NO_TEXT = (type(None), bool, int, float, Decimal, date, time, timedelta, UUID, Secret)
+_NO_TEXT = (type(None), bool, int, float, complex, Decimal, date, time, timedelta, UUID, Secret, msgspec.UnsetType)
 
 
 def mask(value: Any, patterns: Sequence[str]) -> Any:
     """Returns a copy of the value in which all matches of these regular expressions are replaced by `***`. Only the
-    matching part of a text is replaced. Also looks into lists, dicts, dataclasses and similar types, and into bytes
-    as UTF-8. If nothing matches, returns the value itself.
+    matching part of a text is replaced. Also looks into lists, dicts, dataclasses, models of pydantic and similar
+    types, and into bytes as UTF-8. If nothing matches, returns the value itself.
+
+    Copies of dataclasses and models are not validated again, because a field may not take the text `***`.
 
     Raises UserError for an object whose type it does not know, since such an object may contain a text. Also raises it
     if two keys of a dict would be equal, because one of the entries would be lost.
     """
     return _without(value, [_compiled(each) for each in patterns]) if patterns else value
+
+
+def mask_default(value: Any, patterns: Sequence[str]) -> Any:
+    """Returns the default of a parameter as `mask` does. A default of a type that `mask` does not know is returned
+    unchanged: it is an object of the program, such as a client, and no text that a caller has chosen.
+    """
+    try:
+        return mask(value, patterns)
+    except UserError:
+        return value
 
 
 def _without(value: Any, patterns: Sequence[re.Pattern[str]]) -> Any:
@@ -45,8 +60,8 @@ def _without(value: Any, patterns: Sequence[re.Pattern[str]]) -> Any:
         for each in patterns:
             shown = each.sub(HIDDEN, shown)
         return value if shown == value else shown  # else an object of a subclass would become a plain text
-    if isinstance(value, bytes):
-        text = value.decode(errors="surrogateescape")
+    if isinstance(value, bytes | bytearray | memoryview):
+        text = bytes(value).decode(errors="surrogateescape")
         shown = _without(text, patterns)
         return value if shown == text else shown.encode(errors="surrogateescape")
     if isinstance(value, _NO_TEXT):
@@ -59,24 +74,50 @@ def _without(value: Any, patterns: Sequence[re.Pattern[str]]) -> Any:
                 hint="give the call a list of pairs in place of the dict",
             )
         return value if all(pairs.get(key, pairs) is each for key, each in value.items()) else pairs
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple | set | frozenset | deque):
         made = [_without(each, patterns) for each in value]
         if all(new is old for new, old in zip(made, value, strict=True)):
             return value
         return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+    if isinstance(value, PurePath):
+        text = str(value)
+        shown = _without(text, patterns)
+        return value if shown == text else type(value)(shown)
     if isinstance(value, msgspec.Struct):
-        changed = _fields(value, value.__struct_fields__, patterns)
-        return msgspec.structs.replace(value, **changed) if changed else value
-    if is_dataclass(value) and not isinstance(value, type):
-        changed = _fields(value, [each.name for each in fields(value) if each.init], patterns)
-        return replace(value, **changed) if changed else value
+        return _with_fields(value, value.__struct_fields__, patterns, msgspec.structs.force_setattr)
     kind = type(value)
+    if isinstance(names := getattr(kind, "__pydantic_fields__", None), Mapping) and hasattr(value, "model_copy"):
+        extra = getattr(value, "__pydantic_extra__", None) or {}
+        found = {name: getattr(value, name) for name in (*names, *extra)}
+        changed = {name: new for name, old in found.items() if (new := _without(old, patterns)) is not old}
+        return value.model_copy(update=changed) if changed else value
+    if is_dataclass(kind):
+        return _with_fields(value, [each.name for each in fields(value)], patterns, object.__setattr__)
+    if attributes := getattr(kind, "__attrs_attrs__", ()):
+        return _with_fields(value, [each.name for each in attributes], patterns, object.__setattr__)
+    if kind.__module__.partition(".")[0] in _TEXTS_OF:
+        secret = getattr(value, "get_secret_value", None)
+        text = str(value) if secret is None else secret()
+        shown = _without(text, patterns)
+        return value if shown == text else shown if secret is None else kind(shown)
     raise UserError(
         f"texts cannot be hidden in an argument of type {kind.__module__}.{kind.__qualname__}",
-        hint="give the call text, numbers, lists, dicts, dataclasses",
+        hint="give the call text, numbers, lists, dicts, dataclasses, models of pydantic",
     )
 
 
-def _fields(value: Any, names: Sequence[str], patterns: Sequence[re.Pattern[str]]) -> dict[str, Any]:
-    found = {name: (getattr(value, name), _without(getattr(value, name), patterns)) for name in names}
-    return {name: new for name, (old, new) in found.items() if new is not old}
+# modules whose other values are written as one text: addresses of the web and of machines, secrets
+_TEXTS_OF = ("pydantic", "pydantic_core", "ipaddress")
+
+
+def _with_fields(
+    value: Any, names: Iterable[str], patterns: Sequence[re.Pattern[str]], put: Callable[[Any, str, Any], None]
+) -> Any:
+    found = {name: getattr(value, name, None) for name in names}
+    changed = {name: new for name, old in found.items() if (new := _without(old, patterns)) is not old}
+    if not changed:
+        return value
+    value = copy(value)
+    for name, new in changed.items():
+        put(value, name, new)  # `replace` would call the user's __post_init__
+    return value

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from sabot.base.stored_names import stored_name
-from sabot.errors import NonDeterminism, PolicyDenied, UserError
+from sabot.errors import NonDeterminism, PolicyDenied, UserError, short_repr
 from sabot.jobs.core import AWAITS_GUARD, DONE, OPEN, EffectState, drop, job_seed, question_token
 from sabot.jobs.direct_io import watch_functions
 from sabot.jobs.guard import (
@@ -27,6 +27,7 @@ from sabot.jobs.guard import (
     GuardVerdict,
     Price,
     decode_verdict,
+    sent_arguments,
 )
 from sabot.jobs.history import PARKS_MS, TIMEOUT, WAITS_LONG, ContinueAs, Delivery, History
 from sabot.jobs.loop import JobFuture, JobLoop, JobTimer
@@ -35,6 +36,7 @@ from sabot.jobs.values import copied, pack, unpack, unpack_error
 from sabot.jobs.verdicts import given_result, wanted_result
 from sabot.journal.effects import RULES, EffectId, digest
 from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
+from sabot.llm.arguments import REST, call_arguments, edited_arguments, recorded_arguments, whole
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool
 
@@ -70,20 +72,63 @@ class Ask(EffectState):
     def given_result(self, result: Any) -> Any:
         return result if self.tool is None else given_result(self.tool, result)
 
-    def change(self, verdict: GuardVerdict) -> None:
+    def change(self, verdict: GuardVerdict, *, judged: bool = False) -> None:
         """Stores the guard's verdict, and makes its changes to the arguments: another model, a limit on tokens, and
         hidden texts. `digest` remains the digest of the original arguments. Raises UserError if the changes cannot be
         made.
+
+        `judged`: True if a rule has looked at the arguments, or a person will. Then `body` gets the defaults of the
+        parameters that the function has left out, so that the call is made with them after another start too.
         """
         self.verdict = verdict
         if self.args and isinstance(self.args[0], RequestSpec):
             self.args = (verdict.spec(self.args[0]), *self.args[1:])
-        if verdict.hide:
+        if self.guarded == "tool" and self.tool is not None:
+            if judged or verdict.hide:
+                self._record_defaults()
+            self.args, self.kwargs = sent_arguments(self.tool, self.args, self.kwargs, verdict.hide, judged=judged)
+        elif verdict.hide:
             self.args, self.kwargs = mask((self.args, self.kwargs), verdict.hide)
+        if verdict.hide:
             asked = unpack(self.body)
             shown = mask(asked, verdict.hide)
             if shown is not asked:
                 self.body = pack(shown, f"arguments of {self.name}")
+
+    def _record_defaults(self) -> None:
+        """Adds the defaults of the parameters that the function has left out to `body`. Leaves out defaults that cannot
+        be recorded, such as a client. All arguments have the names of their parameters then.
+        """
+        assert self.tool is not None
+        found = call_arguments(self.tool, self.args, self.kwargs)
+        given = call_arguments(self.tool, self.args, self.kwargs, filled=False)
+        for name in [name for name in found if name not in given]:
+            try:
+                pack(found[name], name)
+            except UserError:
+                del found[name]
+        shown = whole(found)
+        if len(found) > len(given) or shown is not found:
+            rest = shown.pop(REST, ())
+            self.body = pack([rest, shown], f"arguments of {self.name}", sort=True)
+
+    def restore(self, intent: Intent) -> None:
+        """Gives the parameters that the function has left out the values with which the call was judged, as its INTENT
+        entry has them. Raises UserError if the tool does not take them any more.
+        """
+        if self.tool is None or self.guarded != "tool" or intent.digest != self.digest or intent.body == self.body:
+            return
+        _, recorded = unpack(intent.body)  # type: ignore[arg-type]
+        self.args, self.kwargs = recorded_arguments(self.tool, self.args, self.kwargs, recorded)
+        self.body = intent.body  # type: ignore[assignment]
+
+    def edit(self, changes: Any) -> None:
+        """Changes the arguments of the call as the person wants it who approves it. `changes`: the arguments of the
+        answer. Raises UserError if the tool does not take them.
+        """
+        if self.tool is None or not isinstance(changes, Mapping):
+            raise UserError(f"{short_repr(changes)} are no arguments", hint='{"approved": true, "arguments": {…}}')
+        self.args, self.kwargs = edited_arguments(self.tool, self.args, self.kwargs, changes)
 
 
 class Pieces(Protocol):

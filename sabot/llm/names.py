@@ -2,13 +2,26 @@
 among them is reported as misspelt.
 """
 
-from typing import Final
-from weakref import WeakSet
+from typing import Any, Final
+from weakref import WeakSet, ref
 
 TOOLS: Final[set[str]] = set()
 """The names of tools. Each `Tool` adds its own. Tools of MCP servers are added when the server has been asked for
 them.
 """
+
+_MADE: Final[dict[str, list["ref[Any]"]]] = {}
+
+
+def note_tool(tool: Any) -> None:
+    """Remembers a tool, so that `tools_named` finds it as long as it exists."""
+    _MADE[tool.name] = [*(each for each in _MADE.get(tool.name, ()) if each() is not None), ref(tool)]
+
+
+def tools_named(name: str) -> list[Any]:
+    """Returns the tools of this name that the program has made and still has."""
+    return [tool for each in _MADE.get(name, ()) if (tool := each()) is not None]
+
 
 MODELS: Final[set[str]] = set()
 """The names of models: those of the engines' providers, and those that agents name."""

@@ -437,6 +437,20 @@ def _decode(text: str, kind: Any) -> Any:
         raise _NoJson(f"it is no JSON: {message_of(error)}") from error
 
 
+def converted(value: Any, kind: Any) -> Any:
+    """Returns a value of JSON, or one that a journal has recorded, converted into a type. Raises Mismatch if it does not
+    fit, and if no value of the type can be made of it.
+    """
+    if kind is Any:
+        return value
+    try:
+        return msgspec.convert(value, kind, dec_hook=validate_pydantic)
+    except msgspec.ValidationError as error:
+        raise Mismatch(str(error)) from error
+    except (TypeError, AttributeError, NotImplementedError) as error:
+        raise Mismatch(f"no value of type {short_repr(kind)} can be made of it: {message_of(error)}") from error
+
+
 def _decode_unwrapped(text: str, kind: Any, wrapped: Mismatch) -> Any:
     """Decodes a text that is not in the form {"value": …}: first as JSON, then as a text whose quotes are missing.
     Raises Mismatch if neither matches the type.

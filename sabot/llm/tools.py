@@ -34,7 +34,7 @@ from sabot.calls.options import Retry
 from sabot.errors import UserError, short_repr
 from sabot.journal.effects import EffectClass, EffectId, effect_class
 from sabot.llm.errors import ToolError
-from sabot.llm.names import TOOLS
+from sabot.llm.names import TOOLS, note_tool
 from sabot.llm.spec import JsonSchema, RequestSpec, ToolSchema
 
 if TYPE_CHECKING:
@@ -347,7 +347,7 @@ def _make_tool(
     if reconcile is not None and kind is EffectClass.UNSAFE:
         kind = EffectClass.RECONCILABLE
     timeout_s = None if timeout is None else _seconds_of(name, "timeout", timeout)
-    return _check_tool(
+    made = _check_tool(
         Tool(
             func,
             name,
@@ -362,6 +362,8 @@ def _make_tool(
             labels,
         )
     )
+    note_tool(made)
+    return made
 
 
 def _labels(name: str, given: Collection[str], open_world: bool) -> frozenset[str]:

@@ -21,6 +21,7 @@ from sabot.journal.effects import RULES, EffectClass, effect_class
 from sabot.llm.direct import DirectCaller, DirectTools
 from sabot.llm.errors import BudgetExceeded, ModelError, TurnLimitExceeded
 from sabot.llm.messages import ChatMessage, Image, Part, Text, system
+from sabot.llm.names import note_tool
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.tools import UNTRUSTED, InDoubt, Tool, ToolCaller, as_tool
 from sabot.mcp.config import McpConfig, SessionKey
@@ -329,4 +330,5 @@ def tool_of(
         OfferedArguments(name, offer.description, offer.schema, offer.output),
         remote.converse,
     )
+    note_tool(made)
     return replace(as_tool(made, effect=kind), by_hint=by_hint and kind is not EffectClass.UNSAFE)

@@ -15,6 +15,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from enum import Enum
 from typing import Any, get_args
 from uuid import UUID
 
@@ -24,6 +25,7 @@ from sabot.agents.policy.rules import PolicyRule
 from sabot.base.checks import TEXTS, Of, check
 from sabot.errors import MissingExtra, UserError, message_of, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
+from sabot.llm.arguments import types_of, under_all_names
 
 _RESOURCES: dict[CallKind, str] = {"tool": "Tool", "model": "Model", "child": "Agent"}
 _AS_TEXT = (date, datetime, time, timedelta, UUID)
@@ -36,7 +38,9 @@ class CedarPolicy(PolicyRule):
     If Cedar permits a call, this rule allows it. Other rules of the engine may still ask for approval, choose another
     model, or deny the call. If Cedar does not permit the call, or cannot decide, this rule denies it.
 
-    The arguments of the call are passed to Cedar in the context of the request. Arguments that are None are left out.
+    The arguments of the call are passed to Cedar in the context of the request, with the defaults of those that the
+    caller leaves out. Models, dataclasses and Structs become records, which have each field under all of its names (also
+    under its aliases). Arguments that are None are left out. An Enum becomes its value.
     Numbers with a fraction become decimals with four digits. Lists, tuples and sets become sets. Dates, times,
     durations and UUIDs become texts.
     """
@@ -105,7 +109,7 @@ class CedarPolicy(PolicyRule):
             "agent": call.agent,
             "effect_class": str(call.effect_class),
             "labels": sorted(call.labels),
-            "arguments": _cedar(call.arguments),
+            "arguments": _arguments(call),
         }
         request = {
             "principal": {"type": who[0], "id": who[1]},
@@ -144,10 +148,27 @@ def _entity(uid: tuple[str, str], *, parents: Sequence[tuple[str, str]] = (), **
     return {"uid": {"type": uid[0], "id": uid[1]}, "attrs": attributes, "parents": above}
 
 
+def _arguments(call: GuardedCall) -> dict[str, Any]:
+    """Returns the arguments of a call as Cedar takes them. Leaves out a default of the tool that Cedar cannot represent,
+    such as a client. Raises UserError for such a value that the caller has given.
+    """
+    types, found = {} if call.tool is None else types_of(call.tool), dict[str, Any]()
+    for name, each in call.arguments.items():
+        try:
+            if each is not None:
+                found[str(name)] = _cedar(under_all_names(each, types.get(name, Any)))
+        except UserError:
+            if name in call.given:
+                raise
+    return found
+
+
 def _cedar(value: Any) -> Any:
     """Converts the argument of a call to the form that Cedar takes. Raises UserError for a value that Cedar cannot
     represent.
     """
+    if isinstance(value, Enum):
+        return _cedar(value.value)
     if isinstance(value, bool | int | str):
         return value
     if isinstance(value, float | Decimal):

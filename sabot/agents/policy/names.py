@@ -22,13 +22,14 @@ from inspect import getattr_static
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
-from sabot.agents.policy.rules import DataAccessPolicy, LabelPolicy, PolicyRule
+from sabot.agents.policy.rules import ConstraintPolicy, DataAccessPolicy, LabelPolicy, PolicyRule
 from sabot.calls.functions import unwrap
 from sabot.errors import UserError
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 from sabot.journal.effects import EffectId
 from sabot.llm.agent import Agent
-from sabot.llm.names import MODELS, SERVERS, TOOLS
+from sabot.llm.arguments import call_names, lacks
+from sabot.llm.names import MODELS, SERVERS, TOOLS, tools_named
 from sabot.llm.tools import Tool
 
 _log = logging.getLogger(__name__)
@@ -100,6 +101,8 @@ def check_names(
     - `functions`: the functions of the agents. Names in their code count as known.
     - `agents`: the ids of the agents.
     - `where`: the owner of the policy, for messages.
+
+    Also raises UserError if a ConstraintPolicy names a tool whose arguments certainly do not have its field.
     """
     around = names_around(functions)
     degraded = {to for rule in rules if (to := getattr(rule, "degrade_to", ""))}
@@ -119,6 +122,29 @@ def check_names(
                 _log.warning("%s so far: is it the tool of an MCP server?", said)
                 continue
             raise UserError(said, hint=_hint(kind, pattern, names, agents))
+    for rule in rules:
+        if isinstance(rule, ConstraintPolicy):
+            _check_field(rule, where)
+
+
+def _check_field(rule: ConstraintPolicy, where: str) -> None:
+    """Raises UserError if the rule names a tool without wildcards, and no tool of this name has the field of the
+    rule.
+    """
+    path = rule.field.split(".")
+    for name in rule.tool_patterns:
+        made = tools_named(name)
+        lost = [lacks(tool, path) for tool in made]
+        if not made or not all(lost):
+            continue
+        last = path.index(lost[-1])
+        near = get_close_matches(lost[-1], call_names(made[-1], path[:last]), n=3, cutoff=0.7)
+        raise UserError(
+            f"{where}: {rule.name} is about {rule.field}, and tool {name} has no {'.'.join(path[: last + 1])}",
+            hint=f"did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else f"it has {', '.join(call_names(made[-1], path[:last]))}",
+        )
 
 
 def _patterns_of(rules: Sequence[PolicyRule]) -> Iterator[tuple[PolicyRule, CallKind, str]]:

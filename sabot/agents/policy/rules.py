@@ -2,7 +2,6 @@
 by texts.
 """
 
-import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Collection, Mapping, Sequence, Set
@@ -15,9 +14,10 @@ from sabot.base.checks import FLAG, TEXT, TEXTS, Of, OneOf, check, check_fields,
 from sabot.base.config import Duration, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
-from sabot.jobs.masking import mask
+from sabot.jobs.masking import mask, mask_default
 from sabot.journal.effects import RULES, EffectClass
-from sabot.llm.tools import UNTRUSTED, Tool
+from sabot.llm.arguments import MISSING_VALUE, REST, argument_values, defaults_left_out, lacks
+from sabot.llm.tools import UNTRUSTED
 
 RuleAnswer = GuardVerdict | Decision | None
 """The answer of a rule. None means that the rule has no opinion on this call."""
@@ -248,8 +248,11 @@ class ConstraintPolicy(_ContentRule):
     - `otherwise`: the decision on a call that does not satisfy the rule: "deny", "ask" or "warn".
     - `approval_timeout`: with "ask", the time in which the person must answer. None sets no limit.
 
-    If the tool is named exactly, without wildcards, and certainly has no such argument, its calls do not satisfy the
-    rule: either the tool or the argument has another name than the author of the rule meant.
+    An argument that the caller leaves out is judged by its default in the tool. If that is None, only `min` and `max`
+    judge it. A field that has several names, such as the alias of a field of pydantic, may be named by each of them.
+
+    If the tool is named exactly, without wildcards, and certainly has no such argument or field, the app does not start
+    where the tool is known then; otherwise the calls of the tool do not satisfy the rule.
 
     Raises UserError if no value could break the rule, or if `min` is greater than `max`.
     """
@@ -318,21 +321,29 @@ class ConstraintPolicy(_ContentRule):
         return kind == "tool" and _fits(self.tool_patterns, name)
 
     def decide(self, call: GuardedCall) -> RuleAnswer:
-        found = _values_at(call.arguments, self.field.split("."))
+        path = self.field.split(".")
+        found = argument_values(call.tool, call.arguments, path)
+        if (self.required or None in found) and path[0] not in (REST, *call.given):
+            if self.required:
+                return self._broken(f"{self.field} is missing ({asked_words(call)})")
+            if self.min is None and self.max is None:
+                return None  # the tool goes without it by default; only bounds may be passed by that
         for value in found:
-            wrong = "" if value is _MISSING else self._wrong(value)
+            wrong = "" if value is MISSING_VALUE else self._wrong(value)
             if wrong:
                 return self._broken(f"{self.field} is {short_repr(value)}, {wrong} ({asked_words(call)})")
-        missing = [value is _MISSING for value in found]
+        missing = [value is MISSING_VALUE for value in found]
         if not found or any(missing):
             if self.required:
                 return self._broken(f"{self.field} is missing ({asked_words(call)})")
-            if call.name in self.tool_patterns and _takes_no(call.tool, self.field.split(".")[0]):
-                return self._broken(f"{call.name} has no argument {self.field}: the rule, or the tool, is another one")
+            if call.tool is not None and call.name in self.tool_patterns and (lost := lacks(call.tool, path)):
+                return self._broken(
+                    f"{call.name} has no argument {self.field}{_part(lost, self.field)}: the rule, or the tool, is another one"
+                )
         return None if all(missing) else Decision.ALLOW
 
     def _wrong(self, value: Any) -> str:
-        if isinstance(value, bool) and (self.min is not None or self.max is not None):
+        if (value is None or isinstance(value, bool)) and (self.min is not None or self.max is not None):
             return "which is no number"
         # written as `not <=`, since NaN is not greater than anything
         if self.max is not None and not value <= self.max:
@@ -470,11 +481,17 @@ class RedactionPolicy(PolicyRule):
 
     def decide(self, call: GuardedCall) -> RuleAnswer:
         said = (call.args, call.kwargs) if call.spec is None else call.spec
-        if mask(said, self.patterns) is said:
+        if mask(said, self.patterns) is said and not self._in_defaults(call):
             return None
         return GuardVerdict(
             Decision.REDACT, reason=f"texts in it are hidden ({asked_words(call)})", hide=tuple(self.patterns)
         )
+
+    def _in_defaults(self, call: GuardedCall) -> bool:
+        if call.tool is None or call.kind != "tool":
+            return False
+        left_out = defaults_left_out(call.tool, call.args, call.kwargs).values()
+        return any(mask_default(each, self.patterns) is not each for each in left_out)
 
 
 RESTRICTS = (DataAccessPolicy, LabelPolicy, RedactionPolicy)
@@ -534,36 +551,5 @@ def _wait_s(kind: str, timeout: Duration | None, asks: str) -> float:
     return seconds
 
 
-def _takes_no(tool: Tool | None, name: str) -> bool:
-    """Returns True if the tool's function certainly has no parameter of this name. Returns False if it has one, or if
-    that is not known.
-    """
-    if tool is None or tool.parameters is not None or name == "*":
-        return False
-    try:
-        taken = inspect.signature(tool.func).parameters
-    except (TypeError, ValueError):  # a C function without a signature
-        return False
-    return name not in taken and all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in taken.values())
-
-
-_MISSING = object()
-
-
-def _values_at(value: Any, path: Sequence[str]) -> list[Any]:
-    """Returns the values at a path in a value. A part of the path is a key, an attribute, an index or "*", which
-    stands for every item. So there may be several values. The list contains `_MISSING` for each item that does not
-    have the path. For example, the path ["items", "*", "price"] in {"items": [{"price": 1}, {}]} gives [1, _MISSING].
-    """
-    if not path:
-        return [value]
-    first, rest = path[0], path[1:]
-    if isinstance(value, Mapping):
-        found = list(value.values()) if first == "*" else [value.get(first, _MISSING)]
-    elif isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        chosen = [int(first)] if first.isdecimal() else range(len(value)) if first == "*" else ()
-        found = [value[at] if at < len(value) else _MISSING for at in chosen]
-        found = found if chosen or first == "*" else [_MISSING]
-    else:
-        found = [getattr(value, first, _MISSING)]
-    return [each for one in found for each in ([_MISSING] if one is _MISSING else _values_at(one, rest))]
+def _part(lost: str, field: str) -> str:
+    return "" if lost == field else f" (there is no {lost})"
