@@ -9,6 +9,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
@@ -19,9 +20,11 @@ from sabot.base.config import Duration, parse_seconds
 from sabot.clock import Clock
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
 from sabot.jobs.guard import CONFIRM
-from sabot.jobs.history import ACTION_TYPES, IN_DOUBT, LOOK_UP, VERDICTS
+from sabot.jobs.history import ACTION_TYPES, ALWAYS, IN_DOUBT, LOOK_UP, VERDICTS
 from sabot.jobs.url_ids import stored_id
 from sabot.jobs.verdicts import check_result
+from sabot.llm.arguments import edited_arguments
+from sabot.llm.names import tools_named
 from sabot.mcp.elicitation import check_reply
 
 __all__ = [
@@ -123,24 +126,25 @@ def no_action(action_id: str) -> UserError:
     )
 
 
+_APPROVAL_WORDS = ("approved", "arguments", "always", "comment", "reason")
+
+
 def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> None:
     """Checks the answer `resolution` to the question `action`. Only questions about an effect and questions of MCP
     servers are checked. Raises UserError in these cases:
 
     - The question asks whether an effect may be made, and the answer has no True or False in the field "approved".
       Without this check, the job would treat such an answer as a refusal.
+    - The answer to such a question has "arguments" that the call may not or cannot be given, or another word than "job"
+      or "scope" as "always", or a field that is one of these misspelt.
     - The question asks whether an effect was made, and the answer has none of the allowed words in the field "outcome".
       Without this check, the job would treat such an answer as "abandon".
     - The answer is that the effect was made, but it lacks the result that the tool returns, or has one of another type.
       Without this check, the job would continue with a value that its function does not expect.
     - The server of an MCP tool asks for certain fields, and the answer does not have them.
     """
-    if action.approves_effect and not isinstance(resolution.get("approved"), bool):
-        raise UserError(
-            f"action {action.action_id} asks whether {action.payload['effect']} may be done, "
-            f"and {short_repr(dict(resolution))} does not say it",
-            hint='{"approved": true}, or false',
-        )
+    if action.approves_effect:
+        _check_approval(action, resolution)
     if action.type == IN_DOUBT and "effect" in action.payload:
         said = resolution.get("outcome", resolution.get("answer"))
         if said not in (*VERDICTS, *action.payload.get("answers", ())):
@@ -155,6 +159,61 @@ def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> Non
         if said == "done":
             check_result(action.payload, resolution.get("result"))
     check_reply(action.payload, resolution)
+
+
+def _check_approval(action: ActionRecord, resolution: Mapping[str, Any]) -> None:
+    effect, where = action.payload["effect"], f"action {action.action_id}"
+    approved = resolution.get("approved")
+    if not isinstance(approved, bool):
+        raise UserError(
+            f"{where} asks whether {effect} may be done, and {short_repr(dict(resolution))} does not say it",
+            hint='{"approved": true}, or false',
+        )
+    for name in resolution:
+        near = [] if name in _APPROVAL_WORDS else get_close_matches(str(name), _APPROVAL_WORDS, n=1)
+        if near:
+            raise UserError(f"{where}: an answer has no field {short_repr(name)}", hint=f"did you mean {near[0]!r}?")
+    always, changes = resolution.get("always"), resolution.get("arguments")
+    if not approved and (always is not None or changes is not None):
+        raise UserError(f"{where}: a refusal changes no arguments, and holds for this call", hint='{"approved": false}')
+    if always is not None and always not in ALWAYS:
+        raise UserError(
+            f"{where}: always={short_repr(always)} is none of {', '.join(ALWAYS)}",
+            hint='"job": for the rest of this job; "scope": for all jobs of this tenant',
+        )
+    if always is not None and not action.payload.get("always", ALWAYS):
+        raise UserError(f"{where} asks by a rule that asks each time", hint="leave always= out")
+    if changes is None:
+        return
+    if not isinstance(changes, Mapping):
+        raise UserError(
+            f"{where}: arguments={short_repr(changes)} is no object",
+            hint='an object: {"approved": true, "arguments": {"amount": 50}}',
+        )
+    if action.payload.get("kind") != "tool" or not action.payload.get("editable", True):
+        raise UserError(
+            f"{where}: the arguments of {effect} cannot be changed",
+            hint="approve or refuse it as it is: only calls of tools can be changed, and a rule may have editable=False",
+        )
+    _check_changes(action, changes)
+
+
+def _check_changes(action: ActionRecord, changes: Mapping[str, Any]) -> None:
+    """Raises UserError if tools of this name are known in this process, and none of them takes the changes."""
+    match action.payload.get("arguments"):
+        case [list() as args, dict() as named]:
+            pass
+        case _:
+            args, named = [], {}
+    wrong: UserError | None = None
+    for tool in tools_named(str(action.payload["effect"])):
+        try:
+            edited_arguments(tool, tuple(args), named, changes)
+            return
+        except UserError as error:
+            wrong = error
+    if wrong is not None:
+        raise UserError(f"action {action.action_id}: {wrong.message}", hint=wrong.hint)
 
 
 class ActionStore(ABC):

@@ -20,8 +20,9 @@ from sabot.agents.entry_values import as_plain, key_text, value_of
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, OpenEffect
 from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, InternalError, UserError
+from sabot.jobs.core import is_approved
 from sabot.jobs.guard import CONFIRM, Decision, decode_verdict
-from sabot.jobs.history import IN_DOUBT
+from sabot.jobs.history import ALWAYS, IN_DOUBT, edit_of
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import (
     Answer,
@@ -464,6 +465,8 @@ class JobView:
         ruled = entry.name == CONFIRM and payload.keys() >= {"effect", "rule"}
         if ruled or (entry.name == IN_DOUBT and "attempt" in payload):
             payload |= _arguments(job, entry)
+        if ruled:
+            payload |= _may_answer(job, entry)
         self.actions[action_id] = ActionRecord(
             action_id=action_id,
             job_id=entry.job,
@@ -518,6 +521,27 @@ def _arguments(job: JobState, question: Intent) -> dict[str, Any]:
     if effect is None or effect.question is None or not isinstance(effect.intent.body, bytes):
         return {}
     return {"arguments": as_plain(value_of(effect.intent, effect.intent.body))}
+
+
+def _may_answer(job: JobState, question: Intent) -> dict[str, Any]:
+    """Returns {"editable": …, "always": …} for the question whether an effect may be made: whether the answer may change
+    the arguments, and the words by which it may hold for later calls too.
+    """
+    effect = job.open.get(question.ordinal)
+    verdict = None if effect is None else decode_verdict(effect.intent.note)
+    if effect is None or verdict is None:
+        return {}
+    tool = effect.intent.kind == "call" and not verdict.about
+    return {"editable": tool and verdict.editable, "always": [] if verdict.once else list(ALWAYS)}
+
+
+def edit_of_effect(effect: EffectView) -> dict[str, Any]:
+    """Returns the arguments that a person has changed who has approved the effect; {} if nobody has."""
+    for question, answer in reversed(effect.answers):
+        if question == CONFIRM and is_approved(answer):
+            changes = edit_of(answer)
+            return changes if isinstance(changes, dict) else {}
+    return {}
 
 
 def resolution_of(answered: bytes) -> dict[str, Any]:

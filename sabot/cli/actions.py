@@ -112,6 +112,30 @@ def resolve_action(
             show_default=False,
         ),
     ] = None,
+    arguments: Annotated[
+        str | None,
+        typer.Option(
+            "--arguments",
+            metavar="JSON",
+            help="With --approve: the arguments of the call that change, as a JSON object.",
+            show_default=False,
+        ),
+    ] = None,
+    always: Annotated[
+        str,
+        typer.Option(
+            "--always",
+            metavar="WORD",
+            help="With --approve: also for later calls of this tool by this rule, in the whole `job` or `scope`.",
+            show_default=False,
+        ),
+    ] = "",
+    comment: Annotated[
+        str,
+        typer.Option(
+            "--comment", metavar="TEXT", help="With --reject: the reason, which the job gets.", show_default=False
+        ),
+    ] = "",
     by: By = "",
 ) -> None:
     """Answer a question. Each question takes one answer.
@@ -124,6 +148,9 @@ def resolve_action(
     def work() -> None:
         said = {f"--{word}": ANSWERS[word] for word, chosen in given.items() if chosen}
         answer = _answer(said, None if with_ is None else json_of(with_, "--with"), given=with_ is not None)
+        changes = None if arguments is None else json_of(arguments, "--arguments")
+        more = {"arguments": changes, "always": always or None, "comment": comment or None}
+        answer = answer | {name: each for name, each in more.items() if each is not None}
         with reading(place, kafka) as reader:
             question = reader.question(token)
             asked = None if question is None else JobView.of(reader, question.job).of_token(token)
@@ -168,5 +195,6 @@ def _check(asked: ActionRecord, option: str, answer: dict[str, Any]) -> None:
             if wanted := InboxQuestion(asked).result_wanted:
                 hint += f". The result: {wanted}"
         elif asked.approves_effect:
-            hint = "give --approve or --reject"
+            hint = error.hint or "give --approve or --reject"
+            hint = "give --approve or --reject" if not isinstance(answer.get("approved"), bool) else hint
         raise WrongUse(f"{option} does not answer this question: {error.message}", hint=hint) from error

@@ -43,6 +43,7 @@ def _decision_cells(each: AuditRecord) -> list[object]:
     decision = each.decision or "none"
     if each.approval:
         decision = f"{decision}: {each.approval}" + (f" by {each.by}" if each.by else "")
+        decision += f" with {arguments_text([[], each.edited])}" if each.edited else ""
     elif each.model:
         decision = f"{decision} to {each.model}"
     why = "; ".join(filter(None, (each.reason, *each.notes)))

@@ -21,10 +21,19 @@ from typing import Any, Literal, NamedTuple, Protocol
 import msgspec
 
 from sabot.base.stored_names import stored_name
-from sabot.errors import UNREADABLE, EffectError, InternalError, UserError
+from sabot.errors import EffectError, InternalError, UserError
 from sabot.jobs.certainty import Certainty
 from sabot.jobs.guard import CONFIRM, CallKind, Decision, GuardVerdict, encode_verdict
-from sabot.jobs.history import IN_DOUBT, LOOK_UP, NOT_MADE, VERDICTS, History
+from sabot.jobs.history import (
+    IN_DOUBT,
+    LOOK_UP,
+    NOT_MADE,
+    VERDICTS,
+    History,
+    answer_object,
+    edit_of,
+    refusal_words,
+)
 from sabot.jobs.values import pack, pack_error
 from sabot.journal.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, digest, in_doubt
 from sabot.journal.entries import UNSENT, Answer, Attempt, EffectResult, Entry, Intent
@@ -198,6 +207,8 @@ class EffectCommand(msgspec.Struct, frozen=True, gc=False):
 
     - "make": call the tool.
     - "again": ask the guard whether another attempt may be made, and make it if so.
+    - "edit": change the arguments of the call as the person wants who has approved it (`body` is the answer), ask the
+      guard about them, and then do the same as for "again".
     - "later": wait for the tool's backoff time, and then do the same as for "again".
     - "begin": begin the child job.
     - "reconcile": call the tool's `reconcile=` function.
@@ -301,6 +312,8 @@ def step(job: JobFacts, effect: EffectState, event: EffectEvent, now_ms: int) ->
             asked = question(effect, job.job_id, now_ms, job.key, kind, body, due_ms=due_ms)
         case Answer():
             history.answers[event.token] = event
+            if effect.phase is APPROVAL and verdict is not None:
+                history.note_approval(event, verdict, effect.title, effect.body)
             command = answered(effect, event)
     if command.kind == "result":
         entries.append(EffectResult(job.job_id, now_ms, ordinal, effect.attempt, command.outcome, command.body))
@@ -366,15 +379,18 @@ def approved(effect: EffectState, answer: Answer) -> EffectCommand:
 
     If the person has approved, the command makes the first attempt, or begins the child. A call then gets an ATTEMPT
     entry. So after a crash before that entry, it is certain that the call was not made. With any other answer, the
-    command records an error as the result.
+    command records an error as the result. If the person has changed the arguments of a call, the guard judges it
+    again first.
     """
     effect.token, effect.due_ms = "", 0
     if answer.outcome != "resolved":
         return refused(effect, f"nobody has approved it: the question was {answer.outcome}")
     if not is_approved(answer):
-        by, reason = f" by {answer.by}" if answer.by else "", _resolution(answer).get("reason")
-        why = f"it was rejected{by}" + (f": {reason}" if isinstance(reason, str) and reason else "")
-        return refused(effect, why)
+        return refused(effect, refusal_words(answer))
+    if edit_of(answer) is not None:
+        if effect.guarded != "tool" or (effect.verdict is not None and not effect.verdict.editable):
+            return refused(effect, "it was approved with other arguments, which nobody may give it: editable=False")
+        return EffectCommand("edit", body=bytes(answer.body))  # type: ignore[arg-type]  # it was loaded
     if effect.kind != "child":
         return repeat_or_drop(effect)
     effect.attempt = 1
@@ -486,7 +502,7 @@ def _verdict(effect: EffectState, answer: Answer) -> EffectCommand:
     - Any other answer, or an expired question: records the error Abandoned as the result, so that nothing is repeated
       by mistake.
     """
-    body = _resolution(answer) if answer.outcome == "resolved" else {}
+    body = answer_object(answer) if answer.outcome == "resolved" else {}
     said, result = body.get("outcome", body.get("answer")), body.get("result")
     if said == LOOK_UP and effect.effect_class == EffectClass.RECONCILABLE:
         return RECONCILE
@@ -599,13 +615,4 @@ def question_token(key: bytes, job_id: str, ordinal: int, about: str = "") -> st
 
 def is_approved(answer: Answer) -> bool:
     """Returns True if the answer is the object {"approved": true}, with or without further fields."""
-    return answer.outcome == "resolved" and _resolution(answer).get("approved") is True
-
-
-def _resolution(answer: Answer) -> dict[str, Any]:
-    """Returns the JSON object that is the body of a person's answer; {} if the body is not a JSON object."""
-    try:
-        body: dict[str, Any] = msgspec.json.decode(answer.body or b"{}", type=dict[str, Any])  # type: ignore[arg-type]
-    except UNREADABLE:
-        return {}
-    return body
+    return answer.outcome == "resolved" and answer_object(answer).get("approved") is True

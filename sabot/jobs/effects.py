@@ -9,9 +9,10 @@ Requests of calls under way are handled in `call_requests`.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable, Mapping
 from functools import partial
 from itertools import takewhile
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -39,6 +40,7 @@ from sabot.jobs.core import (
 )
 from sabot.jobs.events import CallAsked, EffectWaited
 from sabot.jobs.guard import CallKind, Decision, EffectGuard, GuardedCall, GuardVerdict, UseOf, judge_call
+from sabot.jobs.history import History, edit_of
 from sabot.jobs.host_state import HostState
 from sabot.jobs.judges import judge_within
 from sabot.jobs.log import JobLog
@@ -49,11 +51,13 @@ from sabot.jobs.timers import JobTimers
 from sabot.jobs.tree import child_id
 from sabot.jobs.values import copied, pack_error, type_of, unpack
 from sabot.journal.effects import RULES, EffectId
-from sabot.journal.entries import EffectResult
+from sabot.journal.entries import Answer, EffectResult
 
 _log = logging.getLogger(__name__)
 
 _UNAWAITED = GuardVerdict(Decision.DENY, reason="the function did not wait until it was decided")
+_MOST_REPEATED = 3  # repetitions of a refused call, after which the job says so
+_NONE_STANDING: Mapping[str, str] = MappingProxyType({})
 _UNTIMED_SECONDS = 60.0  # the assumed time of a call of an earlier worker, if the tool has no time-out
 
 
@@ -151,7 +155,21 @@ class Effects:
             price=ask.price,
             labels=frozenset(job.labels),
             apart=ask.apart,
+            standing=self._standing(job, ask.title),
         )
+
+    def _standing(self, job: JobRun, name: str) -> Mapping[str, str]:
+        """Returns the approvals that hold for this call of a job too: by rule, who has approved it."""
+        own, shared = job.history.standing, self._host.standing
+        if not own and not shared:
+            return _NONE_STANDING
+        return {**shared.get((_scope_of(job.history), name), {}), **own.get(("job", name), {})}
+
+    def note_standing(self, history: History) -> None:
+        """Notes the approvals in the history of a job that hold for its whole scope."""
+        for (word, name), rules in history.standing.items():
+            if word == "scope":
+                self._host.standing.setdefault((_scope_of(history), name), {}).update(rules)
 
     def _decided_late(self, running: RunningJob, ask: Ask, verdict: GuardVerdict, call: GuardedCall) -> None:
         """Handles a verdict that has come from an awaitable of the guard. The effect is not made if the function no
@@ -173,10 +191,33 @@ class Effects:
         if ask.model:
             verdict = msgspec.structs.replace(verdict, about=ask.model)
         ask.change(verdict, judged=call.was_seen or verdict.decision is Decision.ASK)
+        if verdict.decision is Decision.ASK:
+            verdict = self._refused_before(running, ask, verdict)
         if verdict.decision is Decision.WARN or verdict.notes:
             said = "; ".join(filter(None, (verdict.reason, *verdict.notes)))
             _log.warning("job %s: %s, effect %d: %s", running.job.job_id, ask.name, ask.ordinal, said)
         self._record(running, ask)
+
+    def _refused_before(self, running: RunningJob, ask: Ask, verdict: GuardVerdict) -> GuardVerdict:
+        """Returns a verdict that denies the call if a person has refused the same call of this job before, so that nobody
+        is asked again. Otherwise returns `verdict`, which asks a person.
+        """
+        refusal = running.job.history.repeat_refused(ask.title, ask.body)
+        if refusal is None:
+            return verdict
+        assert self._guard is not None
+        job_id, reason = running.job.job_id, f"{refusal.why}; nobody is asked again about the same call"
+        if refusal.repeated >= _MOST_REPEATED:
+            reason += f", which was asked for {refusal.repeated} times since: ask for another one, or give up"
+            _log.warning(
+                "job %s: it has asked for %s %d times after a person has refused it, with the same arguments",
+                job_id,
+                ask.title,
+                refusal.repeated,
+            )
+        self._guard.drop(EffectId(job_id, ask.ordinal, 0))
+        ask.verdict = msgspec.structs.replace(verdict, decision=Decision.DENY, reason=reason, wait_s=0.0)
+        return ask.verdict
 
     def _record(self, running: RunningJob, ask: Ask) -> None:
         """Writes the INTENT entry of an effect, and begins the effect if the function waits for its result. The
@@ -199,6 +240,8 @@ class Effects:
             try:
                 if (intent := job.history.intents.get(ask.ordinal)) is not None:
                     ask.restore(intent)
+                if verdict.decision is Decision.ASK and ask.attempt and self._edited_before(running, ask, verdict):
+                    return
                 ask.change(verdict)
             except UserError as error:  # the function asks for it with other arguments than before
                 self.step(running, ask, Judged(GuardVerdict(Decision.DENY, reason=error.message)))
@@ -217,6 +260,8 @@ class Effects:
         """
         host, job_id, last = self._host, running.job.job_id, None
         entries, command = step(running.job, ask, event, host.now_ms())
+        if isinstance(event, Answer):
+            self.note_standing(running.job.history)
         for entry in entries:
             if type(entry) is EffectResult:
                 if self._guard is not None and (kind := ask.guarded) is not None:
@@ -248,6 +293,8 @@ class Effects:
             self._begin_child(running, ask)
         elif command is AGAIN:
             self._ask_again(running, ask)
+        elif command.kind == "edit":
+            self._edit(running, ask, command.body)
         elif command is RESOLVE_DOUBT:
             self._resolve_doubt(running, ask, "unsure")
         elif command is LATER:
@@ -327,6 +374,69 @@ class Effects:
         else:
             what = f"what decides on effect {attempt}"
             self._host.put_when(denied, lambda said: EffectWaited(running, ask, Judged(said)), what)
+
+    def _edit(self, running: RunningJob, ask: Ask, answer: bytes) -> None:
+        """Changes the arguments of a call as the person wants who has approved it, and asks the guard about the call
+        again. A rule that would ask a person is satisfied, because a person has just answered. If the guard denies the
+        call, or if the tool does not take the arguments, the call is not made.
+        """
+        if self._host.stopping:
+            return
+        guard, job_id = self._guard, running.job.job_id
+        try:
+            ask.edit(msgspec.json.decode(answer)["arguments"])
+        except UserError as error:
+            why = f"it was approved with arguments that it does not take: {error.message}"
+            self.waited(running, ask, Judged(GuardVerdict(Decision.DENY, reason=why)))
+            return
+        if guard is None:
+            self._ask_again(running, ask)
+            return
+
+        def judged(verdict: GuardVerdict) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
+            if verdict.decision is Decision.DENY:
+                return msgspec.structs.replace(verdict, reason=f"as it was changed: {verdict.reason}")
+            ask.hide(verdict.hide)
+            return guard.decide_again(EffectId(job_id, ask.ordinal, ask.attempt + 1))
+
+        async def later(found: Awaitable[GuardVerdict]) -> GuardVerdict | None:
+            said = judged(await found)
+            return said if said is None or isinstance(said, GuardVerdict) else await said
+
+        found = judge_call(guard, self._call(running, ask, "tool"))
+        if not isinstance(found, GuardVerdict):
+            awaited: Awaitable[GuardVerdict | None] = later(found)
+        elif (said := judged(found)) is None or isinstance(said, GuardVerdict):
+            self.waited(running, ask, Judged(said))
+            return
+        else:
+            awaited = said
+        what = f"what decides on the changed call of {ask.name} of job {job_id}"
+        self._host.put_when(awaited, lambda said: EffectWaited(running, ask, Judged(said)), what)
+
+    def _edited_before(self, running: RunningJob, ask: Ask, verdict: GuardVerdict) -> bool:
+        """Changes the arguments of a call that was made, or may have been made, with those of its approval. Returns True
+        if the guard still has to say which texts are hidden in them; the effect then goes on as an event.
+        """
+        answer = running.job.history.approval(ask.ordinal)
+        changes = None if answer is None else edit_of(answer)
+        if changes is None:
+            return False
+        ask.edit(changes)
+        ask.change(verdict)
+        if self._guard is None:
+            return False
+        found = judge_call(self._guard, self._call(running, ask, "tool"))
+
+        def hidden(said: GuardVerdict) -> EffectWaited:
+            ask.hide(said.hide)
+            return EffectWaited(running, ask, "resumed")
+
+        if isinstance(found, GuardVerdict):
+            ask.hide(found.hide)
+            return False
+        self._host.put_when(found, hidden, f"what decides on the changed call of {ask.name}")
+        return True
 
     def _resolve_doubt(self, running: RunningJob, ask: Ask, event: Literal["unsure"] | LookedUp) -> None:
         """Handles an effect of which nobody knows whether its call was made. Passes the event to `core.step`, which
@@ -479,3 +589,7 @@ class Effects:
         for ask in job.open.values():
             if ask.kind == "call":
                 self._outlived[job.job_id, ask.ordinal] = running, ask
+
+
+def _scope_of(history: History) -> str:
+    return history.begin.scope or history.begin.agent.rpartition(".")[0]

@@ -20,11 +20,12 @@ it. So its idempotency key stays the same.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
 
-from sabot.errors import CorruptJournal
+from sabot.errors import UNREADABLE, CorruptJournal
 from sabot.jobs.guard import DecidedEffect, Decision, GuardVerdict, decode_verdict, stood_in
 from sabot.journal.effects import RULES, EffectId
 from sabot.journal.entries import UNSENT, Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
@@ -62,6 +63,42 @@ Delivery = EffectResult | Answer | Signal | Cancel
 """An entry that the function of a job gets from outside."""
 
 
+ALWAYS = ("job", "scope")
+"""The words of an approval that holds for later calls too: {"approved": true, "always": "job"}."""
+
+
+def answer_object(answer: Answer) -> dict[str, Any]:
+    """Returns the JSON object that is the body of a person's answer; {} if the body is not a JSON object."""
+    try:
+        body: dict[str, Any] = msgspec.json.decode(answer.body or b"{}", type=dict[str, Any])  # type: ignore[arg-type]
+    except UNREADABLE:
+        return {}
+    return body
+
+
+def edit_of(answer: Answer) -> Any:
+    """Returns the arguments that a person has given a call with the approval; None if the person has changed none."""
+    changes = answer_object(answer).get("arguments")
+    return None if changes == {} else changes
+
+
+def refusal_words(answer: Answer) -> str:
+    """Returns the reason for which a call is not made, if a person has refused it: with the comment of the person."""
+    said = answer_object(answer)
+    comment = next((each for name in ("comment", "reason") if isinstance(each := said.get(name), str) and each), "")
+    return "it was rejected" + (f" by {answer.by}" if answer.by else "") + (f": {comment}" if comment else "")
+
+
+def standing_words(answer: Answer, word: str) -> str:
+    """Returns the words that say who has approved later calls too. `word`: one of ALWAYS."""
+    whom = f" by {answer.by}" if answer.by else ""
+    return f"approved{whom} for the whole {word}, in job {answer.job} (effect {answer.ordinal})"
+
+
+def _name_of_call(name: str, body: bytes) -> tuple[str, bytes]:
+    return name, blake2b(body, digest_size=16).digest()
+
+
 class ContinueAs(BaseException):
     """The exception that `ctx.continue_as(input)` raises, to end the function of the job. The job then continues with
     the new input in a new history. `message`: the new input.
@@ -70,6 +107,16 @@ class ContinueAs(BaseException):
     def __init__(self, message: Any) -> None:
         super().__init__("continue_as")
         self.message = message
+
+
+@dataclass(slots=True)
+class Refusal:
+    """The refusal of a call by a person. `why`: the words for the function. `repeated`: how often the job has asked for
+    the same call since then.
+    """
+
+    why: str
+    repeated: int = 0
 
 
 @dataclass(slots=True)
@@ -92,6 +139,9 @@ class History:
     - `approvals`: by ordinal, the question that asks a person whether the effect may be made, or the question that
       the effect's tool has asked.
     - `answers`: the answers to the questions in `doubts` and `approvals`, by token.
+    - `standing`: the approvals that hold for later calls too. By the word of the answer ("job" or "scope") and the name
+      of the tool, model or agent: by rule, who has approved it.
+    - `refusals`: by name and digest of the arguments, the refusals of calls by a person.
     - `not_made`: the ordinals of calls whose last attempt was certainly not made: it could not be sent, its tool had
       to ask a person first, or the job no longer awaited it.
     - `failed_children`: the ordinals of children that failed in an earlier attempt of the job.
@@ -118,6 +168,8 @@ class History:
     tries: dict[int, int] = field(default_factory=dict)
     doubts: dict[int, Intent] = field(default_factory=dict)
     approvals: dict[int, Intent] = field(default_factory=dict)
+    standing: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
+    refusals: dict[tuple[str, bytes], "Refusal"] = field(default_factory=dict)
     not_made: set[int] = field(default_factory=set)
     failed_children: set[int] = field(default_factory=set)
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -186,7 +238,15 @@ class History:
         from the values of this history.
         """
         ran_ms, last = self.ran_until(begin.at_ms), self.last_ordinal
-        return History(begin, self.runs + 1, base=last, last_ordinal=last, ran_ms=ran_ms)
+        return History(
+            begin,
+            self.runs + 1,
+            base=last,
+            last_ordinal=last,
+            ran_ms=ran_ms,
+            standing=self.standing,
+            refusals=self.refusals,
+        )
 
     def add(self, entry: Entry) -> None:
         """Adds the next entry. Ignores entries after END."""
@@ -212,6 +272,7 @@ class History:
                 self.begin_attempt(entry.ordinal, entry.attempt)
             case Answer() if self._is_about_effect(entry):
                 self.answers[entry.token] = entry
+                self._note_answer(entry)
             case EffectResult() | Answer() | Signal() | Cancel():
                 self.deliveries.append(entry)
                 if isinstance(entry, EffectResult) and entry.usage:
@@ -220,6 +281,36 @@ class History:
                 self.end = entry
                 if entry.usage:
                     self._record_open()
+
+    def _note_answer(self, answer: Answer) -> None:
+        intent, asked = self.intents.get(answer.ordinal), self.approvals.get(answer.ordinal)
+        verdict = None if intent is None else decode_verdict(intent.note)
+        if intent is None or asked is None or asked.token != answer.token or verdict is None:
+            return
+        if verdict.decision is Decision.ASK and isinstance(intent.body, bytes):
+            self.note_approval(answer, verdict, verdict.about or intent.name, intent.body)
+
+    def note_approval(self, answer: Answer, verdict: GuardVerdict, name: str, body: bytes) -> None:
+        """Notes what a person's answer to the question whether a call may be made says about later calls of the job.
+
+        `verdict`: the verdict that has asked. `name`, `body`: the tool, model or agent, and the packed arguments.
+        """
+        if answer.outcome != "resolved":
+            return
+        said = answer_object(answer)
+        if said.get("approved") is not True:
+            self.refusals[_name_of_call(name, body)] = Refusal(refusal_words(answer))
+        elif (word := said.get("always")) in ALWAYS and not verdict.once:
+            self.standing.setdefault((word, name), {})[verdict.rule] = standing_words(answer, word)
+
+    def repeat_refused(self, name: str, body: bytes) -> Refusal | None:
+        """Returns the refusal of the same call by a person, after it has counted one more repetition of the call. Returns
+        None if nobody has refused it. `name`, `body`: the tool, model or agent, and the packed arguments.
+        """
+        refusal = self.refusals.get(_name_of_call(name, body)) if self.refusals else None
+        if refusal is not None:
+            refusal.repeated += 1
+        return refusal
 
     def begin_attempt(self, ordinal: int, attempt: int) -> None:
         """Records that another attempt of an effect begins. Removes the effect from `doubts` and `not_made`, whose
@@ -381,6 +472,10 @@ class History:
         else:
             self.intents[intent.ordinal] = intent
             self.last_ordinal = max(self.last_ordinal, intent.ordinal)
+            if self.refusals and isinstance(intent.body, bytes):
+                verdict = decode_verdict(intent.note)
+                if verdict is not None and verdict.decision is Decision.DENY:
+                    self.repeat_refused(verdict.about or intent.name, intent.body)
 
     def _was_denied(self, intent: Intent) -> bool:
         """Returns True if a rule has denied the effect, or if the question whether it may be made has expired or was

@@ -132,7 +132,9 @@ class JobHost(HostState):
           does not contain (see `JobLog.facts`). The value is the position of the END entry.
         """
         await self._guard.open(self.journal)
-        found = await run_to_end(run_in_thread(open_jobs, self.journal, dict(positions or {}), dict(unapplied or {})))
+        found = await run_to_end(
+            run_in_thread(open_jobs, self.journal, dict(positions or {}), dict(unapplied or {}), self.standing)
+        )
         await self.log.open()
         for job in found:
             if not job.cut:
@@ -582,6 +584,7 @@ class JobHost(HostState):
             self._republished.remove(job_id)
             self.log.publish_again(entries)
         history = History.of(job_id, [entry for _, entry in entries], parked)
+        self._effects.note_standing(history)
         owner = self.owners[history.begin.agent]
         running = self._load(history, owner, entries[-1][0])
         self._run(running, running.job.start, owner.call)

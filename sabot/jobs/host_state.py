@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from sabot.base.supervision import watch_task
 from sabot.clock import Clock, ForwardClock
 from sabot.jobs.events import Event
+from sabot.jobs.open_jobs import Standing
 from sabot.jobs.owner import JobOwner, RunningJob
 from sabot.jobs.tree import JobTree
 from sabot.journal import Journal, Position
@@ -28,12 +29,14 @@ class HostState:
     - `running`: the jobs in memory, by id.
     - `owners`: the durable agents, by id.
     - `told`: entries that were appended to the journal and still have to be delivered to their jobs.
+    - `standing`: the approvals that hold for whole scopes (`open_jobs.Standing`).
     - `stopping`: True once the host is stopping. From then on, no job begins and no effect is made.
     """
 
     def __init__(self, journal: Journal, clock: Clock, on_broken: Callable[[str, BaseException], None]) -> None:
         self.journal = journal
         self.stopping = False
+        self.standing: Standing = {}
         self.owners: dict[str, JobOwner] = {}
         self.running: dict[str, RunningJob] = {}
         self.jobs = JobTree()

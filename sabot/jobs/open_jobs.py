@@ -7,11 +7,18 @@ from typing import Any
 
 import msgspec
 
-from sabot.jobs.guard import Behalf, DecidedEffect, Decision, decode_verdict, stood_in
+from sabot.errors import UNREADABLE
+from sabot.jobs.guard import CONFIRM, Behalf, DecidedEffect, Decision, decode_verdict, stood_in
+from sabot.jobs.history import answer_object, standing_words
 from sabot.jobs.owner import OpenJob
 from sabot.journal import JournalReader, Position
 from sabot.journal.base import MAY_BEGIN_AGAIN
-from sabot.journal.entries import Attempt, Begin, Cancel, EffectResult, End, Intent, StoredBody
+from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Intent, StoredBody
+
+Standing = dict[tuple[str, str], dict[str, str]]
+"""Approvals that hold for whole scopes. By the scope and the name of the tool, model or agent: by rule, who has approved
+it.
+"""
 
 
 def unapplied_jobs(facts: Mapping[str, Any]) -> dict[str, Position]:
@@ -22,14 +29,20 @@ def unapplied_jobs(facts: Mapping[str, Any]) -> dict[str, Position]:
     return {job_id: Position(partition, offset) for job_id, partition, offset in facts.get("unapplied", ())}
 
 
-def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Mapping[str, Position]) -> list[OpenJob]:
+def open_jobs(
+    reader: JournalReader,
+    positions: Mapping[int, int],
+    unapplied: Mapping[str, Position],
+    standing: Standing | None = None,
+) -> list[OpenJob]:
     """Returns all jobs of a journal that have not ended, and those whose end is not part of a checkpoint, in the
     order in which they began. Reads the whole journal, and blocks meanwhile.
 
     `positions`: by partition of the journal, the offset behind the last entry that is part of the checkpoint.
     `unapplied`: the jobs whose end is not part of the checkpoint although it is before `positions` (the result of
-    `unapplied_jobs`).
+    `unapplied_jobs`). `standing`: a dict, to which the approvals for whole scopes are added.
     """
+    asked: dict[str, Intent] = {}
     begun: dict[str, tuple[Position, Begin]] = {}
     ends: dict[str, tuple[Position, End]] = {}
     lasts: dict[str, Position] = {}
@@ -48,6 +61,11 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
             if not goes_on:
                 cancelled.discard(entry.job)
             ends.pop(entry.job, None)
+        elif isinstance(entry, Intent) and entry.name == CONFIRM and entry.kind == "ask":
+            asked[entry.token] = entry
+        elif isinstance(entry, Answer) and (question := asked.pop(entry.token, None)) is not None:
+            if standing is not None and entry.job in begun:
+                _note_standing(standing, begun[entry.job][1], whole_entry(reader, entry), whole_entry(reader, question))
         elif isinstance(entry, Intent) and (verdict := decode_verdict(entry.note)) is not None:
             attempt = 0 if verdict.decision is Decision.ASK else 1
             decided.setdefault(entry.job, {})[entry.ordinal] = DecidedEffect(verdict, attempt)
@@ -90,6 +108,20 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
         told = begin.at_ms, behalf, noted, begin.run, cut, job_id in cancelled
         jobs.append(OpenJob(job_id, *facts, end, ended_at, last, *told))
     return sorted(jobs, key=lambda job: job.began)
+
+
+def _note_standing(standing: Standing, begin: Begin, answer: Answer, question: Intent) -> None:
+    """Adds the approval to `standing` if it holds for the whole scope."""
+    said = answer_object(answer)
+    if answer.outcome != "resolved" or said.get("approved") is not True or said.get("always") != "scope":
+        return
+    try:
+        about = msgspec.json.decode(question.body, type=dict[str, Any])  # type: ignore[arg-type]
+    except UNREADABLE:
+        return
+    if isinstance(name := about.get("effect"), str) and isinstance(rule := about.get("rule"), str):
+        scope = begin.scope or begin.agent.rpartition(".")[0]
+        standing.setdefault((scope, name), {})[rule] = standing_words(answer, "scope")
 
 
 def last_begin(reader: JournalReader, job_id: str) -> Begin | None:

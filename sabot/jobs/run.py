@@ -12,7 +12,7 @@ import asyncio
 import random
 import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -129,6 +129,11 @@ class Ask(EffectState):
         if self.tool is None or not isinstance(changes, Mapping):
             raise UserError(f"{short_repr(changes)} are no arguments", hint='{"approved": true, "arguments": {…}}')
         self.args, self.kwargs = edited_arguments(self.tool, self.args, self.kwargs, changes)
+
+    def hide(self, patterns: Sequence[str]) -> None:
+        """Hides texts in the arguments that a person has changed."""
+        assert self.tool is not None
+        self.args, self.kwargs = sent_arguments(self.tool, self.args, self.kwargs, patterns, judged=True)
 
 
 class Pieces(Protocol):

@@ -709,7 +709,12 @@ def _by_names_to_read(model: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _edited_mapping(value: Mapping[Any, Any], edit: Mapping[Any, Any], kind: Any, where: str) -> dict[Any, Any]:
     found = dict(value)
+    known = {name for one in _choices(kind) for name in _fields_of(one)}
     for name, each in edit.items():
+        if known and name not in known and name not in found:
+            raise UserError(
+                f"{where} has no field {short_repr(name)}", hint=f"its fields are {', '.join(sorted(known))}"
+            )
         declared = [field for one in _choices(kind) if (field := _fields_of(one).get(name)) is not None]
         names = declared[0].names if declared else (name,)
         present = next((other for other in names if other in found), name)

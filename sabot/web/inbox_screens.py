@@ -175,16 +175,24 @@ def _answer_of(word: str, form: Mapping[str, str]) -> dict[str, Any]:
         raise UserError("the form has no answer", hint="send it by one of its buttons")
     answer = dict(ANSWERS.get(word, {}))
     if word == "value" or (word == "done" and form.get("value")):
-        try:
-            value = json.loads(form.get("value", ""))
-        except (ValueError, RecursionError):
-            raise UserError("the value is not JSON", hint='write JSON, as in {"choice": 2}') from None
+        value = _json_of(form.get("value", ""))
         if word == "value" and not isinstance(value, dict):
             raise UserError("the value is not a JSON object", hint='write an object, as in {"choice": 2}')
         answer |= value if word == "value" else {"result": value}
+    if word == "approve" and form.get("arguments"):
+        answer["arguments"] = _json_of(form["arguments"])
+    if word == "approve" and form.get("always"):
+        answer["always"] = form["always"]
     if word not in OF_DOUBTS and form.get("reason"):
         answer.setdefault("reason", form["reason"])
     return answer
+
+
+def _json_of(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError("the value is not JSON", hint='write JSON, as in {"choice": 2}') from None
 
 
 def _look(reading: "asyncio.Task[list[InboxQuestion]]") -> None:

@@ -275,6 +275,7 @@ class LedgerGuard(EffectGuard):
             tokens=wanted.tokens,
             cost=plain(wanted.cost) if wanted.cost else "",
             most_tokens=ASSUMED_TOKENS if self._sets_a_bound(call) else 0,
+            once=decision is Decision.ASK,
         )
 
     def _sets_a_bound(self, call: GuardedCall) -> bool:

@@ -19,7 +19,7 @@ import msgspec
 
 from sabot.agents.entry_values import as_plain, value_of
 from sabot.agents.events.bus import RuntimeEvent, RuntimeEventType
-from sabot.agents.job_view import EffectView, JobState, JobView, action_number
+from sabot.agents.job_view import EffectView, JobState, JobView, action_number, edit_of_effect
 from sabot.base.quantities import plain
 from sabot.errors import EffectError
 from sabot.jobs.guard import Decision, decode_verdict
@@ -88,7 +88,8 @@ class JobEvents:
                 await self._status(job, notice, "running", {"attempt": notice.attempt})
             case Attempt() if not notice.note:  # an ATTEMPT with a note begins nothing (`entries.Attempt`)
                 for intent in _calls(effects):
-                    await self._call(job, msgspec.structs.replace(intent, at_ms=notice.at_ms), notice.attempt)
+                    edited = edit_of_effect(effects[0])
+                    await self._call(job, msgspec.structs.replace(intent, at_ms=notice.at_ms), notice.attempt, edited)
             case EffectResult():
                 for intent in _calls(effects):
                     await self._result(job, intent, notice)
@@ -125,7 +126,7 @@ class JobEvents:
             name = f"0/{job.attempt}/{at_ms}"
             await self._publish(job, _TYPE.JOB_STARTED, begin.job, at_ms, name, data)
 
-    async def _call(self, job: JobState, intent: Intent, attempt: int) -> None:
+    async def _call(self, job: JobState, intent: Intent, attempt: int, edited: Mapping[str, Any] | None = None) -> None:
         if _asks_model(intent) or not self._wants(_TYPE.TOOL_START, intent.job):
             return
         said = _said(intent)
@@ -137,7 +138,7 @@ class JobEvents:
             "effect": intent.effect_class,
             "arguments": as_plain(kwargs) if not args else as_plain([*args, kwargs] if kwargs else args),
         }
-        data |= _decided(intent)
+        data |= _decided(intent) | ({"edited": as_plain(dict(edited))} if edited else {})
         await self._publish(job, _TYPE.TOOL_START, intent.job, intent.at_ms, f"{intent.ordinal}/{attempt}", data)
 
     async def _piece(self, job: JobState, piece: Fragment) -> None:

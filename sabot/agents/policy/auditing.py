@@ -8,7 +8,7 @@ from typing import Any
 
 from sabot.agents.entry_values import as_plain, value_of
 from sabot.agents.job_effects import effects_of
-from sabot.agents.job_view import EffectView, JobState, JobView
+from sabot.agents.job_view import EffectView, JobState, JobView, edit_of_effect
 from sabot.base.stored_names import stored_name
 from sabot.errors import PolicyDenied
 from sabot.jobs.core import is_approved
@@ -39,6 +39,8 @@ class AuditRecord:
     - `outcome`: "ok", or the type of the error. It is "" if there is no result yet, and "failed" for a model in whose
       place another one was asked.
     - `arguments`: the arguments of the call, or None if the journal has stored them apart because they are long.
+    - `edited`: the arguments that the person has changed who has approved the call, with their new values; None if none
+      were changed. `arguments` has the values before.
     """
 
     job_id: str
@@ -60,6 +62,7 @@ class AuditRecord:
     outcome: str = ""
     arguments: Any = None
     in_place_of: str = ""
+    edited: dict[str, Any] | None = None
 
 
 def audit_job(reader: JournalReader, job_id: str) -> Iterator[AuditRecord]:
@@ -125,6 +128,7 @@ def _record(effect: EffectView, job: JobState) -> AuditRecord:
         record.approval = "waiting"
     elif answer is not None and answer.outcome == "resolved":
         record.approval, record.by = "approved" if is_approved(answer) else "rejected", answer.by
+        record.edited = edit_of_effect(effect) or None
     elif answer is not None:
         record.approval = answer.outcome
     elif verdict is not None and verdict.decision is Decision.ASK and effect.state == "closed":

@@ -304,7 +304,7 @@ class PolicyEngine(EffectGuard):
             if not isinstance(found, GuardVerdict | Decision) and inspect.isawaitable(found):
                 later.append((rule, found))
                 continue
-            verdict = self._joined(verdict, known or self._verdict(rule, found))
+            verdict = self._joined(verdict, _allowed_before(call, known or self._verdict(rule, found)))
             permitted = permitted or not isinstance(rule, RESTRICTS)
             if verdict.decision is Decision.DENY:
                 break
@@ -330,7 +330,7 @@ class PolicyEngine(EffectGuard):
                 verdict = self._failed(rule, error, late=limit.expired())
             else:
                 if found is not None:
-                    verdict = self._joined(verdict, self._verdict(rule, found))
+                    verdict = self._joined(verdict, _allowed_before(call, self._verdict(rule, found)))
                     permitted = permitted or not isinstance(rule, RESTRICTS)
             if verdict is not None and verdict.decision is Decision.DENY:
                 for _, other in later[at + 1 :]:
@@ -364,9 +364,10 @@ class PolicyEngine(EffectGuard):
 
     def _verdict(self, rule: PolicyRule, found: Any) -> GuardVerdict:
         if isinstance(found, GuardVerdict):
-            return msgspec.structs.replace(found, rule=rule.name or type(rule).__name__, version=self.version)
+            name, editable = rule.name or type(rule).__name__, found.editable and rule.editable
+            return msgspec.structs.replace(found, rule=name, version=self.version, editable=editable)
         if isinstance(found, Decision):
-            return GuardVerdict(found, rule.name or type(rule).__name__, self.version)
+            return GuardVerdict(found, rule.name or type(rule).__name__, self.version, editable=rule.editable)
         return self._failed(rule, UserError(f"it says {short_repr(found)}: no Decision, GuardVerdict or None"))
 
     def _failed(self, rule: PolicyRule, error: BaseException, *, late: bool = False) -> GuardVerdict:
@@ -378,7 +379,10 @@ class PolicyEngine(EffectGuard):
     def _joined(self, verdict: GuardVerdict | None, other: GuardVerdict) -> GuardVerdict:
         if verdict is None:
             return other
-        if Decision.ALLOW in (verdict.decision, other.decision) and not (verdict.notes or other.notes):
+        plain = not (verdict.notes or other.notes)
+        if plain and verdict.decision is other.decision is Decision.ALLOW:
+            return other if other.reason and not verdict.reason else verdict
+        if plain and any(each.decision is Decision.ALLOW and not each.reason for each in (verdict, other)):
             return other if other.decision.strictness > verdict.decision.strictness else verdict
         model = verdict.model or other.model
         return msgspec.structs.replace(verdict.and_then(other), version=self.version, model=model)
@@ -395,6 +399,14 @@ class PolicyEngine(EffectGuard):
             denied = GuardVerdict(Decision.DENY, "default", self.version, f"no rule allows {asked_words(call)}")
             return denied if verdict is None else self._joined(denied, verdict)
         return GuardVerdict(version=self.version) if verdict is None else verdict
+
+
+def _allowed_before(call: GuardedCall, verdict: GuardVerdict) -> GuardVerdict:
+    """Returns a verdict that allows the call if a person has answered the question of the same rule about the same tool,
+    model or agent for the whole job or scope. Otherwise returns the verdict of the rule.
+    """
+    said = call.standing.get(verdict.rule) if verdict.decision is Decision.ASK else None
+    return verdict if said is None else GuardVerdict(rule=verdict.rule, version=verdict.version, reason=said)
 
 
 def _is_cancelled() -> bool:

@@ -29,10 +29,12 @@ _CHANGES_WORLD = tuple(each.value for each in EffectClass if RULES[each].settles
 
 class PolicyRule(ABC):
     """A rule of a PolicyEngine. To write a rule of your own, make a subclass with the method `decide`, or pass a
-    function to `PolicyEngine.add_rule`. `name` is the name of the rule in the journal and in messages.
+    function to `PolicyEngine.add_rule`. `name` is the name of the rule in the journal and in messages. `editable` is
+    False if a person who is asked by the rule may not change the arguments of the call.
     """
 
     name: str = ""
+    editable: bool = True
 
     @property
     def by_name(self) -> bool:
@@ -61,7 +63,8 @@ class PolicyRule(ABC):
         of Python, if the fields have a `repr` that is the same in all of them. A rule whose answers depend on more
         than that should override this method.
         """
-        made = sorted((key, value) for key, value in vars(self).items() if not key.startswith("_"))
+        given = vars(self).items()  # without `editable=True`, which earlier versions did not have
+        made = sorted(each for each in given if not each[0].startswith("_") and each != ("editable", True))
         return f"{type(self).__qualname__}{made!r} {version_of(type(self).decide)}"
 
 
@@ -78,7 +81,7 @@ class _NameRule(PolicyRule):
     - `denied_scopes`: a call is denied if its tenant matches one of these patterns.
     - `allowed_principals`: a call is denied if the person who makes it matches none of these patterns.
     - `require_approval`: True asks a person about each call. The person must answer within `approval_timeout`; None
-      sets no limit.
+      sets no limit. With `editable=False` the person cannot change the arguments.
     - `warn`: True allows the call with the decision WARN, so that a warning is logged.
 
     Otherwise the call is allowed. All patterns are `fnmatch` patterns; None instead of patterns sets no restriction.
@@ -94,6 +97,7 @@ class _NameRule(PolicyRule):
     warn: bool = False
     reason: str = ""
     name: str = ""
+    editable: bool = True
 
     def __post_init__(self) -> None:
         kind = type(self).__name__
@@ -102,10 +106,12 @@ class _NameRule(PolicyRule):
         for each in ("allowed_scopes", "denied_scopes", "allowed_principals"):
             given = getattr(self, each)
             object.__setattr__(self, each, None if given is None else _patterns(kind, each, given, empty=True))
-        check_fields(self, kind, denied=FLAG, require_approval=FLAG, warn=FLAG, reason=TEXT, name=TEXT)
+        flags = {"denied": FLAG, "require_approval": FLAG, "warn": FLAG, "editable": FLAG}
+        check_fields(self, kind, **flags, reason=TEXT, name=TEXT)
         object.__setattr__(self, "name", self.name or f"{kind} {', '.join(checked)}")
         asks = "" if self.require_approval else "require_approval=True"
         object.__setattr__(self, "_wait_s", _wait_s(kind, self.approval_timeout, asks))
+        _check_editable(kind, self.editable, asks)
 
     _patterns_field: ClassVar[str] = ""
     _kind: ClassVar[CallKind] = "tool"
@@ -206,6 +212,7 @@ class _ContentRule(PolicyRule):
     otherwise: Otherwise = "deny"
     approval_timeout: Duration | None = None
     name: str = ""
+    editable: bool = True
 
     _wait_s = 0.0
 
@@ -221,12 +228,13 @@ class _ContentRule(PolicyRule):
         for each in patterns:
             given = getattr(self, each)
             object.__setattr__(self, each, None if given is None else _patterns(kind, each, given))
-        check_fields(self, kind, name=TEXT)
+        check_fields(self, kind, name=TEXT, editable=FLAG)
         named = getattr(self, named_by)
         name = self.name or f"{kind} {named if isinstance(named, str) else ', '.join(named)}"
         object.__setattr__(self, "name", name)
         asks = "" if self.otherwise == "ask" else 'otherwise="ask"'
         object.__setattr__(self, "_wait_s", _wait_s(kind, self.approval_timeout, asks))
+        _check_editable(kind, self.editable, asks)
 
     def _broken(self, reason: str) -> GuardVerdict:
         return GuardVerdict(Decision(self.otherwise), reason=reason, wait_s=self._wait_s)
@@ -246,7 +254,8 @@ class ConstraintPolicy(_ContentRule):
     - `required`: True if the argument must be given. With "*" in the path it must be given in every item, and there
       must be an item. With False, calls without the argument do not concern the rule.
     - `otherwise`: the decision on a call that does not satisfy the rule: "deny", "ask" or "warn".
-    - `approval_timeout`: with "ask", the time in which the person must answer. None sets no limit.
+    - `approval_timeout`: with "ask", the time in which the person must answer. None sets no limit. With `editable=False`
+      the person cannot change the arguments.
 
     An argument that the caller leaves out is judged by its default in the tool. If that is None, only `min` and `max`
     judge it. A field that has several names, such as the alias of a field of pydantic, may be named by each of them.
@@ -373,7 +382,8 @@ class DataAccessPolicy(_ContentRule):
     - `allowed_models`, `allowed_tools`, `allowed_agents`: the models, tools and child agents that a job may call
       after it has seen data with one of `labels`.
     - `otherwise`: the decision on a call that does not satisfy the rule: "deny", "ask" or "warn".
-    - `approval_timeout`: with "ask", the time in which the person must answer. None sets no limit.
+    - `approval_timeout`: with "ask", the time in which the person must answer. None sets no limit. With `editable=False`
+      the person cannot change the arguments.
 
     All of the `allowed_…` options are lists of `fnmatch` patterns. None allows everything.
     """
@@ -549,6 +559,11 @@ def _wait_s(kind: str, timeout: Duration | None, asks: str) -> float:
     if seconds and asks:
         raise UserError(f"{kind}: approval_timeout={short_repr(timeout)}, and nobody is asked", hint=asks)
     return seconds
+
+
+def _check_editable(kind: str, editable: bool, asks: str) -> None:
+    if not editable and asks:
+        raise UserError(f"{kind}: editable=False, and nobody is asked", hint=asks)
 
 
 def _part(lost: str, field: str) -> str:

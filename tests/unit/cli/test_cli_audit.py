@@ -107,6 +107,32 @@ async def test_the_questions_of_a_policy_are_listed_with_what_they_are_about(tmp
     assert printed(*words) == "answered\n"
 
 
+async def test_an_answer_may_change_the_arguments_and_hold_for_the_whole_job(tmp_path: Path) -> None:
+    policy = await a_job(tmp_path)
+    (token,) = [line["resume_token"] for line in objects("actions", "list", "--journal", tmp_path)]
+    words = ["actions", "resolve", token, "--journal", str(tmp_path), "--by", "eve"]
+    for wrong, said in (
+        (["--approve", "--arguments", '{"amuont": 70}'], "refund has no argument 'amuont'"),
+        (["--approve", "--arguments", '{"amount": "much"}'], "amount does not take 'much'"),
+        (["--approve", "--always", "session"], "is none of job, scope"),
+        (["--reject", "--always", "job"], "a refusal changes no arguments"),
+    ):
+        refused = CliRunner().invoke(commands._cli, [*words, *wrong])
+        assert (refused.exit_code, said in refused.stderr) == (2, True), refused.stderr
+    assert (
+        printed(*words, "--approve", "--arguments", '{"amount": 70}', "--always", "job", "--comment", "ok")
+        == "answered\n"
+    )
+    journal = SqliteJournal(tmp_path / "journal")
+    async with hosting(journal, Agent(handle), guard=policy) as jobs:
+        await jobs.over("j")
+        await journal.flush()
+    journal.close()
+    found = objects("audit", "j", "--journal", tmp_path)[3]
+    assert (found["arguments"], found["edited"], found["by"]) == ([["o2", 600], {}], {"amount": 70}, "eve")
+    assert "approved by eve with (amount=70)" in printed("audit", "j", "--journal", tmp_path)
+
+
 def test_a_job_that_is_not_there_is_named(tmp_path: Path) -> None:
     SqliteJournal(tmp_path / "journal").close()
     done = CliRunner().invoke(commands._cli, ["audit", "nobody", "--journal", str(tmp_path)])

@@ -312,3 +312,25 @@ async def test_an_effect_in_doubt_is_looked_up_again_where_its_tool_can(memory_u
         job = (await ask(browser, unescape(link)))[1]
         found = re.findall(r"was in doubt: looked up again by console:[0-9a-f]{12} at .*?; ([^<]+)</span>", job)
         assert found == ["nobody knew, so it was asked again", "found done"]
+
+
+async def test_an_approval_may_change_the_arguments_and_hold_for_the_job(memory_url: str, tmp_path: Path) -> None:
+    async with office(memory_url, tmp_path, [ticket("refund")]) as (app, console, _bank):
+        browser = await enter(console, "act")
+        page = (await ask(browser, "/inbox"))[1]
+        assert 'name="arguments"' in page
+        assert "approve in the whole scope" in page
+        (name,) = fields(page)
+        form = {name: "1", "answer": "approve", "back": "inbox"}
+        for arguments, words in (
+            ("{", "the value is not JSON"),
+            ('{"amuont": 5}', "has no argument"),
+            ("[5]", "is no object"),
+        ):
+            shown = (await ask(browser, "/act/answer", {**form, "arguments": arguments}))[1]
+            assert words in unescape(shown)
+        await ask(browser, "/act/answer", {**form, "arguments": '{"order": "o-7"}', "always": "scope"})
+        await until(lambda: values(app, "answers"))
+        assert values(app, "answers") == ["refunded o-7"]
+        (action,) = await app.actions.find()
+        assert action.resolution == {"approved": True, "arguments": {"order": "o-7"}, "always": "scope"}

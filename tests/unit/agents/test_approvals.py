@@ -1,0 +1,454 @@
+"""Answers to the question whether a call may be made: with other arguments, for later calls too, with a comment."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pydantic
+import pytest
+from unit.jobs.hosting import Agent as Owner
+from unit.jobs.hosting import entries, hosting, prefix
+
+from sabot.agents import (
+    ActionRecord,
+    ActionStatus,
+    ConstraintPolicy,
+    Decision,
+    DurableContext,
+    ExecutionRequest,
+    ModelPolicy,
+    PolicyDenied,
+    PolicyEngine,
+    RedactionPolicy,
+    RuntimeEventType,
+    RuntimeKernel,
+    ToolPolicy,
+    audit_job,
+    tool,
+)
+from sabot.agents.actions import check_resolution
+from sabot.agents.inbox import ANSWERS, answer_questions, read_questions
+from sabot.agents.job_view import JobView
+from sabot.errors import UserError
+from sabot.jobs.guard import Behalf
+from sabot.journal import Letter
+from sabot.journal.entries import Attempt
+from sabot.journal.memory import MemoryReader, MemoryStorage
+from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant
+from sabot.llm.tools import Tool
+
+ASKS = ToolPolicy(["refund"], require_approval=True, name="asks")
+
+
+class Money(pydantic.BaseModel):
+    amount: int = pydantic.Field(alias="betrag", le=1000)
+    currency: str = "EUR"
+
+
+def refund_of(made: list[Any], effect: str = "unsafe") -> Tool:
+    @tool(effect=effect)
+    def refund(order: str, amount: int = 500, note: str = "") -> int:
+        made.append((order, amount, note) if note else (order, amount))
+        return amount
+
+    return refund
+
+
+def calls(refund: Any, *arguments: tuple[Any, ...]) -> Any:
+    """A job that makes these calls, and returns what each has given."""
+
+    async def f(ctx: DurableContext) -> list[Any]:
+        found: list[Any] = []
+        for each in arguments:
+            try:
+                found.append(await ctx.call(refund, *each))
+            except PolicyDenied as error:
+                found.append(error.message)
+        return found
+
+    return f
+
+
+def asked(home: MemoryStorage) -> list[ActionRecord]:
+    known = JobView.of(MemoryReader(home))
+    return [each for each in known.actions.values() if each.status is ActionStatus.PENDING]
+
+
+async def answer(jobs: Any, home: MemoryStorage, said: bytes, by: str = "ann", job: str = "j") -> None:
+    await jobs.until(lambda: [each for each in asked(home) if each.job_id == job])
+    token = next(each.resume_token for each in asked(home) if each.job_id == job)
+    jobs.journal.post(Letter("answer", token, body=said, by=by))
+    await jobs.until(lambda: token not in [each.resume_token for each in asked(home)])
+
+
+async def told(
+    made: list[Any],
+    said: bytes,
+    *rules: Any,
+    restart: bool = False,
+    refund: Any = None,
+    given: tuple[Any, ...] = ("o-1",),
+) -> tuple[Any, MemoryStorage]:
+    """What a job gets of one call that a person answers, and its journal."""
+    home, policy = MemoryStorage(), PolicyEngine([ASKS, *rules])
+    f = calls(refund or refund_of(made), given)
+    async with hosting(home, Owner(f), guard=policy) as jobs:
+        jobs.begin("j")
+        if restart:
+            await jobs.parks("j")
+        else:
+            await answer(jobs, home, said)
+            await jobs.over("j")
+            return jobs.agent.done["j"][0], home
+    async with hosting(home, Owner(f), guard=policy) as jobs:
+        await answer(jobs, home, said)
+        await jobs.over("j")
+        return jobs.agent.done["j"][0], home
+
+
+# -- other arguments ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_a_call_is_made_with_the_arguments_of_its_approval_and_the_audit_says_who_changed_what(
+    restart: bool,
+) -> None:
+    made: list[Any] = []
+    said, home = await told(made, b'{"approved": true, "arguments": {"amount": 50}}', restart=restart)
+    assert (said, made) == (50, [("o-1", 50)])
+    record = next(audit_job(MemoryReader(home), "j"))
+    assert record.arguments == [[], {"order": "o-1", "amount": 500, "note": ""}]
+    assert (record.approval, record.by, record.edited) == ("approved", "ann", {"amount": 50})
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            b'{"approved": true, "arguments": {"amount": 80}}',
+            "as it was changed: amount is 80, and at most 60 is allowed",
+        ),
+        (b'{"approved": true, "arguments": {"amount": "much"}}', "amount does not take 'much'"),
+        (b'{"approved": true, "arguments": {"amuont": 5}}', "refund has no argument 'amuont'"),
+        (b'{"approved": true, "arguments": [5]}', "[5] are no arguments"),
+        (b'{"approved": true, "arguments": {"*": 5}}', "refund has no argument '*'"),
+    ],
+)
+@pytest.mark.parametrize("restart", [False, True])
+async def test_a_change_that_a_rule_denies_or_the_tool_does_not_take_is_not_made(
+    said: bytes, words: str, restart: bool
+) -> None:
+    made: list[Any] = []
+    most = ConstraintPolicy(["refund"], "amount", max=60)
+    found, _ = await told(made, said, most, restart=restart, given=("o-1", 40))
+    assert words in found
+    assert made == []
+
+
+async def test_a_rule_that_asks_about_the_change_too_is_satisfied_and_texts_in_it_are_hidden() -> None:
+    made: list[Any] = []
+    rules = [ConstraintPolicy(["refund"], "amount", max=60, otherwise="ask"), RedactionPolicy(["4711"])]
+    found, _ = await told(made, b'{"approved": true, "arguments": {"amount": 80, "note": "card 4711"}}', *rules)
+    assert (found, made) == (80, [("o-1", 80, "card ***")])
+
+
+async def test_an_async_rule_judges_the_change_too() -> None:
+    made: list[Any] = []
+
+    async def most(call: Any) -> Any:
+        await asyncio.sleep(0)
+        return Decision.DENY if call.arguments["amount"] == 80 else None
+
+    for amount, wanted in ((80, []), (70, [("o-1", 70)])):
+        said = b'{"approved": true, "arguments": {"amount": %d}}' % amount
+        await told(made, said, most)
+        assert made == wanted
+
+
+async def test_fields_of_a_model_are_changed_by_each_of_their_names_and_checked() -> None:
+    made: list[Any] = []
+
+    @tool
+    def refund(money: Money) -> None:
+        made.append(money)
+
+    for change, wanted in (
+        (b'{"amount": 50}', [Money(betrag=50, currency="USD")]),
+        (b'{"betrag": 50}', [Money(betrag=50, currency="USD")]),
+        (b'{"betrag": 5000}', []),
+        (b'{"curency": "CHF"}', []),
+    ):
+        made.clear()
+        said = b'{"approved": true, "arguments": {"money": %s}}' % change
+        await told(made, said, refund=refund, given=(Money(betrag=500, currency="USD"),))
+        assert made == wanted
+
+
+async def test_a_rule_may_forbid_changes_and_an_answer_that_makes_one_is_refused() -> None:
+    with pytest.raises(UserError, match="nobody is asked"):
+        ToolPolicy(["refund"], editable=False)
+    with pytest.raises(UserError, match="nobody is asked"):
+        ConstraintPolicy(["refund"], "amount", max=5, editable=False)
+    made: list[Any] = []
+    fixed = ToolPolicy(["refund"], require_approval=True, editable=False)
+    said = b'{"approved": true, "arguments": {"amount": 50}}'
+    found, _ = await told(made, said, fixed)  # straight into the inbox
+    assert "with other arguments, which nobody may give it: editable=False" in found
+    assert made == []
+
+
+async def test_a_call_that_is_repeated_after_a_crash_has_the_arguments_of_its_approval() -> None:
+    made: list[Any] = []
+    said = b'{"approved": true, "arguments": {"note": "card 4711"}}'
+    refund = refund_of(made, "idempotent")
+    _, home = await told(made, said, RedactionPolicy(["4711"]), refund=refund)
+    count = next(at for at, each in enumerate(entries(home), 1) if isinstance(each, Attempt))
+    crashed = prefix(home, count)
+    policy = PolicyEngine([ASKS, RedactionPolicy(["4711"])])
+    async with hosting(crashed, Owner(calls(refund, ("o-1",))), guard=policy) as jobs:
+        await jobs.over("j")
+    assert made == [("o-1", 500, "card ***")] * 2
+
+
+# -- for later calls too ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_an_approval_for_the_whole_job_holds_for_later_calls_of_the_tool_by_the_same_rule(restart: bool) -> None:
+    made: list[Any] = []
+    home, other = MemoryStorage(), ConstraintPolicy(["refund"], "amount", max=60, otherwise="ask")
+    f = calls(refund_of(made), ("o-1", 1), ("o-2", 2), ("o-3", 100))
+    policy = PolicyEngine([ASKS, other, ToolPolicy(["*"])])
+    async with hosting(home, Owner(f), guard=policy) as jobs:
+        jobs.begin("j")
+        await answer(jobs, home, b'{"approved": true, "always": "job"}')
+        await jobs.until(lambda: asked(home))
+        assert made == [("o-1", 1), ("o-2", 2)]
+        assert "at most 60" in asked(home)[0].payload["reason"], "the other rule still asks"
+        if not restart:
+            await answer(jobs, home, b'{"approved": true}')
+            await jobs.over("j")
+    if restart:
+        async with hosting(home, Owner(f), guard=policy) as jobs:
+            await answer(jobs, home, b'{"approved": true}')
+            await jobs.over("j")
+    assert len(made) == 3
+    record = list(audit_job(MemoryReader(home), "j"))[1]
+    assert (record.decision, record.rule) == ("allow", "asks")
+    assert record.reason == "approved by ann for the whole job, in job j (effect 1)"
+    async with hosting(home, Owner(f), guard=policy) as jobs:
+        jobs.begin("j2")
+        await jobs.until(lambda: [each for each in asked(home) if each.job_id == "j2"])  # another job is asked
+
+
+async def test_an_approval_for_the_whole_job_holds_after_a_restart_and_after_continue_as() -> None:
+    made: list[Any] = []
+    refund = refund_of(made)
+
+    async def f(ctx: DurableContext) -> Any:
+        await ctx.call(refund, f"o-{ctx.message}")
+        if ctx.message < 3:
+            await ctx.wait("next")
+            ctx.continue_as(ctx.message + 1)
+
+    home = MemoryStorage()
+    for number in (1, 2, 3):
+        async with hosting(home, Owner(f), guard=PolicyEngine([ASKS])) as jobs:
+            if number == 1:
+                jobs.begin("j", 1)
+                await answer(jobs, home, b'{"approved": true, "always": "job"}')
+            else:
+                jobs.journal.post(Letter("signal", f"s{number}", job="j", name="next"))
+            await jobs.until(lambda number=number: len(made) == number)
+            await (jobs.over("j") if number == 3 else jobs.parks("j"))
+    assert [order for order, _ in made] == ["o-1", "o-2", "o-3"]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_an_approval_for_the_whole_scope_holds_for_other_jobs_of_the_tenant(restart: bool) -> None:
+    made: list[Any] = []
+    home, f = MemoryStorage(), calls(refund_of(made), ("o-1",))
+    async with hosting(home, Owner(f), guard=PolicyEngine([ASKS])) as jobs:
+        jobs.begin("j", behalf=Behalf("acme", "eve"))
+        await answer(jobs, home, b'{"approved": true, "always": "scope"}')
+        await jobs.over("j")
+        if not restart:
+            jobs.begin("k", behalf=Behalf("acme", "bob"))
+            await jobs.over("k")
+    async with hosting(home, Owner(f), guard=PolicyEngine([ASKS])) as jobs:
+        if restart:
+            jobs.begin("k", behalf=Behalf("acme", "bob"))
+            await jobs.over("k")
+        jobs.begin("guest", behalf=Behalf("guests"))
+        await jobs.until(lambda: [each.job_id for each in asked(home)] == ["guest"])
+    assert len(made) == 2
+    assert next(audit_job(MemoryReader(home), "k")).reason == "approved by ann for the whole scope, in job j (effect 1)"
+
+
+# -- refusals -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", [b"comment", b"reason"])
+async def test_the_comment_of_a_refusal_reaches_the_function(word: bytes) -> None:
+    made: list[Any] = []
+    found, _ = await told(made, b'{"approved": false, "%s": "too much"}' % word)
+    assert found == "refund was not done: it was rejected by ann: too much"
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_a_refused_call_is_not_asked_for_again_and_after_three_times_the_job_says_so(
+    restart: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: list[Any] = []
+    caplog.set_level(logging.WARNING)
+    refund, home = refund_of(made), MemoryStorage()
+
+    async def f(ctx: DurableContext) -> list[str]:
+        found = []
+        for number in range(5):
+            try:  # with and without the default: the same arguments
+                await (
+                    ctx.call(refund, order="o-1") if number % 2 else ctx.call(refund, order="o-1", amount=500, note="")
+                )
+            except PolicyDenied as error:
+                found.append(error.message)
+            if number == 2 and restart:
+                await ctx.wait("restarted")
+        return [*found, await ctx.call(refund, "o-2")]
+
+    async with hosting(home, Owner(f), guard=PolicyEngine([ASKS])) as jobs:
+        jobs.begin("j")
+        await answer(jobs, home, b'{"approved": false, "comment": "too much"}')
+        if not restart:
+            await answer(jobs, home, b'{"approved": true}')  # for other arguments a person is asked
+            await jobs.over("j")
+            found = jobs.agent.done["j"]
+        else:
+            await jobs.parks("j", 1)
+    if restart:
+        async with hosting(home, Owner(f), guard=PolicyEngine([ASKS])) as jobs:
+            jobs.journal.post(Letter("signal", "s", job="j", name="restarted"))
+            await answer(jobs, home, b'{"approved": true}')
+            await jobs.over("j")
+            found = jobs.agent.done["j"]
+    first, second, third, fourth, fifth, paid = found
+    assert first == "refund was not done: it was rejected by ann: too much"
+    for each in (second, third, fourth, fifth):
+        assert "it was rejected by ann: too much; nobody is asked again about the same call" in each
+    assert "asked for 3 times" in fourth
+    assert "asked for 4 times" in fifth
+    assert "times" not in third
+    assert made == [("o-2", 500)]
+    assert paid == 500
+    assert "it has asked for refund 3 times after a person has refused it" in caplog.text
+
+
+# -- the check of an answer -------------------------------------------------------------------------------------------------
+
+
+async def question(*rules: Any) -> tuple[ActionRecord, Tool, MemoryStorage]:
+    home, refund = MemoryStorage(), refund_of([])
+    async with hosting(home, Owner(calls(refund, ("o-1",))), guard=PolicyEngine(list(rules) or [ASKS])) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+    return asked(home)[0], refund, home
+
+
+@pytest.mark.parametrize(
+    ("said", "words", "hint"),
+    [
+        ({"approved": True, "argument": {"amount": 5}}, "has no field 'argument'", "did you mean 'arguments'"),
+        ({"approved": True, "arguments": {"amuont": 5}}, "has no argument 'amuont'", "did you mean 'amount'"),
+        ({"approved": True, "arguments": {"amount": "much"}}, "amount does not take 'much'", ""),
+        ({"approved": True, "arguments": 5}, "arguments=5", "an object"),
+        ({"approved": False, "arguments": {"amount": 5}}, "a refusal changes no arguments", ""),
+        ({"approved": True, "always": "session"}, "always='session' is none of job, scope", "rest of this job"),
+        ({"approved": False, "always": "job"}, "a refusal", ""),
+    ],
+)
+async def test_an_answer_that_cannot_be_meant_is_refused_when_it_is_given(
+    said: dict[str, Any], words: str, hint: str
+) -> None:
+    action, refund, home = await question()
+    assert refund.name == "refund"
+    with pytest.raises(UserError) as caught:
+        check_resolution(action, said)
+    assert words in caught.value.message
+    assert hint in (caught.value.hint or "")
+    posted: list[Letter] = []
+    count = answer_questions(posted.append, read_questions(MemoryReader(home)), "approve", said, "ann")
+    assert (count.answered, posted) == (0, [])
+
+
+async def test_answers_that_fit_are_taken() -> None:
+    action, refund, _ = await question()
+    assert refund.name == "refund"
+    assert (action.payload["editable"], action.payload["always"]) == (True, ["job", "scope"])
+    for said in (
+        ANSWERS["approve"],
+        {"approved": True, "arguments": {"amount": 50}, "always": "scope", "comment": "fine", "ticket": 7},
+        {"approved": False, "comment": "no"},
+    ):
+        check_resolution(action, said)
+    fixed, _, _ = await question(ToolPolicy(["refund"], require_approval=True, editable=False))
+    with pytest.raises(UserError, match="the arguments of refund cannot be changed"):
+        check_resolution(fixed, {"approved": True, "arguments": {"amount": 50}})
+
+
+def test_a_model_policy_has_the_option_too() -> None:
+    assert not ModelPolicy(["*"], require_approval=True, editable=False).editable
+
+
+# -- in a kernel, by a model ----------------------------------------------------------------------------------------------
+
+
+def said_to(provider: ScriptedProvider) -> str:
+    return str(provider.requests[-1].messages[-1])
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "words"),
+    [
+        ({"approved": True, "arguments": {"amount": 50}}, [("o-1", 50)], "50"),
+        ({"approved": False, "comment": "ask for less"}, [], "it was rejected by ann: ask for less"),
+    ],
+)
+async def test_a_handle_of_a_kernel_answers_for_a_model_which_reads_the_comment(
+    said: dict[str, Any], wanted: list[Any], words: str
+) -> None:
+    made: list[Any] = []
+    provider = ScriptedProvider([assistant("", ToolCall("c", "refund", '{"order": "o-1"}')), "done"])
+    agent = Agent(ExecutionEngine(provider), tools=[refund_of(made)])
+    async with RuntimeKernel.create(agent=agent, policy=PolicyEngine([ASKS])) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go"))
+        await anext(event async for event in handle.events() if event.type == RuntimeEventType.ACTION_REQUIRED)
+        pending = await handle.get_pending_actions()
+        assert pending[0].payload["arguments"] == [[], {"order": "o-1", "amount": 500, "note": ""}]
+        with pytest.raises(UserError, match="has no argument 'amuont'"):
+            await handle.resolve_action(pending[0].resume_token, {"approved": True, "arguments": {"amuont": 5}})
+        await handle.resolve_action(pending[0].resume_token, said, by="ann")
+        assert (await handle.result()).content == "done"
+    assert made == wanted
+    assert words in said_to(provider)
+
+
+async def test_an_event_says_with_which_arguments_a_changed_call_is_made() -> None:
+    events: list[Any] = []
+    made: list[Any] = []
+
+    async def f(ctx: DurableContext) -> Any:
+        return await ctx.call(refund_of(made), "o-1")
+
+    async with RuntimeKernel.create(agent=f, policy=PolicyEngine([ASKS])) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go"))
+
+        async def listen() -> None:
+            async for event in handle.events():
+                events.append(event)
+                if event.type == RuntimeEventType.ACTION_REQUIRED:
+                    token = event.data["resume_token"]
+                    await handle.resolve_action(token, {"approved": True, "arguments": {"amount": 50}}, by="ann")
+
+        await asyncio.gather(listen(), handle.result())
+    (start,) = [each.data for each in events if each.type == RuntimeEventType.TOOL_START]
+    assert (start["arguments"]["amount"], start["edited"]) == (500, {"amount": 50})
