@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from sabot.base.checks import Of, OneOf, Whole, check
 from sabot.base.config import amount, parse_seconds
+from sabot.base.options import answers_wrong_options
 from sabot.errors import UserError, short_repr
 
 
@@ -33,6 +34,7 @@ def checked_fields(value: object, what: str) -> None:
         raise UserError(f"{what}={short_repr(value)}: fields by their names are wanted", hint=f'{what}={{"name": …}}')
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetSpec:
     """The limits of one job; None means no limit. A job may use up to each limit, but not more.

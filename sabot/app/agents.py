@@ -1,6 +1,7 @@
 """How an app is given its agents: a function for each record or batch (`agent`), or a model with tools (`llm_agent`)."""
 
 import asyncio
+import inspect
 import os
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 from sabot.api.agent import AgentOptions, AgentSpec, BatchAgentOptions, RecordAgentOptions, Topics
 from sabot.api.settings import Settings
 from sabot.base.config import Duration, checked_name, checked_topic
-from sabot.base.options import options_of, spells_out
+from sabot.base.options import no_option, options_of, spells_out
 from sabot.clock import Clock
 from sabot.connectors.defaults import check_start
 from sabot.errors import UserError, short_repr
@@ -266,6 +267,9 @@ class AgentDeclarations:
             raise UserError(
                 f"{where}: tombstones=True", hint="a model is asked about a message, and a tombstone has none"
             )
+        known = [*options_of(AgentOptions), *(each for each in inspect.signature(Agent).parameters if each != "engine")]
+        if unknown := options.keys() - known:
+            raise no_option(f"{where}: it", unknown, known)
         agent = Agent(engine, name=name, **options)
         keeps = wiring.get("key") is not None if session is None else session
         if isinstance(prompt, str):

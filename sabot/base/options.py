@@ -13,14 +13,17 @@ tables in docs/ and the options of the command line are made from the declaratio
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from sabot.base.checks import Kind, check
 from sabot.errors import UserError
 
 P = ParamSpec("P")
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -77,13 +80,105 @@ def types_of(declared: type) -> dict[str, Any]:
     return {name: hint.__origin__ for name, hint in declared.__annotations__.items()}
 
 
+_ELSEWHERE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("output_type", "result_type", "response_format", "response_model", "output_schema"), ("output",)),
+    **dict.fromkeys(("system_prompt", "system", "prompt", "role", "goal", "backstory"), ("instructions", "prompt")),
+    **dict.fromkeys(("max_iterations", "max_steps", "max_iter", "recursion_limit", "max_rounds"), ("max_turns",)),
+    **dict.fromkeys(("llm", "provider", "client", "model", "model_client"), ("engine", "provider")),
+    **dict.fromkeys(("functions", "toolsets", "handoffs", "sub_agents"), ("tools",)),
+    **dict.fromkeys(("agents", "node", "graph"), ("agent",)),
+    **dict.fromkeys(
+        ("tools", "tool", "agents", "names", "models"), ("tool_patterns", "agent_patterns", "model_patterns")
+    ),
+    **dict.fromkeys(("model_settings", "model_kwargs", "extra_body"), ("options",)),
+    **dict.fromkeys(("checkpointer", "checkpoint", "saver", "storage", "db", "persistence", "memory"), ("journal",)),
+    **dict.fromkeys(("tenant_id", "tenant", "scope", "organization_id"), ("scope_id", "scope")),
+    **dict.fromkeys(("user_id", "user", "actor"), ("principal_id", "principal")),
+    **dict.fromkeys(("thread_id", "conversation_id"), ("session_id",)),
+    **dict.fromkeys(("input", "inputs", "message", "messages", "query", "user_prompt", "content"), ("prompt",)),
+    **dict.fromkeys(("usage_limits", "limits", "budget"), ("budgets", "budget")),
+    **dict.fromkeys(("guardrails", "policies", "input_guardrails", "interrupt_before"), ("policy", "rules")),
+    **dict.fromkeys(("max_retries", "retry"), ("retries", "repairs")),
+    **dict.fromkeys(("parallel_tool_calls", "max_concurrency"), ("max_concurrent_tools", "max_jobs", "concurrency")),
+    **dict.fromkeys(("requires_approval", "needs_approval", "approval"), ("policy", "rules")),
+    **dict.fromkeys(("request_limit", "max_requests"), ("max_turns",)),
+    **dict.fromkeys(("total_tokens_limit", "token_limit", "tokens"), ("max_tokens", "max_tokens_daily")),
+    **dict.fromkeys(("max_dollars", "max_usd", "cost"), ("max_cost", "max_cost_daily")),
+    **dict.fromkeys(("deadline", "max_seconds"), ("max_runtime_seconds", "timeout")),
+    **dict.fromkeys(("callbacks", "hooks", "processors"), ("middleware", "event_bus")),
+    **dict.fromkeys(("idempotent", "side_effects", "read_only"), ("effect",)),
+    **dict.fromkeys(("group_by", "partition_by", "partition_key"), ("key",)),
+    **dict.fromkeys(("output_topic", "to", "target"), ("sink",)),
+}
+"""Names of options in other frameworks (Pydantic AI, the OpenAI Agents SDK, LangGraph, CrewAI), and what is nearest to
+them here. The first one that a function has is suggested.
+"""
+
+_NOT_HERE = {
+    **dict.fromkeys(
+        ("deps_type", "deps", "context_type"),
+        "a tool gets what it needs from its module, or by ctx.call(tool, …) of a durable agent",
+    ),
+    **dict.fromkeys(("verbose", "debug"), "logging and events say what an agent does: docs/agent-runtime/events.md"),
+    **dict.fromkeys(
+        ("memory", "message_history", "history"), "agent.run(prompt, conversation=…), or session=True of app.llm_agent"
+    ),
+    **dict.fromkeys(
+        ("guardrails", "requires_approval", "needs_approval", "interrupt_before"), "a policy decides: PolicyEngine"
+    ),
+}
+
+
+def no_option(where: str, unknown: Iterable[str], known: Collection[str]) -> UserError:
+    """Returns the error for options that a function or class does not have. Its hint has the option that was meant: one
+    with a similar name, or the one for which other frameworks have this name. `where`: the name of the function.
+    """
+    wrong, hints = sorted(unknown), []
+    for name in wrong:
+        meant = [each for each in _ELSEWHERE.get(name, ()) if each in known][:1]
+        meant = meant or get_close_matches(name, known, 1)
+        if meant:
+            hints.append(f"did you mean {meant[0]}= for {name}=?" if len(wrong) > 1 else f"did you mean {meant[0]}=?")
+        elif name in _NOT_HERE:
+            hints.append(_NOT_HERE[name])
+    hints.append(f"it has {', '.join(sorted(known))}")
+    return UserError(f"{where} has no option {', '.join(wrong)}", hint="; ".join(hints).replace("?; ", "? "))
+
+
+def answers_wrong_options(made: T) -> T:
+    """Decorates a class or a function, so that a keyword which it does not have is answered by the error of
+    `no_option`, and no longer by a TypeError without a hint.
+    """
+    is_class = isinstance(made, type)
+    function: Any = made.__init__ if is_class else made  # type: ignore[misc]
+    where = made.__name__  # type: ignore[attr-defined]
+
+    @wraps(function)
+    def call(*args: Any, **given: Any) -> Any:
+        try:
+            return function(*args, **given)
+        except TypeError:
+            given_by_name = (
+                each for each in inspect.signature(function).parameters.values() if each.kind != each.POSITIONAL_ONLY
+            )
+            known = [each.name for each in given_by_name if each.name != "self"]
+            if unknown := given.keys() - known:
+                raise no_option(where, unknown, known) from None
+            raise
+
+    if not is_class:
+        return cast("T", call)
+    made.__init__ = call  # type: ignore[misc]
+    return made
+
+
 def check_names(where: str, declared: type, given: Mapping[str, Any]) -> None:
     """Raises UserError if `given` has a name that is not declared. `where`: the function or class that the message
     names.
     """
     known = options_of(declared)
-    if unknown := sorted(given.keys() - known.keys()):
-        raise UserError(f"{where} has no option {', '.join(unknown)}", hint=f"it has {', '.join(sorted(known))}")
+    if unknown := given.keys() - known.keys():
+        raise no_option(where, unknown, known)
 
 
 def with_defaults(where: str, declared: type, given: Mapping[str, Any]) -> dict[str, Any]:

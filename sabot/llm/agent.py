@@ -23,6 +23,7 @@ import msgspec
 from sabot.base.arrays import model_or_text
 from sabot.base.checks import Of, OneOf, Whole, check
 from sabot.base.config import Duration, checked_name, checked_text, parse_seconds
+from sabot.base.options import answers_wrong_options
 from sabot.base.redaction import scrubbed
 from sabot.errors import UNREADABLE, EffectError, UserError, message_of, short_repr
 from sabot.llm.conversation import Conversation, TokenEstimator, cut, groups_of, with_shorter_results, without_oldest
@@ -135,6 +136,7 @@ def _effects_for(effects: AgentEffects | None, engine: ExecutionEngine) -> Agent
     return None if effects is None else effects.of(engine)
 
 
+@answers_wrong_options
 class Agent:
     """A model with tools and instructions. An Agent stores nothing between its runs. Several runs may be in progress at
     the same time, each with its own conversation.

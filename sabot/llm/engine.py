@@ -4,11 +4,13 @@ from typing import Any
 
 from sabot.api.nodes.calls import MapLlm
 from sabot.api.nodes.node import Node
+from sabot.base.options import answers_wrong_options
 from sabot.llm.asked_batches import AgentModel
 from sabot.llm.asking import map_llm_node
 from sabot.llm.engine_core import Engine
 
 
+@answers_wrong_options
 class ExecutionEngine(Engine):
     """An engine that asks a model through one provider, and through other providers if the first fails. An engine can
     be used in one event loop at a time. `close` also closes its providers and its cache.

@@ -28,6 +28,7 @@ import msgspec
 
 from sabot.base.checks import OneOf, Whole, check
 from sabot.base.config import Duration, checked_name, parse_seconds
+from sabot.base.options import answers_wrong_options
 from sabot.calls.functions import unwrap
 from sabot.calls.judging import judge_of_this
 from sabot.calls.options import Retry
@@ -238,6 +239,7 @@ def tool(
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 
 
+@answers_wrong_options
 def tool(
     func: Callable[..., Any] | None = None,
     /,

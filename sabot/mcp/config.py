@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from sabot.base.checks import FLAG, OneOf, Whole, check, check_called, check_fields
 from sabot.base.config import Duration, checked_name, parse_bytes, parse_seconds
+from sabot.base.options import answers_wrong_options
 from sabot.base.redaction import keep_secret, keep_settings, keep_url, redacted_url
 from sabot.errors import UserError, short_repr
 from sabot.process.command import Command
@@ -52,6 +53,7 @@ Connect: TypeAlias = Callable[[SessionKey, Callable[[str], object]], AbstractAsy
 """The type of `McpServerSpec.connect`: a function of the user's program that connects to a server."""
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class McpConfig:
     """Limits and times for the servers of a McpServerPool. Durations are written as "5s", sizes as "10MB".
@@ -188,6 +190,7 @@ class McpServerOptions(TypedDict, total=False):
     legacy: bool
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class McpServerSpec:
     """A server: its name, and how to reach it. Exactly one of `command` (messages over stdin and stdout), `url`

@@ -25,6 +25,7 @@ import msgspec
 
 from sabot.base.addresses import is_loopback
 from sabot.base.checks import check_called
+from sabot.base.options import answers_wrong_options
 from sabot.base.os_errors import hint_of
 from sabot.base.redaction import clean_value, keep_secret, scrubbed
 from sabot.base.threads import run_in_thread
@@ -55,6 +56,7 @@ _READING = (EffectClass.READ, EffectClass.LOCAL)
 _REPEATABLE = (*_READING, EffectClass.METERED, EffectClass.IDEMPOTENT)
 
 
+@answers_wrong_options
 class ToolServer:
     """A server that offers `tools` to MCP clients, under the names of the tools.
 

@@ -15,6 +15,7 @@ from sabot.agents.context import checked_word
 from sabot.base.accounts import WINDOWS, Account, AmountLimit, Amounts, Measure, Window
 from sabot.base.checks import OneOf, check_fields, is_number
 from sabot.base.config import amount
+from sabot.base.options import answers_wrong_options
 from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import Decision
 from sabot.llm.prices import PRICES_HINT
@@ -28,6 +29,7 @@ FITS = (Decision.ALLOW, Decision.WARN)
 _MEASURES: tuple[Measure, ...] = ("tokens", "cost", "calls")
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True)
 class Budget:
     """The budget of a scope, usually a tenant. All jobs of the scope share it. It limits the tokens, the cost and the

@@ -15,6 +15,7 @@ from sabot.agents.durable.context import DurableContext, durable_context
 from sabot.agents.durable.job_rows import version_of
 from sabot.base.checks import Of, check
 from sabot.base.config import checked_name
+from sabot.base.options import answers_wrong_options
 from sabot.base.process_exit import EXITS
 from sabot.calls.error_log import ErrorLog
 from sabot.calls.functions import awaitable
@@ -36,6 +37,7 @@ from sabot.state.backends.memory import MemoryBackend
 _NO_STATE = MemoryBackend()  # the empty state that contexts of jobs show; nothing is ever written to it
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionRequest:
     """A request to run an agent of a kernel as one job.

@@ -29,6 +29,7 @@ from sabot.agents.store import LentStore
 from sabot.api.child_limits import ChildLimits, checked_limits
 from sabot.base.checks import Of, Whole, check
 from sabot.base.config import Duration, checked_name, checked_text, parse_seconds
+from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_in_thread, run_to_end, threads
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import JournalFailed, UserError, short_repr
@@ -50,6 +51,7 @@ from sabot.runtime.blocking import BlockingMonitor
 from sabot.runtime.host import interpreter
 
 
+@answers_wrong_options
 class RuntimeKernel:
     """A kernel: it runs agents as durable jobs, whose steps are recorded in a journal. For example, `kernel =
     RuntimeKernel.create(agent=agent, journal="jobs")`.

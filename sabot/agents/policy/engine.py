@@ -30,6 +30,7 @@ from sabot.agents.policy.names import check_names, check_unasked
 from sabot.agents.policy.rules import RESTRICTS, PolicyRule, RuleAnswer, asked_words
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, checked_text, parse_seconds
+from sabot.base.options import answers_wrong_options
 from sabot.errors import UserError, message_of, short_repr
 from sabot.jobs.guard import (
     NOBODY,
@@ -82,6 +83,7 @@ class _FunctionRule(PolicyRule):
         return f"{self.name} {version_of(self._function)}"
 
 
+@answers_wrong_options
 class PolicyEngine(EffectGuard):
     """A list of rules that decides whether calls of tools, models and child agents may be made. As `App(policy=…)` it
     is asked about each call of each job. A program can also ask it, with `check_tool`, `check_model` and `check`.

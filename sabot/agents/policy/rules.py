@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, get_args
 from sabot.agents.durable.job_rows import version_of
 from sabot.base.checks import FLAG, TEXT, TEXTS, Of, OneOf, check, check_fields, is_whole
 from sabot.base.config import Duration, parse_seconds
+from sabot.base.options import answers_wrong_options
 from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 from sabot.jobs.masking import mask, mask_default
@@ -151,6 +152,7 @@ class _NameRule(PolicyRule):
         return Decision.ALLOW
 
 
+@answers_wrong_options
 @dataclass(frozen=True)
 class ToolPolicy(_NameRule):
     """A rule that decides who may call the tools whose names match `tool_patterns`, and with whose approval. The
@@ -161,6 +163,7 @@ class ToolPolicy(_NameRule):
     _patterns_field = "tool_patterns"
 
 
+@answers_wrong_options
 @dataclass(frozen=True)
 class AgentPolicy(_NameRule):
     """A rule that decides which callers may begin child jobs of the agents whose ids match `agent_patterns`, and with
@@ -172,6 +175,7 @@ class AgentPolicy(_NameRule):
     _kind = "child"
 
 
+@answers_wrong_options
 @dataclass(frozen=True)
 class ModelPolicy(_NameRule):
     """A rule that decides who may ask the models whose names match `model_patterns` (`fnmatch` patterns), and with
@@ -240,6 +244,7 @@ class _ContentRule(PolicyRule):
         return GuardVerdict(Decision(self.otherwise), reason=reason, wait_s=self._wait_s)
 
 
+@answers_wrong_options
 @dataclass(frozen=True)
 class ConstraintPolicy(_ContentRule):
     """A rule about the value of one argument of a tool.
@@ -372,6 +377,7 @@ class ConstraintPolicy(_ContentRule):
         return ""
 
 
+@answers_wrong_options
 @dataclass(frozen=True)
 class DataAccessPolicy(_ContentRule):
     """A rule about data that have certain labels: who may read them, and where they may be sent. Tools give labels to
@@ -417,6 +423,7 @@ class DataAccessPolicy(_ContentRule):
         return None
 
 
+@answers_wrong_options
 @dataclass(frozen=True)
 class LabelPolicy(_ContentRule):
     """A rule for jobs that have seen data from an untrusted source. Such data may contain instructions of an attacker
@@ -452,6 +459,7 @@ class LabelPolicy(_ContentRule):
         return self._broken(f"its job has read what is {', '.join(seen)} ({asked_words(call)})")
 
 
+@answers_wrong_options
 @dataclass(frozen=True)
 class RedactionPolicy(PolicyRule):
     """A rule that hides parts of texts. `patterns` are regular expressions. Each part of a text that matches one of them

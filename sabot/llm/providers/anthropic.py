@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from sabot.base.options import answers_wrong_options
 from sabot.errors import UNREADABLE, MissingExtra, UserError
 from sabot.llm.messages import ChatMessage, Part, Text, ToolCall
 from sabot.llm.providers.sdk import SdkCalls, checked_model, merged, usage_of
@@ -28,6 +29,7 @@ _REASONS: dict[str, FinishReason] = {
 _CHOICES = {"auto": "auto", "none": "none", "required": "any"}
 
 
+@answers_wrong_options
 class AnthropicProvider:
     """A provider of Anthropic's models, for example `AnthropicProvider("claude-sonnet-5")`.
 

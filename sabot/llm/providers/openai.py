@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from sabot.base.options import answers_wrong_options
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.llm.providers.openai_chat import ChatDecoder, chat_request
 from sabot.llm.providers.openai_responses import RESPONSES_LACK, ResponsesDecoder, responses_request
@@ -18,6 +19,7 @@ _MOST_VECTOR = 1 << 20  # bytes of a vector as JSON
 _HOSTS = ("openai.com", "openai.azure.com")
 
 
+@answers_wrong_options
 class OpenAIProvider:
     """A provider of OpenAI's models, or of the models of another server that has the same API. For example, for a local
     server: `OpenAIProvider(model="llama3", base_url="http://localhost:11434/v1")`.

@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from sabot.base.options import answers_wrong_options
 from sabot.errors import UserError, short_repr
 from sabot.llm.errors import AnswerTooLarge, ModelError, ModelTimeout
 from sabot.llm.messages import ChatMessage, assistant
@@ -114,6 +115,7 @@ def vectors_of(texts: Sequence[str], dimensions: int) -> npt.NDArray[np.float32]
     return found
 
 
+@answers_wrong_options
 class ScriptedProvider:
     """A provider for tests of programs that call models. It gives the answers of a script, without a network.
 
