@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from sabot.base.threads import run_to_end
+from sabot.codecs.records import decode_json
+from sabot.errors import DataError
 from sabot.llm.tools import Effect
 from sabot.process.client import Child
 from sabot.process.command import Command
@@ -81,14 +83,18 @@ class LiveLines:
     of the topic, no more lines of that execution are sent, and the error is logged.
     """
 
-    def __init__(self, send: Callable[..., Awaitable[int]], topic: str, agent_id: str, *, json: bool) -> None:
+    def __init__(
+        self, send: Callable[..., Awaitable[int]], topic: str, agent_id: str, *, json: bool, skip: bool = False
+    ) -> None:
         """Makes a sender.
 
         - `send`: the method `App.send`.
         - `topic`: the name of the topic.
         - `agent_id`: the id of the agent, which is sent as a header of each line.
-        - `json`: True if the lines are JSON; then lines without any text are not sent.
+        - `json`: True if the lines are JSON; then lines without any text are not sent. `skip`: True if those that are
+          no JSON are not sent either.
         """
+        self._skips = skip
         self._send, self._topic, self._agent, self._json = send, topic, agent_id.encode(), json
 
     def of(self, run_id: RunId, also: Heard | None) -> Heard:
@@ -105,7 +111,7 @@ class LiveLines:
             sending = []
             for line in lines:
                 number += 1
-                if not broken and (line.strip() or not self._json):
+                if not broken and (not self._json or self._tells(line)):
                     place = (("process.line", b"%d" % number), ("process.run", run))
                     headers = (("process.agent", self._agent), ("process.job", run_id.job.encode()), *place)
                     value = line.encode() if self._json else line
@@ -116,6 +122,15 @@ class LiveLines:
                 _log.warning("the lines of a run for %s are not told in %s: %s", run_id.job, self._topic, errors[0])
 
         return told
+
+    def _tells(self, line: str) -> bool:
+        if not line.strip() or not self._skips:
+            return bool(line.strip())
+        try:
+            decode_json(line.encode(), where="a line")
+        except DataError:
+            return False
+        return True
 
 
 def last_words(child: Child) -> LastWords:

@@ -8,6 +8,7 @@ results.
 In a durable agent, the run of the program is one effect, and the journal has the lines as the result of the effect.
 """
 
+import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 LineFormat = Literal["text", "json"]
 
+_log = logging.getLogger(__name__)
+
 _MOST_CHILDREN = 1000  # the most children of a pool
 _SESSION = "session"
 _RESUME = 'resume=["claude", "-p", "Go on", "--resume", "{session}"]'
@@ -60,6 +63,7 @@ class AgentCommand:
         *,
         stdin: bool = False,
         lines: LineFormat = "text",
+        noise: Literal["fail", "skip"] = "fail",
         exit_record: bool = False,
         exit_codes: Collection[int] = (0,),
         environment: Mapping[str, str] | None = None,
@@ -82,6 +86,11 @@ class AgentCommand:
         The other arguments are those of `App.process_agent`. Raises UserError if an argument is not valid.
         """
         check(f"{where}: lines", lines, OneOf(get_args(LineFormat)))
+        check(f"{where}: noise", noise, OneOf(("fail", "skip")))
+        if noise == "skip" and (lines == "text" or pool is not None):
+            said = "with pool=, whose lines are the answers" if pool is not None else "without lines='json'"
+            raise UserError(f"{where}: noise='skip' {said}", hint="leave it out")
+        self._skips = noise == "skip"
         if limits is not None and not isinstance(limits, ResourceLimits):
             raise UserError(f"{where}: limits={short_repr(limits)}", hint="limits=ResourceLimits(max_memory_mb=2048)")
         if not exit_codes or not all(is_whole(each, 0) for each in exit_codes):
@@ -285,18 +294,28 @@ class AgentCommand:
 
     def _results(self, output: ProgramOutput, agent_id: str, job: str) -> list[Message]:
         """Returns one message for each line of the output, and one more with the exit code if the agent has
-        `exit_record=True`. Raises ExecutionError if the agent has `lines="json"` and a line is not JSON.
+        `exit_record=True`. Raises ExecutionError if the agent has `lines="json"` without `noise="skip"`, and a line is
+        not JSON.
         """
         ours = (("process.agent", agent_id.encode()), ("process.job", job.encode()))
-        made = [
-            Message(self._value(line, number), headers=(*ours, ("process.line", b"%d" % number)))
-            for number, line in enumerate(output.lines, 1)
-            if self._lines == "text" or line.strip()
-        ]
+        made, skipped = [], 0
+        for number, line in enumerate(output.lines, 1):
+            if self._lines == "json" and not line.strip():
+                continue
+            try:
+                value = self._value(line, number)
+            except ExecutionError:
+                if not self._skips:
+                    raise
+                skipped += 1
+            else:
+                made.append(Message(value, headers=(*ours, ("process.line", b"%d" % number))))
+        if skipped:
+            _log.warning("agent %s: %d of %d lines for %s are no JSON", agent_id, skipped, len(output.lines), job)
         if self._exit_record:
             last = (*ours, ("process.exit", b"%d" % output.code))
             value = {"exit": output.code, "lines": len(output.lines), "cpu_seconds": output.cpu_seconds}
-            made.append(Message(value, headers=last))
+            made.append(Message({**value, "skipped": skipped} if self._skips else value, headers=last))
         return made
 
     def _value(self, line: str, number: int) -> Any:

@@ -302,6 +302,7 @@ class AgentDeclarations:
         command: Sequence[str],
         stdin: bool = False,
         lines: "LineFormat" = "text",
+        noise: Literal["fail", "skip"] = "fail",
         exit_record: bool = False,
         exit_codes: Collection[int] = (0,),
         environment: Mapping[str, str] | None = None,
@@ -324,7 +325,8 @@ class AgentDeclarations:
 
         - `command`: the program and its arguments, in which {field} is a field of the record. No shell reads them. A record without such a
           field becomes a dead letter. `stdin`: True gives the program the record as a line of JSON. `lines`: "text", or "json" if each line
-          is a value. `exit_record`: True adds a last result {"exit": 0, "lines": …, "cpu_seconds": …}. `exit_codes`: the codes with
+          is a value. `noise`: "skip" leaves out lines that are no JSON, and counts them; with "fail" they are errors.
+          `exit_record`: True adds a last result {"exit": 0, "lines": …, "cpu_seconds": …}. `exit_codes`: the codes with
           which the program ends well. Any other code, a signal, a limit and a time-out are errors of the agent, with the last lines of
           stderr.
         - `environment`, `working_dir`, `limits`, `trust`: the same as in `sabot.process.Command`. If the system does not have everything
@@ -364,12 +366,13 @@ class AgentDeclarations:
         told = None
         if live is not None:
             checked_topic(live, f"{where}: live")
-            told = LiveLines(self.send, live, f"{self.id}.{name}", json=lines == "json")
+            told = LiveLines(self.send, live, f"{self.id}.{name}", json=lines == "json", skip=noise == "skip")
         program = AgentCommand(
             where,
             command,
             stdin=stdin,
             lines=lines,
+            noise=noise,
             exit_record=exit_record,
             exit_codes=exit_codes,
             environment=environment,

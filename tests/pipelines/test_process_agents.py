@@ -194,6 +194,36 @@ async def test_the_record_is_json_on_stdin_and_the_last_result_says_how_it_ended
     assert headers(app)[3]["process.exit"] == b"3"
 
 
+async def test_lines_that_are_no_json_are_skipped_and_counted_if_the_agent_says_so(
+    app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    script = r"""printf 'Warning: old\n\n{{"n": 1}}\n[trace] {{\n2\n'"""
+    app.process_agent(
+        "tasks", command=["sh", "-c", script], lines="json", noise="skip", exit_record=True, sink="lines", live="live"
+    )
+    publish(app, "tasks", [{}])
+    async with started(app):
+        await until(lambda: len(records(app, "lines")) == 3)
+    one, two, end = values(app, "lines")
+    assert (one, two, end["lines"], end["skipped"]) == ({"n": 1}, 2, 5, 2)
+    assert [dict(each.headers)["process.line"] for each in records(app, "lines")[:2]] == [b"3", b"5"]
+    assert values(app, "live") == [{"n": 1}, 2]
+    assert "2 of 5 lines for tasks[0]@0 are no JSON" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"noise": "skip"}, "noise='skip' without lines='json'"),
+        ({"noise": "skip", "lines": "json", "pool": 1}, "noise='skip' with pool="),
+        ({"noise": "drop", "lines": "json"}, "noise"),
+    ],
+)
+def test_noise_that_cannot_be_skipped_is_refused(app: App, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=f"process_agent process: {words}"):
+        app.process_agent("tasks", command=["cat"], **options)
+
+
 async def test_a_program_need_not_read_its_stdin(app: App) -> None:
     app.process_agent("tasks", command=["echo", "done"], sink="lines", stdin=True)
     publish(app, "tasks", [{"task": "x" * 500_000}])
