@@ -296,7 +296,7 @@ def as_tool(
         return _tool_of_function(what, effect or "unsafe", timeout, retries)
     if effect is None and timeout is None and retries is None:
         return what
-    return _check_tool(
+    made = _check_tool(
         replace(
             what,
             effect=what.effect if effect is None else _class_of(what.name, effect),
@@ -306,6 +306,8 @@ def as_tool(
             has_retries=what.has_retries or retries is not None,
         )
     )
+    note_tool(made)  # the first one may be gone soon: an agent keeps the copy
+    return made
 
 
 _TOOL_FIELDS: WeakKeyDictionary[FunctionType, dict[str, tuple[Any, ...]]] = WeakKeyDictionary()

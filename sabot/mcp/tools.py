@@ -330,5 +330,6 @@ def tool_of(
         OfferedArguments(name, offer.description, offer.schema, offer.output),
         remote.converse,
     )
+    made = replace(as_tool(made, effect=kind), by_hint=by_hint and kind is not EffectClass.UNSAFE)
     note_tool(made)
-    return replace(as_tool(made, effect=kind), by_hint=by_hint and kind is not EffectClass.UNSAFE)
+    return made

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import gc
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, TypedDict
@@ -314,6 +315,19 @@ async def test_a_misspelt_path_is_refused_at_the_start_and_denies_calls(
     if "*" not in field:
         assert result.decision == "deny"
         assert "has no argument" in result.reason
+
+
+def test_a_tool_that_only_an_agent_keeps_is_known_at_the_start() -> None:
+    @tool
+    def only_here(amount: int) -> None: ...
+
+    policy = PolicyEngine([ConstraintPolicy(["only_here"], "amuont", max=5)])
+    kept = Agent(ExecutionEngine(ScriptedProvider("yes")), tools=[only_here], tool_timeout="5s")
+    del only_here
+    gc.collect()
+    assert kept.tools["only_here"].timeout_s == 5
+    with pytest.raises(UserError, match="tool only_here has no amuont"):
+        policy.check_names([], [], "app desk")
 
 
 @pytest.mark.parametrize(
