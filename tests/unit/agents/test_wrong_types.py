@@ -61,7 +61,8 @@ SOUND: dict[str, Any] = {
 }
 SEAMS = {
     # what hosts and guards call for each effect, with values that they have made
-    *(f"Ledger.{name}" for name in ("correct", "hold", "limits_answers", "note", "ready", "release", "reserve")),
+    *(f"Ledger.{name}" for name in ("correct", "hold", "is_news", "limits_answers", "note", "ready", "release")),
+    "Ledger.reserve",
     *(f"PolicyEngine.{name}" for name in ("begun", "decide", "decide_degraded", "drop", "settle", "reopen", "again")),
     *(f"PolicyEngine.{name}" for name in ("ended", "over", "open")),
     *(f"InMemoryEventBus.{name}" for name in ("drained", "holds", "leave", "wants")),
