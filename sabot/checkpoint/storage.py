@@ -586,17 +586,31 @@ class CheckpointStorage:
             raise
 
     def _recovery_hint(self, corrupt: Mark) -> str:
-        """Returns the hint for a corrupt checkpoint: remove manifests down to the newest good one, or start afresh."""
+        """Returns the hint for a corrupt checkpoint: the newer one from which the app starts; else the manifests to
+        remove down to the newest good one; else the ways without a checkpoint of the app.
+        """
+        marks = self._counting()
+        newest = next((mark for mark in reversed(marks) if mark > corrupt and self._is_good(mark)), None)
+        if newest is not None and newest == marks[-1]:
+            return f"the app starts from its newest checkpoint, {newest.checkpoint_id}, which can be read"
         bad = [corrupt]
-        for older in reversed([mark for mark in self._counting() if mark < corrupt]):
-            try:
-                check_files(self._place, self._read(older).contents)
-            except CorruptCheckpoint:
-                bad.append(older)
-                continue
-            remove = " and ".join(self._place.locate(f"checkpoints/{manifest_name(each)}") for each in bad)
-            return (
-                f"remove {remove} to go back to checkpoint {older.checkpoint_id}: what came after it is then processed "
-                "and delivered again; or start with --fresh, which forgets all state"
-            )
-        return "no older checkpoint can be read either: start with --fresh, which forgets all state"
+        for older in reversed([mark for mark in marks if mark < corrupt]):
+            if self._is_good(older):
+                remove = " and ".join(self._place.locate(f"checkpoints/{manifest_name(each)}") for each in bad)
+                return (
+                    f"remove {remove} to go back to checkpoint {older.checkpoint_id}: what came after it is then "
+                    "processed and delivered again"
+                )
+            bad.append(older)
+        return (
+            "no older checkpoint can be read either: start from a savepoint (--from PLACE); or, if there is none, start "
+            "with --fresh, which forgets all state"
+        )
+
+    def _is_good(self, mark: Mark) -> bool:
+        """Returns True if a checkpoint can be read and none of its files is missing."""
+        try:
+            check_files(self._place, self._read(mark).contents)
+        except CorruptCheckpoint:
+            return False
+        return True

@@ -26,7 +26,7 @@ from sabot.cli.app_checkpoints import AppWord, find_checkpoints
 from sabot.cli.printing import columns, json_line, moment, plain
 from sabot.cli.running import guarded
 from sabot.delivery.tokens import in_words
-from sabot.errors import UserError
+from sabot.errors import CorruptCheckpoint, UserError
 
 checkpoints = typer.Typer(
     help="List, show and verify the checkpoints of an app.", no_args_is_help=True, rich_markup_mode=None
@@ -103,23 +103,39 @@ def show(app: AppWord, checkpoint_id: Id = None, state: State = None, json: Json
 
 @checkpoints.command()
 def verify(app: AppWord, checkpoint_id: Id = None, state: State = None, json: Json = False) -> None:
-    """Read every file of one checkpoint, or of all, and compare it with its hash. Exit code 1 if a file differs or is missing."""
+    """Read every file of one checkpoint, or of all, and compare it with its hash. Exit code 1 if a file differs or is missing; the
+    other checkpoints are read all the same, and the newest whole one is named.
+    """
 
     def work() -> None:
         found = find_checkpoints(app, state)
         wanted = checkpoint_id or found.chosen
         if not wanted and not found.storage.ids():
             found.manifest()  # raises: there is no checkpoint
+        damaged, newest = list[CorruptCheckpoint](), 0
         for each in [wanted] if wanted else found.storage.ids():
-            manifest = found.manifest(each)
-            found.storage.verify(manifest)
-            files, nbytes = len(manifest.contents), manifest.nbytes
+            try:
+                manifest = found.manifest(each) if wanted else found.storage.read(each)
+                found.storage.verify(manifest)
+            except CorruptCheckpoint as error:
+                damaged.append(error)
+                if json:
+                    json_line({"checkpoint": each, "whole": False, "error": error.message})
+                else:
+                    typer.echo(f"checkpoint {each}: {plain(error.message)}")
+                continue
+            newest, files, nbytes = each, len(manifest.contents), manifest.nbytes
             if json:
                 json_line({"checkpoint": manifest.checkpoint_id, "files": files, "bytes": nbytes, "whole": True})
             else:
                 typer.echo(
                     f"checkpoint {manifest.checkpoint_id}: {files} files, {bytes_words(nbytes)}, all hashes match"
                 )
+        if wanted and damaged:
+            raise damaged[0]
+        if damaged:
+            good = f"checkpoint {newest} is the newest whole one" if newest else "none is whole"
+            raise UserError(f"{len(damaged)} checkpoints are damaged; {good}", hint=damaged[-1].hint)
 
     _run(work)
 

@@ -223,13 +223,15 @@ def test_a_damaged_checkpoint_stops_with_the_choice_spelled_out(tmp_path: Path) 
     assert f"{file_of(third, 't/state/000001.sst')} (t/state/000001.sst)" in stopped.value.message
     assert "5 bytes, not 1000" in stopped.value.message
     assert f"remove {third.path} to go back to checkpoint 2" in stopped.value.hint
-    assert "--fresh" in stopped.value.hint
+    assert "--fresh" not in stopped.value.hint  # which loses all state, while another way exists
 
     second.path.write_bytes(b"{}")
     with pytest.raises(CorruptCheckpoint, match=f"{third.path} and {second.path} to go back to checkpoint 1"):
         storage.latest()
     file_of(first, "t/blob").unlink()
-    with pytest.raises(CorruptCheckpoint, match="no older checkpoint can be read either: start with --fresh"):
+    with pytest.raises(
+        CorruptCheckpoint, match=r"no older checkpoint can be read either: start from a savepoint .* start with --fresh"
+    ):
         storage.latest()
 
 

@@ -141,6 +141,29 @@ def test_verify_reads_every_file_and_names_the_first_that_differs(saved: Path, t
     assert sabot_says("checkpoints", "verify", saved / "state").exit_code == 0
 
 
+def test_verify_goes_on_behind_a_damaged_checkpoint_and_names_the_newest_whole_one(saved: Path, tmp_path: Path) -> None:
+    """It stopped at the oldest one, said nothing of the newer ones, and advised to forget all state."""
+    copy = tmp_path / "copy"
+    shutil.copytree(saved / "state" / "checkpoints", copy, symlinks=True)
+    manifests = sorted((copy / "checkpoints").iterdir())
+    ids = [int(path.name.split("-")[0]) for path in manifests]
+    whole = manifests[0].read_bytes()
+    manifests[0].write_bytes(whole.replace(b'"app"', b'"aqq"'))
+    done = sabot_says("checkpoints", "verify", copy)
+    assert done.exit_code == 1
+    assert [int(line.split()[1].rstrip(":")) for line in done.stdout.splitlines()] == ids
+    assert [line.endswith("all hashes match") for line in done.stdout.splitlines()] == [False] + [True] * len(ids[1:])
+    assert f"checkpoint {ids[-1]} is the newest whole one" in done.stderr
+    assert f"the app starts from its newest checkpoint, {ids[-1]}" in done.stderr
+    assert "--fresh" not in done.stderr
+    manifests[0].write_bytes(whole)
+    manifests[-1].write_bytes(manifests[-1].read_bytes().replace(b'"app"', b'"aqq"'))
+    done = sabot_says("checkpoints", "verify", copy, "--json")
+    assert [json.loads(line)["whole"] for line in done.stdout.splitlines()] == [*[True] * len(ids[1:]), False]
+    assert f"to go back to checkpoint {ids[-2]}" in done.stderr
+    assert "--fresh" not in done.stderr
+
+
 def test_a_damaged_manifest_does_not_hide_the_others(saved: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     (copy / "checkpoints").mkdir(parents=True)
