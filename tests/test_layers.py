@@ -103,6 +103,7 @@ THIRD_PARTIES = {
     "rocksdict": {"state"},
     "starlette": {"mcp", "web"},  # two servers: of MCP, and of the console
     "typer": {"cli"},
+    "typing_extensions": {"llm"},  # that of type checkers: no program imports it
     "uvicorn": {"mcp", "web"},
 }
 CYTHON_ONLY = {"cpython", "cython", "libc", "libcpp", "posix"}

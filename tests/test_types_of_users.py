@@ -4,8 +4,10 @@ import builtins
 import importlib
 import inspect
 import re
+import subprocess
 import sys
 import typing
+import venv
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,10 +15,12 @@ import pyarrow as pa
 import pytest
 
 import sabot
-from sabot.api.agent import AgentOptions, AgentSpec, BatchAgentOptions
-from sabot.app.agents import AgentDeclarations
+from sabot.api.agent import AgentOptions, AgentSpec, BatchAgentOptions, RecordAgentOptions
+from sabot.app.agents import AgentDeclarations, LlmAgentOptions
 from sabot.base.options import options_of
 from sabot.calls.options import CALL_WORDS
+from sabot.journal.effects import EffectClass, EffectName
+from sabot.llm import Agent
 from tools.source_tree import PROJECT
 
 GOOD = """
@@ -93,6 +97,109 @@ app.stream("orders").group_by("user").aggregate(ttl=sabot)
 app.stream("orders").group_by("user").aggregate(n=1)
 """
 
+TOOLS = """
+from sabot import App
+from sabot.agents import DurableContext
+from sabot.llm import Agent, Effect, ExecutionEngine, OpenAIProvider, Tool, tool
+
+app = App("shop")
+engine = ExecutionEngine(OpenAIProvider("m"))
+
+
+@tool
+async def refund(order: str, amount: int = 3) -> str:
+    return order
+
+
+@tool(effect="idempotent", retries=2)
+async def put(path: str, effect: Effect) -> None: ...
+
+
+@tool
+async def by_name(path: str, *, effect: Effect) -> None: ...
+
+
+@tool(effect="read")
+def look(order: str) -> dict[str, int]:
+    return {}
+
+
+def plain(order: str) -> float:
+    return 1.0
+
+
+class Desk:
+    @tool
+    async def close(self, name: str) -> int:
+        return 1
+
+
+async def work(ctx: DurableContext) -> object:
+    text: str = await ctx.call(refund, "o-1", amount=5)
+    number: float = await ctx.call(plain, "o")
+    number = await ctx.step(plain, "o", effect="read", retries=2)
+    await ctx.call(put, "a")
+    await ctx.call(put, path="a")
+    await ctx.call(by_name, path="a")
+    await ctx.call(Desk().close, "x")
+    await ctx.step(lambda: 3, effect="local")
+    return [text, number, await ctx.call(look, "o-1")]
+
+
+def name_of(one: Tool) -> str:
+    return one.name
+
+
+tools: list[Tool] = [refund, put, look]
+agent = Agent(engine, tools=[refund, put, look, plain])
+name_of(refund)
+app.llm_agent("questions", engine, tools=[refund], output=int, key="customer", sink="out", concurrency=5)
+app.process_agent("tasks", command=["x"], effect="read", durable=True, timeout="30s")
+"""
+
+BAD_TOOLS = """
+from sabot import App
+from sabot.agents import DurableContext, RuntimeKernel
+from sabot.llm import Agent, ExecutionEngine, OpenAIProvider, tool
+
+app = App("shop")
+engine = ExecutionEngine(OpenAIProvider("m"))
+
+
+@tool
+async def pay(order: str, amount: int = 3) -> str:
+    return order
+
+
+def plain(order: str) -> float:
+    return 1.0
+
+
+async def work(ctx: DurableContext) -> None:
+    await ctx.call(pay, "o-1", amount="x")  # wrong
+    await ctx.call(pay, "o-1", amont=3)  # wrong
+    await ctx.call(pay)  # wrong
+    await ctx.call(plain, 3)  # wrong
+    (await ctx.call(pay, "o-1")).nothing  # wrong
+    (await ctx.step(plain, "o-1")).nothing  # wrong
+    await ctx.step(plain, "x", effect="raed")  # wrong
+    await pay(3)  # wrong
+
+
+tool(effect="raed")  # wrong
+app.agent("orders", kye="x")  # wrong
+app.agent("orders", on_error="skp")  # wrong
+app.llm_agent("questions", engine, kye="customer")  # wrong
+app.llm_agent("questions", engine, output_type=int)  # wrong
+app.llm_agent("questions", engine, on_error="skp")  # wrong
+app.process_agent("tasks", command=["x"], effect="raed", durable=True)  # wrong
+app.process_agent("tasks", command=["x"], kye="x")  # wrong
+app.process_agent("tasks", command=["x"], lines="jsn")  # wrong
+Agent(engine, output_type=int)  # wrong
+RuntimeKernel(engine, work, jornal="x")  # wrong
+App("x", jornal="y")  # wrong
+"""
+
 PARTS = ("sabot", "sabot.agents", "sabot.llm", "sabot.journal", "sabot.process", "sabot.testing")
 
 INNER = {
@@ -111,8 +218,11 @@ INNER = {
     "Encoder": "what a Format makes for a writer",
     "Format": "what Json, Csv, Raw, ArrowIpc, Avro and Protobuf are",
     "GuardJudge": "of App.judge, for the runtime",
+    "EffectClass": "what the texts of effect= are",
+    "EffectName": "a choice of texts, and no class",
     "InDoubt": "a choice of texts, and no class",
     "LineFormat": "a choice of texts, and no class",
+    "LlmAgentOptions": "the keywords of llm_agent, of which nobody makes one",
     "ListExpr": "a namespace of Expr: .list",
     "LookupOptions": "the keywords of lookup, of which nobody makes one",
     "MapAsyncOptions": "the keywords of map_async, of which nobody makes one",
@@ -122,6 +232,7 @@ INNER = {
     "PatternStep": "of the constructor of a pattern, which `pattern` calls",
     "Plan": "of App.plan, for the pages and commands that show a running app",
     "PoolProtocol": "a choice of texts, and no class",
+    "RecordAgentOptions": "the keywords of process_agent, of which nobody makes one",
     "Reference": "how a registry keeps what a Protobuf file imports: of Registry.refer, for the format",
     "SchemaRegistry": "what Registry is",
     "Session": "of App.sql_session, for the SQL shell",
@@ -210,3 +321,45 @@ def test_mypy_takes_a_program_and_refuses_a_misspelled_option(tmp_path: Path, mo
     assert {7, 10, 13, 16, 18, 19} == wrong, said
     assert "on_eror" in said
     assert "filtr" in said
+
+
+@pytest.mark.slow  # mypy reads the whole package
+def test_mypy_sees_misspelt_options_of_agents_and_the_arguments_of_tools(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mypy import api
+
+    (tmp_path / "good.py").write_text(TOOLS)
+    (tmp_path / "bad.py").write_text(BAD_TOOLS)
+    monkeypatch.setenv("MYPYPATH", str(PROJECT))
+    monkeypatch.chdir(PROJECT)
+    said, trouble, _ = api.run(["--no-error-summary", str(tmp_path / "good.py"), str(tmp_path / "bad.py")])
+    assert trouble == ""
+    assert "good.py" not in said, said
+    wrong = {int(line.split(":")[1]) for line in said.splitlines() if "error:" in line}
+    assert wrong == {number for number, line in enumerate(BAD_TOOLS.splitlines(), 1) if "# wrong" in line}, said
+
+
+def test_the_options_of_llm_agent_are_those_of_an_agent_and_of_a_model_with_tools() -> None:
+    own = LlmAgentOptions.__annotations__.keys() - RecordAgentOptions.__annotations__.keys()
+    assert own == inspect.signature(Agent).parameters.keys() - {"engine", "name"}
+
+
+def test_the_classes_of_effects_have_the_names_that_type_checkers_know() -> None:
+    assert typing.get_args(EffectName) == tuple(EffectClass)
+
+
+def test_type_checkers_see_what_the_set_up_installs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mypy import api
+
+    (script,) = re.findall(r"""-c '(import os, pathlib, sysconfig\n[^']*)'""", (PROJECT / "tools/setup.sh").read_text())
+    python = tmp_path / "venv/bin/python"
+    venv.create(tmp_path / "venv", symlinks=True)
+    (tmp_path / "project/shop").mkdir(parents=True)
+    (tmp_path / "project/shop/py.typed").touch()
+    (tmp_path / "project/shop/__init__.py").write_text("def pay(amount: int) -> None: ...\n")
+    subprocess.run([python, "-c", script], cwd=tmp_path / "project", check=True)
+    monkeypatch.chdir(tmp_path)
+    said, trouble, _ = api.run(["--python-executable", str(python), "-c", "import shop; shop.pay('x')"])
+    assert trouble == ""
+    assert 'Argument 1 to "pay" has incompatible type "str"' in said

@@ -128,6 +128,10 @@ echo "sabot: building, and installing what it runs and is tested with (a few min
 "$@" -r "$venv/test-requires.txt" &
 installing=$!
 $pip install -q --no-build-isolation --no-deps -e .
+# A finder in Python answers imports of an editable package, which mypy and pyright do not run. They read folders in .pth files.
+# (setuptools writes such a file with editable_mode=compat, which it will drop.)
+"$venv/bin/python" -c 'import os, pathlib, sysconfig
+pathlib.Path(sysconfig.get_path("purelib"), "sabot-folder.pth").write_text(os.getcwd() + "\n")'
 wait "$installing"
 installing=
 "$venv/bin/python" -c 'from sabot import *'

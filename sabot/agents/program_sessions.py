@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sabot.agents.program_runs import Heard, ProgramOutput, RunId
 from sabot.codecs.records import decode_json
 from sabot.errors import DataError
+from sabot.journal.effects import EffectClass, EffectName
 from sabot.llm.tools import Effect, InDoubt, Tool, tool
 from sabot.process.errors import CommunicationError, ExecutionError
 
@@ -42,7 +43,9 @@ class ProgramSessions:
       ended.
     """
 
-    def __init__(self, program: str, name: str, run: Run, field: str, effect: str, in_doubt: InDoubt) -> None:
+    def __init__(
+        self, program: str, name: str, run: Run, field: str, effect: EffectName | EffectClass, in_doubt: InDoubt
+    ) -> None:
         self._program, self._run, self._field = program, run, field
         self._running: dict[str, asyncio.Future[ProgramOutput]] = {}
         self._start: Tool = tool(effect=effect, in_doubt=in_doubt, name=name)(self._begun)

@@ -28,7 +28,7 @@ from sabot.base.config import Duration, parse_seconds
 from sabot.base.threads import run_in_thread
 from sabot.codecs.records import decode_json, encode_json
 from sabot.errors import DataError, UserError, short_repr
-from sabot.journal.effects import RULES, effect_class
+from sabot.journal.effects import RULES, EffectClass, EffectName, effect_class
 from sabot.llm.tools import Effect, InDoubt, tool
 from sabot.process.backends import program_of
 from sabot.process.command import Command
@@ -207,7 +207,14 @@ class AgentCommand:
         return run
 
     def durable_function(
-        self, name: str, effect: str, in_doubt: InDoubt, *, retries: int = 0, backoff: Duration = 0, fails: bool = True
+        self,
+        name: str,
+        effect: EffectName | EffectClass,
+        in_doubt: InDoubt,
+        *,
+        retries: int = 0,
+        backoff: Duration = 0,
+        fails: bool = True,
     ) -> "Callable[[DurableContext], Any]":
         """Returns the function of a durable agent. It runs the program as one effect of the job. The arguments of the
         effect are the words of the command and the stdin.
@@ -256,7 +263,7 @@ class AgentCommand:
         run.__name__ = run.__qualname__ = name
         return run
 
-    def _sessions(self, name: str, effect: str, in_doubt: InDoubt) -> ProgramSessions | None:
+    def _sessions(self, name: str, effect: EffectName | EffectClass, in_doubt: InDoubt) -> ProgramSessions | None:
         if self._resume is None:
             return None
         sessions = ProgramSessions(self._program, name, self._run, self._session, effect, in_doubt)

@@ -32,15 +32,37 @@ if TYPE_CHECKING:
     from sabot.jobs.guard import EffectGuard
     from sabot.jobs.judges import GuardJudge
     from sabot.jobs.log import Listener
+    from sabot.journal.effects import EffectClass, EffectName
     from sabot.journal.memory import MemoryStorage
-    from sabot.llm.agent import Agent, AgentResult
+    from sabot.llm.agent import Agent, AgentResult, Trim
     from sabot.llm.engine import ExecutionEngine
-    from sabot.llm.tools import InDoubt
+    from sabot.llm.tools import InDoubt, Tool
     from sabot.process.fleet.health import HealthMonitor
     from sabot.process.limits import ResourceLimits
     from sabot.process.sandbox.levels import Sandbox, TrustLevel
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class LlmAgentOptions(RecordAgentOptions, total=False):
+    """The options of `App.llm_agent`: those of `App.agent`, and those of `sabot.llm.Agent` except its name."""
+
+    tools: "Sequence[Tool | Agent | Callable[..., Any]]"
+    instructions: str
+    output: Any
+    model: str
+    max_turns: int
+    max_concurrent_tools: int
+    tool_timeout: Duration
+    max_tool_retries: int
+    max_tool_chars: int
+    repairs: int
+    context_window: int
+    trim: "Trim"
+    temperature: float | None
+    max_tokens: int | None
+    options: "Mapping[str, Any] | None"
+    use_middleware: bool
 
 
 class AgentDeclarations:
@@ -235,7 +257,7 @@ class AgentDeclarations:
         reply: Callable[[Any, "AgentResult"], Any] | None = None,
         session: bool | None = None,
         name: str = "agent",
-        **options: Any,
+        **options: Unpack[LlmAgentOptions],
     ) -> "Agent":
         """Runs a model with tools over each record of a topic, as a durable agent: no unsafe tool is called twice, and no answer is paid
         for twice. Returns the agent.
@@ -257,7 +279,8 @@ class AgentDeclarations:
         from sabot.llm.errors import RECORD_ERRORS
 
         checked_name(name, f"app {self.id}: agent name")
-        wiring = {each: options.pop(each) for each in list(options) if each in options_of(AgentOptions)}
+        own: dict[str, Any] = dict(options)
+        wiring = {each: own.pop(each) for each in list(own) if each in options_of(AgentOptions)}
         where = f"llm_agent {name}"
         if wiring.get("durable") is False:
             raise UserError(f"{where}: durable=False", hint="in @app.agent without durable=True, await Agent(…).run(…)")
@@ -268,9 +291,9 @@ class AgentDeclarations:
                 f"{where}: tombstones=True", hint="a model is asked about a message, and a tombstone has none"
             )
         known = [*options_of(AgentOptions), *(each for each in inspect.signature(Agent).parameters if each != "engine")]
-        if unknown := options.keys() - known:
+        if unknown := own.keys() - known:
             raise no_option(f"{where}: it", unknown, known)
-        agent = Agent(engine, name=name, **options)
+        agent = Agent(engine, name=name, **own)
         keeps = wiring.get("key") is not None if session is None else session
         if isinstance(prompt, str):
             check_template(prompt, where)
@@ -309,16 +332,15 @@ class AgentDeclarations:
         working_dir: str | os.PathLike[str] | None = None,
         limits: "ResourceLimits | None" = None,
         trust: "Sandbox | TrustLevel | str | None" = None,
-        timeout: Duration | None = None,
         pool: int | None = None,
         protocol: "PoolProtocol | None" = None,
         resume: Sequence[str] | None = None,
         session: str | None = None,
         live: str | None = None,
-        effect: str | None = None,
+        effect: "EffectName | EffectClass | None" = None,
         in_doubt: "InDoubt | None" = None,
         name: str = "process",
-        **options: Any,
+        **options: Unpack[RecordAgentOptions],
     ) -> Callable[..., Any]:
         """Runs a program for each record of a topic, as a child process that ends with its worker. The lines that it writes go to the sink
         when it has ended well. Returns the function of the agent, for `sink=` of another agent and for `ctx.child`.
@@ -347,9 +369,12 @@ class AgentDeclarations:
         from sabot.agents.program_runs import LiveLines
         from sabot.agents.programs import AgentCommand
 
-        where, durable = f"process_agent {name}", options.get("durable", False)
-        wrong = options.keys() - options_of(AgentOptions) | options.keys() & {"batch", "on_timer", "tombstones"}
-        if wrong:
+        own: dict[str, Any] = dict(options)
+        timeout = own.pop("timeout", None)
+        where, durable = f"process_agent {name}", own.get("durable", False)
+        if unknown := own.keys() - options_of(AgentOptions):
+            raise no_option(f"{where}: it", unknown, list(options_of(RecordAgentOptions)))
+        if wrong := own.keys() & {"batch", "on_timer", "tombstones"}:
             raise UserError(
                 f"{where}: it has no option {', '.join(sorted(wrong))}", hint="a program is run for each record"
             )
@@ -357,7 +382,7 @@ class AgentDeclarations:
             raise UserError(
                 f"{where}: effect= and in_doubt= are of durable agents", hint="durable=True, or leave them out"
             )
-        if resume is not None and (not durable or options.get("on_error") == "retry"):
+        if resume is not None and (not durable or own.get("on_error") == "retry"):
             raise UserError(
                 f"{where}: resume= is of durable agents, without on_error='retry'",
                 hint='durable=True, on_error="skip": what was cut off goes on, what has failed is a dead letter',
@@ -388,25 +413,25 @@ class AgentDeclarations:
             health=(self.health, f"{self.id}.{name}"),
         )
         if pool is not None:
-            if "concurrency" in options:
+            if "concurrency" in own:
                 raise UserError(f"{where}: concurrency= with pool=", hint="pool= says how many records at a time")
-            options["concurrency"] = pool
+            own["concurrency"] = pool
         function: Callable[..., Any]
         if durable:
             again: dict[str, Any] = {}
-            fails = options.get("on_error") == "retry"
+            fails = own.get("on_error") == "retry"
             if fails or pool is not None:
                 again = {
-                    "retries": options.pop("retries", 3),
-                    "backoff": options.pop("backoff", "100ms"),
+                    "retries": own.pop("retries", 3),
+                    "backoff": own.pop("backoff", "100ms"),
                     "fails": fails,
                 }
             if fails:
-                options["on_error"] = "skip"  # the last error is a dead letter
+                own["on_error"] = "skip"  # the last error is a dead letter
             function = program.durable_function(name, effect or "unsafe", in_doubt or "ask", **again)
         else:
             function = program.function(name)
-        spec = self._spec(function, topic, name, options)
+        spec = self._spec(function, topic, name, own)
         if spec.schema is not None:
             program.check_schema(spec.schema, where)
         self.agent_runtime.add(replace(spec, check=program.words.of))

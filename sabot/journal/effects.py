@@ -28,6 +28,10 @@ class EffectClass(StrEnum):
     UNSAFE = "unsafe"
 
 
+EffectName = Literal["local", "read", "metered", "idempotent", "reconcilable", "unsafe"]
+"""The names of the classes, as users write them: type checkers see a misspelt one."""
+
+
 class Doubt(StrEnum):
     """The decision on an effect in doubt, that is, one of which nobody knows whether it was made.
 

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, Protocol, cast, get_args, overload
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -33,14 +33,23 @@ from sabot.calls.functions import unwrap
 from sabot.calls.judging import judge_of_this
 from sabot.calls.options import Retry
 from sabot.errors import UserError, short_repr
-from sabot.journal.effects import EffectClass, EffectId, effect_class
+from sabot.journal.effects import EffectClass, EffectId, EffectName, effect_class
 from sabot.llm.errors import ToolError
 from sabot.llm.names import TOOLS, note_tool
 from sabot.llm.spec import JsonSchema, RequestSpec, ToolSchema
 
 if TYPE_CHECKING:
+    from typing_extensions import ParamSpec, TypeVar  # those of Python 3.13: only type checkers read this
+
     from sabot.llm.engine_core import Engine
     from sabot.llm.results import Completion
+
+    P = ParamSpec("P", default=...)
+    R = TypeVar("R", default=Any, covariant=True)
+else:
+    from typing import ParamSpec, TypeVar
+
+    P, R = ParamSpec("P"), TypeVar("R")
 
 UNTRUSTED = "untrusted"
 """The label of data from the open world, which anybody may have written."""
@@ -73,6 +82,29 @@ class Effect:
     attempt: int
     deadline: float | None
     again: "Callable[[EffectId], Awaitable[EffectId]] | None" = field(default=None, compare=False, repr=False)
+
+
+class _OneAndEffect(Protocol):
+    def __call__(self, first: Any, /, *, effect: Effect) -> Any: ...
+
+
+class _TwoAndEffect(Protocol):
+    def __call__(self, first: Any, second: Any, /, *, effect: Effect) -> Any: ...
+
+
+TakesEffect = (
+    _OneAndEffect
+    | _TwoAndEffect
+    | Callable[Concatenate[Effect, ...], Any]
+    | Callable[[Any, Effect], Any]
+    | Callable[[Any, Any, Effect], Any]
+    | Callable[[Any, Any, Any, Effect], Any]
+    | Callable[[Any, Any, Any, Any, Effect], Any]
+    | Callable[[Any, Any, Any, Any, Any, Effect], Any]
+)
+"""A function with the parameter `effect: Effect`. Callers leave it out, which no ParamSpec can say, so the arguments of
+such functions are not checked.
+"""
 
 
 class ToolAnswer(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -138,7 +170,7 @@ class ToolCaller(Protocol):
 
 
 @dataclass(frozen=True)
-class Tool:
+class Tool(Generic[P, R]):
     """A function that agents and jobs can call as a tool, with its settings. Calling a Tool object calls the function,
     if the policy of the app allows it. In the function of a job it raises UserError, because `ctx.call` has to record
     the call.
@@ -160,7 +192,7 @@ class Tool:
       then unsafe.
     """
 
-    func: Callable[..., Any]
+    func: Callable[P, R]
     name: str
     effect: EffectClass
     reconcile: Callable[..., Any] | None
@@ -179,9 +211,11 @@ class Tool:
         vars(self).update(__doc__=self.func.__doc__, __wrapped__=self.func)
         TOOLS.add(self.name)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         judge = judge_of_this(self.name, "called", IN_THREAD)
-        return self.func(*args, **kwargs) if judge is None else judge.call_plainly(self, args, kwargs)
+        if judge is None:
+            return self.func(*args, **kwargs)
+        return cast("R", judge.call_plainly(self, args, kwargs))
 
     def __get__(self, instance: Any, owner: type | None = None) -> "Tool":
         """Binds the function, so that a tool can be a method."""
@@ -220,14 +254,25 @@ class Tool:
         return Parameters(self.func, f"tool {self.name}", (_EFFECT,) if self.takes_effect else ())
 
 
+class _MakesTool(Protocol):
+    @overload
+    def __call__(self, func: TakesEffect, /) -> Tool: ...
+    @overload
+    def __call__(self, func: Callable[P, R], /) -> Tool[P, R]: ...
+
+
 @overload
-def tool(func: Callable[..., Any], /) -> Tool: ...
+def tool(func: TakesEffect, /) -> Tool: ...
+
+
+@overload
+def tool(func: Callable[P, R], /) -> Tool[P, R]: ...
 
 
 @overload
 def tool(
     *,
-    effect: str = "unsafe",
+    effect: EffectName | EffectClass = "unsafe",
     reconcile: Callable[..., Any] | None = None,
     in_doubt: InDoubt = "ask",
     timeout: Duration | None = None,
@@ -236,7 +281,7 @@ def tool(
     name: str | None = None,
     open_world: bool = False,
     labels: Collection[str] = (),
-) -> Callable[[Callable[..., Any]], Tool]: ...
+) -> _MakesTool: ...
 
 
 @answers_wrong_options
@@ -244,7 +289,7 @@ def tool(
     func: Callable[..., Any] | None = None,
     /,
     *,
-    effect: str = "unsafe",
+    effect: EffectName | EffectClass = "unsafe",
     reconcile: Callable[..., Any] | None = None,
     in_doubt: InDoubt = "ask",
     timeout: Duration | None = None,

@@ -4,9 +4,10 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 
 import msgspec
 import pyarrow as pa
@@ -19,11 +20,15 @@ from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.jobs.history import ACTION_TYPES, ContinueAs
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import in_order, pack
-from sabot.journal.effects import RULES
+from sabot.journal.effects import RULES, EffectClass, EffectName
 from sabot.journal.entries import Answer, Signal
 from sabot.llm.spec import RequestSpec
-from sabot.llm.tools import Tool, as_tool
+from sabot.llm.tools import TakesEffect, Tool, as_tool
 from sabot.state import StateBackend
+
+P = ParamSpec("P")
+# The results that are of the same type after they were recorded. A tuple becomes a list, a dataclass a dict.
+Plain = TypeVar("Plain", bound=bool | int | float | str | bytes | datetime | None)
 
 if TYPE_CHECKING:
     from sabot.agents.durable.models import JobModel
@@ -105,6 +110,14 @@ class DurableContext(AgentContext):
         """
         return frozenset(self._job.labels)
 
+    @overload
+    async def call(self, tool: Callable[P, Awaitable[Plain]], /, *args: P.args, **kwargs: P.kwargs) -> Plain: ...
+    @overload
+    async def call(self, tool: Callable[P, Plain], /, *args: P.args, **kwargs: P.kwargs) -> Plain: ...
+    @overload
+    async def call(self, tool: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Any: ...
+    @overload
+    async def call(self, tool: TakesEffect, /, *args: Any, **kwargs: Any) -> Any: ...
     async def call(self, tool: Tool | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Calls a tool, and returns its result. The result is encoded and decoded by msgpack, so for example a tuple
         becomes a list.
@@ -120,12 +133,45 @@ class DurableContext(AgentContext):
             return await made.converse(made, _JobCaller(self), kwargs)
         return await self._made(made, args, kwargs)
 
+    @overload
+    async def step(
+        self,
+        func: Callable[..., Awaitable[Plain]],
+        /,
+        *args: Any,
+        effect: EffectName | EffectClass = "unsafe",
+        timeout: Duration | None = None,
+        retries: int | None = None,
+        **kwargs: Any,
+    ) -> Plain: ...
+    @overload
+    async def step(
+        self,
+        func: Callable[..., Plain],
+        /,
+        *args: Any,
+        effect: EffectName | EffectClass = "unsafe",
+        timeout: Duration | None = None,
+        retries: int | None = None,
+        **kwargs: Any,
+    ) -> Plain: ...
+    @overload
     async def step(
         self,
         func: Callable[..., Any],
         /,
         *args: Any,
-        effect: str = "unsafe",
+        effect: EffectName | EffectClass = "unsafe",
+        timeout: Duration | None = None,
+        retries: int | None = None,
+        **kwargs: Any,
+    ) -> Any: ...
+    async def step(
+        self,
+        func: Callable[..., Any],
+        /,
+        *args: Any,
+        effect: EffectName | EffectClass = "unsafe",
         timeout: Duration | None = None,
         retries: int | None = None,
         **kwargs: Any,
