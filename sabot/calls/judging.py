@@ -2,8 +2,8 @@
 
 An app with rules or budgets sets a judge for its agents and streams. Each job sets one for its function, which may make
 no such call, and one for each of its effects. The judge is found by the context of the call (`contextvars`). A thread
-that was started without a context has no judge, although a tool of a job may have started it. Calls there are refused
-while jobs whose calls are judged run in this process.
+that was started without a context has no judge, although a job or an agent may have started it. Calls there are refused
+while an app or a kernel with a policy or budgets runs in this process.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ without an app.
 # value, by which `judge_of_this` tells them apart.
 JUDGE.set(None)
 
-_judging: dict[object, asyncio.AbstractEventLoop] = {}  # by owner of jobs whose calls are judged: its event loop
+_judging: dict[object, asyncio.AbstractEventLoop] = {}  # by owner of what is judged: its event loop
 
 
 def with_judge(function: Callable[P, T], judge: object) -> Callable[P, T]:
@@ -44,8 +44,8 @@ def with_judge(function: Callable[P, T], judge: object) -> Callable[P, T]:
 
 
 def begin_judging(who: object) -> None:
-    """Records that jobs of an app with a policy or budgets run on the current event loop, until `end_judging`.
-    `judge_of_this` uses this. `who`: the owner of these jobs.
+    """Records that jobs, agents or streams with a policy or budgets run on the current event loop, until
+    `end_judging`. `judge_of_this` uses this. `who`: their owner.
     """
     if who not in _judging:
         for each in [each for each, loop in list(_judging.items()) if loop.is_closed()]:
@@ -63,7 +63,7 @@ def judge_of_this(what: str, verb: str, fix: str) -> Any:
     permission of this judge.
 
     Raises UserError if it is unknown which job makes the call. That is so in a thread that was started without a
-    context, while jobs of an app with a policy or budgets run on another event loop of this process. For the message:
+    context, while an app or a kernel with a policy or budgets runs on another event loop of this process. For the message:
     `what` is the name of the model or tool, `verb` is "asked" or "called", and `fix` says what to do in a tool.
     """
     judge = JUDGE.get()
@@ -73,8 +73,8 @@ def judge_of_this(what: str, verb: str, fix: str) -> Any:
     thread = threading.current_thread()
     if loops and _running_loop() not in loops and thread is not threading.main_thread():
         raise UserError(
-            f"{what} was not {verb}: jobs with a policy or budgets run in this process, and thread {thread.name} has no context, "
-            "so Sabot cannot tell whether one of these jobs makes the call",
+            f"{what} was not {verb}: an app with a policy or budgets runs in this process, and thread {thread.name} has no "
+            "context, so Sabot cannot tell whether a job or an agent of this app makes the call",
             hint=f"in a tool: {fix}; elsewhere begin the thread by asyncio.to_thread(…), or by "
             "contextvars.copy_context().run(…) of the program",
         )

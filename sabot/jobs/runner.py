@@ -162,6 +162,8 @@ class EffectRunner:
         self._on_broken = _raise if on_broken is None else on_broken
         self._again = again
         self._judge = judge
+        if judge is not None:  # not only from the first effect: the function of a job may start threads before it
+            begin_judging(self)
         self._judges: dict[tuple[str, EffectClass], CallJudge] = {}  # without `judge`, by name and class of the tool
         self.ask: AsksPerson | None = None
         """The function by which tools ask a person; None if they cannot."""
@@ -211,7 +213,6 @@ class EffectRunner:
         self._in_flight += 1
         context = self._context.copy()
         if self._judge is not None:
-            begin_judging(self)
             context.run(JUDGE.set, self._judge(effect, tool))
         elif tool.effect in REPEATED:
             if (judge := self._judges.get((tool.name, tool.effect))) is None:

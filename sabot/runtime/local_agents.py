@@ -11,7 +11,7 @@ from sabot.api.nodes.read import StreamEnd
 from sabot.base.os_errors import restoring
 from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import Handle, run_in_thread, run_to_end
-from sabot.calls.judging import with_judge
+from sabot.calls.judging import begin_judging, end_judging, with_judge
 from sabot.checkpoint import Coordinator, Manifest
 from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
@@ -139,7 +139,10 @@ class LocalAgents:
         if restored is not None:
             self.group.check(restored)
         operators: dict[str, AgentOperator] = {}
-        make = with_judge(agent_operator, self.settings.judge())
+        judge = self.settings.judge()
+        if judge is not None:  # before the first record: also an agent without jobs may call a tool in a plain thread
+            begin_judging(self)
+        make = with_judge(agent_operator, judge)
         await self._open_journal(restored)
         for spec in self.specs:
             branches = {name: self._sink(sink) for name, sink in spec.sinks.items()}
@@ -498,6 +501,7 @@ class LocalAgents:
         if self._closed:
             return
         self._closed = True
+        end_judging(self)
         if self._running is not None:
             interpreter.restore()
             self.coordinator.abandon(self.group.task)

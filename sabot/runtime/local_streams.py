@@ -14,7 +14,7 @@ from sabot.api.nodes.read import StreamEnd
 from sabot.base.metrics import Sample
 from sabot.base.quantities import counted_words
 from sabot.base.threads import Handle, call_on_loop, run_in_thread, run_to_end
-from sabot.calls.judging import with_judge
+from sabot.calls.judging import begin_judging, end_judging, with_judge
 from sabot.checkpoint import Manifest
 from sabot.connectors.base import Delivery
 from sabot.connectors.defaults import progress_of
@@ -83,7 +83,10 @@ class LocalStreams:
         """Opens everything at the positions of the checkpoint. If it raises, nothing is left open."""
         if restored is not None and self._was_complete(restored):
             return
-        building = asyncio.ensure_future(run_in_thread(with_judge(self.build.open, self.settings.judge()), restored))
+        judge = self.settings.judge()
+        if judge is not None:
+            begin_judging(self)
+        building = asyncio.ensure_future(run_in_thread(with_judge(self.build.open, judge), restored))
         try:
             await asyncio.shield(building)
         except BaseException:
@@ -204,6 +207,7 @@ class LocalStreams:
         if self._closed:
             return
         self._closed = True
+        end_judging(self)
         self.build.cancelled.set()
         if self.started:
             interpreter.restore()

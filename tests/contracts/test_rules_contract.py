@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any
 
 import pyarrow as pa
@@ -423,8 +424,24 @@ async def test_a_thread_without_a_context_calls_no_tool_while_calls_of_jobs_are_
     async with RuntimeKernel.create(agent=work, policy=RULES["denied"]) as kernel:
         handle = await kernel.execute(ExecutionRequest(prompt="go"))
         words = str((await handle.result()).output)
-    assert "refund was not called: jobs with a policy or budgets run in this process, and thread " in words
+    assert "refund was not called: an app with a policy or budgets runs in this process, and thread " in words
     assert desk.made == []
+
+
+async def test_a_thread_of_a_job_calls_no_tool_before_the_first_effect_either() -> None:
+    """Else each run of the function would pay, and no rule would be asked."""
+    desk, words = Desk(), list[str]()
+
+    async def work(ctx: Any) -> None:
+        thread = Thread(target=lambda: words.append(_tried("plain", desk)))
+        thread.start()
+        thread.join()
+
+    async with RuntimeKernel.create(agent=work, policy=RULES["denied"]) as kernel:
+        await (await kernel.execute(ExecutionRequest(prompt="go"))).result()
+    assert "refund was not called" in words[0]
+    assert desk.made == []
+    assert _tried("plain", desk) == "paid", "the kernel is closed: nobody judges"
 
 
 @pytest.mark.parametrize("restarts", [False, True])
@@ -580,6 +597,34 @@ async def test_a_rule_holds_for_an_agent_of_the_app_that_is_started_alone(rule: 
     await agent.stop()
     for way, desk in desks.items():
         Seen(len(desk.made), done[way]).check(f"agent alone, {way}, {rule}", rule)
+
+
+@pytest.mark.parametrize("ruled", [True, False])
+async def test_a_thread_without_a_context_calls_no_tool_beside_agents_and_streams_without_jobs(
+    ruled: bool, memory_url: str
+) -> None:
+    """`run_in_executor` gives its thread no context, and passed by the policy of an app that had no durable agent."""
+    desks, done = {where: Desk() for where in ("agent", "stream")}, dict[str, str]()
+    app = App("shop", memory_url, **({"policy": RULES["denied"]} if ruled else {}))
+
+    @app.agent("ways")
+    async def handle(ctx: Any) -> None:
+        loop = asyncio.get_running_loop()
+        done["agent"] = await loop.run_in_executor(None, _tried, "plain", desks["agent"])
+
+    def pays(batch: pa.RecordBatch) -> pa.RecordBatch:
+        with ThreadPoolExecutor(1) as pool:
+            done["stream"] = pool.submit(_tried, "plain", desks["stream"]).result()
+        return batch
+
+    app.stream("rows", schema=COLUMNS).map_batches(pays, schema=COLUMNS).to("out")
+    async with started(app):
+        for topic in ("ways", "rows"):
+            MemoryBroker.get(memory_url).publish(topic, [{"way": "plain"}])
+        await until(lambda: len(done) == 2, str(done))
+    for where, desk in desks.items():
+        assert ("refund was not called" in done[where]) is ruled, where
+        assert desk.made == ([] if ruled else ["o-1"]), where
 
 
 async def test_the_program_itself_calls_its_tools_as_functions_beside_a_running_app(memory_url: str) -> None:
