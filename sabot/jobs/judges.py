@@ -69,14 +69,20 @@ class GuardJudge:
         are checked.
         """
         self._calls, self._agent, self._guard, self._clock = calls, agent, guard, clock
-        # A request id may come again: after a restart, or in another attempt of a tool. Rows of the ledger with one id
-        # count once, so the numbers begin where those of no other judge do.
-        self._numbers = count(randbits(48))
+        self._numbers: Iterator[int] | None = None
         self._behalf = NOBODY
         self.repeated: Tool | None = None
         """The tool around the calls, if its class allows to repeat it."""
         self.loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._late: set[asyncio.Future[None]] = set()  # verdicts that nobody waits for
+
+    def _next_number(self) -> int:
+        """Returns the number of the next call. A request id may come again: after a restart, or in another attempt of a
+        tool. Rows of the ledger with one id count once, so the numbers begin where those of no other judge do.
+        """
+        if self._numbers is None:  # each effect has a judge, and most tools make no call
+            self._numbers = count(randbits(48))
+        return next(self._numbers)
 
     async def __call__(
         self, call: ModelCall, model: str, price: Price, ask: Callable[[], Awaitable[Outcome]]
@@ -88,7 +94,7 @@ class GuardJudge:
                 f"{model} was not asked: policy and budgets judge nothing in the event loop of a thread, in which a sync tool asks it",
                 hint="make the tool `async def`, and await the engine in it",
             )
-        guard, effect = self._guard, EffectId(f"{self._calls}/{call.context.request_id}", next(self._numbers))
+        guard, effect = self._guard, EffectId(f"{self._calls}/{call.context.request_id}", self._next_number())
         found = judge_call(guard, self._asked(effect, model, call, price))
         try:
             verdict = found if isinstance(found, GuardVerdict) else await found
@@ -208,7 +214,7 @@ class GuardJudge:
         )
 
     def _asked_tool(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GuardedCall:
-        effect = EffectId(f"{self._calls}/tools", next(self._numbers))
+        effect = EffectId(f"{self._calls}/tools", self._next_number())
         kind, labels = tool.effect, frozenset(self._behalf.labels)
         asked = GuardedCall(effect, "tool", tool.name, self._agent, self._behalf, kind, tool, args, kwargs)
         return replace(asked, labels=labels) if labels else asked

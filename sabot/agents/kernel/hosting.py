@@ -194,7 +194,7 @@ class KernelHost:
 
     def _look_at(self, notice: Notice) -> None:
         """Logs a warning for the first entry by which somebody wants a job to go on that this kernel does not run."""
-        if not self.resumed and isinstance(notice, Answer | Signal | Cancel) and notice.job in self.open:
+        if self.open and not self.resumed and isinstance(notice, Answer | Signal | Cancel) and notice.job in self.open:
             what = {Answer: "an answer", Signal: "a signal", Cancel: "a cancel"}[type(notice)]
             self._warn_of_open(f"job {notice.job} has got {what}, and nothing follows: ")
 
@@ -559,12 +559,13 @@ class _KernelEvents(JobEvents):
             self.kept.add(notice)  # before it is published: what a listener finds kept, it may leave out of its queue
         await super().publish(notice)
         self._seen(notice)
-        if isinstance(notice, Fragment | Blocked):
-            return
-        if isinstance(notice, EffectResult):
-            self.kept.drop(notice.job, notice.ordinal)
-        elif isinstance(notice, End):
-            self.kept.drop(notice.job)
+        match notice:
+            case Fragment() | Blocked():
+                return
+            case EffectResult():
+                self.kept.drop(notice.job, notice.ordinal)
+            case End():
+                self.kept.drop(notice.job)
         if self._durable is not None:
             self._durable()
 
