@@ -43,6 +43,7 @@ _KNOWN: dict[str, dict[str, Certainty | str]] = {
         "ConnectionRefusedError": _NOT_SENT,
         "ConnectionError": _UNKNOWN,
         "TimeoutError": _UNKNOWN,
+        "EOFError": _UNKNOWN,  # ftplib, multiprocessing, paramiko: the other side has closed the connection
         "KeyboardInterrupt": _UNKNOWN,
         "SystemExit": _UNKNOWN,
     },
@@ -53,12 +54,15 @@ _KNOWN: dict[str, dict[str, Certainty | str]] = {
         "CommunicationError": _UNKNOWN,  # the supervisor was killed, and a program with it
         "McpRefused": _STATUS,
     },
-    "asyncio": {"CancelledError": _UNKNOWN, "IncompleteReadError": _UNKNOWN},
-    "concurrent": {"CancelledError": _UNKNOWN},
+    "asyncio": {"CancelledError": _UNKNOWN},
+    "concurrent": {"CancelledError": _UNKNOWN, "BrokenExecutor": _UNKNOWN},
+    "anyio": {"EndOfStream": _UNKNOWN, "BrokenResourceError": _UNKNOWN},
+    "trio": {"BrokenResourceError": _UNKNOWN},
     "http": {"CannotSendRequest": _NOT_SENT, "InvalidURL": _NOT_SENT, "HTTPException": _UNKNOWN},
+    "imaplib": {"abort": _UNKNOWN},
     "socket": {"gaierror": _NOT_SENT, "herror": _NOT_SENT},
     "ssl": {"SSLCertVerificationError": _NOT_SENT, "SSLError": _UNKNOWN},
-    "subprocess": {"TimeoutExpired": _UNKNOWN},
+    "subprocess": {"TimeoutExpired": _UNKNOWN, "CalledProcessError": _STATUS},
     "urllib": {"HTTPError": _STATUS, "ContentTooShortError": _UNKNOWN, "URLError": _CAUSE},
     "httpx": {
         "HTTPStatusError": _STATUS,
@@ -112,6 +116,12 @@ _KNOWN: dict[str, dict[str, Certainty | str]] = {
     "anthropic": {"APIConnectionError": _CAUSE, "APIStatusError": _STATUS},
     "psycopg": {"OperationalError": _UNKNOWN},
     "psycopg2": {"OperationalError": _UNKNOWN},
+    "pymysql": {"OperationalError": _UNKNOWN},
+    "MySQLdb": {"OperationalError": _UNKNOWN},
+    "mysql": {"OperationalError": _UNKNOWN, "InterfaceError": _UNKNOWN},
+    "pymongo": {"AutoReconnect": _UNKNOWN},
+    "cimpl": {"KafkaException": _STATUS},  # the module that classes of confluent_kafka name
+    "confluent_kafka": {"KafkaException": _STATUS},
 }
 _KNOWN["httpx2"], _KNOWN["httpcore2"] = _KNOWN["httpx"], _KNOWN["httpcore"]
 # Beside 5xx of HTTP: a request that came too late or whose client left (408, 499), a failure inside an MCP server, and
@@ -119,6 +129,10 @@ _KNOWN["httpx2"], _KNOWN["httpcore2"] = _KNOWN["httpx"], _KNOWN["httpcore"]
 # so too when they have lost the service.
 _DOUBTFUL_STATUS = {408, 499, *range(500, 600), -32603}
 _DOUBTFUL_STATUS |= {"CANCELLED", "UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+# After these errors of librdkafka a message may have been sent. Its others are refusals, or come before.
+_DOUBTFUL_STATUS |= {"_MSG_TIMED_OUT", "_TIMED_OUT", "_TRANSPORT", "_ALL_BROKERS_DOWN", "_PURGE_INFLIGHT", "_FATAL"}
+_DOUBTFUL_STATUS |= {"REQUEST_TIMED_OUT", "NETWORK_EXCEPTION", "NOT_ENOUGH_REPLICAS_AFTER_APPEND"}
+_DOUBTFUL_STATUS |= {"KILLED"}
 _HTTP_STATUS = ("status_code", "http_status", "status", "http_status_code", "code", "errcode")  # names of attributes
 _OF_SYSTEM = {"builtins", "socket", "ssl", "asyncio", "concurrent", "anyio", "trio"}
 _DOUBTFUL_NAME = re.compile(
@@ -189,9 +203,15 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _status_of(error: BaseException) -> int | str | None:
-    """Returns the status of the answer that an error of a known client library has: the name of a status of gRPC, or a
-    number of JSON-RPC or HTTP. Returns None if it has none.
+    """Returns the status of the answer that an error of a known client library has: the name of a status of gRPC or
+    Kafka, a number of JSON-RPC or HTTP, or "KILLED" for a program that a signal has ended. Returns None if it has none.
     """
+    ended = getattr(error, "returncode", None)
+    if isinstance(ended, int) and ended < 0:
+        return "KILLED"
+    named = getattr(error.args[0], "name", None) if error.args else None  # the KafkaError in a KafkaException
+    if callable(named):
+        return str(named())
     status = getattr(error, "code", None) or getattr(error, "status", None)
     status = status() if callable(status) else status
     if isinstance(status, Enum) and not isinstance(status, int):

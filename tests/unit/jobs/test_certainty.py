@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import errno
 import http.client
+import imaplib
 import socket
 import ssl
 import subprocess
@@ -14,6 +15,7 @@ from http import HTTPStatus
 from types import SimpleNamespace
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from sabot.errors import DataError, EffectError, NotSent, Overloaded, TransientError
 from sabot.jobs.certainty import Certainty, certainty_of
@@ -70,7 +72,6 @@ AIOHTTP_TIMEOUT = named("aiohttp.ServerTimeoutError", AIOHTTP_CONNECTION, Timeou
         (OSError(errno.ENOSPC, "the disk is full"), DONE),
         (RecursionError(), DONE),
         (MemoryError(), DONE),
-        (EOFError(), DONE),
         (NotSent("the queue is full"), NOT_SENT),
         (Overloaded(), NOT_SENT),
         (ConnectionRefusedError(), NOT_SENT),
@@ -93,7 +94,12 @@ AIOHTTP_TIMEOUT = named("aiohttp.ServerTimeoutError", AIOHTTP_CONNECTION, Timeou
         (OSError(errno.ETIMEDOUT, "timed out"), UNKNOWN),
         (OSError(errno.EHOSTUNREACH, "no route"), UNKNOWN),
         (OSError(errno.ENETUNREACH, "no network"), UNKNOWN),
+        (EOFError(), UNKNOWN),
+        (imaplib.IMAP4.abort("socket error: EOF"), UNKNOWN),
+        (concurrent.futures.BrokenExecutor("a child process terminated abruptly"), UNKNOWN),
         (subprocess.TimeoutExpired("rm", 3), UNKNOWN),
+        (subprocess.CalledProcessError(-9, "pay"), UNKNOWN),
+        (subprocess.CalledProcessError(1, "pay"), DONE),
         (SystemExit(1), UNKNOWN),
         (KeyboardInterrupt(), UNKNOWN),
     ],
@@ -138,6 +144,11 @@ def test_errors_of_python(error: BaseException, certainty: Certainty) -> None:
         (named("urllib3.ReadTimeoutError", URLLIB3_TIMEOUT), UNKNOWN),
         (named("psycopg.OperationalError", module="errors"), UNKNOWN),
         (named("psycopg.UniqueViolation", module="errors"), DONE),
+        (named("pymysql.OperationalError", named("pymysql.DatabaseError"), module="err"), UNKNOWN),
+        (named("pymysql.IntegrityError", named("pymysql.DatabaseError"), module="err"), DONE),
+        (named("pymongo.NotPrimaryError", named("pymongo.AutoReconnect")), UNKNOWN),
+        (named("anyio.EndOfStream"), UNKNOWN),
+        (named("anyio.BrokenResourceError"), UNKNOWN),
     ],
     ids=lambda value: getattr(value, "__qualname__", str(value)),
 )
@@ -230,6 +241,23 @@ def test_a_status_of_grpc_is_one_of_a_service_that_fails_or_refuses(status: str,
     assert certainty_of(answered("grpclib.GRPCError", status=GrpcStatus[status])) is certainty
     # the same words in an error that is the tool's own say nothing
     assert certainty_of(answered("shop.OrderError", status=GrpcStatus[status])) is DONE
+
+
+@pytest.mark.parametrize(
+    ("code", "certainty"),
+    [
+        (KafkaError._MSG_TIMED_OUT, UNKNOWN),
+        (KafkaError._TRANSPORT, UNKNOWN),
+        (KafkaError.REQUEST_TIMED_OUT, UNKNOWN),
+        (KafkaError.NETWORK_EXCEPTION, UNKNOWN),
+        (KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND, UNKNOWN),
+        (KafkaError.MSG_SIZE_TOO_LARGE, DONE),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, DONE),
+    ],
+    ids=lambda value: KafkaError(value).name() if isinstance(value, int) else value,
+)
+def test_a_message_to_kafka_that_may_have_been_written_is_a_doubt(code: int, certainty: Certainty) -> None:
+    assert certainty_of(KafkaException(KafkaError(code))) is certainty
 
 
 def test_a_failure_within_an_mcp_server_is_a_doubt_and_its_refusal_is_none() -> None:
