@@ -7,9 +7,11 @@ The JSON converter writes the schema before each payload (schemas.enable=true), 
 changes. So the payloads of a batch are grouped by the bytes that they begin with, and each schema is read once.
 """
 
+import base64
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -23,6 +25,8 @@ from sabot.errors import UNREADABLE
 
 ConnectType = tuple[str, int]
 """The name of a type of Connect, and its scale if it is a decimal."""
+Node = Mapping[str, Any]
+"""A type in a schema of Connect, as JSON; {} if it is not known."""
 
 _DECIMAL = "org.apache.kafka.connect.data.Decimal"
 _VARIABLE = "io.debezium.data.VariableScaleDecimal"
@@ -58,17 +62,17 @@ class ConnectTypes:
     """A converter of columns whose types Kafka Connect writes in its own way: JSON is decoded with the schema
     `plain`, and then `typed` converts the columns.
 
-    `known`: the types that the payloads' schema names, by column. Without a schema a time is in ms, a date in days,
-    and a decimal a text.
+    `known`: the nodes of the payloads' schema, by column. Without a schema a time is in ms, a date in days, and a decimal
+    a text, at every depth of lists and structs.
     """
 
-    def __init__(self, schema: pa.Schema, known: Mapping[str, ConnectType] | None = None) -> None:
+    def __init__(self, schema: pa.Schema, known: Mapping[str, Node] | None = None) -> None:
         self.schema = schema
         self._known = known or {}
         self._conversions: dict[int, Convert] = {}
         fields = []
         for index, field in enumerate(schema):
-            found = _conversion(field.type, self._known.get(field.name))
+            found = _conversion(field.type, self._known.get(field.name, {}))
             if found is not None:
                 self._conversions[index] = found[1]
             fields.append(field if found is None else pa.field(field.name, found[0], field.nullable))
@@ -94,27 +98,48 @@ class ConnectTypes:
                         lost.append(row)
                 made[index] = pa.concat_arrays(values)
                 for row in lost:
-                    wrong[row] = f"field {field.name}: {self._reason(field, column[row])}"
+                    node = self._known.get(field.name, {})
+                    wrong[row] = _reason(field.name, field.type, node, column.slice(row, 1))
         return made, wrong
-
-    def _reason(self, field: pa.Field, value: pa.Scalar) -> str:
-        known = self._known.get(field.name)
-        number = _number_in(value.as_py(), known) if pa.types.is_decimal(field.type) else None
-        if number is not None and (why := _too_many_digits(number, field.type)):
-            return why
-        if known is not None:
-            return f"{value.as_py()!r:.80} as {known[0]} is not a value of type {field.type}"
-        if pa.types.is_timestamp(field.type):
-            shown = value.cast(pa.int64()).as_py() if value.type != pa.string() else value.as_py()
-            per_ms = PER_SECOND[field.type.unit] / 1000
-            return f"{shown / per_ms:.0f} ms since 1970 is not a time in the years 1 to 9999{_UNITS_HINT}"
-        if pa.types.is_time(field.type):
-            return f"{value.as_py()} ms is not a time of day{_UNITS_HINT}"
-        hint = " (the connector needs decimal.handling.mode=string, or schemas.enable=true)"
-        return f"{str(value.as_py())[:40]!r} is not a value of type {field.type}{hint if pa.types.is_decimal(field.type) else ''}"
 
 
 _UNITS_HINT = " (the connector needs time.precision.mode=connect, or schemas.enable=true, which gives the unit)"
+
+
+def _reason(path: str, kind: pa.DataType, node: Node, column: Any) -> str:
+    """Returns why the only value of the column, or one inside it, is not a value of the type, or "" if all are."""
+    if (found := _conversion(kind, node)) is None:
+        return ""
+    try:
+        found[1](column)
+        return ""
+    except pa.ArrowInvalid:
+        pass  # the reason is below
+    if pa.types.is_list(kind) and pa.types.is_list(column.type):
+        items, inner = column.flatten(), _node_of(node, None)
+        parts = ((f"{path}[]", kind.value_type, inner, items.slice(row, 1)) for row in range(len(items)))
+        return next(filter(None, (_reason(*part) for part in parts)), "")
+    if pa.types.is_struct(kind) and pa.types.is_struct(column.type):
+        fields = zip(kind, column.flatten(), strict=True)
+        parts = ((f"{path}.{each.name}", each.type, _node_of(node, each.name), values) for each, values in fields)
+        return next(filter(None, (_reason(*part) for part in parts)), "")
+    return f"field {path}: {_reason_of_value(kind, _named(node), column[0])}"
+
+
+def _reason_of_value(kind: Any, known: ConnectType | None, value: Any) -> str:
+    number = _number_in(value.as_py(), known) if pa.types.is_decimal(kind) else None
+    if number is not None and (why := _too_many_digits(number, kind)):
+        return why
+    if known is not None:
+        return f"{value.as_py()!r:.80} as {known[0]} is not a value of type {kind}"
+    if pa.types.is_timestamp(kind):
+        shown = value.cast(pa.int64()).as_py() if value.type != pa.string() else value.as_py()
+        per_ms = PER_SECOND[kind.unit] / 1000
+        return f"{shown / per_ms:.0f} ms since 1970 is not a time in the years 1 to 9999{_UNITS_HINT}"
+    if pa.types.is_time(kind):
+        return f"{value.as_py()} ms is not a time of day{_UNITS_HINT}"
+    hint = " (the connector needs decimal.handling.mode=string, or schemas.enable=true)"
+    return f"{str(value.as_py())[:40]!r} is not a value of type {kind}{hint if pa.types.is_decimal(kind) else ''}"
 
 
 def _number_in(value: Any, known: ConnectType | None) -> Decimal | None:
@@ -185,8 +210,8 @@ def _schema_in(payload: bytes) -> bytes:
         return b""  # the decoder of the payload will give the reason
 
 
-def types_of(schema: bytes, inside: Sequence[str] = ()) -> dict[str, ConnectType]:
-    """Returns the types of Connect that a schema names, by field. `inside`: field names such as "after"; the first of
+def types_of(schema: bytes, inside: Sequence[str] = ()) -> dict[str, Node]:
+    """Returns the nodes of a schema of Connect, by field. `inside`: field names such as "after"; the first of
     them that the schema has is read instead of the schema itself.
     """
     try:
@@ -194,24 +219,49 @@ def types_of(schema: bytes, inside: Sequence[str] = ()) -> dict[str, ConnectType
         fields = node["fields"]
         if inside:
             fields = next(each["fields"] for name in inside for each in fields if each.get("field") == name)
-        return {
-            str(each["field"]): (str(each["name"]), int((each.get("parameters") or {}).get("scale", 0)))
-            for each in fields
-            if each.get("name") is not None
-        }
+        return {str(each["field"]): each for each in fields}
     except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
         return {}  # not a schema of Connect: its columns are read as without one
 
 
-def _conversion(kind: pa.DataType, known: ConnectType | None) -> tuple[pa.DataType, Convert] | None:
+def _named(node: Node) -> ConnectType | None:
+    """Returns the type of Connect that a node names, or None."""
+    try:
+        return (
+            None
+            if node.get("name") is None
+            else (str(node["name"]), int((node.get("parameters") or {}).get("scale", 0)))
+        )
+    except (ValueError, TypeError, AttributeError):
+        return None  # not of Connect: read as without a schema
+
+
+def _node_of(node: Node, field: str | None) -> Node:
+    """Returns the node inside a node: that of the field of a struct or map, or with None that of an array's items."""
+    if field is None:
+        found = node.get("items")
+    elif node.get("type") == "map":
+        found = node.get("values")
+    else:
+        fields = node.get("fields")
+        every = [each for each in fields if isinstance(each, dict)] if isinstance(fields, list) else []
+        found = next((each for each in every if each.get("field") == field), None)
+    return found if isinstance(found, dict) else {}
+
+
+def _conversion(kind: pa.DataType, node: Node) -> tuple[pa.DataType, Convert] | None:
     """Returns the type with which JSON is decoded, and the conversion from that type to `kind`. Returns None if the
     JSON decoder makes values of `kind` directly.
     """
     types = pa.types
-    if known is not None:
+    if (known := _named(node)) is not None:
         found = _known_conversion(kind, *known)
         if found is not None:
             return found[0], _tried(found[1], pa.array([], found[0]))
+    if types.is_list(kind):
+        return _conversion_of_lists(kind, _conversion(kind.value_type, _node_of(node, None)))
+    if types.is_struct(kind):
+        return _conversion_of_structs(kind, [_conversion(each.type, _node_of(node, each.name)) for each in kind])
     if types.is_decimal(kind):
         return pa.string(), lambda column: column.cast(kind)
     if types.is_date(kind):
@@ -221,6 +271,33 @@ def _conversion(kind: pa.DataType, known: ConnectType | None) -> tuple[pa.DataTy
     if types.is_timestamp(kind):
         return kind, _checked_years
     return None
+
+
+def _conversion_of_lists(kind: Any, inner: tuple[pa.DataType, Convert] | None) -> tuple[pa.DataType, Convert] | None:
+    if inner is None:
+        return None
+
+    def convert(column: Any) -> Any:
+        ends = np.cumsum(np.asarray(pc.fill_null(pc.list_value_length(column), 0)), dtype=np.int32)
+        offsets = pa.array(np.concatenate([np.zeros(1, np.int32), ends]))
+        return pa.ListArray.from_arrays(offsets, inner[1](column.flatten()), type=kind, mask=column.is_null())
+
+    return pa.list_(kind.value_field.with_type(inner[0])), convert
+
+
+def _conversion_of_structs(
+    kind: Any, inner: Sequence[tuple[pa.DataType, Convert] | None]
+) -> tuple[pa.DataType, Convert] | None:
+    if not any(inner):
+        return None
+
+    def convert(column: Any) -> Any:
+        parts = zip(column.flatten(), inner, strict=True)
+        made = [values if found is None else found[1](values) for values, found in parts]
+        return pa.StructArray.from_arrays(made, fields=list(kind), mask=column.is_null())
+
+    pairs = zip(kind, inner, strict=True)
+    return pa.struct([each if found is None else each.with_type(found[0]) for each, found in pairs]), convert
 
 
 def _known_conversion(kind: pa.DataType, name: str, scale: int) -> tuple[pa.DataType, Convert] | None:
@@ -327,3 +404,52 @@ def _signed(octets: Any) -> Any:
     for place in range(1, octets.shape[1]):
         made = made * 256 + octets[:, place].astype(object if wide else np.int64)
     return made
+
+
+_UNTOUCHED = "__debezium_unavailable_value"
+
+
+@cache
+def _untouched_texts() -> "tuple[pa.Array[Any], pa.Array[Any]]":
+    """Returns what Debezium writes for texts, bytes in base64 or hex and hstore in JSON that an update did not touch, and
+    the lengths of these texts. They are no constants, since making them imports pandas, which takes half a second.
+    """
+    octets = _UNTOUCHED.encode()
+    texts = [_UNTOUCHED, base64.b64encode(octets).decode(), octets.hex(), f'{{"{_UNTOUCHED}":"{_UNTOUCHED}"}}']
+    return pa.array(texts), pa.array([len(each) for each in texts], pa.int32())
+
+
+def untouched(rows: Mapping[str, Any]) -> dict[int, str]:
+    """Returns the reason for each row with a value that the database has and the record lacks. PostgreSQL does not log a
+    large value (TOAST) that an update leaves as it is, and Debezium writes a placeholder, which is no value of the table.
+    `rows`: the columns, by name.
+    """
+    hint = "; the row can be read with REPLICA IDENTITY FULL on the table in PostgreSQL"
+    return {
+        int(row): f"field {name}: {_UNTOUCHED} in place of a large value that the update did not touch{hint}"
+        for name, column in rows.items()
+        for row in _untouched(column)
+    }
+
+
+def _untouched(column: Any) -> Any:
+    """Returns the numbers of the rows that have a placeholder at any depth."""
+    kind, types = column.type, pa.types
+    none = np.zeros(0, np.int64)
+    if types.is_string(kind) or types.is_binary(kind):
+        texts, lengths = _untouched_texts()
+        if not pc.any(pc.is_in(pc.binary_length(column), value_set=lengths)).as_py():
+            return none
+        return np.flatnonzero(np.asarray(pc.is_in(column, value_set=texts.cast(kind))))
+    if types.is_struct(kind):
+        return np.unique(np.concatenate([none, *map(_untouched, column.flatten())]))
+    if not types.is_list(kind):
+        return none
+    if types.is_integer(kind.value_type) or types.is_floating(kind.value_type):
+        octets = list(_UNTOUCHED.encode())  # of an array of numbers Debezium writes the bytes
+        lengths = np.asarray(pc.fill_null(pc.list_value_length(column), 0))
+        return np.array(
+            [row for row in np.flatnonzero(lengths == len(octets)) if column[row].as_py() == octets], np.int64
+        )
+    inside = _untouched(column.flatten())
+    return np.unique(np.asarray(pc.list_parent_indices(column))[inside]) if len(inside) else inside

@@ -17,8 +17,9 @@ writes them: times in ms, us or ns, days, decimals as bytes or with a scale of t
 - Timestamps with a zone are ISO 8601 texts, dates are days, times of day are ms.
 - With or without a schema, a binary column gets the text as it is written, base64 or hex (`binary.handling.mode`).
 
-If an update does not change a large value of PostgreSQL, the value is "__debezium_unavailable_value"; REPLICA IDENTITY
-FULL avoids that. The flat rows of the transform ExtractNewRecordState are read by `format="json"`.
+If an update does not change a large value of PostgreSQL, the value is "__debezium_unavailable_value", and the record is
+a bad row, since the placeholder would replace the value in the table. REPLICA IDENTITY FULL avoids that. The flat rows of
+the transform ExtractNewRecordState are read by `format="json"`.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.text.json import JsonDecoder
-from sabot.codecs.connect import SCHEMAS, ConnectTypes, by_schema, types_of
+from sabot.codecs.connect import SCHEMAS, ConnectTypes, by_schema, types_of, untouched
 from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN
 
 
@@ -131,7 +132,9 @@ class Envelopes:
         known, deletion = _ops()
         kinds = pc.index_in(ops, value_set=known)
         ends = pc.fill_null(pc.equal(kinds, deletion), False)
-        columns, wrong = program.types.typed(after.flatten())
+        plain = after.flatten()
+        columns, wrong = program.types.typed(plain)
+        wrong |= untouched(dict(zip(self._schema.names, plain, strict=True)))
         keys, wrong_keys = program.key_types.typed(before.flatten())
         for index, key in zip(self._keys, keys, strict=True):
             columns[index] = pc.if_else(ends, key, columns[index])

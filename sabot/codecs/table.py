@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.text.json import BadRow
 from sabot.codecs.base import Codec
+from sabot.codecs.connect import untouched
 from sabot.codecs.debezium import Envelopes
 from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN
 from sabot.codecs.json import JsonCodec
@@ -171,6 +172,12 @@ class _Plain:
         rows, refused = self._codec.decode(pa.RecordBatch.from_arrays([payloads], names=["payload"]))
         bad.update({each.row: each.reason for each in refused})
         numbers = np.delete(np.arange(len(payloads)), [each.row for each in refused])
+        lost = untouched(dict(zip(rows.schema.names, rows.columns, strict=True)))
+        if lost:  # rows that Debezium's ExtractNewRecordState has made
+            bad.update({int(numbers[row]): why for row, why in lost.items()})
+            good = np.ones(rows.num_rows, bool)
+            good[list(lost)] = False
+            rows, numbers = rows.filter(pa.array(good)), numbers[good]
         columns: list[Any] = [*rows.columns, _ops(rows.num_rows, INSERT)]
         return [(numbers, pa.RecordBatch.from_arrays(columns, names=[*rows.schema.names, OP_COLUMN]))]
 

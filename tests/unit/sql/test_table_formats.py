@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 
 import pyarrow as pa
 import pytest
@@ -196,6 +196,17 @@ def test_changes_of_debezium_are_a_table(app):
         app.sql("INSERT INTO stock SELECT 1, 2")
     with pytest.raises(SqlError, match=r"table t needs PRIMARY KEY \(…\) NOT ENFORCED"):
         app.sql("CREATE TABLE t (id BIGINT) WITH ('connector' = 'kafka', 'topic' = 't', 'format' = 'debezium-json')")
+
+
+def test_a_time_of_day_of_debezium_is_a_column_at_every_depth(app):
+    after = {"id": 1, "opens": 28_800_000, "breaks": [43_200_000, None]}
+    publish(app, "shops", [{"before": None, "after": after, "op": "c"}])
+    app.sql(
+        "CREATE TABLE shops (id BIGINT, opens TIME(3), breaks ARRAY<TIME(3)>, PRIMARY KEY (id) NOT ENFORCED) WITH ("
+        "'connector' = 'kafka', 'topic' = 'shops', 'format' = 'debezium-json', 'scan.bounded.mode' = 'latest-offset')"
+    )
+    (row,) = app.sql("SELECT * FROM shops").materialize().collect().to_pylist()
+    assert row == {"id": 1, "opens": time(8), "breaks": [time(12), None]}
 
 
 TIMES = "2024-07-01 12:00:00\n2024-07-01T12:30:00.123456\n2024-07-01T12:45:00Z\n2024-07-01T12:50:00+04:00\n"
