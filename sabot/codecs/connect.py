@@ -210,12 +210,14 @@ def _schema_in(payload: bytes) -> bytes:
         return b""  # the decoder of the payload will give the reason
 
 
-def types_of(schema: bytes, inside: Sequence[str] = ()) -> dict[str, Node]:
+def types_of(schema: bytes, inside: Sequence[str] = (), alone: str | None = None) -> dict[str, Node]:
     """Returns the nodes of a schema of Connect, by field. `inside`: field names such as "after"; the first of
-    them that the schema has is read instead of the schema itself.
+    them that the schema has is read instead of the schema itself. `alone`: the name for a schema that has no fields.
     """
     try:
         node = json.loads(schema)
+        if alone is not None and "fields" not in node:
+            return {alone: node}
         fields = node["fields"]
         if inside:
             fields = next(each["fields"] for name in inside for each in fields if each.get("field") == name)

@@ -1,6 +1,6 @@
 """Decodes the keys of records into the key columns of a table: the inverse of `codecs.records.record_keys`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -19,12 +19,18 @@ Found = tuple[list[Any], dict[int, str]]
 
 
 class TextKeys:
-    """A reader of keys for one key column of text or bytes: the record's key is the value."""
+    """A reader of keys for one key column of text or bytes: the record's key is the value, or is in JSON with a schema
+    of Connect around it.
+    """
 
     def __init__(self, schema: pa.Schema) -> None:
         self._kind = schema.field(0).type
+        self._connect = JsonKeys(schema, connect=True)
 
     def read(self, keys: pa.Array) -> Found:
+        return _read_apart(keys, self._read, self._connect)
+
+    def _read(self, keys: pa.Array) -> Found:
         try:
             return [keys.cast(self._kind)], {}
         except pa.ArrowInvalid:
@@ -58,36 +64,32 @@ class CodecKeys:
 
 class JsonKeys:
     """A reader of keys in JSON: objects with the key columns. A single column may also be its bare value, and a bare
-    time may lack quotes.
+    time may lack quotes. Each may be the payload of an object with a schema of Connect.
 
-    `connect`: True if keys are written by Kafka Connect: always an object, which may be the payload of an object with
-    a schema.
+    `connect`: True if keys are written by Kafka Connect: always an object, with Connect's types. `named`: the text of the
+    schema around the keys if it names such types, else b"".
     """
 
     def __init__(self, schema: pa.Schema, *, connect: bool, named: bytes = b"") -> None:
         self._schema = schema
-        self._types = ConnectTypes(schema, types_of(named)) if connect else None
+        self._types = ConnectTypes(schema, types_of(named, alone=next(iter(schema.names), None))) if connect else None
         self._by_schema: dict[bytes, JsonKeys] = {}
         plain = schema if self._types is None else self._types.plain
         self._decoders = [JsonDecoder(plain)]
         if connect:
             self._decoders.append(JsonDecoder(pa.schema([("payload", pa.struct(list(plain)))])))
+            if len(plain) == 1:
+                self._decoders.append(JsonDecoder(pa.schema([plain.field(0).with_name("payload").with_nullable(True)])))
+        self._connect = None if connect or "schema" in schema.names else JsonKeys(schema, connect=True)
         self._alone = None if connect or len(schema) > 1 else schema.field(0)
         if self._alone is not None:
             self._lists = JsonDecoder(pa.schema([self._alone.with_type(pa.list_(self._alone.type))]))
 
     def read(self, keys: pa.Array) -> Found:
         if self._types is None:
-            return self._read(keys)
-        parts = list(by_schema(keys))
-        made = [self._of(named)._read(keys.take(pa.array(rows))) for named, rows in parts]
-        if not made:
-            return self._read(keys)
-        order = pa.array(np.argsort(np.concatenate([rows for _, rows in parts])))
-        columns = [pa.concat_arrays(each).take(order) for each in zip(*(found for found, _ in made), strict=True)]
-        return columns, {
-            int(rows[row]): why for (_, rows), (_, wrong) in zip(parts, made, strict=True) for row, why in wrong.items()
-        }
+            return self._read(keys) if self._connect is None else _read_apart(keys, self._read, self._connect)
+        parts = [(rows, self._of(named)._read(keys.take(pa.array(rows)))) for named, rows in by_schema(keys)]
+        return _merged(parts) if parts else self._read(keys)
 
     def _of(self, named: bytes) -> "JsonKeys":
         """Returns the reader of keys with this schema around them."""
@@ -105,9 +107,10 @@ class JsonKeys:
             keys, several = self._objects(keys, self._alone)
         columns, wrong = self._decode(keys, 0)
         wrong.update(several)
-        if len(self._decoders) > 1 and all(column.null_count for column in columns):
-            inside, _ = self._decode(keys, 1)
-            columns = [pc.coalesce(column, other) for column, other in zip(columns, inside, strict=True)]
+        for way in range(1, len(self._decoders)):
+            if all(column.null_count for column in columns):
+                inside, _ = self._decode(keys, way)
+                columns = [pc.coalesce(column, other) for column, other in zip(columns, inside, strict=True)]
         if self._types is None:
             return columns, wrong
         columns, unfit = self._types.typed(columns)
@@ -116,7 +119,7 @@ class JsonKeys:
     def _decode(self, keys: pa.Array, way: int) -> Found:
         there = np.flatnonzero(np.asarray(keys.is_valid()))
         columns, wrong = _spread(*self._decoders[way].decode(keys.drop_null()), there, len(keys))
-        return columns[0].flatten() if way else columns, wrong
+        return columns[0].flatten() if way == 1 else columns, wrong
 
     def _objects(self, keys: pa.Array, alone: pa.Field) -> tuple[pa.Array, dict[int, str]]:
         """Wraps bare values as objects. Returns them, and the error of each row whose key is not one value. The check
@@ -141,6 +144,23 @@ class JsonKeys:
             single[list(several)] = False
             found = pc.if_else(pa.array(single), found, pa.nulls(len(keys), found.type))
         return found, several
+
+
+def _read_apart(keys: pa.Array, read: Callable[[pa.Array], Found], connect: JsonKeys) -> Found:
+    """Reads keys: those that have a schema of Connect around them with `connect`, the others with `read`."""
+    begun, told = pc.starts_with(keys, b'{"schema":'), pc.match_substring(keys, b'"payload":')
+    wrapped = np.asarray(pc.and_(begun, told).fill_null(False))
+    if not wrapped.any():
+        return read(keys)
+    ways = ((np.flatnonzero(~wrapped), read), (np.flatnonzero(wrapped), connect.read))
+    return _merged([(rows, way(keys.take(pa.array(rows)))) for rows, way in ways])
+
+
+def _merged(parts: Sequence[tuple[Any, Found]]) -> Found:
+    """Joins what was found for parts of the keys, each with the numbers of its rows."""
+    order = pa.array(np.argsort(np.concatenate([rows for rows, _ in parts])))
+    columns = [pa.concat_arrays(each).take(order) for each in zip(*(found for _, (found, _) in parts), strict=True)]
+    return columns, {int(rows[row]): why for rows, (_, wrong) in parts for row, why in wrong.items()}
 
 
 def _spread(read: pa.RecordBatch, refused: Sequence[BadRow], there: Any, count: int) -> Found:

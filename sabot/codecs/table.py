@@ -31,10 +31,11 @@ class TableCodec:
 
     `schema`: the table's columns, including `keys`. Key columns that a payload lacks are read from the record's key:
     a single column of text as it is, one of another type as JSON (its value, or an object with it), several columns
-    as a JSON object. `time`: the name of the event time column, or None. If the table has a column of this name, a
-    row that deletes a key gets the record's timestamp in it. `format`: "json" if the payload is the row; "debezium":
-    see `codecs.debezium`. `payloads`: the codec for payloads that are rows, with nulls for keys that they lack; None
-    for JSON. `key_rows`: the reader of the records' keys, or None for the one described above.
+    as a JSON object; each may have a schema of Kafka Connect around it. `time`: the name of the event time column, or
+    None. If the table has a column of this name, a row that deletes a key gets the record's timestamp in it.
+    `format`: "json" if the payload is the row; "debezium": see `codecs.debezium`. `payloads`: the codec for payloads
+    that are rows, with nulls for keys that they lack; None for JSON. `key_rows`: the reader of the records' keys, or
+    None for the one described above.
 
     A row is bad if its key is null, or if it deletes a key that cannot be read. A codec belongs to one thread: see
     `another`. Raises UserError for settings that do not fit.

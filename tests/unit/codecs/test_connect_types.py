@@ -379,3 +379,39 @@ def test_the_placeholder_of_a_large_value_that_an_update_did_not_touch_is_a_bad_
     if not pa.types.is_decimal(kind):  # rows that ExtractNewRecordState has made
         flat = decode(TableCodec(schema, ["id"]), *(json.dumps(row).encode() for row in rows))
         assert flat == (kept, debezium[1])
+
+
+@pytest.mark.parametrize("format", ["json", "debezium"])
+@pytest.mark.parametrize(
+    ("kind", "name", "written", "value"),
+    [
+        (pa.int64(), None, 7, 7),
+        (pa.string(), None, "ada", "ada"),
+        (pa.binary(), None, "ada", b"ada"),
+        (pa.date32(), CONNECT + "Date", DAY, AT.date()),
+        (pa.timestamp("us"), DEBEZIUM + "MicroTimestamp", MICROS, AT),
+        (pa.decimal128(10, 2), DECIMAL, octets(1230), Decimal("12.30")),
+    ],
+)
+def test_a_tombstone_whose_key_has_a_schema_around_it_deletes_the_row(
+    format: str, kind: Any, name: Any, written: Any, value: Any
+) -> None:
+    """Connect's JSON converter writes a schema around keys unless key.converter.schemas.enable=false."""
+    (alone,) = fields({"id": name})
+    of_struct = {"schema": {"type": "struct", "fields": [alone]}, "payload": {"id": written}}
+    of_value = {"schema": alone, "payload": written}
+    keys = [json.dumps(key, separators=seps).encode() for key in (of_struct, of_value) for seps in (None, (",", ":"))]
+    codec = TableCodec(pa.schema([("id", kind), ("n", pa.int64())]), ["id"], format)
+    rows, bad = decode(codec, None, None, None, None, keys=keys)
+    assert (rows, bad) == ([{"id": value, "n": None, OP_COLUMN: DELETE}] * 4, {})
+
+
+def test_keys_with_and_without_a_schema_around_them_are_in_one_topic() -> None:
+    of_connect = json.dumps(
+        {"schema": {"type": "struct", "fields": fields({"a": None, "b": None})}, "payload": {"a": 1, "b": 2}}
+    )
+    keys = [b'{"a":3,"b":4}', of_connect.encode(), b"nonsense", None, b'{"a":5,"b":6}']
+    codec = TableCodec(pa.schema([("a", pa.int64()), ("b", pa.int64()), ("n", pa.int64())]), ["a", "b"])
+    rows, bad = decode(codec, *[None] * 5, keys=keys)
+    assert [(row["a"], row["b"], row[OP_COLUMN]) for row in rows] == [(3, 4, DELETE), (1, 2, DELETE), (5, 6, DELETE)]
+    assert sorted(bad) == [2, 3]
