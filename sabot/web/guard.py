@@ -132,6 +132,13 @@ class Guard:
             await (self._pages if answer is None else answer)(scope, receive, with_headers)
         except ClientDisconnect:
             return  # nobody reads the answer
+        except asyncio.CancelledError:
+            if not begun:  # the server stops; uvicorn's own answer is a 500, as of a bug
+                ended = _text(
+                    503, "The app ended before it had answered. It is not known whether this was done.", close=True
+                )
+                await ended(scope, receive, with_headers)
+            raise
         except Exception as error:
             answer = _failed(scope, error)
             if begun:

@@ -719,6 +719,27 @@ def test_of_two_stops_one_is_promised_a_savepoint(console: Console, browser: Bro
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
+def test_an_action_that_is_cut_off_by_the_end_of_the_app_is_told_so(console: Console, browser: Browser) -> None:
+    """It was told "Internal Server Error", as by a bug."""
+    begun = threading.Event()
+
+    async def wait(form: Any) -> str:
+        begun.set()
+        await asyncio.Event().wait()
+        return ""
+
+    console.screens[""].actions["stop"] = wait
+    answers: list[tuple[int, str]] = []
+    asking = threading.Thread(target=lambda: answers.append(browser.ask("/act/stop", form={})))
+    asking.start()
+    assert begun.wait(10)
+    console.close()
+    asking.join(10)
+    ((status, said),) = answers
+    assert status == 503
+    assert "ended before it had answered" in said
+
+
 def test_an_error_of_a_page_is_one_line_of_the_log_and_the_page_names_it(
     console: Console, browser: Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
