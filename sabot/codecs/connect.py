@@ -440,9 +440,12 @@ def _untouched(column: Any) -> Any:
     none = np.zeros(0, np.int64)
     if types.is_string(kind) or types.is_binary(kind):
         texts, lengths = _untouched_texts()
-        if not pc.any(pc.is_in(pc.binary_length(column), value_set=lengths)).as_py():
-            return none
-        return np.flatnonzero(np.asarray(pc.is_in(column, value_set=texts.cast(kind))))
+        found, sizes = none, np.asarray(pc.fill_null(pc.binary_length(column), 0))
+        for text, length in zip(texts, lengths, strict=True):
+            if (sizes == length.as_py()).any():  # by far the most batches have no text to compare
+                same = pc.fill_null(pc.equal(column, text.cast(kind)), False)
+                found = np.union1d(found, np.flatnonzero(np.asarray(same)))
+        return found
     if types.is_struct(kind):
         return np.unique(np.concatenate([none, *map(_untouched, column.flatten())]))
     if not types.is_list(kind):
