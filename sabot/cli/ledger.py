@@ -29,8 +29,8 @@ Place = Annotated[
     str,
     typer.Argument(
         metavar="PLACE",
-        help=f"The ledger: a state directory with a {DATABASE}, or the database itself; or postgresql://user@host/database with the table "
-        "runtime_ledger. Or a journal, for the entries that are not trimmed yet: postgresql://user@host/database?app=NAME, "
+        help=f"The ledger: a state directory, the folder of a kernel, or the {DATABASE} in it; or postgresql://user@host/database with the "
+        "table runtime_ledger. Or a journal, for the entries that are not trimmed yet: postgresql://user@host/database?app=NAME, "
         "kafka://host:port/topic.",
     ),
 ]
@@ -42,8 +42,11 @@ def _is_journal(place: str) -> bool:
 
 
 def _has_only_journal(path: Path) -> bool:
-    """Returns True if this is the state directory of an app without budgets, whose journal has the usage."""
-    return path.is_dir() and not (path / DATABASE).is_file() and (path / "journal" / JOURNAL).is_file()
+    """Returns True if this is the state directory of an app, or the folder of a kernel, without budgets: the journal has
+    the usage.
+    """
+    journals = (path / "journal" / JOURNAL, path / JOURNAL)
+    return path.is_dir() and not (path / DATABASE).is_file() and any(each.is_file() for each in journals)
 
 
 async def _writer(place: str, kafka: list[str] | None) -> LedgerWriter:

@@ -9,10 +9,20 @@ from typing import Any
 import pytest
 
 from sabot import App
-from sabot.agents import Budget, PolicyEngine, ToolPolicy
+from sabot.agents import Budget, ExecutionRequest, PolicyEngine, RuntimeKernel, ToolPolicy
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import CheckpointFailed
-from sabot.llm import BudgetExceeded, Completion, ExecutionEngine, Price, PriceTable, ScriptedProvider, Usage, assistant
+from sabot.llm import (
+    Agent,
+    BudgetExceeded,
+    Completion,
+    ExecutionEngine,
+    Price,
+    PriceTable,
+    ScriptedProvider,
+    Usage,
+    assistant,
+)
 from sabot.llm import tool as made_tool
 from tools.agent_tools import checkpoint, started, until
 from tools.command_line import sabot_says
@@ -188,3 +198,13 @@ async def test_the_use_of_an_app_without_budgets_is_shown_by_the_command_line_to
     said = await asyncio.to_thread(sabot_says, "jobs", "show", job.job_id, "--journal", str(shop.directory), "--json")
     facts = json.loads(said.stdout)
     assert (facts["tokens"], Decimal(facts["dollars"])) == (150, Decimal("0.0006"))
+
+
+async def test_the_use_of_a_kernel_without_budgets_is_shown_by_the_command_line_too(tmp_path: Path) -> None:
+    engine = ExecutionEngine(ScriptedProvider([ANSWER], model="m"), prices=PRICES)
+    async with RuntimeKernel.create(agent=Agent(engine, name="desk"), journal=str(tmp_path / "jobs")) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="hi", scope_id="ann"))
+        await handle.result()
+    said = await asyncio.to_thread(sabot_says, "ledger", str(tmp_path / "jobs"), "--json")
+    row = json.loads(said.stdout.splitlines()[0])
+    assert (row["scope"], row["read"], row["written"], row["cost"]) == ("ann", 100, 50, "0.000600")
