@@ -359,10 +359,10 @@ def _of_one_statement(news: Sequence[Planned], olds: Sequence[SavedStep]) -> Ite
 
 def _share(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Returns True if the two schemas have some aggregates in common, and otherwise differ at most in the other
-    aggregates, in `order` and in `rows`.
+    aggregates, in `arguments`, in `order` and in `rows`.
     """
     listed = _listed(new)
-    if any(old.get(name) != new.get(name) for name in {*old, *new}.difference([listed, "order", "rows"])):
+    if any(old.get(name) != new.get(name) for name in {*old, *new}.difference([listed, "arguments", "order", "rows"])):
         return False
     computed = [{what for _, what, _ in schema[listed]} for schema in (old, new)] if listed else [set(), set()]
     return bool(computed[0] & computed[1])
@@ -391,7 +391,10 @@ def _by_number(step: Planned | SavedStep) -> tuple[str, int]:
 
 
 def _what(schema: Mapping[str, Any]) -> str:
-    return repr(sorted((name, value) for name, value in schema.items()))
+    """Returns the schema as text, without the types of arguments: a step whose column has another type is found, and
+    then refused by its name.
+    """
+    return repr(sorted((name, value) for name, value in schema.items() if name != "arguments"))
 
 
 def _unclear(new: Planned, olds: list[SavedStep]) -> Verdict:
@@ -428,7 +431,7 @@ def _verdict(old: SavedStep, new: Planned, given_up: Mapping[str, set[str]]) -> 
                 differences.append(f"none of its {listed} is left")
         for name in dict.fromkeys([*old.schema, *new.schema]):
             before, now = old.schema.get(name), new.schema.get(name)
-            if before != now and not (name == listed or (name == "order" and None in (before, now))):
+            if before != now and not (name in (listed, "arguments") or (name == "order" and None in (before, now))):
                 change = _taken_over(name, before, now, old, new)
                 if change is None and added and added <= forgets:
                     change = f"{', '.join(sorted(added))}: null in the rows so far, as asked"
@@ -520,15 +523,24 @@ def _leads(schema: Mapping[str, Any]) -> bool:
 def _parts(listed: str, old: SavedStep, new: Planned, forgets: frozenset[str]) -> list[AggregateVerdict]:
     """Returns a verdict on each aggregate."""
     before = old.schema[listed]
+    arguments = (_arguments(old.schema), _arguments(new.schema))
     if listed == "columns":
+        keeps, hidden_columns = keeps_over(new.schema["frame"]), hidden_over(before)
         return aggregate_verdicts(
-            before, new.schema[listed], forgets, keeps=keeps_over(new.schema["frame"]), hidden=hidden_over(before)
+            *(before, new.schema[listed], forgets), keeps=keeps, hidden=hidden_columns, arguments=arguments
         )
     hidden = [ROWS_OF_A_KEY] if new.schema["kind"] == "groups" else []
     if not new.schema.get("changes"):
-        return aggregate_verdicts(before, new.schema[listed], forgets, hidden=hidden)
+        return aggregate_verdicts(before, new.schema[listed], forgets, hidden=hidden, arguments=arguments)
     begins = f"it begins with the rows of {' and '.join(new.makers)}"
-    return aggregate_verdicts(before, new.schema[listed], forgets, keeps=str, hidden=hidden, begins=begins)
+    return aggregate_verdicts(
+        *(before, new.schema[listed], forgets), keeps=str, hidden=hidden, begins=begins, arguments=arguments
+    )
+
+
+def _arguments(schema: Mapping[str, Any]) -> Mapping[str, str]:
+    """Returns the types of the aggregates' arguments. A checkpoint of before Sabot kept them there lacks them."""
+    return schema.get("arguments") or {}
 
 
 def _fate_of(name: str, forgets: frozenset[str]) -> AggregateVerdict:

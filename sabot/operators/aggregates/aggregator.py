@@ -44,6 +44,9 @@ KINDS = frozenset(
 _BY_ORDER = frozenset(
     ["first", "last", "any", "arg_min", "arg_max", "collect_list"]
 )  # the result depends on the order of rows
+_BY_RESULT = frozenset(
+    ["count", "sum", "variance", "stddev", "min", "max", "first", "last", "any"]
+)  # the state follows from the type of the result
 _WORDS = frozenset(["min", "max", "first", "last", "any"])  # running aggregates of decimals: see `_picked_decimals`
 _ZERO, _ONE, _NO_NUMBER = (pa.scalar(value, pa.float64()) for value in (0.0, 1.0, None))
 
@@ -500,8 +503,8 @@ class Aggregator:
 def aggregates_schema(
     aggregates: Sequence[AggregateColumn], results: Sequence[pa.Field], input: pa.Schema
 ) -> dict[str, Any]:
-    """Returns the aggregates for `Stateful.state_schema`: a list [name, text, type of the result] for each, and the
-    order of rows if a result depends on it.
+    """Returns the aggregates for `Stateful.state_schema`: a list [name, text, type of the result] for each, the types
+    of their arguments (`state_arguments`), and the order of rows if a result depends on it.
 
     `results`: the fields of the results, one for each aggregate.
     """
@@ -511,9 +514,39 @@ def aggregates_schema(
             for aggregate, field in zip(aggregates, results, strict=True)
         ]
     }
+    if arguments := state_arguments(aggregates, input):
+        schema["arguments"] = arguments
     if any(aggregate.kind in _BY_ORDER for aggregate in aggregates):
         schema["order"] = "event time" if TIME_COLUMN in input.names else "arrival"
     return schema
+
+
+def state_arguments(aggregates: Sequence[AggregateColumn], input: pa.Schema) -> dict[str, str]:
+    """Returns, by name, what the state of an aggregate depends on in the types of its arguments, as text. Left out are
+    aggregates whose state follows from the type of the result, and those whose columns `input` lacks.
+    """
+    found = {}
+    for each in aggregates:
+        columns = [name for name in (each.argument, each.by) if name is not None]
+        by_result = each.kind in _BY_RESULT and each.ddof == 1  # with another ddof, a variance keeps a mean too
+        if not by_result and columns and all(name in input.names for name in columns):
+            kinds = [input.field(name).type for name in columns]
+            found[each.name] = " by ".join(_state_of(each, kind, input) for kind in kinds)
+    return found
+
+
+def _state_of(aggregate: AggregateColumn, kind: pa.DataType, input: pa.Schema) -> str:
+    if aggregate.adds_decimals(input):  # the parts of unscaled values: the digits matter as far as they change these
+        return f"decimals of scale {kind.scale} in {32 * part_count(kind)} bits"
+    if aggregate.kind == "user" and pa.types.is_struct(kind):  # its columns
+        return ", ".join(f"{field.name} {_state_of(aggregate, field.type, input)}" for field in kind)
+    user = aggregate.kind == "user"
+    if user or aggregate.kind in _NUMERIC:  # the same values of Python; the same 128 bits or floats
+        if pa.types.is_integer(kind) or (pa.types.is_boolean(kind) and not user):
+            return "integers"
+        if pa.types.is_floating(kind) or (pa.types.is_decimal(kind) and not user):
+            return "floats"
+    return str(kind)
 
 
 def aggregates_reader(keys: Sequence[str], aggregates: Sequence[AggregateColumn], input: pa.Schema) -> dict[str, Any]:

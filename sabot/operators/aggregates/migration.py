@@ -76,6 +76,7 @@ def aggregate_verdicts(
     keeps: Keeps | None = None,
     hidden: Sequence[Sequence[str]] = (),
     begins: str = "it begins empty",
+    arguments: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {}),
 ) -> list[AggregateVerdict]:
     """Returns a decision for each aggregate of the program, in order, then for those that only the checkpoint has.
 
@@ -83,7 +84,8 @@ def aggregate_verdicts(
     `forgets`: names of aggregates whose state the user drops. `keeps`: maps an aggregate's text to the text of its
     state; `shared_by` if None. Aggregates with equal state texts share one state, except if `keeps` is `str`.
     `hidden`: state that the operator stores for no aggregate of the user, in the form of `before`. `begins`: the
-    reason that is reported for a new aggregate.
+    reason that is reported for a new aggregate. `arguments`: by name, the types of the arguments in the checkpoint and
+    in the program (`state_arguments`). A type that one of them lacks counts as equal.
     """
     keeps = shared_by if keeps is None else keeps
     anyway = {} if keeps is str else {keeps(words): "the step" for _, words, _ in hidden}
@@ -99,7 +101,11 @@ def aggregate_verdicts(
         if source is not None:
             was, then, old = before[source]
             if then == words and old != kind:
-                found.append(AggregateVerdict(name, "refuse", f"{then} {old}", text, f"it was {then} {old}, is {text}"))
+                found.append(_refused(name, f"{then} {old}", text))
+                continue
+            one, two = arguments[0].get(was), arguments[1].get(name)
+            if one is not None and two is not None and one != two:
+                found.append(_refused(name, f"{then} of {one}", f"{words} of {two}"))
                 continue
             why = "" if was == name else f"the checkpoint calls it {was}" if was else "every group keeps it anyway"
             found.append(AggregateVerdict(name, "keep", text, text, why, source, "" if was == name else was))
@@ -109,7 +115,7 @@ def aggregate_verdicts(
         elif same_name is not None and same_name not in taken and name not in forgets:
             was = " ".join(before[same_name][1:])
             taken.add(same_name)
-            found.append(AggregateVerdict(name, "refuse", was, text, f"it was {was}, is {text}"))
+            found.append(_refused(name, was, text))
         else:
             why = "its state is dropped, as asked" if name in forgets else begins
             found.append(AggregateVerdict(name, "add", None, text, why))
@@ -123,6 +129,10 @@ def aggregate_verdicts(
             )
             found.append(AggregateVerdict(name, "drop", " ".join(said), None, why))
     return found
+
+
+def _refused(name: str, before: str, now: str) -> AggregateVerdict:
+    return AggregateVerdict(name, "refuse", before, now, f"it was {before}, is {now}")
 
 
 def sources_of(

@@ -18,7 +18,7 @@ from sabot.api.nodes import keyed as nodes
 from sabot.api.over import OverFunction
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import KINDS
+from sabot.operators.aggregates.aggregator import KINDS, state_arguments
 from sabot.operators.aggregates.arguments import Arguments
 from sabot.operators.base import (
     CHUNK_ROWS,
@@ -221,9 +221,19 @@ class Over(SavesWatermark):
                 [each.name, f"{_exact(each, self._context.input)}{each.description()}", str(field.type)]
                 for each, field in zip(self._described, self._added, strict=True)
             ],
+            **self._arguments(),
             # rows that wait are kept with all their columns
             **({"rows": columns_schema(without_time(self._context.input))} if self._keeps_rows() else {}),
         }
+
+    def _arguments(self) -> dict[str, Any]:
+        """Returns the entry "arguments" of `state_schema`: a frame keeps the values of its rows as they are."""
+        input, calls = self._context.input, [each for each in self._described if each.kind in KINDS]
+        if self._rows is None and self._ms is None:
+            found = state_arguments([each.aggregate() for each in calls], input)
+        else:
+            found = {each.name: str(input.field(each.argument).type) for each in calls if each.argument is not None}
+        return {"arguments": found} if found else {}
 
     def _keeps_rows(self) -> bool:
         return self._leading is not None or self._waits_for_time()

@@ -309,3 +309,40 @@ async def test_another_path_of_the_same_file_goes_on_from_its_position(tmp_path,
     (tmp_path / "others.csv").write_text(first + others)
     app, insert = hours(path="others.csv")
     assert "this program does not read it, but others.csv" in app.sql(f"EXPLAIN AGAINST 'state' {insert}")
+
+
+TYPED = """
+CREATE TABLE sales (customer BIGINT, price {kind}) WITH ('connector' = 'memory', 'topic' = 'sales', 'format' = 'json');
+CREATE TABLE means WITH ('connector' = 'blackhole');
+INSERT INTO means SELECT customer, {made} AS m FROM sales GROUP BY customer;
+"""
+
+
+@pytest.mark.parametrize(
+    ("made", "was", "now", "said"),
+    [
+        ("CAST(AVG(CAST(price AS DOUBLE)) AS DOUBLE)", "DECIMAL(10, 2)", "DECIMAL(10, 4)", ""),
+        ("COUNT(DISTINCT price)", "DECIMAL(10, 2)", "DECIMAL(10, 4)", r"of decimal128\(10, 2\), is .* of decimal128\(10, 4\)"),
+        ("COUNT(DISTINCT price)", "BIGINT", "DOUBLE", "of int64, is .* of double"),
+        ("SUM(price)", "INT", "BIGINT", ""),
+    ],
+)  # fmt: skip
+def test_a_column_of_another_type_moves_no_state_that_depends_on_it(tmp_path, made, was, now, said):
+    name = f"typed-{made}-{was}"
+
+    async def run(kind: str) -> None:
+        app = App("shop", broker=f"memory://{name}", state=str(tmp_path / "state"))
+        app.sql(TYPED.format(kind=kind, made=made))
+        await app.start()
+        try:
+            MemoryBroker.get(f"memory://{name}").publish("sales", [{"customer": 1, "price": 1}])
+            await until(lambda: rows_read(app) == 1, "the row")
+        finally:
+            await app.stop()
+
+    asyncio.run(run(was))
+    if said:
+        with pytest.raises(UserError, match=f"m was .*{said}.*--drop"):
+            asyncio.run(run(now))
+    else:
+        asyncio.run(run(now))
