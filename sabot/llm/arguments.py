@@ -340,7 +340,9 @@ def argument_values(tool: Tool | None, arguments: Mapping[str, Any], path: Seque
     """Returns the values at a path in the arguments of a call, as `values_at` does. `tool`: the tool, whose types say
     which names and defaults the fields of a dict have; None if it is not known.
     """
-    if tool is None or tool.parameters is not None or path[0] == REST:
+    if tool is not None and tool.parameters is not None:
+        return _values_in_json(arguments, path, [tool.parameters.json], tool.parameters.json)
+    if tool is None or path[0] == REST:
         return values_at(arguments, path)
     first = path[0]
     if first not in arguments:
@@ -519,13 +521,14 @@ def _resolved(schema: Any, root: JsonSchema, depth: int) -> list[JsonSchema] | N
     """Returns the schemas of which one describes a value: the choices of `anyOf` and `oneOf`, without null. Returns
     None if the schema is written in another way.
     """
-    if not isinstance(schema, dict) or depth > _DEEPEST or "allOf" in schema:
+    if not isinstance(schema, dict) or depth > _DEEPEST:
         return None
+    if "allOf" in schema:  # with one part, as pydantic 1 writes it, it is another name for the part
+        parts = schema["allOf"]
+        alone = isinstance(parts, list) and len(parts) == 1 and "properties" not in schema
+        return _resolved(parts[0], root, depth + 1) if alone else None
     if "$ref" in schema:
-        found: Any = root
-        for part in str(schema["$ref"]).removeprefix("#").strip("/").split("/"):
-            found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
-        return _resolved(found, root, depth + 1)
+        return _resolved(_referred(schema["$ref"], root), root, depth + 1)
     choices = schema.get("anyOf", schema.get("oneOf"))
     if choices is None:
         return [] if schema.get("type") == "null" else [schema]
@@ -536,6 +539,14 @@ def _resolved(schema: Any, root: JsonSchema, depth: int) -> list[JsonSchema] | N
             return None
         every += inner
     return every
+
+
+def _referred(name: Any, root: JsonSchema) -> Any:
+    """Returns the part of a schema that `$ref` names; None if there is none."""
+    found: Any = root
+    for part in str(name).removeprefix("#").strip("/").split("/"):
+        found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+    return found
 
 
 def _filled(value: Any, schema: Any, root: JsonSchema, depth: int) -> Any:
@@ -558,6 +569,49 @@ def _filled(value: Any, schema: Any, root: JsonSchema, depth: int) -> Any:
         elif isinstance(each, dict) and each.get("default") is not None:
             found[name] = _filled(each["default"], each, root, depth + 1)
     return found
+
+
+def _values_in_json(value: Any, path: Sequence[str], schemas: Sequence[Any], root: JsonSchema) -> list[Any]:
+    """Returns the values at a path in a JSON value, as `values_at` does. `schemas`: those that may describe the value. A
+    field that the value leaves out has the defaults of all these schemas, because each of them may be the one that holds.
+    """
+    if not path:
+        return [value]
+    first, rest = path[0], path[1:]
+    objects = [each for schema in schemas for each in _parts(schema, root, 0)]
+    declared = [each["properties"] for each in objects if isinstance(each.get("properties"), dict)]
+    found: list[tuple[Any, list[Any]]]
+    if isinstance(value, Mapping):
+        others = [each.get("additionalProperties") for each in objects]
+        of = {name: [*(each.get(name) for each in declared), *others] for name in (value if first == REST else [first])}
+        found = [(value[name], of[name]) for name in of if name in value]
+        if first != REST and first not in value:
+            found = [
+                (each["default"], of[first])
+                for schema in of[first]
+                for each in _parts(schema, root, 0)
+                if "default" in each
+            ] or [(MISSING_VALUE, [])]
+    elif isinstance(value, list | tuple) and (first == REST or (first.isdecimal() and int(first) < len(value))):
+        items = [each.get("items") for each in objects]
+        found = [(each, items) for each in (value if first == REST else [value[int(first)]])]
+    else:
+        found = [(MISSING_VALUE, [])]
+    return [
+        each
+        for one, of_it in found
+        for each in ([MISSING_VALUE] if one is MISSING_VALUE else _values_in_json(one, rest, of_it, root))
+    ]
+
+
+def _parts(schema: Any, root: JsonSchema, depth: int) -> list[JsonSchema]:
+    """Returns a schema, the schema that it refers to, its choices and its parts, as one list."""
+    if not isinstance(schema, dict) or depth > _DEEPEST:
+        return []
+    inner = [each for word in ("anyOf", "oneOf", "allOf") for each in schema.get(word) or ()]
+    if "$ref" in schema:
+        inner.append(_referred(schema["$ref"], root))
+    return [schema, *(part for each in inner for part in _parts(each, root, depth + 1))]
 
 
 def _schema_lacks(schema: Any, root: JsonSchema, path: Sequence[str], depth: int) -> str:

@@ -229,6 +229,33 @@ async def test_aliases_of_parameters_hold_for_functions_that_pydantic_checks() -
     assert (await policy.check_tool(tool(refund), arguments={"order": "o", "betrag": 5})).decision == "allow"
 
 
+async def test_a_default_of_a_server_passes_no_bound_however_its_schema_says_it() -> None:
+    """A null, a part of `allOf` (pydantic 1), and a choice of `oneOf`: such defaults were not judged, so the server paid
+    what the model had left out.
+    """
+    pay = {"type": "object", "properties": {"amount": {"type": "integer", "default": 500}}}
+    bonus = {"type": "object", "properties": {"total": {"type": "integer", "default": 500}}}
+    nullable = {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": None}
+    for schema, field, given in (
+        (nullable, "p", {}),
+        ({"allOf": [{"$ref": "#/$defs/Pay"}]}, "p.amount", {"p": {}}),
+        ({"allOf": [{"$ref": "#/$defs/Pay"}, {"title": "P"}]}, "p.amount", {"p": {}}),
+        ({"oneOf": [{"$ref": "#/$defs/Pay"}, bonus]}, "p.amount", {"p": {}}),
+        (
+            {"type": "array", "items": {"oneOf": [{"$ref": "#/$defs/Pay"}, bonus]}},
+            "p.*.amount",
+            {"p": [{"amount": 5}, {}]},
+        ),
+        ({"type": "object", "additionalProperties": {"anyOf": [pay, bonus]}}, "p.*.total", {"p": {"x": {}}}),
+    ):
+        json = {"type": "object", "properties": {"p": schema}, "$defs": {"Pay": pay}}
+        served_pay = dataclasses.replace(tool(name="pay")(print), parameters=OfferedArguments("pay", "", json))
+        result = await PolicyEngine([ConstraintPolicy(["pay"], field, max=50)]).check_tool(served_pay, arguments=given)
+        assert result.decision == "deny", (schema, given)
+        wide = PolicyEngine([ConstraintPolicy(["pay"], field, max=1000)])
+        assert ((await wide.check_tool(served_pay, arguments=given)).decision == "allow") is (schema is not nullable)
+
+
 async def test_the_default_of_a_server_is_judged_and_sent_with_the_call_also_after_a_restart() -> None:
     made: list[Any] = []
 
