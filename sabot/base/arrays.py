@@ -4,7 +4,7 @@ import datetime
 import decimal
 import ipaddress
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -86,8 +86,34 @@ def _typed(value: Any) -> Any:
     return made
 
 
-def column_of(values: Sequence[Any], type: pa.DataType) -> pa.Array:
-    """Returns Python or numpy values as an array of this type. Raises the errors of pyarrow."""
+def column_of(values: Sequence[Any], type: pa.DataType | None) -> pa.Array:
+    """Returns Python or numpy values as an array of this type, or of the type that pyarrow finds (None). Raises the
+    errors of pyarrow, and ValueError for a value that the type would cut.
+    """
+    made = _converted(values, type)
+    if wrong := _loss(values, made.type):
+        raise ValueError(wrong)
+    return made
+
+
+def batch_of_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
+    """Returns rows of Python or numpy values as a batch, with null where a row lacks a column. Raises the errors of
+    pyarrow, ValueError for a value that its column would cut, and TypeError for a row that is no mapping: pyarrow
+    takes a text for a row without columns.
+    """
+    if not all(issubclass(kind, Mapping) for kind in set(map(_kind, rows))):
+        wrong = next(row for row in rows if not isinstance(row, Mapping))
+        raise TypeError(f"{wrong!r:.80} is not a dict")
+    columns = []
+    for name, type in zip(schema.names, schema.types, strict=True):
+        values = [row.get(name) for row in rows]
+        columns.append(_converted(values, type))
+        if lost := _loss(values, type):
+            raise ValueError(f"column {name!r}: {lost}")
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _converted(values: Sequence[Any], type: pa.DataType | None) -> pa.Array:
     try:
         return pa.array(values, type)
     except (pa.ArrowException, TypeError):  # pyarrow takes most scalars of numpy's, not times, and not into all types
@@ -97,18 +123,95 @@ def column_of(values: Sequence[Any], type: pa.DataType) -> pa.Array:
         return pa.array(made, type)
 
 
-def batch_of_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
-    """Returns rows of Python or numpy values as a batch, with null where a row lacks a column. Raises the errors of
-    pyarrow, and TypeError for a row that is no mapping: pyarrow takes a text for a row without columns.
+_kind = type  # the builtin, where a parameter has its name
+_NONE = type(None)
+_WHOLE = frozenset([int, _NONE])
+_DAYS, _MOMENTS = frozenset([datetime.date, int, _NONE]), frozenset([datetime.datetime, int, _NONE])
+_SPANS, _NOTHING = frozenset([datetime.timedelta, int, _NONE]), frozenset([_NONE])
+_FINE = ("us", "ns")  # units that keep all digits of Python's times
+
+
+def _loss(values: Sequence[Any], type: pa.DataType) -> str:
+    """Returns the message for the first value that pyarrow has cut to make this type of it, or "" if all are whole.
+    pyarrow has taken all `values`. Looks at single values only where their Python types may not fit.
     """
-    if not all(issubclass(kind, Mapping) for kind in set(map(type, rows))):
-        wrong = next(row for row in rows if not isinstance(row, Mapping))
-        raise TypeError(f"{wrong!r:.80} is not a dict")
-    try:
-        return pa.RecordBatch.from_pylist(rows, schema=schema)
-    except (pa.ArrowException, TypeError):
-        columns = [column_of([row.get(field.name) for row in rows], field.type) for field in schema]
-        return pa.RecordBatch.from_arrays(columns, schema=schema)
+    types = pa.types
+    if hasattr(values, "__array__"):  # pyarrow itself refuses what it would cut of an array or a pandas.Series
+        return ""
+    if types.is_integer(type):
+        return _first(values, _WHOLE, type, lambda value: "its fraction" if value != int(value) else "")
+    if types.is_float32(type) or types.is_float16(type):
+        return _infinite(values, type)
+    if types.is_temporal(type):
+        return _loss_of_times(values, type)
+    if types.is_nested(type):
+        return _loss_inside([value for value in values if value is not None], type)
+    if types.is_dictionary(type):
+        return _loss(values, type.value_type)
+    return _loss(values, type.storage_type) if isinstance(type, pa.BaseExtensionType) else ""
+
+
+def _first(values: Sequence[Any], whole: frozenset[Any], type: pa.DataType, lost: Callable[[Any], str]) -> str:
+    """Returns the message for the first value that loses something. Values of the types `whole` lose nothing."""
+    if whole.issuperset(map(_kind, values)):
+        return ""
+    for value in values:
+        if _kind(value) not in whole and (value := python_value(value)) is not None and (what := lost(value)):
+            return _losing(value, what, type)
+    return ""
+
+
+def _losing(value: Any, what: str, type: pa.DataType) -> str:
+    return f"{value!r:.80} would lose {what} as {type}"
+
+
+def _infinite(values: Sequence[Any], type: pa.DataType) -> str:
+    given = np.array([0.0 if value is None else value for value in values], np.float64)
+    with np.errstate(over="ignore"):
+        far = np.isinf(given.astype(type.to_pandas_dtype())) & np.isfinite(given)
+    return f"{values[int(far.argmax())]!r:.80} would be infinite as {type}" if far.any() else ""
+
+
+def _loss_of_times(values: Sequence[Any], type: pa.DataType) -> str:
+    unit = getattr(type, "unit", "us")
+    step = 1 if unit in _FINE else 1_000_000 // PER_SECOND[unit]  # microseconds
+
+    def lost(value: Any) -> str:
+        if isinstance(value, float | decimal.Decimal):
+            return "its fraction" if value != int(value) else ""
+        if getattr(value, "nanosecond", 0) and unit != "ns":  # of pandas
+            return "its nanoseconds"
+        if pa.types.is_date(type):
+            return "its hour" if isinstance(value, datetime.datetime) and value.time() != datetime.time() else ""
+        if pa.types.is_time(type) and getattr(value, "tzinfo", None) is not None:
+            return "its zone"
+        count = getattr(value, "microseconds" if pa.types.is_duration(type) else "microsecond", 0)
+        return "its microseconds" if count % step else ""
+
+    if pa.types.is_date(type):
+        return _first(values, _DAYS, type, lost)
+    if pa.types.is_timestamp(type):
+        return _first(values, _MOMENTS if step == 1 else _NOTHING, type, lost)
+    return _first(values, _SPANS if step == 1 and pa.types.is_duration(type) else _NOTHING, type, lost)
+
+
+def _loss_inside(values: Sequence[Any], type: pa.DataType) -> str:
+    """Does as `_loss` for the values inside structs, lists and maps. `values` are not None."""
+    if pa.types.is_struct(type):
+        rows = [value if isinstance(value, Mapping) else dict(value) for value in values]
+        names = [field.name for field in type]
+        if unknown := set().union(*rows) - set(names):
+            name = sorted(map(str, unknown))[0]
+            return f"{name!r} is not a field of {type}"
+        inside = [([row.get(name) for row in rows], type.field(name).type) for name in names]
+    elif pa.types.is_map(type):
+        pairs = [pair for value in values for pair in (value.items() if isinstance(value, Mapping) else value)]
+        inside = [([pair[0] for pair in pairs], type.key_type), ([pair[1] for pair in pairs], type.item_type)]
+    elif hasattr(type, "value_type"):
+        inside = [([each for value in values for each in value], type.value_type)]
+    else:  # a union, which pyarrow does not make of Python values
+        return ""
+    return next((lost for lost in (_loss(*each) for each in inside) if lost), "")
 
 
 def python_rows(data: pa.RecordBatch, where: str = "") -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.arrays import batch_of_rows
 from sabot.base.config import checked_name
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import BAD_SCHEMA, build_records, encode_json
@@ -115,14 +116,14 @@ class GeneratorSource(Source, Bounded, ReadsInParallel):
     def _decoded(self, rows: list[Any], before: int) -> tuple[pa.RecordBatch, pa.RecordBatch | None]:
         """Returns the rows as columns, and those that do not fit as dead letters."""
         try:
-            return pa.RecordBatch.from_pylist(rows, self._schema), None
+            return batch_of_rows(rows, self._schema), None
         except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError):
             good, bad = [], []
             for row in rows:
                 try:
                     if not isinstance(row, Mapping):
                         raise TypeError(f"a row is a dict, and this is {type(row).__name__}")
-                    pa.RecordBatch.from_pylist([row], self._schema)
+                    batch_of_rows([row], self._schema)
                     good.append(row)
                 except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
                     bad.append((_payload(row), str(error)))
@@ -130,7 +131,7 @@ class GeneratorSource(Source, Bounded, ReadsInParallel):
         records = build_records([payload for payload, _ in bad], None, stamps, 0, [before] * len(bad))
         reasons = pa.array([reason for _, reason in bad], pa.string())
         letters = pa.RecordBatch.from_arrays([*records.columns, reasons], schema=BAD_SCHEMA)
-        return pa.RecordBatch.from_pylist(good, self._schema), letters
+        return batch_of_rows(good, self._schema), letters
 
     @property
     def exhausted(self) -> bool:

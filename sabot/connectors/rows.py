@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_columns
+from sabot.base.arrays import column_of
 from sabot.codecs.records import RECORD_SCHEMA, decode_json, iterate_records
 from sabot.connectors.base import Bounded, HasIdentity, Positions, Sink, Source
 from sabot.connectors.files.columns import canonical, fitted
@@ -165,7 +166,7 @@ def _table_of_dicts(rows: Sequence[Any], schema: pa.Schema | None) -> pa.Table:
     for name in names:
         values = [row.get(name) for row in rows]
         try:
-            columns[str(name)] = made = pa.array(values, None if schema is None else schema.field(name).type)
+            columns[str(name)] = made = column_of(values, None if schema is None else schema.field(name).type)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"stream: the values of {name!r} have no type in common: {error}"

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from sabot.api.expr import Expr, col, lit
 from sabot.api.stream import Stream
-from sabot.base.arrays import as_type
+from sabot.base.arrays import as_type, column_of
 from sabot.errors import UserError
 from sabot.sql import functions
 from sabot.sql.scope import Relation, TableColumn, TypedExpr, at, names_of, node_of
@@ -135,11 +135,11 @@ def _columns_added(
         columns = [batch.column(name) for name in arguments]
         if by_row:
             rows = zip(*[column.to_pylist() for column in columns], strict=True) if columns else [()] * batch.num_rows
-            results = pa.array([function(*row) for row in rows], type)
+            results = column_of([function(*row) for row in rows], type)
         else:
             results = function(*columns)
             results = results.combine_chunks() if isinstance(results, pa.ChunkedArray) else results
-            results = results.cast(type) if isinstance(results, pa.Array) else pa.array(results, type)
+            results = results.cast(type) if isinstance(results, pa.Array) else column_of(results, type)
         return pa.RecordBatch.from_arrays([*batch.columns, results], schema=schema)
 
     call.__name__ = call.__qualname__ = registered.name

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.arrays import batch_of_rows
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import build_records, encode_json
 from sabot.connectors.base import Bounded, HasIdentity, Positions, ReportsLag, Scans, Source
@@ -101,7 +102,7 @@ class ScriptedSource(Source, Bounded, Scans, HasIdentity, ReportsLag):
             return chunks[0] if chunks else pa.RecordBatch.from_pylist([], schema=part.schema)
         rows = part if isinstance(part, list) else [part]
         if self._columns is not None:
-            return pa.RecordBatch.from_pylist(rows, schema=self._columns)
+            return batch_of_rows(rows, self._columns)
         payloads = [row if row is None or isinstance(row, bytes) else encode_json(row) for row in rows]
         return build_records(payloads, None, [0] * len(rows), 0, range(len(rows)))
 

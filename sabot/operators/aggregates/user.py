@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from sabot.base.arrays import column_of
 from sabot.errors import UserError, short_repr
 from sabot.operators.aggregates.gather import Array, Gather, GatheredValues
 from sabot.state.values import unfit
@@ -77,7 +78,7 @@ class UserStates(GatheredValues):
         call, states, kind = self._call, self._states, self.gather.type
         values = [call("finish", states[slot] if slot in states else call("init")) for slot in slots.to_pylist()]
         try:
-            return pa.array(values, kind)
+            return column_of(values, kind)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             wrong = next((value for value in values if not fits(value, kind)), None)
             raise UserError(
@@ -171,7 +172,7 @@ def _bytes_of_all(values: Sequence[Any], count: int, depth: int) -> int:
 def fits(value: Any, kind: pa.DataType) -> bool:
     """Returns True if a column of this type can hold the Python value."""
     try:
-        pa.scalar(value, kind)
+        column_of([value], kind)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         return False
     return True

@@ -17,6 +17,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import sum_overflow
 from sabot._cython.groups.multiset import Arrivals, ExactSums, Multisets, join_keys, split_keys
 from sabot._cython.groups.sketch import Quantiles
+from sabot.base.arrays import column_of
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.aggregates.decimals import SumOverflow, decimal_means, decimal_overflow, part_count, part_of
@@ -361,7 +362,7 @@ class OrderedValues(SlotValues):
                     f"aggregate {self._call.name}: {name}: {type(error).__name__}: {error}; {end - first} rows"
                 ) from error
         try:
-            return pa.array(results, self._result)
+            return column_of(results, self._result)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"aggregate {self._call.name}: finish returned a value that is not a {self._result}: {error}",

@@ -5,6 +5,7 @@ its rows form *runs*: a `RunTable` decides which run a row belongs to, and `Keye
 keep to a memory budget.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -19,7 +20,7 @@ from sabot._cython.windows.sessions import RunTable
 from sabot.api.nodes import keyed as nodes
 from sabot.api.windows import WINDOW_END, WINDOW_START, CountWindow
 from sabot.api.words import name_of
-from sabot.base.arrays import python_rows
+from sabot.base.arrays import column_of, python_rows
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
@@ -446,7 +447,7 @@ class Reduce(_KeyedOperator):
 
     def _column(self, rows: list[Row], field: pa.Field) -> Array:
         try:
-            return pa.array([row[field.name] for row in rows], field.type)
+            return column_of([row[field.name] for row in rows], field.type)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             for row in rows:
                 if not fits(row[field.name], field.type):
@@ -485,7 +486,9 @@ def _numbers(columns: pa.Schema) -> list[tuple[str, type | None, pa.DataType]]:
 
 def _as_kept(value: Any, kind: pa.DataType) -> Any:
     try:
-        return pa.scalar(value, kind).as_py()
+        made = pa.scalar(value, kind).as_py()
+        whole = math.isfinite(made) or not math.isfinite(value) if pa.types.is_floating(kind) else made == value
+        return made if whole else value
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         return value  # `_column` refuses it, with the key
 

@@ -1,0 +1,162 @@
+"""Python values that a column cannot hold whole: each way in refuses them, and says column, value and type."""
+
+import datetime
+import re
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import sabot
+from sabot import App, Avro, DataError, UserError, count_window
+from sabot.base.arrays import batch_of_rows, column_of
+from sabot.operators.agents.payloads import RowPayloads
+
+ZONE = datetime.timezone(datetime.timedelta(hours=2))
+AT_FIVE = datetime.datetime(2024, 1, 1, 5)
+FINE = datetime.datetime(2024, 1, 1, 5, 0, 0, 5)
+
+CUT: list[tuple[Any, pa.DataType, str]] = [
+    (2.5, pa.int64(), "2.5 would lose its fraction as int64"),
+    (-0.5, pa.uint8(), "-0.5 would lose its fraction as uint8"),
+    (Decimal("2.5"), pa.int64(), r"Decimal\('2.5'\) would lose its fraction as int64"),
+    (np.float32(2.5), pa.int8(), "2.5 would lose its fraction as int8"),
+    (1e40, pa.float32(), r"1e\+40 would be infinite as float"),
+    (1e6, pa.float16(), "1000000.0 would be infinite as halffloat"),
+    (datetime.time(5, tzinfo=ZONE), pa.time64("us"), r"would lose its zone as time64\[us\]"),
+    (datetime.time(5, 0, 0, 5), pa.time32("ms"), r"would lose its microseconds as time32\[ms\]"),
+    (AT_FIVE, pa.date32(), r"would lose its hour as date32\[day\]"),
+    (FINE, pa.timestamp("ms"), r"would lose its microseconds as timestamp\[ms\]"),
+    (datetime.timedelta(microseconds=5), pa.duration("ms"), r"would lose its microseconds as duration\[ms\]"),
+    (2.5, pa.timestamp("us"), r"2.5 would lose its fraction as timestamp\[us\]"),
+    (2.5, pa.date32(), r"2.5 would lose its fraction as date32\[day\]"),
+    ({"a": 1, "b": 2}, pa.struct({"a": pa.int64()}), "'b' is not a field of struct<a: int64>"),
+    (2.5, pa.dictionary(pa.int8(), pa.int64()), "2.5 would lose its fraction as int64"),
+]
+WHOLE: list[tuple[Any, pa.DataType]] = [
+    (3.0, pa.int64()),
+    (Decimal(3), pa.int64()),
+    (np.int8(3), pa.int64()),
+    (float("inf"), pa.float32()),
+    (0.1, pa.float64()),
+    (datetime.time(5, 0, 0, 5000), pa.time32("ms")),
+    (datetime.datetime(2024, 1, 1), pa.date32()),
+    (AT_FIVE, pa.timestamp("s")),
+    (datetime.timedelta(seconds=5), pa.duration("s")),
+    ({"a": 1}, pa.struct({"a": pa.int64(), "b": pa.int64()})),
+]
+
+
+def nested(value: Any, type: pa.DataType) -> Iterator[tuple[Any, pa.DataType]]:
+    yield value, type
+    yield [value], pa.list_(type)
+    yield {"x": value}, pa.struct({"x": type})
+    yield {"k": value}, pa.map_(pa.string(), type)
+    yield [{"x": [value]}], pa.list_(pa.struct({"x": pa.list_(type)}))
+
+
+@pytest.mark.parametrize(("value", "type", "said"), CUT)
+def test_a_value_that_would_be_cut_is_refused_at_every_depth(value: Any, type: pa.DataType, said: str) -> None:
+    for given, kind in nested(value, type):
+        with pytest.raises(ValueError, match=said):
+            column_of([None, given], kind)
+        with pytest.raises(ValueError, match=rf"column 'v': .*{said}"):
+            batch_of_rows([{}, {"v": given}], pa.schema({"v": kind}))
+
+
+@pytest.mark.parametrize(("value", "type"), WHOLE)
+def test_a_value_that_stays_whole_is_taken_at_every_depth(value: Any, type: pa.DataType) -> None:
+    for given, kind in nested(value, type):
+        assert batch_of_rows([{}, {"v": given}], pa.schema({"v": kind})).column("v").null_count == 1
+
+
+def one_row() -> sabot.Stream:
+    return App("whole").stream([{"k": 1, "n": 1}])
+
+
+async def answers(row: Any) -> Any:
+    return {"v": 2.5}
+
+
+class Half(sabot.UserAggregate):
+    type = pa.int64()
+
+    def init(self) -> int:
+        return 0
+
+    def accumulate(self, state: int, values: Any) -> int:
+        return state + len(values)
+
+    def merge(self, state: int, other: int) -> int:
+        return state + other
+
+    def finish(self, state: int) -> float:
+        return state + 0.5
+
+
+@sabot.aggregate("int64")
+def half(values: Any) -> Any:
+    return len(values) / 2
+
+
+LINE = {"type": "record", "name": "Line", "fields": [{"name": "many", "type": "int"}]}
+
+
+WAYS: dict[str, Callable[[], sabot.Stream]] = {
+    "stream": lambda: App("whole").stream([{"v": 2.5}], schema={"v": "int64"}),
+    "flat_map": lambda: one_row().flat_map(lambda row: [{"v": 2.5}], schema={"v": "int64"}),
+    "process": lambda: one_row().key_by("k").process(lambda row, ctx: {"v": 2.5}, schema={"v": "int64"}),
+    "map_async": lambda: one_row().map_async(answers, schema={"v": "int64"}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_into_an_integer_column_refuses_a_fraction(way: str) -> None:
+    with pytest.raises(UserError, match=r"'v'.*2\.5 would lose its fraction as int64"):
+        WAYS[way]().collect()
+
+
+def test_the_mean_by_reduce_of_integers_is_refused_with_the_key() -> None:
+    rows = App("whole").stream([{"k": 7, "n": 1}, {"k": 7, "n": 2}])
+    mean = rows.key_by("k").reduce(lambda a, b: {"n": (a["n"] + b["n"]) / 2})
+    with pytest.raises(UserError, match=r"'n' of the key {'k': 7} is int64, and cannot be 1\.5"):
+        mean.collect()
+
+
+@pytest.mark.parametrize(("made", "value"), [(sabot.aggregate_with(Half(), "n"), "1.5"), (half("n"), "0.5")])
+def test_an_aggregate_refuses_a_result_that_its_type_would_cut(made: Any, value: str) -> None:
+    windows = one_row().key_by("k").window(count_window(1))
+    with pytest.raises(UserError, match=rf"aggregate v.* returned .*{re.escape(value)}.* is not a int64"):
+        windows.aggregate(v=made).collect()
+
+
+def test_rows_of_an_own_source_that_would_be_cut_are_dead_letters() -> None:
+    app = App("whole")
+
+    @app.source(schema={"v": "int64"}, bounded=True)
+    def own(position: int) -> Any:
+        yield [{"v": 1}, {"v": 2.5}, {"v": 3}][position:]
+
+    source: Any = own
+    source.open(None)
+    batch = source.read_batch(10, 5.0)
+    assert batch.data.column("v").to_pylist() == [1, 3]
+    assert batch.bad.column("reason").to_pylist() == ["column 'v': 2.5 would lose its fraction as int64"]
+    source.close()
+
+
+def test_an_answer_of_an_agent_that_its_avro_sink_would_cut_is_refused() -> None:
+    payload_of = RowPayloads({"out": Avro(LINE)})
+    payload_of.open()
+    assert payload_of({"many": 2.0}, None, "out")
+    with pytest.raises(DataError, match=r"written as avro: column 'many': 2\.5 would lose its fraction as int32"):
+        payload_of({"many": 2.5}, None, "out")
+
+
+def test_a_date_beside_a_time_of_day_is_refused_where_the_type_is_found() -> None:
+    days = [{"at": datetime.date(2024, 1, 1)}, {"at": AT_FIVE}]
+    with pytest.raises(UserError, match=r"'at' have no type in common: .* would lose its hour as date32"):
+        App("whole").stream(days)
