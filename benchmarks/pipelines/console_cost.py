@@ -83,7 +83,7 @@ class Listing(threading.Thread):
 
     def run(self) -> None:
         while not self.stop.is_set():
-            text, _ = self.browser.get("/jobs")
+            text = self.browser.get("/jobs")
             assert f"{self.jobs:,} jobs as of" in text, text[:2000]
             self.pages += 1
             self.warm.set()
@@ -93,10 +93,10 @@ class Listing(threading.Thread):
 class Tab(threading.Thread):
     """The event stream of a page, read until the console closes it."""
 
-    def __init__(self, port: int, cookie: str) -> None:
+    def __init__(self, port: int, token: str) -> None:
         super().__init__(daemon=True)
         self._client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        self._client.request("GET", "/events/app", headers={"Cookie": cookie})
+        self._client.request("GET", "/events/app", headers={"Authorization": f"Bearer {token}"})
         self._answer = self._client.getresponse()
         assert self._answer.status == 200, self._answer.read()
         self.events = 0
@@ -111,8 +111,7 @@ def with_console(app: App, tabs: int, spent: list[float]) -> Iterator[None]:
     """A console of the app, with so many tabs that are open. The CPU seconds of its threads are added to `spent`."""
     others = set(threading.enumerate())
     console = Console(app, port=0)
-    browser = Visit(console.port, console.access.token("act"))
-    opened = [Tab(console.port, browser.cookie) for _ in range(tabs)]
+    opened = [Tab(console.port, console.access.token("act")) for _ in range(tabs)]
     for tab in opened:
         tab.start()
     own = [*{*threading.enumerate()} - others - {*opened}]
@@ -185,7 +184,7 @@ def page_beside_idle_ms() -> float:
         took = []
         for _ in range(5):
             began = time.perf_counter()
-            text, _ = browser.get("/")
+            text = browser.get("/")
             took.append(time.perf_counter() - began)
             assert "<h1>" in text
     console.close()
