@@ -314,4 +314,4 @@ def _action(question: Intent) -> dict[str, Any]:
 
 def _action_name(question: Intent) -> str:
     ordinal, _, attempt = action_number(question, _said(question)).partition(".")
-    return f"{ordinal}/{attempt or 1}"
+    return f"{ordinal}/{attempt}/doubt" if attempt else f"{ordinal}/1"  # an effect may have a question of each kind
