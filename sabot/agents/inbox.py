@@ -114,7 +114,9 @@ class InboxQuestion:
             return dict(self.action.payload)
         match self.action.payload.get("arguments"):
             case [list() as args, dict() as named]:
-                return {str(number): each for number, each in enumerate(args, 1)} | named
+                edited = self.action.payload.get("edited")
+                shown = {str(number): each for number, each in enumerate(args, 1)} | named
+                return shown | ({"edited": edited} if edited else {})
             case [*_, last] if self.action.payload.get("kind") == "model":
                 return last  # the last message of the request
             case other:

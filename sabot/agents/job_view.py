@@ -465,6 +465,7 @@ class JobView:
         ruled = entry.name == CONFIRM and payload.keys() >= {"effect", "rule"}
         if ruled or (entry.name == IN_DOUBT and "attempt" in payload):
             payload |= _arguments(job, entry)
+            payload |= self._edited(entry)
         if ruled:
             payload |= _may_answer(job, entry)
         self.actions[action_id] = ActionRecord(
@@ -477,6 +478,16 @@ class JobView:
             expires_at=entry.due_ms / 1000 if entry.due_ms else None,
         )
         self._tokens[entry.token] = action_id
+
+    def _edited(self, question: Intent) -> dict[str, Any]:
+        """Returns {"edited": the arguments that a person has changed who has approved the effect}, for the question whether
+        it was made. Returns {} if no argument was changed.
+        """
+        approval = self.actions.get(f"{question.job}/{question.ordinal}")
+        if question.name != IN_DOUBT or approval is None or approval.type != CONFIRM:
+            return {}
+        edited = approval.resolution.get("arguments")
+        return {"edited": edited} if edited else {}
 
     def _answer(self, job: JobState, entry: Answer, at: float) -> Intent | None:
         question = job.questions.pop(entry.token, None)
