@@ -22,6 +22,8 @@ class McpResult(ToolAnswer, frozen=True, omit_defaults=True, kw_only=True):
     - `state`: a text that the server, or the session, needs to continue the call.
     - `restart`: True if the call was not done, and cannot continue with answers. The caller makes the call again from
       its beginning, but first gets the answers to `questions`, if there are any. Such a result has no content.
+    - `changed`: of a result with questions or `restart`, the arguments that the call had and that its caller has not
+      given so: defaults, and those that a person has changed who has approved it. The call goes on with them.
     """
 
     content: list[dict[str, Any]] = msgspec.field(default_factory=list)
@@ -29,6 +31,7 @@ class McpResult(ToolAnswer, frozen=True, omit_defaults=True, kw_only=True):
     questions: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
     state: str = ""
     restart: bool = False
+    changed: dict[str, Any] = msgspec.field(default_factory=dict)
 
     @property
     def text(self) -> str:

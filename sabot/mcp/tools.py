@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from sabot.base.config import Secret
 from sabot.calls.options import Retry
 from sabot.errors import EffectError, UserError, short_repr
 from sabot.journal.effects import RULES, EffectClass, effect_class
@@ -78,7 +79,11 @@ class RemoteTool:
         """Calls the tool for a caller that is not an agent, and returns its answer. Raises McpError."""
         context = RequestContext()
         site = DirectCaller(DirectTools(context), context)
-        return await self._talk(site, self._key, partial(self._once, self._key, False), arguments, McpResult())
+
+        async def make(**given: Any) -> Any:
+            return await self._once(self._key, False, given, **given)
+
+        return await self._talk(site, self._key, make, arguments, McpResult())
 
     async def converse(self, tool: Tool, site: ToolCaller, arguments: Mapping[str, Any]) -> McpResult:
         """Makes the call for an agent, and returns the result. If the server asks a question first, a person or a model
@@ -89,9 +94,10 @@ class RemoteTool:
         `site.make` raises in place of it. If the server asks too often, this is McpRefused.
         """
         key = replace(self._key, scope=site.scope or self._key.scope, principal=site.principal or self._key.principal)
-        step = replace(tool, func=partial(self._once, key, RULES[tool.effect].repeatable), converse=None)
+        repeatable = RULES[tool.effect].repeatable
 
         async def make(**given: Any) -> Any:
+            step = replace(tool, func=partial(self._once, key, repeatable, given), converse=None)
             return await site.make(step, given)
 
         known = "is assumed to be done" if tool.in_doubt == "assume_done" else "was done, as a person has confirmed"
@@ -117,6 +123,7 @@ class RemoteTool:
             if said is None:
                 return unknown
             result = said if isinstance(said, McpResult) else msgspec.convert(said, McpResult)
+            arguments = {**arguments, **result.changed}  # what a person has changed holds for all steps
             if result.restart and not result.questions:
                 given, earlier, answered = {}, earlier + answered, []
                 continue
@@ -142,18 +149,41 @@ class RemoteTool:
                 given, answered = {}, []
         raise McpRefused(key.server, f"{self._name} asked more than {self._questions.most} times")
 
-    async def _once(self, key: SessionKey, repeatable: bool, /, **arguments: Any) -> McpResult:
-        """Makes one step of a call. `repeatable`: True if it does no harm to make the call twice."""
-        if _ANSWERS not in arguments:
-            return await self._step(key, self._name, arguments, self._options)
-        state = arguments.pop(_STATE)
-        more = {"answers": arguments.pop(_ANSWERS), "state": state, "may_repeat": repeatable or state in self._lost}
+    async def _once(
+        self, key: SessionKey, repeatable: bool, asked: Mapping[str, Any], /, **arguments: Any
+    ) -> McpResult:
+        """Makes one step of a call. `repeatable`: True if it does no harm to make the call twice. `asked`: the arguments
+        that the agent has given; `arguments` are those that the policy and a person have made of them.
+        """
+        more: dict[str, Any] = {}
+        if _ANSWERS in arguments:
+            state = arguments.pop(_STATE)
+            more = {"answers": arguments.pop(_ANSWERS), "state": state, "may_repeat": repeatable or state in self._lost}
         try:
-            return await self._step(key, self._name, arguments, self._options | more)
+            result = await self._step(key, self._name, arguments, self._options | more)
         except (McpConnectionLost, McpTimeout):
             # If this step is made once more, a person has said that the call was not done: then it may begin anew.
-            self._lost.add(state)
+            if more:
+                self._lost.add(more["state"])
             raise
+        if not result.questions and not result.restart:
+            return result
+        given = {name: _named(asked.get(name), each) for name, each in arguments.items()}
+        changed = {name: each for name, each in given.items() if name not in asked or each != asked[name]}
+        return msgspec.structs.replace(result, changed=changed)
+
+
+def _named(asked: Any, value: Any) -> Any:
+    """Returns the value with the names of the secrets in place of their texts, for the journal. `asked`: the value as the
+    agent has given it, with these names.
+    """
+    if isinstance(asked, Secret):
+        return asked if value == asked.read() else value
+    if isinstance(asked, Mapping) and isinstance(value, Mapping):
+        return {name: _named(asked.get(name), each) for name, each in value.items()}
+    if isinstance(asked, list | tuple) and isinstance(value, list | tuple) and len(asked) == len(value):
+        return [*map(_named, asked, value)]
+    return value
 
 
 # -- questions --------------------------------------------------------------------------------------------------------

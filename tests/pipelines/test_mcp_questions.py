@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pipelines.test_durable_mcp import Office, crash, office, parked, question
 
-from sabot import App
+from sabot import App, secret
+from sabot.agents import ConstraintPolicy, PolicyEngine
 from sabot.llm import ExecutionEngine, ScriptedProvider
 from sabot.mcp import McpConnectionLost, McpRefused, McpServerPool
 from tools.agent_tools import started, until
@@ -36,7 +37,9 @@ class Shop:
         return self.log.read_text().split("\n")[:-1] if self.log.exists() else []
 
     @asynccontextmanager
-    async def open(self, name: str, *words: str, **options: Any) -> AsyncIterator[App]:
+    async def open(
+        self, name: str, *words: str, policy: PolicyEngine | None = None, order: Any = "o-1", **options: Any
+    ) -> AsyncIterator[App]:
         """An app whose jobs call the tool. words: the words of the server's question."""
         async with McpServerPool() as pool:
             if self._way == "stdio":
@@ -47,9 +50,9 @@ class Shop:
             (made,) = await pool.tools("desk", only=[name], **way, **options)
 
             async def handle(ctx: Any) -> Any:
-                return (await ctx.call(made, order="o-1")).text
+                return (await ctx.call(made, order=order)).text
 
-            yield self.office.app(handle)
+            yield self.office.app(handle, **({"policy": policy} if policy is not None else {}))
 
     async def answered(self, app: App, answer: Any) -> None:
         action = await question(app)
@@ -93,6 +96,49 @@ async def test_another_question_of_the_server_is_asked_anew(shop: Shop) -> None:
         await app.actions.resolve(second.resume_token, {"sure": False})
         await shop.says("o-1: False")
     assert shop.done() == ["refund o-1"]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_call_goes_on_with_the_arguments_with_which_it_was_approved(shop: Shop, restarted: bool) -> None:
+    """A person allowed another order and answered the server's question; the rest of the call had the first order again."""
+    policy = PolicyEngine([ConstraintPolicy(["refund"], field="order", allowed=["o-2"], otherwise="ask")])
+    async with shop.open("refund", policy=policy) as app:
+        await app.start()
+        shop.office.order()
+        await parked(app)
+        first = await question(app)
+        await app.actions.resolve(
+            first.resume_token, {"approved": True, "arguments": {"order": "o-2"}, "always": "job"}
+        )
+        second = await question(app, first.resume_token)
+        assert second.type == "input"
+        if not restarted:
+            await app.actions.resolve(second.resume_token, {"sure": True})
+            await shop.says("o-2: True")
+            await app.stop()
+        else:
+            await parked(app)
+            await crash(app)
+    if restarted:
+        async with shop.open("refund", policy=policy) as app, started(app):
+            await shop.answered(app, {"sure": True})
+            await shop.says("o-2: True")
+    assert shop.done() == ["refund o-2"]
+
+
+async def test_the_journal_of_a_call_that_asks_has_the_name_of_a_secret(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORDER_KEY", "o-very-secret")
+    async with shop.open("refund", order=secret("ORDER_KEY")) as app, started(app):
+        shop.office.order()
+        await parked(app)
+        await shop.answered(app, {"sure": True})
+        await until(lambda: shop.done() == ["refund o-very-secret"])
+        await until(lambda: len(shop.office.answers()) == 1)
+        text = b"".join(each.read_bytes() for each in (shop.office.directory / "journal").iterdir() if each.is_file())
+        assert b"ORDER_KEY" in text
+        assert b"o-very-secret" not in text.replace(b"o-very-secret: True", b"")
 
 
 @pytest.mark.parametrize(
