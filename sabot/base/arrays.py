@@ -136,7 +136,8 @@ def _loss(values: Sequence[Any], type: pa.DataType) -> str:
     pyarrow has taken all `values`. Looks at single values only where their Python types may not fit.
     """
     types = pa.types
-    if hasattr(values, "__array__"):  # pyarrow itself refuses what it would cut of an array or a pandas.Series
+    # pyarrow itself refuses what it would cut of an array, a pandas.Series, or scalars of its own
+    if hasattr(values, "__array__") or (len(values) and isinstance(values[0], pa.Scalar)):
         return ""
     if types.is_integer(type):
         return _first(values, _WHOLE, type, lambda value: "its fraction" if value != int(value) else "")
