@@ -246,9 +246,9 @@ async def test_a_mean_of_a_column_of_more_digits_is_refused_by_name_of_what_to_d
     MemoryBroker.get(memory_url).publish("paid", [{"k": 1, "x": "1.00"}])
     await app.start()
     await app.stop()
-    with pytest.raises(sabot.UserError, match="the type of its column has changed") as refused:
+    with pytest.raises(sabot.UserError, match=r"decimals of scale 2 in 64 bits, is exact .* in 128 bits") as refused:
         await life("decimal(20, 2)", total=sabot.sum("x")).start()
-    assert "cast the column to the type that it had" in refused.value.hint
+    assert "--drop aggregate-1.mean" in refused.value.hint
 
 
 @pytest.mark.parametrize("kind", ["decimal(38, 2)", "decimal(76, 2)"])

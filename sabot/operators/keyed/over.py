@@ -227,12 +227,16 @@ class Over(SavesWatermark):
         }
 
     def _arguments(self) -> dict[str, Any]:
-        """Returns the entry "arguments" of `state_schema`: a frame keeps the values of its rows as they are."""
+        """Returns the entry "arguments" of `state_schema`: a frame keeps the values of its rows, decimals as whole numbers."""
         input, calls = self._context.input, [each for each in self._described if each.kind in KINDS]
         if self._rows is None and self._ms is None:
             found = state_arguments([each.aggregate() for each in calls], input)
         else:
-            found = {each.name: str(input.field(each.argument).type) for each in calls if each.argument is not None}
+            kinds = {each.name: input.field(each.argument).type for each in calls if each.argument is not None}
+            found = {
+                name: f"decimals of scale {kind.scale}" if pa.types.is_decimal(kind) else str(kind)
+                for name, kind in kinds.items()
+            }
         return {"arguments": found} if found else {}
 
     def _keeps_rows(self) -> bool:
