@@ -34,7 +34,7 @@ from sabot.journal import Letter
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import Intent
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
-from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant
+from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant, names
 from sabot.llm.names import note_tool
 from sabot.llm.tools import Tool
 from sabot.mcp.offers import OfferedArguments
@@ -328,8 +328,9 @@ async def test_a_default_that_nobody_can_record_neither_denies_a_call_nor_reache
     ],
 )
 async def test_a_misspelt_path_is_refused_at_the_start_and_denies_calls(
-    named: str, field: str, words: str, hint: str
+    named: str, field: str, words: str, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(names, "_MADE", {})  # without the tools that other tests have made under these names
     made = {"pay": pay, "bill": bill, "keep": keep, "refund": served([])}[named]
     note_tool(made)
     policy = PolicyEngine([ConstraintPolicy([named], field, max=5)])

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typer.testing import CliRunner
 from unit.jobs.hosting import Agent, hosting
 
@@ -11,6 +12,7 @@ from sabot.agents import ConstraintPolicy, DurableContext, PolicyDenied, PolicyE
 from sabot.cli import commands
 from sabot.jobs.guard import Behalf
 from sabot.journal import Letter
+from sabot.llm import names
 
 
 @tool(effect="read")
@@ -107,7 +109,11 @@ async def test_the_questions_of_a_policy_are_listed_with_what_they_are_about(tmp
     assert printed(*words) == "answered\n"
 
 
-async def test_an_answer_may_change_the_arguments_and_hold_for_the_whole_job(tmp_path: Path) -> None:
+async def test_an_answer_may_change_the_arguments_and_hold_for_the_whole_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "_MADE", {})  # without the tools that other tests have made under this name
+    names.note_tool(refund)
     policy = await a_job(tmp_path)
     (token,) = [line["resume_token"] for line in objects("actions", "list", "--journal", tmp_path)]
     words = ["actions", "resolve", token, "--journal", str(tmp_path), "--by", "eve"]

@@ -88,8 +88,12 @@ async def test_the_line_in_which_a_task_spends_its_time_is_named(
 
 async def test_the_step_of_the_fraud_demo_is_code_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def tokens(go: threading.Event) -> None:
-        is_sabots = blocking.is_sabots  # without frames of these tests only those of the demo are a user's
+        is_sabots, is_users = (
+            blocking.is_sabots,
+            blocking.is_users,
+        )  # without frames of these tests only the demo's are a user's
         monkeypatch.setattr(blocking, "is_sabots", lambda file: file == __file__ or is_sabots(file))
+        monkeypatch.setattr(blocking, "is_users", lambda file: file != __file__ and is_users(file))
         monkeypatch.setattr(hashlib, "pbkdf2_hmac", lambda *_: go.wait() and b"")
         card_tokens(pa.RecordBatch.from_pydict({"customer_id": [1]}))
 
