@@ -197,6 +197,7 @@ ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, 
         "the jobs of the durable agents of a run",
     ),
     "calls/judging.py": "calls of models that no job makes",
+    "mcp/loop_thread.py": "the functions of jobs may not use sessions",
     "mcp/pool.py": "a server may ask people through a job",
     "runtime/dead_letters.py": "dead letters of durable agents are selected by their job",
 }

@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.process_exit import EXITS, find_exit, wrap_exit
+from sabot.calls.judging import with_judge
 from sabot.errors import SabotError, UserError
 
 T = TypeVar("T")
@@ -65,9 +66,10 @@ class Lifespan:
         self._task: asyncio.Task[None] | None = None
         self._over: asyncio.Event | None = None
 
-    async def open(self, stop_asked: asyncio.Event) -> bool:
+    async def open(self, stop_asked: asyncio.Event, judge: object) -> bool:
         """Opens the resources, then calls the functions of `on_start`, in the order of their declaration. Returns
-        True when all have succeeded.
+        True when all have succeeded. `judge`: decides on the calls of tools and models that the functions make
+        (`calls.judging.JUDGE`); None if there is none.
 
         Returns False if a stop was requested meanwhile; then everything is closed again. If a resource or function
         raises an error, open resources are closed again, and a UserError names the function. One task opens and
@@ -75,7 +77,8 @@ class Lifespan:
         """
         self._over = asyncio.Event()
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._task = task = asyncio.create_task(self._live(opened, self._over), name="resources")
+        begin = with_judge(asyncio.create_task, judge)
+        self._task = task = begin(self._live(opened, self._over), name="resources")
         stopping = asyncio.ensure_future(stop_asked.wait())
         try:
             waits: list[asyncio.Future[Any]] = [opened, task, stopping]

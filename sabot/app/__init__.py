@@ -32,6 +32,7 @@ from sabot.base.checks import Whole, check, is_number
 from sabot.base.config import checked_name, checked_topic
 from sabot.base.logs import set_up_logging
 from sabot.base.options import check_names, option, takes, takes_id_and
+from sabot.calls.judging import refuse_in_job
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import HeadersLike, checked_headers, encode_key, encode_payload
 from sabot.connectors.memory import TableSink
@@ -500,8 +501,9 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
 
         `value`: bytes are written as they are, anything else as JSON; None with a key is a tombstone, a null payload.
         `key`: bytes or str. `headers`: as in `Message`. `timestamp`: ms UTC, by default now. If the app has failed
-        since `start()`, `send` raises that error.
+        since `start()`, `send` raises that error. In the function of a durable agent it raises UserError.
         """
+        refuse_in_job(f"sends a record to {topic!r}", "await ctx.step(app.send, topic, value) sends it once")
         checked_topic(topic, "send: topic")
         if timestamp is not None and not is_number(python_value(timestamp)):
             raise UserError(f"send({topic!r}): timestamp={timestamp!r}", hint="ms since 1970 UTC, a number")

@@ -43,6 +43,17 @@ def with_judge(function: Callable[P, T], judge: object) -> Callable[P, T]:
     return within
 
 
+def refuse_in_job(what: str, hint: str) -> None:
+    """Raises UserError if the function of a durable agent's job makes this call, because each run of the function would
+    make it again. The job fails even if it catches the error. `what`: words for what it does, such as "sends a record".
+    """
+    refuse = getattr(
+        asyncio.get_running_loop(), "refuse", None
+    )  # `jobs.loop.JobLoop.refuse`, on the event loop of a job only
+    if refuse is not None:
+        raise refuse(f"{what}; each replay of the job would do it again", hint)
+
+
 def begin_judging(who: object) -> None:
     """Records that jobs, agents or streams with a policy or budgets run on the current event loop, until
     `end_judging`. `judge_of_this` uses this. `who`: their owner.

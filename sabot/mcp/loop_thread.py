@@ -7,9 +7,13 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from sabot.base.threads import call_on_loop, wait_done
+from sabot.calls.judging import refuse_in_job
 from sabot.errors import UserError
 
 T = TypeVar("T")
+
+
+_HINT = "await ctx.call(tool, …) calls a tool of pool.tools(…); await ctx.step(f, …) calls f outside of the job, once"
 
 
 class LoopThread:
@@ -29,9 +33,16 @@ class LoopThread:
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs the coroutine on the event loop of this thread, and returns its result. Starts the thread at the first
-        use. If the caller is cancelled, the coroutine is cancelled too.
+        use. If the caller is cancelled, the coroutine is cancelled too. Raises UserError, and runs nothing, in the
+        function of a job, because each run of the function would do it again.
         """
-        there, here = self._started(), asyncio.get_running_loop()
+        here = asyncio.get_running_loop()
+        try:
+            refuse_in_job("uses a session of an MCP server", _HINT)
+        except UserError:
+            work.close()
+            raise
+        there = self._started()
         answer: asyncio.Future[T] = here.create_future()
         task: asyncio.Task[T] | None = None
 

@@ -85,6 +85,7 @@ class LocalAgents:
         self._sinks: dict[str | int, SinkPort] = {}  # by topic, or by the id of a Sink
         self._running: asyncio.Task[None] | None = None
         self._closed = False
+        self._judge: Any = None  # of the calls that agents without jobs, sinks and sources make
         self._afresh = True  # no checkpoint is restored
         self._journal = journal
         self.task = AgentTask(
@@ -139,7 +140,7 @@ class LocalAgents:
         if restored is not None:
             self.group.check(restored)
         operators: dict[str, AgentOperator] = {}
-        judge = self.settings.judge()
+        self._judge = judge = self.settings.judge()
         if judge is not None:  # before the first record: also an agent without jobs may call a tool in a plain thread
             begin_judging(self)
         make = with_judge(agent_operator, judge)
@@ -255,10 +256,11 @@ class LocalAgents:
         if spec.agent_id in self.settings.reprocess:
             start, again, facts = self._anew(spec, source.name, facts), again + 1, None
         max_rows = _BATCH_ROWS if spec.batch else RECORD_ROWS
-        task = AgentSource(name, source, operator, codec=codec, max_rows=max_rows, clock=self._clock, loop=self._loop)
+        make = with_judge(AgentSource, self._judge)
+        task = make(name, source, operator, codec=codec, max_rows=max_rows, clock=self._clock, loop=self._loop)
         self.task.connect(task)
         positions = None if facts is None or facts["positions"] is None else positions_of(facts["positions"])
-        await run_to_end(run_in_thread(task.open, positions, start_of(source, start), facts))
+        await run_to_end(run_in_thread(with_judge(task.open, self._judge), positions, start_of(source, start), facts))
         task.again = again
         if spec.durable and spec.job_id is None:
             task.identity = await run_to_end(run_in_thread(identity_of, source))
@@ -369,7 +371,8 @@ class LocalAgents:
         if isinstance(sink, Sink) and id(sink) in shared:
             port = SinkPort(sink.name, shared[id(sink)], self._loop)
         else:
-            port = own = AgentSink(self.sinks.writer(self.group, sink, afresh=self._afresh), self._loop, self._clock)
+            writer = self.sinks.writer(self.group, sink, afresh=self._afresh)
+            port = own = with_judge(AgentSink, self._judge)(writer, self._loop, self._clock)
             own.on_broken = self.task.sink_broke
         self._sinks[place] = port
         self.task.add_sink(port)
@@ -378,7 +381,8 @@ class LocalAgents:
     async def _open_sinks(self) -> None:
         """Opens the sinks concurrently. Their topics then exist before the sources are opened, which may read them."""
         own = [port for port in self._sinks.values() if isinstance(port, AgentSink)]
-        opening = asyncio.gather(*(run_in_thread(sink.open) for sink in own), return_exceptions=True)
+        calls = [with_judge(sink.open, self._judge) for sink in own]
+        opening = asyncio.gather(*map(run_in_thread, calls), return_exceptions=True)
         for error in await run_to_end(_all(opening)):
             if error is not None:
                 raise error

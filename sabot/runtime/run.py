@@ -19,6 +19,7 @@ from sabot.base.claims import FileClaim
 from sabot.base.metrics import Metrics, Sample
 from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import Handle, call_on_loop, run_in_thread, run_to_end, threads, wait_all
+from sabot.calls.judging import with_judge
 from sabot.calls.model_figures import RunEngines
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, Requests, serve
 from sabot.delivery import StagedSinks
@@ -35,7 +36,7 @@ from sabot.runtime.requests import AppRequests
 from sabot.runtime.restore import check_app, restore_state
 from sabot.runtime.run_journal import RunJournal
 from sabot.runtime.runnable import RunnableAgent
-from sabot.runtime.settings import RunnableApp, RunSettings, checkpoint_interval, settings_of
+from sabot.runtime.settings import RunnableApp, RunSettings, checkpoint_interval, judge_of_functions, settings_of
 from sabot.runtime.streams import SpreadStreams, Streams
 from sabot.runtime.taps import TapPoint
 from sabot.runtime.task import StreamTask
@@ -96,6 +97,7 @@ class Run:
         self.restored_from: int | None = None
         self.ended = False  # all inputs have ended: output that is not delivered now stays undelivered
         self.left: list[tuple[str, Handle]] = []  # threads that did not end, with the user's objects in which they hang
+        self._judge: Any = None  # of the calls by functions of the app that belong to no agent
         self.left_behind: list[str] = []  # calls that ignored their cancellation
         self.taken: AppLocked | None = None  # set if, at the end of the run, another worker holds the lock of the app
         self.can_go_back = False  # another run can resume from the last checkpoint
@@ -174,7 +176,8 @@ class Run:
         if manifest is not None:
             await restore_state(self._backend, manifest)
             self.restored_from = manifest.checkpoint_id
-        if not await app.lifespan.open(self._stop_asked):
+        self._judge = judge_of_functions(app)
+        if not await app.lifespan.open(self._stop_asked, self._judge):
             raise StoppedEarly(f"app {app.id}: stopped before its start was complete")
         specs = [agent.spec for agent in self.agents.values() if agent.spec is not None]
         for guard in app.guards:  # this counts the costs of opening resources too
@@ -313,7 +316,8 @@ class Run:
         self.running = self._ran = True
         interval = checkpoint_interval(self.app.settings, exactly_once=self._delivery.exactly_once)
         self._periodic.append(self._beside(self._coordinator.run(interval), "checkpoints"))
-        self._periodic += [self._beside(tick(), name) for name, tick in self.app.lifespan.ticking()]
+        beside = with_judge(self._beside, self._judge)
+        self._periodic += [beside(tick(), name) for name, tick in self.app.lifespan.ticking()]
         self.checkpoint_ended()
 
     def _beside(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

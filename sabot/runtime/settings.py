@@ -173,6 +173,13 @@ class StreamsMaker(Protocol):
         """Returns the reason why this request was given up, or None."""
 
 
+def judge_of_functions(app: RunnableApp) -> Any:
+    """Returns a judge of the calls that functions at start and stop, resources and timers of the app make, or None if
+    there are no guards. Called on the event loop.
+    """
+    return app.durable_kind().judge(guards) if (guards := app.guards) else None
+
+
 def settings_of(
     app: RunnableApp,
     *,

@@ -31,7 +31,7 @@ from sabot.runtime.alignment import Alignment
 from sabot.runtime.blocking import BlockingMonitor
 from sabot.runtime.local_agents import LocalAgents
 from sabot.runtime.local_streams import LocalStreams
-from sabot.runtime.settings import settings_of
+from sabot.runtime.settings import judge_of_functions, settings_of
 from sabot.runtime.taps import TapPoint
 from sabot.runtime.unfinished import to_ipc
 from sabot.workers.agents import AppWithAgents, WorkerAgents
@@ -281,7 +281,7 @@ class AppWorker:
             first_record_s=0.0,
             placement=share,
         )
-        await app.lifespan.open(self._stop_asked)
+        await app.lifespan.open(self._stop_asked, judge_of_functions(app))
         restored = None
         if start.checkpoint is not None:
             restored = await run_in_thread(_read, app, start.checkpoint, start.place, storage)

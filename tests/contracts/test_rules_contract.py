@@ -5,6 +5,7 @@ when the rule says no, and once when nothing does. Doors are planted, and found 
 """
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sabot import App
+from sabot import App, Sink
 from sabot.agents import (
     BudgetSpec,
     ConstraintPolicy,
@@ -31,7 +32,7 @@ from sabot.agents import (
     ToolPolicy,
 )
 from sabot.connectors.memory import MemoryBroker
-from sabot.errors import SabotError
+from sabot.errors import EffectError, SabotError, UserError
 from sabot.jobs import loop as job_loop
 from sabot.jobs.judges import GuardJudge
 from sabot.journal.memory import MemoryStorage
@@ -337,6 +338,47 @@ async def test_a_rule_holds_for_the_tool_of_a_server_that_is_called_plainly(plac
     Seen(len(desk.made), words).check(f"MCP tool, {place}, {rule}", rule, refused=place == "function")
 
 
+@pytest.mark.parametrize("caught", [True, False])
+async def test_no_run_of_a_function_sends_a_record_of_the_app(caught: bool, memory_url: str) -> None:
+    app = App("shop", memory_url, journal="memory", state="memory")
+
+    @app.agent("orders", durable=True, on_error="skip")
+    async def handle(ctx: Any) -> None:
+        if ctx.message["step"]:
+            await ctx.step(app.send, "payments", {"order": 1})
+            return
+        with contextlib.suppress(UserError if caught else ()):
+            await app.send("payments", {"order": 0})
+
+    broker = MemoryBroker.get(memory_url)
+    async with started(app):
+        broker.publish("orders", [{"step": False}, {"step": True}])
+        await until(lambda: broker.records("payments") and broker.records("orders.dlq"))
+    assert [each.value for each in broker.records("payments")] == [{"order": 1}]
+
+
+@pytest.mark.parametrize("awaited", [True, False])
+async def test_no_run_of_a_function_uses_a_session_of_a_server(awaited: bool) -> None:
+    desk = Desk()
+    pool = McpServerPool()
+    pool.add("shop", connect=ToolServer("shop", [desk.refund]).connect)
+    session = await pool.session("shop")
+
+    async def handle(ctx: Any) -> None:
+        calling = asyncio.ensure_future(session.call("refund", {"order": "o-1"}))
+        if awaited:
+            with contextlib.suppress(Exception):
+                await calling
+        for _ in range(3):
+            await ctx.sleep("1s 10ms")
+
+    async with pool, RuntimeKernel.create(agent=handle) as kernel:
+        handle_ = await kernel.execute(ExecutionRequest(prompt="go"))
+        with pytest.raises(EffectError, match="uses a session of an MCP server"):
+            await handle_.result()
+        assert desk.made == []
+
+
 async def test_no_run_of_a_function_makes_a_plain_call() -> None:
     """A function is run again behind each question, also without a crash."""
     desk, runs = Desk(), 0
@@ -541,7 +583,39 @@ def _tried(way: str, desk: Desk) -> str:
         return words_of(error)
 
 
+async def _all(desks: Mapping[str, Desk], done: dict[str, str]) -> None:
+    for way, desk in desks.items():
+        if way not in done:
+            done[way] = await said(call(way, desk))
+
+
+def _at_start(app: App, desks: Mapping[str, Desk], done: dict[str, str]) -> None:
+    app.on_start(lambda: _all(desks, done))
+
+
+def _after_start(app: App, desks: Mapping[str, Desk], done: dict[str, str]) -> None:
+    tasks: list[asyncio.Task[None]] = []
+    app.on_start(lambda: tasks.append(asyncio.create_task(_all(desks, done))))
+
+
+def _with_a_resource(app: App, desks: Mapping[str, Desk], done: dict[str, str]) -> None:
+    @app.resource
+    async def client() -> AsyncIterator[int]:
+        await _all(desks, done)
+        yield 1
+
+
+def _at_times(app: App, desks: Mapping[str, Desk], done: dict[str, str]) -> None:
+    @app.timer("10ms")
+    async def tick() -> None:
+        await _all(desks, done)
+
+
 WITHOUT_JOBS: Mapping[str, tuple[Callable[..., None], list[str]]] = {
+    "on_start": (_at_start, WAYS),
+    "a task of on_start": (_after_start, WAYS),
+    "resource": (_with_a_resource, WAYS),
+    "timer": (_at_times, WAYS),
     "agent": (_plain, WAYS),
     "batch agent": (_batch, WAYS),
     "map_async": (_mapped, WAYS),
@@ -566,6 +640,54 @@ async def without_jobs(surface: str, rule: str, url: str) -> dict[str, Seen]:
 async def test_a_rule_holds_where_there_is_no_job(surface: str, rule: str, memory_url: str) -> None:
     for way, seen in (await without_jobs(surface, rule, memory_url)).items():
         seen.check(f"{surface}, {way}, {rule}", rule)
+
+
+class _Paying(Sink):
+    """A sink that calls the tool in each of its methods while the app runs."""
+
+    name = "paying"
+
+    def __init__(self, desk: Desk, done: dict[str, str]) -> None:
+        self._desk, self._done = desk, done
+
+    def open(self) -> None:
+        self._done["open"] = _tried(next(iter(SYNC)), self._desk)
+
+    def write(self, batch: Any) -> None:
+        self._done["write"] = _tried(next(iter(SYNC)), self._desk)
+
+    def flush(self) -> None:
+        self._done["flush"] = _tried(next(iter(SYNC)), self._desk)
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_rule_holds_for_a_sink_of_an_agent(durable: bool, memory_url: str) -> None:
+    desk, done = Desk(), dict[str, str]()
+    journal = {"journal": "memory", "state": "memory"} if durable else {}
+    app = App("shop", memory_url, policy=RULES["denied"], **journal)
+
+    @app.agent("orders", sink=_Paying(desk, done), durable=durable)
+    async def handle(ctx: Any) -> dict[str, int]:
+        return {"order": 1}
+
+    async with started(app):
+        MemoryBroker.get(memory_url).publish("orders", [{"order": 1}])
+        await until(lambda: "write" in done, f"{done}")
+    assert desk.made == []
+    assert all(SAYS["denied"] in each for each in done.values()), done
+
+
+@pytest.mark.parametrize("rule", RULES)
+async def test_a_rule_holds_when_an_app_stops(rule: str, memory_url: str) -> None:
+    desks, done = {way: Desk() for way in WAYS}, dict[str, str]()
+    app = App("shop", memory_url, **({} if RULES[rule] is None else {"policy": RULES[rule]}))
+    app.on_stop(lambda: _all(desks, done))
+    async with started(app):
+        assert not done
+    for way, desk in desks.items():
+        Seen(len(desk.made), done[way]).check(f"on_stop, {way}, {rule}", rule)
 
 
 @pytest.mark.parametrize("rule", ["none", "denied"])
