@@ -15,7 +15,7 @@ from sabot.agents.job_view import EffectState, EffectView, HasBodies, JobView, r
 from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UserError
-from sabot.jobs.guard import GuardVerdict, decode_verdict
+from sabot.jobs.guard import NO_OBJECTION, decode_verdict
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.tree import child_id, parent_of
 from sabot.journal.base import JournalReader
@@ -118,7 +118,7 @@ def effect_record(effect: EffectView, bodies: HasBodies) -> EffectRecord:
     are loaded. Raises CorruptJournal if the stored decision of the policy cannot be read.
     """
     intent = effect.intent
-    verdict = decode_verdict(intent.note) or GuardVerdict()
+    verdict = decode_verdict(intent.note) or NO_OBJECTION
     return EffectRecord(
         intent.ordinal,
         intent.kind,

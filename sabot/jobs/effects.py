@@ -155,14 +155,12 @@ class Effects:
             price=ask.price,
             labels=frozenset(job.labels),
             apart=ask.apart,
-            standing=self._standing(job, ask.title),
+            standing=self._standing(job, ask) if job.history.standing or self._host.standing else _NONE_STANDING,
         )
 
-    def _standing(self, job: JobRun, name: str) -> Mapping[str, str]:
+    def _standing(self, job: JobRun, ask: Ask) -> Mapping[str, str]:
         """Returns the approvals that hold for this call of a job too: by rule, who has approved it."""
-        own, shared = job.history.standing, self._host.standing
-        if not own and not shared:
-            return _NONE_STANDING
+        own, shared, name = job.history.standing, self._host.standing, ask.title
         return {**shared.get((_scope_of(job.history), name), {}), **own.get(("job", name), {})}
 
     def note_standing(self, history: History) -> None:
@@ -267,7 +265,7 @@ class Effects:
                 if self._guard is not None and (kind := ask.guarded) is not None:
                     effect, body = EffectId(job_id, ask.ordinal, ask.attempt), bytes(entry.body)  # type: ignore[arg-type]
                     used = self._guard.settle(effect, kind, ask.title, entry.outcome, body, entry.at_ms)
-                    read = tuple(sorted(self._read.pop(effect[:2], ())))
+                    read = tuple(sorted(self._read.pop(effect[:2], ()))) if self._read else ()
                     asked = self._guard.asked_by_tool(effect)
                     entry = msgspec.structs.replace(entry, usage=used, asked=asked, labels=read or entry.labels)
                 if ask.model and entry.outcome == "ok" and not entry.usage and self._use_of is not None:

@@ -15,7 +15,6 @@ refused.
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
 from types import MappingProxyType
@@ -163,6 +162,9 @@ class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
         )
 
 
+NO_OBJECTION = GuardVerdict()
+"""The verdict of a guard that allows a call and changes nothing."""
+
 _NONE_INSTEAD: Mapping[int, GuardVerdict] = MappingProxyType({})  # no other model was asked in place of the first one
 
 
@@ -189,8 +191,7 @@ def most_cost(verdict: GuardVerdict, instead: Iterable[GuardVerdict] = ()) -> De
     return max(Decimal(each.cost or 0) for each in (verdict, *instead))
 
 
-@dataclass(frozen=True, slots=True)
-class GuardedCall:
+class GuardedCall(msgspec.Struct, frozen=True):
     """A call on which a guard decides.
 
     - `effect`: the id of the call. Its attempt is 0 if a person has to approve the call, because an earlier guard of
@@ -216,14 +217,14 @@ class GuardedCall:
     effect_class: str = ""
     tool: Tool | None = None
     args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = msgspec.field(default_factory=dict)
     spec: RequestSpec | None = None
     price: Price | None = None
     labels: frozenset[str] = frozenset()
     apart: bool = False
     within: EffectId | None = None
-    standing: Mapping[str, str] = field(default_factory=dict)
-    _seen: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    standing: Mapping[str, str] = msgspec.field(default_factory=dict)
+    _seen: dict[str, Any] = msgspec.field(default_factory=dict)
 
     @property
     def scope(self) -> str:
@@ -268,7 +269,8 @@ class GuardedCall:
         has looked at them.
         """
         spec, args, kwargs = self.spec, self.args, self.kwargs
-        if is_tool := self.tool is not None and self.kind == "tool":
+        is_tool = self.tool is not None and self.kind == "tool"
+        if self.tool is not None and is_tool and (self._seen or verdict.hide):
             args, kwargs = sent_arguments(self.tool, args, kwargs, verdict.hide, judged=self.was_seen)
         if not verdict.changes and kwargs is self.kwargs:
             return self
@@ -277,7 +279,7 @@ class GuardedCall:
         if not is_tool:
             args, kwargs = mask((args, kwargs), verdict.hide)
         name = verdict.model if verdict.model and self.kind == "model" else self.name
-        return replace(self, name=name, spec=spec, args=args, kwargs=kwargs)
+        return msgspec.structs.replace(self, name=name, spec=spec, args=args, kwargs=kwargs, _seen={})
 
 
 UseOf = Callable[[EffectId, str, Behalf, str, bytes, int], bytes]
@@ -469,7 +471,7 @@ class EffectGuards(EffectGuard):
             if so_far.decision is Decision.DENY:
                 break
             at += 1
-        return GuardVerdict() if so_far is None else so_far
+        return NO_OBJECTION if so_far is None else so_far
 
     async def _awaited(
         self, found: Awaitable[GuardVerdict], at: int, call: GuardedCall, so_far: GuardVerdict | None
@@ -510,7 +512,7 @@ class EffectGuards(EffectGuard):
         """
         place, first, effect = 0, asked[0], call.effect
         while place < count and so_far.decision is not Decision.DENY:
-            asked_call = call if dropped else replace(call, effect=effect)  # the call is under way
+            asked_call = call if dropped else msgspec.structs.replace(call, effect=effect)  # the call is under way
             answer = judge_call(self._guards[place], asked_call, degraded=True)
             said = for_degraded(answer if isinstance(answer, GuardVerdict) else await answer, call.name, first)
             place += 1
@@ -526,7 +528,7 @@ class EffectGuards(EffectGuard):
         return so_far, call
 
     async def decide_degraded(self, call: GuardedCall) -> GuardVerdict:
-        verdict, _ = await self._stands_in(call, GuardVerdict(), [call.name], len(self._guards), 0)
+        verdict, _ = await self._stands_in(call, NO_OBJECTION, [call.name], len(self._guards), 0)
         return verdict
 
     def _joined(
@@ -537,7 +539,7 @@ class EffectGuards(EffectGuard):
                 guard.drop(call.effect)
         call = call.changed(found)
         if found.decision is Decision.ASK:
-            call = replace(call, effect=EffectId(*call.effect[:2], attempt=0))
+            call = msgspec.structs.replace(call, effect=EffectId(*call.effect[:2], attempt=0))
         return (found if so_far is None else so_far.and_then(found)), call
 
     def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
@@ -677,7 +679,11 @@ def _sound(verdict: GuardVerdict) -> GuardVerdict:
     """Returns the verdict, after a check that the journal can store it and read it again. Raises an error that says
     what is wrong if it cannot, for example because the reason is not a text.
     """
-    _decode(encode_verdict(verdict))
+    global _last_stored
+    if verdict is not _last_stored[0]:
+        note = _encoded(verdict)
+        _decode(note)
+        _last_stored = (verdict, note)
     return verdict
 
 
@@ -696,10 +702,18 @@ def encode_verdict(verdict: GuardVerdict) -> bytes:
     """Returns the verdict as bytes. Its last two fields, `editable` and `once`, are left out if they have their
     defaults: journals have had none of them before.
     """
+    stored, note = _last_stored
+    return note if stored is verdict else _encoded(verdict)
+
+
+def _encoded(verdict: GuardVerdict) -> bytes:
     return _encode(verdict if verdict.once or not verdict.editable else msgspec.structs.astuple(verdict)[:_SHORT])
 
 
 _decode = msgspec.msgpack.Decoder(GuardVerdict).decode
+
+# The verdict that was checked last, and its bytes: each effect asks for both, and most effects have the same verdict.
+_last_stored = (NO_OBJECTION, _encoded(NO_OBJECTION))
 
 
 def decode_verdict(note: bytes) -> GuardVerdict | None:

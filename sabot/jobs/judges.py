@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from concurrent.futures import Future
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import replace
 from itertools import count
 from secrets import randbits
 from typing import Any
@@ -217,7 +216,7 @@ class GuardJudge:
         effect = EffectId(f"{self._calls}/tools", self._next_number())
         kind, labels = tool.effect, frozenset(self._behalf.labels)
         asked = GuardedCall(effect, "tool", tool.name, self._agent, self._behalf, kind, tool, args, kwargs)
-        return replace(asked, labels=labels) if labels else asked
+        return msgspec.structs.replace(asked, labels=labels) if labels else asked
 
     async def _permitted(self, call: GuardedCall) -> GuardedCall:
         """Returns the call with the changes of the guard's verdict. Raises PolicyDenied or BudgetExceeded if the guard
@@ -342,7 +341,7 @@ class _ToolJudge(GuardJudge):
 
     def _of_effect(self, asked: GuardedCall) -> GuardedCall:
         read = self._read.get(self._effect[:2], frozenset())
-        return replace(asked, within=self._effect, labels=asked.labels | read)
+        return msgspec.structs.replace(asked, within=self._effect, labels=asked.labels | read)
 
     def _told(self, tool: Tool) -> None:
         if tool.labels:

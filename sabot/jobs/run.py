@@ -83,9 +83,10 @@ class Ask(EffectState):
         self.verdict = verdict
         if self.args and isinstance(self.args[0], RequestSpec):
             self.args = (verdict.spec(self.args[0]), *self.args[1:])
+        if not (judged or verdict.hide):
+            return
         if self.guarded == "tool" and self.tool is not None:
-            if judged or verdict.hide:
-                self._record_defaults()
+            self._record_defaults()
             self.args, self.kwargs = sent_arguments(self.tool, self.args, self.kwargs, verdict.hide, judged=judged)
         elif verdict.hide:
             self.args, self.kwargs = mask((self.args, self.kwargs), verdict.hide)

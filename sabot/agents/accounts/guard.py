@@ -48,6 +48,7 @@ from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, CorruptJournal, TransientError, UserError, message_of, short_repr
 from sabot.jobs.guard import (
+    NO_OBJECTION,
     Behalf,
     CallKind,
     DecidedEffect,
@@ -159,7 +160,7 @@ class LedgerGuard(EffectGuard):
         Returns an awaitable of the verdict if the ledger cannot decide at once.
         """
         if call.kind == "child":
-            return GuardVerdict()
+            return NO_OBJECTION
         if call.kind == "tool":
             return self._decided(call, NOTHING, ALLOWED)
         opened = _Open(
@@ -199,7 +200,7 @@ class LedgerGuard(EffectGuard):
         opened = self._open.get(call.effect.job, {}).get(call.effect.ordinal)
         cost = most_use(call).cost
         if opened is None:
-            return GuardVerdict()
+            return NO_OBJECTION
         if opened.attempt and not call.effect.attempt:
             opened.attempt = 0
             self._hold(call.effect, opened)
@@ -207,7 +208,7 @@ class LedgerGuard(EffectGuard):
             return _denied(refused)
         if cost <= opened.wanted.cost:
             opened.asks(call.name, call.effect.attempt)
-            return GuardVerdict()
+            return NO_OBJECTION
         dearer = replace(opened, wanted=opened.wanted.costing(cost))
         if not opened.judged:
             return self._decided_degraded(call, opened, dearer, ALLOWED)
@@ -256,7 +257,7 @@ class LedgerGuard(EffectGuard):
             if call.kind != "model" or call.name == model:  # no cheaper model can be asked
                 decision, model = Decision.DENY, ""
             else:
-                other = most_use(replace(call, name=model))
+                other = most_use(msgspec.structs.replace(call, name=model))
                 wanted = other if other.cost else wanted  # without a price, the first model's cost stays reserved
         if decision is not Decision.DENY:
             attempt = 0 if decision is Decision.ASK else call.effect.attempt

@@ -20,6 +20,7 @@ from sabot.base.quantities import money, plain
 from sabot.base.stored_names import stored_name
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.jobs.guard import (
+    NO_OBJECTION,
     Behalf,
     CallKind,
     DecidedEffect,
@@ -222,7 +223,7 @@ class JobLimits(EffectGuard):
         within = call.within
         job = self._jobs.get(call.effect.job if within is None else within.job)
         if job is None or (within is not None and within.ordinal in job.apart):
-            return GuardVerdict()
+            return NO_OBJECTION
         if within is not None:
             self._within[call.effect[:2]] = within
         elif call.apart:
@@ -236,7 +237,7 @@ class JobLimits(EffectGuard):
             job.begin(self._key(call.effect), _TreeCall("tool", NOTHING, attempt=call.effect.attempt))
         elif call.kind == "model":
             return self._model(call, job)
-        return GuardVerdict()
+        return NO_OBJECTION
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict:
         """Decides whether a fallback model may be asked after the first model has failed. `call.name` is the fallback
@@ -248,7 +249,7 @@ class JobLimits(EffectGuard):
         if job is not None and opened is not None and job.limits.max_cost is not None and not has_price(call):
             return _denied(_unpriced(job.limits, call))
         if job is None or opened is None or cost <= opened.wanted.cost:
-            return GuardVerdict()
+            return NO_OBJECTION
         most, used, attempts = job.limits.max_cost, job.most().cost, max(1, opened.attempt)
         others = used - opened.wanted.cost * attempts
         if most is not None and others + cost * attempts > most:

@@ -46,6 +46,8 @@ from sabot.journal.entries import Answer, Begin, Cancel, EffectResult, End, Entr
 
 _log = logging.getLogger(__name__)
 
+_WANT_TO_GO_ON: dict[type, str] = {Answer: "an answer", Signal: "a signal", Cancel: "a cancel"}
+
 _TURNS = 20  # turns of the event loop in which a caller that got a handle may begin to listen
 _RETOLD_ENTRIES = 1_024  # last entries of the journal: the events of jobs that ended there are published again
 _SHOWS = "what shows jobs in stores"
@@ -194,8 +196,8 @@ class KernelHost:
 
     def _look_at(self, notice: Notice) -> None:
         """Logs a warning for the first entry by which somebody wants a job to go on that this kernel does not run."""
-        if self.open and not self.resumed and isinstance(notice, Answer | Signal | Cancel) and notice.job in self.open:
-            what = {Answer: "an answer", Signal: "a signal", Cancel: "a cancel"}[type(notice)]
+        if notice.job in self.open and not self.resumed:
+            what = _WANT_TO_GO_ON[type(notice)]
             self._warn_of_open(f"job {notice.job} has got {what}, and nothing follows: ")
 
     def _warn_of_open(self, why: str = "") -> None:
@@ -555,17 +557,17 @@ class _KernelEvents(JobEvents):
         return True
 
     async def publish(self, notice: Notice) -> None:
-        if isinstance(notice, Fragment):
+        if type(notice) is Fragment:
             self.kept.add(notice)  # before it is published: what a listener finds kept, it may leave out of its queue
         await super().publish(notice)
-        self._seen(notice)
-        match notice:
-            case Fragment() | Blocked():
-                return
-            case EffectResult():
-                self.kept.drop(notice.job, notice.ordinal)
-            case End():
-                self.kept.drop(notice.job)
+        if type(notice) is EffectResult:
+            self.kept.drop(notice.job, notice.ordinal)
+        elif type(notice) is End:
+            self.kept.drop(notice.job)
+        elif type(notice) in _WANT_TO_GO_ON:
+            self._seen(notice)
+        elif type(notice) is Fragment or type(notice) is Blocked:
+            return
         if self._durable is not None:
             self._durable()
 

@@ -32,6 +32,7 @@ from sabot.jobs.events import Arrived
 from sabot.jobs.fork_history import part_of
 from sabot.jobs.guard import (
     CONFIRM,
+    NO_OBJECTION,
     Behalf,
     CallKind,
     DecidedEffect,
@@ -451,13 +452,13 @@ class _ForkGuard(EffectGuard):
         if (self._changes.of_model(call.name) if is_model else self._changes.of(call.name)) is not None:
             if call.within is None:  # a call that is asked for within a tool has no stand-in
                 self._changes.stood_in.add((call.effect.job, call.effect.ordinal))
-            return GuardVerdict()
+            return NO_OBJECTION
         by_hint = call.tool is not None and call.tool.by_hint
         declared = EffectClass.UNSAFE if by_hint else call.effect_class
         if call.kind != "child" and (declared in self._allow or call.name in self._allow):
             if is_model and self._model:
                 return GuardVerdict(Decision.DEGRADE, rule="fork", reason="another model is asked", model=self._model)
-            return GuardVerdict()
+            return NO_OBJECTION
         kind = "a child" if call.kind == "child" else f"an effect of class {call.effect_class}"
         ways = f"answers={{{call.name!r}: …}} stands in for it"
         if by_hint:
@@ -468,7 +469,7 @@ class _ForkGuard(EffectGuard):
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict:
         """Allows the call after its model was replaced by the model of the fork."""
-        return GuardVerdict()
+        return NO_OBJECTION
 
 
 class _ForkLedger(LedgerGuard):
@@ -501,11 +502,11 @@ class _ForkLedger(LedgerGuard):
         the call without a check, and records no usage for it.
         """
         if (call.effect.job, call.effect.ordinal) in self._changes.stood_in:
-            return GuardVerdict()
-        return super().decide(replace(call, effect=self._own(call.effect)))
+            return NO_OBJECTION
+        return super().decide(msgspec.structs.replace(call, effect=self._own(call.effect)))
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        return super().decide_degraded(replace(call, effect=self._own(call.effect)))
+        return super().decide_degraded(msgspec.structs.replace(call, effect=self._own(call.effect)))
 
     def drop(self, effect: EffectId) -> None:
         super().drop(self._own(effect))

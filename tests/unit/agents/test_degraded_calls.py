@@ -1,9 +1,9 @@
 """Calls that ask another model than they were asked for: by a rule, or because a budget is used up. What rules say of that model holds."""
 
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 
 from sabot.agents import (
@@ -117,7 +117,7 @@ async def test_a_dearer_model_reserves_nothing_for_a_job_that_has_ended_meanwhil
     assert not isinstance(decided, GuardVerdict)
     assert (await decided).decision is Decision.ALLOW
     assert (await ledger.standing("acme")).reserved.cost == 1
-    judging = guard.decide_degraded(replace(call, name="big"))
+    judging = guard.decide_degraded(msgspec.structs.replace(call, name="big"))
     assert not isinstance(judging, GuardVerdict)
     guard.forget_job("j")
     assert (await judging).decision is Decision.DENY
