@@ -21,6 +21,7 @@ from types import FunctionType, MethodType, NoneType, UnionType
 from typing import (
     Annotated,
     Any,
+    Literal,
     NamedTuple,
     NotRequired,
     Required,
@@ -466,17 +467,30 @@ def call_names(tool: Tool, path: Sequence[str]) -> list[str]:
             ]
         found = [each for schema in schemas for each in _resolved(schema, tool.parameters.json, 0) or ()]
         return [name for each in found for name in each.get("properties", ())]
-    func, bound, _, _ = _behind(tool.func)
     if not path:
+        func, bound, _, _ = _behind(tool.func)
         return [name for name in _parameters_of(func).order[bound:] if not (tool.takes_effect and name == "effect")]
+    return [name for each in types_at(tool, path) for name in _fields_of(each)]
+
+
+def types_at(tool: Tool, path: Sequence[str]) -> list[Any]:
+    """Returns the types of which a value at a path in the arguments of a tool may be, without None. `Any` is among them
+    if the type of the value is not known. The list is empty if there is no such path.
+    """
+    if tool.parameters is not None:
+        return _json_types(tool.parameters.json, tool.parameters.json, path, 0)
+    func = _behind(tool.func)[0]
     kinds = [_types_of(func).get(_parameter_named(func, path[0]), Any)]
     for part in path[1:]:
-        kinds = [
-            _fields_of(each)[part].type if part in _fields_of(each) else _item_kind(each)
-            for kind in kinds
-            for each in _choices(kind)
-        ]
-    return [name for kind in kinds for each in _choices(kind) for name in _fields_of(each)]
+        kinds = [inner for kind in kinds for each in _choices(kind) for inner in _inner_types(each, part)]
+    return [each for kind in kinds for each in _choices(kind)]
+
+
+def _inner_types(kind: Any, part: str) -> list[Any]:
+    if _choice_lacks(kind, [part]):
+        return []
+    field = _fields_of(kind).get(part)
+    return [_item_kind(kind) if field is None else field.type]
 
 
 def _type_lacks(kind: Any, path: Sequence[str]) -> str:
@@ -632,6 +646,36 @@ def _schema_lacks(schema: Any, root: JsonSchema, path: Sequence[str], depth: int
         if not wrong:
             return ""
     return wrong
+
+
+_JSON_TYPES: Mapping[Any, Any] = {
+    "string": str,
+    "integer": int,
+    "number": float,
+    "boolean": bool,
+    "array": list,
+    "object": dict,
+    "null": NoneType,
+}
+
+
+def _json_types(schema: Any, root: JsonSchema, path: Sequence[str], depth: int) -> list[Any]:
+    choices = _resolved(schema, root, depth)
+    if choices is None or depth > _DEEPEST:
+        return [Any]
+    found: list[Any] = []
+    for each in choices:
+        if path and not _schema_lacks(each, root, path[:1], depth):
+            inner = (each.get("properties") or {}).get(path[0])
+            inner = inner or each.get("items" if each.get("type") == "array" else "additionalProperties")
+            found += _json_types(inner, root, path[1:], depth + 1)
+        elif not path and (values := [each["const"]] if "const" in each else each.get("enum")):
+            found.append(Literal[tuple(values)])
+        elif not path:
+            kinds = each.get("type")
+            of = [_JSON_TYPES.get(kind, Any) for kind in (kinds if isinstance(kinds, list) else [kinds])]
+            found += [kind for kind in of if kind is not NoneType]
+    return found
 
 
 # -- changes ----------------------------------------------------------------------------------------------------------

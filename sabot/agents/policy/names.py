@@ -18,19 +18,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
-from inspect import getattr_static
+from inspect import getattr_static, isasyncgenfunction, isgeneratorfunction
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
+from sabot.agents.policy.bounds import bounds_of, fits, meant, type_words
 from sabot.agents.policy.rules import ConstraintPolicy, DataAccessPolicy, LabelPolicy, PolicyRule
 from sabot.calls.functions import unwrap
-from sabot.errors import UserError
+from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 from sabot.journal.effects import EffectId
 from sabot.llm.agent import Agent
-from sabot.llm.arguments import call_names, lacks
+from sabot.llm.arguments import call_names, lacks, types_at
 from sabot.llm.names import MODELS, SERVERS, TOOLS, tools_named
-from sabot.llm.tools import Tool
+from sabot.llm.tools import Tool, as_tool
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +75,16 @@ def names_around(functions: Iterable[Callable[..., Any]]) -> _CodeWords:
     return found
 
 
+def steps_around(functions: Iterable[Callable[..., Any]]) -> dict[str, FunctionType]:
+    """Returns the functions in the modules of these functions by name. Each may be a step of a job."""
+    runs = [each for function in functions if isinstance(each := unwrap(function), FunctionType)]
+    return {name: held for each in runs for name, held in [*each.__globals__.items()] if _is_step(held)}
+
+
+def _is_step(held: Any) -> TypeGuard[FunctionType]:
+    return isinstance(held, FunctionType) and not (isgeneratorfunction(held) or isasyncgenfunction(held))
+
+
 def _held(cell: Any) -> Any:
     try:
         return cell.cell_contents
@@ -102,7 +113,8 @@ def check_names(
     - `agents`: the ids of the agents.
     - `where`: the owner of the policy, for messages.
 
-    Also raises UserError if a ConstraintPolicy names a tool whose arguments certainly do not have its field.
+    Also raises UserError if the tools of a ConstraintPolicy certainly do not have its field, or one whose type cannot be
+    compared with its bounds.
     """
     around = names_around(functions)
     degraded = {to for rule in rules if (to := getattr(rule, "degrade_to", ""))}
@@ -122,29 +134,111 @@ def check_names(
                 _log.warning("%s so far: is it the tool of an MCP server?", said)
                 continue
             raise UserError(said, hint=_hint(kind, pattern, names, agents))
+    steps = steps_around(functions)
     for rule in rules:
         if isinstance(rule, ConstraintPolicy):
-            _check_field(rule, where)
+            _check_constraint(rule, steps, where)
 
 
-def _check_field(rule: ConstraintPolicy, where: str) -> None:
-    """Raises UserError if the rule names a tool without wildcards, and no tool of this name has the field of the
-    rule.
+def _check_constraint(rule: ConstraintPolicy, steps: Mapping[str, FunctionType], where: str) -> None:
+    """Raises UserError if no tool that a pattern of the rule matches has the field of the rule, or if the types of the
+    field cannot be compared with a bound. If only some tools have it, the rule limits those; a warning names others
+    that have a field with a similar name, and those whose type does not fit, because all of their calls are denied.
+
+    - `steps`: the functions that may be steps, by name.
     """
     path = rule.field.split(".")
-    for name in rule.tool_patterns:
-        made = tools_named(name)
-        lost = [lacks(tool, path) for tool in made]
-        if not made or not all(lost):
-            continue
-        last = path.index(lost[-1])
-        near = get_close_matches(lost[-1], call_names(made[-1], path[:last]), n=3, cutoff=0.7)
-        raise UserError(
-            f"{where}: {rule.name} is about {rule.field}, and tool {name} has no {'.'.join(path[: last + 1])}",
-            hint=f"did you mean {' or '.join(map(repr, near))}?"
-            if near
-            else f"it has {', '.join(call_names(made[-1], path[:last]))}",
+    limited: list[Tool] = []
+    similar: list[str] = []
+    for pattern in rule.tool_patterns:
+        found = _tools_matching(pattern, steps)
+        having = [tool for tool in found if not lacks(tool, path)]
+        limited += having
+        if found and not having:
+            error = _lacking(rule, pattern, found, where)
+            if _WILD.isdisjoint(pattern) or not SERVERS:
+                raise error
+            _log.warning("%s so far: is it about the tool of an MCP server?", error.message)
+        elif not _WILD.isdisjoint(pattern):
+            names = {tool.name for tool in having}
+            similar += [each for tool in found if tool.name not in names and (each := _similar(tool, path))]
+        _check_types(rule, having, where)
+    if similar:
+        _log.warning(
+            "%s: %s limits only tools that have %s; is it another name in %s?",
+            where,
+            rule.name,
+            rule.field,
+            ", ".join(sorted(set(similar))[:8]),
         )
+    for option, bound in bounds_of(rule):  # also one value of several that never occurs is misspelt
+        if limited and not any(_fits(rule, tool, option, bound) for tool in limited):
+            raise _unlike(rule, limited[0], option, bound, where)
+
+
+def _tools_matching(pattern: str, steps: Mapping[str, FunctionType]) -> list[Tool]:
+    """Returns the tools that a pattern matches, and tools of the functions of these names, which may be steps."""
+    names = [pattern] if _WILD.isdisjoint(pattern) else [*TOOLS, *steps]
+    found: list[Tool] = []
+    for name in sorted({each for each in names if fnmatchcase(each, pattern)}):
+        made = tools_named(name)
+        if not made and name in steps:
+            made = [as_tool(steps[name])]
+        found += made
+    return found
+
+
+def _lacking(rule: ConstraintPolicy, pattern: str, tools: Sequence[Tool], where: str) -> UserError:
+    """Returns the error for a rule whose field no tool has that the pattern matches."""
+    path = rule.field.split(".")
+    deepest = max(tools, key=lambda tool: path.index(lacks(tool, path)))
+    lost = path.index(lacks(deepest, path))
+    known = list(dict.fromkeys(name for tool in tools for name in call_names(tool, path[:lost])))
+    near = get_close_matches(path[lost], known, n=3, cutoff=0.7)
+    what = f"tool {pattern} has no" if _WILD.isdisjoint(pattern) else f"none of the tools that {pattern} matches has"
+    hint = f"it has {', '.join(known)}" if _WILD.isdisjoint(pattern) else f"they have {', '.join(known)}"
+    return UserError(
+        f"{where}: {rule.name} is about {rule.field}, and {what} {'.'.join(path[: lost + 1])}",
+        hint=f"did you mean {' or '.join(map(repr, near))}?" if near else hint,
+    )
+
+
+def _similar(tool: Tool, path: Sequence[str]) -> str:
+    """Returns words for a field of the tool whose name is similar to the part of a path that it lacks; or ""."""
+    at = path.index(lacks(tool, path))
+    near = get_close_matches(path[at], call_names(tool, path[:at]), n=1, cutoff=0.7)
+    return f"{tool.name} ({'.'.join([*path[:at], *near])})" if near else ""
+
+
+def _check_types(rule: ConstraintPolicy, tools: Sequence[Tool], where: str) -> None:
+    """Raises UserError if a bound of the rule can be compared with the field of none of these tools, which a pattern
+    matches. Logs a warning for each of them of which a bound cannot be compared, so that all of its calls are denied.
+    """
+    by_option: dict[str, list[Any]] = {}
+    for option, bound in bounds_of(rule):
+        by_option.setdefault(option, []).append(bound)
+    for option, bounds in by_option.items():
+        wrong = [tool for tool in tools if not any(_fits(rule, tool, option, each) for each in bounds)]
+        if wrong and len(wrong) == len(tools):
+            raise _unlike(rule, wrong[0], option, bounds[0], where)
+        for tool in wrong:
+            _log.warning("%s, so its calls are denied", _unlike(rule, tool, option, bounds[0], where).message)
+
+
+def _fits(rule: ConstraintPolicy, tool: Tool, option: str, bound: Any) -> bool:
+    kinds = types_at(tool, rule.field.split("."))
+    return not kinds or any(fits(option, bound, each) for each in kinds)
+
+
+def _unlike(rule: ConstraintPolicy, tool: Tool, option: str, bound: Any, where: str) -> UserError:
+    """Returns the error for a bound that cannot be compared with the values of a tool's field."""
+    kinds = types_at(tool, rule.field.split("."))
+    told = f"[{short_repr(bound)}]" if option in ("allowed", "denied") else short_repr(bound)
+    return UserError(
+        f"{where}: {rule.name} has {option}={told}, with which no {rule.field} of tool {tool.name} can be compared: its "
+        f"type is {type_words(kinds)}",
+        hint=meant(option, bound, kinds, rule.field),
+    )
 
 
 def _patterns_of(rules: Sequence[PolicyRule]) -> Iterator[tuple[PolicyRule, CallKind, str]]:

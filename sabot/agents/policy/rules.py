@@ -10,6 +10,7 @@ from fnmatch import translate
 from typing import Any, ClassVar, Literal, get_args
 
 from sabot.agents.durable.job_rows import version_of
+from sabot.agents.policy.bounds import can_judge
 from sabot.base.checks import FLAG, TEXT, TEXTS, Of, OneOf, check, check_fields, is_whole
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
@@ -265,8 +266,10 @@ class ConstraintPolicy(_ContentRule):
     An argument that the caller leaves out is judged by its default in the tool. If that is None, only `min` and `max`
     judge it. A field that has several names, such as the alias of a field of pydantic, may be named by each of them.
 
-    If the tool is named exactly, without wildcards, and certainly has no such argument or field, the app does not start
-    where the tool is known then; otherwise the calls of the tool do not satisfy the rule.
+    If a tool that is named exactly, or all tools that a pattern matches, certainly have no such argument or field, or one
+    whose type cannot be compared with the bounds, the app does not start where the tools are known then. Otherwise the
+    calls of a tool that is named exactly do not satisfy the rule, a pattern limits the tools that have the field, and a
+    value that cannot be compared is denied, whatever `otherwise` is.
 
     Raises UserError if no value could break the rule, or if `min` is greater than `max`.
     """
@@ -343,8 +346,14 @@ class ConstraintPolicy(_ContentRule):
             if self.min is None and self.max is None:
                 return None  # the tool goes without it by default; only bounds may be passed by that
         for value in found:
-            wrong = "" if value is MISSING_VALUE else self._wrong(value)
-            if wrong:
+            if value is MISSING_VALUE:
+                continue
+            if unlike := self._unlike(value):
+                said = (
+                    f"{self.field} is {short_repr(value)}, which cannot be compared with {unlike} ({asked_words(call)})"
+                )
+                return GuardVerdict(Decision.DENY, reason=said)
+            if wrong := self._wrong(value):
                 return self._broken(f"{self.field} is {short_repr(value)}, {wrong} ({asked_words(call)})")
         missing = [value is MISSING_VALUE for value in found]
         if not found or any(missing):
@@ -355,6 +364,20 @@ class ConstraintPolicy(_ContentRule):
                     f"{call.name} has no argument {self.field}{_part(lost, self.field)}: the rule, or the tool, is another one"
                 )
         return None if all(missing) else Decision.ALLOW
+
+    def _unlike(self, value: Any) -> str:
+        """Returns words for a bound with which the value cannot be compared, such as "denied=['500']" for 500; or ""."""
+        if value is None:
+            return ""
+        for name in ("min", "max"):
+            bound = getattr(self, name)
+            if bound is not None and not isinstance(value, bool) and not can_judge(name, bound, value):
+                return f"{name}={short_repr(bound)}"
+        if self.max_length is not None and not can_judge("max_length", self.max_length, value):
+            return f"max_length={self.max_length}"
+        if self.denied and not any(can_judge("denied", each, value) for each in self.denied):
+            return f"denied={short_repr([*self.denied])}"
+        return ""
 
     def _wrong(self, value: Any) -> str:
         if (value is None or isinstance(value, bool)) and (self.min is not None or self.max is not None):
@@ -367,7 +390,7 @@ class ConstraintPolicy(_ContentRule):
         if self.allowed is not None and not any(
             each == value and isinstance(each, bool) == isinstance(value, bool) for each in self.allowed
         ):
-            return f"and allowed are {', '.join(map(str, self.allowed))}"
+            return f"and allowed are {', '.join(map(short_repr, self.allowed))}"
         if value in self.denied:
             return "which is denied"
         if self.pattern is not None and not (isinstance(value, str) and re.fullmatch(self.pattern, value)):

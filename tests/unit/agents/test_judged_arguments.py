@@ -369,7 +369,7 @@ def test_a_tool_that_only_an_agent_keeps_is_known_at_the_start() -> None:
     ],
 )
 def test_a_path_to_a_field_by_one_of_its_names_lets_the_start_go_on(named: str, field: str) -> None:
-    PolicyEngine([ConstraintPolicy([named], field, max=5)]).check_names([], [], "app desk")
+    PolicyEngine([ConstraintPolicy([named], field, required=True)]).check_names([], [], "app desk")
 
 
 # -- redaction ----------------------------------------------------------------------------------------------------------
