@@ -7,6 +7,7 @@ Texts with a notation of their own (durations, sizes, addresses, names) are read
 """
 
 import inspect
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -120,6 +121,24 @@ class Texts:
 FLAG = Of(bool, "True or False")  # bool("no") is True
 TEXT = Of(str, "a text")
 TEXTS = Texts()
+
+
+def check_pattern(what: str, pattern: str) -> None:
+    """Raises UserError for an `fnmatch` pattern with a "[" that no "]" closes, and one with a range in which nothing
+    lies. `fnmatch` takes the first for the character "[", and lets the second match nothing.
+
+    `what`: the owner and the name of the argument, as in `check`.
+    """
+    at = pattern.find("[")
+    while at >= 0:
+        first = at + 2 if pattern[at + 1 : at + 2] == "!" else at + 1
+        end = pattern.find("]", first + 1)  # a "]" at the first place is a character
+        wrong = 'its "[" has no "]"' if end < 0 else ""
+        for low, high in re.findall("(.)-(.)", pattern[first:end]):
+            wrong = wrong or (f"nothing lies in {low}-{high}" if low > high else "")
+        if wrong:
+            raise UserError(f"{what}: the pattern {short_repr(pattern)} is broken: {wrong}", hint='"[[]" matches a "["')
+        at = pattern.find("[", end + 1)
 
 
 def is_whole(value: object, least: int, most: int | None = None) -> bool:

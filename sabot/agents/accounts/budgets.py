@@ -5,6 +5,7 @@ The arithmetic is that of every account (`base/accounts.py`).
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import KW_ONLY, dataclass, replace
 from decimal import Decimal
 from difflib import get_close_matches
@@ -13,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from sabot.agents.context import checked_word
 from sabot.base.accounts import WINDOWS, Account, AmountLimit, Amounts, Measure, Window
-from sabot.base.checks import OneOf, check_fields, is_number
+from sabot.base.checks import OneOf, check_fields, check_pattern, is_number
 from sabot.base.config import amount
 from sabot.base.options import answers_wrong_options
 from sabot.errors import UserError, short_repr
@@ -68,6 +69,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         where = f"Budget of {checked_word(self.scope_id, 'Budget: scope_id', empty=False)}"
+        check_pattern("Budget: scope_id", self.scope_id)
         for measure in _MEASURES:
             for window in WINDOWS:
                 name = f"max_{measure}_{window}"
@@ -84,6 +86,11 @@ class Budget:
         if not (is_number(self.warn_at) and 0 < self.warn_at <= 1):
             raise UserError(
                 f"{where}: warn_at={short_repr(self.warn_at)}", hint="a part of the limit: more than 0, at most 1"
+            )
+
+        if not any(self.limits()):
+            raise UserError(
+                f"{where}: it limits nothing", hint="max_cost_daily=5, max_tokens_hourly=…, max_calls_monthly=…"
             )
 
     def merge(self, other: "Budget") -> "Budget":
@@ -173,7 +180,9 @@ class BudgetTable:
             for each in self.made:
                 self._on_dropped(each)
             self.made.clear()
-        made = self.made[scope_id] = replace(pattern, scope_id=scope_id)
+        made = copy(pattern)  # not checked again: a scope of a job may have a "[", and is no pattern
+        object.__setattr__(made, "scope_id", scope_id)
+        self.made[scope_id] = made
         self._called.add(pattern.scope_id)
         self._on_made(made)
         return made

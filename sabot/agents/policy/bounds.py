@@ -11,7 +11,7 @@ from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
 from pathlib import PurePath
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeGuard, get_args, get_origin
 from uuid import UUID
 
 import msgspec
@@ -141,7 +141,7 @@ def _samples_of(kind: Any) -> tuple[Any, ...] | None:
     return None
 
 
-def _is_enum(kind: Any) -> bool:
+def _is_enum(kind: Any) -> TypeGuard[type[Enum]]:
     return isinstance(kind, type) and issubclass(kind, Enum)
 
 
@@ -163,7 +163,7 @@ def _is_comparable(value: Any, bound: Any) -> bool:
     if isinstance(value, date) and isinstance(bound, date):  # a datetime is a date, and never equal to one
         return isinstance(value, datetime) == isinstance(bound, datetime)
     try:
-        told = type(value).__eq__(value, bound), type(bound).__eq__(bound, value)
+        told = [getattr(type(one), "__eq__")(one, other) for one, other in ((value, bound), (bound, value))]  # noqa: B009
     except Exception:  # as in `_is_ordered`
         return True
     return any(each is not NotImplemented for each in told)

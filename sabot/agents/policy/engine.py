@@ -27,7 +27,7 @@ from sabot.agents.context import ExecutionContext
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.durable.job_rows import version_of
 from sabot.agents.policy.names import check_names, check_unasked
-from sabot.agents.policy.rules import RESTRICTS, PolicyRule, RuleAnswer, asked_words
+from sabot.agents.policy.rules import RESTRICTS, PolicyRule, RuleAnswer, asked_words, is_idle
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, checked_text, parse_seconds
 from sabot.base.options import answers_wrong_options
@@ -147,7 +147,7 @@ class PolicyEngine(EffectGuard):
         listed their tools yet.
 
         Also raises UserError if a rule would ask a person about a tool that an agent without jobs can call, because
-        nobody can be asked for that agent.
+        nobody can be asked for that agent; and for a rule that allows what is allowed without it.
 
         - `functions`: the functions of the agents. Names in their code count as existing.
         - `agents`: the ids of the agents.
@@ -157,6 +157,13 @@ class PolicyEngine(EffectGuard):
         check("check_names: functions", functions, Of(Sequence, "those of the agents, in a list"))
         check("check_names: agents", agents, TEXTS)
         check_names(self._rules, functions, agents, checked_text(where, "check_names: where"))
+        for rule in self._rules:
+            if is_idle(rule, self.default):
+                raise UserError(
+                    f"{where}: {rule.name} says nothing: what it matches is allowed without it",
+                    hint="denied=True, require_approval=True, allowed_scopes=[…], warn=True, or leave it out; with "
+                    'PolicyEngine(…, default="deny") a rule for tools or models without options is a permission',
+                )
         for agent_id, theirs in (without_jobs or {}).items():
             check_unasked(self._rules, agent_id, theirs, where)
 

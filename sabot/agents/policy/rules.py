@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from sabot.agents.durable.job_rows import version_of
 from sabot.agents.policy.bounds import can_judge
-from sabot.base.checks import FLAG, TEXT, TEXTS, Of, OneOf, check, check_fields, is_whole
+from sabot.base.checks import FLAG, TEXT, TEXTS, Of, OneOf, check, check_fields, check_pattern, is_whole
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.errors import UserError, short_repr
@@ -209,6 +209,17 @@ class ModelPolicy(_NameRule):
         return GuardVerdict(Decision.DEGRADE, reason=f"{why}: {self.degrade_to} is asked", model=self.degrade_to)
 
 
+def is_idle(rule: PolicyRule, default: str) -> bool:
+    """Returns True for a ToolPolicy, ModelPolicy or AgentPolicy that allows what is allowed without it.
+
+    `default`: the decision of the policy on calls without a rule, "allow" or "deny".
+    """
+    if not isinstance(rule, _NameRule) or not rule.by_name or (default == "deny" and not isinstance(rule, AgentPolicy)):
+        return False
+    limits = rule.allowed_scopes is not None or rule.allowed_principals is not None or bool(rule.denied_scopes)
+    return not (limits or rule.denied or rule.require_approval or rule.warn or bool(vars(rule).get("degrade_to")))
+
+
 # -- rules by what is in the call -------------------------------------------------------------------------------------
 
 
@@ -232,7 +243,8 @@ class _ContentRule(PolicyRule):
         check(f"{kind}: {named_by}", getattr(self, named_by), Of(Collection, "texts in a list"))
         for each in patterns:
             given = getattr(self, each)
-            object.__setattr__(self, each, None if given is None else _patterns(kind, each, given))
+            wild = each not in ("labels", "effects")
+            object.__setattr__(self, each, None if given is None else _patterns(kind, each, given, wild=wild))
         check_fields(self, kind, name=TEXT, editable=FLAG)
         named = getattr(self, named_by)
         name = self.name or f"{kind} {named if isinstance(named, str) else ', '.join(named)}"
@@ -500,7 +512,8 @@ class RedactionPolicy(PolicyRule):
 
     def __post_init__(self) -> None:
         for each in ("patterns", "tool_patterns", "model_patterns", "agent_patterns"):
-            checked = _patterns("RedactionPolicy", each, getattr(self, each), empty=each != "patterns")
+            wild = each != "patterns"
+            checked = _patterns("RedactionPolicy", each, getattr(self, each), empty=wild, wild=wild)
             object.__setattr__(self, each, checked)
         for each in self.patterns:
             _checked_expression("RedactionPolicy: patterns", each)
@@ -549,11 +562,13 @@ def asked_words(call: GuardedCall) -> str:
     return f"{'agent' if call.kind == 'child' else call.kind} {call.name}"
 
 
-def _patterns(kind: str, what: str, given: Any, *, empty: bool = False) -> tuple[str, ...]:
+def _patterns(kind: str, what: str, given: Any, *, empty: bool = False, wild: bool = True) -> tuple[str, ...]:
     if isinstance(given, str) or not isinstance(given, Collection) or not (given or empty):
         raise UserError(f"{kind}: {what}={short_repr(given)}", hint=f'a list: {what}=["…"]')
     if not all(isinstance(each, str) and each for each in given):
         raise UserError(f"{kind}: {what}={short_repr(given)}", hint="texts that are not empty")
+    for each in given if wild else ():
+        check_pattern(f"{kind}: {what}", each)
     return tuple(given if isinstance(given, Sequence) else sorted(given))
 
 

@@ -215,8 +215,8 @@ async def test_a_failed_job_says_why(memory_url: str, tmp_path: Path) -> None:
         ({"budgets": CallBudget(max_tokens=3)}, "budgets=CallBudget.*a CallBudget of sabot.llm is an engine's"),
         ({"budgets": BudgetSpec(max_turns=3)}, r"budgets=BudgetSpec.*is one job's of a kernel: ExecutionRequest\("),
         ({"budgets": [BudgetSpec(max_turns=3)]}, r"is no Budget.*is one job's of a kernel: ExecutionRequest\("),
-        ({"budgets": Budget("a")}, "budgets=Budget"),
-        ({"budgets": [Budget("a"), Budget("a", warn_at=1)]}, "two budgets of a"),
+        ({"budgets": Budget("a", max_calls_daily=1)}, "budgets=Budget"),
+        ({"budgets": [Budget("a", max_calls_daily=1), Budget("a", max_calls_daily=1, warn_at=1)]}, "two budgets of a"),
     ],
 )
 def test_what_surrounds_the_jobs_of_an_app_is_refused_where_it_is_none(options: Any, said: str) -> None:

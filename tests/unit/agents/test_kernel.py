@@ -1073,7 +1073,7 @@ async def test_a_wait_that_is_over_says_for_what_it_waited():
         ({"agent": _same, "event_bus": 3}, "event_bus=3.*an InMemoryEventBus"),
         ({"agent": _same, "journal": 3}, "journal=3.*a folder"),
         ({"agent": _same, "journal": ""}, "journal=''"),
-        ({"agent": _same, "budgets": Budget("a")}, "budgets=Budget"),
+        ({"agent": _same, "budgets": Budget("a", max_calls_daily=1)}, "budgets=Budget"),
         ({"agent": _same, "budgets": [3]}, "3 is no Budget"),
         ({"agent": _same, "ledger_writer": 3}, "3 is no LedgerWriter: it has no write"),
         ({"agent": _same, "budgets": [], "ledger_writer": Ledger(InMemoryLedgerWriter())}, "it has no write"),

@@ -1,6 +1,7 @@
 """A rule that names a tool, a model or an agent that nobody has protects nothing: the start is refused, with the names that are near."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,19 @@ import pytest
 from sabot import App
 from sabot.agents import (
     AgentPolicy,
+    Budget,
+    BudgetDecision,
     ConstraintPolicy,
     DataAccessPolicy,
+    ExecutionContext,
     ExecutionRequest,
+    InMemoryLedgerWriter,
+    LabelPolicy,
+    Ledger,
     ModelPolicy,
     PolicyEngine,
     PolicyRef,
+    RedactionPolicy,
     RuntimeKernel,
     ToolPolicy,
 )
@@ -162,3 +170,84 @@ async def test_a_pool_of_servers_is_known_while_it_is_open() -> None:
     assert pool in SERVERS
     await pool.close()
     assert pool not in SERVERS
+
+
+# -- rules and budgets that say nothing, and broken patterns -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pattern", ["refund[", "ref[a-", "[]", "[!]", "x[[]y[", "[z-a]x"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda pattern: ToolPolicy([pattern], denied=True),
+        lambda pattern: ToolPolicy(["refund"], allowed_scopes=[pattern]),
+        lambda pattern: ToolPolicy(["refund"], denied_scopes=[pattern]),
+        lambda pattern: ToolPolicy(["refund"], allowed_principals=[pattern]),
+        lambda pattern: ModelPolicy([pattern], denied=True),
+        lambda pattern: AgentPolicy([pattern], denied=True),
+        lambda pattern: ConstraintPolicy([pattern], "order", max=5),
+        lambda pattern: DataAccessPolicy(["pii"], allowed_tools=[pattern]),
+        lambda pattern: LabelPolicy(tool_patterns=[pattern]),
+        lambda pattern: RedactionPolicy(["[0-9]+"], tool_patterns=[pattern]),
+        lambda pattern: Budget(pattern, max_calls_daily=1),
+    ],
+)
+def test_a_broken_pattern_is_refused_where_it_is_written(make: Any, pattern: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make(pattern)
+    assert f"the pattern {pattern!r} is broken" in caught.value.message
+    assert "[[]" in caught.value.hint
+
+
+def test_patterns_with_sets_and_expressions_with_brackets_are_no_broken_ones() -> None:
+    for pattern in ("refund[[]x", "[]]", "[!]]", "[a-z]*", "ref[!0-9]"):
+        ToolPolicy([pattern], denied=True)
+        Budget(pattern, max_calls_daily=1)
+    RedactionPolicy([r"[^]]+[a-z]{4}\["])
+    LabelPolicy(labels=["pii["])
+
+
+async def test_a_scope_with_a_bracket_has_the_budget_of_a_pattern() -> None:
+    books = Ledger(InMemoryLedgerWriter(), budgets=[Budget("t*", max_calls_daily=1, warn_at=1)])
+    assert await books.check_budget(ExecutionContext(scope_id="t["), 1) is BudgetDecision.ALLOW
+    assert books.budget("t[").max_calls_daily == 1
+
+
+@pytest.mark.parametrize("scope", ["*", "t", "tenant-*"])
+def test_a_budget_without_a_limit_is_refused(scope: str) -> None:
+    for options in ({}, {"warn_at": 0.5}, {"exhausted": "ask"}, {"unpriced": "ask"}):
+        with pytest.raises(UserError, match="limits nothing") as caught:
+            Budget(scope, **options)
+        assert "max_cost_daily=5" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "rule", [ToolPolicy(["refund"]), ToolPolicy(["ref*"], reason="money"), ModelPolicy(["gpt-4o-mini"])]
+)
+async def test_a_rule_that_allows_what_is_allowed_anyway_is_refused_at_the_start(
+    memory_url: str, tmp_path: Path, rule: Any
+) -> None:
+    with pytest.raises(UserError, match=f"its policy: {re.escape(rule.name)} says nothing") as caught:
+        await shop(memory_url, tmp_path, rule).start()
+    assert "denied=True" in caught.value.hint
+    PolicyEngine([rule], default="deny").check_names([handle], [], "app shop")  # a permission there
+
+
+def test_a_rule_for_children_says_nothing_without_options_whatever_the_default_is() -> None:
+    for default in ("allow", "deny"):
+        policy = PolicyEngine([AgentPolicy(["shop.clerk"])], default=default)
+        with pytest.raises(UserError, match="says nothing"):
+            policy.check_names([handle], ["shop.clerk"], "app shop")
+
+
+def test_each_option_of_a_rule_says_something() -> None:
+    options: list[dict[str, Any]] = [
+        {"denied": True},
+        {"require_approval": True},
+        {"warn": True},
+        {"allowed_scopes": []},
+        {"denied_scopes": ["x"]},
+        {"allowed_principals": ["ann"]},
+    ]
+    rules = [ToolPolicy(["refund"], **each) for each in options]
+    PolicyEngine([*rules, ModelPolicy(["gpt-4o-mini"], degrade_to="m")]).check_names([handle], [], "app shop")

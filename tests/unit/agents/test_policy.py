@@ -162,7 +162,11 @@ async def test_a_rule_that_only_restricts_allows_nothing_that_the_default_denies
         ({"field": "text", "max_length": 3}, {"text": "four"}, "a length of at most 3 is allowed"),
         ({"field": "order.items.*.price", "max": 9}, {"order": {"items": [{"price": 1}, {"price": 10}]}}, "is 10"),
         ({"field": "order.items.1.price", "max": 9}, {"order": {"items": [{"price": 99}, {"price": 9}]}}, ""),
-        ({"field": "amount", "max": 100}, {"amount": "much"}, "amount is 'much', which cannot be compared with max=100"),
+        (
+            {"field": "amount", "max": 100},
+            {"amount": "much"},
+            "amount is 'much', which cannot be compared with max=100",
+        ),
         ({"field": "amount", "denied": ["500"]}, {"amount": 500}, "cannot be compared with denied=['500']"),
         ({"field": "amount", "max": "50"}, {"amount": 500}, "cannot be compared with max='50'"),
         ({"field": "text", "max_length": 3}, {"text": 4000}, "cannot be compared with max_length=3"),
