@@ -43,7 +43,7 @@ from sabot.llm.messages import assistant, user
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.results import Completion
 from sabot.llm.spec import RequestSpec
-from sabot.llm.tools import Tool
+from sabot.llm.tools import Tool, recorded_way
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class GuardJudge:
     """
 
     _only_asks = "only durable agents ask"
-    _tool_asks = "only durable agents ask: give the agent durable=True, and await ctx.call({name}, …) in its function"
+    _tool_asks = "only durable agents ask: give the agent durable=True, and {way} in its function"
 
     def __init__(self, calls: str, agent: str, guard: EffectGuard | None, clock: Clock) -> None:
         """Makes a judge. `calls`: a name that replaces the job's id in the ledger (the table with the costs of
@@ -268,7 +268,9 @@ class GuardJudge:
         said = "; ".join(filter(None, (verdict.reason, *verdict.notes)))
         if verdict.decision in (Decision.DENY, Decision.ASK):
             self._guard.drop(call.effect)
-            refusal = self._denied(call.name, verdict, self._tool_asks.format(name=call.name), "called")
+            assert call.tool is not None
+            only_asks = self._tool_asks.format(way=recorded_way(call.tool))
+            refusal = self._denied(call.name, verdict, only_asks, "called")
             _log.warning("%s: %s", self._calls, refusal)
             raise refusal
         if verdict.decision is Decision.WARN or verdict.notes:
@@ -307,7 +309,7 @@ class _ToolJudge(GuardJudge):
     """
 
     _only_asks = "a tool asks nobody: let the agent ask the model, by ctx.llm(engine)"
-    _tool_asks = "a tool or step asks nobody: await ctx.call({name}, …) in the function of the agent"
+    _tool_asks = "a tool or step asks nobody: {way} in the function of the agent"
 
     def __init__(
         self,

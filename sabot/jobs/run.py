@@ -34,7 +34,7 @@ from sabot.jobs.loop import JobFuture, JobLoop, JobTimer
 from sabot.jobs.masking import mask
 from sabot.jobs.values import copied, pack, unpack, unpack_error
 from sabot.jobs.verdicts import given_result, wanted_result
-from sabot.journal.effects import RULES, EffectId, digest
+from sabot.journal.effects import RULES, EffectClass, EffectId, digest
 from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
 from sabot.llm.arguments import REST, call_arguments, edited_arguments, recorded_arguments, whole
 from sabot.llm.spec import RequestSpec
@@ -341,6 +341,18 @@ class JobRun:
         """
         asked, recorded = digest(self.key, "call", name, body), self._unmatched
         return any(each.digest == asked for each in recorded.values()) if self._matches else self._asked + 1 in recorded
+
+    def has_passed(self, name: str) -> bool:
+        """Returns True if the history shows that the job has passed this place without a call that the present version
+        makes here. It was recorded by an earlier version of Sabot, which recorded no such calls. `name`: the name of
+        the tool.
+        """
+        if self._matches:  # a new call takes no place of another one
+            return False
+        recorded = self._unmatched.get(self._asked + 1)
+        if recorded is None:
+            return self.history.end is not None
+        return (recorded.kind, recorded.name, recorded.effect_class) != ("call", name, EffectClass.LOCAL)
 
     def question(self, kind: str, body: bytes, timeout_s: float | None) -> "asyncio.Future[Answer]":
         """Asks a person a question. Returns the future of the answer. `kind`: the type of the question. `body`: its

@@ -42,7 +42,7 @@ from sabot.llm.names import MODELS
 from sabot.llm.requests import request_of, with_output
 from sabot.llm.results import Completion, Piece, Usage
 from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema
-from sabot.llm.tools import Tool, ToolAnswer, as_tool
+from sabot.llm.tools import Tool, ToolAnswer, as_tool, tool_of_agent
 
 Trim = Literal["drop_oldest", "summarize", "refuse"]
 
@@ -167,7 +167,8 @@ class Agent:
         """Makes an agent.
 
         - `tools`: functions, Tools and agents that the model may call. A plain function becomes a tool of the effect
-          class "unsafe" (see `tool`). An agent becomes a tool with one parameter, the text `prompt`.
+          class "unsafe" (see `tool`). An agent becomes a tool with one parameter, the text `prompt`. Policy and budgets
+          decide on a call of this tool by its name, and then on each call that the agent makes.
         - `output`: the type of the answer (see `Schema`), or None for text. If an answer does not match, the model gets
           the error and is asked again, at most `repairs` times in a run.
         - `max_turns`: the most turns of a run. In each turn the model is asked once.
@@ -221,6 +222,7 @@ class Agent:
         self.trim = trim
         self.use_middleware = use_middleware
         self.tools: dict[str, Tool | Agent] = {}
+        self.agent_tools: dict[str, Tool] = {}  # the tools as which other agents are called, by their names
         for each in tools:
             made = each if isinstance(each, Agent) else as_tool(each)
             if isinstance(made, Tool) and use_middleware:
@@ -231,6 +233,8 @@ class Agent:
                     f"{where}: two tools are called {made.name!r}", hint='@tool(name="…") gives one another name'
                 )
             self.tools[made.name] = made
+            if isinstance(made, Agent):
+                self.agent_tools[made.name] = tool_of_agent(made.name)
         empty = RequestSpec(
             messages=(),
             model=model,
@@ -570,7 +574,8 @@ class _AgentRun:
             raise ToolError(f"there is no tool {short_repr(call.name)}; tools are: {there}")
         if isinstance(tool, Tool):
             return await self._effects.call(tool, tool.arguments(call.arguments))
-        result = await tool.run(_prompt_of(call), effects=self._effects.of(tool.engine))
+        prompt = await self._effects.call(self._agent.agent_tools[tool.name], {"prompt": _prompt_of(call)})
+        result = await tool.run(prompt, effects=self._effects.of(tool.engine))
         self._usage += result.usage
         self._cost = None if self._cost is None or result.cost is None else self._cost + result.cost
         return result.content

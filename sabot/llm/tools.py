@@ -190,6 +190,7 @@ class Tool(Generic[P, R]):
       which it can ask people or models. None if a call is simply one call of `func`.
     - `by_hint`: True if only the hints of an MCP server say that the tool is not unsafe. In a fork of a job the tool is
       then unsafe.
+    - `is_agent`: True if the tool is another agent. `func` then returns the prompt with which this agent is run.
     """
 
     func: Callable[P, R]
@@ -206,6 +207,7 @@ class Tool(Generic[P, R]):
     parameters: ToolParameters | None = None
     converse: "Callable[[Tool, ToolCaller, Mapping[str, Any]], Awaitable[Any]] | None" = None
     by_hint: bool = False
+    is_agent: bool = False
 
     def __post_init__(self) -> None:
         vars(self).update(__doc__=self.func.__doc__, __wrapped__=self.func)
@@ -353,6 +355,24 @@ def as_tool(
     )
     note_tool(made)  # the first one may be gone soon: an agent keeps the copy
     return made
+
+
+async def _hand_over(prompt: str) -> str:
+    return prompt
+
+
+def tool_of_agent(name: str) -> Tool:
+    """Returns the tool as which an agent is called by another one. What the agent does then is not a part of this call:
+    its function only returns the prompt, as policy, budgets and people have allowed it. `name`: the name of the agent.
+    """
+    made = Tool(_hand_over, name, EffectClass.LOCAL, None, "ask", None, Retry(0, 0.0), False, True, is_agent=True)
+    note_tool(made)
+    return made
+
+
+def recorded_way(made: Tool) -> str:
+    """Returns the code with which the function of a durable agent calls this tool, for a hint."""
+    return "agent.run(…, effects=ctx.llm(engine))" if made.is_agent else f"await ctx.call({made.name}, …)"
 
 
 _TOOL_FIELDS: WeakKeyDictionary[FunctionType, dict[str, tuple[Any, ...]]] = WeakKeyDictionary()

@@ -7,7 +7,7 @@ when the rule says no, and once when nothing does. Doors are planted, and found 
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,12 +19,14 @@ import pytest
 
 from sabot import App, Sink
 from sabot.agents import (
+    AgentPolicy,
     BudgetSpec,
     ConstraintPolicy,
     Decision,
     ExecutionRequest,
     GuardedCall,
     LabelPolicy,
+    ModelPolicy,
     OperatorContext,
     PolicyEngine,
     RedactionPolicy,
@@ -131,7 +133,22 @@ SAYS = {
     "bound": "amount is 500, and at most 50 is allowed",
     "approval": "a person would have to allow it",
     "budget": "the job may call tools 1 times",
+    "agent denied": "tool worker is denied",
+    "agents denied": "rule AgentPolicy work*",
+    "agent's argument": "prompt is 'pay', and a length of at most 2 is allowed",
+    "agent's approval": "a person would have to allow it",
+    "agent not allowed": "no rule allows tool worker",
 }
+AGENT_RULES: Mapping[str, PolicyEngine] = {  # about the agent that is a tool of another one
+    "agent denied": PolicyEngine([ToolPolicy(["worker"], denied=True)]),
+    "agents denied": PolicyEngine([AgentPolicy(["work*"], denied=True)]),
+    "agent's argument": PolicyEngine([ConstraintPolicy(["worker"], "prompt", max_length=2)]),
+    "agent's approval": PolicyEngine([ToolPolicy(["work*"], require_approval=True)]),
+    "agent not allowed": PolicyEngine(
+        [ModelPolicy(["*"]), ToolPolicy(["refund", "pays", "<lambda>", "desk_work", "inner", "outer"])], default="deny"
+    ),
+}
+ALL_RULES = {**RULES, **AGENT_RULES}
 REFUSALS = ("await ctx.call(refund, …)", "ctx.llm(engine)", "asyncio.to_thread", "OperatorContext.of(ctx)")
 
 
@@ -242,7 +259,7 @@ async def in_job(
         return await ctx.child(work, "go")
 
     agents = [lead, work] if child else [work]
-    async with RuntimeKernel.create(agent=agents, policy=RULES[rule]) as kernel:
+    async with RuntimeKernel.create(agent=agents, policy=ALL_RULES[rule]) as kernel:
         handle = await kernel.execute(ExecutionRequest(prompt="go", budgets=budgets))
         result = asyncio.ensure_future(handle.result())
         while not result.done():
@@ -276,6 +293,19 @@ async def test_a_rule_holds_for_the_calls_that_a_journal_records(rule: str) -> N
     for way, seen in zip(RECORDED, found, strict=True):
         seen.check(f"{way}, {rule}", rule)
         assert rule != "approval" or seen.asked, "an effect of a job asks the person"
+
+
+@pytest.mark.parametrize("rule", AGENT_RULES)
+async def test_a_rule_holds_for_an_agent_that_is_a_tool_of_another_one(rule: str) -> None:
+    places = {**EFFECTS, "recorded": lambda ctx, desk, way: RECORDED["agent as tool(effects=)"](ctx, desk)}
+    cells = [(name, child) for name in places for child in (False, True)]
+    jobs = [
+        in_job(lambda ctx, desk, job=places[name]: job(ctx, desk, "agent as tool"), rule, child=child)
+        for name, child in cells
+    ]
+    for cell, seen in zip(cells, await asyncio.gather(*jobs), strict=True):
+        seen.check(f"{cell}, {rule}", rule)
+        assert seen.asked is (cell[0] == "recorded" and rule == "agent's approval"), f"{cell}, {rule}: {seen}"
 
 
 @pytest.mark.parametrize("place", ["step", "function"])
@@ -624,10 +654,11 @@ WITHOUT_JOBS: Mapping[str, tuple[Callable[..., None], list[str]]] = {
 }
 
 
-async def without_jobs(surface: str, rule: str, url: str) -> dict[str, Seen]:
+async def without_jobs(surface: str, rule: str, url: str, some: Sequence[str] | None = None) -> dict[str, Seen]:
     declare, ways = WITHOUT_JOBS[surface]
+    ways = ways if some is None else some
     desks, done = {way: Desk() for way in ways}, dict[str, str]()
-    app = App("shop", url, **({} if RULES[rule] is None else {"policy": RULES[rule]}))
+    app = App("shop", url, **({} if ALL_RULES[rule] is None else {"policy": ALL_RULES[rule]}))
     declare(app, desks, done)
     async with started(app):
         MemoryBroker.get(url).publish("ways", [{"way": way} for way in ways])
@@ -640,6 +671,15 @@ async def without_jobs(surface: str, rule: str, url: str) -> dict[str, Seen]:
 async def test_a_rule_holds_where_there_is_no_job(surface: str, rule: str, memory_url: str) -> None:
     for way, seen in (await without_jobs(surface, rule, memory_url)).items():
         seen.check(f"{surface}, {way}, {rule}", rule)
+
+
+@pytest.mark.parametrize("rule", AGENT_RULES)
+@pytest.mark.parametrize("surface", [each for each, (_, ways) in WITHOUT_JOBS.items() if "agent as tool" in ways])
+async def test_a_rule_holds_for_an_agent_that_is_a_tool_where_there_is_no_job(
+    surface: str, rule: str, memory_url: str
+) -> None:
+    seen = await without_jobs(surface, rule, memory_url, ["agent as tool"])
+    seen["agent as tool"].check(f"{surface}, {rule}", rule)
 
 
 class _Paying(Sink):

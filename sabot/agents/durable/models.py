@@ -97,7 +97,12 @@ class JobModel(AgentModel):
         return JobModel(self._call_tool, self._job, engine)
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        """Calls a tool as an effect of the job, and returns its result. `arguments` are its arguments, by name."""
+        """Calls a tool as an effect of the job, and returns its result. `arguments` are its arguments, by name. Calls of
+        agents that are tools were no effects in earlier versions: a job that has passed this place in one of them gets
+        the prompt back.
+        """
+        if tool.is_agent and self._job.has_passed(tool.name):
+            return arguments["prompt"]
         return await self._call_tool(tool, **arguments)
 
 

@@ -49,7 +49,7 @@ from sabot.llm.messages import ChatMessage
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool, as_tool
 
-_NAMES = 4096  # the most keys (kind, name, scope, principal) whose matching rules are cached
+_NAMES = 4096  # the most keys (kind, name, scope, principal, whether it is an agent as a tool) whose matching rules are cached
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class PolicyEngine(EffectGuard):
         self.default, self.name = default, checked_text(name, "PolicyEngine: name")
         self._timeout_s = parse_seconds(timeout, name="timeout", zero=False)
         self._rules: list[PolicyRule] = []
-        self._by_name: dict[tuple[CallKind, str, str, str], list[tuple[PolicyRule, GuardVerdict | None]]] = {}
+        self._by_name: dict[tuple[CallKind, str, str, str, bool], list[tuple[PolicyRule, GuardVerdict | None]]] = {}
         self._version: str | None = None
         if isinstance(rules, str) or not isinstance(rules, Sequence):
             raise UserError(f"PolicyEngine: rules={short_repr(rules)}", hint="a list: PolicyEngine([ToolPolicy(…)])")
@@ -354,12 +354,13 @@ class PolicyEngine(EffectGuard):
         If several rules allow the call by its name and caller, only the first of them is returned. The result is
         cached.
         """
-        key = (call.kind, call.name, call.scope, call.principal)
+        hands_over = call.tool is not None and call.tool.is_agent
+        key = (call.kind, call.name, call.scope, call.principal, hands_over)
         found = self._by_name.get(key)
         if found is None:
             found, allowed = [], False
             for rule in self._rules:
-                if not rule.matches(call.kind, call.name):
+                if not (rule.matches(call.kind, call.name) or (hands_over and rule.matches("child", call.name))):
                     continue
                 answer = rule.decide(call) if rule.by_name else None
                 if answer is Decision.ALLOW and allowed:

@@ -6,7 +6,7 @@ These names are known:
    a tool     made by @tool, given to an Agent, offered by an MCP server that was asked, or named in the module of an agent's function,
               which may call any function as a step
    a model    of an engine or an Agent, or written in the module of an agent's function
-   an agent   of the app or the kernel
+   an agent   of the app or the kernel, or given to an Agent as a tool
 
 A program may make tools and agents while it runs, and their names cannot be known when it starts. So every name that is
 written in the code counts as known. Only a name that is not written there either is refused as misspelt.
@@ -31,7 +31,7 @@ from sabot.journal.effects import EffectId
 from sabot.llm.agent import Agent
 from sabot.llm.arguments import call_names, lacks, types_at
 from sabot.llm.names import MODELS, SERVERS, TOOLS, tools_named
-from sabot.llm.tools import Tool, as_tool
+from sabot.llm.tools import Tool, as_tool, recorded_way
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def check_names(
     known: dict[CallKind, set[str]] = {
         "tool": TOOLS | around.names | {each.rpartition(".")[2] for each in agents},
         "model": MODELS | around.texts | degraded,
-        "child": set(agents),
+        "child": {*agents, *(name for name in TOOLS if any(each.is_agent for each in tools_named(name)))},
     }
     for rule, kind, pattern in _patterns_of(rules):
         what, names = _WORDS[kind], known[kind]
@@ -294,7 +294,7 @@ def check_unasked(
                 continue
             raise UserError(
                 f"{where}: {rule.name} {why[0]}, which agent {agent_id} can call, and that agent has no jobs, so {why[1]}",
-                hint=f"@app.agent(…, durable=True), and await ctx.call({tool.name}, …); or let a rule deny the calls: "
+                hint=f"@app.agent(…, durable=True), and {recorded_way(tool)}; or let a rule deny the calls: "
                 f'ToolPolicy(["{tool.name}"], denied=True)',
             )
 
@@ -350,7 +350,7 @@ class _Reach:
                 self.tools.append(value)
             inner, names = (value.func,), frozenset()
         elif isinstance(value, Agent):
-            inner = value.tools.values()
+            inner = [*value.tools.values(), *value.agent_tools.values()]
         elif isinstance(value, partial):
             inner = (value.func, *value.args, *value.keywords.values())
         elif isinstance(value, FunctionType):

@@ -168,7 +168,8 @@ class ToolPolicy(_NameRule):
 @dataclass(frozen=True)
 class AgentPolicy(_NameRule):
     """A rule that decides which callers may begin child jobs of the agents whose ids match `agent_patterns`, and with
-    whose approval. The id of an agent is "app.agent". The patterns are `fnmatch` patterns.
+    whose approval. The id of an agent is "app.agent". The rule also decides on calls of agents that are tools of other
+    agents; these agents have their names only. The patterns are `fnmatch` patterns.
     """
 
     agent_patterns: Sequence[str]
@@ -453,7 +454,8 @@ class DataAccessPolicy(_ContentRule):
                     return self._broken(f"principal {who} may not read what is {label} by {asked_words(call)}")
             if label in call.labels:
                 to = {"model": self.allowed_models, "tool": self.allowed_tools, "child": self.allowed_agents}[call.kind]
-                if to is not None and not _fits(to, call.name):
+                also = self.allowed_agents if call.tool is not None and call.tool.is_agent else None
+                if any(each is not None and not _fits(each, call.name) for each in (to, also)):
                     return self._broken(f"what is {label} may not go to {asked_words(call)}")
         return None
 

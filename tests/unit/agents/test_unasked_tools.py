@@ -166,6 +166,15 @@ async def test_an_app_does_not_start_if_an_agent_without_jobs_can_call_a_tool_th
     assert "denied=True" in caught.value.hint
 
 
+async def test_an_app_does_not_start_if_an_agent_without_jobs_may_call_an_agent_that_needs_approval(
+    memory_url: str,
+) -> None:
+    with pytest.raises(UserError) as caught:
+        await shop(memory_url, by_an_agent, ToolPolicy(["agent"], require_approval=True)).start()
+    assert "would ask a person about the tool agent, which agent shop.handle can call" in caught.value.message
+    assert "effects=ctx.llm(engine)" in caught.value.hint
+
+
 async def test_the_function_of_timers_is_looked_at_too(memory_url: str) -> None:
     app = App("shop", memory_url, policy=PolicyEngine([ASKS]))
     app.agent("orders", name="handle", key="id", on_timer=at_a_time)(by_nothing)
