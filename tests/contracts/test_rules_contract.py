@@ -144,9 +144,7 @@ AGENT_RULES: Mapping[str, PolicyEngine] = {  # about the agent that is a tool of
     "agents denied": PolicyEngine([AgentPolicy(["work*"], denied=True)]),
     "agent's argument": PolicyEngine([ConstraintPolicy(["worker"], "prompt", max_length=2)]),
     "agent's approval": PolicyEngine([ToolPolicy(["work*"], require_approval=True)]),
-    "agent not allowed": PolicyEngine(
-        [ModelPolicy(["*"]), ToolPolicy(["refund", "pays", "<lambda>", "desk_work", "inner", "outer"])], default="deny"
-    ),
+    "agent not allowed": PolicyEngine([ModelPolicy(["*"]), ToolPolicy(["[!w]*"])], default="deny"),
 }
 ALL_RULES = {**RULES, **AGENT_RULES}
 REFUSALS = ("await ctx.call(refund, …)", "ctx.llm(engine)", "asyncio.to_thread", "OperatorContext.of(ctx)")
