@@ -512,6 +512,7 @@ class AgentTask:
                 "positions": [[topic, partition, offset] for (topic, partition), offset in positions.items()],
                 "commit": [[*place, offset] for place, offset in commit if offset is not None],
             }
+            snapshot.files.update(source.input.memory())
         return snapshot
 
     async def close(self) -> None:

@@ -66,6 +66,7 @@ from sabot.runtime.reading import Reader, SourceInput
 from sabot.runtime.replay import Replay
 from sabot.runtime.restore import Asked, decide, plan_of, positions_in, readers_in, sinks_in, spent_on, stored_streams
 from sabot.runtime.settings import RunSettings
+from sabot.runtime.source_log import recall
 from sabot.runtime.task import Chain, Link, Output, StreamTask, receiver_of
 from sabot.runtime.watermarks import Watermarks
 from sabot.runtime.writing import open_writer, refused
@@ -364,6 +365,8 @@ class Build:
         source_input.said_time = node.said_time if reading.timed else ""
         facts = None if restored is None or task.name not in restored.tasks else restored.tasks[task.name].meta["input"]
         positions = None
+        if self.replay is not None:
+            recall(source, node.name, self.replay.manifest, task.name)
         if facts is not None:
             if facts["source"] != node.name:
                 raise UserError(
@@ -371,7 +374,9 @@ class Build:
                     hint="run the program that wrote it; or start afresh (--fresh)",
                 )
             if is_same_log(source, facts):
+                assert restored is not None
                 positions = positions_in(facts)
+                recall(source, node.name, restored, task.name)
             else:
                 _log.warning(
                     "source %s: its rows are not those of the checkpoint, as rows in memory end with their process; reading from its start",

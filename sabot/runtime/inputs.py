@@ -48,6 +48,9 @@ class Input(Protocol):
     def facts(self) -> dict[str, Any]:
         """Returns the facts about this input for the checkpoint, such as positions. Called at a barrier."""
 
+    def memory(self) -> dict[str, bytes]:
+        """Returns small files for the checkpoint, by their names, which a source needs beside its positions. Called after `facts`."""
+
     def interrupt(self) -> None:
         """Makes `next` return soon. From any thread."""
 
@@ -200,6 +203,9 @@ class GateInput:
         return Batch(data, None, first.topic, joined_origin(parts), hashes=hashes)
 
     def facts(self) -> dict[str, Any]:
+        return {}
+
+    def memory(self) -> dict[str, bytes]:
         return {}
 
     def interrupt(self) -> None:

@@ -37,6 +37,7 @@ from sabot.runtime.host import interpreter
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.reading import Reader
 from sabot.runtime.settings import RunSettings
+from sabot.runtime.source_log import recall
 from sabot.runtime.streams import AgentCoordinator
 from sabot.runtime.unfinished import positions_of
 from sabot.runtime.writing import AgentSink, OperatorPort, SeveralSinks, SinkPort, StreamPort
@@ -168,7 +169,7 @@ class LocalAgents:
         self._check_reprocess()
         for operator in self.task.operators.values():
             for entry in operator.spec.inputs:
-                await self._connect(entry, operator, meta)
+                await self._connect(entry, operator, restored)
         self._connect_streams()
         self.task.open_gate()
         if self.task.jobs is not None:
@@ -220,8 +221,10 @@ class LocalAgents:
         """True if jobs wait for the first checkpoint that contains the position of their journal."""
         return self.task.jobs is not None and not self.task.jobs.known
 
-    async def _connect(self, entry: str | Source, operator: AgentOperator, meta: Mapping[str, Any] | None) -> None:
+    async def _connect(self, entry: str | Source, operator: AgentOperator, restored: Manifest | None) -> None:
         spec = operator.spec
+        stored = None if restored is None else restored.tasks.get(self.group.task)
+        meta = None if stored is None else stored.meta
         until = self.settings.app.end_at if spec.until is None and isinstance(entry, str) else spec.until
         source = up_to(self._open_source(spec, entry) if isinstance(entry, str) else entry, until)
         await run_to_end(run_in_thread(scan_columns, source, spec))
@@ -260,6 +263,8 @@ class LocalAgents:
         task = make(name, source, operator, codec=codec, max_rows=max_rows, clock=self._clock, loop=self._loop)
         self.task.connect(task)
         positions = None if facts is None or facts["positions"] is None else positions_of(facts["positions"])
+        if positions is not None and restored is not None:
+            await run_to_end(run_in_thread(recall, source, name, restored, self.group.task))
         await run_to_end(run_in_thread(with_judge(task.open, self._judge), positions, start_of(source, start), facts))
         task.again = again
         if spec.durable and spec.job_id is None:

@@ -46,7 +46,7 @@ from sabot.operators.rows.origin import RowOrigin
 from sabot.runtime.alignment import Alignment
 from sabot.runtime.decoding import Outage
 from sabot.runtime.event_time import SourceTime
-from sabot.runtime.source_log import commit_offsets, facts_of, open_log
+from sabot.runtime.source_log import commit_offsets, facts_of, memory_of, open_log
 from sabot.runtime.task_times import TaskState, TaskTimes
 from sabot.runtime.watermarks import EmittedMarks, Watermarks
 
@@ -271,6 +271,9 @@ class Reader:
 
     def facts(self) -> dict[str, Any]:
         return {}
+
+    def memory(self) -> dict[str, bytes]:
+        return memory_of(self.source, self.name)
 
     def close(self) -> None:
         self._serve()  # commits the positions of the last checkpoint

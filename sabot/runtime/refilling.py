@@ -128,7 +128,7 @@ class Refilling:
         )
         ends = ending_at(self._ends, self._places())
         idle = {node.name: node.idle_ms for node in walk(self._ends) if isinstance(node, Read)}
-        replay = Replay(refill.topics, stored_streams(self._manifest), idle, partial(call_on_loop, loop, reached.set))
+        replay = Replay(refill.topics, self._manifest, idle, partial(call_on_loop, loop, reached.set))
         unbounded = [(source, source.bound, source.bounded) for source in _topics(ends)]
         streams = LocalStreams(ends, settings, agents=self._agents, replay=replay)
         streams.awaited = True

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sabot._cython.flow.channel import IDLE, Watermark
-from sabot.checkpoint import StoredTask
+from sabot.checkpoint import Manifest
 from sabot.connectors.base import Positions, TakesBound
 from sabot.errors import UserError
 from sabot.operators.base import START_OF_TIME
@@ -18,7 +18,7 @@ from sabot.runtime.reading import SourceInput
 
 
 class Replay:
-    """One replay. `steps`: the ids of the steps whose state is computed. `tasks`: the tasks of the checkpoint, by name. `idle_ms`:
+    """One replay. `steps`: the ids of the steps whose state is computed. `manifest`: the checkpoint. `idle_ms`:
     by the name of a source, the time after which its partitions are idle. `on_end`: called, in a reader's thread, when all readers
     have come to their positions.
     """
@@ -26,12 +26,12 @@ class Replay:
     def __init__(
         self,
         steps: frozenset[str],
-        tasks: Mapping[str, StoredTask],
+        manifest: Manifest,
         idle_ms: Mapping[str, int],
         on_end: Callable[[], None],
     ) -> None:
         self.steps = steps
-        self._tasks = tasks
+        self.manifest = manifest
         self._idle_ms = idle_ms
         self._on_end = on_end
         self._left: set[str] = set()
@@ -60,7 +60,7 @@ class Replay:
 
     def _end(self, task: str, reader: SourceInput) -> Sequence[Any] | None:
         """Returns the marks of the checkpoint's reader, or None if its task had ended. Called when the reader is at its end."""
-        stored = self._tasks.get(task)
+        stored = self.manifest.tasks.get(task)
         if stored is None:  # the checkpoint has no reader of this number: its partitions came later
             self._over(task)
             return []

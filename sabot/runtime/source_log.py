@@ -6,8 +6,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from sabot.checkpoint import Manifest
 from sabot.connectors.base import Positions, Source
 from sabot.connectors.defaults import bound_of, commit_of, log_id_of, topic_id_of
+from sabot.connectors.files.sorted import SortedFiles
+from sabot.connectors.files.source import FileSource
 from sabot.connectors.places import Place, made_again
 from sabot.errors import TransientError
 from sabot.steps import step
@@ -33,6 +36,23 @@ def open_log(source: Source, positions: Positions | None, start: Place, facts: M
         start = "earliest"
     source.open(positions, start)
     return topic_id_of(source) or topic_id
+
+
+def memory_of(source: Source, name: str) -> dict[str, bytes]:
+    """Returns the small files that a checkpoint has of this source: the records of the files that were begun. `name`: that of
+    the source in its task.
+    """
+    if not isinstance(source, FileSource | SortedFiles):
+        return {}
+    return {f"{name}#{block}": data for block, data in source.remember().items()}
+
+
+def recall(source: Source, name: str, restored: Manifest, task: str) -> None:
+    """Gives the source the files that `memory_of` had returned at the checkpoint. Called before it is opened. Raises CorruptCheckpoint."""
+    start, stored = f"{name}#", restored.tasks.get(task)
+    if stored is not None and isinstance(source, FileSource | SortedFiles):
+        blocks = [file for file in stored.files if file.startswith(start)]
+        source.recall({file.removeprefix(start): restored.read_file(task, file) for file in blocks})
 
 
 def facts_of(source: Source, topic_id: str) -> dict[str, Any]:

@@ -664,7 +664,7 @@ class StreamTask:
         for writer in self.chain.writers:
             if writer.wrote is not None:
                 meta["wrote"] = writer.wrote
-        return TaskSnapshot(meta, {}, states, sealed)
+        return TaskSnapshot(meta, {**self.input.memory()}, states, sealed)
 
     def _last(self, final: TaskSnapshot) -> TaskSnapshot | None:
         """Returns the snapshot to be kept once all tasks have ended for good, or None if the task's source was not

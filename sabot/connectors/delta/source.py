@@ -21,6 +21,7 @@ from sabot.connectors.base import Positions, Sink
 from sabot.connectors.delta.sink import DeltaSink
 from sabot.connectors.delta.table import DeltaPlace
 from sabot.connectors.delta.types import columns_of
+from sabot.connectors.files.begun import FileMark
 from sabot.connectors.files.column_sources import ParquetSource
 from sabot.connectors.files.columns import canonical
 from sabot.connectors.files.paths import DataFile
@@ -164,6 +165,9 @@ class DeltaSource(ParquetSource):
 
     def _start_of(self, start: str | int, files: list[DataFile]) -> tuple[int, int]:
         return super()._start_of(start, files) if files else (0, 0)
+
+    def _mark(self, file: DataFile) -> FileMark:
+        return FileMark()  # no two files of a table ever have one name
 
     def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
         return canonical(self._columns)

@@ -8,6 +8,7 @@ columns.
     choice              `files`: chooses a source by the suffix
 
     source              the base of all sources: which reader reads which piece of a file, and what a position means
+    begun               what a checkpoint knows of the files that were begun
     ndjson, csv         text files; `blocks` reads them as blocks of whole lines
     column_sources      Parquet and Arrow IPC files
     columns             the columns that are read, and their types

@@ -45,6 +45,9 @@ class ParquetSource(FileSource):
         """
         return None
 
+    def _grows(self, file: DataFile) -> bool:
+        return False
+
     def _end_of(self, file: DataFile) -> int | None:
         with _parquet(file.path) as opened:
             rows: int = opened.metadata.num_rows
@@ -64,6 +67,9 @@ class ArrowSource(FileSource):
 
     def _pieces(self, file: DataFile) -> bool:
         return not _is_stream(file.path)
+
+    def _grows(self, file: DataFile) -> bool:
+        return _is_stream(file.path)
 
     def _open_file(self, file: DataFile, offset: int) -> FileReader:
         if self._schema is None:

@@ -24,10 +24,13 @@ _MAGIC = re.compile(r"[*?[]")
 
 
 class RemotePath(str):
-    """The address of a file or of a folder of files, without keys. `inside`: its path in `filesystem`."""
+    """The address of a file or of a folder of files, without keys. `inside`: its path in `filesystem`. `tag`: the ETag of the
+    object that `open` has opened last, or "" if the store gives none.
+    """
 
     filesystem: arrow_fs.FileSystem
     inside: str
+    tag: str = ""
 
     def __new__(cls, text: str, filesystem: arrow_fs.FileSystem, inside: str) -> "RemotePath":
         """`text`: the address, without keys."""
@@ -44,7 +47,9 @@ class RemotePath(str):
     def open(self) -> Any:
         """Opens the file, to be read at any place. Raises OSError."""
         with naming(self):
-            return self.filesystem.open_input_file(self.inside)
+            file = self.filesystem.open_input_file(self.inside)
+            self.tag = _tag_of(file)
+            return file
 
 
 def has_pattern(path: RemotePath) -> bool:
@@ -129,6 +134,13 @@ def _pattern(parts: list[str]) -> "re.Pattern[str]":
                 text += {"*": "[^/]*", "?": "[^/]"}.get(piece, re.escape(piece))
         texts.append(text if last else f"{text}/")
     return re.compile("".join(texts))
+
+
+def _tag_of(file: Any) -> str:
+    for name, value in file.metadata().items():
+        if name.lower() == "etag":
+            return str(value.decode(errors="replace"))
+    return ""
 
 
 @contextmanager

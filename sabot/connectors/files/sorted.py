@@ -6,7 +6,7 @@ a number of rows, and a source that is restored sorts again.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Self
 
 import pyarrow as pa
@@ -51,6 +51,15 @@ class SortedFiles(Source, Bounded, Scans, ReportsLag):
         self._sorted: Iterator[pa.RecordBatch] | None = None
         self._rest: pa.RecordBatch | None = None  # sorted rows that are not returned yet
         self._ended = False
+        self._recalled: Mapping[str, bytes] = {}
+
+    def recall(self, memory: Mapping[str, bytes]) -> None:
+        """Takes the records that `remember` gave at the checkpoint of the positions that `open` gets. Called before `open`."""
+        self._recalled = memory
+
+    def remember(self) -> dict[str, bytes]:
+        """Returns the records of the files that were begun, for the checkpoint, by their names. From any thread."""
+        return self._files.remember()
 
     # -- columns -------------------------------------------------------------------------------------------------------
 
@@ -96,6 +105,7 @@ class SortedFiles(Source, Bounded, Scans, ReportsLag):
         self.close()
         if self._wanted is None:
             self.scan(None, None)
+        self._files.recall(self._recalled)  # all of them are read again
         self._files.open(None, start)
         self._digest, before = self._files.digest(), positions or {}
         if before.get((f"{self.name}#files", 0), self._digest) != self._digest:

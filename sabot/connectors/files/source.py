@@ -13,16 +13,18 @@ import logging
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import ClassVar, NamedTuple, Self
 
 import pyarrow as pa
+from msgspec import structs
 
 from sabot._cython.arrow.batch import Batch
 from sabot.base.config import FIELDS, RECORD_BYTES, parse_bytes
-from sabot.base.os_errors import hint_of
+from sabot.base.os_errors import hint_of, restoring
 from sabot.codecs.records import BAD_SCHEMA, build_records
 from sabot.connectors.base import (
     Bounded,
@@ -37,10 +39,11 @@ from sabot.connectors.base import (
     Source,
     WritesBack,
 )
+from sabot.connectors.files.begun import Begun, BegunFiles, FileMark, difference, mark_of, recalled
 from sabot.connectors.files.columns import checked, picked
 from sabot.connectors.files.objects import ObjectSink
 from sabot.connectors.files.paths import DataFile, Paths, bare_suffix, digest, find_files, name_of, open_stream
-from sabot.connectors.files.remote import has_pattern, is_remote, remote_path
+from sabot.connectors.files.remote import RemotePath, has_pattern, is_remote, remote_path
 from sabot.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -144,6 +147,11 @@ class FileSource(
         self._number = 0
         self._offset = 0
         self._ended = False
+        self._recalled: Mapping[str, bytes] = {}
+        self._begun = BegunFiles()
+        # What was added to files before the one at `_number` since the checkpoint, as (number, offset, bytes). It is read first.
+        self._added: deque[tuple[int, int, int]] = deque()
+        self._grown: int | None = None  # the position in what was added, or None if nothing ever was
         self._digest: tuple[int, int] | None = None  # (of the files up to this one, the digest)
         self._bytes = self._bytes_before = 0  # bytes of all files, and of those that were read completely
         self._progress: tuple[float, float] | None = None
@@ -156,6 +164,16 @@ class FileSource(
     def use_path(self, path: str) -> None:
         """Reads the same file or folder by another path, which is its name from now on. Called before `open`."""
         self.name, self._paths = name_of(path), path
+
+    def recall(self, memory: Mapping[str, bytes]) -> None:
+        """Takes the records that `remember` gave at the checkpoint of the positions that `open` gets. Called before `open`. If
+        that gets no positions, to read the same rows once more, no file may have changed.
+        """
+        self._recalled = memory
+
+    def remember(self) -> dict[str, bytes]:
+        """Returns the records of the files that were begun, for the checkpoint, by their names. From any thread."""
+        return self._begun.remember()
 
     # -- what a format says --------------------------------------------------------------------------------------------
 
@@ -180,6 +198,16 @@ class FileSource(
         """Returns True if several readers can share this file."""
         return True
 
+    def _grows(self, file: DataFile) -> bool:
+        """Returns True if rows may be added at the end of a file."""
+        return True
+
+    def _mark(self, file: DataFile) -> FileMark:
+        """Returns what distinguishes a file that was just opened from another one of its name."""
+        if isinstance(file.path, RemotePath) and file.path.tag:
+            return FileMark(file.path.tag)
+        return mark_of(file, both_ends=not self._grows(file))
+
     def _end_of(self, file: DataFile) -> int | None:
         """Returns the offset after the last row of a file, or None if that is not known without reading the file."""
         return None
@@ -198,6 +226,7 @@ class FileSource(
         found = [copy.copy(self) for _ in range(count)]
         for index, reader in enumerate(found):
             reader._share = Share(index, count)
+            reader._begun, reader._added = BegunFiles(), deque()
         return found
 
     def scan(self, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
@@ -250,14 +279,23 @@ class FileSource(
         self._files = None if self._share.count == 1 else self._files  # readers share one listing
         files = self._list()
         self._digest = None
-        restored = self._restored(positions or {})
+        restored, records = self._restored(positions or {}), self._recalled_records()
+        self._added.clear()
+        self._grown = None
         if restored is None:
             self._number, self._offset = self._start_of(start, files)
+            self._begun = BegunFiles()
+            self._check_unchanged(files, records)
         else:
-            self._number, self._offset = restored >> _FILE, restored & ((1 << _FILE) - 1)
+            self._number, self._offset = _split(restored)
+            before = (positions or {}).get(self._growth)
+            self._begun = BegunFiles(records[: self._number])
+            self._check_names(files, records)
             self._check_files(files, positions or {})
+            self._check_begun(files, records, before or 0)
+            self._grown = 0 if before is not None or self._added else None
         self._bytes = sum(file.size for file in files)
-        self._bytes_before = sum(file.size for file in files[: self._number])
+        self._bytes_before = sum(file.size for file in files[: self._number]) - sum(each[2] for each in self._added)
         self._opened, self._ended = True, False
         self._advance()
 
@@ -268,12 +306,12 @@ class FileSource(
             self._advance()
             if self._ended or self._reader is None:
                 return None
-            file = self._list()[self._number]
+            file = self._list()[self._current[0]]
             try:
                 found = self._reader.read(max_rows)
             except DAMAGED as error:
                 raise self.unreadable(file, error) from error
-            self._offset = self._reader.offset
+            self._come_to(self._reader.offset)
             if found is None or self._reader.ended:
                 self._next_file()
             if found is not None:
@@ -306,6 +344,8 @@ class FileSource(
         found = {self.place: self._position}
         if self._many:
             found[f"{self.name}#files", self._share.index] = self._named()
+        if self._grown is not None:
+            found[self._growth] = self._grown
         return found
 
     def progress(self) -> tuple[float, float] | None:
@@ -348,24 +388,50 @@ class FileSource(
         """Opens the next file, or sets `_ended` if there is none."""
         files = self._list()
         while not self._ended and self._reader is None:
-            if self._number >= len(files):
+            number, offset = self._current
+            if number >= len(files):
                 self._ended = True
                 break
             try:
-                self._reader = self._open_file(files[self._number], self._offset)
+                self._reader = self._open_file(files[number], offset)
+                self._note_begun(files[number])
             except DAMAGED as error:
-                raise self.unreadable(files[self._number], error) from error
+                raise self.unreadable(files[number], error) from error
             if self._reader.ended:
-                self._offset = self._reader.offset
+                self._come_to(self._reader.offset)
                 self._next_file()
         self._note_progress()
+
+    @property
+    def _current(self) -> tuple[int, int]:
+        """The number of the file that is read, and the offset in it."""
+        return self._added[0][:2] if self._added else (self._number, self._offset)
+
+    def _come_to(self, offset: int) -> None:
+        """Sets the offset in the file that is read."""
+        if self._added:
+            number, _, more = self._added[0]
+            self._added[0] = number, offset, more
+            self._grown = (number << _FILE) + offset
+        else:
+            self._offset = offset
+
+    def _note_begun(self, file: DataFile) -> None:
+        found, start = self._mark(file), self._current[1] if self._added else -1
+        record = Begun(str(file.path), file.size, file.stamp, found.mark, found.head, start=start)
+        self._begun.begin(file.number, record)
 
     def _next_file(self) -> None:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
         files = self._list()
-        if self._number + 1 < len(files):
+        self._begun.end(*self._current)
+        if self._added:
+            number, _, more = self._added.popleft()
+            self._grown = (number + 1) << _FILE
+            self._bytes_before += more
+        elif self._number + 1 < len(files):
             self._bytes_before += files[self._number].size
             self._number, self._offset = self._number + 1, 0
         else:
@@ -374,7 +440,7 @@ class FileSource(
     def _note_progress(self) -> None:
         fraction = 1.0 if self._ended else 0.0 if self._reader is None else min(1.0, self._reader.fraction)
         files = self._list()
-        current = files[self._number].size if self._number < len(files) else 0
+        current = files[self._number].size if self._number < len(files) and not self._added else 0
         done, total = self._bytes_before + fraction * current, self._bytes
         self._progress = (done / self._share.count, total / self._share.count)
 
@@ -384,7 +450,7 @@ class FileSource(
         hint = hint_of(error, _MEND)
         if "UTF8" in reason:
             hint = 'schema={"name": "binary"} takes the bytes of a column as they are, which need be no text'
-        return UserError(f"file {file.path!r} cannot be read at offset {self._offset}: {reason}", hint=hint)
+        return UserError(f"file {file.path!r} cannot be read at offset {self._current[1]}: {reason}", hint=hint)
 
     def _bad_rows(self, file: DataFile, bad: Sequence[tuple[int, bytes, str]]) -> pa.RecordBatch:
         offsets, payloads, reasons = zip(*bad, strict=True)
@@ -400,6 +466,11 @@ class FileSource(
         """The topic and the partition of the source's position."""
         count = self._share.count
         return (self.name if count == 1 else f"{self.name}#{count}", self._share.index)
+
+    @property
+    def _growth(self) -> tuple[str, int]:
+        """The partition of the position in what was added to files that had been read: all before it was read in this run."""
+        return f"{self.name}#grown", self._share.index
 
     @property
     def _position(self) -> int:
@@ -449,10 +520,85 @@ class FileSource(
                 hint=f"new files must come last by name; put the old ones back, or {_RESTART}",
             )
 
+    def _recalled_records(self) -> list[Begun | None]:
+        memory, self._recalled = self._recalled, {}
+        with restoring(f"what was read of {self.name!r}", "the checkpoint"):
+            return recalled(memory)
+
+    def _check_names(self, files: list[DataFile], records: Sequence[Begun | None]) -> None:
+        """Raises UserError with the name of the first file that was begun and is not at its place in the order any more."""
+        paths = {file.path for file in files}
+        for number, record in enumerate(records[: self._number + 1]):
+            begun = number < self._number or self._offset > 0
+            if record is None or not begun or (number < len(files) and files[number].path == record.path):
+                continue
+            if record.path not in paths:
+                raise UserError(
+                    f"file {record.path!r} was read before the checkpoint, and is not among the files of {self.name!r} now",
+                    hint=f"put it back, or {_RESTART}",
+                )
+            raise UserError(
+                f"file {files[number].path!r} of {self.name!r} comes before {record.path!r}, which was begun before the checkpoint",
+                hint=f"new files must come last by name; or {_RESTART}",
+            )
+
+    def _check_unchanged(self, files: list[DataFile], records: Sequence[Begun | None]) -> None:
+        """Raises UserError with the name of the first file that was begun before the checkpoint and is not as it was then."""
+        for file, record in zip(files, records, strict=False):
+            if record is not None and (what := self._change(record, file, whole=True)):
+                raise UserError(
+                    f"file {file.path!r} {what}, and its rows can be read once more only as they were before the checkpoint",
+                    hint=f"put the old file back, or {_RESTART}",
+                )
+
+    def _change(self, record: Begun, file: DataFile, *, whole: bool = False) -> str:
+        """Returns how a file differs from the one that was begun, or "". `whole`: nothing may have been added either."""
+        if (file.path, file.size, file.stamp) == (
+            record.path,
+            record.size,
+            record.stamp,
+        ) and file.number != self._number:
+            return ""
+        if whole and file.size != record.size:
+            return f"has {file.size:,} bytes now, and had {record.size:,}"
+        try:
+            return difference(record, file, grows=self._grows(file))
+        except DAMAGED as error:
+            raise self.unreadable(file, error) from error
+
+    def _check_begun(self, files: list[DataFile], records: Sequence[Begun | None], grown: int) -> None:
+        """Raises UserError with the name of the first file that is another one than at the checkpoint, and finds what was added to
+        files that had been read. `grown`: the position in what was added before the checkpoint.
+        """
+        for number, record in enumerate(records[: self._number + 1]):
+            if record is None or number >= len(files) or (number == self._number and self._offset == 0):
+                continue
+            file = files[number]
+            if what := self._change(record, file):
+                raise UserError(
+                    f"file {file.path!r} is not the one that was read before the checkpoint: it {what}",
+                    hint="a log that is rotated, or data that are written anew, need a name of their own that comes last; "
+                    f"put the old file back, or {_RESTART}",
+                )
+            if number == self._number:
+                continue
+            offset, over = record.end, True
+            if record.start >= 0 and grown >> _FILE <= number:
+                offset, over = max(record.start, grown - (number << _FILE)), False
+            if offset >= 0 and not (over and file.size == record.size):
+                self._added.append((number, offset, max(0, file.size - record.size)))
+                self._begun.begin(number, structs.replace(record, start=offset, end=-1))
+            elif record.start >= 0:
+                self._begun.begin(number, structs.replace(record, start=-1))
+
     def _named(self) -> int:
         if self._digest is None or self._digest[0] != self._number:
             self._digest = (self._number, digest(self._list()[: self._number + 1]))
         return self._digest[1]
+
+
+def _split(position: int) -> tuple[int, int]:
+    return position >> _FILE, position & ((1 << _FILE) - 1)
 
 
 def global_offset(file: DataFile, offset: int) -> int:

@@ -172,6 +172,9 @@ def test_a_task_that_may_not_wait_keeps_the_order_of_what_a_full_channel_refuses
         def facts(self):
             return {}
 
+        def memory(self):
+            return {}
+
         def interrupt(self):
             """Nothing waits."""
 
