@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 from sabot.agents.context import checked_fields, checked_word
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, parse_seconds
+from sabot.base.options import answers_wrong_options
 from sabot.clock import Clock
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
 from sabot.jobs.guard import CONFIRM
@@ -52,6 +53,7 @@ class ActionStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionSpec:
     """The content of a new action, which is a question of a job to a person.
@@ -306,6 +308,7 @@ class LocalSignals:
                 self._waiting.pop(action_id, None)
 
 
+@answers_wrong_options
 class ActionManager:
     """A manager of the actions (questions to people) in a store. If the store keeps them in a journal on disk, they
     survive the process, and can be answered while the process does not run.

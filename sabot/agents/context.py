@@ -94,6 +94,7 @@ class BudgetSpec:
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in newer}
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True)
 class PolicyRef:
     """A reference to the policy under which a job has to run: its name (`PolicyEngine(name=…)`), and its version, or ""
@@ -108,6 +109,7 @@ class PolicyRef:
         check("PolicyRef version", self.version, Of(str, "a text"))
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunVersions:
     """The versions of the software that a job used: model, prompts, tools, policy, code and runtime. They are only
@@ -126,6 +128,7 @@ class RunVersions:
             check(f"RunVersions {name}", getattr(self, name), Of(str, "a text"))
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionContext:
     """The context of a job: for whom it runs, and within which limits.

@@ -27,6 +27,7 @@ from sabot.agents.replay import Recording, record_job
 from sabot.agents.store import as_json
 from sabot.agents.stores.hot import HotState
 from sabot.base.config import Duration, checked_name, checked_path, parse_bytes, parse_seconds
+from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_in_thread
 from sabot.errors import (
     UNREADABLE,
@@ -232,6 +233,7 @@ class _Jobs(Protocol):
     jobs: AppJobs
 
 
+@answers_wrong_options
 class StateManager:
     """A manager of the checkpoints of a kernel's or an app's jobs: `states = StateManager(kernel)`. The checkpoints are
     stored in the journal of the kernel or app, so several managers, also in other processes, can be used at the same

@@ -21,6 +21,7 @@ from typing import Any
 
 from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_fields, checked_word
 from sabot.base.checks import TEXTS, Of, check, check_called, is_number
+from sabot.base.options import answers_wrong_options
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
 from sabot.jobs.url_ids import stored_id, url_id
@@ -78,6 +79,7 @@ def check_move(job_id: str, before: JobStatus, after: JobStatus) -> None:
         )
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """The specification of a new job.
@@ -278,6 +280,7 @@ class JobStore(ABC):
         """
 
 
+@answers_wrong_options
 class JobManager:
     """A manager of the jobs in a store. If the store keeps them in a journal on disk, the jobs survive the process.
 

@@ -16,6 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from sabot.base.config import checked_name
+from sabot.base.options import answers_wrong_options
 from sabot.errors import UserError, message_of, short_repr
 from sabot.llm.tools import Tool
 
@@ -37,6 +38,7 @@ class PluginCapability(StrEnum):
     UI = "ui"
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True)
 class PluginManifest:
     """The description of a plugin: its name, its version, the kinds of objects that it provides (`capabilities`), a

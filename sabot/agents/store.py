@@ -23,6 +23,7 @@ from sabot.agents.job_view import JobView, end_of
 from sabot.agents.jobs import JobRecord, JobSpec, JobStatus, JobStore
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, parse_ms
+from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import (
@@ -331,6 +332,7 @@ class JournalStore(JobsAndActions):
         """Does nothing, because the store has copied no jobs of the kernel to another place."""
 
 
+@answers_wrong_options
 class InMemoryJobStore(JournalStore):
     """A store of jobs and actions in memory. They are lost when the process ends."""
 

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 from sabot.base.checks import FLAG, Whole, check_fields
+from sabot.base.options import answers_wrong_options
 from sabot.errors import UserError, short_repr
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildLimits:
     """The limits of the child jobs that a job of a durable agent begins with `ctx.child`.

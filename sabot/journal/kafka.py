@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+from sabot.base.options import answers_wrong_options
 from sabot.base.proc import is_over, life_of_this_process
 from sabot.clock import SYSTEM_CLOCK, Clock, boot_seconds
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, LetterRefused, SabotError, TransientError, UserError
@@ -166,6 +167,7 @@ class _TopicInbox(Inbox):
             self._appender.close()
 
 
+@answers_wrong_options
 class KafkaInbox(_TopicInbox):
     """An inbox of the journal at an address. `address`, `app` and `kafka` have the same meaning as in
     KafkaJournalReader. Raises UserError if there is no journal, and BrokerUnavailable if the broker does not answer.
@@ -201,6 +203,7 @@ def _opened(address: str, app: str, kafka: Mapping[str, Any] | None) -> Replica:
     return replica
 
 
+@answers_wrong_options
 class KafkaJournal(TablesReader, SqlJournal):
     """The owner of the journal at `kafka://host:port/topic` (without a topic: `{app}.journal`). A missing topic is
     created.

@@ -33,6 +33,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from sabot.base.backoff import Backoff
+from sabot.base.options import answers_wrong_options
 from sabot.base.proc import is_over, life_of_this_process
 from sabot.clock import SYSTEM_CLOCK, Clock, boot_seconds
 from sabot.errors import (
@@ -129,6 +130,7 @@ class PostgresReader(SqlReader):
         self._reading.close()
 
 
+@answers_wrong_options
 class PostgresInbox(SqlInbox):
     """An inbox of an app's journal in a PostgreSQL database. `url` and `app` have the same meaning as in
     `PostgresReader`, and the same errors are raised.
@@ -154,6 +156,7 @@ class PostgresInbox(SqlInbox):
         self._session.close()
 
 
+@answers_wrong_options
 class PostgresJournal(PostgresReader, SqlJournal):
     """The owner of an app's journal in a PostgreSQL database. A missing journal is created.
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from sabot.base.claims import FileClaim
 from sabot.base.config import checked_path
 from sabot.base.disk import own_folder, private, sync
+from sabot.base.options import answers_wrong_options
 from sabot.base.os_errors import errno_of, hint_of
 from sabot.base.quantities import counted_words
 from sabot.base.sqlite_files import HELD, is_held
@@ -77,6 +78,7 @@ class SqliteReader(TablesReader):
         super().__init__(database, f"journal {database}")
 
 
+@answers_wrong_options
 class SqliteInbox(SqlInbox):
     """An inbox of the journal at `path`, which is the path of the database, of its folder, or of a state directory.
     Raises UserError if there is no journal.
@@ -158,6 +160,7 @@ def _remove(folder: Path) -> None:
         sync(folder)
 
 
+@answers_wrong_options
 class SqliteJournal(SqliteReader, SqlJournal):
     """The owner of the journal in `folder`. A missing folder is created with mode 0700, and its files with mode 0600.
 

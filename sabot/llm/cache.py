@@ -16,6 +16,7 @@ import msgspec
 from sabot.base.checks import Whole, check
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.disk import private
+from sabot.base.options import answers_wrong_options
 from sabot.base.sqlite_files import error_of, open_database
 from sabot.calls.cache import UNKNOWN, AnswerCache
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -52,6 +53,7 @@ class CompletionCache(Protocol):
         """Closes the cache. No other method is called afterwards. Repeated calls do nothing."""
 
 
+@answers_wrong_options
 class MemoryCache:
     """A cache in the memory of this process.
 
@@ -81,6 +83,7 @@ class MemoryCache:
         return len(self._answers)
 
 
+@answers_wrong_options
 class SqliteCache:
     """A cache in a SQLite file. The answers remain after a restart, and several processes may use the file at the same
     time.
@@ -194,6 +197,7 @@ class _KeptAnswer(msgspec.Struct, array_like=True):
     answer: Completion
 
 
+@answers_wrong_options
 class RedisCache:
     """A cache in a Redis server, which processes on several machines may share.
 

@@ -13,6 +13,7 @@ import msgspec
 
 from sabot.base.checks import Whole, check
 from sabot.base.config import Duration, parse_seconds
+from sabot.base.options import answers_wrong_options
 from sabot.calls.cache import UNKNOWN, AnswerCache
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import IdempotencyConflict, UserError
@@ -124,6 +125,7 @@ class IdempotencyEvent:
     context: RequestContext
 
 
+@answers_wrong_options
 class IdempotencyTracker:
     """A tracker of idempotency keys: of several calls with the same key, only the first makes a request. Each tenant
     (`RequestContext.tenant_id`) has its own keys. Several engines of one event loop may use the same tracker.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sabot.base.checks import Whole, check
 from sabot.base.config import Duration, parse_seconds
+from sabot.base.options import answers_wrong_options
 from sabot.calls.limits import AdaptiveLimit, TokenBucket
 from sabot.clock import Clock
 from sabot.errors import UserError, short_repr
@@ -23,6 +24,7 @@ _BURST_SECONDS = 10.0  # the tokens of a model of this time may be used at once
 _LONGEST_PAUSE_SECONDS = 60.0
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """The limits of the requests to one provider.
@@ -129,6 +131,7 @@ class Admission:
         return wait_s
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True)
 class CircuitBreaker:
     """The rule by which a provider that fails again and again is not asked for some time.

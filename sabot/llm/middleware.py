@@ -30,6 +30,7 @@ from sabot.base.accounts import Account, AmountLimit, Amounts, Measure
 from sabot.base.checks import Of, Whole, check
 from sabot.base.config import amount
 from sabot.base.metrics import Durations
+from sabot.base.options import answers_wrong_options
 from sabot.base.quantities import money
 from sabot.calls.options import Retry
 from sabot.clock import Clock
@@ -128,6 +129,7 @@ Forward: TypeAlias = Callable[[ModelCall], Awaitable[Outcome]]
 Middleware: TypeAlias = Callable[[ModelCall, Forward], Awaitable[Outcome]]
 
 
+@answers_wrong_options
 class CallBudget(Account):
     """A budget: a limit for the tokens and the US dollars of model calls, and for the number of tool calls.
 

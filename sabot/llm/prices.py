@@ -12,6 +12,7 @@ from decimal import Context, Decimal, DecimalException
 from functools import cache
 from typing import Protocol, runtime_checkable
 
+from sabot.base.options import answers_wrong_options
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.llm.results import Usage
 
@@ -37,6 +38,7 @@ class Prices(Protocol):
         """Returns the cost in US dollars, or None if the price of this model is unknown."""
 
 
+@answers_wrong_options
 @dataclass(frozen=True, init=False)
 class Price:
     """The price of a model in US dollars per million tokens.
@@ -97,6 +99,7 @@ def _exact(name: str, value: object) -> Decimal:
     )
 
 
+@answers_wrong_options
 class PriceTable:
     """A table of prices that you give yourself.
 

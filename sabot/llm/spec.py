@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from sabot.base.options import no_option
 from sabot.llm.messages import ChatMessage
 
 JsonSchema = dict[str, Any]
@@ -58,7 +59,22 @@ class RequestSpec(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
         return blake2b(msgspec.msgpack.encode(fields, order="deterministic"), digest_size=16).digest()
 
 
-class RequestContext(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class _AnswersWrongNames(msgspec.StructMeta):
+    """The class of `RequestContext`: a name that it does not have is answered with the one that is meant. The
+    `__init__` of a Struct is not called, so `answers_wrong_options` does nothing for it.
+    """
+
+    def __call__(cls, *args: Any, **given: Any) -> Any:
+        try:
+            return super().__call__(*args, **given)
+        except TypeError:
+            known = cls.__struct_fields__
+            if unknown := given.keys() - set(known):
+                raise no_option(cls.__name__, unknown, known) from None
+            raise
+
+
+class RequestContext(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, metaclass=_AnswersWrongNames):
     """The ids of a request, and of the caller for whom it is made. It is passed to all layers of the middleware.
 
     - `request_id`: the id of the request, random by default. `trace_id`: the id that all requests of one trace have.

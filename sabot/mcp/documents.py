@@ -20,6 +20,7 @@ import msgspec
 
 from sabot.base.checks import is_whole
 from sabot.base.config import Duration, parse_seconds
+from sabot.base.options import answers_wrong_options
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import SabotError, UserError, message_of, short_repr
 from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError
@@ -103,6 +104,7 @@ Judge = Callable[[str, SourceDocument], Says | Awaitable[Says]]
 """A function that decides whether a document supports a claim, contradicts it, or is silent on it."""
 
 
+@answers_wrong_options
 class DocumentBridge:
     """The documents of a server. The bridge searches them, reads them, and compares them with claims.
 

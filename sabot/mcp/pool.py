@@ -15,12 +15,14 @@ import contextlib
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Unpack
 
 import msgspec
 
 from sabot.base.backoff import Backoff, Failures
 from sabot.base.config import Duration, parse_seconds
+from sabot.base.options import answers_wrong_options, no_option
 from sabot.base.supervision import TaskSet
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.llm.messages import ChatMessage
@@ -69,6 +71,7 @@ class McpServerFacts(NamedTuple):
     left_out: Mapping[str, str]
 
 
+@answers_wrong_options
 class McpServerPool:
     """A pool of sessions with MCP servers.
 
@@ -132,6 +135,7 @@ class McpServerPool:
         it. Adding the same server again has no effect. Raises UserError if the pool has a server of this name with
         different options.
         """
+        _check_options("McpServerPool.add", options, ["server"])
         spec = McpServerSpec(name=server, **options)
         if self._specs.setdefault(server, spec) != spec:
             raise UserError(
@@ -218,6 +222,7 @@ class McpServerPool:
         Raises UserError for options that are not valid, and McpError if the server cannot be asked for its tools.
         """
         if options:
+            _check_options("McpServerPool.tools", options, signature(McpServerPool.tools).parameters)
             self.add(server, **options)
         if on_change not in ("refuse", "allow"):
             raise UserError(f"MCP server {server}: on_change={short_repr(on_change)}", hint='"refuse" or "allow"')
@@ -640,6 +645,13 @@ class McpSession:
         that the server inserts into it. Raises McpError.
         """
         return await self._pool.use(self.key, lambda server: server.messages(name, arguments or {}))
+
+
+def _check_options(where: str, options: Mapping[str, Any], own: Collection[str]) -> None:
+    """Raises UserError for an option that neither a server has nor the function `where`, whose parameters are `own`."""
+    known = McpServerOptions.__annotations__.keys()
+    if unknown := options.keys() - known:
+        raise no_option(where, unknown, {*known, *own} - {"self", "options"})
 
 
 def _require_sdk() -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sabot.base.config import Duration, checked_name, parse_seconds
+from sabot.base.options import answers_wrong_options
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import SabotError, message_of, short_repr
 from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError
@@ -92,6 +93,7 @@ class RecoverableSession:
     facts: dict[str, Any]
 
 
+@answers_wrong_options
 class SessionBridge:
     """The sessions of agents at a server. The bridge starts and stops sessions, and saves and restores their context.
     As a context manager (`async with`), it also sends heartbeats.

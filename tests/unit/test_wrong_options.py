@@ -1,16 +1,44 @@
 """A misspelt option, and one that has its name from another framework, are answered with the option that is meant."""
 
+import enum
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+import sabot.agents
+import sabot.llm
+import sabot.mcp
 from sabot import App, UserError
-from sabot.agents import Budget, BudgetSpec, ExecutionRequest, PolicyEngine, RuntimeKernel, ToolPolicy
-from sabot.llm import Agent, AnthropicProvider, ExecutionEngine, OpenAIProvider, tool
+from sabot.agents import (
+    Budget,
+    BudgetSpec,
+    CedarPolicy,
+    ChildLimits,
+    ExecutionContext,
+    ExecutionRequest,
+    InMemoryLedgerWriter,
+    Ledger,
+    PolicyEngine,
+    RuntimeKernel,
+    SqliteJournal,
+    ToolPolicy,
+)
+from sabot.llm import (
+    Agent,
+    AnthropicProvider,
+    CallBudget,
+    CircuitBreaker,
+    ExecutionEngine,
+    Limits,
+    MemoryCache,
+    OpenAIProvider,
+    RequestContext,
+    tool,
+)
 from sabot.llm.providers.scripted import ScriptedProvider
-from sabot.mcp import McpConfig
+from sabot.mcp import McpConfig, McpServerPool
 from sabot.mcp.config import McpServerSpec
 
 ENGINE = ExecutionEngine(ScriptedProvider(["x"]))
@@ -62,6 +90,17 @@ LLM_AGENT = lambda **given: App("shop").llm_agent("questions", ENGINE, **given) 
         (ToolPolicy, "requires_approval", "did you mean require_approval=?"),
         (lambda **given: McpServerSpec(name="m", **given), "comand", "did you mean command=?"),
         (McpConfig, "tiemout", "it has"),
+        (RequestContext, "tenant", "did you mean tenant_id=?"),
+        (RequestContext, "user", "did you mean user_id=?"),
+        (ChildLimits, "depth", "did you mean max_depth=?"),
+        (lambda **given: ExecutionContext(scope_id="a", **given), "tenant_id", "did you mean scope_id=?"),
+        (Limits, "requests_per_minut", "did you mean requests_per_minute=?"),
+        (CallBudget, "max_dollars", "did you mean max_cost=?"),
+        (CircuitBreaker, "failurs", "did you mean failures=?"),
+        (MemoryCache, "max", "it has"),
+        (CedarPolicy, "entitys", "did you mean entities=?"),
+        (lambda **given: Ledger(InMemoryLedgerWriter(), **given), "budget", "did you mean budgets=?"),
+        (SqliteJournal, "capacity", "did you mean capacity_bytes=?"),
         (lambda **given: App("shop", **given), "jornal", "did you mean journal=?"),
         (lambda **given: App("shop").agent("orders", **given)(work), "kye", "did you mean key=?"),
         (LLM_AGENT, "kye", "did you mean key=?"),
@@ -74,6 +113,53 @@ def test_an_option_that_is_not_there_is_answered_with_the_one_that_is_meant(
     with pytest.raises(UserError, match=f"no option {option}") as error:
         make(**{option: 3})
     assert said in (error.value.hint or "")
+    assert "it has " in (error.value.hint or "")
+
+
+async def test_tools_of_a_server_answer_with_their_own_options() -> None:
+    """`pool.tools(efects=…)` was answered with the options of McpServerSpec, which has no effects."""
+    pool = McpServerPool()
+    with pytest.raises(UserError, match=r"McpServerPool\.tools has no option efects") as error:
+        await pool.tools("files", command=["x"], efects="read")  # type: ignore[call-arg]
+    assert (error.value.hint or "").startswith("did you mean effects=? it has approved, command, connect, effects")
+    with pytest.raises(UserError, match=r"McpServerPool\.add has no option comand") as error:
+        pool.add("files", comand=["x"])  # type: ignore[call-arg]
+    assert "did you mean command=?" in (error.value.hint or "")
+    await pool.close()
+
+
+_RESULTS = {
+    *("ActionRecord", "AgentProcess", "AgentResult", "AuditRecord", "ClaimCheck", "Completion", "DurableContext"),
+    *("Effect", "Embeddings", "ExecutionHandle", "ExecutionResult", "Forked", "GraphResult", "GuardVerdict"),
+    *("GuardedCall", "JobCheckpoint", "JobCode", "JobRecord", "LedgerEvent", "LedgerSum", "McpPrompt", "McpResource"),
+    *("McpResult", "ModelCall", "OpenEffect", "OperatorResult", "Piece", "PluginRegistry"),
+    *("Recording", "Reply", "RequestSpec", "RunMetadata", "RuntimeEvent", "SessionInfo", "SessionKey"),
+    *("SourceDocument", "Tool", "ToolCall", "Usage", "WorkflowState", "ChatMessage", "Image", "Operator", "Memory"),
+    *("Conversation", "ToolRequest"),
+}
+"""What Sabot makes and a user reads, or is written without names."""
+
+
+def classes_with_options() -> list[type]:
+    found: dict[str, type] = {}
+    for each in (sabot.agents, sabot.llm, sabot.mcp):
+        for name in each.__all__:
+            made = getattr(each, name)
+            if not isinstance(made, type) or issubclass(made, BaseException | enum.Enum) or made.__name__ in _RESULTS:
+                continue
+            try:
+                options = inspect.signature(made).parameters.values()
+            except ValueError:  # made by Sabot only, such as a NamedTuple of C
+                continue
+            if any(option.default is not option.empty for option in options):
+                found[made.__name__] = made
+    return list(found.values())
+
+
+@pytest.mark.parametrize("made", classes_with_options(), ids=lambda made: made.__name__)
+def test_each_public_class_with_options_answers_a_wrong_one(made: Any) -> None:
+    with pytest.raises(UserError, match=f"{made.__name__} has no option optoin") as error:
+        made(optoin=1)
     assert "it has " in (error.value.hint or "")
 
 

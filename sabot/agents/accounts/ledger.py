@@ -33,6 +33,7 @@ from sabot.agents.context import ExecutionContext
 from sabot.base.accounts import Amounts, Window, window_start
 from sabot.base.checks import Of, Whole, check, check_called
 from sabot.base.config import Duration, amount, checked_text, parse_seconds
+from sabot.base.options import answers_wrong_options
 from sabot.base.quantities import counted_words
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import BrokerUnavailable, DataError, TransientError, UserError, message_of, short_repr
@@ -58,6 +59,7 @@ BUDGETS = (
 """The hint in the error for a wrong `budgets=` of an app or a kernel."""
 
 
+@answers_wrong_options
 class Ledger:
     """A ledger: it checks calls against the budgets of their scopes, and stores a row with the usage of each call. A
     ledger is used on one event loop.

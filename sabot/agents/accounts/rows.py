@@ -26,6 +26,7 @@ from sabot.agents.accounts.tables import TableAccountStore, tables_of_budgets
 from sabot.base.accounts import WINDOWS, Account, Amounts, Window
 from sabot.base.config import checked_path
 from sabot.base.disk import private
+from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.errors import DataError, UserError, message_of, short_repr
 from sabot.journal.tables import connected, explained, transaction
@@ -131,6 +132,7 @@ class _MemoryAccountStore(AccountStore):
         self._holders[holder] = until_s
 
 
+@answers_wrong_options
 class InMemoryLedgerWriter:
     """A ledger writer that keeps the rows in memory, for tests and scripts. With `shared=True`, several ledgers in
     this process can use the same writer object. They then share the usage and the reservations of their budgets
@@ -284,6 +286,7 @@ class _SqliteAccountStore(TableAccountStore):
         return Amounts(tokens, Decimal(cost), calls)
 
 
+@answers_wrong_options
 class SqliteLedgerWriter:
     """A ledger writer that keeps the rows in a SQLite database. If the file does not exist, it is created with mode
     0600. Other programs can read the database while it is used. With `shared=True`, several processes can use the

@@ -24,6 +24,7 @@ from sabot.base.arrays import model_or_text
 from sabot.base.backoff import Backoff
 from sabot.base.checks import Of, Whole, check
 from sabot.base.config import Duration, parse_seconds
+from sabot.base.options import answers_wrong_options
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.redis import RedisServer
 from sabot.errors import UNREADABLE, DataError, SabotError, TransientError, UserError, message_of, short_repr
@@ -35,6 +36,7 @@ _BACKOFF = Backoff(0.05, 5.0)  # between attempts
 _READ = 1000  # entries of a stream at a time
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaConfig:
     """The settings of a KafkaEventAdapter.
@@ -50,6 +52,7 @@ class KafkaConfig:
     kafka: Mapping[str, Any] = field(default_factory=dict)
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisStreamsConfig:
     """The settings of a RedisStreamsAdapter.

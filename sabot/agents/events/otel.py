@@ -22,6 +22,7 @@ from hashlib import blake2b
 from typing import Any
 
 from sabot.agents.events.bus import EventBus, RuntimeEvent, RuntimeEventType, Subscription
+from sabot.base.options import answers_wrong_options
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.jobs.tree import first_of, parent_of
 
@@ -41,6 +42,7 @@ _WANTED = (
 )
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OTelConfig:
     """The settings of an OpenTelemetryAdapter.
@@ -87,6 +89,7 @@ class _Trace:
     started: dict[int, RuntimeEvent] = field(default_factory=dict)
 
 
+@answers_wrong_options
 class OpenTelemetryAdapter:
     """An adapter that makes OpenTelemetry spans and metrics from the events of a bus. `await
     OpenTelemetryAdapter(bus).start()` begins this.

@@ -21,6 +21,7 @@ from sabot.agents.durable.context import DurableContext
 from sabot.base.arrays import model_or_text
 from sabot.base.checks import Of, check
 from sabot.base.config import check_numbers, checked_durations
+from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_to_end
 from sabot.errors import EffectError, SabotError, UserError, message_of, short_repr
 from sabot.jobs.guard import APART
@@ -73,6 +74,7 @@ _FAILURES = (FlowFailed, ModelError, AgentRunError, ToolError, EffectError, Budg
 """The errors that count as a failure of an operator. Any other error is a mistake in the program, and is raised."""
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrchestrationConfig:
     """The limits of a flow, which is an operator that consists of other operators.
@@ -104,6 +106,7 @@ class OrchestrationConfig:
                 raise UserError(f"OrchestrationConfig: {name}={short_repr(value)}", hint="True or False")
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorContext:
     """The context that a flow passes to all of its operators.
@@ -341,6 +344,7 @@ async def run_parallel(
             await asyncio.wait(tasks)
 
 
+@answers_wrong_options
 class AgentStep(Operator):
     """A step that runs an agent. The content of its result is the agent's output, or the text of the answer if the
     agent has no output type.
@@ -379,6 +383,7 @@ class AgentStep(Operator):
             ) from error
 
 
+@answers_wrong_options
 class FunctionStep(Operator):
     """A step that calls a function as `f(input)` or, if it has a second parameter, as `f(input, context)`. It may be
     async. It returns the content of the step's result, or an OperatorResult. In a durable job the function runs again

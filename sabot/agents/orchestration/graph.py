@@ -22,6 +22,7 @@ from sabot.agents.orchestration.base import (
     usage_of,
 )
 from sabot.base.checks import check_called
+from sabot.base.options import answers_wrong_options
 from sabot.errors import UserError, short_repr
 
 
@@ -33,6 +34,7 @@ class GraphNode:
     operator: OperatorLike
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True)
 class GraphEdge:
     """An edge of a graph. The node with the id `target` waits for the node with the id `source`, and gets the content
@@ -136,6 +138,7 @@ class GraphResult(OperatorResult, Mapping[str, OperatorResult]):
         return len(self.nodes)
 
 
+@answers_wrong_options
 class GraphExecutor(Flow):
     """An operator that executes a graph, and returns a GraphResult. A node starts when all nodes from which an edge
     leads to it have ended. Nodes that do not depend on each other run at the same time.

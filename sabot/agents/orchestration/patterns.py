@@ -29,6 +29,7 @@ from sabot.agents.orchestration.base import (
 )
 from sabot.base.arrays import model_or_text
 from sabot.base.checks import is_whole
+from sabot.base.options import answers_wrong_options
 from sabot.errors import UNREADABLE, UserError, short_repr
 
 Aggregate = Callable[[list[OperatorResult]], Any]
@@ -40,6 +41,7 @@ def _several(given: Sequence[OperatorLike], what: str) -> list[Operator]:
     return [as_operator(each, what) for each in given]
 
 
+@answers_wrong_options
 class ChainOperator(Flow):
     """A flow that executes operators one after the other. Each operator gets the input of the chain and the content of
     the previous operator. If that content is a mapping, its fields are added to the input; otherwise it is the field
@@ -63,6 +65,7 @@ class ChainOperator(Flow):
         return replace(done[-1], usage=usage_of(done), metadata={**done[-1].metadata, "steps": len(done)})
 
 
+@answers_wrong_options
 class ParallelOperator(Flow):
     """A flow that executes several operators at the same time with the same input. The content of its result is the
     list of their contents. It succeeds if all operators succeed.
@@ -94,6 +97,7 @@ class ParallelOperator(Flow):
         )
 
 
+@answers_wrong_options
 class MapReduceOperator(Flow):
     """A flow that executes one operator for each item of a list, and then another operator once with all the results.
     `items` is the name of the field of the input that contains the list.
@@ -140,6 +144,7 @@ def _with_results(fields: Mapping[str, Any], results: Sequence[OperatorResult]) 
     return {**fields, "results": contents, "text": "\n\n".join(map(prompt_of, contents))}
 
 
+@answers_wrong_options
 class PlannerExecutorOperator(Flow):
     """A flow of three operators: the planner makes a plan, the executor executes each step of the plan, and the
     synthesizer writes the answer. In the following, the content of an operator is the content of its result.
@@ -239,6 +244,7 @@ def _read(text: str) -> Any:
     return plan if isinstance(plan, list | dict) else [plan]
 
 
+@answers_wrong_options
 class DebateOperator(Flow):
     """A flow in which debaters argue in rounds, and a moderator decides.
 
@@ -291,6 +297,7 @@ def _agreed(content: Any) -> bool:
     return value is True
 
 
+@answers_wrong_options
 class Router(Flow):
     """A flow that executes one of several operators. `routes` contains the operators by name. `choose` is an operator
     or a function; the content of its result is the name of a route. If there is no route with this name, the route

@@ -35,6 +35,7 @@ from sabot.agents.orchestration.base import (
 )
 from sabot.base.checks import is_whole
 from sabot.base.config import Duration, check_numbers, checked_durations
+from sabot.base.options import answers_wrong_options
 from sabot.errors import UserError, short_repr
 from sabot.llm.results import Usage
 
@@ -56,6 +57,7 @@ class _Visited:
             )
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True)
 class AgentNode(_Visited):
     """A node of a workflow that executes an operator, an agent or a function. The operator gets the state of the
@@ -72,6 +74,7 @@ class AgentNode(_Visited):
         yield self.next
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True)
 class ConditionalNode(_Visited):
     """A node of a workflow that chooses the next node. `choose` is an operator or a function that gets the state of the
@@ -92,6 +95,7 @@ class ConditionalNode(_Visited):
             yield self.default
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True)
 class ParallelNode(_Visited):
     """A node of a workflow that executes several operators at the same time. Each of them gets the state of the
@@ -108,6 +112,7 @@ class ParallelNode(_Visited):
         yield self.next
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True)
 class EndNode(_Visited):
     """A node that ends the workflow. `content` is the name of the field of the state whose value is the content of the
@@ -155,6 +160,7 @@ class WorkflowState(msgspec.Struct, frozen=True, kw_only=True):
             raise UserError(f"this is no state of a workflow: {error}") from error
 
 
+@answers_wrong_options
 class Workflow(Flow):
     """An operator that executes nodes one after the other. Each node determines the next one, so there can be branches
     and loops.

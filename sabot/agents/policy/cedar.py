@@ -23,6 +23,7 @@ import msgspec
 
 from sabot.agents.policy.rules import PolicyRule
 from sabot.base.checks import TEXTS, Of, check
+from sabot.base.options import answers_wrong_options
 from sabot.errors import MissingExtra, UserError, message_of, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 from sabot.llm.arguments import types_of, under_all_names
@@ -31,6 +32,7 @@ _RESOURCES: dict[CallKind, str] = {"tool": "Tool", "model": "Model", "child": "A
 _AS_TEXT = (date, datetime, time, timedelta, UUID)
 
 
+@answers_wrong_options
 class CedarPolicy(PolicyRule):
     """A rule that asks the authorization engine Cedar, with policies in Cedar's language. For example:
     `PolicyEngine([CedarPolicy(Path("agents.cedar").read_text())])`.

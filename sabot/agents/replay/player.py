@@ -15,6 +15,7 @@ from sabot.agents.events.job_events import events_of
 from sabot.agents.replay.fork import fork
 from sabot.agents.replay.recording import Recording
 from sabot.agents.replay.verification import JobCode, ReplayDifference, verified
+from sabot.base.options import answers_wrong_options
 from sabot.errors import UserError, short_repr
 
 
@@ -35,6 +36,7 @@ class ReplayMode(StrEnum):
     FORK = "fork"
 
 
+@answers_wrong_options
 class ReplayPlayer:
     """A player of one recording. `replay` publishes the recorded events to `event_bus`; with None they are not
     published. `step` yields them.

@@ -30,6 +30,7 @@ from sabot.agents.events.bus import EventBus, RuntimeEvent, Subscription
 from sabot.base.checks import Of, check, is_whole
 from sabot.base.config import checked_path, checked_text
 from sabot.base.disk import private, sync
+from sabot.base.options import answers_wrong_options
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UNREADABLE, DataError, UserError, short_repr
 from sabot.jobs.fork_history import seeds_of
@@ -191,6 +192,7 @@ def _digest(data: bytes) -> str:
     return blake2b(data, digest_size=16).hexdigest()
 
 
+@answers_wrong_options
 @dataclass(slots=True)
 class ReplayRecorder:
     """A recorder of the events that are published to a bus between `start` and `stop`.

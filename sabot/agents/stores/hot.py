@@ -6,11 +6,13 @@ from typing import Any
 import msgspec
 
 from sabot.base.config import Duration, checked_name, parse_bytes, parse_seconds
+from sabot.base.options import answers_wrong_options
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.redis import RedisServer
 from sabot.errors import UNREADABLE, DataError, UserError
 
 
+@answers_wrong_options
 class HotState:
     """A store of values by name, such as the latest state of an agent. Each save replaces the earlier value of the
     name. If the values are stored in Redis, other processes can read them. They are not used to restore jobs.

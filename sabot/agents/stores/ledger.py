@@ -13,6 +13,7 @@ from sabot.agents.accounts.rows import GROUPS, SETTLES, checked_groups, contradi
 from sabot.agents.accounts.tables import TableAccountStore, tables_of_budgets
 from sabot.agents.stores.tables import PostgresTables
 from sabot.base.accounts import Amounts
+from sabot.base.options import answers_wrong_options
 from sabot.base.redaction import clean_cause
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.errors import DataError, UserError, message_of
@@ -71,6 +72,7 @@ _WORDS = {word: group.sql for word, group in GROUPS.items()} | {
 }
 
 
+@answers_wrong_options
 class PostgresLedgerWriter:
     """A writer of a ledger's rows to the table `runtime_ledger` in PostgreSQL. A missing table is created. Several
     processes may write to the table, and other programs may read it. A method that writes returns when the server has

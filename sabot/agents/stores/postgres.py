@@ -28,6 +28,7 @@ from sabot.agents.stores.jobs import TABLES, PostgresJobViews, forget_jobs, show
 from sabot.agents.stores.tables import PostgresTables
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, parse_seconds
+from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.sql.server import address_of
@@ -102,6 +103,7 @@ class _Stored:
         return body
 
 
+@answers_wrong_options
 class PostgresJobStore(JobsAndActions):
     """A store of jobs and actions in a PostgreSQL database. Other programs can read them in the tables `runtime_jobs`
     and `runtime_actions`. Any number of stores, in any number of processes, can use the same database.

@@ -29,6 +29,7 @@ from sabot.agents.store import JobsAndActions, as_json
 from sabot.base.backoff import Backoff
 from sabot.base.checks import Of, check
 from sabot.base.config import Duration, parse_seconds
+from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.redis import RedisServer
@@ -45,6 +46,7 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
+@answers_wrong_options
 class RedisSignalChannel:
     """A SignalChannel for several processes, over one publish/subscribe channel of Redis. If the server does not
     answer, this is logged once. Until it answers again, an `ActionManager` finds answers only when it reads its store
@@ -156,6 +158,7 @@ async def _closed(heard: Any) -> None:
         await heard.aclose()
 
 
+@answers_wrong_options
 class RedisJobCache(JobStore):
     """A cache in Redis in front of a store of jobs. Only jobs that have ended are cached. As they normally do not
     change any more, a cached job is up to date. While the Redis server does not answer, all jobs are read from the
@@ -248,6 +251,7 @@ return ''
 """
 
 
+@answers_wrong_options
 class RedisActionStore(ActionStore):
     """A store of actions in Redis. It has no jobs. Any number of processes can ask questions and answer them; only one
     answer to an action is accepted. The changes survive a crash of the server only if its settings make it write each
