@@ -14,15 +14,19 @@ like. What a thread does that the function starts is not seen either.
 """
 
 import asyncio
+import ctypes.util
 import importlib
 import logging
 import os
+import platform
 import sys
+import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from sabot.base.logs import is_users
 from sabot.errors import short_repr
@@ -41,7 +45,17 @@ _PASSES = (  # what these do is no effect of the function: imports write .pyc fi
     importlib.__file__.rpartition(os.sep)[0] + os.sep,
     "<frozen importlib",
     f"{Path(__file__).parents[1] / 'state'}{os.sep}",  # a backend of the user, which opens its store when it is first read
+    # these ask the system about itself by `uname`, `ip` and `ldconfig`, and keep the answer
+    platform.__file__,
+    uuid.__file__,
+    ctypes.util.__file__,
 )
+_PASSES_IN = {"_get_default_tempdir": tempfile.__file__}
+"""Functions, by name and with their file, that are let pass as the files in `_PASSES` are: this one writes a file in each
+folder to find one in which it may.
+"""
+_NO_FILES = frozenset((os.devnull, "/dev/stdout", "/dev/stderr", "/dev/tty"))  # what is written there is printed
+_WITHOUT_NAME = getattr(os, "O_TMPFILE", 0)  # a file that nobody else can open, and that is gone when it is closed
 _TURNS = (JobLoop.run_until_quiet.__code__, JobLoop.discard.__code__)  # what has called them is not of the job
 _MOST_WARNED = 1_000
 
@@ -50,7 +64,11 @@ _warned: set[tuple[str, str]] = set()
 
 def _opened(path: Any, mode: Any, flags: Any) -> str:
     writes = any(each in mode for each in "wax+") if isinstance(mode, str) else bool((flags or 0) & _WRITES)
-    if not writes or isinstance(path, int) or path in (os.devnull, os.devnull.encode()):
+    if not writes or isinstance(path, int) or (_text(path) in _NO_FILES):
+        return ""
+    if isinstance(mode, str) and os.path.isdir(path):  # a function of the caller opens a file in it, and is judged
+        return ""
+    if _WITHOUT_NAME and isinstance(flags, int) and flags & _WITHOUT_NAME == _WITHOUT_NAME:
         return ""
     return f"opens {_shown(path)} for writing"
 
@@ -83,11 +101,37 @@ def _runs(what: Any, *_: Any) -> str:
 
 
 def _database(path: Any, *_: Any) -> str:
-    return "" if path in (":memory:", b":memory:") else f"opens the database {_shown(path)}"
+    name = _text(path)
+    if name in ("", ":memory:"):
+        return ""
+    if name.startswith("file:"):  # an address, if the program says so; the event does not
+        place, _mark, query = name.partition("#")[0].partition("?")
+        options = dict(parse_qsl(query))
+        read_only = options.get("mode") == "ro" or options.get("immutable") == "1"
+        if place == "file::memory:" or options.get("mode") == "memory" or read_only:
+            return ""
+    return f"opens the database {_shown(path)}"
+
+
+def _signals(what: str) -> Callable[..., str]:
+    return lambda whom, number=0, *_: f"sends a signal to {what} {whom}" if number else ""  # 0 only asks if it is there
 
 
 def _changes(verb: str) -> Callable[..., str]:
     return lambda path="", *_: f"{verb} {_shown(path)}"
+
+
+def _makes_folder(path: Any, mode: int = 0, folder: int = -1, *_: Any) -> str:
+    return "" if folder == -1 and os.path.isdir(path) else f"makes {_shown(path)}"
+
+
+def _removes(path: Any, folder: Any = -1, *_: Any) -> str:
+    return f"removes {_shown(path)}" if os.path.lexists(path) or folder not in (-1, None) else ""
+
+
+def _text(path: Any) -> str:
+    """Returns a path as a text; "" for a number of an open file."""
+    return "" if isinstance(path, int) else os.fsdecode(path)
 
 
 _SEEN: dict[str, Callable[..., str]] = {  # by audit event: what the function does, in words; "" if it may
@@ -105,15 +149,15 @@ _SEEN: dict[str, Callable[..., str]] = {  # by audit event: what the function do
     **dict.fromkeys(("os.exec", "os.posix_spawn", "os.system", "pty.spawn"), _runs),
     "os.spawn": lambda _, path, *__: _runs(path),
     **dict.fromkeys(("os.fork", "os.forkpty"), lambda *_: "forks this process"),
-    "os.kill": lambda process, *_: f"sends a signal to process {process}",
-    "os.killpg": lambda group, *_: f"sends a signal to the process group {group}",
+    "os.kill": _signals("process"),
+    "os.killpg": _signals("the process group"),
     "sqlite3.connect": _database,
+    "os.mkdir": _makes_folder,
+    **dict.fromkeys(("os.remove", "os.rmdir", "shutil.rmtree"), _removes),
     **{
         event: _changes(verb)
         for verb, events in {
-            "removes": ("os.remove", "os.rmdir", "shutil.rmtree"),
             "makes": (
-                "os.mkdir",
                 "os.link",
                 "os.symlink",
                 "tempfile.mkdtemp",
@@ -172,7 +216,7 @@ def _judge(loop: JobLoop, what: str) -> None:
     where = ""
     for frame in _frames():
         file = frame.f_code.co_filename
-        if file.startswith(_PASSES):
+        if file.startswith(_PASSES) or _PASSES_IN.get(frame.f_code.co_name) == file:
             return
         if not where and is_users(file):
             where = f", in {file}, line {frame.f_lineno}"

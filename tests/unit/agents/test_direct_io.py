@@ -3,15 +3,27 @@ And what it logs: each line once.
 """
 
 import asyncio
+import ctypes.util
 import http.client
+import importlib.metadata
+import io
+import locale
 import logging
+import logging.handlers
+import mimetypes
 import os
+import platform
+import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import tempfile
 import threading
+import uuid
+import zipfile
+import zoneinfo
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
@@ -177,6 +189,14 @@ DIRECT: dict[str, Callable[[Path], object]] = {
     "moves .*kept'": lambda path: (path / "kept").rename(path / "x"),
     "changes .*kept'": lambda path: (path / "kept").chmod(0o600),
     "makes ": lambda path: tempfile.mkdtemp(dir=path),
+    "opens the database 'file:": lambda path: sqlite3.connect(f"file:{path}/x?mode=rwc", uri=True),
+    "opens the database .*memory": lambda path: sqlite3.connect(path / "memory"),
+    "opens the database .*mode=memory": lambda path: sqlite3.connect(f"{path}/x?mode=memory"),
+    "makes .*tmp": lambda path: tempfile.NamedTemporaryFile(dir=path).close(),
+    "starts the process 'uname'": lambda path: subprocess.check_output(["uname", "-p"]),
+    "sends a signal to process": lambda path: os.kill(os.getpid(), signal.SIGCONT),
+    "removes .*kept' ?": lambda path: os.remove(path / "kept"),
+    "changes ": lambda path: os.truncate(path / "kept", 0),
 }
 
 
@@ -212,6 +232,70 @@ async def test_reading_computing_and_importing_are_no_effects(tmp_path: Path, mo
         log.removeHandler(handler)
         handler.close()
     assert "written by a handler" in (tmp_path / "log").read_text()
+
+
+def _ask_the_platform() -> None:
+    platform._platform_cache.clear()  # type: ignore[attr-defined]
+    platform._uname_cache = None  # type: ignore[attr-defined]
+    assert platform.platform()
+    assert platform.uname().processor is not None
+
+
+def _ask_for_a_folder() -> None:
+    tempfile.tempdir = None
+    tempfile.gettempdir()
+
+
+def _roll_over() -> None:
+    with tempfile.SpooledTemporaryFile(max_size=1) as file:
+        file.write(b"more than one")
+
+
+def _rotate(path: Path) -> None:
+    handler = logging.handlers.RotatingFileHandler(path / "log", maxBytes=10, backupCount=1)
+    for _ in range(3):
+        handler.emit(logging.makeLogRecord({"msg": "twelve bytes"}))
+    handler.close()
+
+
+ORDINARY: dict[str, Callable[[Path], object]] = {
+    "a shared database in memory": lambda path: sqlite3.connect("file::memory:?cache=shared", uri=True).close(),
+    "a named database in memory": lambda path: sqlite3.connect("file:x?mode=memory", uri=True).close(),
+    "one with other options": lambda path: sqlite3.connect("file:y?cache=shared&mode=memory", uri=True).close(),
+    "a database without a name": lambda path: sqlite3.connect("").close(),
+    "a database that is only read": lambda path: sqlite3.connect(f"file:{path}/kept.db?mode=ro", uri=True).close(),
+    "one that nobody changes": lambda path: sqlite3.connect(f"file:{path}/kept.db?immutable=1", uri=True).close(),
+    "platform.platform": lambda path: _ask_the_platform(),
+    "uuid.getnode": lambda path: (setattr(uuid, "_node", None), uuid.getnode(), uuid.uuid1()),
+    "ctypes.util.find_library": lambda path: (ctypes.util.find_library("c"), ctypes.util.find_library("no_library")),
+    "locale": lambda path: (locale.getlocale(), locale.localeconv(), locale.getpreferredencoding()),
+    "the name of the host": lambda path: (socket.gethostname(), socket.getaddrinfo("localhost", 80)),
+    "a pair of sockets": lambda path: [each.close() for each in socket.socketpair()],
+    "the folder of temporary files": lambda path: _ask_for_a_folder(),
+    "a file without a name": lambda path: tempfile.TemporaryFile(dir=path).close(),
+    "a file in memory that rolls over": lambda path: _roll_over(),
+    "zones": lambda path: (zoneinfo.ZoneInfo.no_cache("Europe/Berlin"), zoneinfo.available_timezones()),
+    "certificates": lambda path: ssl.create_default_context(),
+    "types of files": lambda path: mimetypes.init(),
+    "handlers of logs": lambda path: _rotate(path / "logs"),
+    "what is printed": lambda path: (print("x"), open("/dev/stderr", "w").close()),
+    "whether a process is there": lambda path: os.kill(os.getpid(), 0),
+    "a folder that is there": lambda path: ((path / "logs").mkdir(exist_ok=True), os.makedirs(path, exist_ok=True)),
+    "a file that is not there": lambda path: (path / "no").unlink(missing_ok=True),
+    "a pipe": lambda path: [os.close(each) for each in os.pipe()],
+    "facts about packages": lambda path: importlib.metadata.version("pyarrow"),
+    "an archive in memory": lambda path: zipfile.ZipFile(io.BytesIO(), "w").close(),
+    "a client that sends nothing": lambda path: http.client.HTTPSConnection("example.com").close(),
+}
+
+
+@pytest.mark.parametrize("what", ORDINARY)
+async def test_ordinary_calls_of_the_standard_library_are_no_effects(what: str, tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    sqlite3.connect(tmp_path / "kept.db").close()
+    async with RuntimeKernel.create(agent=refused_in(lambda: ORDINARY[what](tmp_path))) as kernel:
+        assert await run(kernel) == "done"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["kept.db", "logs"]
 
 
 @pytest.mark.parametrize(("switch", "warnings"), [("warn", 1), ("allow", 0)])
