@@ -14,6 +14,7 @@ from sabot.plan.agents import (
     letter_sinks,
     only_letters,
     place_of_sink,
+    ways_of_labels,
 )
 from sabot.plan.drawing import svg
 from sabot.plan.fills import Way, ways
@@ -64,5 +65,6 @@ __all__ = [
     "svg",
     "walk",
     "ways",
+    "ways_of_labels",
     "with_schemas",
 ]

@@ -108,6 +108,44 @@ def _through_streams(ends: Iterable[StreamEnd]) -> defaultdict[str, set[str]]:
     return found
 
 
+def ways_of_labels(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> dict[tuple[str, str], str]:
+    """Returns for each pair of durable agents, of which results of the first reach the second, what drops the labels on
+    the way: "a stream", "agent x", "batches", or "" if they arrive. Only the records of durable agents have labels, in a header;
+    streams, other agents, and agents that get batches write none.
+    """
+    readers: defaultdict[object, list[tuple[AgentSpec | None, list[object]]]] = defaultdict(list)
+    to_agents = {id(spec.func): spec.agent_id for spec in specs}
+    outputs: dict[str, list[object]] = {
+        spec.agent_id: [*spec.sinks, ("from", spec.agent_id), ("to", to_agents.get(id(spec.sink), ""))]
+        for spec in specs
+    }
+    for spec in specs:
+        for source in (*spec.topics, ("to", spec.agent_id)):
+            readers[source].append((spec, outputs[spec.agent_id]))
+    for end in ends:
+        sink = ("to", end.agent.agent_id) if isinstance(end, Feed) else getattr(end, "sink", "")
+        target: list[object] = [sink.name if isinstance(sink, Sink) else sink]
+        for node in walk([end]):
+            if isinstance(node, Read):
+                read = ("from", node.agent.agent_id) if isinstance(node, AgentRead) else node.name
+                readers[read].append((None, target))
+    found: dict[tuple[str, str], str] = {}
+    for spec in specs:
+        todo = [(place, "batches" if spec.batch else "") for place in outputs[spec.agent_id] if spec.durable]
+        seen: set[object] = set()
+        while todo:
+            place, by = todo.pop(0)
+            for reader, to in readers[place]:
+                if reader is not None and reader.durable:
+                    pair = (spec.agent_id, reader.agent_id)
+                    found[pair] = found.get(pair, "") or by
+                elif (place, id(to)) not in seen:
+                    seen.add((place, id(to)))
+                    dropped = by or ("a stream" if reader is None else f"agent {reader.agent_id}")
+                    todo += [(each, dropped) for each in to]
+    return found
+
+
 def leading_to(
     end: StreamEnd, specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]
 ) -> tuple[list[StreamEnd], list[AgentSpec]]:

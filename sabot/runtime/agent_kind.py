@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sabot.api.agent import AgentSpec
+from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.state.base import Cut
 
@@ -32,6 +33,9 @@ class AgentKind(Protocol):
 
     def warn_of_unused(self) -> None:
         """Logs a warning about budgets that nobody had in this run. Called at its end."""
+
+    def warn_of_lost_labels(self, agents: Sequence[AgentSpec], ends: Sequence[StreamEnd]) -> None:
+        """Logs a warning if labels of data are lost between two durable agents. `ends`: the streams of the app."""
 
     def refuses(self, agents: Sequence[AgentSpec]) -> None:
         """Raises UserError if one of these agents cannot run in another process."""

@@ -187,6 +187,8 @@ class Run:
                 f"app {app.id}: its policy",
                 {each.agent_id: [each.func, each.on_timer or each.func] for each in specs if not each.durable},
             )
+        if any(each.durable for each in specs):
+            app.durable_kind().warn_of_lost_labels(specs, self._writes)
         if manifest is not None and storage is not None and self._origin.asked.refill:
             manifest = await self._refilled(storage, manifest)
         await self._open_parts(manifest, self._settings(self._delivery))

@@ -1,5 +1,6 @@
 """The durable agents of an app, and its guards, as the runtime uses them."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -8,7 +9,9 @@ import msgspec
 from sabot.agents.accounts.reads import BudgetQuery, budget_facts
 from sabot.agents.durable.run import DurableJobs, JournalOwner, check_journal, journal_place, open_app_journal
 from sabot.agents.job_history import job_keeping
+from sabot.agents.policy.names import tools_of
 from sabot.api.agent import AgentSpec
+from sabot.api.nodes.read import StreamEnd
 from sabot.base.redaction import redacted_url
 from sabot.checkpoint import CheckpointStorage
 from sabot.errors import UserError
@@ -17,7 +20,10 @@ from sabot.jobs.judges import GuardJudge, judge_of
 from sabot.journal import Journal
 from sabot.journal.memory import MemoryStorage
 from sabot.journal.opening import is_at_server
+from sabot.plan import ways_of_labels
 from sabot.state.base import LocalBackend
+
+_log = logging.getLogger(__name__)
 
 
 class DurableKind:
@@ -59,6 +65,39 @@ class DurableKind:
         """Logs a warning about budgets of scopes that have called no model in this run, at its end."""
         if self._app.accounts is not None:
             self._app.accounts.warn_of_unused_budgets()
+
+    def warn_of_lost_labels(self, agents: Sequence[AgentSpec], ends: Sequence[StreamEnd]) -> None:
+        """Logs a warning for each pair of durable agents between which something drops the labels that the jobs of the
+        first have: those of its records, and of tools that its code names. The second agent is left out if it declares
+        the same labels itself. `ends`: the streams of the app.
+        """
+        ways = ways_of_labels(agents, ends)
+        if not ways:
+            return
+        labels = {
+            each.agent_id: {*each.labels, *(label for tool in tools_of([each.func]) for label in tool.labels)}
+            for each in agents
+        }
+        arriving = [pair for pair, by in ways.items() if not by]
+        for _ in arriving:  # as often as the longest way through several agents needs
+            for first, second in arriving:
+                labels[second] |= labels[first]
+        own = {each.agent_id: {*each.labels} for each in agents}
+        for (first, second), by in ways.items():
+            if by and (lost := sorted(labels[first] - own[second])):
+                _log.warning(
+                    "app %s: results of agent %s reach agent %s by %s, and the labels of its data are lost on the way: jobs "
+                    "of %s do not have %s, and rules about it do not hold for them; @app.agent(…, labels=%s) for agent "
+                    "%s, or let it read the topic of the first agent itself",
+                    self._app.id,
+                    first,
+                    second,
+                    by,
+                    second,
+                    ", ".join(map(repr, lost)),
+                    lost,
+                    second,
+                )
 
     def refuses(self, agents: Sequence[AgentSpec]) -> None:
         """Raises UserError if one of these agents is durable, and the journal of the app is a local directory or in
