@@ -24,6 +24,7 @@ from sabot.agents.jobs import JobRecord, JobSpec, JobStatus, JobStore
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, parse_ms
 from sabot.base.options import answers_wrong_options
+from sabot.base.quantities import counted_words
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import (
@@ -138,9 +139,9 @@ class JournalStore(JobsAndActions):
         """
         if journal is not self.journal and (others := len(self._known.states)):
             _log.warning(
-                "%s has %d jobs that are not those of %s: the journal of the kernel holds, and only its jobs are shown",
+                "%s has %s of its own, and not those of %s: the journal of the kernel holds, and only its jobs are shown",
                 self.journal.where,
-                others,
+                counted_words(others, "job"),
                 journal.where,
             )
 

@@ -16,6 +16,7 @@ from sabot.base.config import Duration, parse_seconds
 from sabot.base.stored_names import stored_name
 from sabot.errors import EffectError, JobCancelled, UserError
 from sabot.jobs.log import Fragment
+from sabot.jobs.tree import parent_of
 from sabot.jobs.url_ids import url_id
 from sabot.jobs.values import unpack_error
 from sabot.journal.entries import Letter
@@ -245,8 +246,17 @@ class ExecutionHandle:
         await self._kernel.post(cancel_letter(self.job_id, reason))
 
     async def get_pending_actions(self) -> list[ActionRecord]:
-        """Returns the open questions of the job."""
-        return await self._kernel.actions.find(job_id=self.job_id, statuses=[ActionStatus.PENDING])
+        """Returns the open questions of the job and of all jobs below it (its children, and theirs), in the order in
+        which they were asked. `job_id` of a question is the job that has asked it.
+        """
+        found = await self._kernel.actions.find(statuses=[ActionStatus.PENDING])
+        return [each for each in found if self._has(each.job_id)]
+
+    def _has(self, job_id: str) -> bool:
+        """Returns True for this job and each job below it."""
+        while job_id and job_id != self.job_id:
+            job_id, _ = parent_of(job_id)
+        return bool(job_id)
 
     async def resolve_action(self, token: str, resolution: Mapping[str, Any], *, by: str = "") -> ActionRecord:
         """Answers the question with this token (`ActionRecord.resume_token`), and returns the answered action. `by` is

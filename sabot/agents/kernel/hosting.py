@@ -27,6 +27,7 @@ from sabot.agents.kernel.pieces import KeptPieces
 from sabot.agents.store import LentStore
 from sabot.api.child_limits import ChildLimits
 from sabot.base.arrays import model_or_text
+from sabot.base.quantities import counted_words
 from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import run_in_thread
 from sabot.clock import Clock
@@ -133,7 +134,9 @@ class KernelHost:
         self.open = {job.job_id: job for job in found}
         if self.open:
             _log.info(
-                "%s has %d open jobs: await kernel.resume() goes on with them", self.journal.where, len(self.open)
+                "%s has %s: await kernel.resume() goes on with what is open",
+                self.journal.where,
+                counted_words(len(self.open), "open job"),
             )
         try:
             for store in self._shown:
@@ -205,9 +208,9 @@ class KernelHost:
         if self.open and not self.resumed:
             self.resumed = True
             _log.warning(
-                "%s%s has %d jobs that were open when the kernel was started. They do not go on before `await "
-                "kernel.resume()`: call it once after each start",
-                *(why, self.journal.where, len(self.open)),
+                "%s%s has %s from before the start of the kernel. Nothing of it goes on before `await kernel.resume()`: "
+                "call it once after each start",
+                *(why, self.journal.where, counted_words(len(self.open), "open job")),
             )
 
     def _check_begins(self) -> None:

@@ -29,6 +29,7 @@ from sabot.agents.stores.tables import PostgresTables
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
+from sabot.base.quantities import counted_words
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.sql.server import address_of
@@ -479,9 +480,9 @@ class PostgresJobStore(JobsAndActions):
         wrong = await self.views.wrong(journal)
         if wrong:
             _log.warning(
-                "%s: the tables are wrong about %d jobs, %s among them: the journal holds, and they are made anew",
+                "%s: the tables are wrong about %s, %s among them: the journal holds, and they are made anew",
                 journal.where,
-                len(wrong),
+                counted_words(len(wrong), "job"),
                 wrong[0],
             )
             await self.views.rebuild(journal)

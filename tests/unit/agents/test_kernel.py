@@ -1004,11 +1004,11 @@ async def test_a_kernel_that_takes_an_answer_for_a_job_that_it_has_not_resumed_s
     async with RuntimeKernel.create(agent=waits_for_go, journal=tmp_path) as kernel:
         await kernel.start()
         (said,) = warnings_of(caplog)
-        assert "2 open jobs: await kernel.resume() goes on with them" in said
+        assert "2 open jobs: await kernel.resume() goes on with what is open" in said
         await kernel.jobs.signal(first, "go", 1)
         await until(lambda: len(warnings_of(caplog)) == 2)
         assert f"job {first} has got a signal, and nothing follows: " in warnings_of(caplog)[1]
-        assert "2 jobs that were open when the kernel was started" in warnings_of(caplog)[1]
+        assert "has 2 open jobs from before the start of the kernel" in warnings_of(caplog)[1]
         assert "`await kernel.resume()`" in warnings_of(caplog)[1]
         await kernel.jobs.signal(second, "go", 2)
         found = await kernel.resume()
@@ -1016,12 +1016,49 @@ async def test_a_kernel_that_takes_an_answer_for_a_job_that_it_has_not_resumed_s
     assert len(warnings_of(caplog)) == 2
 
 
+async def test_one_open_job_is_told_in_the_singular(tmp_path, caplog):
+    caplog.set_level("INFO")
+    kernel = RuntimeKernel.create(agent=waits_for_go, journal=tmp_path)
+    await kernel.execute(ask(1))
+    await until(lambda: kernel.statistics()["parked"] == 1)
+    await kernel.close()
+    async with RuntimeKernel.create(agent=waits_for_go, journal=tmp_path) as kernel:
+        await kernel.execute(ask(2))
+    assert "has 1 open job: await" in caplog.text
+    assert "has 1 open job from before the start" in caplog.text
+
+
+async def test_a_handle_has_the_questions_of_its_children_too():
+    async def top(ctx):
+        return await asyncio.gather(ctx.child("middle", 1), ctx.ask("confirm", {"of": "top"}))
+
+    async def middle(ctx):
+        return await ctx.child("below", 1)
+
+    async def below(ctx):
+        return (await ctx.ask("confirm", {"of": "below"})).resolution["approved"]
+
+    async with RuntimeKernel.create(agent=[top, middle, below]) as kernel:
+        first, second = [await kernel.execute(ask(each)) for each in (1, 2)]
+        await until(lambda: kernel.statistics()["parked"] == 6)
+        for handle in (first, second):
+            found = {each.payload["of"]: each for each in await handle.get_pending_actions()}
+            assert {name: each.job_id for name, each in found.items()} == {
+                "top": handle.job_id,
+                "below": f"{handle.job_id}~1~1",
+            }
+            for each in found.values():
+                await handle.resolve_action(each.resume_token, {"approved": True})
+            assert (await handle.result()).output[0] is True
+            assert await handle.get_pending_actions() == []
+
+
 async def test_a_kernel_that_begins_jobs_beside_old_ones_that_it_has_not_resumed_says_so_once(tmp_path, caplog):
     await left_open(tmp_path)
     async with RuntimeKernel.create(agent=[says, waits_for_go], journal=tmp_path) as kernel:
         assert [(await run(kernel, each)).output for each in range(2)] == [0, 1]
     (said,) = warnings_of(caplog)
-    assert "has 2 jobs that were open when the kernel was started" in said
+    assert "has 2 open jobs from before the start of the kernel" in said
 
 
 async def test_a_kernel_that_resumes_its_jobs_warns_of_nothing(tmp_path, caplog):
