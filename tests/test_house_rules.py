@@ -31,7 +31,7 @@ READ_FROM_OUTSIDE = {
 
 INHERITED = {  # privates of a base class in another module, by the class that uses them
     "BatchCaller": {"_emit_to_branch", "_failed", "_emit_rows", "_keys_of", "_spec"},
-    "CsvSource": {"_record_bytes", "_share"},
+    "CsvSource": {"_record_bytes", "_schema", "_share"},
     "KafkaDelivery": {"_kafka", "_keys", "_producer"},
     "NdjsonSource": {"_record_bytes", "_schema", "_share"},
     "RowCaller": {"_emit_to_branch", "_failed", "_emit_rows", "_keys_of", "_spec"},

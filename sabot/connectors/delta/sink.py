@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot.base.checks import FLAG, check
@@ -102,6 +103,7 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         self._track: Track | None = None
         self._owner = 0  # the number under which this sink has claimed the track
         self._not_null: frozenset[str] = frozenset()  # columns of the table in which each row needs a value
+        self._divides_by: frozenset[str] = frozenset(partition_by)  # the columns by which the table is partitioned
         self._told: set[str] = set()
         self._afresh = False  # the app starts without a checkpoint, and nothing was written since
         self._begins = False  # the table is checked, and nothing was written since
@@ -194,6 +196,13 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
                     f"{self._place.where}: column {name} is NOT NULL in the table, and a row has no value for it",
                     hint="fill it (fill_null) or filter such rows before the sink",
                 )
+        for name in self._divides_by.intersection(rows.schema.names):
+            if pa.types.is_string(rows.schema.field(name).type) and pc.any(pc.equal(rows.column(name), "")).as_py():
+                raise UserError(
+                    f"{self._place.where}: a row has an empty text in column {name}, by which the table is partitioned, and a table "
+                    "of Delta Lake has null for it",
+                    hint=f'give such rows another text, or null, before the sink: when(col("{name}") != "").then(col("{name}"))',
+                )
         return rows
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
@@ -268,7 +277,7 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
             )
         if schema is not None:
             self._missing(schema, columns_of(table))
-        self._not_null = _not_null(table)
+        self._not_null, self._divides_by = _not_null(table), frozenset(partitions)
 
     def _missing(self, schema: pa.Schema, columns: pa.Schema) -> pa.Schema:
         """Returns the columns of the rows that have to be added to those of the table. Raises UserError for columns that

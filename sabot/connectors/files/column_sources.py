@@ -13,8 +13,9 @@ from pyarrow import ipc
 from pyarrow import parquet as pq
 
 from sabot._cython.arrow.border import validate
+from sabot.base.arrays import broadcast
 from sabot.codecs.records import HEAD_BYTES, above
-from sabot.connectors.files.columns import as_wanted, canonical, checked, distinct, fitted, most_rows
+from sabot.connectors.files.columns import as_wanted, canonical, distinct, fitted, most_rows
 from sabot.connectors.files.paths import SUFFIXES, DataFile, codec_of, open_raw, open_stream
 from sabot.connectors.files.remote import RemotePath
 from sabot.connectors.files.source import FileReader, FileSource, FoundRows, Share, no_place
@@ -33,8 +34,7 @@ class ParquetSource(FileSource):
     suffixes = SUFFIXES["parquet"]
 
     def _open_file(self, file: DataFile, offset: int) -> FileReader:
-        if self._schema is None:
-            self._schema = checked(self.infer_schema(), self.name)
+        assert self._schema is not None, "open asks for columns"
         given = file, offset, self._share, self._schema, self._record_bytes
         values = self.values_of(file)
         return _ParquetReader(*given) if values is None else _FilledReader(*given, values)
@@ -72,8 +72,7 @@ class ArrowSource(FileSource):
         return _is_stream(file.path)
 
     def _open_file(self, file: DataFile, offset: int) -> FileReader:
-        if self._schema is None:
-            self._schema = checked(self.infer_schema(), self.name)
+        assert self._schema is not None, "open asks for columns"
         if _is_stream(file.path):
             return _StreamReader(file, offset, self._share, self._schema, self._record_bytes)
         return _IpcReader(file, offset, self._share, self._schema, self._record_bytes)
@@ -269,7 +268,7 @@ class _FilledReader(_ParquetReader):
 
     def _filled(self, field: Any, rows: int) -> Any:
         value = self._values.get(field.name)
-        return pa.nulls(rows, field.type) if value is None else pa.repeat(value.cast(field.type), rows)
+        return pa.nulls(rows, field.type) if value is None else broadcast(value.cast(field.type), rows)
 
 
 class _IpcReader(_Slices):

@@ -14,9 +14,10 @@ names.
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,6 +31,7 @@ from sabot.steps import step
 
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 _NAME_BYTES = 255
+_WHOLE = re.compile(r"0|-?[1-9][0-9]{0,18}")  # not 007, which would lose its zeros
 
 
 class PartitionedFile(PendingFile[pa.RecordBatch]):
@@ -182,6 +184,32 @@ def partitions_of(table: pa.Table, by: Sequence[str]) -> Iterator[tuple[str, pa.
         folder = "/".join(_folder(column, key[start].as_py()) for column, key in zip(by, keys, strict=True))
         yield folder, rows.slice(start, end - start)
         start = end
+
+
+def values_of(below: str) -> dict[str, str | None]:
+    """Returns the texts of the values in the folders of a file, by column. `below`: the path of the file below the source's folder."""
+    found: dict[str, str | None] = {}
+    for name, named, text in (part.partition("=") for part in below.split("/")[:-1]):
+        if named and name:
+            found[unquote(name)] = None if text == _NULL else unquote(text)
+    return found
+
+
+def columns_of(folders: Iterable[Mapping[str, str | None]]) -> pa.Schema:
+    """Returns the columns that folders name. The type of a column is int64 or bool if all its texts are such values as a sink writes
+    them, else string.
+    """
+    texts: dict[str, set[str]] = {}
+    for folder in folders:
+        for name, text in folder.items():
+            texts.setdefault(name, set()).update(() if text is None else (text,))
+    return pa.schema([(name, _type_of(each)) for name, each in texts.items()])
+
+
+def _type_of(texts: Set[str]) -> pa.DataType:
+    if texts and all(_WHOLE.fullmatch(text) and abs(int(text)) < 1 << 63 for text in texts):
+        return pa.int64()
+    return pa.bool_() if texts and texts <= {"true", "false"} else pa.string()
 
 
 def _folder(column: str, value: object) -> str:

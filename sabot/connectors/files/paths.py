@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from sabot.base.config import checked_path
 from sabot.base.os_errors import hint_of
-from sabot.connectors.files.remote import Remotely, RemotePath, is_remote, listed, remote_path
+from sabot.connectors.files.remote import Remotely, RemotePath, is_hidden, is_remote, listed, remote_path
 from sabot.errors import UserError, short_repr
 
 Paths = str | os.PathLike[str] | Remotely | Sequence[str | os.PathLike[str] | Remotely]
@@ -33,12 +33,15 @@ _PATHS = 'a file, a folder, a glob such as "data/*.ndjson", a list'
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A file as it was when it was found. `number`: its place in the order. `stamp`: its time of modification, in ms."""
+    """A file as it was when it was found. `number`: its place in the order. `stamp`: its time of modification, in ms.
+    `below`: its path below the folder, or the part of the glob without wildcards, that the user gave; "" for a file that was named.
+    """
 
     path: str
     number: int
     size: int
     stamp: int
+    below: str = ""
 
 
 def codec_of(path: str) -> str | None:
@@ -113,7 +116,9 @@ def find_files(paths: Paths, suffixes: Iterable[str]) -> tuple[list[DataFile], b
     each = _each(paths)
     found: list[str] = []
     known: dict[str, DataFile] = {}
+    roots: dict[str, str] = {}
     for path in each:
+        before = len(found)
         if isinstance(path, RemotePath):
             stored, by_ending = listed(path)
             taken = [file for file in stored if not by_ending or bare_suffix(file[0]) in wanted]
@@ -122,20 +127,39 @@ def find_files(paths: Paths, suffixes: Iterable[str]) -> tuple[list[DataFile], b
             for file, info in taken:
                 known[file] = DataFile(file, 0, info.size, (info.mtime_ns or 0) // 1_000_000)
                 found.append(file)
+            roots |= dict.fromkeys(found[before:], _root_of(path.inside))
         elif os.path.isdir(path):
             found += _folder(path, wanted)
+            roots |= dict.fromkeys(found[before:], path)
         elif glob.has_magic(path) and not os.path.exists(path):
             matches = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
             if not matches:
                 raise UserError(f"no file matches {path!r}", hint=f"the current folder is {os.getcwd()!r}")
             found += matches
+            roots |= dict.fromkeys(matches, _root_of(path))
         else:
             found.append(path)
     files = [
-        replace(known[path], number=number) if path in known else _stated(path, number)
+        replace(
+            known[path] if path in known else _stated(path, number), number=number, below=_below(path, roots.get(path))
+        )
         for number, path in enumerate(found)
     ]
     return files, len(each) > 1 or found != each
+
+
+def _root_of(inside: str) -> str:
+    """Returns the folders of a path before the first wildcard."""
+    parts = inside.split("/")
+    first = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return "/".join(parts[:first])
+
+
+def _below(path: str, root: str | None) -> str:
+    if root is None:
+        return ""
+    inside = path.inside if isinstance(path, RemotePath) else path
+    return os.path.relpath(inside, root or ".") if inside.startswith("/") == root.startswith("/") else ""
 
 
 def _folder(path: str, suffixes: tuple[str, ...]) -> list[str]:
@@ -159,7 +183,7 @@ def _writing(path: str) -> str:
 
 
 def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+    return any(is_hidden(part) for part in path.relative_to(folder).parts)
 
 
 def _stated(path: str, number: int) -> DataFile:

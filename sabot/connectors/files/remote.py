@@ -113,7 +113,14 @@ def listed(path: RemotePath) -> tuple[list[tuple[RemotePath, arrow_fs.FileInfo]]
 
 
 def _hidden(below: str) -> bool:
-    return any(part.startswith((".", "_")) for part in below.split("/"))
+    return any(is_hidden(part) for part in below.split("/"))
+
+
+def is_hidden(name: str) -> bool:
+    """Returns True for the name of a file or folder that is left out of the files of a folder. A folder that is named after the value of
+    a column, as _day=2026-11-22, is none.
+    """
+    return name.startswith(".") or (name.startswith("_") and "=" not in name)
 
 
 def _pattern(parts: list[str]) -> "re.Pattern[str]":

@@ -23,6 +23,7 @@ import pyarrow as pa
 from msgspec import structs
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.arrays import broadcast
 from sabot.base.config import FIELDS, RECORD_BYTES, parse_bytes
 from sabot.base.os_errors import hint_of, restoring
 from sabot.codecs.records import BAD_SCHEMA, build_records
@@ -42,6 +43,7 @@ from sabot.connectors.base import (
 from sabot.connectors.files.begun import Begun, BegunFiles, FileMark, difference, mark_of, recalled
 from sabot.connectors.files.columns import checked, picked
 from sabot.connectors.files.objects import ObjectSink
+from sabot.connectors.files.partitions import columns_of, values_of
 from sabot.connectors.files.paths import DataFile, Paths, bare_suffix, digest, find_files, name_of, open_stream
 from sabot.connectors.files.remote import RemotePath, has_pattern, is_remote, remote_path
 from sabot.errors import UserError
@@ -140,7 +142,9 @@ class FileSource(
         self.infer_rows: int | None = (
             None  # the records that are looked at to infer columns; None: as many as the format says
         )
-        self._schema: pa.Schema | None = None
+        self._schema: pa.Schema | None = None  # of the columns that are read from the files
+        self._wanted: pa.Schema | None = None  # the same with those that folders name, if any of these is wanted
+        self._folders: dict[int, list[pa.Scalar]] = {}  # their values, by the number of the file that is read
         self._whole: pa.Schema | None = None
         self._reader: FileReader | None = None
         self._opened = False
@@ -230,9 +234,43 @@ class FileSource(
         return found
 
     def scan(self, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
-        wanted = picked(self.infer_schema() if schema is None else schema, columns, self.name)
-        self._schema = checked(wanted, self.name)
+        wanted = checked(picked(self.infer_schema() if schema is None else schema, columns, self.name), self.name)
+        named = [name for name in self._named_by_folders().names if name in wanted.names]
+        own = self._own_names() if named else []
+        named = [name for name in named if name not in own]
+        self._wanted, self._schema = None, wanted
+        if named:
+            rest = [field for field in wanted if field.name not in named]
+            # A batch without columns would have no rows.
+            more = [] if rest else [field for field in self.infer_schema() if field.name not in named][:1]
+            self._wanted, self._schema = wanted, pa.schema([*rest, *more])
         return True
+
+    def _named_by_folders(self) -> pa.Schema:
+        """Returns the columns that the folders name in which the files are, such as day=2026-11-22."""
+        return columns_of(values_of(file.below) for file in self._list())
+
+    def _own_names(self) -> list[str]:
+        """Returns the columns of the first file: what a file has itself is read from it."""
+        try:
+            return list(self._infer(self._list()).names)
+        except (UserError, *DAMAGED):  # it is read with a schema= that leaves the damage out, or not at all
+            return []
+
+    def _with_folders(self, file: DataFile, data: pa.RecordBatch) -> pa.RecordBatch:
+        """Adds the columns that folders name."""
+        if self._wanted is None:
+            return data
+        if file.number not in self._folders:
+            texts = values_of(file.below)
+            named = [field for field in self._wanted if field.name not in data.schema.names]
+            self._folders = {file.number: [_value(file, field, texts.get(field.name)) for field in named]}
+        given = iter(self._folders[file.number])
+        arrays = [
+            data.column(field.name) if field.name in data.schema.names else broadcast(next(given), data.num_rows)
+            for field in self._wanted
+        ]
+        return pa.RecordBatch.from_arrays(arrays, schema=self._wanted)
 
     def infer_schema(self) -> pa.Schema:
         """Returns the columns of the first file. Raises UserError if it cannot be read, or has more columns than
@@ -246,6 +284,9 @@ class FileSource(
                 raise UserError(
                     f"file {files[0].path!r} cannot be read: {_reason(error)}", hint=hint_of(error, _MEND)
                 ) from error
+            for field in self._named_by_folders():
+                if field.name not in self._whole.names:
+                    self._whole = self._whole.append(field)
             if len(self._whole) > FIELDS:
                 count, self._whole = len(self._whole), None
                 raise UserError(
@@ -272,7 +313,7 @@ class FileSource(
 
     @property
     def schema(self) -> pa.Schema | None:
-        return self._schema
+        return self._schema if self._wanted is None else self._wanted
 
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
         self.close()
@@ -294,6 +335,13 @@ class FileSource(
             self._check_files(files, positions or {})
             self._check_begun(files, records, before or 0)
             self._grown = 0 if before is not None or self._added else None
+        if self._schema is None and not self.has_records:
+            self.scan(None, None)
+        if self._schema is None and self._share.index == 0 and (named := self._named_by_folders().names):
+            _log.warning(
+                "source %s: its folders name the columns %s, which records do not have (the columns of a stream do)",
+                *(self.name, ", ".join(named)),
+            )
         self._bytes = sum(file.size for file in files)
         self._bytes_before = sum(file.size for file in files[: self._number]) - sum(each[2] for each in self._added)
         self._opened, self._ended = True, False
@@ -317,7 +365,7 @@ class FileSource(
             if found is not None:
                 self._note_progress()
                 bad = self._bad_rows(file, found.bad) if found.bad else None
-                return Batch(found.data, self.positions(), self.name, bad=bad)
+                return Batch(self._with_folders(file, found.data), self.positions(), self.name, bad=bad)
 
     def identity(self) -> str | None:
         """Returns a name made of the path and the first line of the first file, so that it stays the same if files
@@ -595,6 +643,17 @@ class FileSource(
         if self._digest is None or self._digest[0] != self._number:
             self._digest = (self._number, digest(self._list()[: self._number + 1]))
         return self._digest[1]
+
+
+def _value(file: DataFile, field: pa.Field, text: str | None) -> pa.Scalar:
+    """Returns the value of a folder as a value of its column. Raises UserError if it does not fit the type of its column."""
+    try:
+        return pa.scalar(text, pa.string()).cast(field.type)
+    except pa.ArrowException as error:
+        raise UserError(
+            f"file {file.path!r}: its folder says {field.name}={text!r}, which is no {field.type}",
+            hint=f'schema_overrides={{"{field.name}": "string"}} takes such values as texts',
+        ) from error
 
 
 def _split(position: int) -> tuple[int, int]:

@@ -322,6 +322,13 @@ def test_rows_are_in_the_folders_of_their_partitions(table: Path) -> None:
     assert (table / "day=tue").is_dir()
 
 
+def test_an_empty_text_that_delta_would_make_null_is_refused_before_the_checkpoint(table: Path) -> None:
+    for sink in (claimed(table, partition_by=["day"]), claimed(table)):
+        with pytest.raises(UserError, match="an empty text in column day, by which the table is partitioned"):
+            put(sink, 1, batch(1, day=""))
+    put(claimed(table), 1, batch(1, day="mon"), batch(2, day=None))
+
+
 def test_other_partitions_than_those_of_the_table_are_refused(table: Path) -> None:
     claimed(table, partition_by=["day"])
     with pytest.raises(UserError, match="is partitioned by day, and partition_by= says n"):

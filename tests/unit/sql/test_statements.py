@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from datetime import datetime
+from datetime import date, datetime
 
 import deltalake
 import polars
@@ -295,6 +295,23 @@ def test_partitions_of_a_topic_are_warned_of(caplog):
         "CREATE TABLE f (id BIGINT, d STRING) PARTITIONED BY (d) WITH ('connector' = 'files', 'path' = 'f', 'format' = 'parquet')"
     )
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "json"])
+async def test_a_partitioned_table_of_files_is_read_back(app, format):
+    lake = f"""
+        CREATE TABLE lake (id BIGINT, day DATE, code STRING) PARTITIONED BY (day, code)
+            WITH ('connector' = 'filesystem', 'path' = 'lake/', 'format' = '{format}');
+    """
+    app.sql(lake + "INSERT INTO lake VALUES (1, DATE '2026-11-22', '007'), (2, CAST(NULL AS DATE), 'x')")
+    await app.run()
+    later = App("later")
+    later.sql(lake)
+    rows = later.sql("SELECT day, id, code FROM lake").collect().to_pylist()
+    assert sorted(rows, key=lambda row: row["id"]) == [
+        {"day": date(2026, 11, 22), "id": 1, "code": "007"},
+        {"day": None, "id": 2, "code": "x"},
+    ]
 
 
 async def test_a_script_writes_into_a_delta_table_with_its_partitions_and_new_columns(app):

@@ -9,8 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pyarrow import dataset
+from pyarrow import fs as arrow_fs
+from pyarrow import parquet as pq
 
-from sabot import App, ArrowSink, CsvSink, NdjsonSink, ParquetSink
+from sabot import App, ArrowSink, CsvSink, NdjsonSink, ParquetSink, files
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.base import Track
@@ -353,3 +355,95 @@ def test_crashes_at_many_steps_leave_each_row_once() -> None:
     crashes = crash_at_every_step(build, outcome, workers=2, sample=40, seed=11)
     assert crashes.died > 25
     assert crashes.kinds["rename"] > 3
+
+
+# -- read back
+
+
+FORMATS: list[tuple[Any, str]] = [
+    (ParquetSink, "parquet"),
+    (ArrowSink, "arrow"),
+    (NdjsonSink, "ndjson"),
+    (CsvSink, "csv"),
+]
+MIXED = [
+    {"n": 1, "day": "2026-11-22", "hour": 7, "open": True, "zip": "007"},
+    {"n": 2, "day": "2026-11-22", "hour": -7, "open": False, "zip": "a/b é=%"},
+    {"n": 3, "day": None, "hour": None, "open": None, "zip": ""},
+    {"n": 4, "day": "2026-11-23", "hour": 2**62, "open": True, "zip": "8"},
+]
+
+
+@pytest.mark.parametrize(("sink", "format"), FORMATS)
+@pytest.mark.parametrize("parallelism", [1, 2])
+def test_what_a_sink_has_put_into_folders_is_read_back(
+    tmp_path: Path, sink: Any, format: str, parallelism: int
+) -> None:
+    """The columns that name the folders are in no file, and were dropped in silence."""
+    app = App("write")
+    app.stream(MIXED).to(sink(f"{tmp_path}/lake/", partition_by=["day", "hour", "open", "zip"]))
+    app.main()
+    read = App("read", parallelism=parallelism)
+    found = read.stream(files(tmp_path / "lake")).collect()
+    assert sorted(found.to_pylist(), key=lambda row: row["n"]) == MIXED
+    assert found.schema.field("day").type == pa.string()
+    for columns in (["n"], ["zip"], ["hour", "n"]):
+        app = App("some")
+        rows = app.stream(files(tmp_path / "lake")).select(*columns).collect().to_pylist()
+        assert sorted(rows, key=str) == sorted(({name: row[name] for name in columns} for row in MIXED), key=str)
+
+
+@pytest.mark.parametrize(("sink", "format"), FORMATS)
+def test_a_schema_says_the_types_of_folders(tmp_path: Path, sink: Any, format: str) -> None:
+    app = App("write")
+    app.stream([{"day": date(2026, 11, 22), "n": 1, "k": 5}]).to(sink(f"{tmp_path}/lake/", partition_by=["day", "k"]))
+    app.main()
+    schema = {"day": "date32", "n": "int64", "k": "string"}
+    rows = App("read").stream(files(tmp_path / "lake"), schema=schema).collect().to_pylist()
+    assert rows == [{"day": date(2026, 11, 22), "n": 1, "k": "5"}]
+    with pytest.raises(UserError, match="its folder says day='2026-11-22', which is no int64") as refused:
+        App("read").stream(files(tmp_path / "lake"), schema={"day": "int64"}).collect()
+    assert refused.value.hint == 'schema_overrides={"day": "string"} takes such values as texts'
+
+
+def test_folders_are_those_below_the_path_and_those_of_a_glob(tmp_path: Path) -> None:
+    app = App("write")
+    app.stream([{"_day": "mon", "n": 1}, {"_day": "tue", "n": 2}]).to(
+        ParquetSink(tmp_path / "year=2026", partition_by=["_day"])
+    )
+    app.main()
+
+    def read(path: Any, format: str | None = None) -> list[dict[str, Any]]:
+        return App("read").stream(files(path, format)).collect().to_pylist()
+
+    both = [{"n": 1, "_day": "mon"}, {"n": 2, "_day": "tue"}]
+    assert read(tmp_path / "year=2026") == both
+    assert read(f"{tmp_path}/year=2026/_day=*/*.parquet") == both
+    assert read(f"{tmp_path}/**/*.parquet") == [{"n": row["n"], "year": 2026, "_day": row["_day"]} for row in both]
+    assert read((arrow_fs.LocalFileSystem(), str(tmp_path / "year=2026")), "parquet") == both
+    assert read(tmp_path / "year=2026" / "_day=mon") == [{"n": 1}]
+
+
+def test_a_column_that_the_files_have_too_is_read_from_them(tmp_path: Path) -> None:
+    for day in ("2026-11-22", "2026-11-23"):
+        (tmp_path / f"day={day}").mkdir()
+        pq.write_table(pa.table({"day": [date.fromisoformat(day)], "n": [1]}), tmp_path / f"day={day}" / "a.parquet")
+    found = App("read").stream(files(tmp_path)).collect()
+    assert found["day"].to_pylist() == [date(2026, 11, 22), date(2026, 11, 23)]
+
+
+def test_records_do_not_have_the_columns_of_folders_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "day=mon").mkdir()
+    (tmp_path / "day=mon" / "a.ndjson").write_text('{"n": 1}\n')
+    app = App("agents")
+    seen = []
+
+    @app.agent(files(tmp_path, "ndjson"))
+    async def look(ctx: Any) -> None:
+        seen.append(ctx.message)
+
+    app.main()
+    assert seen == [{"n": 1}]
+    assert "its folders name the columns day, which records do not have" in caplog.text
