@@ -112,7 +112,7 @@ async def test_a_store_whose_journal_has_other_jobs_says_so_and_shows_the_kernel
             assert [each.job_id for each in await JobManager(store).find()] == [handle.job_id]
             assert await store.get(mine.job_id) is None
     [said] = [each.message for each in caplog.records if "journal of the kernel holds" in each.message]
-    assert "has 1 jobs that are not those of" in said
+    assert "has 1 job of its own, and not those of" in said
 
 
 async def test_what_cannot_show_a_kernel_is_refused() -> None:
