@@ -27,7 +27,7 @@ from types import FrameType
 from typing import Any, TypeVar, TypeVarTuple
 
 from sabot.errors import InternalError, UserError, short_repr
-from sabot.llm.judges import IN_JOB, JUDGE
+from sabot.llm.judges import JUDGE, RefusingJudge
 
 _log = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         """
         self._in_turn = get_ident()
         context = copy_context()
-        context.run(JUDGE.set, IN_JOB)
+        context.run(JUDGE.set, RefusingJudge(self.refuse_call))
         try:
             self.main = self.create_task(coroutine, context=context)
         finally:
@@ -343,6 +343,18 @@ class JobLoop(asyncio.AbstractEventLoop):
         if self.refused is None and not self.dead:
             self.refused = refusal
         return refusal
+
+    def refuse_call(self, what: str, hint: str) -> UserError:
+        """Does the same as `refuse` for a call of a tool or a model. The context of the function makes this call, perhaps
+        in another thread or event loop. If the job has ended before, or is parked, the error is logged: nobody else
+        gets it. A finalizer that the garbage collector runs does not let the job fail, because its moment is chance.
+        """
+        if self.collects_garbage:
+            return UserError(f"job {self.name}: a finalizer {what}", hint=hint)
+        error = self.refuse(what, hint)
+        if self.dead:
+            _log.warning("%s", error)
+        return error
 
     def refusal_of(self, awaited: Any) -> UserError | None:
         """Checks whether the job's function may await this object. Returns None if it may. Otherwise returns the error

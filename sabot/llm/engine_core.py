@@ -26,7 +26,7 @@ from sabot.errors import EffectError, PolicyDenied, TransientError, UserError, s
 from sabot.llm.cache import CompletionCache
 from sabot.llm.errors import BudgetExceeded, ModelError, ModelUnavailable, with_message
 from sabot.llm.idempotency import IdempotencyTracker, SharedCall
-from sabot.llm.judges import IN_JOB, JUDGE, judge_of_this, refuse_engine_in_job
+from sabot.llm.judges import JUDGE, RefusingJudge, judge_of_this
 from sabot.llm.limits import CircuitBreaker, Limits
 from sabot.llm.messages import ChatMessage
 from sabot.llm.middleware import MIDDLEWARE, BuiltIn, CallBudget, CallFigures, Middleware, ModelCall, Outcome, chained
@@ -580,8 +580,8 @@ class Engine:
         """
         if self._closed:
             raise UserError("the engine is closed")
-        if JUDGE.get() is IN_JOB:
-            refuse_engine_in_job()
+        if isinstance(judge := JUDGE.get(), RefusingJudge):
+            raise judge.refuse_engine()
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._loop is not None and not self._loop.is_closed():

@@ -45,37 +45,36 @@ class CallJudge(Protocol):
         """Does the same as `call_plainly` for a call that `make` makes, perhaps in several attempts."""
 
 
-class _RefusingJudge:
-    """The judge of the function of a job. The function may make no plain call: nothing would record it, and each run
-    of the function would make it again.
+class RefusingJudge:
+    """The judge of the function of one job. The function may make no plain call of a tool or a model: nothing would
+    record it, and each run of the function would make it again. The job fails, even if the function catches the error.
     """
 
+    def __init__(self, refuse: Callable[[str, str], UserError]) -> None:
+        """Makes a judge. `refuse`: a function that lets the job fail, and returns the error. Its arguments are words for
+        the call, such as "calls an engine directly", and the fix as a hint.
+        """
+        self._refuse = refuse
+
     async def __call__(self, call: ModelCall, model: str, price: Any, ask: Any) -> Outcome:
-        refuse_engine_in_job()
+        raise self.refuse_engine()
+
+    def refuse_engine(self) -> UserError:
+        """Returns the error for an engine that the function uses directly."""
+        return self._refuse(
+            "calls an engine directly, so the policy cannot judge the call, nor the journal record it",
+            "await ctx.llm(engine).complete(…), agent.run(…, effects=ctx.llm(engine)), or ctx.step or ctx.call",
+        )
 
     def call_plainly(self, tool: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NoReturn:
-        raise UserError(
-            f"the function of a durable agent calls the tool {tool.name} directly, so the policy cannot judge the call, nor the journal "
-            "record it: each run of the function would make it again",
-            hint=f"await ctx.call({tool.name}, …)",
+        raise self._refuse(
+            f"calls the tool {tool.name} directly, so the policy cannot judge the call, nor the journal record it: each run of the "
+            "function would make it again",
+            f"await ctx.call({tool.name}, …)",
         )
 
     async def make(self, tool: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], make: Make) -> Any:
         self.call_plainly(tool, args, kwargs)
-
-
-IN_JOB = _RefusingJudge()
-"""The judge of the functions of all jobs. They ask models and call tools through their context, because calls that they
-made themselves would be neither judged nor recorded.
-"""
-
-
-def refuse_engine_in_job() -> NoReturn:
-    """Raises UserError, because the function of a job uses an engine directly."""
-    raise UserError(
-        "the function of a durable agent calls an engine directly, so the policy cannot judge the call, nor the journal record it",
-        hint="await ctx.llm(engine).complete(…), agent.run(…, effects=ctx.llm(engine)), or ctx.step or ctx.call",
-    )
 
 
 JUDGE: ContextVar[CallJudge | None] = judging.JUDGE

@@ -10,6 +10,7 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from threading import Thread
 from typing import Any
@@ -157,6 +158,7 @@ class Seen:
     made: int
     said: str
     asked: bool = False
+    failed: bool = False
 
     def check(self, cell: str, rule: str, *, refused: bool = False) -> None:
         if rule == "none" and not refused:
@@ -265,7 +267,8 @@ async def in_job(
                 result.cancel()
                 return Seen(len(desk.made), "", asked=True)
             await asyncio.wait([result], timeout=0.02)
-        return Seen(len(desk.made), await said(_content(result)))
+        words = await said(_content(result))
+        return Seen(len(desk.made), words, failed=result.exception() is not None)
 
 
 async def _content(result: Awaitable[Any]) -> Any:
@@ -278,6 +281,7 @@ async def test_a_rule_holds_for_what_a_job_calls_by_itself(place: str, rule: str
     job, refused = {**EFFECTS, **FUNCTIONS}[place], place in FUNCTIONS
     for way, seen in (await _all_ways(job, rule)).items():
         seen.check(f"{place}, {way}, {rule}", rule, refused=refused)
+        assert seen.failed is refused, f"{place}, {way}: a job does not go on without a call that its function makes"
 
 
 async def _all_ways(job: Place, rule: str, **options: Any) -> dict[str, Seen]:
@@ -362,7 +366,7 @@ async def test_a_rule_holds_for_the_tool_of_a_server_that_is_called_plainly(plac
 
         async with RuntimeKernel.create(agent=work, policy=RULES[rule]) as kernel:
             handle = await kernel.execute(ExecutionRequest(prompt="go"))
-            words = str((await handle.result()).output)
+            words = await said(_content(handle.result()))
     Seen(len(desk.made), words).check(f"MCP tool, {place}, {rule}", rule, refused=place == "function")
 
 
@@ -407,29 +411,66 @@ async def test_no_run_of_a_function_uses_a_session_of_a_server(awaited: bool) ->
         assert desk.made == []
 
 
-async def test_no_run_of_a_function_makes_a_plain_call() -> None:
-    """A function is run again behind each question, also without a crash."""
-    desk, runs = Desk(), 0
+@pytest.mark.parametrize("way", WAYS)
+async def test_no_run_of_a_function_makes_a_plain_call(way: str) -> None:
+    """A function is run again behind each question, also without a crash. A job whose call was refused does not succeed
+    without it, also if its function catches the error.
+    """
+    desk, caught = Desk(), list[str]()
 
-    async def work(ctx: Any) -> list[str]:
-        nonlocal runs
-        runs += 1
-        words = [await said(call(way, desk)) for way in (*SYNC, "awaited", "awaited partial", "gather")]
-        for number in range(3):
-            await ctx.ask("confirm", {"number": number})
-        return words
+    async def work(ctx: Any) -> str:
+        caught.append(await said(call(way, desk)))
+        await ctx.ask("confirm", {})
+        return "all is well"
 
     async with RuntimeKernel.create(agent=work) as kernel:
-        result = asyncio.ensure_future((await kernel.execute(ExecutionRequest(prompt="go"))).result())
-        for number in range(3):
-            await until(lambda: kernel.statistics()["parked"])
-            (asked,) = await kernel.actions.find(statuses=["pending"])
-            assert desk.made == []
-            await kernel.actions.resolve(asked.resume_token, {"approved": True})
-            await until(lambda count=number: runs == count + 2)
-        words = (await result).content
-    assert (runs, desk.made) == (4, [])
-    assert all(REFUSALS[0] in each for each in (words if isinstance(words, list) else [words])), words
+        handle = await kernel.execute(ExecutionRequest(prompt="go"))
+        with pytest.raises(EffectError) as failed:
+            await handle.result()
+        assert any(each in words_of(failed.value) for each in (*REFUSALS, "ctx.step")), failed.value
+    assert len(caught) <= 1
+    assert desk.made == []
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("where", ["loop", "thread"])
+async def test_a_call_that_a_function_makes_elsewhere_is_refused_and_told(
+    where: str, ends: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The call comes from the function, although it is made in another thread, or by `run_coroutine_threadsafe`."""
+    desk, words, outside, over = Desk(), list[str](), asyncio.get_running_loop(), asyncio.Event()
+
+    async def pays() -> None:
+        if ends:
+            await over.wait()
+        words.append(await said(call("awaited", desk)))
+
+    def in_thread() -> None:
+        words.append(_tried("plain", desk))
+
+    async def work(ctx: Any) -> str:
+        if where == "loop":
+            asyncio.run_coroutine_threadsafe(pays(), outside)
+        else:
+            thread = Thread(target=copy_context().run, args=(in_thread,))
+            thread.start()
+            thread.join()
+        if not ends:
+            await ctx.sleep("100ms")
+        return "all is well"
+
+    async with RuntimeKernel.create(agent=work) as kernel:
+        result = (await kernel.execute(ExecutionRequest(prompt="go"))).result()
+        if ends and where == "loop":  # the job has ended before the call is made
+            assert (await result).content == "all is well"
+            over.set()
+        else:
+            with pytest.raises(EffectError, match="calls the tool refund directly"):
+                await result
+        await until(lambda: words)
+    assert "await ctx.call(refund, …)" in words[0]
+    assert "the function calls the tool refund directly" in caplog.text
+    assert desk.made == []
 
 
 async def test_a_call_is_made_with_the_changes_that_a_rule_requires() -> None:
@@ -844,7 +885,7 @@ async def test_a_door_in_direct_agents_is_found(monkeypatch: pytest.MonkeyPatch,
 
 
 async def test_a_door_in_the_functions_of_jobs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with door(monkeypatch, (job_loop, "IN_JOB", None)):
+    async with door(monkeypatch, (job_loop, "RefusingJudge", lambda refuse: None)):
         cells = await found({"function": _all_ways(_in_function, "denied")})
     assert cells >= {("function", way) for way in BY_TOOL - {"to_thread"}}
 

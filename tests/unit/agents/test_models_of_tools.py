@@ -1,7 +1,7 @@
 """Models that tools and steps of durable agents ask by themselves are judged and counted, once."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
@@ -242,20 +242,29 @@ async def test_each_call_of_a_model_is_judged_once_whoever_makes_it() -> None:
     assert len(desk.provider.requests) == 3
 
 
-async def test_the_function_of_a_job_asks_no_engine_by_itself() -> None:
+@pytest.mark.parametrize("way", ["complete", "stream", "embed", "agent.run"])
+async def test_the_function_of_a_job_asks_no_engine_by_itself(way: str) -> None:
+    """The job fails, also if the function catches the error: otherwise it would succeed without the answer."""
     desk = Desk()
 
-    async def job(ctx: DurableContext) -> Any:
-        with pytest.raises(UserError, match="calls an engine directly") as caught:
-            await desk.engine.complete("one")
-        with pytest.raises(UserError, match="calls an engine directly"):
-            async for _ in desk.engine.stream("one"):
-                pass
-        with pytest.raises(UserError, match="calls an engine directly"):
-            await asyncio.gather(desk.engine.embed(["one"]))
-        assert "ctx.llm(engine)" in caught.value.hint
-        return (await ctx.llm(desk.engine).complete("two")).content
+    async def in_pieces() -> None:
+        async for _ in desk.engine.stream("one"):
+            pass
 
-    assert await desk.run(job) == "yes"
-    assert [each.messages[0].text for each in desk.provider.requests] == ["two"]
+    ways: dict[str, Callable[[], Awaitable[Any]]] = {
+        "complete": lambda: desk.engine.complete("one"),
+        "stream": in_pieces,
+        "embed": lambda: asyncio.gather(desk.engine.embed(["one"])),
+        "agent.run": lambda: ModelAgent(desk.engine).run("one"),
+    }
+
+    async def job(ctx: DurableContext) -> Any:
+        with pytest.raises(UserError, match="calls an engine directly"):
+            await ways[way]()
+        return "all is well"
+
+    failed = await desk.run(job)
+    assert isinstance(failed, UserError), failed
+    assert "ctx.llm(engine)" in str(failed.hint)
+    assert desk.provider.requests == []
     assert (await desk.engine.complete("outside of a job")).content == "yes"
