@@ -263,7 +263,7 @@ class Build:
         for source in [
             source for _, task, source in self.inputs if stage_of(task.name) in {origin.id, *self.plan.before(origin)}
         ]:
-            if not ends(source.source):
+            if self.replay is not None or not ends(source.source):  # a replay stays open at its end
                 source.awaited_by = names if not source.awaited_by else f"{source.awaited_by}, {names}"
         self._first[stage.id] = {f"{stage.id}/{number}" for number in range(stage.parallelism)}, waiting
         for source in waiting:

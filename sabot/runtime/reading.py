@@ -391,12 +391,12 @@ class SourceInput(Reader):
         if facts is not None and facts.get("over"):
             self._has_ended()
 
-    def replay_to(self, end: Callable[[], Sequence[Any] | None]) -> None:
+    def replay_to(self, end: Callable[[], Sequence[Any] | None], *, reads: bool = True) -> None:
         """Makes the input stay open when its source is exhausted. It then emits the marks that `end` returns, or ends if `end`
-        returns None. Called after `open`, before the first poll.
+        returns None. Called after `open`, before the first poll. `reads`: False if no row is read.
         """
         self.replay = end
-        if self._exhausted():  # there is nothing to read
+        if not reads or self._exhausted():  # there is nothing to read
             self._has_ended()
 
     # -- in the task's thread ---------------------------------------------------------------------------------------------
@@ -420,6 +420,11 @@ class SourceInput(Reader):
         """Returns True if all rows that the source had at the start were passed to the task. From time to time logs
         how many are left.
         """
+        if self.replay is not None:  # it reads up to a checkpoint, not to the end of its source
+            if not self.exhausted:
+                return False
+            self.awaited_by = ""
+            return True
         left, now_ms = self.backlog, self._now_ms()
         if left:
             if now_ms >= self._next_told_ms:

@@ -39,16 +39,19 @@ class Replay:
         self._lock = threading.Lock()
 
     def begin(self, task: str, reader: SourceInput) -> None:
-        """Adds a reader, which is open and has read nothing. Raises UserError if its source no longer has its first rows."""
+        """Adds a reader, which is open and has read nothing. It reads nothing if the checkpoint does not know its source, which
+        the app then reads from its start. Raises UserError if its source no longer has its first rows.
+        """
+        known = any(stored.meta["input"].get("source") == reader.name for stored in self._tasks.values())
         for (topic, partition), offset in reader.positions.items():
-            if offset and isinstance(reader.source, TakesBound):  # the parts of a file do not begin at 0
+            if offset and known and isinstance(reader.source, TakesBound):  # the parts of a file do not begin at 0
                 raise UserError(
                     f"{topic}[{partition}] begins at {offset} now: its first rows are gone, and so the state cannot be computed again",
                     hint="give the state up (--drop), or run the program that wrote the checkpoint",
                 )
         with self._lock:
             self._left.add(task)
-        reader.replay_to(lambda: self._end(task, reader))
+        reader.replay_to(lambda: self._end(task, reader), reads=known)
 
     def begun(self) -> None:
         """Says that all readers are added."""

@@ -199,6 +199,45 @@ async def test_a_start_that_is_refused_after_its_refill_leaves_the_checkpoint_be
     assert {row["maker"]: row["n"] for row in found} == {"m0": 28, "m1": 26, "m2": 26}
 
 
+@pytest.mark.parametrize("parallelism", [1, 2])
+async def test_a_join_with_a_table_that_is_read_first_is_refilled(
+    lives: Lives, memory_url: str, parallelism: int
+) -> None:
+    """A reader up to a checkpoint never said that the rows from the start had been read: the other source waited for ever."""
+    MemoryBroker.get(memory_url).create_topic("vans", partitions=1)
+    lives.parallelism = parallelism
+
+    def program(app: App) -> None:
+        cars = app.table("vans", key="id", schema=CARS | {"ts": "int64"}, time="ts").named("cars")
+        found = app.stream("trips", schema=TRIPS, time="ts").join_asof(cars, on="id").named("found")
+        found.group_by("id").aggregate(n=count(), seats=sabot.sum("seats")).named("sums").upsert("id").to("out")
+
+    cars = [{"id": n % 5, "maker": "m", "seats": n, "ts": n * 1000} for n in range(80)]
+    await lives.live(program, {"vans": cars, "trips": trips(1, 60)})
+    before = lives.kept("sums")
+    assert len(before) == 5
+    await lives.live(program, {}, refill=["sums"])
+    assert lives.kept("sums") == before
+
+
+async def test_a_step_whose_topic_the_checkpoint_does_not_know_is_refilled_with_none_of_its_rows(
+    lives: Lives, memory_url: str
+) -> None:
+    """The second reading of a topic that no program had read went on for ever: it has no position to stop at."""
+    MemoryBroker.get(memory_url).create_topic("vans", partitions=1)
+
+    def program(topic: str) -> Any:
+        def build(app: App) -> None:
+            vehicles = app.stream(topic, schema=CARS)
+            vehicles.group_by("maker").aggregate(n=count()).named("makers").upsert("maker").to("out")
+
+        return build
+
+    await lives.live(program("cars"), {"cars": ROWS})
+    await lives.live(program("vans"), {"vans": ROWS[:10]}, refill=["makers"], drop=["read-1"])
+    assert {row["maker"]: row["n"] for row in lives.kept("makers")} == {"m0": 4, "m1": 3, "m2": 3}
+
+
 async def test_a_step_that_does_not_exist_is_named(lives: Lives) -> None:
     await lives.live(table("maker"), {"cars": ROWS})
     with pytest.raises(UserError, match="--refill nowest: the program has no step") as refused:
