@@ -17,10 +17,10 @@ from sabot.cli.printing import columns, json_line, moment
 from sabot.cli.running import guarded
 from sabot.errors import UserError
 from sabot.kafka import open_sink
-from sabot.plan import Plan, once_more, refill_options, svg
+from sabot.plan import Plan, refill_options, svg
 from sabot.runtime.facts import check_facts
 from sabot.runtime.outcomes import StateOutcome, outcomes_of
-from sabot.runtime.restore import Asked, check_app, known_columns, plan_of, spent_on
+from sabot.runtime.restore import Asked, check_app, known_columns, plan_of
 
 
 def plan(
@@ -81,10 +81,9 @@ def plan(
         manifest = saved.manifest()
         check_app(manifest, app.id)
         check_facts(manifest)
-        spent = spent_on(manifest)  # a start does not do this again
         asked = Asked(frozenset(drop or ()), frozenset(refill or ()), frozenset(reemit or ()))
         outcomes = outcomes_of(
-            *(_plan(app, manifest), manifest, asked.left(manifest)),
+            *(_plan(app, manifest), manifest, asked),
             ends=app.agent_runtime.writes,
             agents={id: agent.spec for id, agent in app.agent_runtime.agents.items()},
             open_topic=lambda topic: open_sink(topic, app.broker, app.settings.kafka),
@@ -100,14 +99,11 @@ def plan(
             columns(["operator", "state", "description", "why"], rows)
         lost = [each for each in outcomes if each.lost]
         if lost:
-            ways = " ".join(way for each in lost for way in each.ways)
-            again = once_more(
-                [way for each in lost for way in (*each.ways, *refill_options([(each.refills, ())]))], spent
-            )
+            ways = " ".join(dict.fromkeys(way for each in lost for way in each.ways))
             raise UserError(
                 "this program would not continue all state of the checkpoint: "
                 f"{'; '.join(f'{each.id}: {each.why}' for each in lost)}",
-                hint=_way_out(lost, ways + again),
+                hint=_way_out(lost, ways),
             )
 
     set_up_logging("warning")

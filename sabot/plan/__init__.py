@@ -1,7 +1,7 @@
 """From the graph of nodes that users wrote to the stages that run. There are no threads, sockets or clocks here."""
 
 from sabot.operators.layout.stages import Edge, Reading, Stage, Step, column_types
-from sabot.plan.against import check, compare, once_more, planned
+from sabot.plan.against import changed_steps, check, compare, planned
 from sabot.plan.agents import (
     agreed_deliveries,
     agreed_formats,
@@ -40,6 +40,7 @@ __all__ = [
     "agreed_formats",
     "agreed_nans",
     "arranged",
+    "changed_steps",
     "check",
     "check_alike",
     "column_types",
@@ -54,7 +55,6 @@ __all__ = [
     "letter_sinks",
     "make_plan",
     "mermaid",
-    "once_more",
     "only_letters",
     "place_of_sink",
     "planned",

@@ -9,8 +9,8 @@ each aggregate by what the aggregate computes (`operators.aggregates.migration`)
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -29,7 +29,7 @@ from sabot.plan.stages import Plan
 from sabot.plan.verdicts import Outcome, Planned, SavedStep, Verdict, refill_options
 from sabot.state.reading import SavedApp
 
-__all__ = ["Planned", "Verdict", "check", "compare", "once_more", "planned"]
+__all__ = ["Planned", "Verdict", "changed_steps", "check", "compare", "planned"]
 
 _UNITS = {"ttl": " ms", "within": " ms", "allowed_lateness": " ms"}
 
@@ -87,20 +87,23 @@ def compare(
     """
     saved = {each.id: each for each in _saved(manifest)}
     whole, parts = _given_up(drop, operators, saved)
-    matched = _matched(operators, saved)[0] if whole else {}
-    begun = {new.id: matched.get(new.id) or saved.get(new.id) for new in operators if new.id in whole}
-    gone = whole | {old.id for old in begun.values() if old is not None}
+    owned: dict[str, SavedStep] = {}
+    if whole:
+        matched = _matched(operators, saved)[0]
+        owned = {**_same_place(operators, saved, matched), **matched}
+    begun, gone = _begun(owned, {new.id for new in operators}, saved.keys(), whole, replayed)
     verdicts = []
     left = {id: old for id, old in saved.items() if id not in gone}
-    matched, unclear = _matched([new for new in operators if new.id not in whole], left)
+    going = [new for new in operators if new.id not in begun]
+    matched, unclear = _matched(going, left)
     taken = {old.id for old in matched.values()}
-    same = _same_place(operators, left, matched)
+    same = _same_place(going, left, matched)
     for new in operators:
         old = matched.get(new.id)
         same_id = same.get(new.id)
-        if new.id in gone and old is None:
-            taken.add(new.id)
-            before = saved.get(new.id) or begun.get(new.id)
+        if new.id in begun and old is None:
+            before = begun[new.id]
+            taken.update([] if before is None else [before.id])
             text = None if before is None else before.text
             why = f"{'it is filled again' if new.id in again else 'its state is dropped'}, as asked: it begins empty"
             verdicts.append(Verdict(new.id, text, new.text, "new", why, given_up=True))
@@ -131,24 +134,55 @@ def compare(
     return verdicts
 
 
+def _begun(
+    owned: Mapping[str, SavedStep],
+    mine: Set[str],
+    saved: Collection[str],
+    whole: Set[str],
+    replayed: Collection[str],
+) -> tuple[dict[str, SavedStep | None], set[str]]:
+    """Returns the operators that begin anew because the user gives their state up (`whole`), each with this state, and the
+    ids of all state that is given up. `owned`: the state that each operator would continue. `mine`: the ids of the
+    program's operators. `saved`: those of the checkpoint.
+
+    An id may be that of an operator, and of other state in the checkpoint. This state is given up too, except if it is
+    that of another operator which continues, or of one whose state is computed again.
+    """
+    going = {old.id for id, old in owned.items() if id not in whole or id in replayed}
+    lost = {id for id in whole if id in saved and not (id in mine and id in going)}
+    begun = {id: owned.get(id) for id in mine & whole if id not in replayed}
+    return begun, lost | {old.id for old in begun.values() if old is not None}
+
+
+def changed_steps(operators: Sequence[Planned], manifest: SavedApp) -> frozenset[str]:
+    """Returns the ids of those operators whose state in the checkpoint, if there is any of the same id, was made of other rows
+    or in another way.
+    """
+    saved = {each.id: each for each in _saved(manifest)}
+    return frozenset(
+        new.id
+        for new in operators
+        if (old := saved.get(new.id)) is None
+        or _what(old.schema) != _what(new.schema)
+        or steps_of(old.path) != steps_of(new.path)
+    )
+
+
 def _replayed(new: Planned, old: SavedStep | None, saved: Mapping[str, SavedStep], why: str) -> Verdict:
     """Returns the verdict on an operator whose state is computed again. In the new checkpoint the state has the id that it had,
-    by which the state of later steps refers to it.
+    by which the state of later steps refers to it. If it had none, and the checkpoint has state of another step under the
+    operator's id, it has a free one, by which `_matched` finds it (`SavedStep.made_for`).
     """
-    if old is None and new.id in saved:
-        why = f"it cannot be refilled, because the checkpoint has state of another step under this id: {saved[new.id].text}"
-        return Verdict(new.id, saved[new.id].text, new.text, "refuse", why, groups=saved[new.id].groups)
     id = new.id if new.named or old is None else old.id
+    while old is None and id in saved:
+        id += "-again"
     before, groups = (None, 1) if old is None else (old.text, max(1, old.groups))
     return Verdict(new.id, before, new.text, "refill", why, id, groups)
 
 
-def check(verdicts: Iterable[Verdict], checkpoint: int, spent: Collection[str] = ()) -> dict[str, str]:
+def check(verdicts: Iterable[Verdict], checkpoint: int) -> dict[str, str]:
     """Returns, for each operator that continues, the id under which the checkpoint has its state. Raises UserError if
     state would be lost; the error says what differs.
-
-    `spent`: what the start which wrote the checkpoint has done, and the next start does not do again: the names that it
-    has dropped, and the options `--refill NAME` of the steps that it has refilled.
     """
     found: dict[str, str] = {}
     lost: list[str] = []
@@ -159,7 +193,7 @@ def check(verdicts: Iterable[Verdict], checkpoint: int, spent: Collection[str] =
         if each.loses:
             lost.append(f"{each.id} ({each.before}): {each.reason}")
             losing.append(each)
-            ways += each.ways
+            ways += [way for way in each.ways if way not in ways]
             beside = beside or bool(each.place)
         elif each.saved_as is not None:
             found[each.id] = each.saved_as
@@ -167,25 +201,11 @@ def check(verdicts: Iterable[Verdict], checkpoint: int, spent: Collection[str] =
         keep = "; or leave the old statement, and write the changed one beside it, into another table" if beside else ""
         refills = refill_options((each.refills, each.ways) for each in losing)
         refill = f"; or compute this state again: {' '.join(refills)}" if refills else ""
-        again = once_more([*ways, *refills], spent)
         raise UserError(
             f"checkpoint {checkpoint} has state that would be lost with this program: {'; '.join(lost)}",
-            hint=f"run the program that wrote it{refill}; or give up only this state: {' '.join(ways)}{again}{keep}",
+            hint=f"run the program that wrote it{refill}; or give up only this state: {' '.join(ways)}{keep}",
         )
     return found
-
-
-def once_more(ways: Iterable[str], spent: Collection[str]) -> str:
-    """Returns a text for the hint of an error. It says that options which the error proposes were used for the last
-    start, and have no effect now. Returns "" if the error proposes no such option.
-
-    `ways`: the options that the error proposes. `spent`: the options of the last start, as in `check`.
-    """
-    again = [way for way in dict.fromkeys(ways) if way.removeprefix("--drop ") in spent]
-    if not again:
-        return ""
-    options = " ".join(again)
-    return f" (the last start has done {options}, which is done once: start and stop the program that wrote it without the option before)"
 
 
 def _given_up(
@@ -239,15 +259,16 @@ def _saved(manifest: SavedApp) -> Iterator[SavedStep]:
         timed = input is not None and TIME_COLUMN in input.names and not any(facts.get("untimed") for facts in parts)
         origin, conditions = first.get("origin", ""), first.get("conditions")
         facts = (operator, text, schema, len(parts), groups, named, path, names, event_time, timed, lineage)
-        yield SavedStep(*facts, origin, conditions, first.get("computed") or ())
+        yield SavedStep(*facts, origin, conditions, first.get("computed") or (), first.get("made_for", ""))
 
 
 def _matched(
     operators: Sequence[Planned], saved: Mapping[str, SavedStep]
 ) -> tuple[dict[str, SavedStep], dict[str, list[SavedStep]]]:
     """Returns, by operator id, the saved state that each operator continues, and for each unclear operator the saved
-    states that it may continue. Four rules are applied in turn to the operators and states that are not matched yet:
+    states that it may continue. These rules are applied in turn to the operators and states that are not matched yet:
 
+    0. The state was computed again for this operator, and it has not changed since.
     1. The operator has an id of the user's, and a state has the same id.
     2. Both keep the same state (equal schemas), and are of the same statement of a script. Of several such operators,
        those through whose steps the same rows come belong together.
@@ -258,6 +279,11 @@ def _matched(
        none of the same statement.
     """
     matched = {new.id: saved[new.id] for new in operators if new.named and new.id in saved}
+    made = {old.made_for: old for old in saved.values() if old.made_for}
+    for new in operators:
+        old = made.get(new.id)
+        if old is not None and _what(old.schema) == _what(new.schema) and steps_of(old.path) == steps_of(new.path):
+            matched[new.id] = old
     taken = {old.id for old in matched.values()}
     unclear: dict[str, list[SavedStep]] = {}
     alike: dict[str, tuple[list[Planned], list[SavedStep]]] = defaultdict(lambda: ([], []))
@@ -319,12 +345,21 @@ def _same_place(
     operators: Sequence[Planned], left: Mapping[str, SavedStep], matched: Mapping[str, SavedStep]
 ) -> dict[str, SavedStep]:
     """Returns, for operators that match no saved state, the saved state with which the user should compare them: that of
-    the same statement of a script, if there is one of this kind, otherwise that of the same id.
+    the same statement of a script, if there is one of this kind, otherwise that of the same steps, or of the same id.
     """
     free = {id: old for id, old in left.items() if old not in matched.values()}
     news = [new for new in operators if new.id not in matched]
     found: dict[str, SavedStep] = {}
-    for new in news:
+    kinds = Counter((steps_of(new.path), new.schema["kind"]) for new in news if not new.named)
+    for new in news if left else ():
+        alike = [
+            old for old in free.values() if not old.named and steps_of(old.path) == steps_of(new.path) and not new.named
+        ]
+        alike = [old for old in alike if old.schema.get("kind") == new.schema["kind"]]
+        if len(alike) == kinds[steps_of(new.path), new.schema["kind"]] == 1 and not new.origin.name:
+            found[new.id] = alike[0]
+            del free[alike[0].id]
+    for new in (each for each in news if each.id not in found):
         same_id = free.get(new.id)
         if not new.origin.name or new.named:
             if same_id is not None:
@@ -401,7 +436,8 @@ def _unclear(new: Planned, olds: list[SavedStep]) -> Verdict:
     names = " or ".join(old.id for old in olds)
     why = f"it may go on with the state of {names}, and nothing says which: name them before the checkpoint, .named(…)"
     before = " or ".join(sorted({old.text for old in olds}))
-    return Verdict(new.id, before, new.text, "refuse", why, groups=sum(old.groups for old in olds))
+    instead = (new.id, *(old.id for old in olds))
+    return Verdict(new.id, before, new.text, "refuse", why, groups=sum(old.groups for old in olds), instead=instead)
 
 
 def _verdict(old: SavedStep, new: Planned, given_up: Mapping[str, set[str]]) -> Verdict:

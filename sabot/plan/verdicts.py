@@ -104,9 +104,13 @@ class Verdict:
     @property
     def ways(self) -> list[str]:
         """The options of the command line (`--drop …`) that give up exactly the state that would be lost."""
+        return [f"--drop {quote(name)}" for name in self.names_to_drop]
+
+    @property
+    def names_to_drop(self) -> list[str]:
+        """The names in `ways`."""
         names = [f"{self.id}.{part.name}" for part in self.parts if part.outcome == "refuse"]
-        names = list(self.instead) or names or [self.id]
-        return [f"--drop {quote(name)}" for name in names]
+        return list(self.instead) or names or [self.id]
 
 
 def steps_of_tables(operators: Sequence[Planned]) -> dict[str, str]:
@@ -147,3 +151,4 @@ class SavedStep(NamedTuple):
     origin: str  # the name of the statement of a script that made it, or ""
     conditions: Sequence[str] | None  # those of filters before it; None if the checkpoint does not say them
     computed: Sequence[Mapping[str, str]]  # as in Planned; empty if the checkpoint does not say them
+    made_for: str  # the id of the step for which a refill has made it, in the checkpoint of that refill; else ""

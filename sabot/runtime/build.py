@@ -64,7 +64,7 @@ from sabot.runtime.inference import wait_for_columns
 from sabot.runtime.inputs import GateInput
 from sabot.runtime.reading import Reader, SourceInput
 from sabot.runtime.replay import Replay
-from sabot.runtime.restore import Asked, decide, plan_of, positions_in, readers_in, sinks_in, spent_on, stored_streams
+from sabot.runtime.restore import Asked, decide, plan_of, positions_in, readers_in, sinks_in, stored_streams
 from sabot.runtime.settings import RunSettings
 from sabot.runtime.source_log import recall
 from sabot.runtime.task import Chain, Link, Output, StreamTask, receiver_of
@@ -545,9 +545,11 @@ class Build:
         if not stored_streams(restored):
             return
         assert self.plan is not None
-        decided = decide(self.plan, restored, Asked(drop=self.settings.drop, reemit=self.settings.reemit))
+        settings = self.settings
+        decided = decide(self.plan, restored, Asked(settings.drop, settings.refill, settings.reemit))
+        decided.tell_what_is_done()
         verdicts, reemits = decided.verdicts, decided.reemits
-        saved_as = check(verdicts, restored.checkpoint_id, spent_on(restored))
+        saved_as = check(verdicts, restored.checkpoint_id)
         forgets = {each.id: each.forgets for each in verdicts}
         for each in verdicts:
             loses = each.given_up or bool(each.forgets) or any(part.outcome == "drop" for part in each.parts)

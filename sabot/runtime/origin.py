@@ -71,24 +71,10 @@ class Origin:
         a checkpoint since.
 
         Raises UserError if the savepoint is missing, or, at a restart, if the checkpoint to which the app goes back
-        is. State that the user drops (`--drop`) is dropped once: if the checkpoint was taken after a start with the
-        same option, it is restored completely.
+        is.
         """
         found, settings = self._find(storage), self._app.settings
-        asked = Asked(settings.dropped, settings.refilled, settings.reemitted)
-        self.asked = left = asked.left(found)
-        if found is not None:
-            for wanted, still, said in (
-                (
-                    asked.drop,
-                    left.drop,
-                    "the last start has already dropped %s, as asked: state that was made since then is kept",
-                ),
-                (asked.refill, left.refill, "an earlier start has already refilled %s, as asked"),
-                (asked.reemit, left.reemit, "an earlier start has already written %s again, as asked"),
-            ):
-                if wanted != still:
-                    _log.info(said, ", ".join(sorted(wanted - still)))
+        self.asked = Asked() if found is None else Asked(settings.dropped, settings.refilled, settings.reemitted)
         return found
 
     def describe(self, origin: Manifest | None) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from sabot.plan import Refill, check, ending, ending_at, walk
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.replay import Replay
-from sabot.runtime.restore import Asked, Decided, decide, known_columns, plan_of, spent_on, stored_streams
+from sabot.runtime.restore import Asked, Decided, decide, known_columns, plan_of, stored_streams
 from sabot.runtime.settings import RunnableApp, RunSettings
 from sabot.state.files import remove_tree
 
@@ -56,6 +56,7 @@ class Refilling:
         self._app, self._agents = app, agents
         self._ends = ending(ends, app.settings.end_at)
         self._storage, self._manifest = storage, manifest
+        self._given_up: set[str] = set()  # the ids of state in the checkpoint that no step of the program has
         self._saved_as: dict[str, str] = {}  # by the id of a step that is computed again: its id in the checkpoints
 
     def look(self, asked: Asked) -> Decided:
@@ -73,9 +74,10 @@ class Refilling:
         )
         is_savepoint = manifest.home().where != self._storage.directory
         decided = decide(plan, manifest, asked, start_at=self._app.settings.start_at, is_savepoint=is_savepoint)
-        check(decided.verdicts, manifest.checkpoint_id, spent_on(manifest))
+        check(decided.verdicts, manifest.checkpoint_id)
         again = (each for each in decided.verdicts if each.outcome == "refill")
         self._saved_as = {each.id: each.saved_as for each in again if each.saved_as}
+        self._given_up = {each.id for each in decided.verdicts if each.outcome == "drop" and each.given_up}
         return decided
 
     async def run(self, refill: Refill, stop_asked: asyncio.Event) -> Manifest:
@@ -166,7 +168,7 @@ class Refilling:
     def _stored(self, made: Manifest, refill: Refill) -> Manifest:
         """Stores the checkpoint with the state that `made` has of the refilled steps, and everything else as it was. Blocks."""
         old, storage = self._manifest, self._storage
-        gone = set(self._saved_as.values())
+        gone = {*self._saved_as.values(), *self._given_up}
         tasks = {name: _without(task, gone) for name, task in old.tasks.items()}
         kept = {path for task in tasks.values() for path in (*task.states.values(), *task.files.values())}
         kept |= {part.file for track in old.lanes.values() for part in track.pending}
@@ -180,13 +182,16 @@ class Refilling:
                 for place, id in enumerate(id for id in found if id in task.states):
                     states[self._saved_as[id]] = path = f"refilled/{number:04d}/{place:04d}"
                     RestoredState(made.state_directory(name, id)).save(directory / path)
-                operators = {self._saved_as[id]: facts for id, facts in found.items()}
+                operators = {self._saved_as[id]: self._of(id, facts) for id, facts in found.items()}
                 texts = {self._saved_as[id]: task.meta["texts"][id] for id in found if id in task.meta["texts"]}
                 meta = {"ended": False, "input": {}, "operators": operators, "texts": texts}
                 if operators:
                     tasks[f"refilled-{name}"] = StoredTask(meta=meta, states=states)
-            before = old.describe.get("refilled", ())
-            describe = {**old.describe, "refilled": sorted({*before, *refill.topics})}
+            describe = {
+                **old.describe,
+                "refilled": sorted({*old.describe.get("refilled", ()), *refill.topics}),
+                "dropped": sorted({*old.describe.get("dropped", ()), *self._given_up}),
+            }
             created_ms = int(self._app.clock.time() * 1000)
             manifest = msgspec.structs.replace(
                 old, checkpoint_id=checkpoint_id, created_ms=created_ms, describe=describe, tasks=tasks, seconds=0.0
@@ -195,6 +200,14 @@ class Refilling:
         except BaseException:
             storage.abort(checkpoint_id)
             raise
+
+    def _of(self, id: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the facts about a refilled step, in which other steps have their ids of the checkpoint."""
+        lineage = [
+            [{**each, "from": self._saved_as.get(each["from"], each["from"])} for each in every]
+            for every in facts.get("lineage", ())
+        ]
+        return {**facts, "made_for": id, **({"lineage": lineage} if lineage else {})}
 
 
 def _without(task: StoredTask, gone: Collection[str]) -> StoredTask:

@@ -38,6 +38,7 @@ from sabot.plan import (
     SavedSource,
     Verdict,
     Way,
+    changed_steps,
     compare,
     dead_letter_topics,
     fed_by_streams,
@@ -285,24 +286,33 @@ class Asked:
             refill = frozenset(step if each == topic else each for each in refill)
         return replace(self, drop=drop, refill=refill)
 
-    def left(self, restored: Manifest | None) -> "Asked":
-        """Returns what no earlier start has done, since each is done once; nothing without a checkpoint."""
-        if restored is None:
-            return Asked()
-        done = [restored.describe.get(name, ()) for name in ("dropped", "refilled", "reemitted")]
-        return Asked(self.drop.difference(done[0]), self.refill.difference(done[1]), self.reemit.difference(done[2]))
+    def without(self, done: "Asked") -> "Asked":
+        """Returns what is asked and is not in `done`."""
+        return Asked(self.drop - done.drop, self.refill - done.refill, self.reemit - done.reemit)
 
 
 @dataclass(frozen=True)
 class Decided:
     """The result of `decide`: the verdicts on the state of a checkpoint, how steps are refilled, and, by the id of the stage of
-    a sink, the paths from the tables that are written into it again. `asked`: what the user asks, by the ids of steps.
+    a sink, the paths from the tables that are written into it again. `asked`: what the user asks and no earlier start has done
+    for this program, by the ids of steps. `done`: what an earlier start has done for this program.
     """
 
     verdicts: list[Verdict]
     refill: Refill
     reemits: Mapping[str, Sequence[Way]]
     asked: Asked
+    done: Asked
+
+    def tell_what_is_done(self) -> None:
+        """Logs which options have no effect at this start."""
+        for names, said in (
+            (self.done.drop, "the last start has already dropped %s, as asked: state that was made since then is kept"),
+            (self.done.refill, "an earlier start has already refilled %s, as asked"),
+            (self.done.reemit, "an earlier start has already written %s again, as asked"),
+        ):
+            if names:
+                _log.info(said, ", ".join(sorted(names)))
 
 
 def decide(
@@ -317,6 +327,26 @@ def decide(
     """
     operators = planned(plan)
     asked = asked.by_step(operators)
+    done = _done(plan, operators, restored, asked)
+    while True:
+        left = asked.without(done)
+        decided = _decided(plan, operators, restored, left, start_at, is_savepoint)
+        # What was done for the last program has to be done for this one too where it would be refused otherwise.
+        losing = [each for each in decided.verdicts if each.loses]
+        needed = {name for each in losing for name in (*each.names_to_drop, *each.refills)}
+        if not needed & (done.drop | done.refill):
+            return replace(decided, done=done)
+        done = done.without(Asked(frozenset(needed), frozenset(needed)))
+
+
+def _decided(
+    plan: Plan,
+    operators: Sequence[Planned],
+    restored: Manifest,
+    asked: Asked,
+    start_at: Place,
+    is_savepoint: bool,
+) -> Decided:
     way = partial(_refill_of, plan, operators, start_at=start_at)
     refill = way(asked.refill)
     if refill.topics and is_savepoint:
@@ -326,7 +356,21 @@ def decide(
             hint=f"start from the savepoint without it, stop the app, and start it again with {options}",
         )
     verdicts = _verdicts(plan, operators, restored, asked, refill, way)
-    return Decided(verdicts, refill, reemit_of(plan, operators, asked.reemit), asked)
+    return Decided(verdicts, refill, reemit_of(plan, operators, asked.reemit), asked, Asked())
+
+
+def _done(plan: Plan, operators: Sequence[Planned], restored: Manifest, asked: Asked) -> Asked:
+    """Returns what is asked and an earlier start has done, for steps and tables that are the same since then: each is done
+    once.
+    """
+    names = [frozenset(restored.describe.get(name, ())) for name in ("dropped", "refilled", "reemitted")]
+    before = Asked(*names).by_step(operators)
+    refilled = asked.refill & before.refill
+    return Asked(
+        asked.drop & before.drop,
+        refilled - changed_steps(operators, restored) if refilled else refilled,
+        asked.reemit & before.reemit,
+    )
 
 
 def _refill_of(plan: Plan, operators: Sequence[Planned], names: Collection[str], start_at: Place) -> Refill:
@@ -383,6 +427,7 @@ def _verdicts(
     drop = asked.drop - gone.keys()
     verdicts = _compared(operators, restored, drop, refill)
     verdicts = _with_refills(way, operators, restored, drop, asked.refill, verdicts)
+    verdicts = _with_drops(way, operators, restored, drop, asked.refill, verdicts)
     return [
         *verdicts,
         *(
@@ -412,7 +457,6 @@ def _not_read(name: str, others: Sequence[str]) -> str:
 
 def _compared(operators: Sequence[Planned], restored: Manifest, drop: Set[str], refill: Refill) -> list[Verdict]:
     why = f"it is computed again from {' and '.join(refill.sources)}, up to the positions of the checkpoint"
-    drop = refill.left_to_drop(drop)
     verdicts = compare(operators, restored, drop | refill.tables, dict.fromkeys(refill.replayed, why), refill.tables)
     # A step of `refill.tables` begins anew only to be filled from the tables above it.
     again = {each.id for each in verdicts if each.id in refill.tables and each.fills}
@@ -442,10 +486,34 @@ def _with_refills(
     return [replace(each, refills=ways) if each.id in helped else each for each in verdicts]
 
 
-def spent_on(restored: Manifest) -> frozenset[str]:
-    """Returns what the start that wrote the checkpoint has done, as `spent` of `plan.check`."""
-    described = restored.describe
-    return frozenset([*described.get("dropped", ()), *(f"--refill {name}" for name in described.get("refilled", ()))])
+def _with_drops(
+    way: Callable[[Collection[str]], Refill],
+    operators: Sequence[Planned],
+    restored: Manifest,
+    drop: Set[str],
+    refill: Set[str],
+    verdicts: list[Verdict],
+) -> list[Verdict]:
+    """Returns the verdicts, where refusals name all state that has to be given up with theirs, so that a start with the options
+    that they offer is not refused for other state.
+    """
+    helped = {name for each in verdicts if each.loses for name in each.refills}
+    for again in ({*refill, *helped}, refill) if helped else (refill,):
+        offered = [each for each in verdicts if each.loses and not (helped and each.refills and again is not refill)]
+        names = {name for each in offered for name in each.names_to_drop}
+        more: dict[str, None] = {}
+        while True:
+            now = _compared(operators, restored, frozenset({*drop, *names, *more}), way(again))
+            further = [name for each in now if each.loses for name in each.names_to_drop]
+            further = [name for name in further if name not in names and name not in more]
+            if not further:
+                break
+            more.update(dict.fromkeys(further))
+        if more and offered:
+            last = offered[-1]
+            wider = replace(last, instead=(*last.names_to_drop, *more))
+            verdicts = [wider if each is last else each for each in verdicts]
+    return verdicts
 
 
 def readers_in(restored: Manifest, source: str) -> list[Mapping[str, Any]]:

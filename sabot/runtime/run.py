@@ -242,13 +242,13 @@ class Run:
 
     async def _refilled(self, storage: CheckpointStorage, manifest: Manifest) -> Manifest:
         """Returns a new checkpoint, with the positions of `manifest`, in which the state of the steps that the user refills is
-        computed again. Those that the tables above them can fill are added to the state that is dropped.
+        computed again, or `manifest` if the tables above these steps fill them.
         """
         specs = [agent.spec for agent in self.agents.values() if agent.spec is not None]
         refilling = Refilling(self.app, self._writes, specs, storage, manifest)
         decided = await run_in_thread(refilling.look, self._origin.asked)
         asked, refill = decided.asked, decided.refill
-        self._origin.asked = replace(asked, drop=refill.left_to_drop(asked.drop) | refill.tables)
+        self._origin.asked = replace(asked, drop=refill.left_to_drop(asked.drop), refill=refill.tables)
         if not refill.topics:
             return manifest
         self._refilled_as = made = await refilling.run(refill, self._stop_asked)
@@ -261,6 +261,7 @@ class Run:
             coordinator=self._coordinator,
             staged=delivery.staged,
             drop=self._origin.asked.drop,
+            refill=self._origin.asked.refill,
             reemit=self._origin.asked.reemit,
             stop_asked=self._stop_asked.is_set,
             first_record_s=self._first_record_s,

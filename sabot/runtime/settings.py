@@ -109,6 +109,8 @@ class RunSettings:
     """The ids of operators in the restored checkpoint whose state is not restored, and OPERATOR.NAME for a part of an
     operator's state.
     """
+    refill: frozenset[str] = frozenset()
+    """The ids of operators that begin anew, and are filled from the tables above them."""
     reemit: frozenset[str] = frozenset()
     """The names of the sinks into which tables are written again, whole."""
     first_record_s: float = math.inf
@@ -186,6 +188,7 @@ def settings_of(
     coordinator: TaskCoordinator,
     staged: Callable[[str, Sink, Delivery], Sink],
     drop: frozenset[str],
+    refill: frozenset[str],
     reemit: frozenset[str],
     stop_asked: Callable[[], bool],
     first_record_s: float,
@@ -207,6 +210,7 @@ def settings_of(
         kind=app.durable_kind,
         reprocess=app.reprocess,
         drop=drop,
+        refill=refill,
         reemit=reemit,
         stop_asked=stop_asked,
         first_record_s=first_record_s,

@@ -97,7 +97,7 @@ class Start(ControlMessage, frozen=True):
     - `store`, `generation`: the object store of the checkpoints, or None, and the generation under which workers store files
       there.
     - `tracks`: the folder of the parts of each exactly-once sink.
-    - `drop`: the state that the user gives up. `reemit`: the sinks into which tables are written again.
+    - `drop`, `refill`, `reemit`: as in `RunSettings`.
     - `over`: True if the streams had ended in the checkpoint and are not opened.
     - `reprocess`: the durable agents whose records are read again.
     - `proof`: the content of the file `proof` in `folder`. A worker that reads another text there sees a folder of its own
@@ -117,6 +117,7 @@ class Start(ControlMessage, frozen=True):
     over: bool = False
     reprocess: list[str] = []
     reemit: list[str] = []
+    refill: list[str] = []
     proof: str = ""
     store: str | None = None
     generation: int = 0

@@ -276,6 +276,7 @@ class AppWorker:
             coordinator=checkpoints,
             staged=tracks.staged,
             drop=frozenset(start.drop),
+            refill=frozenset(start.refill),
             reemit=frozenset(start.reemit),
             stop_asked=self._stop_asked.is_set,
             first_record_s=0.0,

@@ -252,6 +252,7 @@ class WorkerStreams:
                 for track in self._delivery.given()
             },
             drop=sorted(self._settings.drop),
+            refill=sorted(self._settings.refill),
             reemit=sorted(self._settings.reemit),
             over=self._streams_over,
             reprocess=sorted(self._settings.reprocess),

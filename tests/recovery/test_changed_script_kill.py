@@ -82,7 +82,7 @@ async def test_a_script_that_was_killed_goes_on_with_another_text(tmp_path, work
     said = lines_of(log)
     row = 1 + FIRST[: FIRST.index("INSERT INTO totals SELECT")].count("\n")
     assert f"(at shop.sql:{row}:20)" in said, "the error does not say where the GROUP BY is"
-    assert "--drop group-1" in said
+    assert "--drop totals.group-1" in said
 
     script.write_text(CHANGED)
     with running(log, *words, folder=tmp_path) as process:

@@ -4,10 +4,14 @@ A start uses the name of the statement as a hint to find the state of the step i
 around the statement. The name of a step that a user gives (`.named("totals")`) comes before it.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from hashlib import sha256
 from typing import NamedTuple
+
+_LONGEST = 60
 
 
 class StepOrigin(NamedTuple):
@@ -19,6 +23,19 @@ class StepOrigin(NamedTuple):
 
     name: str = ""
     place: str = ""
+
+    @property
+    def prefix(self) -> str:
+        """The beginning of the ids of its steps: "totals." for "INSERT INTO totals", "orders.read." for "TABLE orders",
+        and "" for a step of Python. Characters that an id cannot have are "-".
+        """
+        name = self.name.removeprefix("INSERT INTO ").removeprefix("VIEW ")
+        if name.startswith("TABLE "):
+            name = f"{name.removeprefix('TABLE ')}.read"
+        words = re.sub(r"[^A-Za-z0-9_.]+", "-", name.replace(", ", ".")).strip("-.")
+        if len(words) > _LONGEST:  # ids are names of folders
+            words = f"{words[:_LONGEST]}-{sha256(name.encode()).hexdigest()[:8]}"
+        return f"{words}." if words else ""
 
 
 NO_ORIGIN = StepOrigin()

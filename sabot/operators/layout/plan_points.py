@@ -8,8 +8,9 @@ adds the node's operator, with the operators that must stand before it, and retu
         point = point.partition_by(node.keys, "ranked")
         return point.step(node.text(), partial(TopN, node.keys, …), id=node.id)
 
-A `Layout` is the plan while it is made. It numbers stages and operators by kind, and these ids name state in checkpoints: a function that
-adds an operator more, or adds them in another order, gives the state of one operator to another.
+A `Layout` is the plan while it is made. It numbers stages and operators by kind, operators of a script within their statement, and these
+ids name state in checkpoints: a function that adds an operator more, or adds them in another order, gives the state of one operator to
+another.
 """
 
 from collections import Counter
@@ -199,7 +200,8 @@ class Layout:
 
     def _id(self, kind: str) -> str:
         """Returns the next id of this kind. Ids name state, and each kind is counted by itself: an added filter does
-        not change the ids of windows.
+        not change the ids of windows. The kind of a step of a script begins with its statement, so that no other
+        statement changes its number.
         """
         while True:
             self._counts[kind] += 1
@@ -215,7 +217,7 @@ class Layout:
 
     def new_step(self, text: str, make: Callable[[], Operator], id: str, path: str) -> Step:
         """Returns a new step for `PlanPoint.step`. Raises UserError if the id is taken."""
-        given, id = bool(id), id or self._id(text.split(" ", 1)[0])
+        given, id = bool(id), id or self._id(self.origin.prefix + text.split(" ", 1)[0])
         if id in self._ids:
             raise UserError(
                 f"two steps are called {id!r}", hint="name each once, and not as others are called by themselves"

@@ -6,6 +6,7 @@ import sqlite3
 import pytest
 
 from sabot import App
+from sabot.api.nodes.origin import StepOrigin
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import UserError
 from sabot.sql.syntax.text import SqlError
@@ -86,10 +87,40 @@ def test_a_change_of_the_text_moves_no_state(folder, monkeypatch, statements):
 
 def test_a_statement_before_with_equal_state_does_not_take_that_of_another_one(folder, monkeypatch):
     found = verdicts(folder, monkeypatch, ALIKE.replace("WHERE id > 3 ", ""), TOTALS, PAIRS)
-    assert sorted(found.values()) == ["keep", "migrate", "new"]
-    assert [outcome for text, outcome in found.items() if "the checkpoint calls it group-1" in text] == ["migrate"]
+    assert sorted(found.values()) == ["keep", "keep", "new"]
     found = verdicts(folder, monkeypatch, ALIKE, TOTALS, PAIRS)
-    assert sorted(found.values()) == ["keep", "migrate", "new"]
+    assert sorted(found.values()) == ["keep", "keep", "new"]
+
+
+async def test_a_checkpoint_with_ids_that_were_counted_over_the_whole_script_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    broker = MemoryBroker.get("memory://old-ids")
+
+    async def run(statements: str, rows: int) -> None:
+        app = App("shop", broker="memory://old-ids", state="state")
+        app.sql(TABLES + statements)
+        await app.start()
+        broker.publish("orders", [{"id": i, "customer": i % 3, "amount": i} for i in range(rows)])
+        broker.publish("paid", [{"id": i, "price": i} for i in range(rows)])
+        await until(lambda: rows_read(app) == 2 * rows, "the rows")
+        await app.stop()
+
+    def said(*statements: str) -> dict[str, str]:
+        app = App("shop", broker="memory://old-ids")
+        app.sql(TABLES)
+        lines = [line.split(maxsplit=1) for line in app.sql(script(*statements)).splitlines()[1:]]
+        return {name: outcome for name, outcome in lines if name.rpartition(".")[2].startswith(("group", "join"))}
+
+    with monkeypatch.context() as before:
+        before.setattr(StepOrigin, "prefix", "")
+        await run(ALIKE + TOTALS + PAIRS, 6)
+    now = said(PAIRS, TOTALS, ALIKE)
+    for id, then in {"totals.group-1": "group-2", "more.group-1": "group-1", "pairs.join-1": "join-"}.items():
+        assert f"the checkpoint calls it {then}" in now[id]
+    await run(PAIRS + TOTALS + ALIKE, 4)
+    assert {name: outcome.split()[0] for name, outcome in said(ALIKE, PAIRS, TOTALS).items()} == {
+        "totals.group-1": "keep", "more.group-1": "keep", "pairs.join-1": "keep",
+    }  # fmt: skip
 
 
 def test_a_changed_filter_keeps_the_state_of_its_statement_though_a_new_one_has_the_old_text(folder, monkeypatch):
@@ -98,14 +129,14 @@ def test_a_changed_filter_keeps_the_state_of_its_statement_though_a_new_one_has_
     app = App("shop", broker="memory://changed")
     app.sql(TABLES)
     lines = app.sql(script(old, filtered, PAIRS)).splitlines()[1:]
-    groups = [line.split(maxsplit=2)[:2] for line in lines if line.startswith("group")]
-    assert groups == [["group-1", "new"], ["group-2", "migrate"]]
+    groups = [line.split(maxsplit=2)[:2] for line in lines if ".group-" in line.split()[0]]
+    assert groups == [["more.group-1", "new"], ["totals.group-1", "keep"]]
 
 
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("WHERE id > 1 GROUP", "WHERE id > 1 (at SQL:2:91) is new: for rows from here on; --refill group-1 applies it to those before"),
+        ("WHERE id > 1 GROUP", "WHERE id > 1 (at SQL:2:91) is new: for rows from here on; --refill totals.group-1 applies"),
         ("WHERE id > 1 AND amount <> 7 GROUP", "WHERE id > 1 (at SQL:2:91) AND amount <> 7 (at SQL:2:102) is new"),
         ("GROUP", ""),
     ],
@@ -136,7 +167,7 @@ def test_a_changed_column_that_a_state_needs_is_named_with_what_becomes_of_the_r
     assert " was " not in said("k,", "k, SUM(x) + 1 AS t,")
     assert " was " not in said("customer, amount AS x", "customer, amount + 1 AS y, amount AS x")
     text = said("customer + 10", "customer + 20")
-    assert "k was customer + 10, is customer + 20: for rows from here on; --refill group-1" in text
+    assert "k was customer + 10, is customer + 20: for rows from here on; --refill totals.group-1" in text
     assert "x was amount, is customer: for rows from here on" in said("amount AS x", "customer AS x")
 
 
@@ -152,7 +183,7 @@ def test_a_filter_that_the_checkpoint_has_is_named_in_words_of_sql(tmp_path, mon
         app = App("shop", state="state")
         app.sql("CREATE TABLE totals WITH ('connector' = 'blackhole')")
         plan = app.sql(f"EXPLAIN AGAINST 'state' {statement}")
-        return next(line for line in plan.splitlines() if line.startswith("group-1 "))
+        return next(line for line in plan.splitlines() if line.startswith("totals.group-1 "))
 
     assert "WHERE" not in said(count.format("WHERE amount > 3 AND note <> 'x'"))
     assert "WHERE note <> 'x' is gone: for rows from here on" in said(count.format("WHERE amount > 3"))
@@ -166,7 +197,7 @@ def test_a_source_that_is_read_before_the_others_takes_no_position_of_theirs(fol
         folder, monkeypatch,
         "INSERT INTO more SELECT r.id, p.price FROM refunds AS r JOIN paid AS p ON r.id = p.id;", PAIRS, TOTALS,
     )  # fmt: skip
-    assert sorted(found.values()) == ["keep", "migrate", "new"]
+    assert sorted(found.values()) == ["keep", "keep", "new"]
 
 
 def test_an_aggregate_is_added_and_the_others_go_on(folder, monkeypatch):
@@ -197,7 +228,7 @@ async def test_a_start_that_would_lose_state_says_where_and_what_to_do(folder):
         await app.run()
     said = str(error.value)
     assert "key id is new (int64) (at SQL:8:20)" in said
-    assert "--drop group-1" in said
+    assert "--drop totals.group-1" in said
     assert "or leave the old statement, and write the changed one beside it, into another table" in said
 
 

@@ -1,0 +1,240 @@
+"""Random programs over tables that change at random from life to life, in SQL and in Python: each start that is refused offers
+options with which it is not, and the next start gets exactly these.
+
+SABOT_HINT_SEEDS=N draws N sequences of each kind.
+"""
+
+import json
+import os
+import random
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sabot
+from sabot import App, Stream, UserError, col
+from sabot.api.nodes.origin import StepOrigin
+from sabot.connectors.memory import MemoryBroker
+from sabot.connectors.sql import SqlSink
+from tools.agent_tools import bounded, until
+
+SEEDS = int(os.environ.get("SABOT_HINT_SEEDS", "20"))
+TOPICS = ("orders", "customers", "clicks")
+OPTION = re.compile(r"--(refill|drop|reemit) ('[^']*'|[^\s;,)]+)")
+SOURCES = """
+CREATE TABLE orders (id BIGINT, customer BIGINT, amount BIGINT, kind BIGINT, PRIMARY KEY (id) NOT ENFORCED)
+    WITH ('connector' = 'upsert-kafka', 'topic' = 'orders', 'key.format' = 'json', 'value.format' = 'json');
+CREATE TABLE customers (id BIGINT, city BIGINT, PRIMARY KEY (id) NOT ENFORCED)
+    WITH ('connector' = 'upsert-kafka', 'topic' = 'customers', 'key.format' = 'json', 'value.format' = 'json');
+CREATE TABLE clicks (customer BIGINT, kind BIGINT, amount BIGINT)
+    WITH ('connector' = 'memory', 'topic' = 'clicks', 'format' = 'json');
+"""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A table that a program writes. kind: "group", "join" (a group over a join), "left", "rows", "pairs" (a join) or "clicks"
+    (a group over rows that are only added). above: rows must have a greater amount; None: all.
+    """
+
+    kind: str = "group"
+    aggregates: tuple[str, ...] = ("n",)
+    above: int | None = None
+    column: str = "amount"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return {"rows": ("v",), "pairs": ("v", "w")}.get(self.kind, self.aggregates)
+
+    def sql(self, name: str) -> tuple[str, str]:
+        """CREATE TABLE and INSERT INTO."""
+        made = {"n": "COUNT(*)", "s": f"SUM(o.{self.column})", "m": f"MAX(o.{self.column})"}
+        aggregates = ", ".join(f"{made[each]} AS {each}" for each in self.aggregates)
+        where = "" if self.above is None else f" WHERE o.amount > {self.above}"
+        joined = f"orders AS o JOIN customers AS c ON o.customer = c.id{where}"
+        query = {
+            "group": f"SELECT o.customer AS k, {aggregates} FROM orders AS o{where} GROUP BY o.customer",
+            "join": f"SELECT c.city AS k, {aggregates} FROM {joined} GROUP BY c.city",
+            "left": f"SELECT c.id AS k, {aggregates} FROM customers AS c LEFT JOIN orders AS o ON o.customer = c.id{where} "
+            "GROUP BY c.id",
+            "rows": f"SELECT o.id AS k, o.{self.column} AS v FROM orders AS o{where}",
+            "pairs": f"SELECT o.id AS k, o.{self.column} AS v, c.city AS w FROM {joined}",
+            "clicks": f"SELECT o.customer AS k, {aggregates} FROM clicks AS o{where} GROUP BY o.customer",
+        }[self.kind]
+        columns = ", ".join(f"{each} BIGINT" for each in self.columns)
+        table = (
+            f"CREATE TABLE {name} (k BIGINT, {columns}, PRIMARY KEY (k) NOT ENFORCED) WITH ('connector' = 'sqlite', "
+            f"'url' = 'sqlite:DATABASE', 'table-name' = '{name}', 'evolve' = 'true');"
+        )
+        return table, f"INSERT INTO {name} {query};"
+
+    def stream(self, tables: Mapping[str, Stream]) -> Stream:
+        """The same as steps of Python."""
+        made = {"n": sabot.count(), "s": sabot.sum(self.column), "m": sabot.max(self.column)}
+        aggregates = {each: made[each] for each in self.aggregates}
+        orders = tables["clicks" if self.kind == "clicks" else "orders"].rename({"customer": "k"})
+        rows = orders if self.above is None else orders.filter(col("amount") > self.above)
+        cities = tables["customers"].rename({"id": "k"})
+        if self.kind in ("join", "pairs"):
+            rows = rows.join(cities, on="k")
+        elif self.kind == "left":
+            rows = cities.join(rows, on="k", how="left")
+        if self.kind in ("group", "clicks", "left"):
+            return rows.group_by("k").aggregate(**aggregates).upsert("k")
+        if self.kind == "join":
+            return rows.drop("k").rename({"city": "k"}).group_by("k").aggregate(**aggregates).upsert("k")
+        values = {"k": col("id"), "v": col(self.column), **({"w": col("city")} if self.kind == "pairs" else {})}
+        return rows.select(**values).upsert("k")
+
+
+Program = dict[str, Statement]
+
+
+def drawn(rng: random.Random) -> Statement:
+    kind = rng.choice(["group", "join", "left", "rows", "pairs", "clicks"])
+    return Statement(kind, some(rng), rng.choice([None, None, 30, 60]), rng.choice(["amount", "amount", "kind"]))
+
+
+def some(rng: random.Random) -> tuple[str, ...]:
+    return tuple(sorted(rng.sample("nsm", rng.randint(1, 3))))
+
+
+def changed(rng: random.Random, program: Program) -> Program:
+    """The program with a statement that is added, removed or changed, or all in another order."""
+    what, at = rng.choice(["add", "remove", "change", "aggregates", "filter", "order"]), rng.choice(list(program))
+    free = [name for name in map("t{}".format, range(5)) if name not in program]
+    items = list(program.items())
+    if what == "add" and free:
+        items.insert(rng.randint(0, len(items)), (rng.choice(free), drawn(rng)))
+    elif what == "remove" and len(items) > 1:
+        items = [each for each in items if each[0] != at]
+    elif what == "order":
+        rng.shuffle(items)
+    else:
+        new = {
+            "aggregates": replace(program[at], aggregates=some(rng)),
+            "filter": replace(program[at], above=rng.choice([None, 30, 60])),
+        }.get(what) or drawn(rng)
+        items = [(name, new if name == at else each) for name, each in items]
+    return dict(items)
+
+
+def in_sql(app: App, program: Program, database: str) -> None:
+    tables, inserts = zip(*(each.sql(name) for name, each in program.items()), strict=True)
+    app.sql(SOURCES + "\n".join([*tables, *inserts]).replace("DATABASE", database))
+
+
+def in_python(app: App, program: Program, database: str) -> None:
+    numbers = {"customer": "int64", "amount": "int64", "kind": "int64"}
+    tables = {
+        "orders": app.table("orders", key="id", schema={"id": "int64", **numbers}),
+        "customers": app.table("customers", key="id", schema={"id": "int64", "city": "int64"}),
+        "clicks": app.stream("clicks", schema=numbers),
+    }
+    for name, each in program.items():
+        each.stream(tables).to(SqlSink(f"sqlite:{database}", table=name, evolve=True))
+
+
+@dataclass
+class Lives:
+    """The lives of one app, and the rows of its topics."""
+
+    build: Callable[[App, Program, str], None]
+    broker: str
+    folder: Path
+    rng: random.Random
+    tried: list[str] = field(default_factory=list)
+
+    def publish(self, count: int) -> None:
+        broker, rng = MemoryBroker.get(self.broker), self.rng
+        for topic in TOPICS:
+            broker.create_topic(topic)
+        for _ in range(count):
+            topic, id = rng.choice(["orders", *TOPICS]), rng.randrange(40)
+            row = {"customer": rng.randrange(12), "amount": rng.randrange(100), "kind": rng.randrange(5)}
+            if topic == "customers":
+                id, row = id % 12, {"city": rng.randrange(4)}
+            key = None if topic == "clicks" else json.dumps({"id": id}).encode()
+            broker.publish(topic, [row if key is None else {"id": id, **row}], key=key)
+
+    async def live(self, program: Program, options: Mapping[str, list[str]], folder: Path | None = None) -> App:
+        """Runs the program until it has read all rows."""
+        folder = folder or self.folder
+        app = App("shop", broker=self.broker, state=str(folder / "state"))
+        app.configure(checkpoint_interval=3600, **options)
+        self.build(app, program, str(folder / "tables.db"))
+        await bounded(app.start())
+        try:
+            await until(lambda: _has_read_all(app), "all rows to be read")
+        finally:
+            await bounded(app.stop())
+        return app
+
+    async def next(self, program: Program) -> dict[str, list[str]]:
+        """Starts the program; if that is refused, once more with the options that the hint offers first. Returns these."""
+        try:
+            await self.live(program, {})
+        except UserError as error:
+            options: dict[str, list[str]] = {}
+            offered = (
+                str(error.hint).split("; or give up only this state")[0] if "--refill" in error.hint else error.hint
+            )
+            for name, value in OPTION.findall(offered):
+                options.setdefault(name, []).extend(shlex.split(value))
+            self.tried = [f"{error.message} ({error.hint})", str(options)]
+            await self.live(program, options)
+            return options
+        return {}
+
+
+def _has_read_all(app: App) -> bool:
+    lags = [each["input"]["lag"] for each in app.statistics()["streams"].values() if "lag" in each["input"]]
+    return bool(lags) and all(lag and not any(lag.values()) for lag in lags)
+
+
+async def lived(build: Any, seed: int, broker: str, folder: Path, changes: int = 5) -> Lives:
+    rng = random.Random(seed)
+    lives = Lives(build, broker, folder, rng)
+    program: Program = {f"t{number}": drawn(rng) for number in range(rng.randint(1, 3))}
+    lives.publish(100)
+    await lives.live(program, {})
+    for _ in range(changes):
+        before, program = program, changed(rng, program)
+        lives.publish(10)
+        try:
+            await lives.next(program)
+        except UserError as error:
+            said = "\n".join(lives.tried)
+            raise AssertionError(
+                f"seed {seed}: from {before}\nto {program}\n{said}\nis refused again: {error}"
+            ) from error
+    return lives
+
+
+@pytest.mark.slow  # a second of a core each
+@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("build", [in_sql, in_python], ids=["sql", "python"])
+async def test_a_start_with_the_options_of_the_hint_is_not_refused(
+    build: Any, seed: int, memory_url: str, tmp_path: Path
+) -> None:
+    await lived(build, seed, memory_url, tmp_path)
+
+
+@pytest.mark.slow  # half a minute
+async def test_ids_that_are_counted_over_the_whole_script_and_hints_that_are_not_tried_are_found(
+    memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepOrigin, "prefix", "")
+    monkeypatch.setattr("sabot.runtime.restore._with_drops", lambda *given: given[-1])
+
+    async def tried() -> None:
+        for seed in range(60):
+            await lived(in_sql, seed, f"{memory_url}-{seed}", tmp_path / str(seed))
+
+    with pytest.raises(AssertionError, match="is refused again"):
+        await tried()
