@@ -77,7 +77,7 @@ class SlotState(StatePart):
         self._owners = self.keys_at if owners is None else list(owners)
         self._cuts = OpenCuts()
         self._most_bytes = int(context.memory_budget * MEMORY_SHARE)
-        self._tick = self._evicted = self._back = 0
+        self._tick = self._evicted = self._evicted_keys = self._back = 0
         self._cold: Segments | None = None
         if context.directory is not None and key_indices:
             fields = [field for schema in files.values() for field in schema]
@@ -221,6 +221,13 @@ class SlotState(StatePart):
     def cold_rows(self) -> int:
         return 0 if self._cold is None else len(self._cold)
 
+    @property
+    def key_count(self) -> int:
+        """The number of keys with state. That of the keys on disk is an estimate: their rows are counted, and a key is
+        taken to have as many as the keys that left the memory in this run.
+        """
+        return len(self.known) + keys_of_rows(self.cold_rows, self._evicted_keys, self._evicted)
+
     def figures(self) -> dict[str, int]:
         """Returns figures for statistics."""
         cold = self._cold
@@ -337,6 +344,7 @@ class SlotState(StatePart):
         """Returns the rows of these slots for a segment, with their hashes and the times at which they are due."""
         rows = self.rows_of(slots)
         self._evicted += rows[0].num_rows
+        self._evicted_keys += len(slots)
         columns = [column for each in rows for column in each.columns]
         hashes = self._hashes_of(rows, self.keys_at).to_numpy()
         return pa.RecordBatch.from_arrays(columns, schema=schema), hashes, self.due_of(rows)
@@ -345,6 +353,11 @@ class SlotState(StatePart):
         """Returns the slots that were not touched for longest."""
         (slots,), _ = longest_idle([self.known], int(len(self.known) * _SHARE) + 1, self._tick)
         return slots
+
+
+def keys_of_rows(rows: int, evicted_keys: int, evicted_rows: int) -> int:
+    """Returns about how many keys so many rows on disk have, if each key has as many rows as those that were evicted."""
+    return -(-rows * evicted_keys // evicted_rows) if evicted_rows else rows
 
 
 def saved_rows(part: Saved, name: str) -> Iterator[pa.RecordBatch]:

@@ -21,6 +21,7 @@ from sabot._cython.groups.partition import hash_columns
 from sabot._cython.groups.tables import give_back
 from sabot.operators.base import CHUNK_ROWS, Cut, OperatorContext, Saved
 from sabot.operators.cuts import MEMORY_SHARE, SlotRows
+from sabot.operators.slot_state import keys_of_rows
 from sabot.operators.state_parts import Batches, Owned, StatePart, key_hashes, take_over
 from sabot.state.segments import Segments, read_segments
 
@@ -112,7 +113,7 @@ class SpilledGroups(StatePart):
         self._count: dict[int, int] = {}  # by pane: the number of rows of its groups on disk
         self._bytes: dict[int, int] = {}  # by pane: its bytes in memory when it was measured last
         self._touched: set[int] = set()
-        self._all_bytes = self._evicted = self._back = 0
+        self._all_bytes = self._evicted = self._evicted_groups = self._back = 0
         self._rows = self._batches = self._read_bytes = 0  # since the last measurement
         self._cold: Segments | None = None
         if spills and context.directory is not None and keys:
@@ -202,11 +203,11 @@ class SpilledGroups(StatePart):
         self._count = {}
 
     def statistics(self, of_store: dict[str, int]) -> dict[str, int]:
-        """Returns the store's figures, with the groups on disk added."""
+        """Returns the store's figures, with the groups on disk added: about as many as their rows say."""
         cold, count = self._cold, self.count
         return {
             **of_store,
-            "groups": of_store["groups"] + count,
+            "groups": of_store["groups"] + keys_of_rows(count, self._evicted_groups, self._evicted),
             "cold": of_store["cold"] + count,
             "bytes": of_store["bytes"] + (0 if cold is None else cold.nbytes),
             "disk_bytes": of_store.get("disk_bytes", 0) + (0 if cold is None else cold.disk_bytes),
@@ -288,6 +289,7 @@ class SpilledGroups(StatePart):
                 self._open_rows.note(slots, pane)
                 rows = self._groups.rows_of(pane, slots)
                 waiting.append((pane, rows, _places(self._hashes_of(rows, self._keys).to_numpy(), pane)))
+                self._evicted_groups += len(slots)
                 self._groups.forget(pane, slots)
                 self._store.leave(pane, slots)
                 size += rows.nbytes

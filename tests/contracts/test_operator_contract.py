@@ -484,3 +484,17 @@ def test_the_figures_say_how_large_the_state_is(case: Case, folder: Path, budget
         elif not isinstance(part, Stateful):
             assert size["state_keys"] == size["state_bytes"] == 0
     run.stop()
+
+
+@each_case
+def test_keys_on_disk_are_counted_as_keys(case: Case, folder: Path) -> None:
+    """An app with 50,000 keys showed the 15,647 that its budget left in memory."""
+    counted = []
+    for name, budget in [("memory", None), ("disk", 1)]:
+        run = Run(case, folder / name, budget=budget)
+        for piece in pieces(case, random.Random("keys")):
+            run.give(piece)
+        counted.append(sum(state_size(part.statistics())["state_keys"] for part in run.parts))
+        run.stop()
+    in_memory, on_disk = counted
+    assert in_memory <= on_disk <= 2 * in_memory  # a key may have some of its rows in memory and others on disk

@@ -241,7 +241,7 @@ class Process(StatefulOperator, HasBranches):
             "timers": len(timers),
             "timers_fired": timers.timers.statistics()["fired"],
             "values": values["keys"],
-            "keys": len(self._state.known),
+            "keys": timers.key_count,
             "bytes": figures["bytes"] + values["bytes"],
             "broadcast": sum(len(each.stored) for each in self._state.maps.values()),
             "dropped": dict(self._dropped),

@@ -313,7 +313,7 @@ class Over(SavesWatermark):
     def statistics(self) -> dict[str, Any]:
         every = [part.statistics() for part in self._every_part()]
         return {
-            "keys": max((each["keys"] + each.get("cold", 0) for each in every), default=0),
+            "keys": max((each["keys"] for each in every), default=0),
             "rows": sum(each["rows"] for each in every) + sum(rows.num_rows for rows in getattr(self, "_held", [])),
             **{name: sum(each.get(name, 0) for each in every) for name in ("bytes", *_MOVED)},
         }

@@ -192,7 +192,7 @@ class OverSlots(SlotState):
         return [self]
 
     def groups(self) -> int:
-        return len(self.known) + self.cold_rows
+        return self.key_count
 
     @property
     @abstractmethod
@@ -200,7 +200,7 @@ class OverSlots(SlotState):
         """The number of rows in memory."""
 
     def statistics(self) -> dict[str, int]:
-        return {"keys": len(self.known), "rows": self.rows + self.cold_rows, **self.figures()}
+        return {"keys": self.key_count, "rows": self.rows + self.cold_rows, **self.figures()}
 
     def close(self) -> None:
         if not self.is_held:

@@ -225,7 +225,7 @@ class TopN(RankedOperator, GivesTable, FilledFromTable):
                 yield Batch(self._result(columns, ranks, ops, times))
 
     def group_count(self) -> int:
-        return 0 if self._state is None else len(self._state.known) + self._state.cold_rows
+        return 0 if self._state is None else self._state.key_count
 
     def close(self) -> None:
         if self._state is not None:
@@ -239,7 +239,7 @@ class TopN(RankedOperator, GivesTable, FilledFromTable):
         if self._state is None:
             return {}
         rows = len(self._state.table) + self._state.cold_rows
-        return {"keys": len(self._state.known), "rows": rows, **self._state.figures()}
+        return {"keys": self._state.key_count, "rows": rows, **self._state.figures()}
 
 
 class _RankState(SlotState):

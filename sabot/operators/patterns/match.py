@@ -342,7 +342,7 @@ class Pattern(StatefulOperator):
         return {
             **self._state.figures(),
             "partial_matches": len(self._table),
-            "keys": len(self._known) + self._state.cold_rows,
+            "keys": self._state.key_count,
             "held_rows": len(self._rows),
             "matches": self._matches,
             **self._late.statistics(),

@@ -257,7 +257,7 @@ class KeyedRuns(SlotState):
         return len(self.runs) + self.cold_rows
 
     def statistics(self) -> dict[str, int]:
-        return {"keys": len(self.known), **self.figures()}
+        return {"keys": self.key_count, **self.figures()}
 
 
 class RunAggregates(KeyedRuns):

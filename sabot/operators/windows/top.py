@@ -305,11 +305,17 @@ class WindowTopN(RankedOperator):
         panes = [pane for _, pane in self._panes.items()]
         nbytes = sum(pane.nbytes for pane in panes)
         figures = self._spilled.statistics(
-            {"groups": 0, "cold": 0, "bytes": nbytes, "evicted_total": 0, "faults_total": 0}
+            {
+                "groups": sum(len(pane.known) for pane in panes),
+                "cold": 0,
+                "bytes": nbytes,
+                "evicted_total": 0,
+                "faults_total": 0,
+            }
         )
         return {
             "panes": len(panes),
-            "keys": sum(len(pane.known) for pane in panes),
+            "keys": figures["groups"],
             "rows": sum(len(pane.rows) for pane in panes) + figures["cold"],
             **{name: figures[name] for name in ("bytes", "disk_bytes", "cold", "evicted_total", "faults_total")},
             **self._late.statistics(),
