@@ -6,6 +6,7 @@ AddressSanitizer, UBSan and these asserts, and without Cython's checks, which wo
 
 import os
 import re
+import runpy
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -81,6 +82,7 @@ class TranslateAndBuild(build_ext):
 
 if __name__ == "__main__":  # the processes that translate may import this file
     setup(
+        version=runpy.run_path("sabot/base/version.py")["sabot_version"](),
         ext_modules=EXTENSIONS,
         cmdclass={"build_ext": TranslateAndBuild},
         options={"build_ext": {"parallel": os.cpu_count()}},

@@ -18,6 +18,7 @@ from tools.without_agents import ROOMS
 ORDER = [
     "base",  # its `__init__`, which imports nothing
     "base.lazy_imports",
+    "base.version",  # which the build runs by itself
     "base.redaction",
     "base.quantities",
     "base.addresses",

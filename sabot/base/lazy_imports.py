@@ -8,18 +8,20 @@ The stub of a package, `__init__.pyi`, is the one list of its names and their mo
 import ast
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
 
 def lazy_exports(
-    package: str, *, elsewhere: str = ""
+    package: str, *, elsewhere: str = "", beside: Mapping[str, str] | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Returns the `__getattr__`, the `__dir__` and the `__all__` of a package, made from its stub. Raises ImportError
     if the stub is missing. `elsewhere`: a module whose `FUNCTIONS` says what is written here for names of other libraries.
+    `beside`: names that are no part of `__all__`, and their modules.
     """
-    where = _homes(package)
+    public = _homes(package)
+    where = {**public, **(beside or {})}
 
     def load(name: str) -> Any:
         if name not in where:
@@ -36,7 +38,7 @@ def lazy_exports(
         """
         return sorted({*where, *(name for name in vars(sys.modules[package]) if name.startswith("__"))})
 
-    return load, names, sorted(where, key=_place)
+    return load, names, sorted(public, key=_place)
 
 
 def _homes(package: str) -> dict[str, str]:

@@ -39,6 +39,9 @@ class _Kind:
 _ROWS = ("operator", "topic")
 _MODEL = ("provider", "model")
 _KINDS = {
+    "sabot_build_info": _Kind(
+        "gauge", ("version", "python", "program"), "1; the labels are the versions of Sabot, Python and the program."
+    ),
     "sabot_records_in_total": _Kind(
         "counter", _ROWS, "Records read for an agent or a stream, or handed from one to another."
     ),

@@ -230,7 +230,7 @@ def _line(record: CheckpointRecord) -> list[object]:
 
 
 def _program(manifest: Manifest) -> dict[str, str]:
-    return {"app": str(manifest.describe.get("app", "")), "version": str(manifest.describe.get("version", ""))}
+    return {name: str(manifest.describe.get(name, "")) for name in ("app", "version", "sabot")}
 
 
 def _table(what: str, titles: list[str], rows: Iterable[list[object]]) -> None:

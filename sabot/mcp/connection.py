@@ -40,6 +40,7 @@ from mcp import Client, MCPError
 from mcp.types import HEADER_MISMATCH, Implementation
 from pydantic import TypeAdapter, ValidationError
 
+from sabot.base.version import sabot_version
 from sabot.errors import SabotError, message_of, short_repr
 from sabot.llm.messages import ChatMessage, assistant, user
 from sabot.llm.schema import Mismatch
@@ -66,7 +67,6 @@ from sabot.mcp.wire import (
     asks_as_before,
     check_encoded,
     check_granted,
-    client_version,
     errors_in,
     first_wrong,
     is_closed,
@@ -336,7 +336,7 @@ class McpConnection:
             messages_of(self._spec, self.key, self._config, self.ended, self._awaits),
             mode="legacy" if self._legacy else "auto",
             cache=None,
-            client_info=Implementation(name="sabot", version=client_version()),
+            client_info=Implementation(name="sabot", version=sabot_version()),
             message_handler=self._heard,
             elicitation_callback=self._elicited,
             sampling_callback=self._sampled if self._samples else None,

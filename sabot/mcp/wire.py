@@ -4,7 +4,6 @@ server has done a call.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from importlib import metadata
 from typing import Any, TypeVar
 
 import mcp.types as types
@@ -227,11 +226,3 @@ def errors_in(error: BaseException | None) -> Sequence[BaseException]:
 def reason_of(error: BaseException) -> str:
     """Returns the reason why a session has ended, as a text. `error`: the error with which it ended."""
     return "; ".join(f"{type(each).__name__}: {message_of(each)}"[:300] for each in errors_in(error)) or "it was closed"
-
-
-def client_version() -> str:
-    """Returns the version of the client that servers see."""
-    try:
-        return metadata.version("sabot")
-    except metadata.PackageNotFoundError:  # run from the source tree
-        return "0"

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import os
+import platform
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -25,6 +26,7 @@ from sabot.base.metrics import Health, Metrics, Sample
 from sabot.base.probes import Page, page_of
 from sabot.base.process_exit import Exit, find_exit
 from sabot.base.threads import Handle, call_on_loop, run_to_end, threads
+from sabot.base.version import sabot_version
 from sabot.checkpoint import Coordinator
 from sabot.clock import process_cpu_seconds
 from sabot.connectors.memory import CountSink, MemoryBroker, TableSink
@@ -220,6 +222,9 @@ class AppRunner:
                 in_run=self._in_run,
             )
             self._began = self.app.clock.monotonic()
+            program = f"{self.app.id} {self.app.settings.version}".rstrip()
+            python = platform.python_version()
+            _log.info("app %s starts: Sabot %s, Python %s, process %d", program, sabot_version(), python, os.getpid())
             try:
                 try:
                     await run.open()
@@ -640,6 +645,7 @@ class AppRunner:
         """Yields metrics samples of the checkpoints and of the open parts. Streams and agents have samples of their
         own.
         """
+        yield Sample("sabot_build_info", 1, sabot_version(), platform.python_version(), self.app.settings.version)
         checkpoints = self.coordinator.statistics()
         yield Sample("sabot_checkpoint_failed_total", checkpoints["failed"])
         if checkpoints["completed"]:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from sabot._cython.groups.partition import HASH_VERSION
 from sabot.api.settings import Settings
 from sabot.base.redaction import redacted_url
+from sabot.base.version import sabot_version
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.runtime.restore import Asked
@@ -81,7 +82,12 @@ class Origin:
         """Returns the description that every checkpoint of this run contains. `origin`: the result of `find`. Does
         not block.
         """
-        facts: dict[str, Any] = {"app": self._app.id, "version": self._app.settings.version, "hash": HASH_VERSION}
+        facts: dict[str, Any] = {
+            "app": self._app.id,
+            "version": self._app.settings.version,
+            "hash": HASH_VERSION,
+            "sabot": sabot_version(),
+        }
         if origin is not None:  # it may be the savepoint with which the program was started
             facts["from"] = origin.describe.get("from") if self.savepoint is None else identity(origin)
         if self._app.settings.dropped:

@@ -15,12 +15,12 @@ import platform
 import socket
 import ssl
 import sys
-from importlib.metadata import version
 
 import msgspec
 import pyarrow as pa
 
 from sabot.base.redaction import keep_secret
+from sabot.base.version import sabot_version
 from sabot.errors import UNREADABLE, TransientError, UserError
 from sabot.exchange import Tls
 from sabot.workers.connection import ControlConnection
@@ -68,7 +68,7 @@ class JoinedApp(msgspec.Struct, frozen=True):
 
 def versions() -> dict[str, str]:
     """Returns the versions that must be equal in all processes of an app, because they share plans, rows and state."""
-    return {"sabot": version("sabot"), "Python": platform.python_version(), "pyarrow": pa.__version__}
+    return {"sabot": sabot_version(), "Python": platform.python_version(), "pyarrow": pa.__version__}
 
 
 def name_of(worker: int) -> str:

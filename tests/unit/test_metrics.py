@@ -6,6 +6,7 @@ import gc
 import http.client
 import itertools
 import json
+import platform
 import socket
 import sys
 import threading
@@ -19,6 +20,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client.parser import text_string_to_metric_families
 
+import sabot
 from sabot import App
 from sabot.base.metrics import Durations, Metrics, Sample
 from sabot.connectors.files import NdjsonSink, NdjsonSource
@@ -146,6 +148,7 @@ async def test_an_app_has_just_these_names_and_labels(app: App) -> None:
         "sabot_checkpoint_failed_total": {"app"},
         "sabot_checkpoint_sync_seconds": {"app", "operator"},
         "sabot_checkpoint_alignment_seconds": {"app", "operator"},
+        "sabot_build_info": {"app", "version", "python", "program"},
         "sabot_restarts_total": {"app"},
         "sabot_state_bytes": {"app", "operator"},
         "sabot_state_keys": {"app", "operator"},
@@ -161,7 +164,12 @@ async def test_an_app_has_just_these_names_and_labels(app: App) -> None:
 
 def test_an_app_that_never_ran_has_figures_too(app: App) -> None:
     shop = frozenset({("app", "shop")})
-    assert read(app) == {("sabot_checkpoint_failed_total", shop): 0, ("sabot_restarts_total", shop): 0}
+    build = shop | {("version", sabot.__version__), ("python", platform.python_version()), ("program", "")}
+    assert read(app) == {
+        ("sabot_build_info", build): 1,
+        ("sabot_checkpoint_failed_total", shop): 0,
+        ("sabot_restarts_total", shop): 0,
+    }
 
 
 async def test_a_failed_agent_is_counted_and_its_unread_rows_are_lag(app: App) -> None:

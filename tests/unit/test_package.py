@@ -7,13 +7,15 @@ import sys
 import tarfile
 import tomllib
 import zipfile
-from importlib.metadata import requires, version
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 import sabot
 from sabot._cython.arrow import batch
+from sabot.base.version import RELEASE, version_of
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -28,8 +30,45 @@ def run(*command: str | Path, cwd: Path, **env: str) -> "subprocess.CompletedPro
     )
 
 
-def test_version_is_the_one_of_the_installed_package() -> None:
-    assert sabot.__version__ == version("sabot")
+def test_the_version_of_a_tree_names_its_commit_without_a_build(tmp_path: Path) -> None:
+    """All builds were 0.1.0, so neither a log nor a checkpoint told which one had written it."""
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT / "sabot" / "base", tree / "sabot" / "base", ignore=shutil.ignore_patterns("__pycache__"))
+    assert version_of(tree) == f"{RELEASE}.dev0"  # an archive of the sources
+
+    def git(*words: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        done = run("git", *identity, *words, cwd=tree)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    git("init", "-q")
+    assert version_of(tree) == f"{RELEASE}.dev0"  # there is no commit
+    found = []
+    for number in (1, 2):
+        git("commit", "-q", "--allow-empty", "-m", f"commit {number}")
+        found.append(version_of(tree))
+        assert found[-1] == f"{RELEASE}.dev{number}+g{git('rev-parse', '--short=9', 'HEAD')}"
+        assert Version(found[-1]) < Version(RELEASE)
+    assert Version(found[0]) < Version(found[1])
+    clone = tmp_path / "clone"
+    git("clone", "-q", "--depth", "1", f"file://{tree}", str(clone))  # without tags, and without the first commit
+    assert version_of(clone).partition("+")[2] == found[1].partition("+")[2]
+    git("tag", f"v{RELEASE}")
+    assert version_of(tree) == RELEASE
+
+
+def test_a_build_without_git_has_the_version_of_what_it_was_made_from(tmp_path: Path) -> None:
+    """An sdist says it in PKG-INFO, a wheel in its metadata; a Sabot elsewhere on the path says nothing about it."""
+    sdist, wheel = tmp_path / "sdist", tmp_path / "wheel"
+    for folder, file in [(sdist, "PKG-INFO"), (wheel, "sabot-0.1.0.dev7+gabc.dist-info/METADATA")]:
+        (folder / file).parent.mkdir(parents=True)
+        (folder / file).write_text("Metadata-Version: 2.4\nName: sabot\nVersion: 0.1.0.dev7+gabc\n")
+        assert version_of(folder) == "0.1.0.dev7+gabc"
+
+
+def test_the_version_of_the_package_is_that_of_its_tree() -> None:
+    assert sabot.__version__ == version_of(ROOT)
 
 
 def test_core_dependencies_are_the_ten_that_a_stream_and_its_console_need() -> None:
@@ -139,7 +178,7 @@ def test_the_wheel_holds_modules_stubs_and_marker_and_no_sources(built: tuple[Pa
     assert [name for name in names if name.endswith((".cpp", ".c", ".h", ".pyx"))] == []
     python = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sabot").rglob("*.py")}
     assert python <= names
-    assert {name.split("/")[0] for name in names} == {"sabot", f"sabot-{sabot.__version__}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"sabot", f"sabot-{RELEASE}.dev0.dist-info"}  # the tree has no git
 
 
 @pytest.mark.slow

@@ -77,6 +77,7 @@ def test_one_is_shown_with_positions_operators_agents_and_output(saved: Path) ->
     for words in (
         ["app", "shop"],
         ["version", "v7"],
+        ["sabot", sabot.__version__],
         ["shop.seen", "30", "0", "0", "0"],
         [str(saved / "rows.ndjson"), "0", str(size)],
         ["read-1/0", "tumbling-1", "-", "tumbling window"],
