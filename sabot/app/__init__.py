@@ -30,7 +30,7 @@ from sabot.app.scripts import print_without_traceback
 from sabot.base.arrays import python_value
 from sabot.base.checks import Whole, check, is_number
 from sabot.base.config import checked_name, checked_topic
-from sabot.base.logs import set_up_logging
+from sabot.base.logs import name_program, set_up_logging
 from sabot.base.options import check_names, option, takes, takes_id_and
 from sabot.calls.judging import refuse_in_job
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -449,13 +449,18 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
                     hint="await app.run(), as in a notebook",
                 )
             set_up_logging(level, form)
+            name_program(self.id, self.settings.version)
             try:
                 asyncio.run(self.run())
             except SabotError as error:
                 if argv is not None:
                     error.hint = hint_with_program(error.hint, f"python {parser.prog}")
-                if level != "debug":
-                    print_without_traceback(error)
+                if level != "debug" or form == "json":
+                    print_without_traceback(error, with_traceback=level == "debug")
+                raise
+            except Exception as error:
+                if form == "json":  # a traceback would be many lines that are no JSON
+                    print_without_traceback(error, with_traceback=True)
                 raise
 
     async def start(self) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sabot.base.redaction import scrubbed, visible
+from sabot.base.version import sabot_version
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS = ("text", "json")
@@ -31,25 +32,31 @@ class _Scrubbing(logging.Formatter):
 
 
 class _AsJson(logging.Formatter):
-    """A formatter that writes one JSON object a line: time (ISO, UTC), level, logger and message; also worker if the
-    app has several, and traceback if there is one.
+    """A formatter that writes one JSON object a line: time (ISO, UTC), level, logger, message, pid, the versions of
+    Sabot and of the program, and the app once it is loaded; also worker if the app has several, and traceback if there
+    is one.
     """
 
     def __init__(self, worker: str) -> None:
         super().__init__()
-        self._worker = {"worker": worker} if worker else {}
+        self.facts = {"sabot": sabot_version()} | ({"worker": worker} if worker else {})
 
     def format(self, record: logging.LogRecord) -> str:
+        trace = record.exc_text or (self.formatException(record.exc_info) if record.exc_info else "")
+        return self.line(record, scrubbed(record.getMessage()), scrubbed(trace))
+
+    def line(self, record: logging.LogRecord, message: str, trace: str) -> str:
+        """Returns the line of a record with these texts, in which no secret is left. Waits for no lock."""
         facts = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            **self._worker,
-            "message": visible(scrubbed(record.getMessage())),
+            "message": visible(message),
+            "pid": record.process,
+            **self.facts,
         }
-        if record.exc_info or record.exc_text:
-            trace = record.exc_text or self.formatException(record.exc_info)  # type: ignore[arg-type]
-            facts["traceback"] = visible(scrubbed(trace))
+        if trace:
+            facts["traceback"] = visible(trace)
         return json.dumps(facts, ensure_ascii=False)
 
 
@@ -106,13 +113,41 @@ def trace_of(error: BaseException) -> str | None:
     return visible(scrubbed("".join(traceback.format_tb(trace)))).rstrip()[-_TRACE_CHARACTERS:]
 
 
+_json: _AsJson | None = None  # set if this process was asked for JSON
+
+
+def name_program(app: str, version: str) -> None:
+    """Writes the app and the version of its program into each JSON line from now on."""
+    if _json is not None:
+        _json.facts |= {"app": app} | ({"version": version} if version else {})
+
+
+def log_is_json() -> bool:
+    """Returns True if the log of this process has JSON lines, and so has all that is written to stderr."""
+    return _json is not None
+
+
+def as_json(message: str, level: int, trace: str = "") -> str | None:
+    """Returns a message that is not logged but written to stderr, such as the error that ends the process, as a line
+    of the log. Returns None if the log has text lines. `message`, `trace`: without secrets (`scrubbed`).
+
+    A handler of a signal may call this: it waits for no lock, which the interrupted code may hold.
+    """
+    if _json is None:
+        return None
+    return _json.line(logging.LogRecord("sabot", level, __file__, 0, message, (), None), message, trace)
+
+
 def set_up_logging(level: str, form: str = "text", worker: str = "") -> None:
     """Sends log lines of Sabot from `level` up, and those of other libraries from `warning` up, to stderr. Does
     nothing if the program has set up logging by itself. Lines that functions of jobs log in replays (`is_new`) are only
     kept if `level` is "debug".
 
-    `form`: "text" or "json". `worker`: the name of this process in its log lines, or "" if the app has one process.
+    `form`: "text" or "json", also for what is written to stderr beside the log. `worker`: the name of this process in
+    its log lines, or "" if the app has one process.
     """
+    global _json
+    _json = _AsJson(worker) if form == "json" else None
     if logging.getLogger().handlers:
         return
     handler = logging.StreamHandler(sys.stderr)
@@ -121,7 +156,7 @@ def set_up_logging(level: str, form: str = "text", worker: str = "") -> None:
     text = _Scrubbing(f"%(asctime)s %(levelname)s {f'{worker}, ' if worker else ''}%(name)s: %(message)s")
     if least > logging.DEBUG:
         handler.addFilter(is_new)
-    handler.setFormatter(_AsJson(worker) if form == "json" else text)
+    handler.setFormatter(_json or text)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # The log ring of an app keeps lines from INFO up in any case.
     logging.getLogger("sabot").setLevel(min(least, logging.INFO))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import sabot
-from sabot.base.logs import set_up_logging
+from sabot.base.logs import name_program, set_up_logging
 from sabot.cli.late import LateCommand, add_late, settled
 from sabot.cli.loading import load_app, use_functions
 from sabot.cli.options import Functions, LogFormat, LogLevel, Target
@@ -95,6 +95,7 @@ def run_one_worker(target: Target, loglevel: LogLevel = "info", log_format: LogF
 
     def load() -> "App":
         app = load_app(target)
+        name_program(app.id, app.settings.version)
         settled()
         return app
 

@@ -1,6 +1,7 @@
 """`sabot run`, and `sabot worker` with Faust's form of the command. Their options are made from the settings of an app."""
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from sabot.api.settings import Settings
-from sabot.base.logs import LOG_LEVELS, set_up_logging
+from sabot.base.logs import LOG_LEVELS, as_json, name_program, set_up_logging
 from sabot.base.options import option, options_of
-from sabot.base.redaction import redacted_url, visible
+from sabot.base.redaction import redacted_url, scrubbed, visible
 from sabot.cli.late import settled
 from sabot.cli.loading import WrongUse, functions_words, load_app, use_functions
 from sabot.cli.options import Functions, Target, log_format, log_level, until_of, with_options
@@ -120,6 +121,7 @@ def _work(target: str, settings: dict[str, Any], worker: Sequence[str] = ()) -> 
             if not web and console.given:
                 raise WrongUse("options that begin with --web- are for the console", hint="give --web too")
             app = _loaded(target, settings, worker)
+            name_program(app.id, app.settings.version)
             app.agent_runtime.load()
             settled()
         with (
@@ -153,7 +155,8 @@ def console_shown(
 
     def after_run() -> None:
         if done := console.after_run():
-            print(f"sabot: {visible(done, lines=False)}", file=sys.stderr, flush=True)
+            line = as_json(scrubbed(done), logging.INFO) or f"sabot: {visible(done, lines=False)}"
+            print(line, file=sys.stderr, flush=True)
 
     try:
         yield after_run

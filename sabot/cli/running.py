@@ -9,7 +9,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from sabot.base.logs import as_json
 from sabot.base.process_exit import EXITS, Exit
+from sabot.base.redaction import scrubbed
 from sabot.cli.loading import WrongUse
 from sabot.errors import SabotError
 
@@ -51,7 +53,7 @@ def _exit_code(asked: Exit) -> int:
         return getattr(asked, "code", 128 + signal.SIGINT)
     if isinstance(asked.code, int | None):
         return asked.code or 0
-    print(asked.code, file=sys.stderr)
+    print(as_json(scrubbed(str(asked.code)), logging.CRITICAL) or asked.code, file=sys.stderr)
     return 1
 
 

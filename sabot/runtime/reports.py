@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from sabot.base.logs import log_is_json
 from sabot.base.quantities import bytes_words, count_words, counted_words, duration_words
 from sabot.clock import Clock
 from sabot.runtime.app_rates import AppReading, rates_between
@@ -224,8 +225,10 @@ class Reporter:
 
 
 def screen_of_person() -> TextIO | None:
-    """Returns stderr if a person looks at it: on a terminal, or in a notebook. Otherwise None."""
-    if sys.stderr is None or sys.stderr.closed:
+    """Returns stderr if a person looks at it: on a terminal, or in a notebook. Otherwise, and if the log has JSON lines,
+    None.
+    """
+    if sys.stderr is None or sys.stderr.closed or log_is_json():
         return None
     notebook = "ipykernel" in sys.modules and type(sys.stderr).__module__.startswith("ipykernel")
     return sys.stderr if notebook or sys.stderr.isatty() else None

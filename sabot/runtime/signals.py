@@ -11,6 +11,7 @@ the event loop. A signal that comes before the app can stop is kept, and the app
 
 import asyncio
 import contextlib
+import logging
 import math
 import os
 import select
@@ -22,14 +23,15 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from sabot.base.logs import as_json
 from sabot.clock import SYSTEM_CLOCK
 from sabot.runtime.blocking import held_up_by
 
 SECOND_SIGNAL_SECONDS = 0.3  # `timeout` and some shells send each signal twice, to the process and to its group
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_STOPPING = b"sabot: stopping in good order; again to stop at once\n"
-_AT_ONCE = b"sabot: stopped at once; the last complete checkpoint counts\n"
+_STOPPING = "stopping in good order; again to stop at once"
+_AT_ONCE = "stopped at once; the last complete checkpoint counts"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -165,7 +167,7 @@ class StopSignals:
             if self._raises:
                 raise Interrupted(number)
             if not self._of_runs:
-                _say(_STOPPING)
+                _say(_STOPPING, logging.INFO)
             for stop in list(self._stops):
                 stop()
             self._begin_to_wait()
@@ -191,7 +193,8 @@ class StopSignals:
         """Ends the process, in a thread of its own. `main_thread`: the thread that has not ended."""
         found = held_up_by(main_thread)
         where = "" if found is None else f"; still in {found[1]}"
-        _say(f"sabot: not stopped within {self._within_s:g} s{where}\n".encode(errors="replace") + _AT_ONCE)
+        _say(f"not stopped within {self._within_s:g} s{where}")
+        _say(_AT_ONCE)
         os._exit(128 + self.first)
 
     def _again(self, number: int) -> None:
@@ -222,9 +225,9 @@ def _runner(handler: Any) -> asyncio.Runner | None:
     return runner if isinstance(runner, asyncio.Runner) else None
 
 
-def _say(words: bytes) -> None:
-    """Writes to stderr without blocking: a reader that stands still, or Ctrl-S in a terminal, must not delay the
-    stop.
+def _say(words: str, level: int = logging.WARNING) -> None:
+    """Writes a line to stderr without blocking: a reader that stands still, or Ctrl-S in a terminal, must not delay the
+    stop. It is not logged, as the signal may have come while this thread held the lock of a handler.
     """
     if sys.__stderr__ is None:  # stderr was closed from the start, so another file may have its descriptor
         return
@@ -232,7 +235,7 @@ def _say(words: bytes) -> None:
     taken.register(2, select.POLLOUT)
     with contextlib.suppress(OSError):  # SIGHUP: the terminal is gone
         if any(events & select.POLLOUT for _, events in taken.poll(0)):
-            os.write(2, words)
+            os.write(2, f"{as_json(words, level) or f'sabot: {words}'}\n".encode(errors="replace"))
 
 
 @contextlib.contextmanager

@@ -74,6 +74,52 @@ def test_an_app_runs_until_ctrl_c_and_exits_0(tmp_path: Path, words: list[str]) 
     assert errors == "sabot: stopping in good order; again to stop at once\n"
 
 
+@pytest.mark.parametrize("ends", ["by Ctrl-C", "by an error", "by wrong use"])
+def test_with_log_format_json_all_lines_are_objects_to_the_last(tmp_path: Path, ends: str) -> None:
+    """The error that ended an app, and the line of its stop, were texts among the objects: a collector of logs has no
+    level for them, and does not know whose they are.
+    """
+    program = HELLO.replace('App("hello")', 'App("hello", version="v7")')
+    if ends == "by an error":
+        program = program.replace("flush=True)", "flush=True); raise ValueError('no price')")
+    write(tmp_path, hello=program)
+    words = ["run", "hello:app", "--log-format", "json"]
+    if ends == "by Ctrl-C":
+        with sabot_running(tmp_path, *words) as process:
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+    else:
+        errors = sabot_does(tmp_path, *words, *(["--listen", "here:1"] if ends == "by wrong use" else [])).stderr
+    lines = [json.loads(line) for line in errors.splitlines()]
+    assert lines
+    assert all(line["sabot"] == sabot.__version__ and line["pid"] > 1 for line in lines)
+    if ends == "by wrong use":  # before the app is set up
+        (last,) = lines
+        assert (last["level"], last["message"].split(" need ")[0][:8]) == ("critical", "--listen")
+        return
+    assert all((line["app"], line["version"]) == ("hello", "v7") for line in lines)
+    if ends == "by Ctrl-C":
+        (stop,) = [line for line in lines if line["message"].startswith("stopping in good order")]
+        assert stop["level"] == "info"
+        assert lines[0]["message"].startswith(f"app hello v7 starts: Sabot {sabot.__version__}, Python 3.")
+    else:
+        assert lines[-1]["level"] == "critical"
+        assert "no price" in lines[-1]["message"]
+
+
+def test_a_script_with_log_format_json_ends_with_an_object(tmp_path: Path) -> None:
+    """Python printed the traceback of an error that is not Sabot's, in many lines."""
+    script = tmp_path / "script.py"
+    script.write_text(f"{HELLO}\nimport sys\nasync def run(): 1 / 0\napp.run = run\napp.main(sys.argv[1:])\n")
+    done = subprocess.run(
+        [sys.executable, script, "--log-format", "json"], env=ENV, capture_output=True, text=True, timeout=60
+    )
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert done.returncode == 1
+    assert (line["app"], line["level"], line["message"]) == ("hello", "critical", "ZeroDivisionError: division by zero")
+    assert "1 / 0" in line["traceback"]
+
+
 @pytest.mark.slow  # a second of a core, or more
 def test_sigterm_stops_like_ctrl_c(tmp_path: Path) -> None:
     with sabot_running(write(tmp_path, hello=HELLO), "run", "hello:app") as process:
