@@ -4,16 +4,17 @@ The content of a file is not trusted: every batch is checked in full before anyt
 memory and never mapped, because a mapped file can change after the check, and a read beyond its new end is a SIGBUS.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import ipc
 from pyarrow import parquet as pq
 
 from sabot._cython.arrow.border import validate
-from sabot.base.arrays import broadcast
+from sabot.base.arrays import broadcast, epoch
 from sabot.codecs.records import HEAD_BYTES, above
 from sabot.connectors.files.columns import as_wanted, canonical, distinct, fitted, most_rows
 from sabot.connectors.files.paths import SUFFIXES, DataFile, codec_of, open_raw, open_stream
@@ -26,6 +27,8 @@ PLAIN_BYTES = 64 << 20
 # The bound on the bytes of rows of a fixed width that are decoded at a time: more of them at once cost less for each.
 _DECODED_BYTES = 4 << 20
 _MAGIC = b"ARROW1"
+_UNITS = ["ns", "us", "ms", "s"]
+_NS_END = (2**63 - 1) // 1000  # in us
 
 
 class ParquetSource(FileSource):
@@ -92,7 +95,10 @@ def _columns(schema: pa.Schema, path: str) -> pa.Schema:
     return canonical(schema)
 
 
-def _parquet(path: str) -> pq.ParquetFile:
+def _parquet(path: str, int96_unit: str = "us") -> pq.ParquetFile:
+    """Opens a file. `int96_unit`: the unit of its times in INT96, as Spark and Hive write them. They are of any year, and Arrow would
+    make ns of them, which end in 2262: what is later came out as another time.
+    """
     if codec_of(path) is not None:
         raise UserError(f"file {path!r}: Parquet is compressed inside, not as a whole", hint="decompress it")
     opened = (
@@ -100,7 +106,9 @@ def _parquet(path: str) -> pq.ParquetFile:
     )  # ParquetFile closes the file only if it has opened it by its path
     # `pre_buffer` lets other threads fetch the columns of a row group at once: of a store that saves requests, of this machine it
     # costs more than it gives. Pages that have checksums are checked.
-    return pq.ParquetFile(opened, pre_buffer=opened is not path, page_checksum_verification=True)
+    return pq.ParquetFile(
+        opened, pre_buffer=opened is not path, page_checksum_verification=True, coerce_int96_timestamp_unit=int96_unit
+    )
 
 
 def _is_stream(path: str) -> bool:
@@ -187,6 +195,7 @@ class _ParquetReader(_Slices):
     def __init__(self, file: DataFile, offset: int, share: Share, schema: pa.Schema, record_bytes: int) -> None:
         super().__init__(file, offset, schema, record_bytes)
         self._opened = _parquet(file.path)
+        self._int96: _Int96 | None = None
         try:
             names = self._opened.schema_arrow.names
             # `fitted` reports the columns that are missing.
@@ -194,6 +203,8 @@ class _ParquetReader(_Slices):
             types = [self._opened.schema_arrow.field(name).type for name in self._columns if names.count(name) == 1]
             self._decoded_rows = _DECODED_BYTES // max(1, sum(map(_row_bytes, types)))
             metadata = self._opened.metadata
+            if any(metadata.schema.column(number).physical_type == "INT96" for number in range(metadata.num_columns)):
+                self._int96 = _Int96(file.path, self._opened.schema_arrow, schema, self._columns)
             self._rows: int = metadata.num_rows
             if offset > self._rows:
                 raise no_place(f"file {file.path!r}: position {offset} is behind its {self._rows} rows")
@@ -216,7 +227,7 @@ class _ParquetReader(_Slices):
             data = next(self._batches, None)
             if data is not None:
                 self._at += data.num_rows
-                return self._at - data.num_rows, data
+                return self._at - data.num_rows, data if self._int96 is None else self._int96.checked(data)
             if not self._groups:
                 self.offset = self._rows
                 return None
@@ -224,6 +235,8 @@ class _ParquetReader(_Slices):
             self._batches = self._opened.iter_batches(
                 max(max_rows, self._decoded_rows), row_groups=[group], columns=self._columns, use_threads=False
             )
+            if self._int96 is not None:
+                self._int96.begin(group, max(max_rows, self._decoded_rows))
 
     @property
     def fraction(self) -> float:
@@ -235,6 +248,94 @@ class _ParquetReader(_Slices):
 
     def close(self) -> None:
         self._opened.close()
+        if self._int96 is not None:
+            self._int96.close()
+
+
+class _Int96:
+    """The second reading, as ns, of the columns of a file that have times in INT96. Both readings together show which times us or ns
+    do not hold: one of them is cut or wraps.
+    """
+
+    def __init__(self, path: str, read: pa.Schema, wanted: pa.Schema, columns: Sequence[str]) -> None:
+        """`read`: the columns as us. `wanted`: as the source gives them. `columns`: those that are read."""
+        self._path = path
+        self._wanted = wanted
+        self._opened = _parquet(path, "ns")
+        exact = self._opened.schema_arrow
+        self._names = [name for name in columns if read.field(name).type != exact.field(name).type]
+        self._batches: Any = iter(())
+        self._rest: pa.RecordBatch | None = None
+
+    def begin(self, group: int, max_rows: int) -> None:
+        """Begins a row group."""
+        self._rest = None
+        names = self._names
+        self._batches = self._opened.iter_batches(max_rows, row_groups=[group], columns=names, use_threads=False)
+
+    def checked(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """Returns the next rows, with columns in ns where these are wanted. `data`: the rows in us. Raises UserError for a time that the
+        wanted unit does not hold.
+        """
+        if not self._names:
+            return data
+        exact = self._taken(data.num_rows)
+        for name in self._names:
+            number = data.schema.get_field_index(name)
+            coarse, fine, kind = data.column(number), exact.column(name), self._wanted.field(name).type
+            unit = min(_units(kind), key=_UNITS.index, default="us")
+            for these, those in zip(_times_in(coarse), _times_in(fine), strict=True):
+                us, ns = epoch(these, "us"), epoch(those, "ns")
+                if unit == "ns" and pc.any(pc.or_(pc.greater(us, _NS_END), pc.less(us, -_NS_END))).as_py():
+                    raise self._lost(name, kind, "a time before 1677 or after 2262", "us")
+                if unit == "us" and pc.any(pc.not_equal(ns, pc.multiply(us, 1000))).as_py():  # both wrap alike
+                    raise self._lost(name, kind, "a time with digits after the microseconds", "ns")
+            if unit == "ns":
+                data = data.set_column(number, data.schema.field(number).with_type(fine.type), fine)
+        return data
+
+    def _lost(self, name: str, kind: pa.DataType, what: str, unit: str) -> UserError:
+        return UserError(
+            f"file {self._path!r}: column {name!r} is to be {kind}, and has {what}",
+            hint=f'schema_overrides={{"{name}": "{str(kind).replace("[us", f"[{unit}").replace("[ns", f"[{unit}")}"}}',
+        )
+
+    def _taken(self, rows: int) -> pa.RecordBatch:
+        """Returns the next rows of the second reading, whose batches may end elsewhere."""
+        found = [] if self._rest is None else [self._rest]
+        while sum(batch.num_rows for batch in found) < rows:
+            found.append(next(self._batches))
+        whole = pa.concat_batches(found)
+        self._rest = whole.slice(rows)
+        return whole.slice(0, rows)
+
+    def close(self) -> None:
+        self._opened.close()
+
+
+def _units(kind: pa.DataType) -> set[str]:
+    """Returns the units of the times in a type, at any depth."""
+    if pa.types.is_timestamp(kind):
+        return {kind.unit}
+    return {unit for number in range(kind.num_fields) for unit in _units(kind.field(number).type)}
+
+
+def _times_in(array: pa.Array) -> Iterator[pa.Array]:
+    """Yields the columns of times in a column, at any depth."""
+    kind = array.type
+    if pa.types.is_timestamp(kind):
+        yield array
+    elif pa.types.is_map(kind):
+        whole = array.take(
+            pa.array(range(len(array)), pa.int64())
+        )  # `keys` and `items` are those of the array before it was cut
+        yield from _times_in(whole.keys)
+        yield from _times_in(whole.items)
+    elif pa.types.is_struct(kind):
+        for each in array.flatten():
+            yield from _times_in(each)
+    elif kind.num_fields:
+        yield from _times_in(array.flatten())
 
 
 class _FilledReader(_ParquetReader):

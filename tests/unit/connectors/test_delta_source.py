@@ -243,3 +243,13 @@ def test_a_table_in_s3(s3: dict[str, str]) -> None:
     deltalake.write_deltalake("s3://pond/rows", rows, partition_by=["day"], storage_options=s3)
     source = DeltaSource("s3://pond/rows", storage_options=s3)
     assert by_number(App("reads").stream(source).collect().to_pylist()) == ROWS
+
+
+def test_times_of_spark_in_a_table_are_those_of_every_year(tmp_path: Path) -> None:
+    far = pa.table(
+        {"t": pa.array([datetime.datetime(9999, 12, 31), datetime.datetime(2024, 1, 1)], pa.timestamp("us", "UTC"))}
+    )
+    deltalake.write_deltalake(tmp_path / "lake", far)
+    (file,) = (tmp_path / "lake").glob("*.parquet")
+    pq.write_table(far, file, use_deprecated_int96_timestamps=True)
+    assert App("far").stream(DeltaSource(tmp_path / "lake")).collect()["t"].to_pylist() == far["t"].to_pylist()

@@ -4,11 +4,13 @@ import gzip
 import json
 import os
 from collections.abc import Iterator
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -1126,3 +1128,95 @@ def test_words_of_csv_are_refused_for_other_formats(tmp_path: Path) -> None:
     path.write_text('{"a": 1}\n')
     with pytest.raises(UserError, match="files: encoding is for CSV, and these files are ndjson"):
         files(path, encoding="latin-1")
+
+
+FAR = [
+    datetime(9999, 12, 31, 23, 59, 59, 999999),
+    datetime(1, 1, 1),
+    None,
+    datetime(1500, 2, 3, 4, 5, 6, 7),
+    datetime(2024, 5, 6, 7, 8, 9, 123456),
+]
+
+
+def int96(path: Path, table: pa.Table) -> None:
+    """Writes times as Spark and Hive do."""
+    pq.write_table(table, path, use_deprecated_int96_timestamps=True, row_group_size=2)
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+def test_times_of_spark_and_hive_are_those_of_every_year(tmp_path: Path, readers: int) -> None:
+    """9999-12-31, by which many systems mean "never", was 1816-03-30, as ns wrap."""
+    kind = pa.timestamp("us")
+    nested = {
+        "t": pa.array(FAR, kind),
+        "list": pa.array([[at, None] for at in FAR], pa.list_(kind)),
+        "struct": pa.array([{"at": at, "n": 1} for at in FAR], pa.struct({"at": kind, "n": pa.int64()})),
+        "map": pa.array([[("a", at)] for at in FAR], pa.map_(pa.string(), kind)),
+        "n": pa.array(range(len(FAR)), pa.int64()),
+    }
+    int96(tmp_path / "a.parquet", pa.table(nested))
+    source = ParquetSource(tmp_path / "a.parquet")
+    assert source.infer_schema().field("t").type == kind
+    found = []
+    source.scan(None, None)
+    for reader in source.readers(readers):
+        reader.open(None)
+        found += rows_of(reader, 3)
+        reader.close()
+    expected = pa.table(nested).to_pylist()
+    assert sorted(found, key=lambda row: row["n"]) == expected
+    for schema in ({"t": pa.string()}, {"t": pa.timestamp("s")}, {"n": pa.int64()}, {"t": pa.timestamp("us", "UTC")}):
+        other = ParquetSource(tmp_path / "a.parquet")
+        rows = scanned(other, pa.schema(schema))
+        assert len(rows) == len(FAR)
+        if "n" not in schema:
+            assert str(rows[0]["t"]).startswith("9999-12-31")
+
+
+def test_a_time_of_hive_that_its_unit_does_not_hold_is_an_error_and_no_other_time(tmp_path: Path) -> None:
+    fine = pa.array([1_700_000_000_000_000_001, -1, 0], pa.timestamp("ns"))
+    int96(
+        tmp_path / "fine.parquet", pa.table({"t": fine, "l": pa.array([[each] for each in fine], pa.list_(fine.type))})
+    )
+    for name in ("t", "l"):
+        with pytest.raises(
+            UserError, match=f"column '{name}' is to be .*us.*a time with digits after the microseconds"
+        ) as no:
+            App("fine").stream(files(tmp_path / "fine.parquet")).select(name).collect()
+        kind = "timestamp[ns]" if name == "t" else "list<element: timestamp[ns]>"
+        assert no.value.hint == f'schema_overrides={{"{name}": "{kind}"}}'
+        overrides = {"t": pa.timestamp("ns"), "l": pa.list_(pa.timestamp("ns"))}
+        found = App("fine").stream(files(tmp_path / "fine.parquet"), schema_overrides=overrides).select(name).collect()
+        assert pc.equal(pc.list_flatten(found[name]) if name == "l" else found[name], fine).to_pylist() == [True] * 3
+    int96(tmp_path / "far.parquet", pa.table({"t": pa.array(FAR, pa.timestamp("us"))}))
+    with pytest.raises(UserError, match=r"is to be timestamp\[ns\], and has a time before 1677 or after 2262") as no:
+        App("far").stream(files(tmp_path / "far.parquet"), schema={"t": "timestamp[ns]"}).collect()
+    assert no.value.hint == 'schema_overrides={"t": "timestamp[us]"}'
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.none() | st.integers(-62_135_596_800_000_000, 253_402_300_799_999_999), max_size=40),
+    st.integers(1, 9),
+    st.integers(1, 9),
+)
+def test_each_time_in_int96_is_read_as_it_is_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, times: list[int | None], group: int, rows: int
+) -> None:
+    path = tmp_path_factory.mktemp("int96") / "a.parquet"
+    table = pa.table({"t": pa.array(times, pa.timestamp("us"))})
+    pq.write_table(table, path, use_deprecated_int96_timestamps=True, row_group_size=group)
+    source = ParquetSource(path)
+    source.scan(None, None)
+    source.open(None)
+    assert rows_of(source, rows) == table.to_pylist()
+    source = ParquetSource(path)
+    source.scan(pa.schema({"t": pa.timestamp("ns")}), None)
+    source.open(None)
+    if all(each is None or abs(each) <= (2**63 - 1) // 1000 for each in times):
+        assert [row["t"] and row["t"].value // 1000 for row in rows_of(source, rows)] == times
+    else:
+        with pytest.raises(UserError, match="before 1677"):
+            rows_of(source, rows)
