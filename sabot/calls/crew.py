@@ -25,6 +25,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from sabot.base.process_exit import EXITS
 from sabot.base.supervision import watch_call
+from sabot.calls.judging import JUDGE, OnceJudge
 from sabot.calls.limits import AdaptiveLimit, Limit, TokenBucket
 from sabot.calls.options import CallOptions
 from sabot.clock import Clock
@@ -386,6 +387,7 @@ class Crew(Generic[T]):
         retry = self._options.retry
         task = asyncio.current_task()
         assert task is not None
+        once = OnceJudge(self._context.get(JUDGE)) if retry.retries else None
         attempts = overloads = 0
         # Calls that do not wait are counted together, and the next one's beginning is taken for the end of one: a clock
         # read and two additions for each call could be measured.
@@ -416,6 +418,9 @@ class Crew(Generic[T]):
                 self._watch_soon()
             try:
                 run = fresh().run
+                if once is not None:
+                    once.begin(attempts + overloads)
+                    run(JUDGE.set, once)
                 about, value, pending = begin(item, run)
                 if pending:
                     try:

@@ -8,11 +8,12 @@ while an app or a kernel with a policy or budgets runs in this process.
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from typing import Any, ParamSpec, TypeVar
 
-from sabot.errors import UserError
+from sabot.errors import NotSent, PolicyDenied, UserError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,6 +42,61 @@ def with_judge(function: Callable[P, T], judge: object) -> Callable[P, T]:
         return context.run(function, *args, **kwargs)
 
     return within
+
+
+class OnceJudge:
+    """A judge for a function that is called again after a failure (`retries=`). It lets no attempt call a tool that
+    must not be called twice, if an earlier attempt on the same item has called it. A worker has one for all its items.
+    """
+
+    def __init__(self, around: Any) -> None:
+        """Makes a judge. `around`: the judge that decides on all other grounds, or None."""
+        self._around = around
+        self._called: set[str] = set()  # by name: what attempts on the item have called
+        self._before: frozenset[str] = frozenset()  # what earlier attempts have called
+
+    def begin(self, attempts: int) -> None:
+        """Begins an attempt. `attempts`: the number of attempts on the same item that have failed."""
+        if not attempts:
+            self._called.clear()
+        self._before = frozenset(self._called)
+
+    async def __call__(self, call: Any, model: str, price: Any, ask: Any) -> Any:
+        return await (ask() if self._around is None else self._around(call, model, price, ask))
+
+    def call_plainly(self, tool: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        if tool.is_async:
+            return self.make(tool, args, kwargs, lambda args, kwargs: tool.func(*args, **kwargs))
+        with self._once(tool):
+            if self._around is None:
+                return tool.func(*args, **kwargs)
+            return self._around.call_plainly(tool, args, kwargs)
+
+    async def make(self, tool: Any, args: tuple[Any, ...], kwargs: Any, make: Any) -> Any:
+        with self._once(tool):
+            return await (make(args, kwargs) if self._around is None else self._around.make(tool, args, kwargs, make))
+
+    @contextmanager
+    def _once(self, tool: Any) -> Iterator[None]:
+        if tool.effect not in _ONCE:
+            yield
+            return
+        if tool.name in self._before:
+            raise UserError(
+                f"{tool.name} was not called: an earlier attempt has called it, and its class {str(tool.effect)!r} does not allow "
+                "to repeat it",
+                hint=f'leave retries= out; or declare what it does: effect="idempotent" for {tool.name}; or await '
+                f"ctx.call({tool.name}, …) in the function of a durable agent",
+            )
+        self._called.add(tool.name)
+        try:
+            yield
+        except (NotSent, PolicyDenied):  # it was certainly not made
+            self._called.discard(tool.name)
+            raise
+
+
+_ONCE = ("unsafe", "reconcilable")  # the classes of tools that must not be called twice (`journal.effects`)
 
 
 def refuse_in_job(what: str, hint: str) -> None:

@@ -35,7 +35,7 @@ from sabot.agents import (
     ToolPolicy,
 )
 from sabot.connectors.memory import MemoryBroker
-from sabot.errors import EffectError, SabotError, UserError
+from sabot.errors import EffectError, NotSent, SabotError, UserError
 from sabot.jobs import loop as job_loop
 from sabot.jobs.judges import GuardJudge
 from sabot.journal.memory import MemoryStorage
@@ -719,6 +719,71 @@ async def test_a_rule_holds_for_an_agent_that_is_a_tool_where_there_is_no_job(
 ) -> None:
     seen = await without_jobs(surface, rule, memory_url, ["agent as tool"])
     seen["agent as tool"].check(f"{surface}, {rule}", rule)
+
+
+@pytest.mark.parametrize("ruled", [False, True])
+@pytest.mark.parametrize("surface", ["agent", "map_async"])
+async def test_what_is_called_again_after_a_failure_repeats_no_tool_that_must_not_be(
+    surface: str, ruled: bool, memory_url: str
+) -> None:
+    """`retries=` would pay again for each failure behind the payment."""
+    desks, words = {way: Desk() for way in WAYS}, {way: list[str]() for way in WAYS}
+    read: list[str] = []
+    app = App(
+        "shop",
+        memory_url,
+        **({"policy": PolicyEngine([ToolPolicy(["refund"], denied_scopes=["guests"])])} if ruled else {}),
+    )
+
+    @tool(effect="read")
+    async def look() -> None:
+        read.append("")
+
+    async def pays(way: str) -> None:
+        await look()
+        words[way].append(await said(call(way, desks[way])))
+        raise RuntimeError("behind the payment")
+
+    if surface == "agent":
+
+        @app.agent("ways", on_error="retry", retries=2, backoff="1ms")
+        async def handle(ctx: Any) -> None:
+            await pays(ctx.message["way"])
+    else:
+
+        async def mapped(row: dict[str, Any]) -> None:
+            await pays(row["way"])
+
+        options: dict[str, Any] = {"retries": 2, "backoff": "1ms", "on_error": "skip"}
+        app.stream("ways", schema=COLUMNS).map_async(mapped, schema=COLUMNS, **options).to("out")
+    async with started(app):
+        MemoryBroker.get(memory_url).publish("ways", [{"way": way} for way in WAYS])
+        await until(lambda: all(len(each) == 3 for each in words.values()), str(words))
+    for way, desk in desks.items():
+        first, *again = words[way]
+        assert ("paid" in first, desk.made) == (True, ["o-1"]), f"{way}: {words[way]}"
+        assert all("an earlier attempt has called it" in each for each in again), f"{way}: {words[way]}"
+    assert len(read) == 3 * len(WAYS), "what may be repeated is"
+
+
+async def test_a_tool_that_was_certainly_not_called_is_called_again(memory_url: str) -> None:
+    app, made, out = App("shop", memory_url), list[str](), MemoryBroker.get(memory_url)
+
+    @tool
+    async def refund(order: str) -> str:
+        made.append(order)
+        if len(made) == 1:
+            raise NotSent("no connection")
+        return "paid"
+
+    async def pays(row: dict[str, Any]) -> dict[str, Any]:
+        return {"way": await refund(row["way"])}
+
+    app.stream("ways", schema=COLUMNS).map_async(pays, schema=COLUMNS, retries=1, backoff="1ms").to("out")
+    async with started(app):
+        out.publish("ways", [{"way": "o-1"}])
+        await until(lambda: out.records("out"))
+    assert made == ["o-1", "o-1"]
 
 
 class _Paying(Sink):
