@@ -276,6 +276,13 @@ def decimal_floats(array: pa.Array, type: pa.DataType) -> pa.Array:
     return pc.cast(pc.cast(array, pa.string()), type)
 
 
+def integer_range(type: pa.DataType) -> tuple[int, int]:
+    """Returns the least and the greatest value of an integer type."""
+    if pa.types.is_unsigned_integer(type):
+        return 0, 2**type.bit_width - 1
+    return -(2 ** (type.bit_width - 1)), 2 ** (type.bit_width - 1) - 1
+
+
 def decimal_type(precision: int, scale: int) -> pa.DataType:
     """Returns the decimal type with `precision` digits, at most 76, of which `scale` are behind the point."""
     return pa.decimal128(precision, scale) if precision <= 38 else pa.decimal256(precision, scale)

@@ -74,7 +74,7 @@ from sabot.sql.topic_options import (
     start_of,
     topic_of,
 )
-from sabot.sql.types import arrow_type, interval_ms, sql_type
+from sabot.sql.types import arrow_type, interval_ms, is_implicit, sql_type
 from sabot.sql.values import Binder, Context
 from sabot.sql.zones import UTC, is_local
 
@@ -333,7 +333,7 @@ def _metadata(column: ColumnDefinition) -> str:
     wanted = arrow_type(column.type)
     field = "key_bytes" if key == "key" and wanted == pa.binary() else key
     found = type_of_field(field)
-    if not (pa.types.is_list(wanted) if key == "headers" else _may_convert(found, wanted)):
+    if not (pa.types.is_list(wanted) if key == "headers" else is_implicit(found, wanted) or is_implicit(wanted, found)):
         raise SqlFault(
             column.span, f"the metadata '{key}' is {sql_type(found)}, and no {sql_type(wanted)}", "declare its type"
         )
@@ -755,14 +755,13 @@ def _fitting(
         wanted = arrow_type(column.type)
         expr = col(field.column)
         if field.type != wanted:
-            if not _may_convert(field.type, wanted):
+            if not is_implicit(field.type, wanted):
                 asked, given = sql_type(wanted), sql_type(field.sql_type)
                 what = "…" if field.name.startswith("EXPR$") else field.name
                 message = f"column {column.name.text} of table {table} is {asked}, and the query gives {given}"
                 raise SqlFault(place, message, f"CAST({what} AS {asked})")
-            is_clock = pa.types.is_timestamp(field.type) and is_local(field.type) != is_local(wanted)
             bound = TypedExpr(expr, field.type)
-            expr = cast(bound, wanted, context.zone, strict=True) if is_clock else expr.cast(wanted)
+            expr = cast(bound, wanted, context.zone, strict=True)
         chosen[column.name.text] = expr
     order = [each.name.text for each in target]
     if node_of(relation.stream).column_names == order and all(expr.column == name for name, expr in chosen.items()):
@@ -795,14 +794,3 @@ def _warn_of_positions(target: list[ColumnDefinition], relation: Relation, table
                 table,
                 order,
             )
-
-
-def _may_convert(given: pa.DataType, wanted: pa.DataType) -> bool:
-    def kind(type: pa.DataType) -> str:
-        if pa.types.is_integer(type) or pa.types.is_floating(type) or pa.types.is_decimal(type):
-            return "number"
-        if pa.types.is_timestamp(type):
-            return "timestamp"
-        return "null" if pa.types.is_null(type) else str(type)
-
-    return kind(given) in (kind(wanted), "null")

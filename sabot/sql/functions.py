@@ -18,6 +18,7 @@ from sabot.api import aggregates as engine
 from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr, coalesce, concat_str, instant, lit, max_horizontal, min_horizontal, struct, when
 from sabot.api.expr.time import ZONED
+from sabot.base.arrays import decimal_type
 from sabot.base.checks import is_whole
 from sabot.sql.scope import TypedExpr
 from sabot.sql.syntax.text import Span, SqlFault, near_names
@@ -244,6 +245,28 @@ def is_number(type: pa.DataType) -> bool:
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 
+def beside(left: TypedExpr, right: TypedExpr) -> tuple[TypedExpr, TypedExpr]:
+    """Returns two operands whose constant is a plain literal if the other one decides the type: BIGINT + 1, FLOAT * 2.
+    A constant is an INT, and decides beside narrower numbers: SMALLINT * 1000 is an INT. A FLOAT beside a whole number
+    makes a FLOAT of both.
+    """
+    if left.type == pa.float32() and pa.types.is_integer(right.type):
+        return left, _beside(right, left)
+    if right.type == pa.float32() and pa.types.is_integer(left.type):
+        return _beside(left, right), right
+    return (_beside(left, right), right) if left.expr.kind == "lit" else (left, _beside(right, left))
+
+
+def _beside(one: TypedExpr, other: TypedExpr) -> TypedExpr:
+    is_whole_number = pa.types.is_integer(one.type)
+    if is_whole_number and one.expr.kind == "lit" and other.expr.kind != "lit" and is_number(other.type):
+        narrower = pa.types.is_integer(other.type) and other.type.bit_width < one.type.bit_width
+        return one if narrower else TypedExpr(lit(one.expr.option("value")), one.type)
+    if is_whole_number and other.type == pa.float32():
+        return TypedExpr(one.expr.cast(other.type), other.type)
+    return one
+
+
 def divided(operator: str, left: TypedExpr, right: TypedExpr, *, positive: bool = False) -> Expr:
     """Returns `/` or `%` of Flink: `/` of integers and `%` of all numbers truncate towards zero (the engine's `//` and `%` round down).
     `positive`: True if the divisor is known to be greater than 0.
@@ -253,12 +276,44 @@ def divided(operator: str, left: TypedExpr, right: TypedExpr, *, positive: bool 
         return a / b if operator == "/" else a % b
     if operator == "/" and not all(pa.types.is_integer(each.type) for each in (left, right)):
         return a / b
+    if any(pa.types.is_floating(each.type) for each in (left, right)):
+        return Expr("fmod", (a, b))
     quotient, rest = a // b, a % b
     positive = positive or (right.expr.kind == "lit" and right.expr.option("value") > 0)
     apart = (rest != 0) & ((a < 0) if positive else (a < 0) ^ (b < 0))
+    whole = all(pa.types.is_integer(each.type) for each in (left, right))
+    narrow = whole and left.type.bit_width < 64 and right.type.bit_width < 64  # else a literal has 64 bits by itself
+    one, nothing = (lit(each, left.type if narrow else None) for each in (1, 0))
     if operator == "/":
-        return quotient + when(apart).then(lit(1)).otherwise(lit(0))
-    return rest - when(apart).then(b).otherwise(lit(0))
+        return quotient + when(apart).then(one).otherwise(nothing)
+    return rest - when(apart).then(b).otherwise(nothing)
+
+
+_AWAY = "half_away_from_zero"
+_MOST_DIGITS = 38
+_KEPT_DIGITS = 6  # the digits behind the point that a product keeps, if those in front of it have no room
+
+
+def _roomy(expr: Expr, type: pa.DataType) -> Expr:
+    """Returns a decimal in a type with one digit more, since 9.5 is 10 if it is rounded."""
+    return expr.cast(decimal_type(type.precision + 1, type.scale))
+
+
+def product(left: TypedExpr, right: TypedExpr) -> Expr:
+    """Returns `*`. A product of decimals with more than 38 digits gives up digits behind the point down to 6, as Flink's:
+
+    DECIMAL(38, 18) * DECIMAL(38, 18)   DECIMAL(38, 6)
+    """
+    types = [each.type for each in (left, right)]
+    if not all(map(pa.types.is_decimal, types)):
+        return left.expr * right.expr
+    digits, scale = sum(each.precision for each in types), sum(each.scale for each in types)
+    kept = max(_MOST_DIGITS - (digits - scale), min(scale, _KEPT_DIGITS))
+    if digits <= _MOST_DIGITS or kept >= scale:
+        return left.expr * right.expr
+    room = _MOST_DIGITS - (digits == 2 * _MOST_DIGITS)  # 76 digits are the most of any decimal
+    wide = [each.expr.cast(pa.decimal256(min(each.type.precision, room), each.type.scale)) for each in (left, right)]
+    return (wide[0] * wide[1]).round(kept, mode=_AWAY).cast(pa.decimal128(_MOST_DIGITS, kept))
 
 
 def cast(operand: TypedExpr, target: pa.DataType, zone: str, *, strict: bool) -> Expr:
@@ -278,17 +333,20 @@ def cast(operand: TypedExpr, target: pa.DataType, zone: str, *, strict: bool) ->
             return as_text(operand, zone)
         if pa.types.is_temporal(target):
             expr, type = on_the_clock(operand, zone)
-    if pa.types.is_integer(target) and (pa.types.is_floating(type) or pa.types.is_decimal(type)):
+    if pa.types.is_integer(target) and pa.types.is_decimal(type) and type.scale:
+        expr = _roomy(expr, type)
         expr = when(expr < 0).then(expr.ceil()).otherwise(expr.floor())
+    if pa.types.is_decimal(target) and pa.types.is_floating(type):
+        expr = expr.round(target.scale, mode=_AWAY)
     if pa.types.is_decimal(target) and pa.types.is_decimal(type) and type.scale > target.scale:
-        expr = expr.round(target.scale)
+        expr = _roomy(expr, type).round(target.scale, mode=_AWAY)
     if pa.types.is_boolean(type) and is_number(target):
         return when(expr).then(lit(1)).when(~expr).then(lit(0)).otherwise(lit(None)).cast(target)
     return expr.cast(target, strict=strict)
 
 
 def _mod(arguments: CallArguments) -> Expr:
-    return divided("%", arguments.bound(0), arguments.bound(1))
+    return divided("%", *beside(arguments.bound(0), arguments.bound(1)))
 
 
 _TRUNCATED = {
@@ -299,7 +357,11 @@ _TRUNCATED = {
 
 def _rounded(method: str, arguments: CallArguments) -> Expr:
     if len(arguments) == 1:
-        return getattr(arguments.expr(0), method)()  # type: ignore[no-any-return]
+        expr, type = arguments.bound(0)
+        if not pa.types.is_decimal(type):
+            return getattr(expr, method)()  # type: ignore[no-any-return]
+        whole = getattr(_roomy(expr, type), method)()
+        return whole.cast(pa.decimal128(type.precision, 0)) if type.scale else expr
     unit = arguments.word(1)
     every = _TRUNCATED.get(unit)
     if every is None:
@@ -318,8 +380,14 @@ def _round(arguments: CallArguments) -> Expr:
     digits = arguments.whole(1, "the number of digits") if len(arguments) > 1 else 0
     expr, type = arguments.bound(0)
     if digits < 0 and pa.types.is_integer(type):
-        return expr.cast("decimal(20, 0)").round(digits).cast(type)
-    return expr.round(digits)
+        return expr.cast("decimal(20, 0)").round(digits, mode=_AWAY).cast(type)
+    if not pa.types.is_decimal(type):
+        return expr.round(digits, mode=_AWAY)
+    if digits >= type.scale:
+        return expr
+    kept = max(digits, 0)
+    precision = min(type.precision - type.scale + kept + 1, _MOST_DIGITS)
+    return _roomy(expr, type).round(digits, mode=_AWAY).cast(pa.decimal128(precision, kept))
 
 
 def _log(arguments: CallArguments) -> Expr:
@@ -473,7 +541,9 @@ def _place(text: int, wanted: int, arguments: CallArguments) -> Expr:
     """Returns the place of a text in another one, from 1; 0 if it is nowhere. `text`, `wanted`: their arguments."""
     part = arguments.constant(wanted, "string", "the text to find")
     whole = arguments.expr(text)
-    before = whole.str.split(part).list.get(0).str.length().cast("int64")
+    if not part:  # before the first character, as everywhere
+        return when(whole.is_not_null()).then(lit(1, "int32")).otherwise(lit(None))
+    before = whole.str.split(part).list.get(0).str.length()
     return (
         when(whole.str.contains(part, literal=True))
         .then(before + lit(1))

@@ -412,7 +412,7 @@ class SelectBinder:
         trees += [select.having] if select.having is not None else []
         aggregates: dict[str, Aggregate | Expr] = {}
         known: dict[Any, str] = {}
-        means: dict[Any, tuple[str, str]] = {}
+        means: dict[Any, tuple[str, str, pa.DataType]] = {}
         for tree, alias in [(tree, items[i].alias if i < len(items) else None) for i, tree in enumerate(trees)]:
             for call in walk(tree):
                 if is_aggregate(call) and key_of(call, relation) not in known:
@@ -437,8 +437,8 @@ class SelectBinder:
                     texts = texts.list.field("text", by=by, descending=ways, nulls_last=last)
                 some = when(col(name).list.len() > 0).then(texts.list.join(separator)).otherwise(lit(None))
                 replaced[key] = TypedExpr(some, pa.string())
-        for key, (total, number) in means.items():
-            replaced[key] = _mean(*(TypedExpr(col(each), pa.int64()) for each in (total, number)))
+        for key, (total, number, type) in means.items():
+            replaced[key] = _mean(type, *(TypedExpr(col(each), pa.int64()) for each in (total, number)))
         replaced |= window.replaced(relation, schema, items, select.having)
         for name, types in self._arguments.items():
             shown[name] = _shown_aggregate(schema.field(name).type, *types)
@@ -494,7 +494,7 @@ class SelectBinder:
         names: Names,
         aggregates: dict[str, Aggregate | Expr],
         known: dict[Any, str],
-        means: dict[Any, tuple[str, str]],
+        means: dict[Any, tuple[str, str, pa.DataType]],
     ) -> None:
         name = call.name.text.upper()
         key = key_of(call, relation)
@@ -518,7 +518,7 @@ class SelectBinder:
                 part = replace(base, name=replace(call.name, text=kind))
                 with at(call.span):
                     aggregates[column] = functions.aggregate(part, argument, predicate, self._context.zone)
-            means[key] = (total, number)
+            means[key] = (total, number, argument.type)
             return
         column = names.free(wanted)
         shown = None if argument is None else binder.shown_type(call.arguments[0], argument.type)
@@ -743,6 +743,7 @@ class SelectBinder:
                 made = functions.aggregate(call, argument, predicate, self._context.zone)
                 if name == "AVG" and argument is not None and pa.types.is_integer(argument.type) and not call.distinct:
                     kinds = [replace(call, name=replace(call.name, text=kind)) for kind in ("SUM", "COUNT")]
+                    mean_of = argument.type
                     parts = [functions.aggregate(each, argument, predicate, self._context.zone) for each in kinds]
             if isinstance(made, Expr) or name == "LISTAGG":
                 what = "DISTINCT" if call.distinct else name
@@ -760,7 +761,7 @@ class SelectBinder:
         bound = [TypedExpr(col(column), schema.field(column).type) for column in columns]
         (column, *_), value = columns, bound[0]
         if parts:
-            column, value = names.free("over"), _mean(*bound)
+            column, value = names.free("over"), _mean(mean_of, *bound)
             with at(call.span):
                 stream = stream.with_columns(**{column: value.expr}).drop(*columns)
         shown = None
@@ -1069,10 +1070,11 @@ def _shown_aggregate(type: pa.DataType, argument: pa.DataType, shown: pa.DataTyp
     return shown if type == argument else pa.list_(shown) if type == pa.list_(argument) else None
 
 
-def _mean(total: TypedExpr, number: TypedExpr) -> TypedExpr:
-    """Returns AVG of whole numbers, which is one too: cut off towards zero, and NULL without a number."""
+def _mean(type: pa.DataType, total: TypedExpr, number: TypedExpr) -> TypedExpr:
+    """Returns AVG of whole numbers of a type, which is one too: cut off towards zero, and NULL without a number."""
     quotient = functions.divided("/", total, number)
-    return TypedExpr(when(number.expr > 0).then(quotient).otherwise(lit(None)), pa.int64())
+    made = when(number.expr > 0).then(quotient).otherwise(lit(None))
+    return TypedExpr(made if type.bit_width == 64 else made.cast(type, strict=False), type)
 
 
 def _check_arguments(call: Call) -> None:

@@ -8,12 +8,14 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 
 from sabot.api.expr import Expr, lit
+from sabot.base.arrays import integer_range
 from sabot.sql.syntax.text import SqlFault, list_names
 from sabot.sql.syntax.tree import Interval, Type, TypedLiteral
 
 DAY_MS = 86_400_000
 
 _UNITS_MS = {"WEEK": 7 * DAY_MS, "DAY": DAY_MS, "HOUR": 3_600_000, "MINUTE": 60_000, "SECOND": 1000}
+_DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 _PLAIN = {
     "BOOLEAN": pa.bool_(),
     "TINYINT": pa.int8(),
@@ -91,8 +93,9 @@ def sql_type(type: pa.DataType) -> str:
     if pa.types.is_decimal(type):
         return f"DECIMAL({type.precision}, {type.scale})"
     if pa.types.is_timestamp(type):
-        digits = {"s": 0, "ms": 3, "us": 6, "ns": 9}[type.unit]
-        return f"TIMESTAMP_LTZ({digits})" if type.tz else f"TIMESTAMP({digits})"
+        return f"TIMESTAMP_LTZ({_DIGITS[type.unit]})" if type.tz else f"TIMESTAMP({_DIGITS[type.unit]})"
+    if pa.types.is_time(type):
+        return f"TIME({_DIGITS[type.unit]})"
     if pa.types.is_list(type):
         return f"ARRAY<{sql_type(type.value_type)}>"
     if pa.types.is_struct(type):
@@ -134,6 +137,34 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     scale = max(scale for _, scale in sizes)
     digits = max(precision - scale for precision, scale in sizes)
     return pa.decimal128(min(digits + scale, 38), scale)
+
+
+def is_implicit(given: pa.DataType, wanted: pa.DataType) -> bool:
+    """Returns True if values are written into a column of another type without a CAST, as Flink's implicit casts are.
+
+    INT into BIGINT       True     DOUBLE into BIGINT             False, the fraction would be cut off
+    DOUBLE into DECIMAL   True     BIGINT into INT                False
+    INT into STRING       False    TIMESTAMP into TIMESTAMP_LTZ   True
+    """
+    types = pa.types
+    if given == wanted or types.is_null(given):
+        return True
+    is_number = bool(types.is_integer(given) or types.is_floating(given) or types.is_decimal(given))
+    if types.is_integer(wanted):
+        low, high = integer_range(wanted)
+        least, greatest = integer_range(given) if types.is_integer(given) else (low - 1, high + 1)
+        return low <= least and greatest <= high
+    if types.is_floating(wanted):
+        return is_number and not (types.is_floating(given) and given.bit_width > wanted.bit_width)
+    if types.is_decimal(wanted):
+        return is_number
+    if types.is_timestamp(given):
+        return bool(types.is_timestamp(wanted) or types.is_date(wanted) or types.is_time(wanted))
+    if types.is_list(given) and types.is_list(wanted):
+        return is_implicit(given.value_type, wanted.value_type)
+    if types.is_struct(given) and types.is_struct(wanted) and given.num_fields == wanted.num_fields:
+        return all(is_implicit(one.type, other.type) for one, other in zip(given, wanted, strict=True))
+    return bool(types.is_time(given) and types.is_time(wanted))
 
 
 _MONTHS = {"MONTH": 1, "QUARTER": 3, "YEAR": 12}

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from decimal import Decimal, InvalidOperation
 from functools import partial
-from operator import or_
+from operator import add, mul, or_, sub
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
 from sabot.api.expr import Expr, col, lit, when
 from sabot.api.stream import Stream
+from sabot.base.checks import is_whole
 from sabot.errors import DataError, UserError
 from sabot.sql import functions
 from sabot.sql.scope import Relation, TypedExpr, at, is_clock
@@ -65,6 +66,7 @@ Compile = Callable[[Expr, pa.Schema], CompiledExpr]
 """A function that compiles an expression over columns of a schema; raises UserError if their types do not fit."""
 
 _COMPARED = {"=": "==", "<>": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
+_OF_WHOLE: dict[str, Callable[[int, int], int]] = {"+": add, "-": sub, "*": mul}
 _MIRRORED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
@@ -192,10 +194,7 @@ class Binder:
 
     def _constant(self, node: Constant) -> TypedExpr:
         if node.kind == "integer":
-            value = int(node.text)
-            if abs(value) >= 1 << 63:
-                raise SqlFault(node.span, f"{node.text} is more than a BIGINT holds", "write it as a DECIMAL: 1.0")
-            return TypedExpr(lit(value), pa.int64())
+            return _whole(node.text, node.span)
         if node.kind == "decimal":
             return self.typed(lit(Decimal(node.text)), node.span)
         if node.kind == "float":
@@ -215,7 +214,9 @@ class Binder:
     def _parameter(self, node: Parameter) -> TypedExpr:
         if node.name not in self.context.parameters:
             raise SqlFault(node.span, f"the parameter :{node.name} has no value", f"app.sql(…, {node.name}=…)")
-        return self.typed(lit(self.context.parameters[node.name]), node.span)
+        value = self.context.parameters[node.name]
+        whole = is_whole(value, -(1 << 63), (1 << 63) - 1)
+        return _whole(str(value), node.span) if whole else self.typed(lit(value), node.span)
 
     # -- operators ----------------------------------------------------------------------------------------------------
 
@@ -228,8 +229,10 @@ class Binder:
         return bound if node.operator == "+" else self.typed(-bound.expr, node.span)
 
     def _constant_negated(self, node: Unary, constant: Constant) -> TypedExpr:
+        if constant.kind == "integer":
+            return _whole(f"-{constant.text}", node.span)
         try:
-            value: Any = {"integer": int, "decimal": Decimal, "float": float}[constant.kind](constant.text)
+            value: Any = {"decimal": Decimal, "float": float}[constant.kind](constant.text)
         except (KeyError, InvalidOperation):
             raise SqlFault(node.span, "this is not a number") from None
         return self.typed(lit(-value), node.span)
@@ -248,15 +251,30 @@ class Binder:
         left_, right_ = self.bind(node.left), self.bind(node.right)
         if operator == "||":
             return self.typed(self._text(left_) + self._text(right_), node.span)
+        if operator in _OF_WHOLE and left_.expr.kind == right_.expr.kind == "lit":
+            values = [each.expr.option("value") for each in (left_, right_)]
+            if all(pa.types.is_integer(each.type) for each in (left_, right_)):
+                return self._folded(node, _OF_WHOLE[operator](*values), max(left_.type, right_.type, key=_width))
+        left_, right_ = functions.beside(left_, right_)
         if operator in ("/", "%"):
             return self.typed(functions.divided(operator, left_, right_), node.span)
         if pa.types.is_string(left_.type) and pa.types.is_string(right_.type):
             raise SqlFault(node.span, f"{operator} of two texts", "texts are joined by ||")
         left_, right_ = self._on_one_clock([left_, right_], node.span)
-        made = {"+": left_.expr + right_.expr, "-": left_.expr - right_.expr, "*": left_.expr * right_.expr}[operator]
+        if operator == "*":
+            made = functions.product(left_, right_)
+        else:
+            made = left_.expr + right_.expr if operator == "+" else left_.expr - right_.expr
         if any(pa.types.is_date(each.type) for each in (left_, right_)) and _is_of_days(node.left, node.right):
             made = made.cast("date32")  # a date and whole days are a date
         return self.typed(made, node.span)
+
+    def _folded(self, node: Binary, value: int, type: pa.DataType) -> TypedExpr:
+        """Returns the result of arithmetic with constants. Raises SqlFault if it exceeds their type, where Flink's wraps."""
+        if not -(1 << type.bit_width - 1) <= value < 1 << type.bit_width - 1:
+            wider = "CAST(… AS BIGINT) of one of them" if type.bit_width < 64 else "write one of them as a DECIMAL: 1.0"
+            raise SqlFault(node.span, f"this is {value}, more than {sql_type(type)} holds", wider)
+        return TypedExpr(lit(value, type), type)
 
     def _text(self, bound: TypedExpr) -> Expr:
         return functions.as_text(bound, self.context.zone)
@@ -279,7 +297,7 @@ class Binder:
             # a remainder is zero for both kinds of division
             call = node.left
             operands = call.arguments if isinstance(call, Call) else (call.left, call.right)  # type: ignore[union-attr]
-            dividend, divisor = (self.bind(each) for each in operands)
+            dividend, divisor = functions.beside(*map(self.bind, operands))
             left = self.typed(dividend.expr % divisor.expr, node.span)
         left, right = self._alike(left, right, node.span)
         for side, tree in ((left, node.left), (right, node.right)):
@@ -306,7 +324,7 @@ class Binder:
                 made = self._cast_to(one, other.type, span)
                 return (made, right) if one is left else (left, made)
         left, right = self._on_one_clock([left, right], span)
-        return left, right
+        return functions.beside(left, right)
 
     def _on_one_clock(self, bounds: Sequence[TypedExpr], span: Span) -> list[TypedExpr]:
         """Casts times and dates beside a TIMESTAMP_LTZ to it, since they are on the clock of the session's zone."""
@@ -607,6 +625,23 @@ def _cast_for(text: str) -> str:
     if text[0] in "+-*/%" or text.startswith("round"):
         return "CAST(… AS DOUBLE), or AS BIGINT"
     return "CAST(… AS STRING)"
+
+
+def _whole(text: str, span: Span) -> TypedExpr:
+    """Returns a constant whole number, which is an INT if it fits, else a BIGINT. Raises SqlFault for greater ones."""
+    value = Decimal(text)  # of any length: `int` refuses 5,000 digits
+    if not -(1 << 63) <= value < 1 << 63:
+        raise SqlFault(span, f"{_short(text)} is more than a BIGINT holds", "write it as a DECIMAL: 1.0")
+    type = pa.int32() if -(1 << 31) <= value < 1 << 31 else pa.int64()
+    return TypedExpr(lit(int(value), type), type)
+
+
+def _width(type: pa.DataType) -> int:
+    return int(type.bit_width)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:40]}… ({len(text):,} characters)"
 
 
 def check_text(text: Any, type: pa.DataType, span: Span) -> None:

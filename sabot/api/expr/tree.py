@@ -353,11 +353,16 @@ class Expr(Operators):
         """
         return Expr("abs", (self,))
 
-    def round(self, decimals: int = 0) -> "Expr":
+    def round(self, decimals: int = 0, *, mode: str = "half_to_even") -> "Expr":
         """Rounds to a number of decimal places. A value in the middle is rounded to the even neighbour, as by
         Python's `round`. Integers do not change.
+
+        `mode`: "half_to_even", or "half_away_from_zero" for 3 of 2.5 and -3 of -2.5; there the middle is that of the
+        digits that the value is shown with, so that 2.675 becomes 2.68. Raises UserError for another mode.
         """
-        return Expr("round", (self,), (("decimals", whole_of("round", decimals)),))
+        check("round: mode", mode, OneOf(("half_to_even", "half_away_from_zero")))
+        options: tuple[tuple[str, Any], ...] = (("decimals", whole_of("round", decimals)),)
+        return Expr("round", (self,), options if mode == "half_to_even" else (*options, ("mode", mode)))
 
     __round__ = round
 

@@ -14,6 +14,7 @@ from sabot.base.arrays import (
     decimal_type,
     epoch,
     integer_array,
+    integer_range,
     integers,
     is_utc,
     shown,
@@ -113,19 +114,13 @@ def _common_decimal(a: pa.DataType, b: pa.DataType) -> pa.DataType:
     return decimal_type(min(digits, 76), scale)
 
 
-def integer_range(type: pa.DataType) -> tuple[int, int]:
-    """Returns the least and the greatest value of an integer type."""
-    if pa.types.is_unsigned_integer(type):
-        return 0, 2**type.bit_width - 1
-    return -(2 ** (type.bit_width - 1)), 2 ** (type.bit_width - 1) - 1
-
-
-def least_integer(value: int, like: pa.DataType) -> pa.DataType:
-    """Returns the narrowest integer type that holds the value: an unsigned one if `like` is unsigned and the value is
-    not negative. Raises UserError for a value that does not fit into 64 bits.
+def literal_integer(value: int, like: pa.DataType) -> pa.DataType:
+    """Returns the type of a literal that exceeds the type of a column: 32 bits if they hold it, else 64. The type is
+    unsigned if `like` is unsigned and the value is not negative. Fewer bits would often not hold the results of
+    arithmetic with the literal. Raises UserError for a value that does not fit into 64 bits.
     """
     first = _UNSIGNED if pa.types.is_unsigned_integer(like) else _SIGNED
-    for each in [*first, *_SIGNED, *_UNSIGNED]:
+    for each in [*first[2:], *_SIGNED[2:], *_UNSIGNED[2:]]:
         low, high = integer_range(each)
         if low <= value <= high:
             return each

@@ -12,14 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
-from sabot.base.arrays import PER_SECOND, broadcast, decimal_floats, integer_array, integers, shown
+from sabot.base.arrays import PER_SECOND, broadcast, decimal_floats, integer_array, integer_range, integers, shown
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.casts import (
     RefusedValues,
     common_type,
-    integer_range,
     is_number,
-    least_integer,
+    literal_integer,
     places_of,
 )
 from sabot.operators.expressions.rounding import upscaled
@@ -323,7 +322,7 @@ def unified(
         if node.plain and type is not None and not (adapts and adapted(node, type) is not None):
             value = node.value.as_py()
             narrow = is_int(value) and pa.types.is_integer(type)
-            type = common_type(type, least_integer(value, type) if narrow else node.type)
+            type = common_type(type, literal_integer(value, type) if narrow else node.type)
     if type is None:
         raise misfit(expr, nodes)
     return [(adapted(node, type) if node.plain else None) or to(node, type) for node in nodes]

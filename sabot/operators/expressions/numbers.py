@@ -10,7 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
-from sabot.base.arrays import broadcast, decimal_array, decimal_integers, decimal_type, integer_array, integers, where
+from sabot.base.arrays import (
+    broadcast,
+    decimal_array,
+    decimal_integers,
+    decimal_type,
+    floats,
+    integer_array,
+    integers,
+    where,
+)
 from sabot.errors import UserError
 from sabot.operators.expressions.casts import common_type, is_number
 from sabot.operators.expressions.node import (
@@ -163,6 +172,21 @@ def _remainder(a: Any, b: Any) -> Any:
     return pc.subtract(a, pc.multiply(pc.floor(pc.divide(a, b)), b))
 
 
+def _float_remainder(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    """Makes the node of the remainder of SQL, of a division that cuts off: it has the sign of the dividend, and is exact,
+    where a - floor(a / b) * b loses all digits of a number far below b.
+    """
+
+    def rest(a: Any, b: Any) -> pa.Array:
+        rows = len(a) if isinstance(a, pa.Array) else len(b)
+        a, b = broadcast(a, rows), broadcast(b, rows)
+        with np.errstate(all="ignore"):
+            made = pa.array(np.fmod(floats(a), floats(b)), a.type)
+        return where(pc.and_(a.is_valid(), b.is_valid()), made) if a.null_count or b.null_count else made
+
+    return apply(expr, rest, *unified(expr, [number(expr, node) for node in nodes]))
+
+
 def _power(expr: Expr, base: Compiled, exponent: Compiled) -> Compiled:
     if any(pa.types.is_boolean(node.type) for node in (base, exponent)):
         raise misfit(expr, (base, exponent))
@@ -237,7 +261,8 @@ def _rounded(expr: Expr, nodes: list[Compiled]) -> Compiled:
     if pa.types.is_integer(node.type):
         return node
     if expr.kind == "round":
-        return apply(expr, functools.partial(round_to, digits=expr.option("decimals")), node)
+        away = dict(expr.options).get("mode") == "half_away_from_zero"
+        return apply(expr, functools.partial(round_to, digits=expr.option("decimals"), away=away), node)
     if pa.types.is_decimal(node.type):
         return apply(expr, functools.partial(round_decimals, digits=0, kind=expr.kind), node)
     return apply(expr, pc.floor if expr.kind == "floor" else pc.ceil, node)
@@ -304,6 +329,7 @@ STEPS: Steps = {
     **dict.fromkeys(["round", "floor", "ceil"], _rounded),
     **dict.fromkeys([*_OF_FLOATS, "log"], _of_floats),
     "fill_nan": _fill_nan,
+    "fmod": _float_remainder,
     "sign": _sign,
     "clip": _clip,
 }

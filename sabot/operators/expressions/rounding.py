@@ -26,17 +26,19 @@ _SPLIT = 2.0**27 + 1
 _MOST_STEPS = 80  # more digits than any decimal has
 
 
-def round_to(x: pa.Array, digits: int) -> pa.Array:
+def round_to(x: pa.Array, digits: int, *, away: bool = False) -> pa.Array:
     """Rounds floats or decimals to `digits` digits behind the point. Raises ArrowInvalid if a rounded decimal does
-    not fit its type.
+    not fit its type. `away`: True to round halves away from zero.
     """
     if pa.types.is_decimal(x.type):
-        return round_decimals(x, digits, "round")
-    if digits == 0:
+        return round_decimals(x, digits, "away" if away else "round")
+    if digits == 0 and not away:
         return pc.round(x)
     values = floats(x).astype(np.float64, copy=False)
     with np.errstate(all="ignore"):
-        if abs(digits) > _TENS:
+        if away and abs(digits) <= _TENS:
+            made = _away(values, digits)
+        elif abs(digits) > _TENS:
             made = _rare(values, digits)
         elif digits > 0:
             made = _fractions(values, digits)
@@ -47,7 +49,7 @@ def round_to(x: pa.Array, digits: int) -> pa.Array:
 
 
 def round_decimals(x: pa.Array, digits: int, kind: str) -> pa.Array:
-    """Rounds decimals to `digits` digits behind the point. `kind`: "round", "floor" or "ceil". Raises ArrowInvalid if
+    """Rounds decimals to `digits` digits behind the point. `kind`: "round", "away", "floor" or "ceil". Raises ArrowInvalid if
     a rounded decimal does not fit its type.
     """
     step = 10 ** min(max(x.type.scale - digits, 0), _MOST_STEPS)
@@ -58,6 +60,8 @@ def round_decimals(x: pa.Array, digits: int, kind: str) -> pa.Array:
     up = (rest > 0) & (kind == "ceil")
     if kind == "round":
         up = (2 * rest > step) | ((2 * rest == step) & (steps % 2 == 1))
+    if kind == "away":
+        up = (2 * rest > step) | ((2 * rest == step) & (steps >= 0))
     return decimal_array((steps + up) * step, x.type, x)
 
 
@@ -117,6 +121,18 @@ def _fractions(values: Any, digits: int) -> Any:
             step[tied] = (2 * error[tied]).astype(np.int64) - step[tied]
             made[some] = _quotients(whole + step, digits)
     return made
+
+
+def _away(values: Any, digits: int) -> Any:
+    """Rounds each value to -22 to 22 digits behind the point, halves away from zero: 2.675 to 2.68, although the float
+    is a little less. The middle between two steps is the float nearest to it, as it is for a number that is written.
+    """
+    size, ten = np.abs(values), 10.0 ** abs(digits)
+    down = np.floor(size * ten if digits >= 0 else size / ten)
+    middle = (down + 0.5) / ten if digits >= 0 else (down + 0.5) * ten
+    steps = down + (size >= middle)
+    made = np.copysign(steps / ten if digits >= 0 else steps * ten, values) + 0.0  # and no -0.0
+    return np.where(down < _WHOLE, made, values)  # NaN and what has no fraction too
 
 
 def _error(values: Any, ten: float, product: Any) -> Any:
