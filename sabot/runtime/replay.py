@@ -42,7 +42,8 @@ class Replay:
         """Adds a reader, which is open and has read nothing. It reads nothing if the checkpoint does not know its source, which
         the app then reads from its start. Raises UserError if its source no longer has its first rows.
         """
-        known = any(stored.meta["input"].get("source") == reader.name for stored in self._tasks.values())
+        tasks = (each for each in self.manifest.tasks.values() if "operators" in each.meta)
+        known = any(each.meta["input"].get("source") == reader.name for each in tasks)
         for (topic, partition), offset in reader.positions.items():
             if offset and known and isinstance(reader.source, TakesBound):  # the parts of a file do not begin at 0
                 raise UserError(
