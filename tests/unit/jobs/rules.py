@@ -38,6 +38,9 @@ def some_verdict(dice: random.Random, kind: str) -> dict[str, Any]:
     return {"verdict": decision, "wait_s": dice.choice((0.0, 0.0, 0.5, 3.0)), "late_s": late_s}
 
 
+_NO_LIMIT = 10**12
+
+
 class Law:
     """The rules of a seed, its ledger, and what has come of them in all lives. wrong: where things that must not be are told."""
 
@@ -104,7 +107,9 @@ class Judges(EffectGuards):
     """The guard of one life: the ledger, and behind it the rules."""
 
     def __init__(self, law: Law) -> None:
-        self.ledger = LedgerGuard(Ledger(law.writer, budgets=[Budget(SCOPE, max_tokens_monthly=law.limit)]))
+        self.ledger = LedgerGuard(
+            Ledger(law.writer, budgets=[Budget(SCOPE, max_tokens_monthly=law.limit or _NO_LIMIT)])
+        )
         super().__init__((self.ledger, _Rules(law)))
 
     def check_nothing_reserved(self, law: Law) -> None:
