@@ -155,13 +155,18 @@ class Effects:
             price=ask.price,
             labels=frozenset(job.labels),
             apart=ask.apart,
-            standing=self._standing(job, ask) if job.history.standing or self._host.standing else _NONE_STANDING,
+            standing=self._standing(job, ask)
+            if job.history.standing or self._host.standing or ask.earlier
+            else _NONE_STANDING,
         )
 
     def _standing(self, job: JobRun, ask: Ask) -> Mapping[str, str]:
         """Returns the approvals that hold for this call of a job too: by rule, who has approved it."""
         own, shared, name = job.history.standing, self._host.standing, ask.title
-        return {**shared.get((_scope_of(job.history), name), {}), **own.get(("job", name), {})}
+        found = {**shared.get((_scope_of(job.history), name), {}), **own.get(("job", name), {})}
+        for ordinal in ask.earlier:
+            found |= job.history.approved.get(ordinal, {})
+        return found
 
     def note_standing(self, history: History) -> None:
         """Notes the approvals in the history of a job that hold for its whole scope."""

@@ -90,7 +90,9 @@ def refusal_words(answer: Answer) -> str:
 
 
 def standing_words(answer: Answer, word: str) -> str:
-    """Returns the words that say who has approved later calls too. `word`: one of ALWAYS."""
+    """Returns the words that say who has approved later calls too, or the later steps of one. `word`: one of ALWAYS, or
+    "call".
+    """
     whom = f" by {answer.by}" if answer.by else ""
     return f"approved{whom} for the whole {word}, in job {answer.job} (effect {answer.ordinal})"
 
@@ -139,6 +141,8 @@ class History:
     - `approvals`: by ordinal, the question that asks a person whether the effect may be made, or the question that
       the effect's tool has asked.
     - `answers`: the answers to the questions in `doubts` and `approvals`, by token.
+    - `approved`: by ordinal, the rules whose question about the effect a person has answered with yes, each with the words
+      that say who has. They hold for the later steps of a call that is made in several.
     - `standing`: the approvals that hold for later calls too. By the word of the answer ("job" or "scope") and the name
       of the tool, model or agent: by rule, who has approved it.
     - `refusals`: by name and digest of the arguments, the refusals of calls by a person.
@@ -169,6 +173,7 @@ class History:
     doubts: dict[int, Intent] = field(default_factory=dict)
     approvals: dict[int, Intent] = field(default_factory=dict)
     standing: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
+    approved: dict[int, dict[str, str]] = field(default_factory=dict)
     refusals: dict[tuple[str, bytes], "Refusal"] = field(default_factory=dict)
     not_made: set[int] = field(default_factory=set)
     failed_children: set[int] = field(default_factory=set)
@@ -300,7 +305,11 @@ class History:
         said = answer_object(answer)
         if said.get("approved") is not True:
             self.refusals[_name_of_call(name, body)] = Refusal(refusal_words(answer))
-        elif (word := said.get("always")) in ALWAYS and not verdict.once:
+            return
+        if verdict.once:
+            return
+        self.approved.setdefault(answer.ordinal, {})[verdict.rule] = standing_words(answer, "call")
+        if (word := said.get("always")) in ALWAYS:
             self.standing.setdefault((word, name), {})[verdict.rule] = standing_words(answer, word)
 
     def repeat_refused(self, name: str, body: bytes) -> Refusal | None:

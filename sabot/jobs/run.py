@@ -56,6 +56,7 @@ class Ask(EffectState):
     - `price`: for a call of a model, a function that returns the price of its tokens.
     - `timer`: for a sleep or a timeout, the timer on the job's loop.
     - `apart`: True if the effect is not counted in the job's own budget.
+    - `earlier`: the ordinals of the earlier steps, if this is a step of a call that is made in several.
     """
 
     future: "asyncio.Future[Any] | None" = None
@@ -65,6 +66,7 @@ class Ask(EffectState):
     price: Price | None = None
     timer: JobTimer | None = None
     apart: bool = False
+    earlier: tuple[int, ...] = ()
 
     def wanted_result(self) -> dict[str, Any]:
         return {} if self.tool is None else wanted_result(self.tool)
@@ -320,11 +322,14 @@ class JobRun:
         *,
         model: str = "",
         price: Price | None = None,
+        steps: list[int] | None = None,
     ) -> "asyncio.Future[Any]":
         """Requests a call of a tool. Returns the future of the result.
 
         - `args`, `kwargs`: the arguments. The call gets copies, so the function may change the originals afterwards.
         - `body`: the packed arguments.
+        - `steps`: for a step of a call that is made in several, the ordinals of the earlier steps. That of this step is
+          added.
         - `model`: the name of the model if the call asks one; the first argument is then the RequestSpec.
         - `price`: for a call of a model, a function that returns the price of its tokens.
         """
@@ -332,6 +337,9 @@ class JobRun:
         ask = self._ask("call", tool.name, body, effect_class=tool.effect, body=body)
         ask.tool, ask.args, ask.kwargs, ask.model, ask.price = tool, args, kwargs, model, price
         ask.retries, ask.in_doubt = tool.retry.retries, tool.in_doubt
+        if steps is not None:
+            ask.earlier = tuple(steps)
+            steps.append(ask.ordinal)
         assert ask.future is not None
         return ask.future
 

@@ -12,7 +12,7 @@ import pytest
 from pipelines.test_durable_mcp import Office, crash, office, parked, question
 
 from sabot import App, secret
-from sabot.agents import ConstraintPolicy, PolicyEngine
+from sabot.agents import ConstraintPolicy, PolicyEngine, ToolPolicy
 from sabot.llm import ExecutionEngine, ScriptedProvider
 from sabot.mcp import McpConnectionLost, McpRefused, McpServerPool
 from tools.agent_tools import started, until
@@ -124,6 +124,49 @@ async def test_a_call_goes_on_with_the_arguments_with_which_it_was_approved(shop
             await shop.answered(app, {"sure": True})
             await shop.says("o-2: True")
     assert shop.done() == ["refund o-2"]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("edit", [False, True])
+async def test_a_policy_asks_once_about_a_call_whose_server_asks_back(shop: Shop, restarted: bool, edit: bool) -> None:
+    """The policy asked again at the step that brings the answer to the server: two approvals for one refund."""
+    policy = PolicyEngine([ToolPolicy(["refund"], require_approval=True)])
+    async with shop.open("refund", policy=policy) as app:
+        await app.start()
+        shop.office.order()
+        await parked(app)
+        first = await question(app)
+        await app.actions.resolve(
+            first.resume_token, {"approved": True, **({"arguments": {"order": "o-2"}} if edit else {})}
+        )
+        second = await question(app, first.resume_token)
+        if restarted:
+            await parked(app)
+            await crash(app)
+        else:
+            await app.actions.resolve(second.resume_token, {"sure": True})
+            await shop.says("o-2: True" if edit else "o-1: True")
+            assert [each.type for each in await app.actions.find()] == ["confirm", "input"]
+            await app.stop()
+    if restarted:
+        async with shop.open("refund", policy=policy) as app, started(app):
+            await shop.answered(app, {"sure": True})
+            await shop.says("o-2: True" if edit else "o-1: True")
+            assert [each.type for each in await app.actions.find()] == ["confirm", "input"]
+
+
+async def test_another_call_of_the_same_tool_is_asked_about_again(shop: Shop) -> None:
+    policy = PolicyEngine([ToolPolicy(["refund"], require_approval=True)])
+    async with shop.open("refund", policy=policy) as app, started(app):
+        tokens = [""]
+        for _ in range(2):
+            shop.office.order()
+            for answer in ({"approved": True}, {"sure": True}):
+                action = await question(app, tokens[-1])
+                tokens.append(action.resume_token)
+                await app.actions.resolve(action.resume_token, answer)
+            await until(lambda: len(shop.office.answers()) == (len(tokens) - 1) // 2)
+        assert [each.type for each in await app.actions.find()] == ["confirm", "input"] * 2
 
 
 async def test_the_journal_of_a_call_that_asks_has_the_name_of_a_secret(

@@ -193,8 +193,11 @@ class DurableContext(AgentContext):
             )
         return await self._made(made, args, kwargs)
 
-    async def _made(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        return await self._job.call(tool, args, kwargs, pack([args, kwargs], f"arguments of {tool.name}", sort=True))
+    async def _made(
+        self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any], steps: list[int] | None = None
+    ) -> Any:
+        body = pack([args, kwargs], f"arguments of {tool.name}", sort=True)
+        return await self._job.call(tool, args, kwargs, body, steps=steps)
 
     async def ask(self, kind: str, payload: Mapping[str, Any], *, timeout: Duration | None = None) -> Reply:
         """Asks a person a question, waits for the answer, and returns it. While the question is open, the job is
@@ -328,9 +331,10 @@ class _JobCaller:
     def __init__(self, ctx: DurableContext) -> None:
         self._ctx = ctx
         self.scope, self.principal = ctx._job.behalf.scope or "", ctx.principal
+        self._steps: list[int] = []  # the ordinals of the steps of the call: an approval holds for those that follow
 
     async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        return await self._ctx.call(tool, **arguments)
+        return await self._ctx._made(tool, (), arguments, self._steps)
 
     async def ask(self, kind: str, payload: Mapping[str, Any], timeout_s: float) -> tuple[str, Mapping[str, Any]]:
         reply = await self._ctx.ask(kind, payload, timeout=timeout_s)
