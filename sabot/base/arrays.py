@@ -470,6 +470,51 @@ def epoch(array: pa.Array, unit: str) -> pa.Array:
     return integer_array(values, pa.int64(), array)
 
 
+_CYCLE_DAYS = 146_097  # the calendar repeats every 400 years, and its weeks too
+_NEAR_DAYS = 11_248_738  # pyarrow knows years up to 32767, and as many before our era
+
+
+def near_times(array: pa.Array, most_days: int = _NEAR_DAYS) -> tuple[pa.Array, Any]:
+    """Returns timestamps or dates for functions of pyarrow, whose years have 16 bits, and the years that have to be added
+    to each (0: to none). From times beyond the year 32767, or so many days from 1970, whole cycles of 400 years are
+    subtracted.
+    """
+    days = pa.types.is_date32(array.type)
+    unit = 1 if days else 86_400 * PER_SECOND[getattr(array.type, "unit", "ms")]
+    if len(array) == 0 or (unit >= 86_400 * PER_SECOND["ns"] and most_days == _NEAR_DAYS):
+        return array, 0
+    values = integers(array).astype(np.int64, copy=False)
+    far = np.abs(values // unit + 1) >= most_days  # the first day of the year -32767 counts as far
+    if array.null_count:
+        far &= ~_missing(array)
+    if not far.any():
+        return array, 0
+    cycles = np.where(far, values // (unit * _CYCLE_DAYS), 0)
+    values = (values - cycles * (unit * _CYCLE_DAYS)).astype(np.int32 if days else np.int64)
+    return integer_array(values, array.type, array), cycles * 400
+
+
+def has_far_times(array: pa.Array) -> bool:
+    """Returns True if a timestamp or date is beyond the year 32767, which pyarrow cannot write as text."""
+    return not isinstance(near_times(array)[1], int)
+
+
+def time_texts(array: pa.Array) -> pa.Array:
+    """Returns timestamps (UTC or without a zone) or dates as texts, as pyarrow writes them; also those beyond the year
+    32767, for which pyarrow writes `<value out of range: …>`.
+    """
+    zoned = pa.types.is_timestamp(array.type) and array.type.tz is not None
+    clock = array.view(pa.timestamp(array.type.unit)) if zoned else array
+    near, years = near_times(clock)
+    text = pc.cast(near, pa.string())
+    if not isinstance(years, int):
+        year = pc.cast(pa.array(pc.year(near).fill_null(0).to_numpy() + years), pa.string())
+        text = pc.if_else(
+            pa.array(years != 0), pc.binary_join_element_wise(year, pc.utf8_slice_codeunits(text, 4), ""), text
+        )
+    return pc.binary_join_element_wise(text, "Z", "") if zoned else text
+
+
 def _of_sql(name: str) -> pa.DataType | None:
     """Returns the type of an SQL name with length or digits: varchar(20) is text of any length, decimal(10, 2) a
     decimal. Returns None for an unknown name.

@@ -20,6 +20,7 @@ from sabot.api.nodes.read import endless_read
 from sabot.api.nodes.rows import Head
 from sabot.api.stream import Stream
 from sabot.app import App
+from sabot.base.arrays import is_utc, time_texts
 from sabot.base.quantities import counted_words
 from sabot.cli.loading import WrongUse, register_functions
 from sabot.cli.printing import columns
@@ -252,7 +253,8 @@ def _texts(values: Any) -> Any:
         return pa.array([None if each is None else str(each) for each in values.to_pylist()], pa.string())
     if not pa.types.is_temporal(type):
         return values
-    texts = pc.replace_substring(values.cast(pa.string()), " ", "T")
+    plain = pa.types.is_date(type) or (pa.types.is_timestamp(type) and is_utc(type.tz))
+    texts = pc.replace_substring(time_texts(values) if plain else values.cast(pa.string()), " ", "T")
     return pc.replace_substring_regex(texts, r"(\.\d*[1-9])0+(Z?)$|\.0+(Z?)$", r"\1\2\3")
 
 

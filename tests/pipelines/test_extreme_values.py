@@ -1,14 +1,16 @@
 """Values at the ends of every type, as event time and in casts: each row goes on or is a dead letter, and none ends the app."""
 
 import datetime as dt
+import sqlite3
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
 import sabot
-from sabot import App, Stream, UserError, col, tumbling
+from sabot import App, Batch, CsvSink, SqlSink, Stream, UserError, col, tumbling
 from sabot.api.expr import Expr
 from sabot.codecs.records import header_rows
 from sabot.errors import DataError
@@ -164,3 +166,99 @@ def counted(step: str, time: int, on_error: Any) -> Stream:
     else:
         rows = rows.flat_map(lambda row: {**row, "ts": time if row["k"] == "a" else 7}, schema=schema)
     return rows.key_by("k").over(n=sabot.count())
+
+
+# -- far years ------------------------------------------------------------------------------------------------------------
+
+
+def civil(days: int) -> tuple[int, int, int]:
+    """Year, month and day by arithmetic of days, from any number of them since 1970."""
+    era, day = divmod(days + 719_468, 146_097)
+    of_era = (day - day // 1460 + day // 36_524 - day // 146_096) // 365
+    of_year = day - (365 * of_era + of_era // 4 - of_era // 100)
+    month = (5 * of_year + 2) // 153
+    return (
+        of_era + era * 400 + (month > 9),
+        month + 3 if month < 10 else month - 9,
+        of_year - (153 * month + 2) // 5 + 1,
+    )
+
+
+def iso(value: int, per_second: int) -> str:
+    seconds, part = divmod(value, per_second)
+    days, second = divmod(seconds, 86_400)
+    year, month, day = civil(days)
+    clock = f"{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}"
+    fraction = f".{part:0{len(str(per_second)) - 1}}" if per_second > 1 else ""
+    return f"{'-' * (year < 0)}{abs(year):04}-{month:02}-{day:02} {clock}{fraction}"
+
+
+FAR_SECONDS = [
+    971_890_963_199,
+    971_890_963_200,
+    -1_096_193_779_200,
+    -1_096_225_315_201,
+    253_402_300_800,
+    -62_167_219_201,
+    -1,
+]
+
+
+@pytest.mark.parametrize(("unit", "per_second"), [("s", 1), ("ms", 1000), ("us", 10**6)])
+def test_a_time_of_any_year_has_its_text_and_its_parts(unit: str, per_second: int, tmp_path: Path) -> None:
+    """pyarrow has years of 16 bits: it wrote `<value out of range: …>`, and its year wrapped."""
+    random = Random(unit)
+    near = [each * per_second + part for each in FAR_SECONDS for part in (0, per_second - 1)]
+    values = [value for value in near if abs(value) < 2**63]
+    values += [-(2**63), 2**63 - 1, *(random.randrange(-(2**63), 2**63) for _ in range(500))]
+    for zone, end in ((None, ""), ("UTC", "Z")):
+        times = pa.array(values).view(pa.timestamp(unit, zone))
+        texts = [iso(value, per_second) + end for value in values]
+        assert computed(times, col("t").cast("string")) == texts
+        sink = CsvSink(str(tmp_path / f"times{end}.csv"))
+        sink.open()
+        sink.write(Batch(pa.record_batch({"n": pa.array(range(len(values))), "t": times})))
+        sink.finish()
+        sink.close()
+        lines = (tmp_path / f"times{end}.csv").read_text().splitlines()[1:]
+        assert [line.split(",")[1].strip('"') for line in lines] == texts
+    dates = [civil(value // per_second // 86_400) for value in values]
+    assert computed(times, col("t").dt.year()) == [year for year, _, _ in dates]
+    assert computed(times, col("t").dt.month()) == [month for _, month, _ in dates]
+    assert computed(times, col("t").dt.day()) == [day for _, _, day in dates]
+    weekdays = [(value // per_second // 86_400 + 3) % 7 + 1 for value in values]
+    assert computed(times, col("t").dt.weekday()) == weekdays
+
+
+def computed(times: pa.Array, expr: Expr) -> list[Any]:
+    compiled = compile_expr(expr, pa.schema([("t", times.type)]))
+    made: list[Any] = compiled(pa.record_batch({"t": times})).to_pylist()
+    return made
+
+
+def test_a_format_of_a_time_does_not_write_another_year() -> None:
+    """2404-04-06 2576980377607:12:55 was the text of the greatest int64 of milliseconds."""
+    times = pa.array([2**63 - 1, 0]).view(pa.timestamp("ms"))
+    stream, x = App("far").stream(pa.table({"t": times})), col("t").dt.strftime("%Y-%m-%d %H:%M")
+    with pytest.raises(DataError, match="9223372036854775807 ms since 1970: strftime knows years up to 32767"):
+        stream.with_columns(x=x).collect()
+    assert stream.on_error("null").with_columns(x=x).collect()["x"].to_pylist() == [None, "1970-01-01 00:00"]
+
+
+def test_a_day_of_any_year_has_its_text_and_its_year() -> None:
+    days = [-(2**31), 2**31 - 1, 11_248_737, 11_248_738, -12_687_429, -12_687_430, 0, -719_163]
+    dates = pa.array([*days, None], pa.int32()).view(pa.date32())
+    texts = [f"{'-' * (y < 0)}{abs(y):04}-{m:02}-{d:02}" for y, m, d in map(civil, days)]
+    assert computed(dates, col("t").cast("string")) == [*texts, None]
+    assert computed(dates, col("t").dt.year()) == [*(civil(day)[0] for day in days), None]
+
+
+def test_a_far_time_is_its_text_in_sqlite(tmp_path: Path) -> None:
+    ends = [2**63 - 1, -(2**63), -1]
+    for name, zone, end in (("plain", None, ""), ("zoned", "Europe/Berlin", "Z")):
+        sink = SqlSink(f"sqlite://{tmp_path}/{name}.db", "t")
+        sink.open()
+        sink.write(Batch(pa.record_batch({"t": pa.array(ends).view(pa.timestamp("ms", zone))})))
+        sink.close()
+        with sqlite3.connect(tmp_path / f"{name}.db") as database:
+            assert [text for (text,) in database.execute("SELECT t FROM t")] == [iso(each, 1000) + end for each in ends]

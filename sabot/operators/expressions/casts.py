@@ -18,6 +18,7 @@ from sabot.base.arrays import (
     integers,
     is_utc,
     shown,
+    time_texts,
     to_unit,
     where,
 )
@@ -257,6 +258,8 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
     if types.is_string(target):
         if types.is_floating(source):
             return _float_text, True
+        if types.is_timestamp(source) or types.is_date(source):
+            return time_texts, True
         if types.is_integer(source) or types.is_temporal(source) or types.is_decimal(source):
             return plain, True
     if types.is_timestamp(target):

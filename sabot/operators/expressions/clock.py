@@ -1,31 +1,47 @@
 """Expressions of times: their parts, rounding down, conversion to text. `times` computes the values."""
 
 import functools
+from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
-from sabot.base.arrays import PER_SECOND, as_timestamp, epoch, integers, is_time, is_utc, where
+from sabot.base.arrays import PER_SECOND, as_timestamp, epoch, integers, is_time, is_utc, near_times, where
 from sabot.errors import UserError
 from sabot.operators.expressions import times
 from sabot.operators.expressions.casts import RefusedValues
 from sabot.operators.expressions.node import FALSE, Compiled, Steps, apply, to_type
 from sabot.operators.expressions.zones import later_times, times_at
 
-_PARTS = {
+
+def _near(part: Callable[[pa.Array], pa.Array], times: pa.Array) -> pa.Array:
+    return part(near_times(times)[0])
+
+
+def _year(times: pa.Array) -> pa.Array:
+    near, years = near_times(times)
+    return pc.year(near) if isinstance(years, int) else pc.add(pc.year(near), pa.array(years))
+
+
+_PARTS: dict[str, Callable[[pa.Array], pa.Array]] = {
     "dt.date": lambda x: pc.cast(epoch(x, "d"), pa.int32()).view(pa.date32()),
-    "dt.year": pc.year,
-    "dt.quarter": pc.quarter,
-    "dt.week": pc.iso_week,
-    "dt.ordinal_day": pc.day_of_year,
-    "dt.month": pc.month,
-    "dt.day": pc.day,
-    "dt.hour": pc.hour,
-    "dt.minute": pc.minute,
-    "dt.second": pc.second,
-    "dt.millisecond": pc.millisecond,
-    "dt.day_of_week": functools.partial(pc.day_of_week, count_from_zero=False, week_start=1),
+    "dt.year": _year,
+    **{
+        f"dt.{name}": functools.partial(_near, part)
+        for name, part in {
+            "quarter": pc.quarter,
+            "week": pc.iso_week,
+            "ordinal_day": pc.day_of_year,
+            "month": pc.month,
+            "day": pc.day,
+            "hour": pc.hour,
+            "minute": pc.minute,
+            "second": pc.second,
+            "millisecond": pc.millisecond,
+            "day_of_week": functools.partial(pc.day_of_week, count_from_zero=False, week_start=1),
+        }.items()
+    },
 }
 _CHANGED = 'the clock was changed: ambiguous="earliest" or "latest" takes one of two times, non_existent="null" drops skipped ones'
 _CLOCK_PARTS = {"dt.hour", "dt.minute", "dt.second", "dt.millisecond"}

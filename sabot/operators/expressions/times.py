@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.text.times import write_times
-from sabot.base.arrays import PER_SECOND, as_timestamp, integer_array, integers, is_utc, to_unit
+from sabot.base.arrays import PER_SECOND, as_timestamp, has_far_times, integer_array, integers, is_utc, to_unit
 from sabot.errors import UserError
 from sabot.operators.expressions.zones import clock_of, intervals_of, times_at, times_before, zone_texts
 
@@ -107,6 +107,8 @@ def format_time(format: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array
         clock = local(array)
         if fields and (texts := write_times(clock, PER_SECOND[clock.type.unit], template, fields)) is not None:
             return texts
+        if has_far_times(clock):
+            raise pa.ArrowInvalid("strftime knows years up to 32767")  # pyarrow would write another year
         if pa.types.is_date(array.type):
             return pc.strftime(array, format=format)
         whole = to_unit(clock, "s").view(pa.timestamp("s", "UTC"))  # pyarrow refuses "%%z" for times without a zone
