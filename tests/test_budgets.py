@@ -26,7 +26,7 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "checkpoint/places/base.py:Place": 28,
     "codecs/base.py:Codec": 4,
     "codecs/base.py:Format": 13,
-    "connectors/base.py:Delivers": 7,  # 051
+    "connectors/base.py:Delivers": 8,  # 051, 109
     "connectors/base.py:Sink": 6,
     "connectors/base.py:Source": 6,
     "jobs/guard.py:EffectGuard": 16,  # 044

@@ -13,7 +13,7 @@ After a crash no method is called: a new process opens the source at the positio
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -431,7 +431,8 @@ class Sink(ABC):
         """Writes the rows, in order. Rows of RECORD_SCHEMA are written unchanged: payload, key, headers and timestamp
         (null: now), without partition and offset. Rows of any other schema are encoded in `format`, or in the format
         of the sink's files. The sink may keep rows in memory until `flush`; if there are too many, `write` blocks.
-        Raises an error that names the rows which the receiver refuses.
+        Raises an error that names the rows which the receiver refuses: with RowErrors no row of the batch is written,
+        the named rows become dead letters, and `write` gets the others again.
         """
 
     @abstractmethod
@@ -486,7 +487,8 @@ class Delivers(ABC):
     """The ability of a sink to write each row exactly once.
 
     Its methods are called by the thread of the sink's track; only `known` and `fitting` are called by the task that
-    writes to the sink.
+    writes to the sink. The numbers of parts grow, except that rows which another thread needs at the receiver at once (dead letters of
+    refused rows) come as a part with a number above 2^62; `settle` then sets the token back.
     """
 
     name: str
@@ -520,7 +522,8 @@ class Delivers(ABC):
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
         """Returns the rows in the form in which `deliver` gets them. Called after `claim`, in place of `write`, whose errors it raises for
-        rows that the receiver would refuse: rows that are in a checkpoint cannot be taken out of it.
+        rows that the receiver would refuse. Changes nothing: rows for which it raises become dead letters, if it takes
+        a batch without rows.
         """
         return data
 
@@ -533,9 +536,18 @@ class Delivers(ABC):
         `seq`, the number of the part, grows, with gaps. Track, incarnation and number together name a part for ever,
         so a receiver that remembers parts by a key needs all three in the key. Raises TransientError if the part may
         be tried again (after a `claim`, whose token says whether the part arrived), and AppLocked if another process
-        has claimed the track; any other error ends the app. Whatever it raises, the receiver has all rows of the part
-        or none.
+        has claimed the track. After UserError or DataError the track is claimed again, and `refused_rows` is asked; any
+        other error ends the app. Whatever it raises, the receiver has all rows of the part or none.
         """
+
+    def refused_rows(self, batches: Sequence[pa.RecordBatch]) -> Mapping[int, str]:
+        """Returns the rows for which `deliver`, or `write`, has raised UserError or DataError: the reason, by the number of
+        the row in the part. Changes nothing at the receiver. After `deliver` the track is claimed before and after it.
+
+        Their dead letters are made safe, and the others are delivered as the part, or written. Without any (the
+        default) the error ends the app, and each start fails at this part.
+        """
+        return {}
 
 
 class KeepsToken(Delivers):

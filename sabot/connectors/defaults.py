@@ -291,6 +291,28 @@ class Stages(ABC):
         StagedSink.
         """
 
+    def fits(self, data: pa.RecordBatch) -> None:
+        """Raises the error of `write` for these rows. Writes nothing."""
+        if (receiver := delivers_of(self.receiver)) is not None:
+            receiver.fitting(data)
+
+    def letters_to(self, write: Callable[[pa.RecordBatch], None], origin: Mapping[str, str]) -> None:  # noqa: B027
+        """Sets the function that makes dead letters safe: those of `put_letters`, and of rows that the receiver refuses
+        when they are delivered. `origin`: their fields step, agent and version.
+        """
+
+    def put_letters(self, letters: pa.RecordBatch) -> None:
+        """Adds the dead letters of rows that do not fit to the open part. They are made safe before the part counts as
+        delivered. Raises UserError if the parts hold only rows, as here.
+        """
+        raise UserError(f"sink {self.receiver.name}: its parts hold no dead letters")
+
+    def deliver_aside(self, data: pa.RecordBatch) -> None:
+        """Writes rows at once, in any thread. When it returns they are at the receiver. Raises TransientError if the
+        delivery ends before that, and UserError where no thread delivers, as here and in a worker process.
+        """
+        raise UserError(f"sink {self.receiver.name} is not delivered to in this process")
+
 
 def receiver_of(sink: Sink) -> Sink:
     """Returns the sink whose abilities the engine uses: the receiver of a StagedSink, or `sink` itself."""

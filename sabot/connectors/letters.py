@@ -32,7 +32,7 @@ from sabot.base.quantities import counted_words
 from sabot.base.redaction import scrubbed, visible
 from sabot.base.stored_names import stored_name
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records, encode_json, header_rows
+from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records, carries_changes, encode_json, header_rows
 from sabot.errors import DataError, UserError, message_of
 
 _log = logging.getLogger(__name__)
@@ -282,6 +282,41 @@ def letters_of_rows(
     return build_records(
         _objects(rows), None, [now_ms] * rows.num_rows if times is None else times, 0, [0] * len(made), made
     )
+
+
+def letters_of_refused(
+    batches: Sequence[pa.RecordBatch], refused: Mapping[int, str], *, step: str, agent: str, version: str
+) -> pa.RecordBatch:
+    """Returns the dead letters of rows that a receiver refuses. `refused`: the reasons, by the number of the row over all
+    batches. A record keeps its payload, key and headers; any other row is its payload, as JSON.
+    """
+    made, first = [], 0
+    for data in batches:
+        own = sorted(row - first for row in refused if first <= row < first + data.num_rows)
+        if own:
+            rows = data.take(pa.array(own))
+            errors = [(stored_name(DataError), refused[first + row]) for row in own]
+            if carries_changes(rows.schema):
+                rows = rows.select(rows.schema.names[:-1])
+            made.append(_letters_of_results(rows, errors, {"step": step, "agent": agent, "version": version}))
+        first += data.num_rows
+    return pa.Table.from_batches(made, RECORD_SCHEMA).combine_chunks().to_batches()[0]
+
+
+def _letters_of_results(
+    rows: pa.RecordBatch, errors: Sequence[tuple[str, str]], origin: Mapping[str, str]
+) -> pa.RecordBatch:
+    none = [None] * len(errors)
+    if not rows.schema.equals(RECORD_SCHEMA):
+        return letters_of_rows(rows, errors, none, times=None, topic="", places=None, **origin)
+    payload, key, timestamp, _, _, headers = rows.columns
+    times = [int(SYSTEM_CLOCK.time() * 1000) if each is None else each for each in timestamp.to_pylist()]
+    facts = [
+        letter_headers(error, topic="", partition=None, offset=None, timestamp=time, attempts=None, **origin)
+        for error, time in zip(errors, times, strict=True)
+    ]
+    headers = [(*own, *more) for own, more in zip(header_rows(headers), facts, strict=True)]
+    return build_records(bytes_list(payload), bytes_list(key), times, 0, [0] * len(facts), headers)
 
 
 def as_columns(data: pa.RecordBatch) -> pa.RecordBatch:

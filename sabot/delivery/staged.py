@@ -37,6 +37,7 @@ from sabot.clock import Clock
 from sabot.codecs.base import Format
 from sabot.connectors.base import Finishes, Sink
 from sabot.connectors.defaults import Stages, address_of, delivers_of
+from sabot.connectors.refused import marked
 from sabot.delivery.parts import Part
 from sabot.delivery.tracks import TrackWork
 from sabot.errors import AppLocked, CheckpointFailed, SabotError, TransientError, UserError
@@ -51,6 +52,8 @@ class WrittenTrack(Protocol):
 
     id: str
     sink: Sink
+    letters: Callable[[pa.RecordBatch], None] | None
+    letter_origin: Mapping[str, str]
 
     def look(self) -> None:
         """Reads the receiver's token without claiming the track: other processes may still deliver
@@ -59,6 +62,11 @@ class WrittenTrack(Protocol):
 
     def write(self, data: pa.RecordBatch) -> None:
         """Adds rows to the open part."""
+
+    def deliver_aside(self, data: pa.RecordBatch) -> None:
+        """Delivers rows at once, before the parts that wait. When it returns they are at the receiver. Raises
+        TransientError if the track ends before that, and UserError in a worker process.
+        """
 
     def seal(self) -> int:
         """Completes the open part, and returns the number of the last part."""
@@ -106,6 +114,15 @@ class StagedSink(Sink, Stages, Finishes):
 
     def write(self, batch: Batch) -> None:
         self._track.write(self._fitting(batch.taken()))
+
+    def letters_to(self, write: Callable[[pa.RecordBatch], None], origin: Mapping[str, str]) -> None:
+        self._track.letters, self._track.letter_origin = write, origin
+
+    def put_letters(self, letters: pa.RecordBatch) -> None:
+        self._track.write(marked(letters))
+
+    def deliver_aside(self, data: pa.RecordBatch) -> None:
+        self._track.deliver_aside(self._fitting(data))
 
     def flush(self) -> None:
         self.sealed = {self._track.id: self._track.seal()}

@@ -6,7 +6,7 @@ of the last part that the receiver has).
 These functions are pure: they use no files, clocks or receivers. docs/decisions/007 has the reasons for the rules.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from sabot.api.settings import Redeliver
@@ -32,6 +32,12 @@ class Opening:
     note: str = ""
 
 
+ASIDE = 1 << 62
+"""The bit in the number of a part that is delivered aside: rows of another thread that must be at the receiver at once.
+The other bits are the number of the last part before it. The token is set back to that number afterwards.
+"""
+
+
 def first_seq(generation: int) -> int:
     """Returns the number before the first part of this generation: its first part gets this number plus 1."""
     return generation << SEQ_BITS
@@ -40,6 +46,11 @@ def first_seq(generation: int) -> int:
 def in_words(seq: int) -> str:
     """Returns a number as people see it: "4/5" is the fifth part of generation 4."""
     return f"{seq >> SEQ_BITS}/{seq & (1 << SEQ_BITS) - 1}"
+
+
+def without_aside(token: Token | None) -> Token | None:
+    """Returns the token as it was before a part was delivered aside, if the process ended before it was set back."""
+    return token if token is None or token.seq < ASIDE else replace(token, seq=token.seq & ~ASIDE)
 
 
 def after(seq: int) -> int:

@@ -6,7 +6,7 @@ import logging
 import threading
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,10 @@ from sabot.checkpoint.manifest import Manifest, StoredPart, StoredTrack
 from sabot.clock import Clock
 from sabot.connectors.base import Sink, Token, Track
 from sabot.connectors.defaults import delivers_of, finish_of, keeps_token_of, set_owner
+from sabot.connectors.letters import LetterLog, ReasonCounts, letters_of_refused
+from sabot.connectors.refused import is_refusal, letters_in, parted
 from sabot.delivery.parts import Part, PartSeries, read_part
-from sabot.delivery.tokens import Opening, in_words, opening
+from sabot.delivery.tokens import ASIDE, Opening, first_seq, in_words, opening, without_aside
 from sabot.errors import AppLocked, DataError, SabotError, TransientError, UserError
 from sabot.steps import step
 
@@ -31,6 +33,7 @@ _log = logging.getLogger(__name__)
 FULL_EPOCHS = 16  # a track is full when the output of so many complete checkpoints waits for delivery
 FULL_BYTES = 1 << 30  # a track is full when the parts that wait or are being written have so many bytes
 RENEW_SECONDS = 3600.0  # a token that is not renewed may be forgotten by its receiver
+_LOOK_SECONDS = 0.5  # between looks of a thread that waits for a delivery aside
 _LEFT_SECONDS = 30.0  # the longest wait of a start for a delivery that an earlier run has left running
 _BACKOFF = Backoff(0.2, 10.0)  # the waits after failed deliveries, in seconds
 
@@ -96,6 +99,18 @@ class TrackWork:
         self._note = ""
         self.name = Track("", track_id, "")  # set by `open`
         self._thread: Handle | None = None
+        self.letters: Callable[[pa.RecordBatch], None] | None = None
+        """The function that makes dead letters of refused rows safe, or None if such rows end the app. Blocks."""
+        self.letter_origin: Mapping[str, str] = {}  # the fields of a dead letter that name the sink and the program
+        self._reasons = ReasonCounts()
+        self._refused = LetterLog(self._reasons, delivery.clock, "refused row")
+        self._aside: deque[pa.RecordBatch] = deque()  # rows of other threads, to be delivered at once
+        self._asides = 0  # how many of them were delivered
+        self._turn = (
+            threading.Lock()
+        )  # held by a delivery aside and by `finish`, which another thread may call at its end
+        self._aside_begun = False  # the delivery of the first of them may have arrived
+        self.refused_rows = 0
 
     # -- the start ----------------------------------------------------------------------------------------------------
 
@@ -107,7 +122,7 @@ class TrackWork:
         self.name = Track(self._delivery.app, self.id, self._incarnation(stored))
         _wait_for_left(self.sink)
         with self._named():
-            token = self._receiver.known(self.name)
+            token = without_aside(self._receiver.known(self.name))
         if token is not None:
             self._opening(stored, token)
 
@@ -118,7 +133,7 @@ class TrackWork:
         delivery, stored = self._delivery, self._stored
         set_owner(self.sink, delivery.still_ours)
         with self._named():
-            token = self._receiver.claim(self.name)
+            token = without_aside(self._receiver.claim(self.name))
         begin = self._opening(stored, token)
         self._begin(begin, stored, delivery.restored)
 
@@ -272,17 +287,19 @@ class TrackWork:
                 return False
             now = self._delivery.clock.monotonic()
             waits = now < self.failures.until_s
-            part = None if waits else self._next()
-            if part is None and (waits or now - self._settled_at < RENEW_SECONDS):
+            aside = None if waits or not self._aside else self._aside[0]
+            part = None if waits or aside is not None else self._next()
+            if part is None and aside is None and (waits or now - self._settled_at < RENEW_SECONDS):
                 self._changed.wait(wait_seconds)
                 return None
         try:
             self._reclaim()
-            if part is None:
+            if aside is not None:
+                self._put_aside(aside)
+            elif part is None:
                 self._renew()
             elif part.seq > self.delivered:  # after a claim the token may say that the part has arrived
-                self._receiver.deliver(part.seq, list(read_part(self._delivery.local(part))))
-                self._is_delivered(part.seq, part.rows)
+                self._deliver(part)
         except TransientError as error:
             self._failed(error)
         except BaseException as error:
@@ -301,6 +318,85 @@ class TrackWork:
             return False
         return True
 
+    def _deliver(self, part: Part) -> None:
+        """Delivers a part. Dead letters in it, and those of the rows that the receiver refuses, are made safe before the
+        token moves: a crash in between repeats them, and loses none.
+        """
+        rows, letters = letters_in(list(read_part(self._delivery.local(part))))
+        refused = sum(map(len, letters))
+        for each in letters:
+            self._save(each)
+        while True:
+            try:
+                self._receiver.deliver(part.seq, rows)
+                break
+            except (UserError, DataError) as error:
+                if self.letters is None or not is_refusal(error):
+                    raise
+                self._claim_again()
+                if part.seq <= self.delivered:
+                    return
+                found = self._receiver.refused_rows(rows)
+                if not found:
+                    raise
+                self._claim_again()
+                self._save(letters_of_refused(rows, found, **self.letter_origin))
+                self._tell_refused(error, len(found))
+                refused += len(found)
+                rows = [each for each in parted(rows, found) if each.num_rows]
+        self._is_delivered(part.seq, part.rows - refused)
+
+    def _save(self, letters: pa.RecordBatch) -> None:
+        if self.letters is None:
+            raise UserError(
+                f"sink {self.sink.name}: the checkpoint has {len(letters)} dead letters of rows that it refused, and the program "
+                "has no place for them",
+                hint='run the program that wrote it, without on_error="fail", until they are delivered',
+            )
+        with step("refuse", self.id):
+            self.letters(letters)
+        self.refused_rows += len(letters)
+
+    def _tell_refused(self, error: SabotError, rows: int) -> None:
+        log, name = self._refused, f"sink {self.sink.name}"
+        self._reasons.add(error, rows)
+        if log.begun:
+            log.note(name)
+        else:
+            log.begin(error.message, "%s refuses rows, which become dead letters; the first: %s", name, error)
+
+    def deliver_aside(self, data: pa.RecordBatch) -> None:
+        """Delivers rows at once, before the parts that wait. When it returns they are at the receiver. Called by threads
+        of other sinks. Raises TransientError if the track ends before that.
+        """
+        with self._changed:
+            self._aside.append(data)
+            self._changed.notify_all()
+            while any(each is data for each in self._aside):
+                if self._closing or self.broken:
+                    raise TransientError(f"sink {self.sink.name}, which gets the dead letters, was closed")
+                self._changed.wait(_LOOK_SECONDS)
+
+    def _put_aside(self, data: pa.RecordBatch) -> None:
+        """Delivers rows under a number of their own, and sets the token back. If the process ends in between, the next
+        claim does that.
+        """
+        numbered = self.delivered if self._keeper is not None else first_seq(self._delivery.generation) + self._asides
+        self._aside_begun = True
+        with self._turn:
+            self._receiver.deliver(ASIDE | numbered, [data])
+            self.finished = False  # the result has grown
+            self._is_aside()
+            if self._keeper is not None:
+                self._keeper.settle(self.delivered)
+
+    def _is_aside(self) -> None:
+        with self._changed:
+            self._asides, self._aside_begun = self._asides + 1, False
+            self._aside.popleft()
+            self.failures.note("")
+            self._changed.notify_all()
+
     def _may_drop(self, part: Part, error: BaseException) -> bool:
         """Drops a part that the receiver refuses and returns True, if the part was restored and the user chose
         redeliver=skip: otherwise each start would fail at this part. Returns False in other cases.
@@ -317,8 +413,7 @@ class TrackWork:
             part.rows,
             error,
         )
-        self._claimed = False
-        self._reclaim()
+        self._claim_again()
         if self._keeper is not None:
             self._keeper.settle(part.seq)
         self._is_delivered(part.seq, 0)
@@ -338,6 +433,11 @@ class TrackWork:
             )
         token = self._receiver.claim(self.name)
         self._claimed = True
+        if self._keeper is not None and token is not None and token.seq >= ASIDE:  # the rows have arrived after all
+            if self._aside_begun:
+                self._is_aside()
+            self._keeper.settle(self.delivered)
+            token = without_aside(token)
         if self._keeper is None or (token is None and self.delivered == 0) or (token is not None and token.empty):
             return
         if token is None:
@@ -355,6 +455,10 @@ class TrackWork:
         if token.seq > self.delivered:
             rows = sum(part.rows for part in list(self._parts) if self.delivered < part.seq <= token.seq)
             self._is_delivered(token.seq, rows)
+
+    def _claim_again(self) -> None:
+        self._claimed = False
+        self._reclaim()
 
     def _renew(self) -> None:
         if self._keeper is not None:
@@ -403,9 +507,9 @@ class TrackWork:
         with self._changed:
             ready = self._finish and not self.finished and all(part.seq <= self.delivered for part in self._parts)
         if ready:
-            with step("finish", self.id), self._named():
+            with self._turn, step("finish", self.id), self._named():
                 finish_of(self.sink)()
-            self.finished = True
+                self.finished = True
 
     def close(self, seconds: float) -> None:
         """Ends the thread and closes the sink. A delivery that hangs for longer than `seconds` is left running, with
@@ -439,6 +543,7 @@ class TrackWork:
                 "undelivered_bytes": sum(part.nbytes for part in waiting),
                 "undelivered_epochs": len(self._epochs),
                 "failures_total": self.failures_total,
+                **({"refused_rows": self.refused_rows} if self.refused_rows else {}),
             }
 
 

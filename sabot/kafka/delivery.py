@@ -26,6 +26,7 @@ from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import to_records
 from sabot.connectors.base import AsksOwner, Finishes, KeepsToken, Token, Track
+from sabot.connectors.refused import refused_in
 from sabot.errors import AppLocked, BrokerUnavailable, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     ANSWER_SECONDS,
@@ -181,6 +182,9 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         rows = to_records(Batch(data), int(SYSTEM_CLOCK.time() * 1000), self._keys, self.encoder)
         check_sizes(rows, largest_record(self._kafka), self.name)
         return rows
+
+    def refused_rows(self, batches: Sequence[pa.RecordBatch]) -> Mapping[int, str]:
+        return refused_in(batches, self.fitting)
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         """Writes a part in one transaction, which has to be committed within `transaction.timeout.ms`. Does nothing

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
+from sabot.clock import Clock
 from sabot.codecs.base import Encoder
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import RECORD_SCHEMA, record_keys, row_records
-from sabot.connectors.base import LostFloats, OnNan, Sink
+from sabot.connectors.base import Delivers, LostFloats, OnNan, Sink
 from sabot.connectors.defaults import (
     Stages,
     check_types,
@@ -24,7 +26,9 @@ from sabot.connectors.defaults import (
     finish_of,
     floats_lost,
 )
-from sabot.errors import SabotError, TransientError, UserError
+from sabot.connectors.letters import LetterLog, ReasonCounts, letters_of_refused
+from sabot.connectors.refused import is_refusal, parted, refused_in, shortened
+from sabot.errors import DataError, RowErrors, SabotError, TransientError, UserError
 from sabot.operators.base import (
     DELETE,
     OP_COLUMN,
@@ -77,6 +81,49 @@ class SinkWriter(WritesOutside):
         self._nulled = Nulled(nan, _WAYS, _log)
         self._floats: list[tuple[int, LostFloats]] = []  # the columns of `_fields` that may have some
         self._fields: pa.Schema | None = None
+        self._letters: Callable[[pa.RecordBatch], None] | None = None
+        self._origin: dict[str, str] = {}
+        self._refused = ReasonCounts()
+        self._refused_log: LetterLog | None = None
+        self.refused_rows = 0
+        # Held while the sink is used, because the dead letters of other sinks are written by their threads.
+        self._turn = threading.RLock()
+        self._is_open = False
+
+    def letters_to(self, write: Callable[[pa.RecordBatch], None], clock: Clock, origin: Mapping[str, str]) -> None:
+        """Makes rows that the sink refuses dead letters. `write`: makes dead letters (RECORD_SCHEMA) safe; called from
+        any thread. `origin`: their fields step, agent and version.
+        """
+        self._origin = dict(origin)
+        self._letters, self._refused_log = write, LetterLog(self._refused, clock, "refused row")
+        if self._stages is not None:
+            self._letters = self._stages.put_letters
+            self._stages.letters_to(write, self._origin)
+
+    def write_aside(self, letters: pa.RecordBatch) -> None:
+        """Writes the dead letters of another sink, in any thread, also when this writer is not open yet, or closed. When it
+        returns they are safe.
+        """
+        with self._named():
+            try:
+                self._write_aside(letters)
+            except RowErrors as error:  # records that are too large for this topic too
+                self._write_aside(shortened(letters, error.rows.keys()))
+
+    def _write_aside(self, letters: pa.RecordBatch) -> None:
+        if self._stages is not None:
+            self._stages.deliver_aside(letters)
+            return
+        with self._turn:
+            was_open = self._is_open
+            try:
+                if not was_open:
+                    self.sink.open()
+                self.sink.write(Batch(letters))
+                self.sink.flush()
+            finally:
+                if not was_open:
+                    self.sink.close()
 
     def check_types(self, columns: pa.Schema) -> None:
         """Raises UserError for a type in `columns` that the sink can never write. Called before `open`, for each
@@ -95,7 +142,9 @@ class SinkWriter(WritesOutside):
         elif self._expected is not None:
             expect(self.sink, self._expected)
         expect_no_more(self.sink, self.left)
-        self.sink.open()
+        with self._turn:
+            self.sink.open()
+            self._is_open = True
         return context.input
 
     def _expect_changes(self, columns: pa.Schema, keys: tuple[str, ...]) -> None:
@@ -128,16 +177,52 @@ class SinkWriter(WritesOutside):
             self._watch(data, batch)
             if self._changes is None and self._key is not None and data.schema != RECORD_SCHEMA:
                 data = with_key(data, self._key, self._now_ms(), self._encoder)
-            self.sink.write(Batch(data, None, batch.topic))
-        self.rows_out += data.num_rows
+            with self._turn:
+                self.rows_out += self._write(data, batch.topic)
+
+    def _write(self, data: pa.RecordBatch, topic: str) -> int:
+        """Writes the rows, and returns their number. Those that the sink refuses become dead letters, if it names them, or
+        if they are found when single rows are tried.
+        """
+        try:
+            self.sink.write(Batch(data, None, topic))
+        except (UserError, DataError) as error:
+            if self._letters is None or not is_refusal(error):
+                raise
+            refused = self._refused_of(data, error)
+            if not refused:
+                raise
+            self._letters(letters_of_refused([data], refused, **self._origin))
+            self._tell(refused)
+            (rest,) = parted([data], refused)
+            return self._write(rest, topic) if rest.num_rows else 0
+        written: int = data.num_rows
+        return written
+
+    def _refused_of(self, data: pa.RecordBatch, error: UserError | DataError) -> Mapping[int, str]:
+        if isinstance(error, RowErrors):
+            return {row: why for row, why in error.rows.items() if 0 <= row < data.num_rows}
+        if self._stages is not None:
+            return refused_in([data], self._stages.fits)
+        return self.sink.refused_rows([data]) if isinstance(self.sink, Delivers) else {}
+
+    def _tell(self, refused: Mapping[int, str]) -> None:
+        assert self._refused_log is not None
+        self.refused_rows += len(refused)
+        first, name = next(iter(refused.values())), f"sink {self.sink.name}"
+        self._refused.add(first, len(refused))
+        if self._refused_log.begun:
+            self._refused_log.note(name)
+        else:
+            self._refused_log.begin(first, "%s refuses rows, which become dead letters; the first: %s", name, first)
 
     def flush(self) -> Mapping[str, int]:
-        with self._named():
+        with self._named(), self._turn:
             self.sink.flush()
         return {} if self._stages is None else self._stages.sealed
 
     def finish(self) -> None:
-        with self._named():
+        with self._named(), self._turn:
             self._finish()
 
     @contextlib.contextmanager
@@ -163,6 +248,8 @@ class SinkWriter(WritesOutside):
             raise TransientError(f"sink {self.sink.name}: {type(error).__name__}: {error}") from error
 
     def close(self) -> None:
+        """Closes the sink, also while another thread hangs in it."""
+        self._is_open = False
         self.sink.close()
 
     @property
@@ -171,7 +258,8 @@ class SinkWriter(WritesOutside):
         return self._nulled.count
 
     def statistics(self) -> dict[str, Any]:
-        return {"sink": self.sink.name, "rows_out": self.rows_out, **({"nulled": self.nulled} if self.nulled else {})}
+        found = {"nulled": self.nulled, "refused_rows": self.refused_rows}
+        return {"sink": self.sink.name, "rows_out": self.rows_out, **{name: n for name, n in found.items() if n}}
 
     # -- floats that the format does not have --------------------------------------------------------------------------
 

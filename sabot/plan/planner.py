@@ -21,7 +21,7 @@ from sabot.operators.layout.operator_table import planner_of
 from sabot.operators.layout.plan_points import Layout, PlanPoint
 from sabot.operators.layout.stages import Aligned, Edge, Reading, Stage
 from sabot.operators.rows.stateless import only_columns
-from sabot.plan.agents import arranged
+from sabot.plan.agents import arranged, place_of_sink
 from sabot.plan.lineage import Lineages, computed_behind, computed_texts, lineages_behind, said
 from sabot.plan.optimise import (
     check_nodes,
@@ -88,7 +88,10 @@ class _Planner:
         for stage in self._agents.values():
             self._join_agents(stage)
         stages = self._layout.stages
+        letters = {place_of_sink(each.refused) for each in stages if each.refused is not None}
         for stage in stages:
+            if stage.sink is not None and place_of_sink(stage.sink[0]) in letters:
+                stage.refused = None  # a dead letter that its own sink refuses ends the app
             stage.by_time = self._by_time.get(stage.id, True)
         upstream_first = [stage for stage in stages if stage.sink is None]
         sinks = [stage for stage in stages if stage.sink is not None]
@@ -103,7 +106,7 @@ class _Planner:
             changes = point.unique if point.changes else None
             format = format_of(end.format, "to") if isinstance(end.sink, str) else None
             sink = self._layout.sink(end.sink, end.key, end.delivery, changes, end.nan, format)
-            point.targets.append(Edge(sink, changes=point.changes))
+            point.targets.append(Edge(point.refusing(sink), changes=point.changes))
 
     def _join_agents(self, stage: Stage) -> None:
         """Adds the edge from an agent to another agent into which it writes."""

@@ -2,7 +2,10 @@
 delivered to.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
+
+import pyarrow as pa
 
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import StreamEnd
@@ -38,6 +41,9 @@ class AgentSinks:
         self._formats = agreed_formats(self.specs)
         self._only_letters = only_letters(self.specs, ends)
         self._settings = settings
+        self._writers: dict[str | int, SinkWriter] = {}
+        self.by_streams: Callable[[str | Sink, pa.RecordBatch], None] | None = None
+        """The function by which streams write dead letters into a sink that is theirs too."""
 
     def of(self, group: AgentGroup) -> list[AgentSpec]:
         """Returns the agents of a task. An agent that passes rows to another one comes after it."""
@@ -53,7 +59,42 @@ class AgentSinks:
         opened = self._settings.staged(group.room, opened, self.wanted[place])
         if afresh:
             start_afresh(opened)
-        return SinkWriter(opened, None, None, lambda: int(clock.time() * 1000), nan=self._nans.get(place))
+        writer = SinkWriter(opened, None, None, lambda: int(clock.time() * 1000), nan=self._nans.get(place))
+        self._writers[place] = writer
+        if (found := self._letters_of(place)) is not None:
+            agent, letters = found
+            origin = {"step": f"write {opened.name}", "agent": agent, "version": self._settings.app.version}
+            writer.letters_to(partial(self._write_letters, letters), clock, origin)
+        return writer
+
+    def _letters_of(self, place: str | int) -> tuple[str, str | Sink] | None:
+        """Returns the agent that writes to a sink, and where the rows go that its receiver refuses: the agent's dead
+        letters. Returns None for a sink of dead letters.
+        """
+        found: dict[str | int, tuple[str, str | Sink]] = {}
+        letters: set[str | int] = set()
+        for spec in self.specs:
+            own = self._letters_places(spec)
+            letters.update(map(place_of_sink, own))
+            for sink in spec.sinks.values():
+                found.setdefault(place_of_sink(sink), (spec.agent_id, own[0]))
+        return None if place in letters else found.get(place)
+
+    def _letters_places(self, spec: AgentSpec) -> list[str | Sink]:
+        """Returns the topics, or the Sink, of the dead letters of an agent."""
+        own = spec.dead_letter
+        return [own] if isinstance(own, Sink) else list(self.dead_letter_topics(spec).values())
+
+    def _write_letters(self, sink: str | Sink, letters: pa.RecordBatch) -> None:
+        """Writes dead letters of rows that the receiver of another sink has refused. When it returns they are safe. Called
+        from any thread.
+        """
+        writer = self._writers.get(place_of_sink(sink))
+        if writer is None:  # streams write this sink too, and have its thread
+            assert self.by_streams is not None
+            self.by_streams(sink, letters)
+        else:
+            writer.write_aside(letters)
 
     def dead_letter_topics(self, spec: AgentSpec) -> dict[str, str]:
         """Returns the dead letter topic of each input, for an agent whose dead letters go to topics."""
@@ -75,10 +116,7 @@ class AgentSinks:
     def _each_once(self, group: AgentGroup) -> Iterator[str | Sink]:
         seen: set[str | int] = set()
         for spec in self.of(group):
-            own: list[str | Sink] = [spec.dead_letter]
-            if isinstance(spec.dead_letter, str):
-                own = list(self.dead_letter_topics(spec).values())
-            for sink in (*spec.sinks.values(), *own):
+            for sink in (*spec.sinks.values(), *self._letters_places(spec)):
                 if place_of_sink(sink) not in seen:
                     seen.add(place_of_sink(sink))
                     yield sink

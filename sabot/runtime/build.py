@@ -114,6 +114,8 @@ class Build:
         self._loop = loop
         self.replay = replay
         self._sources: list[Source] = []  # the user's Source objects that this run reads
+        self._letter_writers: dict[str | int, SinkWriter] = {}  # by the place of a sink (`place_of_sink`)
+        self._letters_lock = threading.Lock()
         self._afresh = True  # no checkpoint is restored
         self._restored: Manifest | None = None
         self._edges: Edges
@@ -489,7 +491,7 @@ class Build:
         set_only_letters(opened, place_of_sink(sink) in self._only_letters)
         return self.settings.staged("streams", opened, built.stage.delivery)
 
-    def _sink_writer(self, built: BuiltStage, opened: Sink) -> Operator:
+    def _sink_writer(self, built: BuiltStage, opened: Sink) -> SinkWriter:
         assert built.stage.sink is not None
         key = built.stage.sink[1]
         if self._afresh:
@@ -499,10 +501,28 @@ class Build:
         stage, clock = built.stage, self.settings.clock
         writer = SinkWriter(opened, key, expected, lambda: int(clock.time() * 1000), stage.changes, stage.nan)
         writer.step = StepInfo(stage.id)
+        assert stage.sink is not None
+        self._letter_writers[place_of_sink(stage.sink[0])] = writer
+        if stage.refused is not None and self.settings.has_dead_letters:
+            origin = {"step": stage.id, "agent": f"{self.settings.app_id}/{stage.id}"}
+            origin["version"] = self.settings.app.version
+            writer.letters_to(partial(self.write_letters, stage.refused), clock, origin)
         if expected is not None:
             self._note_columns(writer, stage, expected)
         open_writer(writer, [without_marks(schema) for schema in built.coming], built.schema or RECORD_SCHEMA)
         return writer
+
+    def write_letters(self, sink: str | Sink, letters: pa.RecordBatch) -> None:
+        """Writes dead letters of rows that the receiver of another sink has refused. When it returns they are safe. Called
+        from any thread.
+        """
+        with self._letters_lock:
+            writer = self._letter_writers.get(place_of_sink(sink))
+            if writer is None:  # another process writes this sink
+                opened = self.settings.open_sink(sink, None) if isinstance(sink, str) else sink
+                writer = SinkWriter(opened, None, None, lambda: int(self.settings.clock.time() * 1000))
+                self._letter_writers[place_of_sink(sink)] = writer
+        writer.write_aside(letters)
 
     def _note_columns(self, writer: SinkWriter, stage: Stage, columns: pa.Schema) -> None:
         """Gives the writer the columns that the app has written so far, and logs those that it does not write any more."""

@@ -146,6 +146,8 @@ class LocalAgents:
             begin_judging(self)
         make = with_judge(agent_operator, judge)
         await self._open_journal(restored)
+        if self.streams is not None:
+            self.sinks.by_streams = self.streams.build.write_letters
         for spec in self.specs:
             branches = {name: self._sink(sink) for name, sink in spec.sinks.items()}
             port = self._port(spec, operators, list(branches.values()))

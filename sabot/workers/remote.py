@@ -27,7 +27,7 @@ from sabot.connectors.base import Delivery, Sink
 from sabot.delivery import StagedSink
 from sabot.delivery.parts import Part, PartSeries
 from sabot.delivery.staged import track_of
-from sabot.errors import InternalError, message_of
+from sabot.errors import InternalError, UserError, message_of
 from sabot.state.base import Cut, Snapshot
 from sabot.workers.messages import (
     Complete,
@@ -370,6 +370,8 @@ class _RemoteTrack:
     def __init__(self, track_id: str, sink: Sink, folder: Path, checkpoints: RemoteCheckpoints) -> None:
         self.id = track_id
         self.sink = sink
+        self.letters: Callable[[pa.RecordBatch], None] | None = None
+        self.letter_origin: Mapping[str, str] = {}
         self.parts = PartSeries(lambda seq: folder / f"{seq}.arrow", partial(checkpoints.give_part, track_id))
         self._checkpoints = checkpoints
 
@@ -379,6 +381,13 @@ class _RemoteTrack:
     def write(self, data: pa.RecordBatch) -> None:
         """Adds rows to the open part."""
         self.parts.write(data)
+
+    def deliver_aside(self, data: pa.RecordBatch) -> None:
+        """Raises UserError, because only the coordinator delivers."""
+        raise UserError(
+            f"a sink refuses rows, and the dead letters in {self.sink.name} are delivered by another process",
+            hint='deliver the rows exactly once too: .to(…, delivery="exactly_once")',
+        )
 
     def seal(self) -> int:
         """Completes the open part, and reports it before the snapshot to which it belongs. Returns the number of the

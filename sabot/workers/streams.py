@@ -217,6 +217,7 @@ class WorkerStreams:
         """Makes the plan, opens the coordinator's parts of it, and places the tasks. Blocks."""
         self._build.open(restored if self._build.ends else None)
         self._build.open_deliveries()
+        self.agents.sinks.by_streams = self._build.write_letters
         self.agents.open_deliveries(self._build.shared, afresh=restored is None)
         assert self._build.plan is not None
         self.placement = place(self._build.plan.stages, self._workers, self.agents.groups, self._build.shared)

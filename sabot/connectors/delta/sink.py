@@ -18,6 +18,7 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import unquote
 
@@ -44,8 +45,9 @@ from sabot.connectors.delta.types import (
 )
 from sabot.connectors.files.partitions import check_partitions
 from sabot.connectors.letters import as_columns
+from sabot.connectors.refused import refused_in
 from sabot.connectors.sql.rows import decoded_records
-from sabot.errors import AppLocked, TransientError, UserError
+from sabot.errors import AppLocked, RowErrors, TransientError, UserError
 from sabot.steps import step
 
 __all__ = ["DeltaSink"]
@@ -55,6 +57,7 @@ _log = logging.getLogger(__name__)
 _WAITING_BYTES = 64 << 20  # at least once, so many bytes of rows are committed before the next checkpoint
 _NUMBER_BITS = 62  # of a random number or a digest that the log of the table keeps, as a positive long
 _COMMITS = 20  # after which the table is loaded anew
+_CONSTRAINT = "delta.constraints."
 _ATTEMPTS = 10  # to claim a track while its former owner still commits
 
 
@@ -104,6 +107,7 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         self._owner = 0  # the number under which this sink has claimed the track
         self._not_null: frozenset[str] = frozenset()  # columns of the table in which each row needs a value
         self._divides_by: frozenset[str] = frozenset(partition_by)  # the columns by which the table is partitioned
+        self._constrained = False  # the table has constraints, and rows are written at least once
         self._told: set[str] = set()
         self._afresh = False  # the app starts without a checkpoint, and nothing was written since
         self._begins = False  # the table is checked, and nothing was written since
@@ -142,12 +146,15 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
             self._check(self._table)
             if self._table is None:
                 self._table = self._made(self._properties([]))
+            self._constrained = _is_constrained(self._table)
         self._begins, self._waiting, self._waiting_bytes = True, [], 0
 
     def write(self, batch: Batch) -> None:
         self._check_open()
         if batch.num_rows:
             data = self.fitting(batch.taken())
+            if self._constrained and (wrong := self.refused_rows([data])):  # `flush` could not name the rows
+                raise RowErrors(wrong)
             self._waiting.append(data)
             self._waiting_bytes += data.nbytes
             if self._waiting_bytes >= _WAITING_BYTES:
@@ -214,6 +221,33 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
             if token is not None and token.incarnation == track.incarnation and seq <= token.seq:
                 return
             self._append([batch for batch in batches if batch.num_rows], self._numbers(track, seq))
+
+    def refused_rows(self, batches: Sequence[pa.RecordBatch]) -> Mapping[int, str]:
+        """Returns the rows that break a constraint of the table. They are tried in a table in a temporary folder, which has
+        the columns and constraints of this one.
+        """
+        table = self._table if self._table is not None else self._place.found()
+        if table is None:
+            return {}
+        rules = {name: rule for name, rule in table.metadata().configuration.items() if name.startswith(_CONSTRAINT)}
+        with TemporaryDirectory(prefix="sabot-delta-") as folder, self._place.explained():
+            delta = self._place.delta
+            trial = delta.DeltaTable.create(folder, schema=table.schema())
+            if rules:
+                trial.alter.add_constraint({name.removeprefix(_CONSTRAINT): rule for name, rule in rules.items()})
+            columns = columns_of(table)
+
+            def attempt(data: pa.RecordBatch) -> None:
+                if data.schema.equals(RECORD_SCHEMA):
+                    if not data.num_rows:
+                        return
+                    kinds = {field.name: field.type for field in columns}
+                    data = decoded_records(data, kinds, self.name, self._told)
+                with self._place.explained():
+                    rows = in_order(self.fitting(data), columns, self._place.where)
+                    delta.write_deltalake(trial, [rows], mode="append")
+
+            return refused_in(batches, attempt)
 
     def settle(self, seq: int) -> None:
         track = self._turn()
@@ -478,6 +512,10 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         return self._place.delta.CommitProperties(
             app_transactions=[self._place.delta.Transaction(*each) for each in numbers]
         )
+
+
+def _is_constrained(table: Any) -> bool:
+    return table is not None and any(name.startswith(_CONSTRAINT) for name in table.metadata().configuration)
 
 
 def _not_null(table: Any) -> frozenset[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from sabot.base.arrays import epoch, to_unit
 from sabot.errors import UserError
 
 _DIGITS = {8: 3, 16: 5, 32: 10, 64: 19}  # of the largest integer with so many bits
@@ -119,9 +120,12 @@ def _converted(column: Any, field: Any, where: str) -> Any:
     given, kind = column.type, field.type
     if given.equals(kind):
         return column
-    cut = (pa.types.is_timestamp(given) and given.unit == "ns") or pa.types.is_date64(given)
     try:
-        return column.cast(kind, safe=not cut)
+        if pa.types.is_timestamp(given):
+            return to_unit(column, kind.unit).cast(kind)
+        if pa.types.is_date64(given):
+            return epoch(column, "d").cast(pa.int32()).view(kind)
+        return column.cast(kind)
     except pa.ArrowException as error:
         raise UserError(
             f"{where}: column {field.name}: {error}",

@@ -1,6 +1,6 @@
 """A sink that writes to a topic of the embedded broker, at least once or exactly once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from sabot.codecs.records import carries_changes, to_records
 from sabot.connectors.base import ChecksTypes, KeepsToken, LostFloats, Sink, TakesChanges, Token, Track
 from sabot.connectors.memory.broker import MemoryBroker
 from sabot.connectors.memory.topic import Topic, take
+from sabot.connectors.refused import refused_in
 from sabot.errors import UserError
 from sabot.steps import step
 
@@ -79,6 +80,9 @@ class MemorySink(Sink, TakesChanges, ChecksTypes, KeepsToken):
         """
         changes = self._keys is not None and carries_changes(data.schema)
         return self._records(data) if changes or self.format != JSON else data
+
+    def refused_rows(self, batches: Sequence[pa.RecordBatch]) -> Mapping[int, str]:
+        return refused_in(batches, self._records)
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         topic, track, owner = self._opened(), self._claimed(), self._owner

@@ -169,6 +169,48 @@ class Database(ABC):
             self.close()
             raise
 
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Runs the block in a transaction that is rolled back at its end."""
+        with self.explained():
+            self.begin()
+            try:
+                yield
+            finally:
+                self.close()
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Runs the block in a part of a transaction, which takes effect as a whole or not at all; then the transaction
+        goes on.
+        """
+        self.run("SAVEPOINT sabot_attempt")
+        try:
+            with self.explained():
+                yield
+        except UserError:
+            with self.explained():
+                self.undo()
+            raise
+        with self.explained():
+            self.run("RELEASE SAVEPOINT sabot_attempt")
+
+    def undo(self) -> None:
+        """Takes back what was done since the savepoint of `attempt`."""
+        self.run("ROLLBACK TO SAVEPOINT sabot_attempt")
+
+    def misfit(self, field: "pa.Field[Any]") -> str:
+        """Returns the type of the column of the table, for a message, if it cannot take values of this field's type; else
+        "". Called after `columns`.
+        """
+        return ""
+
+    def refused(self, data: pa.RecordBatch) -> dict[int, str]:
+        """Returns the rows that `insert` cannot write whatever the table is, or whose values its columns do not hold as
+        far as `columns` has told them: the reason, by the number of the row. Needs no connection.
+        """
+        return {}
+
     def claim(self, track: Track, owner: str, *, again: bool) -> Token | None:
         """Makes `owner` the owner of the track, and returns the track's token. Called in a transaction.
 

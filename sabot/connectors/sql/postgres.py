@@ -8,7 +8,8 @@ import pyarrow as pa
 from pyarrow import csv
 
 from sabot.connectors.sql.database import TOKENS, Database, quoted
-from sabot.connectors.sql.rows import Columns, JsonKind, hex_text, json_text, last_of_each_key, utc
+from sabot.connectors.sql.postgres_values import moments, refused_values, takes
+from sabot.connectors.sql.rows import Columns, JsonKind, hex_text, json_text, last_of_each_key
 from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import SabotError, UserError
 from sabot.steps import step
@@ -18,6 +19,8 @@ _ROWS_IN, _KEYS_OUT = (
     '"sabot_rows"',
     '"sabot_keys"',
 )  # temporary tables of this session: for rows that replace others, and for keys of rows to delete
+_INSERT, _NUMBER = "sabot_insert", "sabot_row_number"
+_TWICE = "21000"  # the code of an INSERT that would write one row twice
 _LOCK = 0x5AB07  # held while tables are made, so that two processes do not make one table
 
 
@@ -33,6 +36,7 @@ class PostgresDatabase(Database):
         self._name = self._prefix + quoted(name)
         self._connection: Any = None
         self._types: dict[str, str] = {}
+        self._whole_types: dict[str, str] = {}  # with lengths and digits
         self._staged: dict[str, list[str]] = {}  # the columns of the temporary tables of this session, by name
         self._server = PostgresServer(url, f"table {table}", "a sink into PostgreSQL")
 
@@ -83,12 +87,29 @@ class PostgresDatabase(Database):
 
     def columns(self) -> Columns | None:
         _, rows = self.run(
-            "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute WHERE attrelid = to_regclass(%s) "
-            "AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum",
+            "SELECT attname, format_type(atttypid, NULL), format_type(atttypid, atttypmod) FROM pg_attribute "
+            "WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum",
             (self._name,),
         )
-        self._types = dict(rows)
-        return {name: _JSON_KINDS.get(kind, "text") for name, kind in rows} or None
+        self._types = {name: kind for name, kind, _ in rows}
+        self._whole_types = {name: whole for name, _, whole in rows}
+        return {name: _JSON_KINDS.get(kind, "text") for name, kind, _ in rows} or None
+
+    def misfit(self, field: "pa.Field[Any]") -> str:
+        declared = self._types.get(field.name, "")
+        return "" if takes(declared, field.type) else declared
+
+    def refused(self, data: pa.RecordBatch) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for name, column in zip(data.schema.names, data.columns, strict=True):
+            declared = self._types.get(name, "")
+            for row, why in refused_values(name, column, declared, self._whole_types.get(name, "")).items():
+                found.setdefault(row, why)
+        return found
+
+    def undo(self) -> None:
+        super().undo()
+        self._staged = {}
 
     def has_rows(self) -> bool:
         _, allowed = self.run("SELECT has_table_privilege(%s, 'SELECT')", (self._name,))  # a sink needs only INSERT
@@ -138,14 +159,27 @@ class PostgresDatabase(Database):
         if not self.keys:
             return self._copy(data, self._name)
         names = list(data.schema.names)
-        columns = ", ".join(map(quoted, names))
-        staged = self._stage(last_of_each_key(data, self.keys), _ROWS_IN)
-        keys = ", ".join(map(quoted, self.keys))
-        with step("sql", self.table):
-            self._execute(
-                f"INSERT INTO {self._name} ({columns}) SELECT {columns} FROM {staged} ORDER BY {keys} "
-                f"ON CONFLICT ({keys}) DO {self.replacing(names)}"
-            )
+        columns, keys = ", ".join(map(quoted, names)), ", ".join(map(quoted, self.keys))
+        rows = last_of_each_key(data, self.keys)
+        staged = self._stage(rows, _ROWS_IN)
+        action = f"ORDER BY {keys} ON CONFLICT ({keys}) DO {self.replacing(names)}"
+        self.run(f"SAVEPOINT {_INSERT}")
+        try:
+            with step("sql", self.table):
+                self._execute(f"INSERT INTO {self._name} ({columns}) SELECT {columns} FROM {staged} {action}")
+        except Exception as error:
+            if getattr(error, "sqlstate", None) != _TWICE:
+                raise
+            # Keys that differ here are equal in the database, by the type or the collation of its columns.
+            self.run(f"ROLLBACK TO SAVEPOINT {_INSERT}")
+            numbered = rows.append_column(_NUMBER, pa.array(range(rows.num_rows), pa.int64()))
+            staged = self._stage(numbered, _ROWS_IN)
+            last = f"SELECT DISTINCT ON ({keys}) {columns} FROM {staged} ORDER BY {keys}, {_NUMBER} DESC"
+            with step("sql", self.table):
+                self._execute(
+                    f"INSERT INTO {self._name} ({columns}) SELECT {columns} FROM ({last}) AS last_rows {action}"
+                )
+        self.run(f"RELEASE SAVEPOINT {_INSERT}")
         self._execute(f"DELETE FROM {staged}")
         return None
 
@@ -164,6 +198,7 @@ class PostgresDatabase(Database):
         staged = f"pg_temp.{name}"
         if self._staged.get(name) != names:
             columns = ", ".join(map(quoted, names))
+            columns = columns.removesuffix(quoted(_NUMBER)) + f"0::bigint AS {_NUMBER}" if _NUMBER in names else columns
             self._execute(f"DROP TABLE IF EXISTS {staged}")
             self._execute(
                 f"CREATE TEMP TABLE {name} ON COMMIT DELETE ROWS AS SELECT {columns} FROM {self._name} WITH NO DATA"
@@ -281,12 +316,10 @@ def _text(column: Any, name: str, declared: str) -> Any:
             raise UserError(
                 f"column {name!r} is {declared}, and a binary value is no UTF-8 text", hint="a bytea column holds it"
             ) from error
-    if types.is_timestamp(kind):
-        return utc(column).cast(pa.timestamp("us", kind.tz and "UTC"), safe=False)
+    if types.is_timestamp(kind) or types.is_date(kind):
+        return moments(column)
     if types.is_time(kind):
         return column.cast(pa.time64("us"), safe=False)
-    if types.is_date(kind):
-        return column.cast(pa.date32())
     if types.is_duration(kind):
         return column.cast(pa.int64())
     if types.is_float16(kind):

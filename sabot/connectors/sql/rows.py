@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.text.json import JsonDecoder, encode_rows, infer_schema
 from sabot._cython.text.records import binary_array, bytes_list
+from sabot.base.arrays import shown
 from sabot.errors import UNREADABLE, UserError
 
 _log = logging.getLogger(__name__)
@@ -143,6 +144,13 @@ def hex_text(column: Any) -> Any:
     plain: Any = pa.StringArray.from_buffers(len(values), pa.py_buffer(moved), pa.py_buffer(digits))
     prefixed: Any = pc.binary_join_element_wise("\\x", plain, "")
     return pc.if_else(pc.is_null(values), pa.scalar(None, pa.string()), prefixed)
+
+
+def refusals(name: str, column: Any, wrong: Any, why: str) -> dict[int, str]:
+    """Returns the reason for each row in which `wrong` is True: the column, its value, and `why`."""
+    if not (rows := np.flatnonzero(pc.fill_null(wrong, False).to_numpy(zero_copy_only=False)).tolist()):
+        return {}
+    return {row: f"column {name!r}: {shown(column[row]):.80} {why}" for row in rows}
 
 
 def utc(column: Any) -> Any:

@@ -3,7 +3,7 @@
 import logging
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,11 +30,12 @@ from sabot.connectors.base import (
 )
 from sabot.connectors.checks import SCHEMA
 from sabot.connectors.letters import as_columns
+from sabot.connectors.refused import refused_in
 from sabot.connectors.sql.database import Database
 from sabot.connectors.sql.postgres import PostgresDatabase
 from sabot.connectors.sql.rows import Columns, decoded_records, inferred_schema, last_of_each_key
 from sabot.connectors.sql.sqlite import SqliteDatabase
-from sabot.errors import UserError
+from sabot.errors import RowErrors, UserError
 
 _log = logging.getLogger(__name__)
 
@@ -135,6 +136,17 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
         finally:
             self._database.close()
 
+    def misfit(self, schema: pa.Schema) -> str:
+        if not self._database.exists:
+            return ""
+        self._fitting = self._columns = None
+        self._database.connect_to_read()
+        try:
+            with self._database.explained():
+                return "" if self._table() is None else self._unfit(schema)
+        finally:
+            self._database.close()
+
     def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
         if not keys:
             raise UserError(
@@ -191,14 +203,40 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
         return token
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns the rows, after the checks that need no database: names, and keys that are null. Records are not
-        checked.
+        """Returns the rows, after the checks that need no database: names, keys that are null, and values that the table
+        cannot hold. Records are not checked.
         """
         if not data.schema.equals(RECORD_SCHEMA):
             rows = data.select(data.schema.names[:-1]) if carries_changes(data.schema) else data
             self._check_names(rows.schema)
             self._check_keys(rows)
+            if wrong := self._database.refused(normalise(as_columns(rows))):
+                raise RowErrors({row: f"table {self.name}: {why}" for row, why in wrong.items()})
         return data
+
+    def refused_rows(self, batches: Sequence[pa.RecordBatch]) -> Mapping[int, str]:
+        """Returns the rows that the table refuses, in a transaction that is rolled back: constraints, triggers, and types
+        that only the database knows.
+        """
+        self._connect(self._owner if self._track is not None else "")
+        with self._database.trial(), self._explained():
+            if self._begins:
+                self._prepare()
+            found = refused_in(batches, self._attempted)
+        self._fitting = self._columns = None
+        if self._track is None:  # `write` goes on
+            self._connect("")
+        return found
+
+    def _attempted(self, data: pa.RecordBatch) -> None:
+        if not data.num_rows and data.schema.equals(RECORD_SCHEMA):
+            return  # their columns are known by their payloads
+        try:
+            with self._database.attempt(), self._explained():
+                self._insert([data])
+        except UserError:
+            self._fitting = self._columns = None  # the table may have been made, and is not there any more
+            raise
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         track = self._claimed()
@@ -287,6 +325,11 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
             self._check_names(schema)
             if self._table() is not None:
                 self._lacking(schema)
+                if why := self._unfit(schema):
+                    raise UserError(
+                        f"table {self.name} of {self._database.where}: {why}",
+                        hint="cast the column before the sink, or give another table",
+                    )
                 if self._keys:
                     self._database.check_keys()
 
@@ -386,6 +429,11 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
         coming, known = set(map(same, schema.names)), set(map(same, self._table() or ()))
         self._database.left = [name for name in self._left if same(name) in known - coming]
         self._fitting = schema
+
+    def _unfit(self, schema: pa.Schema) -> str:
+        """Returns which column of the table cannot take the values that come, or ""."""
+        found = [(field, self._database.misfit(field)) for field in schema]
+        return next((f"its column {field.name} is {own}, and {field.type} comes" for field, own in found if own), "")
 
     def _lacking(self, schema: pa.Schema) -> pa.Schema:
         """Returns those columns that have to be added to the table. Raises UserError if they may not be added."""

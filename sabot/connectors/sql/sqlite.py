@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from sabot.base.arrays import time_texts
 from sabot.base.os_errors import hint_of
 from sabot.base.sqlite_files import error_of, is_held, open_database
 from sabot.connectors.sql.database import TOKENS, Database, quoted
-from sabot.connectors.sql.rows import Columns, JsonKind, json_text, utc
+from sabot.connectors.sql.rows import Columns, JsonKind, json_text, refusals
 from sabot.errors import TransientError, UserError
 from sabot.steps import step
 
@@ -147,6 +149,14 @@ class SqliteDatabase(Database):
         for name, column in zip(empty.schema.names, empty.columns, strict=True):
             _values(column, name)
 
+    def refused(self, data: pa.RecordBatch) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for name, column in zip(data.schema.names, data.columns, strict=True):
+            if pa.types.is_uint64(column.type):
+                far = pc.greater(column, pa.scalar(2**63 - 1, pa.uint64()))
+                found |= refusals(name, column, far, "is above 2^63 - 1")
+        return found
+
     def insert(self, data: pa.RecordBatch) -> None:
         names = [quoted(name) for name in data.schema.names]
         statement = f"INSERT INTO {self._name} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
@@ -215,9 +225,9 @@ def _values(column: Any, name: str) -> list[Any]:
     types = pa.types
     if types.is_nested(kind):
         column = json_text(column, name)
-    elif types.is_timestamp(kind):
-        column = utc(column).cast(pa.string())
-    elif types.is_decimal(kind) or types.is_date(kind) or types.is_time(kind):
+    elif types.is_timestamp(kind) or types.is_date(kind):
+        column = time_texts(column)
+    elif types.is_decimal(kind) or types.is_time(kind):
         column = column.cast(pa.string())
     elif types.is_duration(kind):
         column = column.cast(pa.int64())

@@ -98,8 +98,17 @@ class PlanPoint:
         """
         if sink is not None:
             assert self.last is not None
-            self.last.branches[name] = [Edge(self.layout.sink(sink))]
+            self.last.branches[name] = [Edge(self.refusing(self.layout.sink(sink)))]
         return self
+
+    def refusing(self, sink: Stage) -> Stage:
+        """Returns the stage of a sink to which the rows of this point go. Those that its receiver refuses go to the dead
+        letters, unless such rows end the app, or the sink is that of the dead letters.
+        """
+        assert sink.sink is not None
+        if self.on_error == "dead_letter" and sink.refused is None and sink.sink[0] != self.dead_letter:
+            sink.refused = self.dead_letter
+        return sink
 
     def late_to(self, name: str, sink: str | Sink | None, *letters: str | Sink | None) -> "PlanPoint":
         """Sends the late rows in the last operator's output branch `name` to this sink. If `sink` is None, they are

@@ -117,6 +117,7 @@ class Stage:
     targets: list[Step | Edge] = field(default_factory=list)
     aligned: "Aligned | None" = None  # the sources that are read at about the same event time for this stage
     dead_letters: Edge | None = None  # for records and rows of the chain that cannot be processed
+    refused: str | Sink | None = None  # of a sink: the topic or Sink for rows that its receiver refuses
     by_time: bool = True  # True if a result, here or later, depends on the position of watermarks among rows
 
     @property

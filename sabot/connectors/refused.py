@@ -1,0 +1,88 @@
+"""Rows that the receiver of a sink refuses: which rows of a batch these are, and how they travel to the dead letters."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot.codecs.records import HEAD_BYTES, RECORD_SCHEMA, empty_batch
+from sabot.errors import AppLocked, DataError, RowErrors, SabotError, UserError, message_of
+
+_MARK = "__refused"
+_MARKED = RECORD_SCHEMA.append(pa.field(_MARK, pa.null()))
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Returns True for an error by which a receiver may refuse rows, rather than fail or belong to another process."""
+    return isinstance(error, UserError | DataError) and not isinstance(error, AppLocked)
+
+
+def refused_in(batches: Sequence[pa.RecordBatch], attempt: Callable[[pa.RecordBatch], object]) -> dict[int, str]:
+    """Returns the rows that `attempt` refuses, by their number over all batches, with the reason. They are found by
+    bisection: an attempt that succeeds has taken its rows, and later rows are tried after it.
+
+    Returns no rows if a batch without rows is refused too: then the fault is not in the values.
+    """
+    found: dict[int, str] = {}
+
+    def look(data: pa.RecordBatch, first: int) -> None:
+        try:
+            attempt(data)
+        except SabotError as error:
+            if not is_refusal(error):
+                raise
+            if data.num_rows <= 1:
+                why = error.rows if isinstance(error, RowErrors) else {}
+                found[first] = why.get(0) or message_of(error)
+                return
+            half = data.num_rows // 2
+            look(data.slice(0, half), first)
+            look(data.slice(half), first + half)
+
+    first = 0
+    for data in batches:
+        if data.num_rows:
+            try:
+                attempt(empty_batch(data.schema))
+            except SabotError as error:
+                if not is_refusal(error):
+                    raise
+                return {}
+            look(data, first)
+        first += data.num_rows
+    return found
+
+
+def parted(batches: Sequence[pa.RecordBatch], refused: Mapping[int, object]) -> list[pa.RecordBatch]:
+    """Returns the batches without the rows with these numbers."""
+    left, first = [], 0
+    for data in batches:
+        inside = [row - first for row in refused if first <= row < first + data.num_rows]
+        if inside:
+            kept = np.ones(data.num_rows, bool)
+            kept[inside] = False
+            data = data.filter(pa.array(kept))
+        left.append(data)
+        first += len(kept) if inside else data.num_rows
+    return left
+
+
+def marked(letters: pa.RecordBatch) -> pa.RecordBatch:
+    """Returns dead letters (RECORD_SCHEMA) as they are kept in a part, among the rows of the sink that refused them."""
+    return pa.RecordBatch.from_arrays([*letters.columns, pa.nulls(letters.num_rows)], schema=_MARKED)
+
+
+def shortened(letters: pa.RecordBatch, rows: Collection[int]) -> pa.RecordBatch:
+    """Returns dead letters (RECORD_SCHEMA), of which those with these numbers have only the first bytes of payload and key."""
+    cut: Any = pa.array([row in rows for row in range(letters.num_rows)])
+    payload, key, *others = letters.columns
+    heads = [pc.if_else(cut, pc.binary_slice(each, 0, HEAD_BYTES), each) for each in (payload, key)]
+    return pa.RecordBatch.from_arrays([*heads, *others], schema=RECORD_SCHEMA)
+
+
+def letters_in(batches: Sequence[pa.RecordBatch]) -> tuple[list[pa.RecordBatch], list[pa.RecordBatch]]:
+    """Returns the rows of a part, and the dead letters in it."""
+    rows = [data for data in batches if data.schema.names[-1:] != [_MARK]]
+    return rows, [data.drop_columns([_MARK]) for data in batches if data.schema.names[-1:] == [_MARK]]
