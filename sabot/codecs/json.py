@@ -1,16 +1,25 @@
 """Payloads that are one JSON object each: decoded with a given or inferred schema, and encoded."""
 
-from typing import Literal, get_args
+import json
+from collections.abc import Iterable
+from typing import Any, Literal, TypeAlias, get_args
 
 import pyarrow as pa
 
-from sabot._cython.text.json import BadRow, JsonDecoder, encode_rows, infer_schema
+from sabot._cython.text.json import BadRow, JsonDecoder, encode_rows
 from sabot.base.checks import OneOf, check
+from sabot.base.config import FIELDS
 from sabot.errors import UserError
 
 INFERENCE_ROWS = 1000
 TimesInJson = Literal["ms", "iso", "sql"]
 _NO_COLUMNS = pa.schema([])
+_Shape: TypeAlias = Any
+"""The type of a value: None, "bool", "int64", "decimal", "float64", "string", [shape of the items], {name: shape}."""
+_NUMBERS = ("int64", "decimal", "float64")  # each holds the ones before it
+_TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
+_TYPES["decimal"] = pa.decimal128(38, 0)
+_BIG = 1 << 64
 
 
 class JsonCodec:
@@ -93,3 +102,97 @@ def schema_text(schema: pa.Schema | None) -> str | None:
 def schema_of_text(text: str | None) -> pa.Schema | None:
     """Returns the schema that `schema_text` has written as this text."""
     return None if text is None else pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))
+
+
+def infer_schema(payloads: Iterable[bytes | None]) -> pa.Schema:
+    """Returns the narrowest schema that all valid payloads fit, of bool, int64, decimal128(38, 0), float64, string, list, struct and
+    null.
+
+    Integers of which one needs more than 64 bits are decimals, because as floats two ids would be one; integers and floats together are
+    floats. Other types that disagree raise UserError naming the field and both types. Fields are in the order of their first
+    appearance. Payloads that are bad for every schema do not count; without a valid one the schema has no columns.
+    """
+    payloads = list(payloads)
+    _, bad = JsonDecoder(_NO_COLUMNS).decode(payloads)
+    skipped = {row.row for row in bad}
+    fields: _Shape = {}
+    for number, payload in enumerate(payloads):
+        if payload is not None and number not in skipped:
+            fields = _merged(fields, _shape(json.loads(payload, parse_int=_integer), ""), "")
+            if _count(fields) > FIELDS:
+                raise UserError(
+                    f"columns cannot be inferred: the first {number + 1} records have more than {FIELDS} fields",
+                    hint='give a schema={"name": "type"} of the fields that are wanted',
+                )
+    return pa.schema([(name, _arrow_type(shape)) for name, shape in fields.items()])
+
+
+def _count(shape: _Shape) -> int:
+    """Returns the number of fields in a shape, at all levels."""
+    if isinstance(shape, dict):
+        return sum([1 + _count(item) for item in shape.values()])
+    return _count(shape[0]) if isinstance(shape, list) else 0
+
+
+def _integer(text: str) -> int:
+    return int(text) if len(text) < 21 else _BIG  # Python refuses the longest
+
+
+def _shape(value: object, path: str) -> _Shape:
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "int64" if -(2**63) <= value < 2**63 else "decimal"
+    if isinstance(value, float):
+        return "float64"
+    if isinstance(value, str):
+        return "string"
+    if isinstance(value, list):
+        items = None
+        for item in value:
+            items = _merged(items, _shape(item, f"{path}[]"), f"{path}[]")
+        return [items]
+    assert isinstance(value, dict)
+    return {name: _shape(item, _below(path, name)) for name, item in value.items() if _is_text(name)}
+
+
+def _below(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _is_text(name: str) -> bool:
+    """Returns True if a column can have this name; False for a name with half of a surrogate pair."""
+    return not any(0xD800 <= ord(c) < 0xE000 for c in name)
+
+
+def _merged(a: _Shape, b: _Shape, path: str) -> _Shape:
+    """Returns the narrowest shape that both fit. Raises UserError if there is none."""
+    if a is None or a == b:
+        return b
+    if b is None:
+        return a
+    if isinstance(a, dict) and isinstance(b, dict):
+        merged = dict(a)
+        for name, shape in b.items():
+            merged[name] = _merged(a.get(name), shape, _below(path, name))
+        return merged
+    if isinstance(a, list) and isinstance(b, list):
+        return [_merged(a[0], b[0], f"{path}[]")]
+    if a in _NUMBERS and b in _NUMBERS:
+        return max(a, b, key=_NUMBERS.index)
+    raise UserError(
+        f"field {path!r}: its type is {_arrow_type(a)} in one row and {_arrow_type(b)} in another",
+        hint="give a schema",
+    )
+
+
+def _arrow_type(shape: _Shape) -> pa.DataType:
+    if shape is None:
+        return pa.null()
+    if isinstance(shape, list):
+        return pa.list_(_arrow_type(shape[0]))
+    if isinstance(shape, dict):
+        return pa.struct([(name, _arrow_type(item)) for name, item in shape.items()])
+    return _TYPES[shape]

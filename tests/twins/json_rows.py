@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from decimal import Decimal
 from typing import Any, NoReturn
 
 import msgspec
@@ -30,6 +31,9 @@ def fits(value: Any, field: pa.Field) -> Any:
                 number = struct.unpack("f", struct.pack("f", number))[0]
             if math.isfinite(number):
                 return number
+    elif pa.types.is_decimal(data_type):
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**data_type.precision:
+            return Decimal(value)
     elif data_type in (pa.string(), pa.binary()):
         if isinstance(value, str):
             return value.encode() if data_type == pa.binary() else value.encode().decode()

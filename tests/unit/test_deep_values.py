@@ -7,9 +7,10 @@ import pyarrow as pa
 import pytest
 
 from sabot import App, DataError, UserError
-from sabot._cython.text.json import NESTING_MAX, JsonDecoder, infer_schema, is_too_deep
+from sabot._cython.text.json import NESTING_MAX, JsonDecoder, is_too_deep
 from sabot.checkpoint import CheckpointStorage
 from sabot.checkpoint.requests import Requests
+from sabot.codecs.json import infer_schema
 from sabot.codecs.records import decode_json, encode_json
 from sabot.errors import CorruptCheckpoint
 from sabot.operators.agents.records import RecordAgentOperator

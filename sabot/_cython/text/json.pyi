@@ -59,15 +59,6 @@ class JsonDecoder:
         not counted. Each bad row has the bounds of its line. The GIL is released.
         """
 
-def infer_schema(payloads: Sequence[bytes | None]) -> pa.Schema:
-    """Returns the narrowest schema that all valid payloads fit, of bool, int64, float64, string, list, struct and
-    null.
-
-    int64 and float64 together give float64, as do integers beyond 64 bits. Other types that disagree raise UserError
-    naming the field and both types. Fields are in the order of their first appearance. Without a valid payload the
-    schema has no columns.
-    """
-
 def encode_rows(batch: pa.RecordBatch, times: Literal["ms", "sql", "iso"] = "ms") -> pa.BinaryArray:
     """Encodes each row as one JSON object, compact, in UTF-8, with the fields in the order of the columns.
 

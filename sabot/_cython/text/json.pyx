@@ -7,8 +7,6 @@ buffers are exported through the Arrow C Data Interface.
 
 import datetime
 import functools
-import json as _stdlib_json
-import math
 import zoneinfo
 
 import pyarrow as pa
@@ -23,10 +21,9 @@ from libcpp.vector cimport vector
 from sabot._cython.arrow.c_data cimport ArrowArray, array_of
 
 from sabot._cython.arrow.batch import normalise
-from sabot.base.config import FIELDS
 from sabot.errors import UserError
 
-__all__ = ["NESTING_MAX", "BadRow", "JsonDecoder", "encode_rows", "infer_schema", "is_too_deep"]
+__all__ = ["NESTING_MAX", "BadRow", "JsonDecoder", "encode_rows", "is_too_deep"]
 
 
 cdef extern from "text/json_parse.h" namespace "sabot" nogil:
@@ -358,99 +355,6 @@ def _binary(payloads):
         except pa.ArrowNotImplementedError as error:
             raise TypeError(f"payloads must be binary, not {array.type}") from error
     return array
-
-
-def infer_schema(payloads):
-    """Returns the narrowest schema that all valid payloads fit, with the fields in the order of their first
-    appearance.
-
-    Any type replaces null, and float64 replaces int64 (integers beyond 64 bits are float64). Raises UserError if two
-    rows disagree on the type of a field. Payloads that are bad for every schema do not count.
-    """
-    payloads = list(payloads)
-    _, bad = JsonDecoder(pa.schema([])).decode(payloads)
-    skipped = {row.row for row in bad}
-    fields = {}
-    for i, payload in enumerate(payloads):
-        if i not in skipped:
-            fields = _merged(fields, _shape(_stdlib_json.loads(payload, parse_int=_integer), ""), "")
-            if _count(fields) > FIELDS:
-                raise UserError(
-                    f"columns cannot be inferred: the first {i + 1} records have more than {FIELDS} fields",
-                    hint='give a schema={"name": "type"} of the fields that are wanted',
-                )
-    return pa.schema([(name, _arrow_type(shape)) for name, shape in fields.items()])
-
-
-def _count(shape):
-    """Returns the number of fields in a shape, at all levels."""
-    if isinstance(shape, dict):
-        return sum([1 + _count(item) for item in shape.values()])
-    return _count(shape[0]) if isinstance(shape, list) else 0
-
-
-def _integer(text):
-    return int(text) if len(text) < 21 else math.inf  # too long for 64 bits
-
-
-def _shape(value, path):
-    """Returns the type of one value: None, "bool", "int64", "float64", "string", [shape of the items], {name: shape}."""
-    if value is None:
-        return None
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int):
-        return "int64" if -(2**63) <= value < 2**63 else "float64"
-    if isinstance(value, float):
-        return "float64"
-    if isinstance(value, str):
-        return "string"
-    if isinstance(value, list):
-        items = None
-        for item in value:
-            items = _merged(items, _shape(item, f"{path}[]"), f"{path}[]")
-        return [items]
-    return {name: _shape(item, _below(path, name)) for name, item in value.items() if _is_text(name)}
-
-
-def _below(path, name):
-    return f"{path}.{name}" if path else name
-
-
-def _is_text(name):
-    """Returns True if a column can have this name; False for a name with half of a surrogate pair."""
-    return not any(0xD800 <= ord(c) < 0xE000 for c in name)
-
-
-def _merged(a, b, path):
-    """Returns the narrowest shape that both fit. Raises UserError if there is none."""
-    if a is None or a == b:
-        return b
-    if b is None:
-        return a
-    if isinstance(a, dict) and isinstance(b, dict):
-        merged = dict(a)
-        for name, shape in b.items():
-            merged[name] = _merged(a.get(name), shape, _below(path, name))
-        return merged
-    if isinstance(a, list) and isinstance(b, list):
-        return [_merged(a[0], b[0], f"{path}[]")]
-    if {"int64", "float64"} == ({a, b} if isinstance(a, str) and isinstance(b, str) else None):
-        return "float64"
-    raise UserError(
-        f"field {path!r}: its type is {_arrow_type(a)} in one row and {_arrow_type(b)} in another",
-        hint="give a schema",
-    )
-
-
-def _arrow_type(shape):
-    if shape is None:
-        return pa.null()
-    if isinstance(shape, list):
-        return pa.list_(_arrow_type(shape[0]))
-    if isinstance(shape, dict):
-        return pa.struct([(name, _arrow_type(item)) for name, item in shape.items()])
-    return {"bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}[shape]
 
 
 cdef dict BETWEEN = {"ms": 0, "sql": ord(" "), "iso": ord("T")}

@@ -38,6 +38,8 @@ _RETURN = ord("\r")
 _CONVERSION = re.compile(
     r"In CSV column #(?P<column>\d+): Row #1: CSV conversion error to (?P<type>.*?): (?P<message>.*)", re.DOTALL
 )
+_NUMBERS = [pa.int64(), pa.decimal128(38, 0), pa.float64()]  # each holds the ones before it
+_INTEGER = r"^\s*-?[0-9]+\s*$"
 _LONE_RETURN = re.compile(rb"\r(?!\n)")
 
 
@@ -173,6 +175,23 @@ class CsvSource(FileSource):
         for field in read.schema:
             if pa.types.is_binary(field.type):  # Arrow infers binary only for values that are not UTF-8
                 raise _no_utf8(file.path, f"column {field.name!r}")
+        if floats := [field.name for field in read.schema if field.type == pa.float64()]:
+            read = self._with_big_integers(read, floats, view, reading, parsing)
+        return read
+
+    def _with_big_integers(
+        self, read: pa.Table, floats: list[str], view: memoryview, reading: csv.ReadOptions, parsing: csv.ParseOptions
+    ) -> pa.Table:
+        """Returns the rows with decimals for columns of integers of which one needs more than 64 bits: Arrow infers floats for them, and
+        two ids would be one.
+        """
+        options = self._words.options(None)
+        options.include_columns, options.column_types = floats, dict.fromkeys(floats, pa.string())
+        texts = csv.read_csv(pa.py_buffer(view), reading, parsing, options)
+        for name in floats:
+            if pc.all(pc.match_substring_regex(texts.column(name), _INTEGER)).as_py():
+                at = read.schema.get_field_index(name)
+                read = read.set_column(at, pa.field(name, _NUMBERS[1]), pa.nulls(read.num_rows, _NUMBERS[1]))
         return read
 
 
@@ -487,8 +506,9 @@ def _both(a: Any, b: Any) -> Any:
         return b
     if pa.types.is_null(b):
         return a
-    numbers = {pa.int64(), pa.float64()}
-    return pa.float64() if {a, b} == numbers else pa.string()
+    if a in _NUMBERS and b in _NUMBERS:
+        return max(a, b, key=_NUMBERS.index)
+    return pa.string()
 
 
 def _encoding(name: str) -> str | None:

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.text.json import JsonDecoder, encode_rows, infer_schema
+from sabot._cython.text.json import JsonDecoder, encode_rows
 from sabot._cython.text.records import binary_array, bytes_list
 from sabot.base.arrays import shown
+from sabot.codecs.json import infer_schema
 from sabot.errors import UNREADABLE, UserError
 
 _log = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from pyarrow import parquet as pq
 
 from sabot._cython.arrow.batch import normalise
 from sabot._cython.arrow.border import validate
-from sabot._cython.text.json import JsonDecoder, encode_rows, infer_schema
+from sabot._cython.text.json import JsonDecoder, encode_rows
+from sabot.codecs.json import infer_schema
 from sabot.connectors.files import ArrowSource, CsvSource, FileSource, ParquetSource
 from sabot.errors import UserError
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pyarrow import csv, ipc
 from pyarrow import parquet as pq
 
+import sabot
 from sabot import App
 from sabot.codecs.records import BAD_SCHEMA
 from sabot.connectors.base import Positions, Source
@@ -1220,3 +1221,43 @@ def test_each_time_in_int96_is_read_as_it_is_or_refused(
     else:
         with pytest.raises(UserError, match="before 1677"):
             rows_of(source, rows)
+
+
+BIG = [12345678901234567890123, 12345678901234567890124, 7, -(10**38) + 1]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "ndjson", "json"])
+def test_integers_beyond_64_bits_are_decimals_and_not_one_float(tmp_path: Path, kind: str) -> None:
+    """They were floats, so that two ids were one key."""
+    file = tmp_path / f"ids.{kind}"
+    if kind in ("csv", "tsv"):
+        file.write_text("id\n" + "".join(f"{n}\n" for n in BIG))
+    else:
+        rows = [f'{{"id": {n}}}' for n in BIG]
+        file.write_text("[" + ",".join(rows) + "]" if kind == "json" else "\n".join(rows))
+    source = files(file)
+    assert source.infer_schema().field("id").type == pa.decimal128(38, 0)
+    assert [row["id"] for row in scanned(source)] == [Decimal(n) for n in BIG]
+    counted = App("ids").stream(files(file)).group_by("id").aggregate(n=sabot.count()).collect()
+    assert {row["n"] for row in counted.to_pylist()} == {1}
+
+
+@pytest.mark.parametrize("kind", ["csv", "ndjson"])
+def test_numbers_with_fractions_beside_long_integers_are_floats_and_longer_ones_dead_letters(
+    tmp_path: Path, kind: str
+) -> None:
+    def read(values: list[str]) -> tuple[pa.DataType, list[Any]]:
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.{kind}"
+        file.write_text("".join(f"{each}\n" for each in (["v", *values] if kind == "csv" else values)))
+        if kind == "ndjson":
+            file.write_text("".join(f'{{"v": {each}}}\n' for each in values))
+        source = files(file)
+        return source.infer_schema().field("v").type, scanned(source)
+
+    assert read([str(BIG[0]), "1.5"]) == (pa.float64(), [{"v": float(BIG[0])}, {"v": 1.5}])
+    assert read(["1", "1.5", str(BIG[0])])[0] == pa.float64()
+    found, rows = read(["1", "9" * 39, "2"])
+    assert found == pa.decimal128(38, 0)
+    assert [row["v"] for row in rows if "v" in row] == [1, 2]
+    assert len([row for row in rows if "bad" in row]) == 1
+    assert read(["1", "2"])[0] == pa.int64()
