@@ -127,13 +127,20 @@ class SlotState(StatePart):
         self.note(slots)
         return slots
 
-    def fetch(self, data: pa.RecordBatch, hashes: pa.UInt64Array, selection: pa.Int32Array | None) -> None:
+    def fetch(
+        self,
+        data: pa.RecordBatch,
+        hashes: pa.UInt64Array,
+        selection: pa.Int32Array | None,
+        keys: Sequence[int] | None = None,
+    ) -> None:
         """Brings the state of these rows' keys back into memory. Call it within `changing`. `hashes`: the key hashes
-        of all rows of `data`.
+        of all rows of `data`. `keys`: the indices of the key columns, if `data` is not a batch of the input.
         """
         if not self.cold_rows:
             return
-        slots = self.known.resolve(data, self._key_indices, hashes=hashes, selection=selection, insert=False).to_numpy()
+        keys = self._key_indices if keys is None else keys
+        slots = self.known.resolve(data, keys, hashes=hashes, selection=selection, insert=False).to_numpy()
         missing = np.flatnonzero(slots < 0)
         if len(missing) and self._cold is not None:
             rows = missing if selection is None else selection.to_numpy()[missing]

@@ -42,14 +42,27 @@ class LocalCombine(Operator):
         counts = zip(self._aggregator.kernel, self._aggregator.arguments, self._aggregator.filters, strict=True)
         self._rows = self._aggregator.states.names.index(f"{list(counts).index((('count', None), -1, -1))}.count")
         self._table, self._extras = self._aggregator.table(), self._aggregator.extras()
+        pane = pa.field(PANE_COLUMN, _INT64)
+        self._by_pane = Aggregator(
+            [*self._keys, PANE_COLUMN], aggregates, context.input.append(pane), order=TIME_COLUMN
+        )
         fields = [*self._aggregator.states, pa.field(PANE_COLUMN, pa.int64()), pa.field(ROWS_COLUMN, pa.int64())]
         self._schema = pa.schema(fields, metadata={_INPUT: context.input.serialize().to_pybytes()})
         return self._schema
 
     def process(self, batch: Batch) -> None:
-        _, panes = self._shape.split(batch.data.column(self._time), batch.selection)
+        times = batch.data.column(self._time)
+        sparse = self._shape.sparse_rows(times, batch.selection)
+        states = self._states(batch, times) if sparse is None else self._states_by_pane(batch.data, *sparse)
+        if states:
+            combined = joined(states)
+            self._rows_in += batch.num_rows
+            self._rows_out += combined.num_rows
+            self.emit(batch.with_data(combined))
+
+    def _states(self, batch: Batch, times: pa.Int64Array) -> list[pa.RecordBatch]:
         states = []
-        for pane, rows in panes:
+        for pane, rows in self._shape.split(times, batch.selection)[1]:
             self._aggregator.add(self._table, self._extras, batch.data, rows, batch.hashes)
             for state in self._aggregator.export_of(self._table, self._extras):
                 columns = [
@@ -60,11 +73,19 @@ class LocalCombine(Operator):
                 states.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
             self._table.clear()
             self._extras.clear()
-        if states:
-            combined = joined(states)
-            self._rows_in += batch.num_rows
-            self._rows_out += combined.num_rows
-            self.emit(batch.with_data(combined))
+        return states
+
+    def _states_by_pane(self, data: pa.RecordBatch, rows: Any, times: Any) -> list[pa.RecordBatch]:
+        """Combines rows of many panes at once: a table for each of these panes would take longer than its rows."""
+        panes = np.zeros(data.num_rows, np.int64)
+        panes[rows] = self._shape.starts(times)
+        table, extras = self._by_pane.table(), self._by_pane.extras()
+        self._by_pane.add(table, extras, data.append_column(PANE_COLUMN, pa.array(panes)), pa.array(rows))
+        kept = [*self._aggregator.states.names, PANE_COLUMN, self._aggregator.states.names[self._rows]]
+        states = self._by_pane.export_of(table, extras)
+        return [
+            pa.RecordBatch.from_arrays([state.column(name) for name in kept], schema=self._schema) for state in states
+        ]
 
     def statistics(self) -> dict[str, Any]:
         return {"rows_in": self._rows_in, "rows_out": self._rows_out}

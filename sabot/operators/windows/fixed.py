@@ -1,15 +1,17 @@
 """Aggregates in windows of event time: tumbling, hopping and cumulative.
 
 Each row is aggregated once, into its pane. Panes do not overlap (`panes`). Only panes are state; the results of
-windows with several panes are merged in a cache (`merged`).
+windows with several panes are merged in a cache (`merged`). Panes with few rows share one table (`sparse`).
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,7 +25,7 @@ from sabot.operators.aggregates.arguments import with_arguments
 from sabot.operators.aggregates.combining import ROWS_COLUMN, LocalCombine, combined_input, repeated
 from sabot.operators.aggregates.extras import Extras
 from sabot.operators.aggregates.migration import StateLayout, StateMigration, migration_of
-from sabot.operators.base import START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Restorable, Saved
+from sabot.operators.base import CHUNK_ROWS, START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Restorable, Saved
 from sabot.operators.columns import time_index
 from sabot.operators.cuts import SlotRows
 from sabot.operators.keyed.running import CountAggregate
@@ -36,16 +38,19 @@ from sabot.operators.state_parts import (
     Batches,
     RowsPart,
     StatefulOperator,
+    StatePart,
     StateParts,
     TablesPart,
     columns_schema,
     last_watermark,
 )
 from sabot.operators.windows.merged import MergedPanes
-from sabot.operators.windows.panes import PANE_COLUMN, shape_of, stored_window, window_of, window_text
+from sabot.operators.windows.panes import PANE_COLUMN, RowsOfPanes, shape_of, stored_window, window_of, window_text
 from sabot.operators.windows.sessions import SessionAggregate
+from sabot.operators.windows.sparse import NO_GROUPS, SparseGroups, SparsePanes, Spread
 
 _INT64 = pa.int64()
+_MOST_KEYS = 31  # a table has at most 32, and that of sparse panes has the pane too
 _FIRST_SLOT = pa.scalar(0, pa.int32())  # pyarrow takes 30 µs to make a scalar of a number where pandas is not installed
 _WINDOW_TIME = pa.timestamp("ms", tz="UTC")
 
@@ -101,6 +106,13 @@ class WindowAggregate(StatefulOperator):
         # by pane: the keys of rows that arrived after a window of the pane was emitted
         self._reopened: dict[int, GroupTable] = {}
         self._migration: StateMigration | None = None
+        self._sparse: SparsePanes | None = None
+        if self._shape.is_one_pane and len(self._keys) <= _MOST_KEYS:
+            self._sparse = SparsePanes(
+                *(self._shape, self._keys, self._aggregates, rows, context),
+                lateness_ms=self._lateness,
+                partial=self._partial,
+            )
         self.state_parts = self._make_parts(context)
         self._merged = self._new_cache()
         self._watermark = START_OF_TIME
@@ -121,23 +133,57 @@ class WindowAggregate(StatefulOperator):
         hashes = (
             None if self.parted_by else batch.hashes
         )  # with `parted_by`, the hashes are those of a part of the keys
-        late, panes = self._shape.split(data.column(self._time), batch.selection, self._late_before)
+        times, sparse, few = data.column(self._time), self._sparse, None
+        if sparse is not None:
+            few = sparse.split(times, batch.selection, self._late_before, self._panes)
+        if few is None:
+            late, panes = self._shape.split(times, batch.selection, self._late_before)
+        else:
+            late, panes = few.late, few.dense
         self._late.came(self._rows_of(batch))
         if late is not None:
             self._reject_late(batch, late)
+        if sparse is not None and (few is not None or sparse.starts):
+            panes = self._add_sparse(sparse, data, few, panes)
         with self._open_rows.changing:
             for pane, rows in panes:
                 self._add(pane, data, rows, hashes)
             self._settle()
+
+    def _add_sparse(
+        self, sparse: SparsePanes, data: pa.RecordBatch, few: Spread | None, panes: RowsOfPanes
+    ) -> RowsOfPanes:
+        """Adds the rows of sparse panes. `panes`: the rows of panes that should be dense. Returns those of panes that
+        are.
+        """
+        self._make_dense(sparse, panes)
+        with sparse.changing:
+            for pane, rows in panes:
+                if pane in sparse.starts:  # it stays so, because some of its groups are on disk
+                    some = _numbers(rows, data.num_rows)
+                    sparse.add(data, some, np.full(len(some), pane))
+            if few is not None and len(few.rows):
+                sparse.add(data, few.rows, few.panes)
+            sparse.settle()
+        return [(pane, rows) for pane, rows in panes if pane not in sparse.starts]
+
+    def _make_dense(self, sparse: SparsePanes, rows: RowsOfPanes) -> None:
+        """Gives a table of their own to sparse panes with many rows or groups. `rows`: the rows of a batch by pane."""
+        for pane in sparse.grown(rows):
+            late = sparse.late_keys(pane)
+            if late.num_rows:
+                self._reopened_in(pane).merge(late)
+            with self._open_rows.changing, sparse.changing:
+                for groups in sparse.leave(pane):
+                    self.put(pane, groups)
+            self._know(pane)
 
     def _settle(self) -> None:
         self._store.settle()
         self._spilled.settle()
 
     def _add(self, pane: int, data: pa.RecordBatch, rows: pa.Int32Array | None, hashes: pa.UInt64Array | None) -> None:
-        at = bisect_left(self._panes, pane)
-        if at == len(self._panes) or self._panes[at] != pane:
-            self._panes.insert(at, pane)
+        self._know(pane)
         self._spilled.fetch(pane, data, self._key_indices, hashes, rows)
         table = self._store.table(pane)
         if self._partial:
@@ -147,9 +193,18 @@ class WindowAggregate(StatefulOperator):
         if self._shape.pane_end(pane) <= self._watermark:
             self._merged.forget()
             if self._lateness:
-                if pane not in self._reopened:
-                    self._reopened[pane] = self._keys_table()
-                self._reopened[pane].resolve(data, self._key_indices, hashes=hashes, selection=rows)
+                self._reopened_in(pane).resolve(data, self._key_indices, hashes=hashes, selection=rows)
+
+    def _know(self, pane: int) -> None:
+        at = bisect_left(self._panes, pane)
+        if at == len(self._panes) or self._panes[at] != pane:
+            self._panes.insert(at, pane)
+
+    def _reopened_in(self, pane: int) -> GroupTable:
+        """Returns the keys of the pane's rows that arrived after a window of the pane was emitted."""
+        if pane not in self._reopened:
+            self._reopened[pane] = self._keys_table()
+        return self._reopened[pane]
 
     def _extras_of(self, pane: int) -> Extras:
         """Returns the extras of this pane. They are created if they do not exist."""
@@ -177,11 +232,29 @@ class WindowAggregate(StatefulOperator):
         if watermark_ms <= before:
             return
         self._emit_reopened(before)
-        for end in self._shape.ends(self._panes, before, watermark_ms):
-            self._emit_window(self._merged, end)
-        self._set_watermark(watermark_ms)
+        if self._sparse is not None and self._sparse.starts:
+            self._advance_sparse(self._sparse, watermark_ms)
+        else:
+            for end in self._shape.ends(self._panes, before, watermark_ms):
+                self._emit_window(self._merged, end)
+            self._set_watermark(watermark_ms)
+            self._drop_over()
         if self._every is not None and before // self._every != watermark_ms // self._every:
             self._emit_early()
+
+    def _advance_sparse(self, sparse: SparsePanes, watermark_ms: int) -> None:
+        for watermark in sparse.steps(watermark_ms):
+            ends = self._shape.ends(self._panes, self._watermark, watermark)
+            groups = sparse.ended(self._watermark, watermark)
+            self._emit_windows(groups, ends, partial(self._emit_window, self._merged))
+            self._set_watermark(watermark)
+            with sparse.changing:
+                sparse.drop_before(self._late_before)
+                sparse.settle()
+            self._drop_over()
+
+    def _drop_over(self) -> None:
+        """Drops the panes whose windows accept no more rows."""
         over = bisect_left(self._panes, self._late_before)
         for pane in self._panes[:over]:
             with self._open_rows.changing:
@@ -194,21 +267,30 @@ class WindowAggregate(StatefulOperator):
     def _set_watermark(self, watermark_ms: int) -> None:
         self._watermark = watermark_ms
         self._late_before = self._shape.late_before(watermark_ms - self._lateness)
+        if self._sparse is not None:
+            self._sparse.watermark = watermark_ms
 
     def _emit_reopened(self, watermark: int) -> None:
         """Emits windows again that were emitted before and have received late rows since then. Only the groups with
         late rows are emitted.
         """
-        if not self._reopened:
+        groups = NO_GROUPS
+        if self._sparse is not None and self._lateness:
+            with self._sparse.changing:
+                groups = self._sparse.emitted_again()
+        if not self._reopened and not len(groups[0]):
             return
         merged = self._new_cache()
-        for end in self._shape.reopened_ends(self._reopened, watermark, self._lateness):
-            touched = self._keys_table()
-            for pane in self._reopened:
-                if self._shape.start(end) <= pane < end:
-                    touched.merge(self._reopened[pane].export())
-            self._emit_window(merged, end, touched)
+        ends = self._shape.reopened_ends(self._reopened, watermark, self._lateness)
+        self._emit_windows(groups, ends, partial(self._emit_touched, merged))
         self._reopened.clear()
+
+    def _emit_touched(self, merged: MergedPanes, end: int) -> None:
+        touched = self._keys_table()
+        for pane in self._reopened:
+            if self._shape.start(end) <= pane < end:
+                touched.merge(self._reopened[pane].export())
+        self._emit_window(merged, end, touched)
 
     def _new_cache(self) -> MergedPanes:
         return MergedPanes(self._aggregator, self._store, self._extras, self._spilled, slides=not self._shape.grows)
@@ -218,10 +300,50 @@ class WindowAggregate(StatefulOperator):
 
     def _emit_early(self) -> None:
         """Emits all windows that end after the watermark, with the rows that they have so far."""
-        if self._panes:
-            merged = self._new_cache()
-            for end in self._shape.ends(self._panes, self._watermark):
-                self._emit_window(merged, end)
+        emit = partial(self._emit_window, self._new_cache())
+        ends = list(self._shape.ends(self._panes, self._watermark))
+        pieces = iter([NO_GROUPS]) if self._sparse is None else self._sparse.pieces(self._watermark)
+        while True:
+            with nullcontext() if self._sparse is None else self._sparse.changing:
+                groups = next(pieces, None)
+            if groups is None:
+                return
+            self._emit_windows(groups, ends, emit)
+            ends = []  # groups on disk come last
+
+    def _emit_windows(self, groups: SparseGroups, ends: Iterable[int], emit: Callable[[int], None]) -> None:
+        """Emits windows in order of their ends. `groups`: those of sparse panes. `ends`: the ends of the other windows,
+        which `emit` emits.
+        """
+        slots, panes = groups
+        done = 0
+        for end in ends:
+            if done < len(panes):
+                upto = int(np.searchsorted(panes, end))
+                self._emit_sparse(slots[done:upto], panes[done:upto])
+                done = upto
+            emit(end)
+        self._emit_sparse(slots[done:], panes[done:])
+
+    def _emit_sparse(self, slots: Any, panes: Any) -> None:
+        """Emits the results of groups of sparse panes."""
+        if self._sparse is None or not len(slots):
+            return
+        for start in range(0, len(slots), CHUNK_ROWS):
+            with self._sparse.changing:
+                results = self._sparse_results(
+                    self._sparse, slots[start : start + CHUNK_ROWS], panes[start : start + CHUNK_ROWS]
+                )
+            self._rows_emitted += results.num_rows
+            self.emit(Batch(results))
+        self._windows_emitted += 1 + int(np.count_nonzero(np.diff(panes)))
+
+    def _sparse_results(self, sparse: SparsePanes, slots: Any, panes: Any) -> pa.RecordBatch:
+        results, ends = sparse.results(slots, panes)
+        bounds = [pa.array(times).view(_WINDOW_TIME) for times in (panes, ends)]
+        width = len(self._keys)
+        columns = [*results[:width], *bounds, *results[width:], pa.array(ends - 1)]
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def _emit_window(self, merged: MergedPanes, end: int, touched: GroupTable | None = None) -> None:
         """Emits the results of a window. `touched`: the keys whose results are emitted, or None for all."""
@@ -275,9 +397,15 @@ class WindowAggregate(StatefulOperator):
             merged = self._new_cache()
             for end in self._shape.ends(self._panes, self._watermark - self._lateness):
                 yield from self._results(merged, end)
+        if self._sparse is not None:
+            for slots, panes in self._sparse.pieces(self._watermark - self._lateness):
+                for start in range(0, len(slots), CHUNK_ROWS):
+                    piece = slice(start, start + CHUNK_ROWS)
+                    yield self._sparse_results(self._sparse, slots[piece], panes[piece])
 
     def group_count(self) -> int:
-        return self._store.statistics()["groups"] + self._spilled.count
+        sparse = 0 if self._sparse is None else self._sparse.count
+        return self._store.statistics()["groups"] + self._spilled.count + sparse
 
     def own_facts(self) -> dict[str, Any]:
         return {"watermark": self._watermark, **self._late.facts()}
@@ -285,6 +413,9 @@ class WindowAggregate(StatefulOperator):
     def before_restore(self, saved: Sequence[Saved]) -> None:
         now, layout = self.state_schema()["aggregates"], self._aggregator.layout
         self._migration = migration_of(saved, now, self.forgets, layout, self._layout_in)
+        if self._sparse is not None:
+            self._sparse.before_restore(saved, now, self.forgets)
+            self._sparse.watermark = last_watermark(saved, START_OF_TIME)
 
     def _layout_in(self, reader: Mapping[str, Any]) -> StateLayout:
         """Returns the layout of the state of the aggregates that `reader` describes."""
@@ -319,6 +450,10 @@ class WindowAggregate(StatefulOperator):
             spills=self._aggregator.needs_slots,
             owners=owners,
         )
+        sparse: list[StatePart] = []
+        if self._sparse is not None:
+            rows, load, schema = self._sparse.late_groups, self._sparse.restore_late_groups, self._sparse.late_schema
+            sparse = [self._sparse, RowsPart("sparse_reopened", rows, load, schema=schema, keys=owners)]
         return StateParts(
             context,
             [
@@ -328,6 +463,7 @@ class WindowAggregate(StatefulOperator):
                 ),
                 RowsPart("reopened", self._reopened_keys, self._load_reopened, schema=reopened, keys=owners),
                 self._spilled,
+                *sparse,
             ],
             keyed=len(self._keys) > 0,
         )
@@ -382,9 +518,7 @@ class WindowAggregate(StatefulOperator):
 
     def _load_reopened(self, rows: pa.RecordBatch) -> None:
         pane, keys = _without_pane(rows)
-        if pane not in self._reopened:
-            self._reopened[pane] = self._keys_table()
-        self._reopened[pane].merge(keys)
+        self._reopened_in(pane).merge(keys)
 
     def close(self) -> None:
         if hasattr(self, "_store"):
@@ -393,16 +527,22 @@ class WindowAggregate(StatefulOperator):
             self._extras.clear()
             self._reopened.clear()
             self._merged.forget()
+            if self._sparse is not None:
+                self._sparse.close()
             self._late.tell_rest()
 
     def statistics(self) -> dict[str, Any]:
         if not hasattr(self, "_merged"):
             return {}
         figures = self._spilled.statistics(self._store.statistics())
+        figures["bytes"] += sum(extras.nbytes for extras in list(self._extras.values()))
+        if self._sparse is not None:
+            figures["groups"] += self._sparse.count
+            for name, value in self._sparse.figures().items():
+                figures[name] += value
         return {
             **figures,
-            "bytes": figures["bytes"] + sum(extras.nbytes for extras in list(self._extras.values())),
-            "panes": len(self._panes),
+            "panes": len(self._panes) + (0 if self._sparse is None else len(self._sparse.starts)),
             **self._late.statistics(),
             "windows": self._windows_emitted,
             "results": self._rows_emitted,
@@ -412,6 +552,11 @@ class WindowAggregate(StatefulOperator):
 
 def _with_pane(batch: pa.RecordBatch, pane: int) -> pa.RecordBatch:
     return batch.append_column(PANE_COLUMN, repeated(pane, batch.num_rows))
+
+
+def _numbers(rows: pa.Int32Array | None, count: int) -> Any:
+    """Returns the indices of rows (numpy). `rows`: the indices, or None for all `count` rows."""
+    return np.arange(count, dtype=np.int32) if rows is None else rows.to_numpy()
 
 
 def _without_pane(rows: pa.RecordBatch) -> tuple[int, pa.RecordBatch]:

@@ -101,6 +101,7 @@ ALL = [call for call, _ in [*KERNEL, *GATHERED]]
 WINDOWS = {
     "tumbling": tumbling("100ms"),
     "tumbling from 30": tumbling("70ms", offset="30ms"),
+    "tumbling with a row or two each": tumbling("4ms", offset="1ms"),
     "hopping by 3": hopping("150ms", "50ms"),
     "hopping by 12": hopping("240ms", "20ms", offset="7ms"),
     "cumulative": cumulative("500ms", "100ms", offset="20ms"),
@@ -430,12 +431,18 @@ class Model:
 @settings(max_examples=25, deadline=None)
 @given(
     window=st.sampled_from(
-        [tumbling("10ms"), hopping("30ms", "10ms"), cumulative("30ms", "10ms"), hopping("50ms", "10ms")]
+        [
+            tumbling("10ms"),
+            tumbling("2ms"),
+            hopping("30ms", "10ms"),
+            cumulative("30ms", "10ms"),
+            hopping("50ms", "10ms"),
+        ]
     ),
     lateness=st.sampled_from([0, 5, 25, 60]),
     every=st.sampled_from([None, 7, 40]),
     steps=st.lists(
-        st.lists(st.tuples(st.integers(-60, 60), st.sampled_from("ab")), max_size=6) | st.integers(1, 30) | st.none(),
+        st.lists(st.tuples(st.integers(-60, 60), st.sampled_from("ab")), max_size=12) | st.integers(1, 30) | st.none(),
         max_size=25,
     ),
 )
@@ -470,6 +477,75 @@ def test_windows_after_a_long_gap_do_not_wait_for_every_empty_one():
         ends = {end for _, end, *_ in spans(subtasks)}
         assert min(ends) == 1
         assert 10**14 < max(ends) <= 10**14 + 1_000
+
+
+def test_windows_with_a_row_each_close_together():
+    for lateness, every in [(0, None), (500, None), (0, 7)]:
+        subtasks = Subtasks(
+            None, tumbling("2ms"), ["account"], COUNT, allowed_lateness_ms=lateness, emit_every_ms=every
+        )
+        for start in range(0, 4_000, 400):
+            subtasks.process(batch_of(list(range(start, start + 400, 2))))
+            subtasks.advance(start + 300)
+        subtasks.advance(END_OF_TIME)
+        assert len(subtasks.out) <= 21  # about one batch for each watermark, and one for early results
+        assert len({end for _, end, *_ in spans(subtasks)}) == 2_000
+
+
+def test_a_window_with_a_row_may_get_many_more():
+    for lateness in (0, 100):
+        subtasks = Subtasks(None, tumbling("10ms"), ["account"], COUNT, allowed_lateness_ms=lateness)
+        subtasks.process(batch_of([5, 15, 25, 35, 45, 55]))
+        subtasks.advance(20)
+        assert spans(subtasks) == [(0, 10, "a", 1), (10, 20, "a", 1)]
+        subtasks.process(batch_of([17, 38] if lateness else [38]))
+        subtasks.process(batch_of([19] * 100 + [36] * 100 if lateness else [36] * 100))
+        subtasks.process(batch_of([37] * 3 + [47]))
+        subtasks.advance(50)
+        again = [(10, 20, "a", 102)] if lateness else []
+        assert spans(subtasks) == [*again, (20, 30, "a", 1), (30, 40, "a", 105), (40, 50, "a", 2)]
+        subtasks.advance(END_OF_TIME)
+        assert spans(subtasks) == [(50, 60, "a", 1)]
+
+
+@pytest.mark.parametrize("calls", [COUNT, [*COUNT, AggregateColumn("words", "collect_list", "text")]])
+def test_a_snapshot_of_windows_with_few_rows_has_them_as_they_were_at_the_barrier(tmp_path, calls):
+    subtasks = Subtasks(None, tumbling("2ms"), ["account"], calls)
+    subtasks.process(batch_of(list(range(0, 200, 2)), ["a", "b"] * 50))
+    facts, state = subtasks.parts[0].snapshot()
+    subtasks.process(batch_of(list(range(100, 300, 2)), ["a", "b"] * 50))  # more rows in these windows, and new ones
+    subtasks.advance(120)  # the places of windows that are over are taken by others
+    subtasks.process(batch_of(list(range(300, 400, 2)), ["c"] * 50))
+    assert state is not None
+    state.save(tmp_path)
+    subtasks.out.clear()
+    subtasks.start(2, [Saved(tmp_path, json.loads(json.dumps(facts)))])
+    subtasks.advance(END_OF_TIME)
+    assert sorted(spans(subtasks)) == [(time, time + 2, "ab"[time // 2 % 2], 1) for time in range(0, 200, 2)]
+
+
+@pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
+@pytest.mark.parametrize(
+    "calls", [[KERNEL[0], KERNEL[3]], [KERNEL[0], GATHERED[3], GATHERED[4]]], ids=["kernel", "gathered"]
+)
+def test_more_windows_with_few_rows_than_the_memory_budget_holds_give_the_same(tmp_path, keys, calls):
+    data = rows(5, 12_000, disorder=3_000)
+    subtasks = Subtasks(tmp_path, tumbling("2ms"), keys, [call for call, _ in calls], allowed_lateness_ms=900)
+    cold = late = 0
+    for start in range(0, 12_000, 1_500):
+        subtasks.process(data.slice(start, 1_500))
+        cold += subtasks.parts[0].statistics()["cold"]
+        if start in (3_000, 7_500):
+            subtasks.restart(tmp_path, 2 if keys and start == 3_000 else 1)
+        if start == 9_000:
+            subtasks.advance(min(data.column(TIME_COLUMN).to_pylist()[10_500:]) - 300)
+    late += sum(part.statistics()["late_rows"] for part in subtasks.parts)
+    subtasks.advance(END_OF_TIME)
+    for part in subtasks.parts:
+        part.close()
+    assert cold > 0 == late
+    found = [{name: value for name, value in row.items() if name != TIME_COLUMN} for row in subtasks.results()]
+    check(found, expected(data, tumbling("2ms"), keys, calls), keys)
 
 
 def test_results_come_in_bounded_batches():

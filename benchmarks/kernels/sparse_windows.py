@@ -1,0 +1,151 @@
+"""What a window costs that has few rows: tumbling windows that get a row each, beside dense ones over as many rows.
+
+    python benchmarks/kernels/sparse_windows.py [--rows N] [--split N] [--passes P] [--limit-us US]
+
+A WindowAggregate gets batches of `--split` rows, and after each the watermark, so that nearly all windows of a batch
+close. Event time rises by `gap` ms a row, with some disorder. µs of processor time a window, in all: rows into panes,
+windows that close, results. The best pass counts.
+
+    keys, no keys   count, sum and max of amounts, by one of 1,000 accounts or of all rows
+    texts           count and the list of texts: state beside the accumulators
+    late            as "keys", with an allowed lateness of 100 windows; an extra row for each 50th window comes late
+    calendar        as "keys", in days of Berlin
+    dense           as "keys", with 10,000 rows a window: ns a row
+
+Checked: the number of windows, and count, sum and maximum of each against numpy. Fails if the answer is wrong, or if a
+window takes longer than `--limit-us`.
+"""
+
+import argparse
+import json
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch
+from sabot.api.windows import TimeWindow, tumbling
+from sabot.operators.aggregates.aggregator import AggregateColumn
+from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
+from sabot.operators.windows.fixed import WindowAggregate
+
+START_MS = 1_699_999_200_000  # a full hour, and a midnight of no zone that matters
+NUMBERS = [
+    AggregateColumn("n", "count"),
+    AggregateColumn("total", "sum", "amount"),
+    AggregateColumn("most", "max", "amount"),
+]
+TEXTS = [AggregateColumn("n", "count"), AggregateColumn("texts", "collect_list", "account")]
+SCHEMA = pa.schema([("account", pa.string()), ("amount", pa.float64()), (TIME_COLUMN, pa.int64())])
+DAY_MS = 86_400_000
+
+
+def batches(times: "np.ndarray[Any, Any]", split: int) -> list[pa.RecordBatch]:
+    names = pa.array([f"acc{number}" for number in range(1_000)])
+    number = np.arange(len(times))
+    columns = [names.take(pa.array(number % 1_000)), pa.array(number % 64 / 8), pa.array(times)]
+    whole = pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    parts = [whole.slice(start, split) for start in range(0, len(times), split)]
+    return [pa.RecordBatch.from_pydict(part.to_pydict(), SCHEMA) for part in parts]  # with buffers of their own
+
+
+def run(
+    window: TimeWindow, keys: list[str], calls: list[AggregateColumn], parts: list[pa.RecordBatch], lateness_ms: int
+) -> tuple[float, list[pa.RecordBatch], int]:
+    """-> seconds of processor time, the results, and the number of late rows."""
+    operator = WindowAggregate(window, keys, calls, allowed_lateness_ms=lateness_ms)
+    found: list[pa.RecordBatch] = []
+    operator.emit = lambda batch: found.append(batch.data)
+    operator.open(OperatorContext(SCHEMA))
+    seconds = 0.0
+    for part in parts:
+        watermark = int(part.column(TIME_COLUMN).to_numpy()[-1])
+        started = time.process_time()
+        operator.process(Batch(part))
+        operator.advance(watermark)
+        seconds += time.process_time() - started
+    started = time.process_time()
+    operator.advance(END_OF_TIME)
+    seconds += time.process_time() - started
+    late = operator.statistics()["late_rows"]
+    operator.close()
+    return seconds, found, late
+
+
+def check(found: list[pa.RecordBatch], parts: list[pa.RecordBatch], size_ms: int | None, keys: list[str]) -> int:
+    """-> the number of windows. Raises AssertionError if the answer is wrong. `size_ms`: None for days of Berlin."""
+    rows = pa.Table.from_batches(parts)
+    amounts, times = rows["amount"].to_numpy(), rows[TIME_COLUMN].to_numpy()
+    if size_ms is None:
+        local = pa.array(times).view(pa.timestamp("ms", "Europe/Berlin"))
+        starts = pa.compute.floor_temporal(local, unit="day").view(pa.int64()).to_numpy()
+    else:
+        starts = times // size_ms * size_ms
+    number = np.arange(len(times)) % 1_000 if keys else np.zeros(len(times), np.int64)
+    groups, at = np.unique(np.stack([starts, number]), axis=1, return_inverse=True)
+    results = pa.Table.from_batches(found)
+    names = results["account"].to_pylist() if keys else ["acc0"] * results.num_rows
+    begin = results["window_start"].cast(pa.int64()).to_pylist()
+    last = {(start, int(name[3:])): row for row, (start, name) in enumerate(zip(begin, names, strict=True))}
+    order = [last[start, account] for start, account in groups.T.tolist()]  # late rows bring a window again
+    assert len(last) == len(order), f"{len(last)} groups, expected {len(order)}"
+    at = at.ravel()
+    count = np.bincount(at)
+    assert (results["n"].to_numpy()[order] == count).all(), "a count is wrong"
+    if "texts" in results.column_names:
+        lengths = pa.compute.list_value_length(results["texts"]).to_numpy()
+        assert (lengths[order] == count).all(), "a list is wrong"
+    else:
+        most = np.full(len(order), -1.0)
+        np.maximum.at(most, at, amounts)
+        assert (results["total"].to_numpy()[order] == np.bincount(at, amounts)).all(), "a sum is wrong"
+        assert (results["most"].to_numpy()[order] == most).all(), "a maximum is wrong"
+    return len(np.unique(starts))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--split", type=int, default=8_192, help="rows of a batch")
+    parser.add_argument("--passes", type=int, default=3, help="the best of this many passes counts")
+    parser.add_argument("--limit-us", type=float, default=5.0, help="the most that a window may cost")
+    options = parser.parse_args()
+    dice = np.random.default_rng(7)
+    number = np.arange(options.rows)
+    each = START_MS + number * 1_000
+    disorder = each - dice.integers(0, 2_000, options.rows)
+    disorder[options.split - 1 :: options.split] = each[options.split - 1 :: options.split] - 2_000  # no row is late
+    late = each.copy()
+    late[options.split :: 50] -= 60_000
+    days = number * 24_000 // options.rows * DAY_MS  # to 2035: clocks of later years are only rules
+    account = ["account"]
+    cases: dict[str, tuple[TimeWindow, list[str], list[AggregateColumn], Any, int, int | None]] = {
+        "keys": (tumbling("1s"), account, NUMBERS, disorder, 0, 1_000),
+        "no keys": (tumbling("1s"), [], NUMBERS, disorder, 0, 1_000),
+        "texts": (tumbling("1s"), account, TEXTS, disorder, 0, 1_000),
+        "late": (tumbling("1s"), account, NUMBERS, late, 100_000, 1_000),
+        "calendar": (tumbling("1d", time_zone="Europe/Berlin"), account, NUMBERS, days, 0, None),
+        "dense": (tumbling("10s"), account, NUMBERS, START_MS + number, 0, 10_000),
+    }
+    figures: dict[str, Any] = {"benchmark": "sparse_windows", "rows": options.rows, "split": options.split}
+    for name, (window, keys, calls, times, lateness_ms, size_ms) in cases.items():
+        parts = batches(times, options.split)
+        best = float("inf")
+        for _ in range(options.passes):
+            seconds, found, rejected = run(window, keys, calls, parts, lateness_ms)
+            assert not rejected, f"{name}: {rejected} rows are late"
+            windows = check(found, parts, size_ms, keys)
+            best = min(best, seconds)
+        if name == "dense":
+            figures["dense, ns a row"] = round(best / options.rows * 1e9, 1)
+        else:
+            figures[name] = {"windows": windows, "us_a_window": round(best / windows * 1e6, 2)}
+    print(json.dumps({**figures, "checked_against": "numpy"}))
+    slow = [name for name, each in figures.items() if isinstance(each, dict) and each["us_a_window"] > options.limit_us]
+    if slow:
+        raise SystemExit(f"a window takes longer than {options.limit_us} us: {', '.join(slow)}")
+
+
+if __name__ == "__main__":
+    main()

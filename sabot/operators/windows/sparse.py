@@ -1,0 +1,345 @@
+"""The groups of sparse panes: panes with few rows, which share one table.
+
+A table for each pane takes about 0.1 ms to make, to read and to clear. That is nothing for a pane with thousands of
+rows, and nearly all of the time if each row has a pane of its own. So panes that get few rows of a batch in which
+there are many such panes are kept together, by a key that has the pane as its last column:
+
+    dense     a table for each pane, with the groups by key    the results of a pane are those of its table
+    sparse    one table, with the groups by key and pane       the results of many panes are computed at once
+
+A pane is either dense or sparse. A sparse pane that gets more rows or groups becomes dense (`Sparse.grown`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.groups.keyed import GroupTable
+from sabot._cython.groups.partition import hash_columns
+from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator
+from sabot.operators.aggregates.migration import StateLayout, StateMigration, migration_of
+from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, Saved
+from sabot.operators.cuts import Rows
+from sabot.operators.readers import described
+from sabot.operators.slot_state import SlotState
+from sabot.operators.windows.panes import FEW_ROWS, MANY_PANES, PANE_COLUMN, RowsOfPanes, WindowShape
+
+_GROWN_TABLE = 65_536  # with so many groups, panes with many of them are looked for
+_GROWN_PANE = 1_024  # a pane with so many groups becomes dense
+_FREE = END_OF_TIME  # the pane of a slot without a group
+_PANE = pa.field(PANE_COLUMN, pa.int64())
+
+Numbers: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+SparseGroups: TypeAlias = tuple[Numbers, Numbers]
+"""The slots of groups by ascending panes, and the start of the pane of each."""
+
+NO_GROUPS: SparseGroups = (np.zeros(0, np.int32), np.zeros(0, np.int64))
+
+
+class Spread(NamedTuple):
+    """The rows of a batch in which many panes have few rows each.
+
+    `late`: the indices of the late rows, or None. `dense`: the rows of each dense pane. `rows`, `panes`: the rows of
+    sparse panes, and the pane of each.
+    """
+
+    late: pa.Int32Array | None
+    dense: RowsOfPanes
+    rows: Numbers
+    panes: Numbers
+
+
+class SparsePanes(SlotState):
+    """The groups of all sparse panes of a window that consists of one pane.
+
+    `keys`, `aggregates`, `rows`: as for `Aggregator`. `partial`: True if the input comes from LocalCombine.
+    `watermark`: the watermark, which the owner of the state sets. `starts`: the starts of the sparse panes.
+
+    The rows of the checkpoint have the columns `Aggregator.states`, the pane being the last key.
+    """
+
+    def __init__(
+        self,
+        shape: WindowShape,
+        keys: Sequence[str],
+        aggregates: Sequence[AggregateColumn],
+        rows: pa.Schema,
+        context: OperatorContext,
+        *,
+        lateness_ms: int,
+        partial: bool,
+    ) -> None:
+        self._shape, self._lateness, self._partial = shape, lateness_ms, partial
+        self._names = [*keys, PANE_COLUMN]
+        self.aggregator = self._aggregator_of(aggregates, rows)
+        self._extras = self.aggregator.extras()
+        self._pane_of = np.zeros(0, np.int64)  # by slot
+        self._migration: StateMigration | None = None
+        self._late_groups = self._keys_table()  # groups with rows that arrived after their window was emitted
+        self._checked = _GROWN_TABLE  # the number of groups at which panes with many of them are looked for
+        self.starts: set[int] = set()
+        self.watermark = START_OF_TIME
+        columns = context.input if partial else context.input.append(_PANE)
+        self._indices = [columns.get_field_index(name) for name in self._names]
+        # Half of a budget: the other half is for dense panes, which have their own bounds.
+        shared = replace(context, memory_budget=context.memory_budget // 2)
+        super().__init__(
+            self.aggregator.table(),
+            self._indices,
+            {"sparse": self.aggregator.states},
+            range(len(self._names)),
+            shared,
+            "sparse",
+            owners=context.owners(keys) or [0],  # without keys subtask 0 has all rows, whatever their hash is
+        )
+
+    def _aggregator_of(self, aggregates: Sequence[AggregateColumn], rows: pa.Schema) -> Aggregator:
+        return Aggregator(self._names, aggregates, rows.append(_PANE), order=TIME_COLUMN)
+
+    def _keys_table(self) -> GroupTable:
+        return GroupTable(self.aggregator.keys, [("count", None)])
+
+    # Rows in
+
+    def split(
+        self, times: pa.Int64Array, selection: pa.Int32Array | None, late_before: int, dense: Sequence[int]
+    ) -> Spread | None:
+        """Divides the rows of a batch, or returns None if no pane of it is to be sparse that is not sparse already.
+        `dense`: the starts of the dense panes. The other parameters: as for `WindowShape.split`.
+        """
+        found = self._shape.sparse_rows(times, selection)
+        if found is None:
+            return None
+        rows, values = found
+        late = None
+        on_time = values >= late_before
+        if not on_time.all():
+            late = pa.array(rows[~on_time])
+            rows, values = rows[on_time], values[on_time]
+        starts, places, counts = np.unique(self._shape.starts(values), return_inverse=True, return_counts=True)
+        known = np.fromiter((start in self.starts for start in starts.tolist()), np.bool_, len(starts))
+        few = (counts < FEW_ROWS) & ~np.isin(starts, dense)
+        if np.count_nonzero(few & ~known) < MANY_PANES:
+            few &= known
+        parts: RowsOfPanes = [
+            (int(starts[place]), pa.array(rows[places == place])) for place in np.flatnonzero(~few).tolist()
+        ]
+        chosen = few[places]
+        return Spread(late, parts, rows[chosen], starts[places[chosen]])
+
+    def add(self, data: pa.RecordBatch, rows: Numbers, panes: Numbers) -> None:
+        """Adds rows to their panes, which must not be dense. Call it within `changing`. `rows`: their indices in
+        `data`. `panes`: the start of the pane of each.
+        """
+        if not self._partial:
+            column = np.zeros(data.num_rows, np.int64)
+            column[rows] = panes
+            data = data.append_column(_PANE, pa.array(column))
+        selection, keys = pa.array(rows), self._indices
+        hashes = hash_columns([data.column(index) for index in keys], selection)
+        self.fetch(data, hashes, selection)
+        slots = self.known.resolve(data, keys, hashes=hashes, selection=selection)
+        self._take(slots, panes)
+        if self._partial:
+            self.aggregator.merge(self.known, self._extras, data, selection)
+        else:
+            self.aggregator.add(self.known, self._extras, data, selection, hashes)
+        if self._lateness:
+            again = panes < self._over_before(self.watermark)
+            if again.any():
+                self._late_groups.resolve(data, keys, hashes=hashes, selection=pa.array(rows[again]))
+
+    def _take(self, slots: pa.Int32Array, panes: Numbers) -> None:
+        """Notes that rows of these panes are about to be added to these slots."""
+        self.note(slots)  # before the slots have panes: a snapshot must not see groups that are newer than it
+        highest = max(slots.to_numpy().max(initial=-1), -1)
+        if highest >= len(self._pane_of):
+            grown = np.full(max(2 * len(self._pane_of), highest + 1, 1_024), _FREE, np.int64)
+            grown[: len(self._pane_of)] = self._pane_of
+            self._pane_of = grown
+        self._pane_of[slots.to_numpy()] = panes
+        self.starts.update(np.unique(panes).tolist())
+
+    # Panes that become dense
+
+    def grown(self, rows: RowsOfPanes) -> list[int]:
+        """Returns the sparse panes that should become dense: those of `rows`, and, from time to time, those with many
+        groups. Returns none while some groups are on disk, because a pane becomes dense as a whole.
+        """
+        if self.cold_rows:
+            return []
+        found = [pane for pane, some in rows if pane in self.starts]
+        if len(self.known) >= self._checked:
+            starts, counts = np.unique(self._pane_of[self._pane_of != _FREE], return_counts=True)
+            found += starts[counts >= _GROWN_PANE].tolist()
+            self._checked = max(_GROWN_TABLE, 2 * (len(self.known) - int(counts[counts >= _GROWN_PANE].sum())))
+        return list(dict.fromkeys(found))
+
+    def leave(self, pane: int) -> Iterator[pa.RecordBatch]:
+        """Removes a pane, and yields its groups (`Aggregator.states`, without the column of the pane), in pieces. Call it
+        within `changing`.
+        """
+        slots = np.flatnonzero(self._pane_of == pane).astype(np.int32)
+        for start in range(0, len(slots), CHUNK_ROWS):
+            some = pa.array(slots[start : start + CHUNK_ROWS])
+            yield self.aggregator.export_slots(self.known, self._extras, some).drop_columns([PANE_COLUMN])
+        self.note(pa.array(slots))
+        self.forget(pa.array(slots))
+        self.starts.discard(pane)
+
+    def late_keys(self, pane: int) -> pa.RecordBatch:
+        """Returns the groups of the pane that have rows that arrived after their window was emitted, as rows of a
+        table of keys.
+        """
+        rows = self._late_groups.export()
+        return rows.filter(pa.array(rows.column(PANE_COLUMN).to_numpy() == pane)).drop_columns([PANE_COLUMN])
+
+    # Results out
+
+    def steps(self, watermark: int) -> Iterator[int]:
+        """Yields watermarks up to this one. At each, the groups whose windows end by then are in memory. The caller
+        should remove what is over before it requests the next one.
+        """
+        last = self.watermark
+        while True:
+            at = self.full_at(CHUNK_ROWS, watermark)
+            at = at if last < at else watermark
+            with self.changing:
+                self.bring_due(at)
+            yield at
+            if at >= watermark:
+                return
+            last = at
+
+    def ended(self, after: int, upto: int | None = None) -> SparseGroups:
+        """Returns the groups in memory whose windows end in after < end <= upto."""
+        if not self.starts:
+            return NO_GROUPS
+        before = _FREE if upto is None else self._over_before(upto)
+        slots = np.flatnonzero((self._pane_of >= self._over_before(after)) & (self._pane_of < before))
+        return self._by_pane(slots)
+
+    def _over_before(self, watermark: int) -> int:
+        """Returns the time before which the panes whose windows are over at this watermark begin."""
+        return max(START_OF_TIME, min(self._shape.pane(watermark), _FREE))
+
+    def _by_pane(self, slots: Numbers) -> SparseGroups:
+        panes = self._pane_of[slots]
+        order = np.argsort(panes, kind="stable")
+        return slots[order].astype(np.int32), panes[order]
+
+    def emitted_again(self) -> SparseGroups:
+        """Returns the groups that must be emitted again, and forgets that they must. Call it within `changing`."""
+        if not len(self._late_groups):
+            return NO_GROUPS
+        rows = self._late_groups.export()
+        self._late_groups.clear()
+        hashes = hash_columns([rows.column(index) for index in self.keys_at])
+        self.fetch(rows, hashes, None, self.keys_at)
+        slots = self.known.resolve(rows, list(self.keys_at), hashes=hashes, insert=False).to_numpy()
+        slots = slots[slots >= 0]  # a pane that has become dense is not here any more
+        return self._by_pane(slots[self._pane_of[slots] < self._over_before(self.watermark)])
+
+    def pieces(self, after: int) -> Iterator[SparseGroups]:
+        """Yields the groups whose windows end after this time: those in memory, then those on disk, piece by piece. A
+        piece is valid until the next one is requested.
+        """
+        yield self.ended(after)
+        for slots in self.every_read():
+            yield self._by_pane(slots[self._pane_of[slots] >= self._over_before(after)])
+
+    @property
+    def count(self) -> int:
+        """The number of groups, in memory and on disk."""
+        return len(self.known) + self.cold_rows
+
+    def results(self, slots: Numbers, panes: Numbers) -> tuple[list[pa.Array], Numbers]:
+        """Returns the columns of the results of these groups, keys and aggregates, and the end of the window of each."""
+        columns = self.aggregator.finish(self.known, self._extras, pa.array(slots)).columns
+        starts, found = np.unique(panes, return_inverse=True)
+        width = len(self._names)
+        return [*columns[: width - 1], *columns[width:]], self._shape.ends_of(starts)[found]
+
+    def drop_before(self, time: int) -> None:
+        """Removes the panes that begin before this time. Call it within `changing`."""
+        if not self.starts:
+            return
+        slots = np.flatnonzero(self._pane_of < time).astype(np.int32)
+        if len(slots):
+            self.starts.difference_update(np.unique(self._pane_of[slots]).tolist())
+            self.note(pa.array(slots))
+            self.forget(pa.array(slots))
+
+    # The methods of `SlotState`
+
+    def rows_of(self, slots: pa.Int32Array) -> Rows:
+        numbers = slots.to_numpy()
+        numbers = numbers[numbers < len(self._pane_of)]
+        some = pa.array(numbers[self._pane_of[numbers] != _FREE])
+        return [self.aggregator.export_slots(self.known, self._extras, some)]
+
+    def put(self, rows: Rows) -> Numbers:
+        slots = self.known.resolve(rows[0], list(self.keys_at))
+        self._take(slots, rows[0].column(PANE_COLUMN).to_numpy())
+        self.aggregator.merge(self.known, self._extras, rows[0])
+        found: Numbers = slots.to_numpy()
+        return found
+
+    def forget(self, slots: pa.Int32Array) -> None:
+        if self.aggregator.needs_slots:
+            self._extras.remove(slots)
+        self.known.remove(slots)
+        self._pane_of[slots.to_numpy()] = _FREE
+
+    def due_of(self, rows: Rows) -> Numbers:
+        """Returns for each group the end of its window, or, if the window has been emitted, the end of its lateness."""
+        starts, found = np.unique(rows[0].column(PANE_COLUMN).to_numpy(), return_inverse=True)
+        ends = self._shape.ends_of(starts)
+        late = np.minimum(ends, END_OF_TIME - self._lateness) + self._lateness
+        due: Numbers = np.where(ends > self.watermark, ends, late)[found]
+        return due
+
+    def restore_late_groups(self, keys: pa.RecordBatch) -> None:
+        self._late_groups.merge(keys)
+
+    def late_groups(self) -> list[pa.RecordBatch]:
+        """Returns the keys of the groups that must be emitted again, for a checkpoint."""
+        return [self._late_groups.export()] if len(self._late_groups) else []
+
+    @property
+    def late_schema(self) -> pa.Schema:
+        return self._late_groups.states
+
+    def before_restore(self, saved: Sequence[Saved], now: Sequence[Sequence[str]], forgets: frozenset[str]) -> None:
+        """Sets how the aggregates of the checkpoint are converted to those of the program. Called before a restore."""
+
+        def was(reader: Mapping[str, Any]) -> StateLayout:
+            return self._aggregator_of(*described(reader)).layout
+
+        self._migration = migration_of(saved, now, forgets, self.aggregator.layout, was)
+
+    def restore(self, saved: Sequence[Saved], owned: Callable[[pa.UInt64Array], pa.BooleanArray] | None) -> None:
+        super().restore(saved, owned)
+        for _ in self.every_read():  # segments are linked, not read; but `starts` needs their panes
+            pass
+
+    def files_of(self, saved: Sequence[Saved]) -> Mapping[str, pa.Schema]:
+        return self.files if self._migration is None else {"sparse": self._migration.states}
+
+    def renewed(self, rows: Rows) -> Rows:
+        return rows if self._migration is None else [self._migration.whole(rows[0])]
+
+    def close(self) -> None:
+        if not self.is_held:
+            self.known.clear()
+            self._extras.clear()
+        self._late_groups.clear()
+        super().close()
+
+    @property
+    def nbytes(self) -> int:
+        return self.known.nbytes + self._extras.nbytes + self._pane_of.nbytes
