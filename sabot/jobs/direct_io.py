@@ -23,6 +23,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -188,9 +189,28 @@ def watch_functions() -> None:
     if not _watches:
         _watches = True
         sys.addaudithook(_hook())
+        _audit_spawns()
 
 
 _watches = False
+
+
+def _audit_spawns() -> None:
+    """Lets `multiprocessing` raise an audit event before it starts a process by the method "spawn" or a helper of its
+    own, as `subprocess` does. Python raises none for these.
+    """
+    from multiprocessing import util
+
+    spawn = vars(util).get("spawnv_passfds")  # there is none on Windows
+    if spawn is None:
+        return
+
+    @wraps(spawn)
+    def audited(path: Any, *args: Any) -> Any:
+        sys.audit("os.posix_spawn", os.fsdecode(path), *args, None)
+        return spawn(path, *args)
+
+    vars(util)["spawnv_passfds"] = audited
 
 
 def _hook() -> Callable[[str, tuple[Any, ...]], None]:

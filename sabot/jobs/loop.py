@@ -187,7 +187,7 @@ class JobLoop(asyncio.AbstractEventLoop):
     - `dead`: True once `discard` was called. It is set before the `finally:` blocks of the discarded coroutines run.
     - `repeats`: True while the function does what it did before, in a replay, and while its coroutines are discarded.
       What it logs then is dropped.
-    - `allows_io`: True if the function may open files and sockets (`direct_io`).
+    - `allows_io`: True if the function may open files and sockets (`direct_io`), because the job has ended before.
     """
 
     main: "asyncio.Task[Any]"
@@ -347,10 +347,11 @@ class JobLoop(asyncio.AbstractEventLoop):
     def refuse_call(self, what: str, hint: str) -> UserError:
         """Does the same as `refuse` for a call of a tool or a model. The context of the function makes this call, perhaps
         in another thread or event loop. If the job has ended before, or is parked, the error is logged: nobody else
-        gets it. A finalizer that the garbage collector runs does not let the job fail, because its moment is chance.
+        gets it. A finalizer that the garbage collector runs does not let the job fail, because its moment is chance. A job
+        that has ended under an older version, in which it went on, stays as it is.
         """
-        if self.collects_garbage:
-            return UserError(f"job {self.name}: a finalizer {what}", hint=hint)
+        if self.collects_garbage or self.allows_io:
+            return UserError(f"job {self.name}: the function {what}", hint=hint)
         error = self.refuse(what, hint)
         if self.dead:
             _log.warning("%s", error)

@@ -11,6 +11,7 @@ import locale
 import logging
 import logging.handlers
 import mimetypes
+import multiprocessing
 import os
 import platform
 import signal
@@ -25,6 +26,7 @@ import uuid
 import zipfile
 import zoneinfo
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -174,12 +176,19 @@ async def test_a_finally_block_of_a_parked_job_sends_nothing(witness: Witness, c
     assert "the function sends a request to 127.0.0.1" in caplog.text
 
 
+def _in_a_pool() -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(print)
+
+
 DIRECT: dict[str, Callable[[Path], object]] = {
     "opens a connection to 127.0.0.1:9": lambda path: socket.create_connection(("127.0.0.1", 9)),
     "sends data to 127.0.0.1:9": lambda path: socket.socket(type=socket.SOCK_DGRAM).sendto(b"1", ("127.0.0.1", 9)),
     "opens a server at 127.0.0.1:0": lambda path: socket.socket().bind(("127.0.0.1", 0)),
     "opens the database": lambda path: sqlite3.connect(path / "paid.db"),
     "starts the process 'touch'": lambda path: subprocess.run(["touch", str(path / "x")], check=True),
+    "starts the process '.*python.*'": lambda path: multiprocessing.get_context("spawn").Process(target=print).start(),
+    "starts the process .*python": lambda path: _in_a_pool(),
     "starts the process": lambda path: os.system(f"touch {path / 'x'}"),
     "opens .*x' for writing": lambda path: (path / "x").open("a"),
     "opens .*y' for writing": lambda path: (path / "y").write_text("1"),
