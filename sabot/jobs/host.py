@@ -44,6 +44,7 @@ from sabot.jobs.guard import NOBODY, Behalf, EffectGuard, UseOf
 from sabot.jobs.history import NOT_MADE, PARKS_MS, ContinueAs, Delivery, History
 from sabot.jobs.host_state import HostState
 from sabot.jobs.journal_calls import call_journal
+from sabot.jobs.judges import GuardJudge
 from sabot.jobs.letters import JobLetters
 from sabot.jobs.log import JobLog, Listener
 from sabot.jobs.open_jobs import open_jobs
@@ -104,12 +105,17 @@ class JobHost(HostState):
         self._serving: asyncio.Task[None] | None = None
         self._delivering = False
         self._guard = guard or EffectGuard()
-        self.log = JobLog(self, listener, kept=self._guard.flush)
+        self.log = JobLog(self, listener, kept=self._guard.flush, judge=partial(self._judge_of_handlers, guard))
         self._letters = JobLetters(self, self.log)
         self.parking = Parking(self, notes, has_letter=self._letters.under_way)
         self._timers = JobTimers(self, keeps=self._awaits)
         self._effects = Effects(self, self.log, self._timers, clock, guard, use_of)
         self._begun_total = self._ended_total = 0
+
+    def _judge_of_handlers(self, guard: EffectGuard | None) -> GuardJudge | None:
+        """Returns the judge of the calls that handlers of events make; None if there is no guard."""
+        who = f"{next(iter(self.owners), '').rpartition('.')[0]}.events"
+        return None if guard is None else GuardJudge(who, who, guard, self.clock)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 

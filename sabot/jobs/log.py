@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from sabot.base.threads import run_in_thread, run_to_end
+from sabot.calls.judging import with_judge
 from sabot.errors import NonDeterminism, SabotError, TransientError
 from sabot.jobs.events import Event
 from sabot.jobs.host_state import HostState
@@ -83,17 +84,25 @@ class JobLog:
     Belongs to the event loop of the host (`JobHost`).
     """
 
-    def __init__(self, host: HostState, listener: Listener | None, kept: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        host: HostState,
+        listener: Listener | None,
+        kept: Callable[[], Awaitable[None]],
+        judge: Callable[[], Any],
+    ) -> None:
         """Makes the log.
 
         - `listener`: receives the notices; None for no listener.
         - `kept`: a coroutine function that waits until all data that was derived from results is durable outside of
           the journal, such as the usage that the guard has counted. `trim` awaits it before it removes results from
           the journal.
+        - `judge`: returns the judge of the calls that handlers of the listener make, or None.
         """
         self._kept = kept
         self.journal = host.journal
         self.listener = listener
+        self._judge = judge
         self.unapplied: dict[str, Position] = {}  # by job that had ended before the start: the position of its END
         self._host = host
         self._ends: dict[int, int] = {}  # by partition: the offset behind its last entry
@@ -199,7 +208,8 @@ class JobLog:
         if self.behind is None and len(self._unpublished) > AHEAD_MOST and not self._leaving:
             self.behind = asyncio.get_running_loop().create_future()
         if self._publisher is None:
-            self._publisher = self._host.spawn(self._publish_all(), "what tells listeners of jobs")
+            spawn = with_judge(self._host.spawn, self._judge())  # for what handlers of events call
+            self._publisher = spawn(self._publish_all(), "what tells listeners of jobs")
 
     async def _publish_all(self) -> None:
         listener, unpublished = self.listener, self._unpublished

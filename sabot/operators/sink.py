@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
+from sabot.calls.judging import JUDGE, with_judge
 from sabot.clock import Clock
 from sabot.codecs.base import Encoder
 from sabot.codecs.formats import JSON
@@ -70,6 +71,7 @@ class SinkWriter(WritesOutside):
         self.rows_out = 0
         self.left: Sequence[str] = ()  # columns that the app has written before, and does not write any more
         self._stages = sink if isinstance(sink, Stages) else None
+        self._close = sink.close
         self._finish = finish_of(sink)
         self._key = key
         # Results of an agent with `key=` are records, also for a sink that stores columns.
@@ -142,6 +144,7 @@ class SinkWriter(WritesOutside):
         elif self._expected is not None:
             expect(self.sink, self._expected)
         expect_no_more(self.sink, self.left)
+        self._close = with_judge(self.sink.close, JUDGE.get())  # the thread that closes it may have no context
         with self._turn:
             self.sink.open()
             self._is_open = True
@@ -250,7 +253,7 @@ class SinkWriter(WritesOutside):
     def close(self) -> None:
         """Closes the sink, also while another thread hangs in it."""
         self._is_open = False
-        self.sink.close()
+        self._close()
 
     @property
     def nulled(self) -> int:

@@ -26,11 +26,13 @@ from sabot.agents import (
     Decision,
     ExecutionRequest,
     GuardedCall,
+    InMemoryEventBus,
     LabelPolicy,
     ModelPolicy,
     OperatorContext,
     PolicyEngine,
     RedactionPolicy,
+    RuntimeEvent,
     RuntimeKernel,
     ToolPolicy,
 )
@@ -803,7 +805,8 @@ class _Paying(Sink):
     def flush(self) -> None:
         self._done["flush"] = _tried(next(iter(SYNC)), self._desk)
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self._done["close"] = _tried(next(iter(SYNC)), self._desk)
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -820,7 +823,34 @@ async def test_a_rule_holds_for_a_sink_of_an_agent(durable: bool, memory_url: st
         MemoryBroker.get(memory_url).publish("orders", [{"order": 1}])
         await until(lambda: "write" in done, f"{done}")
     assert desk.made == []
+    assert done.keys() >= {"open", "write", "close"}
     assert all(SAYS["denied"] in each for each in done.values()), done
+
+
+@pytest.mark.parametrize("rule", ["none", "denied"])
+@pytest.mark.parametrize("owner", ["app", "kernel"])
+async def test_a_rule_holds_for_handlers_of_events(owner: str, rule: str, memory_url: str) -> None:
+    desks, done, bus = {way: Desk() for way in WAYS}, dict[str, str](), InMemoryEventBus()
+
+    async def work(ctx: Any) -> str:
+        return "done"
+
+    async def handler(event: RuntimeEvent) -> None:
+        await _all(desks, done)
+
+    bus.on(handler, ["job.started"])
+    if owner == "kernel":
+        async with RuntimeKernel.create(agent=work, policy=RULES[rule], event_bus=bus) as kernel:
+            await (await kernel.execute(ExecutionRequest(prompt="go"))).result()
+            await until(lambda: len(done) == len(WAYS))
+    else:
+        app = App("shop", memory_url, journal="memory", state="memory", events=bus, policy=RULES[rule])
+        app.agent("orders", name="work", durable=True)(work)
+        async with started(app):
+            MemoryBroker.get(memory_url).publish("orders", [{"order": 1}])
+            await until(lambda: len(done) == len(WAYS))
+    for way, desk in desks.items():
+        Seen(len(desk.made), done[way]).check(f"{owner}, {way}, {rule}", rule)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -15,6 +15,7 @@ from sabot.agents.durable.context import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, UserError
 from sabot.jobs.guard import NOBODY, Behalf, EffectGuard, guard_of
+from sabot.jobs.loop import JobLoop
 from sabot.journal.memory import MemoryStorage
 from sabot.llm import Agent as ModelAgent
 from sabot.llm import ExecutionEngine, RequestContext, ScriptedProvider, ToolCall, assistant, tool
@@ -240,6 +241,25 @@ async def test_each_call_of_a_model_is_judged_once_whoever_makes_it() -> None:
     await desk.run(job, PolicyEngine([rule]))
     assert asked == ["of the job", "of a tool", "--", "of the lead", "of an agent", "of a tool", "yes", "yes"]
     assert len(desk.provider.requests) == 3
+
+
+async def test_a_job_that_ended_under_an_older_version_stays_as_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older versions let a job go on whose function had caught the refusal of a call."""
+    home, desk = MemoryStorage(), Desk()
+
+    async def job(ctx: DurableContext) -> Any:
+        with pytest.raises(UserError, match="calls an engine directly"):
+            await desk.engine.complete("one")
+        return (await ctx.llm(desk.engine).complete("two")).content
+
+    with monkeypatch.context() as older:
+        older.setattr(JobLoop, "refuse_call", lambda _, what, hint: UserError(what, hint=hint))
+        async with hosting(home, Agent(job)) as running:
+            running.begin("j")
+            await running.over("j")
+    async with hosting(home, again := Agent(job)) as running:  # no checkpoint covers its end
+        await running.over("j")
+    assert again.done["j"] == "yes"
 
 
 @pytest.mark.parametrize("way", ["complete", "stream", "embed", "agent.run"])
