@@ -470,6 +470,19 @@ def epoch(array: pa.Array, unit: str) -> pa.Array:
     return integer_array(values, pa.int64(), array)
 
 
+def merges_integers(array: pa.Array) -> bool:
+    """Returns True if pandas, which has integers beside a null as floats, would make one of two integers, also in lists."""
+    if isinstance(array, pa.ChunkedArray):
+        return any(map(merges_integers, array.chunks))
+    type = array.type
+    if pa.types.is_integer(type) and type.bit_width == 64:
+        values: Any = integers(array.drop_null()) if array.null_count else ()
+        return bool(len(values) and max(int(values.max()), -int(values.min())) > _EXACT)
+    if pa.types.is_struct(type):
+        return any(merges_integers(each) for each in array.flatten() if pa.types.is_nested(each.type))
+    return pa.types.is_nested(type) and hasattr(array, "flatten") and merges_integers(array.flatten())
+
+
 _CYCLE_DAYS = 146_097  # the calendar repeats every 400 years, and its weeks too
 _NEAR_DAYS = 11_248_738  # pyarrow knows years up to 32767, and as many before our era
 

@@ -15,7 +15,7 @@ from sabot.api.nodes.rows import Head
 from sabot.api.notebook import FAILURES, drawing_or_none, html, page
 from sabot.api.stream.outputs import shown
 from sabot.api.stream.owner import Owner
-from sabot.base.arrays import python_value
+from sabot.base.arrays import merges_integers, python_value
 from sabot.base.checks import FLAG, check, is_whole
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.quantities import counted_words
@@ -113,12 +113,23 @@ class Looks(Shown):
     def to_pandas(self, *, limit: int | None = None, seconds: Duration | None = None) -> "pandas.DataFrame":
         """Runs the stream now and returns its rows as a data frame of pandas. The arguments and errors are those of
         `collect`. Raises MissingExtra without pandas.
+
+        pandas has integers beside nulls as floats. Where these would merge integers (above 2^53), the column has the type
+        `Int64` or `UInt64`, and lists are lists of Python values.
         """
         try:
-            import pandas  # noqa: F401 - pyarrow imports it, after all rows are there
+            import pandas
         except ImportError as error:
             raise MissingExtra("to_pandas", "pandas") from error
-        return self._rows("to_pandas", limit, seconds).to_pandas()
+        table = self._rows("to_pandas", limit, seconds)
+        frame: Any = table.to_pandas()
+        wide = {pa.int64(): pandas.Int64Dtype(), pa.uint64(): pandas.UInt64Dtype()}
+        for place, column in enumerate(table.columns):
+            if merges_integers(column.combine_chunks()):
+                exact: Any = pandas.Series(column.to_pylist(), dtype=wide.get(column.type, object))
+                frame.isetitem(place, exact)
+        made: pandas.DataFrame = frame
+        return made
 
     def to_duckdb(
         self,

@@ -216,6 +216,33 @@ def test_a_stream_becomes_a_data_frame_of_pandas():
     assert frame.to_dict("records") == FRAME.to_dicts()
 
 
+def test_two_ids_beside_a_null_stay_two_in_pandas():
+    """As floats both would be 9007199254740992: a join or a group_by of the frame would take them for one."""
+    pandas = pytest.importorskip("pandas")
+    table = pa.table(
+        {
+            "id": pa.array([2**53, 2**53 + 1, None]),
+            "wide": pa.array([2**64 - 1, 2**64 - 2, None], pa.uint64()),
+            "small": pa.array([1, 2, None]),
+            "whole": pa.array([2**53, 2**53 + 1, -1]),
+            "list": pa.array([[2**53, None], [2**53 + 1, None], None]),
+            "row": pa.array([{"id": 2**53, "ids": [2**53 + 1, None]}, {"id": 2**53 + 1, "ids": []}, None]),
+        }
+    )
+    frame = App("memory").stream(table).to_pandas()
+    assert frame["id"].nunique() == 2
+    assert frame["id"].tolist() == [2**53, 2**53 + 1, pandas.NA]
+    assert frame["wide"].tolist() == [2**64 - 1, 2**64 - 2, pandas.NA]
+    assert frame["list"].tolist() == [[2**53, None], [2**53 + 1, None], None]
+    assert frame["row"].tolist() == table["row"].to_pylist()
+    assert [str(frame[name].dtype) for name in ("id", "wide", "small", "whole")] == [
+        "Int64",
+        "UInt64",
+        "float64",
+        "int64",
+    ]
+
+
 @pytest.mark.parametrize("name", ["polars", "pandas"])
 def test_without_the_library_the_error_says_what_to_install(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
