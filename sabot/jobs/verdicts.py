@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 import pyarrow as pa
 
+from sabot.base.arrays import column_of
 from sabot.calls.functions import unwrap
 from sabot.errors import UserError
 from sabot.llm.json_schema import mismatch
@@ -45,9 +46,10 @@ def rows_of_answer(value: Any) -> pa.RecordBatch:
     """
     try:
         if isinstance(value, list) and all(isinstance(row, dict) and row.keys() == value[0].keys() for row in value):
-            return pa.RecordBatch.from_pylist(value)
+            names = list(value[0]) if value else []
+            return pa.RecordBatch.from_arrays([column_of([row[name] for row in value], None) for name in names], names)
         why = "no list of objects with the same fields"
-    except pa.ArrowException as error:
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         why = f"no columns: {error}"
     raise UserError(f"the rows that it gave are {why}", hint='[{"id": 1, "paid": 10}]; [] where there were none')
 

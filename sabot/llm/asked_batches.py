@@ -11,6 +11,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import normalise
 from sabot.api.expr import Expr
 from sabot.api.prompts import Template, distinct_prompts, given_prompts, prompt_of, text_of
+from sabot.base.arrays import column_of
 from sabot.errors import SabotError, UserError
 from sabot.llm.asking import Asking
 from sabot.llm.columns import AnswerColumns
@@ -81,7 +82,7 @@ class AgentModel:
         if errors and not error:
             raise errors[next(code for code in codes.tolist() if code in errors)]
         places = pa.array(codes, mask=codes == len(texts))
-        made = [pa.array(column, field.type) for column, field in zip(values, columns.schema, strict=True)]
+        made = [column_of(column, field.type) for column, field in zip(values, columns.schema, strict=True)]
         if error:
             made.append(pa.array([_words(errors.get(code)) for code in range(len(texts))], pa.string()))
         answers = [column.take(places) for column in made]

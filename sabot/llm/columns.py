@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import msgspec
 import pyarrow as pa
 
-from sabot.base.arrays import as_type, typed_fields
+from sabot.base.arrays import as_type, column_of, typed_fields
 from sabot.errors import UserError, short_repr
 from sabot.llm.errors import ContentFiltered, MalformedAnswer
 from sabot.llm.results import Completion
@@ -85,7 +85,7 @@ class AnswerColumns:
         values = tuple(map(said.get, self._names))
         for field in self._unsure:
             try:
-                pa.array([values[self._names.index(field.name)]], field.type)
+                column_of([values[self._names.index(field.name)]], field.type)
             except _NOT_CONVERTED as error:
                 raise MalformedAnswer(
                     f"the answer does not fit: column {field.name!r} is to be {field.type}: {error}",

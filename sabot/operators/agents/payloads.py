@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from sabot.api.agent import AgentSpec
-from sabot.base.arrays import batch_of_rows, typed_fields
+from sabot.base.arrays import batch_of_rows, column_of, typed_fields
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.raw import VALUE
@@ -76,7 +76,9 @@ class RowPayloads:
                 hint=f"the columns are {', '.join(columns.names)}",
             )
         try:
-            return pa.RecordBatch.from_pylist([fields]) if columns is None else batch_of_rows([fields], columns)
+            if columns is not None:
+                return batch_of_rows([fields], columns)
+            return pa.RecordBatch.from_arrays([column_of([each], None) for each in fields.values()], list(fields))
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             if fields is value and (plain := typed_fields(value)) != value:  # it has objects in it, such as models
                 return self._row(plain, topic)

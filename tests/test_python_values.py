@@ -1,0 +1,141 @@
+"""Python values become columns in `base/arrays`, which refuses what pyarrow would cut: elsewhere nothing makes columns of lists of values,
+lets pyarrow guess their type, or casts without its checks.
+"""
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tools.source_tree import nodes_of, sources
+
+PLACE = "base/arrays.py"
+HINT = (
+    "make columns of Python values by column_of or batch_of_rows of base/arrays; if the values are the engine's own (row numbers, "
+    "texts of errors), or a cast cannot lose anything, raise the number here and say why in the commit"
+)
+# By file: how often rows (R: from_pylist, from_pydict), lists (L: pa.array) and unchecked casts (C) of the engine's own are there.
+KNOWN = {
+    "agents/durable/batch_operator.py": "L",
+    "api/describe.py": "CR",
+    "api/group_functions.py": "L",
+    "cli/reading.py": "L",
+    "cli/sql_program.py": "LLL",
+    "codecs/arrow.py": "L",
+    "codecs/connect.py": "CLL",
+    "codecs/csv.py": "L",
+    "codecs/json.py": "R",
+    "codecs/records.py": "LLL",
+    "codecs/table.py": "CC",
+    "connectors/files/text_sinks.py": "L",
+    "connectors/generated.py": "L",
+    "connectors/letters.py": "R",
+    "connectors/refused.py": "L",
+    "connectors/rows.py": "L",
+    "connectors/sql/postgres.py": "C",
+    "demos/fraud/app.py": "LL",
+    "demos/fraud/watched.py": "R",
+    "llm/asked_batches.py": "L",
+    "mcp/saved_state.py": "L",
+    "operators/agents/batches.py": "LLL",
+    "operators/agents/rows.py": "L",
+    "operators/agents/timers.py": "LLL",
+    "operators/aggregates/aggregator.py": "L",
+    "operators/aggregates/migration.py": "L",
+    "operators/aggregates/packed.py": "L",
+    "operators/aggregates/sketches.py": "C",
+    "operators/aggregates/values.py": "CC",
+    "operators/calls/saved.py": "LLLL",
+    "operators/changes/steps.py": "L",
+    "operators/columns.py": "L",
+    "operators/expressions/casts.py": "C",
+    "operators/expressions/json_paths.py": "L",
+    "operators/expressions/lists.py": "C",
+    "operators/expressions/node.py": "C",
+    "operators/expressions/numbers.py": "CCC",
+    "operators/expressions/rounding.py": "C",
+    "operators/expressions/text.py": "CLL",
+    "operators/functions/rows.py": "LL",
+    "operators/functions/state.py": "LLR",
+    "operators/joins/sides.py": "L",
+    "operators/keyed/over_state.py": "L",
+    "operators/keyed/reduced.py": "R",
+    "operators/keyed/running.py": "R",
+    "operators/patterns/match.py": "L",
+    "operators/patterns/plan.py": "CC",
+    "operators/reading.py": "LL",
+    "operators/rows/bad.py": "L",
+    "operators/rows/mapped.py": "LL",
+    "operators/rows/subset.py": "L",
+    "runtime/reading.py": "L",
+    "runtime/taps.py": "L",
+    "sql/relations.py": "L",
+    "sql/showing.py": "LL",
+    "state/reading.py": "LL",
+    "state/segments.py": "R",
+}
+
+
+def found_in(nodes: list[ast.Call]) -> Iterator[str]:
+    """R, L or C for each call of pyarrow that makes columns of Python values or casts without checks."""
+    for node in nodes:
+        match node:
+            case ast.Call(func=ast.Attribute(attr="from_pylist" | "from_pydict"), args=[first, *_]) if not is_empty(
+                first
+            ):
+                yield "R"
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="pa"), attr="array" | "chunked_array"), args=[first, *_]
+            ):
+                yield from "L" * is_list(first)
+            case ast.Call(func=ast.Attribute(attr="cast"), keywords=keywords):
+                yield from "C" * any(each.arg == "safe" for each in keywords)
+
+
+def is_empty(node: ast.expr) -> bool:
+    return isinstance(node, ast.List | ast.Dict) and not (node.elts if isinstance(node, ast.List) else node.keys)
+
+
+def is_list(node: ast.expr) -> bool:
+    """True if an expression is a list, or another row of Python objects, by its form."""
+    match node:
+        case ast.List():
+            return not is_empty(node)
+        case ast.ListComp() | ast.GeneratorExp():
+            return True
+        case ast.Call(func=ast.Name(id="list" | "sorted" | "map" | "tuple")):
+            return True
+        case ast.Call(func=ast.Attribute(attr="to_pylist" | "tolist" | "values" | "keys")):
+            return True
+    return False
+
+
+def test_columns_of_python_values_are_made_in_one_module() -> None:
+    found = {
+        name: Counter(found_in(nodes_of(path, ast.Call))) for name, path in sources(".py").items() if name != PLACE
+    }
+    counts = {name: "".join(sorted(each.elements())) for name, each in found.items() if each}
+    assert {name: kinds for name, kinds in counts.items() if Counter(kinds) - Counter(KNOWN.get(name, ""))} == {}, HINT
+    gone = {name: counts.get(name, "") for name, kinds in KNOWN.items() if counts.get(name, "") != kinds}
+    assert gone == {}, "there are fewer now: lower these in KNOWN to the letters shown"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("pa.RecordBatch.from_pylist(rows)", "R"),
+        ("pa.Table.from_pydict({name: values}, schema=schema)", "R"),
+        ("pa.array([row[name] for row in rows], type)", "L"),
+        ("pa.array([value])", "L"),
+        ("pa.array(map(f, rows))", "L"),
+        ("column.cast(type, safe=False)", "C"),
+        ("pc.cast(column, type, safe=checked)", "C"),
+        ("pa.RecordBatch.from_pylist([], schema=schema)", ""),
+        ("pa.array(values)", ""),
+        ("column.cast(type)", ""),
+    ],
+)
+def test_the_walk_finds_a_planted_fault(text: str, kind: str) -> None:
+    tree = ast.parse(text)
+    assert "".join(found_in([node for node in ast.walk(tree) if isinstance(node, ast.Call)])) == kind
