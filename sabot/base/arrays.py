@@ -438,6 +438,18 @@ def as_timestamp(array: pa.Array) -> pa.Array:
     return pc.cast(array, pa.int64()).view(pa.timestamp("ms"))
 
 
+def finer_unit(type: pa.DataType) -> bool:
+    """Returns True for times in a unit finer than ms."""
+    return pa.types.is_timestamp(type) and type.unit in ("us", "ns")
+
+
+def finer_than_ms(array: pa.Array) -> Any:
+    """Returns, as a numpy mask, the rows with a time that ms would cut. Columns that are no times have none."""
+    if not finer_unit(array.type):
+        return np.zeros(len(array), bool)
+    return (integers(array) % (PER_SECOND[array.type.unit] // 1000) != 0) & np.asarray(array.is_valid())
+
+
 def to_unit(array: pa.Array, unit: str) -> pa.Array:
     """Returns timestamps or durations in `unit`, rounded down if it is coarser. Raises ArrowInvalid if a finer unit
     overflows.

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.text.json import NESTING_MAX, BadRow, encode_rows, is_too_deep
 from sabot._cython.text.records import binary_array, bytes_list
-from sabot.base.arrays import dumped_model, python_value
+from sabot.base.arrays import dumped_model, finer_than_ms, python_value
 from sabot.base.config import checked_text
 from sabot.codecs.base import Encoder, EncodesKeys
 from sabot.codecs.engine_columns import DELETE, OP_COLUMN
@@ -306,8 +306,9 @@ def _cast_of(column: str) -> str:
 
 def record_keys(data: pa.RecordBatch, keys: Sequence[str], encoder: Encoder = _JSON) -> pa.BinaryArray:
     """Returns the keys of the records of these rows. One key column gives its value: text unchanged, other types as
-    JSON, null as no key. Several columns give a JSON object, no columns an empty one. An encoder with the ability
-    EncodesKeys encodes the keys itself.
+    JSON, null as no key. Several columns give a JSON object, no columns an empty one. Times in an object are ms, as in
+    payloads, or texts in a key with a time that ms would cut. An encoder with the ability EncodesKeys encodes the keys
+    itself.
     """
     if isinstance(encoder, EncodesKeys):
         return encoder.encode_keys(data)
@@ -315,7 +316,9 @@ def record_keys(data: pa.RecordBatch, keys: Sequence[str], encoder: Encoder = _J
         return pa.array([b"{}"]).take(pa.array(np.zeros(data.num_rows, np.int64)))
     said = normalise(data.select(list(keys)))
     if len(keys) > 1:
-        return encode_rows(said)
+        fine = np.logical_or.reduce([finer_than_ms(column) for column in said.columns])
+        written = encode_rows(said)
+        return pc.if_else(pa.array(fine), encode_rows(said, "iso"), written) if fine.any() else written
     column = said.column(0)
     if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
         written = column.cast(pa.binary())

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.text.json import BadRow
+from sabot.base.arrays import epoch, finer_than_ms, finer_unit
 from sabot.codecs.base import Codec
 from sabot.codecs.connect import untouched
 from sabot.codecs.debezium import Envelopes
@@ -74,6 +75,9 @@ class TableCodec:
             text = len(of_key) == 1 and of_key.field(0).type in (pa.string(), pa.binary()) and format == "json"
             key_rows = TextKeys(of_key) if text else JsonKeys(of_key, connect=format == "debezium")
         self._key_rows = key_rows
+        # JSON has times in ms, so a payload may have lost digits that the record's key still has.
+        has_ms = format == "json" and (payloads is None or isinstance(payloads, JsonCodec))
+        self._cut = {name for name in keys if has_ms and finer_unit(schema.field(name).type)}
 
     @property
     def schema(self) -> pa.Schema:
@@ -122,18 +126,25 @@ class TableCodec:
         for key in self._keys:
             if data.column(key).null_count:
                 unsaid |= np.asarray(data.column(key).is_null())
+            if key in self._cut:
+                unsaid |= ~finer_than_ms(data.column(key))
         rows = np.flatnonzero(unsaid)
         if not len(rows):
             return numbers, data
         asked = keys.take(pa.array(numbers[rows]))
         found, reasons = self._key_rows.read(asked)
+        if 2 * len(reasons) > len(asked):
+            self._cut = set()  # the keys of these records are something else
         places = np.full(data.num_rows, -1)
         places[rows] = np.arange(len(rows))
         spread: Any = pa.array(places, mask=~unsaid)
         good = np.ones(data.num_rows, bool)
         for key, column in zip(self._keys, found, strict=True):
             index = data.schema.get_field_index(key)
-            whole = pc.coalesce(data.column(index), column.take(spread))
+            said, in_key = data.column(index), column.take(spread)
+            whole = pc.coalesce(said, in_key)
+            if key in self._cut:
+                whole = pc.if_else(pc.fill_null(pc.equal(epoch(in_key, "ms"), epoch(said, "ms")), False), in_key, whole)
             data = data.set_column(index, self._schema.field(index), whole)
             good &= np.asarray(whole.is_valid())
         if good.all():

@@ -97,7 +97,7 @@ def _columns(schema: pa.Schema, path: str) -> pa.Schema:
 
 def _parquet(path: str, int96_unit: str = "us") -> pq.ParquetFile:
     """Opens a file. `int96_unit`: the unit of its times in INT96, as Spark and Hive write them. They are of any year, and Arrow would
-    make ns of them, which end in 2262: what is later came out as another time.
+    make ns of them, which end in 2262: a later one came out as another time.
     """
     if codec_of(path) is not None:
         raise UserError(f"file {path!r}: Parquet is compressed inside, not as a whole", hint="decompress it")

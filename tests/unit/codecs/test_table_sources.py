@@ -200,6 +200,9 @@ KEYS = st.one_of(
     st.tuples(st.just(pa.float64()), st.floats(allow_nan=False, allow_infinity=False)),
     st.tuples(st.just(pa.string()), st.text(st.characters(codec="utf-8"), max_size=6)),
     st.tuples(st.just(pa.timestamp("s")), MOMENTS.map(lambda moment: moment.replace(microsecond=0))),
+    st.tuples(st.just(pa.timestamp("us")), MOMENTS),
+    st.tuples(st.just(pa.timestamp("us", "UTC")), MOMENTS.map(lambda moment: moment.replace(tzinfo=dt.UTC))),
+    st.tuples(st.just(pa.timestamp("ns")), st.integers(-(2**62), 2**62)),
     st.tuples(st.just(pa.date32()), MOMENTS.map(dt.datetime.date)),
 )
 
@@ -230,6 +233,43 @@ def test_changes_that_become_records_read_back_as_they_were(keys: list[Any], ops
         for row in data.to_pylist()
     ]
     assert found.to_pylist() == wanted
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.timestamp("ns")])
+@pytest.mark.parametrize("keys", [["at"], ["at", "id"]])
+def test_times_that_differ_below_a_millisecond_are_two_keys(kind: Any, keys: list[str]) -> None:
+    """Both were the same ms: a row was lost, and a deletion hit the wrong one."""
+    at = pa.array(
+        [1_700_000_000_123_001, 1_700_000_000_123_999, 1_700_000_000_123_000, 1_700_000_000_123_001], pa.int64()
+    )
+    at = at.cast(pa.timestamp("us")).cast(kind)
+    data = pa.RecordBatch.from_pydict(
+        {
+            "at": at,
+            "id": [1, 1, 1, 1],
+            "v": ["a", "b", "c", None],
+            OP_COLUMN: pa.array([INSERT] * 3 + [DELETE], pa.int8()),
+        }
+    )
+    written = change_records(data, keys, 17)
+    assert len(set(written["key"].to_pylist())) == 3
+    assert written["key"][0] == written["key"][3], "a deletion has the key of its row"
+    if len(keys) == 2:
+        assert written["key"][2].as_py() == b'{"at":1700000000123,"id":1}', "whole ms are written as ever"
+    found, bad = TableCodec(pa.schema(list(data.schema)[:-1]), keys).decode(written)
+    assert not bad
+    assert found["at"].equals(at)
+    assert found["v"].to_pylist() == ["a", "b", "c", None]
+
+
+def test_the_key_of_a_record_gives_digits_only_to_the_time_of_its_payload() -> None:
+    """A record's key may be another thing than the key of the table."""
+    codec = TableCodec(pa.schema([("at", pa.timestamp("us")), ("v", pa.int64())]), ["at"])
+    keys = [b"42", b"not a time", None, b"2023-11-14 22:13:20.123456", b"2023-11-14 22:13:21.123456"]
+    found, bad = codec.decode(records(*((key, {"at": 1_700_000_000_123, "v": 1}) for key in keys)))
+    assert not bad
+    whole = dt.datetime(2023, 11, 14, 22, 13, 20, 123000)
+    assert found["at"].to_pylist() == [whole, whole, whole, whole.replace(microsecond=123456), whole]
 
 
 def test_keys_of_records_are_text_or_json_whatever_holds_them() -> None:
