@@ -25,7 +25,7 @@ from sabot.base.config import parse_broker
 from sabot.base.metrics import Health, Metrics, Sample
 from sabot.base.probes import Page, page_of
 from sabot.base.process_exit import Exit, find_exit
-from sabot.base.threads import Handle, call_on_loop, run_to_end, threads
+from sabot.base.threads import Handle, call_on_loop, run_in_thread, run_to_end, threads
 from sabot.base.version import sabot_version
 from sabot.checkpoint import Coordinator
 from sabot.clock import process_cpu_seconds
@@ -99,6 +99,7 @@ class AppRunner:
         self._has_run = self._can_go_back = False
         self._goes_on = False  # the last run has ended for another one to begin
         self._in_run = False  # True while `run` waits and will raise failures
+        self._will_restart = False  # True while `run` waits to begin another run after a failure
         self.says_summary = True
         """False if `run` does not print its counts at the end."""
         self._exit: Exit | None = None  # the user's code asked for the end of the process
@@ -246,7 +247,7 @@ class AppRunner:
                 every = self.app.settings.report_s
                 self._reporter = Reporter(self._read, self.progress, every, screen=screen, clock=self.app.clock)
         except BaseException:
-            self._run_is_over()
+            await self._run_is_over()
             for agent in self.agents.values():
                 agent.is_not_started()
             raise
@@ -273,8 +274,10 @@ class AppRunner:
         except SabotError as error:
             _log.warning("app %s: the App of the earlier cell: %s", self.app.id, error)
 
-    def _run_is_over(self) -> None:
-        """Stores the results of a run that are needed after its end."""
+    async def _run_is_over(self) -> None:
+        """Stores the results of a run that are needed after its end. Outside of `run`, which may begin another one, also
+        ends what lasts over several runs.
+        """
         if _running.get(self._place) is self:
             del _running[self._place]
         for watching in (self._watch, self._reporter):
@@ -290,16 +293,20 @@ class AppRunner:
             self._left += run.left
             self.left_behind[:] = run.left_behind
         if not self._in_run:
-            self._end_record()
+            await self._life_is_over()
 
-    def _end_record(self) -> None:
-        """Writes the record of the run for the last time. Blocks for a moment."""
+    async def _life_is_over(self) -> None:
+        """Writes the record of the run for the last time, and closes the port of the metrics, which stays open while a
+        run follows on another one.
+        """
         if self._recording:
             self._recording = False
             if self._failure is not None:
                 self.recorder.note("failed", str(self._failure))
             self.recorder.ended()
             self.recorder.close()
+        if self.metrics.port is not None:
+            await run_to_end(run_in_thread(self.metrics.close))
 
     def _checkpoint_failed(self) -> None:
         self.recorder.note("checkpoint", self.coordinator.statistics()["last_error"])
@@ -331,7 +338,7 @@ class AppRunner:
         try:
             await self._run.stop(drain=drain)
         finally:
-            self._run_is_over()
+            await self._run_is_over()
 
     def request_stop(self) -> None:
         """Makes `run` stop in an orderly way; from any thread or signal handler."""
@@ -384,7 +391,7 @@ class AppRunner:
             if self._has_run and self.says_summary:
                 self._print_summary()
             if not self.started:
-                self._end_record()
+                await self._life_is_over()
 
     async def _run_again_and_again(self) -> None:
         failed_at: list[float] = []
@@ -488,8 +495,12 @@ class AppRunner:
             *(self.app.id, error, len(failed_at), attempts, delay_s),
         )
         stopping = asyncio.ensure_future(self._stop_asked.wait())
-        stopped, _ = await asyncio.wait([stopping], timeout=delay_s)
-        stopping.cancel()
+        self._will_restart = True
+        try:
+            stopped, _ = await asyncio.wait([stopping], timeout=delay_s)
+        finally:
+            self._will_restart = False
+            stopping.cancel()
         return not stopped
 
     def _may_take_back(self, error: SabotError) -> bool:
@@ -663,10 +674,10 @@ class AppRunner:
     # -- probes, called from the threads of their server --------------------------------------------------------------
 
     def _healthz(self) -> Page:
-        """Answers whether this process is healthy: the event loop answers, nothing has ended the run, and all child
-        processes live.
+        """Answers whether this process is healthy: the event loop answers, nothing has ended the run for good, and all
+        child processes live.
         """
-        why = "" if self.failure is None else self.failure.message
+        why = "" if self.failure is None or self._will_restart else self.failure.message
         loop, answered = self._loop, threading.Event()
         if loop is None or loop.is_closed():
             why = why or "the event loop has ended"

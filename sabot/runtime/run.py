@@ -153,7 +153,7 @@ class Run:
         app, coordinator = self.app, self._coordinator
         for agent in self.agents.values():
             agent.starts(app.settings.broker, app.settings.kafka)
-        if app.settings.metrics_port is not None:
+        if app.settings.metrics_port is not None and self._metrics.port is None:  # else it is open since an earlier run
             self._metrics.serve(app.settings.metrics_port, app.settings.metrics_host)
         self._origin.begin()
         # Not on the event loop: taking the lock, wiping a database and reading a manifest wait for the disk.
@@ -570,7 +570,6 @@ class Run:
                 last.push_async_callback(backend.close)
             last.push_async_callback(run_in_thread, partial(self._journal.close, ran=self._ran))
             last.push_async_callback(self.app.lifespan.close)
-            last.push_async_callback(run_in_thread, self._metrics.close)
             last.callback(self._metrics.settle)  # from here on no scrape reads the backend
             for agent in self.agents.values():
                 last.callback(agent.released)

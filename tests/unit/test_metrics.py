@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import sabot
 from sabot import App
 from sabot.base.metrics import Durations, Metrics, Sample
+from sabot.connectors.base import Sink
 from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import MissingExtra, UserError
@@ -440,6 +441,52 @@ async def test_the_counters_of_a_delivery_do_not_go_back_with_the_next_run(tmp_p
         assert_none_went_back(before, after)
     (delivered,) = [value for (name, _), value in seen[-1].items() if name == "sabot_delivered_records_total"]
     assert delivered == 2
+
+
+async def test_the_port_stays_open_while_the_app_waits_to_restart(tmp_path: Path, memory_url: str) -> None:
+    """It was closed between two runs: Prometheus saw an app that was down, Kubernetes killed it, and with 0 the port changed."""
+    app = App("shop", memory_url, state=tmp_path / "state", restart="fixed(1, 2s)", metrics_port=0)
+    sink = FailsOnce()
+    app.stream("orders", schema={"n": "int64"}).to(sink)
+    publish(app, "orders", [{"n": 1}])
+    running = asyncio.create_task(app.run())
+    await until(lambda: app.statistics()["metrics"]["port"] > 0)
+    port = app.statistics()["metrics"]["port"]
+    await until(lambda: app.agent_runtime.runner.restarts == 1)
+    assert await asked(port, "/healthz") == (200, {"app": "shop", "healthy": True, "why": ""})
+    status, report = await asked(port, "/ready")
+    assert (status, report["ready"]) == (503, False)
+    assert "no room" in report["why"]
+    await until(lambda: sink.rows == 1, "the run after the restart")
+    status, text = await asked(port, "/metrics")
+    assert (status, at(figures(text), "sabot_restarts_total", app="shop")) == (200, 1)
+    app.request_stop()
+    await running
+    assert app.statistics()["metrics"]["port"] == 0
+
+
+class FailsOnce(Sink):
+    """A sink that refuses the first rows."""
+
+    name = "fails once"
+
+    def __init__(self) -> None:
+        self.rows, self.failed = 0, False
+
+    def open(self) -> None:
+        """Nothing to open."""
+
+    def write(self, batch: Any) -> None:
+        if not self.failed:
+            self.failed = True
+            raise RuntimeError("no room")
+        self.rows += batch.num_rows
+
+    def flush(self) -> None:
+        """Nothing to flush."""
+
+    def close(self) -> None:
+        """Nothing to close."""
 
 
 async def test_gauges_go_with_the_app_and_counters_stay(app: App) -> None:
