@@ -112,6 +112,8 @@ _PASSING = set(_HINTS) - {errno.EIO}  # errors that do not damage files
 _WORDS = {os.strerror(number).casefold(): number for number in _HINTS if number != errno.EAGAIN}
 _WORDS["can't start new thread"] = errno.EAGAIN  # Python's own text
 _WORDS["database or disk is full"] = errno.ENOSPC  # SQLite's own text
+_CANNOT_OPEN = "unable to open database file"  # SQLite's, for whatever error the system has given
+_FILES_OF_SQLITE = 8  # at most: the database, its log, the index of the log, folders
 # The longest text comes first, because "Too many open files in system" contains the text of another error.
 _LONGEST_FIRST = sorted(_WORDS, key=len, reverse=True)
 
@@ -125,7 +127,22 @@ def errno_of(error: object) -> int:
     if isinstance(error, OSError) and error.errno in _HINTS and error.errno != errno.EAGAIN:
         return error.errno
     words = str(error).casefold()
+    if _CANNOT_OPEN in words:
+        return errno.EMFILE if _descriptors_are_gone() else 0
     return next((_WORDS[text] for text in _LONGEST_FIRST if text in words), 0)
+
+
+def _descriptors_are_gone() -> bool:
+    """Returns True if this process has no more descriptors than SQLite needs, which has closed its own by now. A new one
+    has the lowest free number.
+    """
+    try:
+        descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        return error.errno == errno.EMFILE
+    os.close(descriptor)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return limit != resource.RLIM_INFINITY and descriptor + _FILES_OF_SQLITE >= limit
 
 
 def hint_of(error: object, otherwise: str = "") -> str:

@@ -227,7 +227,8 @@ class SqliteJournal(SqliteReader, SqlJournal):
             super().__init__(database)
             opened.callback(super().close)
             self.check_end()
-            self._watching = connected(database, "ro")
+            with explained(self.where):
+                self._watching = connected(database, "ro")
             opened.callback(self._watching.close)
             self._seen = 0
             inbox = SqliteInbox(database, clock=clock)

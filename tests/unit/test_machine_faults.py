@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,42 @@ def test_too_many_open_files_are_told_with_their_number_and_the_limit(tmp_path: 
         assert "and may have 64: raise that (ulimit -n 65536" in text
         assert "Kafka" in text
         assert "remove" not in text
+
+
+NO_DATABASE = """
+import os, resource, sys
+from pathlib import Path
+from sabot.errors import SabotError
+from sabot.journal.sqlite import SqliteJournal
+SqliteJournal(Path(sys.argv[1])).close()
+lowest = os.open(os.devnull, os.O_RDONLY)
+os.close(lowest)
+for more in range(1, 100):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + more, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    try:
+        SqliteJournal(Path(sys.argv[1])).close()
+    except SabotError as error:
+        print("ulimit -n" in error.hint, error)
+    else:
+        break
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the lowest free descriptor is known there")
+def test_a_journal_that_has_no_descriptors_left_says_so(tmp_path: Path) -> None:
+    """SQLite hides the error of the system: with `ulimit -n 48` a start ended with "unable to open database file"."""
+    child = subprocess.run(
+        [sys.executable, "-c", NO_DATABASE, str(tmp_path / "journal")], capture_output=True, text=True, check=True
+    )
+    told = child.stdout.splitlines()
+    assert any("unable to open database file" in line for line in told)
+    assert [line for line in told if not line.startswith("True")] == []
+
+
+def test_a_database_that_is_not_there_is_no_want_of_descriptors(tmp_path: Path) -> None:
+    with pytest.raises(sqlite3.OperationalError, match="unable to open") as error:
+        sqlite3.connect(f"file:{tmp_path}/none.db?mode=rw", uri=True).execute("SELECT 1")
+    assert hint_of(error.value) == ""
 
 
 TOO_LARGE = """
