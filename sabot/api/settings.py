@@ -168,7 +168,7 @@ class Settings:
     )
     restart: str = option(
         "fixed(3, 1s)",
-        'the restarts after a failure: the most in 10 minutes, and the wait before each; or "none"',
+        'the restarts: how many in 10 minutes, and the wait; "backoff(1s, 60s)": no end, waits that double; or "none"',
         check=_restart,
         metavar="HOW",
     )

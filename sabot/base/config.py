@@ -8,6 +8,7 @@ from decimal import Decimal, InvalidOperation
 from numbers import Real
 from typing import NamedTuple
 
+from sabot.base.backoff import Backoff
 from sabot.base.checks import is_number, is_whole, shown
 from sabot.base.redaction import has_password, keep_secret, keep_url, redacted_url
 from sabot.errors import UserError, short_repr
@@ -155,26 +156,36 @@ def parse_rate(value: str | float, *, name: str = "rate") -> float:
 
 
 class Restart(NamedTuple):
-    """The restart policy of an app: the number of restarts from the last checkpoint, and the seconds before each.
-    After that many restarts the app fails.
+    """The restart policy of an app: the number of restarts from the last checkpoint, after which the app fails, or None
+    for no end; and the wait before each.
     """
 
-    attempts: int
-    delay_s: float
+    attempts: int | None
+    wait: Backoff
 
 
 def parse_restart(value: str) -> Restart:
-    """Parses a restart policy: `"fixed(3, 1s)"` means three restarts, one second after each failure, and `"none"` no
-    restart. Raises UserError.
+    """Parses a restart policy: `"fixed(3, 1s)"` means three restarts, one second after each failure; `"backoff(1s, 60s)"`
+    means restarts without an end, after waits that double from a second to a minute; `"none"` means no restart. Raises
+    UserError.
     """
     if value == "none":
-        return Restart(0, 0.0)
+        return Restart(0, Backoff(0.0, 0.0))
     match = re.fullmatch(r"fixed\(\s*(\d{1,18})\s*,([^,)]+)\)", value)
+    if match is not None:
+        wait_s = parse_seconds(match[2], name="restart")
+        return Restart(int(match[1]), Backoff(wait_s, wait_s))
+    match = re.fullmatch(r"backoff\(([^,)]+),([^,)]+)\)", value)
     if match is None:
         raise UserError(
-            f"restart={value!r}", hint='write "fixed(3, 1s)": how often, and the wait before each; or "none"'
+            f"restart={value!r}",
+            hint='write "fixed(3, 1s)": how often, and the wait before each; "backoff(1s, 60s)": without an end, the '
+            'first wait and the longest; or "none"',
         )
-    return Restart(int(match[1]), parse_seconds(match[2], name="restart"))
+    first_s, longest_s = (parse_seconds(each, name="restart", zero=False) for each in match.groups())
+    if longest_s < first_s:
+        raise UserError(f"restart={value!r}: the longest wait is shorter than the first", hint='"backoff(1s, 60s)"')
+    return Restart(None, Backoff(first_s, longest_s))
 
 
 class Keep(NamedTuple):

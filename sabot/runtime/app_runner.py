@@ -8,6 +8,7 @@ to its stop. An app may have several runs, one after another.
 """
 
 import asyncio
+import errno
 import logging
 import math
 import os
@@ -21,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 from sabot.api.nodes.changes import Materialize
 from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import StreamEnd, Write
+from sabot.base.backoff import Backoff, Failures
 from sabot.base.config import parse_broker
 from sabot.base.metrics import Health, Metrics, Sample
+from sabot.base.os_errors import errno_of
 from sabot.base.probes import Page, page_of
 from sabot.base.process_exit import Exit, find_exit
 from sabot.base.threads import Handle, call_on_loop, run_in_thread, run_to_end, threads
@@ -64,7 +67,10 @@ _ANSWER_SECONDS = 5.0  # for the event loop to answer a probe
 _FIRST_RECORD_SECONDS = (
     10.0  # the longest wait of `start` for the first record of a stream without a schema; `run` waits without a limit
 )
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_FULL_DISK = Backoff(5.0, 60.0)  # the waits of a start that finds no room on the disk
 _RESTART_MEMORY_SECONDS = 600.0  # older failures do not count against `restart=`
+_MOST_FAILURES = 64  # that are kept where restarts have no end; the wait has long been the longest
 
 _running: dict[tuple[str, str], "AppRunner"] = {}  # by the id and the broker of the app: the last one that has started
 
@@ -99,6 +105,7 @@ class AppRunner:
         self._has_run = self._can_go_back = False
         self._goes_on = False  # the last run has ended for another one to begin
         self._in_run = False  # True while `run` waits and will raise failures
+        self._start_failed = False  # the last start has not ended in a run
         self._will_restart = False  # True while `run` waits to begin another run after a failure
         self.says_summary = True
         """False if `run` does not print its counts at the end."""
@@ -198,6 +205,7 @@ class AppRunner:
             raise UserError(f"app {self.app.id} is starting already")
         self._failure = self._stalled_by = None
         self._starting = asyncio.Event()
+        self._start_failed = True
         try:
             await self._take_place()
             if left := [name for name, thread in self._left if thread.is_alive()]:
@@ -236,7 +244,7 @@ class AppRunner:
             except BaseException:
                 await run_to_end(run.release())
                 raise
-            self._has_run = True
+            self._has_run, self._start_failed = True, False
             _running[self._place] = self
             if self.app.workers is not None:
                 self.app.workers.begun()
@@ -395,6 +403,7 @@ class AppRunner:
 
     async def _run_again_and_again(self) -> None:
         failed_at: list[float] = []
+        full = Failures(_FULL_DISK)
         self._origin.restarts(None)
         while True:
             error, engine_failure, unfinished = await self._run_once()
@@ -415,6 +424,8 @@ class AppRunner:
             if cause is None:
                 break
             maker = self.app.workers
+            if self._start_failed and await self._may_start_again(cause, full):
+                continue
             if (maker is not None and maker.tried_enough) or not await self._may_restart(cause, failed_at):
                 if not self._may_take_back(cause):
                     break
@@ -473,31 +484,61 @@ class AppRunner:
 
         Returns False without a wait after an error that would occur again: a UserError or a DataError, unless it was
         caused by something outside. Returns False too if `restart=` allows no more restarts, if a thread of the last
-        run still runs, if a stop is requested, and after a failed first start unless a worker was lost. `failed_at`:
-        the times of the earlier failures; this method adds one.
+        run still runs, if a stop is requested, and after a failed first start unless a worker was lost, or unless
+        restarts have no end and something outside has failed. `failed_at`: the times of the earlier failures; this
+        method adds one.
         """
-        attempts, delay_s = self.app.settings.restarts
-        lasting = isinstance(error, UserError | DataError) and not isinstance(error.__cause__, OSError | TransientError)
+        attempts, backoff = self.app.settings.restarts
+        outside = isinstance(error, TransientError) or isinstance(error.__cause__, OSError | TransientError)
+        lasting = isinstance(error, UserError | DataError) and not outside
         hanging = any(thread.is_alive() for _, thread in self._left)
         # If the first start fails, a restart would usually fail again. The death of a worker may be an accident.
-        begun = self._has_run or isinstance(error, WorkerLost)
-        if lasting or hanging or not begun or not self._can_go_back or self._stop_asked.is_set():
+        begins = attempts is None and outside and not self._has_run
+        can_go_back = self._can_go_back and (self._has_run or isinstance(error, WorkerLost))
+        if lasting or hanging or not (can_go_back or begins) or self._stop_asked.is_set():
             return False
         now = self.app.clock.monotonic()
-        failed_at[:] = [*(at for at in failed_at if now - at < _RESTART_MEMORY_SECONDS), now]
-        if len(failed_at) > attempts:
-            return False
+        if attempts is not None:
+            failed_at[:] = [*(at for at in failed_at if now - at < _RESTART_MEMORY_SECONDS), now]
+            if len(failed_at) > attempts:
+                return False
+        else:  # the waits double until the app has run for so long
+            if failed_at and now - failed_at[-1] - backoff.wait_s(len(failed_at)) > _RESTART_MEMORY_SECONDS:
+                failed_at.clear()
+            failed_at[:] = [*failed_at[-_MOST_FAILURES:], now]
+        delay_s = backoff.wait_s(len(failed_at))
         self.restarts += 1
         self.recorder.note("restart", str(error))
         self._origin.restarts(self.coordinator.statistics()["last_id"])
         _log.error(
-            "app %s: %s; restart %d of %d from the last checkpoint in %g s",
-            *(self.app.id, error, len(failed_at), attempts, delay_s),
+            "app %s: %s; restart %d%s from the last checkpoint in %g s",
+            *(self.app.id, error, len(failed_at), "" if attempts is None else f" of {attempts}", delay_s),
         )
+        return await self._waited(delay_s)
+
+    async def _may_start_again(self, error: SabotError, full: Failures) -> bool:
+        """Waits and returns True if a start has failed because the disk is full: a running app goes on then, and takes
+        its next checkpoint when there is room. It is not a restart, and has no end. `full`: these starts in a row.
+
+        Returns False without a wait after another error, if a thread of the last run still runs, or if a stop is
+        requested.
+        """
+        hanging = any(thread.is_alive() for _, thread in self._left)
+        if errno_of(error) not in _NO_ROOM or hanging or self._stop_asked.is_set():
+            return False
+        now = self.app.clock.monotonic()
+        full.note(str(error), now)
+        wait_s = full.until_s - now
+        self.recorder.note("start", str(error))
+        _log.error("app %s: %s; the start waits for room, and tries again in %g s", self.app.id, error, wait_s)
+        return await self._waited(wait_s)
+
+    async def _waited(self, seconds: float) -> bool:
+        """Waits before another run begins. Returns False if a stop is requested."""
         stopping = asyncio.ensure_future(self._stop_asked.wait())
         self._will_restart = True
         try:
-            stopped, _ = await asyncio.wait([stopping], timeout=delay_s)
+            stopped, _ = await asyncio.wait([stopping], timeout=seconds)
         finally:
             self._will_restart = False
             stopping.cancel()

@@ -4,11 +4,13 @@ by `run()`, and by the next call where `start()` was used. Nothing stands still 
 
 import asyncio
 import logging
+import re
 from pathlib import Path
 
 import pytest
 
 from sabot import App, SabotError, UserError, col
+from sabot.base.backoff import Backoff
 from sabot.base.process_exit import find_exit
 from sabot.base.supervision import unexpected_end, watch_call, watch_task
 from sabot.calls import Crew
@@ -16,10 +18,11 @@ from sabot.calls.handover import Handover
 from sabot.checkpoint import Coordinator, Requests
 from sabot.connectors.memory import MemorySink, MemorySource
 from sabot.delivery.tracks import TrackWork
-from sabot.errors import InternalError
+from sabot.errors import InternalError, TransientError
 from sabot.operators.agents.operator import AgentOperator
 from sabot.operators.agents.records import RecordAgentOperator
 from sabot.operators.rows.stateless import Filter
+from sabot.runtime import app_runner
 from sabot.runtime.agent_process import AgentProcess
 from sabot.runtime.agent_task import AgentTask
 from tools.agent_tools import bounded, publish, state_of, until, values
@@ -157,6 +160,100 @@ async def test_run_restarts_what_a_failure_of_the_engine_ended(memory_url, tmp_p
     app.request_stop()
     await bounded(running)
     assert app.agent_runtime.runner.restarts == 2
+
+
+async def test_restarts_without_an_end_wait_longer_and_longer(memory_url, tmp_path, monkeypatch, caplog):
+    """An app that met an outage of ten minutes ended with it, whatever number of restarts it was given."""
+    app = App("shop", broker=memory_url, checkpoint_dir=tmp_path, restart="backoff(1ms, 4ms)")
+    seen = []
+
+    @app.agent("orders")
+    async def check(ctx):
+        seen.append(ctx.message)
+
+    take, left = AgentTask._take, [RecursionError("too deep") for _ in range(5)]
+
+    def fails(self, index, batch):
+        if left:
+            raise left.pop()
+        take(self, index, batch)
+
+    monkeypatch.setattr(AgentTask, "_take", fails)
+    publish(app, "orders", [1])
+    running = asyncio.ensure_future(app.run())
+    await until(lambda: seen == [1])
+    app.request_stop()
+    await bounded(running)
+    waits = re.findall(r"restart \d from the last checkpoint in (\S+) s", caplog.text)
+    assert waits == ["0.001", "0.002", "0.004", "0.004", "0.004"]
+
+
+@pytest.mark.parametrize("restart", ["backoff(1ms, 4ms)", "fixed(3, 1ms)"])
+async def test_without_an_end_a_first_start_that_fails_outside_is_tried_again(
+    memory_url, tmp_path, restart, monkeypatch
+):
+    app = App("shop", broker=memory_url, checkpoint_dir=tmp_path, restart=restart)
+    copies(app)
+    starts = failing_starts(app, monkeypatch, *[TransientError("the store does not answer")] * 2)
+    running = asyncio.ensure_future(app.run())
+    if restart.startswith("fixed"):  # it would usually fail again, and whoever started the app should see it
+        with pytest.raises(TransientError):
+            await bounded(running)
+        assert len(starts) == 1
+        return
+    await until(lambda: app.agent_runtime.runner.started)
+    app.request_stop()
+    await bounded(running)
+    assert len(starts) == 3
+
+
+async def test_a_start_waits_for_room_on_a_full_disk(memory_url, tmp_path, monkeypatch, caplog):
+    """A running app goes on while its disk is full, and takes its next checkpoint when there is room; a start ended."""
+    monkeypatch.setattr(app_runner, "_FULL_DISK", Backoff(0.001, 0.002))
+    app = App("shop", broker=memory_url, checkpoint_dir=tmp_path, restart="none")
+    copies(app)
+    full = UserError("checkpoint directory cannot be used: No space left on device")
+    starts = failing_starts(app, monkeypatch, *[full] * 5)
+    running = asyncio.ensure_future(app.run())
+    await until(lambda: app.agent_runtime.runner.started)
+    assert len(starts) == 6
+    assert app.agent_runtime.runner.restarts == 0
+    assert caplog.text.count("the start waits for room, and tries again in 0.00") == 5
+    app.request_stop()
+    await bounded(running)
+
+
+async def test_a_stop_ends_the_wait_for_room(memory_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(app_runner, "_FULL_DISK", Backoff(600.0, 600.0))
+    app = App("shop", broker=memory_url, checkpoint_dir=tmp_path)
+    copies(app)
+    starts = failing_starts(app, monkeypatch, UserError("checkpoint directory cannot be used: Disk quota exceeded"))
+    running = asyncio.ensure_future(app.run())
+    await until(lambda: starts)
+    app.request_stop()
+    with pytest.raises(UserError, match="quota"):
+        await bounded(running)
+    assert len(starts) == 1
+
+
+def copies(app):
+    @app.agent("orders")
+    async def copy(ctx):
+        """Nothing to do."""
+
+
+def failing_starts(app, monkeypatch, *errors):
+    """Makes the first starts of the app fail with these errors. Returns the list to which each start adds itself."""
+    starts, left, open_storage = [], list(errors), app.open_storage
+
+    def opened():
+        starts.append(1)
+        if left:
+            raise left.pop()
+        return open_storage()
+
+    monkeypatch.setattr(app, "open_storage", opened)
+    return starts
 
 
 async def test_an_agents_source_that_breaks_is_its_failure_and_the_others_go_on(app, monkeypatch):
