@@ -5,11 +5,12 @@ The meaning of each is that of Flink's documentation ("System (Built-in) Functio
 
 import datetime
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import add, or_
+from operator import add, and_, or_
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ from sabot.base.checks import is_whole
 from sabot.sql.scope import TypedExpr
 from sabot.sql.syntax.text import Span, SqlFault, near_names
 from sabot.sql.syntax.tree import Argument, Call, Constant, Expression, Name, Parameter, Word
-from sabot.sql.types import sql_type
+from sabot.sql.types import months_within, ms_within, sql_type
 from sabot.sql.zones import UTC, is_local, on_the_clock, zone_named
 
 _T = TypeVar("_T")
@@ -324,15 +325,14 @@ def cast(operand: TypedExpr, target: pa.DataType, zone: str, *, strict: bool) ->
     if is_local(target) and not is_local(type) and zone != UTC:
         if pa.types.is_temporal(type) or pa.types.is_string(type):
             clock = pa.timestamp(target.unit)
-            made = instant(expr if type == clock else expr.cast(clock, strict=strict), zone)
             if not pa.types.is_string(type):
-                return made
-            return when(expr.str.contains(ZONED)).then(expr.cast(target, strict=strict)).otherwise(made)
-    elif is_local(type) and not is_local(target):
-        if pa.types.is_string(target):
-            return as_text(operand, zone)
-        if pa.types.is_temporal(target):
-            expr, type = on_the_clock(operand, zone)
+                return instant(expr if type == clock else expr.cast(clock, strict=strict), zone)
+            made = instant(_read(expr, clock, strict), zone)
+            return when(expr.str.contains(ZONED)).then(_read(expr, target, strict)).otherwise(made)
+    elif is_local(type) and not is_local(target) and pa.types.is_temporal(target):
+        expr, type = on_the_clock(operand, zone)
+    if pa.types.is_string(target):
+        return as_text(operand, zone)
     if pa.types.is_integer(target) and pa.types.is_decimal(type) and type.scale:
         expr = _roomy(expr, type)
         expr = when(expr < 0).then(expr.ceil()).otherwise(expr.floor())
@@ -342,7 +342,14 @@ def cast(operand: TypedExpr, target: pa.DataType, zone: str, *, strict: bool) ->
         expr = _roomy(expr, type).round(target.scale, mode=_AWAY)
     if pa.types.is_boolean(type) and is_number(target):
         return when(expr).then(lit(1)).when(~expr).then(lit(0)).otherwise(lit(None)).cast(target)
-    return expr.cast(target, strict=strict)
+    return _read(expr, target, strict) if pa.types.is_string(type) else expr.cast(target, strict=strict)
+
+
+def _read(texts: Expr, target: pa.DataType, strict: bool) -> Expr:
+    """Returns the values of texts, which Flink reads more generously than the engine: ' 12 ', '12.7' as an INT, 'yes',
+    '2024-4-5'.
+    """
+    return Expr("cast", (texts,), (("type", target), ("strict", strict), ("lenient", True)))
 
 
 def _mod(arguments: CallArguments) -> Expr:
@@ -406,7 +413,13 @@ def _extreme(pick: Callable[..., Expr], arguments: CallArguments) -> Expr:
         for each in bounds
     ]
     nulls = balanced([each.is_null() for each in exprs], or_)
-    return when(nulls).then(lit(None)).otherwise(pick(*exprs))
+    if all(pa.types.is_boolean(each.type) or pa.types.is_null(each.type) for each in bounds):
+        return when(nulls).then(lit(None)).otherwise(balanced(exprs, or_ if pick is max_horizontal else and_))
+    floats = [each.expr for each in bounds if pa.types.is_floating(each.type) and each.expr.kind != "lit"]
+    chosen = when(nulls).then(lit(None))
+    if floats and pick is max_horizontal:  # NaN is the greatest number; the engine leaves it out
+        chosen = chosen.when(balanced([each.is_nan() for each in floats], or_)).then(lit(math.nan))
+    return chosen.otherwise(pick(*exprs))
 
 
 def _power(arguments: CallArguments) -> Expr:
@@ -426,6 +439,12 @@ def as_text(bound: TypedExpr, zone: str) -> Expr:
     expr, type = on_the_clock(bound, zone)
     if pa.types.is_string(type):
         return expr
+    if pa.types.is_boolean(type):
+        return when(expr).then(lit("TRUE")).when(~expr).then(lit("FALSE")).otherwise(lit(None))
+    value = expr.option("value") if expr.kind == "lit" else None
+    if isinstance(value, datetime.datetime | datetime.time) and not is_local(type):
+        text = f"{value:%H:%M:%S.%f}" if isinstance(value, datetime.time) else f"{value:%Y-%m-%d %H:%M:%S.%f}"
+        return lit(text.rstrip("0").rstrip("."))  # it has the digits that are written
     return (expr.dt.replace_time_zone(None) if is_local(type) else expr).cast("string")
 
 
@@ -515,9 +534,13 @@ def _replace(arguments: CallArguments) -> Expr:
 
 
 def _pad(method: str, arguments: CallArguments) -> Expr:
-    length = int(arguments.constant(1, "integer", "the length"))
+    """Returns LPAD or RPAD, by `method`: the text cut or filled to a length; NULL if there is nothing to fill it with."""
+    length = arguments.whole(1, "the length")
+    fill = arguments.constant(2, "string", "the characters")
+    if length < 0 or not fill:
+        return lit(None, "string")
     text = arguments.expr(0).str.slice(0, length)
-    return getattr(text.str, method)(length, arguments.constant(2, "string", "the character"))  # type: ignore[no-any-return]
+    return Expr(f"str.{method}", (text,), (("length", length), ("fill_char", fill)))
 
 
 def _ends(method: str, arguments: CallArguments) -> Expr:
@@ -613,7 +636,7 @@ def _on_events(arguments: CallArguments, match: _JsonMatch, made: Expr) -> Expr:
             failing = texts.str.json_path_match(_json_path(arguments), match.only, strict=True)
             made = when(found & failing.is_null()).then(lit(None)).otherwise(made)
         elif not pa.types.is_null(option.bound.type):
-            default = option.bound.expr if "RETURNING" in options else as_text(option.bound, arguments.zone)
+            default = option.bound.expr if "RETURNING" in options else _default(option.bound, arguments.zone)
             made = when(found).then(default).otherwise(made)
     return made
 
@@ -642,13 +665,18 @@ def _with_defaults(arguments: CallArguments, match: _JsonMatch) -> Expr | None:
     for event, option in _json_options(arguments).items():
         if option.bound is None or option.bound.expr.kind != "lit":
             return None
-        defaults[event] = as_text(option.bound, arguments.zone)
+        defaults[event] = _default(option.bound, arguments.zone)
     if not defaults or _is_strict(_json_path(arguments)):
         return None
     nothing = lit(None, pa.string())
     error = when(texts.is_not_null()).then(defaults["ERROR"]).otherwise(nothing) if "ERROR" in defaults else nothing
     empty = defaults.get("EMPTY", nothing)
     return coalesce(match.made, when(texts.str.is_json()).then(empty).otherwise(error))
+
+
+def _default(bound: TypedExpr, zone: str) -> Expr:
+    """Returns a default of JSON_VALUE as a text; true and false as JSON has them."""
+    return bound.expr.cast("string") if pa.types.is_boolean(bound.type) else as_text(bound, zone)
 
 
 def _json_query(arguments: CallArguments) -> Expr:
@@ -749,21 +777,35 @@ _JAVA = {
 }
 
 
-def java_format(pattern: str, span: Span) -> str:
-    """Returns a pattern of Java's DateTimeFormatter ("yyyy-MM-dd") as one of strftime. Raises SqlFault for letters
-    that have no equivalent.
+_WRITTEN = {
+    "Z": "%z",
+    "M": "%-m",
+    "d": "%-d",
+    "H": "%-H",
+    "h": "%-I",
+    "m": "%-M",
+    "s": "%-S",
+    "SSS": "%3f",
+    "SSSSSS": "%6f",
+}
+_READ = {"M": "%m", "d": "%d", "H": "%H", "m": "%M", "s": "%S", "SSS": "%3f", "SSSSSS": "%6f"}
+
+
+def java_format(pattern: str, span: Span, *, reads: bool = False) -> str:
+    """Returns a pattern of Java's DateTimeFormatter ("yyyy-MM-dd") as one of strftime; `reads`: as one that reads texts.
+    Raises SqlFault for letters that have no equivalent.
     """
-    made = []
+    made, known = [], _JAVA | (_READ if reads else _WRITTEN)
     for match in re.finditer(r"'((?:[^']|'')*)'|([A-Za-z])\2*|(.)", pattern, re.DOTALL):
         quoted, letter, other = match.groups()
         if quoted is not None:
             made.append((quoted.replace("''", "'") or "'").replace("%", "%%"))
         elif letter is not None:
             word = match.group()
-            if word not in _JAVA:
-                java = "patterns are Java's: yyyy-MM-dd HH:mm:ss" if "%" in pattern else f"there are {', '.join(_JAVA)}"
+            if word not in known:
+                java = "patterns are Java's: yyyy-MM-dd HH:mm:ss" if "%" in pattern else f"there are {', '.join(known)}"
                 raise SqlFault(span, f"{word} of the pattern has no equivalent", java)
-            made.append(_JAVA[word])
+            made.append(known[word])
         else:
             made.append(other.replace("%", "%%"))
     return "".join(made)
@@ -779,21 +821,28 @@ def _extract(arguments: CallArguments) -> Expr:
 def _date_format(arguments: CallArguments) -> Expr:
     tree, time = arguments.items[1].tree, arguments.clock(0)
     if pa.types.is_string(arguments.bound(0).type):
-        time = time.str.to_datetime(strict=False)
-    return time.dt.strftime(java_format(arguments.constant(1, "string", "the pattern"), tree.span))
+        time = _read(time, pa.timestamp("us"), strict=False)
+    format = java_format(arguments.constant(1, "string", "the pattern"), tree.span)
+    if "%z" in format and is_local(arguments.bound(0).type):
+        return arguments.expr(0).dt.convert_time_zone(arguments.zone).dt.strftime(format)
+    return time.dt.strftime(re.sub(r"((?:%%)*)%z", r"\1+0000", format))
 
 
 def _to_time(method: str, arguments: CallArguments) -> Expr:
     format = None
     if len(arguments) > 1:
-        format = java_format(arguments.constant(1, "string", "the pattern"), arguments.items[1].tree.span)
+        tree = arguments.items[1].tree
+        format = java_format(arguments.constant(1, "string", "the pattern"), tree.span, reads=True)
+    if format is None:
+        type = pa.date32() if method == "to_date" else pa.timestamp("us")
+        return _read(arguments.expr(0), type, strict=False)
     return getattr(arguments.expr(0).str, method)(format, strict=False)  # type: ignore[no-any-return]
 
 
 def _convert_tz(arguments: CallArguments) -> Expr:
     """Returns a local time as a text on the clock of another zone."""
     before, after = (arguments.constant(i, "string", "the time zone") for i in (1, 2))
-    there = arguments.expr(0).str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False)
+    there = _read(arguments.expr(0), pa.timestamp("us"), strict=False)
     return instant(there, before).dt.convert_time_zone(after).dt.strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -811,6 +860,7 @@ def _to_timestamp_ltz(arguments: CallArguments) -> Expr:
     return ms.cast(pa.timestamp("ms", tz="UTC"))
 
 
+_DAY_MS = 86_400_000
 _TABLE_UNITS_MS = {"SECOND": 1000, "MINUTE": 60_000, "HOUR": 3_600_000, "DAY": 86_400_000, "WEEK": 604_800_000}
 
 
@@ -838,8 +888,18 @@ def _months_between(start: Expr, end: Expr) -> Expr:
     first, last = (time.dt.year() * lit(12) + time.dt.month() for time in (start, end))
     rest = [time.dt.epoch("ms") - time.dt.date_trunc("1mo").dt.epoch("ms") for time in (start, end)]
     months = last - first
-    early = when((months > 0) & (rest[1] < rest[0])).then(lit(1)).when((months < 0) & (rest[1] > rest[0])).then(lit(-1))
-    return months - early.otherwise(lit(0))
+    less = when((months > 0) & _is_early(start, end, *rest)).then(lit(1))
+    less = less.when((months < 0) & _is_early(end, start, *rest[::-1])).then(lit(-1))
+    return months - less.otherwise(lit(0))
+
+
+def _is_early(start: Expr, end: Expr, after_start: Expr, after_end: Expr) -> Expr:
+    """Returns True if the last month up to the end is not whole. The last day of a shorter month ends it: 29 February is
+    one month after 31 January. `after_start`, `after_end`: the milliseconds since the begin of their months.
+    """
+    last_day = end.dt.date_trunc("1mo").dt.offset_by("1mo").dt.offset_by("-1d").dt.day()
+    whole_days = (start.dt.day() - last_day) * lit(_DAY_MS)
+    return after_end < when(whole_days > 0).then(after_start - whole_days).otherwise(after_start)
 
 
 def plus_months(time: TypedExpr, months: int, zone: str) -> Expr:
@@ -847,17 +907,23 @@ def plus_months(time: TypedExpr, months: int, zone: str) -> Expr:
 
     zone Europe/Berlin     2024-03-15 12:00 there (11:00Z) + 1 MONTH     ->     2024-04-15 12:00 there (10:00Z)
     """
+    if not months:
+        return time.expr
     moved = on_the_clock(time, zone).expr.dt.offset_by(f"{months}mo")
     return instant(moved, zone) if is_local(time.type) and zone != UTC else moved
 
 
 def _timestampadd(arguments: CallArguments) -> Expr:
     amount = arguments.expr(1).option("value") if arguments.expr(1).kind == "lit" else None
+    span = arguments.items[1].tree.span
     if not isinstance(amount, int):
-        raise SqlFault(arguments.items[1].tree.span, "the number of TIMESTAMPADD is a constant integer")
+        raise SqlFault(span, "the number of TIMESTAMPADD is a constant integer")
     if (months := _UNIT_MONTHS.get(arguments.word(0))) is not None:
-        return plus_months(arguments.bound(2), amount * months, arguments.zone)
-    return arguments.expr(2) + lit(datetime.timedelta(milliseconds=amount * _unit_ms(arguments)))
+        return plus_months(arguments.bound(2), months_within(amount * months, span), arguments.zone)
+    ms = ms_within(amount * _unit_ms(arguments), span)
+    made = arguments.expr(2) + lit(datetime.timedelta(milliseconds=ms))
+    is_date = pa.types.is_date(arguments.bound(2).type) and _unit_ms(arguments) % _DAY_MS == 0
+    return made.cast("date32") if is_date else made
 
 
 # -- choices ----------------------------------------------------------------------------------------------------------
@@ -993,6 +1059,7 @@ AGGREGATES: dict[str, Callable[[Expr], Aggregate]] = {
 
 _SAME_IF_DISTINCT = ("MIN", "MAX")
 _OF_NUMBERS = ("SUM", "AVG", "STDDEV", "VAR", "PERCENTILE")
+_OF_PRESENT = ("FIRST_VALUE", "LAST_VALUE", "LISTAGG")  # they leave NULL out
 _OF_DISTINCT = ("SUM", "AVG", "LISTAGG")
 
 
@@ -1029,9 +1096,10 @@ def aggregate(call: Call, argument: TypedExpr | None, predicate: Expr | None, zo
         is_condition = pa.types.is_boolean(argument.type)
         hint = "COUNT(*) FILTER (WHERE condition)" if is_condition else "it takes numbers"
         raise SqlFault(call.span, f"{name} of {sql_type(argument.type)}", hint)
-    if name == "LISTAGG" and argument is not None:
+    if name in _OF_PRESENT and argument is not None:
         present = argument.expr.is_not_null()
         predicate = present if predicate is None else predicate & present
+    if name == "LISTAGG" and argument is not None:
         argument = TypedExpr(as_text(argument, zone), pa.string())
     if argument is None:
         made = engine.count()

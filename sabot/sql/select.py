@@ -119,6 +119,7 @@ class SelectBinder:
         self._relation = relation
         self._where = list(where)
         self._waits = waits
+        self._floats: dict[Any, pa.DataType] = {}
         self._lists: dict[Any, tuple[str, bool | Sequence[Sort] | None]] = {}
         """The separator of each LISTAGG and its order (`_order_of_list`), by `key_of` of the call."""
         self._arguments: dict[str, tuple[pa.DataType, pa.DataType]] = {}
@@ -423,7 +424,7 @@ class SelectBinder:
         for key, name in pending:
             replaced[key] = TypedExpr(col(name), schema.field(name).type)
         for key, name in known.items():
-            replaced[key] = TypedExpr(col(name), schema.field(name).type)
+            replaced[key] = _as_argument(TypedExpr(col(name), schema.field(name).type), self._floats.get(key))
             if str(key[1]).upper() == "LISTAGG":
                 separator, order = self._lists[key]
                 texts = col(name)
@@ -532,6 +533,8 @@ class SelectBinder:
             else:
                 aggregates[column] = functions.aggregate(call, argument, predicate, self._context.zone)
         known[key] = column
+        if argument is not None and argument.type == pa.float32() and name in ("SUM", "AVG"):
+            self._floats[key] = argument.type
 
     def _order_of_list(self, call: Call, relation: Relation) -> bool | Sequence[Sort] | None:
         """Returns True for LISTAGG(x) WITHIN GROUP (ORDER BY x DESC), False for ascending texts, None for the order of event
@@ -963,6 +966,13 @@ def order_columns(
                 stream = relation.stream.with_columns(**{present: col(name).is_not_null().cast("int64")})
             relation = replace(relation, stream=stream)
             by.append((present, False))
+        if sort.descending and pa.types.is_floating(relation.stream.schema.field(name).type):
+            # NaN is the greatest number, and comes behind all others in the rankings of the engine
+            number = names_of(relation).free(f"{name}_number")
+            with at(sort.span):
+                stream = relation.stream.with_columns(**{number: (~col(name).is_nan()).fill_null(True).cast("int64")})
+            relation = replace(relation, stream=stream)
+            by.append((number, False))
         by.append((name, sort.descending))
     return tuple(by), relation
 
@@ -1075,6 +1085,11 @@ def _mean(type: pa.DataType, total: TypedExpr, number: TypedExpr) -> TypedExpr:
     quotient = functions.divided("/", total, number)
     made = when(number.expr > 0).then(quotient).otherwise(lit(None))
     return TypedExpr(made if type.bit_width == 64 else made.cast(type, strict=False), type)
+
+
+def _as_argument(value: TypedExpr, type: pa.DataType | None) -> TypedExpr:
+    """Returns SUM or AVG of a FLOAT as a FLOAT; any other aggregate, whose `type` is None, unchanged."""
+    return value if type is None else TypedExpr(value.expr.cast(type), type)
 
 
 def _check_arguments(call: Call) -> None:

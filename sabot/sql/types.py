@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from sabot.api.expr import Expr, lit
 from sabot.base.arrays import integer_range
-from sabot.sql.syntax.text import SqlFault, list_names
+from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import Interval, Type, TypedLiteral
 
 DAY_MS = 86_400_000
@@ -79,6 +79,13 @@ def arrow_type(type: Type) -> pa.DataType:
         raise SqlFault(type.span, f"there are no columns of the type {name}", "declare a ROW or an ARRAY")
     hint = _ELSEWHERE.get(name) or list_names(name, [*_PLAIN, *_OTHERS])
     raise SqlFault(type.span, f"there is no type {name}", hint)
+
+
+def text_length(type: Type) -> int | None:
+    """Returns the most characters of a text of a type: n of VARCHAR(n) and CHAR(n), 1 of CHAR; None for any other."""
+    if type.name in ("VARCHAR", "CHAR") and type.numbers:
+        return type.numbers[0]
+    return 1 if type.name == "CHAR" else None
 
 
 def _unit(type: Type, default: int) -> str:
@@ -170,6 +177,24 @@ def is_implicit(given: pa.DataType, wanted: pa.DataType) -> bool:
 _MONTHS = {"MONTH": 1, "QUARTER": 3, "YEAR": 12}
 
 
+_MOST_MONTHS = 9_999 * 12
+_MOST_MS = 106_751_991 * DAY_MS  # 64 bits of microseconds
+
+
+def months_within(months: int, span: Span) -> int:
+    """Returns the months. Raises SqlFault if they are more than any time can be moved."""
+    if abs(months) > _MOST_MONTHS:
+        raise SqlFault(span, "this interval is too long", "up to 9,999 years")
+    return months
+
+
+def ms_within(ms: int, span: Span) -> int:
+    """Returns the milliseconds. Raises SqlFault if they are more than any time can be moved."""
+    if abs(ms) > _MOST_MS:
+        raise SqlFault(span, "this interval is too long", "up to 106,751,991 days")
+    return ms
+
+
 def interval_months(node: Interval) -> int | None:
     """Returns the months of an interval of years, quarters or months, or None for other units."""
     if node.unit not in _MONTHS:
@@ -183,7 +208,7 @@ def interval_months(node: Interval) -> int | None:
         found = None if match is None else (int(match[2]) * 12 + int(match[3])) * (-1 if match[1] == "-" else 1)
     if found is None:
         raise SqlFault(node.span, f"'{node.text}' is no interval of {node.unit}", "'3', or '1-6' YEAR TO MONTH")
-    return found
+    return months_within(found, node.span)
 
 
 def interval_ms(node: Interval) -> int:
@@ -196,9 +221,11 @@ def interval_ms(node: Interval) -> int:
         amount = Decimal(node.text) * _UNITS_MS[node.unit]
     except InvalidOperation:
         raise SqlFault(node.span, f"'{node.text}' is not a number of {node.unit.lower()}s") from None
-    if amount != int(amount):
+    if not amount.is_finite():
+        raise SqlFault(node.span, f"'{node.text}' is not a number of {node.unit.lower()}s")
+    if abs(amount) <= _MOST_MS and amount != int(amount):
         raise SqlFault(node.span, "an interval has whole milliseconds")
-    return int(amount)
+    return ms_within(int(amount) if abs(amount) <= _MOST_MS else _MOST_MS + 1, node.span)
 
 
 def _compound_ms(node: Interval) -> int:
@@ -211,7 +238,7 @@ def _compound_ms(node: Interval) -> int:
     if len(parts) != len(asked) or not all(re.fullmatch(r"\d+(\.\d{1,3})?", part) for part in parts):
         raise wrong
     total = sum(Decimal(part) * _UNITS_MS[unit] for part, unit in zip(parts, asked, strict=True))
-    return int(-total if node.text.strip().startswith("-") else total)
+    return ms_within(int(-total if node.text.strip().startswith("-") else total), node.span)
 
 
 def literal_time(node: TypedLiteral, zone: str) -> Expr:

@@ -18,9 +18,10 @@ import pyarrow as pa
 from sabot.api.expr import Expr, col, lit, when
 from sabot.api.stream import Stream
 from sabot.base.checks import is_whole
+from sabot.base.surrogates import whole_text
 from sabot.errors import DataError, UserError
 from sabot.sql import functions
-from sabot.sql.scope import Relation, TypedExpr, at, is_clock
+from sabot.sql.scope import Relation, TypedExpr, is_clock
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import (
     Between,
@@ -48,7 +49,16 @@ from sabot.sql.syntax.tree import (
     TypedLiteral,
     Unary,
 )
-from sabot.sql.types import DAY_MS, arrow_type, common_type, interval_months, interval_ms, literal_time, sql_type
+from sabot.sql.types import (
+    DAY_MS,
+    arrow_type,
+    common_type,
+    interval_months,
+    interval_ms,
+    literal_time,
+    sql_type,
+    text_length,
+)
 from sabot.sql.zones import UTC, is_local
 
 
@@ -215,6 +225,9 @@ class Binder:
         if node.name not in self.context.parameters:
             raise SqlFault(node.span, f"the parameter :{node.name} has no value", f"app.sql(…, {node.name}=…)")
         value = self.context.parameters[node.name]
+        if isinstance(value, str) and whole_text(value) != value:
+            message = f"the parameter :{node.name} has one half of a surrogate pair, which is no character"
+            raise SqlFault(node.span, message)
         whole = is_whole(value, -(1 << 63), (1 << 63) - 1)
         return _whole(str(value), node.span) if whole else self.typed(lit(value), node.span)
 
@@ -457,7 +470,12 @@ class Binder:
     def _cast(self, node: Cast) -> TypedExpr:
         operand = self.bind(node.operand)
         target = arrow_type(node.type)
-        return self.typed(functions.cast(operand, target, self.context.zone, strict=not node.lenient), node.span)
+        made = functions.cast(operand, target, self.context.zone, strict=not node.lenient)
+        length = text_length(node.type)
+        if length is not None:
+            made = made.str.slice(0, length)
+            made = made.str.pad_end(length, " ") if node.type.name == "CHAR" else made
+        return self.typed(made, node.span)
 
     def _index(self, node: Index) -> TypedExpr:
         operand = self.bind(node.operand)
@@ -503,8 +521,10 @@ class Binder:
             arguments = [
                 each if each.bound is None else functions.ArgumentOf(each.tree, next(alike)) for each in arguments
             ]
-        with at(node.span):
+        try:
             made = function(functions.CallArguments(node, arguments, self.context.zone))
+        except UserError as error:
+            raise _in_words_of_sql(error, node.span, name) from error
         return self.typed(made, node.span, name)
 
     def _registered_call(self, node: Call) -> TypedExpr:
@@ -611,7 +631,14 @@ def _in_words_of_sql(error: UserError | DataError, span: Span, function: str) ->
             text = f"{function} of {text.split(' of ', 1)[1]}"
     elif "strict=False" in hint:  # a constant that is no value of the type of a CAST
         text, hint = _ENGINE_TYPES.sub(named, text.split("): ", 1)[-1]), "TRY_CAST(… AS …) gives NULL for such values"
+    if function and _OF_PYTHON.search(f"{text} {hint}"):
+        form = functions.FUNCTIONS[function].form if function in functions.FUNCTIONS else "…"
+        text, hint = _OF_PYTHON.sub(function, text), f"{function}({form})"
     return SqlFault(span, text, hint)
+
+
+_OF_PYTHON = re.compile(r"\b(str|dt|list|struct)\.\w+|\.cast\(|\blog: base")
+"""What an error of the API of Python names, and a text of SQL does not have."""
 
 
 def _cast_for(text: str) -> str:

@@ -69,7 +69,8 @@ class DateExpr(NamedElsewhere, Generic[E]):
     def strftime(self, format: str) -> E:
         """Returns the time as a text. `format`: the codes of the Rust library chrono, such as "%Y-%m-%d %H:%M:%S".
 
-        %3f, %6f and %9f are the digits of a fraction of a second; %.3f adds the decimal point.
+        %3f, %6f and %9f are the digits of a fraction of a second; %.3f adds the decimal point. %-d, %-m, %-H, %-I, %-M
+        and %-S have no zero before a single digit.
         """
         return self.make("dt.strftime", format=check("strftime: format", format, TEXT))
 

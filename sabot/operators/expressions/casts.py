@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from sabot.base.arrays import (
     where,
 )
 from sabot.errors import DataError, UserError
-from sabot.operators.expressions.rounding import rescaled, upscaled
+from sabot.operators.expressions.rounding import rescaled, round_decimals, upscaled
 from sabot.operators.expressions.times import local
 from sabot.operators.expressions.zones import zone_texts
 
@@ -31,6 +32,7 @@ _SIGNED = [pa.int8(), pa.int16(), pa.int32(), pa.int64()]
 _UNSIGNED = [pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
 _UNITS = ["s", "ms", "us", "ns"]
 _DIVIDES = 9  # the most digits of a decimal that pyarrow can drop; it fails for more (see `rescaled`)
+_PLAIN_SCALE = 6  # up to it pyarrow writes all digits of a decimal
 _WHOLE = r"^[+-]?[0-9]+$"
 _FINER = {  # by unit: the pattern of a fraction of a second with more digits than the unit has
     "s": r"(:[0-9]{2})\.[0-9]+",
@@ -167,11 +169,13 @@ def places_of(kept: pa.BooleanArray) -> pa.Int64Array:
 # -- cast -----------------------------------------------------------------------------------------------------------------
 
 
-def caster(source: pa.DataType, target: pa.DataType, *, strict: bool, what: str) -> tuple[Convert, bool]:
+def caster(
+    source: pa.DataType, target: pa.DataType, *, strict: bool, what: str, lenient: bool = False
+) -> tuple[Convert, bool]:
     """Returns (the function that casts, True if it can fail). Raises UserError for types that cannot be cast.
 
     `strict`: True if a value that the target cannot hold raises DataError, False if it becomes null. `what`: the
-    column, for messages.
+    column, for messages. `lenient`: True to read texts that cannot be cast as SQL does: ' 12 ', 'yes', '2024-4-5'.
     """
     convert, total = _conversion(source, target)
     try:
@@ -183,6 +187,10 @@ def caster(source: pa.DataType, target: pa.DataType, *, strict: bool, what: str)
 
     def run(array: pa.Array) -> pa.Array:
         result = _salvaged(convert, array, target)
+        if lenient and result.null_count > array.null_count:
+            refused = pc.and_(pc.is_null(result), pc.is_valid(array))
+            texts = _as_sql_writes(array.filter(refused), target)
+            result = pc.replace_with_mask(result, refused, _salvaged(convert, texts, target))
         if strict and result.null_count > array.null_count:
             raise RefusedValues(what, array, target, pc.and_(pc.is_null(result), pc.is_valid(array)))
         return result
@@ -260,6 +268,8 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
             return _float_text, True
         if types.is_timestamp(source) or types.is_date(source):
             return time_texts, True
+        if types.is_decimal(source) and source.scale > _PLAIN_SCALE:
+            return _decimal_text, True
         if types.is_integer(source) or types.is_temporal(source) or types.is_decimal(source):
             return plain, True
     if types.is_timestamp(target):
@@ -283,6 +293,53 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
             # timestamps in us and ns always fit: their range is smaller than that of days in 32 bits
         )
     return plain, False
+
+
+_YES, _NO = ("t", "true", "y", "yes", "1"), ("f", "false", "n", "no", "0")
+_DATE = r"^(?P<y>[0-9]{1,4})(?:-(?P<m>[0-9]{1,2})(?:-(?P<d>[0-9]{1,2}))?)?(?: .*)?$"
+_MOMENT = (
+    r"^(?P<y>[0-9]{4})-(?P<m>[0-9]{1,2})-(?P<d>[0-9]{1,2})"
+    r"(?:[ T](?P<H>[0-9]{1,2}):(?P<M>[0-9]{1,2}):(?P<S>[0-9]{1,2})(?P<f>\.[0-9]{1,9})?)?$"
+)
+
+
+def _as_sql_writes(texts: pa.Array, target: pa.DataType) -> pa.Array:
+    """Returns texts that the engine's cast refuses as it reads them, where the casts of Flink read them: without spaces
+    around, a number without its fraction as an integer and with fewer digits as a decimal, dates with one digit of a month.
+    """
+    texts = pc.utf8_trim_whitespace(texts)
+    if pa.types.is_boolean(target):
+        lower = pc.utf8_lower(texts)
+        is_no = pc.is_in(lower, value_set=pa.array(_NO))
+        return pc.if_else(pc.is_in(lower, value_set=pa.array(_YES)), "true", pc.if_else(is_no, "false", texts))
+    if pa.types.is_integer(target):
+        return pc.replace_substring_regex(texts, r"^([+-]?[0-9]+)\.[0-9]*$", r"\1")
+    if pa.types.is_decimal(target):
+        wide = pa.decimal256(76, 38)
+        made = _salvaged(functools.partial(pc.cast, target_type=wide), texts, wide)
+        return pc.cast(
+            pc.cast(round_decimals(made, target.scale, "away"), pa.decimal256(76, target.scale)), pa.string()
+        )
+    if pa.types.is_date(target):
+        year, month, day = _parts_of(texts, _DATE, 3)
+        return _joined(pc.utf8_lpad(year, 4, "0"), month, day, "-")
+    if pa.types.is_timestamp(target):
+        year, month, day, *clock, fraction = _parts_of(texts, _MOMENT, 7)
+        fraction = pc.if_else(pc.equal(fraction, "0"), "", fraction)
+        return pc.binary_join_element_wise(_joined(year, month, day, "-"), "T", _joined(*clock, ":"), fraction, "")
+    return texts
+
+
+def _joined(*texts: Any) -> pa.Array:
+    """Returns texts with a separator, the last argument, between them. Texts of one digit have two."""
+    return pc.binary_join_element_wise(*(pc.utf8_lpad(each, 2, "0") for each in texts[:-1]), texts[-1])
+
+
+def _parts_of(texts: pa.Array, pattern: str, count: int) -> list[pa.Array]:
+    """Returns the groups of a pattern; 1 for a month or a day that is left out, 0 for another part."""
+    found = pc.extract_regex(texts, pattern=pattern)
+    parts = [pc.struct_field(found, [i]) for i in range(count)]
+    return [pc.if_else(pc.equal(part, ""), "1" if i < 3 else "0", part) for i, part in enumerate(parts)]
 
 
 def _salvaged(convert: Convert, array: pa.Array, target: pa.DataType) -> pa.Array:
@@ -378,6 +435,24 @@ def _float_text(array: pa.Array) -> pa.Array:
     whole = pc.and_(pc.equal(array, pc.trunc(array)), pc.invert(pc.match_substring_regex(text, "[.en]")))
     text = pc.if_else(whole, pc.binary_join_element_wise(text, ".0", ""), text)
     return pc.if_else(pc.is_nan(array), "NaN", text)
+
+
+def _decimal_text(array: pa.Array) -> pa.Array:
+    """Writes decimals with all their digits: 0.00000005, which pyarrow writes as 5E-8."""
+    text = pc.cast(array, pa.string())
+    small = pc.fill_null(pc.match_substring(text, "E-"), False)
+    if not pc.any(small, min_count=0).as_py():
+        return text
+    some, scale = array.filter(small), array.type.scale
+    if some.type.bit_width < 128:
+        some = pc.cast(some, pa.decimal128(38, scale))
+    whole = pa.decimal128(38, 0) if some.type.bit_width == 128 else pa.decimal256(76, 0)
+    digits = pc.cast(
+        pa.Array.from_buffers(whole, len(some), [None, some.buffers()[1]], offset=some.offset), pa.string()
+    )
+    sign = pc.if_else(pc.starts_with(digits, "-"), "-0.", "0.")
+    plain = pc.utf8_lpad(pc.utf8_ltrim(digits, characters="-"), width=scale, padding="0")
+    return pc.replace_with_mask(text, small, pc.binary_join_element_wise(sign, plain, ""))
 
 
 def _dates(array: pa.Array, target: pa.DataType) -> pa.Array:

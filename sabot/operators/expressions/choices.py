@@ -107,7 +107,8 @@ def _cast(expr: Expr, nodes: list[Compiled]) -> Compiled:
     (node,), (given,) = nodes, expr.inputs
     what = f"column {given.option('name')!r}" if given.kind == "col" else given.text()
     strict = expr.option("strict")
-    function, can_fail = caster(node.type, expr.option("type"), strict=strict, what=what)
+    lenient = "lenient" in dict(expr.options)  # of SQL: it reads more texts than the API of Python
+    function, can_fail = caster(node.type, expr.option("type"), strict=strict, what=what, lenient=lenient)
     return apply(expr, function, node, can_fail=can_fail)
 
 

@@ -101,6 +101,8 @@ def _string_function(expr: Expr) -> Function:
             return functools.partial(trim, characters=_WHITE_SPACE if given is None else given)
         case "pad_start" | "pad_end" as kind:
             pad: Function = pc.utf8_lpad if kind == "pad_start" else pc.utf8_rpad
+            if len(options["fill_char"]) > 1:  # of SQL
+                return functools.partial(_filled, options["length"], options["fill_char"], kind == "pad_start")
             return functools.partial(pad, width=options["length"], padding=options["fill_char"])
         case "split":
             return functools.partial(pc.split_pattern, pattern=options["by"])
@@ -145,6 +147,15 @@ def _string_function(expr: Expr) -> Function:
         case "is_json":
             return json_paths.being(options["of"])
     raise InternalError(f"no step for {expr.kind}")
+
+
+def _filled(length: int, fill: str, at_start: bool, x: pa.Array) -> pa.Array:
+    """Fills texts to a length with characters that repeat, from the first one on: 'x' to 4 with 'ab' is abax."""
+    wanted = pc.subtract(length, pc.utf8_length(x))
+    counts = pc.unique(pc.max_element_wise(wanted, 0, skip_nulls=False)).drop_null()
+    fills = [(fill * (count // len(fill) + 1))[:count] for count in counts.to_pylist()]
+    some = pa.array(fills, pa.string()).take(pc.index_in(pc.max_element_wise(wanted, 0, skip_nulls=False), counts))
+    return pc.binary_join_element_wise(*((some, x) if at_start else (x, some)), "")
 
 
 def _lower(x: pa.Array) -> pa.Array:

@@ -71,6 +71,7 @@ def truncate(every: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
 
 
 _CODES = frozenset("aAbBcCdDeFgGhHIjmMnprRStTuUVwWxXyYzZ%")  # the codes of pyarrow, without those of fractions
+_UNPADDED = frozenset("mdHIMSj")  # codes that may have a - behind %, for a number without zeros before it
 _DIGITS = {
     "Y": 4,
     "m": 2,
@@ -89,7 +90,8 @@ def format_time(format: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array
     Raises UserError for a code that this type of time does not have.
     """
     fractions = not pa.types.is_date(type)
-    for code in re.findall(r"%(\.?[369]?f|.|$)", format, re.DOTALL):
+    for code in re.findall(r"%(\.?[369]?f|-?.|$)", format, re.DOTALL):
+        code = code[1:] if code[1:] in _UNPADDED else code
         if not (code in _CODES or (fractions and code.endswith("f"))):
             raise UserError(
                 f"strftime({format!r}): %{code} is not a code for {type}", hint="%Y-%m-%d %H:%M:%S, %3f for ms, …"
@@ -98,7 +100,7 @@ def format_time(format: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array
             raise UserError(
                 f"strftime({format!r}): {type} has no time zone for %{code}", hint='.cast("timestamp[ms, UTC]")'
             )
-    parts = [part for part in re.split(r"((?<!%)(?:%%)*%(?:(?:\.?[369])?f|[zZ]))", format) if part]
+    parts = [part for part in re.split(r"((?<!%)(?:%%)*%(?:(?:\.?[369])?f|[zZ]|-.))", format) if part]
     template, fields = _fields_of(format)
 
     def run(array: pa.Array) -> pa.Array:
@@ -109,13 +111,19 @@ def format_time(format: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array
             return texts
         if has_far_times(clock):
             raise pa.ArrowInvalid("strftime knows years up to 32767")  # pyarrow would write another year
-        if pa.types.is_date(array.type):
+        if pa.types.is_date(array.type) and "%-" not in format:
             return pc.strftime(array, format=format)
         whole = to_unit(clock, "s").view(pa.timestamp("s", "UTC"))  # pyarrow refuses "%%z" for times without a zone
         texts = []
         for part in parts:
             if (match := re.fullmatch(r"((?:%%)*)%([zZ])", part)) is not None:
                 texts.append(_prefixed(match[1].replace("%%", "%"), zone_texts(array, match[2])))
+                continue
+            match = re.fullmatch(r"((?:%%)*)%-(.)", part)
+            if match is not None:  # without the 0 before a single digit
+                padded = pc.strftime(whole, format=f"%{match[2]}")
+                number = pc.replace_substring_regex(padded, r"^0+(.)", r"\1")
+                texts.append(_prefixed(match[1].replace("%%", "%"), number))
                 continue
             match = re.fullmatch(r"((?:%%)*)%(\.?)([369])?f", part)
             if match is None:

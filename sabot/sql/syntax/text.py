@@ -17,6 +17,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from sabot.base.redaction import shown_setting
+from sabot.base.surrogates import whole_text
 from sabot.errors import UserError
 
 _LINE_LENGTH = 160
@@ -95,7 +96,7 @@ class SqlText:
         text, place = self._without_secrets(quotes="',,`,\"")  # an option may be written wrongly
         span = Span(place(fault.span.start), place(fault.span.end))
         first = text.position(span.start)[1] - 1
-        line = text.text[span.start - first :].split("\n", 1)[0].rstrip("\r")
+        line = whole_text(text.text[span.start - first :].split("\n", 1)[0].rstrip("\r"))
         length = max(1, min(span.end - span.start, len(line) - first))
         if len(line) > _LINE_LENGTH:
             cut = max(0, min(first - _LINE_LENGTH // 2, len(line) - _LINE_LENGTH))

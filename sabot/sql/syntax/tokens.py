@@ -60,6 +60,7 @@ _PATTERN = re.compile(
     re.VERBOSE,
 )
 
+_MOST_DIGITS = 400  # of a number as it is written; a DOUBLE may have 309 before its point
 _UNFINISHED = {
     "'": ("this string has no closing quote", "a quote inside a string is written twice: 'it''s'"),
     "`": ("this quoted name has no closing backtick", ""),
@@ -72,6 +73,11 @@ def tokens_of(text: SqlText) -> list[SqlToken]:
     """Returns the tokens of a text, the last one of kind END. Raises SqlFault for a character that begins none."""
     tokens: list[SqlToken] = []
     source, at = text.text, 0
+    try:
+        source.encode()
+    except UnicodeEncodeError as error:
+        message = "this is one half of a surrogate pair, which is no character"
+        raise SqlFault(Span(error.start, error.start + 1), message, "write the character itself") from None
     while at < len(source):
         match = _PATTERN.match(source, at)
         if match is None or (match.lastgroup == "symbol" and source.startswith("/*", at)):
@@ -93,6 +99,8 @@ def _token(match: re.Match[str], span: Span) -> SqlToken:
     if group == "name":
         return SqlToken(TokenKind.NAME, text, span, text.upper())
     if match["number"] is not None:
+        if len(text) > _MOST_DIGITS:
+            raise SqlFault(span, f"a number of {len(text):,} characters is more than any type holds")
         if match["exponent"]:
             return SqlToken(TokenKind.FLOAT, text, span)
         return SqlToken(TokenKind.DECIMAL if "." in text else TokenKind.INTEGER, text, span)
