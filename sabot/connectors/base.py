@@ -536,13 +536,14 @@ class Delivers(ABC):
         `seq`, the number of the part, grows, with gaps. Track, incarnation and number together name a part for ever,
         so a receiver that remembers parts by a key needs all three in the key. Raises TransientError if the part may
         be tried again (after a `claim`, whose token says whether the part arrived), and AppLocked if another process
-        has claimed the track. After UserError or DataError the track is claimed again, and `refused_rows` is asked; any
-        other error ends the app. Whatever it raises, the receiver has all rows of the part or none.
+        has claimed the track. After UserError, DataError, TypeError or ValueError the track is claimed again, and
+        `refused_rows` is asked; any other error ends the app. Whatever it raises, the receiver has all rows of the part or none.
         """
 
     def refused_rows(self, batches: Sequence[pa.RecordBatch]) -> Mapping[int, str]:
-        """Returns the rows for which `deliver`, or `write`, has raised UserError or DataError: the reason, by the number of
-        the row in the part. Changes nothing at the receiver. After `deliver` the track is claimed before and after it.
+        """Returns the rows for which `deliver`, or `write`, has raised UserError, DataError, TypeError or ValueError: the
+        reason, by the number of the row in the part. Changes nothing at the receiver. After `deliver` the track is claimed
+        before and after it.
 
         Their dead letters are made safe, and the others are delivered as the part, or written. Without any (the
         default) the error ends the app, and each start fails at this part.

@@ -8,15 +8,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.codecs.records import HEAD_BYTES, RECORD_SCHEMA, empty_batch
-from sabot.errors import AppLocked, DataError, RowErrors, SabotError, UserError, message_of
+from sabot.errors import AppLocked, DataError, RowErrors, UserError, message_of
 
 _MARK = "__refused"
 _MARKED = RECORD_SCHEMA.append(pa.field(_MARK, pa.null()))
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Returns True for an error by which a receiver may refuse rows, rather than fail or belong to another process."""
-    return isinstance(error, UserError | DataError) and not isinstance(error, AppLocked)
+    """Returns True for an error by which a receiver may refuse rows, rather than fail or belong to another process: one
+    of ours, or that of an encoder for a value.
+    """
+    return isinstance(error, UserError | DataError | TypeError | ValueError) and not isinstance(error, AppLocked)
 
 
 def refused_in(batches: Sequence[pa.RecordBatch], attempt: Callable[[pa.RecordBatch], object]) -> dict[int, str]:
@@ -30,23 +32,24 @@ def refused_in(batches: Sequence[pa.RecordBatch], attempt: Callable[[pa.RecordBa
     def look(data: pa.RecordBatch, first: int) -> None:
         try:
             attempt(data)
-        except SabotError as error:
+        except Exception as error:
             if not is_refusal(error):
                 raise
             if data.num_rows <= 1:
                 why = error.rows if isinstance(error, RowErrors) else {}
                 found[first] = why.get(0) or message_of(error)
                 return
+            rows = np.arange(data.num_rows)
             half = data.num_rows // 2
-            look(data.slice(0, half), first)
-            look(data.slice(half), first + half)
+            for part in (rows[:half], rows[half:]):  # copied: a cast of a slice of lists converts all of their values
+                look(data.take(pa.array(part)), first + int(part[0]))
 
     first = 0
     for data in batches:
         if data.num_rows:
             try:
                 attempt(empty_batch(data.schema))
-            except SabotError as error:
+            except Exception as error:
                 if not is_refusal(error):
                     raise
                 return {}

@@ -25,7 +25,7 @@ from sabot.connectors.letters import LetterLog, ReasonCounts, letters_of_refused
 from sabot.connectors.refused import is_refusal, letters_in, parted
 from sabot.delivery.parts import Part, PartSeries, read_part
 from sabot.delivery.tokens import ASIDE, Opening, first_seq, in_words, opening, without_aside
-from sabot.errors import AppLocked, DataError, SabotError, TransientError, UserError
+from sabot.errors import AppLocked, DataError, SabotError, TransientError, UserError, message_of
 from sabot.steps import step
 
 _log = logging.getLogger(__name__)
@@ -330,7 +330,7 @@ class TrackWork:
             try:
                 self._receiver.deliver(part.seq, rows)
                 break
-            except (UserError, DataError) as error:
+            except Exception as error:
                 if self.letters is None or not is_refusal(error):
                     raise
                 self._claim_again()
@@ -357,13 +357,13 @@ class TrackWork:
             self.letters(letters)
         self.refused_rows += len(letters)
 
-    def _tell_refused(self, error: SabotError, rows: int) -> None:
+    def _tell_refused(self, error: Exception, rows: int) -> None:
         log, name = self._refused, f"sink {self.sink.name}"
         self._reasons.add(error, rows)
         if log.begun:
             log.note(name)
         else:
-            log.begin(error.message, "%s refuses rows, which become dead letters; the first: %s", name, error)
+            log.begin(message_of(error), "%s refuses rows, which become dead letters; the first: %s", name, error)
 
     def deliver_aside(self, data: pa.RecordBatch) -> None:
         """Delivers rows at once, before the parts that wait. When it returns they are at the receiver. Called by threads

@@ -29,7 +29,7 @@ from sabot.connectors.defaults import (
 )
 from sabot.connectors.letters import LetterLog, ReasonCounts, letters_of_refused
 from sabot.connectors.refused import is_refusal, parted, refused_in, shortened
-from sabot.errors import DataError, RowErrors, SabotError, TransientError, UserError
+from sabot.errors import RowErrors, SabotError, TransientError, UserError
 from sabot.operators.base import (
     DELETE,
     OP_COLUMN,
@@ -189,7 +189,7 @@ class SinkWriter(WritesOutside):
         """
         try:
             self.sink.write(Batch(data, None, topic))
-        except (UserError, DataError) as error:
+        except Exception as error:
             if self._letters is None or not is_refusal(error):
                 raise
             refused = self._refused_of(data, error)
@@ -202,7 +202,7 @@ class SinkWriter(WritesOutside):
         written: int = data.num_rows
         return written
 
-    def _refused_of(self, data: pa.RecordBatch, error: UserError | DataError) -> Mapping[int, str]:
+    def _refused_of(self, data: pa.RecordBatch, error: Exception) -> Mapping[int, str]:
         if isinstance(error, RowErrors):
             return {row: why for row, why in error.rows.items() if 0 <= row < data.num_rows}
         if self._stages is not None:

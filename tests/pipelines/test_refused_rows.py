@@ -16,7 +16,7 @@ import pytest
 import refused_apps
 from test_exactly_once import Receiver
 
-from sabot import App, DeltaSink, NdjsonSink, RowErrors, Sink, SqlSink, UserError
+from sabot import App, CsvSink, DeltaSink, NdjsonSink, ParquetSink, RowErrors, Sink, SqlSink, UserError
 from sabot.connectors.memory import MemoryBroker
 from sabot.steps import watch
 from sabot.testing import END, ListSink, ScriptedSource
@@ -285,3 +285,49 @@ async def test_times_in_a_delta_table_are_rounded_down_and_far_ones_are_dead_let
     assert found.column("fine").cast(pa.int64()).to_pylist() == [-1, 1]
     assert found.column("far").cast(pa.int64()).to_pylist() == [-1000, 0]
     assert [value for value, _ in letters_of(memory_url, "refused")] == [2]
+
+
+ZONED = [(unit, zone) for unit in ("s", "ms", "us", "ns") for zone in (None, "UTC")]
+ENDS = {  # three rows each, of which the first always fits
+    "bytes": pa.array([b"a", b"\xff", None]),
+    "bytes in lists": pa.array([[b"a"], [b"\xff"], None]),
+    "text": pa.array(["", "\0", '"\n,']),
+    "float": pa.array([1.0, float("nan"), float("-inf")]),
+    "uint64": pa.array([0, 2**64 - 1, None], pa.uint64()),
+    "decimal": pa.array([1, 10**37, None], pa.decimal128(38, 0)),
+    "date": pa.array([0, 2**31 - 1, -(2**31)], pa.int32()).view(pa.date32()),
+    **{f"{unit} {zone}": pa.array([0, 2**63 - 1, -(2**63)]).view(pa.timestamp(unit, zone)) for unit, zone in ZONED},
+    "times in lists": pa.array([[0], [2**63 - 1], None]).cast(pa.list_(pa.timestamp("ms"))),
+}
+FAR, NO_TEXT = {1, 2}, {1}
+IN_JSON = {"bytes": NO_TEXT, "bytes in lists": NO_TEXT, "s None": FAR, "s UTC": FAR}  # it has milliseconds
+IN_DELTA = {"date": FAR, "times in lists": {1}, **{f"{unit} {zone}": FAR for unit, zone in ZONED[:4]}}
+SINKS: dict[str, tuple[Any, dict[str, set[int]]]] = {  # what each refuses; CSV has no bytes and no lists at all
+    "topic": (lambda folder: "out", IN_JSON),
+    "ndjson": (lambda folder: NdjsonSink(f"{folder}/o.ndjson"), IN_JSON),
+    "csv": (lambda folder: CsvSink(f"{folder}/o.csv"), {}),
+    "parquet": (lambda folder: ParquetSink(f"{folder}/o/"), {"s None": FAR, "s UTC": FAR}),
+    "sqlite": (lambda folder: SqlSink(f"sqlite://{folder}/o.db", "t"), {"bytes in lists": NO_TEXT, "uint64": {1}}),
+    "delta": (lambda folder: DeltaSink(f"{folder}/delta"), IN_DELTA),
+}
+
+
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize("kind", SINKS)
+async def test_no_value_at_the_ends_of_its_type_holds_up_a_sink(
+    tmp_path: Path, memory_url: str, kind: str, delivery: Any
+) -> None:
+    make, refuses = SINKS[kind]
+    for name, values in ENDS.items():
+        if kind == "csv" and ("list" in name or name == "bytes"):
+            continue
+        folder = tmp_path / name.replace(" ", "-")
+        folder.mkdir()
+        rows = pa.record_batch({"n": [0, 1, 2], "v": values})
+        app = App(f"ends-{folder.name}", memory_url, checkpoint_dir=folder / "checkpoints", restart="none")
+        source = ScriptedSource([rows, END], name="in")
+        stream = app.stream(source, schema=rows.schema, dead_letter=f"refused-{folder.name}")
+        stream.to(make(folder), delivery=delivery)
+        await app.run()
+        letters = [n for n, _ in letters_of(memory_url, f"refused-{folder.name}")]
+        assert letters == sorted(refuses.get(name, set())), name

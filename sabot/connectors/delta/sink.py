@@ -34,6 +34,7 @@ from sabot.connectors.base import ChecksTypes, ExpectsColumns, KeepsToken, Sink,
 from sabot.connectors.checks import SCHEMA
 from sabot.connectors.delta.table import DeltaPlace
 from sabot.connectors.delta.types import (
+    check_days,
     columns_of,
     converted,
     declared,
@@ -197,6 +198,7 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         schema = delta_schema(data.schema)
         self._check_names(schema)
         rows = converted(data, schema, self._place.where)
+        check_days(rows, self._place.where)
         for name in self._not_null.intersection(rows.schema.names):
             if rows.column(name).null_count:
                 raise UserError(
@@ -227,14 +229,13 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         the columns and constraints of this one.
         """
         table = self._table if self._table is not None else self._place.found()
-        if table is None:
-            return {}
+        if table is None or not _is_constrained(table):
+            return refused_in(batches, self.fitting)
         rules = {name: rule for name, rule in table.metadata().configuration.items() if name.startswith(_CONSTRAINT)}
         with TemporaryDirectory(prefix="sabot-delta-") as folder, self._place.explained():
             delta = self._place.delta
             trial = delta.DeltaTable.create(folder, schema=table.schema())
-            if rules:
-                trial.alter.add_constraint({name.removeprefix(_CONSTRAINT): rule for name, rule in rules.items()})
+            trial.alter.add_constraint({name.removeprefix(_CONSTRAINT): rule for name, rule in rules.items()})
             columns = columns_of(table)
 
             def attempt(data: pa.RecordBatch) -> None:

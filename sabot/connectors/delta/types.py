@@ -5,9 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from sabot.base.arrays import epoch, to_unit
+from sabot.base.arrays import epoch, integers, shown, to_unit
 from sabot.errors import UserError
 
+_FIRST_DAY, _LAST_DAY = -96_465_292, 95_026_236  # of the years -262143 and 262142
 _DIGITS = {8: 3, 16: 5, 32: 10, 64: 19}  # of the largest integer with so many bits
 _SIGNED = {8: pa.int16(), 16: pa.int32(), 32: pa.int64(), 64: pa.decimal128(20, 0)}
 """The types for unsigned integers, by their bits, because Delta has only signed ones."""
@@ -114,6 +115,19 @@ def converted(data: pa.RecordBatch, schema: pa.Schema, where: str) -> pa.RecordB
         return data
     arrays = [_converted(*each, where) for each in zip(data.columns, schema, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def check_days(data: pa.RecordBatch, where: str) -> None:
+    """Raises UserError for a date in a year above 262142 or below -262143, of which deltalake cannot compute statistics."""
+    for field, column in zip(data.schema, data.columns, strict=True):
+        if pa.types.is_date(field.type) and len(column) > column.null_count:
+            days = integers(column.drop_null())
+            if days.max() > _LAST_DAY or days.min() < _FIRST_DAY:
+                raise UserError(
+                    f"{where}: column {field.name} has a date that Delta Lake does not have, such as "
+                    f"{shown(column.drop_null()[int(abs(days.astype('int64')).argmax())])}",
+                    hint="filter such rows before the sink",
+                )
 
 
 def _converted(column: Any, field: Any, where: str) -> Any:

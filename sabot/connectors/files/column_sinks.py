@@ -130,6 +130,12 @@ class ColumnFormat(FileFormat[pa.RecordBatch]):
 class Parquet(ColumnFormat):
     suffix = ".parquet"
 
+    def check_values(self, data: pa.RecordBatch) -> None:
+        for field, column in zip(data.schema, data.columns, strict=True):
+            if getattr(field.type, "unit", "") == "s" and pa.types.is_timestamp(field.type):
+                with self.writing():  # Parquet has no seconds
+                    column.cast(pa.timestamp("ms", field.type.tz))
+
     def __init__(self, name: str, compression: str) -> None:
         super().__init__(name)
         self._compression = check("compression", compression, OneOf(_PARQUET_COMPRESSIONS))

@@ -106,7 +106,15 @@ class FileFormat(Encoding[Rows]):
             with self.writing():
                 self.accept(Batch(empty), self._fits)
             self._fits = data.schema
+        self.check_values(data)
         return data
+
+    def check_values(self, data: pa.RecordBatch) -> None:
+        """Raises ArrowException or UserError for a value that cannot be written when the file is completed."""
+
+    def try_rows(self, data: pa.RecordBatch) -> None:
+        """Raises the error for rows with values that the format cannot hold. Nothing is written."""
+        self.check_values(data)
 
     def check_types(self, schema: pa.Schema) -> None:
         """Raises UserError for a column that can never be written (`ChecksTypes.check_types`)."""

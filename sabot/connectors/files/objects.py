@@ -11,7 +11,7 @@ start delivers it again.
 
 import hashlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -22,6 +22,7 @@ from sabot.connectors.files.partitions import partitions_of
 from sabot.connectors.files.remote import Remotely, RemotePath, naming, remote_path
 from sabot.connectors.files.text_sinks import column_format
 from sabot.connectors.letters import as_columns
+from sabot.connectors.refused import refused_in
 from sabot.errors import TransientError, UserError
 from sabot.steps import step
 
@@ -103,6 +104,9 @@ class ObjectSink(Sink, Delivers, ChecksTypes, Finishes):
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
         return self._format.fitting(as_columns(data))
+
+    def refused_rows(self, batches: Sequence[pa.RecordBatch]) -> Mapping[int, str]:
+        return refused_in(batches, lambda data: self._format.try_rows(as_columns(data)))
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         self._check_open()

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.remote import is_remote
 from sabot.connectors.files.target import FileTarget
 from sabot.connectors.letters import as_columns
+from sabot.connectors.refused import refused_in
 from sabot.errors import UserError
 
 _PART_BYTES = 64 << 20
@@ -154,6 +155,7 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
         if batch.num_rows == 0:
             return
         batch = Batch(as_columns(batch.taken()))
+        self._format.check_values(batch.taken())
         with self._format.writing():
             self._writing.write(batch)
 
@@ -195,6 +197,9 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
         return self._format.fitting(as_columns(data))
+
+    def refused_rows(self, batches: Sequence[pa.RecordBatch]) -> Mapping[int, str]:
+        return refused_in(batches, lambda data: self._format.try_rows(as_columns(data)))
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         self._delivering.deliver(seq, batches)

@@ -81,6 +81,10 @@ class _TextFormat(FileFormat[bytes]):
     def new_growth(self, path: Path, *, hidden: bool) -> GrowingFile[bytes]:
         return PendingFile(path, self) if self.compression is not None else GrowingText(path, hidden=hidden)
 
+    def try_rows(self, data: pa.RecordBatch) -> None:
+        with self.writing():
+            self.lines(Batch(data))
+
     def rows(self, batch: Batch, *, first: bool) -> bytes:
         lines = self.lines(batch)
         head = self.head(batch.schema)
