@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.process_exit import EXITS, find_exit, wrap_exit
-from sabot.calls.judging import with_judge
+from sabot.calls.judging import begin_judging, end_judging, with_judge
 from sabot.errors import SabotError, UserError
 
 T = TypeVar("T")
@@ -75,6 +75,8 @@ class Lifespan:
         raises an error, open resources are closed again, and a UserError names the function. One task opens and
         closes everything, because some libraries require that the task that opened an object also closes it.
         """
+        if judge is not None:  # before agents and streams begin: also these functions may start plain threads
+            begin_judging(self)
         self._over = asyncio.Event()
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         begin = with_judge(asyncio.create_task, judge)
@@ -106,7 +108,10 @@ class Lifespan:
         assert task is not None
         if cancel:
             task.cancel()
-        done, _ = await asyncio.wait([task], timeout=_CLOSE_SECONDS)
+        try:
+            done, _ = await asyncio.wait([task], timeout=_CLOSE_SECONDS)
+        finally:
+            end_judging(self)
         if not done:
             _log.error("functions and resources of the app have not ended in %g s, and are cancelled", _CLOSE_SECONDS)
             task.cancel()

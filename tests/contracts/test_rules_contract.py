@@ -923,6 +923,33 @@ async def test_a_thread_without_a_context_calls_no_tool_beside_agents_and_stream
         assert desk.made == ([] if ruled else ["o-1"]), where
 
 
+async def test_a_thread_without_a_context_calls_no_tool_before_agents_begin_and_after_their_end(
+    memory_url: str,
+) -> None:
+    """Functions of the start and the stop, and resources, run while no agent or stream does."""
+    desk, done, app = Desk(), dict[str, str](), App("shop", memory_url, policy=RULES["denied"])
+
+    async def tried(where: str) -> None:
+        done[where] = await asyncio.get_running_loop().run_in_executor(None, _tried, "plain", desk)
+
+    @app.resource
+    async def client() -> AsyncIterator[int]:
+        await tried("opening")
+        yield 1
+        await tried("closing")
+
+    app.on_start(lambda: tried("start"))
+    app.on_stop(lambda: tried("stop"))
+    _plain(app, {}, {})
+    async with started(app):
+        assert len(done) == 2
+    assert len(done) == 4
+    for where, words in done.items():
+        assert "refund was not called" in words, where
+    assert desk.made == []
+    assert _tried("plain", desk) == "paid", "the app has ended: nobody judges"
+
+
 async def test_the_program_itself_calls_its_tools_as_functions_beside_a_running_app(memory_url: str) -> None:
     app, desks = App("shop", memory_url, policy=RULES["denied"]), {way: Desk() for way in WAYS}
     _plain(app, desks, {})
