@@ -92,15 +92,24 @@ class SinkWriter(WritesOutside):
         self._turn = threading.RLock()
         self._is_open = False
 
-    def letters_to(self, write: Callable[[pa.RecordBatch], None], clock: Clock, origin: Mapping[str, str]) -> None:
+    def letters_to(
+        self,
+        write: Callable[[pa.RecordBatch], None],
+        clock: Clock,
+        origin: Mapping[str, str],
+        *,
+        before_checkpoint: bool = True,
+    ) -> None:
         """Makes rows that the sink refuses dead letters. `write`: makes dead letters (RECORD_SCHEMA) safe; called from
-        any thread. `origin`: their fields step, agent and version.
+        any thread. `origin`: their fields step, agent and version. `before_checkpoint`: False if rows that are refused
+        before they are in a checkpoint raise the error of the sink.
         """
         self._origin = dict(origin)
-        self._letters, self._refused_log = write, LetterLog(self._refused, clock, "refused row")
         if self._stages is not None:
-            self._letters = self._stages.put_letters
             self._stages.letters_to(write, self._origin)
+            write = self._stages.put_letters
+        if before_checkpoint:
+            self._letters, self._refused_log = write, LetterLog(self._refused, clock, "refused row")
 
     def write_aside(self, letters: pa.RecordBatch) -> None:
         """Writes the dead letters of another sink, in any thread, also when this writer is not open yet, or closed. When it

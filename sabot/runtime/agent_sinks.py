@@ -62,22 +62,23 @@ class AgentSinks:
         writer = SinkWriter(opened, None, None, lambda: int(clock.time() * 1000), nan=self._nans.get(place))
         self._writers[place] = writer
         if (found := self._letters_of(place)) is not None:
-            agent, letters = found
+            agent, letters, skips = found
             origin = {"step": f"write {opened.name}", "agent": agent, "version": self._settings.app.version}
-            writer.letters_to(partial(self._write_letters, letters), clock, origin)
+            writer.letters_to(partial(self._write_letters, letters), clock, origin, before_checkpoint=skips)
         return writer
 
-    def _letters_of(self, place: str | int) -> tuple[str, str | Sink] | None:
-        """Returns the agent that writes to a sink, and where the rows go that its receiver refuses: the agent's dead
-        letters. Returns None for a sink of dead letters.
+    def _letters_of(self, place: str | int) -> tuple[str, str | Sink, bool] | None:
+        """Returns the agent that writes to a sink, where the rows go that its receiver refuses (the agent's dead letters),
+        and False if the app ends by a result that is refused before it is in a checkpoint. Returns None for a sink of dead
+        letters.
         """
-        found: dict[str | int, tuple[str, str | Sink]] = {}
+        found: dict[str | int, tuple[str, str | Sink, bool]] = {}
         letters: set[str | int] = set()
         for spec in self.specs:
             own = self._letters_places(spec)
             letters.update(map(place_of_sink, own))
             for sink in spec.sinks.values():
-                found.setdefault(place_of_sink(sink), (spec.agent_id, own[0]))
+                found.setdefault(place_of_sink(sink), (spec.agent_id, own[0], spec.calls.on_error != "fail"))
         return None if place in letters else found.get(place)
 
     def _letters_places(self, spec: AgentSpec) -> list[str | Sink]:
