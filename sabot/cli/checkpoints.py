@@ -86,6 +86,7 @@ def show(app: AppWord, checkpoint_id: Id = None, state: State = None, json: Json
             "checkpoint": manifest.checkpoint_id,
             "written": moment(manifest.created_ms),
             **_program(manifest),
+            **_journal(manifest),
             "generation": manifest.generation,
             "incarnation": manifest.incarnation,
             "files": f"{len(manifest.contents)}, {bytes_words(manifest.nbytes)}",
@@ -231,6 +232,16 @@ def _line(record: CheckpointRecord) -> list[object]:
 
 def _program(manifest: Manifest) -> dict[str, str]:
     return {name: str(manifest.describe.get(name, "")) for name in ("app", "version", "sabot")}
+
+
+def _journal(manifest: Manifest) -> dict[str, str]:
+    """Returns which journal the jobs in a checkpoint go on with, and up to where it must reach; {} if there are none."""
+    for stored in manifest.tasks.values():
+        if (facts := stored.meta.get("journal")) is not None:
+            reached = ", ".join(f"{offset:,}" for _, offset in facts["positions"])
+            where = facts.get("where", "")  # not in checkpoints of older versions
+            return {"journal": f"{where} {facts['identity']}, up to entry {reached}".lstrip()}
+    return {}
 
 
 def _table(what: str, titles: list[str], rows: Iterable[list[object]]) -> None:

@@ -295,6 +295,7 @@ class JobLog:
         """Returns the facts about the journal that a checkpoint stores:
 
         - `identity`: the id of this journal, by which a restore recognizes it.
+        - `where`: its name for people, who look for the journal of a savepoint.
         - `positions`: pairs of a partition and the offset behind its last entry.
         - `unapplied`: jobs that had ended before the app started, and that this run of the app has not replayed yet.
           Their output and their changes of the state are not in the checkpoint, because only the replay makes them. A
@@ -303,6 +304,7 @@ class JobLog:
         """
         return {
             "identity": self.journal.identity,
+            "where": str(self.journal.where),
             "positions": [[*place] for place in sorted(self._ends.items())],
             "unapplied": [[job_id, *position] for job_id, position in sorted(self.unapplied.items())],
         }

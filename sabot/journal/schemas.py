@@ -2,6 +2,7 @@
 is missing, and makes connections to it.
 """
 
+import logging
 import secrets
 import threading
 import uuid
@@ -18,6 +19,8 @@ from sabot.errors import CorruptJournal, LetterRefused, TransientError, UserErro
 from sabot.journal.entry_counts import COUNTED, begin_to_count, make_tables
 from sabot.journal.history_tables import KEPT, make_history
 from sabot.steps import step
+
+_log = logging.getLogger(__name__)
 
 _FORMAT = KEPT
 _HISTORY_TYPES = {"whole": "bigint", "text": 'text COLLATE "C"', "blob": "bytea"}
@@ -206,6 +209,10 @@ class JournalSchema:
             if int(form) < KEPT:
                 make_history(Statements(connection), **_HISTORY_TYPES)
                 connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(KEPT),))
+                _log.warning(
+                    "%s has format %s and is migrated to %d, which earlier versions of Sabot do not read",
+                    *(self.where, form, KEPT),
+                )
 
 
 class TablesPlace(Protocol):

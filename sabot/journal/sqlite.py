@@ -11,6 +11,7 @@ table `meta` counts the owners. Each commit of entries checks that `epoch` has n
 lock file of an owner and another owner begins, the first one notices it and writes nothing.
 """
 
+import glob
 import logging
 import os
 import secrets
@@ -18,7 +19,7 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from sabot.base.claims import FileClaim
@@ -49,6 +50,7 @@ from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter
 from sabot.steps import step
 
 DATABASE = "journal.db"
+_COPY = f"{DATABASE}.format-"  # and the number of the format
 _LOCK = "LOCK"
 _OF_FILES = {".db", ".db3", ".sqlite", ".sqlite3"}
 
@@ -150,6 +152,32 @@ def _made(folder: Path) -> Path:
     return database
 
 
+def _keep_copy(connection: sqlite3.Connection, database: Path, form: int) -> None:
+    """Copies a journal of an older format before it is migrated: the Sabot that wrote it does not read it afterwards.
+    Overwrites the copy of a migration that did not end.
+    """
+    copy, unfinished = database.with_name(f"{_COPY}{form}"), database.with_name(f"{DATABASE}.new-copy")
+    unfinished.unlink(missing_ok=True)
+    with step("journal", f"{database}: copied"):
+        with open(unfinished, "xb", opener=private):
+            pass
+        with closing(sqlite3.connect(unfinished)) as target:
+            connection.backup(target)
+            target.execute("PRAGMA journal_mode = DELETE")  # all of it is in one file
+        sync(unfinished)
+        unfinished.rename(copy)
+        sync(database.parent)
+    _log.warning(
+        "%s has format %d and is migrated to %d, which earlier versions of Sabot do not read; it is kept as it was in %s "
+        "until the next savepoint",
+        *(database, form, KEPT, copy),
+    )
+
+
+def _copies(database: Path) -> list[Path]:
+    return sorted(database.parent.glob(f"{glob.escape(_COPY)}[0-9]*"))
+
+
 def _remove(folder: Path) -> None:
     """Removes the journal in a folder. Removes the write-ahead log first. If a crash left the log without its
     database, the next start of the app would be refused.
@@ -157,6 +185,8 @@ def _remove(folder: Path) -> None:
     with explained(f"journal {folder}"), step("journal", f"{folder}: removed"):
         for name in (f"{DATABASE}-wal", f"{DATABASE}-shm", DATABASE):
             (folder / name).unlink(missing_ok=True)
+        for copy in _copies(folder / DATABASE):
+            copy.unlink(missing_ok=True)
         sync(folder)
 
 
@@ -216,6 +246,8 @@ class SqliteJournal(SqliteReader, SqlJournal):
                         f"the file system of {folder} has no shared memory for a write-ahead log",
                         hint="give a directory on a local disk",
                     )
+                if facts["format"] < KEPT:
+                    _keep_copy(self._writing, database, facts["format"])
                 with transaction(self._writing):
                     self._epoch = int(facts["epoch"]) + 1
                     self._writing.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (self._epoch,))
@@ -250,6 +282,19 @@ class SqliteJournal(SqliteReader, SqlJournal):
         self._watching.close()
         super().close()
         self._writing.close()  # closed last, which moves the log into the database
+
+    def drop_copies(self, before_ms: int) -> None:
+        """Removes the copies of this journal from before migrations that a savepoint has followed. Blocks.
+
+        `before_ms`: when the newest savepoint was made, in milliseconds since 1970.
+        """
+        for copy in _copies(self.database):
+            try:
+                if copy.stat().st_mtime * 1000 < before_ms:
+                    copy.unlink()
+                    _log.info("%s is removed: a savepoint has been made since the migration", copy)
+            except OSError as error:
+                _log.warning("%s cannot be removed: %s", copy, error.strerror or error)
 
     def abandon(self) -> None:
         if self._closed:

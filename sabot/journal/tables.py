@@ -164,7 +164,8 @@ def facts_of(connection: sqlite3.Connection, where: object) -> dict[str, Any]:
     if not 1 <= form <= _FORMAT:
         raise UserError(
             f"{where} has format {form}, and this Sabot knows {_FORMAT}",
-            hint="a newer Sabot has written it: start with that one",
+            hint=f"a newer Sabot has written it: start with that one; or, to go back to a savepoint from before its migration, "
+            f"put the copy {where}.format-N, if it is there, in its place: effects since then may be made again",
         )
     facts = {**dict(connection.execute("SELECT name, value FROM meta")), "format": form}
     if not {"identity", "key", "epoch"} <= facts.keys():

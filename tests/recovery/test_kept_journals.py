@@ -5,7 +5,11 @@ apps, `kept/make_journals.py` says what the files hold.
 
 import asyncio
 import json
+import shutil
+import sqlite3
+import stat
 import tarfile
+from contextlib import closing
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -37,7 +41,9 @@ from sabot.journal import JournalReader
 from sabot.journal.effects import digest
 from sabot.journal.ended_jobs import EndedQuery
 from sabot.journal.entries import Attempt, EffectResult, Intent, decode_entry, encode_entry
+from sabot.journal.history_tables import KEPT
 from sabot.journal.opening import open_journal, open_reader
+from sabot.journal.sqlite import SqliteJournal, SqliteReader
 from sabot.testing import ManualClock
 from tools.agent_tools import read_lines, started, until
 
@@ -256,3 +262,53 @@ SAID: dict[str, Any] = {
     "kept.tries/n=1": ["refunded 1 of a second try", 2],
     "kept.tries/n=2": "ValueError",
 }
+
+
+async def test_a_journal_is_kept_as_it_was_before_its_migration_until_a_savepoint_follows(
+    tmp_path: Path, memory_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was migrated in place without a word, so that the way back to the earlier version, which a savepoint promises,
+    ended with "a newer Sabot has written it".
+    """
+    folder = unpacked("sqlite", tmp_path) / "state" / "journal"
+    before = words_of(SqliteReader(folder))
+    journal = SqliteJournal(folder)
+    journal.close()
+    copy = folder / "journal.db.format-1"
+    assert f"journal.db has format 1 and is migrated to {KEPT}" in caplog.text
+    assert f"kept as it was in {copy} until the next savepoint" in caplog.text
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    back = tmp_path / "back"
+    back.mkdir(mode=0o700)
+    shutil.copy(copy, back / "journal.db")
+    with closing(sqlite3.connect(back / "journal.db")) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (1,)
+    reader = SqliteReader(back)
+    assert words_of(reader) == before
+    reader.close()
+    caplog.clear()
+    SqliteJournal(folder).close()  # migrated once
+    assert "migrated" not in caplog.text
+
+    app = App("later", memory_url, state=tmp_path / "later", restart="none", checkpoint_interval="1h")
+
+    @app.agent("orders", durable=True)
+    async def work(ctx: Any) -> None:
+        await ctx.step(lambda: None)
+
+    there = tmp_path / "later" / "journal" / "journal.db.format-1"
+    async with started(app):
+        shutil.copy(copy, there)
+        for _ in range(4):
+            await app.agent_runtime.trigger_checkpoint()
+        assert there.exists()
+        storage = app.agent_runtime.checkpoint_coordinator.storage
+        assert storage is not None
+        manifest = storage.latest()
+        assert manifest is not None
+        (facts,) = [task.meta["journal"] for task in manifest.tasks.values() if "journal" in task.meta]
+        assert str(tmp_path / "later" / "journal") in facts["where"]  # so a savepoint names its journal
+        storage.copy_to(manifest, tmp_path / "savepoint")
+        for _ in range(4):
+            await app.agent_runtime.trigger_checkpoint()
+        await until(lambda: not there.exists(), "a savepoint that follows lets the copy go")

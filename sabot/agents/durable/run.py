@@ -34,6 +34,7 @@ from sabot.journal import Journal, JournalReader, open_journal
 from sabot.journal.base import check_place
 from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.journal.source import held_for
+from sabot.journal.sqlite import SqliteJournal
 from sabot.operators.agents.operator import AgentOperator
 from sabot.runtime.facts import stored_journal
 from sabot.runtime.restore import positions_in
@@ -349,10 +350,12 @@ class DurableJobs:
         except SabotError as error:
             _log.warning("the journal is not trimmed, because the notes of savepoints cannot be read: %s", error)
             return None
+        notes = [note for note in notes if note.journal["identity"] == self.journal.identity]
+        if notes and isinstance(self.journal, SqliteJournal):
+            self.journal.drop_copies(max(note.made_ms for note in notes))
         for note in notes:
-            if note.journal["identity"] == self.journal.identity:
-                for partition, offset in _needed(note.journal).items():
-                    needed[partition] = min(offset, needed.get(partition, offset))
+            for partition, offset in _needed(note.journal).items():
+                needed[partition] = min(offset, needed.get(partition, offset))
         return needed
 
     def leave(self) -> None:
