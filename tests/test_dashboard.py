@@ -6,6 +6,7 @@ from itertools import combinations
 from typing import Any
 
 import pytest
+import yaml
 
 from sabot.base.metrics import _KINDS
 from tools.promql import Read, reads
@@ -116,3 +117,25 @@ def test_the_parser_says_what_an_expression_reads() -> None:
     assert read.inside == ["[5m]", "rate", "sum", "histogram_quantile"]
     assert read.left == {"operator", "le"}
     assert [each.metric for each in reads("60 * (a - b) / sum(c) by (d)")] == ["a", "b", "c"]
+
+
+# --- the alerts
+
+
+RULES = yaml.safe_load((PROJECT / "docs" / "deploy" / "alerts.yaml").read_text())["groups"][0]["rules"]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_an_alert_reads_metrics_that_there_are_and_says_what_they_have(rule: dict[str, Any]) -> None:
+    expression, _, limit = re.fullmatch(r"(.+) (==|>) (\d+)", rule["expr"]).groups()  # type: ignore[union-attr]
+    shown = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
+    for read in reads(expression):
+        if read.metric == "up":  # Prometheus' own
+            assert shown == {"instance"}
+            continue
+        name, kind, labels = kind_of(read)
+        assert read.labels <= labels, name
+        assert ("increase" in read.inside) == (kind == "counter")
+        assert shown == read.left
+    assert int(limit) >= 0
+    assert rule["labels"]["severity"] in ("critical", "warning")
