@@ -846,13 +846,15 @@ class KeyedStream(Shown, StreamKind):
         """Groups the rows of each key by windows of event time, of processing time, or of a count.
 
         - `allowed_lateness`: how long a window still accepts rows after its end, in event time. Each such row emits
-          the whole result of the window again.
+          the whole result of the window again. It is not possible for sessions: such a row may begin a session
+          earlier or join two, and the results that it replaces would stay in a table.
         - `emit_every`: the interval of event time after which an open window emits an early result; None for no early
           results. It is not possible for sessions and counts.
         - `late`: a topic, Sink or list for rows that arrive even later; "{topic}.dlq" makes them dead letters of
           their source. With None they are dropped. Late rows are counted in any case.
 
-        Raises UserError for `allowed_lateness` or `late` with processing time and with windows by count.
+        Raises UserError for `allowed_lateness` or `late` with processing time and with windows by count, and for
+        `allowed_lateness` with sessions.
         """
         if not isinstance(window, Window):
             raise UserError(
@@ -866,9 +868,15 @@ class KeyedStream(Shown, StreamKind):
         every = None if emit_every is None else whole_ms(emit_every, "emit_every")
         if every is not None and isinstance(window, SessionWindow | CountWindow):
             raise UserError("emit_every: sessions and windows by count have no early results", hint="leave it out")
-        return WindowedStream(
-            self._steps, self._keys, window, whole_ms(allowed_lateness, "allowed_lateness"), every, sink
-        )
+        lateness = whole_ms(allowed_lateness, "allowed_lateness")
+        if lateness and isinstance(window, SessionWindow):
+            raise UserError(
+                "allowed_lateness: a late row may begin a session earlier, or join two, and the results that it replaces"
+                " would stay: its rows would count twice",
+                hint="give the stream more lateness=: its sessions then wait for late rows; late= keeps those that come"
+                " even later",
+            )
+        return WindowedStream(self._steps, self._keys, window, lateness, every, sink)
 
     @overload  # for a dict of aggregates: without it, mypy takes the dict for one that may have a value for ttl
     def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate | Expr) -> "Stream": ...

@@ -40,7 +40,8 @@ class SessionAggregate(StatefulOperator):
 
     A session is emitted when the watermark reaches its end, and its state is kept for `allowed_lateness_ms` after
     that. If a row changes it in this time, the next watermark emits it again; the results of sessions that were
-    merged into it are not taken back. A row is late if it belongs to no session with state, and the session that it
+    merged into it are not taken back. So streams take no such lateness, and it is here for the state of programs of
+    earlier versions that did. A row is late if it belongs to no session with state, and the session that it
     would begin is over, lateness included. It is then emitted to the branch "late", without TIME_COLUMN.
     """
 

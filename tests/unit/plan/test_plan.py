@@ -284,6 +284,7 @@ def test_the_graph_is_mermaid(app, orders):
         (lambda s: s.key_by("account", account="id"), "two columns are called 'account'"),
         (lambda s: s.key_by("account").window("1m"), "is not a window"),
         (lambda s: s.key_by("account").window(session("1m"), emit_every="1s"), "no early results"),
+        (lambda s: s.key_by("account").window(session("1m"), allowed_lateness="1s"), "would count twice"),
         (lambda s: s.key_by("account").window(tumbling("1m")).aggregate(), "at least one"),
         (
             lambda s: s.key_by("account").window(tumbling("1m")).aggregate(account=sabot.count()),

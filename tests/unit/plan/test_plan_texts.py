@@ -276,6 +276,7 @@ REFUSED: dict[str, Any] = {
     "aggregate of changes": lambda s: s.table.aggregate(t=sabot.sum("y")),
     "window of changes": lambda s: s.table.window(tumbling("1m")).aggregate(n=sabot.count()),
     "window of no window": lambda s: s.by.window("1m"),
+    "window of sessions, allowed_lateness": lambda s: s.by.window(session("1m"), allowed_lateness="1s"),
     "window of sessions, early": lambda s: s.by.window(session("1m"), emit_every="1s"),
     "window with the name of a key": lambda s: s.by.window(tumbling("1m")).aggregate(k=sabot.count()),
     "group with the name of a key": lambda s: s.rows.group_by("k").aggregate(k=sabot.count()),
