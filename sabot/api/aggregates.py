@@ -27,7 +27,7 @@ class UserAggregate(ABC):
 
     Rows arrive in batches, and the result must not depend on where one batch ends and the next one begins. The engine
     may merge the states of several sets of rows in any grouping, but the first argument of `merge` always has the
-    earlier rows.
+    earlier rows: rows are in the order of arrival.
     """
 
     type: pa.DataType
@@ -61,7 +61,8 @@ class UserAggregate(ABC):
 @dataclass(frozen=True, eq=False)
 class _OverColumns:
     """An adapter of a UserAggregate for the engine. It accepts the rows also as a struct array, whose fields are the
-    columns that the UserAggregate gets as a RecordBatch.
+    columns that the UserAggregate gets as a RecordBatch. `wants_time`: True if the rows should have their event time as
+    a last column.
     """
 
     of: UserAggregate
@@ -73,6 +74,10 @@ class _OverColumns:
     @property
     def name(self) -> str:
         return str(getattr(self.of, "name", type(self.of).__qualname__))
+
+    @property
+    def wants_time(self) -> bool:
+        return bool(getattr(self.of, "wants_time", False))
 
     def init(self) -> Any:
         return self.of.init()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,13 +17,21 @@ from sabot.api.aggregates import Aggregate, UserAggregate, aggregate_with
 from sabot.api.arguments import Schema, function_of, schema_of
 from sabot.api.expr import Expr
 from sabot.api.words import hint_of_arrow, name_of, not_arrow
+from sabot.codecs.engine_columns import TIME_COLUMN
 from sabot.errors import DataError, UserError
+
+_BEFORE = -(2**63)  # the time of rows without one: they come before all others
 
 
 class _GroupRows(UserAggregate):
     """An aggregate whose state is all rows of the group. `finished`: a function that is called with all these rows,
-    in order of arrival, and returns the value of the aggregate.
+    in order of event time, then of arrival, and returns the value of the aggregate.
+
+    Rows have their event time as a last column, `TIME_COLUMN`, if their step goes by it. The rows of checkpoints of earlier
+    versions lack it: they come first, in order of arrival.
     """
+
+    wants_time = True  # `operators.aggregates.user` adds the column
 
     def __init__(self, name: str, type: pa.DataType, finished: Callable[[pa.RecordBatch], Any]) -> None:
         self.name = name
@@ -46,7 +55,7 @@ class _GroupRows(UserAggregate):
     def finish(self, state: list[bytes]) -> Any:
         if not state:
             return None
-        rows = _one([batch for piece in state for batch in _unpacked(piece)])
+        rows = _by_time(_one([batch for piece in state for batch in _unpacked(piece)]))
         try:
             return self._finished(rows)
         except UserError:
@@ -159,4 +168,22 @@ def _unpacked(piece: bytes) -> list[pa.RecordBatch]:
 
 
 def _one(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+    if len(batches) == 1:
+        return batches[0]
+    if any(TIME_COLUMN in batch.schema.names for batch in batches):
+        batches = [
+            batch
+            if TIME_COLUMN in batch.schema.names
+            else batch.append_column(TIME_COLUMN, pa.nulls(batch.num_rows, pa.int64()))
+            for batch in batches
+        ]
+    return pa.concat_batches(batches)
+
+
+def _by_time(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Returns the rows in order of event time, without the column of it."""
+    if TIME_COLUMN not in rows.schema.names:
+        return rows
+    times = pc.fill_null(rows.column(TIME_COLUMN), _BEFORE).to_numpy()
+    rows = rows.drop_columns([TIME_COLUMN])
+    return rows if (times[1:] >= times[:-1]).all() else rows.take(pa.array(np.argsort(times, kind="stable")))

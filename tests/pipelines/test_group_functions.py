@@ -105,6 +105,45 @@ def test_results_of_apply_have_event_time_and_none_is_no_row() -> None:
     assert table["n"].to_pylist() == [200]
 
 
+@sabot.aggregate(pa.list_(pa.int64()))
+def numbers(values: Any) -> Any:
+    return values
+
+
+@pytest.mark.parametrize("window", [tumbling("1m"), sabot.hopping("1m", "20s"), session("10s")], ids=str)
+def test_functions_over_groups_see_rows_in_the_order_of_first_last_and_collect_list(window: Any) -> None:
+    times = [9_000, 2_000, 5_000, 2_000, 12_000, 2_000, 7_000, 5_000]  # of equal times the first to arrive comes first
+    for cuts in ([8], [1] * 8, [3, 5]):
+        rows = iter({"k": "a", "x": n, "ts": time} for n, time in enumerate(times))
+        source = ScriptedSource([*([next(rows) for _ in range(size)] for size in cuts), END])
+        stream = App("order").stream(source, time="ts", lateness="1m", schema={**SCHEMA, "x": "int64"})
+        windows = stream.key_by("k").window(window)
+        found = windows.aggregate(
+            ours=numbers("x"), list=sabot.collect_list("x"), first=sabot.first("x"), last=sabot.last("x")
+        ).collect()
+        for row in found.to_pylist():
+            inside = [n for n, time in enumerate(times) if row["window_start"].timestamp() * 1000 <= time]
+            inside = [n for n in inside if times[n] < row["window_end"].timestamp() * 1000]
+            wanted = sorted(inside, key=lambda n: times[n])
+            assert row["ours"] == row["list"] == wanted
+            assert (row["first"], row["last"]) == (wanted[0], wanted[-1])
+
+
+def test_apply_gets_rows_in_the_order_of_event_time() -> None:
+    rows = [{"k": "a", "x": n, "ts": time} for n, time in enumerate([30, 10, 20, 10])]
+    stream = App("order").stream(rows, time="ts", schema={**SCHEMA, "x": "int64"}).key_by("k").window(tumbling("1m"))
+    assert stream.apply(lambda table: table, schema={"x": "int64"}).collect()["x"].to_pylist() == [1, 3, 2, 0]
+
+
+def test_rows_of_groups_that_were_kept_without_their_time_come_first() -> None:
+    function = numbers("x").function
+    before = pa.record_batch({"x": [3, 1]})  # as in checkpoints of versions that kept rows in the order of arrival
+    after = pa.record_batch({"x": [9, 8], "__time": pa.array([20, 10])})
+    state = function.accumulate(function.accumulate(function.init(), before), after)
+    assert function.finish(state).to_pylist() == [3, 1, 8, 9]
+    assert function.finish(function.accumulate(function.init(), before)).to_pylist() == [3, 1]
+
+
 def test_what_apply_cannot_do_is_said() -> None:
     stream = windows()
     with pytest.raises(UserError, match="apply: 'k' is the name of another column"):

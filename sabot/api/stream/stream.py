@@ -1191,8 +1191,8 @@ class WindowedStream(Shown, StreamKind):
         return self._steps.then(node)
 
     def apply(self, function: Callable[[pa.Table], Any], *, schema: Schema) -> "Stream":
-        """Calls `function(rows: pa.Table)` with all rows of each key and window, in order of arrival. It returns
-        Arrow data, such as a pa.Table or a data frame of polars or pandas, or None for no rows.
+        """Calls `function(rows: pa.Table)` with all rows of each key and window, in order of event time; rows of equal
+        times are in order of arrival. It returns Arrow data, such as a pa.Table or a data frame of polars or pandas, or None for no rows.
 
         `schema`: the columns of the result. The emitted rows have the keys, `window_start` and `window_end` before
         them. All rows of the open windows are kept as state: prefer `aggregate`. Raises UserError if the columns of

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot.base.arrays import column_of
+from sabot.codecs.engine_columns import TIME_COLUMN
 from sabot.errors import UserError, short_repr
 from sabot.operators.aggregates.gather import Array, Gather, GatheredValues
 from sabot.state.values import unfit
@@ -63,6 +64,9 @@ class UserStates(GatheredValues):
         rows = pa.array(order) if selection is None else selection.take(pa.array(order))
         among = data.select(list(range(gather.width))) if gather.argument < 0 else data.column(gather.argument)
         values = among.take(rows)
+        if gather.order >= 0 and getattr(self._function, "wants_time", False):
+            times = data.column(gather.order).take(rows)
+            values = pa.RecordBatch.from_arrays([*values.flatten(), times], [*values.type.names, TIME_COLUMN])
         starts = np.flatnonzero(np.diff(numbers, prepend=-1))
         for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
             slot = int(numbers[start])
