@@ -56,6 +56,7 @@ class LateRows:
         self._context, self._step, self._hidden = context, step[:STEP_LENGTH], list(hidden)
         self._rows, self._letters = context.branches.get(branch), context.branches.get(branch + LETTERS)
         self._told, self._told_at, self._most_ms = 0, -_EVERY_S, 0
+        self._partly = 0  # the late rows that missed only some of their windows
         self._greatest_ms = 0
         self._by_lateness = np.zeros(64 * _STEPS, np.int64)  # late rows by the logarithm of their lateness
         self._all = 0  # the rows so far, late or not
@@ -75,12 +76,15 @@ class LateRows:
             self._letters(Batch(self._letters_of(batch, rows, times.tolist(), watermark_ms), None, batch.topic))
         self.note(times, watermark_ms)
 
-    def note(self, times: Any, watermark_ms: int, rows: Any = None) -> None:
+    def note(self, times: Any, watermark_ms: int, rows: Any = None, *, partly: bool = False) -> None:
         """Counts late rows without sending them to a branch. `times`: their event times in ms (numpy). `rows`: the
-        number of rows that each entry of `times` stands for (numpy), or None for one.
+        number of rows that each entry of `times` stands for (numpy), or None for one. `partly`: True if they have
+        missed only some of their windows.
         """
         late_ms = np.maximum(watermark_ms - times, 1)
-        self.count += len(times) if rows is None else int(rows.sum())
+        count = len(times) if rows is None else int(rows.sum())
+        self.count += count
+        self._partly += count if partly else 0
         self._most_ms = max(self._most_ms, int(late_ms.max()))
         self._greatest_ms = max(self._greatest_ms, self._most_ms)
         steps = np.minimum((np.log2(late_ms) * _STEPS).astype(np.int64), len(self._by_lateness) - 1)
@@ -96,6 +100,7 @@ class LateRows:
             lateness = facts.get("lateness")  # earlier versions stored the number alone
             if lateness is not None:
                 self._all += lateness["rows"]
+                self._partly += lateness.get("partly", 0)
                 self._greatest_ms = max(self._greatest_ms, lateness["most_ms"])
                 np.add.at(self._by_lateness, np.array(lateness["steps"], np.int64), lateness["late"])
         self._told = self.count
@@ -105,6 +110,8 @@ class LateRows:
         steps = np.flatnonzero(self._by_lateness)
         late = self._by_lateness[steps].tolist()
         lateness = {"rows": self._all, "most_ms": self._greatest_ms, "steps": steps.tolist(), "late": late}
+        if self._partly:
+            lateness["partly"] = self._partly
         return {"late_rows": self.count, "lateness": lateness}
 
     def statistics(self) -> dict[str, Any]:
@@ -141,9 +148,15 @@ class LateRows:
                 span_text(most),
                 self._nearly_all(),
             ),
-            "go where late= says" if taken else self._fate,
+            self._what_becomes_of_them("go where late= says" if taken else self._fate),
         )
         self._told, self._told_at, self._most_ms = self.count, now, 0
+
+    def _what_becomes_of_them(self, fate: str) -> str:
+        missed = "missed only some of their windows, and count in the others"
+        if not self._partly:
+            return fate
+        return missed if self._partly == self.count else f"{fate}; {self._partly} of them {missed}"
 
     def _nearly_all(self) -> str:
         """Returns the lateness with which 99.9 % of all rows so far would have been in time, as a part of a sentence."""

@@ -65,7 +65,11 @@ class WindowJoin(TimedJoin):
         if not self._keeps_unmatched[side.name]:
             rows = side.with_keys(rows)[0]
         if len(rows):
-            _, panes = self._shape.split(rows.data.column(side.time), rows.selection)
+            times = rows.data.column(side.time)
+            _, panes = self._shape.split(times, rows.selection)
+            for _, some in self._shape.partly_over(panes, self.watermark):
+                late = times if some is None else times.take(some)
+                self.late[side.name].note(late.to_numpy(), self.watermark, partly=True)
             self._add_panes([pane for pane, _ in panes])
             side.insert(rows)
 

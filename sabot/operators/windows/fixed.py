@@ -143,6 +143,8 @@ class WindowAggregate(StatefulOperator):
         self._late.came(self._rows_of(batch))
         if late is not None:
             self._reject_late(batch, late)
+        for _, rows in self._shape.partly_over(panes, self._watermark - self._lateness):
+            self._late.note(*self._late_of(data, rows), partly=True)
         if sparse is not None and (few is not None or sparse.starts):
             panes = self._add_sparse(sparse, data, few, panes)
         with self._open_rows.changing:
@@ -222,10 +224,17 @@ class WindowAggregate(StatefulOperator):
 
     def _reject_late(self, batch: Batch, late: pa.Int32Array) -> None:
         if self._partial:
-            panes, rows = (batch.data.column(name).take(late).to_numpy() for name in (PANE_COLUMN, ROWS_COLUMN))
-            self._late.note(panes, self._watermark, rows)
-            return
-        self._late.reject(batch, late, self._watermark)
+            self._late.note(*self._late_of(batch.data, late))
+        else:
+            self._late.reject(batch, late, self._watermark)
+
+    def _late_of(self, data: pa.RecordBatch, rows: pa.Int32Array | None) -> tuple[Any, int, Any]:
+        """Returns the times of late rows, the watermark, and how many rows of the input each of them stands for."""
+        some = data if rows is None else data.select([PANE_COLUMN, ROWS_COLUMN] if self._partial else [self._time])
+        some = some if rows is None else some.take(rows)
+        if self._partial:
+            return some.column(PANE_COLUMN).to_numpy(), self._watermark, some.column(ROWS_COLUMN).to_numpy()
+        return some.column(TIME_COLUMN).to_numpy(), self._watermark, None
 
     def advance(self, watermark_ms: int) -> None:
         before = self._watermark

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -149,6 +150,14 @@ class WindowShape:
                 end = self.pane_end(end)
             else:
                 end = self.pane_end(panes[at])
+
+    def partly_over(self, panes: RowsOfPanes, watermark: int) -> RowsOfPanes:
+        """Returns those panes of which the first window, but not each window, is over at this watermark. `panes`: panes
+        whose rows are not late, by ascending starts.
+        """
+        if self.is_one_pane:
+            return []
+        return list(takewhile(lambda pane: pane[0] < watermark and self.pane_end(pane[0]) <= watermark, panes))
 
     def reopened_ends(self, panes: Iterable[int], watermark: int, lateness: int) -> list[int]:
         """Returns, ascending, the ends of windows that contain one of these panes, are over at this watermark, and

@@ -114,6 +114,8 @@ class WindowTopN(RankedOperator):
         self._late.came(batch.num_rows)
         if late is not None:
             self._late.reject(batch, late, self._watermark)
+        for _, rows in shape.partly_over(panes, self._watermark - self._lateness):
+            self._late.note((times if rows is None else times.take(rows)).to_numpy(), self._watermark, partly=True)
         with self._kept_rows.changing:
             for start, rows in panes:
                 self._spilled.fetch(start, data, self.key_indices, hashes, rows)

@@ -5,6 +5,7 @@ is stopped and started again with another number of them.
 """
 
 import json
+import logging
 import random
 from collections import defaultdict
 from collections.abc import Iterator
@@ -365,13 +366,36 @@ def test_late_rows_are_counted_and_go_to_the_side_without_their_time():
     assert subtasks.parts[0].statistics()["late_rows"] == 3
 
 
-def test_a_row_of_a_hopping_window_is_late_only_when_its_last_window_is_over():
+def test_a_row_of_a_hopping_window_is_out_only_when_its_last_window_is_over(caplog):
     subtasks = Subtasks(None, hopping("30ms", "10ms"), ["account"], COUNT)
     subtasks.advance(20)
-    subtasks.process(batch_of([5, -5, -15]))  # in windows to 10, 20, 30; to 0, 10, 20; to -10, 0, 10
+    subtasks.process(batch_of([5, -5, -15, 12]))  # in windows to 10, 20, 30; to 0, 10, 20; to -10, 0, 10; to 20, 30, 40
     subtasks.advance(END_OF_TIME)
-    assert spans(subtasks) == [(0, 30, "a", 1)]
-    assert subtasks.parts[0].statistics()["late_rows"] == 2
+    assert spans(subtasks) == [(0, 30, "a", 2), (10, 40, "a", 1)]
+    assert [each.column("account").to_pylist() for each in subtasks.late] == [["a", "a"]]
+    with caplog.at_level(logging.INFO, logger="sabot"):
+        subtasks.parts[0].close()
+    assert subtasks.parts[0].statistics()["late_rows"] == 4
+    assert "; 2 of them missed only some of their windows, and count in the others" in caplog.text
+
+
+@pytest.mark.parametrize("window", [hopping("30ms", "10ms"), cumulative("30ms", "10ms")], ids=["hopping", "cumulative"])
+@pytest.mark.parametrize("lateness", [0, 10])
+def test_rows_that_are_late_for_some_of_their_windows_are_counted_in_one_phase_and_in_two(window, lateness, caplog):
+    for two in (False, True):
+        final = WindowAggregate(window, [], COUNT, allowed_lateness_ms=lateness, partial=two)
+        final.emit = lambda batch: None
+        first = LocalCombine(window, [], COUNT) if two else final
+        rows_in = first.open(OperatorContext(SCHEMA)) if two else SCHEMA
+        if two:
+            first.emit = final.process
+        final.open(OperatorContext(rows_in))
+        final.advance(20 + lateness)
+        first.process(Batch(batch_of([1, 2, 15, 21, 25])))  # windows that end at 10 and 20 are over, lateness and all
+        assert final.statistics()["late_rows"] == 3
+        with caplog.at_level(logging.WARNING, logger="sabot"):
+            final.close()
+        assert caplog.messages.pop().endswith(": they missed only some of their windows, and count in the others")
 
 
 def test_a_row_within_the_allowed_lateness_brings_its_window_again(tmp_path):
@@ -410,8 +434,9 @@ class Model:
     def process(self, times: list[int], accounts: list[str]) -> None:
         for time, account in zip(times, accounts, strict=True):
             spans = list(windows_of(time, self.window, self.step))
-            if all(end + self.lateness <= self.watermark for _, end in spans):
-                self.late += 1
+            over = [end + self.lateness <= self.watermark for _, end in spans]
+            self.late += any(over)
+            if all(over):
                 continue
             for start, end in spans:
                 self.counts[start, end, account] += 1
