@@ -119,6 +119,7 @@ class HasStreams(Owner):
         key: str | Sequence[str],
         schema: Schema | None = None,
         format: str | Format = "json",
+        key_format: str | Format | None = None,
         time: str | Expr | None = None,
         time_unit: TimeUnit | None = None,
         time_format: str | None = None,
@@ -156,6 +157,8 @@ class HasStreams(Owner):
         - `schema`: the columns of the table.
         - `format`: the format of the payloads, as in `stream`, if each payload is a row; or "debezium", if each payload is an envelope
           with the row before and after a change (docs/changes.md describes the setup of the connector).
+        - `key_format`: the format of the keys of records, if it is not the usual one (text as it is, all else JSON): any format of
+          payloads, such as `Avro(registry=…)`. Keys beside payloads in Avro with a registry may have an id of it without this.
         - `fields`: other parts of the record that become columns of its row, as in `stream`.
         - `first`: True makes joins with this table wait until the rows that exist at the start are read. By default `lookup` and
           `join_asof` wait, and other joins do not.
@@ -167,7 +170,7 @@ class HasStreams(Owner):
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
         options |= {"time_unit": time_unit, "time_format": time_format, "on_error": on_error, "fields": fields}
         options |= {"first": first, "until": until, "time_zone": time_zone}
-        read, table = table_node(self._taken(source, schema), key, format, **options)
+        read, table = table_node(self._taken(source, schema), key, format, key_format, **options)
         self.begun_streams.append(read)
         return Stream(self, table)
 

@@ -1,16 +1,21 @@
 """The format of records whose keys have a format too, as in Flink's tables on topics."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from sabot._cython.text.json import BadRow
+from sabot.codecs.avro import AvroCodec, avro_schema
 from sabot.codecs.base import Codec, Encoder, EncodesKeys, Format, LostFloats
-from sabot.codecs.keys import CodecKeys, Found, JsonKeys, TextKeys
+from sabot.codecs.keys import CodecKeys, Found, FramedKeys, JsonKeys, TextKeys, keys_of_schema
 from sabot.codecs.records import RECORD_SCHEMA
+from sabot.codecs.schemas import Avro, Protobuf, SchemaRegistry
+
+_KEY = "key"  # the name of the record in which keys in Avro are read
 
 
 class KeyRows(Protocol):
@@ -37,6 +42,16 @@ class KeyAndValue(Format):
     fields: tuple[str, ...]
     prefix: str = ""
     in_value: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "own_columns", self.value.own_columns)
+
+    @property
+    def known_columns(self) -> pa.Schema | None:
+        return self.value.known_columns
+
+    def columns(self, topic: str) -> pa.Schema | None:
+        return self.value.columns(topic)
 
     @property
     def sample_rows(self) -> int:
@@ -65,11 +80,12 @@ class KeyAndValue(Format):
     def key_rows(self, schema: pa.Schema, wanted: Sequence[str]) -> KeyRows:
         """Returns a reader of these columns of the keys. `schema`: the columns of all fields, and maybe others."""
         plain = self._in_keys(schema, wanted)
-        if self.key.needs_schema:
+        if self.key.needs_schema or isinstance(self.key, Avro | Protobuf):
             fields = self._in_keys(schema, self.fields)  # in their order in the keys
-            return CodecKeys(
-                self.key.codec("the keys", fields, [each for each in plain.names if each in fields.names]), plain
-            )
+            names = [each for each in plain.names if each in fields.names]
+            if isinstance(self.key, Avro) and self.key.registry is not None and self.key.schema is None:
+                return _avro_keys(self.key.registry, fields, names, plain)
+            return CodecKeys(self.key.codec("the keys", fields, names), plain)
         text = len(plain) == 1 and plain.field(0).type in (pa.string(), pa.binary())
         return TextKeys(plain) if text and self.key.name != "json" else JsonKeys(plain, connect=False)
 
@@ -160,7 +176,35 @@ class _KeyedCodec:
 
 
 def key_rows_of(format: Format, schema: pa.Schema, keys: Sequence[str]) -> KeyRows | None:
-    """Returns the reader of the keys of records that a format brings, or None. `keys`: the columns of the key in `schema`."""
-    if not isinstance(format, KeyAndValue):
+    """Returns the reader of the keys of records that a format brings, or None. `keys`: the columns of the key in `schema`.
+
+    Beside payloads in Avro with a registry, keys that begin with the id of a schema are read by it, as Kafka Connect writes them.
+    """
+    if isinstance(format, KeyAndValue):
+        return format.key_rows(schema, keys)
+    if not isinstance(format, Avro) or format.registry is None:
         return None
-    return format.key_rows(schema, keys)
+    plain = pa.schema([schema.field(key) for key in keys])
+    return FramedKeys(_avro_keys(format.registry, plain, plain.names, plain), keys_of_schema(plain, connect=False))
+
+
+def as_key(format: Format) -> Format:
+    """Returns a format for the keys of records: its schema has the usual subject for keys, if it has the usual one for payloads."""
+    if isinstance(format, Avro | Protobuf) and format.subject == "{topic}-value":
+        return replace(format, subject="{topic}-key")
+    return format
+
+
+def _avro_keys(registry: SchemaRegistry, fields: pa.Schema, names: Sequence[str], plain: pa.Schema) -> CodecKeys:
+    """Returns a reader of keys whose columns are known: the schema with which they were written says how they are read."""
+
+    def schema_of(id: int) -> str:
+        written = json.loads(registry.schema_of(id, "AVRO"))
+        if not isinstance(written, dict) or not isinstance(written.get("name"), str):
+            return json.dumps(written)
+        space, _, _ = written["name"].rpartition(
+            "."
+        )  # a record is read by its own name only, and this one may have any
+        return json.dumps({**written, "name": f"{space}.{_KEY}" if space else _KEY})
+
+    return CodecKeys(AvroCodec(avro_schema(fields, _KEY), schema_of=schema_of, columns=names), plain)

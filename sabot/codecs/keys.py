@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sabot._cython.binary.wire import HEADER_BYTES
 from sabot._cython.text.json import BadRow, JsonDecoder
 from sabot._cython.text.records import bytes_list
 from sabot.codecs.base import Codec
@@ -28,7 +29,7 @@ class TextKeys:
         self._connect = JsonKeys(schema, connect=True)
 
     def read(self, keys: pa.Array) -> Found:
-        return _read_apart(keys, self._read, self._connect)
+        return _read_apart(keys, _in_connect(keys), self._connect.read, self._read)
 
     def _read(self, keys: pa.Array) -> Found:
         try:
@@ -59,7 +60,21 @@ class CodecKeys:
         data, refused = self._codec.decode(pa.RecordBatch.from_arrays([keys.drop_null()], names=["payload"]))
         columns, wrong = _spread(data, refused, there, len(keys))
         found = dict(zip(data.schema.names, columns, strict=True))
-        return [found.get(field.name, pa.nulls(len(keys), field.type)) for field in self._schema], wrong
+        made = [found.get(field.name, pa.nulls(len(keys), field.type)) for field in self._schema]
+        return [column.cast(field.type) for column, field in zip(made, self._schema, strict=True)], wrong
+
+
+class FramedKeys:
+    """A reader of keys that may begin with the id of their schema in a registry (Confluent's wire format): `framed` reads
+    these, and `plain` the others.
+    """
+
+    def __init__(self, framed: CodecKeys, plain: "TextKeys | JsonKeys") -> None:
+        self._framed, self._plain = framed, plain
+
+    def read(self, keys: pa.Array) -> Found:
+        begun = pc.and_(pc.starts_with(keys, b"\0"), pc.greater(pc.binary_length(keys), HEADER_BYTES))
+        return _read_apart(keys, np.asarray(begun.fill_null(False)), self._framed.read, self._plain.read)
 
 
 class JsonKeys:
@@ -87,7 +102,11 @@ class JsonKeys:
 
     def read(self, keys: pa.Array) -> Found:
         if self._types is None:
-            return self._read(keys) if self._connect is None else _read_apart(keys, self._read, self._connect)
+            return (
+                self._read(keys)
+                if self._connect is None
+                else _read_apart(keys, _in_connect(keys), self._connect.read, self._read)
+            )
         parts = [(rows, self._of(named)._read(keys.take(pa.array(rows)))) for named, rows in by_schema(keys)]
         return _merged(parts) if parts else self._read(keys)
 
@@ -146,13 +165,25 @@ class JsonKeys:
         return found, several
 
 
-def _read_apart(keys: pa.Array, read: Callable[[pa.Array], Found], connect: JsonKeys) -> Found:
-    """Reads keys: those that have a schema of Connect around them with `connect`, the others with `read`."""
+def keys_of_schema(schema: pa.Schema, *, connect: bool) -> TextKeys | JsonKeys:
+    """Returns the reader of keys as `codecs.records.record_keys` makes them. `connect`: as in JsonKeys."""
+    text = len(schema) == 1 and schema.field(0).type in (pa.string(), pa.binary()) and not connect
+    return TextKeys(schema) if text else JsonKeys(schema, connect=connect)
+
+
+def _in_connect(keys: pa.Array) -> Any:
+    """Returns, as a numpy mask, the keys that have a schema of Connect around them."""
     begun, told = pc.starts_with(keys, b'{"schema":'), pc.match_substring(keys, b'"payload":')
-    wrapped = np.asarray(pc.and_(begun, told).fill_null(False))
-    if not wrapped.any():
-        return read(keys)
-    ways = ((np.flatnonzero(~wrapped), read), (np.flatnonzero(wrapped), connect.read))
+    return np.asarray(pc.and_(begun, told).fill_null(False))
+
+
+def _read_apart(
+    keys: pa.Array, which: Any, read: Callable[[pa.Array], Found], others: Callable[[pa.Array], Found]
+) -> Found:
+    """Reads the keys of the mask `which` with `read`, the others with `others`."""
+    if not which.any():
+        return others(keys)
+    ways = ((np.flatnonzero(~which), others), (np.flatnonzero(which), read))
     return _merged([(rows, way(keys.take(pa.array(rows)))) for rows, way in ways])
 
 

@@ -20,7 +20,7 @@ from sabot.codecs.debezium import Envelopes
 from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.keyed import KeyRows
-from sabot.codecs.keys import JsonKeys, TextKeys
+from sabot.codecs.keys import keys_of_schema
 from sabot.errors import UserError
 
 _FORMATS = ("json", "debezium")
@@ -72,8 +72,7 @@ class TableCodec:
         self._rows = Envelopes(asked, keys) if format == "debezium" else _Plain(payloads or JsonCodec(asked))
         if key_rows is None:
             of_key = pa.schema([self._schema.field(key) for key in keys])
-            text = len(of_key) == 1 and of_key.field(0).type in (pa.string(), pa.binary()) and format == "json"
-            key_rows = TextKeys(of_key) if text else JsonKeys(of_key, connect=format == "debezium")
+            key_rows = keys_of_schema(of_key, connect=format == "debezium")
         self._key_rows = key_rows
         # JSON has times in ms, so a payload may have lost digits that the record's key still has.
         has_ms = format == "json" and (payloads is None or isinstance(payloads, JsonCodec))

@@ -44,12 +44,12 @@ def codec_of(node: Read, schema: pa.Schema, readers: Iterable[Mapping[str, Any]]
     table, every = node.table, node.schema
     if table is not None:  # a payload may lack its key
         every = pa.schema([field.with_nullable(True) if field.name in table.keys else field for field in every])
+    key_rows = None if table is None else key_rows_of(node.format, every, table.keys)
     if table is not None and table.format == "debezium":  # the rows are inside envelopes, and with types of Connect
-        codec: Codec = TableCodec(wanted, table.keys, table.format, node.time_column)
+        codec: Codec = TableCodec(wanted, table.keys, table.format, node.time_column, key_rows=key_rows)
     else:
         codec = node.format.codec(node.name, every, wanted.names, text)
         if table is not None:
-            key_rows = key_rows_of(node.format, every, table.keys)
             codec = TableCodec(wanted, table.keys, table.format, node.time_column, codec, key_rows)
     return FieldCodec(codec, fields) if fields else codec
 

@@ -4,7 +4,7 @@
 'format' = 'avro'               the schema is made from the columns of CREATE TABLE, as in Flink
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ from sabot.codecs.avro import avro_schema
 from sabot.codecs.base import Format
 from sabot.codecs.formats import Csv, Json, Raw
 from sabot.codecs.json import TimesInJson
-from sabot.codecs.keyed import KeyAndValue
+from sabot.codecs.keyed import KeyAndValue, as_key
 from sabot.codecs.raw import VALUE
 from sabot.codecs.schemas import Avro
 from sabot.sql.functions import cast
@@ -106,8 +106,14 @@ def with_keys(
     if value is None and in_value:
         return format, first  # the engine says that a record of many rows has no key
     key = Json(times=times) if form == "json" else _KEYS[form]
+    if form == _AVRO:
+        key = _plain(options, statement, of=fields, prefix=prefix)
+    elif form == _CONFLUENT:
+        key = as_key(_confluent(options, "key."))
+        if reads and in_value and isinstance(value, Avro) and value.registry is not None:
+            return format, first  # keys that begin with the id of a schema are read by it
     if key is None or value is None or (reads and value.own_columns) or (isinstance(value, Avro) and not in_value):
-        what = f"keys in {form}" if key is None else f"keys beside payloads in {value.name if value else format}"
+        what = f"keys beside payloads in {value.name if value else format}"
         message = f"{what} cannot be {'read' if reads else 'written'} as these options say"
         raise SqlFault(options.span, message, "'key.format' = 'json' and 'value.format' = 'json'")
     return KeyAndValue(value, key, fields, prefix, in_value), first
@@ -167,9 +173,14 @@ def _has_time(type: pa.DataType) -> bool:
     return bool(pa.types.is_timestamp(type) or pa.types.is_date(type))
 
 
-def _plain(options: Options, statement: CreateTable) -> Avro:
-    """Returns Avro without a registry, with the schema that Flink makes from the columns of the table."""
+def _plain(options: Options, statement: CreateTable, of: Sequence[str] | None = None, prefix: str = "") -> Avro:
+    """Returns Avro without a registry, with the schema that Flink makes from the columns of the table. `of`: those of keys, whose
+    names there lack `prefix`.
+    """
     physical = [each for each in statement.columns if each.type is not None and each.metadata is None]
+    if of is not None:
+        by_name = {each.name.text: each for each in physical}
+        physical = [by_name[name] for name in of]
     if not physical:
         hint = f"CREATE TABLE {options.table} (id BIGINT, …), or 'format' = 'avro-confluent' with a registry"
         raise SqlFault(options.span, f"table {options.table} needs columns: records of Avro do not name them", hint)
@@ -178,17 +189,19 @@ def _plain(options: Options, statement: CreateTable) -> Avro:
     for each in physical:
         assert each.type is not None
         needed = not each.type.nullable or each.name.text.lower() in keys
-        fields.append(pa.field(each.name.text, arrow_type(each.type), nullable=not needed))
+        name = each.name.text.removeprefix(prefix)
+        fields.append(pa.field(name, arrow_type(each.type), nullable=not needed))
     with at(options.span):
         return Avro(avro_schema(pa.schema(fields), "record"))
 
 
-def _confluent(options: Options) -> Avro:
-    """Returns Avro with a registry, from the options of Flink's format."""
+def _confluent(options: Options, prefix: str = "value.") -> Avro:
+    """Returns Avro with a registry, from the options of Flink's format. `prefix`: that of the options for payloads or keys."""
     from sabot.kafka.registry import Registry
 
-    def names(name: str) -> tuple[str, str]:
-        return f"avro-confluent.{name}", f"value.avro-confluent.{name}"
+    def names(name: str) -> tuple[str, ...]:
+        own = f"{prefix}avro-confluent.{name}"
+        return (f"avro-confluent.{name}", own) if prefix == "value." else (own,)
 
     url = options.need(*names("url"), *names("schema-registry.url"))
     settings: dict[str, str] = {}

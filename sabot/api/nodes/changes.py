@@ -13,7 +13,8 @@ from sabot.api.nodes.read import Read, TableFormat, endless_read, read_node
 from sabot.api.words import by_keys, named_texts
 from sabot.base.quantities import span_words
 from sabot.codecs.base import Format
-from sabot.codecs.formats import format_of
+from sabot.codecs.formats import JSON, format_of
+from sabot.codecs.keyed import KeyAndValue, as_key
 from sabot.connectors.base import Source
 from sabot.connectors.defaults import decodes
 from sabot.errors import UserError
@@ -122,10 +123,15 @@ class Upsert(ByKey):
 
 
 def table_node(
-    source: str | Source, key: str | Sequence[str], format: str | Format, **options: Any
+    source: str | Source,
+    key: str | Sequence[str],
+    format: str | Format,
+    key_format: str | Format | None = None,
+    **options: Any,
 ) -> tuple[Read, Upsert]:
     """Returns the checked first two steps of a table: the one that reads the source, and the one that keeps the last
-    row of each key. `options` are those of `read_node`.
+    row of each key. `key_format`: the format of the records' keys, or None for that of `record_keys`. `options` are those of
+    `read_node`.
 
     Raises UserError for a format whose records contain several rows. Also raises it for "debezium" without `schema=`,
     with `fields=`, or with a Source of rows.
@@ -151,6 +157,15 @@ def table_node(
             hint="leave fields= out; before and after of an envelope are the rows",
         )
     kind: Any = format if payloads is None else "json"
+    if key_format is not None:
+        in_keys = format_of(key_format, "table: key_format", [])
+        if in_keys.own_columns:
+            in_keys.check_input(None, "table: key_format")
+        if not in_keys.one_row:
+            raise UserError(
+                f"table: key_format={in_keys.name!r}, whose records have many rows", hint="a key is one row"
+            )
+        payloads = KeyAndValue(payloads or JSON, as_key(in_keys), tuple(keys))
     read = read_node(source, table=TableFormat(keys, kind), format=payloads, **options)
     if payloads is not None and read.schema is not None and set(read.schema.names) >= _ENVELOPE:
         raise UserError(

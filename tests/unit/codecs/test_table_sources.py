@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sabot import App, Avro
 from sabot._cython.text.json import BadRow
 from sabot.codecs import JsonCodec, TableCodec
 from sabot.codecs.records import build_records, change_records, record_keys
 from sabot.errors import UserError
 from sabot.operators.base import DELETE, INSERT, OP_COLUMN, UPDATE_AFTER
+from tools.registry import LocalRegistry
 
 PEOPLE = pa.schema([("id", pa.int64()), ("name", pa.string()), ("score", pa.float64())])
 
@@ -560,3 +562,61 @@ def test_a_large_batch_of_envelopes_costs_no_python_per_row() -> None:
     assert again.equals(first)
     assert calls == [count]  # it knows by now that they are wrapped
     assert np.array_equal(again.column("score").to_numpy(), np.arange(count) / 2)
+
+
+# -- keys in any format -------------------------------------------------------------------------------------------------------
+
+
+def encoded(format: Any, **columns: Any) -> list[bytes]:
+    return list(format.encoder("people").encode(pa.RecordBatch.from_pydict(columns)).to_pylist())
+
+
+@pytest.mark.parametrize("kind", ["int64", "string"])
+async def test_a_tombstone_whose_key_is_in_avro_deletes_its_row(memory_url: str, kind: str) -> None:
+    """The way of Debezium with Avro: keys became dead letters, or texts of no row, so that deleted rows stayed."""
+    registry = LocalRegistry()
+    ids = ["a", "b"] if kind == "string" else [1, 2]
+    key = Avro(registry=registry, subject="people-key")
+    keys = encoded(key, id=pa.array(ids, kind))
+    values = encoded(Avro(registry=registry), id=pa.array(ids, kind), name=["Ann", "Bob"])
+    app = App("avro", memory_url)
+    for at, payload in ((0, values[0]), (1, values[1]), (0, None)):
+        await app.send("people", payload, key=keys[at])
+    table = app.table("people", key="id", format=Avro(registry=registry), until="now")
+    assert table.materialize().collect().to_pylist() == [{"id": ids[1], "name": "Bob"}]
+
+
+AVRO_OF = {
+    kind: Avro({"type": "record", "name": "k", "fields": [{"name": "id", "type": kind}]}) for kind in ("long", "int")
+}
+
+
+@pytest.mark.parametrize("key", [*AVRO_OF.values(), "registry", "csv", "json"], ids=str)
+async def test_keys_have_any_format_of_payloads(memory_url: str, key: Any) -> None:
+    found = Avro(registry=LocalRegistry()) if key == "registry" else key
+    kind = pa.int32() if key == AVRO_OF["int"] else pa.int64()
+    keys = [b"1", b"2"] if isinstance(found, str) else encoded(found, id=pa.array([1, 2], kind))
+    app = App("keys", memory_url)
+    for at, payload in ((0, {"name": "Ann"}), (1, {"name": "Bob"}), (0, None)):
+        await app.send("people", payload, key=keys[at])
+    schema = {"id": "int64", "name": "string"}
+    table = app.table("people", key="id", schema=schema, key_format=found, until="now")
+    assert table.materialize().collect().to_pylist() == [{"id": 2, "name": "Bob"}]
+
+
+async def test_a_key_in_another_format_than_declared_is_a_dead_letter_and_one_in_arrow_is_refused(
+    memory_url: str,
+) -> None:
+    app = App("keys", memory_url)
+    await app.send("people", None, key=b"\xff")
+    schema = {"id": "int64", "name": "string"}
+    avro = Avro({"type": "record", "name": "k", "fields": [{"name": "id", "type": "string"}]})
+    assert (
+        app.table("people", key="id", schema=schema, key_format="csv", until="now").materialize().collect().num_rows
+        == 0
+    )
+    with pytest.raises(UserError, match="whose records have many rows"):
+        app.table("people", key="id", schema=schema, key_format="arrow")
+    assert (
+        app.table("people", key="id", schema=schema, key_format=avro, until="now").materialize().collect().num_rows == 0
+    )

@@ -8,6 +8,7 @@ import pytest
 from sabot import App
 from sabot.sql.syntax.text import SqlError
 from tools.agent_tools import records
+from tools.registry import schema_server
 
 
 @pytest.fixture
@@ -115,6 +116,28 @@ async def test_keys_in_csv_are_read_as_they_were_written(app, fields):
     assert again.sql(table(columns, key, APART, BOUNDED) + "SELECT * FROM t").collect().to_pylist() == rows
 
 
+@pytest.mark.parametrize("form", ["avro", "avro-confluent"])
+@pytest.mark.parametrize("apart", ["'value.fields-include' = 'ALL'", APART])
+async def test_keys_in_avro_are_written_and_read_and_delete_their_rows(app, form, apart):
+    """They were refused."""
+    columns = "id BIGINT, part STRING, n BIGINT, PRIMARY KEY (id, part) NOT ENFORCED"
+    with schema_server() as server:
+        key = f"'key.format' = '{form}'" + (f", 'key.avro-confluent.url' = '{server.url}'" if "-" in form else "")
+        text = table(columns, key, apart, connector="upsert-kafka")
+        rows = "(1, 'a', 5), (2, 'b', 6), (1, 'a', 7)"
+        app.sql(
+            text + f"INSERT INTO t SELECT id, part, MAX(n) FROM (VALUES {rows}) AS v(id, part, n) GROUP BY id, part"
+        )
+        await app.run()
+        if "-" in form:
+            assert list(server.subjects) == ["t-key"]
+        await app.send("t", None, key=next(each.key for each in records(app, "t")))
+        again = App("again", app.broker)
+        text = table(columns, key, apart, BOUNDED, connector="upsert-kafka")
+        found = again.sql(text + "SELECT * FROM t").materialize().collect().to_pylist()
+    assert found == [{"id": 2, "part": "b", "n": 6}]
+
+
 CUSTOMERS = "name STRING, city STRING, PRIMARY KEY (name) NOT ENFORCED"
 
 
@@ -177,7 +200,6 @@ async def test_changes_are_written_with_their_keys_and_without_them_in_the_paylo
         ((KEY.format("json", "id"), "'key.fields-prefix' = 'i'"), "'key.fields-prefix' needs the option 'value.", "payloads"),
         ((KEY.format("jsn", "id"),), "'key.format' cannot be 'jsn'", "did you mean json"),
         ((KEY.format("json", "id"), "'value.fields-include' = 'NONE'"), "'value.fields-include' cannot be 'NONE'", "EXCEPT_KEY"),
-        ((KEY.format("avro", "id"), APART), "keys in avro cannot be read as these options say", "'key.format' = 'json'"),
     ],
 )  # fmt: skip
 def test_keys_that_cannot_be_are_refused_where_the_table_is_declared(app, options, message, hint):
