@@ -10,9 +10,10 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 
 from sabot.api.expr import Expr, col
-from sabot.api.nodes.node import WAYS_OF_CHANGES, Node
+from sabot.api.nodes.node import WAYS_OF_CHANGES, Node, walk
 from sabot.api.nodes.origin import StepOrigin, originating
-from sabot.api.nodes.read import endless_read
+from sabot.api.nodes.read import Read, endless_read
+from sabot.api.nodes.times import WithTime
 from sabot.api.stream import Stream
 from sabot.api.stream.stream import Steps
 from sabot.api.windows import (
@@ -88,6 +89,13 @@ class TableColumn:
     def sql_type(self) -> pa.DataType:
         """The type of the column in SQL."""
         return self.type if self.shown is None else self.shown
+
+
+def has_text_of_event_time(relation: "Relation", column: str) -> bool:
+    """Returns True if a column of texts has the event times of the rows, as ISO 8601 has them."""
+    node = node_of(relation.stream)
+    given = [each for each in walk([node]) if isinstance(each, Read | WithTime)]
+    return column in node.event_times and not any(each.time_format or each.time_unit for each in given)
 
 
 def clock_column(name: str, qualifier: str = "") -> TableColumn:

@@ -16,12 +16,13 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 
 from sabot.api.expr import Expr, col, lit, when
+from sabot.api.expr.time import reads_as_moment
 from sabot.api.stream import Stream
 from sabot.base.checks import is_whole
 from sabot.base.surrogates import whole_text
 from sabot.errors import DataError, UserError
 from sabot.sql import functions
-from sabot.sql.scope import Relation, TypedExpr, is_clock
+from sabot.sql.scope import Relation, TypedExpr, has_text_of_event_time, is_clock
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import (
     Between,
@@ -336,6 +337,11 @@ class Binder:
                 check_text(one.expr.option("value"), other.type, span)
                 made = self._cast_to(one, other.type, span)
                 return (made, right) if one is left else (left, made)
+            if is_text and pa.types.is_string(other.type) and reads_as_moment(one.expr.option("value")):
+                time = pa.timestamp("us")
+                if other.expr.column is not None and has_text_of_event_time(self.relation, other.expr.column):
+                    cast = [self._cast_to(each, time, span) for each in (left, right)]
+                    return cast[0], cast[1]
         left, right = self._on_one_clock([left, right], span)
         return functions.beside(left, right)
 
@@ -379,7 +385,7 @@ class Binder:
                 raise SqlFault(
                     tree.span, "IN compares with values, and this is an array of them", "ARRAY_CONTAINS(array, x)"
                 )
-            known = not pa.types.is_null(operand.type)
+            known = asked is operand and not pa.types.is_null(operand.type)
             if known and pa.types.is_string(operand.type) != pa.types.is_string(found.type):
                 message = f"{sql_type(operand.type)} and {sql_type(found.type)} are never equal"
                 raise SqlFault(tree.span, message, f"CAST(… AS {sql_type(operand.type)})")

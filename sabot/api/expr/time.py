@@ -15,6 +15,14 @@ from sabot.errors import UserError
 ZONED = r"(Z|[+-]\d\d:?\d\d)$"
 """The pattern of texts of ISO 8601 that say their own time zone, as the engine reads them."""
 
+_MOMENT = re.compile(r"\s*\d{4}-\d{1,2}-\d{1,2}[ T]\d{1,2}:\d{2}\S*\s*")
+
+
+def reads_as_moment(text: str) -> bool:
+    """Returns True for the text of a date with a time of day: "2024-01-01 08:10"."""
+    return _MOMENT.fullmatch(text) is not None
+
+
 _LENGTHS = {
     "nanosecond": "1ns",
     "microsecond": "1us",

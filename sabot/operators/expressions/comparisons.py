@@ -3,6 +3,8 @@ have the operators of logic.
 """
 
 import decimal
+import functools
+import logging
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -14,6 +16,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.compare import LITERALS, LiteralSet, equal_literal
 from sabot.api.expr import Expr
+from sabot.api.expr.time import reads_as_moment
 from sabot.base.arrays import floats, where
 from sabot.errors import UserError
 from sabot.operators.expressions.casts import common_type
@@ -32,6 +35,8 @@ from sabot.operators.expressions.node import (
     unified,
     with_branches,
 )
+
+_log = logging.getLogger(__name__)
 
 _COMPARE = {
     "==": pc.equal,
@@ -77,8 +82,31 @@ def _not(expr: Expr, nodes: list[Compiled]) -> Compiled:
 
 
 def _comparison(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    _warn_of_moments(expr, nodes)
     pair = comparable(expr, nodes)
     return apply(expr, comparison_of(expr.kind, *pair), *pair)
+
+
+def _warn_of_moments(expr: Expr, nodes: Sequence[Compiled]) -> None:
+    """Warns of texts that are compared with the text of a time: 'T' and ' ' between date and hour are not equal."""
+    if not all(pa.types.is_string(node.type) for node in nodes) or all(node.value is not None for node in nodes):
+        return
+    given = [node.value.as_py() for node in nodes if node.value is not None]
+    moment = next((each for each in given if each is not None and reads_as_moment(each)), None)
+    if moment is not None:
+        asked = next(each for each, node in zip(expr.inputs, nodes, strict=True) if node.value is None)
+        _warn_of_moment(asked.text(), moment)
+
+
+@functools.cache  # an expression is compiled in each task
+def _warn_of_moment(asked: str, moment: str) -> None:
+    _log.warning(
+        "%s is a text and is compared with '%s' character by character, so that '2024-01-01T08:00' is greater than any "
+        "'2024-01-01 08:…'; compare times: %s.str.to_datetime(), in SQL CAST(… AS TIMESTAMP(3))",
+        asked,
+        moment,
+        asked,
+    )
 
 
 def comparable(expr: Expr, nodes: Sequence[Compiled]) -> list[Compiled]:
@@ -210,6 +238,7 @@ def _at_least(x: Any, y: Any) -> Any:
 
 
 def _between(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    _warn_of_moments(expr, nodes)
     value, lower, upper = comparable(expr, nodes)
     closed = expr.option("closed")
     above = comparison_of(">=" if closed in ("both", "left") else ">", value, lower)

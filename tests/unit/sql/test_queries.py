@@ -525,3 +525,26 @@ def test_first_rows_by_event_time_or_by_arrival_are_final(tmp_path, query, expec
     assert stream.changes is not final
     found = (stream if final else stream.materialize()).collect().to_pylist()
     assert sorted(tuple(row.values()) for row in found) == expected
+
+
+def test_a_text_column_of_event_time_is_compared_with_the_text_of_a_time_as_a_time(tmp_path, caplog):
+    """'2024-01-01T08:00:00' > '2024-01-01 08:10:00' as texts: a T is greater than a space."""
+    (tmp_path / "a.csv").write_text("k,ts\n" + "".join(f"{i},2024-01-01T08:{i:02}:00\n" for i in range(0, 60, 10)))
+
+    def found(condition, **options):
+        app = App("times")
+        rows = app.stream(files(str(tmp_path / "a.csv")), schema={"k": "int64", "ts": "string"}, **options)
+        return app.sql(f"SELECT k FROM t WHERE {condition}", t=rows).materialize().collect()["k"].to_pylist()
+
+    assert found("ts > '2024-01-01 08:10:00'", time="ts") == [20, 30, 40, 50]
+    assert found("'2024-01-01 08:10' >= ts", time="ts") == [0, 10]
+    assert found("ts BETWEEN '2024-01-01 08:10:00' AND '2024-01-01 08:20:00'", time="ts") == [10, 20]
+    assert found("ts IN ('2024-01-01 08:10:00')", time="ts") == [10]
+    assert "character by character" not in caplog.text
+    assert len(found("ts > '2024-01-01 08:09:59'")) == 6
+    assert "col(\"ts\") is a text and is compared with '2024-01-01 08:09:59' character by character" in caplog.text
+    assert "CAST(… AS TIMESTAMP(3))" in caplog.text
+    caplog.clear()
+    assert len(found("ts > '2024-01-01'")) == 6
+    assert found("k < 20 AND ts <> 'never 08:10'") == [0, 10]
+    assert caplog.text == ""
