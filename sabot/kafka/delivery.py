@@ -28,6 +28,7 @@ from sabot.codecs.records import to_records
 from sabot.connectors.base import AsksOwner, Finishes, KeepsToken, Token, Track
 from sabot.connectors.refused import refused_in
 from sabot.errors import AppLocked, BrokerUnavailable, SabotError, TransientError, UserError
+from sabot.kafka.admin import settings_of
 from sabot.kafka.client import (
     ANSWER_SECONDS,
     FENCED,
@@ -53,6 +54,7 @@ from sabot.kafka.writer import (
     produce,
     refusal,
     refused_by,
+    refused_by_topic,
 )
 from sabot.steps import step
 
@@ -184,7 +186,13 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         return rows
 
     def refused_rows(self, batches: Sequence[pa.RecordBatch]) -> Mapping[int, str]:
-        return refused_in(batches, self.fitting)
+        """Returns the rows that the client refuses, else those that the topic refuses by its settings."""
+        if found := refused_in(batches, self.fitting):
+            return found
+        settings = settings_of(self._link, self._kafka, self.name)
+        return (
+            {} if settings is None else refused_by_topic(batches, settings, self.name, int(SYSTEM_CLOCK.time() * 1000))
+        )
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         """Writes a part in one transaction, which has to be committed within `transaction.timeout.ms`. Does nothing

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException
 
@@ -41,6 +42,7 @@ CLOSE_SECONDS = 5.0
 FULL_SECONDS = (
     0.1  # a wait for room in the client's queue is interrupted so often, for callbacks and for a caller that ends it
 )
+_NO_BOUND = 2**63 - 1
 MESSAGE_OVERHEAD = 512  # the most that the client's size check adds for a record to its key, payload and headers
 
 _BOUNDED_TIMES = (
@@ -112,6 +114,34 @@ def check_sizes(data: pa.RecordBatch, limit: int, topic: str, first: int = 0) ->
     if big := rows_above(data, limit):
         why = f"bytes are above message.max.bytes ({limit})"
         raise RowErrors({first + row: f"topic {topic!r}: {size} {why}" for row, size in big.items()})
+
+
+def refused_by_topic(
+    batches: Sequence[pa.RecordBatch], settings: Mapping[str, str], topic: str, now_ms: int
+) -> dict[int, str]:
+    """Returns the rows of RECORD_SCHEMA that a topic with these settings refuses: too large, without a key, or of a time
+    that it does not take. By the number of the row over all batches, with the reason.
+    """
+    most = int(settings.get("max.message.bytes", MESSAGE_BYTES))
+    compacted = "compact" in settings.get("cleanup.policy", "")
+    bounds = [int(settings.get(f"message.timestamp.{end}.max.ms", _NO_BOUND)) for end in ("before", "after")]
+    if settings.get("message.timestamp.type") == "LogAppendTime":
+        bounds = [_NO_BOUND, _NO_BOUND]
+    found: dict[int, str] = {}
+    first = 0
+    for data in batches:
+        own = {
+            row: f"{size} bytes are above max.message.bytes ({most})" for row, size in rows_above(data, most).items()
+        }
+        if compacted:
+            without = np.flatnonzero(data.column("key").is_null().to_numpy(zero_copy_only=False))
+            own |= {int(row): "it has no key, and cleanup.policy=compact needs one" for row in without}
+        age = now_ms - data.column("timestamp").fill_null(now_ms).to_numpy()
+        wrong = np.flatnonzero((age > bounds[0]) | (-age > bounds[1]))
+        own |= {int(row): "message.timestamp.before.max.ms or after.max.ms excludes its time" for row in wrong}
+        found |= {first + row: f"topic {topic!r} refuses a record: {why}" for row, why in own.items()}
+        first += data.num_rows
+    return found
 
 
 class KafkaWriter(Sink, WaitsForLetters, TakesChanges, ChecksTypes):
