@@ -317,6 +317,8 @@ class WritesOutside(Operator, ABC, ability=True):
 
     wrote: Mapping[str, Any] | None = None
     """The columns that the app has written into the sink so far, for the checkpoint (`runtime.facts.Wrote`); None if they are not known."""
+    stands: Mapping[str, Any] | None = None
+    """What the sink has of its table since the start, for the checkpoint (`plan.standing.Table`); None if its name is not its own."""
 
     @abstractmethod
     def flush(self) -> Mapping[str, int]:
@@ -398,9 +400,9 @@ class Stateful(Restorable, ABC, ability=True):
             self._about = {"schema": self.state_schema(), "reader": self.state_reader()}
         step = self.step
         about = {"named": step.named, "path": step.path, "event_time": step.event_time, "groups": groups}
+        about |= {"conditions": list(step.conditions), "computed": list(step.computed)}
         about |= {"lineage": step.lineage} if step.lineage else {}
-        if step.origin.name:
-            about |= {"origin": step.origin.name, "conditions": list(step.conditions), "computed": list(step.computed)}
+        about |= {"origin": step.origin.name} if step.origin.name else {}
         return {**self._about, **about, **({"parted_by": list(self.parted_by)} if self.parted_by else {})}
 
 

@@ -23,9 +23,11 @@ from sabot.plan.optimise import ending, ending_at, walk, with_schemas
 from sabot.plan.planner import SavedSource, make_plan
 from sabot.plan.refills import Refill, kept_tables, reemit_of, refill_of
 from sabot.plan.stages import Plan, check_alike
+from sabot.plan.standing import COMPLETE, Table, described, fed_by, name_of_sink, standings, tables_in
 from sabot.plan.verdicts import Planned, Verdict, refill_options, steps_of_tables
 
 __all__ = [
+    "COMPLETE",
     "Edge",
     "Plan",
     "Planned",
@@ -34,6 +36,7 @@ __all__ = [
     "SavedSource",
     "Stage",
     "Step",
+    "Table",
     "Verdict",
     "Way",
     "agreed_deliveries",
@@ -46,8 +49,10 @@ __all__ = [
     "column_types",
     "compare",
     "dead_letter_topics",
+    "described",
     "ending",
     "ending_at",
+    "fed_by",
     "fed_by_streams",
     "inputs_of",
     "kept_tables",
@@ -55,14 +60,17 @@ __all__ = [
     "letter_sinks",
     "make_plan",
     "mermaid",
+    "name_of_sink",
     "only_letters",
     "place_of_sink",
     "planned",
     "reemit_of",
     "refill_of",
     "refill_options",
+    "standings",
     "steps_of_tables",
     "svg",
+    "tables_in",
     "walk",
     "ways",
     "ways_of_labels",

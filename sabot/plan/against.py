@@ -489,8 +489,15 @@ def _verdict(old: SavedStep, new: Planned, given_up: Mapping[str, set[str]]) -> 
     if old.subtasks != new.parallelism:
         changes.append(f"{old.subtasks} subtasks before, {new.parallelism} now: key groups are dealt out anew")
     outcome: Outcome = "migrate" if changes else "keep"
-    changes += _changed_conditions(old, new)
-    return Verdict(new.id, old.text, new.text, outcome, "; ".join(changes), old.id, old.groups, told, forgets)
+    conditions = list(_changed_conditions(old, new))
+    others = old.conditions is not None and (
+        set(old.conditions) != set(new.conditions)
+        or any(one[name] != two[name] for one, two in _both(old, new) for name in one.keys() & two.keys())
+    )
+    verdict = Verdict(
+        *(new.id, old.text, new.text, outcome, "; ".join([*changes, *conditions]), old.id, old.groups, told, forgets)
+    )
+    return replace(verdict, other_rows=others and not new.lineage and old.groups > 0)
 
 
 def _changed_conditions(old: SavedStep, new: Planned) -> Iterator[str]:
@@ -505,10 +512,15 @@ def _changed_conditions(old: SavedStep, new: Planned) -> Iterator[str]:
     if before or after:
         said = f"was {before}, is {after}" if before and after else f"{after} is new" if after else f"{before} is gone"
         yield f"WHERE {said}: {_from_here_on(new)}"
-    for one, two in zip(old.computed, new.computed, strict=False):
+    for one, two in _both(old, new):
         for name in sorted(one.keys() & two.keys()):
             if one[name] != two[name]:
                 yield f"{name} was {_of_script(one[name])}, is {_of_script(two[name])}: {_from_here_on(new)}"
+
+
+def _both(old: SavedStep, new: Planned) -> Iterator[tuple[Mapping[str, str], Mapping[str, str]]]:
+    """Yields the expressions of the columns that a step needs, in the checkpoint and now, for each of its inputs."""
+    return zip(old.computed, new.computed, strict=False)
 
 
 def _from_here_on(new: Planned) -> str:

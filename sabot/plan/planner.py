@@ -32,7 +32,7 @@ from sabot.plan.optimise import (
     time_use,
     used_columns,
 )
-from sabot.plan.paths import path_of
+from sabot.plan.paths import path_of, steps_of
 from sabot.plan.stages import Plan
 
 
@@ -106,7 +106,14 @@ class _Planner:
             changes = point.unique if point.changes else None
             format = format_of(end.format, "to") if isinstance(end.sink, str) else None
             sink = self._layout.sink(end.sink, end.key, end.delivery, changes, end.nan, format)
+            sink.fed.append((steps_of(point.path), self._made(end.input)))
             point.targets.append(Edge(point.refusing(sink), changes=point.changes))
+
+    def _made(self, node: Node) -> str:
+        """Returns the columns of a node's rows and the filters that they have passed, as text."""
+        columns, conditions = self._computed[id(node)], self._conditions[id(node)]
+        names = node.column_names or columns
+        return repr([sorted(conditions), [f"{name} = {columns.get(name, col(name)).text()}" for name in names]])
 
     def _join_agents(self, stage: Stage) -> None:
         """Adds the edge from an agent to another agent into which it writes."""
@@ -149,7 +156,7 @@ class _Planner:
         self._conditions[id(node)] = {**conditions, **own}
         computed = [self._computed[id(upstream)] for upstream in node.inputs]
         self._computed[id(node)] = computed_behind(node, computed)
-        if step is not None and node.origin.name and hasattr(node, "id") and not any(before):
+        if step is not None and hasattr(node, "id") and not any(before):
             step.computed = computed_texts(node, computed, self._layout.used[id(node)])
         if step is not None and not step.lineage:
             step.by_time = id(node) in self._time.matters

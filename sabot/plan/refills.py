@@ -16,6 +16,7 @@ from sabot.operators.base import Operator, OperatorContext, WaitsForCalls
 from sabot.operators.layout.stages import Stage, Step
 from sabot.plan.fills import Way, ways_into
 from sabot.plan.stages import Plan
+from sabot.plan.standing import name_of_sink
 from sabot.plan.verdicts import Planned, steps_of_tables
 
 
@@ -136,7 +137,7 @@ def kept_tables(plan: Plan, operators: Sequence[Planned]) -> list[str]:
 
 
 def _tables(plan: Plan) -> dict[str, Stage]:
-    return {_name(stage): stage for stage in plan.stages if stage.sink is not None and stage.changes is not None}
+    return {name_of_sink(stage): stage for stage in plan.stages if stage.sink is not None and stage.changes is not None}
 
 
 def _kept(plan: Plan, sink: Stage, known: Mapping[str, Planned]) -> tuple[list[Way | None], list[str]]:
@@ -149,8 +150,3 @@ def _kept(plan: Plan, sink: Stage, known: Mapping[str, Planned]) -> tuple[list[W
 
 def _makers(ways: Sequence[Way | None]) -> set[str]:
     return {way.maker.id for way in ways if way is not None}
-
-
-def _name(stage: Stage) -> str:
-    assert stage.sink is not None
-    return stage.sink[0] if isinstance(stage.sink[0], str) else stage.sink[0].name

@@ -72,6 +72,7 @@ class Verdict:
       whole operator if no state is restored.
     - `instead`: for a refusal, the ids of the operators whose state the user must drop for the start; empty if it is
       enough to drop the state of this operator or of its refused `parts`.
+    - `other_rows`: True if the state continues, and rows that have passed other steps than those so far come to it.
     - `refills`: for a refusal, the ids of the operators whose refill avoids it (`plan.refills`); empty if it cannot be avoided so.
     - `place`: the position of the step in a script, such as "pipeline.sql:3:14", or "" for steps of Python.
     """
@@ -90,6 +91,7 @@ class Verdict:
     instead: tuple[str, ...] = ()
     place: str = ""
     refills: tuple[str, ...] = ()
+    other_rows: bool = False
 
     @property
     def loses(self) -> bool:

@@ -46,11 +46,13 @@ from sabot.plan import (
     Reading,
     Stage,
     Step,
+    Table,
     agreed_nans,
     check,
     ending,
     only_letters,
     place_of_sink,
+    tables_in,
     walk,
 )
 from sabot.runtime.agent_output import AgentInput, AgentOutput
@@ -116,6 +118,7 @@ class Build:
         self._sources: list[Source] = []  # the user's Source objects that this run reads
         self._letter_writers: dict[str | int, SinkWriter] = {}  # by the place of a sink (`place_of_sink`)
         self._letters_lock = threading.Lock()
+        self._written: Mapping[str, Table] = {}  # what the sinks have since the start, by the ids of their stages
         self._afresh = True  # no checkpoint is restored
         self._restored: Manifest | None = None
         self._edges: Edges
@@ -142,6 +145,7 @@ class Build:
         )
         if self.replay is not None:
             self.plan = self.plan.up_to(self.replay.steps, CountSink)
+        self._written = tables_in(self.plan)
         readers = {stage.id: self._readers(stage, restored) for stage in self.plan.stages if stage.reading is not None}
         restored = None if self.replay is not None else restored
         self._afresh, self._restored = restored is None, restored
@@ -195,6 +199,10 @@ class Build:
         if restored is not None:
             with restoring("the streams", restored.path):
                 self._restore(restored)
+        for task in self.tasks:
+            for writer in task.chain.writers:
+                if (table := self._written.get(stage_of(task.name))) is not None:
+                    writer.stands = msgspec.structs.asdict(table)
 
     def _built(self, stage: Stage) -> BuiltStage:
         """Builds the tasks of a stage. For an agent, only the channels into it are made here."""
@@ -569,6 +577,7 @@ class Build:
         decided = decide(self.plan, restored, Asked(settings.drop, settings.refill, settings.reemit))
         decided.tell_what_is_done()
         verdicts, reemits = decided.verdicts, decided.reemits
+        self._written = decided.tables
         saved_as = check(verdicts, restored.checkpoint_id)
         forgets = {each.id: each.forgets for each in verdicts}
         for each in verdicts:
@@ -583,6 +592,7 @@ class Build:
         }
         scattered = {step.id for built in self.stages.values() for step in built.stage.steps() if step.scattered}
         states_of = {operator: list(parts.values()) for operator, parts in saved.items()}
+        decided.tell_of_tables()
         filling = Filling(self.plan, verdicts, states_of, self.settings.directory, reemits)
         for task in self.tasks:
             states = {}

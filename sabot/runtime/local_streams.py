@@ -24,7 +24,7 @@ from sabot.runtime.build import Build
 from sabot.runtime.host import interpreter
 from sabot.runtime.inputs import GateInput
 from sabot.runtime.replay import Replay
-from sabot.runtime.restore import positions_in
+from sabot.runtime.restore import DUE, positions_in
 from sabot.runtime.settings import RunSettings
 from sabot.runtime.streams import had_ended, keep_finals
 from sabot.runtime.taps import TapPoint, Taps, share_of, tapped
@@ -132,6 +132,7 @@ class LocalStreams:
         if (
             self.build.replay is not None
             or self.settings.reemit
+            or restored.describe.get(DUE)
             or self.build.shared
             or self.linked
             or not had_ended(restored)

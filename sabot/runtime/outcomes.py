@@ -15,7 +15,7 @@ from sabot.delivery import undelivered
 from sabot.errors import SabotError
 from sabot.operators.agents.timers import state_name
 from sabot.operators.base import without_marks
-from sabot.plan import Edge, Plan, Verdict, kept_tables, planned
+from sabot.plan import Edge, Plan, Verdict, described, kept_tables, planned
 from sabot.runtime.decoding import changed_format
 from sabot.runtime.facts import left_columns
 from sabot.runtime.restore import Asked, Decided, decide, readers_in, sinks_in, sinks_of
@@ -69,7 +69,15 @@ def outcomes_of(
         *_output_outcomes(made, manifest, ends, open_topic),
         *_receiver_outcomes(made, manifest, decided),
         *_reemit_outcomes(made, decided),
+        *_table_outcomes(decided),
     ]
+
+
+def _table_outcomes(decided: Decided) -> Iterator[StateOutcome]:
+    """Yields an outcome for each table that is not complete after the start."""
+    for stage, way in decided.ways.items():
+        name = f"table {decided.tables[stage].sink}"
+        yield StateOutcome(name, "migrate", name, name, described(decided.tables[stage], way))
 
 
 def _reemit_outcomes(made: Plan, decided: Decided) -> Iterator[StateOutcome]:
@@ -93,7 +101,8 @@ def _receiver_outcomes(made: Plan, manifest: Manifest, decided: Decided) -> Iter
             coming.append((sink, without_marks(schema)))
 
     made.schemas(along=look)
-    kept = kept_tables(made, planned(made)) if coming else ()
+    partly = {decided.tables[stage].sink for stage, way in decided.ways.items() if not way.startswith("--reemit ")}
+    again = set(kept_tables(made, planned(made))) - partly if coming else set()
     written = {stage.sink[0] for stage in made.stages if stage.id in decided.reemits and stage.sink is not None}
     for sink, schema in coming:
         name = f"sink {sink.name}"
@@ -116,8 +125,8 @@ def _receiver_outcomes(made: Plan, manifest: Manifest, decided: Decided) -> Iter
             if evolves and sink in written:
                 why = f"column {said} is added"
             elif evolves:
-                again = f"; --reemit {sink.name} writes its table again" if sink.name in kept else ""
-                why = f"column {said} is added, and is null so far{again}"
+                way = f"; --reemit {sink.name} writes its table again" if sink.name in again else ""
+                why = f"column {said} is added, and is null so far{way}"
             whys = [why, *whys]
         if whys:
             refused = bool(missing) and not evolves

@@ -34,7 +34,7 @@ from sabot.plan import Refill, check, ending, ending_at, walk
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.replay import Replay
-from sabot.runtime.restore import Asked, Decided, decide, known_columns, plan_of, stored_streams
+from sabot.runtime.restore import DUE, Asked, Decided, decide, known_columns, plan_of, stored_streams
 from sabot.runtime.settings import RunnableApp, RunSettings
 from sabot.state.files import remove_tree
 
@@ -56,6 +56,7 @@ class Refilling:
         self._app, self._agents = app, agents
         self._ends = ending(ends, app.settings.end_at)
         self._storage, self._manifest = storage, manifest
+        self._due: list[str] = []  # the sinks into which tables are written again
         self._given_up: set[str] = set()  # the ids of state in the checkpoint that no step of the program has
         self._saved_as: dict[str, str] = {}  # by the id of a step that is computed again: its id in the checkpoints
 
@@ -77,6 +78,7 @@ class Refilling:
         check(decided.verdicts, manifest.checkpoint_id)
         again = (each for each in decided.verdicts if each.outcome == "refill")
         self._saved_as = {each.id: each.saved_as for each in again if each.saved_as}
+        self._due = [decided.tables[stage].sink for stage in decided.reemits if stage in decided.tables]
         self._given_up = {each.id for each in decided.verdicts if each.outcome == "drop" and each.given_up}
         return decided
 
@@ -191,6 +193,7 @@ class Refilling:
                 **old.describe,
                 "refilled": sorted({*old.describe.get("refilled", ()), *refill.topics}),
                 "dropped": sorted({*old.describe.get("dropped", ()), *self._given_up}),
+                DUE: sorted(self._due),
             }
             created_ms = int(self._app.clock.time() * 1000)
             manifest = msgspec.structs.replace(
@@ -219,6 +222,8 @@ def _without(task: StoredTask, gone: Collection[str]) -> StoredTask:
         return {id: each for id, each in entries.items() if id not in gone}
 
     meta = {**task.meta, "operators": left(task.meta["operators"]), "texts": left(task.meta["texts"])}
+    if "table" in meta:
+        meta["table"] = {**meta["table"], "partial": [id for id in meta["table"]["partial"] if id not in gone]}
     return msgspec.structs.replace(task, meta=meta, states=left(task.states))
 
 

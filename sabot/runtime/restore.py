@@ -12,8 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from shlex import quote
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import normalise
@@ -32,21 +34,28 @@ from sabot.connectors.places import Place
 from sabot.errors import UserError
 from sabot.operators.event_time import ComputedTime
 from sabot.plan import (
+    COMPLETE,
     Plan,
     Planned,
     Refill,
     SavedSource,
+    Table,
     Verdict,
     Way,
     changed_steps,
     compare,
     dead_letter_topics,
+    described,
+    fed_by,
     fed_by_streams,
+    kept_tables,
     make_plan,
     planned,
     reemit_of,
     refill_of,
+    standings,
     steps_of_tables,
+    tables_in,
     walk,
     with_schemas,
 )
@@ -66,6 +75,9 @@ def check_app(restored: Manifest, app: str) -> None:
 
 
 _log = logging.getLogger(__name__)
+
+DUE = "due"
+"""The entry of a checkpoint that a refill has made which names the sinks into which the next start writes tables again."""
 
 # -- the plan ---------------------------------------------------------------------------------------------------------
 
@@ -295,7 +307,9 @@ class Asked:
 class Decided:
     """The result of `decide`: the verdicts on the state of a checkpoint, how steps are refilled, and, by the id of the stage of
     a sink, the paths from the tables that are written into it again. `asked`: what the user asks and no earlier start has done
-    for this program, by the ids of steps. `done`: what an earlier start has done for this program.
+    for this program, by the ids of steps. `done`: what an earlier start has done for this program. `tables`: what the sinks have
+    after the start, by the ids of their stages. `ways`: for each of these tables that is not complete, the options of a start
+    with which it is, or "".
     """
 
     verdicts: list[Verdict]
@@ -303,6 +317,13 @@ class Decided:
     reemits: Mapping[str, Sequence[Way]]
     asked: Asked
     done: Asked
+    tables: Mapping[str, Table]
+    ways: Mapping[str, str]
+
+    def tell_of_tables(self) -> None:
+        """Logs which tables lack rows of their results, and how they become complete."""
+        for stage, way in self.ways.items():
+            _log.warning("sink %s: its table is %s", self.tables[stage].sink, described(self.tables[stage], way))
 
     def tell_what_is_done(self) -> None:
         """Logs which options have no effect at this start."""
@@ -335,7 +356,14 @@ def decide(
         losing = [each for each in decided.verdicts if each.loses]
         needed = {name for each in losing for name in (*each.names_to_drop, *each.refills)}
         if not needed & (done.drop | done.refill):
-            return replace(decided, done=done)
+            incomplete = [
+                stage.id
+                for stage in plan.stages
+                if stage.id in decided.tables and stage.changes and decided.tables[stage.id].has != COMPLETE
+            ]
+            again = partial(_decided, plan, operators, restored, start_at=start_at, is_savepoint=is_savepoint)
+            ways = {} if losing else {id: _way_to(plan, operators, id, decided, again) for id in incomplete}
+            return replace(decided, done=done, ways=ways)
         done = done.without(Asked(frozenset(needed), frozenset(needed)))
 
 
@@ -356,7 +384,57 @@ def _decided(
             hint=f"start from the savepoint without it, stop the app, and start it again with {options}",
         )
     verdicts = _verdicts(plan, operators, restored, asked, refill, way)
-    return Decided(verdicts, refill, reemit_of(plan, operators, asked.reemit), asked, Asked())
+    reads = (task.meta["input"]["source"] for task in restored.tasks.values() if _reads(task))
+    tables = partial(standings, plan, operators, verdicts, _tables_in(restored), frozenset(reads))
+    names = set(asked.reemit)
+    kept = set(kept_tables(plan, operators)) if refill.topics or restored.describe.get(DUE) else set()
+    names |= kept.intersection(restored.describe.get(DUE, ()))
+    if refill.topics and not asked.reemit:  # what is refilled is written again
+        steps = [each.id for each in operators]
+        for id, table in tables(()).items():
+            complete = table.has == COMPLETE
+            if fed_by(plan, steps, id, last=complete) & (refill.topics if complete else refill.replayed):
+                names |= kept & {table.sink}
+    reemits = reemit_of(plan, operators, names)
+    return Decided(verdicts, refill, reemits, asked, Asked(), tables(reemits), {})
+
+
+def _way_to(
+    plan: Plan,
+    operators: Sequence[Planned],
+    stage: str,
+    decided: Decided,
+    again: Callable[[Asked], Decided],
+) -> str:
+    """Returns the options of a start with which a table is complete, or "" if there are none. `stage`: the id of that of its
+    sink. `decided`: the start, after which it is not complete. `again`: decides with other options.
+    """
+    asked, table = decided.asked, decided.tables[stage]
+    keeping = {each.id: each for each in operators}
+    last = fed_by(plan, keeping, stage, last=True)
+    partial_ones = [id for id in keeping if id in table.partial]
+    tries = [
+        ("reemit", [table.sink]),
+        ("refill", [id for id in partial_ones if id in last]),
+        ("refill", partial_ones),
+        ("drop", [id for id in keeping if id in last and not keeping[id].gives_table]),
+    ]
+    for option, names in tries:
+        if not names:
+            continue
+        wanted = replace(asked, **{option: getattr(asked, option) | set(names)})
+        try:
+            found = again(wanted)
+        except UserError:
+            continue
+        if not any(each.loses for each in found.verdicts) and found.tables[stage].has == COMPLETE:
+            return " ".join(f"--{option} {quote(name)}" for name in names)
+    return ""
+
+
+def _tables_in(restored: Manifest) -> list[Table]:
+    """Returns the tables of a checkpoint; none if it is of an earlier version of Sabot."""
+    return [msgspec.convert(task.meta["table"], Table) for task in restored.tasks.values() if "table" in task.meta]
 
 
 def _done(plan: Plan, operators: Sequence[Planned], restored: Manifest, asked: Asked) -> Asked:
@@ -366,10 +444,12 @@ def _done(plan: Plan, operators: Sequence[Planned], restored: Manifest, asked: A
     names = [frozenset(restored.describe.get(name, ())) for name in ("dropped", "refilled", "reemitted")]
     before = Asked(*names).by_step(operators)
     refilled = asked.refill & before.refill
+    stored = {(table.sink, table.path) for table in _tables_in(restored) if table.has == COMPLETE}
+    others = {table.sink for table in tables_in(plan).values() if stored and (table.sink, table.path) not in stored}
     return Asked(
         asked.drop & before.drop,
         refilled - changed_steps(operators, restored) if refilled else refilled,
-        asked.reemit & before.reemit,
+        (asked.reemit & before.reemit) - others,
     )
 
 

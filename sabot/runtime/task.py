@@ -664,6 +664,8 @@ class StreamTask:
         for writer in self.chain.writers:
             if writer.wrote is not None:
                 meta["wrote"] = writer.wrote
+            if writer.stands is not None:
+                meta["table"] = writer.stands
         return TaskSnapshot(meta, {**self.input.memory()}, states, sealed)
 
     def _last(self, final: TaskSnapshot) -> TaskSnapshot | None:

@@ -1,14 +1,17 @@
-"""Random programs over tables that change at random from life to life, in SQL and in Python: each start that is refused offers
-options with which it is not, and the next start gets exactly these.
+"""Random programs over tables that change at random from life to life, in SQL and in Python.
 
+Each start that is refused offers options with which it is not, and the next start gets exactly these. A start says which of its tables
+are complete: such a table is that of a fresh start over the same rows, but for keys that the program does not have any more.
 SABOT_HINT_SEEDS=N draws N sequences of each kind.
 """
 
+import contextlib
 import json
 import os
 import random
 import re
 import shlex
+import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,8 +22,11 @@ import pytest
 import sabot
 from sabot import App, Stream, UserError, col
 from sabot.api.nodes.origin import StepOrigin
-from sabot.connectors.memory import MemoryBroker
+from sabot.checkpoint import CheckpointStorage
+from sabot.connectors.memory import MemoryBroker, MemorySink
 from sabot.connectors.sql import SqlSink
+from sabot.runtime.outcomes import outcomes_of
+from sabot.runtime.restore import Asked, known_columns, plan_of
 from tools.agent_tools import bounded, until
 
 SEEDS = int(os.environ.get("SABOT_HINT_SEEDS", "20"))
@@ -149,6 +155,7 @@ class Lives:
     folder: Path
     rng: random.Random
     tried: list[str] = field(default_factory=list)
+    said: dict[str, str] = field(default_factory=dict)  # the tables that are not complete since the last start
 
     def publish(self, count: int) -> None:
         broker, rng = MemoryBroker.get(self.broker), self.rng
@@ -175,9 +182,22 @@ class Lives:
             await bounded(app.stop())
         return app
 
-    async def next(self, program: Program) -> dict[str, list[str]]:
-        """Starts the program; if that is refused, once more with the options that the hint offers first. Returns these."""
+    def decided(self, program: Program, options: Mapping[str, list[str]]) -> dict[str, str]:
+        """Returns what `sabot plan` says of each table that would not be complete, by its name."""
+        app = App("shop", broker=self.broker)
+        self.build(app, program, str(self.folder / "tables.db"))
+        manifest = CheckpointStorage(self.folder / "state" / "checkpoints").latest()
+        assert manifest is not None
+        ends = app.agent_runtime.writes
+        plan = plan_of(ends, manifest, agents=[], parallelism=1, infer=known_columns)
+        asked = Asked(**{name: frozenset(given) for name, given in options.items()})
+        found = outcomes_of(plan, manifest, asked, ends=ends, agents={}, open_topic=MemorySink)
+        return {each.id.removeprefix("table "): each.why for each in found if each.id.startswith("table ")}
+
+    async def next(self, program: Program) -> None:
+        """Starts the program; if that is refused, once more with the options that the hint offers first."""
         try:
+            self.said = self.decided(program, {})
             await self.live(program, {})
         except UserError as error:
             options: dict[str, list[str]] = {}
@@ -187,9 +207,44 @@ class Lives:
             for name, value in OPTION.findall(offered):
                 options.setdefault(name, []).extend(shlex.split(value))
             self.tried = [f"{error.message} ({error.hint})", str(options)]
+            self.said = self.decided(program, options)
             await self.live(program, options)
-            return options
-        return {}
+
+    async def completed(self, program: Program) -> None:
+        """Starts the program with the options that make its tables complete, until no start offers any."""
+        for _ in range(4):
+            ways = [OPTION.findall(why) for why in self.decided(program, {}).values()]
+            if not any(ways):
+                return
+            options: dict[str, list[str]] = {}
+            for name, value in {each for way in ways for each in way}:
+                options.setdefault(name, []).extend(shlex.split(value))
+            self.tried = [str(options)]
+            self.said = self.decided(program, options)
+            self.publish(3)
+            await self.live(program, options)
+        raise AssertionError(f"options are offered again and again: {self.said}")
+
+    async def wrong(self, program: Program) -> str:
+        """How the tables that are said to be complete differ from those of a fresh start."""
+        fresh = self.folder / f"fresh-{len(list(self.folder.iterdir()))}"
+        fresh.mkdir()
+        await self.live(program, {}, fresh)
+        for name, statement in program.items():
+            if name in self.said:
+                continue
+            now, right = (rows_of(folder / "tables.db", name, statement.columns, {}) for folder in (self.folder, fresh))
+            gone = now.keys() - right.keys()  # such keys may have been those of an earlier program
+            if {key: row for key, row in now.items() if key not in gone} != right:
+                return f"{name} {statement} has {sorted(now.items())}, and a fresh start {sorted(right.items())}"
+        return ""
+
+
+def rows_of(database: Path, table: str, columns: tuple[str, ...], found: dict[int, Any]) -> dict[int, Any]:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        for key, *row in connection.execute(f"SELECT k, {', '.join(columns)} FROM {table}"):
+            found[key] = row
+    return found
 
 
 def _has_read_all(app: App) -> bool:
@@ -213,6 +268,10 @@ async def lived(build: Any, seed: int, broker: str, folder: Path, changes: int =
             raise AssertionError(
                 f"seed {seed}: from {before}\nto {program}\n{said}\nis refused again: {error}"
             ) from error
+        said = f"seed {seed}: from {before}\nto {program}\n{lives.tried}"
+        assert not (wrong := await lives.wrong(program)), f"{said}\n{wrong}"
+    await lives.completed(program)
+    assert not (wrong := await lives.wrong(program)), f"seed {seed}: {program} {lives.tried} {wrong}"
     return lives
 
 

@@ -114,6 +114,8 @@ class Stage:
     nan: OnNan = None  # the policy for floats that the sink's format cannot represent
     format: Format | None = None  # the format of rows in a topic, or None if no writer has given one
     changes: tuple[str, ...] | None = None  # the key of the changes that the sink gets, or None if it gets no changes
+    # For each stream that a sink gets: its path (`plan.paths`), and its columns and filters since the last step with state, as text.
+    fed: list[tuple[str, str]] = field(default_factory=list)
     targets: list[Step | Edge] = field(default_factory=list)
     aligned: "Aligned | None" = None  # the sources that are read at about the same event time for this stage
     dead_letters: Edge | None = None  # for records and rows of the chain that cannot be processed

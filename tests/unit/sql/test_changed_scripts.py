@@ -300,7 +300,10 @@ async def test_an_aggregate_is_added_to_a_windowed_insert_into_a_table_with_a_ke
 
     await run("", "", 0)
     said = await run(", worst BIGINT", ", MAX(delay)", 4)
-    assert [line.split()[1] for line in said.splitlines()[1:]] == ["migrate", "keep", "add"]
+    *steps, table = said.splitlines()[1:]
+    assert [line.split()[1] for line in steps] == ["migrate", "keep", "add"]
+    assert "table hours" in table
+    assert "mixed: rows from before this start are those of an earlier program, or are missing" in table
     with sqlite3.connect("hours.db") as made:
         found = made.execute("SELECT substr(start, 12, 2), n, worst FROM hours ORDER BY start").fetchall()
     assert found == [(f"{i:02}", 1, None if i < 4 else i) for i in range(8)]
