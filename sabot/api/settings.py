@@ -260,6 +260,14 @@ class Settings:
         kind=list,
         once=True,
     )
+    from_earliest: Iterable[str] = option(
+        (),
+        "the topics that go on at their first record, where retention has removed records that were not read",
+        check=_names,
+        metavar="TOPIC",
+        kind=list,
+        once=True,
+    )
     schema: Literal["kept", "refresh"] = option(
         "kept",
         "the columns of topics without a schema: kept, as in the checkpoint; or refresh, inferred anew",
@@ -359,6 +367,11 @@ class Settings:
     def reemitted(self) -> frozenset[str]:
         """The names in `reemit`, as a set."""
         return _names(self.reemit)
+
+    @property
+    def skipping(self) -> frozenset[str]:
+        """The names in `from_earliest`, as a set."""
+        return _names(self.from_earliest)
 
     @property
     def refilled(self) -> frozenset[str]:

@@ -193,6 +193,13 @@ class TakesBound(Bounded):
         """
         self.bound, self.bounded = bound, True
 
+    skips_removed: bool = False
+    """True if `open` goes on at the first record that is there when the log no longer has that of the position."""
+
+    def skip_removed(self) -> None:
+        """Sets `skips_removed`. Called before `readers` and `open`. Never blocks."""
+        self.skips_removed = True
+
 
 class ReadsInParallel(ABC):
     """The ability of a source to be read by several threads, each of which reads some of the partitions."""

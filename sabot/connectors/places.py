@@ -5,6 +5,7 @@ A place becomes an offset in each partition when the topic is opened. A checkpoi
 that a restart ends at the same records as the first start.
 """
 
+import logging
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -15,6 +16,8 @@ import pyarrow as pa
 from sabot.base.arrays import python_value
 from sabot.base.checks import is_whole
 from sabot.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 Start = str | int | datetime | Mapping[int, int]
 """The place where reading begins: "earliest", "latest", "committed" (the group's offsets), the first record of a
@@ -109,6 +112,32 @@ def offsets_of(place: Place, log: Log, partitions: Collection[int], every: Colle
     else:
         checked_start("latest" if place == "now" else place, f"topic {log.name!r}")
     return {each: found[each] if each in found else log.span(each)[behind] for each in partitions}
+
+
+def goes_on_at(topic: str, partition: int, position: int, held: tuple[int, int], *, skips: bool) -> int:
+    """Returns the offset at which reading goes on from a position. `held`: the first offset that the log holds, and the one
+    after its last. `skips`: True if records that were removed are skipped, with a warning that says how many.
+
+    Raises UserError if the log does not hold the position otherwise.
+    """
+    first, end = held
+    if first <= position <= end:
+        return position
+    if position > end or not skips:
+        hint = "the topic was made again, or has lost records; start afresh (--fresh)"
+        if position < first:
+            hint = (
+                f"retention has removed {first - position} records that were not read; --from-earliest {topic} goes on without them, "
+                "with all state"
+            )
+        raise UserError(
+            f"{topic}[{partition}]: position {position} does not exist; the broker holds {first} to {end}", hint=hint
+        )
+    _log.warning(
+        "%s[%d]: %d records that were not read are missing: retention has removed them; reading goes on at %d, as from_earliest= says",
+        *(topic, partition, first - position, first),
+    )
+    return first
 
 
 def _listed(partitions: Iterable[int]) -> str:

@@ -40,7 +40,7 @@ from sabot.connectors.base import (
     Source,
     TakesBound,
 )
-from sabot.connectors.places import Bound, made_again, offsets_of
+from sabot.connectors.places import Bound, goes_on_at, made_again, offsets_of
 from sabot.errors import BrokerUnavailable, DataError, InternalError, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     ANSWER_SECONDS,
@@ -130,8 +130,9 @@ class KafkaReader(
             KafkaReader(self.name, self._broker, self.group_id, self._check_seconds, self._kafka, (index, readers))
             for index in range(readers)
         ]
-        if self.bound is not None:
-            for reader in found:
+        for reader in found:
+            reader.skips_removed = self.skips_removed
+            if self.bound is not None:
                 reader.end_at(Bound(self.bound.asked))
         return found
 
@@ -227,12 +228,7 @@ class KafkaReader(
         if self.bound is not None:
             self.bound.settle(self, indexes, every)
         for index, position in chosen.items():
-            first, end = self._held[index]
-            if not first <= position <= end:
-                raise UserError(
-                    f"{self.name}[{index}]: position {position} does not exist; the broker holds {first} to {end}",
-                    hint="retention has removed it, or the topic was made again; start afresh (--fresh)",
-                )
+            chosen[index] = goes_on_at(self.name, index, position, self._held[index], skips=self.skips_removed)
         self._goals = {index: self._last(index, end) for index, (_, end) in self._held.items()}
         return chosen
 
@@ -369,7 +365,7 @@ class KafkaReader(
                 raise anew
             raise UserError(
                 f"{self.name}[{index}]: position {self._positions.get(index)} does not exist any more: {said(error)}",
-                hint="retention has removed it; raise the topic's retention, and start afresh (--fresh)",
+                hint=f"retention has removed it; raise the topic's retention, and go on without what is gone (--from-earliest {self.name})",
             )
         elif error.code() in DAMAGED and offset is not None:  # without an offset the client repeats the request
             raise DataError(

@@ -88,6 +88,10 @@ class KafkaSource(
         self._source.end_at(bound)
         super().end_at(bound)
 
+    def skip_removed(self) -> None:
+        if isinstance(self._source, TakesBound):
+            self._source.skip_removed()
+
     @property
     def exhausted(self) -> bool:
         return self._source.exhausted and not self._records

@@ -36,8 +36,8 @@ class Table(msgspec.Struct, frozen=True):
 
 
 class _Feed(NamedTuple):
-    """What comes to a step or a sink: `last`, the steps with state that emit its rows; `direct`, the sources from which rows come
-    without such a step; `steps`, all steps with state before it.
+    """The origins of the rows that come to a step or a sink: `last`, the steps with state that emit them; `direct`, the sources
+    from which rows come without such a step; `steps`, all steps with state before it.
     """
 
     last: frozenset[str] = frozenset()

@@ -23,7 +23,7 @@ from sabot.base.os_errors import restoring
 from sabot.checkpoint import Manifest
 from sabot.codecs import Codec
 from sabot.codecs.records import RECORD_SCHEMA
-from sabot.connectors.base import Delivery, ExpectsColumns, Sink, Source
+from sabot.connectors.base import Delivery, ExpectsColumns, Sink, Source, TakesBound
 from sabot.connectors.checks import agreed_delivery
 from sabot.connectors.defaults import columns_of, ends, is_same_log, readers_of, scan, set_only_letters, start_afresh
 from sabot.connectors.memory import CountSink
@@ -334,6 +334,8 @@ class Build:
         for name in sorted(name for name in time if name is not None and name not in schema.names):
             schema = schema.append(node.columns.field(name))
         source = self.settings.source_of(node)
+        if node.name in self.settings.app.skipping and isinstance(source, TakesBound):
+            source.skip_removed()
         if isinstance(node, AgentRead):
             source = self.given[node.agent.agent_id] = AgentOutput(node.agent.agent_id, node.schema)
         codec: Codec | None = None

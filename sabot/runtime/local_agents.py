@@ -15,7 +15,7 @@ from sabot.calls.judging import begin_judging, end_judging, with_judge
 from sabot.checkpoint import Coordinator, Manifest
 from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
-from sabot.connectors.base import Sink, Source
+from sabot.connectors.base import Sink, Source, TakesBound
 from sabot.connectors.defaults import identity_of, is_same_log, start_of, up_to
 from sabot.connectors.places import Place
 from sabot.delivery import StagedSink
@@ -229,6 +229,8 @@ class LocalAgents:
         meta = None if stored is None else stored.meta
         until = self.settings.app.end_at if spec.until is None and isinstance(entry, str) else spec.until
         source = up_to(self._open_source(spec, entry) if isinstance(entry, str) else entry, until)
+        if source.name in self.settings.app.skipping and isinstance(source, TakesBound):
+            source.skip_removed()
         await run_to_end(run_in_thread(scan_columns, source, spec))
         source = await run_to_end(run_in_thread(self.group.share_of, source))
         if any(other.source is source for other in self.task.sources):

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.ma  # noqa: F401 - pyarrow loads it with the first array of numpy's: 10 ms, in which the first rows would wait
 
-from sabot.api.nodes.read import StreamEnd, endless_read
+from sabot.api.agent import AgentSpec
+from sabot.api.nodes.read import Read, StreamEnd, endless_read
 from sabot.base.claims import FileClaim
 from sabot.base.metrics import Metrics, Sample
 from sabot.base.supervision import unexpected_end, watch_task
@@ -24,7 +25,7 @@ from sabot.calls.model_figures import RunEngines
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, Requests, serve
 from sabot.delivery import StagedSinks
 from sabot.errors import AgentFailed, AppLocked, CheckpointFailed, SabotError, TransientError, UserError
-from sabot.plan import ending
+from sabot.plan import ending, walk
 from sabot.runtime.agent_groups import TASK
 from sabot.runtime.facts import check_facts
 from sabot.runtime.inference import StoppedEarly
@@ -189,6 +190,7 @@ class Run:
             )
         if any(each.durable for each in specs):
             app.durable_kind().warn_of_lost_labels(specs, self._writes)
+        self._check_skipping(specs)
         if manifest is not None and storage is not None and self._origin.asked.refill:
             manifest = await self._refilled(storage, manifest)
         await self._open_parts(manifest, self._settings(self._delivery))
@@ -215,6 +217,16 @@ class Run:
             coordinator.beat()  # so that the next start resumes from a checkpoint of this run
         if manifest is not None:
             _log.info("app %s resumes from checkpoint %d", app.id, manifest.checkpoint_id)
+
+    def _check_skipping(self, specs: Sequence[AgentSpec]) -> None:
+        """Raises UserError for a name in `from_earliest=` that is no topic of the app."""
+        reads = {node.name for node in walk(self._writes) if isinstance(node, Read)}
+        reads |= {topic for spec in specs for topic in spec.topics}
+        if unknown := sorted(self.app.settings.skipping - reads):
+            raise UserError(
+                f"--from-earliest {unknown[0]}: the app reads no topic of that name",
+                hint=f"it reads {', '.join(sorted(reads))}",
+            )
 
     def _open(self) -> None:
         """Opens everything. Each object is assigned to its attribute as soon as it is open, so that `release` finds

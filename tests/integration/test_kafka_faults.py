@@ -166,7 +166,9 @@ async def test_a_send_that_waits_for_a_broker_that_is_gone_ends_when_the_sender_
         assert f"topic '{topic}': the sender was closed before {own_kafka.url} acknowledged a record" in str(outcome)
 
 
-def test_positions_that_retention_has_passed_are_refused_by_name(kafka_url: str, topic: str) -> None:
+def test_positions_that_retention_has_passed_are_refused_by_name(
+    kafka_url: str, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
     filled(kafka_url, topic, [b"%d" % n for n in range(100)])
     client = AdminClient({"bootstrap.servers": kafka_url.removeprefix("kafka://")})
     for done in client.delete_records([TopicPartition(topic, 0, 60)]).values():
@@ -174,6 +176,12 @@ def test_positions_that_retention_has_passed_are_refused_by_name(kafka_url: str,
     source = KafkaSource(topic, kafka_url, topic)
     with pytest.raises(UserError, match=rf"{topic}\[0\]: position 10 does not exist; the broker holds 60 to 100"):
         source.open({(topic, 0): 10})
+    source.skip_removed()
+    source.open({(topic, 0): 10})
+    assert f"{topic}[0]: 50 records that were not read are missing" in caplog.text
+    assert read(source, 40)[0].payload == b"60"
+    with pytest.raises(UserError, match="position 101 does not exist"):
+        source.open({(topic, 0): 101})
     source.open(None)
     assert source.positions() == {(topic, 0): 60}
     assert read(source, 40)[0].payload == b"60"

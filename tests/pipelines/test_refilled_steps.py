@@ -171,6 +171,52 @@ async def test_a_topic_without_its_first_rows_cannot_refill_a_step(lives: Lives,
     await lives.live(table("maker"), {"cars": ROWS})  # the earlier program goes on from its checkpoint
 
 
+@pytest.mark.parametrize("agent", [False, True])
+async def test_an_app_goes_on_without_the_records_that_retention_has_removed_as_asked(
+    memory_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, agent: bool
+) -> None:
+    broker = MemoryBroker.get(memory_url)
+    broker.retention_bytes = 2000
+    broker.create_topic("cars")
+
+    async def live(rows: int, **settings: Any) -> list[Any]:
+        app = App("cars", broker=memory_url, state=str(tmp_path / "state"))
+        app.configure(**settings)
+        if agent:
+
+            @app.agent("cars", sink="out")
+            async def counted(ctx: Any) -> Any:
+                n = (await ctx.state().get("n") or 0) + 1
+                await ctx.state().put("n", n)
+                return {"n": n}
+
+        else:
+            cars = app.stream("cars", schema=CARS).with_columns(all=sabot.lit(0))
+            cars.group_by("all").aggregate(n=count()).upsert("all").to("out")
+        await app.start()
+        came = len(values(app, "out")) if "out" in broker.topics() else 0
+        broker.publish("cars", ROWS[:rows])
+        await until(lambda: "out" in broker.topics() and values(app, "out") and len(values(app, "out")) > came)
+        await bounded(app.stop())
+        return values(app, "out")
+
+    await live(10)
+    for row in range(500):
+        broker.publish("cars", ROWS[row % 40 : row % 40 + 1])
+    first = broker.records("cars")[0].offset
+    with pytest.raises(UserError, match=r"cars\[0\]: position \d+ does not exist") as refused:
+        await live(0)
+    assert (
+        f"retention has removed {first - 10} records that were not read; --from-earliest cars goes on"
+        in refused.value.hint
+    )
+    with pytest.raises(UserError, match="--from-earliest vans: the app reads no topic of that name"):
+        await live(0, from_earliest=["vans"])
+    out = await live(1, from_earliest=["cars"])
+    assert out[-1]["n"] == 10 + 510 - first + 1
+    assert f"cars[0]: {first - 10} records that were not read are missing" in caplog.text
+
+
 async def test_a_refill_is_done_once(lives: Lives) -> None:
     await lives.live(table("maker"), {"cars": ROWS})
     for _ in range(2):

@@ -19,7 +19,7 @@ from sabot.connectors.base import (
 )
 from sabot.connectors.memory.broker import MemoryBroker
 from sabot.connectors.memory.topic import GATHER_BYTES, RUN_ROWS, Partition, Topic, concat
-from sabot.connectors.places import Bound, offsets_of
+from sabot.connectors.places import Bound, goes_on_at, offsets_of
 from sabot.errors import UserError
 
 
@@ -63,8 +63,9 @@ class MemorySource(
         found = [
             MemorySource(self.name, self._broker_url, self.group_id, share=(index, readers)) for index in range(readers)
         ]
-        if self.bound is not None:
-            for reader in found:
+        for reader in found:
+            reader.skips_removed = self.skips_removed
+            if self.bound is not None:
                 reader.end_at(Bound(self.bound.asked))
         return found
 
@@ -84,9 +85,8 @@ class MemorySource(
             if self.bound is not None:
                 self.bound.settle(log, own, every)
             for part in (topic.partitions[index] for index in own):
-                position = begin[part.index]
-                if not part.first <= position <= part.end:
-                    raise self._lost(part.index, position, part.first, part.end)
+                held = part.first, part.end
+                position = goes_on_at(self.name, part.index, begin[part.index], held, skips=self.skips_removed)
                 self._positions[part.index] = position
                 self._ends[part.index] = self._end(part)
                 if self.bound is not None:
