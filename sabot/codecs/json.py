@@ -1,18 +1,22 @@
 """Payloads that are one JSON object each: decoded with a given or inferred schema, and encoded."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sabot._cython.text.json import BadRow, JsonDecoder, encode_rows
+from sabot.base.arrays import integers
 from sabot.base.checks import OneOf, check
 from sabot.base.config import FIELDS
 from sabot.errors import UserError
 
 INFERENCE_ROWS = 1000
 TimesInJson = Literal["ms", "iso", "sql"]
+_MOST_DAYS = 2_932_896  # 9999-12-31
 _NO_COLUMNS = pa.schema([])
 _Shape: TypeAlias = Any
 """The type of a value: None, "bool", "int64", "decimal", "float64", "string", [shape of the items], {name: shape}."""
@@ -63,7 +67,38 @@ class JsonCodec:
             unreadable = {row.row for row in bad}
             rows = [row for row in range(len(payloads)) if row not in unreadable][: self._sample_rows]
             self._decoder = JsonDecoder(infer_schema(payloads.take(pa.array(rows, pa.int64())).to_pylist()))
-        return self._decoder.decode(payloads)
+        data, bad = self._decoder.decode(payloads)
+        return with_days(data, bad, lambda decoder: decoder.decode(payloads)), bad
+
+
+def with_days(
+    data: pa.RecordBatch, bad: Sequence[BadRow], decode: Callable[[JsonDecoder], tuple[pa.RecordBatch, list[BadRow]]]
+) -> pa.RecordBatch:
+    """Returns decoded rows whose dates are right where they are written as days since 1970, as Kafka Connect does. `bad`: the other
+    rows. `decode`: decodes the same rows by another decoder.
+
+    The kernel takes numbers as ms, in which a day of the years 1 to 9999 is in the first hour of 1970, or the last of 1969.
+    """
+    for index, field in enumerate(data.schema):
+        if not pa.types.is_date32(field.type):
+            continue
+        dates = data.column(index)
+        near = np.isin(integers(dates), (-1, 0)) & np.asarray(dates.is_valid())
+        if not near.any():
+            continue
+        found, refused = decode(JsonDecoder(pa.schema([(field.name, pa.int64())])))  # texts are refused
+        places = np.full(data.num_rows + len(bad), -1)
+        places[_good(len(places), refused)] = np.arange(found.num_rows)
+        mine = places[_good(len(places), bad)]
+        numbers = found.column(0).take(pa.array(mine, mask=mine < 0))
+        days = pc.and_(pa.array(near), pc.less_equal(pc.abs(numbers), _MOST_DAYS)).fill_null(False)
+        written = pc.if_else(days, numbers, pa.scalar(None, pa.int64())).cast(pa.int32()).cast(pa.date32())
+        data = data.set_column(index, field, pc.if_else(days, written, dates))
+    return data
+
+
+def _good(rows: int, bad: Sequence[BadRow]) -> Any:
+    return np.delete(np.arange(rows), [each.row for each in bad])
 
 
 class JsonEncoder:

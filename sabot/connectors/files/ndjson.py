@@ -11,7 +11,7 @@ from sabot._cython.text.json import JsonDecoder
 from sabot._cython.text.split import elements
 from sabot.base.checks import Whole, check
 from sabot.base.config import RECORD_BYTES
-from sabot.codecs.json import INFERENCE_ROWS, JsonCodec
+from sabot.codecs.json import INFERENCE_ROWS, JsonCodec, with_days
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.base import Positions
 from sabot.connectors.files.blocks import BlockReader, Blocks, Lines, NoBlocks, open_blocks
@@ -154,6 +154,7 @@ class _Columns(BlockReader):
     def _decode(self, blocks: Blocks, end: int) -> FoundRows:
         view = memoryview(blocks.buffer)[blocks.low : end]
         data, bad = self._decoder.decode_lines(view)
+        data = with_days(data, bad, lambda decoder: decoder.decode_lines(view))
         rows = [(blocks.offset + row.start, bytes(view[row.start : row.end]), row.reason) for row in bad]
         return FoundRows(data, rows)
 
@@ -244,6 +245,7 @@ class _Elements(BlockReader):
         if self._decoder is None:
             return _records(payloads, offsets, self._file, self._partition), []
         data, bad = self._decoder.decode(payloads)
+        data = with_days(data, bad, lambda decoder: decoder.decode(payloads))
         return data, [(int(offsets[row.row]), payloads[row.row].as_py(), row.reason) for row in bad]
 
 

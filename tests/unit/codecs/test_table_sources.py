@@ -4,6 +4,7 @@ import base64
 import datetime as dt
 import json
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot import App, Avro
+from sabot import App, Avro, files
 from sabot._cython.text.json import BadRow
 from sabot.codecs import JsonCodec, TableCodec
 from sabot.codecs.records import build_records, change_records, record_keys
@@ -620,3 +621,33 @@ async def test_a_key_in_another_format_than_declared_is_a_dead_letter_and_one_in
     assert (
         app.table("people", key="id", schema=schema, key_format=avro, until="now").materialize().collect().num_rows == 0
     )
+
+
+# -- dates as days ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["payload", "key", "lines", "array"])
+def test_a_date_in_plain_json_is_in_days_in_ms_or_a_text(tmp_path: Path, form: str) -> None:
+    """Kafka Connect writes days, which were taken as ms: each was 1970-01-01."""
+    days = [dt.date(2024, 1, 1), dt.date(1, 1, 1), dt.date(9999, 12, 31), dt.date(1970, 1, 2), dt.date(1969, 12, 31)]
+    numbers = [(day - dt.date(1970, 1, 1)).days for day in days]
+    written = [*numbers, *(86_400_000 * each for each in numbers), *map(str, days), 0, "1970-01-01", None]
+    rows = [{"n": n, "d": each} for n, each in enumerate(written)]
+    schema = pa.schema([("n", pa.int64()), ("d", pa.date32())])
+    expected = [*days, *days, *days, dt.date(1970, 1, 1), dt.date(1970, 1, 1), None]
+    if form == "payload":
+        found, bad = JsonCodec(schema).decode(records(*((None, row) for row in rows), (None, b"{"), (None, {"d": "x"})))
+        assert [each.row for each in bad] == [len(rows), len(rows) + 1]
+    elif form == "key":
+        codec = TableCodec(schema, ["n", "d"])
+        found, _ = codec.decode(records(*((row, None) for row in rows[:-1])))
+        expected = expected[:-1]
+    else:
+        file = tmp_path / "days.json"
+        lines = [json.dumps(row) for row in rows]
+        file.write_text("[" + ",".join(lines) + "]" if form == "array" else "\n".join(["{", *lines]))
+        source = files(file)
+        source.scan(schema, None)
+        source.open(None)
+        found = source.read_batch(100, 0).data
+    assert found["d"].to_pylist() == expected
