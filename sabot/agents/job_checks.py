@@ -9,12 +9,11 @@ from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sabot.agents.durable.context import DurableContext
+from sabot.agents.durable.context import DurableContext, apply_job_writes
 from sabot.agents.durable.job_function import JobFunction, job_function
 from sabot.agents.durable.job_rows import version_of
 from sabot.agents.durable.run import check_journal
 from sabot.api.agent import AgentSpec
-from sabot.api.context import apply_writes
 from sabot.checkpoint import Manifest
 from sabot.clock import Clock
 from sabot.errors import message_of
@@ -153,7 +152,7 @@ def _checked(run: JobRun, function: JobFunction, key: bytes) -> tuple[str, str]:
             if digest(key, "output", "", function.packed(run, run.outcome()[0])) != run.history.end.digest:
                 return "blocked", "it had ended behind the checkpoint, and gives other output now"
             if function.keyed:
-                apply_writes(contexts[0])
+                apply_job_writes(contexts[0])
             then = "had ended, and gives the same output"
     except (Exception, SystemExit) as error:  # the user's code
         return "fails", f"{type(error).__name__}: {message_of(error)}"

@@ -175,6 +175,79 @@ async def test_a_label_goes_with_the_output_to_the_next_agent(office: Office) ->
     assert (labelled.value["labels"], dict(labelled.headers)["sabot.labels"]) == (["untrusted"], b"untrusted")
 
 
+async def test_labels_stay_with_the_state_of_a_key_over_its_jobs_and_a_restart(office: Office) -> None:
+    sent: list[str] = []
+
+    @tool(effect="read", open_world=True)
+    async def web(page: str) -> str:
+        return f"text of {page}"
+
+    @tool(effect="unsafe")
+    async def mail(text: str) -> None:
+        sent.append(text)
+
+    def desk() -> App:
+        app = office.app(PolicyEngine([LabelPolicy(otherwise="deny")]))
+
+        @app.agent("questions", key="user", sink="done", durable=True)
+        async def handle(ctx: Any) -> Any:
+            seen = ctx.state("seen")
+            if page := ctx.message.get("page"):
+                await seen.put("text", await ctx.call(web, page))
+            elif "note" in ctx.message:
+                await seen.put("note", ctx.message["note"])
+            else:
+                try:
+                    await ctx.call(mail, await seen.get("text") or "nothing")
+                except PolicyDenied as error:
+                    return {"user": ctx.message["user"], "denied": error.message}
+            return {"user": ctx.message["user"], "labels": sorted(ctx.labels)}
+
+        return app
+
+    async with started(desk()):
+        office.ask(user="ann", page="a")
+        office.ask(user="ann", note="call back")
+        office.ask(user="bob", mail=True)
+        await until(lambda: len(office.records("done")) == 3)
+    assert sent == ["nothing"], "the state of another key has no labels"
+    async with started(desk()):
+        office.ask(user="ann", mail=True)
+        await until(lambda: len(office.records("done")) == 4)
+    assert sent == ["nothing"]
+    *_, noted, mailed = [each.value for each in office.records("done") if each.value["user"] == "ann"]
+    assert noted["labels"] == ["untrusted"]
+    assert "its job has read what is untrusted" in mailed["denied"]
+
+
+async def test_a_conversation_keeps_the_labels_of_what_was_said_in_it(office: Office) -> None:
+    sent: list[str] = []
+
+    @tool(effect="read", open_world=True)
+    async def web(page: str) -> str:
+        return f"text of {page}"
+
+    @tool(effect="unsafe")
+    async def mail(text: str) -> None:
+        sent.append(text)
+
+    app = office.app(PolicyEngine([LabelPolicy(otherwise="deny")]))
+    script = [
+        assistant("", ToolCall("1", "web", '{"page": "a"}')),
+        "read",
+        assistant("", ToolCall("2", "mail", '{"text": "what the page says"}')),
+        "not sent",
+    ]
+    model = ScriptedProvider(script)
+    app.llm_agent("questions", ExecutionEngine(model), tools=[web, mail], key="user", sink="done")
+    async with started(app):
+        office.ask(user="ann", text="Read it.")
+        office.ask(user="ann", text="Do it.")
+        await until(lambda: len(office.records("done")) == 2)
+    assert sent == []
+    assert "its job has read what is untrusted" in model.requests[-1].messages[-1].text
+
+
 async def test_the_records_of_an_agent_may_be_untrusted(office: Office) -> None:
     app = office.app(PolicyEngine([LabelPolicy(otherwise="deny")]))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 import msgspec
 import pyarrow as pa
 
-from sabot.api.context import AgentContext, RecordFields, record_context
+from sabot.api.context import AgentContext, RecordFields, apply_writes, record_context
 from sabot.api.functions import Timers
 from sabot.base.config import Duration, checked_text, parse_seconds
 from sabot.clock import Clock
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from sabot.agents.durable.models import JobModel
     from sabot.llm.engine_core import Engine
     from sabot.llm.results import Completion
+
+_LABELS = "sabot.labels"  # the namespace of the labels of a key's state; its only entry has the key ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,10 @@ class DurableContext(AgentContext):
     Writes to the keyed state are applied when the job succeeds.
     """
 
-    __slots__ = ("_job",)
+    __slots__ = ("_job", "_unread")
 
     _job: JobRun
+    _unread: bool  # True until the function uses the state of its key, which has labels too
 
     @property
     def job_id(self) -> str:
@@ -109,6 +112,18 @@ class DurableContext(AgentContext):
         agent gets batches: its output has no labels.
         """
         return frozenset(self._job.labels)
+
+    @property
+    def state_backend(self) -> StateBackend:
+        """The state backend for this call, as in AgentContext. If the agent has `key=`, the job gets the labels that
+        earlier jobs of the key had when they wrote the state.
+        """
+        backend = super().state_backend
+        if self._unread:
+            self._unread = False
+            (kept,) = self.state(_LABELS).get_many(pa.array([""])).to_pylist()
+            self._job.labels.update(() if kept is None else kept.split(","))
+        return backend
 
     @overload
     async def call(self, tool: Callable[P, Awaitable[Plain]], /, *args: P.args, **kwargs: P.kwargs) -> Plain: ...
@@ -387,8 +402,18 @@ def durable_context(
     """
     ctx = record_context(record, state_backend, agent_id, prefix, clock, None, DurableContext)
     assert isinstance(ctx, DurableContext)
-    ctx._job = job
+    ctx._job, ctx._unread = job, bool(prefix)  # without a prefix no other job has written the state
     return ctx
+
+
+def apply_job_writes(ctx: DurableContext) -> None:
+    """Applies the writes of a job that has succeeded to the state of its key, with the labels of the job. Later jobs
+    of the key that use the state get these labels, because what they read may come from labelled data.
+    """
+    labels = ctx._job.labels
+    if labels and not ctx._unread and ctx.state_backend.statistics()["keys"]:
+        ctx.state(_LABELS).put_many(pa.array([""]), pa.array([",".join(sorted(labels))]))
+    apply_writes(ctx)
 
 
 def batch_job_context(job: JobRun, data: pa.RecordBatch, topic: str, agent_id: str, clock: Clock) -> BatchJobContext:
@@ -396,7 +421,7 @@ def batch_job_context(job: JobRun, data: pa.RecordBatch, topic: str, agent_id: s
     read from `topic`.
     """
     ctx = BatchJobContext(data, topic=topic, agent_id=agent_id, buffered=True, clock=clock)
-    ctx._job, ctx.given_up = job, {}
+    ctx._job, ctx._unread, ctx.given_up = job, False, {}
     return ctx
 
 

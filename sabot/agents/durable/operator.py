@@ -23,6 +23,7 @@ from typing import Any
 
 from sabot._cython.arrow.batch import Batch
 from sabot.agents.admission import JobAdmission
+from sabot.agents.durable.context import apply_job_writes
 from sabot.agents.durable.job_batches import is_batch
 from sabot.agents.durable.job_function import job_function
 from sabot.agents.durable.job_rows import (
@@ -47,7 +48,6 @@ from sabot.agents.durable.job_rows import (
 from sabot.agents.durable.key_order import KeyOrder
 from sabot.agents.durable.mailbox import MailRoom
 from sabot.api.agent import AgentSpec
-from sabot.api.context import apply_writes
 from sabot.base.process_exit import EXITS
 from sabot.base.supervision import watch_call, watch_task
 from sabot.calls.limits import TokenBucket
@@ -482,7 +482,7 @@ class DurableAgentOperator(AgentOperator):
         assert record is not None
         if self._keyed and ctx is not None:
             try:
-                apply_writes(ctx)
+                apply_job_writes(ctx)
             except (Exception, *EXITS) as error:
                 self.on_broken(f"state, at the end of job {job.job_id}", error)
         if self.results is not None:
