@@ -30,7 +30,7 @@ class TextKeys:
         self._connect = JsonKeys(schema, connect=True)
 
     def read(self, keys: pa.Array) -> Found:
-        return _read_apart(keys, _in_connect(keys), self._connect.read, self._read)
+        return _read_apart(keys, in_connect(keys), self._connect.read, self._read)
 
     def _read(self, keys: pa.Array) -> Found:
         try:
@@ -106,7 +106,7 @@ class JsonKeys:
             return (
                 self._read(keys)
                 if self._connect is None
-                else _read_apart(keys, _in_connect(keys), self._connect.read, self._read)
+                else _read_apart(keys, in_connect(keys), self._connect.read, self._read)
             )
         parts = [(rows, self._of(named)._read(keys.take(pa.array(rows)))) for named, rows in by_schema(keys)]
         return _merged(parts) if parts else self._read(keys)
@@ -176,8 +176,8 @@ def keys_of_schema(schema: pa.Schema, *, connect: bool) -> TextKeys | JsonKeys:
     return TextKeys(schema) if text else JsonKeys(schema, connect=connect)
 
 
-def _in_connect(keys: pa.Array) -> Any:
-    """Returns, as a numpy mask, the keys that have a schema of Connect around them."""
+def in_connect(keys: pa.Array) -> Any:
+    """Returns, as a numpy mask, the keys, or payloads, that have a schema of Connect around them."""
     begun, told = pc.starts_with(keys, b'{"schema":'), pc.match_substring(keys, b'"payload":')
     return np.asarray(pc.and_(begun, told).fill_null(False))
 

@@ -12,15 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.text.json import BadRow
+from sabot._cython.text.json import BadRow, JsonDecoder
 from sabot.base.arrays import epoch, finer_than_ms, finer_unit
 from sabot.codecs.base import Codec
-from sabot.codecs.connect import untouched
+from sabot.codecs.connect import SCHEMAS, ConnectTypes, by_schema, types_of, untouched
 from sabot.codecs.debezium import Envelopes
 from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.keyed import KeyRows
-from sabot.codecs.keys import keys_of_schema
+from sabot.codecs.keys import in_connect, keys_of_schema
 from sabot.errors import UserError
 
 _FORMATS = ("json", "debezium")
@@ -174,15 +174,58 @@ class TableCodec:
 
 
 class _Plain:
-    """A decoder of payloads that are the rows themselves."""
+    """A decoder of payloads that are the rows themselves. Rows in JSON may be the payloads of objects with a schema of Connect."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
+        schema = codec.schema if isinstance(codec, JsonCodec) else None
+        self._wrapped = schema if schema is not None and "schema" not in schema.names else None
+        self._by_schema: dict[bytes, tuple[ConnectTypes, JsonDecoder]] = {}
 
     def read(self, payloads: pa.Array, bad: dict[int, str]) -> list[tuple[Any, pa.RecordBatch]]:
-        rows, refused = self._codec.decode(pa.RecordBatch.from_arrays([payloads], names=["payload"]))
-        bad.update({each.row: each.reason for each in refused})
-        numbers = np.delete(np.arange(len(payloads)), [each.row for each in refused])
+        wrapped = np.zeros(0, bool) if self._wrapped is None else in_connect(payloads)
+        if not wrapped.any():
+            data, refused = self._codec.decode(pa.RecordBatch.from_arrays([payloads], names=["payload"]))
+            return [self._rows(data, np.arange(len(payloads)), {each.row: each.reason for each in refused}, bad)]
+        inside, rest = np.flatnonzero(wrapped), np.flatnonzero(~wrapped)
+        part = payloads.take(pa.array(inside))
+        found = [self._in_connect(named, part, inside, rows, bad) for named, rows in by_schema(part)]
+        if len(rest):
+            given = pa.RecordBatch.from_arrays([payloads.take(pa.array(rest))], names=["payload"])
+            data, refused = self._codec.decode(given)
+            found.append(self._rows(data, rest, {each.row: each.reason for each in refused}, bad))
+        return found
+
+    def _in_connect(
+        self, named: bytes, payloads: pa.Array, numbers: Any, rows: Any, bad: dict[int, str]
+    ) -> tuple[Any, pa.RecordBatch]:
+        """Decodes the rows among these payloads that have this schema around them. `numbers`: those of the payloads."""
+        if named not in self._by_schema:
+            if len(self._by_schema) >= SCHEMAS:
+                self._by_schema.clear()
+            types = ConnectTypes(self._wrapped, types_of(named))
+            inner = pa.schema([("payload", pa.struct(list(types.plain)))])
+            self._by_schema[named] = types, JsonDecoder(inner)
+        types, decoder = self._by_schema[named]
+        read, refused = decoder.decode(payloads.take(pa.array(rows)))
+        wrong = {each.row: each.reason for each in refused}
+        there = np.delete(np.arange(len(rows)), list(wrong))
+        columns, unfit = types.typed(read.column(0).flatten())
+        unfit |= dict.fromkeys(
+            np.flatnonzero(np.asarray(read.column(0).is_null())).tolist(), "it has no row in payload"
+        )
+        good = np.ones(read.num_rows, bool)
+        good[list(unfit)] = False
+        wrong |= {int(there[row]): why for row, why in unfit.items()}
+        data = pa.RecordBatch.from_arrays(columns, schema=types.schema).filter(pa.array(good))
+        return self._rows(data, numbers[rows], wrong, bad)
+
+    def _rows(
+        self, rows: pa.RecordBatch, numbers: Any, refused: dict[int, str], bad: dict[int, str]
+    ) -> tuple[Any, pa.RecordBatch]:
+        """Returns decoded rows with their numbers and ops. `numbers`: of the payloads, with those that are `refused`."""
+        bad.update({int(numbers[row]): why for row, why in refused.items()})
+        numbers = np.delete(numbers, list(refused))
         lost = untouched(dict(zip(rows.schema.names, rows.columns, strict=True)))
         if lost:  # rows that Debezium's ExtractNewRecordState has made
             bad.update({int(numbers[row]): why for row, why in lost.items()})
@@ -190,7 +233,7 @@ class _Plain:
             good[list(lost)] = False
             rows, numbers = rows.filter(pa.array(good)), numbers[good]
         columns: list[Any] = [*rows.columns, _ops(rows.num_rows, INSERT)]
-        return [(numbers, pa.RecordBatch.from_arrays(columns, names=[*rows.schema.names, OP_COLUMN]))]
+        return numbers, pa.RecordBatch.from_arrays(columns, names=[*rows.schema.names, OP_COLUMN])
 
 
 def _ops(rows: int, op: int) -> pa.Int8Array:

@@ -651,3 +651,40 @@ def test_a_date_in_plain_json_is_in_days_in_ms_or_a_text(tmp_path: Path, form: s
         source.open(None)
         found = source.read_batch(100, 0).data
     assert found["d"].to_pylist() == expected
+
+
+def test_plain_rows_may_have_the_schema_of_connect_around_them() -> None:
+    """Connect's default for values as for keys: each row was a dead letter, or nulls."""
+    fields = [
+        {"field": "id", "type": "int64"},
+        {"field": "at", "type": "int64", "name": "io.debezium.time.MicroTimestamp"},
+        {"field": "day", "type": "int32", "name": "io.debezium.time.Date"},
+        {
+            "field": "price",
+            "type": "bytes",
+            "name": "org.apache.kafka.connect.data.Decimal",
+            "parameters": {"scale": "2"},
+        },
+    ]
+    around = {"type": "struct", "fields": fields}
+    price = base64.b64encode((1999).to_bytes(2, "big")).decode()
+    row = {"id": 1, "at": 1_700_000_000_123_456, "day": 19723, "price": price}
+    kinds = [("id", pa.int64()), ("at", pa.timestamp("us")), ("day", pa.date32()), ("price", pa.decimal128(9, 2))]
+    codec = TableCodec(pa.schema(kinds), ["id"])
+    found, bad = read(
+        codec,
+        ({"id": 1}, {"schema": around, "payload": row}),
+        ({"id": 2}, {"id": 2, "at": 1_700_000_000_123, "day": "2024-01-01", "price": 5}),
+        ({"schema": around, "payload": {"id": 3}}, {"schema": around, "payload": {**row, "id": 3}}),
+        ({"id": 4}, {"schema": around, "payload": None}),
+        ({"id": 5}, {"schema": around, "payload": {**row, "id": 5, "day": "soon"}}),
+        ({"id": 1}, None),
+    )
+    made = {"at": dt.datetime(2023, 11, 14, 22, 13, 20, 123456), "day": dt.date(2024, 1, 1), "price": Decimal("19.99")}
+    assert [(each["id"], each[OP_COLUMN]) for each in found] == [(1, INSERT), (2, INSERT), (3, INSERT), (1, DELETE)]
+    assert found[0] == {"id": 1, **made, OP_COLUMN: INSERT}
+    assert found[2] == {"id": 3, **made, OP_COLUMN: INSERT}
+    assert found[1]["price"] == 5
+    assert list(bad) == [3, 4]
+    assert "no row in payload" in bad[3]
+    assert "day" in bad[4]
