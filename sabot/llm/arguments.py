@@ -13,11 +13,11 @@ fields is read once.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import MISSING, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import partial
-from types import FunctionType, MethodType, NoneType, UnionType
+from types import FunctionType, GenericAlias, MethodType, NoneType, UnionType
 from typing import (
     Annotated,
     Any,
@@ -26,6 +26,7 @@ from typing import (
     NotRequired,
     Required,
     Union,
+    Unpack,
     get_args,
     get_origin,
     get_type_hints,
@@ -43,6 +44,11 @@ from sabot.llm.tools import Tool
 MISSING_VALUE: Any = object()
 """The value that `values_at` returns for an item without the path."""
 
+CLOSED_VALUE: Any = object()
+"""The value that `values_at` returns in place of what it cannot look into: a text or a number in place of a list or an
+object, a list in place of an object, and an iterator, which can be read only once.
+"""
+
 REST = "*"
 """The name under which arguments without a name of their own are, and the part of a path that stands for every item."""
 
@@ -59,7 +65,7 @@ class _Parameters(NamedTuple):
     - `order`: the names of all parameters that have one value. `positional`: those that positional arguments fill.
     - `only`: the number of those that only positional arguments fill.
     - `defaults`: the default values.
-    - `open`: True if the function takes arguments of any name.
+    - `open`: True if the function takes arguments of any name. `rest`, `more`: the names of `*args` and `**kwargs`.
     """
 
     order: tuple[str, ...]
@@ -67,6 +73,8 @@ class _Parameters(NamedTuple):
     only: int
     defaults: Mapping[str, Any]
     open: bool
+    rest: str = ""
+    more: str = ""
 
 
 _UNKNOWN = _Parameters((), (), 0, {}, True)
@@ -120,6 +128,8 @@ def _read_parameters(func: Any) -> _Parameters:
         sum(each.kind is each.POSITIONAL_ONLY for each in named),
         {name: each for name, each in defaults.items() if _default_of(each) is not MISSING_VALUE},
         any(each.kind is each.VAR_KEYWORD for each in signature),
+        "".join(each.name for each in signature if each.kind is each.VAR_POSITIONAL),
+        "".join(each.name for each in signature if each.kind is each.VAR_KEYWORD),
     )
 
 
@@ -134,6 +144,15 @@ def _types_of(func: Any) -> Mapping[str, Any]:
         if isinstance(func, FunctionType):
             _types[func] = known
     return known
+
+
+def _type_of(func: Any, name: str) -> Any:
+    """Returns the type of a parameter; Any if it is not known. That of `*args` is a tuple, and of `**kwargs` a dict."""
+    kind: Any = _types_of(func).get(name, Any)
+    known = _parameters_of(func)
+    if name == known.more:
+        return get_args(kind)[0] if get_origin(kind) is Unpack else GenericAlias(dict, (str, kind))
+    return GenericAlias(tuple, (kind, ...)) if name == known.rest else kind
 
 
 def types_of(tool: Tool) -> Mapping[str, Any]:
@@ -345,20 +364,23 @@ def argument_values(tool: Tool | None, arguments: Mapping[str, Any], path: Seque
         return _values_in_json(arguments, path, [tool.parameters.json], tool.parameters.json)
     if tool is None or path[0] == REST:
         return values_at(arguments, path)
-    first = path[0]
+    first, rest, func = path[0], path[1:], _behind(tool.func)[0]
     if first not in arguments:
-        first = _parameter_named(_behind(tool.func)[0], first)
-        if first not in arguments:
+        known, first = _parameters_of(func), _parameter_named(func, first)
+        if first == known.rest:
+            arguments = {first: arguments.get(REST, ())}
+        elif first == known.more:
+            arguments = {first: {name: arguments[name] for name in arguments if name not in (*known.order, REST)}}
+        elif first not in arguments:
             return [MISSING_VALUE]
-    rest = path[1:]
-    return values_at(arguments[first], rest, types_of(tool).get(first, Any) if rest else Any)
+    return values_at(arguments[first], rest, _type_of(func, first) if rest else Any)
 
 
 def values_at(value: Any, path: Sequence[str], kind: Any = Any) -> list[Any]:
     """Returns the values at a path in a value. A part of the path is a key, an attribute, an alias of one, an index, or
     "*", which stands for every item. So there may be several values. The list contains `MISSING_VALUE` for each item
-    that does not have the path. For example, the path ["items", "*", "price"] in {"items": [{"price": 1}, {}]} gives
-    [1, MISSING_VALUE].
+    that does not have the path, and `CLOSED_VALUE` for each that cannot be looked into. For example, the path ["items",
+    "*", "price"] in {"items": [{"price": 1}, {}, "pen"]} gives [1, MISSING_VALUE, CLOSED_VALUE].
 
     `kind`: the declared type of the value. A dict that is given for a model has the aliases and the defaults of the
     model's fields.
@@ -370,20 +392,39 @@ def values_at(value: Any, path: Sequence[str], kind: Any = Any) -> list[Any]:
     if isinstance(value, Mapping):
         found = _in_mapping(value, first, kind)
     elif isinstance(value, list | tuple | Set) and not hasattr(value, "_fields"):
-        items = list(value)
-        if first == REST:
-            found = [(each, _item_kind(kind)) for each in items]
-        elif first.isdecimal() and not isinstance(value, Set) and int(first) < len(items):
-            found = [(items[int(first)], _item_kind(kind))]
-        else:
-            found = [(MISSING_VALUE, Any)]
+        found = _in_items(value, first, kind)
     else:
-        field = _fields_of(type(value)).get(first)
+        known = _fields_of(type(value))
+        field = known.get(first)
         inner = getattr(value, first if field is None else field.attribute, MISSING_VALUE)
-        found = [(MISSING_VALUE if inner is msgspec.UNSET else inner, Any if field is None else field.type)]
-    return [
-        each for one, of in found for each in ([MISSING_VALUE] if one is MISSING_VALUE else values_at(one, rest, of))
-    ]
+        if inner is not MISSING_VALUE:
+            found = [(MISSING_VALUE if inner is msgspec.UNSET else inner, Any if field is None else field.type)]
+        elif isinstance(value, Collection) and not isinstance(value, str | bytes) and not known:
+            found = _in_items(value, first, kind)  # a deque, an array, a class with items of its own
+        else:
+            has_fields = value is None or (first != REST and (known or hasattr(value, "__dict__")))
+            found = [(MISSING_VALUE if has_fields else CLOSED_VALUE, Any)]
+    return [each for one, of in found for each in ([one] if _is_no_value(one) else values_at(one, rest, of))]
+
+
+def _is_no_value(found: Any) -> bool:
+    return found is MISSING_VALUE or found is CLOSED_VALUE
+
+
+def _in_items(value: Collection[Any], name: str, kind: Any) -> list[tuple[Any, Any]]:
+    """Returns the values that a list or another collection has at a part of a path, with their declared types. A plain
+    tuple may be given for a NamedTuple.
+    """
+    items = list(value)
+    if name == REST:
+        return [(each, _item_kind(kind)) for each in items]
+    if name.isdecimal() and not isinstance(value, Set):
+        return [(items[int(name)] if int(name) < len(items) else MISSING_VALUE, _item_kind(kind))]
+    for each in _choices(kind):
+        names = getattr(each, "_fields", ())
+        if name in names and names.index(name) < len(items):
+            return [(items[names.index(name)], _fields_of(each)[name].type)]
+    return [(CLOSED_VALUE, Any)]
 
 
 def _in_mapping(value: Mapping[Any, Any], name: str, kind: Any) -> list[tuple[Any, Any]]:
@@ -450,9 +491,9 @@ def lacks(tool: Tool, path: Sequence[str]) -> str:
     if first == REST:
         return ""
     names = known.order[bound:]
-    if first not in names and (first := _parameter_named(func, first)) not in names:
+    if first not in names and (first := _parameter_named(func, first)) not in (*names, known.rest, known.more):
         return "" if known.open else path[0]
-    return _type_lacks(_types_of(func).get(first, Any), path[1:])
+    return _type_lacks(_type_of(func, first), path[1:])
 
 
 def call_names(tool: Tool, path: Sequence[str]) -> list[str]:
@@ -480,7 +521,7 @@ def types_at(tool: Tool, path: Sequence[str]) -> list[Any]:
     if tool.parameters is not None:
         return _json_types(tool.parameters.json, tool.parameters.json, path, 0)
     func = _behind(tool.func)[0]
-    kinds = [_types_of(func).get(_parameter_named(func, path[0]), Any)]
+    kinds = [_type_of(func, _parameter_named(func, path[0]))]
     for part in path[1:]:
         kinds = [inner for kind in kinds for each in _choices(kind) for inner in _inner_types(each, part)]
     return [each for kind in kinds for each in _choices(kind)]
@@ -610,11 +651,12 @@ def _values_in_json(value: Any, path: Sequence[str], schemas: Sequence[Any], roo
         items = [each.get("items") for each in objects]
         found = [(each, items) for each in (value if first == REST else [value[int(first)]])]
     else:
-        found = [(MISSING_VALUE, [])]
+        missing = value is None or (isinstance(value, list | tuple) and first.isdecimal())
+        found = [(MISSING_VALUE if missing else CLOSED_VALUE, [])]
     return [
         each
         for one, of_it in found
-        for each in ([MISSING_VALUE] if one is MISSING_VALUE else _values_in_json(one, rest, of_it, root))
+        for each in ([one] if _is_no_value(one) else _values_in_json(one, rest, of_it, root))
     ]
 
 

@@ -18,7 +18,7 @@ from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 from sabot.jobs.masking import mask, mask_default
 from sabot.journal.effects import RULES, EffectClass
-from sabot.llm.arguments import MISSING_VALUE, REST, argument_values, defaults_left_out, lacks
+from sabot.llm.arguments import CLOSED_VALUE, MISSING_VALUE, REST, argument_values, defaults_left_out, lacks
 from sabot.llm.tools import UNTRUSTED
 
 RuleAnswer = GuardVerdict | Decision | None
@@ -282,7 +282,8 @@ class ConstraintPolicy(_ContentRule):
     If a tool that is named exactly, or all tools that a pattern matches, certainly have no such argument or field, or one
     whose type cannot be compared with the bounds, the app does not start where the tools are known then. Otherwise the
     calls of a tool that is named exactly do not satisfy the rule, a pattern limits the tools that have the field, and a
-    value that cannot be compared is denied, whatever `otherwise` is.
+    value that cannot be compared is denied, whatever `otherwise` is. So is one in which the path cannot be followed: a
+    text or an iterator in place of a list.
 
     Raises UserError if no value could break the rule, or if `min` is greater than `max`.
     """
@@ -358,9 +359,16 @@ class ConstraintPolicy(_ContentRule):
                 return self._broken(f"{self.field} is missing ({asked_words(call)})")
             if self.min is None and self.max is None:
                 return None  # the tool goes without it by default; only bounds may be passed by that
+        lost = ""
+        if any(value is MISSING_VALUE or value is CLOSED_VALUE for value in found) or not found:
+            lost = lacks(call.tool, path) if call.tool is not None and call.name in self.tool_patterns else ""
         for value in found:
-            if value is MISSING_VALUE:
+            if value is MISSING_VALUE or (value is CLOSED_VALUE and lost):
                 continue
+            if value is CLOSED_VALUE:
+                instead = "a text, a number, a list or an iterator is in the place of what has it"
+                said = f"{self.field} is missing: {instead} ({asked_words(call)})"
+                return GuardVerdict(Decision.DENY, reason=said)
             if unlike := self._unlike(value):
                 said = (
                     f"{self.field} is {short_repr(value)}, which cannot be compared with {unlike} ({asked_words(call)})"
@@ -368,11 +376,11 @@ class ConstraintPolicy(_ContentRule):
                 return GuardVerdict(Decision.DENY, reason=said)
             if wrong := self._wrong(value):
                 return self._broken(f"{self.field} is {short_repr(value)}, {wrong} ({asked_words(call)})")
-        missing = [value is MISSING_VALUE for value in found]
+        missing = [value is MISSING_VALUE or value is CLOSED_VALUE for value in found]
         if not found or any(missing):
             if self.required:
                 return self._broken(f"{self.field} is missing ({asked_words(call)})")
-            if call.tool is not None and call.name in self.tool_patterns and (lost := lacks(call.tool, path)):
+            if lost:
                 return self._broken(
                     f"{call.name} has no argument {self.field}{_part(lost, self.field)}: the rule, or the tool, is another one"
                 )

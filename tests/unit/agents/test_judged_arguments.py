@@ -3,9 +3,10 @@
 import dataclasses
 import enum
 import gc
+from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NamedTuple, TypedDict
 
 import msgspec
 import pydantic
@@ -28,6 +29,7 @@ from sabot.agents import (
 )
 from sabot.agents.job_view import JobView
 from sabot.errors import UserError
+from sabot.jobs.guard import Behalf
 from sabot.jobs.masking import mask
 from sabot.jobs.values import pack, unpack
 from sabot.journal import Letter
@@ -35,6 +37,7 @@ from sabot.journal.effects import EffectId
 from sabot.journal.entries import Intent
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant, names
+from sabot.llm.arguments import lacks, types_at
 from sabot.llm.names import note_tool
 from sabot.llm.tools import Tool
 from sabot.mcp.offers import OfferedArguments
@@ -177,6 +180,89 @@ async def test_a_bound_holds_for_the_defaults_of_models_by_each_name_and_also_if
     assert (await policy.check_tool(bill, arguments={"lines": [], "parcel": Parcel()})).decision == "deny"
     assert (await policy.check_tool(bill, arguments={"lines": [], "parcel": {}})).decision == "deny"
     assert (await policy.check_tool(bill, arguments={"lines": []})).decision == "allow"
+
+
+class Point(NamedTuple):
+    x: int
+    y: int = 7
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "reason"),
+    [
+        ("to.*", "eve", "to.* is missing: a text"),
+        ("to.*", ["bob", "eve"], "to.* is 'eve'"),
+        ("to.*", deque(["eve"]), "to.* is 'eve'"),
+        ("to.*", {"eve": 1}.keys(), "to.* is 'eve'"),
+        ("to.*", iter(["eve"]), "to.* is missing"),
+        ("to.*", (each for each in ["eve"]), "to.* is missing"),
+        ("to.*", Parcel(), "to.* is missing"),
+        ("to.*.name", [{"name": "bob"}, "eve"], "to.*.name is missing"),
+        ("to.name", [{"name": "eve"}], "to.name is missing"),
+        ("to.name", '{"name": "eve"}', "to.name is missing"),
+        ("to.*", ["bob"], ""),
+        ("to.*", deque(["bob"]), ""),
+        ("to.*", None, ""),
+        ("to.name", {"id": 1}, ""),
+        ("to.name", Parcel(), ""),
+        ("to.5", ["bob"], ""),
+    ],
+)
+@pytest.mark.parametrize("remote", [False, True])
+async def test_a_value_in_which_a_path_cannot_be_followed_is_denied(
+    remote: bool, field: str, given: Any, reason: str
+) -> None:
+    """`to: str | list[str]`: a rule about each of the list let a text pass in silence, and an iterator."""
+
+    @tool
+    def send(to: Any) -> None: ...
+
+    if remote:
+        if not isinstance(given, str | list | dict | None):
+            pytest.skip("a server gets JSON")
+        schema = {"type": "object", "properties": {"to": {}}}
+        send = dataclasses.replace(send, parameters=OfferedArguments("send", "", schema))
+    for otherwise in ("deny", "warn"):
+        policy = PolicyEngine([ConstraintPolicy(["send"], field, allowed=["bob"], otherwise=otherwise)])
+        result = await policy.check_tool(send, arguments={"to": given})
+        lost = "missing" in reason
+        assert result.decision == (("deny" if lost else otherwise) if reason else "allow")
+        assert reason in result.reason
+
+
+async def test_a_bound_of_a_named_tuple_holds_for_a_plain_tuple() -> None:
+    @tool
+    def move(to: Point) -> None: ...
+
+    policy = PolicyEngine([ConstraintPolicy(["move"], "to.y", max=5)])
+    for to, decision in (
+        (Point(1), "deny"),
+        ((1, 9), "deny"),
+        ([1, 9], "deny"),
+        ((1, 2), "allow"),
+        (Point(1, 2), "allow"),
+    ):
+        assert (await policy.check_tool(move, arguments={"to": to})).decision == decision, to
+    assert (await policy.check_tool(move, arguments={"to": (1,)})).decision == "deny"
+
+
+async def test_further_arguments_are_judged_by_the_names_of_their_parameters() -> None:
+    """`"amounts.*"` and `"more.fee"` were accepted at the start, and limited nobody."""
+
+    @tool
+    def pay(*amounts: int, **more: int) -> None: ...
+
+    for field in ("amounts.*", "amounts.1", "more.fee", "more.*", "fee"):
+        policy = PolicyEngine([ConstraintPolicy(["pay"], field, max=5)])
+        for amount, decision in ((9, "deny"), (2, "allow")):
+            given = {"tool": pay, "args": (1, amount), "kwargs": {"fee": amount}, "effect_class": "unsafe"}
+            call = GuardedCall(EffectId("j", 1), "tool", "pay", "app.agent", Behalf("acme", "ada"), **given)
+            found = policy.decide(call)
+            assert isinstance(found, GuardVerdict)
+            assert found.decision == decision, field
+    assert lacks(pay, ["amounts", "x"]) == "x"
+    assert lacks(pay, ["more", "fee", "x"]) == "x"
+    assert types_at(pay, ["amounts", "*"]) == types_at(pay, ["more", "fee"]) == [int]
 
 
 async def test_an_argument_that_is_none_by_default_passes_no_bound_and_concerns_no_other_rule() -> None:
