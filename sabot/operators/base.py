@@ -318,7 +318,7 @@ class WritesOutside(Operator, ABC, ability=True):
     wrote: Mapping[str, Any] | None = None
     """The columns that the app has written into the sink so far, for the checkpoint (`runtime.facts.Wrote`); None if they are not known."""
     stands: Mapping[str, Any] | None = None
-    """What the sink has of its table since the start, for the checkpoint (`plan.standing.Table`); None if its name is not its own."""
+    """What the sink has of its table since the start, for the checkpoint (`plan.standing.SinkTable`); None if its name is not its own."""
 
     @abstractmethod
     def flush(self) -> Mapping[str, int]:

@@ -23,7 +23,7 @@ from sabot.plan.optimise import ending, ending_at, walk, with_schemas
 from sabot.plan.planner import SavedSource, make_plan
 from sabot.plan.refills import Refill, kept_tables, reemit_of, refill_of
 from sabot.plan.stages import Plan, check_alike
-from sabot.plan.standing import COMPLETE, Table, described, fed_by, name_of_sink, standings, tables_in
+from sabot.plan.standing import COMPLETE, SinkTable, described, fed_by, name_of_sink, standings, tables_in
 from sabot.plan.verdicts import Planned, Verdict, refill_options, steps_of_tables
 
 __all__ = [
@@ -34,9 +34,9 @@ __all__ = [
     "Reading",
     "Refill",
     "SavedSource",
+    "SinkTable",
     "Stage",
     "Step",
-    "Table",
     "Verdict",
     "Way",
     "agreed_deliveries",

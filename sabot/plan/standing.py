@@ -22,7 +22,7 @@ from sabot.plan.verdicts import Planned, Verdict
 COMPLETE, EMPTY, MIXED = "complete", "empty", "mixed"
 
 
-class Table(msgspec.Struct, frozen=True):
+class SinkTable(msgspec.Struct, frozen=True):
     """A table that a sink gets, as a checkpoint stores it. `sink`: the name of the sink. `path`: a digest of the steps before
     it. `made`: a digest of its columns and of the filters before it. `has`: one of the three words above. `partial`: the ids of
     the steps before it whose state lacks rows, or has rows that passed other steps.
@@ -51,14 +51,14 @@ def name_of_sink(stage: Stage) -> str:
     return stage.sink[0] if isinstance(stage.sink[0], str) else stage.sink[0].name
 
 
-def tables_in(plan: Plan) -> dict[str, Table]:
+def tables_in(plan: Plan) -> dict[str, SinkTable]:
     """Returns what a program writes, by the id of the stage of the sink, as it is without a checkpoint: tables, and rows that
     are only added. Sinks of which several have a name are left out.
     """
     sinks = [stage for stage in plan.stages if stage.sink is not None and stage.fed]
     names = Counter(map(name_of_sink, sinks))
     return {
-        stage.id: Table(
+        stage.id: SinkTable(
             name_of_sink(stage), _digest(path for path, _ in stage.fed), _digest(made for _, made in stage.fed)
         )
         for stage in sinks
@@ -82,10 +82,10 @@ def standings(
     plan: Plan,
     operators: Sequence[Planned],
     verdicts: Iterable[Verdict],
-    before: Sequence[Table],
+    before: Sequence[SinkTable],
     known: Collection[str],
     written: Collection[str],
-) -> dict[str, Table]:
+) -> dict[str, SinkTable]:
     """Returns the tables that the program writes, as they are after the start, by the ids of the stages of their sinks.
 
     `before`: those of the checkpoint; none if it is of an earlier version of Sabot, whose tables are taken to be complete.
@@ -164,12 +164,12 @@ def _feeds(plan: Plan, keeping: Collection[str]) -> tuple[dict[str, _Feed], dict
     for stage in plan.stages:
         feed = into[stage.id]
         if stage.reading is not None:
-            feed = feed._replace(direct=feed.direct | {stage.reading.node.name})
+            feed = _Feed(feed.last, feed.direct | {stage.reading.node.name}, feed.steps)
         visit(stage.targets, feed)
     return into, at
 
 
-def described(table: Table, option: str) -> str:
+def described(table: SinkTable, option: str) -> str:
     """Returns what a table has and how it becomes complete, for people. `option`: the options of a start, or ""."""
     said = {
         COMPLETE: "complete: it has all rows of its result",

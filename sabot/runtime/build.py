@@ -44,9 +44,9 @@ from sabot.plan import (
     Edge,
     Plan,
     Reading,
+    SinkTable,
     Stage,
     Step,
-    Table,
     agreed_nans,
     check,
     ending,
@@ -118,7 +118,7 @@ class Build:
         self._sources: list[Source] = []  # the user's Source objects that this run reads
         self._letter_writers: dict[str | int, SinkWriter] = {}  # by the place of a sink (`place_of_sink`)
         self._letters_lock = threading.Lock()
-        self._written: Mapping[str, Table] = {}  # what the sinks have since the start, by the ids of their stages
+        self._written: Mapping[str, SinkTable] = {}  # what the sinks have since the start, by the ids of their stages
         self._afresh = True  # no checkpoint is restored
         self._restored: Manifest | None = None
         self._edges: Edges

@@ -15,7 +15,7 @@ from sabot.codecs.formats import JSON, ArrowIpc
 from sabot.codecs.json import schema_of_text
 from sabot.connectors.base import Sink
 from sabot.connectors.defaults import address_of
-from sabot.plan import Table
+from sabot.plan import SinkTable
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Places = list[tuple[str, _Int64, _Int64]]
@@ -58,7 +58,7 @@ class _StreamTask(msgspec.Struct):
     operators: dict[str, dict[str, Any]]
     texts: dict[str, str]
     wrote: Wrote | None = None
-    table: Table | None = None
+    table: SinkTable | None = None
 
 
 class _AgentSource(msgspec.Struct):

@@ -39,7 +39,7 @@ from sabot.plan import (
     Planned,
     Refill,
     SavedSource,
-    Table,
+    SinkTable,
     Verdict,
     Way,
     changed_steps,
@@ -317,7 +317,7 @@ class Decided:
     reemits: Mapping[str, Sequence[Way]]
     asked: Asked
     done: Asked
-    tables: Mapping[str, Table]
+    tables: Mapping[str, SinkTable]
     ways: Mapping[str, str]
 
     def tell_of_tables(self) -> None:
@@ -432,9 +432,9 @@ def _way_to(
     return ""
 
 
-def _tables_in(restored: Manifest) -> list[Table]:
+def _tables_in(restored: Manifest) -> list[SinkTable]:
     """Returns the tables of a checkpoint; none if it is of an earlier version of Sabot."""
-    return [msgspec.convert(task.meta["table"], Table) for task in restored.tasks.values() if "table" in task.meta]
+    return [msgspec.convert(task.meta["table"], SinkTable) for task in restored.tasks.values() if "table" in task.meta]
 
 
 def _done(plan: Plan, operators: Sequence[Planned], restored: Manifest, asked: Asked) -> Asked:
