@@ -508,7 +508,10 @@ def near_times(array: pa.Array, most_days: int = _NEAR_DAYS) -> tuple[pa.Array, 
     unit = 1 if days else 86_400 * PER_SECOND[getattr(array.type, "unit", "ms")]
     if len(array) == 0 or (unit >= 86_400 * PER_SECOND["ns"] and most_days == _NEAR_DAYS):
         return array, 0
-    values = integers(array).astype(np.int64, copy=False)
+    values = integers(array)
+    if -(most_days - 1) * unit <= int(values.min()) and int(values.max()) < (most_days - 1) * unit:
+        return array, 0  # so it is nearly always, and dividing each time would take longer than the function
+    values = values.astype(np.int64, copy=False)
     far = np.abs(values // unit + 1) >= most_days  # the first day of the year -32767 counts as far
     if array.null_count:
         far &= ~_missing(array)

@@ -139,6 +139,7 @@ async def test_a_column_that_would_be_cut_or_refused_is_named_at_the_start(
     url: str, memory_url: str, tmp_path: Path, declared: str, values: Any, message: str
 ) -> None:
     query(url, f"CREATE TABLE t (n bigint, v {declared})")
+    assert message in SqlSink(url, "t").misfit(pa.record_batch({"v": values}).schema)  # `sabot plan --against` asks
     with pytest.raises(UserError, match=message):
         await passed(url, memory_url, tmp_path, {"v": values})
 
