@@ -16,6 +16,7 @@ call is denied.
 
 import asyncio
 import inspect
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -112,7 +113,9 @@ class PolicyEngine(EffectGuard):
         self.default, self.name = default, checked_text(name, "PolicyEngine: name")
         self._timeout_s = parse_seconds(timeout, name="timeout", zero=False)
         self._rules: list[PolicyRule] = []
-        self._by_name: dict[tuple[CallKind, str, str, str, bool], list[tuple[PolicyRule, GuardVerdict | None]]] = {}
+        self._by_name: dict[
+            tuple[CallKind, str, str, str, bool], list[tuple[PolicyRule, str, GuardVerdict | None]]
+        ] = {}
         self._version: str | None = None
         if isinstance(rules, str) or not isinstance(rules, Sequence):
             raise UserError(f"PolicyEngine: rules={short_repr(rules)}", hint="a list: PolicyEngine([ToolPolicy(…)])")
@@ -303,7 +306,7 @@ class PolicyEngine(EffectGuard):
         If a rule replaces the model of the call, the rules are not asked about the other model.
         """
         verdict, later, permitted = None, [], False
-        for rule, known in self._matching(call):
+        for rule, name, known in self._matching(call):
             try:
                 found = known or rule.decide(call)
             except (Exception, asyncio.CancelledError) as error:  # the rule may be the user's code
@@ -311,24 +314,24 @@ class PolicyEngine(EffectGuard):
             if found is None:
                 continue
             if not isinstance(found, GuardVerdict | Decision) and inspect.isawaitable(found):
-                later.append((rule, found))
+                later.append((rule, name, found))
                 continue
-            verdict = self._joined(verdict, _allowed_before(call, known or self._verdict(rule, found)))
+            verdict = self._joined(verdict, _allowed_before(call, known or self._verdict(rule, name, found)))
             permitted = permitted or not isinstance(rule, RESTRICTS)
             if verdict.decision is Decision.DENY:
                 break
         if not later:
             return self._final(call, verdict, permitted)
         if verdict is not None and verdict.decision is Decision.DENY:
-            for _, awaited in later:
+            for _, _, awaited in later:
                 _close(awaited)
             return verdict
         return self._decide_later(call, verdict, later, permitted)
 
     async def _decide_later(
-        self, call: GuardedCall, verdict: GuardVerdict | None, later: list[tuple[PolicyRule, Any]], permitted: bool
+        self, call: GuardedCall, verdict: GuardVerdict | None, later: list[tuple[PolicyRule, str, Any]], permitted: bool
     ) -> GuardVerdict:
-        for at, (rule, awaited) in enumerate(later):
+        for at, (rule, name, awaited) in enumerate(later):
             limit = asyncio.timeout(self._timeout_s)
             try:
                 async with limit:
@@ -339,17 +342,20 @@ class PolicyEngine(EffectGuard):
                 verdict = self._failed(rule, error, late=limit.expired())
             else:
                 if found is not None:
-                    verdict = self._joined(verdict, _allowed_before(call, self._verdict(rule, found)))
+                    verdict = self._joined(verdict, _allowed_before(call, self._verdict(rule, name, found)))
                     permitted = permitted or not isinstance(rule, RESTRICTS)
             if verdict is not None and verdict.decision is Decision.DENY:
-                for _, other in later[at + 1 :]:
+                for _, _, other in later[at + 1 :]:
                     _close(other)
                 return verdict
         return self._final(call, verdict, permitted)
 
-    def _matching(self, call: GuardedCall) -> list[tuple[PolicyRule, GuardVerdict | None]]:
-        """Returns the rules that match the call, each with its decision. The decision is None if the rule must be
-        asked for each call, because its answer depends on more than the name of the call and the caller.
+    def _matching(self, call: GuardedCall) -> list[tuple[PolicyRule, str, GuardVerdict | None]]:
+        """Returns the rules that match the call, each with its name and its decision. The decision is None if the rule
+        must be asked for each call, because its answer depends on more than the name of the call and the caller.
+
+        Of several rules with the same name, the second one gets the name "NAME (2)": a person who approves what one
+        rule asks about ("always") has not been asked by the other one.
 
         If several rules allow the call by its name and caller, only the first of them is returned. The result is
         cached.
@@ -358,26 +364,29 @@ class PolicyEngine(EffectGuard):
         key = (call.kind, call.name, call.scope, call.principal, hands_over)
         found = self._by_name.get(key)
         if found is None:
-            found, allowed = [], False
+            found, allowed, names = [], False, Counter[str]()
             for rule in self._rules:
                 if not (rule.matches(call.kind, call.name) or (hands_over and rule.matches("child", call.name))):
                     continue
+                name = rule.name or type(rule).__name__
+                names[name] += 1
+                name = name if names[name] == 1 else f"{name} ({names[name]})"
                 answer = rule.decide(call) if rule.by_name else None
                 if answer is Decision.ALLOW and allowed:
                     continue
                 allowed = allowed or answer is Decision.ALLOW
-                found.append((rule, None if answer is None else self._verdict(rule, answer)))
+                found.append((rule, name, None if answer is None else self._verdict(rule, name, answer)))
             if len(self._by_name) >= _NAMES:
                 self._by_name.clear()
             self._by_name[key] = found
         return found
 
-    def _verdict(self, rule: PolicyRule, found: Any) -> GuardVerdict:
+    def _verdict(self, rule: PolicyRule, name: str, found: Any) -> GuardVerdict:
         if isinstance(found, GuardVerdict):
-            name, editable = rule.name or type(rule).__name__, found.editable and rule.editable
+            editable = found.editable and rule.editable
             return msgspec.structs.replace(found, rule=name, version=self.version, editable=editable)
         if isinstance(found, Decision):
-            return GuardVerdict(found, rule.name or type(rule).__name__, self.version, editable=rule.editable)
+            return GuardVerdict(found, name, self.version, editable=rule.editable)
         return self._failed(rule, UserError(f"it says {short_repr(found)}: no Decision, GuardVerdict or None"))
 
     def _failed(self, rule: PolicyRule, error: BaseException, *, late: bool = False) -> GuardVerdict:

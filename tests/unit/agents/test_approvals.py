@@ -16,6 +16,7 @@ from sabot.agents import (
     Decision,
     DurableContext,
     ExecutionRequest,
+    GuardedCall,
     ModelPolicy,
     PolicyDenied,
     PolicyEngine,
@@ -239,6 +240,33 @@ async def test_an_approval_for_the_whole_job_holds_for_later_calls_of_the_tool_b
     async with hosting(home, Owner(f), guard=policy) as jobs:
         jobs.begin("j2")
         await jobs.until(lambda: [each for each in asked(home) if each.job_id == "j2"])  # another job is asked
+
+
+def above(most: int) -> Any:
+    def asks(call: GuardedCall) -> Decision | None:
+        return Decision.ASK if call.arguments["amount"] > most else None
+
+    return asks
+
+
+def bound(most: int) -> Any:
+    return ConstraintPolicy(["refund"], "amount", max=most, otherwise="ask")
+
+
+@pytest.mark.parametrize("rule", [bound, above])
+async def test_an_approval_for_the_whole_job_is_none_of_another_rule_with_the_same_name(rule: Any) -> None:
+    made: list[Any] = []
+    home, policy = MemoryStorage(), PolicyEngine([rule(50), rule(500)])
+    f = calls(refund_of(made), ("o-1", 60), ("o-2", 70), ("o-3", 5000))
+    async with hosting(home, Owner(f), guard=policy) as jobs:
+        jobs.begin("j")
+        await answer(jobs, home, b'{"approved": true, "always": "job"}')
+        await answer(jobs, home, b'{"approved": false}')
+        await jobs.over("j")
+    assert made == [("o-1", 60), ("o-2", 70)]
+    records = list(audit_job(MemoryReader(home), "j"))
+    first = "ConstraintPolicy amount" if rule is bound else "asks"
+    assert [(each.decision, each.rule) for each in records][::2] == [("ask", first), ("ask", f"{first} (2)")]
 
 
 async def test_an_approval_for_the_whole_job_holds_after_a_restart_and_after_continue_as() -> None:
