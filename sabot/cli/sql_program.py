@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 import threading
 from collections import Counter
@@ -226,8 +227,12 @@ class _PrintedResult(Sink, ExpectsColumns):
         else:
             lines = [line for batch in _shown(table).to_batches() for line in encode_rows(batch).to_pylist()]
             text = b"".join(line + b"\n" for line in lines).decode(errors="backslashreplace")
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader of our output has closed it, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.on_full()
 
 
 def _shown(table: pa.Table) -> pa.Table:

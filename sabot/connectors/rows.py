@@ -2,6 +2,7 @@
 
 import hashlib
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol, TypeAlias
@@ -133,7 +134,10 @@ def _table(rows: Any, schema: pa.Schema | None) -> pa.Table:
     """Returns the rows of an object that speaks Arrow. The unnamed index of a pandas frame is left out."""
     try:
         table = pa.table(rows)
-    except pa.ArrowInvalid as error:
+    except ValueError as error:
+        twice = [name for name, times in Counter(map(str, getattr(rows, "columns", ()))).items() if times > 1]
+        if twice:
+            raise UserError(f"stream: the rows have two columns {twice[0]!r}", hint="rename one of them") from error
         what = f"a {type(rows).__module__.partition('.')[0]}.{type(rows).__name__}"
         raise UserError(f"stream: {what} has no columns: {error}", hint="stream(series.to_frame())") from error
     table = table.drop_columns([name for name in table.column_names if name.startswith("__index_level_")])

@@ -122,7 +122,8 @@ class CsvSource(FileSource):
                 blocks.take(end)
                 if header.strip():
                     try:
-                        names = csv.read_csv(pa.py_buffer(header), parse_options=parse_options(delimiter)).column_names
+                        ended = header if header.endswith((b"\n", b"\r")) else header + b"\n"
+                        names = csv.read_csv(pa.py_buffer(ended), parse_options=parse_options(delimiter)).column_names
                     except UnicodeDecodeError as error:
                         raise _no_utf8(file.path, "its header") from error
                     if len(names) == 1 and self._delimiter is None:
@@ -243,6 +244,11 @@ class CsvRecords:
         self._quoted = re.compile(rb"(?<=[\r\n" + re.escape(delimiter.encode()) + rb"])" + field)
 
     def last(self, buffer: Buffer, low: int, high: int) -> int:
+        begin = _behind_mark(buffer, low)
+        end = self._last(buffer, begin, high)
+        return low if end == begin else end
+
+    def _last(self, buffer: Buffer, low: int, high: int) -> int:
         if _LONE_RETURN.search(buffer, low, high):
             return self._last_of(buffer, low, high) or low
         end = buffer.rfind(b"\n", low, high) + 1
@@ -259,7 +265,7 @@ class CsvRecords:
         return end or low
 
     def first(self, buffer: Buffer, low: int, high: int) -> int:
-        for start, end in self._outside(buffer, low, high):
+        for start, end in self._outside(buffer, _behind_mark(buffer, low), high):
             found = [buffer.find(mark, start, end) + 1 for mark in (b"\n", b"\r")]
             found[1] += buffer[found[1] : found[1] + 1] == b"\n" and 0 < found[1] < high
             if any(found):
@@ -267,7 +273,7 @@ class CsvRecords:
         return high
 
     def unclosed(self, buffer: Buffer, low: int, high: int) -> list[int]:
-        low = self.last(buffer, low, high)
+        low = _behind_mark(buffer, self.last(buffer, low, high))
         if not self._opened(buffer, low, low, high):
             return []
         # From the last line to the first: where would the last record begin that is not closed, if the line began outside of a quoted
@@ -493,6 +499,11 @@ def _is_text(view: memoryview) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _behind_mark(buffer: Buffer, low: int) -> int:
+    """Returns the place behind a byte order mark: a quote that follows it opens a field."""
+    return low + len(codecs.BOM_UTF8) if buffer[low : low + 3] == codecs.BOM_UTF8 else low
 
 
 def _as_json_has(field: Any) -> Any:

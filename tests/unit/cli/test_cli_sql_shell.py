@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -29,6 +30,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "flights.csv").write_text("carrier,delay\nUA,20\nAA,5\nUA,40\n")
     return tmp_path
+
+
+@pytest.mark.parametrize("format", ["csv", "json"])
+def test_a_query_whose_reader_has_seen_enough_ends_with_0(folder: Path, format: str) -> None:
+    """`sabot sql … | head` ended with 1 and a BrokenPipeError."""
+    (folder / "n.csv").write_text("n\n" + "".join(f"{n}\n" for n in range(200_000)))
+    words = [*SABOT, "sql", "--format", format, "-c", "SELECT * FROM 'n.csv'"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV) as query:
+        assert query.stdout is not None
+        assert query.stderr is not None
+        query.stdout.readline()
+        query.stdout.close()
+        assert b"BrokenPipe" not in query.stderr.read()
+    assert query.returncode == 0
 
 
 def test_a_query_of_a_file_is_printed_as_a_table(folder: Path) -> None:

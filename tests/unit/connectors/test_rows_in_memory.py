@@ -5,6 +5,7 @@ import decimal
 import sys
 
 import duckdb
+import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -104,6 +105,7 @@ def test_a_schema_chooses_columns_and_types():
         (pa.table({"n": ["x"]}), {"schema": {"n": "int64"}}, "the rows do not fit schema="),
         (pa.table({"n": [1]}), {"schema": {"m": "int64"}}, "the rows have no column 'm'"),
         (pa.table([[1], [2]], names=["n", "n"]), {}, "the rows have two columns 'n'"),
+        (pd.DataFrame([[1, 2]], columns=["n", "n"]), {}, "the rows have two columns 'n'"),
         (pa.table({"n": [1]}), {"until": "now"}, "until= needs a topic"),
         (pl.LazyFrame({"n": [1]}), {}, r"neither a topic nor a Source .*stream\(frame.collect\(\)\)"),
         (duckdb.connect(), {}, r'neither a topic nor a Source .*connection.table\("orders"\)'),

@@ -1261,3 +1261,19 @@ def test_numbers_with_fractions_beside_long_integers_are_floats_and_longer_ones_
     assert [row["v"] for row in rows if "v" in row] == [1, 2]
     assert len([row for row in rows if "bad" in row]) == 1
     assert read(["1", "2"])[0] == pa.int64()
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("block", [16, 1 << 20])
+def test_a_header_with_a_byte_order_mark_may_have_a_quoted_line_break(
+    tmp_path: Path, mark: bytes, end: bytes, block: int
+) -> None:
+    """The quote behind the mark opened no field, so that the header ended inside of it."""
+    (tmp_path / "a.csv").write_bytes(mark + b'"a\nb",c' + end + b'1,"x\ny"' + end + b"2,z" + end)
+    assert scanned(CsvSource(tmp_path / "a.csv", block_bytes=block)) == [
+        {"a\nb": 1, "c": "x\ny"},
+        {"a\nb": 2, "c": "z"},
+    ]
+    (tmp_path / "b.csv").write_bytes(mark + b'"a\nb"')
+    assert CsvSource(tmp_path / "b.csv").infer_schema().names == ["a\nb"]
