@@ -317,9 +317,8 @@ def _as_sql_writes(texts: pa.Array, target: pa.DataType) -> pa.Array:
     if pa.types.is_decimal(target):
         wide = pa.decimal256(76, 38)
         made = _salvaged(functools.partial(pc.cast, target_type=wide), texts, wide)
-        return pc.cast(
-            pc.cast(round_decimals(made, target.scale, "away"), pa.decimal256(76, target.scale)), pa.string()
-        )
+        rounded = round_decimals(made, target.scale, "away")
+        return pc.cast(rescaled(rounded, pa.decimal256(76, target.scale)), pa.string())
     if pa.types.is_date(target):
         year, month, day = _parts_of(texts, _DATE, 3)
         return _joined(pc.utf8_lpad(year, 4, "0"), month, day, "-")

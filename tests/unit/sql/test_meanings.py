@@ -1,0 +1,380 @@
+"""Values of SQL beside a second implementation: scalar functions beside DuckDB, casts beside Flink's rules in Python, and the
+differences from Flink that the page lists.
+"""
+
+import datetime
+import math
+import re
+from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from sabot import App
+from sabot.errors import DataError
+from sabot.sql import functions
+from sabot.sql.functions import FUNCTIONS
+from sabot.sql.syntax.text import SqlError
+from sabot.sql.types import sql_type
+from tools.source_tree import ROOT
+
+TEXTS = ["", "a", "añb", "Hello World", " x ", "a,b,,c", "héllo wörld", "aXbX", "12", "%_", None]
+WHOLE = [0, 1, -1, 7, -8, 2_147_483_647, -2_147_483_647, 15, -25, None]
+DOUBLES = [0.0, -0.5, 0.5, 2.5, -2.5, 1e17, -51.16, 3.999, 1e-9, 144.0, None]
+DECIMALS = [*map(Decimal, ("0.00", "0.05", "-0.05", "2.50", "-2.50", "99999999.99", "-99999999.99", "1.99")), None]
+MOMENTS = [
+    *(datetime.datetime(*each) for each in ((2024, 2, 29, 23, 59, 59, 999000), (1969, 12, 31, 23, 59, 59, 500000))),
+    *(
+        datetime.datetime(*each)
+        for each in ((2000, 1, 1), (1900, 3, 1, 12, 30), (2024, 12, 30, 0, 0, 1), (2023, 1, 31))
+    ),
+    None,
+]
+ROWS = 11
+
+
+def edge_rows():
+    columns = {"s": TEXTS, "i": WHOLE, "d": DOUBLES, "e": DECIMALS, "t": MOMENTS}
+    types = {"s": "string", "i": "int32", "d": "float64", "e": pa.decimal128(10, 2), "t": pa.timestamp("us")}
+    made = {
+        name: pa.array([values[i % len(values)] for i in range(ROWS)], types[name]) for name, values in columns.items()
+    }
+    return pa.table({"n": pa.array(range(ROWS), pa.int64()), **made})
+
+
+SAME = [  # the same text for both
+    *("ABS(i)", "ABS(d)", "ABS(e)", "SIGN(i)", "EXP(i / 1e9)", "SQRT(ABS(d))", "LN(ABS(d) + 1)", "LOG10(ABS(d) + 1)"),
+    *(
+        "LOG2(ABS(d) + 1)",
+        "LOG(2, ABS(d) + 1)",
+        "POWER(d, 2)",
+        "CEIL(d)",
+        "CEILING(d)",
+        "FLOOR(d)",
+        "ROUND(e, 1)",
+        "ROUND(d)",
+    ),
+    *("ROUND(e)", "MOD(i, 7)", "MOD(i, -7)", "d % 3", "e % 0.3", "NULLIF(i, 7)"),
+    *("COALESCE(i, -5)", "IFNULL(s, 'none')", "UPPER(s)", "LOWER(s)", "REVERSE(s)", "TRIM(s)", "LTRIM(s)", "RTRIM(s)"),
+    *("LEFT(s, 2)", "RIGHT(s, 2)", "SUBSTRING(s, 2)", "SUBSTR(s, 2, 2)", "REPLACE(s, 'X', '')"),
+    *(
+        "LPAD(s, 4, '*')",
+        "RPAD(s, 4, '*')",
+        "POSITION('b' IN s)",
+        "INSTR(s, 'b')",
+        "CHAR_LENGTH(s)",
+        "CHARACTER_LENGTH(s)",
+    ),
+    *(
+        "YEAR(t)",
+        "QUARTER(t)",
+        "MONTH(t)",
+        "WEEK(t)",
+        "DAYOFMONTH(t)",
+        "DAYOFYEAR(t)",
+        "HOUR(t)",
+        "MINUTE(t)",
+        "SECOND(t)",
+    ),
+    *("EXTRACT(YEAR FROM t)", "i + 1.5", "n - 3", "-d", "e * 2", "e + e", "e - 0.01", "i > 3", "d <= 0.5", "s = 'a'"),
+    *("s LIKE '%X%'", "i BETWEEN 0 AND 7", "i IN (1, 7, NULL)", "CASE WHEN i > 3 THEN 'a' ELSE 'b' END", "i IS NULL"),
+    *(
+        "i IS DISTINCT FROM 7",
+        "t + INTERVAL '1' DAY",
+        "CAST(t AS DATE)",
+        "CAST(e AS DOUBLE)",
+        "CAST(i AS DECIMAL(12, 1))",
+    ),
+]
+OTHERWISE = {  # ours: DuckDB's
+    "BTRIM(s)": "TRIM(s)",
+    "CONCAT(s, '-', s)": "s || '-' || s",
+    "GREATEST(i, 3)": "GREATEST(i, 3) + i * 0",
+    "LEAST(i, 3)": "LEAST(i, 3) + i * 0",
+    "CEIL(e)": "CEIL(e)",
+    "FLOOR(e)": "FLOOR(e)",
+    "CARDINALITY(SPLIT(s, ','))": "CASE WHEN s = '' THEN 1 ELSE LEN(STRING_SPLIT(s, ',')) END",
+    "CONCAT_WS('-', s, 'z')": "CONCAT_WS('-', s, 'z')",
+    "DAYOFWEEK(t)": "DAYOFWEEK(t) + 1",
+    "ENDSWITH(s, 'X')": "SUFFIX(s, 'X')",
+    "STARTSWITH(s, 'a')": "PREFIX(s, 'a')",
+    "IF(i > 3, s, 'no')": "CASE WHEN i > 3 THEN s ELSE 'no' END",
+    "LOCATE('b', s)": "INSTR(s, 'b')",
+    "REGEXP(s, '^a')": "REGEXP_MATCHES(s, '^a')",
+    "REGEXP_REPLACE(s, '[ab]', '_')": "REGEXP_REPLACE(s, '[ab]', '_', 'g')",
+    "SPLIT_INDEX(s, ',', 1)": "NULLIF(STRING_SPLIT(s, ','), [])[2]",
+    "ARRAY_CONTAINS(SPLIT(s, ','), 'b')": "LIST_CONTAINS(STRING_SPLIT(s, ','), 'b')",
+    "FLOOR(t TO MONTH)": "DATE_TRUNC('month', t)::TIMESTAMP",
+    "FLOOR(t TO HOUR)": "DATE_TRUNC('hour', t)",
+    "TIMESTAMPADD(MONTH, 1, t)": "t + INTERVAL 1 MONTH",
+    "TIMESTAMPADD(HOUR, -5, t)": "t - INTERVAL 5 HOUR",
+    "TIMESTAMPDIFF(DAY, TIMESTAMP '2000-01-01 00:00:00', t)": "DATE_SUB('day', TIMESTAMP '2000-01-01', t)",
+    "TIMESTAMPDIFF(MONTH, TIMESTAMP '2000-01-31 12:00:00', t)": "DATE_SUB('month', TIMESTAMP '2000-01-31 12:00:00', t)",
+    "DATE_FORMAT(t, 'yyyy-MM-dd HH:mm:ss.SSS')": "STRFTIME(t, '%Y-%m-%d %H:%M:%S.%g')",
+    "DATE_FORMAT(t, 'd.M.yy H:m')": "STRFTIME(t, '%-d.%-m.%y %-H:%-M')",
+    "TO_DATE(DATE_FORMAT(t, 'yyyy-MM-dd'))": "t::DATE",
+    "TO_TIMESTAMP(DATE_FORMAT(t, 'yyyy-MM-dd HH:mm:ss'))": "DATE_TRUNC('second', t)",
+    "i / 2": "CAST(TRUNC(i / 2) AS BIGINT)",
+    "e / 2": "e / 2",
+    "s || 'x'": "s || 'x'",
+    "CAST(i AS STRING)": "CAST(i AS VARCHAR)",
+    "CAST(e AS STRING)": "CAST(e AS VARCHAR)",
+    "CAST(d AS DECIMAL(30, 1))": "CAST(ROUND(d, 1) AS DECIMAL(30, 1))",
+    "CAST(e AS INT)": "CAST(TRUNC(e) AS INT)",
+    "CAST(s AS VARCHAR(3))": "LEFT(s, 3)",
+}
+OF_FILES = {  # their rows are written out in `logic/`, since DuckDB has other meanings or lacks them
+    *(
+        "CONVERT_TZ",
+        "INITCAP",
+        "JSON_ARRAY",
+        "JSON_EXISTS",
+        "JSON_OBJECT",
+        "JSON_QUERY",
+        "JSON_VALUE",
+        "REGEXP_EXTRACT",
+    ),
+    "TO_TIMESTAMP_LTZ",
+}
+
+
+def values_of(expressions):
+    app = App("values")
+    rows = app.stream(edge_rows().to_pylist(), schema=edge_rows().schema)
+    text = ", ".join(f"{each} AS x{i}" for i, each in enumerate(expressions))
+    return app.sql(f"SELECT n, {text} FROM v", v=rows).materialize().collect().sort_by("n").drop_columns("n")
+
+
+def of_duckdb(expressions):
+    v = edge_rows()
+    with duckdb.connect() as connection:
+        connection.register("v", v)
+        text = ", ".join(f"{each} AS x{i}" for i, each in enumerate(expressions))
+        return connection.sql(f"SELECT {text} FROM v ORDER BY n").to_arrow_table()
+
+
+def alike(ours, theirs):
+    if isinstance(ours, int | float | Decimal) and isinstance(theirs, int | float | Decimal):
+        return math.isclose(ours, theirs, rel_tol=1e-12) or ours == theirs
+    if isinstance(ours, datetime.date) and isinstance(theirs, datetime.date) and type(ours) is not type(theirs):
+        return str(ours)[:10] == str(theirs)[:10] and "00:00:00" in f"{ours} {theirs}"
+    return ours == theirs
+
+
+def differing():
+    """Yields the expressions whose values are not DuckDB's, with both."""
+    pairs = {**{each: each for each in SAME}, **OTHERWISE}
+    mine, theirs = values_of(list(pairs)), of_duckdb(list(pairs.values()))
+    for i, text in enumerate(pairs):
+        for one, other in zip(mine[f"x{i}"].to_pylist(), theirs[f"x{i}"].to_pylist(), strict=True):
+            if not alike(one, other):
+                yield text, one, other
+
+
+def test_functions_have_the_values_of_duckdb():
+    assert list(differing()) == []
+
+
+def test_each_function_is_compared():
+    compared = " ".join([*SAME, *OTHERWISE])
+    assert {name for name in FUNCTIONS if not re.search(rf"\b{name}\(", compared)} == OF_FILES
+
+
+@pytest.mark.parametrize("name", ["ABS", "LPAD", "TIMESTAMPDIFF", "FLOOR"])
+def test_a_planted_fault_of_a_function_is_found(name, monkeypatch):
+    right = FUNCTIONS[name].make
+
+    def wrong(arguments):
+        return arguments.expr(0) if name in ("ABS", "LPAD", "FLOOR") else right(arguments) + 1
+
+    monkeypatch.setitem(functions.FUNCTIONS, name, functions.Function(1, 3, "x", wrong))
+    assert any(text.startswith(name) for text, *_ in differing())
+
+
+# -- casts ------------------------------------------------------------------------------------------------------------
+
+WRITTEN = [
+    *("", " ", "0", "12", " 12 ", "-7", "+5", "12.7", "-0.9", "1.", ".5", "1e3", "0x10", "127", "128", "-129", "32768"),
+    *(
+        "2147483648",
+        "9223372036854775807",
+        "9223372036854775808",
+        "99.995",
+        "0.005",
+        "-0.005",
+        "abc",
+        "1 2",
+        "t",
+        "TRUE",
+    ),
+    *("yes", "Y", "no", "F", "ja", "2024-02-29", "2023-02-29", "2024-4-5", "2024-4", "2024", "2024-04-05 10:11:12"),
+    *("2024-4-5 1:2:3", "2024-04-05 10:11:12.123456", "2024-13-01", "2024-04-05 25:00:00", "1 Jan 2024", None),
+]
+
+
+def whole(low, high):
+    def read(text):
+        found = re.fullmatch(r"([+-]?\d+)(\.\d*)?", text.strip())
+        return int(found[1]) if found and low <= int(found[1]) <= high else None
+
+    return read
+
+
+def decimal(precision, scale):
+    def read(value):
+        try:
+            made = Decimal(str(value).strip()).quantize(Decimal(1).scaleb(-scale), ROUND_HALF_UP)
+        except InvalidOperation:
+            return None
+        return made if made.is_finite() and len(str(abs(made)).replace(".", "").lstrip("0")) <= precision else None
+
+    return read
+
+
+def boolean(text):
+    word = text.strip().lower()
+    return True if word in ("t", "true", "y", "yes", "1") else False if word in ("f", "false", "n", "no", "0") else None
+
+
+def date(text):
+    found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?(?: .*)?", text.strip())
+    try:
+        return None if found is None else datetime.date(int(found[1]), int(found[2] or 1), int(found[3] or 1))
+    except ValueError:
+        return None
+
+
+def moment(text):
+    found = re.fullmatch(
+        r"(\d{4})-(\d{1,2})-(\d{1,2})(?: (\d{1,2}):(\d{1,2}):(\d{1,2})(?:\.(\d{1,9}))?)?", text.strip()
+    )
+    try:
+        parts = None if found is None else [int(each or 0) for each in found.groups()[:6]]
+        digits = "" if found is None or found[7] is None else found[7]
+        return None if parts is None else datetime.datetime(*parts, int(digits.ljust(6, "0")[:3]) * 1000)
+    except ValueError:
+        return None
+
+
+READ = {
+    "TINYINT": whole(-128, 127),
+    "SMALLINT": whole(-(2**15), 2**15 - 1),
+    "INT": whole(-(2**31), 2**31 - 1),
+    "BIGINT": whole(-(2**63), 2**63 - 1),
+    "DECIMAL(6, 2)": decimal(6, 2),
+    "DECIMAL(38, 0)": decimal(38, 0),
+    "BOOLEAN": boolean,
+    "DATE": date,
+    "TIMESTAMP(3)": moment,
+}
+
+
+def cast_values(values, type, target):
+    app = App("casts")
+    rows = [{"n": i, "x": each} for i, each in enumerate(values)]
+    given = app.stream(rows, schema=pa.schema([("n", pa.int64()), ("x", type)]))
+    made = app.sql(f"SELECT n, TRY_CAST(x AS {target}) AS y FROM v", v=given).materialize().collect()
+    return made.sort_by("n")["y"].to_pylist()
+
+
+@pytest.mark.parametrize("target", READ)
+def test_a_text_is_read_as_flink_reads_it(target):
+    written = [each for each in WRITTEN if each != "0" or target != "DATE"]  # Python has no year 0
+    found = cast_values(written, pa.string(), target)
+    expected = [None if each is None else READ[target](each) for each in written]
+    assert [pair for pair in zip(written, found, expected, strict=True) if pair[1] != pair[2]] == []
+
+
+@pytest.mark.parametrize(
+    ("type", "values"), [(pa.float64(), [*DOUBLES, 2.675, 0.125, 99.995, 1e6]), (pa.decimal128(10, 2), DECIMALS)]
+)
+def test_a_number_is_cast_as_flink_casts_it(type, values):
+    for target in ("DECIMAL(6, 1)", "DECIMAL(20, 0)", "DECIMAL(12, 4)"):
+        precision, scale = map(int, re.findall(r"\d+", target))
+        expected = [None if each is None else decimal(precision, scale)(each) for each in values]
+        assert cast_values(values, type, target) == expected, target
+    for target, bits in (("TINYINT", 8), ("INT", 32), ("BIGINT", 64)):
+        cut = [None if each is None else int(each) for each in values]
+        expected = [each if each is not None and -(2 ** (bits - 1)) <= each < 2 ** (bits - 1) else None for each in cut]
+        assert cast_values(values, type, target) == expected, target
+
+
+# -- the list of the page ---------------------------------------------------------------------------------------------
+
+REFUSED = "an error"
+DIFFERENCES = {  # the begin of a line of the page: expressions with their values or types, or where else it is shown
+    "A `DECIMAL` divided": {"1.5 / 2": "DOUBLE"},
+    "A number that does not fit": {"CAST(300 AS TINYINT)": REFUSED},
+    "A result of `DECIMAL`s": {"CAST(1e18 AS DECIMAL(38, 18)) * CAST(1e18 AS DECIMAL(38, 18))": REFUSED},
+    "`SUM` of integers": {
+        "SUM(i)": "BIGINT",
+        "TIMESTAMPDIFF(DAY, MAX(t), MIN(t))": "BIGINT",
+        "MOD(MAX(n), 2)": "BIGINT",
+    },
+    "`MAX` and `MIN` leave NaN out": {"MAX(CASE WHEN n = 1 THEN CAST('NaN' AS DOUBLE) ELSE 1e0 END)": 1.0},
+    "`STDDEV` and": {"STDDEV(i)": "DOUBLE", "VARIANCE(i)": "DOUBLE", "AVG(e)": "DOUBLE"},
+    "Texts of `DOUBLE`": {"CAST(1e7 AS STRING)": "10000000.0"},
+    "Texts of times": {
+        "CAST('2024-01-01T00:00:00Z' AS TIMESTAMP(3))": datetime.datetime(2024, 1, 1),
+        "TO_TIMESTAMP('2024-01-01 00:00:00.123456')": datetime.datetime(2024, 1, 1, 0, 0, 0, 123456),
+    },
+    "`VARBINARY(n)`": {"CAST(CAST('abc' AS BYTES) AS VARBINARY(2))": b"abc"},
+    "Arithmetic with constants": {"2147483647 + 1": REFUSED},
+    "An integer divided by zero": {"7 / 0": None, "7e0 / 0": math.inf},
+    "Weeks of `FLOOR`": {"FLOOR(DATE '2024-05-19' TO WEEK)": datetime.date(2024, 5, 13)},
+    "`BYTES` in JSON": "test_topic_options.py::test_bytes_in_json_are_said_to_be_no_base64",
+    "A record of JSON": "test_meanings.py::test_a_number_in_json_for_a_text_is_no_value",
+    "`NOT NULL` of a column": "test_meanings.py::test_not_null_is_not_checked_when_rows_are_written",
+    "A row exactly one gap": "test_window_rows.py::test_sessions_of_each_key_end_when_a_row_comes_a_whole_gap_later",
+}
+
+
+def lines_of_the_page():
+    text = (ROOT.parent / "docs/sql.md").read_text().split("Some meanings are not Flink's:")[1].split('\n`"x"`')[0]
+    return [" ".join(each.split()) for each in text.split("\n- ")[1:]]
+
+
+def test_each_difference_of_the_page_is_shown():
+    lines = lines_of_the_page()
+    assert [line for line in lines if sum(line.startswith(each) for each in DIFFERENCES) != 1] == []
+    assert len(lines) == len(DIFFERENCES)
+    for place in (each for each in DIFFERENCES.values() if isinstance(each, str)):
+        file, name = place.split("::")
+        assert f"def {name}(" in (Path(__file__).parent / file).read_text()
+
+
+@pytest.mark.parametrize("text", [text for each in DIFFERENCES.values() if isinstance(each, dict) for text in each])
+def test_a_difference_of_the_page_holds(text):
+    (wanted,) = [each[text] for each in DIFFERENCES.values() if isinstance(each, dict) and text in each]
+    app = App("page")
+    rows = app.stream(edge_rows().to_pylist(), schema=edge_rows().schema)
+    source = "FROM v" if re.search(r"\((i|t|n|e|CASE)\b", text) else ""
+    if wanted == REFUSED:
+        with pytest.raises((SqlError, DataError)):
+            app.sql(f"SELECT {text} AS x {source}", v=rows).materialize().collect()
+        return
+    made = app.sql(f"SELECT {text} AS x {source}", v=rows)
+    if isinstance(wanted, str) and wanted in ("DOUBLE", "BIGINT"):
+        assert sql_type(made.schema.field("x").type) == wanted
+    else:
+        assert made.materialize().collect()["x"].to_pylist() == [wanted]
+
+
+def test_a_number_in_json_for_a_text_is_no_value(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"s": 1}\n{"s": "x"}\n')
+    app = App("json")
+    app.sql(f"""CREATE TABLE a (s STRING) WITH ('connector' = 'files', 'path' = '{tmp_path}/a.jsonl', 'format' = 'json',
+        'json.ignore-parse-errors' = 'true')""")
+    assert app.sql("SELECT s FROM a").materialize().collect()["s"].to_pylist() == ["x"]
+
+
+async def test_not_null_is_not_checked_when_rows_are_written(tmp_path):
+    app = App("written")
+    app.sql(f"""
+        CREATE TABLE a (x INT NOT NULL) WITH ('connector' = 'files', 'path' = '{tmp_path}/a', 'format' = 'json');
+        INSERT INTO a SELECT NULLIF(1, 1);
+    """)
+    await app.run()
+    assert (tmp_path / "a").read_text() == '{"x":null}\n'
