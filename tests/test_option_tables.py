@@ -76,8 +76,8 @@ def test_an_app_takes_each_setting_with_its_default() -> None:
 def test_run_and_worker_have_an_option_for_each_setting_with_a_metavar() -> None:
     wanted = {name for name, each in options_of(RunOptions).items() if each.metavar}
     assert {"state", "parallelism", "from_", "workers", "reload"} <= wanted
-    assert set(inspect.signature(run).parameters) - {"target", "functions"} == wanted
-    assert set(inspect.signature(worker).parameters) - {"context"} == wanted
+    assert set(inspect.signature(run).parameters) - {"target", "functions", "settings"} == wanted
+    assert set(inspect.signature(worker).parameters) - {"context", "settings"} == wanted
 
 
 @pytest.mark.parametrize("declared", TABLES)

@@ -1,10 +1,14 @@
 """Options that several commands share."""
 
 import inspect
-from collections.abc import Callable, Sequence
+import os
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from datetime import datetime
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -79,14 +83,20 @@ def until_of(given: str | None) -> str | int | datetime | None:
     return time
 
 
-def with_options(declared: type) -> Callable[[F], F]:
+def with_options(declared: type, *, elsewhere: bool = False) -> Callable[[F], F]:
     """Returns a decorator that puts the options of a dataclass in the place of the last parameter of a command, `**given`: those that
     have a metavar.
+
+    `elsewhere`: True if they may also come from the environment, as SABOT_STATE, and from the file of `--settings`, except those that
+    apply to one start: a variable would apply them to each.
     """
     from sabot.api.settings import Settings
 
     of_app = {each.name for each in fields(Settings)}
-    made = [_parameter(name, each, name in of_app) for name, each in options_of(declared).items() if each.metavar]
+    shown = {name: each for name, each in options_of(declared).items() if each.metavar}
+    made = [_parameter(name, each, name in of_app, elsewhere and not each.once) for name, each in shown.items()]
+    if elsewhere:
+        made.append(_settings_file(shown))
 
     def decorate(command: F) -> F:
         signature = inspect.signature(command)
@@ -98,11 +108,77 @@ def with_options(declared: type) -> Callable[[F], F]:
     return decorate
 
 
-def _parameter(name: str, each: Option, of_app: bool) -> inspect.Parameter:
+def _settings_file(options: Mapping[str, Option]) -> inspect.Parameter:
+    """Returns the parameter of `--settings`. It is read before all others, whose defaults it gives."""
+
+    def read(context: typer.Context, path: Path | None) -> None:
+        for name, each in options.items():
+            if each.once and variable_of(name) in os.environ:
+                raise typer.BadParameter(f"{variable_of(name)}: {_of_one_start(name)}")
+        if path is not None:
+            context.default_map = _settings_in(path, options)
+
+    hint = typer.Option(
+        "--settings",
+        metavar="FILE",
+        help="A TOML file with further options of this command, which the environment and the command line override.",
+        envvar=variable_of("settings"),
+        show_envvar=False,
+        is_eager=True,
+        expose_value=False,
+        callback=read,
+    )
+    return inspect.Parameter(
+        "settings", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, hint]
+    )
+
+
+def variable_of(name: str) -> str:
+    """Returns the name of the variable of the environment for an option of `sabot run`."""
+    return f"SABOT_{name.rstrip('_').upper()}"
+
+
+def _of_one_start(name: str) -> str:
+    return f"it applies to one start, so give it on the command line: {_word_of(name)}"
+
+
+def _word_of(name: str) -> str:
+    return f"--{name.rstrip('_').replace('_', '-')}"
+
+
+def _settings_in(path: Path, options: Mapping[str, Option]) -> dict[str, Any]:
+    """Returns the options in a file by the names of their parameters. Raises typer.BadParameter."""
+    try:
+        found = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    given = {}
+    for word, value in found.items():
+        name = word.replace("-", "_")
+        if name not in options and f"{name}_" in options:
+            name = f"{name}_"
+        if name not in options:
+            near = get_close_matches(name, options, 1)
+            hint = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
+            raise typer.BadParameter(f"{path}: there is no option {word}{hint}")
+        if options[name].once:
+            raise typer.BadParameter(f"{path}: {word}: {_of_one_start(name)}")
+        kind = options[name].kind
+        fits = isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
+        if not fits and (kind is not str or isinstance(value, bool | list | dict)):
+            said = {bool: "true or false", int: "a whole number", list: "a list of texts"}.get(kind, "a text")
+            raise typer.BadParameter(f"{path}: {word} = {value!r} is not {said}")
+        given[name] = [str(each) for each in value] if kind is list else value if kind is bool else str(value)
+    return given
+
+
+def _parameter(name: str, each: Option, of_app: bool, elsewhere: bool) -> inspect.Parameter:
     """Returns the parameter of a typer command. A setting of the app that is not given is None, so the program's own value applies."""
     types: dict[type, Any] = {bool: bool, list: list[str] | None, int: int | None}
     hint = typer.Option(
-        f"--{name.rstrip('_').replace('_', '-')}",
+        _word_of(name),
+        envvar=variable_of(name) if elsewhere else None,
+        show_envvar=False,  # one rule for all of them
         metavar=each.metavar.strip() or None,
         help=f"{each.help[0].upper()}{each.help[1:]}.",
         min=each.bounds[0],

@@ -79,7 +79,7 @@ def words_of(given: Mapping[str, Any], *, again: bool = False) -> list[str]:
     return words
 
 
-@with_options(RunOptions)
+@with_options(RunOptions, elsewhere=True)
 def run(target: Target, functions: Functions = None, **given: Any) -> None:
     """Run an app until its input ends, or Ctrl-C. Options override the settings of the program."""
     use_functions(functions)
@@ -102,7 +102,7 @@ def run(target: Target, functions: Functions = None, **given: Any) -> None:
     )
 
 
-@with_options(RunOptions)
+@with_options(RunOptions, elsewhere=True)
 def worker(context: typer.Context, **given: Any) -> None:
     """Run an app, as `run` does, by Faust's form: sabot -A module:app worker."""
     if context.obj is None:

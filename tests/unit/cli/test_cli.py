@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import re
@@ -420,3 +421,79 @@ def test_collections_of_garbage_go_on_when_a_command_is_loaded(monkeypatch: pyte
     finally:
         gc.enable()
         gc.unfreeze()
+
+
+# --- settings from the environment and from a file
+
+
+@pytest.fixture
+def run_with(here: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs `sabot run hello:app` with words, and returns the settings with which the app would run, or what was refused."""
+    write(here, hello="from sabot import App\napp = App('hello', parallelism=2, report='7s', restart='none')\n")
+    monkeypatch.setattr("sabot.cli.run.set_up_logging", lambda *given: monkeypatch.setattr(run_module, "seen", given))
+    run_module = importlib.import_module("sabot.cli.run")
+
+    def run(*words: str) -> Any:
+        found: list[Any] = []
+        monkeypatch.setattr("sabot.cli.run.run_app", lambda app, after: found.append(app.settings))
+        done = sabot_says("run", "hello:app", *words)
+        sys.modules.pop("hello", None)
+        return found[0] if found else (done.exit_code, " ".join(done.stderr.split()))
+
+    monkeypatch.setattr(run_module, "seen", (), raising=False)
+    return run
+
+
+def test_a_setting_comes_from_the_command_line_the_environment_the_file_or_the_program_in_this_order(
+    run_with: Any, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "shop.toml").write_text(
+        'parallelism = 3\nreport = "8s"\ncheckpoint-interval = 5\nmetrics_port = 0\nloglevel = "warning"\nstate = "there"\n'
+    )
+    assert (run_with().parallelism, run_with().report_s) == (2, 7.0)
+    found = run_with("--settings", "shop.toml")
+    assert (found.parallelism, found.report_s, found.metrics_port, found.state) == (3, 8.0, 0, "there")
+    assert found.checkpoint_interval in ("5", 5.0)
+    assert importlib.import_module("sabot.cli.run").seen[0] == "warning"
+    monkeypatch.setenv("SABOT_SETTINGS", "shop.toml")
+    monkeypatch.setenv("SABOT_PARALLELISM", "4")
+    monkeypatch.setenv("SABOT_LOGLEVEL", "error")
+    found = run_with()
+    assert (found.parallelism, found.report_s, found.restart) == (4, 8.0, "none")
+    assert importlib.import_module("sabot.cli.run").seen[0] == "error"
+    assert run_with("--parallelism", "5").parallelism == 5
+
+
+@pytest.mark.parametrize(
+    ("file", "refused"),
+    [
+        ("paralelism = 3", "there is no option paralelism; did you mean parallelism?"),
+        ("fresh = true", "fresh: it applies to one start, so give it on the command line: --fresh"),
+        ('from = "there"', "from: it applies to one start, so give it on the command line: --from"),
+        ('parallelism = "many"', "parallelism = 'many' is not a whole number"),
+        ("state = ['a']", "state = ['a'] is not a text"),
+        ("web = 1", "web = 1 is not true or false"),
+        ("[checkpoints]", "there is no option checkpoints"),
+        ("parallelism =", "Invalid value"),
+        ("parallelism = 0", "greater than or equal to 1"),
+        ('report = "soon"', "report"),
+    ],
+)
+def test_a_wrong_setting_in_the_file_is_refused_by_its_name(run_with: Any, here: Path, file: str, refused: str) -> None:
+    (here / "shop.toml").write_text(file)
+    code, said = run_with("--settings", "shop.toml")
+    assert code == 2
+    assert refused in said.replace("│ ", "")
+
+
+def test_an_option_of_one_start_is_no_variable(run_with: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the environment of a pod it would remove the state at each start."""
+    monkeypatch.setenv("SABOT_FRESH", "1")
+    code, said = run_with()
+    assert (code, "SABOT_FRESH: it applies to one start" in said) == (2, True)
+
+
+def test_a_variable_with_a_wrong_value_is_named(run_with: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SABOT_PARALLELISM", "many")
+    code, said = run_with()
+    assert (code, "SABOT_PARALLELISM" in said or "--parallelism" in said) == (2, True)
