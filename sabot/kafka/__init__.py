@@ -5,6 +5,6 @@ Importing this room does not load the Kafka client; the first kafka:// address d
 
 from sabot.kafka.sink import KafkaSink
 from sabot.kafka.source import KafkaSource
-from sabot.kafka.topics import RecordSender, open_sink, open_source
+from sabot.kafka.topics import RecordSender, lost_brokers, open_sink, open_source
 
-__all__ = ["KafkaSink", "KafkaSource", "RecordSender", "open_sink", "open_source"]
+__all__ = ["KafkaSink", "KafkaSource", "RecordSender", "lost_brokers", "open_sink", "open_source"]

@@ -6,6 +6,7 @@ This module loads confluent_kafka; the rest of the room imports it only when an 
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -105,6 +106,22 @@ class NoSuchTopic(UserError):
     """
 
 
+_links: "weakref.WeakSet[BrokerLink]" = weakref.WeakSet()
+_links_lock = threading.Lock()
+
+
+def lost_brokers() -> dict[str, str]:
+    """Returns the brokers that do not answer the clients of this process: by address, for how long, and why."""
+    found = {}
+    with _links_lock:
+        links = sorted(_links, key=lambda link: link.address)
+    for link in links:
+        if link.lost:
+            why = f": {link.reason}" if link.reason else ""
+            found[f"kafka://{link.address}"] = f"it has not answered for {link.lost_s:.0f} s{why}"
+    return found
+
+
 class BrokerLink:
     """The state of a client's connection to its broker. It logs one line when the broker stops answering and one when
     it answers again, and it has the facts that texts of errors need: the user, the topic, the operation. All methods
@@ -133,6 +150,8 @@ class BrokerLink:
         # The time of the first refusal since the last answer or fault of another kind; None while we are not refused.
         self._refused_at: float | None = None
         self._too_large = ""  # the client's report of an answer that is larger than it accepts
+        with _links_lock:
+            _links.add(self)
 
     def on_error(self, error: KafkaError) -> None:
         """Handles a fault that the client itself reports. The client goes on trying."""
@@ -175,6 +194,11 @@ class BrokerLink:
         except KafkaException:
             raise _refusal(self) from None
         self._refused_at = None
+
+    @property
+    def lost_s(self) -> float:
+        """The seconds since the broker stopped answering. Only meaningful while `lost` is True."""
+        return SYSTEM_CLOCK.monotonic() - self._since
 
     def down(self) -> None:
         """Handles the report that no broker answers. Reports wait in the client's queue, so a report that comes right

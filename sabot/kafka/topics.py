@@ -3,6 +3,7 @@
 The first kafka:// address loads the Kafka client, so a program without one does not need it.
 """
 
+import sys
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,12 @@ from sabot.kafka.settings import checked_settings
 
 if TYPE_CHECKING:
     from sabot.kafka.reader import KafkaReader
+
+
+def lost_brokers() -> dict[str, str]:
+    """Returns the brokers that do not answer the clients of this process: by address, for how long, and why."""
+    client = sys.modules.get("sabot.kafka.client")  # without a kafka:// address so far it is not loaded
+    return {} if client is None else dict(client.lost_brokers())
 
 
 def open_source(

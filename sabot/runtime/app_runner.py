@@ -43,7 +43,7 @@ from sabot.errors import (
     UserError,
     WorkerLost,
 )
-from sabot.kafka import open_source
+from sabot.kafka import lost_brokers, open_source
 from sabot.runtime.app_rates import AppReading
 from sabot.runtime.blocking import BlockingMonitor
 from sabot.runtime.host import in_notebook
@@ -743,6 +743,8 @@ class AppRunner:
         if broken := [name for name, agent in self.agents.items() if agent.error is not None]:
             why = why or f"agents have failed: {', '.join(broken)}"
         report: dict[str, Any] = {"checkpoint": self.coordinator.statistics()["last_id"]}
+        if lost := lost_brokers():  # rows that were read are processed, so the app is ready all the same
+            report["broker"] = lost
         if self._run is not None and (outages := _outages(self._run.statistics())):
             report["registry"] = outages
         if self.health is not None:

@@ -7,6 +7,7 @@ import http.client
 import itertools
 import json
 import platform
+import re
 import socket
 import sys
 import threading
@@ -27,6 +28,7 @@ from sabot.connectors.base import Sink
 from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import MissingExtra, UserError
+from sabot.kafka.client import BrokerLink
 from sabot.llm import ExecutionEngine, MemoryCache, Price, PriceTable, RateLimited, ScriptedProvider
 from sabot.testing import ManualClock
 from tools.agent_tools import checkpoint, manifest_files, processed, publish, started, state_of, until
@@ -441,6 +443,25 @@ async def test_the_counters_of_a_delivery_do_not_go_back_with_the_next_run(tmp_p
         assert_none_went_back(before, after)
     (delivered,) = [value for (name, _), value in seen[-1].items() if name == "sabot_delivered_records_total"]
     assert delivered == 2
+
+
+async def test_readiness_names_a_broker_that_does_not_answer(app: App) -> None:
+    """Only the log told why an app that is ready has read nothing for an hour."""
+    app.configure(metrics_port=0)
+    sorting_out(app)
+    link = BrokerLink("127.0.0.1:1", "sink of topic 't'")
+    link.opened = True
+    link.reason = "Connection refused"
+    async with started(app):
+        port = app.statistics()["metrics"]["port"]
+        link.down()
+        status, report = await asked(port, "/ready")
+        assert (status, report["ready"]) == (200, True), "rows that were read are processed"
+        assert re.fullmatch(
+            r"it has not answered for \d+ s: Connection refused", report["broker"]["kafka://127.0.0.1:1"]
+        )
+        link.up()
+        assert "broker" not in (await asked(port, "/ready"))[1]
 
 
 async def test_the_port_stays_open_while_the_app_waits_to_restart(tmp_path: Path, memory_url: str) -> None:
