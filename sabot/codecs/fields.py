@@ -57,14 +57,14 @@ class FieldCodec:
     """
 
     def __init__(self, codec: Codec, fields: Sequence[tuple[str, str]]) -> None:
-        self._codec = codec
+        self.payloads = codec
         self._fields = tuple(fields)
         self._columns = [pa.field(column, type_of_field(field)) for column, field in fields]
 
     @property
     def schema(self) -> pa.Schema | None:
         """The columns of decoded batches, or None while those of the payloads are unknown."""
-        known = self._codec.schema
+        known = self.payloads.schema
         return None if known is None else pa.schema([*known, *self._columns])
 
     @property
@@ -74,10 +74,10 @@ class FieldCodec:
 
     @property
     def text(self) -> str | None:
-        return self._codec.text
+        return self.payloads.text
 
     def another(self) -> "FieldCodec":
-        return FieldCodec(self._codec.another(), self._fields)
+        return FieldCodec(self.payloads.another(), self._fields)
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
         """Decodes records (RECORD_SCHEMA). Returns the good rows, in order, and the bad rows."""
@@ -85,7 +85,7 @@ class FieldCodec:
         return data, bad
 
     def decode_many(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Any, list[BadRow]]:
-        data, numbers, bad = decode_numbered(self._codec, batch)
+        data, numbers, bad = decode_numbered(self.payloads, batch)
         records = numbered(batch, numbers)
         unfit: dict[int, str] = {}
         columns = [_column(records, field, unfit) for _, field in self._fields]

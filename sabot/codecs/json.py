@@ -1,7 +1,10 @@
 """Payloads that are one JSON object each: decoded with a given or inferred schema, and encoded."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from itertools import islice
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -14,7 +17,10 @@ from sabot.base.checks import OneOf, check
 from sabot.base.config import FIELDS
 from sabot.errors import UserError
 
+_log = logging.getLogger(__name__)
+
 INFERENCE_ROWS = 1000
+_NAMED = 100  # from so many records of a batch the names of fields are taken
 TimesInJson = Literal["ms", "iso", "sql"]
 _MOST_DAYS = 2_932_896  # 9999-12-31
 _NO_COLUMNS = pa.schema([])
@@ -99,6 +105,52 @@ def with_days(
 
 def _good(rows: int, bad: Sequence[BadRow]) -> Any:
     return np.delete(np.arange(rows), [each.row for each in bad])
+
+
+class AbsentColumns:
+    """The columns of a `schema=` that none of the first 1,000 records has: a misspelt one would be null for ever, in
+    silence. They are logged once.
+
+    `where`: the name of the stream or file, for the log. `alike`: True if only columns are logged for which the records
+    have a field with a similar name.
+    """
+
+    def __init__(self, where: str, *, alike: bool = False) -> None:
+        self._where, self._alike = where, alike
+        self._absent: set[str] | None = None  # columns without a value so far; None before the first rows
+        self._names: dict[str, None] = {}  # the names in some of the records, in order of their first appearance
+        self._rows = 0
+        self.is_done = False
+
+    def look(
+        self, data: pa.RecordBatch, columns: Sequence[str], payloads: Callable[[], Iterable[bytes | None]]
+    ) -> None:
+        """Looks at decoded rows. `columns`: the columns of the schema. `payloads`: returns their records, if they are needed."""
+        absent = {name for name in columns if data.column(name).null_count == data.num_rows}
+        absent = absent if self._absent is None else absent & self._absent
+        if absent:
+            some = [payload for payload in islice(payloads(), INFERENCE_ROWS) if payload is not None]
+            keys = {name: json.dumps(name, ensure_ascii=False).encode() for name in absent}
+            absent = {name for name in absent if not any(keys[name] in payload for payload in some)}
+            for payload in some[:_NAMED]:
+                record = json.loads(payload)
+                if isinstance(record, dict):
+                    self._names |= {name: None for name in record if name not in columns}
+        self._absent, self._rows = absent, self._rows + data.num_rows
+        self.is_done = not absent or self._rows >= INFERENCE_ROWS
+        if self.is_done:
+            self.tell()
+
+    def tell(self) -> None:
+        """Logs the columns that are absent so far. Called at the end of the input, if it comes before the end of the first records."""
+        self.is_done = True
+        for name in sorted(self._absent or ()) if self._rows else ():
+            near = get_close_matches(name, self._names, 1)
+            if self._alike and not near:
+                continue
+            guess = f"did you mean {near[0]!r}?" if near else f"other fields: {', '.join(self._names) or 'none'}"
+            first = f"the first {self._rows:,} records have" if self._rows > 1 else "the first record has"
+            _log.warning("%s: %s no field %r, so this column is null: %s", self._where, first, name, guess)
 
 
 class JsonEncoder:

@@ -75,8 +75,8 @@ class TableCodec:
             key_rows = keys_of_schema(of_key, connect=format == "debezium")
         self._key_rows = key_rows
         # JSON has times in ms, so a payload may have lost digits that the record's key still has.
-        has_ms = format == "json" and (payloads is None or isinstance(payloads, JsonCodec))
-        self._cut = {name for name in keys if has_ms and finer_unit(schema.field(name).type)}
+        self.has_json = format == "json" and (payloads is None or isinstance(payloads, JsonCodec))
+        self._cut = {name for name in keys if self.has_json and finer_unit(schema.field(name).type)}
 
     @property
     def schema(self) -> pa.Schema:

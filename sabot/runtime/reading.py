@@ -22,8 +22,9 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs import Codec
 from sabot.codecs.base import decode_records
 from sabot.codecs.fields import FieldCodec
-from sabot.codecs.json import lossy_json, schema_text
+from sabot.codecs.json import INFERENCE_ROWS, AbsentColumns, JsonCodec, lossy_json, schema_text
 from sabot.codecs.records import RECORD_SCHEMA, bounded, build_records
+from sabot.codecs.table import TableCodec
 from sabot.connectors.base import Positions, Source
 from sabot.connectors.defaults import (
     backlog_of,
@@ -338,6 +339,8 @@ class SourceInput(Reader):
         self._origin = origin  # the fields of a dead letter that name the task
         self._schema_text = schema_text(inferred)  # the checkpoint keeps it
         self._inferred = inferred is not None
+        self._payload_columns = [] if inferred is not None else _payload_columns(codec)
+        self._absent = AbsentColumns(name) if self._payload_columns else None
         self._format = format  # the facts about decoding that the checkpoint keeps
         self._clock = clock
         self._positions: Positions = {}
@@ -499,6 +502,8 @@ class SourceInput(Reader):
             self._note_unread(False)
 
     def _is_over(self) -> None:
+        if self._absent is not None and not self._absent.is_done:
+            self._absent.tell()
         self.watermarks.end(self._positions)
         for each in self.alignments:
             each.moved()
@@ -526,6 +531,9 @@ class SourceInput(Reader):
         if decodes is not None:
             if bad:
                 self._set_apart(batch, {row.row: row.reason for row in bad})
+            if records is not None and self._absent is not None and not self._absent.is_done:
+                first = records.column("payload").slice(0, INFERENCE_ROWS)
+                self._absent.look(data, self._payload_columns, first.to_pylist)
         elif isinstance(self._codec, FieldCodec):
             raise UserError(
                 f"stream {self.name}: fields= needs records, but its source returns columns", hint="leave fields= out"
@@ -680,6 +688,15 @@ class SourceInput(Reader):
 
     def _now_ms(self) -> int:
         return int(self._clock.monotonic() * 1000)
+
+
+def _payload_columns(codec: Codec | None) -> list[str]:
+    """Returns the names of the columns that a codec reads from payloads of JSON; [] for other codecs, and while it has no schema."""
+    if isinstance(codec, FieldCodec):
+        codec = codec.payloads
+    if isinstance(codec, TableCodec):
+        return [name for name in codec.schema.names if name != OP_COLUMN] if codec.has_json else []
+    return codec.schema.names if isinstance(codec, JsonCodec) and codec.schema is not None else []
 
 
 def _wider(reason: str) -> str:

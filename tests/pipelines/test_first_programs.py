@@ -457,3 +457,43 @@ def test_a_stream_is_still_neither_iterable_nor_false_and_can_be_copied():
     assert copy.copy(stream).collect() == stream.collect()
     assert round(col("x"), 1).text() == col("x").round(1).text()
     assert abs(col("x")).text() == col("x").abs().text()
+
+
+def absent(caplog):
+    return [record.getMessage() for record in caplog.records if "have no field" in record.getMessage()]
+
+
+@pytest.mark.parametrize("read", ["stream", "fields", "table"])
+def test_a_column_that_no_record_has_is_named_after_the_first_thousand(read, memory_url, caplog):
+    """The story: 321,000 rows with a null, because schema= had amuont for amount."""
+    broker = MemoryBroker.get(memory_url)
+    broker.create_topic("in", 1)
+    payloads = [{"k": str(n), "amount": n, **({"rare": n} if n == 900 else {}), "gone": None} for n in range(1_200)]
+    schema = {"k": "string", "amuont": "int64", "rare": "int64", "gone": "int64"}
+    for start in range(0, 1_200, 300):
+        broker.publish("in", payloads[start : start + 300])
+        caplog.clear()
+        app = App("first", memory_url)
+        if read == "table":
+            rows = app.table("in", key="k", schema=schema).changelog()
+        else:
+            rows = app.stream("in", schema=schema, fields={"header": "headers.none"} if read == "fields" else {})
+        assert rows.collect(limit=start + 300).num_rows == start + 300
+        if start < 900:
+            assert not absent(caplog)
+    (line,) = absent(caplog)
+    assert line.startswith("in: the first 1,")
+    assert line.endswith(" records have no field 'amuont', so this column is null: did you mean 'amount'?")
+
+
+def test_a_misspelt_column_of_a_file_is_named_and_an_optional_one_is_not(tmp_path, caplog):
+    path = tmp_path / "in.ndjson"
+    path.write_text('{"k": "a", "amount": 1}\n\n{"k": "b", "amount": 2}\n')
+    schema = {"k": "string", "amuont": "int64", "note": "string"}
+    assert App("first").stream(files(str(path)), schema=schema).collect().num_rows == 2
+    assert absent(caplog) == [
+        f"{path}: the first 2 records have no field 'amuont', so this column is null: did you mean 'amount'?"
+    ]
+    caplog.clear()
+    assert App("first").stream(files(str(path))).collect().column_names == ["k", "amount"]
+    assert not absent(caplog)

@@ -11,7 +11,7 @@ from sabot._cython.text.json import JsonDecoder
 from sabot._cython.text.split import elements
 from sabot.base.checks import Whole, check
 from sabot.base.config import RECORD_BYTES
-from sabot.codecs.json import INFERENCE_ROWS, JsonCodec, with_days
+from sabot.codecs.json import INFERENCE_ROWS, AbsentColumns, JsonCodec, with_days
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.base import Positions
 from sabot.connectors.files.blocks import BlockReader, Blocks, Lines, NoBlocks, open_blocks
@@ -28,6 +28,7 @@ _CUT = "the file ends here without the closing bracket of its array, so it may h
 _BEHIND = "only blanks may come after the closing bracket of the array"
 _LINES = Lines()
 _ELEMENTS = ArrayElements()
+_LOOKED_AT_BYTES = 1_000_000  # in which the names of columns are looked for
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -90,7 +91,9 @@ class NdjsonSource(FileSource):
         blocks = open_blocks(file, offset, self._share, self._block_bytes, self._record_bytes)
         if self._schema is None:
             return _Payloads(blocks, file, self._share.index)
-        return _Columns(blocks, JsonDecoder(self._schema))
+        # Columns that were inferred may first appear later, so only misspelt ones are told.
+        absent = AbsentColumns(file.path, alike=True) if file.number == offset == self._share.index == 0 else None
+        return _Columns(blocks, JsonDecoder(self._schema), absent)
 
     def _open_array(self, file: DataFile, offset: int, again: bool) -> FileReader:
         decoder = None if self._schema is None else JsonDecoder(self._schema)
@@ -147,14 +150,22 @@ def _no_lines(path: str, first: bytes, reason: str) -> UserError:
 class _Columns(BlockReader):
     """A reader that decodes lines into columns."""
 
-    def __init__(self, blocks: Blocks, decoder: JsonDecoder) -> None:
+    def __init__(self, blocks: Blocks, decoder: JsonDecoder, absent: AbsentColumns | None) -> None:
         super().__init__(blocks, _LINES)
         self._decoder = decoder
+        self._absent = absent  # None when the first block has been looked at
 
     def _decode(self, blocks: Blocks, end: int) -> FoundRows:
         view = memoryview(blocks.buffer)[blocks.low : end]
         data, bad = self._decoder.decode_lines(view)
         data = with_days(data, bad, lambda decoder: decoder.decode_lines(view))
+        if self._absent is not None and data.num_rows and not bad:
+            first = bytes(view[:_LOOKED_AT_BYTES]).splitlines()
+            whole = first if end - blocks.low <= _LOOKED_AT_BYTES else first[:-1]
+            self._absent.look(data, data.schema.names, lambda: [line for line in whole if line.strip()])
+            if not self._absent.is_done:
+                self._absent.tell()
+            self._absent = None
         rows = [(blocks.offset + row.start, bytes(view[row.start : row.end]), row.reason) for row in bad]
         return FoundRows(data, rows)
 
