@@ -183,7 +183,13 @@ class Registry:
             if len(others) == _REFERENCES:
                 raise _Unusable(f"it refers to more than {_REFERENCES} other schemas")
             ask = partial(_version, each.subject, each.version)
-            found = self._asked(ask, f", subject {each.subject!r}")
+            try:
+                found = self._asked(ask, f", subject {each.subject!r}")
+            except _Missing as error:
+                raise _Missing(
+                    f"it refers to {each.name!r}, version {each.version} of subject {each.subject!r}: {error.message}",
+                    hint="register that version, or the schema anew with the references that there are",
+                ) from error
             others[each.subject, each.version] = found.schema_str
             left += found.references or ()
         try:
