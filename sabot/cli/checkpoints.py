@@ -235,7 +235,7 @@ def _program(manifest: Manifest) -> dict[str, str]:
 
 
 def _journal(manifest: Manifest) -> dict[str, str]:
-    """Returns which journal the jobs in a checkpoint go on with, and up to where it must reach; {} if there are none."""
+    """Returns which journal a checkpoint of durable agents goes on with, and up to where it must reach; else {}."""
     for stored in manifest.tasks.values():
         if (facts := stored.meta.get("journal")) is not None:
             reached = ", ".join(f"{offset:,}" for _, offset in facts["positions"])
