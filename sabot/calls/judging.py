@@ -8,7 +8,7 @@ while an app or a kernel with a policy or budgets runs in this process.
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from typing import Any, ParamSpec, TypeVar
@@ -52,6 +52,7 @@ class OnceJudge:
     def __init__(self, around: Any) -> None:
         """Makes a judge. `around`: the judge that decides on all other grounds, or None."""
         self._around = around
+        self.declared: frozenset[str] = getattr(around, "declared", frozenset())
         self._called: set[str] = set()  # by name: what attempts on the item have called
         self._before: frozenset[str] = frozenset()  # what earlier attempts have called
 
@@ -108,6 +109,21 @@ def refuse_in_job(what: str, hint: str) -> None:
     )  # `jobs.loop.JobLoop.refuse`, on the event loop of a job only
     if refuse is not None:
         raise refuse(f"{what}; each replay of the job would do it again", hint)
+
+
+def refuse_without_rules(what: str, own: Collection[str]) -> None:
+    """Raises UserError if judged code starts an app or a kernel that lacks a policy or budgets: nobody would judge the
+    calls of its jobs then, although they are made on behalf of this code. `what`: the app or kernel. `own`: those of the
+    options "policy" and "budgets" that it has.
+    """
+    missing = sorted(getattr(JUDGE.get(), "declared", frozenset()) - set(own))
+    if missing:
+        options = " and ".join(f"{each}=" for each in missing)
+        raise UserError(
+            f"{what} has no {options}, and code whose calls are judged starts it: its own calls would be judged by nobody",
+            hint=f"give it {options}, such as those of the app or kernel around it; or start it in the program, outside of "
+            "agents, tools and functions of an app",
+        )
 
 
 def begin_judging(who: object) -> None:

@@ -456,6 +456,7 @@ class EffectGuards(EffectGuard):
 
     def __init__(self, guards: Sequence[EffectGuard]) -> None:
         self._guards = tuple(guards)
+        self.declared = frozenset().union(*map(declared_by, self._guards))
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
         return self._from(0, call, None)
@@ -604,6 +605,11 @@ class EffectGuards(EffectGuard):
     async def close(self) -> None:
         for guard in self._guards:
             await guard.close()
+
+
+def declared_by(guard: EffectGuard | None) -> frozenset[str]:
+    """Returns which of the options "policy" and "budgets" of an app or kernel this guard stands for."""
+    return getattr(guard, "declared", frozenset())
 
 
 def checked_guard(given: Any) -> EffectGuard | None:

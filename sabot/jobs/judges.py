@@ -30,6 +30,7 @@ from sabot.jobs.guard import (
     GuardedCall,
     GuardVerdict,
     Price,
+    declared_by,
     guard_of,
     judge_call,
 )
@@ -68,6 +69,7 @@ class GuardJudge:
         are checked.
         """
         self._calls, self._agent, self._guard, self._clock = calls, agent, guard, clock
+        self.declared = declared_by(guard)
         self._numbers: Iterator[int] | None = None
         self._behalf = NOBODY
         self.repeated: Tool | None = None

@@ -10,6 +10,7 @@ from sabot.api.lifespan import Lifespan
 from sabot.api.nodes.read import Read, StreamEnd
 from sabot.api.settings import Settings
 from sabot.base.config import parse_seconds
+from sabot.calls.judging import refuse_without_rules
 from sabot.checkpoint import CheckpointStorage, Coordinator
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.base import Format
@@ -177,9 +178,11 @@ class StreamsMaker(Protocol):
 
 def judge_of_functions(app: RunnableApp) -> Any:
     """Returns a judge of the calls that functions at start and stop, resources and timers of the app make, or None if
-    there are no guards. Called on the event loop.
+    there are no guards. Called on the event loop. Raises UserError if judged code starts an app without such guards.
     """
-    return app.durable_kind().judge(guards) if (guards := app.guards) else None
+    guards = app.guards
+    refuse_without_rules(f"app {app.id}", {name for each in guards for name in getattr(each, "declared", ())})
+    return app.durable_kind().judge(guards) if guards else None
 
 
 def settings_of(

@@ -959,6 +959,58 @@ async def test_the_program_itself_calls_its_tools_as_functions_beside_a_running_
             assert desk.made == ["o-1"]
 
 
+async def _inner_kernel(desk: Desk, **options: Any) -> str:
+    async def pays(ctx: Any) -> str:
+        return str(await ctx.call(desk.refund, "o-1", **MUCH))
+
+    async with RuntimeKernel.create(agent=pays, **options) as kernel:
+        return str(await (await kernel.execute(ExecutionRequest(prompt="go"))).result())
+
+
+async def _inner_app(desk: Desk, **options: Any) -> str:
+    inner, done = App("inner", "memory://inner", **options), list[str]()
+
+    async def pays() -> None:
+        done.append(await desk.refund("o-1", **MUCH))
+
+    inner.on_start(pays)
+    async with started(inner):
+        return done[0]
+
+
+INNER = {"kernel": _inner_kernel, "app": _inner_app}
+
+
+@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("around", ["a tool of a kernel", "on_start"])
+async def test_what_judged_code_starts_needs_rules_too(around: str, inner: str, memory_url: str) -> None:
+    """Its own calls would be judged by nobody. With a policy of its own, this one decides."""
+    desk, own, done = Desk(), Desk(), dict[str, str]()
+    denied, none = PolicyEngine([ToolPolicy(["refund"], denied=True)]), PolicyEngine([])
+
+    async def starts() -> None:
+        done["without"] = await said(INNER[inner](desk))
+        done["with"] = await said(INNER[inner](own, policy=none))
+
+    if around == "on_start":
+        app = App("shop", memory_url, policy=denied)
+        app.on_start(starts)
+        async with started(app):
+            pass
+    else:
+        step = tool(starts)
+
+        async def work(ctx: Any) -> None:
+            await ctx.call(step)
+
+        async with RuntimeKernel.create(agent=work, policy=denied) as kernel:
+            await (await kernel.execute(ExecutionRequest(prompt="go"))).result()
+    assert desk.made == []
+    assert "has no policy=" in done["without"]
+    assert own.made == ["o-1"], done
+    assert "paid" in (await said(INNER[inner](desk))), "outside of judged code a program starts what it likes"
+
+
 # -- planted doors ----------------------------------------------------------------------------------------------------------
 
 

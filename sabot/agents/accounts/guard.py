@@ -144,6 +144,8 @@ class LedgerGuard(EffectGuard):
     known, the call is denied or a person is asked (`Budget.unpriced`).
     """
 
+    declared = frozenset({"budgets"})
+
     def __init__(self, ledger: Ledger, *, closes: bool = True) -> None:
         """Makes a guard. If `closes` is True, the ledger belongs to the guard, and `close` closes it too."""
         self.ledger = ledger

@@ -119,6 +119,7 @@ class _Requests:
     def __init__(self, effect: Effect, around: CallJudge | None) -> None:
         self.effect = effect.id
         self._around = around
+        self.declared: frozenset[str] = getattr(around, "declared", frozenset())
         self._instead = around.instead if isinstance(around, GuardJudge) else None
         self._again = effect.again
         self._asked: ModelCall | None = None

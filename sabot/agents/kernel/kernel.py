@@ -31,6 +31,7 @@ from sabot.base.checks import Of, Whole, check
 from sabot.base.config import Duration, checked_name, checked_text, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_in_thread, run_to_end, threads
+from sabot.calls.judging import refuse_without_rules
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import JournalFailed, UserError, short_repr
 from sabot.jobs.guard import EffectGuard, checked_guard, guard_of
@@ -215,6 +216,8 @@ class RuntimeKernel:
     async def _opened(self) -> KernelHost:
         if self._closed:
             raise UserError(f"kernel {self.name} is closed", hint="make another one over its journal")
+        options = {"policy": self.policy, "budgets": self._budgets}
+        refuse_without_rules(f"kernel {self.name}", [name for name, given in options.items() if given is not None])
         place = self._place
         if self.policy is not None:
             functions = [each.agent for each in self._agents.values() if not isinstance(each.agent, Agent)]

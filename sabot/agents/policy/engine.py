@@ -90,6 +90,8 @@ class PolicyEngine(EffectGuard):
     is asked about each call of each job. A program can also ask it, with `check_tool`, `check_model` and `check`.
     """
 
+    declared = frozenset({"policy"})
+
     def __init__(
         self,
         rules: Sequence[PolicyRule | Callable[[GuardedCall], Any]] = (),
