@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from itertools import count
 from secrets import randbits
@@ -226,11 +226,17 @@ class GuardJudge:
         """
         assert self._guard is not None
         found = judge_call(self._guard, call)
+        if isinstance(found, GuardVerdict):
+            return self._with(call, found)
+        judged = _packed(call)
         try:
-            verdict = found if isinstance(found, GuardVerdict) else await found
+            verdict = await found
         except BaseException:  # cancelled, when some of several guards may have counted it
             self._guard.drop(call.effect)
             raise
+        if _packed(call) != judged:
+            reason = "its arguments were changed while a rule decided about them"
+            verdict = GuardVerdict(Decision.DENY, verdict.rule, verdict.version, reason)
         return self._with(call, verdict)
 
     def _permitted_now(self, call: GuardedCall) -> GuardedCall:
@@ -398,3 +404,14 @@ def judge_of_repeated(tool: Tool, clock: Clock) -> GuardJudge:
     judge = GuardJudge(f"tool {tool.name}", "", None, clock)
     judge.repeated = tool
     return judge
+
+
+def _packed(call: GuardedCall) -> list[bytes]:
+    """Returns the arguments of a plain call as bytes, by which one sees that they were changed. Those that cannot be
+    packed, such as a client, are left out.
+    """
+    packed = []
+    for each in (*call.args, *call.kwargs.values()):
+        with suppress(UserError):
+            packed.append(pack(each, call.name))
+    return packed

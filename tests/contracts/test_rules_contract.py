@@ -524,6 +524,41 @@ async def test_a_rule_that_takes_time_is_waited_for_or_the_call_is_refused() -> 
     assert "what decides on it takes time" in refused
 
 
+async def test_arguments_that_change_while_a_rule_decides_about_them_are_not_paid() -> None:
+    asked, decided, paid = asyncio.Event(), asyncio.Event(), list[dict[str, int]]()
+
+    @tool
+    async def pay(order: dict[str, int]) -> str:
+        paid.append(dict(order))
+        return "paid"
+
+    async def slow(call: GuardedCall) -> None:
+        if call.name == "pay":
+            asked.set()
+            await decided.wait()
+
+    async def changes(change: bool) -> str:
+        order = {"amount": 5}
+        call = asyncio.create_task(pay(order))
+        await asked.wait()
+        if change:
+            order["amount"] = 500
+        decided.set()
+        return await said(call)
+
+    async def work(ctx: Any) -> list[str]:
+        kept = await ctx.step(changes, False, effect="unsafe")
+        asked.clear()
+        decided.clear()
+        return [kept, await ctx.step(changes, True, effect="unsafe")]
+
+    rules = [slow, ConstraintPolicy(["pay"], "order.amount", max=50)]
+    async with RuntimeKernel.create(agent=work, policy=PolicyEngine(rules)) as kernel:
+        kept, changed = (await (await kernel.execute(ExecutionRequest(prompt="go"))).result()).output
+    assert (kept, paid) == ("paid", [{"amount": 5}])
+    assert "its arguments were changed while a rule decided about them" in changed
+
+
 async def test_a_thread_without_a_context_calls_no_tool_while_calls_of_jobs_are_judged() -> None:
     desk = Desk()
 
