@@ -23,7 +23,8 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.text.json import JsonDecoder, encode_rows, infer_schema
+from sabot._cython.text.json import JsonDecoder, encode_rows
+from sabot.codecs.json import infer_schema
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines"))
 from make_txns import write_txns
