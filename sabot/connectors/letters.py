@@ -310,13 +310,17 @@ def _letters_of_results(
     if not rows.schema.equals(RECORD_SCHEMA):
         return letters_of_rows(rows, errors, none, times=None, topic="", places=None, **origin)
     payload, key, timestamp, _, _, headers = rows.columns
-    times = [int(SYSTEM_CLOCK.time() * 1000) if each is None else each for each in timestamp.to_pylist()]
+    now = int(SYSTEM_CLOCK.time() * 1000)
+    times = [now if each is None else each for each in timestamp.to_pylist()]
     facts = [
         letter_headers(error, topic="", partition=None, offset=None, timestamp=time, attempts=None, **origin)
         for error, time in zip(errors, times, strict=True)
     ]
     headers = [(*own, *more) for own, more in zip(header_rows(headers), facts, strict=True)]
-    return build_records(bytes_list(payload), bytes_list(key), times, 0, [0] * len(facts), headers)
+    # A topic takes no time far ahead of its clock: where the record's own was refused, that of the letter would be too.
+    return build_records(
+        bytes_list(payload), bytes_list(key), [min(each, now) for each in times], 0, [0] * len(facts), headers
+    )
 
 
 def as_columns(data: pa.RecordBatch) -> pa.RecordBatch:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fault_tools import Place
 
 from sabot import App
 from sabot.kafka import admin
+from tools.agent_tools import started, until
 from tools.broker import Broker
 from tools.kafka_eyes import committed
 
@@ -59,3 +61,32 @@ async def test_a_record_without_a_key_in_a_compacted_topic_is_a_dead_letter(
     await app_of(kafka, topic, tmp_path, given, key="key").run()
     assert found(kafka, topic) == [0, 2]
     assert [json.loads(each)["n"] for each in committed(kafka.url, f"{topic}.dlq")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("config", "times"),
+    [
+        ({"cleanup.policy": "compact"}, (1000, 1000)),
+        ({"message.timestamp.after.max.ms": "3600000"}, (1000, 2**42)),
+    ],
+    ids=["no key", "far in the future"],
+)
+async def test_a_result_of_an_agent_that_the_topic_refuses_is_a_dead_letter_and_the_app_goes_on(
+    kafka: Broker, topic: str, tmp_path: Path, config: dict[str, str], times: tuple[int, ...]
+) -> None:
+    """The letter has a time that its own topic takes, and a header with the record's time."""
+    source, place = f"{topic}-in", Place(kafka.url)
+    admin.create_topic(kafka.url, source, config={"message.timestamp.after.max.ms": str(2**63 - 1)})
+    admin.create_topic(kafka.url, topic, config=config)
+    for time in times:
+        place.fill(source, [b'{"v": 1}'], timestamp=time)
+    app = App(topic, broker=kafka.url, state=str(tmp_path / "state"), checkpoint_interval=0.1)
+
+    @app.agent(source, sink=topic, name="same", delivery="exactly_once")
+    async def same(ctx: Any) -> Any:
+        return ctx.message
+
+    refused = 2 if "cleanup.policy" in config else 1
+    async with started(app):
+        await until(lambda: len(committed(kafka.url, f"{source}.dlq")) == refused)
+    assert len(committed(kafka.url, topic)) == 2 - refused
