@@ -205,8 +205,8 @@ def _confluent(options: Options, prefix: str = "value.") -> Avro:
 
     url = options.need(*names("url"), *names("schema-registry.url"))
     settings: dict[str, str] = {}
-    for prefix in names("properties."):
-        settings |= options.prefixed(prefix)
+    for each in names("properties."):
+        settings |= options.prefixed(each)
     user = options.take(*names("basic-auth.user-info"))
     token = options.take(*names("bearer-auth.token"))
     options.take(*names("basic-auth.credentials-source"))
