@@ -16,6 +16,7 @@ call is denied.
 
 import asyncio
 import inspect
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ from sabot.journal.effects import EffectClass, EffectId
 from sabot.llm.messages import ChatMessage
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool, as_tool
+
+_log = logging.getLogger(__name__)
 
 _NAMES = 4096  # the most keys (kind, name, scope, principal, whether it is an agent as a tool) whose matching rules are cached
 
@@ -148,11 +151,11 @@ class PolicyEngine(EffectGuard):
         without_jobs: Mapping[str, Sequence[Callable[..., Any]]] | None = None,
     ) -> None:
         """Raises UserError if a rule names a tool, model or agent that does not exist. Only logs a warning if a pattern
-        with wildcards matches nothing, and if a tool is unknown but the program uses MCP servers, which may not have
-        listed their tools yet.
+        with wildcards matches nothing, if a rule has no options, so that it allows what is allowed without it, and if a
+        tool is unknown but the program uses MCP servers, which may not have listed their tools yet.
 
         Also raises UserError if a rule would ask a person about a tool that an agent without jobs can call, because
-        nobody can be asked for that agent; and for a rule that allows what is allowed without it.
+        nobody can be asked for that agent.
 
         - `functions`: the functions of the agents. Names in their code count as existing.
         - `agents`: the ids of the agents.
@@ -164,10 +167,10 @@ class PolicyEngine(EffectGuard):
         check_names(self._rules, functions, agents, checked_text(where, "check_names: where"))
         for rule in self._rules:
             if is_idle(rule, self.default):
-                raise UserError(
-                    f"{where}: {rule.name} says nothing: what it matches is allowed without it",
-                    hint="denied=True, require_approval=True, allowed_scopes=[…], warn=True, or leave it out; with "
-                    'PolicyEngine(…, default="deny") a rule for tools or models without options is a permission',
+                _log.warning(
+                    "%s: %s says nothing: what it matches is allowed without it (denied=True, require_approval=True, "
+                    "allowed_scopes=[…], warn=True; or leave it out)",
+                    *(where, rule.name),
                 )
         for agent_id, theirs in (without_jobs or {}).items():
             check_unasked(self._rules, agent_id, theirs, where)
