@@ -18,6 +18,7 @@ HINT = (
 # By file: how often rows (R: from_pylist, from_pydict), lists (L: pa.array) and unchecked casts (C) of the engine's own are there.
 KNOWN = {
     "agents/durable/batch_operator.py": "L",
+    "agents/durable/context.py": "LLL",
     "api/describe.py": "CR",
     "api/group_functions.py": "L",
     "cli/reading.py": "L",

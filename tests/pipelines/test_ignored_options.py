@@ -132,12 +132,14 @@ OPTIONS = {
     "schema_overrides": {"id": "float64"},
     "infer": 1,
     "first": True,
+    "key_format": "csv",
 }
 UNSEEN = {
     "lateness": "rows of several batches: test_late_rows.py",
     "idle": "a topic that is silent: test_watermarks.py",
     "idle_closes": "a topic that is silent: test_idle_closes.py",
     "max_drift": "two partitions: test_alignment.py",
+    "key_format": "keys of records, and their tombstones: test_table_sources.py",
     "first": "two inputs: test_tables_first.py",
 }
 """Options that act on event time or on waits of which this program has none, and the tests in which they do."""

@@ -282,7 +282,7 @@ async def test_a_program_without_the_step_whose_state_a_checkpoint_has_is_refuse
     await first.start()
     await until(lambda: rows_in(first) == 1)
     await bounded(first.stop())
-    with pytest.raises(UserError, match=r"tumbling window.*--drop tumbling-1"):
+    with pytest.raises(UserError, match=r"tumbling window.*--refill session-1.*--drop session-1"):
         await app(session("1m")).start()
 
 
