@@ -22,7 +22,7 @@ OTHERS = ("zzz", "7", "'q'", ",", ")")
 MAY_GO = {"AS", "INNER", "OUTER", "ASC", "ALL", ";", "BOTH", "KEY", "ARRAY", "CROSS", "TABLE", "ROWS", "UNCONDITIONAL"}
 """Tokens without which a statement means the same."""
 
-MAY_BE = {("t", "zzz"), ("u", "zzz"), ("IN", ","), ("'7'", "7"), ("less", "7"), ("TIMESTAMP", " ")}
+MAY_BE = {("t", "zzz"), ("u", "zzz"), ("v", "zzz"), ("IN", ","), ("'7'", "7"), ("less", "7"), ("TIMESTAMP", " ")}
 """Tokens that another one may stand for: aliases that nothing else names, POSITION(a IN b), CAST('7' AS BIGINT), ORDER BY
 of the seventh column, and a text that is compared with a time.
 """
