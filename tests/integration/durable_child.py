@@ -6,6 +6,7 @@ checkpoints are in FOLDER as on another machine, and each name has a state of it
 """
 
 import asyncio
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -61,7 +62,7 @@ def build(name: str, folder: Path, journal: str, witness: WitnessClient) -> App:
 
 def main(name: str, folder: Path, journal: str, witness: str) -> None:
     for kind in (KafkaJournal, PostgresJournal):
-        kind.__init__.__kwdefaults__["lease_s"] = LEASE_S  # type: ignore[index]
+        inspect.unwrap(kind.__init__).__kwdefaults__["lease_s"] = LEASE_S
     orders = folder / "orders.ndjson"
     if not orders.exists():
         orders.write_text(json.dumps({"order": 1}) + "\n")

@@ -3,6 +3,7 @@ is gone for a while, state or journal lost, records that retention has deleted.
 """
 
 import asyncio
+import inspect
 import itertools
 import json
 import shutil
@@ -235,7 +236,7 @@ async def test_while_the_journals_server_is_gone_nothing_is_done_and_then_all_of
 ) -> None:
     """SABOT_TEST_OUTAGE_SECONDS=30 keeps it away for so long."""
     for kind in (KafkaJournal, PostgresJournal):
-        monkeypatch.setitem(kind.__init__.__kwdefaults__, "lease_s", 1.0)
+        monkeypatch.setitem(inspect.unwrap(kind.__init__).__kwdefaults__, "lease_s", 1.0)
     machine, journal = server
     looked: list[int] = []
     refunded: list[int] = []
