@@ -33,6 +33,7 @@ from sabot.base.redaction import scrubbed, visible
 from sabot.base.stored_names import stored_name
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records, carries_changes, encode_json, header_rows
+from sabot.connectors.refused import by_batch
 from sabot.errors import DataError, UserError, message_of
 
 _log = logging.getLogger(__name__)
@@ -291,8 +292,7 @@ def letters_of_refused(
     batches. A record keeps its payload, key and headers; any other row is its payload, as JSON.
     """
     made, first = [], 0
-    for data in batches:
-        own = sorted(row - first for row in refused if first <= row < first + data.num_rows)
+    for data, own in zip(batches, by_batch(batches, refused), strict=True):
         if own:
             rows = data.take(pa.array(own))
             errors = [(stored_name(DataError), refused[first + row]) for row in own]

@@ -1,6 +1,6 @@
 """Rows that the receiver of a sink refuses: which rows of a batch these are, and how they travel to the dead letters."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,17 +58,23 @@ def refused_in(batches: Sequence[pa.RecordBatch], attempt: Callable[[pa.RecordBa
     return found
 
 
-def parted(batches: Sequence[pa.RecordBatch], refused: Mapping[int, object]) -> list[pa.RecordBatch]:
+def by_batch(batches: Sequence[pa.RecordBatch], refused: Iterable[int]) -> list[list[int]]:
+    """Returns the numbers of rows over all batches as the numbers of rows of each batch, in order."""
+    numbers = np.sort(np.fromiter(refused, np.int64))
+    ends = np.cumsum([data.num_rows for data in batches])
+    parts = np.split(numbers, np.searchsorted(numbers, ends))
+    return [(part - end + data.num_rows).tolist() for part, end, data in zip(parts, ends, batches, strict=False)]
+
+
+def parted(batches: Sequence[pa.RecordBatch], refused: Iterable[int]) -> list[pa.RecordBatch]:
     """Returns the batches without the rows with these numbers."""
-    left, first = [], 0
-    for data in batches:
-        inside = [row - first for row in refused if first <= row < first + data.num_rows]
-        if inside:
+    left = []
+    for data, rows in zip(batches, by_batch(batches, refused), strict=True):
+        if rows:
             kept = np.ones(data.num_rows, bool)
-            kept[inside] = False
+            kept[rows] = False
             data = data.filter(pa.array(kept))
         left.append(data)
-        first += len(kept) if inside else data.num_rows
     return left
 
 
