@@ -113,6 +113,11 @@ def _port(given: int) -> int:
     return given
 
 
+def _names_once(text: str, metavar: str) -> Any:
+    """Returns the declaration of an option that takes names and is meant for one start."""
+    return option((), text, check=_names, metavar=metavar, kind=list, once=True)
+
+
 @dataclass(frozen=True)
 class Settings:
     """The checked settings of an app. A setting with a `metavar` (the word for its value in help texts) is also an
@@ -228,45 +233,16 @@ class Settings:
         metavar=" ",
         once=True,
     )
-    reprocess: Iterable[str] = option(
-        (),
-        "durable agents whose records are read again, each as a new job, which repeats all effects",
-        check=_names,
-        metavar="AGENT",
-        kind=list,
-        once=True,
+    reprocess: Iterable[str] = _names_once(
+        "durable agents whose records are read again, each as a new job, which repeats all effects", "AGENT"
     )
-    drop: Iterable[str] = option(
-        (),
-        "state that is not taken over: an operator, or OPERATOR.AGGREGATE",
-        check=_names,
-        metavar="NAME",
-        kind=list,
-        once=True,
+    drop: Iterable[str] = _names_once("state that is not taken over: an operator, or OPERATOR.AGGREGATE", "NAME")
+    refill: Iterable[str] = _names_once(
+        "steps whose state is computed again, from the tables above them or else from their topics", "STEP"
     )
-    refill: Iterable[str] = option(
-        (),
-        "steps whose state is computed again, from the tables above them or else from their topics",
-        check=_names,
-        metavar="STEP",
-        kind=list,
-        once=True,
-    )
-    reemit: Iterable[str] = option(
-        (),
-        "the sinks of tables into which all rows are written again",
-        check=_names,
-        metavar="SINK",
-        kind=list,
-        once=True,
-    )
-    from_earliest: Iterable[str] = option(
-        (),
-        "the topics that go on at their first record, where retention has removed records that were not read",
-        check=_names,
-        metavar="TOPIC",
-        kind=list,
-        once=True,
+    reemit: Iterable[str] = _names_once("the sinks of tables into which all rows are written again", "SINK")
+    from_earliest: Iterable[str] = _names_once(
+        "the topics that go on at their first record, where retention has removed records that were not read", "TOPIC"
     )
     schema: Literal["kept", "refresh"] = option(
         "kept",
