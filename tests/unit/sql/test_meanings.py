@@ -315,6 +315,7 @@ DIFFERENCES = {  # the begin of a line of the page: expressions with their value
     },
     "`MAX` and `MIN` leave NaN out": {"MAX(CASE WHEN n = 1 THEN CAST('NaN' AS DOUBLE) ELSE 1e0 END)": 1.0},
     "`STDDEV` and": {"STDDEV(i)": "DOUBLE", "VARIANCE(i)": "DOUBLE", "AVG(e)": "DOUBLE"},
+    "In `OVER`, `SUM`": "test_meanings.py::test_sums_of_floats_over_rows_are_doubles",
     "Texts of `DOUBLE`": {"CAST(1e7 AS STRING)": "10000000.0"},
     "Texts of times": {
         "CAST('2024-01-01T00:00:00Z' AS TIMESTAMP(3))": datetime.datetime(2024, 1, 1),
@@ -378,3 +379,14 @@ async def test_not_null_is_not_checked_when_rows_are_written(tmp_path):
     """)
     await app.run()
     assert (tmp_path / "a").read_text() == '{"x":null}\n'
+
+
+def test_sums_of_floats_over_rows_are_doubles():
+    app = App("floats")
+    rows = [{"k": "a", "f": 1.5, "t": 1}]
+    given = app.stream(rows, schema={"k": "string", "f": "float32", "t": "timestamp[ms]"}, time="t")
+    over = "OVER (PARTITION BY k ORDER BY t)"
+    found = app.sql(f"SELECT SUM(f) {over} AS s, AVG(f) {over} AS a FROM v", v=given).schema
+    assert {found.field(name).type for name in ("s", "a")} == {pa.float64()}
+    grouped = app.sql("SELECT k, SUM(f) AS s FROM v GROUP BY k", v=given).schema
+    assert grouped.field("s").type == pa.float32()
