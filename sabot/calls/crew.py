@@ -381,13 +381,17 @@ class Crew(Generic[T]):
         function until an attempt succeeds or no further attempt follows, and passes the outcome to `Calls.ended` or
         `Calls.failed`.
         """
-        calls, queue, monotonic, fresh = self._calls, worker.queue, self._clock.monotonic, self._context.copy
+        calls, queue, monotonic, context = self._calls, worker.queue, self._clock.monotonic, self._context
         begin, written, ended = calls.begin, calls.written, calls.ended
         timed = self._options.timeout_s is not None
         retry = self._options.retry
         task = asyncio.current_task()
         assert task is not None
-        once = OnceJudge(self._context.get(JUDGE)) if retry.retries else None
+        once: OnceJudge | None = None
+        if retry.retries:
+            once, context = OnceJudge(context.get(JUDGE)), context.copy()
+            context.run(JUDGE.set, once)
+        fresh = context.copy
         attempts = overloads = 0
         # Calls that do not wait are counted together, and the next one's beginning is taken for the end of one: a clock
         # read and two additions for each call could be measured.
@@ -418,9 +422,8 @@ class Crew(Generic[T]):
                 self._watch_soon()
             try:
                 run = fresh().run
-                if once is not None:
+                if once is not None and once.called:
                     once.begin(attempts + overloads)
-                    run(JUDGE.set, once)
                 about, value, pending = begin(item, run)
                 if pending:
                     try:

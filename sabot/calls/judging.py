@@ -53,14 +53,18 @@ class OnceJudge:
         """Makes a judge. `around`: the judge that decides on all other grounds, or None."""
         self._around = around
         self.declared: frozenset[str] = getattr(around, "declared", frozenset())
-        self._called: set[str] = set()  # by name: what attempts on the item have called
+        self.called: set[str] = set()
+        """The names of the tools that must not be called twice and that attempts since the last `begin` have called, or
+        earlier attempts on the same item."""
         self._before: frozenset[str] = frozenset()  # what earlier attempts have called
 
     def begin(self, attempts: int) -> None:
-        """Begins an attempt. `attempts`: the number of attempts on the same item that have failed."""
+        """Begins an attempt. Not needed while `called` is empty. `attempts`: the number of attempts on the same item that
+        have failed.
+        """
         if not attempts:
-            self._called.clear()
-        self._before = frozenset(self._called)
+            self.called.clear()
+        self._before = frozenset(self.called)
 
     async def __call__(self, call: Any, model: str, price: Any, ask: Any) -> Any:
         return await (ask() if self._around is None else self._around(call, model, price, ask))
@@ -89,11 +93,11 @@ class OnceJudge:
                 hint=f'leave retries= out; or declare what it does: effect="idempotent" for {tool.name}; or await '
                 f"ctx.call({tool.name}, …) in the function of a durable agent",
             )
-        self._called.add(tool.name)
+        self.called.add(tool.name)
         try:
             yield
         except (NotSent, PolicyDenied):  # it was certainly not made
-            self._called.discard(tool.name)
+            self.called.discard(tool.name)
             raise
 
 
