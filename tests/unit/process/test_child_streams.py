@@ -148,6 +148,7 @@ async def test_half_of_a_pair_in_a_json_line_is_a_replacement_character(supervis
     child = await supervisor.spawn(sh(r"""printf '%s\n' '["a\ud83d", "\ud83d\ude00"]'"""))
     assert child.stdout is not None
     assert await anext(child.stdout.json_lines()) == ["a\ufffd", "\U0001f600"]
+    await child.wait()
 
 
 async def test_json_lines_are_values_and_what_is_no_json_is_said(supervisor: Supervisor) -> None:
