@@ -313,17 +313,27 @@ class AgentTask:
         self._waiting[index] = watch_task(self._loop.create_task(resume()), what, partial(self.break_down, what))
 
     async def _operators_end(self) -> None:
-        """Processes every row that came in, along the chains of agents (upstream first), and ends the streams that read agents."""
-        served = True
-        for operator in self.operators.values():
-            for feed in self.feeds:
-                if feed.operator is operator:
-                    await feed.over.wait()
-            await operator.drained()
-            operator.ship()
-            served = served and operator.failure is None and not operator.stopped
-            if isinstance(operator.port, StreamPort) and (served or self._ending):
-                operator.port.end()
+        """Processes every row that came in, along the chains of agents (upstream first), and ends the streams that read
+        agents. An agent that is stopped keeps its rows.
+        """
+        ended: set[str] = set()
+        while True:
+            served = True
+            for agent_id, operator in self.operators.items():
+                for feed in self.feeds:
+                    if feed.operator is operator:
+                        await feed.over.wait()
+                await operator.drained()
+                operator.ship()
+                served = served and operator.failure is None and not operator.stopped
+                if isinstance(operator.port, StreamPort) and (served or self._ending) and agent_id not in ended:
+                    ended.add(agent_id)
+                    operator.port.end()
+            # One that was stopped when its turn came may run again by now: its rows are to come before the sinks' end.
+            if not any(
+                each.unprocessed and each.failure is None and not each.stopped for each in self.operators.values()
+            ):
+                return
 
     # -- the barrier --------------------------------------------------------------------------------------------------
 

@@ -684,6 +684,43 @@ async def test_drain_ends_although_the_inputs_had_ended_when_an_agent_was_stoppe
     await bounded(app.stop(drain=True), 60)
 
 
+async def test_an_agent_that_starts_again_while_the_end_waits_for_another_loses_no_result(app, tmp_path):
+    """Its turn had passed while it was stopped: its sink got the end, its later results were lost, and the state had them."""
+    for name in ("others", "orders"):
+        numbers(tmp_path / name, 3)
+    called, let_first, let_second = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @app.agent(NdjsonSource(tmp_path / "others"), concurrency=1)
+    async def second(ctx):
+        await let_second.wait()
+
+    @app.agent(NdjsonSource(tmp_path / "orders"), sink=NdjsonSink(tmp_path / "out"), concurrency=1)
+    async def first(ctx):
+        called.set()
+        await let_first.wait()
+        return ctx.message
+
+    agent = app.agent_runtime.agents["shop.first"]
+    runs = asyncio.create_task(app.run())
+    await bounded(called.wait())
+    await until(lambda: app.statistics()["gate"]["ended"] == 2, "the end of the inputs")
+    called.clear()
+    stops = asyncio.create_task(agent.stop())
+    await until(lambda: state_of(app, "first") != "running", "the stop")
+    let_first.set()
+    await bounded(stops)
+    let_first.clear()
+    await chances()  # its turn passes
+    await agent.start()
+    await bounded(called.wait())
+    let_second.set()
+    await until(lambda: processed(app, "second") == 3)
+    await chances()  # the task would end now
+    let_first.set()
+    await bounded(runs)
+    assert [row["n"] for row in read_lines(tmp_path / "out")] == [0, 1, 2]
+
+
 async def test_an_agent_that_is_stopped_and_started_goes_on_where_it_was(app):
     """It began to read from the start again, over the state that it had."""
     seen = []
