@@ -25,7 +25,7 @@ demo: $(STAMP)
 # look at each test.
 test: $(STAMP)
 	@test -d tests/unit/__pycache__ || $(BIN)/python tests/tools/compiling.py >/dev/null || echo "make: each worker compiles the tests"
-	@$(BIN)/pytest -q -p no:benchmark -n 4 --dist loadfile --no-loadscope-reorder -m "not slow" tests
+	@$(BIN)/pytest -q -p no:benchmark -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 1 -m "not slow" tests
 
 # What takes longer too: the tests that mostly wait, and beside them simulated programs, which compute, some 0.2 s each. A fault that one
 # program in 200 shows is met by 400 with 87 %, and each commit has other ones. Their two processes let the tests go first, and have both
@@ -37,7 +37,7 @@ test-all: test
 # Crashes at 80 steps of each whole pipeline, packages, kills of an app on Kafka, the cases that `make test` leaves out, and properties, of
 # whose examples it tries some: of all these tests one in six, with each commit other ones. EVERY=1: all of them, at all steps (25 minutes).
 slow: $(STAMP)
-	@$(BIN)/pytest -q -p no:benchmark -n 3 --dist loadfile --no-loadscope-reorder -m "slow or hypothesis" $(if $(EVERY),,--one-in 6) tests
+	@$(BIN)/pytest -q -p no:benchmark -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 1 -m "slow or hypothesis" $(if $(EVERY),,--one-in 6) tests
 
 # Workers on a Ray cluster of two nodes on this machine, whose nodes are killed and paused. Apart from `make slow`, which has these tests only
 # where Ray is installed: they take a minute of a core each, most of it for Ray's own processes.
