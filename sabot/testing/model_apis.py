@@ -262,7 +262,8 @@ class ResponsesApi:
         )
 
     def whole(self, answer: Completion) -> dict[str, Any]:
-        cut = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(answer.finish_reason)
+        words = {"length": "max_output_tokens", "stop": None, "tool_calls": None}
+        cut = words.get(answer.finish_reason, answer.finish_reason)
         return self._body(answer) | {
             "status": "incomplete" if cut else "completed",
             "incomplete_details": cut and {"reason": cut},
@@ -437,7 +438,7 @@ class MessagesApi:
 
     def _end(self, answer: Completion) -> dict[str, Any]:
         reasons = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
-        return {"stop_reason": reasons.get(answer.finish_reason, "pause_turn"), "stop_sequence": None}
+        return {"stop_reason": reasons.get(answer.finish_reason, answer.finish_reason), "stop_sequence": None}
 
     def _blocks(self, answer: Completion) -> list[dict[str, Any]]:
         given = (answer.message.vendor or {}).get("anthropic")

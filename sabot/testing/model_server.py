@@ -25,7 +25,7 @@ from sabot.llm.errors import (
     RequestRefused,
 )
 from sabot.llm.messages import ToolCall, assistant
-from sabot.llm.providers.scripted import Answers, Script, ScriptedAnswer, vectors_of
+from sabot.llm.providers.scripted import Answers, Raw, Script, ScriptedAnswer, vectors_of
 from sabot.llm.results import Completion, Usage
 from sabot.llm.spec import RequestSpec
 from sabot.llm.token_counts import count_tokens, tokens_of
@@ -85,7 +85,9 @@ class FakeModelServer:
     `answers`: the answers as for `ScriptedProvider`: one for all requests, or a list with one for each request. An
     answer is a text, a message, a `Completion`, an error of `sabot.llm`, a tuple of texts, or a function of the
     `RequestSpec`. An error is sent in the vendor's form; a ModelTimeout never answers, and a MalformedAnswer is sent
-    as invalid JSON. `keys`: the accepted keys, or None for any; requests with other keys are refused with status 401.
+    as invalid JSON. A dict is sent as the JSON of a whole answer, bytes as a body, and a list with dicts or bytes as
+    the events of a stream: a dict as `data:` with its JSON (and `event:` with its "type"), a text as `data:`, bytes as
+    they are. `keys`: the accepted keys, or None for any; requests with other keys are refused with status 401.
     `dimensions`: the length of the vectors, which are equal for equal texts.
 
     `faults`: shares of the requests that get a fault, such as {"rate_limit": 0.1}. `seed`: decides which requests
@@ -308,6 +310,9 @@ class FakeModelServer:
         if isinstance(scripted.end, Exception) and not (request.stream and scripted.texts):
             await self._send_error(exchange, api, scripted.end, request_id, is_stream=request.stream)
             return
+        if scripted.raw is not None:
+            await self._send_raw(exchange, request, scripted.raw, seconds)
+            return
         answer = _completion(scripted, spec, request_id)
         if request.fault == "bad_arguments":
             answer = _with_bad_arguments(answer)
@@ -343,15 +348,31 @@ class FakeModelServer:
             if isinstance(scripted.end, ModelError) and not isinstance(scripted.end, ModelUnavailable | ModelTimeout):
                 events.append(_error_event(api, scripted.end))
         exchange.begin({"Content-Type": "text/event-stream", **_ids(answer.request_id)})
-        if fault == "slow":
-            for number, event in enumerate(events):
-                await asyncio.sleep(seconds if number else 0)
-                exchange.write(event)
-        else:
-            exchange.write(b"".join(events))
+        await _write(exchange, events, seconds if fault == "slow" else 0.0)
         if isinstance(scripted.end, ModelTimeout):
             await asyncio.Event().wait()
         if fault == "truncate" or isinstance(scripted.end, ModelUnavailable):
+            exchange.break_off()
+        else:
+            exchange.end()
+
+    async def _send_raw(self, exchange: HttpExchange, request: ModelRequest, raw: Raw, seconds: float) -> None:
+        """Sends what the script gives as it is, in the form in which a stream or a whole answer is sent."""
+        if request.fault == "drop_after":
+            exchange.reset()
+            return
+        ids = _ids(f"req-{request.number}")
+        if isinstance(raw, Mapping):
+            exchange.answer(200, raw, ids)
+            return
+        kind = "text/event-stream" if request.stream or isinstance(raw, list) else "application/json"
+        exchange.begin({"Content-Type": kind, **ids})
+        parts = [raw] if isinstance(raw, bytes) else [_raw_event(each) for each in raw]
+        is_cut = request.fault == "truncate"
+        await _write(
+            exchange, parts[: len(parts) // 2] if is_cut else parts, seconds if request.fault == "slow" else 0.0
+        )
+        if is_cut:
             exchange.break_off()
         else:
             exchange.end()
@@ -378,6 +399,25 @@ class FakeModelServer:
         with self._changed:
             self.tokens += usage or Usage()
             self._changed.notify_all()
+
+
+async def _write(exchange: HttpExchange, parts: list[bytes], seconds: float) -> None:
+    """Writes the parts of a response at once, or each after `seconds` if that is not 0."""
+    if not seconds:
+        exchange.write(b"".join(parts))
+        return
+    for number, part in enumerate(parts):
+        await asyncio.sleep(seconds if number else 0)
+        exchange.write(part)
+
+
+def _raw_event(event: Mapping[str, Any] | str | bytes) -> bytes:
+    if isinstance(event, bytes):
+        return event
+    if isinstance(event, str):
+        return f"data: {event}\n\n".encode()
+    kind = f"event: {event['type']}\n" if isinstance(event.get("type"), str) else ""
+    return f"{kind}data: {json.dumps(event)}\n\n".encode()
 
 
 def _ids(request_id: str) -> dict[str, str]:
@@ -428,5 +468,4 @@ def _error_event(api: ModelApi, error: ModelError) -> bytes:
     body = api.error(error)
     if isinstance(api, ResponsesApi):
         body = {"type": "error", "code": body["error"]["code"], "message": body["error"]["message"], "param": None}
-    kind = f"event: {body['type']}\n" if "type" in body else ""
-    return f"{kind}data: {json.dumps(body)}\n\n".encode()
+    return _raw_event(body)

@@ -7,13 +7,14 @@ such scripts too.
 
 An answer is a text; a message (`assistant("", ToolCall(…))`); a `Completion`, which may have a usage; an error, which
 is raised; a tuple of texts, which are the pieces of a stream, with an error at the end if the stream is to break off;
-or a function of the request, sync or async, that returns one of these.
+or a function of the request, sync or async, that returns one of these. A server also sends what is in no form that
+Sabot knows: a dict (the JSON of a whole answer), bytes (a body), or a list with dicts or bytes (events of a stream).
 """
 
 import asyncio
 import inspect
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -31,7 +32,8 @@ from sabot.llm.results import Completion, Embeddings, Piece, Usage
 from sabot.llm.spec import RequestSpec
 from sabot.llm.token_counts import count_tokens, tokens_of
 
-Answer: TypeAlias = str | ChatMessage | Completion | Exception | tuple[str | Exception, ...]
+Raw: TypeAlias = Mapping[str, Any] | bytes | list[Mapping[str, Any] | str | bytes]
+Answer: TypeAlias = str | ChatMessage | Completion | Exception | tuple[str | Exception, ...] | Raw
 Answers: TypeAlias = Answer | Callable[[Any], Any] | list[Answer | Callable[[Any], Any]]
 
 
@@ -43,11 +45,13 @@ class ScriptedAnswer:
     - `end`: the completion, or the error that is raised after the pieces.
     - `counted`: True if the provider has to estimate the tokens. False if the script gives a Completion, which has its
       own usage.
+    - `raw`: the response as a server sends it, in place of the text and the completion; None if it has those.
     """
 
     texts: tuple[str, ...]
     end: Completion | Exception
     counted: bool = True
+    raw: Raw | None = None
 
 
 class Script:
@@ -92,13 +96,17 @@ def _parse_answer(answer: Any) -> ScriptedAnswer:
             return ScriptedAnswer((answer.text,), _completion(answer))
         case Completion():
             return ScriptedAnswer((answer.content,), answer, counted=False)
+        case Mapping() | bytes():
+            return ScriptedAnswer((), _completion(assistant()), raw=answer)
+        case list() if any(isinstance(each, Mapping | bytes) for each in answer):
+            return ScriptedAnswer((), _completion(assistant()), raw=answer)
         case (*texts, str() | Exception() as last) if all(isinstance(each, str) for each in texts):
             if isinstance(last, Exception):
                 return ScriptedAnswer(tuple(texts), last)
             return ScriptedAnswer((*texts, last), _completion(assistant("".join((*texts, last)))))
     raise UserError(
         f"the script of the model answers {short_repr(answer)}",
-        hint="a text, a message, a Completion, an error, or a tuple of texts",
+        hint="a text, a message, a Completion, an error, a tuple of texts; of a server also a dict or a list of dicts",
     )
 
 
@@ -203,6 +211,11 @@ class ScriptedProvider:
         number = len(self.requests)
         async with self._call():
             answer = await self._in_time(spec, model, timeout_s)
+            if answer.raw is not None:
+                raise UserError(
+                    f"the script of the model answers {short_repr(answer.raw)}, which only a server sends",
+                    hint="FakeModelServer(…), or a text, a message or a Completion",
+                )
             size = 0
             for text in filter(None, answer.texts):
                 size += len(text.encode())

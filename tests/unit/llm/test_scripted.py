@@ -124,6 +124,9 @@ async def test_what_is_no_answer_is_refused():
     for wrong in (7, ("a", 1), (), lambda _: None):
         with pytest.raises(UserError, match="the script of the model answers"):
             await ScriptedProvider(wrong).complete(spec())
+    for raw in ({"choices": []}, b"{}", [[{"choices": []}]]):
+        with pytest.raises(UserError, match="which only a server sends"):
+            await ScriptedProvider(raw).complete(spec())
 
 
 async def test_equal_texts_have_equal_vectors():

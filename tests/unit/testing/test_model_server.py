@@ -47,6 +47,25 @@ def text_of(api, answer):
 
 
 @every
+def test_what_no_document_describes_is_sent_as_the_script_gives_it(api):
+    events = [{"type": "odd", "a": 1}, {"b": None}, "[DONE]", b"\xef\xbb\xbfdata: x\n\n"]
+    with FakeModelServer([{"choices": None}, b"{", events, events]) as server:
+        status, headers, whole = ask(server, api)
+        assert (status, headers["content-type"], json.loads(whole)) == (200, "application/json", {"choices": None})
+        assert ask(server, api)[2] == b"{"
+        _, headers, streamed = ask(server, api, stream=True)
+        assert headers["content-type"] == "text/event-stream"
+        assert streamed == (
+            b'event: odd\ndata: {"type": "odd", "a": 1}\n\ndata: {"b": null}\n\ndata: [DONE]\n\n\xef\xbb\xbfdata: x\n\n'
+        )
+        server.plan("truncate")
+        with pytest.raises(http.client.IncompleteRead) as caught:
+            ask(server, api, stream=True)
+        assert b'{"b": null}' in caught.value.partial
+        assert b"DONE" not in caught.value.partial
+
+
+@every
 def test_a_request_is_answered_recorded_and_counted(api):
     with FakeModelServer(lambda spec: spec.messages[-1].text[::-1]) as server:
         status, headers, answer = post(
