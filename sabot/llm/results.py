@@ -63,6 +63,27 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
+def counted_usage(usage: Usage) -> Usage | None:
+    """Returns the usage as budgets count it, which is never less than it says:
+
+    - A part that is more than its whole was counted beside it: `cached_tokens` and `cache_write_tokens` are then added
+      to the input, and `reasoning_tokens` to the output.
+    - A part that no request can have (negative, or above 10¹²) counts as 0.
+
+    Returns None if the input or the output is such a number.
+    """
+    if usage.is_possible:
+        return usage
+    if not (is_whole(usage.input_tokens, 0, _MOST_TOKENS) and is_whole(usage.output_tokens, 0, _MOST_TOKENS)):
+        return None
+    read, written, cached, kept, thought = (
+        each if is_whole(each, 0, _MOST_TOKENS) else 0 for each in msgspec.structs.astuple(usage)
+    )
+    read += cached + kept if cached + kept > read else 0
+    written += thought if thought > written else 0
+    return Usage(min(read, _MOST_TOKENS), min(written, _MOST_TOKENS), cached, kept, thought)
+
+
 class Completion(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The whole answer of a model to one request.
 

@@ -20,7 +20,7 @@ from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.names import MODELS
 from sabot.llm.prices import Prices
 from sabot.llm.provider import Provider
-from sabot.llm.results import Completion, Usage, is_cost
+from sabot.llm.results import Completion, Usage, counted_usage, is_cost
 from sabot.llm.spec import RequestSpec
 
 _log = logging.getLogger("sabot.llm")
@@ -101,21 +101,22 @@ class Route:
     def _check_usage(self, outcome: Outcome, call: ModelCall) -> Outcome:
         """Returns the outcome, or a copy without figures that cannot be true:
 
-        - If a count of its usage is impossible (see `Usage.is_possible`), or its cost is not valid, the copy has
-          neither usage nor cost.
+        - The usage is as `counted_usage` returns it. If that is None, the copy has no cost either.
+        - If the cost is not valid, the copy has none.
         - If the usage has 0 tokens although the answer is not empty, the copy has no usage.
 
         For an outcome without usage a warning is logged, once for each model.
         """
         usage, model = outcome.usage, outcome.model or call.model
-        strange = (usage is not None and not usage.is_possible) or (
-            outcome.cost is not None and not is_cost(outcome.cost)
-        )
+        counted = None if usage is None else counted_usage(usage)
         zeros = usage is not None and usage.total_tokens == 0
-        if strange:
-            outcome = _with(outcome, usage=None, cost=None)
-        elif zeros and (not isinstance(outcome, Completion) or outcome.content or outcome.tool_calls):
-            outcome = _with(outcome, usage=None)
+        strange = usage is not None and counted is None
+        if strange or (outcome.cost is not None and not is_cost(outcome.cost)):
+            strange, outcome = True, _with(outcome, cost=None)
+        if zeros and (not isinstance(outcome, Completion) or outcome.content or outcome.tool_calls):
+            counted = None
+        if counted is not usage:
+            outcome = _with(outcome, usage=counted)
         if outcome.usage is None and model not in self._without_usage:
             self._without_usage.add(model)
             said = "an impossible usage" if strange else "0 tokens" if usage is not None else "no usage"

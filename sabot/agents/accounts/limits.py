@@ -38,7 +38,7 @@ from sabot.journal.effects import EffectId
 from sabot.journal.entries import Attempt, Begin, EffectResult, End, Entry, Intent
 from sabot.llm.errors import UNPAID, BudgetExceeded, TurnLimitExceeded
 from sabot.llm.prices import PRICES_HINT
-from sabot.llm.results import Completion, Usage, is_cost
+from sabot.llm.results import Completion, Usage, counted_usage, is_cost
 from sabot.llm.token_counts import most_input_tokens
 
 ASSUMED_TOKENS = 4096
@@ -490,20 +490,20 @@ def reported_use(answer: Completion | AnswerUse, wanted: Amounts) -> tuple[Usage
     """Returns the tokens and the cost with which an answer is counted in a budget. The cost is None if it is not known.
     `wanted` contains the amounts that were reserved for the call.
 
-    - Usually the tokens and the cost are those that the answer reports.
+    - Usually the tokens and the cost are those that the answer reports. Parts that it reports beside input and output
+      are counted too (`counted_usage`).
     - If the answer reports no tokens, the tokens in `wanted` are counted. The cost is the reported cost, or the cost in
       `wanted` if none is reported.
-    - If the answer reports impossible numbers, the tokens and the cost in `wanted` are counted. Impossible are negative
-      tokens, more cached tokens than input tokens, and a cost that is not a number.
+    - If the answer reports impossible numbers, such as negative tokens, the tokens and the cost in `wanted` are counted.
+      If only the cost is impossible, the cost in `wanted` is counted.
 
-    So a server with wrong reports can neither use up a budget nor reduce its usage.
+    So a server with wrong reports cannot reduce the usage of a budget.
     """
-    usage = answer.usage
-    if (usage is not None and not usage.is_possible) or (answer.cost is not None and not is_cost(answer.cost)):
-        return Usage(wanted.tokens), wanted.cost or None
-    if usage is None:
-        return Usage(wanted.tokens), wanted.cost or None if answer.cost is None else answer.cost
-    return usage, answer.cost
+    usage = None if answer.usage is None else counted_usage(answer.usage)
+    cost, is_lie = answer.cost, usage is None and answer.usage is not None
+    if (cost is not None and not is_cost(cost)) or is_lie or (usage is None and cost is None):
+        cost = wanted.cost or None
+    return Usage(wanted.tokens) if usage is None else usage, cost
 
 
 def has_price(call: GuardedCall) -> bool:

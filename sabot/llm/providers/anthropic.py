@@ -13,7 +13,7 @@ import msgspec
 from sabot.base.options import answers_wrong_options
 from sabot.errors import UNREADABLE, MissingExtra, UserError
 from sabot.llm.messages import ChatMessage, Part, Text, ToolCall
-from sabot.llm.providers.sdk import SdkCalls, checked_model, merged, usage_of
+from sabot.llm.providers.sdk import SdkCalls, checked_model, greatest, merged, usage_of
 from sabot.llm.results import Completion, Embeddings, FinishReason, Piece, Usage
 from sabot.llm.spec import RequestSpec
 
@@ -26,6 +26,7 @@ _REASONS: dict[str, FinishReason] = {
     "stop_sequence": "stop",
     "tool_use": "tool_calls",
 }
+_COUNTS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _CHOICES = {"auto": "auto", "none": "none", "required": "any"}
 
 
@@ -276,10 +277,13 @@ class _MessagesDecoder:
         self._texts.setdefault((index, field), []).append(text)
 
     def _count(self, usage: dict[str, Any] | None) -> None:
-        """Replaces the counts of tokens by those of a later event. The counts are not added, because each event reports
-        the sums since the beginning of the answer.
+        """Takes the counts of tokens of a later event. They are not added, because each event reports the sums since the
+        beginning of the answer. Some proxies report 0 input tokens at the end, so the greater count stays.
         """
-        self._usage |= {name: value for name, value in (usage or {}).items() if value is not None}
+        for name, value in (usage or {}).items():
+            before = self._usage.get(name)
+            if value is not None and not (type(before) is type(value) is int and before > value >= 0):
+                self._usage[name] = value
 
     def _call(self, index: int) -> ToolCall | None:
         """Returns the tool call in the content block number `index` of the answer, or None if the block is not a tool
@@ -321,13 +325,19 @@ class _MessagesDecoder:
 def _usage(told: dict[str, Any]) -> Usage | None:
     """Converts the usage `told` that Anthropic has reported. Returns None if it is incomplete. Anthropic's
     `input_tokens` do not include the tokens that were read from its cache or written to it. Those tokens are added,
-    because `Usage.input_tokens` includes them.
+    because `Usage.input_tokens` includes them. If an answer was made in several passes (`iterations`, as for a
+    compaction), Anthropic's own counts are those of the last pass, and the sums of all passes count.
     """
     match told:
-        case {"input_tokens": int(read), "output_tokens": int(written)}:
-            cached, kept = told.get("cache_read_input_tokens") or 0, told.get("cache_creation_input_tokens") or 0
+        case {"input_tokens": int(read), "output_tokens": int(written)} if read >= 0:
+            cached, kept = (
+                greatest(told.get("cache_read_input_tokens")),
+                greatest(told.get("cache_creation_input_tokens")),
+            )
+            if isinstance(passes := told.get("iterations"), list):
+                sums = [sum(greatest(each.get(name)) for each in passes if isinstance(each, dict)) for name in _COUNTS]
+                read, written, cached, kept = map(max, (read, written, cached, kept), sums)
             details = told.get("output_tokens_details")
             reasoning = details.get("thinking_tokens") if isinstance(details, dict) else 0
-            if read >= 0 and isinstance(cached, int) and isinstance(kept, int):
-                return usage_of(read + cached + kept, written, cached=cached, cache_write=kept, reasoning=reasoning)
+            return usage_of(read + cached + kept, written, cached=cached, cache_write=kept, reasoning=reasoning)
     return None

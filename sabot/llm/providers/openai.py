@@ -116,10 +116,10 @@ class OpenAIProvider:
                 raise ValueError(f"{len(vectors)} vectors for {len(texts)} texts")
         except ValueError as error:  # there are no vectors, their lengths differ, or the base64 is invalid
             raise self._calls.no_answer(data, model, request_id, str(error)) from None
-        used = answer.usage.get("prompt_tokens") if isinstance(answer.usage, dict) else None
+        told = answer.usage if isinstance(answer.usage, dict) else {}
         return Embeddings(
             vectors=vectors,
-            usage=usage_of(used, 0),
+            usage=usage_of(told.get("prompt_tokens"), 0, total=told.get("total_tokens")),
             provider=self.name,
             model=answer.model or model,
             request_id=request_id,

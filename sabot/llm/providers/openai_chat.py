@@ -12,7 +12,7 @@ import msgspec
 
 from sabot.errors import UserError
 from sabot.llm.messages import ChatMessage, Image, Part, Text, ToolCall
-from sabot.llm.providers.sdk import SdkCalls, is_strict, merged, usage_of
+from sabot.llm.providers.sdk import SdkCalls, greatest, is_strict, merged, most_used, usage_of
 from sabot.llm.results import Completion, FinishReason, Piece, Usage
 from sabot.llm.spec import RequestSpec, ToolSchema
 
@@ -166,7 +166,8 @@ class ChatDecoder:
             raise self._calls.no_answer(data, self._model, request_id)
         self._answered = answer.model or self._answered
         self._id = answer.id or self._id
-        self._usage = usage_in(answer.usage, "prompt", "completion") or self._usage
+        if answer.usage:
+            self._usage = most_used(self._usage, usage_in(answer.usage, "prompt", "completion"))
         return [piece for choice in answer.choices[:1] for piece in self._pieces(choice)]
 
     def _pieces(self, choice: _Choice) -> Iterator[Piece]:
@@ -236,18 +237,26 @@ class ChatDecoder:
 
 
 def usage_in(told: Any, read: str, written: str) -> Usage | None:
-    """Converts the usage `told` that the server has reported. Returns None if the usage is incomplete or impossible.
-    `read` and `written`: the API's words for input and output, such as "prompt" and "completion" for the fields
-    `prompt_tokens` and `completion_tokens`.
+    """Converts the usage `told` that the server has reported, by the rules of `usage_of`. Returns None if the usage is
+    incomplete or impossible. `read` and `written`: the API's words for input and output, such as "prompt" and
+    "completion" for the fields `prompt_tokens` and `completion_tokens`. Some servers have the parts in details of input
+    and output, others beside them, and others by Anthropic's names.
     """
-    if not isinstance(told, dict) or not told.keys() >= {f"{read}_tokens", f"{written}_tokens"}:
+    if not isinstance(told, dict):
         return None
     details, made = told.get(f"{read}_tokens_details"), told.get(f"{written}_tokens_details")
     details, made = (each if isinstance(each, dict) else {} for each in (details, made))
+    find = told.get
     return usage_of(
-        told[f"{read}_tokens"],
-        told[f"{written}_tokens"],
-        cached=details.get("cached_tokens"),
-        cache_write=details.get("cache_write_tokens"),
-        reasoning=made.get("reasoning_tokens"),
+        find(f"{read}_tokens"),
+        find(f"{written}_tokens"),
+        total=find("total_tokens"),
+        cached=greatest(
+            details.get("cached_tokens"),
+            find("cached_tokens"),
+            find("prompt_cache_hit_tokens"),
+            find("cache_read_input_tokens"),
+        ),
+        cache_write=greatest(details.get("cache_write_tokens"), find("cache_creation_input_tokens")),
+        reasoning=greatest(made.get("reasoning_tokens"), find("reasoning_tokens")),
     )

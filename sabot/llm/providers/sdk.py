@@ -38,7 +38,7 @@ from sabot.llm.errors import (
     RateLimited,
     RequestRefused,
 )
-from sabot.llm.results import Completion, Piece, Usage, in_pieces
+from sabot.llm.results import Completion, Piece, Usage, counted_usage, in_pieces
 
 T = TypeVar("T")
 
@@ -501,16 +501,50 @@ def is_strict(schema: Any) -> bool:
     return is_strict(inner) and all(is_strict(list(schema.get(each, {}).values())) for each in ("properties", "$defs"))
 
 
-def usage_of(read: Any, written: Any, *, cached: Any = 0, cache_write: Any = 0, reasoning: Any = 0) -> Usage | None:
-    """Returns the usage of a request. Returns None if a count is missing, negative or too high, or if a part is more
-    than its whole, such as more `reasoning` than `written` tokens.
+def usage_of(
+    read: Any, written: Any, *, total: Any = None, cached: Any = 0, cache_write: Any = 0, reasoning: Any = 0
+) -> Usage | None:
+    """Returns the usage of a request, which is never less than was told. The arguments are counts as they came.
+
+    - Parts that are more than their whole were counted beside it, and are added: `cached` and `cache_write` to `read`,
+      `reasoning` to `written` (`counted_usage`).
+    - What the `total` has beyond input and output is added to the output, whose tokens cost most.
+    - `read` or `written` may be None (not told) if the `total` says how much it is.
+    - A part or a total that is no count is ignored.
+
+    Returns None if input and output are not known, or are numbers that no request can have.
     """
-    counts = [read, written, cached or 0, cache_write or 0, reasoning or 0]
-    if any(type(each) is not int or not 0 <= each <= _MOST_TOKENS for each in counts):
+    if not all(each is None or _is_count(each) for each in (read, written)):
         return None
-    if counts[2] + counts[3] > read or counts[4] > written:
-        return None
-    return Usage(*counts)
+    total, *parts = (each if _is_count(each) else 0 for each in (total, cached, cache_write, reasoning))
+    if read is None or written is None:
+        if not total:
+            return None
+        read = max(total - written, 0) if read is None and written is not None else read or 0
+        written = written or 0
+    usage = counted_usage(Usage(read, written, *parts))
+    if usage is None or usage.total_tokens >= total:
+        return usage
+    return msgspec.structs.replace(usage, output_tokens=total - usage.input_tokens)
+
+
+def most_used(before: Usage | None, later: Usage | None) -> Usage | None:
+    """Returns the usage of a stream that tells it several times, such as with each event: the greatest of each count."""
+    if before is None or later is None:
+        return before or later
+    pairs = zip(msgspec.structs.astuple(before), msgspec.structs.astuple(later), strict=True)
+    return Usage(*(max(pair) for pair in pairs))
+
+
+def greatest(*told: Any) -> int:
+    """Returns the greatest of these values that is a count of tokens; 0 if none is. Vendors tell one count under several
+    names.
+    """
+    return max((each for each in told if _is_count(each)), default=0)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MOST_TOKENS
 
 
 def _begins_stream(chunk: bytes) -> bool:

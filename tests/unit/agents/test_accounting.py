@@ -728,16 +728,14 @@ class Mad:
 @pytest.mark.parametrize(
     "told",
     [
-        {"usage": Usage(5, 7, cached_tokens=10**6)},
-        {"usage": Usage(5, 7, cache_write_tokens=10**6)},
-        {"usage": Usage(5, 7, cached_tokens=-(10**6))},
-        {"usage": Usage(5, 7, reasoning_tokens=10**6)},
         {"usage": Usage(-5, 7)},
-        {"usage": Usage(5, 7), "cost": Decimal(-3)},
-        {"usage": Usage(5, 7), "cost": -3},
-        {"usage": Usage(5, 7), "cost": Decimal("NaN")},
-        {"usage": Usage(5, 7), "cost": Decimal("Infinity")},
+        {"usage": Usage(5, -7)},
+        {"usage": Usage(5, 10**30)},
+        {"usage": Usage(-5, 7), "cost": Decimal(3)},
         {"cost": Decimal(-3)},
+        {"cost": -3},
+        {"cost": Decimal("NaN")},
+        {"cost": Decimal("Infinity")},
     ],
     ids=str,
 )
@@ -759,6 +757,33 @@ async def test_an_answer_that_says_what_cannot_be_counts_with_what_was_reserved(
     assert reported_use(answer, Amounts(MOST, COST, 1)) == (Usage(MOST), COST), "as a journal of another program has it"
 
 
+@pytest.mark.parametrize(
+    ("told", "tokens", "cost"),
+    [
+        ({"usage": Usage(5, 7, cached_tokens=1000)}, 1012, "0.000075"),
+        ({"usage": Usage(5, 7, cache_write_tokens=1000)}, 1012, "0.001075"),
+        ({"usage": Usage(5, 7, reasoning_tokens=1000)}, 1012, "0.010075"),
+        ({"usage": Usage(5, 7, cached_tokens=-(10**6))}, 12, "0.000075"),
+        ({"usage": Usage(5, 7), "cost": Decimal(-3)}, 12, "0.000075"),
+        ({"usage": Usage(5, 7), "cost": Decimal("NaN")}, 12, "0.000075"),
+    ],
+    ids=str,
+)
+async def test_parts_beside_their_whole_are_counted_too_and_a_lie_about_one_figure_does_not_void_the_others(
+    told: dict[str, Any], tokens: int, cost: str
+) -> None:
+    """Such a usage counted as what was reserved, which may be a thousandth of what was told."""
+    world = World(lambda spec: Completion(message=assistant("yes"), model="m", provider="scripted", **told))
+    prices = PriceTable({"m": Price("1", "10", cached="0")}, version="1")
+    world.engine = ExecutionEngine(world.provider, retries=0, patience=0, prices=prices)
+    by = guard(max_cost_daily="1")
+    await run(MemoryStorage(ManualClock(1.0)), world.job, by, "job")
+    assert [rows(by)[f"job/{each}/1"] for each in (1, 3)] == [("model", "m", tokens, cost)] * 2
+    answer = Completion(message=assistant("yes"), **told)
+    counted, dollars = reported_use(answer, Amounts(MOST, COST, 1))
+    assert (counted.total_tokens, dollars) == (tokens, COST if "cost" in told else None)
+
+
 @pytest.mark.parametrize("cost", ["NaN", "-3", "Infinity"])
 async def test_a_price_that_is_none_is_not_known(cost: str) -> None:
     world, by = World(), guard(max_cost_daily="1")
@@ -770,11 +795,11 @@ async def test_a_price_that_is_none_is_not_known(cost: str) -> None:
 
 
 @pytest.mark.one_in(2, "a tenth of a second of a core each")
-async def test_more_that_a_vendor_put_into_its_cache_than_was_read_is_not_believed() -> None:
+async def test_more_that_a_vendor_put_into_its_cache_than_was_read_was_read_beside_it() -> None:
     said = Completion(message=assistant("yes"), usage=Usage(5, 7, cache_write_tokens=10**6))
     with FakeModelServer(said) as server:
         async with ExecutionEngine(OpenAIProvider("m", base_url=server.openai_url, api_key="k")) as engine:
-            assert (await engine.complete("one")).usage is None
+            assert (await engine.complete("one")).usage == Usage(10**6 + 5, 7, cache_write_tokens=10**6)
 
 
 def test_the_address_of_a_redis_server_is_refused_as_a_place_of_budgets_and_its_password_is_not_shown() -> None:

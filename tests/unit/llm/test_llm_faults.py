@@ -357,6 +357,20 @@ async def test_a_budget_holds_where_the_provider_does_not_say_what_was_used() ->
         await engine.complete("12345678")
 
 
+@pytest.mark.parametrize("kind", list(_WHOLE))
+async def test_a_budget_of_20_000_tokens_lets_one_answer_of_50_041_pass_and_not_ten(
+    kind: str, provider_of: Any
+) -> None:
+    """The reasoning was told beside the output; the usage counted as unknown, so each call as what was reserved."""
+    with FakeModelServer(used(Usage(20, 21, reasoning_tokens=50_000))) as server:
+        async with ExecutionEngine(provider_of(kind, server.url), budget=CallBudget(max_tokens=20_000)) as engine:
+            answer = await engine.complete("12345678", max_tokens=100)
+            assert answer.usage == Usage(20, 50_021, reasoning_tokens=50_000)
+            with pytest.raises(BudgetExceeded, match="50041 used"):
+                await engine.complete("12345678", max_tokens=100)
+        assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize("lie", [-5, 10**30, 10**400])
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 async def test_usage_that_is_a_lie_is_not_counted_and_not_kept(

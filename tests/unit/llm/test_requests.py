@@ -34,7 +34,8 @@ from sabot.llm import (
     tool_result,
     user,
 )
-from sabot.llm.providers.openai_chat import ChatDecoder, chat_request
+from sabot.llm.providers.anthropic import _MessagesDecoder
+from sabot.llm.providers.openai_chat import ChatDecoder, chat_request, usage_in
 from sabot.llm.providers.openai_responses import responses_request
 from sabot.llm.providers.sdk import SdkCalls, is_strict
 from sabot.testing import FakeModelServer
@@ -328,6 +329,70 @@ def test_parts_unknown_reasons_and_odd_usage_are_no_errors(calls):
         "usage": {"prompt_tokens": 7, "completion_tokens": 2, "prompt_tokens_details": None}
     }
     assert gathered(calls, event)[2].usage == Usage(7, 2)
+
+
+_COUNTED = {  # what a server tells, and what counts
+    "reasoning beside the answer": (
+        {"P": 32, "C": 9, "total_tokens": 135, "D": {"reasoning_tokens": 94}},
+        Usage(32, 103, reasoning_tokens=94),
+    ),
+    "the same, by a total of input and answer": (
+        {"P": 32, "C": 9, "total_tokens": 41, "reasoning_tokens": 94},
+        Usage(32, 103, reasoning_tokens=94),
+    ),
+    "reasoning in the total only": ({"P": 20, "C": 151, "total_tokens": 553}, Usage(20, 533)),
+    "a total that is less": ({"P": 20, "C": 151, "total_tokens": 3}, Usage(20, 151)),
+    "a total that is none": ({"P": 20, "C": 151, "total_tokens": "many"}, Usage(20, 151)),
+    "a cache beside the input": (
+        {"P": 10, "C": 5, "total_tokens": 105, "cache_read_input_tokens": 60, "cache_creation_input_tokens": 30},
+        Usage(100, 5, 60, 30),
+    ),
+    "a cache within the input": ({"P": 100, "C": 5, "cached_tokens": 60}, Usage(100, 5, 60)),
+    "a total alone": ({"total_tokens": 41}, Usage(0, 41)),
+    "a total and the input": ({"P": 32, "total_tokens": 41}, Usage(32, 9)),
+    "a total and the output": ({"C": 9, "total_tokens": 41}, Usage(32, 9)),
+    "no input": ({"C": 9}, None),
+    "no output": ({"P": 9, "C": None}, None),
+    "texts": ({"P": "9", "C": "9"}, None),
+    "a part that is none": ({"P": 9, "C": 5, "reasoning_tokens": -94, "D": "few"}, Usage(9, 5)),
+}
+
+
+@pytest.mark.parametrize(("told", "counted"), _COUNTED.values(), ids=list(_COUNTED))
+@pytest.mark.parametrize(("read", "written"), [("prompt", "completion"), ("input", "output")])
+def test_what_the_parts_or_the_total_say_beyond_input_and_output_counts(told, counted, read, written):
+    names = {"P": f"{read}_tokens", "C": f"{written}_tokens", "D": f"{written}_tokens_details"}
+    assert usage_in({names.get(name, name): value for name, value in told.items()}, read, written) == counted
+
+
+def test_a_usage_that_is_told_several_times_is_never_less_than_once(calls):
+    used = [
+        {"prompt_tokens": read, "completion_tokens": written} for read, written in ((20, 0), (20, 7), (0, 9), (0, 0))
+    ]
+    events = [chunk(content="x") | {"usage": each} for each in used]
+    assert gathered(calls, *events, chunk("stop"))[2].usage == Usage(20, 9)
+
+
+@pytest.mark.parametrize("way", ["whole", "stream"])
+def test_anthropics_counts_of_several_events_and_passes_are_never_less_than_once(calls, way):
+    first = {"input_tokens": 20, "cache_read_input_tokens": 5, "output_tokens": 1}
+    last = {"input_tokens": 0, "output_tokens": 7}
+    passes = [
+        {"type": "compaction", "input_tokens": 900, "output_tokens": 30},
+        {"input_tokens": 20, "output_tokens": 7},
+    ]
+    decoder = _MessagesDecoder(calls, "anthropic", "m")
+    if way == "whole":
+        told = first | {"output_tokens": 7, "iterations": passes}
+        answer = decoder.whole(json.dumps({"content": [], "stop_reason": "end_turn", "usage": told}).encode(), "")
+    else:
+        for event in (
+            {"type": "message_start", "message": {"usage": first}},
+            {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": last | {"iterations": passes}},
+        ):
+            decoder.feed(json.dumps(event).encode(), "")
+        answer = decoder.end("")
+    assert answer.usage == Usage(925, 37, 5)
 
 
 def test_the_end_of_a_stream_without_a_reason_is_no_end(calls):
