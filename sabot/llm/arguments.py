@@ -221,6 +221,8 @@ def with_arguments(
     """
     if not values:
         return args, kwargs
+    if tool.parameters is not None and not args:  # then "*" is the name of a parameter, if it is there
+        return args, {**kwargs, **values}
     func, bound, _, _ = _behind(tool.func) if tool.parameters is None else (None, False, (), {})
     known = _UNKNOWN if func is None else _parameters_of(func)
     names = known.positional[bound + len(_behind(tool.func)[2]) :]

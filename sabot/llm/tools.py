@@ -213,7 +213,7 @@ class Tool(Generic[P, R]):
         vars(self).update(__doc__=self.func.__doc__, __wrapped__=self.func)
         TOOLS.add(self.name)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         judge = judge_of_this(self.name, "called", IN_THREAD)
         if judge is None:
             return self.func(*args, **kwargs)

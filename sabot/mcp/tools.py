@@ -75,13 +75,14 @@ class RemoteTool:
         self._questions = questions
         self._lost = set[str]()  # states of calls of which a person was asked whether they were done
 
-    async def __call__(self, **arguments: Any) -> McpResult:
+    # A tool may have a parameter of any name, also `self`: ours are positional only.
+    async def __call__(self, /, **arguments: Any) -> McpResult:
         """Calls the tool for a caller that is not an agent, and returns its answer. Raises McpError."""
         context = RequestContext()
         site = DirectCaller(DirectTools(context), context)
 
-        async def make(**given: Any) -> Any:
-            return await self._once(self._key, False, given, **given)
+        async def make(given: Mapping[str, Any], goes_on: bool) -> Any:
+            return await self._once(self._key, False, goes_on, given, **given)
 
         return await self._talk(site, self._key, make, arguments, McpResult())
 
@@ -96,8 +97,8 @@ class RemoteTool:
         key = replace(self._key, scope=site.scope or self._key.scope, principal=site.principal or self._key.principal)
         repeatable = RULES[tool.effect].repeatable
 
-        async def make(**given: Any) -> Any:
-            step = replace(tool, func=partial(self._once, key, repeatable, given), converse=None)
+        async def make(given: Mapping[str, Any], goes_on: bool) -> Any:
+            step = replace(tool, func=partial(self._once, key, repeatable, goes_on, given), converse=None)
             return await site.make(step, given)
 
         known = "is assumed to be done" if tool.in_doubt == "assume_done" else "was done, as a person has confirmed"
@@ -108,18 +109,24 @@ class RemoteTool:
         self,
         site: ToolCaller,
         key: SessionKey,
-        make: Callable[..., Awaitable[Any]],
+        make: Callable[[Mapping[str, Any], bool], Awaitable[Any]],
         arguments: Mapping[str, Any],
         unknown: McpResult,
     ) -> McpResult:
-        """Makes the steps of a call, and returns its result. `make`: makes one step, with the arguments of the tool and
-        those of the step. `unknown`: the result of a call that was done, and whose result nobody knows.
+        """Makes the steps of a call, and returns its result. `make`: makes one step. It is called with the arguments of
+        the tool and those of the step, and True if the step goes on with answers. `unknown`: the result of a call that
+        was done, and whose result nobody knows.
         """
         given: dict[str, Any] = {}
         answered: list[tuple[Any, Any]] = []  # the questions of this call, each with its answer
         earlier: list[tuple[Any, Any]] = []  # … of the call that had to begin anew
         for _ in range(self._questions.most + 1):
-            said = await make(**{**arguments, **given})
+            if clash := given.keys() & arguments.keys():
+                named = ", ".join(sorted(clash))
+                raise McpRefused(
+                    key.server, f"{self._name} asks, and the answer cannot be sent beside its parameter {named}"
+                )
+            said = await make({**arguments, **given}, bool(given))
             if said is None:
                 return unknown
             result = said if isinstance(said, McpResult) else msgspec.convert(said, McpResult)
@@ -150,13 +157,14 @@ class RemoteTool:
         raise McpRefused(key.server, f"{self._name} asked more than {self._questions.most} times")
 
     async def _once(
-        self, key: SessionKey, repeatable: bool, asked: Mapping[str, Any], /, **arguments: Any
+        self, key: SessionKey, repeatable: bool, goes_on: bool, asked: Mapping[str, Any], /, **arguments: Any
     ) -> McpResult:
-        """Makes one step of a call. `repeatable`: True if it does no harm to make the call twice. `asked`: the arguments
-        that the agent has given; `arguments` are those that the policy and a person have made of them.
+        """Makes one step of a call. `repeatable`: True if it does no harm to make the call twice. `goes_on`: True if the
+        step has answers to questions of the server. `asked`: the arguments that the agent has given; `arguments` are
+        those that the policy and a person have made of them.
         """
         more: dict[str, Any] = {}
-        if _ANSWERS in arguments:
+        if goes_on:  # else arguments with these names are the tool's own: no model can make up an answer of a person
             state = arguments.pop(_STATE)
             more = {"answers": arguments.pop(_ANSWERS), "state": state, "may_repeat": repeatable or state in self._lost}
         try:

@@ -21,6 +21,7 @@ import msgspec
 from sabot.base.accounts import Account, AmountLimit, Amounts
 from sabot.base.checks import is_whole
 from sabot.base.config import check_numbers, checked_durations
+from sabot.base.redaction import scrubbed
 from sabot.base.threads import run_to_end
 from sabot.clock import Clock
 from sabot.errors import SabotError, UserError, message_of, short_repr
@@ -422,9 +423,10 @@ class AgentExecutor:
         except SabotError as error:
             outcome, reason = "failed", str(error)
             return _error(_FAILED, str(error))
-        except Exception as error:
+        except Exception as error:  # the servers may be the user's code: its error is one of this call, not of the task
             outcome, reason = "failed", f"{type(error).__name__}: {message_of(error)}"
-            raise
+            _log.exception("tool %r of instance %r failed", params["name"], instance.name)
+            return _error(_FAILED, scrubbed(reason))
         finally:
             await run_to_end(self._audit(instance, task, params, outcome, reason))
 

@@ -77,7 +77,7 @@ class Tools:
     def __init__(self) -> None:
         self.opened: list[str] = []
         self.calls: list[tuple[str, str, dict[str, Any]]] = []
-        self.error: SabotError | None = None
+        self.error: Exception | None = None
 
     async def get_or_create(self, agent_id: str) -> None:
         self.opened.append(agent_id)
@@ -378,6 +378,20 @@ async def test_each_call_of_a_tool_is_audited_with_its_tool_its_arguments_digest
     assert [call.reason for call in calls if call][:2] == ["", "the server is gone"]
     assert {call.arguments_digest for call in calls if call} == {digest(query="x")}
     assert "called 'search' with arguments" in caplog.text, "also where there is no bus"
+
+
+async def test_a_call_of_a_tool_that_breaks_fails_and_the_task_goes_on(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error of the tool servers that was no SabotError ended the task, and the process with it."""
+    bus, tools = Bus(), Tools()
+    runtime = await make(mcp=tools, bus=bus)
+    agent = await sh(runtime, CALLS)
+    tools.error = TypeError("search() got multiple values for argument 'query'")
+    said = (await runtime.execute_task(agent, TASK)).result
+    assert said["error"]["message"] == "TypeError: search() got multiple values for argument 'query'"
+    assert [each.tool_call.outcome for each in bus.events if each.tool_call] == ["failed"]
+    assert "Traceback" in caplog.text, "who runs the servers finds the place"
 
 
 async def test_calls_of_tools_above_the_rate_are_refused_and_say_when(make: Make) -> None:
