@@ -230,7 +230,8 @@ class Agent:
                 made = as_tool(made, timeout=timeout, retries=None if made.has_retries else max_tool_retries)
             if made.name in self.tools:
                 raise UserError(
-                    f"{where}: two tools are called {made.name!r}", hint='@tool(name="…") gives one another name'
+                    f"{where}: two tools are called {made.name!r}",
+                    hint='@tool(name="…") gives one another name, and pool.tools(…, prefix="…") those of a server',
                 )
             self.tools[made.name] = made
             if isinstance(made, Agent):

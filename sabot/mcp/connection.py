@@ -30,15 +30,16 @@ import inspect
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import mcp.types as types
 from mcp import Client, MCPError
+from mcp.shared.inbound import find_invalid_x_mcp_header
 from mcp.types import HEADER_MISMATCH, Implementation
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from sabot.base.version import sabot_version
 from sabot.errors import SabotError, message_of, short_repr
@@ -487,7 +488,7 @@ class McpConnection:
             return self._restarted(name, state, may_repeat)
         check_granted(self.key.server, name, answers or {})
         await self._until_usable()
-        await self.refresh()
+        await self.refresh([name])
         self._check_call(name, arguments, expects)
         call = SentCall(name, seconds, self._config.most_seconds(seconds))
         responses = {} if answers is None else responses_of(answers)
@@ -627,10 +628,11 @@ class McpConnection:
     def _result(self, name: str, found: Any) -> McpResult:
         offer, structured = self.offers.get(name), found.structured_content
         if offer is not None and offer.output is not None and not found.is_error:
-            wrong = "there is none" if structured is None else mismatch_with(structured, offer.output)
+            wrong = mismatch_with(structured, offer.output)
             if wrong:
+                why = "there is none" if structured is None else wrong
                 raise McpInvalidAnswer(
-                    self.key.server, f"{name}: its structured content does not match its output schema: {wrong}"
+                    self.key.server, f"{name}: its structured content does not match its output schema: {why}"
                 )
         content = [as_json(each) for each in found.content]
         result = McpResult(content=content, structured=structured, is_error=bool(found.is_error))
@@ -707,16 +709,20 @@ class McpConnection:
 
     # -- tools, resources, prompts ------------------------------------------------------------------------------------
 
-    async def refresh(self) -> None:
-        """Gets the list of tools again if the server has reported a change, or if the subscription to changes has
-        ended.
+    async def refresh(self, wanted: Iterable[str] = ()) -> None:
+        """Gets the list of tools again if the server has reported a change, if the subscription to changes has ended,
+        or if the list lacks one of the tools that are `wanted`: not all servers report that they have another one.
         """
+        if not self._stale and self._offers_any("tools"):
+            self._stale = any(name not in self.offers for name in wanted)
         if self._stale and self.is_open:
             self._stale = False
             try:
                 await self._list_tools()
-            except BaseException:
+            except BaseException as error:
                 self._stale = True  # no call may be checked against an outdated list
+                if isinstance(error, McpTimeout | McpConnectionLost):  # of the list: nothing else was sent
+                    raise unsent(error) from None
                 raise
             if self._listener is not None and self._listener.done():
                 self._watch()
@@ -729,17 +735,22 @@ class McpConnection:
             listed = await self._pages("list_tools")
         except McpResultTooLarge as error:  # the list is too large, and no call was sent
             raise unsent(error) from None
-        offers, left_out = await offers_of(listed, self._config.max_description_chars)
+        offers, left_out = await offers_of(listed, self._config.max_description_chars, modern=self.is_modern)
+        if self.is_modern:  # the SDK would not send the headers that the protocol demands, and drops them too
+            for name in [*offers]:
+                if wrong := find_invalid_x_mcp_header(offers[name].schema):
+                    left_out[name] = f"its schema cannot be used: {wrong}"
+                    del offers[name]
         if left_out != self.left_out:
             for name, why in left_out.items():
                 _log.warning("MCP server %s: tool %r is left out: %s", self.key.server, name, why)
         self.offers, self.left_out = offers, left_out
 
-    async def listed(self) -> tuple[dict[str, Offer], dict[str, str], str]:
+    async def listed(self, wanted: Iterable[str] = ()) -> tuple[dict[str, Offer], dict[str, str], str]:
         """Returns three values: the tools that agents can get now, by name; the tools that they cannot get, by name,
-        each with the reason; and the version of the protocol.
+        each with the reason; and the version of the protocol. `wanted`: as in `refresh`.
         """
-        await self.refresh()
+        await self.refresh(wanted)
         return dict(self.offers), dict(self.left_out), self.version
 
     async def resources(self) -> list[McpResource]:
@@ -748,9 +759,9 @@ class McpConnection:
         """
         if not self._offers_any("resources"):
             return []
-        found = await self._pages("list_resources")
+        found = await self._items("list_resources", types.Resource)
         with contextlib.suppress(McpRefused):  # a server without templates
-            found += await self._pages("list_resource_templates")
+            found += await self._items("list_resource_templates", types.ResourceTemplate)
         return [
             McpResource(
                 each["uriTemplate"] if (is_template := "uriTemplate" in each) else each["uri"],
@@ -779,7 +790,7 @@ class McpConnection:
                 each.get("description", ""),
                 {one["name"]: bool(one.get("required")) for one in each.get("arguments", ())},
             )
-            for each in await self._pages("list_prompts")
+            for each in await self._items("list_prompts", types.Prompt)
         ]
 
     async def messages(self, name: str, arguments: Mapping[str, str]) -> list[ChatMessage]:
@@ -790,10 +801,23 @@ class McpConnection:
         said = [(each.role, McpResult(content=[as_json(each.content)]).text) for each in found.messages]
         return [assistant(text) if role == "assistant" else user(text) for role, text in said]
 
-    async def _pages(self, method: str) -> list[dict[str, Any]]:
-        """Returns all items of one of the server's lists as JSON values. `method`: the method of the MCP SDK that
-        fetches a page of the list, such as "list_tools". Raises McpResultTooLarge if the list is too long, or another
-        McpError.
+    async def _items(self, method: str, kind: type[BaseModel]) -> list[dict[str, Any]]:
+        """Returns the items of one of the server's lists without those that are ill, which the log names. `method`: as
+        in `_pages`. `kind`: the model of an item.
+        """
+        kept = []
+        for number, each in enumerate(await self._pages(method), 1):
+            try:
+                kept.append(as_json(kind.model_validate(each, by_name=False)))
+            except ValidationError as error:
+                words = self.key.server, kind.__name__.lower(), number, first_wrong(error)
+                _log.warning("MCP server %s: %s %d of its list is left out: %s", *words)
+        return kept
+
+    async def _pages(self, method: str) -> list[Any]:
+        """Returns all items of one of the server's lists as the server has sent them. `method`: the method of the MCP
+        SDK that fetches a page of the list, such as "list_tools". Raises McpResultTooLarge if the list is too long, or
+        another McpError.
         """
 
         async def fetch(cursor: str | None) -> Any:

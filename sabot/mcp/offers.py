@@ -9,7 +9,8 @@ changed after a user has approved it has another digest.
 import asyncio
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -24,6 +25,7 @@ from sabot.llm.spec import JsonSchema
 
 _MOST_SCHEMA_BYTES = 200_000
 _MOST_NAME = 64  # the longest name in characters that all vendors accept
+_DIGITS = 8  # digits of the hash that tells two names apart
 _NO_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 _UNSEEN = {
     "Cc",
@@ -74,25 +76,37 @@ class Offer:
         return EffectClass.IDEMPOTENT if self.idempotent else EffectClass.UNSAFE
 
 
-def offer_of(told: Mapping[str, Any], most_chars: int) -> Offer | str:
+def offer_of(item: Any, most_chars: int, *, modern: bool = True) -> Offer | str:
     """Converts one entry of a server's list of tools into an Offer. Returns the reason as a text instead if agents
     cannot get the tool.
 
-    `told`: the entry. `most_chars`: the most characters of a description; the rest is cut off.
+    `item`: the entry, as the server has sent it. `most_chars`: the most characters of a description; the rest is cut
+    off. `modern`: True for versions of the protocol since 2026-07-28, in which a structured result may be any value.
     """
+    from sabot.mcp.wire import told_tool  # imported late: it needs the SDK, which is optional
+
+    told = told_tool(item)
+    if isinstance(told, str):
+        return told
     name = told["name"]
     if not name or clean(name, 200) != name:
         return f"its name {clean(repr(name), 100)} is empty, too long, or has characters that nobody sees"
     written = {
         key: told.get(key) for key in ("name", "title", "description", "inputSchema", "outputSchema", "annotations")
     }
-    packed = msgspec.json.encode(written, order="deterministic")
+    try:
+        packed = msgspec.json.encode(written, order="deterministic")
+    except (UnicodeEncodeError, ValueError, OverflowError, RecursionError) as error:
+        return f"it cannot be written as JSON: {message_of(error)}"
     schema, output = told["inputSchema"], told.get("outputSchema")
+    # Servers in Go write an empty list as null.
+    schema = {key: each for key, each in schema.items() if each is not None or key not in ("properties", "required")}
     if len(packed) > _MOST_SCHEMA_BYTES + len(str(told.get("description"))):
         return f"its schema has more than {_MOST_SCHEMA_BYTES:,} bytes"
-    for each in (schema, output):
-        if each is not None and (wrong := _wrong_with(each)):
-            return f"its schema cannot be used: {wrong}"
+    if wrong := _wrong_with(schema):
+        return f"its schema cannot be used: {wrong}"
+    if output is not None and (wrong := _wrong_with(output, of_object=not modern)):
+        return f"its output schema cannot be used: {wrong}"
     hints = told.get("annotations") or {}
     return Offer(
         name,
@@ -107,19 +121,43 @@ def offer_of(told: Mapping[str, Any], most_chars: int) -> Offer | str:
     )
 
 
-async def offers_of(listed: Sequence[dict[str, Any]], most_chars: int) -> tuple[dict[str, Offer], dict[str, str]]:
-    """Converts a server's list of tools. Returns two dicts by the name of the tool: the tools that agents can get, and
-    for each of the others the reason why they cannot get it.
+def names_of(offers: Collection[Offer], prefix: str) -> dict[str, str]:
+    """Returns the name of each tool for models, by the server's name for it. `prefix`: a text before each name.
 
-    `listed`: the list of the server. `most_chars`: the most characters of a description; the rest is cut off.
+    Names that become equal ("files.read" and "files_read", or two with the same first 64 characters) get distinct ones:
+    a tool whose name is unchanged keeps it, and the name of another one ends with a hash of the server's name. So the
+    names do not depend on the order of the list, and are the same at each start.
+    """
+    shown = {each.name: f"{prefix}{each.shown}"[:_MOST_NAME] for each in offers}
+    often = Counter(shown.values())
+    equal = sorted(name for name, each in shown.items() if often[each] > 1 and f"{prefix}{name}" != each)
+    taken = {each for name, each in shown.items() if name not in equal}
+    for name in equal:
+        digest, digits = sha256(name.encode()).hexdigest(), _DIGITS
+        while (given := f"{shown[name][: _MOST_NAME - digits - 1]}_{digest[:digits]}") in taken:
+            digits += 1
+        shown[name] = given
+        taken.add(given)
+    return shown
+
+
+async def offers_of(
+    listed: Sequence[Any], most_chars: int, *, modern: bool = True
+) -> tuple[dict[str, Offer], dict[str, str]]:
+    """Converts a server's list of tools. Returns two dicts by the name of the tool: the tools that agents can get, and
+    for each of the others the reason why they cannot get it. An entry without a name is called "#3" there, by its
+    number in the list.
+
+    `listed`: the list of the server, whose entries nobody has checked. `most_chars`, `modern`: as in `offer_of`.
     """
     offers: dict[str, Offer] = {}
     left_out: dict[str, str] = {}
     for number, told in enumerate(listed):
         if number % _PIECE == _PIECE - 1:
             await asyncio.sleep(0)
-        offer = offer_of(told, most_chars)
-        name = str(told["name"])[:100]
+        offer = offer_of(told, most_chars, modern=modern)
+        given = told.get("name") if isinstance(told, Mapping) else None
+        name = given[:100] if isinstance(given, str) else f"#{number + 1}"
         if isinstance(offer, Offer) and name not in offers:
             offers[offer.name] = offer
         else:
@@ -136,15 +174,22 @@ def clean(text: str, most: int) -> str:
     return kept if len(kept) <= most and len(text) <= 4 * most else f"{kept[:most]}… ({left:,} characters left out)"
 
 
-def _wrong_with(schema: Any) -> str:
-    """Returns the reason why this schema cannot be used to check arguments, or "" if it can."""
-    if not isinstance(schema, dict) or schema.get("type", "object") != "object":
-        return "it is not of an object"
+def _wrong_with(schema: JsonSchema, *, of_object: bool = True) -> str:
+    """Returns the reason why this schema cannot be used to check arguments, or "" if it can. `of_object`: True if the
+    values have to be objects.
+    """
+    if of_object and schema.get("type") != "object":
+        return 'it is not of an object ("type": "object")'
     if _depth(schema) > _DEEPEST:
         return f"it is nested more than {_DEEPEST} deep"
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    if not isinstance(properties, dict):
+        return "its properties are no object"
+    if not isinstance(required, list) or not all(isinstance(each, str) for each in required):
+        return "required is no list of names"
     try:
         mismatch({}, schema)
-        mismatch({name: None for name in schema.get("properties", {})}, schema)
+        mismatch({name: None for name in properties}, schema)
     except UserError as error:
         return error.message
     except _MALFORMED as error:

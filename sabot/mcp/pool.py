@@ -31,6 +31,7 @@ from sabot.llm.tools import InDoubt, Tool
 from sabot.mcp.config import McpConfig, McpServerOptions, McpServerSpec, SessionKey
 from sabot.mcp.errors import McpBusy, McpConnectionLost, McpError, McpInvalidArguments, McpUnavailable
 from sabot.mcp.loop_thread import LoopThread, seen
+from sabot.mcp.offers import names_of
 from sabot.mcp.results import McpPrompt, McpResource, McpResult
 from sabot.mcp.tools import Ask, RemoteTool, ServerQuestions, checked_effects, tool_of
 
@@ -212,7 +213,8 @@ class McpServerPool:
           job a tool without a class here is "unsafe", whatever its server proposes.
         - `in_doubt`, `timeout`, `retries`, `labels`: as in the decorator `tool`. With `retries=None` a call that may be
           repeated is repeated once.
-        - `prefix`: a text that is put before the name of each tool.
+        - `prefix`: a text that is put before the name of each tool. The names have the characters, and the length, that
+          all vendors accept. Of those that become equal by this, one or all end with a hash of the server's name.
         - `on_change`: what happens to a later call if the title, description, schemas or hints of the tool have changed
           by then.
           "refuse" raises McpToolChanged; "allow" makes the call.
@@ -227,7 +229,7 @@ class McpServerPool:
         if on_change not in ("refuse", "allow"):
             raise UserError(f"MCP server {server}: on_change={short_repr(on_change)}", hint='"refuse" or "allow"')
         session = await self.session(server, scope=scope, principal=principal)
-        offers = await session.offers()
+        offers = await session.offers(only or ())
         wanted = set(offers) if only is None else set(only)
         known = {} if approved is None else {name: offers[name].digest for name in wanted & offers.keys()}
         if changed := sorted(name for name, digest in known.items() if (approved or {}).get(name) != digest):
@@ -250,6 +252,7 @@ class McpServerPool:
             None if timeout is None else parse_seconds(timeout, name=f"MCP server {server}: timeout", zero=False)
         )
         made = []
+        names = names_of([offers[name] for name in wanted], prefix)
         for name in sorted(wanted):
             offer = offers[name]
             expects = offer.digest if on_change == "refuse" else ""
@@ -264,7 +267,7 @@ class McpServerPool:
                     timeout_s=timeout_s,
                     retries=retries,
                     labels=labels,
-                    prefix=prefix,
+                    name=names[name],
                 )
             )
         return made
@@ -610,9 +613,11 @@ class McpSession:
         """
         return {name: offer.digest for name, offer in (await self.offers()).items()}
 
-    async def offers(self) -> "dict[str, Offer]":
-        """Returns the tools that agents can get, by name, as the server lists them now. Raises McpError."""
-        return (await self._pool.use(self.key, lambda server: server.listed()))[0]
+    async def offers(self, wanted: Collection[str] = ()) -> "dict[str, Offer]":
+        """Returns the tools that agents can get, by name, as the server lists them now. If the last list lacks one of
+        those that are `wanted`, the server is asked for its list again. Raises McpError.
+        """
+        return (await self._pool.use(self.key, lambda server: server.listed(wanted)))[0]
 
     async def left_out(self) -> dict[str, str]:
         """Returns the reasons why agents cannot get some of the server's tools, by the names of these tools. Raises

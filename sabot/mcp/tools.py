@@ -41,7 +41,6 @@ wait. It returns the answer as a dict, or None if there is none."""
 
 _ANSWERS, _STATE = "$answers", "$state"  # additional arguments of all steps but the first
 _ANSWERED_WRONG = 3  # how often a person is asked until an answer matches the server's schema
-_MOST_NAME = 64
 _HOTTEST = 2  # the highest temperature that vendors accept
 _REFUSED = -1  # the code of MCP for a request that the user declines
 
@@ -336,7 +335,7 @@ def tool_of(
     timeout_s: float | None,
     retries: int | None,
     labels: Collection[str],
-    prefix: str,
+    name: str,
 ) -> Tool:
     """Returns the offered tool as a Tool for agents.
 
@@ -347,11 +346,10 @@ def tool_of(
       unless the server says that the tool has no access to the open world.
     - `timeout_s`: the time limit of one attempt in seconds.
     - `retries`: how often a failed call is repeated. If None, once if the effect class allows it, else never.
-    - `prefix`: a text that is put before the name.
+    - `name`: the name for models (`offers.names_of`).
     """
     by_hint = trust_annotations and not effect
     kind = offer.proposed if by_hint else effect_class(effect or "unsafe")
-    name = f"{prefix}{offer.shown}"[:_MOST_NAME]
     world = frozenset[str]() if offer.open_world is False else frozenset({UNTRUSTED})
     made = Tool(
         remote,

@@ -15,6 +15,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -22,7 +23,7 @@ import httpx2
 import msgspec
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
-from mcp.types import ErrorData, JSONRPCError, JSONRPCNotification, jsonrpc_message_adapter
+from mcp.types import ErrorData, JSONRPCError, JSONRPCNotification, JSONRPCResponse, jsonrpc_message_adapter
 from pydantic import ValidationError
 
 from sabot.base.redaction import scrubbed
@@ -57,6 +58,18 @@ _SCRUBBED = 4 * _LAST_WORDS
 _JUNK_WORDS = 200  # the characters shown of the first line that is not a message
 _UNASKED_PER_SECOND = 50.0  # notifications that are read per second while no request waits
 _LOOK_SECONDS = 0.02
+
+ITEMS = "sabot/items"
+"""The key in the `_meta` of a page of a list under which are its items, as the server has sent them, by the name that
+the SDK has for the list."""
+
+_LISTS = {
+    "tools": "tools",
+    "resources": "resources",
+    "resourceTemplates": "resource_templates",
+    "prompts": "prompts",
+}
+_PAGE = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}  # what a page must have since 2026-07-28
 _ID = rb'"id"\s*:\s*(\d{1,18}|"[^"\\]{1,100}")'
 _VERSION = rb'"jsonrpc"\s*:\s*"2\.0"'
 _FIRST_ID = re.compile(
@@ -439,9 +452,41 @@ class _BoundedEvents(_BoundedBody):
 # -- any ------------------------------------------------------------------------------------------------------------------
 
 
+def _with_items_apart(found: Any) -> Any:
+    """Returns the message of a server. In a page of a list, the items are in the `_meta`, under the key ITEMS.
+
+    The SDK checks the items of a page together, so a single one that is ill would make the whole list unusable. It gets
+    only what it needs itself: of tools, the schemas that may ask for HTTP headers.
+    """
+    message = getattr(found, "message", None)
+    if not isinstance(message, JSONRPCResponse):
+        return found
+    said = message.result
+    apart = {name: items for name in _LISTS if isinstance(items := said.get(name), list)}
+    if not apart:
+        return found
+    shown: dict[str, list[Any]] = {name: [] for name in apart}
+    if "tools" in apart:
+        shown["tools"] = [each for each in map(_named_schema, apart["tools"]) if each is not None]
+    meta = {ITEMS: {_LISTS[name]: items for name, items in apart.items()}}
+    page = {**_PAGE, **said, **shown, "_meta": meta}
+    return replace(found, message=message.model_copy(update={"result": page}))
+
+
+def _named_schema(tool: Any) -> dict[str, Any] | None:
+    """Returns the name and the schema of the arguments of a listed tool; None if the SDK would not take them."""
+    match tool:
+        case {"name": str(name), "inputSchema": {"type": "object", **schema}} if isinstance(
+            properties := schema.get("properties") or {}, dict
+        ) and all(isinstance(each, dict | bool) for each in properties.values()):
+            return {"name": name, "inputSchema": {"type": "object", "properties": properties}}
+    return None
+
+
 class PacedStream:
     """A stream of the messages from a server. While the function `is_awaited` returns False, it reads at most 50
-    notifications per second. So a server that sends very many notifications does not use up a processor core.
+    notifications per second. So a server that sends very many notifications does not use up a processor core. Items of
+    lists are kept from the SDK (`_with_items_apart`).
 
     `is_awaited`: a function that returns True while a request waits for the server, while the session is being opened,
     and after it has ended.
@@ -467,7 +512,7 @@ class PacedStream:
             while self._unasked.wait_s(now()) and not self._is_awaited():  # noqa: ASYNC110 - room comes with the time, and nothing tells
                 await asyncio.sleep(_LOOK_SECONDS)
             self._unasked.begun(now())
-        return found
+        return _with_items_apart(found)
 
     async def aclose(self) -> None:
         """Closes the stream."""

@@ -21,7 +21,7 @@ from sabot.mcp.errors import (
     McpResultTooLarge,
     McpUnavailable,
 )
-from sabot.mcp.transport import LOST, NOT_SENT, SESSION_OVER, TOO_LARGE, UNREADABLE
+from sabot.mcp.transport import ITEMS, LOST, NOT_SENT, SESSION_OVER, TOO_LARGE, UNREADABLE
 
 CLOSED = -32000
 """The SDK's code for a session that has ended. Servers also use it for errors of their own."""
@@ -30,6 +30,7 @@ _PAGES = 100  # the most pages of one list
 _PIECE = 50  # items that are handled before the event loop gets a turn: some milliseconds
 _MOST_WORDS = 1000  # the most characters of a server's message that an error shows
 _ANSWERS = {"elicitation/create": types.ElicitResult, "sampling/createMessage": types.CreateMessageResult}
+_OF_TOOLS = ("name", "title", "description", "inputSchema", "outputSchema", "annotations")  # other fields may be ill
 
 T = TypeVar("T")
 
@@ -42,11 +43,12 @@ def as_json(value: BaseModel) -> dict[str, Any]:
 
 async def all_pages(
     server: str, method: str, fetch: Callable[[str | None], Awaitable[Any]], config: McpConfig
-) -> list[dict[str, Any]]:
-    """Fetches all pages of a list, and returns their items as JSON values.
+) -> list[Any]:
+    """Fetches all pages of a list, and returns their items as the server has sent them. They are JSON values that
+    nobody has checked.
 
     - `method`: the method of the MCP SDK that fetches a page. The page has its items in the attribute of the same name
-      without "list_": for "list_tools", `page.tools`.
+      without "list_": for "list_tools", `page.tools`. Items that the SDK did not get are in its `meta`.
     - `fetch`: an async function that gets the cursor of a page and returns the page. The first page has the cursor
       None.
     - `config`: the limits of the list.
@@ -55,14 +57,15 @@ async def all_pages(
     """
     items = method.removeprefix("list_")
     most, most_bytes = config.max_listed, config.most_list_bytes
-    found: list[dict[str, Any]] = []
+    found: list[Any] = []
     size = 0
     cursor: str | None = None
     for _ in range(_PAGES):
         page = await fetch(cursor)
-        for each in getattr(page, items):
-            found.append(told := as_json(each))
-            size += len(msgspec.json.encode(told))
+        unchecked = (page.meta or {}).get(ITEMS, {}).get(items)
+        for each in getattr(page, items) if unchecked is None else unchecked:
+            found.append(told := as_json(each) if isinstance(each, BaseModel) else each)
+            size += _size(told)
             if len(found) > most:
                 raise McpResultTooLarge(
                     server, f"{method}: there are more than {most:,} {items}", hint="McpConfig(max_listed=…)"
@@ -74,9 +77,30 @@ async def all_pages(
             if len(found) % _PIECE == 0:
                 await asyncio.sleep(0)
         cursor = page.next_cursor
-        if cursor is None:
+        if not cursor:  # some servers end a list by an empty one
             return found
     raise McpResultTooLarge(server, f"{method}: there are more than {_PAGES} pages")
+
+
+def _size(value: Any) -> int:
+    """Returns the number of bytes of a JSON value; roughly for one that cannot be encoded."""
+    try:
+        return len(msgspec.json.encode(value))
+    except (UnicodeEncodeError, ValueError, OverflowError, RecursionError):
+        return len(str(value))
+
+
+def told_tool(item: Any) -> dict[str, Any] | str:
+    """Returns an entry of a server's list of tools with the fields that are used, or the reason why it is ill."""
+    if not isinstance(item, Mapping):
+        return "it is no object"
+    used = {name: item[name] for name in _OF_TOOLS if item.get(name) is not None}
+    try:
+        return as_json(types.Tool.model_validate(used, by_name=False))
+    except ValidationError as error:
+        return f"it is not what the protocol says: {first_wrong(error)}"
+    except (ValueError, RecursionError) as error:
+        return f"it cannot be read: {message_of(error)}"
 
 
 def check_encoded(server: str, what: str, value: object) -> None:

@@ -234,6 +234,32 @@ def peer(
     return over_sockets(serve)
 
 
+def listing(pages: Callable[[], list[dict[str, Any]]], version: str, call: OnCall, **capabilities: Any) -> Any:
+    """A `connect` to a server whose list of tools has these pages, as they are, and which reports no changes. version: of
+    the protocol, the newest one too.
+    """
+    info = {"serverInfo": {"name": "listing", "version": "1"}, "capabilities": {"tools": {}, **capabilities}}
+    modern = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"} if version >= "2026" else {}
+
+    async def serve(one: Peer) -> None:
+        while True:
+            said = await one.read()
+            match said.get("method", ""):
+                case "server/discover" if modern:
+                    await one.answer(said, {"supportedVersions": [version], **info, **modern})
+                case "initialize" if not modern:
+                    await one.answer(said, {"protocolVersion": version, **info})
+                case method if method.endswith("/list"):
+                    number = int((said.get("params") or {}).get("cursor", 0))
+                    await one.answer(said, {**pages()[number], **modern})
+                case "tools/call":
+                    await call(one, said)
+                case method if method and "id" in said:
+                    await one.refuse(said, -32601, f"no {method}")
+
+    return over_sockets(serve)
+
+
 FORM = {"message": "Sure?", "requestedSchema": {"type": "object", "properties": {"sure": {"type": "boolean"}}}}
 
 

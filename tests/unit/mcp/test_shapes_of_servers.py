@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import AsyncIterator
+from itertools import product
 from typing import Any
 
 import pytest
 
 from sabot.llm import Agent, tool
-from sabot.mcp import McpRefused, McpServerPool, ToolServer
-from tools.mcp_servers import Desk, in_memory, peer, text, told
+from sabot.mcp import McpRefused, McpServerPool, McpToolChanged, McpUnavailable, ToolServer
+from tools.mcp_servers import Desk, in_memory, listing, peer, text, told
 from tools.mcp_surfaces import SERVER, SURFACES, Surface, asked_for
 
 surfaces = pytest.mark.parametrize("surface", SURFACES, ids=lambda each: each.__name__)
@@ -71,3 +72,226 @@ async def test_a_tool_of_ones_own_may_have_such_parameters_too(pool: McpServerPo
     pool.add(SERVER, connect=ToolServer("own", [joined]).connect)
     for surface in SURFACES:
         assert (await surface(pool, "joined", given)).strip('"') == "abcde", surface.__name__
+
+
+# -- lists ------------------------------------------------------------------------------------------------------------
+
+OLD, NEW = "2025-06-18", "2026-07-28"
+versions = pytest.mark.parametrize("version", ["2024-11-05", OLD, NEW])
+OBJECT = {"type": "object"}
+
+
+async def named(there: Any, request: dict[str, Any]) -> None:
+    """Answers with the name of the tool."""
+    answer = text(request["params"]["name"], structuredContent={"a": 1})
+    await there.answer(request, {**answer, "resultType": "complete"})
+
+
+def connected(pool: McpServerPool, *tools: Any, version: str = OLD, **capabilities: Any) -> None:
+    pool.add(SERVER, connect=listing(lambda: [{"tools": tools}], version, named, **capabilities))
+
+
+ILL = {
+    "inputSchema={}": {"name": "ill", "inputSchema": {}},
+    "inputSchema=null": {"name": "ill", "inputSchema": None},
+    "inputSchema missing": {"name": "ill"},
+    "inputSchema=[]": {"name": "ill", "inputSchema": []},
+    "inputSchema of a string": {"name": "ill", "inputSchema": {"type": "string"}},
+    "inputSchema of several types": {"name": "ill", "inputSchema": {"type": ["object", "null"]}},
+    "properties=[]": {"name": "ill", "inputSchema": {"type": "object", "properties": []}},
+    "properties of texts": {"name": "ill", "inputSchema": {"type": "object", "properties": {"a": "string"}}},
+    "required is a text": {"name": "ill", "inputSchema": {"type": "object", "required": "a"}},
+    "required has numbers": {"name": "ill", "inputSchema": {"type": "object", "required": [1]}},
+    "outputSchema is a text": told("ill", outputSchema="object"),
+    "outputSchema of an unknown type": told("ill", outputSchema={"type": "dict"}),
+    "description is a list": told("ill", description=["Reads."]),
+    "title is a number": told("ill", title=5),
+    "annotations is a list": told("ill", annotations=[]),
+    "a hint is a text": told("ill", annotations={"readOnlyHint": "perhaps"}),
+    "name is a number": {"name": 5, "inputSchema": OBJECT},
+    "name is null": {"name": None, "inputSchema": OBJECT},
+    "name is empty": told(""),
+    "no name": {"inputSchema": OBJECT},
+    "a text": "ill",
+    "null": None,
+    "a list": [],
+}
+ILL_BEFORE = {
+    "outputSchema={}": told("ill", outputSchema={}),
+    "outputSchema of a string": told("ill", outputSchema={"type": "string"}),
+    "outputSchema: properties=[]": told("ill", outputSchema={"type": "object", "properties": []}),
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "version"), [*product([*ILL, *ILL_BEFORE], [OLD]), *product([*ILL, "outputSchema: properties=[]"], [NEW])]
+)
+async def test_a_tool_that_is_ill_is_left_out_and_named_and_the_others_are_used(
+    pool: McpServerPool, shape: str, version: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The whole server could not be used: the SDK checks the tools of a list together."""
+    ill = (ILL | ILL_BEFORE)[shape]
+    connected(pool, told("first"), ill, told("last"), version=version)
+    assert [each.name for each in await pool.tools(SERVER)] == ["first", "last"]
+    session = await pool.session(SERVER)
+    name = ill["name"] if isinstance(ill, dict) and isinstance(ill.get("name"), str) else "#2"
+    left_out = await session.left_out()
+    assert set(left_out) == {name}
+    assert left_out[name].startswith(("its schema cannot", "its output schema cannot", "it is n", "its name "))
+    assert f"tool {name!r} is left out: {left_out[name]}" in caplog.text
+    with pytest.raises(McpToolChanged, match="it offers no tool"):
+        await session.call(name)
+    assert (await session.call("last")).text == "last"
+
+
+async def test_a_structured_result_may_be_of_any_type_in_the_newest_version(pool: McpServerPool) -> None:
+    async def five(there: Any, request: dict[str, Any]) -> None:
+        await there.answer(request, {**text("5"), "structuredContent": 5, "resultType": "complete"})
+
+    offered = [told("any", outputSchema={}), told("number", outputSchema={"type": "integer"})]
+    pool.add(SERVER, connect=listing(lambda: [{"tools": offered}], NEW, five))
+    assert [(await each()).structured for each in await pool.tools(SERVER)] == [5, 5]
+
+
+@surfaces
+async def test_beside_an_ill_tool_the_others_are_called(pool: McpServerPool, surface: Surface) -> None:
+    connected(pool, *ILL.values(), told("go"))
+    assert await surface(pool, "go", {}) == "go"
+
+
+USABLE = {
+    "fields that nobody uses": told("go", icons="none", execution=5, _meta=[], other={"a": 1}),
+    "nulls in place of what is left out": told("go", title=None, description=None, outputSchema=None, annotations=None),
+    "hints of null": told("go", annotations={"readOnlyHint": None, "title": None, "other": 5}),
+    "properties and required of null": told("go", {"type": "object", "properties": None, "required": None}),
+    "a property that may be anything": told("go", {"type": "object", "properties": {"a": True, "b": {}}}),
+    "a name in another script": told("ファイルを読む"),
+    "a long name": told("go" * 50),
+}
+
+
+@versions
+@pytest.mark.parametrize("shape", USABLE)
+async def test_a_tool_that_can_be_called_is_offered(pool: McpServerPool, shape: str, version: str) -> None:
+    offered = USABLE[shape]
+    connected(pool, offered, version=version)
+    (made,) = await pool.tools(SERVER)
+    assert (await made()).text == offered["name"]
+    properties = made.schema.parameters["properties"]
+    assert isinstance(properties, dict), "vendors take no null"
+    assert made.schema.parameters.get("required", []) == []
+
+
+async def test_a_digest_does_not_depend_on_what_is_ignored(pool: McpServerPool) -> None:
+    """Digests that users have approved stay as they are: nulls and unknown fields are no part of them."""
+    more = {"title": None, "icons": 5, "annotations": {"readOnlyHint": True, "title": None, "other": 1}}
+    connected(pool, told("go", {"type": "object", "required": None}, **more))
+    plain = told("go", {"type": "object", "required": None}, annotations={"readOnlyHint": True})
+    pool.add("plain", connect=listing(lambda: [{"tools": [plain]}], NEW, named))
+    assert await (await pool.session(SERVER)).digests() == await (await pool.session("plain")).digests()
+
+
+async def test_a_server_whose_tools_are_all_ill_offers_none(pool: McpServerPool) -> None:
+    connected(pool, *ILL.values())
+    assert await pool.tools(SERVER) == []
+    assert len(await (await pool.session(SERVER)).left_out()) >= 8
+
+
+@versions
+@pytest.mark.parametrize("cursor", ["", None])
+async def test_an_empty_cursor_ends_a_list(pool: McpServerPool, cursor: str | None, version: str) -> None:
+    """A server that ends its list by an empty cursor was asked for page after page."""
+    asked: list[int] = []
+
+    def pages() -> list[dict[str, Any]]:
+        asked.append(1)
+        return [{"tools": [told("first")], "nextCursor": "1"}, {"tools": [told("last")], "nextCursor": cursor}]
+
+    pool.add(SERVER, connect=listing(pages, version, named))
+    assert [each.name for each in await pool.tools(SERVER)] == ["first", "last"]
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("page", [{}, {"tools": None}, {"tools": {"go": {}}}, {"tools": [], "nextCursor": 5}])
+async def test_a_page_that_is_none_is_told(pool: McpServerPool, page: dict[str, Any]) -> None:
+    with pytest.raises(McpUnavailable, match="list_tools: its answer is not what the protocol says"):
+        await pool.tools(SERVER, connect=listing(lambda: [page], OLD, named))
+
+
+@pytest.mark.parametrize("what", ["resources", "prompts"])
+async def test_a_resource_or_prompt_that_is_ill_is_left_out_and_named(
+    pool: McpServerPool, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One made all of them unreadable."""
+    whole = {"uri": "file:///a", "uriTemplate": "file:///{a}", "name": "a", "arguments": None, "description": None}
+    items = [whole, {"uri": 5, "name": "b", "arguments": 5}, None, {}]
+    page = {"tools": [], "resources": items, "resourceTemplates": [], "prompts": items}
+    pool.add(SERVER, connect=listing(lambda: [page], OLD, named, resources={}, prompts={}))
+    session = await pool.session(SERVER)
+    assert [each.name for each in await getattr(session, what)()][:1] == ["a"]
+    assert f"{what[:-1]} 3 of its list is left out" in caplog.text
+
+
+async def test_a_tool_that_comes_later_is_found_when_it_is_missed(pool: McpServerPool) -> None:
+    """A server that reports no changes was never asked for its list again, as long as its session lasted."""
+    offered = [told("first")]
+    pool.add(SERVER, connect=listing(lambda: [{"tools": offered}], OLD, named))
+    session = await pool.session(SERVER)
+    with pytest.raises(McpToolChanged, match="it offers no tool 'later'"):
+        await session.call("later")
+    offered.append(told("later"))
+    assert (await session.call("later")).text == "later"
+    offered.append(told("latest"))
+    (latest,) = await pool.tools(SERVER, only=["latest"])
+    assert (await latest()).text == "latest"
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+LONG = "find_all_orders_of_a_customer_in_the_archive_of_the_warehouse_by_"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["files.read", "files_read"],
+        ["files.read", "files/read"],
+        [f"{LONG}name", f"{LONG}number"],
+        ["読む", "書く"],
+        ["a.b", "a_b", "a/b", "a b", "a_b_"],
+    ],
+    ids=repr,
+)
+async def test_names_that_become_equal_are_made_distinct(names: list[str]) -> None:
+    """An agent refused all of them, and the hint could not be followed: the names are the server's."""
+    made = []
+    for listed in (names, names[::-1]):
+        async with McpServerPool() as pool:
+            connected(pool, *map(told, listed))
+            for prefix in ("", "fs_"):
+                tools = await pool.tools(SERVER, prefix=prefix)
+                found = {(await each()).text: each.name for each in tools}
+                assert set(found) == set(names)
+                assert len(set(found.values())) == len(names)
+                assert all(len(each) <= 64 and each.replace("-", "_").isidentifier() for each in found.values())
+                Agent(asked_for("x", {}), tools=tools)
+                made.append(found)
+    assert made[0] == made[2], "the same from start to start"
+    assert made[1] == made[3]
+    assert all(made[0][name] == name for name in names if name.isascii() and name.isidentifier() and len(name) <= 64)
+
+
+async def test_a_name_that_is_alone_stays_as_it_was(pool: McpServerPool) -> None:
+    """Jobs that are open know it by this name."""
+    connected(pool, told("files.read"), told("files_read"))
+    assert [each.name for each in await pool.tools(SERVER, only=["files.read"])] == ["files_read"]
+
+
+async def test_a_server_cannot_take_the_name_that_another_tool_gets(pool: McpServerPool) -> None:
+    connected(pool, told("files.read"), told("files_read"))
+    names = [each.name for each in await pool.tools(SERVER)]
+    (given,) = set(names) - {"files_read"}
+    pool.add("sly", connect=listing(lambda: [{"tools": [*map(told, ["files.read", "files_read", given])]}], OLD, named))
+    sly = await pool.tools("sly")
+    assert len({each.name for each in sly}) == 3
+    assert {(await each()).text: each.name for each in sly}[given] == given
