@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+from sabot.base.arrays import plain_form
 from sabot.base.config import Secret
 from sabot.base.redaction import scrubbed
 from sabot.base.stored_names import stored_name
@@ -46,18 +47,7 @@ def _plain(value: Any) -> Any:
         return msgspec.msgpack.Ext(_SECRET, value.name.encode())
     if isinstance(value, pa.RecordBatch | pa.Table):
         return msgspec.msgpack.Ext(_ARROW, _to_ipc(value))
-    for method, options in (
-        ("model_dump", {"mode": "json"}),
-        ("tolist", {}),
-        ("as_py", {}),
-    ):  # pydantic; numpy; pyarrow
-        made = getattr(value, method, None)
-        if callable(made) and not isinstance(value, type):
-            return made(**options)
-    if isinstance(value, Mapping):
-        return dict(value)
-    kind = type(value)
-    raise TypeError(f"it has a value of type {kind.__module__}.{kind.__qualname__} in it".replace("builtins.", ""))
+    return plain_form(value)
 
 
 def _is_model(value: Any) -> bool:

@@ -20,11 +20,11 @@ from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
-from sabot.base.arrays import model_or_text
 from sabot.base.checks import Of, OneOf, Whole, check
 from sabot.base.config import Duration, checked_name, checked_text, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.base.redaction import scrubbed
+from sabot.base.surrogates import whole_text
 from sabot.errors import UNREADABLE, EffectError, UserError, message_of, short_repr
 from sabot.llm.conversation import Conversation, TokenEstimator, cut, groups_of, with_shorter_results, without_oldest
 from sabot.llm.direct import DirectEffects
@@ -42,7 +42,7 @@ from sabot.llm.names import MODELS
 from sabot.llm.requests import request_of, with_output
 from sabot.llm.results import Completion, Piece, Usage
 from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema
-from sabot.llm.tools import Tool, ToolAnswer, as_tool, tool_of_agent
+from sabot.llm.tools import Tool, ToolAnswer, as_tool, json_of_result, tool_of_agent
 
 Trim = Literal["drop_oldest", "summarize", "refuse"]
 
@@ -333,6 +333,16 @@ class _Prompt(msgspec.Struct):
     prompt: str
 
 
+def _text_of(tool: str, value: Any) -> str:
+    """Returns what the tool has returned as text: a text unchanged, also one that is a text only in JSON, such as a date;
+    any other value as JSON. Raises ToolError for a value that JSON cannot express.
+    """
+    if type(value) is str:
+        return value
+    written = json_of_result(tool, value)
+    return msgspec.json.decode(written, type=str) if written[0] == '"' else written
+
+
 def _schema_of(tool: "Tool | Agent") -> ToolSchema:
     if isinstance(tool, Tool):
         return tool.schema
@@ -540,16 +550,14 @@ class _AgentRun:
         try:
             value = await self._call_tool(call)
             if isinstance(value, ToolAnswer):
-                return tool_result(call.id, self._result_text(value.text), is_error=value.is_error)
-            return tool_result(call.id, self._result_text(value))
+                return tool_result(call.id, self._short(value.text), is_error=value.is_error)
+            return tool_result(call.id, self._short(_text_of(call.name, value)))
         except (ModelError, AgentRunError) as error:  # raised by another agent that is a tool of this one
             return tool_result(call.id, f"{type(error).__name__}: {error.message}", is_error=True)
         except EffectError as error:
             return tool_result(call.id, f"{error.type}: {error.message}", is_error=True)
         except Exception as error:
-            return tool_result(
-                call.id, self._result_text(f"{type(error).__name__}: {message_of(error)}"), is_error=True
-            )
+            return tool_result(call.id, self._short(f"{type(error).__name__}: {message_of(error)}"), is_error=True)
 
     def _without_long_arguments(self, message: ChatMessage) -> ChatMessage:
         """Returns the model's message as the conversation stores it. If the arguments of a tool call are longer than
@@ -581,9 +589,6 @@ class _AgentRun:
         self._cost = None if self._cost is None or result.cost is None else self._cost + result.cost
         return result.content
 
-    def _result_text(self, value: Any) -> str:
-        """Returns the result of a tool as text for the model. A text is unchanged, and any other value is encoded as
-        JSON. Known secrets are hidden, and a text longer than `max_tool_chars` is cut.
-        """
-        text = value if isinstance(value, str) else msgspec.json.encode(value, enc_hook=model_or_text).decode()
-        return cut(scrubbed(text), self._agent.max_tool_chars)
+    def _short(self, text: str) -> str:
+        """Returns a text for the model, in which known secrets are hidden, cut to `max_tool_chars`."""
+        return cut(scrubbed(whole_text(text)), self._agent.max_tool_chars)

@@ -26,13 +26,14 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
+from sabot.base.arrays import json_text
 from sabot.base.checks import OneOf, Whole, check
 from sabot.base.config import Duration, checked_name, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.calls.functions import unwrap
 from sabot.calls.judging import judge_of_this
 from sabot.calls.options import Retry
-from sabot.errors import UserError, short_repr
+from sabot.errors import UserError, message_of, short_repr
 from sabot.journal.effects import EffectClass, EffectId, EffectName, effect_class
 from sabot.llm.errors import ToolError
 from sabot.llm.names import TOOLS, note_tool
@@ -123,6 +124,19 @@ class ToolAnswer(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     def from_person(cls, result: Any) -> "ToolAnswer":
         """Returns the answer of a call of which a person has found out the result. `result`: that result as JSON."""
         return msgspec.convert(result, cls)
+
+
+def json_of_result(name: str, value: Any) -> str:
+    """Returns what a tool has returned as JSON, in the one form that models, clients of MCP and journals get
+    (`arrays.plain_form`). `name`: the name of the tool. Raises ToolError for a value that has no such form.
+    """
+    try:
+        return json_text(value)
+    except Exception as error:  # a serializer is code of the user
+        raise ToolError(
+            f"the result of {name} cannot be written as JSON: {message_of(error)}; the tool was called",
+            hint="return numbers, text, lists, dicts, dates, dataclasses, models of pydantic",
+        ) from error
 
 
 class ToolParameters(Protocol):

@@ -32,7 +32,7 @@ from sabot.base.threads import run_in_thread
 from sabot.calls.judging import JUDGE
 from sabot.errors import MissingExtra, SabotError, UserError, message_of, short_repr
 from sabot.journal.effects import EffectClass
-from sabot.llm.tools import UNTRUSTED, Tool
+from sabot.llm.tools import UNTRUSTED, Tool, ToolAnswer, json_of_result
 
 try:
     import mcp_types as types
@@ -213,16 +213,16 @@ class ToolServer:
             return _failed(scrubbed(f"{tool.name} failed: {type(error).__name__}: {message_of(error)}"))
 
     def _result(self, tool: Tool, value: Any) -> "types.CallToolResult":
-        try:
-            encoded = msgspec.json.encode(clean_value(msgspec.to_builtins(value)))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise UserError(f"the result of {tool.name} cannot be written as JSON: {error}") from error
+        answer = value.text if isinstance(value, ToolAnswer) else value
+        said = clean_value(msgspec.json.decode(json_of_result(tool.name, answer)))
+        encoded = (said if isinstance(said, str) else msgspec.json.encode(said).decode()).encode()
         if len(encoded) > self._most:
             raise UserError(
                 f"the result of {tool.name} has {len(encoded):,} bytes of JSON, and {self._most:,} are the most",
                 hint="ask for less",
             )
-        said = msgspec.json.decode(encoded)  # a NaN is null in it
+        if isinstance(value, ToolAnswer):
+            return types.CallToolResult(content=[types.TextContent(text=said)], is_error=value.is_error)
         structured = said if isinstance(said, dict) else {"result": said}
         return types.CallToolResult(content=[types.TextContent(text=encoded.decode())], structured_content=structured)
 

@@ -81,7 +81,7 @@ async def test_a_call_gives_text_and_the_same_as_data() -> None:
         ("fail", {}, "fail failed: KeyError: 'x'"),
         ("hang", {}, "hang did not answer within 0.01 s"),
         ("odd", {}, "the result of odd cannot be written as JSON"),
-        ("much", {}, "the result of much has 1,202 bytes of JSON, and 1,000 are the most (ask for less)"),
+        ("much", {}, "the result of much has 1,200 bytes of JSON, and 1,000 are the most (ask for less)"),
     ],
 )
 async def test_what_goes_wrong_in_a_call_is_a_result_that_a_model_can_read(
