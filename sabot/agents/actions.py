@@ -137,8 +137,8 @@ def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> Non
 
     - The question asks whether an effect may be made, and the answer has no True or False in the field "approved".
       Without this check, the job would treat such an answer as a refusal.
-    - The answer to such a question has "arguments" that the call may not or cannot be given, or another word than "job"
-      or "scope" as "always", or a field that is one of these misspelt.
+    - The answer to such a question has "arguments" that the call may not or cannot be given, or another word as "always"
+      than "job", "scope" and, if the job has a session, "session", or a field that is one of these misspelt.
     - The question asks whether an effect was made, and the answer has none of the allowed words in the field "outcome".
       Without this check, the job would treat such an answer as "abandon".
     - The answer is that the effect was made, but it lacks the result that the tool returns, or has one of another type.
@@ -181,10 +181,17 @@ def _check_approval(action: ActionRecord, resolution: Mapping[str, Any]) -> None
     if always is not None and always not in ALWAYS:
         raise UserError(
             f"{where}: always={short_repr(always)} is none of {', '.join(ALWAYS)}",
-            hint='"job": for the rest of this job; "scope": for all jobs of this tenant',
+            hint='"job": for the rest of this job; "session": for its session; "scope": for all jobs of this tenant',
         )
-    if always is not None and not action.payload.get("always", ALWAYS):
+    taken = action.payload.get("always", ALWAYS)
+    if always is not None and not taken:
         raise UserError(f"{where} asks by a rule that asks each time", hint="leave always= out")
+    if always is not None and always not in taken:
+        raise UserError(
+            f"{where}: always={short_repr(always)}: job {action.job_id} belongs to no session",
+            hint='"job" or "scope"; a session has a job that begins with ExecutionRequest(session_id="…"), or in an app '
+            "one of an agent with key=",
+        )
     if changes is None:
         return
     if not isinstance(changes, Mapping):

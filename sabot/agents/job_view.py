@@ -22,7 +22,7 @@ from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, InternalError, UserError
 from sabot.jobs.core import is_approved
 from sabot.jobs.guard import CONFIRM, Decision, decode_verdict
-from sabot.jobs.history import ALWAYS, IN_DOUBT, edit_of
+from sabot.jobs.history import IN_DOUBT, always_of, edit_of
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import (
     Answer,
@@ -142,6 +142,7 @@ class JobState:
     agent: str = ""
     scope: str = ""
     principal: str = ""
+    session: str = ""
     spec: JobSpec | None = None
     origin: JobOrigin | None = None
     digest: bytes = b""
@@ -220,6 +221,7 @@ class JobState:
         return JobRecord(
             scope_id=self.scope,
             principal_id=self.principal,
+            session_id=self.session,
             updated_at=self.last_at,
             agent=self.agent,
             metadata={} if origin is None else {"restored": {"job": origin.job, "checkpoint": origin.checkpoint}},
@@ -408,7 +410,7 @@ class JobView:
             job.created_at, job.origin = at, entry.origin
             job.started_at = at if entry.agent else None
         job.begun, job.agent, job.digest, job.key = True, entry.agent, entry.digest, entry.key
-        job.scope, job.principal, job.questions = entry.scope, entry.principal, {}
+        job.scope, job.principal, job.session, job.questions = entry.scope, entry.principal, entry.session, {}
         job.status = JobStatus.RUNNING if entry.agent else JobStatus.QUEUED
         job.moved_at, job.completed_at, job.ran_seconds, job.result_ref, job.error = at, None, 0.0, "", ""
         if not entry.agent and self.bodies is not None:
@@ -543,7 +545,7 @@ def _may_answer(job: JobState, question: Intent) -> dict[str, Any]:
     if effect is None or verdict is None:
         return {}
     tool = effect.intent.kind == "call" and not verdict.about
-    return {"editable": tool and verdict.editable, "always": [] if verdict.once else list(ALWAYS)}
+    return {"editable": tool and verdict.editable, "always": [] if verdict.once else list(always_of(job.session))}
 
 
 def edit_of_effect(effect: EffectView) -> dict[str, Any]:

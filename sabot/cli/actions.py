@@ -126,7 +126,7 @@ def resolve_action(
         typer.Option(
             "--always",
             metavar="WORD",
-            help="With --approve: also for later calls of this tool by this rule, in the whole `job` or `scope`.",
+            help="With --approve: also for later calls of this tool by this rule, in the whole `job`, `session` or `scope`.",
             show_default=False,
         ),
     ] = "",

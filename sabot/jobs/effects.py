@@ -44,6 +44,7 @@ from sabot.jobs.history import History, edit_of
 from sabot.jobs.host_state import HostState
 from sabot.jobs.judges import judge_within
 from sabot.jobs.log import JobLog
+from sabot.jobs.open_jobs import scope_of, standing_place
 from sabot.jobs.owner import OpenJob, RunningJob
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.runner import EffectRunner
@@ -162,17 +163,18 @@ class Effects:
 
     def _standing(self, job: JobRun, ask: Ask) -> Mapping[str, str]:
         """Returns the approvals that hold for this call of a job too: by rule, who has approved it."""
-        own, shared, name = job.history.standing, self._host.standing, ask.title
-        found = {**shared.get((_scope_of(job.history), name), {}), **own.get(("job", name), {})}
+        begin, shared, name = job.history.begin, self._host.standing, ask.title
+        scope, own = scope_of(begin), job.history.standing.get(("job", name), {})
+        found = {**shared.get((scope, "", name), {}), **shared.get((scope, begin.session, name), {}), **own}
         for ordinal in ask.earlier:
             found |= job.history.approved.get(ordinal, {})
         return found
 
     def note_standing(self, history: History) -> None:
-        """Notes the approvals in the history of a job that hold for its whole scope."""
+        """Notes the approvals in the history of a job that hold for its whole scope or session."""
         for (word, name), rules in history.standing.items():
-            if word == "scope":
-                self._host.standing.setdefault((_scope_of(history), name), {}).update(rules)
+            if (place := standing_place(history.begin, word, name)) is not None:
+                self._host.standing.setdefault(place, {}).update(rules)
 
     def _decided_late(self, running: RunningJob, ask: Ask, verdict: GuardVerdict, call: GuardedCall) -> None:
         """Handles a verdict that has come from an awaitable of the guard. The effect is not made if the function no
@@ -592,7 +594,3 @@ class Effects:
         for ask in job.open.values():
             if ask.kind == "call":
                 self._outlived[job.job_id, ask.ordinal] = running, ask
-
-
-def _scope_of(history: History) -> str:
-    return history.begin.scope or history.begin.agent.rpartition(".")[0]

@@ -38,6 +38,7 @@ class BeginJob(msgspec.Struct):
     run: int
     behalf: Behalf
     taken: Sequence[Entry]
+    form: str
 
 
 class NotBegun(msgspec.Struct):

@@ -48,16 +48,18 @@ APART: ContextVar[bool] = ContextVar("APART", default=False)
 
 
 class Behalf(NamedTuple):
-    """The tenant and the actor for whom a job runs.
+    """The tenant and the actor for whom a job runs. Checkpoints contain it, so new fields are only added at the end.
 
     - `scope`: the tenant; "" if the tenant is the app itself.
     - `principal`: the actor, such as a user; "" if there is none.
     - `labels`: words that describe the job's input, such as "untrusted". Rules can check them.
+    - `session`: the session (the conversation) to which the job belongs; "" if there is none.
     """
 
     scope: str = ""
     principal: str = ""
     labels: tuple[str, ...] = ()
+    session: str = ""
 
 
 NOBODY = Behalf()
@@ -206,7 +208,7 @@ class GuardedCall(msgspec.Struct, frozen=True):
     - `apart`: True if the call is not counted in the job's own budget.
     - `within`: if a tool calls a model or another tool itself, without the job, the effect that runs it; else None.
     - `standing`: the names of rules whose questions about this tool, model or agent a person has answered for the whole
-      job or scope ("always"), each with the words that say who has done it. A PolicyEngine does not ask by them again.
+      job, session or scope ("always"), each with the words that say who has done it. A PolicyEngine does not ask by them again.
     """
 
     effect: EffectId

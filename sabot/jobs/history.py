@@ -63,8 +63,13 @@ Delivery = EffectResult | Answer | Signal | Cancel
 """An entry that the function of a job gets from outside."""
 
 
-ALWAYS = ("job", "scope")
+ALWAYS = ("job", "session", "scope")
 """The words of an approval that holds for later calls too: {"approved": true, "always": "job"}."""
+
+
+def always_of(session: str) -> tuple[str, ...]:
+    """Returns the words of ALWAYS that an approval in a job of this session may have. `session`: "" if the job has none."""
+    return ALWAYS if session else ("job", "scope")
 
 
 def answer_object(answer: Answer) -> dict[str, Any]:
@@ -143,7 +148,7 @@ class History:
     - `answers`: the answers to the questions in `doubts` and `approvals`, by token.
     - `approved`: by ordinal, the rules whose question about the effect a person has answered with yes, each with the words
       that say who has. They hold for the later steps of a call that is made in several.
-    - `standing`: the approvals that hold for later calls too. By the word of the answer ("job" or "scope") and the name
+    - `standing`: the approvals that hold for later calls too. By the word of the answer (one of ALWAYS) and the name
       of the tool, model or agent: by rule, who has approved it.
     - `refusals`: by name and digest of the arguments, the refusals of calls by a person.
     - `not_made`: the ordinals of calls whose last attempt was certainly not made: it could not be sent, its tool had
@@ -309,7 +314,7 @@ class History:
         if verdict.once:
             return
         self.approved.setdefault(answer.ordinal, {})[verdict.rule] = standing_words(answer, "call")
-        if (word := said.get("always")) in ALWAYS:
+        if (word := said.get("always")) in always_of(self.begin.session):
             self.standing.setdefault((word, name), {})[verdict.rule] = standing_words(answer, word)
 
     def repeat_refused(self, name: str, body: bytes) -> Refusal | None:

@@ -210,6 +210,7 @@ class JobHost(HostState):
         run: int = 1,
         behalf: Behalf = NOBODY,
         taken: Sequence[Entry] = (),
+        form: str = "",
     ) -> None:
         """Puts a new job into the queue of events. When the host handles that event, the job begins, unless it was
         cancelled before or the host is stopping.
@@ -218,12 +219,13 @@ class JobHost(HostState):
         - `key`: the key of the job. Its owner lets jobs with the same key run one after the other.
         - `run`: 1 for a new job. It is higher if the job has failed or was cancelled before, and now runs again and
           keeps the recorded results of its effects.
-        - `behalf`: the tenant and the actor for whom the job runs.
+        - `behalf`: the tenant, the actor and the session for which the job runs.
         - `taken`: if the job continues from a checkpoint of another job, the copied entries with which it begins;
           else empty.
+        - `form`: the form of `record` (`Begin.form`).
         """
         self.jobs.add(job_id, agent_id, begun=False)
-        self.put(BeginJob(agent_id, job_id, record, key, digest, run, behalf, taken))
+        self.put(BeginJob(agent_id, job_id, record, key, digest, run, behalf, taken, form))
 
     def _begin_job(self, event: BeginJob) -> None:
         """Handles the event that a new job may begin: records its BEGIN entry and starts its function. If the job was
@@ -237,8 +239,9 @@ class JobHost(HostState):
             owner.job_closed(job_id, "cancelled")
             self._tell_parent(job_id, "cancelled", pack_error(asyncio.CancelledError(UNAWAITED_CHILD)), ())
             return
-        facts = owner.code, *event.behalf[:2], event.run, event.behalf.labels
-        entry = Begin(job_id, self.now_ms(), event.agent_id, event.record, event.key, event.digest, *facts)
+        behalf, session = event.behalf, event.behalf.session
+        facts = event.agent_id, event.record, event.key, event.digest, owner.code, *behalf[:2], event.run, behalf.labels
+        entry = Begin(job_id, self.now_ms(), *facts, session=session, form=event.form)
         entries: Sequence[Any] = event.taken or (entry,)
         self._guard.begin_job(entries[0], entries[1:])
         self._begun_total += 1
@@ -272,7 +275,7 @@ class JobHost(HostState):
         if failed or not self.jobs.limits[self.jobs.agent_of(parent_of(job_id)[0])].outlive:
             return None
         facts = self.owners[agent_id].code, *behalf[:2], 1, behalf.labels
-        entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, *facts)
+        entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, *facts, session=behalf.session)
         self._guard.begin_job(entry)
         self.jobs.add(job_id, agent_id, begun=True)
         self._begun_total += 1
@@ -751,7 +754,7 @@ class JobHost(HostState):
         old, record = job.history.begin, owner.continued(job, message)
         behalf = job.behalf
         facts = old.agent, record, old.key, old.digest, owner.code, *behalf[:2], old.run, behalf.labels
-        entry = Begin(job.job_id, self.now_ms(), *facts)
+        entry = Begin(job.job_id, self.now_ms(), *facts, session=old.session, form=old.form)
         job.history.last_ordinal = job.last_asked
         self._forget(running)
         self._begin(job.history.anew(entry), owner, entry)

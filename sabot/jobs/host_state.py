@@ -29,7 +29,7 @@ class HostState:
     - `running`: the jobs in memory, by id.
     - `owners`: the durable agents, by id.
     - `told`: entries that were appended to the journal and still have to be delivered to their jobs.
-    - `standing`: the approvals that hold for whole scopes (`open_jobs.Standing`).
+    - `standing`: the approvals that hold for whole scopes and sessions (`open_jobs.Standing`).
     - `stopping`: True once the host is stopping. From then on, no job begins and no effect is made.
     """
 

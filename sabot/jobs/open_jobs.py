@@ -15,9 +15,9 @@ from sabot.journal import JournalReader, Position
 from sabot.journal.base import MAY_BEGIN_AGAIN
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Intent, StoredBody
 
-Standing = dict[tuple[str, str], dict[str, str]]
-"""Approvals that hold for whole scopes. By the scope and the name of the tool, model or agent: by rule, who has approved
-it.
+Standing = dict[tuple[str, str, str], dict[str, str]]
+"""Approvals that hold for other jobs too. By the scope, its session, and the name of the tool, model or agent: by rule,
+who has approved it. The session "" stands for the whole scope.
 """
 
 
@@ -40,7 +40,7 @@ def open_jobs(
 
     `positions`: by partition of the journal, the offset behind the last entry that is part of the checkpoint.
     `unapplied`: the jobs whose end is not part of the checkpoint although it is before `positions` (the result of
-    `unapplied_jobs`). `standing`: a dict, to which the approvals for whole scopes are added.
+    `unapplied_jobs`). `standing`: a dict, to which the approvals for whole scopes and sessions are added.
     """
     asked: dict[str, Intent] = {}
     begun: dict[str, tuple[Position, Begin]] = {}
@@ -102,7 +102,7 @@ def open_jobs(
         ended_at, end = ends.get(job_id, (None, None))
         fresh = position.offset >= positions.get(position.partition, 0)
         facts = begin.agent, begin.key, begin.body, begin.digest, position, fresh
-        behalf = Behalf(begin.scope, begin.principal, begin.labels)
+        behalf = Behalf(begin.scope, begin.principal, begin.labels, begin.session)
         noted = decided.get(job_id, {})
         last, cut = lasts[job_id], missing.get(job_id, 0) > 0
         told = begin.at_ms, behalf, noted, begin.run, cut, job_id in cancelled
@@ -110,18 +110,34 @@ def open_jobs(
     return sorted(jobs, key=lambda job: job.began)
 
 
+def standing_place(begin: Begin, word: object, name: str) -> tuple[str, str, str] | None:
+    """Returns the place in a Standing of an approval that a job has got. Returns None if it does not hold for other jobs.
+
+    `begin`: the BEGIN entry of the job. `word`: the word of the answer (one of ALWAYS). `name`: the tool, model or agent.
+    """
+    if word == "scope" or (word == "session" and begin.session):
+        return scope_of(begin), begin.session if word == "session" else "", name
+    return None
+
+
+def scope_of(begin: Begin) -> str:
+    """Returns the tenant of a job. If the job names none, it is the app."""
+    return begin.scope or begin.agent.rpartition(".")[0]
+
+
 def _note_standing(standing: Standing, begin: Begin, answer: Answer, question: Intent) -> None:
-    """Adds the approval to `standing` if it holds for the whole scope."""
+    """Adds the approval to `standing` if it holds for other jobs too."""
     said = answer_object(answer)
-    if answer.outcome != "resolved" or said.get("approved") is not True or said.get("always") != "scope":
+    word = said.get("always")
+    if answer.outcome != "resolved" or said.get("approved") is not True or word in (None, "job"):
         return
     try:
         about = msgspec.json.decode(question.body, type=dict[str, Any])  # type: ignore[arg-type]
     except UNREADABLE:
         return
-    if isinstance(name := about.get("effect"), str) and isinstance(rule := about.get("rule"), str):
-        scope = begin.scope or begin.agent.rpartition(".")[0]
-        standing.setdefault((scope, name), {})[rule] = standing_words(answer, "scope")
+    name, rule = about.get("effect"), about.get("rule")
+    if isinstance(name, str) and isinstance(rule, str) and (place := standing_place(begin, word, name)) is not None:
+        standing.setdefault(place, {})[rule] = standing_words(answer, str(word))
 
 
 def last_begin(reader: JournalReader, job_id: str) -> Begin | None:

@@ -544,10 +544,11 @@ class JobRun:
 
     @property
     def behalf(self) -> Behalf:
-        """The tenant and the actor for whom the job runs. The labels are those of all data that the job has received
-        so far, and not only those of its input.
+        """The tenant, the actor and the session for which the job runs. The labels are those of all data that the job
+        has received so far, and not only those of its input.
         """
-        return Behalf(self.history.begin.scope, self.history.begin.principal, tuple(sorted(self.labels)))
+        begin = self.history.begin
+        return Behalf(begin.scope, begin.principal, tuple(sorted(self.labels)), begin.session)
 
     @property
     def finished(self) -> bool:

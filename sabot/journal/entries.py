@@ -84,6 +84,8 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
     - `labels`: the labels of the input, such as "untrusted".
     - `origin`: set if the job continues from a checkpoint of another job; else None.
     - `seed`: the seed of random values; with b"" the seed is made from the id of the job.
+    - `session`: the session (the conversation) to which the job belongs, or "".
+    - `form`: the form of `body`, if not only the agent reads it: REQUEST for the request of a kernel, else "".
     """
 
     agent: str = ""
@@ -97,7 +99,13 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
     labels: tuple[str, ...] = ()
     origin: JobOrigin | None = None
     seed: bytes = b""
+    session: str = ""
+    form: str = ""
 
+
+REQUEST = "request"
+"""The form of the body of a BEGIN entry that has the request of a kernel: a dict in msgpack, whose "prompt" is the input.
+"""
 
 UNSENT = b"\xc0"
 """The note of an attempt that was certainly not sent and that another attempt follows. As msgpack these bytes are nil,

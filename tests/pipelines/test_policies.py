@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from sabot import App
-from sabot.agents import LabelPolicy, ModelPolicy, PolicyDenied, PolicyEngine, RedactionPolicy, ToolPolicy, tool
+from sabot.agents import (
+    ActionStatus,
+    LabelPolicy,
+    ModelPolicy,
+    PolicyDenied,
+    PolicyEngine,
+    RedactionPolicy,
+    ToolPolicy,
+    tool,
+)
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import CheckpointFailed, UserError
 from sabot.llm import RequestSpec, ToolCall, assistant
@@ -276,3 +285,69 @@ async def test_the_records_of_an_agent_may_be_untrusted(office: Office) -> None:
 def test_options_that_cannot_be_meant_are_refused(office: Office, options: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         office.app(PolicyEngine()).agent("questions", **options)(print)
+
+
+async def test_an_approval_for_a_session_holds_for_the_jobs_of_its_key_over_a_restart_and_for_no_other(
+    office: Office,
+) -> None:
+    made: list[str] = []
+
+    @tool
+    async def refund(order: str) -> str:
+        made.append(order)
+        return order
+
+    def desk() -> App:
+        app = office.app(PolicyEngine([ToolPolicy(["refund"], require_approval=True)]))
+
+        @app.agent("questions", key="thread", sink="answers", durable=True, scope="tenant")
+        async def handle(ctx: Any) -> Any:
+            return await ctx.child("pay", {"order": ctx.message["order"], "till": 1})
+
+        @app.agent("nothing", key="till", durable=True)
+        async def pay(ctx: Any) -> Any:
+            return [await ctx.call(refund, ctx.message["order"]), ctx.session]
+
+        @app.agent("alone", durable=True, sink="answers")
+        async def lone(ctx: Any) -> Any:
+            return [await ctx.call(refund, ctx.message["order"]), ctx.session]
+
+        return app
+
+    async def asked(app: App) -> Any:
+        async with asyncio.timeout(20):
+            while not (found := await app.actions.find(statuses=[ActionStatus.PENDING])):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        (action,) = found
+        return action
+
+    async with started(app := desk()):
+        office.ask(order="o-1", thread=7, tenant="acme")
+        action = await asked(app)
+        assert action.payload["always"] == ["job", "session", "scope"]
+        await app.actions.resolve(action.resume_token, {"approved": True, "always": "session"}, by="ann")
+        await until(lambda: len(office.answers()) == 1)
+        office.ask(order="o-2", thread=7, tenant="acme")
+        await until(lambda: len(office.answers()) == 2)
+    async with started(app := desk()):
+        office.ask(order="o-3", thread=7, tenant="acme")
+        await until(lambda: len(office.answers()) == 3)
+        for count, fields in ((4, {"thread": 8, "tenant": "acme"}), (5, {"thread": 7, "tenant": "guests"})):
+            office.ask(order="o-4", **fields)
+            action = await asked(app)
+            await app.actions.resolve(action.resume_token, {"approved": True})
+            await until(lambda count=count: len(office.answers()) == count)
+        MemoryBroker.get(office.url).publish("alone", [{"order": "o-5"}])
+        action = await asked(app)
+        with pytest.raises(UserError, match=r"belongs to no session .*key="):
+            await app.actions.resolve(action.resume_token, {"approved": True, "always": "session"})
+        await app.actions.resolve(action.resume_token, {"approved": True})
+        await until(lambda: len(office.answers()) == 6)
+        sessions = {job.session_id for job in await app.jobs.find()}
+    assert made == ["o-1", "o-2", "o-3", "o-4", "o-4", "o-5"]
+    assert [session for _, session in office.answers()] == ["desk.handle/7"] * 3 + [
+        "desk.handle/8",
+        "desk.handle/7",
+        "",
+    ]
+    assert sessions == {"desk.handle/7", "desk.handle/8", ""}, "ended jobs too"

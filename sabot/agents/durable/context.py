@@ -106,6 +106,14 @@ class DurableContext(AgentContext):
         return self._job.behalf.principal
 
     @property
+    def session(self) -> str:
+        """The session (the conversation) to which this job belongs: "AGENT/KEY", the id of the agent and the key of the
+        record, if the agent has `key=`, and `session_id` of the request in a kernel. A child has the session of its
+        parent. "" if there is none.
+        """
+        return self._job.behalf.session
+
+    @property
     def labels(self) -> frozenset[str]:
         """The labels of all data that this job has seen: those of its record, and those of the results of tools
         (`@tool(open_world=True, labels=…)`). The output of the job has them in the header "sabot.labels", unless the

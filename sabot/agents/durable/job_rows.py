@@ -23,6 +23,7 @@ from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import PYTHON_MARK
 from sabot.journal.effects import digest
 from sabot.operators.agents.rows import JOB_HEADER, JSON_HEADER, Row, place_of, rows_of, with_headers
+from sabot.operators.agents.timers import key_of
 
 RUN_HEADER = "sabot.run"
 """The header with the number of a job's failed run (`Begin.run`). A record with this header also has JOB_HEADER or
@@ -190,6 +191,15 @@ def inputs_of(call: JobCall) -> dict[str, Any]:
     "digest".
     """
     return {"record": encode(call.record), "key": call.scope, "digest": call.digest}
+
+
+def in_session(call: JobCall, agent_id: str) -> Behalf:
+    """Returns the `behalf` of a call with the session of its job. A child has the session of its parent, if there is one.
+    Otherwise the session is "AGENT/KEY", with the key of the record; a job of an agent without `key=` has none.
+    """
+    if not call.scope or call.behalf.session:
+        return call.behalf
+    return Behalf(*call.behalf[:3], f"{agent_id}/{key_of(call.scope)}")
 
 
 def rows_of_begun(calls: Iterable[JobCall]) -> dict[int, list[int]]:

@@ -35,6 +35,7 @@ from sabot.agents.durable.job_rows import (
     JobNames,
     decode_record,
     first_digest,
+    in_session,
     input_headers,
     input_of,
     inputs_of,
@@ -364,7 +365,8 @@ class DurableAgentOperator(AgentOperator):
         """Begins the job of a call: lets the JobHost write its BEGIN entry and run it."""
         assert call.record is not None
         self._note_begun(call.record)
-        self.host.begin(self.spec.agent_id, call.job_id, **inputs_of(call), run=call.run, behalf=call.behalf)
+        behalf = in_session(call, self.spec.agent_id)
+        self.host.begin(self.spec.agent_id, call.job_id, **inputs_of(call), run=call.run, behalf=behalf)
 
     async def ask_journal(self, call: JobCall) -> None:
         """Finds out from the journal whether the job of this call exists. The first of these rules that applies
@@ -551,6 +553,7 @@ class DurableAgentOperator(AgentOperator):
         call = JobCall(job_id, row.scope, self._digest(record), record, failed, LAST_RUN * failed, behalf=behalf)
         if not self.is_known(call):
             self.order.add_child(call)
+            behalf = in_session(call, agent_id)
             call.before = self.host.begin_waiting(agent_id, job_id, **inputs_of(call), failed=failed, behalf=behalf)
         self.go_on()
 

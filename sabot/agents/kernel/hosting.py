@@ -43,7 +43,7 @@ from sabot.jobs.tree import first_of, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
 from sabot.journal.effects import digest
-from sabot.journal.entries import Answer, Begin, Cancel, EffectResult, End, Entry, Signal
+from sabot.journal.entries import REQUEST, Answer, Begin, Cancel, EffectResult, End, Entry, Signal
 
 _log = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ class KernelHost:
                 return other
             self._check_begins()
         handle = self.handles[job_id] = self._new(job_id, agent, name)
-        inputs = {"record": record, "key": b"", "digest": name, "behalf": request.behalf}
+        inputs = {"record": record, "key": b"", "digest": name, "behalf": request.behalf, "form": REQUEST}
         return await self._begun(handle, inputs, request if request.idempotency_key else None)
 
     async def take_over(self, agent: KernelAgent, entries: Sequence[Entry]) -> ExecutionHandle:
@@ -450,7 +450,7 @@ class KernelHost:
             request = replace(request, budgets=BudgetSpec(max_runtime_seconds=left_s))
         record = encode_request(request)
         self.handles[job_id] = self._new(job_id, agent, b"")
-        inputs: dict[str, Any] = {"record": record, "key": b"", "digest": b"", "behalf": behalf}
+        inputs: dict[str, Any] = {"record": record, "key": b"", "digest": b"", "behalf": behalf, "form": REQUEST}
         begin = partial(self._host.begin, agent.agent_id, job_id, **inputs)
 
         # If the child ended, but a crash came before its parent was told, it runs over its own history again.

@@ -82,8 +82,8 @@ class ExecutionRequest:
 
     @property
     def behalf(self) -> Behalf:
-        """The tenant and the actor for whom the job of this request runs."""
-        return Behalf(self.scope_id, self.principal_id)
+        """The tenant, the actor and the session for which the job of this request runs."""
+        return Behalf(self.scope_id, self.principal_id, session=self.session_id)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -306,7 +306,11 @@ class KernelAgent:
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
         request = ExecutionRequest(
-            prompt=message, scope_id=behalf.scope, principal_id=behalf.principal, agent=self.name
+            prompt=message,
+            scope_id=behalf.scope,
+            principal_id=behalf.principal,
+            session_id=behalf.session,
+            agent=self.name,
         )
         self.watch.child(self, job_id, request, behalf)
 

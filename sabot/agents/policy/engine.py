@@ -256,9 +256,10 @@ class PolicyEngine(EffectGuard):
         check(f"check_{kind}: labels", labels, TEXTS)
         behalf, agent = NOBODY, ""
         if isinstance(ctx, ExecutionContext):
-            behalf = Behalf(ctx.scope_id, ctx.principal_id)
+            behalf = Behalf(ctx.scope_id, ctx.principal_id, session=ctx.session_id)
         elif ctx is not None:
-            behalf, agent, labels = Behalf(ctx.scope, ctx.principal), ctx.agent_id, {*labels, *ctx.labels}
+            behalf = Behalf(ctx.scope, ctx.principal, session=ctx.session)
+            agent, labels = ctx.agent_id, {*labels, *ctx.labels}
         return GuardedCall(EffectId("", 0), kind, name, agent, behalf, labels=frozenset(labels), **facts)
 
     # -- as a guard (`jobs.guard.EffectGuard`) ------------------------------------------------------------------------
@@ -427,7 +428,7 @@ class PolicyEngine(EffectGuard):
 
 def _allowed_before(call: GuardedCall, verdict: GuardVerdict) -> GuardVerdict:
     """Returns a verdict that allows the call if a person has answered the question of the same rule about the same tool,
-    model or agent for the whole job or scope. Otherwise returns the verdict of the rule.
+    model or agent for the whole job, session or scope. Otherwise returns the verdict of the rule.
     """
     said = call.standing.get(verdict.rule) if verdict.decision is Decision.ASK else None
     return verdict if said is None else GuardVerdict(rule=verdict.rule, version=verdict.version, reason=said)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -23,6 +24,7 @@ from sabot.agents import (
     RedactionPolicy,
     RuntimeEventType,
     RuntimeKernel,
+    StateManager,
     ToolPolicy,
     audit_job,
     tool,
@@ -30,6 +32,7 @@ from sabot.agents import (
 from sabot.agents.actions import check_resolution
 from sabot.agents.inbox import ANSWERS, answer_questions, read_questions
 from sabot.agents.job_view import JobView
+from sabot.agents.replay.verification import verified
 from sabot.errors import UserError
 from sabot.jobs.guard import Behalf
 from sabot.journal import Letter
@@ -313,6 +316,140 @@ async def test_an_approval_for_the_whole_scope_holds_for_other_jobs_of_the_tenan
     assert next(audit_job(MemoryReader(home), "k")).reason == "approved by ann for the whole scope, in job j (effect 1)"
 
 
+IN_SESSION = b'{"approved": true, "always": "session"}'
+FIRST = Behalf("acme", "eve", session="c-1")
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_an_approval_for_a_session_holds_for_its_other_jobs_and_another_session_or_tenant_is_asked(
+    restart: bool,
+) -> None:
+    made: list[Any] = []
+    home, f = MemoryStorage(), calls(refund_of(made), ("o-1",), ("o-2",))
+    async with hosting(home, Owner(f), guard=PolicyEngine([ASKS])) as jobs:
+        jobs.begin("j", behalf=FIRST)
+        await answer(jobs, home, IN_SESSION)
+        await jobs.over("j")
+        if not restart:
+            jobs.begin("k", behalf=FIRST._replace(principal="bob"))
+            await jobs.over("k")
+    others = {"other": FIRST._replace(session="c-2"), "none": FIRST._replace(session="")}
+    others["guest"] = FIRST._replace(scope="guests")
+    async with hosting(home, Owner(f), guard=PolicyEngine([ASKS])) as jobs:
+        if restart:
+            jobs.begin("k", behalf=FIRST._replace(principal="bob"))
+            await jobs.over("k")
+        for job_id, behalf in others.items():
+            jobs.begin(job_id, behalf=behalf)
+        await jobs.until(lambda: sorted(each.job_id for each in asked(home)) == ["guest", "none", "other"])
+    assert len(made) == 4
+    reason = "approved by ann for the whole session, in job j (effect 1)"
+    assert next(audit_job(MemoryReader(home), "k")).reason == reason
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_an_answer_for_the_session_of_a_job_without_one_holds_for_the_call_only(restart: bool) -> None:
+    made: list[Any] = []
+    home, f = MemoryStorage(), calls(refund_of(made), ("o-1",), ("o-2",))
+    async with hosting(home, Owner(f), guard=PolicyEngine([ASKS])) as jobs:
+        jobs.begin("j")
+        await answer(jobs, home, IN_SESSION)  # straight into the inbox
+        await jobs.until(lambda: asked(home))
+        if not restart:
+            jobs.begin("k")
+            await jobs.until(lambda: len(asked(home)) == 2)
+    if restart:
+        async with hosting(home, Owner(f), guard=PolicyEngine([ASKS])) as jobs:
+            jobs.begin("k")
+            await jobs.until(lambda: len(asked(home)) == 2)
+    assert made == [("o-1", 500)]
+
+
+async def test_an_approval_for_a_session_holds_after_continue_as_and_for_children() -> None:
+    made: list[Any] = []
+    refund, home = refund_of(made), MemoryStorage()
+
+    async def f(ctx: DurableContext) -> Any:
+        if ctx.message == "child":
+            return [ctx.session, await ctx.call(refund, "o-3")]
+        await ctx.call(refund, f"o-{ctx.message}")
+        if ctx.message == 1:
+            ctx.continue_as(2)
+        return await ctx.child("agent", "child")
+
+    async with hosting(home, Owner(f), guard=PolicyEngine([ASKS])) as jobs:
+        jobs.begin("j", 1, behalf=FIRST)
+        await answer(jobs, home, IN_SESSION)
+        await jobs.over("j")
+        assert (jobs.agent.errors, jobs.agent.done["j"]) == ({}, ["c-1", 500])
+    assert [order for order, _ in made] == ["o-1", "o-2", "o-3"]
+
+
+async def test_an_approval_for_a_session_of_a_kernel_holds_in_its_later_requests_and_after_a_deploy(
+    tmp_path: Path,
+) -> None:
+    made: list[Any] = []
+
+    def kernel(note: str) -> RuntimeKernel:
+        @tool
+        def refund(order: str, note: str = note) -> None:
+            made.append((order, note))
+
+        async def pay(ctx: DurableContext) -> None:
+            await ctx.call(refund, ctx.message)
+
+        return RuntimeKernel.create(agent=pay, policy=PolicyEngine([ASKS]), journal=str(tmp_path))
+
+    async with kernel("old") as first:
+        handle = await first.execute(ExecutionRequest(prompt="o-1", session_id="c-1"))
+        await anext(event async for event in handle.events() if event.type == RuntimeEventType.ACTION_REQUIRED)
+        (pending,) = await handle.get_pending_actions()
+        assert pending.payload["always"] == ["job", "session", "scope"]
+        await handle.resolve_action(pending.resume_token, {"approved": True, "always": "session"}, by="ann")
+        await handle.result()
+    async with kernel("new") as second:
+        await (await second.execute(ExecutionRequest(prompt="o-2", session_id="c-1"))).result()
+        handle = await second.execute(ExecutionRequest(prompt="o-3"))
+        await anext(event async for event in handle.events() if event.type == RuntimeEventType.ACTION_REQUIRED)
+        (pending,) = await handle.get_pending_actions()
+        with pytest.raises(UserError, match="belongs to no session"):
+            await handle.resolve_action(pending.resume_token, {"approved": True, "always": "session"})
+    assert made == [("o-1", "old"), ("o-2", "new")]
+
+
+async def test_a_job_restored_from_a_checkpoint_stays_in_its_session() -> None:
+    made: list[Any] = []
+
+    async def pay(ctx: DurableContext) -> str:
+        await ctx.call(refund, "o-1", 5, "")
+        await ctx.ask("confirm", {"text": "more?"})
+        await ctx.call(refund, "o-2", 5, "")
+        return ctx.session
+
+    refund = refund_of(made)
+    async with RuntimeKernel.create(agent=pay, policy=PolicyEngine([ASKS])) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go", session_id="c-1"))
+        await until_asked(handle)
+        (pending,) = await handle.get_pending_actions()
+        await handle.resolve_action(pending.resume_token, {"approved": True, "always": "session"})
+        await until_asked(handle)
+        states = StateManager(kernel)
+        await states.create(handle.job_id, "asked")
+        restored = await states.restore(handle.job_id, "asked", beside=True)
+        await until_asked(restored)
+        (pending,) = await restored.get_pending_actions()
+        await restored.resolve_action(pending.resume_token, {"ok": True})
+        assert (await restored.result()).output == "c-1"
+        assert verified(await kernel.record(restored.job_id), kernel.code()).same
+    assert [order for order, _ in made] == ["o-1", "o-2"]
+
+
+async def until_asked(handle: Any) -> None:
+    async for event in handle.events():
+        if event.type == RuntimeEventType.ACTION_REQUIRED and await handle.get_pending_actions():
+            return
+
+
 # -- refusals -----------------------------------------------------------------------------------------------------------------
 
 
@@ -390,7 +527,8 @@ async def question(*rules: Any) -> tuple[ActionRecord, Tool, MemoryStorage]:
         ({"approved": True, "arguments": {"amount": "much"}}, "amount does not take 'much'", ""),
         ({"approved": True, "arguments": 5}, "arguments=5", "an object"),
         ({"approved": False, "arguments": {"amount": 5}}, "a refusal changes no arguments", ""),
-        ({"approved": True, "always": "session"}, "always='session' is none of job, scope", "rest of this job"),
+        ({"approved": True, "always": "week"}, "always='week' is none of job, session, scope", "rest of this job"),
+        ({"approved": True, "always": "session"}, "job j belongs to no session", "ExecutionRequest(session_id="),
         ({"approved": False, "always": "job"}, "a refusal", ""),
     ],
 )

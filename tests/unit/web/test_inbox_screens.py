@@ -320,6 +320,7 @@ async def test_an_approval_may_change_the_arguments_and_hold_for_the_job(memory_
         page = (await ask(browser, "/inbox"))[1]
         assert 'name="arguments"' in page
         assert "approve in the whole scope" in page
+        assert "approve in the whole session" not in page, "its agent has no key="
         (name,) = fields(page)
         form = {name: "1", "answer": "approve", "back": "inbox"}
         for arguments, words in (
