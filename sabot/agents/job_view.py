@@ -23,8 +23,10 @@ from sabot.errors import UNREADABLE, CorruptJournal, EffectError, InternalError,
 from sabot.jobs.core import is_approved
 from sabot.jobs.guard import CONFIRM, Decision, decode_verdict
 from sabot.jobs.history import IN_DOUBT, always_of, edit_of
+from sabot.jobs.values import unpack
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import (
+    REQUEST,
     Answer,
     Attempt,
     Begin,
@@ -124,7 +126,8 @@ class JobState:
     """A job, as the entries that a `JobView` has applied so far describe it. Times are in seconds since 1970.
 
     - `begun`: False if the view has applied entries of the job, but not its BEGIN entry.
-    - `spec`: the request with which the job was created; None for a job of an agent.
+    - `spec`: the request with which the job was created, by a JobManager or a kernel; None for a job of an app, and for
+      one of a kernel whose journal an older Sabot has written.
     - `moved_at`, `last_at`: the time of the last change of status, and the time of the last entry.
     - `ran_seconds`: the number of seconds that the job had run at the time `moved_at`.
     - `open`: the effects without a result, by ordinal.
@@ -212,19 +215,19 @@ class JobState:
             "doubt_tokens": self.doubts.tokens,
             "doubt_dollars": self.doubts.cost,
         }
-        if self.spec is not None:
-            said = {name: getattr(self.spec, name) for name in _OF_SPEC}
+        said = {} if self.spec is None else {name: getattr(self.spec, name) for name in _OF_SPEC}
+        if not self.agent and said:
             return JobRecord(updated_at=self.moved_at, **said, **shared)
-        origin = self.origin
+        if (origin := self.origin) is not None:
+            restored = {"job": origin.job, "checkpoint": origin.checkpoint}
+            said["metadata"] = {**said.get("metadata", {}), "restored": restored}
         if self.status is JobStatus.RUNNING:
             shared["ran_seconds"] = self.ran_seconds + max(0.0, self.last_at - self.moved_at)
+        said |= {"scope_id": self.scope, "principal_id": self.principal, "session_id": self.session}
         return JobRecord(
-            scope_id=self.scope,
-            principal_id=self.principal,
-            session_id=self.session,
+            **said,
             updated_at=self.last_at,
             agent=self.agent,
-            metadata={} if origin is None else {"restored": {"job": origin.job, "checkpoint": origin.checkpoint}},
             attempt=self.attempt,
             effects=self.effects,
             open=self.open_effects(),
@@ -415,7 +418,9 @@ class JobView:
         job.moved_at, job.completed_at, job.ran_seconds, job.result_ref, job.error = at, None, 0.0, "", ""
         if not entry.agent and self.bodies is not None:
             job.spec = self._decoded(self.bodies, entry.body, JobSpec, entry.job)
-            job.scope, job.principal = job.spec.scope_id, job.spec.principal_id
+            job.scope, job.principal, job.session = job.spec.scope_id, job.spec.principal_id, job.spec.session_id
+        elif entry.form == REQUEST and self.bodies is not None:
+            job.spec = _requested(self.bodies, entry)
         return closed
 
     def _end(self, job: JobState, entry: End, at: float) -> tuple[EffectView, ...]:
@@ -503,6 +508,17 @@ class JobView:
         if question is not None and job.status is JobStatus.WAITING_ACTION and not job.questions:
             job.move(JobStatus.RUNNING, at)
         return question
+
+
+def _requested(bodies: HasBodies, begin: Begin) -> JobSpec:
+    """Returns the request of a kernel with which a job has begun, without its prompt."""
+    try:
+        said: dict[str, Any] = unpack(bodies.load(begin.body))
+        said = {name: said[name] for name in _OF_SPEC if name in said}
+        metadata = as_plain(said.get("metadata", {}))
+        return msgspec.convert({**said, "scope_id": begin.scope, "metadata": metadata}, JobSpec, strict=False)
+    except (*UNREADABLE, UserError) as error:
+        raise CorruptJournal(f"{bodies.where}: {begin.job}: its request cannot be read: {error}") from error
 
 
 def end_of(outcome: str) -> JobStatus:

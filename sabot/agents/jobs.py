@@ -234,9 +234,10 @@ class JobRecord:
 
     def overdue(self, now: float) -> str:
         """Returns a description of the time limit that the job has exceeded at the time `now` (seconds since 1970): its
-        deadline, or the running time of its budget. Returns "" if it has exceeded none, or has ended.
+        deadline, or the running time of its budget. Returns "" if it has exceeded none, or has ended. Also returns "" for
+        the job of an agent: the app or the kernel that runs it ends it.
         """
-        if self.ended:
+        if self.ended or self.agent:
             return ""
         if self.deadline is not None and now > self.deadline:
             return "its deadline has passed"

@@ -30,6 +30,7 @@ from sabot.agents import (
     PostgresJobViews,
     PostgresLedgerWriter,
     RuntimeKernel,
+    RunVersions,
 )
 from sabot.agents.accounts.guard import update_ledger
 from sabot.clock import ManualClock
@@ -415,7 +416,19 @@ async def test_a_kernel_over_the_journal_of_its_store_is_shown_in_the_tables(
 
     store = PostgresJobStore(database)
     async with RuntimeKernel(None, asks, job_store=store, action_store=store) as kernel:
-        handles = [await kernel.execute(ExecutionRequest(prompt=1, scope_id="a")) for _ in range(2)]
+        said: Any = {
+            "session_id": "c-1",
+            "run_id": "r-1",
+            "budgets": BudgetSpec(max_tokens=9),
+            "metadata": {"ticket": 7},
+        }
+        said |= {"idempotency_key": "k", "versions": RunVersions(model_version="m-1")}
+        handles = [await kernel.execute(ExecutionRequest(prompt=1, scope_id="a", **said))]
+        await until(lambda: shown("status FROM runtime_jobs") == ["waiting_action"])
+        columns = "session_id, run_id, budgets->>'max_tokens', versions->>'model_version', metadata->>'ticket'"
+        row = run(database, f"SELECT {columns}, metadata->'sabot'->>'idempotency_key' FROM runtime_jobs")
+        assert row == [("c-1", "r-1", "9", "m-1", "7", "k")], "as those of a JobManager"
+        handles.append(await kernel.execute(ExecutionRequest(prompt=1, scope_id="a")))
         await until(lambda: shown("status FROM runtime_jobs") == ["waiting_action"] * 2)
         [action] = await ActionManager(store).find(job_id=handles[0].job_id)
         assert shown("resume_token FROM runtime_actions WHERE job_id = '" + handles[0].job_id + "'") == [

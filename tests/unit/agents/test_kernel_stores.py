@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from sabot.agents import (
     ActionManager,
     ActionStatus,
+    BudgetSpec,
     ExecutionRequest,
     InMemoryActionStore,
     InMemoryJobStore,
@@ -18,8 +20,12 @@ from sabot.agents import (
     JobStatus,
     JournalStore,
     LetterRefused,
+    PolicyEngine,
+    PolicyRef,
     RuntimeKernel,
+    RunVersions,
     SqliteJournal,
+    StateManager,
 )
 from sabot.clock import ManualClock
 from sabot.errors import UserError
@@ -84,6 +90,51 @@ async def test_who_has_the_result_of_a_job_sees_its_end_in_the_store_at_once(tmp
             assert (await store.get(handle.job_id)).status is JobStatus.SUCCEEDED
             assert [each.status for each in await store.find()] == [JobStatus.SUCCEEDED] * (number + 1)
     store.journal.close()
+
+
+SAID = {
+    "session_id": "c-1",
+    "run_id": "night-7",
+    "budgets": BudgetSpec(max_tokens=100, max_cost="0.5", max_runtime_seconds=3600),
+    "policy_ref": PolicyRef("house"),
+    "versions": RunVersions(model_version="m-1", prompt_version="p-2"),
+    "metadata": {"ticket": 7, "raw": b"text", "day": date(2026, 1, 2)},
+    "idempotency_key": "order-7",
+}
+
+
+@pytest.mark.parametrize("prompt", ["short", "long " * 20_000], ids=["short", "long"])
+async def test_the_record_of_a_kernels_job_has_what_its_request_says_as_that_of_a_job_manager(
+    tmp_path: Path, prompt: str
+) -> None:
+    """Its session, run, budgets, policy, versions, metadata and idempotency key were in its BEGIN entry, and not shown."""
+    clock = ManualClock()
+    policy = PolicyEngine([], name="house")
+
+    def kernel(store: JournalStore) -> RuntimeKernel:
+        return RuntimeKernel(None, asks, job_store=store, action_store=store, policy=policy)
+
+    store = JournalStore(SqliteJournal(tmp_path, clock=clock))
+    async with kernel(store) as first:
+        handle = await first.execute(ExecutionRequest(prompt=prompt, scope_id="a", **SAID))
+        await until(lambda: first.statistics()["parked"] == 1)
+        states = StateManager(first)
+        await states.create(handle.job_id, "asked")
+        restored = await states.restore(handle.job_id, "asked", beside=True)
+    store.journal.close()
+    store = JournalStore(SqliteJournal(tmp_path, clock=clock))
+    async with kernel(store) as second:
+        seen = [await JobManager(store).get(each) for each in (handle.job_id, restored.job_id)]
+        for job in seen:
+            found = {name: getattr(job, name) for name in SAID}
+            metadata = found.pop("metadata")
+            assert found == {name: each for name, each in SAID.items() if name != "metadata"}
+            assert {**metadata, "restored": None} == {"ticket": 7, "raw": "text", "day": "2026-01-02", "restored": None}
+        assert seen[1].metadata["restored"] == {"job": handle.job_id, "checkpoint": "asked"}
+        clock.advance(2 * 3600)
+        assert (await JobManager(store).get(handle.job_id)).status is JobStatus.WAITING_ACTION, "the kernel ends it"
+        assert await JobManager(store).expire() == []
+        assert len(await second.resume()) == 2
 
 
 @pytest.mark.parametrize("journal", ["own", "other"])
