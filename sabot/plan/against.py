@@ -15,13 +15,17 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from sabot.api.nodes.joins import MADE_KEY
 from sabot.codecs.json import schema_of_text
 from sabot.errors import UserError
+from sabot.operators.aggregates.aggregator import state_arguments
 from sabot.operators.aggregates.migration import ROWS_OF_A_KEY, AggregateVerdict, aggregate_verdicts
 from sabot.operators.base import TIME_COLUMN, FilledFromTable, GivesTable, Operator, OperatorContext, Stateful
-from sabot.operators.keyed.over_columns import hidden_over, keeps_over
+from sabot.operators.keyed.over_columns import columns_read, hidden_over, keeps_over, over_arguments
 from sabot.operators.layout.stages import Stage, Step
+from sabot.operators.readers import described
 from sabot.operators.reading import parts_of
+from sabot.operators.state_parts import columns_schema
 from sabot.plan.continuity import over_changes
 from sabot.plan.fills import ways
 from sabot.plan.paths import steps_of
@@ -31,6 +35,9 @@ from sabot.state.reading import SavedApp
 
 __all__ = ["Planned", "Verdict", "changed_steps", "check", "compare", "planned"]
 
+# Entries of a schema by which no state is found: where they differ, the step is found, and refused by its name. Earlier
+# versions of Sabot did not write them.
+_NO_SIGNS = ("arguments", "right_keys")
 _UNITS = {"ttl": " ms", "within": " ms", "allowed_lateness": " ms"}
 
 
@@ -250,7 +257,7 @@ def _saved(manifest: SavedApp) -> Iterator[SavedStep]:
     for operator, text in texts.items():
         parts = [part.facts for part in parts_of(manifest, operator).values()]
         first = parts[0]
-        schema = first.get("schema") or {"kind": "state of another version of Sabot"}
+        schema = _completed(first)
         groups = sum(facts.get("groups", 0) for facts in parts)
         named, path = first.get("named", False), first.get("path", "")
         names = frozenset(name for facts in parts for name in facts.get("names", ()))
@@ -260,6 +267,29 @@ def _saved(manifest: SavedApp) -> Iterator[SavedStep]:
         origin, conditions = first.get("origin", ""), first.get("conditions")
         facts = (operator, text, schema, len(parts), groups, named, path, names, event_time, timed, lineage)
         yield SavedStep(*facts, origin, conditions, first.get("computed") or (), first.get("made_for", ""))
+
+
+def _completed(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the schema of a state in a checkpoint, with the entries that follow from its `state_reader` where an earlier
+    version of Sabot did not write them.
+    """
+    schema, reader = facts.get("schema"), facts.get("reader") or {}
+    if schema is None:
+        return {"kind": "state of another version of Sabot"}
+    more: dict[str, Any] = {}
+    if "arguments" not in schema and "calls" in reader:
+        if schema["kind"] == "over":
+            input = schema_of_text(reader["input"])
+            assert input is not None
+            more["arguments"] = over_arguments(columns_read(reader), input, schema["frame"])
+        else:
+            aggregates, input = described(reader)
+            known = [each for each in aggregates if each.kind != "user"]  # what a user's function needs is unknown
+            more["arguments"] = state_arguments(known, input)
+    right = schema_of_text(reader.get("right"))
+    if "right_keys" not in schema and right is not None:
+        more["right_keys"] = columns_schema(right.field(name) for name in reader["sides"]["right_keys"])
+    return {**schema, **{name: value for name, value in more.items() if value}}
 
 
 def _matched(
@@ -394,10 +424,10 @@ def _of_one_statement(news: Sequence[Planned], olds: Sequence[SavedStep]) -> Ite
 
 def _share(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Returns True if the two schemas have some aggregates in common, and otherwise differ at most in the other
-    aggregates, in `arguments`, in `order` and in `rows`.
+    aggregates, in `_NO_SIGNS`, in `order` and in `rows`.
     """
     listed = _listed(new)
-    if any(old.get(name) != new.get(name) for name in {*old, *new}.difference([listed, "arguments", "order", "rows"])):
+    if any(old.get(name) != new.get(name) for name in {*old, *new}.difference([listed, *_NO_SIGNS, "order", "rows"])):
         return False
     computed = [{what for _, what, _ in schema[listed]} for schema in (old, new)] if listed else [set(), set()]
     return bool(computed[0] & computed[1])
@@ -426,10 +456,7 @@ def _by_number(step: Planned | SavedStep) -> tuple[str, int]:
 
 
 def _what(schema: Mapping[str, Any]) -> str:
-    """Returns the schema as text, without the types of arguments: a step whose column has another type is found, and
-    then refused by its name.
-    """
-    return repr(sorted((name, value) for name, value in schema.items() if name != "arguments"))
+    return repr(sorted((name, value) for name, value in schema.items() if name not in _NO_SIGNS))
 
 
 def _unclear(new: Planned, olds: list[SavedStep]) -> Verdict:
@@ -467,11 +494,16 @@ def _verdict(old: SavedStep, new: Planned, given_up: Mapping[str, set[str]]) -> 
                 differences.append(f"none of its {listed} is left")
         for name in dict.fromkeys([*old.schema, *new.schema]):
             before, now = old.schema.get(name), new.schema.get(name)
-            if before != now and not (name in (listed, "arguments") or (name == "order" and None in (before, now))):
+            unsaid = name in ("order", "right_keys") and None in (before, now)
+            if before != now and not (name in (listed, "arguments") or unsaid):
                 change = _taken_over(name, before, now, old, new)
                 if change is None and added and added <= forgets:
                     change = f"{', '.join(sorted(added))}: null in the rows so far, as asked"
                 differences.append(_difference(name, before, now)) if change is None else changes.append(change)
+    for one, two in _both(old, new):
+        for name in sorted(one.keys() & two.keys()):
+            if name.startswith(MADE_KEY) and one[name] != two[name]:
+                differences.append(f"key was {_of_script(one[name])}, is {_of_script(two[name])}")
     if old.event_time and new.event_time and old.event_time != new.event_time:
         differences.append(f"event time was {old.event_time}, is {new.event_time}")
     if new.schema["kind"] == "upsert" and new.timed and not old.timed:
@@ -573,7 +605,7 @@ def _parts(listed: str, old: SavedStep, new: Planned, forgets: frozenset[str]) -
     before = old.schema[listed]
     arguments = (_arguments(old.schema), _arguments(new.schema))
     if listed == "columns":
-        keeps, hidden_columns = keeps_over(new.schema["frame"]), hidden_over(before)
+        keeps, hidden_columns = keeps_over(new.schema["frame"], before), hidden_over(before)
         return aggregate_verdicts(
             *(before, new.schema[listed], forgets), keeps=keeps, hidden=hidden_columns, arguments=arguments
         )
@@ -623,7 +655,7 @@ def _taken_over(name: str, before: Any, now: Any, old: SavedStep, new: Planned) 
 
 def _difference(name: str, before: Any, now: Any) -> str:
     """Returns a text that says how a fact of the schema differs."""
-    if name in ("columns", "keys", "left", "right", "rows") and _rows(before) and _rows(now):
+    if name in ("columns", "keys", "right_keys", "left", "right", "rows") and _rows(before) and _rows(now):
         return "; ".join(_differences_in(name, before, now))
     unit = _UNITS.get(name, "")
     one, two = (f"{value}{unit}" if value is not None else "none" for value in (before, now))
@@ -639,7 +671,9 @@ def _differences_in(name: str, before: list[list[str]], now: list[list[str]]) ->
     columns, or the order.
     """
     old, new = ({each[0]: " ".join(each[1:]) for each in rows} for rows in (before, now))
-    one = {"columns": "column", "keys": "key"}.get(name, f"{name} column")  # else those of one side
+    one = {"columns": "column", "keys": "key", "right_keys": "key of the right"}.get(
+        name, f"{name} column"
+    )  # else those of one side
     for each in dict.fromkeys([*old, *new]):
         if each not in new:
             yield f"{one} {each} is gone ({old[each]})"

@@ -131,7 +131,8 @@ class _Planner:
         if isinstance(node, Read | WithTime):
             kept, times = times | {node.said_time}, frozenset([node.said_time])
         else:
-            kept = times if node.keeps_times else frozenset()
+            # kept rows have their event times if a later step needs them
+            kept = times if node.keeps_times or (node.keeps_rows and id(node) in self._time.matters) else frozenset()
         inputs = [replace(each, times=kept) for each in inputs]
         self._layout.origin = node.origin
         point = self._read(node) if isinstance(node, Read) else self._step(node, inputs)

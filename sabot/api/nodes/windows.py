@@ -56,6 +56,10 @@ class AggregateWindow(Aggregates):
     def needs_time(self) -> bool:
         return not isinstance(self.window, CountWindow) and self.window.time == "event"
 
+    @property
+    def keeps_times(self) -> bool:
+        return super().keeps_times or isinstance(self.window, CountWindow)  # the bounds of an open window
+
 
 @dataclass(frozen=True, eq=False)
 class WindowTopN(FirstRows):

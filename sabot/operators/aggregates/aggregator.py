@@ -538,6 +538,8 @@ def state_arguments(aggregates: Sequence[AggregateColumn], input: pa.Schema) -> 
 def _state_of(aggregate: AggregateColumn, kind: pa.DataType, input: pa.Schema) -> str:
     if aggregate.adds_decimals(input):  # the parts of unscaled values: the digits matter as far as they change these
         return f"decimals of scale {kind.scale} in {32 * part_count(kind)} bits"
+    if getattr(aggregate.function, "wants_time", False):  # it keeps the rows themselves
+        return str(kind)
     if aggregate.kind == "user" and pa.types.is_struct(kind):  # its columns
         return ", ".join(f"{field.name} {_state_of(aggregate, field.type, input)}" for field in kind)
     user = aggregate.kind == "user"

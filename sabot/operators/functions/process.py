@@ -178,7 +178,8 @@ class Process(StatefulOperator, HasBranches):
 
     def group_count(self) -> int:
         state = self._open_state
-        return state.values.statistics()["keys"] + len(state.timer_state)
+        shared = sum(len(each.stored) for each in state.maps.values())
+        return state.values.statistics()["keys"] + len(state.timer_state) + shared
 
     def own_facts(self) -> dict[str, Any]:
         state = self._open_state
@@ -299,6 +300,11 @@ class ConnectedProcess(ProcessWithTimers, SecondInput):
             sides = [", ".join(f"{field.name} {field.type}" for field in each) for each in (keys, ours)]
             raise UserError(f"{self.spec.name}: the keys of the sides differ: {sides[0]}; {sides[1]}", hint="cast them")
         return Side(input, indices)
+
+    def state_schema(self) -> dict[str, Any]:
+        assert self._context.right is not None
+        right = columns_schema(self._context.right.field(name) for name in self._right_names)
+        return {**super().state_schema(), "right_keys": right}
 
     def process_right(self, batch: Batch) -> None:
         function, side = self.spec.right, self._right

@@ -498,6 +498,7 @@ class JoinOperator(StatefulOperator, SecondInput):
         return {
             "kind": self.kind,
             "keys": columns_schema(keys),
+            "right_keys": columns_schema(self._other.field(name) for name in self.sides.right_keys),
             "how": self.how,
             **self._state_options(),
             **{side.name: columns_schema(side.kept) for side in self._kept_sides()},

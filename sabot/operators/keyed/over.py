@@ -18,7 +18,7 @@ from sabot.api.nodes import keyed as nodes
 from sabot.api.over import OverFunction
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import KINDS, state_arguments
+from sabot.operators.aggregates.aggregator import KINDS
 from sabot.operators.aggregates.arguments import Arguments
 from sabot.operators.base import (
     CHUNK_ROWS,
@@ -32,7 +32,14 @@ from sabot.operators.base import (
 )
 from sabot.operators.columns import check_distinct, key_columns, key_table, time_index
 from sabot.operators.keyed.ordered import in_order
-from sabot.operators.keyed.over_columns import RANKS, OverColumn, OverMigration, columns_read, over_migration
+from sabot.operators.keyed.over_columns import (
+    RANKS,
+    OverColumn,
+    OverMigration,
+    columns_read,
+    over_arguments,
+    over_migration,
+)
 from sabot.operators.keyed.over_lead import LeadState
 from sabot.operators.keyed.over_state import Array, FrameState, OverState, PlaceState, RunningState
 from sabot.operators.layout.plan_points import Planners, PlanPoint
@@ -213,6 +220,7 @@ class Over(SavesWatermark):
 
     def state_schema(self) -> dict[str, Any]:
         frame = {"rows": self._rows} if self._rows is not None else {"ms": self._ms} if self._ms is not None else "all"
+        arguments = over_arguments(self._described, self._context.input, frame)
         return {
             "kind": "over",
             "keys": columns_schema(self._keys),
@@ -221,23 +229,10 @@ class Over(SavesWatermark):
                 [each.name, f"{_exact(each, self._context.input)}{each.description()}", str(field.type)]
                 for each, field in zip(self._described, self._added, strict=True)
             ],
-            **self._arguments(),
+            **({"arguments": arguments} if arguments else {}),
             # rows that wait are kept with all their columns
             **({"rows": columns_schema(without_time(self._context.input))} if self._keeps_rows() else {}),
         }
-
-    def _arguments(self) -> dict[str, Any]:
-        """Returns the entry "arguments" of `state_schema`: a frame keeps the values of its rows, decimals as whole numbers."""
-        input, calls = self._context.input, [each for each in self._described if each.kind in KINDS]
-        if self._rows is None and self._ms is None:
-            found = state_arguments([each.aggregate() for each in calls], input)
-        else:
-            kinds = {each.name: input.field(each.argument).type for each in calls if each.argument is not None}
-            found = {
-                name: f"decimals of scale {kind.scale}" if pa.types.is_decimal(kind) else str(kind)
-                for name, kind in kinds.items()
-            }
-        return {"arguments": found} if found else {}
 
     def _keeps_rows(self) -> bool:
         return self._leading is not None or self._waits_for_time()
@@ -282,7 +277,8 @@ class Over(SavesWatermark):
                 return
 
     def group_count(self) -> int:
-        return max((part.groups() for part in self._parts), default=0)
+        waiting: int = sum(rows.num_rows for rows in self._held)
+        return max([waiting, *(part.groups() for part in self._every_part())])
 
     def before_restore(self, saved: Sequence[Saved]) -> None:
         self._migration = over_migration(saved, self.state_schema(), self._described, self.forgets)

@@ -18,11 +18,14 @@ from typing import Any
 import pyarrow as pa
 
 from sabot.codecs.json import schema_of_text
-from sabot.operators.aggregates.aggregator import KINDS, AggregateColumn
+from sabot.operators.aggregates.aggregator import KINDS, AggregateColumn, state_arguments
 from sabot.operators.aggregates.migration import Keeps, shared_by, sources_of
 from sabot.operators.base import Saved
 
 RANKS = ("row_number", "rank", "dense_rank")
+_LAG = re.compile(
+    r"(, offset=(?P<offset>[0-9]+))?(, default=.*)?[)]$"
+)  # what follows the argument in the text of a lag
 _MADE = re.compile(r"__[0-9]+")  # names of columns that hold arguments: another program uses them for other arguments
 
 
@@ -67,24 +70,49 @@ class OverColumn:
         return AggregateColumn(self.name, self.kind, self.argument, **said)
 
 
-def keeps_over(frame: Any) -> Keeps:
-    """Returns a function from the text of a column to the text of its state. Columns with equal texts of state share
-    it.
+def over_arguments(columns: Sequence[OverColumn], input: pa.Schema, frame: Any) -> dict[str, str]:
+    """Returns, by name, what the state of an aggregate depends on in the type of its argument, as text: a frame keeps the
+    values of its rows, decimals as whole numbers.
 
     `frame`: the frame in the form of the operator's `state_schema`.
     """
+    calls = [each for each in columns if each.kind in KINDS]
+    if frame == "all":
+        return state_arguments([each.aggregate() for each in calls], input)
+    kinds = {each.name: input.field(each.argument).type for each in calls if each.argument is not None}
+    return {
+        name: f"decimals of scale {kind.scale}" if pa.types.is_decimal(kind) else str(kind)
+        for name, kind in kinds.items()
+    }
+
+
+def keeps_over(frame: Any, before: Sequence[Sequence[str]]) -> Keeps:
+    """Returns a function from the text of a column to the text of its state. Columns with equal texts of state share
+    it.
+
+    `frame`: the frame in the form of the operator's `state_schema`. `before`: the columns in the checkpoint, in this form.
+    As many rows are kept for lag as its greatest offset, so the state of a `lag` that looks further back is another one.
+    """
+    depth = max((_offset_of(words) for _, words, _ in before if words.startswith("lag(")), default=0)
 
     def keeps(words: str) -> str:
         kind, _, rest = words.partition("(")
         if kind in RANKS:
             return "ranks"
         if kind == "lag":
-            return f"lag({re.sub(r'(, offset=[0-9]+)?(, default=.*)?[)]$', '', rest)}"
+            argument = _LAG.sub("", rest)
+            return f"lag({argument}" if _offset_of(words) <= depth else f"lag({argument}, {_offset_of(words)} rows back"
         if kind not in KINDS or frame == "all":
             return shared_by(words)
         return f"frame({re.sub(r', ddof=[0-9]+', '', rest)}"
 
     return keeps
+
+
+def _offset_of(words: str) -> int:
+    """Returns the offset of a lag, whose text has it if it is not 1."""
+    found = _LAG.search(words)
+    return int(found["offset"] or 1) if found else 1
 
 
 def hidden_over(columns: Sequence[Sequence[str]]) -> list[tuple[str, str, str]]:
@@ -161,8 +189,14 @@ def over_migration(
     if facts is None:
         return None
     before, reader = facts["schema"]["columns"], facts["reader"]
-    sources = sources_of(before, schema["columns"], forgets, keeps_over(schema["frame"]))
+    sources = sources_of(before, schema["columns"], forgets, keeps_over(schema["frame"], before))
     same = reader.get("shares") is False or all(call.get("ddof", 1) == 1 for call in reader["calls"])
+    same = same and _depth(columns_read(reader)) == _depth(now)
     if same and sources == list(range(len(before))):
         return None
     return OverMigration(reader, now, sources)
+
+
+def _depth(columns: Sequence[OverColumn]) -> int:
+    """Returns the number of rows that are kept for lag."""
+    return max((each.offset for each in columns if each.kind == "lag"), default=0)

@@ -459,6 +459,7 @@ def test_the_state_of_a_join_can_be_read_by_one_that_its_reader_makes(tmp_path: 
     assert part.state_schema() == {
         "kind": "join",
         "keys": [["k", "string"]],
+        "right_keys": [["rk", "string"]],
         "how": "left",
         "left_changes": False,
         "right_changes": False,
