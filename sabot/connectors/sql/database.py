@@ -147,6 +147,13 @@ class Database(ABC):
         """
 
     @abstractmethod
+    def last_of_equal(self, keys: pa.RecordBatch) -> list[int] | None:
+        """Returns the rows of `keys`, in order, that no later row follows which is equal in the database, by the type
+        or the collation of its columns. Returns None if the database tells apart all values of these types. Called
+        after `columns`, in the open transaction.
+        """
+
+    @abstractmethod
     def make_tokens(self) -> None:
         """Makes the table of tokens if it is missing."""
 

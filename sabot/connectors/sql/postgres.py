@@ -8,17 +8,15 @@ import pyarrow as pa
 from pyarrow import csv
 
 from sabot.connectors.sql.database import TOKENS, Database, quoted
-from sabot.connectors.sql.postgres_values import moments, refused_values, takes
+from sabot.connectors.sql.postgres_values import moments, refused_values, takes, tells_apart
 from sabot.connectors.sql.rows import Columns, JsonKind, hex_text, json_text, last_of_each_key
 from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import SabotError, UserError
 from sabot.steps import step
 
 _ROWS = 16384  # rows that become CSV at once
-_ROWS_IN, _KEYS_OUT = (
-    '"sabot_rows"',
-    '"sabot_keys"',
-)  # temporary tables of this session: for rows that replace others, and for keys of rows to delete
+# Temporary tables of this session: for rows that replace others, for keys of rows to delete, and for keys to compare.
+_ROWS_IN, _KEYS_OUT, _KEYS_SAME = '"sabot_rows"', '"sabot_keys"', '"sabot_same"'
 _INSERT, _NUMBER = "sabot_insert", "sabot_row_number"
 _TWICE = "21000"  # the code of an INSERT that would write one row twice
 _LOCK = 0x5AB07  # held while tables are made, so that two processes do not make one table
@@ -37,6 +35,7 @@ class PostgresDatabase(Database):
         self._connection: Any = None
         self._types: dict[str, str] = {}
         self._whole_types: dict[str, str] = {}  # with lengths and digits
+        self._folds: set[str] = set()  # columns whose collation finds different texts equal
         self._staged: dict[str, list[str]] = {}  # the columns of the temporary tables of this session, by name
         self._server = PostgresServer(url, f"table {table}", "a sink into PostgreSQL")
 
@@ -87,13 +86,15 @@ class PostgresDatabase(Database):
 
     def columns(self) -> Columns | None:
         _, rows = self.run(
-            "SELECT attname, format_type(atttypid, NULL), format_type(atttypid, atttypmod) FROM pg_attribute "
+            "SELECT attname, format_type(atttypid, NULL), format_type(atttypid, atttypmod), collisdeterministic "
+            "FROM pg_attribute LEFT JOIN pg_collation c ON c.oid = attcollation "
             "WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum",
             (self._name,),
         )
-        self._types = {name: kind for name, kind, _ in rows}
-        self._whole_types = {name: whole for name, _, whole in rows}
-        return {name: _JSON_KINDS.get(kind, "text") for name, kind, _ in rows} or None
+        self._types = {name: kind for name, kind, _, _ in rows}
+        self._whole_types = {name: whole for name, _, whole, _ in rows}
+        self._folds = {name for name, *_, exact in rows if exact is False}
+        return {name: _JSON_KINDS.get(kind, "text") for name, kind in self._types.items()} or None
 
     def misfit(self, field: "pa.Field[Any]") -> str:
         declared = self._types.get(field.name, "")
@@ -189,6 +190,21 @@ class PostgresDatabase(Database):
         with step("sql", self.table):
             self._execute(f"DELETE FROM {self._name} t USING {staged} s WHERE {same}")
         self._execute(f"DELETE FROM {staged}")
+
+    def last_of_equal(self, keys: pa.RecordBatch) -> list[int] | None:
+        types, whole = self._types, self._whole_types
+        if not any(
+            field.name in self._folds
+            or not tells_apart(types.get(field.name, ""), whole.get(field.name, ""), field.type)
+            for field in keys.schema
+        ):
+            return None
+        staged = self._stage(keys.append_column(_NUMBER, pa.array(range(keys.num_rows), pa.int64())), _KEYS_SAME)
+        names = ", ".join(map(quoted, keys.schema.names))
+        with step("sql", self.table):
+            rows = self._open.execute(f"SELECT max({_NUMBER}) FROM {staged} GROUP BY {names}").fetchall()
+        self._execute(f"DELETE FROM {staged}")
+        return sorted(row for (row,) in rows)
 
     def _stage(self, data: pa.RecordBatch, name: str) -> str:
         """Writes rows into a temporary table of this session, whose columns have the types of the real table. Returns

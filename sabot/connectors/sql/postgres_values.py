@@ -42,6 +42,23 @@ def takes(declared: str, kind: Any) -> bool:
     return declared == "bytea" if not types.is_nested(kind) else False
 
 
+def tells_apart(declared: str, whole: str, kind: Any) -> bool:
+    """Returns True if it is certain that a column keeps all values of an Arrow type, and finds no two of them equal.
+    `whole`: the declared type with length and digits. The collation is not looked at.
+    """
+    types = pa.types
+    if types.is_string(kind):
+        return declared in ("text", "character varying")
+    if types.is_timestamp(kind) or types.is_time(kind):
+        return declared in _TIMES | _CLOCKS and kind.unit != "ns"
+    if types.is_decimal(kind):
+        digits = re.fullmatch(r"numeric\(\d+,(-?\d+)\)", whole)
+        return whole == "numeric" or (digits is not None and int(digits[1]) >= kind.scale)
+    if types.is_integer(kind) or types.is_duration(kind):
+        return declared in _INTEGERS
+    return declared == {pa.bool_(): "boolean", pa.date32(): "date", pa.binary(): "bytea"}.get(kind)
+
+
 def refused_values(name: str, column: Any, declared: str, whole: str) -> dict[int, str]:
     """Returns the reason for each value that a column does not hold, by the number of the row. `declared`: its type, or ""
     if the table is not known; then the type has the width of the values. `whole`: the type with length and digits.

@@ -382,8 +382,8 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
             self._database.insert(data)
 
     def _change(self, data: pa.RecordBatch) -> None:
-        """Executes the last change of each key. Deletes come first, because another key may take over a value in a
-        unique column.
+        """Executes the last change of each key, where keys are one if they are equal in the database. Deletes come
+        first, because another key may take over a value in a unique column.
         """
         rows = data.select(data.schema.names[:-1])
         if not self._changes:
@@ -395,6 +395,10 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
         self._check_keys(rows)
         last = last_of_each_key(data, self._keys)
         ends = pc.equal(last.column(last.num_columns - 1), pa.scalar(DELETE, pa.int8()))
+        if 0 < ends.true_count < last.num_rows:
+            equal = self._database.last_of_equal(normalise(last.select(self._keys)))
+            if equal is not None and len(equal) < last.num_rows:
+                last, ends = last.take(pa.array(equal)), ends.take(pa.array(equal))
         going = last.filter(ends).select(self._keys)
         if going.num_rows:
             self._database.delete(going)

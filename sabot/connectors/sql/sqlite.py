@@ -19,6 +19,7 @@ from sabot.steps import step
 
 _WAIT_SECONDS = 30.0  # how long a transaction waits for other writers of the file
 _ROWS = 16384  # rows that become Python tuples at once
+_TEXTS = ("CHAR", "CLOB", "TEXT")  # words in the declared type of a column of texts
 _PASSING = {
     sqlite3.SQLITE_NOMEM,
     sqlite3.SQLITE_INTERRUPT,
@@ -132,18 +133,27 @@ class SqliteDatabase(Database):
                 self.run(f"ALTER TABLE {self._name} ADD COLUMN {quoted(field.name)} {_declared(field.type)}")
 
     def check_keys(self) -> None:
-        wanted = {self.same_column(key) for key in self.keys}
         _, info = self.run(f"PRAGMA table_info({self._name})")
-        if wanted == {self.same_column(name) for _, name, _, _, _, place in info if place}:
+        if {self.same_column(key) for key in self.keys} == {
+            self.same_column(name) for _, name, _, _, _, place in info if place
+        } or self._collations():
             return
-        for _, index, unique, _, partial in self.run(f"PRAGMA index_list({self._name})")[1]:
-            inside = self.run(f"PRAGMA index_info({quoted(index)})")[1]
-            if unique and not partial and wanted == {self.same_column(name or "") for _, _, name in inside}:
-                return
         raise UserError(
             f"table {self.table} of {self.path} has no unique index on {', '.join(self.keys)}",
             hint=f"CREATE UNIQUE INDEX ... ON {self._name} ({', '.join(map(quoted, self.keys))})",
         )
+
+    def _collations(self) -> dict[str, str]:
+        """Returns the collations of the columns of the unique index on `keys`, by the folded name. The primary key of
+        integers has no index.
+        """
+        wanted = {self.same_column(key) for key in self.keys}
+        for _, index, unique, _, partial in self.run(f"PRAGMA index_list({self._name})")[1]:
+            inside = self.run(f"PRAGMA index_xinfo({quoted(index)})")[1]
+            found = {self.same_column(name or ""): collation for _, _, name, _, collation, is_key in inside if is_key}
+            if unique and not partial and wanted == found.keys():
+                return found
+        return {}
 
     def try_types(self, empty: pa.RecordBatch) -> None:
         for name, column in zip(empty.schema.names, empty.columns, strict=True):
@@ -168,6 +178,27 @@ class SqliteDatabase(Database):
     def delete(self, data: pa.RecordBatch) -> None:
         same = " AND ".join(f"{quoted(name)} = ?" for name in data.schema.names)
         self._for_each(data, f"DELETE FROM {self._name} WHERE {same}")
+
+    def last_of_equal(self, keys: pa.RecordBatch) -> list[int] | None:
+        collations = self._collations()
+        declared = {
+            self.same_column(name): kind for _, name, kind, *_ in self.run(f"PRAGMA table_info({self._name})")[1]
+        }
+        columns = [
+            (quoted(field.name), declared.get(same, ""), collations.get(same, "BINARY"), field.type)
+            for field in keys.schema
+            for same in [self.same_column(field.name)]
+        ]
+        if all(_tells_apart(kind, collation, given) for _, kind, collation, given in columns):
+            return None
+        self.run("DROP TABLE IF EXISTS temp.sabot_same")
+        defined = ", ".join(f"{name} {kind} COLLATE {collation}" for name, kind, collation, _ in columns)
+        self.run(f"CREATE TEMP TABLE sabot_same (sabot_row INTEGER PRIMARY KEY, {defined})")
+        numbered = keys.add_column(0, "sabot_row", pa.array(range(keys.num_rows), pa.int64()))
+        self._for_each(numbered, f"INSERT INTO temp.sabot_same VALUES ({', '.join('?' * numbered.num_columns)})")
+        names = ", ".join(name for name, *_ in columns)
+        _, rows = self.run(f"SELECT max(sabot_row) FROM temp.sabot_same GROUP BY {names}")
+        return sorted(row for (row,) in rows)
 
     def _for_each(self, data: pa.RecordBatch, statement: str) -> None:
         """Runs the statement for each row, with the row's values."""
@@ -203,6 +234,17 @@ def _declared(kind: pa.DataType) -> str:
     return "TEXT"
 
 
+def _tells_apart(declared: str, collation: str, kind: Any) -> bool:
+    """Returns True if it is certain that a column keeps all values of an Arrow type, and finds no two of them equal."""
+    declared = declared.upper()
+    whole = "INT" in declared
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_duration(kind):
+        return whole or "BOOL" in declared
+    if pa.types.is_floating(kind) or _is_bytes(kind):
+        return _is_bytes(kind)
+    return collation == "BINARY" and not whole and any(word in declared for word in _TEXTS)
+
+
 def _json_kind(declared: str) -> JsonKind:
     """Returns how JSON is read for a column, by SQLite's rules of type affinity."""
     declared = declared.upper()
@@ -210,7 +252,7 @@ def _json_kind(declared: str) -> JsonKind:
         return pa.bool_()
     if "INT" in declared:
         return pa.int64()
-    if any(word in declared for word in ("CHAR", "CLOB", "TEXT")):
+    if any(word in declared for word in _TEXTS):
         return "text"
     if "BLOB" in declared:
         return pa.binary()

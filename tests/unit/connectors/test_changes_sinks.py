@@ -6,7 +6,9 @@ import json
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import psycopg
@@ -549,3 +551,62 @@ def test_a_list_of_final_rows_has_no_current_ones() -> None:
     sink = ListSink()
     with pytest.raises(UserError, match="its input has no changes"):
         _ = sink.current
+
+
+TIMES = pa.timestamp("ns")
+FOLDED = [  # database, type of the key, values of keys: those in one list are equal in the database
+    ("postgres", "char(3)", pa.string(), [["a", "a "], ["b"]]),
+    ("postgres", "text COLLATE folded", pa.string(), [["a", "A"], ["b"]]),
+    ("postgres", "uuid", pa.string(), [["A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11", "a0eebc999c0b4ef8bb6d6bb9bd380a11"]]),
+    ("postgres", "numeric(5,1)", pa.decimal128(5, 2), [[Decimal("1.24"), Decimal("1.20")], [Decimal("1.30")]]),
+    ("postgres", "timestamp", TIMES, [[1, 2], [2000]]),
+    ("postgres", "real", pa.int64(), [[2**24, 2**24 + 1], [1]]),
+    ("sqlite", "TEXT COLLATE NOCASE", pa.string(), [["a", "A"], ["b"]]),
+    ("sqlite", "VARCHAR COLLATE RTRIM", pa.string(), [["a", "a "], ["b"]]),
+    ("sqlite", "NUMERIC", pa.string(), [["1", "01"], ["2"]]),
+    ("sqlite", "REAL", pa.int64(), [[2**53, 2**53 + 1], [1]]),
+]
+
+
+@pytest.mark.parametrize(("database", "declared", "kind", "keys"), FOLDED, ids=[f"{a} {b}" for a, b, _, _ in FOLDED])
+def test_keys_that_are_equal_only_in_the_database_are_one_key_however_batches_are_cut(
+    tmp_path: Path, database: str, declared: str, kind: pa.DataType, keys: list[list[Any]]
+) -> None:
+    """An insertion behind which the other key was deleted stayed if both were in one batch, and was deleted else."""
+    names = [(key, number) for number, equal in enumerate(keys) for key in equal]
+    schema = pa.schema([("k", kind), ("n", pa.int64())])
+    random = Random(7)
+    with contextlib.ExitStack() as stack:
+        url = f"sqlite://{tmp_path}/t.db"
+        if database == "postgres":
+            url = stack.enter_context(server_or_skip().database())
+
+        def run(statement: str) -> list[Any]:
+            if database == "sqlite":
+                return query(tmp_path / "t.db", statement)
+            with psycopg.connect(url, autocommit=True) as connection:
+                cursor = connection.execute(statement)  # type: ignore[arg-type]
+                return cursor.fetchall() if cursor.description else []
+
+        if database == "postgres":
+            run("CREATE COLLATION folded (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
+        run(f"CREATE TABLE t (k {declared} PRIMARY KEY, n bigint)")
+        for _ in range(12):
+            changes = [(random.choice([INSERT, DELETE]), *random.choice(names), n) for n in range(8)]
+            expected: dict[int, int] = {}
+            for op, _, number, n in changes:
+                expected.pop(number, None)
+                if op == INSERT:
+                    expected[number] = n
+            ops, given, _, numbers = zip(*changes, strict=True)
+            columns = [pa.array(given, pa.int64()).view(kind) if kind == TIMES else pa.array(given, kind), numbers, ops]
+            whole = pa.record_batch(columns, schema=with_marks(schema, op=True, timed=False))
+            cut = random.choice([0, 0, random.randrange(8)])
+            sink = SqlSink(url, "t")
+            sink.expect_changes(schema, ["k"])
+            sink.open()
+            for data in (whole.slice(0, cut), whole.slice(cut)):
+                sink.write(Batch(data))
+            sink.close()
+            assert {n for (n,) in run("SELECT n FROM t")} == set(expected.values()), changes
+            run("DELETE FROM t")
