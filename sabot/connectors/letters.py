@@ -11,6 +11,7 @@ a step of a stream, a call, an agent) and wherever the dead letter goes:
 
 import base64
 import binascii
+import hashlib
 import itertools
 import json
 import logging
@@ -53,6 +54,8 @@ BEFORE_HEADER = "sabot.letter"
 file is without its folder."""
 ATTEMPTS_HEADER = "sabot.letter.attempts"
 """The header of a record that was sent back: the number of attempts so far. They count in its next dead letter too."""
+_ROW = "sabot.row"
+"""The last header of a row that a receiver refused: an id that the same row has again after a crash."""
 _NUMBERS = ("partition", "offset", "timestamp", "attempts", "written")
 
 LETTER_SCHEMA = pa.schema(
@@ -286,10 +289,17 @@ def letters_of_rows(
 
 
 def letters_of_refused(
-    batches: Sequence[pa.RecordBatch], refused: Mapping[int, str], *, step: str, agent: str, version: str
+    batches: Sequence[pa.RecordBatch],
+    refused: Mapping[int, str],
+    *,
+    step: str,
+    agent: str,
+    version: str,
+    ids: Sequence[str] | None = None,
 ) -> pa.RecordBatch:
-    """Returns the dead letters of rows that a receiver refuses. `refused`: the reasons, by the number of the row over all
-    batches. A record keeps its payload, key and headers; any other row is its payload, as JSON.
+    """Returns the dead letters of rows that a receiver refuses, in their order. `refused`: the reasons, by the number of
+    the row over all batches. A record keeps its payload, key and headers; any other row is its payload, as JSON. `ids`:
+    as in `with_row_ids`; by default a digest of step, payload and key, which equal rows share.
     """
     made, first = [], 0
     for data, own in zip(batches, by_batch(batches, refused), strict=True):
@@ -300,7 +310,28 @@ def letters_of_refused(
                 rows = rows.select(rows.schema.names[:-1])
             made.append(_letters_of_results(rows, errors, {"step": step, "agent": agent, "version": version}))
         first += data.num_rows
-    return pa.Table.from_batches(made, RECORD_SCHEMA).combine_chunks().to_batches()[0]
+    letters = pa.Table.from_batches(made, RECORD_SCHEMA).combine_chunks().to_batches()[0]
+    if ids is None:
+        payloads, keys = (bytes_list(letters.column(name)) for name in ("payload", "key"))
+        ids = [_digest(agent, step, key, payload) for key, payload in zip(keys, payloads, strict=True)]
+    return with_row_ids(letters, ids)
+
+
+def _digest(agent: str, step: str, key: bytes | None, payload: bytes | None) -> str:
+    whole = hashlib.blake2b(digest_size=12)
+    for each in (agent.encode(), step.encode(), key or b"", payload or b""):
+        whole.update(len(each).to_bytes(8, "big") + each)
+    return whole.hexdigest()
+
+
+def with_row_ids(letters: pa.RecordBatch, ids: Sequence[str]) -> pa.RecordBatch:
+    """Returns dead letters of refused rows (RECORD_SCHEMA), each with this id as `sabot.row`, its last header, in place
+    of the one that it has.
+    """
+    payload, key, timestamp, partition, offset, headers = letters.columns
+    own = [each[:-1] if each and each[-1][0] == _ROW else each for each in header_rows(headers)]
+    named = [(*each, (_ROW, id.encode())) for each, id in zip(own, ids, strict=True)]
+    return build_records(bytes_list(payload), bytes_list(key), timestamp, partition, offset, named)
 
 
 def _letters_of_results(
@@ -332,6 +363,8 @@ def as_columns(data: pa.RecordBatch) -> pa.RecordBatch:
     told = [_parted(headers) for headers in header_rows(data.column("headers"))]
     if not all(facts for _, facts in told):
         return data
+    # Tables and files of earlier versions have no column for it.
+    told = [((*own, (_ROW, facts["row"].encode())) if "row" in facts else own, facts) for own, facts in told]
     now_ms = int(SYSTEM_CLOCK.time() * 1000)
     columns: dict[str, list[Any]] = {
         "letter": [_number(now_ms) for _ in told],

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from sabot.base.backoff import Backoff, Failures
@@ -21,8 +22,8 @@ from sabot.checkpoint.manifest import Manifest, StoredPart, StoredTrack
 from sabot.clock import Clock
 from sabot.connectors.base import Sink, Token, Track
 from sabot.connectors.defaults import delivers_of, finish_of, keeps_token_of, set_owner
-from sabot.connectors.letters import LetterLog, ReasonCounts, letters_of_refused
-from sabot.connectors.refused import is_refusal, letters_in, parted
+from sabot.connectors.letters import LetterLog, ReasonCounts, letters_of_refused, with_row_ids
+from sabot.connectors.refused import is_refusal, letters_in, parted, shortened
 from sabot.delivery.parts import Part, PartSeries, read_part
 from sabot.delivery.tokens import ASIDE, Opening, first_seq, in_words, opening, without_aside
 from sabot.errors import AppLocked, DataError, SabotError, TransientError, UserError, message_of
@@ -323,9 +324,11 @@ class TrackWork:
         token moves: a crash in between repeats them, and loses none.
         """
         rows, letters = letters_in(list(read_part(self._delivery.local(part))))
-        refused = sum(map(len, letters))
+        name, refused = f"{self.name.key}.{self.name.incarnation}.{part.seq}", 0
         for each in letters:
-            self._save(each)
+            self._save(with_row_ids(each, [f"{name}.before.{refused + row}" for row in range(len(each))]))
+            refused += len(each)
+        numbers = np.arange(sum(each.num_rows for each in rows))  # of the rows that are left, in the part
         while True:
             try:
                 self._receiver.deliver(part.seq, rows)
@@ -340,9 +343,11 @@ class TrackWork:
                 if not found:
                     raise
                 self._claim_again()
-                self._save(letters_of_refused(rows, found, **self.letter_origin))
+                ids = [f"{name}.{numbers[row]}" for row in sorted(found)]
+                self._save(letters_of_refused(rows, found, **self.letter_origin, ids=ids))
                 self._tell_refused(error, len(found))
                 refused += len(found)
+                numbers = np.delete(numbers, list(found))
                 rows = [each for each in parted(rows, found) if each.num_rows]
         self._is_delivered(part.seq, part.rows - refused)
 
@@ -384,7 +389,17 @@ class TrackWork:
         numbered = self.delivered if self._keeper is not None else first_seq(self._delivery.generation) + self._asides
         self._aside_begun = True
         with self._turn:
-            self._receiver.deliver(ASIDE | numbered, [data])
+            try:
+                self._receiver.deliver(ASIDE | numbered, [data])
+            except Exception as error:
+                if not is_refusal(error):
+                    raise
+                self._claim_again()
+                short = shortened(data, self._receiver.refused_rows([data]).keys())
+                if short.equals(data):
+                    raise
+                self._claim_again()
+                self._receiver.deliver(ASIDE | numbered, [short])
             self.finished = False  # the result has grown
             self._is_aside()
             if self._keeper is not None:

@@ -24,9 +24,9 @@ def orders_to_sqlite(directory: Path) -> App:
 
 
 def found(directory: Path) -> tuple[list[int], list[int]]:
-    """The rows of the table, and those of the dead letters: a crash may repeat a letter."""
+    """The rows of the table, and those of the dead letters: a crash may repeat a letter, which then has the same id."""
     with sqlite3.connect(directory / "shop.db") as database:
         rows = [n for (n,) in database.execute("SELECT n FROM orders ORDER BY n")]
-    lines = (directory / "letters.ndjson").read_text().splitlines()
-    letters = [json.loads(json.loads(line)["payload"])["n"] for line in lines]
-    return rows, sorted(set(letters))
+    letters = [json.loads(line) for line in (directory / "letters.ndjson").read_text().splitlines()]
+    by_id = {dict(json.loads(each["headers"]))["sabot.row"]: json.loads(each["payload"])["n"] for each in letters}
+    return rows, sorted(by_id.values())

@@ -60,6 +60,22 @@ async def test_a_row_that_a_constraint_refuses_is_a_dead_letter_and_the_others_a
     assert all("CHECK constraint failed: n < 100" in why for _, why in letters)
 
 
+@pytest.mark.parametrize(("delivery", "ids"), [("exactly_once", 4), ("at_least_once", 2)])
+async def test_equal_rows_that_are_refused_have_ids_of_their_own_exactly_once(
+    tmp_path: Path, memory_url: str, delivery: Any, ids: int
+) -> None:
+    """At least once nobody can tell two equal rows from one that came twice. 2^63 is refused before the checkpoint."""
+    app = App("shop", memory_url, checkpoint_dir=tmp_path / "checkpoints", restart="none")
+    sink = SqlSink(table(tmp_path / "shop.db", "n INTEGER CHECK (n < 100)"), "orders")
+    schema = pa.schema([("n", pa.uint64())])
+    rows = [{"n": n} for n in (1, 500, 2**63, 500, 2**63)]
+    app.stream(rows, schema=schema, dead_letter="refused").to(sink, delivery=delivery)
+    await app.run()
+    letters = MemoryBroker.get(memory_url).records("refused")
+    assert sorted(json.loads(letter.payload)["n"] for letter in letters) == [500, 500, 2**63, 2**63]
+    assert len({dict(letter.headers)["sabot.row"] for letter in letters}) == ids
+
+
 async def test_a_start_delivers_what_an_earlier_version_could_not(tmp_path: Path, memory_url: str) -> None:
     """The part is in the checkpoint; with `on_error="fail"` the app ends at the row, and says so."""
 
