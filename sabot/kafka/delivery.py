@@ -28,7 +28,6 @@ from sabot.codecs.records import to_records
 from sabot.connectors.base import AsksOwner, Finishes, KeepsToken, Token, Track
 from sabot.connectors.refused import refused_in
 from sabot.errors import AppLocked, BrokerUnavailable, SabotError, TransientError, UserError
-from sabot.kafka.admin import settings_of
 from sabot.kafka.client import (
     ANSWER_SECONDS,
     FENCED,
@@ -49,6 +48,7 @@ from sabot.kafka.writer import (
     LASTING,
     KafkaWriter,
     Refused,
+    batches_within,
     check_sizes,
     largest_record,
     produce,
@@ -151,10 +151,12 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         return Token(0, track.incarnation, empty=True) if empty else found
 
     def _partitions(self) -> int:
-        """Makes the topic if it is missing. Returns the number of its partitions, or 0 for a missing topic that is
-        made with its first dead letter.
+        """Makes the topic if it is missing, and reads its settings. Returns the number of its partitions, or 0 for a
+        missing topic that is made with its first dead letter.
         """
-        return self.ensure_topic(make=not self.only_letters)
+        if partitions := self.ensure_topic(make=not self.only_letters):
+            self.read_rules()
+        return partitions
 
     def _is_ours(self) -> bool | None:
         """Returns True if this process owns the app, or None if that is unknown."""
@@ -171,7 +173,8 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
             # With another strategy a call may hang for ever after a restart of the broker.
             "metadata.recovery.strategy": "none",
         }
-        client.records = record_producer_of(self._link, self._kafka, self.name, partitions, **ours)
+        kafka = batches_within(self._kafka, self.rules)
+        client.records = record_producer_of(self._link, kafka, self.name, partitions, **ours)
         client.producer = client.records.client
         reading = {"group.id": name, "isolation.level": "read_committed", "enable.auto.commit": False}
         client.consumer = client_of(Consumer, self._link, connection_of(self._kafka), reading)
@@ -186,13 +189,27 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         return rows
 
     def refused_rows(self, batches: Sequence[pa.RecordBatch]) -> Mapping[int, str]:
-        """Returns the rows that the client refuses, else those that the topic refuses by its settings."""
-        if found := refused_in(batches, self.fitting):
+        """Returns the rows that the client refuses, else those that the topic refuses by its settings, else those that
+        the broker refuses in transactions that are aborted.
+        """
+        found = refused_in(batches, self.fitting)
+        if found or self._client is None:  # `write` sends no row that the topic is known to refuse
             return found
-        settings = settings_of(self._link, self._kafka, self.name)
-        return (
-            {} if settings is None else refused_by_topic(batches, settings, self.name, int(SYSTEM_CLOCK.time() * 1000))
-        )
+        first, now_ms = 0, int(SYSTEM_CLOCK.time() * 1000)
+        for data in batches:
+            refused, _ = refused_by_topic(data, self.rules, self._kafka, self.name, now_ms)
+            found |= {first + row: why for row, why in refused.items()}
+            first += data.num_rows
+        return found or refused_in(batches, self._tried)
+
+    def _tried(self, data: pa.RecordBatch) -> None:
+        self.claim(self._track)  # a producer of which the broker has refused a record begins no other transaction
+        client = self._claimed()
+        with self._or_leave(client):
+            deadline = self._begin(client)
+            with step("try", self.name):
+                self._produce(client, [data], deadline)
+        self._leave(abort=True)
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         """Writes a part in one transaction, which has to be committed within `transaction.timeout.ms`. Does nothing

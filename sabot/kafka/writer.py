@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from confluent_kafka import KafkaError, KafkaException
 
 from sabot._cython.arrow.batch import Batch
@@ -21,7 +22,8 @@ from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import Headers, to_records
 from sabot.connectors.base import ChecksTypes, LostFloats, Sink, TakesChanges, WaitsForLetters
-from sabot.errors import DataError, RowErrors, SabotError, TransientError, UserError
+from sabot.errors import DataError, RowErrors, SabotError, TransientError, UserError, message_of
+from sabot.kafka.admin import settings_of
 from sabot.kafka.client import (
     MESSAGE_BYTES,
     UNKNOWN,
@@ -44,12 +46,29 @@ FULL_SECONDS = (
 )
 _NO_BOUND = 2**63 - 1
 MESSAGE_OVERHEAD = 512  # the most that the client's size check adds for a record to its key, payload and headers
+_BATCH_BYTES = 1_000_000  # the client's own batch.size
+_RULES_SECONDS = 10.0  # the least time between two looks at the settings of a topic that seems to refuse rows
+_CODECS = {"lz4", "gzip", "snappy", "zstd"}
+# Arrow's codecs do not give the client's sizes to the byte, so a compressed size is only known within these factors.
+_SURELY_ABOVE, _SURELY_BELOW = 0.9, 1.1
+
+# The settings of a topic by which it refuses records.
+_RULES = (
+    "max.message.bytes",
+    "compression.type",
+    "cleanup.policy",
+    "message.timestamp.type",
+    "message.timestamp.before.max.ms",
+    "message.timestamp.after.max.ms",
+)
 
 _BOUNDED_TIMES = (
     "the topic bounds the times of its records: raise its message.timestamp.before.max.ms or message.timestamp.after.max.ms, or "
     "set message.timestamp.type=LogAppendTime"
 )
-_VALIDATED = f"a topic with cleanup.policy=compact takes no record without a key: give key= to .to(), or another topic. Or {_BOUNDED_TIMES}"
+_NO_KEY = "a topic with cleanup.policy=compact takes no record without a key: give key= to .to(), or another topic"
+_FAR_TIME = "its time is beyond message.timestamp.before.max.ms or message.timestamp.after.max.ms"
+_VALIDATED = f"{_NO_KEY}. Or {_BOUNDED_TIMES}"
 
 # Reasons why the broker never accepts a record, each with a remedy. It refuses the record's batch, so another record may be reported first.
 LASTING = {
@@ -116,32 +135,58 @@ def check_sizes(data: pa.RecordBatch, limit: int, topic: str, first: int = 0) ->
         raise RowErrors({first + row: f"topic {topic!r}: {size} {why}" for row, size in big.items()})
 
 
-def refused_by_topic(
-    batches: Sequence[pa.RecordBatch], settings: Mapping[str, str], topic: str, now_ms: int
-) -> dict[int, str]:
-    """Returns the rows of RECORD_SCHEMA that a topic with these settings refuses: too large, without a key, or of a time
-    that it does not take. By the number of the row over all batches, with the reason.
+def batches_within(kafka: Mapping[str, Any], rules: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the settings `kafka` with a `batch.size` that a topic with these rules takes: the client sends a larger
+    record alone, so no record is refused because of those beside it.
     """
-    most = int(settings.get("max.message.bytes", MESSAGE_BYTES))
-    compacted = "compact" in settings.get("cleanup.policy", "")
-    bounds = [int(settings.get(f"message.timestamp.{end}.max.ms", _NO_BOUND)) for end in ("before", "after")]
-    if settings.get("message.timestamp.type") == "LogAppendTime":
-        bounds = [_NO_BOUND, _NO_BOUND]
+    most = int(rules.get("max.message.bytes", _NO_BOUND)) - MESSAGE_OVERHEAD
+    if most >= whole_number(kafka, "batch.size", _BATCH_BYTES):
+        return dict(kafka)
+    return {**kafka, "batch.size": max(1, most)}
+
+
+def refused_by_topic(
+    data: pa.RecordBatch, rules: Mapping[str, str], kafka: Mapping[str, Any], topic: str, now_ms: int
+) -> tuple[dict[int, str], list[int]]:
+    """Returns the rows of RECORD_SCHEMA that a topic with these rules refuses, with the reason (too large, without a
+    key, or of a time that it does not take), and those of which only the broker can say whether they are too large.
+    """
+    found, doubtful = _too_large(data, rules, kafka)
+    if "compact" in rules.get("cleanup.policy", "") and data.column("key").null_count:
+        without = np.flatnonzero(data.column("key").is_null().to_numpy(zero_copy_only=False))
+        found |= {int(row): _NO_KEY for row in without}
+    before, after = (int(rules.get(f"message.timestamp.{end}.max.ms", _NO_BOUND)) for end in ("before", "after"))
+    if min(before, after) < _NO_BOUND and rules.get("message.timestamp.type") != "LogAppendTime":
+        least, most = (each.as_py() for each in pc.min_max(data.column("timestamp")).values())
+        if least is not None and (now_ms - least > before or most - now_ms > after):
+            age = now_ms - data.column("timestamp").fill_null(now_ms).to_numpy()
+            wrong = np.flatnonzero((age > before) | (-age > after))
+            found |= {int(row): _FAR_TIME for row in wrong}
+    return {row: f"topic {topic!r} refuses a record: {why}" for row, why in found.items()}, doubtful
+
+
+def _too_large(
+    data: pa.RecordBatch, rules: Mapping[str, str], kafka: Mapping[str, Any]
+) -> tuple[dict[int, str], list[int]]:
+    """Returns the rows above max.message.bytes for certain, and those that may be. The limit holds for a record as it
+    travels and is stored, compressed.
+    """
+    most = int(rules.get("max.message.bytes", _NO_BOUND))
+    codec = str(kafka.get("compression.type", kafka.get("compression.codec", "lz4"))).lower()
+    kept = rules.get("compression.type", "producer") in ("producer", codec)
     found: dict[int, str] = {}
-    first = 0
-    for data in batches:
-        own = {
-            row: f"{size} bytes are above max.message.bytes ({most})" for row, size in rows_above(data, most).items()
-        }
-        if compacted:
-            without = np.flatnonzero(data.column("key").is_null().to_numpy(zero_copy_only=False))
-            own |= {int(row): "it has no key, and cleanup.policy=compact needs one" for row in without}
-        age = now_ms - data.column("timestamp").fill_null(now_ms).to_numpy()
-        wrong = np.flatnonzero((age > bounds[0]) | (-age > bounds[1]))
-        own |= {int(row): "message.timestamp.before.max.ms or after.max.ms excludes its time" for row in wrong}
-        found |= {first + row: f"topic {topic!r} refuses a record: {why}" for row, why in own.items()}
-        first += data.num_rows
-    return found
+    doubtful: list[int] = []
+    for row, size in rows_above(data, most - MESSAGE_OVERHEAD).items():
+        least, surely_above = size, 1.0
+        payload = data.column("payload")[row].as_buffer()
+        if codec in _CODECS and payload is not None:
+            least = size - payload.size + min(payload.size, pa.compress(payload, codec).size)
+            surely_above = _SURELY_ABOVE
+        if least * surely_above > most:
+            found[row] = f"{size} bytes are above max.message.bytes ({most})"
+        elif not kept or least * _SURELY_BELOW + MESSAGE_OVERHEAD > most:
+            doubtful.append(row)
+    return found, doubtful
 
 
 class KafkaWriter(Sink, WaitsForLetters, TakesChanges, ChecksTypes):
@@ -161,6 +206,8 @@ class KafkaWriter(Sink, WaitsForLetters, TakesChanges, ChecksTypes):
         self._unflushed = False
         self._unmade = False  # the sink is open, and its topic is made with the first row
         self._keys: Sequence[str] | None = None  # the key columns, when the rows are changes of a table
+        self.rules: Mapping[str, str] = {}  # the settings by which the topic refuses records; none if they are unknown
+        self._rules_at = 0.0
 
     def check_types(self, schema: pa.Schema) -> None:
         self.format.check_types(schema, f"topic {self.name!r}")
@@ -186,8 +233,28 @@ class KafkaWriter(Sink, WaitsForLetters, TakesChanges, ChecksTypes):
         self._link.opened = True
 
     def _connect_to(self, partitions: int) -> None:
-        self._producer = record_producer_of(self._link, self._kafka, self.name, partitions)
+        self.read_rules()
+        kafka = batches_within(self._kafka, self.rules)
+        self._producer = record_producer_of(self._link, kafka, self.name, partitions)
         self._unmade = False
+
+    def read_rules(self) -> None:
+        found = settings_of(self._link, self._kafka, self.name) or {}
+        self.rules = {name: found[name] for name in _RULES if name in found}
+        self._rules_at = SYSTEM_CLOCK.monotonic()
+
+    def _judged(self, data: pa.RecordBatch) -> list[int]:
+        """Raises RowErrors for rows of RECORD_SCHEMA that the topic refuses. Returns those of which only the broker can
+        say it.
+        """
+        now_ms = int(SYSTEM_CLOCK.time() * 1000)
+        refused, doubtful = refused_by_topic(data, self.rules, self._kafka, self.name, now_ms)
+        if refused and SYSTEM_CLOCK.monotonic() - self._rules_at > _RULES_SECONDS:
+            self.read_rules()  # somebody may have raised the limit
+            refused, doubtful = refused_by_topic(data, self.rules, self._kafka, self.name, now_ms)
+        if refused:
+            raise RowErrors(refused)
+        return doubtful
 
     def write(self, batch: Batch) -> None:
         if self._unmade and batch.num_rows:
@@ -197,6 +264,22 @@ class KafkaWriter(Sink, WaitsForLetters, TakesChanges, ChecksTypes):
         producer = self._opened()
         data = to_records(batch, int(SYSTEM_CLOCK.time() * 1000), self._keys, self.encoder)
         check_sizes(data, largest_record(self._kafka), self.name)
+        refused: dict[int, str] = {}
+        sent = 0
+        for row in self._judged(data):
+            self._put(producer, data.slice(sent, row - sent))
+            self.flush()
+            try:
+                self._put(producer, data.slice(row, 1))
+                self.flush()
+            except DataError as error:
+                refused[row] = message_of(error)
+            sent = row + 1
+        self._put(producer, data.slice(sent))
+        if refused:  # the other rows come again, so they are written twice, as at least once allows
+            raise RowErrors(refused)
+
+    def _put(self, producer: RecordProducer, data: pa.RecordBatch) -> None:
         self._unflushed = self._unflushed or data.num_rows > 0
         try:
             produce(producer, data, self._go_on)
@@ -213,7 +296,21 @@ class KafkaWriter(Sink, WaitsForLetters, TakesChanges, ChecksTypes):
         if refused := refused_by(producer):
             fault = refusal(refused.error, self._link, self.name, refused.size)
             fault.add_note(str(refused))
+            if isinstance(fault, DataError):
+                self._raise_changed(fault)
             raise fault
+
+    def _raise_changed(self, fault: DataError) -> None:
+        """Raises TransientError if the topic has got other rules since they were read: when the rows come again, those
+        that it refuses are found before they are sent.
+        """
+        known = self.rules
+        self.read_rules()
+        if self.rules != known:
+            raise TransientError(
+                f"{fault.message}; the settings of the topic have changed since the start",
+                hint="the rows come again from the last checkpoint",
+            ) from fault
 
     def flush(self) -> None:
         if self._unmade:

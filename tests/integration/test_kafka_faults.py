@@ -243,16 +243,15 @@ def test_records_above_the_limit_are_named_before_anything_is_sent(kafka_url: st
     source.close()
 
 
-def test_what_the_broker_refuses_is_raised_by_flush_once(kafka_url: str, topic: str) -> None:
+def test_what_the_topic_refuses_is_named_by_write_once(kafka_url: str, topic: str) -> None:
     admin.create_topic(kafka_url, topic, config={"max.message.bytes": "2000"})
     sink = KafkaSink(topic, kafka_url, **{"compression.type": "none"})
     sink.open()
     sink.write(batch([b"1"]))
     sink.flush()
-    sink.write(batch([b"x" * 5_000]))
-    with pytest.raises(DataError, match=f"{topic}.*too large") as caught:
-        sink.flush()
-    assert caught.value.__notes__ == ["a record of 5000 bytes with key None, for partition 0"]
+    with pytest.raises(RowErrors, match=f"{topic}.*5000 bytes are above max.message.bytes") as caught:
+        sink.write(batch([b"2", b"x" * 5_000]))
+    assert list(caught.value.rows) == [1]
     sink.flush()
     sink.write(batch([b"3"]))
     sink.flush()
@@ -279,8 +278,8 @@ async def test_a_record_that_the_topic_will_never_take_ends_the_app_with_the_set
     timestamps: tuple[int, ...],
     told: str,
 ) -> None:
-    """Such an answer passed for a fault of the broker that might pass, and named no setting. With exactly once it is a dead
-    letter: test_kafka_refusals.py.
+    """Such an answer passed for a fault of the broker that might pass, and named no setting. With on_error="skip", or
+    exactly once, it is a dead letter: test_kafka_refusals.py.
     """
     source, place = f"{topic}-in", Place(kafka_url)
     admin.create_topic(kafka_url, source, config={"message.timestamp.after.max.ms": str(2**63 - 1)})
