@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import msgspec
 
@@ -13,6 +14,8 @@ from sabot.base.threads import run_to_end
 from sabot.codecs.records import decode_json
 from sabot.errors import DataError
 from sabot.llm.tools import Effect
+from sabot.process import backends
+from sabot.process.backends import program_of
 from sabot.process.client import Child
 from sabot.process.command import Command
 from sabot.process.errors import CommunicationError, ExecutionError
@@ -30,6 +33,8 @@ MAX_LINES = 100_000
 
 GRACE_SECONDS = 1.0
 """The seconds that a program has to end between SIGTERM and SIGKILL."""
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -158,13 +163,16 @@ class ProgramRuns:
         - `timeout_s`: the most seconds that one execution may take; None sets no limit.
         """
         self._program, self._codes, self._timeout_s = program, codes, timeout_s
+        self._known = program_of(program)
         self._command = replace(command, lossless=True)
 
     async def run(
         self, argv: Sequence[str], stdin: str | None, heard: Heard | None = None, began: Began | None = None
     ) -> ProgramOutput:
         """Runs the program in a new process until it ends, and returns its output. When this method returns or raises,
-        the process has ended.
+        the process has ended. A program that is known to write a last event with its result (claude) has 5 seconds to
+        end after it. Then it is ended, and its output counts; so does that of a program which is ended for a limit, or
+        whose time is over, after this event.
 
         - `argv`: the words of the command.
         - `stdin`: the text that the program can read from stdin, or None for an empty stdin.
@@ -181,8 +189,8 @@ class ProgramRuns:
             began(child)
         words = last_words(child)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._output(child, stdin, words, heard)
+            async with asyncio.timeout(self._timeout_s) as limit:
+                return await self._output(instance, child, stdin, words, heard, limit)
         except TimeoutError:
             await end_member(instance, GRACE_SECONDS, "its time is over")
             await words.over()
@@ -191,15 +199,29 @@ class ProgramRuns:
         finally:
             await run_to_end(_ended(instance, child, words))
 
-    async def _output(self, child: Child, stdin: str | None, words: LastWords, heard: Heard | None) -> ProgramOutput:
+    async def _output(
+        self,
+        instance: Instance,
+        child: Child,
+        stdin: str | None,
+        words: LastWords,
+        heard: Heard | None,
+        limit: asyncio.Timeout,
+    ) -> ProgramOutput:
         if child.stdin is not None:
             with suppress(CommunicationError):  # a program may end well without reading its input
                 child.stdin.write((stdin or "").encode())
             child.stdin.close()
         assert child.stdout is not None
         said, count, told, too_much = bytearray(), 0, 0, False
-        while piece := await child.stdout.read():
+        looked, due = 0, _Due(instance, self._program)
+        while piece := await due.by(child.stdout.read):
             said += piece
+            if self._known.result is not None and (end := said.rfind(b"\n", looked) + 1):
+                if any(self._known.is_result(bytes(line)) for line in said[looked:end].splitlines()):
+                    due.begin()
+                    limit.reschedule(None)  # the result is there, and is not thrown away
+                looked = end
             count += piece.count(b"\n")
             too_much = len(said) > MAX_OUTPUT_BYTES or count > MAX_LINES
             if too_much:
@@ -208,10 +230,11 @@ class ProgramRuns:
             if heard is not None and (end := said.rfind(b"\n", told) + 1):
                 await heard(_lines(said[told:end]))
                 told = end
-        status = await child.wait()
+        status = await due.by(child.wait)
+        is_whole = due.has_begun and (due.is_over or status.code is None)
         if too_much and status.limit is None:
             why = f"was ended, because it wrote more than {MAX_OUTPUT_BYTES >> 20} MB, or {MAX_LINES:,} lines"
-        elif status.limit is not None or status.code not in self._codes:
+        elif (status.limit is not None or status.code not in self._codes) and not is_whole:
             why = status.how
         else:
             if heard is not None and said[told:]:
@@ -219,6 +242,35 @@ class ProgramRuns:
             return ProgramOutput(_lines(said), status.code or 0, status.cpu_seconds)
         await words.over()
         raise ExecutionError(f"{self._program} {why}{tail_of(words)}")
+
+
+class _Due:
+    """The time that a program has to end after it has written its result."""
+
+    def __init__(self, instance: Instance, program: str) -> None:
+        self._instance, self._program = instance, program
+        self._at: float | None = None
+        self.has_begun = False
+        self.is_over = False
+
+    def begin(self) -> None:
+        """Begins the time, also if it has begun before: the program goes on, and has written another result."""
+        if not self.is_over:
+            self.has_begun, self._at = True, asyncio.get_running_loop().time() + backends.RESULT_SECONDS
+
+    async def by(self, wait: Callable[[], Awaitable[T]]) -> T:
+        """Returns what `wait` returns. If the time ends before, ends the program first."""
+        try:
+            async with asyncio.timeout_at(self._at) as due:
+                return await wait()
+        except TimeoutError:
+            if not due.expired():
+                raise
+        self.is_over, self._at = True, None
+        why = "has written its result and does not end"
+        _log.warning("%s %s: it is ended", self._program, why)
+        await end_member(self._instance, GRACE_SECONDS, f"it {why}")
+        return await wait()
 
 
 async def _ended(instance: Instance, child: Child, words: LastWords) -> None:
@@ -233,4 +285,5 @@ async def _ended(instance: Instance, child: Child, words: LastWords) -> None:
 
 def _lines(said: bytes | bytearray) -> list[str]:
     lines = said.decode(errors="replace").split("\n")
-    return lines if lines[-1] else lines[:-1]
+    last = lines.pop()  # no line end follows it
+    return [each.removesuffix("\r") for each in lines] + ([last] if last else [])

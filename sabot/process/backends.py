@@ -14,7 +14,10 @@ from sabot.process.command import INHERITED
 from sabot.process.errors import InvalidContext, ProviderError
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel
-from sabot.process.streams import CAPACITY_BYTES
+from sabot.process.streams import CAPACITY_BYTES, json_of
+
+RESULT_SECONDS = 5.0
+"""The seconds that a program has to end after the event with its result. Some programs hang then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,8 @@ class AgentProgram:
       that the program would take for an option, and for a `resume` that the program does not support.
     - `answer`: a function that is called with the events, and returns the final answer; None if the program's whole
       stdout is the answer.
+    - `told`: the types of the events that `answer` reads.
+    - `result`: the type of the event after which the program has nothing more to do; None if there is no such event.
     - `session`: the name of the field in an event that contains the id of the program's session; None if events have
       no such field.
     - `stdin`: "pipe" if the caller can write to the program, "null" if the program gets an empty stdin.
@@ -71,6 +76,8 @@ class AgentProgram:
     answer: Callable[[Iterable[Any]], str] | None = None
     session: str | None = None
     stdin: Literal["pipe", "null"] = "null"
+    told: tuple[str, ...] = ()
+    result: str | None = None
 
     def session_of(self, event: Any) -> str | None:
         """Returns the id of the program's session that `event` contains; None if it contains no id. A later instance
@@ -78,6 +85,20 @@ class AgentProgram:
         """
         found = event.get(self.session) if self.session is not None and isinstance(event, Mapping) else None
         return found if isinstance(found, str) else None
+
+    def is_result(self, line: bytes | str) -> bool:
+        """Returns True if the line of the program's output is the event after which it has nothing more to do."""
+        return self.result is not None and type_of(line, (self.result,)) is not None
+
+
+def type_of(line: bytes | str, types: Iterable[str]) -> str | None:
+    """Returns the type of the event in a line of output, if it is one of `types`; else None. Most lines are not decoded."""
+    text = line if isinstance(line, str) else line.decode(errors="replace")
+    if not any(f'"{each}"' in text for each in types):
+        return None
+    event = json_of(text)
+    found = event.get("type") if isinstance(event, Mapping) else None
+    return found if isinstance(found, str) and found in types else None
 
 
 def program_of(backend: str) -> AgentProgram:
@@ -168,6 +189,6 @@ def _refuse_resume(program: str, task: AgentConfig) -> None:
 
 
 _KNOWN = {
-    "claude": AgentProgram("claude", _claude, _answer_of_claude, "session_id"),
-    "opencode": AgentProgram("opencode", _opencode, _answer_of_opencode, "sessionID"),
+    "claude": AgentProgram("claude", _claude, _answer_of_claude, "session_id", told=("result",), result="result"),
+    "opencode": AgentProgram("opencode", _opencode, _answer_of_opencode, "sessionID", told=("text", "error")),
 }

@@ -3,6 +3,7 @@ output of the program, sends it signals, and waits for its end.
 """
 
 import asyncio
+import logging
 import os
 import signal
 import time
@@ -15,7 +16,8 @@ from typing import Any
 from sabot.base.config import Duration, check_numbers, checked_durations, parse_seconds
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import UserError, short_repr
-from sabot.process.backends import AgentConfig, AgentProgram, program_of
+from sabot.process import backends
+from sabot.process.backends import AgentConfig, AgentProgram, program_of, type_of
 from sabot.process.client import Child, ExitStatus
 from sabot.process.command import Command, are_texts
 from sabot.process.document_names import AgentStatus
@@ -35,7 +37,9 @@ from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, stricter
 from sabot.process.streams import json_of
 
+_log = logging.getLogger(__name__)
 _NEEDED = ("name", "model_backend", "task")
+_GRACE_SECONDS = 2.0  # from SIGTERM to SIGKILL, for a program that has written its result and does not end
 _ENDED_KEPT = 1000  # the most ended instances that a runner still lists
 
 
@@ -128,6 +132,12 @@ class AgentHandle:
         self._events = events and program.answer is not None
         self._sent = 0
         self._received = 0
+        self._said: list[Any] = []  # of what `lines` has read: the lines, or the events, that make the answer
+        self._said_bytes = 0
+        self._keeps_all = False
+        self._has_result = False
+        self._due_s: float | None = None  # the time at which a program with a result is ended, by the loop's clock
+        self._is_late = False  # it was ended then
         self._meter = UsageMeter(SYSTEM_CLOCK, child)
 
     def __repr__(self) -> str:
@@ -147,46 +157,100 @@ class AgentHandle:
 
     async def wait(self, timeout_secs: Duration | None = None) -> ExitStatus:
         """Waits until the program and all that it has started have ended, and returns the end of the program. Raises Timeout
-        if that takes longer than `timeout_secs`; the instance is not ended then.
+        if that takes longer than `timeout_secs`; the instance is not ended then. But a program whose result `lines` has
+        read is ended if it does not end within 5 seconds.
         """
         seconds = None if timeout_secs is None else parse_seconds(timeout_secs, name="wait: timeout_secs")
         try:
             async with asyncio.timeout(seconds):
-                return await self.child.wait()
+                try:
+                    async with asyncio.timeout_at(self._due_s) as due:
+                        return await self.child.wait()
+                except TimeoutError:
+                    if not due.expired():
+                        raise
+                    return await self._end_late()
         except TimeoutError as error:
             raise Timeout(f"instance {self.config.name!r} has not ended in {seconds:g} s") from error
 
     async def answer(self) -> str:
         """Waits for the end of the program, and returns its final answer: the text of its result event, or all of its
-        stdout if it writes no events. Nobody else may read the stdout.
+        stdout if it writes no events. What `lines` and `events` have read before is part of the answer, but not what
+        `read_stdout` has read. If the program has written its result event, and does not end within 5 seconds or is
+        ended for a limit, the answer counts.
 
         - Raises ProviderError if the program reports that its model has failed, or ends well without a result event.
         - Raises ExecutionError if the program does not end with 0.
-        - Raises CommunicationError if a part of its output was lost (see `lines`).
+        - Raises CommunicationError if a part of its output was lost (see `lines`), or if more than
+          `AgentConfig.output_bytes` of text were read by others.
         """
-        said = [each async for each in self.lines()]
+        if self._said_bytes > self.config.output_bytes and not self._keeps_all:
+            raise CommunicationError(
+                f"instance {self.config.name!r}: more than {self.config.output_bytes:,} bytes of its answer were read before",
+                hint="call answer() alone, or give it a higher AgentConfig(output_bytes=…)",
+            )
+        self._keeps_all = True
+        async for _ in self.lines():
+            pass
         status = await self.wait()
-        if self._events and self._program.answer is not None:
-            events = [event for each in said if (event := json_of(each)) is not None]
-            if status.success or events:
-                answer = self._program.answer(events)
-        else:
-            answer = "\n".join(said)
-        if not status.success:
+        if not self._events or self._program.answer is None:
+            answer = "\n".join(self._said)
+        elif status.success or self._said:
+            answer = self._program.answer(self._said)
+        is_whole = self._has_result and (self._is_late or status.code is None or status.limit is not None)
+        if not (status.success or is_whole):
             raise ExecutionError(f"instance {self.config.name!r} {status.how}{await self._last_words()}")
         return answer
 
     async def lines(self) -> AsyncIterator[str]:
-        """Yields the lines of stdout, without their line ends. Raises CommunicationError for a line that is longer than
+        """Yields the lines of stdout, without their line ends. Ends a program that has written its result event and
+        does not end within 5 seconds. Raises CommunicationError for a line that is longer than
         `AgentConfig.output_bytes`, and if output was dropped because it was not read in time.
         """
         assert self.child.stdout is not None
-        async for line in self.child.stdout.lines():
+        source = self.child.stdout.lines()
+        while True:
+            try:
+                async with asyncio.timeout_at(self._due_s):
+                    line = await anext(source, None)
+            except TimeoutError:  # its output has no end, and nothing more is expected
+                await self._end_late()
+                source = self.child.stdout.lines()
+                continue
+            if line is None:
+                return
             self._received += 1
             text = line.decode(errors="replace")
             if self.session_id is None and self._program.session is not None:
                 self.session_id = self._program.session_of(json_of(text))
+            self._note(text)
             yield text
+
+    def _note(self, line: str) -> None:
+        """Keeps what the answer needs of a line."""
+        if not self._events:
+            self._said_bytes += len(line)
+            if self._keeps_all or self._said_bytes <= self.config.output_bytes:
+                self._said.append(line)
+            return
+        kind = type_of(line, self._program.told)
+        if kind is None:
+            return
+        self._said.append(json_of(line))
+        if kind == self._program.result:
+            self._has_result = True
+            if not self._is_late:
+                self._due_s = asyncio.get_running_loop().time() + backends.RESULT_SECONDS
+
+    async def _end_late(self) -> ExitStatus:
+        """Ends a program that has written its result and does not end. Returns its end."""
+        _log.warning(
+            "instance %r has written its result, and has not ended within %g s: it is ended",
+            self.config.name,
+            backends.RESULT_SECONDS,
+        )
+        self._is_late, self._due_s = True, None
+        return await self.stop(_GRACE_SECONDS)
 
     async def events(self) -> AsyncIterator[Any]:
         """Yields the value of each line of stdout that is JSON. Skips all other lines."""

@@ -30,10 +30,11 @@ _PATIENCE_SECONDS = 1.0  # for a reader of a full stream
 
 def json_of(line: bytes | str, *, whole: bool = True) -> Any:
     """Returns the JSON value in a line. Returns None for a line that is not JSON, and also for `null`. With `whole`,
-    halves of surrogate pairs in its texts become U+FFFD, because neither a journal nor a sink can hold them.
+    halves of surrogate pairs in its texts become U+FFFD, because neither a journal nor a sink can hold them. A byte
+    order mark before it is ignored.
     """
     try:
-        value = json.loads(line)
+        value = json.loads(line.removeprefix("\ufeff") if isinstance(line, str) else line)
     except UNREADABLE:
         return None
     return whole_texts(value) if whole and has_lone_halves(line.encode() if isinstance(line, str) else line) else value
@@ -111,8 +112,8 @@ class ChildOutput:
         return None if not self._kept and self._descriptor >= 0 else self._take(most_bytes)
 
     async def lines(self) -> AsyncGenerator[bytes]:
-        """Yields the lines without their line ends. If the beginning of a line was dropped, its rest is dropped, too.
-        Raises CommunicationError for a line that is longer than the capacity of the stream.
+        """Yields the lines without their line ends, which are LF or CR LF. If the beginning of a line was dropped, its
+        rest is dropped, too. Raises CommunicationError for a line that is longer than the capacity of the stream.
         """
         taken = 0
         while True:
@@ -136,6 +137,8 @@ class ChildOutput:
             is_torn = self._torn
             line = self._take(end)
             ended = self._take(1)
+            if ended:
+                line = line.removesuffix(b"\r")
             if is_torn:
                 self._torn = False
                 self.dropped_bytes += len(line) + len(ended)
