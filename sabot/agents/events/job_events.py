@@ -5,7 +5,7 @@
    parts of answers     model.token, model.reasoning
    RESULT               model.done, tool.end, tool.error
    ANSWER               action.resolved, .expired, .cancelled; job.status_changed
-   END                  job.completed, .failed, .cancelled; then final.result or final.error
+   END                  action.cancelled for each open question; job.completed, .failed, .cancelled; then final.result or final.error
 
 The id of an event is made of the job id, the ordinal and attempt of the effect, and the type (`job/3/1/tool.end`). For an
 event about the whole job it has the time of the entry instead, and for a part of an answer the number of the part. So an
@@ -65,6 +65,8 @@ class JobEvents:
             else:
                 await self._status(job, notice, "blocked", {"error": str(notice.error)})
             return
+        before = self._view.states.get(notice.job)
+        unanswered = list(before.questions.values()) if isinstance(notice, End) and before is not None else []
         job, effects, question, inherited = self._view.apply(notice)
         # A letter for a job that has ended; or for one from before a restart, all of whose entries come again.
         if not job.begun and not isinstance(notice, End):
@@ -97,6 +99,8 @@ class JobEvents:
                 await self._answered(job, question, notice)
             case End():
                 self._view.forget(notice.job)
+                for each in unanswered:  # nobody can answer them any more, and no ANSWER says so
+                    await self._closed(job, _TYPE.ACTION_CANCELLED, each, notice.at_ms, {}, "")
                 await self._ended(job, notice)
 
     async def _publish(
@@ -183,13 +187,19 @@ class JobEvents:
 
     async def _answered(self, job: JobState, question: Intent | None, answer: Answer) -> None:
         kind = _CLOSED.get(answer.outcome, _TYPE.ACTION_CANCELLED)
-        if self._wants(kind, answer.job):
-            known = {} if question is None else _action(question)
-            data = {"ordinal": answer.ordinal, **known, "resolution": as_plain(_said(answer)), "by": answer.by}
-            name = f"{answer.ordinal}/1" if question is None else _action_name(question)
-            await self._publish(job, kind, answer.job, answer.at_ms, name, data)
+        await self._closed(job, kind, question or answer, answer.at_ms, as_plain(_said(answer)), answer.by)
         if not job.questions:
             await self._status(job, answer, "running", {})
+
+    async def _closed(
+        self, job: JobState, kind: RuntimeEventType, what: Intent | Answer, at_ms: int, resolution: Any, by: str
+    ) -> None:
+        """Publishes that a question is closed. `what`: the question, or the answer to one that is not known."""
+        if self._wants(kind, what.job):
+            known = _action(what) if isinstance(what, Intent) else {}
+            name = _action_name(what) if isinstance(what, Intent) else f"{what.ordinal}/1"
+            data = {"ordinal": what.ordinal, **known, "resolution": resolution, "by": by}
+            await self._publish(job, kind, what.job, at_ms, name, data)
 
     async def _ended(self, job: JobState, end: End) -> None:
         kind = _ENDS.get(end.outcome, _TYPE.JOB_FAILED)

@@ -1,5 +1,7 @@
 """Spans of jobs: which there are, how they hang together, what they say, across a pause and a crash."""
 
+import asyncio
+
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -191,6 +193,38 @@ async def test_a_job_is_one_trace_across_the_pause_of_an_approval_and_the_end_of
     assert (asked.context.trace_id, asked.parent.span_id) == (job.context.trace_id, job.context.span_id)
     assert asked.attributes["sabot.action.outcome"] == "resolved"
     assert asked.start_time == pytest.approx(action.created_at * 1e9, abs=1e6)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "returned", "failed"])
+async def test_a_question_whose_job_ends_is_cancelled_and_has_a_span(how):
+    """No event told that nobody can answer it any more, so it had no span either."""
+
+    async def work(ctx):
+        if how == "cancelled":
+            return await ask_a_person(ctx)
+        asked = asyncio.ensure_future(ctx.ask("confirm", {"amount": 5}))
+        await ctx.sleep("1ms")
+        assert how == "returned", asked
+        return None
+
+    async with Traced() as traced, RuntimeKernel.create(agent=work, event_bus=traced.bus) as kernel:
+        seen = []
+        await traced.bus.subscribe(seen.append)
+        handle = await kernel.execute(ExecutionRequest(prompt=1))
+        if how == "cancelled":
+            await until(lambda: kernel.statistics()["parked"])
+            await handle.cancel("not wanted")
+        await until(lambda: len(traced.exporter.get_finished_spans()) == 2)
+        asked, job = await traced.spans()
+    assert (asked.name, job.name) == ("agent.action", "agent.job")
+    assert asked.attributes["sabot.action.outcome"] == "cancelled"
+    assert asked.parent.span_id == job.context.span_id
+    told = {str(event.type): event for event in seen}
+    required, closed = told["action.required"], told["action.cancelled"]
+    assert closed.data["action_id"] == required.data["action_id"]
+    assert closed.data["type"] == "confirm"
+    types = [str(event.type) for event in seen]
+    assert types.index("action.cancelled") < types.index(f"job.{how.replace('returned', 'completed')}")
 
 
 async def test_an_event_that_is_told_again_gives_the_same_span():
