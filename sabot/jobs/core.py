@@ -597,11 +597,35 @@ def inquiry(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
     return question(effect, job.job_id, at_ms, job.key, IN_DOUBT, payload, about=about)
 
 
-def job_seed(job_id: str, runs: int, key: bytes) -> bytes:
-    """Returns the seed for the random numbers of a job. `runs`: how many histories the job has begun; the first is 1,
-    and each call of `ctx.continue_as` begins one more. `key`: the key of the journal.
+_SEED_BYTES = 32
+
+APART = b"\x01"
+"""The `seed` of the BEGIN entries of jobs whose ids and numbers are drawn from streams apart (see `drawing_from`)."""
+
+
+def job_seed(given: bytes, job_id: str, runs: int, key: bytes) -> bytes:
+    """Returns the seed for the random numbers of a job.
+
+    - `given`: the `seed` of the BEGIN entry of its history.
+    - `runs`: how many histories the job has begun; the first is 1, and each call of `ctx.continue_as` begins one more.
+    - `key`: the key of the journal.
     """
-    return blake2b(f"{job_id}\0{runs}".encode(), key=key, digest_size=32).digest()
+    if given not in (b"", APART):
+        return given
+    return given + blake2b(f"{job_id}\0{runs}".encode(), key=key, digest_size=_SEED_BYTES).digest()
+
+
+def drawing_from(seed: bytes, kind: str, name: str) -> bytes:
+    """Returns the seed of one stream of a job's random numbers. `seed`: the seed of the job. `kind`: "random" or
+    "uuid". `name`: the name of the stream, or "".
+
+    An id that was drawn from the stream of the numbers would change when new code draws one number more before it, and
+    the job would be blocked. Jobs that began before there were several streams draw all that has no name from one.
+    """
+    is_apart = len(seed) == len(APART) + _SEED_BYTES and seed.startswith(APART)
+    if not (name or is_apart):
+        return seed
+    return blake2b(f"{kind}\0{name}".encode(), key=seed[:64], digest_size=_SEED_BYTES).digest()
 
 
 def question_token(key: bytes, job_id: str, ordinal: int, about: str = "") -> str:

@@ -96,7 +96,7 @@ def seeds_of(job_id: str, entries: Iterable[Entry], key: bytes) -> tuple[bytes, 
     for entry in entries:
         if isinstance(entry, Begin):
             history = History(entry) if history is None else history.followed_by(entry)
-            seeds.setdefault(history.runs, entry.seed or job_seed(job_id, history.runs, key))
+            seeds.setdefault(history.runs, job_seed(entry.seed, job_id, history.runs, key))
         elif history is not None:
             history.add(entry)
     return tuple(seeds.values())

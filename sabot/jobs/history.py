@@ -161,7 +161,7 @@ class History:
       all.
     - `last_ms`: the time of the last entry. `ran_ms`: the milliseconds that the job has run up to that time, in all
       its histories. The time in which it waited for people, signals or children is not included.
-    - `seed`: the seed of the random numbers; b"" if it is made from the job's id.
+    - `seed`: the seed of the random numbers, as the BEGIN entry has it.
     - `untaken`: for a job that continues from a checkpoint of another job, how many of the copied entries have still to
       be added.
     """

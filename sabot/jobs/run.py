@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from sabot.base.stored_names import stored_name
 from sabot.errors import NonDeterminism, PolicyDenied, UserError, short_repr
-from sabot.jobs.core import AWAITS_GUARD, DONE, OPEN, EffectState, drop, job_seed, question_token
+from sabot.jobs.core import AWAITS_GUARD, DONE, OPEN, EffectState, drawing_from, drop, job_seed, question_token
 from sabot.jobs.direct_io import watch_functions
 from sabot.jobs.guard import (
     APART,
@@ -210,8 +210,8 @@ class JobRun:
         self._by_timer: dict[JobTimer, Ask] = {}
         self._signals: dict[str, deque[Signal]] = {}
         self._patches: dict[str, bool] = {}
-        self._seed = seed or history.seed or job_seed(job_id, history.runs, key)
-        self._random: random.Random | None = None
+        self._seed = seed or job_seed(history.seed, job_id, history.runs, key)
+        self._drawn: dict[bytes, random.Random] = {}  # the generators of random numbers, by their seeds
 
     # -- its turn -----------------------------------------------------------------------------------------------------
 
@@ -415,15 +415,18 @@ class JobRun:
         """
         return self._told_ms
 
-    def random(self) -> random.Random:
-        """Returns the random number generator of the job. It gives the same numbers in every replay."""
-        if self._random is None:
-            self._random = random.Random(self._seed)
-        return self._random
+    def uuid(self, name: str = "") -> uuid.UUID:
+        """Returns the next random id of this name, the same in every replay."""
+        return uuid.UUID(int=self.random(name, "uuid").getrandbits(128), version=4)
 
-    def uuid(self) -> uuid.UUID:
-        """Returns a random id, the same in every replay."""
-        return uuid.UUID(int=self.random().getrandbits(128), version=4)
+    def random(self, name: str = "", kind: str = "random") -> random.Random:
+        """Returns the generator of random numbers of this name. It gives the same numbers in every replay. `kind`:
+        "random" for the numbers of the function, "uuid" for its ids.
+        """
+        seed = drawing_from(self._seed, kind, name)
+        if seed not in self._drawn:
+            self._drawn[seed] = random.Random(seed)
+        return self._drawn[seed]
 
     def _timer_set(self, timer: JobTimer) -> None:
         due_ms = round(timer.when() * 1000)

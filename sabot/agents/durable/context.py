@@ -313,13 +313,20 @@ class DurableContext(AgentContext):
         """
         return self._job.now_ms()
 
-    def uuid(self) -> uuid.UUID:
-        """Returns a random UUID (version 4). A replay returns the same UUID."""
-        return self._job.uuid()
+    def uuid(self, name: str = "") -> uuid.UUID:
+        """Returns a random UUID (version 4). A replay returns the same UUID. `name`: the name of a sequence of UUIDs
+        (see `random`).
+        """
+        return self._job.uuid(checked_text(name, "ctx.uuid: name"))
 
-    def random(self) -> random.Random:
-        """Returns the random number generator of the job. A replay gives the same numbers."""
-        return self._job.random()
+    def random(self, name: str = "") -> random.Random:
+        """Returns the random number generator of the job. A replay gives the same numbers.
+
+        `name`: the name of a generator of its own, such as the name of the place that draws. What the code draws from
+        one generator changes no number of another one, and no UUID. So code that is changed should draw from a new name:
+        a job that runs on with one number more, or in another order, asks for other effects and is blocked.
+        """
+        return self._job.random(checked_text(name, "ctx.random: name"))
 
     def patched(self, name: str) -> bool:
         """Returns True if the job must execute the new code of a function that was changed, and False if it must

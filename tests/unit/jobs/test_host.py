@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import gc
+import random
+import uuid
 import weakref
 from collections import Counter
 from dataclasses import dataclass
@@ -15,11 +17,13 @@ from sabot.agents.durable.context import DurableContext
 from sabot.agents.policy.auditing import audit_job
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, NotSent, TransientError, UserError
-from sabot.jobs.history import NOT_MADE
+from sabot.jobs.core import APART, job_seed
+from sabot.jobs.history import NOT_MADE, History
+from sabot.jobs.run import JobRun
 from sabot.jobs.values import pack, unpack
 from sabot.journal import Letter, Position
 from sabot.journal.effects import Reconciled
-from sabot.journal.entries import UNSENT, Attempt, Cancel, EffectResult, End, Intent
+from sabot.journal.entries import UNSENT, Attempt, Begin, Cancel, EffectResult, End, Intent
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm.tools import Effect, tool
 
@@ -812,6 +816,72 @@ async def test_other_code_blocks_the_job_and_says_where() -> None:
         told = str(jobs.agent.blocks["j"])
         assert all(words in told for words in ("step 1, call pay", "call mail", "'1'", "'2'"))
     assert not world.made
+
+
+@pytest.mark.parametrize("names", [("", ""), ("order", "dice")])
+async def test_new_code_that_draws_one_number_more_gives_an_open_job_the_same_ids(names: tuple[str, str]) -> None:
+    """Ids and numbers came from one generator, so the changed id blocked the job."""
+    world, home = World(), MemoryStorage()
+    pay = world.tool("pay")
+    of_ids, of_numbers = names
+
+    async def old(ctx: DurableContext) -> Any:
+        drawn = [ctx.random(of_numbers).random()]
+        await ctx.call(pay, str(ctx.uuid(of_ids)))
+        await ctx.wait("go")
+        return [*drawn, str(ctx.uuid(of_ids))]
+
+    async def new(ctx: DurableContext) -> Any:
+        drawn = [ctx.random(of_numbers).random()]
+        ctx.random(of_numbers).random()
+        ctx.random("of new code").random()
+        ctx.uuid("of new code")
+        await ctx.call(pay, str(ctx.uuid(of_ids)))
+        await ctx.wait("go")
+        return [*drawn, str(ctx.uuid(of_ids))]
+
+    said = []
+    for code in (old, new):
+        async with hosting(home, Agent(code)) as jobs:
+            for job in ("one", "two"):
+                if code is old:
+                    jobs.begin(job)
+                await jobs.parks(job)
+            if code is new:
+                jobs.journal.post(Letter("signal", "1", job="one", name="go"))
+                await jobs.over("one")
+                said.append(jobs.agent.done["one"])
+    async with hosting(home, Agent(old)) as jobs:
+        jobs.journal.post(Letter("signal", "2", job="two", name="go"))
+        await jobs.over("two")
+        said.append(jobs.agent.done["two"])
+    assert sum(world.made.values()) == 2
+    assert len({each for drawn in said for each in drawn}) == 4, "nothing is drawn twice"
+
+
+async def test_streams_of_random_numbers_are_told_apart_by_name_and_kind_and_go_on_after_continue_as() -> None:
+    async def f(ctx: DurableContext) -> Any:
+        seen = [*(ctx.message or ()), *(ctx.random(name).random() for name in ("", "a", "b", "uuid"))]
+        seen += [str(ctx.uuid(name)) for name in ("", "a", "b", "random")]
+        if ctx.random("a") is not ctx.random("a") or len(seen) < 16:
+            ctx.continue_as(seen)
+        return seen
+
+    async with hosting(MemoryStorage(), Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        assert len(set(jobs.agent.done["j"])) == 16
+
+
+async def test_a_job_that_began_with_one_stream_goes_on_with_it() -> None:
+    """Its BEGIN has no seed, as those of earlier versions."""
+    key = MemoryStorage().key
+    shared = random.Random(job_seed(b"", "j", 1, key))
+    drawn = [shared.random(), uuid.UUID(int=shared.getrandbits(128), version=4), shared.random()]
+    for seed in (b"", APART):
+        run = JobRun("j", History(Begin("j", 0, AGENT, seed=seed)), key=key)
+        assert ([run.random().random(), run.uuid(), run.random().random()] == drawn) == (seed == b"")
+        assert run.random("a") is not run.random()
 
 
 async def test_a_wait_with_a_time_out_is_no_sleep_in_the_error_of_a_blocked_job() -> None:
