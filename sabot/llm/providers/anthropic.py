@@ -196,15 +196,15 @@ def _input(arguments: str) -> dict[str, Any]:
 
 
 class _Message(msgspec.Struct):
-    content: list[dict[str, Any]]
+    content: list[dict[str, Any]] | None = None
     stop_reason: str | None = None
     usage: dict[str, Any] | None = None
-    id: str = ""
-    model: str = ""
+    id: str | None = None
+    model: str | None = None
 
 
 class _MessageEvent(msgspec.Struct):
-    type: str
+    type: str | None = None  # none in the pings of some proxies
     index: int = 0
     message: dict[str, Any] | None = None
     content_block: dict[str, Any] | None = None
@@ -228,10 +228,12 @@ class _MessagesDecoder:
 
     def whole(self, data: bytes, request_id: str) -> Completion:
         message = self._calls.decoded(data, _Message, self._model, request_id)
-        self._blocks = dict(enumerate(message.content))
+        if message.content is None and not message.stop_reason:
+            raise self._calls.no_answer(data, self._model, request_id)
+        self._blocks = dict(enumerate(message.content or ()))
         self._reason = message.stop_reason or ""
         self._usage = message.usage or {}
-        self._answered, self._id = message.model or self._model, message.id
+        self._answered, self._id = message.model or self._model, message.id or ""
         return self._completion(request_id)
 
     def feed(self, data: bytes, request_id: str) -> Iterable[Piece]:
@@ -252,8 +254,8 @@ class _MessagesDecoder:
                 self._count(event.usage)
             case "message_stop":
                 self.is_over = True
-            case "error":
-                raise self._calls.no_answer(data, self._model, request_id)
+            case "error" | None if error := self._calls.error_in(data, self._model, request_id):
+                raise error
         return ()
 
     def _delta(self, index: int, delta: dict[str, Any]) -> Iterable[Piece]:

@@ -131,10 +131,11 @@ class _Choice(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
-    choices: list[_Choice] | msgspec.UnsetType = msgspec.UNSET
+    choices: list[_Choice] | None = None
     model: str | None = None
     id: str | None = None
     usage: Any = None
+    error: Any = None
 
 
 class ChatDecoder:
@@ -162,13 +163,14 @@ class ChatDecoder:
             self.is_over = True
             return ()
         answer = self._calls.decoded(data, _Answer, self._model, request_id)
-        if answer.choices is msgspec.UNSET:
+        if answer.error and not answer.choices:
             raise self._calls.no_answer(data, self._model, request_id)
         self._answered = answer.model or self._answered
         self._id = answer.id or self._id
         if answer.usage:
             self._usage = most_used(self._usage, usage_in(answer.usage, "prompt", "completion"))
-        return [piece for choice in answer.choices[:1] for piece in self._pieces(choice)]
+        # Events without choices are pings, the usage, or what a filter has found in the prompt.
+        return [piece for choice in (answer.choices or ())[:1] for piece in self._pieces(choice)]
 
     def _pieces(self, choice: _Choice) -> Iterator[Piece]:
         said = choice.message or choice.delta or _ChatMessage()

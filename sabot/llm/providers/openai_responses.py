@@ -78,17 +78,17 @@ def _tool(tool: ToolSchema) -> dict[str, Any]:
 
 
 class _Response(msgspec.Struct):
-    output: list[dict[str, Any]]
+    output: list[dict[str, Any]] | None
     status: str = "completed"
     incomplete_details: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     usage: Any = None
-    id: str = ""
-    model: str = ""
+    id: str | None = None
+    model: str | None = None
 
 
 class _ResponseEvent(msgspec.Struct):
-    type: str
+    type: str | None = None  # none in the pings of some proxies
     delta: Any = None
     item: dict[str, Any] | None = None
     response: msgspec.Raw = msgspec.Raw(b"")
@@ -111,8 +111,8 @@ class ResponsesDecoder:
         kind, delta = event.type, event.delta if isinstance(event.delta, str) else ""
         if kind in _ENDS:
             self.take(bytes(event.response), request_id)
-        elif kind == "error":
-            raise self._calls.no_answer(data, self._model, request_id)
+        elif kind in ("error", None) and (error := self._calls.error_in(data, self._model, request_id)):
+            raise error
         elif kind in ("response.output_text.delta", "response.refusal.delta") and delta:
             return (Piece(delta),)
         elif kind in ("response.reasoning_summary_text.delta", "response.reasoning_text.delta") and delta:
@@ -130,12 +130,11 @@ class ResponsesDecoder:
             told = response.error or {"message": f"the response is {response.status}"}
             raise self._calls.error_of(told, self._model, request_id)
         self.is_over = True
-        calls = tuple(call for call in map(_call_of, response.output) if call)
-        parts = [
-            part for item in response.output if item.get("type") == "message" for part in item.get("content") or ()
-        ]
+        items = response.output or []
+        calls = tuple(call for call in map(_call_of, items) if call)
+        parts = [part for item in items if item.get("type") == "message" for part in item.get("content") or ()]
         text = "".join(str(part.get("text") or part.get("refusal") or "") for part in parts)
-        is_plain = all(item.get("type") in ("message", "function_call") for item in response.output)
+        is_plain = all(item.get("type") in ("message", "function_call") for item in items)
         reason: FinishReason = "tool_calls" if calls else "stop"
         if response.status == "incomplete":
             why = (response.incomplete_details or {}).get("reason")
@@ -145,7 +144,7 @@ class ResponsesDecoder:
         elif any("refusal" in part for part in parts):
             reason = "content_filter"
         usage = usage_in(response.usage, "input", "output")
-        vendor: dict[str, Any] = {} if is_plain else {_VENDOR: response.output}
+        vendor: dict[str, Any] = {} if is_plain else {_VENDOR: items}
         if vendor and usage is not None and usage.reasoning_tokens:
             vendor[_REASONING] = usage.reasoning_tokens
         self._completion = Completion(
@@ -154,7 +153,7 @@ class ResponsesDecoder:
             usage=usage,
             provider=self._provider,
             model=response.model or self._model,
-            request_id=request_id or response.id,
+            request_id=request_id or response.id or "",
         )
 
     def whole(self, data: bytes, request_id: str) -> Completion:

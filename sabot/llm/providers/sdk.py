@@ -58,6 +58,7 @@ _NO_PARAMETER = re.compile(r"temperature|top_p", re.IGNORECASE)
 _NO_CREDIT = re.compile(r"insufficient.?quota|credit balance|billing", re.IGNORECASE)
 # Class names of httpx's errors, because the package may be httpx or httpx2.
 _NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")  # with which a line of a stream of events begins
 _STATUS = {  # the HTTP status of errors that come within a stream, after a 200
     "authentication_error": 401,
@@ -296,18 +297,21 @@ class SdkCalls:
                 while (chunk := await self._in_time(anext(chunks, None), model, request_id, timeout_s)) is not None:
                     size += len(chunk)
                     self._check_size(size, most, model, request_id)
-                    if size == len(chunk):
-                        is_stream = _begins_stream(chunk)
                     rest.append(chunk)
+                    if size - len(chunk) < len(_BYTE_ORDER_MARK):  # a mark may be cut between the first chunks
+                        is_stream = _begins_stream(b"".join(rest))
                     if b"\n" not in chunk or not is_stream:
                         continue
                     *lines, last = b"".join(rest).split(b"\n")
                     rest = [last]
                     for line in lines:
-                        if line.startswith(b"data:"):
-                            yield line[5:].strip(), request_id, True
+                        if data := _data_in(line):
+                            yield data, request_id, True
+                last = b"".join(rest)
                 if not is_stream:
-                    yield b"".join(rest), request_id, False
+                    yield last, request_id, False
+                elif _is_whole(data := _data_in(last)):  # some servers end their last event without an empty line
+                    yield data, request_id, True
         finally:
             await manager.__aexit__(None, None, None)
 
@@ -427,22 +431,28 @@ class SdkCalls:
         except UNREADABLE as error:
             words = str(error)
         with suppress(*UNREADABLE):
-            return msgspec.json.decode(whole_json(data), type=kind)
+            return msgspec.json.decode(whole_json(data.removeprefix(_BYTE_ORDER_MARK)), type=kind)
         raise self.no_answer(data, model, request_id, words)
 
     def no_answer(self, data: bytes, model: str, request_id: str, words: str = "it contains no answer") -> ModelError:
         """Returns the error for a response that contains no answer. If the response describes an error of the vendor,
         that is returned, else a MalformedAnswer. `words`: the reason in the message of the MalformedAnswer.
         """
-        try:
-            told = msgspec.json.decode(data)
-        except UNREADABLE:
-            told = None
-        if isinstance(told, dict) and (told.get("error") or told.get("type") == "error"):
-            return self.error_of(told.get("error") or told, model, request_id)
+        if (told := self.error_in(data, model, request_id)) is not None:
+            return told
         text = scrubbed(data[: 4 * _MOST_TEXT].decode(errors="replace")[:_MOST_TEXT])
         where: dict[str, Any] = {"provider": self._provider, "model": model, "request_id": request_id}
         return MalformedAnswer(f"the answer cannot be read: {words}", text=text, **where)
+
+    def error_in(self, data: bytes, model: str, request_id: str) -> ModelError | None:
+        """Returns the error of the vendor that a response or an event describes, or None if it describes none."""
+        try:
+            told = msgspec.json.decode(data.removeprefix(_BYTE_ORDER_MARK))
+        except UNREADABLE:
+            return None
+        if isinstance(told, dict) and (told.get("error") or told.get("type") == "error"):
+            return self.error_of(told.get("error") or told, model, request_id)
+        return None
 
 
 def api_key_of(given: str | None, variables: str, provider: str, base_url: str | None) -> str:
@@ -551,8 +561,22 @@ def _begins_stream(chunk: bytes) -> bool:
     """Returns True if a response that begins with these bytes can be a stream of server-sent events, that is, if they
     are the beginning of a line such as "data:" or ":".
     """
-    text = chunk.removeprefix(b"\xef\xbb\xbf").lstrip()
-    return not text or any(text.startswith(each[: len(text)]) for each in _FIELDS)
+    text = chunk.removeprefix(_BYTE_ORDER_MARK).lstrip()
+    return _BYTE_ORDER_MARK.startswith(text) or any(text.startswith(each[: len(text)]) for each in _FIELDS)
+
+
+def _data_in(line: bytes) -> bytes:
+    """Returns the data of a line of a stream of events, or b"" if it has none."""
+    line = line.removeprefix(_BYTE_ORDER_MARK)
+    return line[5:].strip() if line.startswith(b"data:") else b""
+
+
+def _is_whole(data: bytes) -> bool:
+    """Returns True if the data of an event was not cut off."""
+    try:
+        return data == b"[DONE]" or bool(msgspec.json.decode(data, type=msgspec.Raw))
+    except UNREADABLE:
+        return False
 
 
 def _request_id(headers: Mapping[str, str]) -> str:

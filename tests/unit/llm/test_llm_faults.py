@@ -342,6 +342,111 @@ async def test_a_stream_that_ends_before_its_first_event_has_broken_off(body: by
             await read(engine, "stream")
 
 
+# -- answers with more around them than the vendors' documents say ------------------------------------------------------------
+
+_MARK = b"\xef\xbb\xbf"
+_EVENTS: dict[str, list[dict[str, Any]]] = {
+    "chat": [
+        {"choices": [{"delta": {"content": "Ro"}}]},
+        {"choices": [{"delta": {"content": "me"}, "finish_reason": "stop"}]},
+    ],
+    "responses": [
+        {"type": "response.output_text.delta", "delta": "Ro"},
+        {"type": "response.output_text.delta", "delta": "me"},
+        {
+            "type": "response.completed",
+            "response": {
+                "id": None,
+                "output": [{"type": "message", "content": [{"type": "output_text", "text": "Rome"}]}],
+            },
+        },
+    ],
+    "messages": [
+        {"type": "message_start", "message": {"id": None, "usage": None}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Ro"}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "me"}},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}},
+    ],
+}
+_PINGS: list[Any] = [
+    {},
+    {"type": None},
+    {"choices": None},
+    {"choices": [], "prompt_filter_results": [{"prompt_index": 0}]},
+    {"id": "1", "object": "chat.completion.chunk"},
+]
+
+
+def events_of(kind: str, *, ping: Any = None, end: bytes = b"\n\n") -> bytes:
+    """The stream of an answer, with `ping` before each event and after the last, and with `end` at its end."""
+    asked = [each for event in _EVENTS[kind] for each in ((event,) if ping is None else (ping, event))]
+    asked += [] if ping is None else [ping]
+    return (
+        b"\n\n".join(b"data: " + (each if isinstance(each, bytes) else msgspec.json.encode(each)) for each in asked)
+        + end
+    )
+
+
+_ROUND: dict[str, Callable[[str], list[bytes]]] = {
+    "a byte order mark": lambda kind: [_MARK + events_of(kind)],
+    "a mark that is cut": lambda kind: [_MARK[:1], _MARK[1:] + events_of(kind)],
+    "a mark before each event": lambda kind: [events_of(kind).replace(b"data:", _MARK + b"data:")],
+    "no line after the last event": lambda kind: [events_of(kind, end=b"")],
+    "an event without data": lambda kind: [events_of(kind, ping=b"")],
+    **{f"pings {ping}": lambda kind, ping=ping: [events_of(kind, ping=ping)] for ping in _PINGS},  # type: ignore[misc]
+    "a mark and the whole answer": lambda kind: [_MARK + msgspec.json.encode(_WHOLE[kind])],
+}
+
+
+@pytest.mark.parametrize("around", list(_ROUND))
+@pytest.mark.parametrize("kind", list(_WHOLE))
+async def test_what_stands_around_the_events_of_a_stream_is_no_part_of_the_answer(
+    kind: str, around: str, provider_of: Any
+) -> None:
+    async with (
+        saying(*_ROUND[around](kind)) as (asked, url),
+        ExecutionEngine(provider_of(kind, url)) as engine,
+        aclosing(engine.stream("go")) as stream,
+    ):
+        pieces = [piece async for piece in stream]
+    answer = pieces[-1].completion
+    assert answer is not None
+    assert answer.content == "".join(each.text for each in pieces) == ("hi" if "whole" in around else "Rome")
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("kind", list(_WHOLE))
+async def test_a_byte_order_mark_before_a_whole_answer_or_an_error_is_no_part_of_it(
+    kind: str, provider_of: Any
+) -> None:
+    for body in (_WHOLE[kind], {"error": {"message": "busy", "type": "overloaded_error"}}):
+        async with (
+            saying(_MARK + msgspec.json.encode(body)) as (_, url),
+            ExecutionEngine(provider_of(kind, url), retries=0) as engine,
+        ):
+            if "error" in body:
+                with pytest.raises(ModelUnavailable, match="busy"):
+                    await engine.complete("go")
+            else:
+                assert (await engine.complete("go")).content == "hi"
+
+
+@pytest.mark.parametrize("kind", list(_WHOLE))
+@pytest.mark.parametrize("ping", [{"error": {"message": "busy"}}, {"error": "busy", "choices": None}], ids=str)
+async def test_an_error_among_the_pings_of_a_stream_is_an_error(kind: str, ping: Any, provider_of: Any) -> None:
+    async with saying(events_of(kind, ping=ping)) as (_, url), ExecutionEngine(provider_of(kind, url)) as engine:
+        with pytest.raises(ModelUnavailable, match="busy"):
+            await read(engine, "stream")
+
+
+@pytest.mark.parametrize("kind", list(_WHOLE))
+async def test_an_event_that_is_cut_off_at_the_end_has_broken_off(kind: str, provider_of: Any) -> None:
+    cut = events_of(kind, end=b"")[:-2]
+    async with saying(cut) as (_, url), ExecutionEngine(provider_of(kind, url), retries=0) as engine:
+        with pytest.raises(ModelUnavailable, match="broke off"):
+            await read(engine, "stream")
+
+
 # -- what is used -------------------------------------------------------------------------------------------------------------
 
 

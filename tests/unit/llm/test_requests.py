@@ -406,7 +406,7 @@ def test_the_end_of_a_stream_without_a_reason_is_no_end(calls):
         ({"error": {"message": "no", "type": "invalid_request_error"}}, RequestRefused),
         ({"error": "the model is loading"}, ModelUnavailable),
         ({"choices": "none"}, MalformedAnswer),
-        ({"object": "nothing"}, MalformedAnswer),
+        ({"choices": None, "error": "the model is loading"}, ModelUnavailable),
         ([], MalformedAnswer),
     ],
 )
