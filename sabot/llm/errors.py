@@ -36,10 +36,13 @@ class ModelError(SabotError):
       unknown.
     - `status`: the HTTP status of the response, or 0 if there was none.
     - `sent`: True if the vendor may have received the request. Then the vendor may charge for it.
+    - `may_repeat`: False if the vendor says that the same request would fail again (`x-should-retry: false`). The
+      engine then makes no further attempt with this provider, and asks its fallbacks.
     - `conversation`: if the error ended the run of an agent, the messages of this run, beginning with the prompt.
     """
 
     code = "E2004"
+    may_repeat = True
     conversation: Sequence[ChatMessage] = ()
 
     def __init__(

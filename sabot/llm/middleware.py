@@ -329,7 +329,7 @@ class BuiltIn:
 
         Raises the error of the last attempt in these cases:
 
-        - `retries` is 0.
+        - `retries` is 0, or the provider wants no repetition (`ModelError.may_repeat`).
         - `retries` further attempts have failed. Attempts that the provider refused with 429 (RateLimited) are not
           counted.
         - The reader has got a piece of the answer.
@@ -354,6 +354,8 @@ class BuiltIn:
                     backoff_s, failures = self.retry.wait_s(failures), failures + 1
                 wait_s = getattr(error, "retry_after_s", 0.0) + backoff_s * self.dice.uniform(0.5, 1.0)
                 if not self.retry.retries or failures > self.retry.retries or call.pieces:
+                    raise
+                if not getattr(error, "may_repeat", True):
                     raise
                 if self.clock.monotonic() + wait_s > until:
                     raise

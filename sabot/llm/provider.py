@@ -9,8 +9,8 @@ from sabot.llm.spec import RequestSpec
 
 @runtime_checkable
 class Provider(Protocol):
-    """A client of a vendor's API, which makes exactly one request for each call. Retries, limits, caches and prices
-    are the engine's task.
+    """A client of a vendor's API, which makes exactly one request for each call; a second one only if the server has
+    refused the first for an option that it does not know. Retries, limits, caches and prices are the engine's task.
 
     Many tasks of one event loop may call it at once; the engine uses it in one event loop at a time. Errors are
     `ModelError` (`sabot.llm.errors`), with provider, model and request id, and never contain a key. When a cancelled

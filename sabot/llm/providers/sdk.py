@@ -58,6 +58,7 @@ _NO_PARAMETER = re.compile(r"temperature|top_p", re.IGNORECASE)
 _NO_CREDIT = re.compile(r"insufficient.?quota|credit balance|billing", re.IGNORECASE)
 # Class names of httpx's errors, because the package may be httpx or httpx2.
 _NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
+_STREAM_OPTIONS = "stream_options"  # by which a server of OpenAI's chat completions is asked for the usage
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")  # with which a line of a stream of events begins
 _STATUS = {  # the HTTP status of errors that come within a stream, after a 200
@@ -135,7 +136,7 @@ class SdkCalls:
             raise UserError(f"{vendor}Provider: a client has its own address and key", hint="give client= alone")
         else:
             self._make = lambda: client
-        self._closed = self._logged_whole = False
+        self._closed = self._logged_whole = self._refuses_stream_options = False
         self._clients: dict[asyncio.AbstractEventLoop, _SdkClient] = {}
         # The first client is made here and not in a call, because the libraries import parts of themselves then, which is slow.
         self._unused: _SdkClient | None = self._new()
@@ -287,8 +288,21 @@ class SdkCalls:
         the whole body, the request id, and False.
         """
         model, request_id = body["model"], ""
-        manager = self._client().methods[method](**self._arguments(body, timeout_s, key, needed), stream=True)
-        response = await self._in_time(manager.__aenter__(), model, request_id, timeout_s)
+        if self._refuses_stream_options:
+            body.pop(_STREAM_OPTIONS, None)
+        while True:
+            manager = self._client().methods[method](**self._arguments(body, timeout_s, key, needed), stream=True)
+            try:
+                response = await self._in_time(manager.__aenter__(), model, request_id, timeout_s)
+                break
+            except RequestRefused as error:  # nothing was charged, so it may be asked again without them
+                if _STREAM_OPTIONS not in body or _STREAM_OPTIONS not in error.message:
+                    raise
+            if not self._refuses_stream_options:
+                self._refuses_stream_options = True
+                said = "%s at %s refuses stream_options: it is asked without them, and may report no usage"
+                _log.warning(said, self._provider, self.base_url)
+            del body[_STREAM_OPTIONS]
         try:
             request_id = _request_id(response.headers)
             async with aclosing(response.iter_bytes()) as chunks:
@@ -357,7 +371,9 @@ class SdkCalls:
         if isinstance(error, sdk.APIStatusError):
             response: Any = error.response
             request_id = _request_id(response.headers) or request_id
-            return self.error_of(error.body, model, request_id, error.status_code, response.headers)
+            made = self.error_of(error.body, model, request_id, error.status_code, response.headers)
+            made.may_repeat = _should_repeat(response.headers) is not False
+            return made
         if isinstance(error, sdk.APITimeoutError) or type(error).__name__.endswith("Timeout"):
             return self._timeout(timeout_s, model, request_id, sent=sent)
         where: dict[str, Any] = {"provider": self._provider, "model": model, "request_id": request_id}
@@ -385,7 +401,7 @@ class SdkCalls:
         told = body.get("error", body) if isinstance(body, Mapping) else {"message": body}
         told = told if isinstance(told, Mapping) else {"message": told}
         kinds = [str(told[name]) for name in ("type", "code") if told.get(name)]
-        words = str(told.get("message") or "it gives no reason")[:_MOST_TEXT]
+        words = str(told.get("message") or _detail_of(told.get("detail")) or "it gives no reason")[:_MOST_TEXT]
         sent = not status or status >= 500
         text = " ".join((*kinds, words))
         if not status:
@@ -416,6 +432,8 @@ class SdkCalls:
             return ContextLengthExceeded(said, hint="shorten the conversation, or max_tokens", **where)
         if _FILTERED.search(text):
             return ContentFiltered(said, **where)
+        if _should_repeat(headers or {}):
+            return ModelUnavailable(said, retry_after_s=wait, **where)
         hint = f"are the model's name and the address {self.base_url} right?" if status == 404 else ""
         if found := _NO_PARAMETER.search(text):
             hint = f"if the model has no such parameter, give {found[0].lower()}=None"
@@ -581,6 +599,19 @@ def _is_whole(data: bytes) -> bool:
 
 def _request_id(headers: Mapping[str, str]) -> str:
     return headers.get("x-request-id") or headers.get("request-id") or ""
+
+
+def _detail_of(told: object) -> str:
+    """Returns the words of an error as FastAPI sends it: a text, or a list of fields, each with what is wrong with it."""
+    if not isinstance(told, list):
+        return str(told or "")
+    fields = [each for each in told if isinstance(each, Mapping)]
+    return "; ".join(f"{'.'.join(map(str, each.get('loc') or ()))}: {each.get('msg')}" for each in fields)
+
+
+def _should_repeat(headers: Mapping[str, str]) -> bool | None:
+    """Returns whether the vendor wants the request to be repeated (`x-should-retry`), or None if it does not say so."""
+    return {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float:

@@ -2,15 +2,15 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 import msgspec
 import pytest
 
 from sabot.clock import ManualClock
-from sabot.errors import IdempotencyConflict
+from sabot.errors import IdempotencyConflict, TransientError
 from sabot.llm import (
     AnswerTooLarge,
     AnthropicProvider,
@@ -27,6 +27,7 @@ from sabot.llm import (
     ModelUnavailable,
     OpenAIProvider,
     RequestContext,
+    RequestRefused,
     ScriptedProvider,
     SqliteCache,
     ToolCall,
@@ -38,6 +39,7 @@ from sabot.llm.agent import Agent
 from sabot.llm.direct import DirectEffects
 from sabot.llm.tools import as_tool
 from sabot.testing import FakeModelServer
+from sabot.testing.http_server import HttpExchange, HttpServer
 
 # -- calls of tools -----------------------------------------------------------------------------------------------------------
 
@@ -445,6 +447,86 @@ async def test_an_event_that_is_cut_off_at_the_end_has_broken_off(kind: str, pro
     async with saying(cut) as (_, url), ExecutionEngine(provider_of(kind, url), retries=0) as engine:
         with pytest.raises(ModelUnavailable, match="broke off"):
             await read(engine, "stream")
+
+
+# -- what a server says with its refusal --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def refusing(status: int, headers: dict[str, str], error: Any, times: int = 100) -> Iterator[tuple[list[Any], str]]:
+    """A server that refuses so many requests, and then answers "hi". It keeps the bodies of the requests."""
+    asked: list[Any] = []
+
+    async def serve(exchange: HttpExchange) -> None:
+        asked.append(msgspec.json.decode(exchange.request.body))
+        kind = {"completions": "chat"}.get(exchange.request.path.rpartition("/")[2], exchange.request.path[4:])
+        if len(asked) <= times:
+            exchange.answer(status, error, headers)
+        else:
+            exchange.answer(200, _WHOLE[kind], {})
+
+    server = HttpServer(serve)
+    server.start()
+    try:
+        yield asked, f"http://127.0.0.1:{server.port}"
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("way", ["whole", "stream"])
+@pytest.mark.parametrize("kind", list(_WHOLE))
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
+async def test_a_server_that_says_that_a_repetition_fails_is_not_asked_again_and_the_fallback_is(
+    kind: str, status: int, way: str, provider_of: Any, time: Any
+) -> None:
+    told = {"error": {"message": "not again"}}
+    with refusing(status, {"x-should-retry": "false", "Retry-After": "5"}, told) as (asked, url):
+        async with ExecutionEngine(provider_of(kind, url), **time.options()) as engine:
+            with pytest.raises(TransientError, match="not again") as caught:
+                await read(engine, way)
+            assert not caught.value.may_repeat  # type: ignore[attr-defined]
+        other = ScriptedProvider("from the other")
+        async with ExecutionEngine(provider_of(kind, url), fallback=[other], **time.options()) as engine:
+            assert await read(engine, way) == len("from the other")
+        assert (len(asked), time.slept) == (2, [])
+
+
+@pytest.mark.parametrize("kind", list(_WHOLE))
+async def test_a_refusal_that_asks_for_a_repetition_is_repeated(kind: str, provider_of: Any, time: Any) -> None:
+    with refusing(400, {"x-should-retry": "true"}, {"error": {"message": "busy"}}, times=2) as (asked, url):
+        async with ExecutionEngine(provider_of(kind, url), **time.options()) as engine:
+            assert await read(engine, "whole") == 2
+        assert (len(asked), len(time.slept)) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (400, {"error": {"message": "Unrecognized request argument supplied: stream_options"}}),
+        (422, {"detail": [{"loc": ["body", "stream_options"], "msg": "Extra inputs are not permitted", "input": {}}]}),
+        (400, {"object": "error", "message": "stream_options is not supported", "code": 400}),
+    ],
+)
+async def test_a_server_that_refuses_stream_options_is_asked_again_without_them(
+    status: int, told: Any, provider_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The usage is not told then, so the reservation counts."""
+    with refusing(status, {}, told, times=1) as (asked, url):
+        async with ExecutionEngine(provider_of("chat", url), retries=0, budget=CallBudget(max_tokens=1000)) as engine:
+            for _ in range(2):
+                assert await read(engine, "stream") == 2
+        assert ["stream_options" in each for each in asked] == [True, False, False]
+    said = [each.getMessage() for each in caplog.records if "stream_options" in each.getMessage()]
+    assert len(said) == 1
+
+
+async def test_a_server_that_refuses_another_field_is_not_asked_again(provider_of: Any) -> None:
+    told = {"detail": [{"loc": ["body", "tools"], "msg": "Extra inputs are not permitted"}]}
+    with refusing(422, {}, told) as (asked, url):
+        async with ExecutionEngine(provider_of("chat", url)) as engine:
+            with pytest.raises(RequestRefused, match=r"422: body\.tools: Extra inputs are not permitted"):
+                await read(engine, "stream")
+        assert len(asked) == 1
 
 
 # -- what is used -------------------------------------------------------------------------------------------------------------
