@@ -68,9 +68,12 @@ class LastDurable(msgspec.Struct):
 
 
 class AttemptDue(msgspec.Struct):
-    """The event that the wait after a failed attempt of a job is over. The host then begins the next attempt."""
+    """The event that the wait after a failed attempt of a job is over. The host then begins the next attempt. `error`: the
+    packed error if the next attempt has to know it (`history.rejects_answer`); else b"".
+    """
 
     running: RunningJob
+    error: bytes = b""
 
 
 # -- effects ------------------------------------------------------------------------------------------------------------

@@ -25,10 +25,11 @@ from typing import Any
 
 import msgspec
 
-from sabot.errors import UNREADABLE, CorruptJournal
+from sabot.errors import UNREADABLE, CorruptJournal, EffectError
 from sabot.jobs.guard import DecidedEffect, Decision, GuardVerdict, decode_verdict, stood_in
-from sabot.journal.effects import RULES, EffectId
-from sabot.journal.entries import UNSENT, Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
+from sabot.jobs.values import unpack, unpack_error
+from sabot.journal.effects import RULES, EffectClass, EffectId
+from sabot.journal.entries import UNSENT, Answer, Attempt, Begin, Body, Cancel, EffectResult, End, Entry, Intent, Signal
 
 IN_DOUBT = "in_doubt"
 """The type of the question that asks a person whether an effect was made. Its intent has the ordinal of that effect."""
@@ -59,6 +60,13 @@ PARKS_MS = 1_000
 ACTION_TYPES = ("confirm", "choose", "input", "upload", "reauth", "apply_changes", "approval", IN_DOUBT, "custom")
 """The types of questions to people that Sabot knows. A durable agent may use further types."""
 
+ASKS = "llm"
+"""The name of the effect of a request to a model. It is not the name of the model, because that may change while jobs
+are open.
+"""
+
+_REJECTS = ("MalformedAnswer", "ContentFiltered")  # the names of errors of `sabot.llm` that a journal has
+
 Delivery = EffectResult | Answer | Signal | Cancel
 """An entry that the function of a job gets from outside."""
 
@@ -70,6 +78,19 @@ ALWAYS = ("job", "session", "scope")
 def always_of(session: str) -> tuple[str, ...]:
     """Returns the words of ALWAYS that an approval in a job of this session may have. `session`: "" if the job has none."""
     return ALWAYS if session else ("job", "scope")
+
+
+def rejects_answer(error: EffectError) -> bool:
+    """Returns True if a job has failed with this error because it has read the answer of a model, and cannot use it."""
+    if error.type.endswith("ExceptionGroup"):  # `pack_error` names its errors in the message
+        return any(f"; {each}: " in error.message for each in _REJECTS)
+    return error.type in _REJECTS
+
+
+def _request_id(answer: EffectResult) -> str:
+    """Returns the vendor's id of the request with this answer; "" if there is none."""
+    told = unpack(answer.body) if isinstance(answer.body, bytes) else None
+    return str(told.get("request_id") or "") if isinstance(told, dict) else ""
 
 
 def answer_object(answer: Answer) -> dict[str, Any]:
@@ -162,6 +183,8 @@ class History:
     - `last_ms`: the time of the last entry. `ran_ms`: the milliseconds that the job has run up to that time, in all
       its histories. The time in which it waited for people, signals or children is not included.
     - `seed`: the seed of the random numbers, as the BEGIN entry has it.
+    - `unread`: the digests of the requests to models whose recorded answer did not match, so that another attempt of the
+      job sends them again (see `_forget_wrong_answer`).
     - `untaken`: for a job that continues from a checkpoint of another job, how many of the copied entries have still to
       be added.
     """
@@ -190,6 +213,7 @@ class History:
     ran_ms: int = 0
     last_ms: int = 0
     seed: bytes = b""
+    unread: set[bytes] = field(default_factory=set)
     untaken: int = 0
     said: int = -1
     _waited_ms: int = 0  # the waits for open children, minus the time that ended ones have run
@@ -237,10 +261,11 @@ class History:
             return followed
         if self.runs > 1:
             begin = msgspec.structs.replace(begin, body=self.begin.body)
+        error = self.end.body if self.end.outcome == "failed" else b""
         self.begin, self.end, self.last_ms = begin, None, begin.at_ms
         self._take()
         self.deliveries = [each for each in self.deliveries if not isinstance(each, Cancel)]
-        self._try(self.attempt + 1, begin.at_ms)
+        self._try(self.attempt + 1, begin.at_ms, error)
         return self
 
     def anew(self, begin: Begin) -> "History":
@@ -272,7 +297,7 @@ class History:
             case Intent():
                 self._intend(entry)
             case Attempt(ordinal=0):
-                self._try(entry.attempt, entry.at_ms)
+                self._try(entry.attempt, entry.at_ms, entry.note)
             case Attempt(note=note) if note == UNSENT:
                 self.not_made.add(entry.ordinal)
             case Attempt() if entry.note:
@@ -457,12 +482,15 @@ class History:
         """Returns True if a RESULT entry of this effect is recorded, and the present attempt uses that result."""
         return any(isinstance(each, EffectResult) and each.ordinal == ordinal for each in self.deliveries)
 
-    def _try(self, attempt: int, at_ms: int) -> None:
+    def _try(self, attempt: int, at_ms: int, error: Body = b"") -> None:
         """Begins another attempt of the job in this history. Keeps the results of effects. Removes what the new
         attempt requests again: failed effects that may be repeated, timers that have not fired, withdrawn questions,
-        cancelled children, and effects that a rule has denied.
+        cancelled children, effects that a rule has denied, and an answer of a model that did not match. `error`: the
+        packed error of the attempt before, as far as it is known.
         """
         self.attempt, self.tried_ms = attempt, at_ms
+        if isinstance(error, bytes) and error:
+            self._forget_wrong_answer(unpack_error(error))
         for ordinal in [at for at, each in self.intents.items() if each.note and self._was_denied(each)]:
             del self.intents[ordinal]
         self.intents = {at: each for at, each in self.intents.items() if (each.kind, each.name) != ("sleep", TIMEOUT)}
@@ -479,6 +507,22 @@ class History:
         self.kept, self.said = len(self.deliveries), -1
         fired = {each.ordinal for each in self.deliveries if isinstance(each, EffectResult)}
         self.intents = {at: each for at, each in self.intents.items() if each.kind != "sleep" or at in fired}
+
+    def _forget_wrong_answer(self, error: EffectError) -> None:
+        """Removes the answer of a model for which the job has failed with this error, because another attempt would read
+        the same answer and fail again. All other answers are kept. It is the answer with the request id that the error
+        names; if there is none, the last one.
+        """
+        if not rejects_answer(error):
+            return
+        asked = {
+            at for at, each in self.intents.items() if (each.name, each.effect_class) == (ASKS, EffectClass.METERED)
+        }
+        answers = [each for each in self.deliveries if isinstance(each, EffectResult) and each.ordinal in asked][::-1]
+        named = (each for each in answers if each.outcome == "ok" and f"request {_request_id(each)}: " in error.message)
+        answer = next(named, None) or next(iter(answers), None)
+        if answer is not None and answer.outcome == "ok":  # a failed request is sent again anyway
+            self.unread.add(self.intents.pop(answer.ordinal).digest)
 
     def _intend(self, intent: Intent) -> None:
         if intent.kind == "ask" and intent.ordinal in self.intents:

@@ -41,7 +41,7 @@ from sabot.jobs.events import (
     NotBegun,
 )
 from sabot.jobs.guard import NOBODY, Behalf, EffectGuard, UseOf
-from sabot.jobs.history import NOT_MADE, PARKS_MS, ContinueAs, Delivery, History
+from sabot.jobs.history import NOT_MADE, PARKS_MS, ContinueAs, Delivery, History, rejects_answer
 from sabot.jobs.host_state import HostState
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.judges import GuardJudge
@@ -53,7 +53,7 @@ from sabot.jobs.parking import ParkedNotes, Parking
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.tree import UNAWAITED_CHILD, parent_of
-from sabot.jobs.values import pack_error
+from sabot.jobs.values import pack_error, unpack_error
 from sabot.journal import Journal, Position
 from sabot.journal.base import JobMark
 from sabot.journal.effects import EffectId, digest
@@ -397,8 +397,8 @@ class JobHost(HostState):
                 self._replay_job(job_id, *self.parking.loaded(job_id, entries))
             case LastDurable(running, error):
                 self._end_safely(running, error)
-            case AttemptDue(running):
-                self._attempt(running)
+            case AttemptDue():
+                self._attempt(event)
             case Arrived(entry, ask):
                 self._arrived(entry, ask)
             case asyncio.Future():
@@ -722,25 +722,28 @@ class JobHost(HostState):
         verdict = running.owner.failed(job, error)
         if verdict == "again":
             running.ending = True  # else the next outcome of a call would count as another failure of this attempt
-            self.put_later(running.owner.backoff_s(job.history.attempt), AttemptDue(running))
+            packed = pack_error(error)
+            due = AttemptDue(running, packed if rejects_answer(unpack_error(packed)) else b"")
+            self.put_later(running.owner.backoff_s(job.history.attempt), due)
         elif verdict == "end":
             self._close_job(running, "failed", pack_error(error, whole=True), result=stored_name(type(error)))
         else:
             self._forget(running, stays_open=True)
 
-    def _attempt(self, running: RunningJob) -> None:
+    def _attempt(self, event: AttemptDue) -> None:
         """Begins another attempt of a failed job: its function begins again, with a replay of its history. Effects
-        that have succeeded keep their results. Failed effects that may be repeated are requested again by the
-        function.
+        that have succeeded keep their results, but for an answer of a model that the job could not use. Failed effects
+        that may be repeated are requested again by the function.
         """
+        running = event.running
         job_id = running.job.job_id
         if not running.in_memory or self.stopping:
             return
         if self._letters.under_way(job_id):  # what it has given up must stand before the attempt
-            self.put_later(_AGAIN_SECONDS, AttemptDue(running))
+            self.put_later(_AGAIN_SECONDS, event)
             return
         self._effects.leave(running)
-        self.log.append(Attempt(job_id, self.now_ms(), 0, running.job.history.attempt + 1), running)
+        self.log.append(Attempt(job_id, self.now_ms(), 0, running.job.history.attempt + 1, event.error), running)
         self._forget(running)
         self.parking.load(job_id)
 

@@ -350,6 +350,12 @@ class JobRun:
         asked, recorded = digest(self.key, "call", name, body), self._unmatched
         return any(each.digest == asked for each in recorded.values()) if self._matches else self._asked + 1 in recorded
 
+    def asks_anew(self, name: str, body: bytes) -> bool:
+        """Returns True if an earlier attempt of the job got an answer to this request of a model and could not use it,
+        so that the model is asked again. `name`, `body`: the name of the effect, and the packed request.
+        """
+        return bool(self.history.unread) and digest(self.key, "call", name, body) in self.history.unread
+
     def has_passed(self, name: str) -> bool:
         """Returns True if the history shows that the job has passed this place without a call that the present version
         makes here. It was recorded by an earlier version of Sabot, which recorded no such calls. `name`: the name of

@@ -121,7 +121,8 @@ class Attempt(_Base, frozen=True, array_like=True, gc=False, tag="attempt"):
     - b"": the attempt begins.
     - UNSENT: the attempt had begun, and the call was certainly not sent.
     - Any other bytes: from this attempt on, the call asks another model. The note contains the guard's decision on
-      that model.
+      that model. For an attempt of the job itself: the attempt before could not use the answer of a model, which is
+      asked again. The note contains the error.
     """
 
     ordinal: Number

@@ -223,18 +223,18 @@ class Engine:
                     raise
 
     async def complete_in_pieces(
-        self, spec: RequestSpec, listener: Callable[[Piece], None], *, idempotency_key: str = ""
+        self, spec: RequestSpec, listener: Callable[[Piece], None], *, idempotency_key: str = "", cache: bool = True
     ) -> Completion:
         """Asks the model as `stream` does, calls `listener` with each piece of the answer when it comes, and returns the
         whole answer. Costs less than `stream`: without a cache and a tracker of idempotency keys, the request has no task
         and no queue of its own.
         """
         call = self._new_call("stream", spec, idempotency_key, None, None, None)
-        if self._cache is None and (self._tracker is None or not idempotency_key):
+        if (self._cache is None or not cache) and (self._tracker is None or not idempotency_key):
             self._check()
             call.listener = listener
             return await self._ask(call)
-        async with aclosing(self._stream(call, None, True)) as pieces:
+        async with aclosing(self._stream(call, None, cache)) as pieces:
             async for piece in pieces:
                 if piece.completion is not None:
                     return piece.completion

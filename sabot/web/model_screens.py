@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from sabot.agents.durable.models import ASKS
 from sabot.base.metrics import Durations
+from sabot.jobs.history import ASKS
 from sabot.llm.names import SERVERS
 from sabot.process.tree import below, facts_of
 from sabot.runtime.figure_rings import FigureRings, Tick

@@ -1,5 +1,6 @@
 """Models and agents in jobs: what was answered is paid once, whatever crashes; and nothing that a model says breaks a job."""
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sabot.llm import (
     AuthenticationFailed,
     ChatMessage,
     MalformedAnswer,
+    MemoryCache,
     ModelUnavailable,
     OpenAIProvider,
     RateLimited,
@@ -432,6 +434,122 @@ async def test_the_letter_of_a_wrong_answer_is_written_whole_again_after_a_crash
     first, again = map(headers, desk.letters())
     assert first["sabot.conversation"] == again["sabot.conversation"]
     assert len(provider.requests) == asked
+
+
+def send_back(desk: Desk, number: int = 0) -> None:
+    letter = desk.letters()[number]
+    own = letter.headers[: [name for name, _ in letter.headers].index("sabot.topic")]
+    MemoryBroker.get(desk.url).publish("questions", [letter.payload], headers=own)
+
+
+class Rude:
+    """A model that looks something up, and then gives so many wrong answers before the right one."""
+
+    def __init__(self, wrong: int, **options: Any) -> None:
+        self.looked: list[str] = []
+        self.left = wrong
+        self.provider = ScriptedProvider(self.answer)
+
+        @tool(effect="unsafe")
+        def look(what: str) -> str:
+            self.looked.append(what)
+            return "it is sunny"
+
+        self.tool = look
+
+    def answer(self, spec: RequestSpec) -> Any:
+        if spec.messages[-1].role == "user" and len(spec.messages) == 1:
+            return calls(("look", '{"what": "the sky"}'))
+        self.left -= 1
+        return "I would rather not say" if self.left >= 0 else '{"label": "sunny"}'
+
+
+@pytest.mark.parametrize("cached", [False, True])
+async def test_another_attempt_after_a_wrong_answer_asks_for_the_last_answer_anew_and_for_nothing_else(
+    desk: Desk, cached: bool
+) -> None:
+    """It read the recorded answer again each time, and the model was never asked."""
+    rude = Rude(wrong=4)  # the answer, two repairs, and that of the second attempt
+    app = App("desk", desk.url, state=str(desk.directory), checkpoint_interval=3600, clock=desk.clock)
+    engine = ExecutionEngine(rude.provider, retries=0, patience=0, cache=MemoryCache() if cached else None)
+    wiring: dict[str, Any] = {"sink": "answers", "session": False, "output": Verdict, "tools": [rude.tool]}
+    app.llm_agent("questions", engine, on_error="retry", retries=3, backoff=0, **wiring)
+    async with started(app):
+        desk.ask("how is the sky?")
+        await until(lambda: len(desk.answers()) == 1)
+        (job,) = await app.jobs.find()
+        figures = engine.statistics()
+    assert desk.answers() == [{"label": "sunny"}]
+    assert desk.letters() == []
+    assert rude.looked == ["the sky"]
+    asked = [len(spec.messages) for spec in rude.provider.requests]
+    assert asked == [1, 3, 5, 7, 7, 7], "the prompt and the repairs are asked once, the last answer three times"
+    assert len(set(rude.provider.keys)) == len(asked), "each request has a key of its own"
+    assert job.tokens == figures["input_tokens"] + figures["output_tokens"], "each of them counts"
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+async def test_a_dead_letter_of_a_wrong_answer_that_is_sent_back_asks_for_the_last_answer_anew(
+    desk: Desk, crashes: bool
+) -> None:
+    rude = Rude(wrong=4)
+    app = moods(desk, rude.provider, tools=[rude.tool])
+    await app.start()
+    desk.ask("how is the sky?")
+    await until(lambda: len(desk.letters()) == 1)
+    if crashes:
+        await app.stop()
+        app = moods(desk, rude.provider, tools=[rude.tool])
+        await app.start()
+    send_back(desk)  # the same answer once more
+    await until(lambda: len(desk.letters()) == 2)
+    send_back(desk, 1)
+    await until(lambda: len(desk.answers()) == 1)
+    await app.stop()
+    assert rude.looked == ["the sky"]
+    assert [len(spec.messages) for spec in rude.provider.requests] == [1, 3, 5, 7, 7, 7]
+
+
+async def test_of_several_answers_the_one_that_did_not_match_is_asked_for_anew(desk: Desk) -> None:
+    wrong = ["bad", "bad again"]
+
+    def answer(spec: RequestSpec) -> str:
+        return wrong.pop(0) if spec.messages[0].text == "first" and wrong else '{"label": "fine"}'
+
+    provider = ScriptedProvider(answer)
+    engine = ExecutionEngine(provider, retries=0, patience=0)
+
+    async def handle(ctx: Any) -> Any:
+        asked = (ctx.llm(engine).complete(each, output=Verdict) for each in ("first", "second"))
+        said = await asyncio.gather(*asked, return_exceptions=True)
+        for each in said:
+            if isinstance(each, BaseException):
+                raise each
+        return [each.output.label for each in said]
+
+    async with started(desk.app(handle, on_error="retry", retries=3, backoff=0)):
+        desk.ask("go")
+        await until(lambda: len(desk.answers()) == 1)
+    assert desk.answers() == [["fine", "fine"]]
+    assert [spec.messages[0].text for spec in provider.requests] == ["first", "second", "first", "first"]
+
+
+async def test_another_attempt_after_another_error_reads_the_recorded_answer(desk: Desk) -> None:
+    provider = ScriptedProvider('{"label": "fine"}')
+    engine = ExecutionEngine(provider, retries=0, patience=0)
+    attempts: list[int] = []
+
+    async def handle(ctx: Any) -> Any:
+        said = await ctx.llm(engine).complete("go", output=Verdict)
+        attempts.append(ctx.attempt)
+        if ctx.attempt < 3:
+            raise ValueError("not yet")
+        return said.output.label
+
+    async with started(desk.app(handle, on_error="retry", retries=3, backoff=0)):
+        desk.ask("go")
+        await until(lambda: len(desk.answers()) == 1)
+    assert (attempts, len(provider.requests)) == ([1, 2, 3], 1)
 
 
 async def test_an_llm_agent_that_says_on_error_fail_stops_at_a_wrong_answer(desk: Desk) -> None:

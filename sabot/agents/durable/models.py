@@ -13,6 +13,7 @@ import msgspec
 from sabot.base.surrogates import whole_text
 from sabot.errors import EffectError, TransientError
 from sabot.jobs.guard import Price
+from sabot.jobs.history import ASKS
 from sabot.jobs.judges import GuardJudge
 from sabot.jobs.run import JobRun, Pieces
 from sabot.jobs.values import pack
@@ -29,11 +30,6 @@ from sabot.llm.results import Completion, Piece
 from sabot.llm.schema import Schema
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Effect, Tool, as_tool
-
-ASKS = "llm"
-"""The name of the effect of a request to a model. It is not the name of the model, because that may change while jobs
-are open.
-"""
 
 
 class JobModel(AgentModel):
@@ -66,10 +62,13 @@ class JobModel(AgentModel):
         example because a guard denies it.
         """
         spec, schema = request_of(prompt, output, fields)
-        body = request_body(spec)
+        body, tool = request_body(spec), self._tool
+        if self._job.asks_anew(ASKS, body):  # a cache would have the answer that the job could not use
+            uncached = _asking(self.engine, self._job.job_id, self._job.pieces, cache=False)
+            tool = as_tool(uncached, effect=EffectClass.METERED)
         try:
             model = spec.model or self._model
-            said = await self._job.call(self._tool, (spec,), {}, body, model=model, price=self._price)
+            said = await self._job.call(tool, (spec,), {}, body, model=model, price=self._price)
         except EffectError as error:
             raise model_error(error.type, error.message) or error from error
         return with_output(msgspec.convert(said, Completion), schema)
@@ -149,21 +148,21 @@ class _Requests:
             self.effect = await self._again(self.effect)
 
 
-def _asking(engine: Engine, job_id: str, pieces: Pieces | None) -> Callable[..., Any]:
+def _asking(engine: Engine, job_id: str, pieces: Pieces | None, *, cache: bool = True) -> Callable[..., Any]:
     async def llm(spec: RequestSpec, effect: Effect) -> Completion:
         requests = _Requests(effect, JUDGE.get())
         JUDGE.set(requests)  # for this effect only: each effect runs in its own context
         # A summary of the conversation is for the model, and no part of an answer.
         if pieces is None or asks_summary(spec.messages) or not await pieces.wants_fragments(job_id):
-            return await engine.complete(spec, idempotency_key=effect.key)
-        return await _in_pieces(engine, spec, effect, pieces, requests)
+            return await engine.complete(spec, idempotency_key=effect.key, cache=cache)
+        return await _in_pieces(engine, spec, effect, pieces, requests, cache)
 
     llm.__name__ = ASKS
     return llm
 
 
 async def _in_pieces(
-    engine: Engine, spec: RequestSpec, effect: Effect, pieces: Pieces, requests: _Requests
+    engine: Engine, spec: RequestSpec, effect: Effect, pieces: Pieces, requests: _Requests, cache: bool
 ) -> Completion:
     """Sends a request to a model, and publishes each piece of the answer when it arrives. Returns the whole answer.
 
@@ -179,11 +178,11 @@ async def _in_pieces(
             number += 1
 
     try:
-        return await engine.complete_in_pieces(spec, publish, idempotency_key=effect.key)
+        return await engine.complete_in_pieces(spec, publish, idempotency_key=effect.key, cache=cache)
     except TransientError:
         if not number:
             raise
-    return await engine.complete(spec, idempotency_key=effect.key)
+    return await engine.complete(spec, idempotency_key=effect.key, cache=cache)
 
 
 def request_body(spec: RequestSpec) -> bytes:

@@ -19,7 +19,7 @@ import msgspec
 from sabot.agents.accounts.guard import LedgerGuard
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.limits import JobLimits
-from sabot.agents.durable.models import ASKS, request_body
+from sabot.agents.durable.models import request_body
 from sabot.agents.entry_values import as_plain
 from sabot.agents.job_view import JobView
 from sabot.agents.replay.recording import Recording, record_job
@@ -43,7 +43,7 @@ from sabot.jobs.guard import (
     decode_verdict,
     guard_of,
 )
-from sabot.jobs.history import IN_DOUBT, LOOK_UP, VERDICTS
+from sabot.jobs.history import ASKS, IN_DOUBT, LOOK_UP, VERDICTS
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import Ask, JobRun, effect_words
