@@ -23,6 +23,7 @@ ORDER = [
     "base.quantities",
     "base.addresses",
     "base.accounts",
+    "base.present_job",
     "base.logs",
     "errors",
     "base.stored_names",

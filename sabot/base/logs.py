@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
+from sabot.base.present_job import PRESENT_JOB
 from sabot.base.redaction import scrubbed, visible
 from sabot.base.version import sabot_version
 
@@ -24,8 +25,12 @@ _DEMOS = f"{_OURS}demos{os.sep}"  # these are programs as users write them
 
 class _Scrubbing(logging.Formatter):
     """A formatter that hides secrets in log lines of other libraries and in tracebacks, and that escapes control
-    characters.
+    characters. A line that a job logs, or one of its tools, names the job.
     """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # a name of `logging`
+        line, job = super().formatMessage(record), PRESENT_JOB.get()
+        return line if job is None or not job.job or job.job in line else f"{line} (job {job.job})"
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(scrubbed(super().format(record)))
@@ -34,7 +39,7 @@ class _Scrubbing(logging.Formatter):
 class _AsJson(logging.Formatter):
     """A formatter that writes one JSON object a line: time (ISO, UTC), level, logger, message, pid, the versions of
     Sabot and of the program, and the app once it is loaded; also worker if the app has several, and traceback if there
-    is one.
+    is one. A line that a job logs, or one of its tools, has the job, tenant, user, session and trace.
     """
 
     def __init__(self, worker: str) -> None:
@@ -55,6 +60,8 @@ class _AsJson(logging.Formatter):
             "pid": record.process,
             **self.facts,
         }
+        if (job := PRESENT_JOB.get()) is not None:
+            facts |= {name: visible(scrubbed(each)) for name, each in job.named.items()}
         if trace:
             facts["traceback"] = visible(trace)
         return json.dumps(facts, ensure_ascii=False)

@@ -14,9 +14,10 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
+from sabot.base.present_job import PRESENT_JOB, PresentJob
 from sabot.base.stored_names import stored_name
 from sabot.errors import NonDeterminism, PolicyDenied, UserError, short_repr
 from sabot.jobs.core import AWAITS_GUARD, DONE, OPEN, EffectState, drawing_from, drop, job_seed, question_token
@@ -32,6 +33,7 @@ from sabot.jobs.guard import (
 from sabot.jobs.history import PARKS_MS, TIMEOUT, WAITS_LONG, ContinueAs, Delivery, History
 from sabot.jobs.loop import JobFuture, JobLoop, JobTimer
 from sabot.jobs.masking import mask
+from sabot.jobs.tree import first_of
 from sabot.jobs.values import copied, pack, unpack, unpack_error
 from sabot.jobs.verdicts import given_result, wanted_result
 from sabot.journal.effects import RULES, EffectClass, EffectId, digest
@@ -220,7 +222,11 @@ class JobRun:
         result then are in `open` and `new`, and the host continues with them. If the function does not match its
         history, sets `blocked`. `function`: a function that returns the coroutine of the job.
         """
-        self.loop.start(function(self))
+        before = PRESENT_JOB.set(self.present)
+        try:
+            self.loop.start(function(self))
+        finally:
+            PRESENT_JOB.reset(before)
         self.loop.repeats = self.history.said >= 0
         self.loop.run_until_quiet()
         self.deliver(self._next_recorded())
@@ -558,6 +564,12 @@ class JobRun:
         """
         begin = self.history.begin
         return Behalf(begin.scope, begin.principal, tuple(sorted(self.labels)), begin.session)
+
+    @cached_property
+    def present(self) -> PresentJob:
+        """The facts about the job that its model calls, its log lines and those of its effects contain."""
+        begin = self.history.begin
+        return PresentJob(self.job_id, first_of(self.job_id), begin.scope, begin.principal, begin.session)
 
     @property
     def finished(self) -> bool:

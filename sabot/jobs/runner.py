@@ -24,6 +24,7 @@ from typing import Any
 
 from sabot.base.config import Secret
 from sabot.base.metrics import Durations
+from sabot.base.present_job import PRESENT_JOB, PresentJob
 from sabot.base.process_exit import EXITS, find_exit, wrap_exit
 from sabot.base.redaction import HIDDEN, without_secrets
 from sabot.base.supervision import unexpected_end
@@ -141,6 +142,7 @@ class EffectRunner:
         on_broken: Callable[[SabotError], object] | None = None,
         again: Callable[[EffectId], Awaitable[EffectId]] | None = None,
         judge: Callable[[EffectId, Tool], CallJudge] | None = None,
+        present: Callable[[str], PresentJob | None] | None = None,
     ) -> None:
         """Makes a runner.
 
@@ -156,12 +158,14 @@ class EffectRunner:
         - `judge`: a function that returns, for an effect and its tool, the judge that decides on the calls of models
           and other tools which the tool makes itself. None if there is no policy and no budget; then only the effect
           classes of these tools are checked.
+        - `present`: a function that returns, for the id of a job, the facts about it that the model calls and log lines
+          of its effects contain. If it is None, they contain none.
         """
         self._clock = clock
         self._sendable = sendable
         self._on_broken = _raise if on_broken is None else on_broken
         self._again = again
-        self._judge = judge
+        self._judge, self._present = judge, present
         if judge is not None:  # not only from the first effect: the function of a job may start threads before it
             begin_judging(self)
         self._judges: dict[tuple[str, EffectClass], CallJudge] = {}  # without `judge`, by name and class of the tool
@@ -212,6 +216,7 @@ class EffectRunner:
         call = calls[key] = _Call(effect, tool, args, kwargs, done, entry, look)
         self._in_flight += 1
         context = self._context.copy()
+        context.run(PRESENT_JOB.set, None if self._present is None else self._present(effect.job))
         if self._judge is not None:
             context.run(JUDGE.set, self._judge(effect, tool))
         elif tool.effect in REPEATED:

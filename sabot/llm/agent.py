@@ -41,7 +41,7 @@ from sabot.llm.messages import ChatMessage, ToolCall, messages_of, system, tool_
 from sabot.llm.names import MODELS
 from sabot.llm.requests import request_of, with_output
 from sabot.llm.results import Completion, Piece, Usage
-from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema
+from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema, present_context
 from sabot.llm.tools import Tool, ToolAnswer, as_tool, json_of_result, tool_of_agent
 
 Trim = Literal["drop_oldest", "summarize", "refuse"]
@@ -307,7 +307,7 @@ class Agent:
         effects = (
             effects
             or _effects_for(current_effects.get(), self.engine)
-            or DirectEffects(self.engine, context or RequestContext())
+            or DirectEffects(self.engine, context or present_context())
         )
         run = _AgentRun(
             self,

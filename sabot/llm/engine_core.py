@@ -36,7 +36,7 @@ from sabot.llm.requests import request_of, with_output
 from sabot.llm.results import Completion, Embeddings, Piece, Usage, in_pieces, joined
 from sabot.llm.route import Route
 from sabot.llm.schema import Schema
-from sabot.llm.spec import RequestContext, RequestSpec
+from sabot.llm.spec import RequestContext, RequestSpec, present_context
 
 # If the caller that began a shared call gets one of these, the other callers make the call themselves.
 _CALLER_ERRORS = (BudgetExceeded, EffectError)
@@ -400,7 +400,7 @@ class Engine:
         return ModelCall(
             kind=kind,
             spec=spec,
-            context=context or RequestContext(),
+            context=context or present_context(),
             idempotency_key=key,
             timeout_s=_seconds("timeout", timeout),
             budget=budget,

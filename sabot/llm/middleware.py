@@ -443,7 +443,7 @@ class ToolMiddleware:
         finally:
             if "logging" in self.names:
                 took_ms = (self.built_in.clock.monotonic() - began) * 1000
-                _log.debug("tool %s for %s: %s, %.0f ms", tool, context.request_id, how, took_ms)
+                _log.debug("tool %s for %s: %s, %.0f ms", tool, _whom(context), how, took_ms)
 
     def charge(self) -> None:
         """Counts an attempt of a tool call in the engine's budget. Raises BudgetExceeded if the budget allows no
@@ -505,4 +505,17 @@ def _check_budget(where: str, given: object) -> None:
 
 
 def _shown(call: ModelCall) -> str:
-    return f"{call.kind} for {call.context.request_id}: {call.provider} {call.model}"
+    return f"{call.kind} for {_whom(call.context)}: {call.provider} {call.model}"
+
+
+def _whom(context: RequestContext) -> str:
+    """Returns the request id, and in parentheses what else is known of the caller."""
+    known = {
+        "tenant": context.tenant_id,
+        "user": context.user_id,
+        "session": context.session_id,
+        "job": context.job_id,
+        "trace": context.trace_id,
+    }
+    words = ", ".join(f"{name} {each}" for name, each in known.items() if each)
+    return f"{context.request_id} ({words})" if words else context.request_id

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from sabot.base.options import no_option
+from sabot.base.present_job import PRESENT_JOB
 from sabot.llm.messages import ChatMessage
 
 JsonSchema = dict[str, Any]
@@ -102,3 +103,19 @@ class RequestContext(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     def with_job(self, job_id: str) -> "RequestContext":
         """Returns this context with the id of a job."""
         return msgspec.structs.replace(self, job_id=job_id)
+
+
+def present_context() -> RequestContext:
+    """Returns the context of a request for which none is given. In the function of a job, and in its effects, it names
+    the job, its tenant, user and session, and the trace to which the spans of the job belong.
+    """
+    job = PRESENT_JOB.get()
+    if job is None:
+        return RequestContext()
+    return RequestContext(
+        trace_id=job.trace or None,
+        tenant_id=job.tenant or None,
+        user_id=job.user or None,
+        session_id=job.session or None,
+        job_id=job.job or None,
+    )

@@ -23,7 +23,7 @@ from sabot.llm.direct import DirectCaller, DirectTools
 from sabot.llm.errors import BudgetExceeded, ModelError, TurnLimitExceeded
 from sabot.llm.messages import ChatMessage, Image, Part, Text, system
 from sabot.llm.names import note_tool
-from sabot.llm.spec import RequestContext, RequestSpec
+from sabot.llm.spec import RequestSpec, present_context
 from sabot.llm.tools import UNTRUSTED, InDoubt, Tool, ToolCaller, as_tool
 from sabot.mcp.config import McpConfig, SessionKey
 from sabot.mcp.elicitation import reply_of, shown_question
@@ -77,7 +77,7 @@ class RemoteTool:
     # A tool may have a parameter of any name, also `self`: ours are positional only.
     async def __call__(self, /, **arguments: Any) -> McpResult:
         """Calls the tool for a caller that is not an agent, and returns its answer. Raises McpError."""
-        context = RequestContext()
+        context = present_context()
         site = DirectCaller(DirectTools(context), context)
 
         async def make(given: Mapping[str, Any], goes_on: bool) -> Any:

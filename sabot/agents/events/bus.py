@@ -77,7 +77,7 @@ class RuntimeEvent(msgspec.Struct, frozen=True):
     - `data`: a dict. Its fields depend on the type of the event.
     - `event_id`: the id of the event, which stays the same if the event is published again. By default it is random.
     - `at`: the time of the event in seconds since 1970.
-    - `scope_id`, `principal_id`: the tenant and the actor for whom the job runs.
+    - `scope_id`, `principal_id`, `session_id`: the tenant, the actor and the session for which the job runs.
 
     Raises UserError for an unknown type, and for a field with a value of a wrong type, because such an event could not
     be sent to a broker.
@@ -90,12 +90,14 @@ class RuntimeEvent(msgspec.Struct, frozen=True):
     at: float = msgspec.field(default_factory=SYSTEM_CLOCK.time)
     scope_id: str = ""
     principal_id: str = ""
+    session_id: str = ""
 
     def __post_init__(self) -> None:
         if type(self.type) is not RuntimeEventType:
             msgspec.structs.force_setattr(self, "type", _type(self.type))
-        if not (type(self.job_id) is type(self.event_id) is type(self.scope_id) is type(self.principal_id) is str):
-            for name in ("job_id", "event_id", "scope_id", "principal_id"):
+        texts = type(self.job_id) is type(self.event_id) is type(self.scope_id) is type(self.principal_id) is str
+        if not texts or type(self.session_id) is not str:
+            for name in ("job_id", "event_id", "scope_id", "principal_id", "session_id"):
                 check(f"RuntimeEvent: {name}", getattr(self, name), Of(str))
         if not is_number(self.at) or not math.isfinite(self.at):
             raise UserError(f"RuntimeEvent: at={short_repr(self.at)}", hint="seconds since 1970, a finite number")

@@ -107,7 +107,8 @@ class JobEvents:
         self, job: JobState, kind: RuntimeEventType, job_id: str, at_ms: int, name: str, data: Mapping[str, Any]
     ) -> None:
         event_id = f"{job_id}/{name}/{kind}"
-        await self._publish_event(RuntimeEvent(kind, job_id, data, event_id, at_ms / 1000, job.scope, job.principal))
+        whom = job.scope, job.principal, job.session
+        await self._publish_event(RuntimeEvent(kind, job_id, data, event_id, at_ms / 1000, *whom))
 
     async def _status(self, job: JobState, notice: Notice, status: str, data: Mapping[str, Any]) -> None:
         if self._wants(_TYPE.JOB_STATUS_CHANGED, notice.job):
@@ -147,7 +148,7 @@ class JobEvents:
 
     async def _piece(self, job: JobState, piece: Fragment) -> None:
         if self._wants(_TYPE.MODEL_TOKEN, piece.job) or self._wants(_TYPE.MODEL_REASONING, piece.job):
-            for event in piece_events(piece, job.scope, job.principal):
+            for event in piece_events(piece, (job.scope, job.principal, job.session)):
                 if self._wants(event.type, piece.job):
                     await self._publish_event(event)
 
@@ -214,15 +215,15 @@ class JobEvents:
             await self._publish(job, final, end.job, end.at_ms, name, {"outcome": end.outcome, **said})
 
 
-def piece_events(piece: Fragment, scope: str, principal: str) -> Iterator[RuntimeEvent]:
-    """Yields the events of a piece of a model's answer: of its text and of its reasoning, if it has them. `scope` and
-    `principal` are the tenant and the actor of the job.
+def piece_events(piece: Fragment, whom: tuple[str, str, str]) -> Iterator[RuntimeEvent]:
+    """Yields the events of a piece of a model's answer: of its text and of its reasoning, if it has them. `whom`: the
+    tenant, the actor and the session of the job.
     """
     for kind, text in ((_TYPE.MODEL_TOKEN, piece.text), (_TYPE.MODEL_REASONING, piece.reasoning)):
         if text:
             data = {"text": text, "ordinal": piece.ordinal, "attempt": piece.attempt, "number": piece.number}
             event_id = f"{piece.job}/{piece.ordinal}/{piece.attempt}/{piece.number}/{kind}"
-            yield RuntimeEvent(kind, piece.job, data, event_id, piece.at_ms / 1000, scope, principal)
+            yield RuntimeEvent(kind, piece.job, data, event_id, piece.at_ms / 1000, *whom)
 
 
 async def events_of(entries: Iterable[Entry]) -> list[RuntimeEvent]:

@@ -18,11 +18,11 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any
 
 from sabot.agents.events.bus import EventBus, RuntimeEvent, RuntimeEventType, Subscription
 from sabot.base.options import answers_wrong_options
+from sabot.base.present_job import stable_number, trace_number
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.jobs.tree import first_of, parent_of
 
@@ -177,7 +177,7 @@ class OpenTelemetryAdapter:
 
     def _samples(self, job_id: str) -> bool:
         rate = self.config.sampling_rate
-        return rate >= 1 or _number(f"sample {first_of(job_id)}", 8) < rate * 2**64
+        return rate >= 1 or stable_number(f"sample {first_of(job_id)}", 8) < rate * 2**64
 
     # -- spans --------------------------------------------------------------------------------------------------------
 
@@ -244,16 +244,16 @@ class OpenTelemetryAdapter:
           span is the span of its job.
         """
         trace, job_id, data = self._trace, event.job_id, event.data
-        trace_id, job_span = _number(f"trace {first_of(job_id)}", 16), _number(f"span {job_id}", 8)
+        trace_id, job_span = trace_number(first_of(job_id)), stable_number(f"span {job_id}", 8)
         context, above = self._nothing, parent_of(job_id)[0] if is_job else job_id
         if above:
-            parent_id = _number(f"span {above}", 8)
+            parent_id = stable_number(f"span {above}", 8)
             parent = trace.SpanContext(trace_id, parent_id, is_remote=False, trace_flags=trace.TraceFlags(1))
             context = trace.set_span_in_context(trace.NonRecordingSpan(parent))
         attributes = {"sabot.job.id": job_id, "sabot.scope": event.scope_id, "sabot.principal": event.principal_id}
-        attributes |= {"service.name": self.config.service_name, **about}
+        attributes |= {"sabot.session": event.session_id, "service.name": self.config.service_name, **about}
         kept = {key: value for key, value in attributes.items() if value != ""}
-        with self._ids.next(trace_id, job_span if is_job else _number(f"span {event.event_id}", 8)):
+        with self._ids.next(trace_id, job_span if is_job else stable_number(f"span {event.event_id}", 8)):
             span = self._tracer.start_span(name, context=context, attributes=kept, start_time=_ns(began))
         if "error" in data:
             self._fails(span, data, event.at)
@@ -297,13 +297,6 @@ class _Ids:
     def is_trace_id_random(self) -> bool:
         """Returns False, because the trace ids are computed from the ids of the jobs."""
         return False
-
-
-def _number(name: str, size: int) -> int:
-    """Returns a hash of the name as a whole number of `size` bytes. It is never 0, which OpenTelemetry does not allow
-    as an id.
-    """
-    return int.from_bytes(blake2b(name.encode(), digest_size=size).digest(), "big") or 1
 
 
 def _ns(seconds: float) -> int:

@@ -152,19 +152,20 @@ class ExecutionHandle:
                 live.queue.extend(event for event in waiting if event.type not in _PIECES)
                 if not recorded and self._ended:
                     raise UserError(f"job {self.job_id} has ended so long ago that its events are forgotten")
-                behalf = (recorded[0].scope_id, recorded[0].principal_id) if recorded else ("", "")
+                first = recorded[0] if recorded else None
+                whom = ("", "", "") if first is None else (first.scope_id, first.principal_id, first.session_id)
                 for event in recorded:
                     if event.event_id in told:
                         continue
                     if event.type is RuntimeEventType.MODEL_DONE:
-                        for piece in heard.of(kept, early, *behalf, event.data["ordinal"]):
+                        for piece in heard.of(kept, early, whom, event.data["ordinal"]):
                             yield piece
                     told.add(event.event_id)
                     _note(heard, event)
                     yield event
                     if event.type in _FINAL:
                         return
-                for piece in heard.of(kept, early, *behalf, None):
+                for piece in heard.of(kept, early, whom, None):
                     yield piece
                 while live.queue or live.dropped == missed:
                     try:

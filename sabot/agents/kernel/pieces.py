@@ -162,17 +162,17 @@ class HeardPieces:
         return rest
 
     def of(
-        self, kept: Iterable[Fragment], live: Iterable[RuntimeEvent], scope: str, principal: str, ordinal: int | None
+        self, kept: Iterable[Fragment], live: Iterable[RuntimeEvent], whom: tuple[str, str, str], ordinal: int | None
     ) -> Iterator[RuntimeEvent]:
         """Yields the events of the pieces that the listener gets next.
 
         - `kept`: the kept pieces at some moment. `live`: the events of pieces that came after that moment.
-        - `scope`, `principal`: the tenant and the actor of the job.
+        - `whom`: the tenant, the actor and the session of the job.
         - `ordinal`: only pieces of the answer of this effect; None for those of all.
         """
         for each in kept:
             if (ordinal is None or each.ordinal == ordinal) and (rest := self.rest(each)) is not None:
-                yield from piece_events(rest, scope, principal)
+                yield from piece_events(rest, whom)
         for event in live:
             if (ordinal is None or event.data["ordinal"] == ordinal) and self.takes(event):
                 yield event
