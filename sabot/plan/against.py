@@ -515,7 +515,9 @@ def _verdict(old: SavedStep, new: Planned, given_up: Mapping[str, set[str]]) -> 
     if differences or refused:
         why = "; ".join([*differences, *refused, *changes])
         instead = tuple(f"{new.id}.{name}" for name in sorted(added)) if len(differences) == 1 and added else ()
-        return Verdict(new.id, old.text, new.text, "refuse", why, groups=old.groups, parts=told, instead=instead)
+        lacks = len(differences) == _added_facts(old, new) and not refused
+        facts: Any = {"groups": old.groups, "parts": told, "instead": instead, "lacks_columns": lacks}
+        return Verdict(new.id, old.text, new.text, "refuse", why, **facts)
     if old.id != new.id:
         changes.insert(0, f"the checkpoint calls it {old.id}")
     if old.subtasks != new.parallelism:
@@ -577,6 +579,16 @@ def _added_columns(old: SavedStep, new: Planned) -> frozenset[str]:
     kinds = dict(before["columns"])
     fits = all(kinds.get(name, kind) == kind for name, kind in now["columns"]) and before["keys"] == now["keys"]
     return frozenset(name for name, _ in now["columns"] if name not in kinds) if fits else frozenset()
+
+
+def _added_facts(old: SavedStep, new: Planned) -> int:
+    """Returns of how many inputs the program keeps more columns, all others with the types that they have in the checkpoint."""
+    names = {"left", "right", "columns"} - {_listed(new.schema)}
+    sides = ((old.schema.get(name), new.schema.get(name)) for name in names)
+    rows = [
+        (dict(before or ()), dict(now or ())) for before, now in sides if before != now and _rows(before) and _rows(now)
+    ]
+    return sum(now.keys() >= before.keys() and {**now, **before} == now for before, now in rows)
 
 
 def _spent(manifest: SavedApp) -> frozenset[str] | None:

@@ -8,6 +8,7 @@ and the new step does not handle each row by itself.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from sabot.api.expr import col
 from sabot.plan.paths import steps_of
@@ -30,22 +31,65 @@ def over_changes(
     if all inputs of the app had ended, the ids of the steps whose state the checkpoint leaves out for that reason
     (joins, decision 031), else None. No change will come to these any more, and they have emitted all their rows.
     """
+    decided = partial(_over_changes, operators, saved, verdicts, spent)
+    found, refilled, asked = decided()
+    if asked:
+        further, filled, _ = decided(asked=asked)
+        if _refused(further) < _refused(found) and _is_closed(operators, filled):
+            return further
+    return found if _is_closed(operators, refilled) else decided(refills=False)[0]
+
+
+def _refused(verdicts: Sequence[Verdict]) -> int:
+    return sum(each.outcome == "refuse" for each in verdicts)
+
+
+def _is_closed(operators: Sequence[Planned], refilled: Mapping[str, str]) -> bool:
+    """Returns False if a step that goes on gets all results of a step that is filled again. For example, a changelog would
+    have the rows so far once more.
+    """
+    return all(new.id in refilled or not refilled.keys() & set(new.makers) for new in operators)
+
+
+def _over_changes(
+    operators: Sequence[Planned],
+    saved: Mapping[str, SavedStep],
+    verdicts: Sequence[Verdict],
+    spent: frozenset[str] | None,
+    *,
+    refills: bool = True,
+    asked: frozenset[str] = _ALL,
+) -> tuple[list[Verdict], dict[str, str], frozenset[str]]:
+    """Returns the verdicts of `over_changes`. Returns also, by the ids of the steps that are filled again by themselves and emit
+    all of their results, the ids of their state in the checkpoint; and the ids of the joins that would have to be such
+    steps for aggregates which were added behind them.
+
+    `refills`: True if there may be such steps. `asked`: the joins among them of which only a later step needs the rows.
+    """
     known = {each.id: each for each in operators}
     found: dict[str, Verdict] = {}
+    refilled: dict[str, str] = {}
+    wanted: set[str] = set()
     for new, verdict in zip(operators, verdicts, strict=True):
         found[new.id] = verdict
         if new.unfit is None or verdict.outcome == "refill":
             continue
         before = verdict.saved_as or (new.id if verdict.outcome == "refuse" and new.id in saved else None)
         old = None if before is None else saved[before]
-        broken = [] if old is None else list(_broken(old, new, known, found, saved, spent is not None))
+        broken = [] if old is None else list(_broken(old, new, known, found, saved, spent is not None, refilled))
         begun = Verdict(new.id, verdict.before, new.text, "new", "it begins empty", given_up=verdict.given_up)
-        if old is not None and old.groups and (broken or verdict.outcome == "refuse"):
+        behind = sorted(refilled.keys() & set(new.makers))
+        if old is not None and old.groups and (broken or behind or verdict.outcome == "refuse" or new.id in asked):
             again = _filled(new, begun, known, found, _ALL)
-            if new.keeps_copy and again.fills and again.outcome != "refuse":
+            lacks = refills and not broken and (verdict.outcome != "refuse" or verdict.lacks_columns)
+            lacks = lacks and _has_all_rows(new, again, found, refilled)
+            broken += [f"its rows are of {maker}, which is filled again" for maker in behind]
+            if (new.keeps_copy and again.fills and again.outcome != "refuse") or lacks:
+                broken += ["a step behind it needs the rows so far"] if new.id in asked else []
                 why = "; ".join([*([verdict.why] if verdict.outcome == "refuse" else []), *broken])
                 why = f"{why}: it is filled again with the rows of {' and '.join(new.makers)}"
                 verdict = replace(again, outcome="refill", before=old.text, why=why)
+                refilled |= {} if new.keeps_copy else {new.id: old.id}
             elif broken or not verdict.parts:  # all of it would have to go, and what then cannot be filled
                 why = "; ".join([*([verdict.why] if verdict.outcome == "refuse" else []), *broken])
                 ways = [new.id, *again.instead]
@@ -57,8 +101,22 @@ def over_changes(
             verdict = _filled(new, begun if broken else verdict, known, found, _ALL)
         elif added := frozenset(part.name for part in verdict.parts if part.now and part.source is None):
             verdict = _filled(new, verdict, known, found, added)
+            if verdict.outcome == "refuse" and not new.unfit(_ALL):
+                wanted.update(id for id in new.makers if not known[id].gives_table and found[id].saved_as is not None)
         found[new.id] = verdict
-    return list(found.values())
+    return list(found.values()), refilled, frozenset(wanted)
+
+
+def _has_all_rows(new: Planned, again: Verdict, verdicts: Mapping[str, Verdict], refilled: Mapping[str, str]) -> bool:
+    """Returns True if a step that begins anew gets all rows so far: from the tables above it, which are in the checkpoint, or
+    from steps that are filled again themselves. `again`: the verdict on the step that begins anew.
+    """
+    if not new.lineage or again.outcome == "refuse" or new.unfit is None or new.unfit(_ALL):
+        return False
+    return all(
+        lineages and (number in again.fills or all(each["from"] in refilled for each in lineages))
+        for number, lineages in enumerate(new.lineage)
+    )
 
 
 def _same_rows(old: SavedStep | None, new: Planned) -> bool:
@@ -73,13 +131,17 @@ def _broken(
     verdicts: Mapping[str, Verdict],
     saved: Mapping[str, SavedStep],
     ended: bool,
+    refilled: Mapping[str, str],
 ) -> Iterator[str]:
-    """Yields the reasons why the changes to come do not continue those from which the state was made."""
+    """Yields the reasons why the changes to come do not continue those from which the state was made. `refilled`: the steps
+    that are filled again by themselves, with the ids of their state in the checkpoint.
+    """
+    ids = {maker: refilled.get(maker) or verdicts[maker].saved_as for maker in new.makers}
     for maker in new.makers:
         verdict = verdicts[maker]
-        if verdict.saved_as is None and not ended:
+        if ids[maker] is None and not ended:
             yield f"its rows are of {maker}, whose state would not go on"
-        if verdict.outcome == "refill" and not _same_rows(saved.get(verdict.saved_as or ""), known[maker]):
+        if verdict.outcome == "refill" and not _same_rows(saved.get(ids[maker] or ""), known[maker]):
             yield f"its rows are of {maker}, which is refilled with other rows than it had"
         for name, words, _ in known[maker].schema.get("aggregates", ()):
             if name in verdict.forgets and not verdict.fills and col(words).text() in str(_texts(new)):
@@ -88,7 +150,7 @@ def _broken(
         return
     for one, two in zip(old.lineage, new.lineage, strict=True):
         was = {each["from"]: each for each in one}
-        now = {verdicts[each["from"]].saved_as or "": each for each in two}
+        now = {ids[each["from"]] or "": each for each in two}
         for maker in was.keys() - now.keys() if "" not in now else ():
             yield f"its rows were changes of {maker}, and are not now"
         for maker in now.keys() - was.keys() - {""}:

@@ -60,7 +60,7 @@ class Verdict:
 
     - `before`, `now`: the text of the operator in the checkpoint and in the program, or None if it is not there.
     - `outcome`, `why`: "keep": the state continues as it is. "migrate": it continues, and `why` says what changes.
-      "refill": it is computed again from its topics, as the user asked, or from the table of which it is a copy. "new":
+      "refill": it is computed again from its topics, as the user asked, or from the tables above it. "new":
       the checkpoint has no state for the operator, so it begins empty. "drop": the program has no such operator.
       "refuse": the program's operator with this id keeps other state, and `why` says what differs.
     - `saved_as`: the operator's id in the checkpoint, or None if its state is not restored.
@@ -73,6 +73,7 @@ class Verdict:
     - `instead`: for a refusal, the ids of the operators whose state the user must drop for the start; empty if it is
       enough to drop the state of this operator or of its refused `parts`.
     - `other_rows`: True if the state continues, and rows that have passed other steps than those so far come to it.
+    - `lacks_columns`: for a refusal, True if nothing differs but columns that the program adds to the kept rows.
     - `refills`: for a refusal, the ids of the operators whose refill avoids it (`plan.refills`); empty if it cannot be avoided so.
     - `place`: the position of the step in a script, such as "pipeline.sql:3:14", or "" for steps of Python.
     """
@@ -92,6 +93,7 @@ class Verdict:
     place: str = ""
     refills: tuple[str, ...] = ()
     other_rows: bool = False
+    lacks_columns: bool = False
 
     @property
     def loses(self) -> bool:
