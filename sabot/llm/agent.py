@@ -37,7 +37,7 @@ from sabot.llm.errors import (
     ToolError,
     TurnLimitExceeded,
 )
-from sabot.llm.messages import ChatMessage, ToolCall, messages_of, system, tool_result, user
+from sabot.llm.messages import ChatMessage, ToolCall, given_arguments, messages_of, system, tool_result, user
 from sabot.llm.names import MODELS
 from sabot.llm.requests import request_of, with_output
 from sabot.llm.results import Completion, Piece, Usage
@@ -324,7 +324,7 @@ def _prompt_of(call: ToolCall) -> str:
     if the arguments are not a JSON object with the text `prompt`.
     """
     try:
-        return msgspec.json.decode(call.arguments, type=_Prompt).prompt
+        return msgspec.json.decode(given_arguments(call.arguments), type=_Prompt).prompt
     except UNREADABLE as error:
         raise ToolError(f"{call.name} takes one text: {error}") from error
 

@@ -99,6 +99,13 @@ def tool_result(call_id: str, text: str, *, is_error: bool = False) -> ChatMessa
     return ChatMessage("tool", text, tool_call_id=call_id, is_error=is_error)
 
 
+def given_arguments(text: str) -> str:
+    """Returns the arguments of a tool call as the model wrote them, or "{}" if it wrote none: some write nothing,
+    spaces or null for them.
+    """
+    return "{}" if text.strip() in ("", "null") else text
+
+
 def messages_of(prompt: object) -> tuple[ChatMessage, ...]:
     """Returns the messages of a prompt, which is a text, a message, or a list of them. Raises UserError for anything
     else.

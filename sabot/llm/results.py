@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -12,7 +12,9 @@ import numpy.typing as npt
 from sabot.base.checks import is_whole
 from sabot.llm.messages import ChatMessage, ToolCall
 
-FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "pause_turn"]
+FINISH_REASONS: frozenset[str] = frozenset(get_args(FinishReason))
+_CALLING = ("tool_calls", "stop", "pause_turn")
 
 
 _MOST_TOKENS = 10**12  # of an answer; the sum of nine million of them still fits into 64 bits
@@ -88,7 +90,9 @@ class Completion(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The whole answer of a model to one request.
 
     - `message`: the answer as a message of the conversation.
-    - `finish_reason`: the reason why the answer ended.
+    - `finish_reason`: the reason why the answer ended: "stop"; "length" if it was cut off at `max_tokens`;
+      "tool_calls"; "content_filter" if a filter held it back or the model refused to answer; "pause_turn" if the vendor
+      goes on as soon as the message is sent back. Any other reason is the vendor's own word.
     - `usage`: the numbers of tokens, or None if the provider does not report them.
     - `cost`: US dollars, or None if the price is unknown. `prices_version`: the version of the prices that were used.
     - `provider`: the vendor's name. `model`: the model that answered. `request_id`: the vendor's id of the request.
@@ -99,7 +103,7 @@ class Completion(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """
 
     message: ChatMessage
-    finish_reason: FinishReason = "stop"
+    finish_reason: str = "stop"
     usage: Usage | None = None
     cost: Decimal | None = None
     prices_version: str = ""
@@ -119,13 +123,20 @@ class Completion(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         """The tool calls that the model asks for."""
         return self.message.tool_calls
 
+    @property
+    def whole_calls(self) -> tuple[ToolCall, ...]:
+        """The tool calls of an answer that has ended as answers with tool calls do. It is empty for an answer that was
+        cut off or filtered, or that has ended for an unknown reason: its last call may not be what the model meant.
+        """
+        return self.message.tool_calls if self.finish_reason in _CALLING else ()
+
 
 class Piece(msgspec.Struct, frozen=True, omit_defaults=True):
     """One piece of an answer that is streamed. Each piece has one of these:
 
     - `text`: the next part of the answer's text.
     - `reasoning`: the next part of the model's reasoning, if the vendor sends it.
-    - `tool_call`: a tool call with all its arguments.
+    - `tool_call`: a tool call with all its arguments. They come when the answer has ended, and not if it was cut off.
     - `completion`: the whole answer; only the last piece has it.
     """
 
@@ -141,7 +152,7 @@ async def in_pieces(completion: Completion) -> AsyncGenerator[Piece, None]:
     """
     if completion.content:
         yield Piece(completion.content)
-    for call in completion.tool_calls:
+    for call in completion.whole_calls:
         yield Piece(tool_call=call)
     yield Piece(completion=completion)
 

@@ -20,12 +20,13 @@ from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.names import MODELS
 from sabot.llm.prices import Prices
 from sabot.llm.provider import Provider
-from sabot.llm.results import Completion, Usage, counted_usage, is_cost
+from sabot.llm.results import FINISH_REASONS, Completion, Usage, counted_usage, is_cost
 from sabot.llm.spec import RequestSpec
 
 _log = logging.getLogger("sabot.llm")
 
 _EMPTY = RequestSpec(messages=())
+_MOST_REASONS = 100  # unknown finish reasons that are logged
 
 
 class Route:
@@ -48,6 +49,7 @@ class Route:
         self._max_answer_bytes = max_answer_bytes
         self._left_out: set[str] = set()
         self._without_usage: set[str] = set()  # models of which the log has said that their answers have no usage
+        self._unknown_reasons: set[str] = set()  # those of which the log has said that they are unknown
         self.admission = Admission(limits, clock, sleep)
         self._circuit = None if breaker is None else Circuit(breaker, clock)
         self._prices, self._clock = prices, clock
@@ -105,7 +107,8 @@ class Route:
         - If the cost is not valid, the copy has none.
         - If the usage has 0 tokens although the answer is not empty, the copy has no usage.
 
-        For an outcome without usage a warning is logged, once for each model.
+        For an outcome without usage a warning is logged, once for each model, and for an answer with an unknown finish
+        reason once for each reason.
         """
         usage, model = outcome.usage, outcome.model or call.model
         counted = None if usage is None else counted_usage(usage)
@@ -126,7 +129,19 @@ class Route:
                 said,
                 model or "its model",
             )
+        if isinstance(outcome, Completion) and outcome.finish_reason not in FINISH_REASONS:
+            self._note_reason(outcome.finish_reason)
         return outcome
+
+    def _note_reason(self, reason: str) -> None:
+        """Logs, once for each reason, that an answer has ended for a reason that is unknown."""
+        if reason not in self._unknown_reasons and len(self._unknown_reasons) < _MOST_REASONS:
+            self._unknown_reasons.add(reason)
+            _log.warning(
+                "%s has ended an answer with the finish reason %r, which is unknown: no unsafe tool is called for it",
+                self.provider.name,
+                reason,
+            )
 
     async def _count_lost(self, call: ModelCall) -> Outcome:
         """Makes the request, and returns its outcome. If it fails after it was sent, sets `call.unread`, and adds the

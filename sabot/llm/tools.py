@@ -36,6 +36,7 @@ from sabot.calls.options import Retry
 from sabot.errors import UserError, message_of, short_repr
 from sabot.journal.effects import EffectClass, EffectId, EffectName, effect_class
 from sabot.llm.errors import ToolError
+from sabot.llm.messages import given_arguments
 from sabot.llm.names import TOOLS, note_tool
 from sabot.llm.spec import JsonSchema, RequestSpec, ToolSchema
 
@@ -257,7 +258,7 @@ class Tool(Generic[P, R]):
         from sabot.llm.schema import Mismatch
 
         try:
-            return self._arguments.decode(text)
+            return self._arguments.decode(given_arguments(text))
         except Mismatch as error:
             raise ToolError(f"{self.name} does not take these arguments: {error}") from error
 

@@ -3,7 +3,7 @@ it. `test_answer_shapes` sends each of them by each API to each surface.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sabot.llm import Completion, ToolCall, assistant
@@ -30,12 +30,14 @@ class Shape:
 
     - `sent`: the first answer by API ("chat", "responses", "messages"), or one for all of them: a `Sent`, or what a
       `FakeModelServer` sends in both forms. APIs that are left out have no such shape.
-    - `then`: the answers to the further requests; the last one to all that follow.
+    - `then`: the answers to the further requests; the last one to all that follow. Without any, each request gets the
+      first answer: a kernel asks again after an error behind some text.
     - `gives`: the beginning of the answer, or a pattern of "ErrorClass: message", where the agent has tools.
     - `column`: the same for `map_llm`, whose requests have no tools; None for the same as `gives`, and "" if the shape
       is not sent there.
     - `made`: the tool calls that are made. `told`: what the model gets to read about the first answer, in the results
       of its calls. `asked`: the number of requests; 0 if it does not matter.
+    - `streamed`: True if only streams have this shape.
     """
 
     sent: Mapping[str, Any] | Any
@@ -46,22 +48,117 @@ class Shape:
     told: str = ""
     asked: int = 0
     output: Any = None
-    of: Sequence[str] = field(default=("chat", "responses", "messages"))
+    streamed: bool = False
 
     def answer(self, api: str, number: int, *, stream: bool) -> Any:
         """The answer to the request of this number, beginning with 0."""
-        if number:
+        if number and self.then:
             return self.then[min(number, len(self.then)) - 1]
-        sent = self.sent[api] if isinstance(self.sent, dict) and api in self.sent else self.sent
+        sent = self.sent[api] if isinstance(self.sent, dict) else self.sent
         return sent.form(stream=stream) if isinstance(sent, Sent) else sent
 
-    def is_of(self, api: str) -> bool:
-        return api in (self.sent if isinstance(self.sent, dict) else self.of)
+    def is_of(self, api: str, *, streams: bool) -> bool:
+        return (streams or not self.streamed) and (not isinstance(self.sent, dict) or api in self.sent)
 
 
 CALLS_A_TOOL = "MalformedAnswer: .*the answer calls the tool"
+TWO_CALLS = [("erase", {"folder": "/a"}), ("look", {"city": "Rome"})]
 
-SHAPES: dict[str, Shape] = {
+
+def chat(message: Mapping[str, Any], reason: str | None = "stop", **more: Any) -> dict[str, Any]:
+    """A whole answer of chat completions."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": None, **message}, "finish_reason": reason}
+    return {"id": "chatcmpl-1", "object": "chat.completion", "model": "model-1", "choices": [choice], **more}
+
+
+def chunk(reason: str | None = None, **delta: Any) -> dict[str, Any]:
+    """An event of a stream of chat completions."""
+    choice = {"index": 0, "delta": delta, "finish_reason": reason}
+    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "model-1", "choices": [choice]}
+
+
+def chat_calls(*calls: Mapping[str, Any]) -> dict[str, Any]:
+    return chat({"tool_calls": list(calls)}, "tool_calls")
+
+
+def chunks(*parts: Mapping[str, Any]) -> list[Any]:
+    """The events of a stream with a part of a tool call in each."""
+    return [*(chunk(tool_calls=[part]) for part in parts), chunk("tool_calls"), "[DONE]"]
+
+
+def called(name: str, arguments: Any = None, **more: Any) -> dict[str, Any]:
+    """A tool call of chat completions, or a part of one."""
+    given = {"name": name, "arguments": arguments}
+    return {**more, "type": "function", "function": {key: value for key, value in given.items() if value is not None}}
+
+
+def response(*items: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """A whole answer of OpenAI's responses."""
+    return {
+        "id": "resp_1",
+        "object": "response",
+        "model": "model-1",
+        "status": "completed",
+        "output": list(items),
+        **more,
+    }
+
+
+def response_call(name: str, arguments: str, **more: Any) -> dict[str, Any]:
+    return {"type": "function_call", "id": f"fc_{name}", "name": name, "arguments": arguments, **more}
+
+
+def response_events(*items: Mapping[str, Any], **more: Any) -> list[Any]:
+    """The events of a stream of OpenAI's responses: its items, and the whole."""
+    done = [
+        {"type": "response.output_item.done", "output_index": number, "item": item} for number, item in enumerate(items)
+    ]
+    return [*done, {"type": "response.completed", "response": response(*items, **more)}]
+
+
+def message(*blocks: Mapping[str, Any], reason: str | None = "end_turn", **more: Any) -> dict[str, Any]:
+    """A whole answer of Anthropic's messages."""
+    told = {"stop_reason": reason, "usage": {"input_tokens": 3, "output_tokens": 2}}
+    return {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "model-1",
+        "content": list(blocks),
+        **told,
+        **more,
+    }
+
+
+def message_events(*blocks: tuple[int, Mapping[str, Any], str], reason: str = "end_turn") -> list[Any]:
+    """The events of a stream of Anthropic's messages: blocks with their index, their beginning, and the rest of their
+    text or of their arguments.
+    """
+    events: list[Any] = [{"type": "message_start", "message": message(reason=None)}]
+    for index, block, rest in blocks:
+        kind = (
+            {"type": "input_json_delta", "partial_json": rest}
+            if "input" in block
+            else {"type": "text_delta", "text": rest}
+        )
+        events.append({"type": "content_block_start", "index": index, "content_block": block})
+        events.append({"type": "content_block_delta", "index": index, "delta": kind})
+        events.append({"type": "content_block_stop", "index": index})
+    end = {"type": "message_delta", "delta": {"stop_reason": reason}, "usage": {"output_tokens": 2}}
+    return [*events, end, {"type": "message_stop"}]
+
+
+def used(name: str, given: Any, **more: Any) -> dict[str, Any]:
+    """A tool call of Anthropic's messages."""
+    return {"type": "tool_use", "name": name, "input": given, **more}
+
+
+def both_calls(**more: Any) -> Any:
+    """Expects the two calls `TWO_CALLS`."""
+    return {"column": CALLS_A_TOOL, "made": TWO_CALLS, "told": "erased /a\nRome is there", "asked": 2, **more}
+
+
+PLAIN: dict[str, Shape] = {
     "a plain answer": Shape("It is Rome.", "It is Rome.", asked=1),
     "calls of tools": Shape(
         assistant("I look.", ERASE, LOOK),
@@ -70,8 +167,259 @@ SHAPES: dict[str, Shape] = {
         told="erased /",
         asked=2,
     ),
-    "a filtered answer": Shape(
-        Completion(message=assistant("So"), finish_reason="content_filter"), gives="So", column="ContentFiltered: "
+}
+
+E_A, L_R = '{"folder": "/a"}', '{"city": "Rome"}'
+
+CALLS: dict[str, Shape] = {
+    "two calls with empty ids": Shape(
+        {
+            "chat": Sent(
+                chat_calls(called("erase", E_A, id=""), called("look", L_R, id="")),
+                chunks(called("erase", E_A, id="", index=0), called("look", L_R, id="", index=1)),
+            ),
+            "responses": Sent(
+                response(response_call("erase", E_A, call_id=""), response_call("look", L_R, call_id="")),
+                response_events(response_call("erase", E_A, call_id=""), response_call("look", L_R, call_id="")),
+            ),
+            "messages": Sent(
+                message(used("erase", {"folder": "/a"}, id=""), used("look", {"city": "Rome"}, id="")),
+                message_events((0, used("erase", {}, id=""), E_A), (1, used("look", {}, id=""), L_R)),
+            ),
+        },
+        **both_calls(),
+    ),
+    "two calls without ids": Shape(
+        {
+            "chat": Sent(
+                chat_calls(called("erase", E_A), called("look", L_R)),
+                chunks(called("erase", E_A), called("look", L_R)),
+            ),
+            "responses": Sent(
+                response(response_call("erase", E_A), response_call("look", L_R)),
+                response_events(response_call("erase", E_A), response_call("look", L_R)),
+            ),
+            "messages": Sent(
+                message(used("erase", {"folder": "/a"}), used("look", {"city": "Rome"})),
+                message_events((0, used("erase", {}), E_A), (0, used("look", {}), L_R)),
+            ),
+        },
+        **both_calls(),
+    ),
+    "two calls with one id": Shape(
+        {
+            "chat": Sent(
+                chat_calls(called("erase", E_A, id="x"), called("look", L_R, id="x")),
+                chunks(called("erase", E_A, id="x", index=0), called("look", L_R, id="x", index=1)),
+            ),
+            "responses": Sent(
+                response(response_call("erase", E_A, call_id="x"), response_call("look", L_R, call_id="x")),
+                response_events(response_call("erase", E_A, call_id="x"), response_call("look", L_R, call_id="x")),
+            ),
+            "messages": message(
+                used("erase", {"folder": "/a"}, id="x"), used("look", {"city": "Rome"}, id="x"), reason="tool_use"
+            ),
+        },
+        **both_calls(),
+    ),
+    "two calls of one tool without arguments and ids": Shape(
+        {"chat": chat_calls(called("look"), called("look"))},
+        column=CALLS_A_TOOL,
+        made=[("look", {"city": ""}), ("look", {"city": ""})],
+        asked=2,
+    ),
+    "index 0 for both, with different ids": Shape(
+        {
+            "chat": chunks(
+                called("erase", '{"folder":', id="a", index=0),
+                {"index": 0, "function": {"arguments": ' "/a"}'}},
+                called("look", L_R, id="b", index=0),
+            ),
+            "messages": Sent(
+                message(used("erase", {"folder": "/a"}, id="a"), used("look", {"city": "Rome"}, id="b")),
+                message_events((0, used("erase", {}, id="a"), E_A), (0, used("look", {}, id="b"), L_R)),
+            ),
+        },
+        **both_calls(),
+        streamed=True,
+    ),
+    "index 0 for both, without ids": Shape(
+        {"chat": chunks(called("erase", E_A, index=0), called("look", L_R, index=0))}, **both_calls(), streamed=True
+    ),
+    "no index, and the id in each part": Shape(
+        {
+            "chat": chunks(
+                called("erase", '{"folder"', id="a"),
+                called("erase", ': "/a', id="a"),
+                {"id": "a", "function": {"arguments": '"}'}},
+                called("look", '{"city":', id="b"),
+                called("look", ' "Rome"}', id="b"),
+            )
+        },
+        **both_calls(),
+        streamed=True,
+    ),
+    "a name that comes later than the id": Shape(
+        {
+            "chat": chunks(
+                {"index": 0, "id": "a", "function": {"arguments": ""}},
+                {"index": 0, "function": {"name": "erase", "arguments": E_A}},
+                {"id": "b", "index": 1},
+                {"index": 1, "function": {"name": "look"}},
+                {"index": 1, "function": {"arguments": L_R}},
+            )
+        },
+        **both_calls(),
+        streamed=True,
+    ),
+    "a call that is sent once more as a whole": Shape(
+        {
+            "chat": chunks(
+                called("erase", '{"folder": ', id="a", index=0),
+                {"index": 0, "function": {"arguments": '"/a"}'}},
+                called("look", L_R, id="b", index=1),
+                called("erase", E_A, id="a", index=0),
+            )
+        },
+        **both_calls(),
+        streamed=True,
+    ),
+    "parts of calls that come by turns": Shape(
+        {
+            "chat": chunks(
+                called("erase", '{"folder": ', id="a", index=0),
+                called("look", '{"city": ', id="b", index=1),
+                {"index": 0, "function": {"arguments": '"/a"}'}},
+                {"index": 1, "function": {"arguments": '"Rome"}'}},
+            )
+        },
+        **both_calls(),
+        streamed=True,
+    ),
+    "items that the end of a stream leaves out": Shape(
+        {
+            "responses": [
+                {"type": "response.output_item.done", "item": response_call("erase", E_A, call_id="a")},
+                {"type": "response.output_item.done", "item": response_call("look", L_R, call_id="b")},
+                {"type": "response.completed", "response": response()},
+            ]
+        },
+        **both_calls(),
+        streamed=True,
+    ),
+    **{
+        f"arguments {given!r}": Shape(
+            assistant("", ToolCall("a", "look", given)), column=CALLS_A_TOOL, made=[("look", {"city": ""})], asked=2
+        )
+        for given in ("", "null", " ", "{}")
+    },
+    **{
+        f"broken arguments {given!r}": Shape(
+            assistant("", ToolCall("a", "erase", given)),
+            column=CALLS_A_TOOL,
+            told="ToolError: erase does not take these arguments",
+            asked=2,
+        )
+        for given in ('{"folder": "/', "[1]", '"/"', '{"folder": "/"} {"folder": "/b"}')
+    },
+}
+
+OVERLOADED = {"message": "upstream overloaded", "code": 502}
+FAILED_MESSAGE = {"type": "error", "error": {"type": "overloaded_error", "message": "upstream overloaded"}}
+FAILED_RESPONSE = response(status="failed", error={"code": "server_error", "message": "upstream overloaded"})
+DELTA = {"type": "response.output_text.delta", "delta": "It is"}
+
+ERRORS: dict[str, Shape] = {
+    "an error behind some text": Shape(
+        {
+            "chat": Sent(
+                chat({"content": "It is"}, "error", error=OVERLOADED),
+                [chunk(content="It is"), {**chunk("error", content=""), "error": OVERLOADED}],
+            ),
+            "responses": Sent(FAILED_RESPONSE, [DELTA, {"type": "response.failed", "response": FAILED_RESPONSE}]),
+            "messages": Sent(
+                message({"type": "text", "text": "It is"}, error=FAILED_MESSAGE["error"]),
+                [*message_events((0, {"type": "text", "text": ""}, "It is"))[:-2], FAILED_MESSAGE],
+            ),
+        },
+        "ModelUnavailable: .*upstream overloaded",
+        then=(),
+    ),
+    "an error behind a call": Shape(
+        {
+            "chat": Sent(
+                chat({"tool_calls": [called("erase", E_A, id="a")]}, "error", error={"message": "upstream overloaded"}),
+                [
+                    chunk(tool_calls=[called("erase", E_A, id="a", index=0)]),
+                    chunk("tool_calls"),
+                    {**chunk("error"), "error": "upstream overloaded"},
+                ],
+            ),
+            "responses": Sent(
+                FAILED_RESPONSE | {"output": [response_call("erase", E_A, call_id="a")]},
+                [
+                    {"type": "response.output_item.done", "item": response_call("erase", E_A, call_id="a")},
+                    {"type": "response.error", "error": {"message": "upstream overloaded"}},
+                ],
+            ),
+            "messages": Sent(
+                FAILED_MESSAGE, [*message_events((0, used("erase", {}, id="a"), E_A))[:-2], FAILED_MESSAGE]
+            ),
+        },
+        "ModelUnavailable: .*upstream overloaded",
+        then=(),
+    ),
+    "an error of a choice": Shape(
+        {
+            "chat": {
+                **chat({"content": "So"}),
+                "choices": [{**chat({"content": "So"})["choices"][0], "error": OVERLOADED}],
+            }
+        },
+        "ModelUnavailable: .*upstream overloaded",
+        then=(),
+    ),
+    "an error as an object": Shape(
+        {"chat": {"object": "error", "message": "upstream overloaded", "type": "BadGateway", "code": 502}},
+        "ModelUnavailable: .*upstream overloaded",
+        then=(),
+    ),
+    "a reason that is an error": Shape(
+        {
+            "chat": Sent(chat({"content": "So"}, "error"), [chunk(content="So"), chunk("error"), "[DONE]"]),
+            "messages": Sent(
+                message({"type": "text", "text": "So"}, reason="error"),
+                message_events((0, {"type": "text", "text": ""}, "So"), reason="error"),
+            ),
+        },
+        "ModelUnavailable: .*the server has ended the answer with 'error'",
+        then=(),
+    ),
+    "an error that is none": Shape(
+        {
+            "chat": Sent(
+                chat({"content": "It is Rome."}, error={"code": 0, "message": ""}),
+                [{**chunk(content="It is Rome."), "error": None}, {**chunk("stop"), "error": {}}],
+            ),
+            "responses": response(
+                {"type": "message", "content": [{"type": "output_text", "text": "It is Rome."}]}, error={}
+            ),
+        },
+        "It is Rome.",
+        asked=1,
+    ),
+    "an unknown reason": Shape(
+        Completion(message=assistant("It is Rome."), finish_reason="weary"), "It is Rome.", asked=1
+    ),
+    "a known reason of another vendor": Shape(
+        {
+            "chat": chat({"content": "It is Rome."}, "STOP"),
+            "messages": message({"type": "text", "text": "It is Rome."}, reason="stop"),
+        },
+        "It is Rome.",
+        asked=1,
     ),
 }
+
+SHAPES: dict[str, Shape] = {**PLAIN, **CALLS, **ERRORS}
 """The rows of the table, by their names, which the model gets as the prompt."""

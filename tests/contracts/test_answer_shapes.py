@@ -2,6 +2,7 @@
 in a job, in a kernel, in a column, and of an agent that is the tool of another one.
 """
 
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from contracts.answer_shapes import MOST_TOKENS, SHAPES, Shape
+from contracts.answer_shapes import MOST_TOKENS, SHAPES, Shape, chat
 from sabot import App
 from sabot.agents import ExecutionRequest, RuntimeKernel
 from sabot.connectors.memory import MemoryBroker
@@ -20,11 +21,13 @@ from sabot.llm import (
     Agent,
     AgentResult,
     AnthropicProvider,
+    Completion,
     ExecutionEngine,
     OpenAIProvider,
     RequestSpec,
     ScriptedProvider,
     ToolCall,
+    Usage,
     assistant,
     tool,
 )
@@ -61,9 +64,10 @@ class Desk:
     name of the shape.
     """
 
-    def __init__(self, api: str, provider_of: Callable[[str, str], Any]) -> None:
+    def __init__(self, api: str, provider_of: Callable[[str, str], Any], *, streams: bool) -> None:
         self.api = api
-        self.shapes = {name: shape for name, shape in SHAPES.items() if shape.is_of(api)}
+        self.shapes = {name: shape for name, shape in SHAPES.items() if shape.is_of(api, streams=streams)}
+        self.wrong: list[str] = []
         self.made: dict[str, list[Any]] = {name: [] for name in self.shapes}
         self.told: dict[str, list[str]] = {name: [] for name in self.shapes}
         self.asked = dict.fromkeys(self.shapes, 0)
@@ -83,7 +87,7 @@ class Desk:
             self.made[self._name].append(("look", {"city": city}))
             return f"{city} is there"
 
-        self.tools = [erase, look]
+        self.tools: list[Any] = [erase, look]
 
     def agent(self, name: str, shape: Shape) -> Agent:
         return Agent(self.engine, name="clerk", tools=self.tools, max_tokens=MOST_TOKENS, output=shape.output)
@@ -94,7 +98,25 @@ class Desk:
         number = self.asked[self._name]
         self.asked[self._name] += 1
         self.told[self._name] = [each.text for each in spec.messages if each.role == "tool"]
+        self._check(spec)
         return self.shapes[self._name].answer(self.api, number, stream=self.server.requests[-1].stream)
+
+    def _check(self, spec: RequestSpec) -> None:
+        """Notes what a server would refuse in the conversation: a call whose arguments are no JSON object, and ids of
+        calls that are empty, equal, or not those of the results.
+        """
+        asked = [call for each in spec.messages for call in each.tool_calls]
+        ids = [call.id for call in asked]
+        answered = [each.tool_call_id for each in spec.messages if each.role == "tool"]
+        if not all(ids) or len(set(ids)) < len(ids) or ids != answered:
+            self.wrong.append(f"{self._name}: calls {ids} and results {answered}")
+        for call in asked:
+            try:
+                good = isinstance(json.loads(call.arguments), dict)
+            except ValueError:
+                good = False
+            if not good:
+                self.wrong.append(f"{self._name}: arguments {call.arguments!r}")
 
 
 def said(error: BaseException) -> str:
@@ -108,8 +130,7 @@ async def in_a_script(desk: Desk) -> dict[str, str]:
 
 async def in_a_script_that_streams(desk: Desk) -> dict[str, str]:
     async def streamed(agent: Agent, prompt: str) -> AgentResult:
-        async with aclosing(agent.stream(prompt)) as events:
-            *_, last = [event async for event in events]
+        last = [event async for event in agent.stream(prompt)][-1]
         assert isinstance(last, AgentResult)
         return last
 
@@ -198,7 +219,7 @@ async def as_a_tool(desk: Desk) -> dict[str, str]:
             lambda spec: (
                 spec.messages[-1].text
                 if spec.messages[-1].role == "tool"
-                else assistant("", ToolCall("1", "clerk", f'{{"prompt": "{spec.messages[-1].text}"}}'))
+                else assistant("", ToolCall("1", "clerk", json.dumps({"prompt": spec.messages[-1].text})))
             )
         )
         found[name] = (await Agent(ExecutionEngine(lead), tools=[desk.agent(name, shape)]).run(name)).content
@@ -246,10 +267,11 @@ def expected(desk: Desk, surface: str, found: dict[str, str]) -> dict[str, str]:
 async def test_each_shape_of_an_answer_is_what_it_means_on_each_surface(
     surface: str, api: str, provider_of: Callable[[str, str], Any]
 ) -> None:
-    desk = Desk(api, provider_of)
+    desk = Desk(api, provider_of, streams=surface.endswith("streamed"))
     with desk.server:
         found = await SURFACES[surface](desk)
         assert found == expected(desk, surface, found)
+        assert desk.wrong == []
         if surface == "column":
             return
         made = {name: sorted(desk.made[name], key=repr) for name in desk.shapes}
@@ -258,3 +280,39 @@ async def test_each_shape_of_an_answer_is_what_it_means_on_each_surface(
         assert wrong == {}, "the model was told something else"
         asked = {name: desk.asked[name] for name, shape in desk.shapes.items() if shape.asked}
         assert asked == {name: desk.shapes[name].asked for name in asked}
+
+
+async def test_an_error_inside_a_200_is_retried_and_then_given_to_the_fallback(
+    provider_of: Callable[[str, str], Any],
+) -> None:
+    broken = chat({"content": "It is"}, "error", error={"message": "upstream overloaded"})
+    with FakeModelServer(lambda spec: broken) as server:
+        second = ScriptedProvider("It is Rome.")
+        engine = ExecutionEngine(provider_of("chat", server.url), fallback=[second], retries=1, backoff="1ms")
+        assert (await engine.complete("?")).content == "It is Rome."
+        assert (len(server.requests), len(second.requests)) == (2, 1)
+
+
+async def test_an_unknown_finish_reason_is_named_once_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    answer = Completion(message=assistant("It is Rome."), finish_reason="weary", usage=Usage(1, 1))
+    engine = ExecutionEngine(ScriptedProvider(answer))
+    for _ in range(3):
+        assert (await engine.complete("?")).finish_reason == "weary"
+    (said,) = [each.getMessage() for each in caplog.records if each.name == "sabot.llm"]
+    assert "finish reason 'weary', which is unknown" in said
+
+
+async def test_calls_are_no_pieces_of_a_stream_before_its_end_says_that_they_are_whole(
+    provider_of: Callable[[str, str], Any],
+) -> None:
+    call = ToolCall("a", "erase", '{"folder": "/"}')
+    answers: Any = [Completion(message=assistant("", call), finish_reason=each) for each in ("length", "tool_calls")]
+    for api in ("chat", "responses", "messages"):
+        with FakeModelServer(answers) as server:
+            engine = ExecutionEngine(provider_of(api, server.url))
+            for whole in (False, True):
+                async with aclosing(engine.stream("?")) as stream:
+                    *pieces, last = [piece async for piece in stream]
+                assert last.completion is not None
+                assert len(last.completion.tool_calls) == 1
+                assert [piece.tool_call is not None for piece in pieces] == [True] * whole

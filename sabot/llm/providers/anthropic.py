@@ -11,21 +11,13 @@ from typing import Any
 import msgspec
 
 from sabot.base.options import answers_wrong_options
-from sabot.errors import UNREADABLE, MissingExtra, UserError
+from sabot.errors import MissingExtra, UserError
 from sabot.llm.messages import ChatMessage, Part, Text, ToolCall
-from sabot.llm.providers.sdk import SdkCalls, checked_model, greatest, merged, usage_of
-from sabot.llm.results import Completion, Embeddings, FinishReason, Piece, Usage
+from sabot.llm.providers.sdk import SdkCalls, arguments_of, checked_model, distinct_ids, greatest, merged, usage_of
+from sabot.llm.results import Completion, Embeddings, Piece, Usage
 from sabot.llm.spec import RequestSpec
 
 _VENDOR = "anthropic"
-_REASONS: dict[str, FinishReason] = {
-    "end_turn": "stop",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "refusal": "content_filter",
-    "stop_sequence": "stop",
-    "tool_use": "tool_calls",
-}
 _COUNTS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _CHOICES = {"auto": "auto", "none": "none", "required": "any"}
 
@@ -84,7 +76,7 @@ class AnthropicProvider:
         data, request_id = await self._calls.whole(
             "answer", body, timeout_s, idempotency_key, max_answer_bytes, **needed
         )
-        decoder = _MessagesDecoder(self._calls, self.name, body["model"])
+        decoder = _MessagesDecoder(self._calls, self.name, body["model"], spec.messages)
         return decoder.whole(data, request_id)
 
     def stream(
@@ -97,7 +89,7 @@ class AnthropicProvider:
     ) -> AsyncGenerator[Piece, None]:
         body = self._request(spec) | {"stream": True}
         needed = {"messages": [], "max_tokens": body["max_tokens"]}
-        decoder = _MessagesDecoder(self._calls, self.name, body["model"])
+        decoder = _MessagesDecoder(self._calls, self.name, body["model"], spec.messages)
         return self._calls.stream("answer", body, decoder, timeout_s, idempotency_key, max_answer_bytes, **needed)
 
     async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float | None = None) -> Embeddings:
@@ -185,14 +177,9 @@ def _part(part: Part) -> dict[str, Any]:
 
 
 def _input(arguments: str) -> dict[str, Any]:
-    """Returns the arguments of a tool call as a dict, because Anthropic accepts only JSON objects. If the model's text
-    is not a JSON object, returns {"unreadable": text}.
-    """
-    try:
-        found = msgspec.json.decode(arguments)
-    except UNREADABLE:
-        found = None
-    return found if isinstance(found, dict) else {"unreadable": arguments}
+    """Returns the arguments of a tool call as a dict, because Anthropic accepts only JSON objects (`arguments_of`)."""
+    found: dict[str, Any] = msgspec.json.decode(arguments_of(arguments))
+    return found
 
 
 class _Message(msgspec.Struct):
@@ -201,11 +188,13 @@ class _Message(msgspec.Struct):
     usage: dict[str, Any] | None = None
     id: str | None = None
     model: str | None = None
+    error: Any = None
 
 
 class _MessageEvent(msgspec.Struct):
     type: str | None = None  # none in the pings of some proxies
     index: int = 0
+    error: Any = None
     message: dict[str, Any] | None = None
     content_block: dict[str, Any] | None = None
     delta: dict[str, Any] | None = None
@@ -213,42 +202,48 @@ class _MessageEvent(msgspec.Struct):
 
 
 class _MessagesDecoder:
-    """A decoder of Anthropic's answers. `whole` decodes a whole answer; `feed` decodes the events of a stream."""
+    """A decoder of Anthropic's answers. `whole` decodes a whole answer; `feed` decodes the events of a stream. `asked`:
+    the messages of the request, whose tool calls have other ids than those of the answer.
+    """
 
-    def __init__(self, calls: SdkCalls, provider: str, model: str) -> None:
+    def __init__(self, calls: SdkCalls, provider: str, model: str, asked: Sequence[ChatMessage] = ()) -> None:
         self.is_over = False
         self._calls = calls
         self._provider = provider
         self._model = self._answered = model
         self._id = ""
-        self._blocks: dict[int, dict[str, Any]] = {}
+        self._asked = asked
+        self._blocks: dict[int, dict[str, Any]] = {}  # by number, in the order in which they began
+        self._at: dict[int, int] = {}  # the number of the newest block with this index: some proxies count none
         self._texts: dict[tuple[int, str], list[str]] = {}  # the parts of long fields, by block and field
         self._reason: str | None = None
         self._usage: dict[str, Any] = {}
 
     def whole(self, data: bytes, request_id: str) -> Completion:
         message = self._calls.decoded(data, _Message, self._model, request_id)
+        self._calls.check_error(message.error, self._model, request_id)
         if message.content is None and not message.stop_reason:
             raise self._calls.no_answer(data, self._model, request_id)
         self._blocks = dict(enumerate(message.content or ()))
-        self._reason = message.stop_reason or ""
+        self._reason = message.stop_reason or "none"
         self._usage = message.usage or {}
         self._answered, self._id = message.model or self._model, message.id or ""
         return self._completion(request_id)
 
     def feed(self, data: bytes, request_id: str) -> Iterable[Piece]:
         event = self._calls.decoded(data, _MessageEvent, self._model, request_id)
+        self._calls.check_error(event.error, self._model, request_id)
         match event.type:
             case "message_start":
                 message = event.message or {}
                 self._answered, self._id = message.get("model") or self._model, message.get("id") or ""
                 self._count(message.get("usage"))
             case "content_block_start":
-                self._blocks[event.index] = event.content_block or {}
+                self._begin(event.index, event.content_block or {})
             case "content_block_delta":
-                return self._delta(event.index, event.delta or {})
-            case "content_block_stop" if call := self._call(event.index):
-                return (Piece(tool_call=call),)
+                if event.index not in self._at:
+                    self._begin(event.index, {"type": "text", "text": ""})
+                return self._delta(self._at[event.index], event.delta or {})
             case "message_delta":
                 self._reason = (event.delta or {}).get("stop_reason") or self._reason
                 self._count(event.usage)
@@ -258,8 +253,14 @@ class _MessagesDecoder:
                 raise error
         return ()
 
+    def _begin(self, index: int, block: dict[str, Any]) -> None:
+        before = self._blocks.get(self._at.get(index, -1), {})
+        if not block.get("id") or block["id"] != before.get("id"):  # a block that begins again goes on
+            self._at[index] = len(self._blocks)
+            self._blocks[len(self._blocks)] = block
+
     def _delta(self, index: int, delta: dict[str, Any]) -> Iterable[Piece]:
-        block = self._blocks.setdefault(index, {"type": "text", "text": ""})
+        block = self._blocks[index]
         match delta:
             case {"type": "text_delta", "text": str(text)} if text:
                 self._add(index, "text", text)
@@ -291,32 +292,32 @@ class _MessagesDecoder:
         """Returns the tool call in the content block number `index` of the answer, or None if the block is not a tool
         call.
         """
-        match self._blocks.get(index):
-            case {"type": "tool_use", "id": str(call_id), "name": str(name), **rest}:
-                given = rest.get("input")
-                text = "".join(self._texts.get((index, "input"), ()))
-                if not text:
-                    text = given if isinstance(given, str) else msgspec.json.encode(given or {}).decode()
-                return ToolCall(call_id, name, text)
-        return None
+        block = self._blocks[index]
+        if block.get("type") != "tool_use":
+            return None
+        given, text = block.get("input"), "".join(self._texts.get((index, "input"), ()))
+        if not text:
+            text = given if isinstance(given, str) else msgspec.json.encode(given or {}).decode()
+        return ToolCall(str(block.get("id") or ""), str(block.get("name") or ""), text)
 
     def end(self, request_id: str) -> Completion | None:
         return self._completion(request_id) if self._reason else None
 
     def _completion(self, request_id: str) -> Completion:
-        indexes = sorted(self._blocks)
-        calls = {index: call for index in indexes if (call := self._call(index))}
-        blocks = [self._blocks[index] for index in indexes]
+        found = {index: call for index in self._blocks if (call := self._call(index))}
+        ids = distinct_ids([call.id for call in found.values()], self._asked)
+        calls = [ToolCall(one, call.name, call.arguments) for one, call in zip(ids, found.values(), strict=True)]
+        blocks = list(self._blocks.values())
         for (index, field), texts in self._texts.items():
-            block, written = self._blocks[index], "".join(texts)
-            block[field] = _input(written) if field == "input" else str(block.get(field) or "") + written
+            if field != "input":
+                blocks[index][field] = str(blocks[index].get(field) or "") + "".join(texts)
+        for index, call in zip(found, calls, strict=True):
+            blocks[index] |= {"id": call.id, "input": _input(call.arguments)}
         is_plain = all(block.get("type") in ("text", "tool_use") for block in blocks)
         text = "".join(str(block.get("text") or "") for block in blocks if block.get("type") == "text")
         return Completion(
-            message=ChatMessage(
-                "assistant", text, tuple(calls.values()), vendor=None if is_plain else {_VENDOR: blocks}
-            ),
-            finish_reason=_REASONS.get(self._reason or "", "other"),
+            message=ChatMessage("assistant", text, tuple(calls), vendor=None if is_plain else {_VENDOR: blocks}),
+            finish_reason=self._calls.reason(self._reason or "", self._model, request_id),
             usage=_usage(self._usage),
             provider=self._provider,
             model=self._answered,

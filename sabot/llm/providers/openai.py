@@ -79,10 +79,10 @@ class OpenAIProvider:
             data, request_id = await self._calls.whole(
                 "answer", body, timeout_s, idempotency_key, max_answer_bytes, messages=[]
             )
-            return ChatDecoder(self._calls, self.name, model).whole(data, request_id)
+            return ChatDecoder(self._calls, self.name, model, spec.messages).whole(data, request_id)
         body = responses_request(spec, self.model, stream=False)
         data, request_id = await self._calls.whole("answer", body, timeout_s, idempotency_key, max_answer_bytes)
-        return ResponsesDecoder(self._calls, self.name, model).whole(data, request_id)
+        return ResponsesDecoder(self._calls, self.name, model, spec.messages).whole(data, request_id)
 
     def stream(
         self,
@@ -95,10 +95,10 @@ class OpenAIProvider:
         model = spec.model or self.model
         if self._api == "chat":
             body = chat_request(spec, self.model, is_openai=self._is_openai, stream=True)
-            chat = ChatDecoder(self._calls, self.name, model)
+            chat = ChatDecoder(self._calls, self.name, model, spec.messages)
             return self._calls.stream("answer", body, chat, timeout_s, idempotency_key, max_answer_bytes, messages=[])
         body = responses_request(spec, self.model, stream=True)
-        responses = ResponsesDecoder(self._calls, self.name, model)
+        responses = ResponsesDecoder(self._calls, self.name, model, spec.messages)
         return self._calls.stream("answer", body, responses, timeout_s, idempotency_key, max_answer_bytes)
 
     async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float | None = None) -> Embeddings:

@@ -5,25 +5,29 @@ message's `vendor`.
 """
 
 import base64
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from sabot.errors import UserError
+from sabot.errors import UNREADABLE, UserError
 from sabot.llm.messages import ChatMessage, Image, Part, Text, ToolCall
-from sabot.llm.providers.sdk import SdkCalls, greatest, is_strict, merged, most_used, usage_of
-from sabot.llm.results import Completion, FinishReason, Piece, Usage
+from sabot.llm.providers.sdk import (
+    SdkCalls,
+    arguments_of,
+    distinct_ids,
+    greatest,
+    is_strict,
+    merged,
+    most_used,
+    usage_of,
+)
+from sabot.llm.results import Completion, Piece, Usage
 from sabot.llm.spec import RequestSpec, ToolSchema
 
 _VENDOR = "openai.chat"
-_REASONS: dict[str, FinishReason] = {
-    "content_filter": "content_filter",
-    "function_call": "tool_calls",
-    "length": "length",
-    "stop": "stop",
-    "tool_calls": "tool_calls",
-}
 
 
 def chat_request(spec: RequestSpec, model: str, *, is_openai: bool, stream: bool) -> dict[str, Any]:
@@ -56,7 +60,11 @@ def _message(message: ChatMessage) -> dict[str, Any]:
         said["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
         said["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": arguments_of(call.arguments)},
+            }
             for call in message.tool_calls
         ]
         said["content"] = said["content"] or None
@@ -106,6 +114,12 @@ class _CallPart(msgspec.Struct):
     function: _Function | None = None
 
 
+def _text_of(part: _CallPart) -> str:
+    """Returns the arguments in a part of a call, or "" if it has none."""
+    function = part.function
+    return "" if function is None or function.arguments is None else json_text(function.arguments)
+
+
 class _ChatMessage(msgspec.Struct):
     """The message in an answer. In a stream, the next part of the message."""
 
@@ -128,6 +142,7 @@ class _Choice(msgspec.Struct):
     message: _ChatMessage | None = None
     delta: _ChatMessage | None = None
     finish_reason: str | None = None
+    error: Any = None  # OpenRouter
 
 
 class _Answer(msgspec.Struct):
@@ -136,12 +151,39 @@ class _Answer(msgspec.Struct):
     id: str | None = None
     usage: Any = None
     error: Any = None
+    object: Any = None  # "error" of older vLLM
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A tool call whose parts are arriving. `index`: that of its newest part, or None."""
+
+    index: int | None
+    id: str
+    name: str
+    texts: list[str]
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def is_whole(self) -> bool:
+        """True if the arguments are a whole JSON object, behind which nothing can follow."""
+        last = next((each for each in reversed(self.texts) if each), "")
+        if last.rstrip().endswith("}"):
+            with suppress(*UNREADABLE):
+                return isinstance(msgspec.json.decode(self.text), dict)
+        return False
 
 
 class ChatDecoder:
-    """A decoder of chat completions. `whole` decodes a whole answer; `feed` decodes the events of a stream."""
+    """A decoder of chat completions. `whole` decodes a whole answer; `feed` decodes the events of a stream.
 
-    def __init__(self, calls: SdkCalls, provider: str, model: str) -> None:
+    `asked`: the messages of the request, whose tool calls have other ids than those of the answer.
+    """
+
+    def __init__(self, calls: SdkCalls, provider: str, model: str, asked: Sequence[ChatMessage] = ()) -> None:
         self.is_over = False
         self._calls = calls
         self._provider = provider
@@ -150,10 +192,8 @@ class ChatDecoder:
         self._texts: list[str] = []
         self._reasoning: list[str] = []
         self._details: list[Any] = []
-        self._parts: dict[
-            int, tuple[str, str, list[str]]
-        ] = {}  # by index of the call: id, name, parts of the arguments
-        self._emitted = 0  # the number of calls that were emitted as pieces
+        self._asked = asked
+        self._parts: list[_Call] = []
         self._is_refused = False
         self._reason: str | None = None
         self._usage: Usage | None = None
@@ -163,16 +203,18 @@ class ChatDecoder:
             self.is_over = True
             return ()
         answer = self._calls.decoded(data, _Answer, self._model, request_id)
-        if answer.error and not answer.choices:
+        self._calls.check_error(answer.error, self._model, request_id)
+        if answer.object == "error":
             raise self._calls.no_answer(data, self._model, request_id)
         self._answered = answer.model or self._answered
         self._id = answer.id or self._id
         if answer.usage:
             self._usage = most_used(self._usage, usage_in(answer.usage, "prompt", "completion"))
         # Events without choices are pings, the usage, or what a filter has found in the prompt.
-        return [piece for choice in (answer.choices or ())[:1] for piece in self._pieces(choice)]
+        return [piece for choice in (answer.choices or ())[:1] for piece in self._pieces(choice, request_id)]
 
-    def _pieces(self, choice: _Choice) -> Iterator[Piece]:
+    def _pieces(self, choice: _Choice, request_id: str) -> Iterator[Piece]:
+        self._calls.check_error(choice.error, self._model, request_id)
         said = choice.message or choice.delta or _ChatMessage()
         if reasoning := said.reasoning_content or said.reasoning:
             self._reasoning.append(said.reasoning_content or "")
@@ -182,30 +224,55 @@ class ChatDecoder:
         if text := said.text + (said.refusal or ""):
             self._texts.append(text)
             yield Piece(text)
+        before = len(self._parts)  # the calls from here on have begun in this event
         for part in said.tool_calls or ():
-            yield from self._call_part(part)
+            self._add(part, None if choice.message is not None else self._continued(part, before))
         if choice.finish_reason:
-            self._reason = choice.finish_reason
-            yield from self._emit_until(len(self._parts))
+            self._reason = self._calls.reason(choice.finish_reason, self._model, request_id)
 
-    def _call_part(self, part: _CallPart) -> Iterator[Piece]:
-        index = part.index
-        if index is None:  # of a server that sends no indexes: an id begins a new call
-            index = len(self._parts) - (0 if part.id or not self._parts else 1)
-        function = part.function or _Function()
-        if index not in self._parts:
-            yield from self._emit_until(len(self._parts))
-            self._parts[index] = (part.id or f"call_{index}", function.name or "", [])
-        if function.arguments is not None:
-            self._parts[index][2].append(json_text(function.arguments))
+    def _continued(self, part: _CallPart, before: int) -> _Call | None:
+        """Returns the call that a part of a stream continues, or None if it begins another one. Some servers send no
+        index or the same one for all calls, no ids, the id again with each part, or the name after the id.
 
-    def _emit_until(self, count: int) -> Iterator[Piece]:
-        for call in self._tool_calls()[self._emitted : count]:
-            self._emitted += 1
-            yield Piece(tool_call=call)
+        `before`: the number of calls that had begun before the event of this part.
+        """
+        name, calls = (part.function or _Function()).name, self._parts
+        at = next((each for each in reversed(calls) if part.index in (None, each.index)), None)
+        found = at
+        if part.id:
+            found = next((each for each in reversed(calls) if each.id == part.id), None)
+            if found is None and at is not None and not at.id and (part.index is not None or not name):
+                found = at  # the id comes after the index or the name
+        if found is None or not name:
+            return found
+        if found.name not in ("", name):
+            return None
+        begun_here = any(each is found for each in calls[before:])
+        text = _text_of(part).lstrip()
+        if not found.name or not (text.startswith("{") and found.is_whole):
+            return None if begun_here and not part.id else found
+        same = part.id and part.index == found.index and text == found.text  # sent once more, as a whole
+        return found if same else None
 
-    def _tool_calls(self) -> list[ToolCall]:
-        return [ToolCall(call_id, name, "".join(texts)) for call_id, name, texts in self._parts.values()]
+    def _add(self, part: _CallPart, call: _Call | None) -> None:
+        name, text = (part.function or _Function()).name, _text_of(part)
+        if call is None:
+            self._parts.append(_Call(part.index, part.id or "", name or "", [text]))
+            return
+        call.id, call.name = call.id or part.id or "", call.name or name or ""
+        if (
+            text.lstrip().startswith("{") and call.is_whole
+        ):  # nothing can follow: the arguments come again, or "{}" stood for them
+            if call.text == "{}":
+                call.texts = [text]
+            elif call.text != text:
+                call.texts.append(text)
+            return
+        call.texts.append(text)
+
+    def _tool_calls(self) -> tuple[ToolCall, ...]:
+        ids = distinct_ids([each.id for each in self._parts], self._asked)
+        return tuple(ToolCall(call_id, each.name, each.text) for call_id, each in zip(ids, self._parts, strict=True))
 
     def whole(self, data: bytes, request_id: str) -> Completion:
         self.feed(data, request_id)
@@ -217,8 +284,7 @@ class ChatDecoder:
     def end(self, request_id: str) -> Completion | None:
         if self._reason is None:
             return None
-        calls = tuple(self._tool_calls())
-        reason = _REASONS.get(self._reason, "other")
+        calls, reason = self._tool_calls(), self._reason
         if self._is_refused:
             reason = "content_filter"
         elif calls and reason == "stop":

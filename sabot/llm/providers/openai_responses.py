@@ -5,7 +5,7 @@ in `vendor`, and later requests send them back unchanged. A reasoning item conta
 reasoning again. The number of its tokens is kept too, so that budgets count them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -13,8 +13,8 @@ import msgspec
 from sabot.errors import UserError
 from sabot.llm.messages import ChatMessage, Part, Text, ToolCall
 from sabot.llm.providers.openai_chat import image_url, json_text, usage_in
-from sabot.llm.providers.sdk import SdkCalls, is_strict, merged
-from sabot.llm.results import Completion, FinishReason, Piece
+from sabot.llm.providers.sdk import SdkCalls, arguments_of, distinct_ids, is_strict, merged
+from sabot.llm.results import Completion, Piece
 from sabot.llm.spec import RequestSpec, ToolSchema
 
 _VENDOR = "openai.responses"
@@ -50,7 +50,9 @@ def responses_request(spec: RequestSpec, model: str, *, stream: bool) -> dict[st
 def _items(message: ChatMessage) -> Iterator[dict[str, Any]]:
     kept = (message.vendor or {}).get(_VENDOR)
     if kept is not None:
-        yield from kept
+        for item in kept:
+            called = item.get("type") == "function_call"
+            yield item | {"arguments": arguments_of(json_text(item.get("arguments") or ""))} if called else item
     elif message.role == "tool":
         yield {"type": "function_call_output", "call_id": message.tool_call_id, "output": _content(message)}
     else:
@@ -58,7 +60,12 @@ def _items(message: ChatMessage) -> Iterator[dict[str, Any]]:
             content = message.text if message.role == "assistant" else _content(message)
             yield {"role": message.role, "content": content}
         for call in message.tool_calls:
-            yield {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments}
+            yield {
+                "type": "function_call",
+                "call_id": call.id,
+                "name": call.name,
+                "arguments": arguments_of(call.arguments),
+            }
 
 
 def _content(message: ChatMessage) -> Any:
@@ -96,14 +103,16 @@ class _ResponseEvent(msgspec.Struct):
 
 class ResponsesDecoder:
     """A decoder of answers of OpenAI's API "responses". `take` decodes a whole answer; `feed` decodes the events of a
-    stream.
+    stream. `asked`: the messages of the request, whose tool calls have other ids than those of the answer.
     """
 
-    def __init__(self, calls: SdkCalls, provider: str, model: str) -> None:
+    def __init__(self, calls: SdkCalls, provider: str, model: str, asked: Sequence[ChatMessage] = ()) -> None:
         self.is_over = False
         self._calls = calls
         self._provider = provider
         self._model = model
+        self._asked = asked
+        self._items: list[dict[str, Any]] = []  # those that a stream has brought so far
         self._completion: Completion | None = None
 
     def feed(self, data: bytes, request_id: str) -> Iterable[Piece]:
@@ -111,14 +120,16 @@ class ResponsesDecoder:
         kind, delta = event.type, event.delta if isinstance(event.delta, str) else ""
         if kind in _ENDS:
             self.take(bytes(event.response), request_id)
-        elif kind in ("error", None) and (error := self._calls.error_in(data, self._model, request_id)):
+        elif kind in ("error", "response.error", None) and (
+            error := self._calls.error_in(data, self._model, request_id)
+        ):
             raise error
         elif kind in ("response.output_text.delta", "response.refusal.delta") and delta:
             return (Piece(delta),)
         elif kind in ("response.reasoning_summary_text.delta", "response.reasoning_text.delta") and delta:
             return (Piece(reasoning=delta),)
-        elif kind == "response.output_item.done" and (call := _call_of(event.item or {})):
-            return (Piece(tool_call=call),)
+        elif kind == "response.output_item.done" and event.item:
+            self._items.append(event.item)
         return ()
 
     def take(self, data: bytes, request_id: str) -> None:
@@ -130,21 +141,25 @@ class ResponsesDecoder:
             told = response.error or {"message": f"the response is {response.status}"}
             raise self._calls.error_of(told, self._model, request_id)
         self.is_over = True
-        items = response.output or []
-        calls = tuple(call for call in map(_call_of, items) if call)
-        parts = [part for item in items if item.get("type") == "message" for part in item.get("content") or ()]
+        output = response.output or self._items  # some proxies leave the items out of the end of a stream
+        called = [item for item in output if item.get("type") == "function_call"]
+        ids = distinct_ids([str(item.get("call_id") or "") for item in called], self._asked)
+        calls = tuple(_call_of(call_id, item) for call_id, item in zip(ids, called, strict=True))
+        for call, item in zip(calls, called, strict=True):
+            item["call_id"] = call.id
+        parts = [part for item in output if item.get("type") == "message" for part in item.get("content") or ()]
         text = "".join(str(part.get("text") or part.get("refusal") or "") for part in parts)
-        is_plain = all(item.get("type") in ("message", "function_call") for item in items)
-        reason: FinishReason = "tool_calls" if calls else "stop"
+        is_plain = all(item.get("type") in ("message", "function_call") for item in output)
+        reason = "tool_calls" if calls else "stop"
         if response.status == "incomplete":
-            why = (response.incomplete_details or {}).get("reason")
-            reason = (
-                "length" if why == "max_output_tokens" else "content_filter" if why == "content_filter" else "other"
-            )
+            why = str((response.incomplete_details or {}).get("reason") or response.status)
+            reason = self._calls.reason(why, self._model, request_id)
+        elif any(item.get("status") == "incomplete" for item in called):
+            reason = "length"
         elif any("refusal" in part for part in parts):
             reason = "content_filter"
         usage = usage_in(response.usage, "input", "output")
-        vendor: dict[str, Any] = {} if is_plain else {_VENDOR: items}
+        vendor: dict[str, Any] = {} if is_plain else {_VENDOR: output}
         if vendor and usage is not None and usage.reasoning_tokens:
             vendor[_REASONING] = usage.reasoning_tokens
         self._completion = Completion(
@@ -165,8 +180,5 @@ class ResponsesDecoder:
         return self._completion
 
 
-def _call_of(item: dict[str, Any]) -> ToolCall | None:
-    match item:
-        case {"type": "function_call", "call_id": str(call_id), "name": str(name)}:
-            return ToolCall(call_id, name, json_text(item.get("arguments") or ""))
-    return None
+def _call_of(call_id: str, item: dict[str, Any]) -> ToolCall:
+    return ToolCall(call_id, str(item.get("name") or ""), json_text(item.get("arguments") or ""))

@@ -225,7 +225,7 @@ class ScriptedProvider:
                 yield Piece(text)
             if isinstance(answer.end, Exception):
                 raise _with_origin(answer.end, self.name, model)
-            for call in answer.end.tool_calls:
+            for call in answer.end.whole_calls:
                 yield Piece(tool_call=call)
         usage = answer.end.usage
         if answer.counted:

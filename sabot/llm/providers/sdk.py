@@ -10,9 +10,10 @@ import logging
 import math
 import os
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
+from itertools import count
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
@@ -21,7 +22,7 @@ import msgspec
 
 from sabot.base.config import checked_text
 from sabot.base.redaction import keep_secret, redacted_url, scrubbed
-from sabot.base.surrogates import CutPairs, whole_json
+from sabot.base.surrogates import CutPairs, whole_json, whole_text
 from sabot.base.threads import close_with_loop
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import UNREADABLE, UserError
@@ -38,7 +39,8 @@ from sabot.llm.errors import (
     RateLimited,
     RequestRefused,
 )
-from sabot.llm.results import Completion, Piece, Usage, counted_usage, in_pieces
+from sabot.llm.messages import ChatMessage, given_arguments
+from sabot.llm.results import Completion, FinishReason, Piece, Usage, counted_usage, in_pieces
 
 T = TypeVar("T")
 
@@ -47,6 +49,7 @@ _log = logging.getLogger("sabot.llm")
 _DEFAULT_TIMEOUT_S = 600.0  # the default of the vendors' libraries
 _DRAIN_S = 1.0  # for the rest of a response after the last piece
 _MOST_TEXT = 500  # characters of an answer or a message that an error quotes
+_LONGEST_REASON = 100  # characters of a finish reason
 _LONGEST_WAIT_S = 86400.0
 _MOST_TOKENS = 1_000_000_000  # of one request; a higher count, a thousand times what models read, is not believed
 _TOO_LONG = re.compile(
@@ -72,6 +75,29 @@ _STATUS = {  # the HTTP status of errors that come within a stream, after a 200
     "requests": 429,
     "tokens": 429,
 }
+_REASONS: dict[str, FinishReason] = {  # of all vendors, because proxies pass on the words of those behind them
+    "completed": "stop",
+    "content_filter": "content_filter",
+    "end_turn": "stop",
+    "eos": "stop",
+    "eos_token": "stop",
+    "function_call": "tool_calls",
+    "length": "length",
+    "max_output_tokens": "length",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "model_length": "length",
+    "pause_turn": "pause_turn",
+    "recitation": "content_filter",
+    "refusal": "content_filter",
+    "safety": "content_filter",
+    "sensitive": "content_filter",
+    "stop": "stop",
+    "stop_sequence": "stop",
+    "tool_calls": "tool_calls",
+    "tool_use": "tool_calls",
+}
+_FAILED = {"abort", "error", "insufficient_system_resource", "network_error"}  # reasons that are errors of the server
 
 
 class AnswerDecoder(Protocol):
@@ -261,6 +287,8 @@ class SdkCalls:
             if completion is None:
                 where: dict[str, Any] = {"provider": self._provider, "model": model, "request_id": request_id}
                 raise ModelUnavailable("the answer broke off", **where)
+            for call in completion.whole_calls:  # not before the end is known: it may say that the answer was cut off
+                yield Piece(tool_call=call)
             yield Piece(completion=completion)
             with suppress(
                 TimeoutError, ModelError
@@ -406,7 +434,7 @@ class SdkCalls:
         text = " ".join((*kinds, words))
         if not status:
             ours = 400 if _TOO_LONG.search(text) or _FILTERED.search(text) else 500
-            status = next((_STATUS[each] for each in reversed(kinds) if each in _STATUS), ours)
+            status = next(filter(None, map(_status_of, reversed(kinds))), ours)
         where: dict[str, Any] = {
             "provider": self._provider,
             "model": model,
@@ -414,7 +442,7 @@ class SdkCalls:
             "status": status,
             "sent": sent,
         }
-        said = f"{', '.join([*kinds, str(status)])}: {words}"
+        said = f"{', '.join(dict.fromkeys([*kinds, str(status)]))}: {words}"
         wait = _retry_after_s(headers or {})
         if status in (401, 403):  # the vendor's message is left out, because it may contain parts of the key
             return AuthenticationFailed(
@@ -438,6 +466,22 @@ class SdkCalls:
         if found := _NO_PARAMETER.search(text):
             hint = f"if the model has no such parameter, give {found[0].lower()}=None"
         return RequestRefused(said, hint=hint, **where)
+
+    def check_error(self, told: object, model: str, request_id: str) -> None:
+        """Raises the error that a vendor's answer with a status 200 contains, if it does. `told`: the value of its
+        field "error"; servers also send null, and an object with empty fields, where there is none.
+        """
+        if any(told.values()) if isinstance(told, dict) else told:
+            raise self.error_of(told, model, request_id)
+
+    def reason(self, word: str, model: str, request_id: str) -> str:
+        """Returns the reason why an answer has ended: one of `FinishReason` for the vendor's `word`, or the word itself
+        if it is unknown. Raises ModelUnavailable if the word says that the server has failed.
+        """
+        if word.lower() in _FAILED:
+            where: dict[str, Any] = {"provider": self._provider, "model": model, "request_id": request_id}
+            raise ModelUnavailable(f"the server has ended the answer with {word!r}", **where)
+        return _REASONS.get(word.lower(), word[:_LONGEST_REASON])
 
     def decoded(self, data: bytes, kind: type[T], model: str, request_id: str) -> T:
         """Decodes JSON into the type `kind`. Raises MalformedAnswer if it does not match; if the vendor has sent an
@@ -468,7 +512,7 @@ class SdkCalls:
             told = msgspec.json.decode(data.removeprefix(_BYTE_ORDER_MARK))
         except UNREADABLE:
             return None
-        if isinstance(told, dict) and (told.get("error") or told.get("type") == "error"):
+        if isinstance(told, dict) and (told.get("error") or "error" in (told.get("type"), told.get("object"))):
             return self.error_of(told.get("error") or told, model, request_id)
         return None
 
@@ -573,6 +617,36 @@ def greatest(*told: Any) -> int:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= _MOST_TOKENS
+
+
+def distinct_ids(ids: Sequence[str], messages: Iterable[ChatMessage]) -> list[str]:
+    """Returns the ids of the tool calls of one answer, with a new id for each that is empty, or that another call of
+    the answer or of the conversation `messages` has. A result names its call by the id, and vendors refuse equal ones.
+    """
+    known = {call.id for message in messages for call in message.tool_calls} if ids else set()
+    others, found, numbers = known.union(ids), list[str](), count()
+    for each in ids:
+        if not each or each in known:
+            each = next(new for number in numbers if (new := f"call_{number}") not in others)
+        known.add(each)
+        found.append(each)
+    return found
+
+
+def arguments_of(text: str) -> str:
+    """Returns the arguments of a tool call as they are sent back to a vendor: as a JSON object, because vendors and
+    the templates of models refuse a conversation with anything else. Text that is not a JSON object becomes
+    {"unreadable": text}; the model has got an error for it.
+    """
+    found, text = None, given_arguments(text)
+    with suppress(*UNREADABLE):
+        found = msgspec.json.decode(text)
+    return text if isinstance(found, dict) else msgspec.json.encode({"unreadable": whole_text(text)}).decode()
+
+
+def _status_of(kind: str) -> int:
+    """Returns the HTTP status of an error by its type or code, or 0 if that names none."""
+    return _STATUS.get(kind, 0) or (int(kind) if kind.isdecimal() and 400 <= int(kind[:4]) <= 599 else 0)
 
 
 def _begins_stream(chunk: bytes) -> bool:

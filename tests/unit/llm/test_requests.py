@@ -324,7 +324,7 @@ def test_a_refusal_is_an_answer_that_was_held_back(calls):
 def test_parts_unknown_reasons_and_odd_usage_are_no_errors(calls):
     event = chunk("weary", content=[{"type": "text", "text": "Ro"}, {"type": "text", "text": "me"}])
     _, _, answer = gathered(calls, event | {"usage": {"prompt_tokens": "7", "completion_tokens": None}})
-    assert (answer.content, answer.finish_reason, answer.usage) == ("Rome", "other", None)
+    assert (answer.content, answer.finish_reason, answer.usage) == ("Rome", "weary", None)
     event = chunk("stop", content="x") | {
         "usage": {"prompt_tokens": 7, "completion_tokens": 2, "prompt_tokens_details": None}
     }
