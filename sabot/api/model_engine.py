@@ -33,8 +33,8 @@ class ModelEngine(Protocol[M_co]):
         """Returns the step that `Stream.map_llm` adds after `node`. Raises UserError if an argument is not valid.
 
         - `prompt`, `output`, `instructions`, `dead_letter`: the arguments of `map_llm`.
-        - `options`: its arguments concurrency, ordered, on_error and cache. `fields`: further fields of the request
-          to the model.
+        - `options`: its arguments concurrency, ordered, on_error, cache and allow_cut. `fields`: further fields of
+          the request to the model.
         - `judge`: a function that returns the object that allows or refuses the model calls (`llm.judges.CallJudge`),
           or None.
         """

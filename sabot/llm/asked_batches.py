@@ -53,6 +53,7 @@ class AgentModel:
         output: Any = None,
         instructions: str = "",
         error: str = "",
+        allow_cut: bool = False,
         **fields: Any,
     ) -> pa.RecordBatch:
         """Asks the model once for each different prompt, and returns the rows of the batch with the columns of the
@@ -61,13 +62,13 @@ class AgentModel:
         - `prompt`: a template with the names of columns, such as "Sentiment of: {text}"; or a function that gets the
           batch and returns one prompt for each row; or a list of prompts, one for each row. If the prompt of a row is
           None, the model is not asked, and the row has null in the columns of the answer.
-        - `output`, `instructions`, `fields`: the same as in `Stream.map_llm`.
+        - `output`, `instructions`, `allow_cut`, `fields`: the same as in `Stream.map_llm`.
         - `error`: the name of another column, with the message of the error of each row, or null if the row has none.
           With "" there is no such column, and the first error is raised after all calls have ended.
 
         Raises UserError for arguments that are not valid. Without `error`, also raises ModelError and BudgetExceeded.
         """
-        columns = AnswerColumns(output, _WHERE)
+        columns = AnswerColumns(output, _WHERE, allow_cut=allow_cut)
         asking = Asking(self.engine, columns, instructions, fields, _WHERE)
         data = normalise(batch)
         added = [*columns.schema, *([pa.field(error, pa.string())] if error else [])]

@@ -105,13 +105,14 @@ def map_llm_node(
 
     - `prompt`, `engine`, `output`, `instructions`, `dead_letter`, `fields`: the parameters of `Stream.map_llm` with
       these names.
-    - `options`: its parameters `concurrency`, `ordered`, `on_error` and `cache`, by name.
+    - `options`: its parameters `concurrency`, `ordered`, `on_error`, `cache` and `allow_cut`, by name.
     - `judge`: a function that returns a CallJudge, which applies the app's policy and budgets to each model call. It
       returns None if the app has neither.
     """
     where = "map_llm"
     made = prompt_of(prompt, where)
-    asking = Asking(engine, AnswerColumns(output, where), instructions, fields, where)
+    columns = AnswerColumns(output, where, allow_cut=options.get("allow_cut", False))
+    asking = Asking(engine, columns, instructions, fields, where)
     asking.judge = judge
     most = options["concurrency"]
     calls = CallOptions.of(

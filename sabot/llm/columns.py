@@ -14,10 +14,15 @@ import msgspec
 import pyarrow as pa
 
 from sabot.base.arrays import as_type, column_of, typed_fields
+from sabot.base.checks import FLAG, check
 from sabot.errors import UserError, short_repr
 from sabot.llm.errors import ContentFiltered, MalformedAnswer
+from sabot.llm.requests import WHOLE_OUTPUT, error_of_end
 from sabot.llm.results import Completion
 from sabot.llm.schema import Schema
+
+FINISH_REASON = "finish_reason"
+"""The name of the column, and of the field of an agent's output, that marks answers with `allow_cut=True`."""
 
 _HINT = (
     '{"label": "string", "score": "float64"}; a Struct, dataclass, TypedDict or pydantic model; or a name for the text'
@@ -48,17 +53,23 @@ class AnswerColumns:
     - `output`: the schema that is sent to the model, or None for text.
     - `schema`: the Arrow schema of the columns.
     - `where`: the text with which messages of errors begin.
+    - `allow_cut`: True to take answers that were cut off, filtered or empty too. Then there is a further column
+      "finish_reason".
 
-    Raises UserError if `of` cannot be converted into columns.
+    Raises UserError if `of` cannot be converted into columns, and for `allow_cut` with columns of a type.
     """
 
-    def __init__(self, of: Any = None, where: str = "map_llm") -> None:
+    def __init__(self, of: Any = None, where: str = "map_llm", *, allow_cut: bool = False) -> None:
+        self._marks = check(f"{where}: allow_cut", allow_cut, FLAG)
         self.output: Schema | None = None
         if of is None or isinstance(of, str):
             name = "content" if of is None else of
             if not name:
                 raise UserError(f"{where}: output='' is no name of a column", hint='output="summary"')
-            self.schema = pa.schema([(name, pa.string())])
+            marks = [(FINISH_REASON, pa.string())] if self._marks else []
+            self.schema = pa.schema([(name, pa.string()), *marks])
+        elif self._marks:
+            raise UserError(f"{where}: allow_cut=True with output=", hint=WHOLE_OUTPUT)
         else:
             self.output, self.schema = _schemas(of, where)
         self._typed = not isinstance(of, Mapping)
@@ -68,17 +79,20 @@ class AnswerColumns:
     def values(self, answer: Completion) -> tuple[Any, ...]:
         """Returns the values of an answer in the order of the columns, one for each. If the columns have a schema
         `output`, the field `answer.output` must be decoded already. Raises ContentFiltered if the provider's content
-        filter stopped the answer; MalformedAnswer if the answer calls a tool, or if a value does not match the type of
-        its column.
+        filter stopped the answer; MalformedAnswer if the answer was cut off, is empty or calls a tool, or if a value
+        does not match the type of its column.
         """
-        if answer.finish_reason == "content_filter":
-            raise ContentFiltered("a filter of the provider held the answer back", **_who(answer))
+        if not self._marks:
+            if answer.finish_reason == "content_filter":  # its text is a beginning, which may be what was filtered
+                raise ContentFiltered("a filter of the provider held the answer back", **_who(answer))
+            if (wrong := error_of_end(answer)) is not None:
+                raise wrong
         if answer.tool_calls:
             raise MalformedAnswer(
                 f"the answer calls the tool {answer.tool_calls[0].name}, and the request has no tools", **_who(answer)
             )
         if self.output is None:
-            return (answer.content,)
+            return (answer.content, answer.finish_reason) if self._marks else (answer.content,)
         said = answer.output
         if self._typed:
             said = typed_fields(said)

@@ -32,7 +32,7 @@ from sabot.llm.messages import ChatMessage
 from sabot.llm.middleware import MIDDLEWARE, BuiltIn, CallBudget, CallFigures, Middleware, ModelCall, Outcome, chained
 from sabot.llm.prices import Prices, known_prices
 from sabot.llm.provider import Provider
-from sabot.llm.requests import request_of, with_output
+from sabot.llm.requests import error_of_end, request_of, with_output
 from sabot.llm.results import Completion, Embeddings, Piece, Usage, in_pieces, joined
 from sabot.llm.route import Route
 from sabot.llm.schema import Schema
@@ -505,7 +505,8 @@ class Engine:
         answer = await self._ask(call)
         with_output(answer, schema)
         by_first = answer.provider == self.provider.name
-        if cache is not None and by_first and answer.finish_reason in _CACHED_REASONS:
+        is_whole = answer.finish_reason in _CACHED_REASONS and error_of_end(answer) is None
+        if cache is not None and by_first and is_whole:
             await cache.put(content, answer)
         return answer
 

@@ -9,7 +9,7 @@ import msgspec
 
 from sabot.base.checks import Of, Whole, check, is_number
 from sabot.errors import UserError, short_repr
-from sabot.llm.errors import MalformedAnswer
+from sabot.llm.errors import ContentFiltered, MalformedAnswer, ModelError
 from sabot.llm.messages import messages_of
 from sabot.llm.results import Completion
 from sabot.llm.schema import Mismatch, Schema
@@ -39,6 +39,8 @@ _NOT_OPTIONS = {
 """Names that are refused in `options`, because policies and budgets judge their values, with the argument to use in
 place of each. Names are compared in lower case, because some servers ignore case.
 """
+
+WHOLE_OUTPUT = "a part of an answer has no type: leave output= out, or allow_cut"
 
 _SHOWN_CHARACTERS = 2000  # of an answer, in `MalformedAnswer.text`
 
@@ -88,20 +90,44 @@ def _check_fields(spec: RequestSpec) -> None:
             raise UserError(f"a request: {name}={short_repr(value)}", hint="a number from 0 up, or None")
 
 
+def error_of_end(answer: Completion, max_tokens: int | None = None) -> ModelError | None:
+    """Returns the error of an answer that is not what the model wanted to say: ContentFiltered if a filter held it back
+    or the model refused to answer; MalformedAnswer if it was cut off, if the vendor has paused it, or if it is empty
+    and did not end with "stop". Returns None for any other answer. `max_tokens`: that of the request, for the message.
+    """
+    where: dict[str, Any] = {"provider": answer.provider, "model": answer.model, "request_id": answer.request_id}
+    text, reason = answer.content[:_SHOWN_CHARACTERS], answer.finish_reason
+    if reason == "content_filter":
+        words = f", or the model has refused: {text}" if text.strip() else ""
+        return ContentFiltered(f"a filter of the provider held the answer back{words}", **where)
+    if reason == "length":
+        limit = "max_tokens" if max_tokens is None else f"max_tokens={max_tokens}"
+        hint = "give a higher max_tokens=; or shorten the prompt, if the context window of the model is full"
+        return MalformedAnswer(f"the answer was cut off at {limit}", text=text, hint=hint, **where)
+    if reason == "pause_turn" and not answer.tool_calls:
+        hint = "send answer.message back after the other messages, and the model goes on"
+        return MalformedAnswer("the vendor has paused the answer, which is not complete", text=text, hint=hint, **where)
+    if reason != "stop" and not answer.tool_calls and not text.strip():
+        return MalformedAnswer(f"the answer is empty, and has ended with {reason!r}", **where)
+    return None
+
+
 def with_output(answer: Completion, schema: Schema | None) -> Completion:
     """Decodes the text of an answer by the schema, and returns a copy of the answer with the decoded value as its
     `output`. Returns the answer itself if `schema` is None or if the answer calls tools. Raises MalformedAnswer if the
-    text does not match the schema.
+    text does not match the schema or was cut off, and ContentFiltered if the model has refused to answer.
     """
     if schema is None or answer.tool_calls:
         return answer
+    wrong = error_of_end(answer)
+    if wrong is not None:
+        raise wrong
     where: dict[str, Any] = {"provider": answer.provider, "model": answer.model, "request_id": answer.request_id}
     try:
         return msgspec.structs.replace(answer, output=schema.decode(answer.content))
     except Mismatch as error:
-        cut = "was cut off at max_tokens" if answer.finish_reason == "length" else "does not match"
         text = answer.content[:_SHOWN_CHARACTERS]
-        raise MalformedAnswer(f"the answer {cut}: {error}", text=text, **where) from error
+        raise MalformedAnswer(f"the answer does not match: {error}", text=text, **where) from error
 
 
 def _schema(output: Any) -> Schema:

@@ -588,6 +588,7 @@ class Stream(Looks, StreamKind):
         on_error: Literal["fail", "skip"] = "fail",
         dead_letter: str | Sink | None = None,
         cache: int = 10_000,
+        allow_cut: bool = False,
         **fields: Any,
     ) -> "Stream":
         """Adds to each row the answer of a model to the row's prompt. Equal prompts are sent once.
@@ -603,10 +604,13 @@ class Stream(Looks, StreamKind):
           allow.
         - `cache`: the number of answers that are kept; the most recently used ones are kept.
         - `ordered`, `on_error`, `dead_letter`: the same as in `map_async`. The engine repeats failed attempts itself.
+        - `allow_cut`: True to take texts that were cut off at `max_tokens`, filtered or empty too. A further column
+          "finish_reason" then says how each answer has ended. By default such an answer fails its row.
 
         Prompts in flight are part of the checkpoint: a prompt without an answer is sent again after a restart.
         """
         options = {"concurrency": concurrency, "ordered": ordered, "on_error": on_error, "cache": cache}
+        options["allow_cut"] = allow_cut
         asked, judge = checked_engine(engine, "map_llm"), self._owner.judge
         return self._then(
             asked.stream_step(self._node, prompt, output, instructions, dead_letter, options, fields, judge)

@@ -34,6 +34,7 @@ from sabot.llm import (
     system,
 )
 from sabot.llm.asking import map_llm_node
+from sabot.llm.columns import AnswerColumns
 from sabot.operators.base import OperatorContext
 from sabot.operators.calls.async_operator import AsyncOperator
 from sabot.operators.calls.map_llm import MapLlm
@@ -77,7 +78,7 @@ class Prompts(Run):
     def __init__(self, model, loop, prompt=PROMPT, *, output=LABELS, input=INPUT, keys=(), node=None, **how):
         running = {name: how.pop(name) for name in ("restored", "subtask", "parallelism") if name in how}
         options = {"concurrency": None, "ordered": True, "on_error": "fail", "cache": 100}
-        options |= {name: how.pop(name) for name in options if name in how}
+        options |= {name: how.pop(name) for name in (*options, "allow_cut") if name in how}
         self.model = model
         source = stream_of(input)._node
         node = node or map_llm_node(
@@ -557,6 +558,36 @@ def test_an_answer_that_a_filter_held_back_is_no_answer(loop):
         letter.facts["message"] == "scripted, scripted-1, request req-1: a filter of the provider held the answer back"
     )
     run.close()
+
+
+@pytest.mark.parametrize("text", ["It is Ro", ""])
+def test_an_answer_that_was_cut_off_is_no_answer(loop, text):
+    model = Model(loop, lambda prompt: Completion(message=assistant(text), finish_reason="length"))
+    run = Prompts(model, loop, output=None, on_error="skip")
+    run.feed(rows("x"))
+    assert run.told("x") == []
+    (letter,) = run.letters
+    assert letter.facts["error"] == "MalformedAnswer"
+    assert "the answer was cut off at max_tokens" in letter.facts["message"]
+    run.close()
+
+
+def test_answers_that_were_cut_off_are_taken_with_a_mark_where_that_is_asked_for(loop):
+    said = {
+        "a": Completion(message=assistant("It is Ro"), finish_reason="length"),
+        "b": Completion(message=assistant("I"), finish_reason="content_filter"),
+        "c": assistant("It is Rome"),
+    }
+    model = Model(loop, lambda prompt: said[prompt.rpartition(" ")[2]])
+    columns = AnswerColumns("place", allow_cut=True)
+    assert columns.schema.names == ["place", "finish_reason"]
+    run = Prompts(model, loop, output="place", allow_cut=True)
+    run.feed(rows("a", "b", "c"))
+    told = run.told("a", "b", "c")
+    assert [row[2:] for row in told] == [("It is Ro", "length"), ("I", "content_filter"), ("It is Rome", "stop")]
+    run.close()
+    with pytest.raises(UserError, match="map_llm: allow_cut=True with output="):
+        stream_of().map_llm("{text}", model.engine, output=LABELS, allow_cut=True)
 
 
 def test_a_value_that_its_column_does_not_take_is_a_malformed_answer(loop):
