@@ -57,6 +57,7 @@ class LlmAgentOptions(RecordAgentOptions, total=False):
     max_tool_retries: int
     max_tool_chars: int
     repairs: int
+    allow_cut: bool
     context_window: int
     trim: "Trim"
     temperature: float | None

@@ -42,6 +42,8 @@ from sabot.llm.arguments import REST, call_arguments, edited_arguments, recorded
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool
 
+ENDS = "ends of answers"
+"""The name of the patch at which a job looks at how an answer of a model has ended (`JobRun.looks_at_ends`)."""
 MOST_EFFECTS = 10_000
 """The most effects that one history may have. The limit keeps replays of a job short."""
 
@@ -373,6 +375,19 @@ class JobRun:
         if recorded is None:
             return self.history.end is not None
         return (recorded.kind, recorded.name, recorded.effect_class) != ("call", name, EffectClass.LOCAL)
+
+    def looks_at_ends(self) -> bool:
+        """Returns True if the job has to look at the end of the answer of a model that it has got. Returns False if the
+        journal shows that an earlier version of Sabot, which did not, has passed this place. Unlike `patched`, it
+        depends on nothing but what the function has asked next: results of other calls may be recorded already.
+        """
+        if self._matches:  # a call that is not made again is left in the journal
+            return True
+        recorded = self._unmatched.get(self._asked + 1)
+        chosen = self.history.end is None if recorded is None else (recorded.kind, recorded.name) == ("patch", ENDS)
+        if chosen:
+            self._ask("patch", ENDS, b"", awaited=False)
+        return chosen
 
     def question(self, kind: str, body: bytes, timeout_s: float | None) -> "asyncio.Future[Answer]":
         """Asks a person a question. Returns the future of the answer. `kind`: the type of the question. `body`: its

@@ -20,27 +20,30 @@ from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
-from sabot.base.checks import Of, OneOf, Whole, check
+from sabot.base.checks import FLAG, Of, OneOf, Whole, check
 from sabot.base.config import Duration, checked_name, checked_text, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.base.redaction import scrubbed
 from sabot.base.surrogates import whole_text
-from sabot.errors import UNREADABLE, EffectError, UserError, message_of, short_repr
+from sabot.errors import UNREADABLE, EffectError, SabotError, UserError, message_of, short_repr
+from sabot.journal.effects import RULES
 from sabot.llm.conversation import Conversation, TokenEstimator, cut, groups_of, with_shorter_results, without_oldest
 from sabot.llm.direct import DirectEffects
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import (
     AgentRunError,
+    ContentFiltered,
     ContextLengthExceeded,
     MalformedAnswer,
     ModelError,
     ToolError,
     TurnLimitExceeded,
+    with_message,
 )
 from sabot.llm.messages import ChatMessage, ToolCall, given_arguments, messages_of, system, tool_result, user
 from sabot.llm.names import MODELS
-from sabot.llm.requests import request_of, with_output
-from sabot.llm.results import Completion, Piece, Usage
+from sabot.llm.requests import WHOLE_OUTPUT, error_of_end, request_of, with_output, words_of_end
+from sabot.llm.results import FINISH_REASONS, Completion, Piece, Usage
 from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema, present_context
 from sabot.llm.tools import Tool, ToolAnswer, as_tool, json_of_result, tool_of_agent
 
@@ -127,6 +130,11 @@ class AgentEffects(Protocol):
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
         """Calls the tool. Raises the error of the tool, or ToolTimeout."""
 
+    def looks_at_ends(self) -> bool:
+        """Returns True if the end of the answer that has just come counts. Returns False in a job that has gone on from
+        this answer with an earlier version of Sabot, which did not look at it.
+        """
+
 
 current_effects: ContextVar[AgentEffects | None] = ContextVar("current_effects", default=None)
 """The effects of agents whose `run` gets none. A flow sets them while it runs (`sabot.agents.orchestration`)."""
@@ -157,6 +165,7 @@ class Agent:
         max_tool_retries: int = 3,
         max_tool_chars: int = 100_000,
         repairs: int = 2,
+        allow_cut: bool = False,
         context_window: int = 128_000,
         trim: Trim = "drop_oldest",
         temperature: float | None = None,
@@ -171,6 +180,9 @@ class Agent:
           decide on a call of this tool by its name, and then on each call that the agent makes.
         - `output`: the type of the answer (see `Schema`), or None for text. If an answer does not match, the model gets
           the error and is asked again, at most `repairs` times in a run.
+        - `allow_cut`: True to return a text that was cut off at `max_tokens`, was filtered or is empty;
+          `AgentResult.finish_reason` then says so. With False the run raises MalformedAnswer or ContentFiltered. It is
+          refused together with `output`. Tool calls of an answer that was cut off are never made.
         - `max_turns`: the most turns of a run. In each turn the model is asked once.
         - `max_concurrent_tools`: the most tool calls of one turn that are made at the same time.
         - `tool_timeout`: the time limit of a tool call, for tools without a `timeout=` of their own.
@@ -199,6 +211,9 @@ class Agent:
         if not isinstance(tools, Sequence) or isinstance(tools, str):
             raise UserError(f"{where}: tools={short_repr(tools)}", hint="a list of functions, tools and agents")
         checked_text(instructions, f"{where}: instructions")
+        check(f"{where}: allow_cut", allow_cut, FLAG)
+        if allow_cut and output is not None:
+            raise UserError(f"{where}: allow_cut=True with output=", hint=WHOLE_OUTPUT)
         check(f"{where}: trim", trim, OneOf(get_args(Trim)))
         counted = {
             "max_turns": max_turns,
@@ -218,6 +233,7 @@ class Agent:
         self.max_concurrent_tools = max_concurrent_tools
         self.max_tool_chars = max_tool_chars
         self.repairs = repairs
+        self.allow_cut = allow_cut
         self.context_window = context_window
         self.trim = trim
         self.use_middleware = use_middleware
@@ -269,7 +285,9 @@ class Agent:
           the agent uses the effects of the flow (`sabot.agents.orchestration`) that runs it. Outside of a flow it calls
           the engine and the tools directly.
 
-        Raises MalformedAnswer if no answer matched the output type; ContextLengthExceeded if the messages do not fit
+        Raises MalformedAnswer if no answer matched the output type, if the answer was cut off or is empty, or if two
+        answers in a row were cut off within their tool calls; ContentFiltered if it was filtered or the model has
+        refused to answer; ContextLengthExceeded if the messages do not fit
         into the context window; another ModelError if the model cannot be asked; TurnLimitExceeded after `max_turns`
         turns; BudgetExceeded; PolicyDenied. The error of a tool is not raised: the model gets it as the result of the
         call.
@@ -329,6 +347,14 @@ def _prompt_of(call: ToolCall) -> str:
         raise ToolError(f"{call.name} takes one text: {error}") from error
 
 
+def _twice(error: ModelError) -> SabotError:
+    """Returns the error for the second answer in a row with which nothing can be done: a third one would be paid in
+    vain too.
+    """
+    advice = "; a higher max_tokens= of the agent gives room for it" if "max_tokens" in error.message else ""
+    return with_message(error, f"{error.message}, twice in a row{advice}")
+
+
 class _Prompt(msgspec.Struct):
     prompt: str
 
@@ -372,6 +398,9 @@ class _AgentRun:
         self._cost: Decimal | None = Decimal(0)
         self._turns = self._tool_calls = 0
         self._too_long: dict[str, int] = {}  # calls of this turn with too long arguments: the length, by id
+        self._end = ""  # what is wrong with the end of the answer of this turn; "" if nothing is
+        self._refuses_all = False  # True if none of its calls is made, False if those are that change nothing
+        self._calls_made = 0  # calls of this turn that were not refused because of its end
 
     async def events(self) -> AsyncGenerator[AgentEvent, None]:
         try:
@@ -387,7 +416,8 @@ class _AgentRun:
                 self._conversation.messages += [*self._prompt, *whole]
 
     async def _run_turns(self) -> AsyncGenerator[AgentEvent, None]:
-        agent, repairs = self._agent, self._agent.repairs
+        agent, repairs, max_tokens = self._agent, self._agent.repairs, self._agent.request.max_tokens
+        was_cut = False  # True if nothing was done with the answer before, because of its end
         while self._turns < agent.max_turns:
             completion: Completion | None = None
             async with aclosing(self._ask_model()) as pieces:
@@ -398,19 +428,34 @@ class _AgentRun:
             assert completion is not None
             message = self._without_long_arguments(completion.message)
             self._messages.append(message)
+            self._end, self._calls_made = self._words_of_end(completion), 0
+            self._refuses_all = completion.finish_reason in FINISH_REASONS
+            wrong = (error_of_end(completion, max_tokens) or MalformedAnswer(self._end)) if self._end else None
             if message.tool_calls:
+                if wrong is not None and (isinstance(wrong, ContentFiltered) or (was_cut and self._refuses_all)):
+                    raise _twice(wrong) if was_cut else wrong
                 async with aclosing(self._call_tools(message.tool_calls)) as events:
                     async for event in events:
                         yield event
+                if wrong is not None and was_cut and not self._calls_made:
+                    raise _twice(wrong)
+                was_cut = not self._calls_made
                 continue
+            if wrong is not None and completion.finish_reason == "pause_turn":
+                continue  # the message goes back, and the model goes on
             try:
-                output = with_output(completion, agent.output).output
+                if wrong is not None and not agent.allow_cut:
+                    raise wrong
+                output = with_output(completion, agent.output, looks_at_end=False).output
             except MalformedAnswer as error:
-                if repairs == 0:
+                if repairs == 0 or (wrong is not None and (was_cut or agent.output is None)):
+                    if was_cut and wrong is not None:
+                        raise _twice(error) from error
                     raise
-                repairs -= 1
+                repairs, was_cut = repairs - 1, wrong is not None
+                shorter = ", in fewer words," if completion.finish_reason == "length" else ","
                 self._messages.append(
-                    user(f"This does not do: {error.message}\nAnswer again, and write nothing but the answer.")
+                    user(f"This does not do: {error.message}\nAnswer again{shorter} and write nothing but the answer.")
                 )
                 continue
             yield self._result(completion, output)
@@ -419,6 +464,15 @@ class _AgentRun:
             f"agent {agent.name}: the model was asked {agent.max_turns} times, and has not answered",
             hint="raise max_turns, or say in the instructions when to end",
         )
+
+    def _words_of_end(self, completion: Completion) -> str:
+        """Returns what is wrong with the end of an answer, or "" if nothing is."""
+        words = words_of_end(completion, self._agent.request.max_tokens)
+        if not words and completion.tool_calls and completion.finish_reason not in FINISH_REASONS:
+            words = f"the answer has ended with {completion.finish_reason!r}, which is unknown"
+        if not words and self._agent.output is None and not (completion.tool_calls or completion.content.strip()):
+            words = "the answer is empty"
+        return words if words and self._effects.looks_at_ends() else ""
 
     def _result(self, completion: Completion, output: Any) -> AgentResult:
         messages = (*self._prompt, *self._messages)
@@ -512,7 +566,13 @@ class _AgentRun:
         ask = user(_SUMMARY)
         _, shown = without_oldest(left, self._estimator.tokens((ask,)), room, self._estimator)
         spec = msgspec.structs.replace(self._agent.request, messages=(*shown, ask), tools=(), output=None)
-        return user(_SUMMARIZED + self._count(spec, await self._effects.complete(spec)).content)
+        told = self._count(spec, await self._effects.complete(spec))
+        wrong = error_of_end(told, spec.max_tokens)
+        if wrong is None or not self._effects.looks_at_ends():
+            return user(_SUMMARIZED + told.content)
+        if told.finish_reason != "length" or not told.content.strip():  # nothing that could stand for the messages
+            raise wrong
+        return user(f"{_SUMMARIZED}{told.content} … (the summary was cut off)")
 
     # -- tools --------------------------------------------------------------------------------------------------------
 
@@ -574,10 +634,15 @@ class _AgentRun:
         return msgspec.structs.replace(message, tool_calls=tuple(calls), vendor=None)
 
     async def _call_tool(self, call: ToolCall) -> Any:
+        tool = self._agent.tools.get(call.name)
+        if self._end and (self._refuses_all or not isinstance(tool, Tool) or RULES[tool.effect].settles):
+            raise ToolError(
+                f"{self._end}, so {call.name or 'it'} was not called: write less, or call fewer tools at once"
+            )
+        self._calls_made += 1
         if call.id in self._too_long:
             size, most = self._too_long[call.id], self._agent.max_tool_chars
             raise ToolError(f"its arguments have {size:,} characters, and may have {most:,}: it was not called")
-        tool = self._agent.tools.get(call.name)
         if tool is None:
             there = ", ".join(self._agent.tools) or "none"
             raise ToolError(f"there is no tool {short_repr(call.name)}; tools are: {there}")
@@ -587,6 +652,8 @@ class _AgentRun:
         result = await tool.run(prompt, effects=self._effects.of(tool.engine))
         self._usage += result.usage
         self._cost = None if self._cost is None or result.cost is None else self._cost + result.cost
+        if tool.allow_cut and result.finish_reason != "stop":
+            return f"{result.content}\n(This answer is not whole: finish_reason={result.finish_reason}.)"
         return result.content
 
     def _short(self, text: str) -> str:

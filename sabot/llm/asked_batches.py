@@ -97,6 +97,10 @@ class AgentModel:
         """Calls a tool directly, without a journal. Raises the error of the tool, or ToolTimeout."""
         return await self._alone.call(tool, arguments)
 
+    def looks_at_ends(self) -> bool:
+        """Returns True, because no journal has recorded what was done with an answer (`AgentEffects`)."""
+        return True
+
     async def answer_all(self, requests: Sequence[RequestSpec], output: Schema | None) -> Sequence[Said]:
         """Sends each request to the model, and returns the answers in the order of the requests. If a request has
         failed, the list has its error in place of an answer. `output`: the schema by which the answers are decoded, or

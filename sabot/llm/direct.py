@@ -52,6 +52,9 @@ class DirectTools:
                 return await tool.converse(tool, DirectCaller(self, self._context), arguments)
             return await self.make(tool, arguments)
 
+    def looks_at_ends(self) -> bool:
+        return True
+
     async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
         """Calls the function `tool.func`, with the same repetitions after a failure and the same errors as `call`. The
         function `converse` of a tool calls this method once for each step of the tool call.

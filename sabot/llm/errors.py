@@ -80,7 +80,7 @@ class ContextLengthExceeded(RequestRefused):
 
 
 class ContentFiltered(ModelError):
-    """The provider's content filter refused the request, or stopped the answer."""
+    """The provider's content filter refused the request or stopped the answer, or the model refused to answer."""
 
 
 class MalformedAnswer(ModelError):

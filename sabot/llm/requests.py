@@ -42,6 +42,10 @@ place of each. Names are compared in lower case, because some servers ignore cas
 
 WHOLE_OUTPUT = "a part of an answer has no type: leave output= out, or allow_cut"
 
+_HINTS = {
+    "length": "give a higher max_tokens=; or shorten the prompt, if the context window of the model is full",
+    "pause_turn": "send answer.message back after the other messages, and the model goes on",
+}
 _SHOWN_CHARACTERS = 2000  # of an answer, in `MalformedAnswer.text`
 
 
@@ -90,37 +94,47 @@ def _check_fields(spec: RequestSpec) -> None:
             raise UserError(f"a request: {name}={short_repr(value)}", hint="a number from 0 up, or None")
 
 
+def words_of_end(answer: Completion, max_tokens: int | None = None) -> str:
+    """Returns why an answer is not what the model wanted to say, or "" if it is. `max_tokens`: that of the request."""
+    reason = answer.finish_reason
+    if reason == "content_filter":
+        text = answer.content[:_SHOWN_CHARACTERS]
+        words = f", or the model has refused: {text}" if text.strip() else ""
+        return f"a filter of the provider held the answer back{words}"
+    if reason == "length":
+        return f"the answer was cut off at max_tokens{'' if max_tokens is None else f'={max_tokens}'}"
+    if answer.tool_calls:
+        return ""
+    if reason == "pause_turn":
+        return "the vendor has paused the answer, which is not complete"
+    if reason != "stop" and not answer.content.strip():
+        return f"the answer is empty, and has ended with {reason!r}"
+    return ""
+
+
 def error_of_end(answer: Completion, max_tokens: int | None = None) -> ModelError | None:
     """Returns the error of an answer that is not what the model wanted to say: ContentFiltered if a filter held it back
     or the model refused to answer; MalformedAnswer if it was cut off, if the vendor has paused it, or if it is empty
     and did not end with "stop". Returns None for any other answer. `max_tokens`: that of the request, for the message.
     """
+    words, reason = words_of_end(answer, max_tokens), answer.finish_reason
+    if not words:
+        return None
     where: dict[str, Any] = {"provider": answer.provider, "model": answer.model, "request_id": answer.request_id}
-    text, reason = answer.content[:_SHOWN_CHARACTERS], answer.finish_reason
     if reason == "content_filter":
-        words = f", or the model has refused: {text}" if text.strip() else ""
-        return ContentFiltered(f"a filter of the provider held the answer back{words}", **where)
-    if reason == "length":
-        limit = "max_tokens" if max_tokens is None else f"max_tokens={max_tokens}"
-        hint = "give a higher max_tokens=; or shorten the prompt, if the context window of the model is full"
-        return MalformedAnswer(f"the answer was cut off at {limit}", text=text, hint=hint, **where)
-    if reason == "pause_turn" and not answer.tool_calls:
-        hint = "send answer.message back after the other messages, and the model goes on"
-        return MalformedAnswer("the vendor has paused the answer, which is not complete", text=text, hint=hint, **where)
-    if reason != "stop" and not answer.tool_calls and not text.strip():
-        return MalformedAnswer(f"the answer is empty, and has ended with {reason!r}", **where)
-    return None
+        return ContentFiltered(words, **where)
+    return MalformedAnswer(words, text=answer.content[:_SHOWN_CHARACTERS], hint=_HINTS.get(reason, ""), **where)
 
 
-def with_output(answer: Completion, schema: Schema | None) -> Completion:
+def with_output(answer: Completion, schema: Schema | None, *, looks_at_end: bool = True) -> Completion:
     """Decodes the text of an answer by the schema, and returns a copy of the answer with the decoded value as its
     `output`. Returns the answer itself if `schema` is None or if the answer calls tools. Raises MalformedAnswer if the
     text does not match the schema or was cut off, and ContentFiltered if the model has refused to answer.
+    `looks_at_end`: False to decode the text of such answers too.
     """
     if schema is None or answer.tool_calls:
         return answer
-    wrong = error_of_end(answer)
-    if wrong is not None:
+    if looks_at_end and (wrong := error_of_end(answer)) is not None:
         raise wrong
     where: dict[str, Any] = {"provider": answer.provider, "model": answer.model, "request_id": answer.request_id}
     try:

@@ -23,6 +23,7 @@ from sabot.llm.direct import DirectCaller, DirectTools
 from sabot.llm.errors import BudgetExceeded, ModelError, TurnLimitExceeded
 from sabot.llm.messages import ChatMessage, Image, Part, Text, system
 from sabot.llm.names import note_tool
+from sabot.llm.requests import words_of_end
 from sabot.llm.spec import RequestSpec, present_context
 from sabot.llm.tools import UNTRUSTED, InDoubt, Tool, ToolCaller, as_tool
 from sabot.mcp.config import McpConfig, SessionKey
@@ -229,6 +230,8 @@ class ServerQuestions:
             said = await site.complete(self._sampling, _request_of(params, self._tokens))
         except (ModelError, BudgetExceeded, TurnLimitExceeded, EffectError, UserError) as error:
             return _refusal(error.message)
+        if said.finish_reason == "content_filter":
+            return _refusal(words_of_end(said))
         stopped = "maxTokens" if said.finish_reason == "length" else "endTurn"
         text = {"type": "text", "text": said.content}
         return {"result": {"role": "assistant", "content": text, "model": said.model or "model", "stopReason": stopped}}

@@ -14,6 +14,11 @@ LOOK = ToolCall("call_2", "look", '{"city": "Rome"}')
 
 
 @dataclass(frozen=True)
+class City:
+    city: str
+
+
+@dataclass(frozen=True)
 class Sent:
     """One answer in the forms in which servers send it: as a whole, and as the events of a stream."""
 
@@ -421,5 +426,100 @@ ERRORS: dict[str, Shape] = {
     ),
 }
 
-SHAPES: dict[str, Shape] = {**PLAIN, **CALLS, **ERRORS}
+CUT = "MalformedAnswer: .*the answer was cut off at max_tokens"
+REFUSED = {"role": "assistant", "type": "message", "content": [{"type": "refusal", "refusal": "I cannot say that."}]}
+
+
+def ended(reason: str, text: str = "", *calls: ToolCall) -> Completion:
+    return Completion(message=assistant(text, *calls), finish_reason=reason)
+
+
+def refused(output: Any) -> Shape:
+    return Shape(
+        {
+            "chat": Sent(chat({"refusal": "I cannot say that."}), [chunk(refusal="I cannot say that."), chunk("stop")]),
+            "responses": Sent(response(REFUSED), response_events(REFUSED)),
+            "messages": ended("content_filter", "I cannot say that."),
+        },
+        "ContentFiltered: .*I cannot say that.",
+        column="ContentFiltered: ",
+        output=output,
+        asked=1,
+    )
+
+
+def searched(text: str) -> dict[str, Any]:
+    search = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "Rome"}}
+    return message({"type": "text", "text": text}, search, reason="pause_turn")
+
+
+ENDS: dict[str, Shape] = {
+    "a text that was cut off": Shape(ended("length", "It is Ro"), CUT, asked=1),
+    "nothing but a cut": Shape(ended("length"), CUT, asked=1),
+    "an output that was cut off, and another one": Shape(
+        ended("length", '{"city": "Ro'), '{"city": "Rome"}', column=CUT, then=['{"city": "Rome"}'], output=City, asked=2
+    ),
+    "an output that was cut off and can be read": Shape(
+        ended("length", '{"city": "Ro"}'), CUT, then=(), output=City, column=CUT, asked=2
+    ),
+    "a call that was cut off and can be read": Shape(
+        ended("length", "", ERASE),
+        column=CUT,
+        told="ToolError: the answer was cut off at max_tokens=77, so erase was not called",
+        asked=2,
+    ),
+    "a call that was cut off within its JSON": Shape(
+        ended("length", "", LOOK, ToolCall("c", "erase", '{"folder": "/')),
+        column=CUT,
+        told="the answer was cut off at max_tokens=77, so look was not called",
+        asked=2,
+    ),
+    "calls that are cut off again and again": Shape(
+        ended("length", "", ToolCall("", "erase", '{"folder": "/')),
+        CUT + "=77, twice in a row; a higher max_tokens= of the agent gives room",
+        column=CUT,
+        then=(),
+        asked=2,
+    ),
+    "an item of a response that is not complete": Shape(
+        {"responses": response(response_call("erase", '{"folder": "/"}', call_id="a", status="incomplete"))},
+        column=CUT,
+        told="the answer was cut off",
+        asked=2,
+    ),
+    "a filtered answer": Shape(ended("content_filter", "So"), "ContentFiltered: ", asked=1),
+    "a filtered answer without a text": Shape(ended("content_filter"), "ContentFiltered: ", asked=1),
+    "a call of a filtered answer": Shape(ended("content_filter", "", ERASE), "ContentFiltered: ", asked=1),
+    "a refusal": refused(None),
+    "a refusal in place of an output": refused(City),
+    "an empty answer": Shape("", "MalformedAnswer: .*the answer is empty", column=r"\Z", asked=1),
+    "calls of an answer with an unknown reason": Shape(
+        ended("weary", "", ERASE, LOOK),
+        column="MalformedAnswer: ",
+        made=[("look", {"city": "Rome"})],
+        told="the answer has ended with 'weary', which is unknown, so erase was not called",
+        asked=2,
+    ),
+    "calls with an unknown reason again and again": Shape(
+        ended("weary", "", ToolCall("", "erase", "{}")),
+        "MalformedAnswer: .*'weary', which is unknown, twice in a row",
+        column="MalformedAnswer: ",
+        then=(),
+        asked=2,
+    ),
+    "a paused turn": Shape(
+        {
+            "messages": Sent(
+                searched("I look."),
+                [*message_events((0, {"type": "text", "text": ""}, "I look."), reason="pause_turn")],
+            )
+        },
+        "It is Rome.",
+        column="MalformedAnswer: .*the vendor has paused the answer",
+        then=["It is Rome."],
+        asked=2,
+    ),
+}
+
+SHAPES: dict[str, Shape] = {**PLAIN, **CALLS, **ERRORS, **ENDS}
 """The rows of the table, by their names, which the model gets as the prompt."""

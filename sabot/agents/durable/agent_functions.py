@@ -17,6 +17,7 @@ from sabot.base.checks import check_called
 from sabot.errors import DataError, UserError, message_of, short_repr
 from sabot.jobs.values import in_order, plain_in_order
 from sabot.llm.agent import Agent, AgentResult
+from sabot.llm.columns import FINISH_REASON
 from sabot.llm.conversation import Conversation
 from sabot.llm.schema import Mismatch
 
@@ -58,7 +59,10 @@ def agent_function(
             await state.put(_SESSION, conversation.to_bytes())
         if reply is not None:
             return reply(message, result)
-        return {"content": result.content} if agent.output is None else plain_output(result.output, typed=typed)
+        if agent.output is None:
+            marks = {FINISH_REASON: result.finish_reason} if agent.allow_cut else {}
+            return {"content": result.content, **marks}
+        return plain_output(result.output, typed=typed)
 
     run.__name__ = run.__qualname__ = agent.name
     return run
@@ -104,7 +108,7 @@ def sample_of(agent: Agent, *, typed: bool) -> tuple[Any, str] | None:
     Raises UserError for a type whose values cannot be written at all.
     """
     if agent.output is None:
-        return {"content": ""}, "None"
+        return {"content": "", **({FINISH_REASON: "stop"} if agent.allow_cut else {})}, "None"
     try:
         value = plain_output(agent.output.example(), typed=typed)
         return None if value is None else (value, agent.output.name)

@@ -25,7 +25,7 @@ from sabot.llm.errors import ModelError, model_error
 from sabot.llm.judges import JUDGE, CallJudge, Make
 from sabot.llm.messages import ChatMessage
 from sabot.llm.middleware import ModelCall, Outcome
-from sabot.llm.requests import request_of, with_output
+from sabot.llm.requests import error_of_end, request_of, with_output
 from sabot.llm.results import Completion, Piece
 from sabot.llm.schema import Schema
 from sabot.llm.spec import RequestSpec
@@ -71,13 +71,19 @@ class JobModel(AgentModel):
             said = await self._job.call(tool, (spec,), {}, body, model=model, price=self._price)
         except EffectError as error:
             raise model_error(error.type, error.message) or error from error
-        return with_output(msgspec.convert(said, Completion), schema)
+        answer = msgspec.convert(said, Completion)
+        if schema is None or error_of_end(answer) is None:
+            return with_output(answer, schema)
+        return with_output(answer, schema, looks_at_end=self.looks_at_ends())
 
     async def answer_all(self, requests: Sequence[RequestSpec], output: Schema | None) -> Sequence[Said]:
         """Sends each request as an effect of its own, all at the same time. Returns the answer or the error of each
         request, in the order of `requests`.
         """
         return await asyncio.gather(*(self._answer(each, output) for each in requests))
+
+    def looks_at_ends(self) -> bool:
+        return self._job.looks_at_ends()
 
     async def _answer(self, request: RequestSpec, output: Schema | None) -> Said:
         try:

@@ -179,6 +179,10 @@ class _InJob:
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
         return await self._ctx.call(tool, **arguments)
 
+    def looks_at_ends(self) -> bool:
+        """Returns True, because these effects get no answers of models."""
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class OperatorResult:

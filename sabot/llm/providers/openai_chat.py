@@ -155,7 +155,7 @@ class _Answer(msgspec.Struct):
 
 
 @dataclass(slots=True, eq=False)
-class _Call:
+class _ChatCall:
     """A tool call whose parts are arriving. `index`: that of its newest part, or None."""
 
     index: int | None
@@ -193,7 +193,7 @@ class ChatDecoder:
         self._reasoning: list[str] = []
         self._details: list[Any] = []
         self._asked = asked
-        self._parts: list[_Call] = []
+        self._parts: list[_ChatCall] = []
         self._is_refused = False
         self._reason: str | None = None
         self._usage: Usage | None = None
@@ -230,7 +230,7 @@ class ChatDecoder:
         if choice.finish_reason:
             self._reason = self._calls.reason(choice.finish_reason, self._model, request_id)
 
-    def _continued(self, part: _CallPart, before: int) -> _Call | None:
+    def _continued(self, part: _CallPart, before: int) -> _ChatCall | None:
         """Returns the call that a part of a stream continues, or None if it begins another one. Some servers send no
         index or the same one for all calls, no ids, the id again with each part, or the name after the id.
 
@@ -254,10 +254,10 @@ class ChatDecoder:
         same = part.id and part.index == found.index and text == found.text  # sent once more, as a whole
         return found if same else None
 
-    def _add(self, part: _CallPart, call: _Call | None) -> None:
+    def _add(self, part: _CallPart, call: _ChatCall | None) -> None:
         name, text = (part.function or _Function()).name, _text_of(part)
         if call is None:
-            self._parts.append(_Call(part.index, part.id or "", name or "", [text]))
+            self._parts.append(_ChatCall(part.index, part.id or "", name or "", [text]))
             return
         call.id, call.name = call.id or part.id or "", call.name or name or ""
         if (
