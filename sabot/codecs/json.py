@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from typing import Any, Literal, TypeAlias, get_args
@@ -86,21 +86,69 @@ def with_days(
     The kernel takes numbers as ms, in which a day of the years 1 to 9999 is in the first hour of 1970, or the last of 1969.
     """
     for index, field in enumerate(data.schema):
-        if not pa.types.is_date32(field.type):
-            continue
-        dates = data.column(index)
-        near = np.isin(integers(dates), (-1, 0)) & np.asarray(dates.is_valid())
-        if not near.any():
-            continue
-        found, refused = decode(JsonDecoder(pa.schema([(field.name, pa.int64())])))  # texts are refused
-        places = np.full(data.num_rows + len(bad), -1)
-        places[_good(len(places), refused)] = np.arange(found.num_rows)
-        mine = places[_good(len(places), bad)]
-        numbers = found.column(0).take(pa.array(mine, mask=mine < 0))
-        days = pc.and_(pa.array(near), pc.less_equal(pc.abs(numbers), _MOST_DAYS)).fill_null(False)
-        written = pc.if_else(days, numbers, pa.scalar(None, pa.int64())).cast(pa.int32()).cast(pa.date32())
-        data = data.set_column(index, field, pc.if_else(days, written, dates))
+        for number in _numbers_of_dates(field.type):
+            dates = data.column(index)
+            if not _are_near(_leaf(dates, number)).any():
+                continue
+            found, refused = decode(JsonDecoder(pa.schema([(field.name, number)])))  # rows with texts are refused
+            places = np.full(data.num_rows + len(bad), -1)
+            places[_good(len(places), refused)] = np.arange(found.num_rows)
+            mine = places[_good(len(places), bad)]
+            rows, others = np.flatnonzero(mine >= 0), np.flatnonzero(mine < 0)
+            written = _as_days(dates.take(pa.array(rows)), found.column(0).take(pa.array(mine[rows])))
+            order = np.argsort(np.concatenate([rows, others]))
+            whole = pa.concat_arrays([written, dates.take(pa.array(others))]).take(pa.array(order))
+            data = data.set_column(index, field, whole)
     return data
+
+
+def _numbers_of_dates(kind: pa.DataType) -> Iterator[pa.DataType]:
+    """Yields, for each date in a type, the type that has this date alone, as a number: struct<n: int64> of
+    struct<n: date32, x: string>.
+    """
+    if pa.types.is_date32(kind):
+        yield pa.int64()
+    elif pa.types.is_list(kind):
+        yield from map(pa.list_, _numbers_of_dates(kind.value_type))
+    elif pa.types.is_struct(kind):
+        for field in kind:
+            for number in _numbers_of_dates(field.type):
+                yield pa.struct([(field.name, number)])
+
+
+def _leaf(column: pa.Array, number: pa.DataType) -> pa.Array:
+    """Returns the dates in a column that `number` has as numbers."""
+    if pa.types.is_list(number):
+        return _leaf(column.flatten(), number.value_type)
+    if pa.types.is_struct(number):
+        (field,) = number
+        return _leaf(column.flatten()[column.type.get_field_index(field.name)], field.type)
+    return column
+
+
+def _are_near(dates: pa.Array) -> Any:
+    """Returns which dates are next to 1970-01-01."""
+    return np.isin(integers(dates), (-1, 0)) & np.asarray(dates.is_valid())
+
+
+def _as_days(dates: pa.Array, numbers: pa.Array) -> pa.Array:
+    """Returns dates, in which those that are written as days are right. `numbers`: the numbers of one date of the type, in
+    lists and structs of equal sizes.
+    """
+    if pa.types.is_list(dates.type):
+        inner = _as_days(dates.flatten(), numbers.flatten())
+        ends = np.cumsum(dates.value_lengths().fill_null(0).to_numpy(), dtype=np.int32)
+        return pa.ListArray.from_arrays(
+            pa.array(np.insert(ends, 0, 0), pa.int32()), inner, type=dates.type, mask=dates.is_null()
+        )
+    if pa.types.is_struct(dates.type):
+        fields, (name,) = dates.flatten(), [field.name for field in numbers.type]
+        index = dates.type.get_field_index(name)
+        fields[index] = _as_days(fields[index], numbers.flatten()[0])
+        return pa.StructArray.from_arrays(fields, fields=list(dates.type), mask=dates.is_null())
+    days = pc.and_(pa.array(_are_near(dates)), pc.less_equal(pc.abs(numbers), _MOST_DAYS)).fill_null(False)
+    written = pc.if_else(days, numbers, pa.scalar(None, pa.int64())).cast(pa.int32()).cast(pa.date32())
+    return pc.if_else(days, written, dates)
 
 
 def _good(rows: int, bad: Sequence[BadRow]) -> Any:

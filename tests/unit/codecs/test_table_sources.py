@@ -688,3 +688,53 @@ def test_plain_rows_may_have_the_schema_of_connect_around_them() -> None:
     assert list(bad) == [3, 4]
     assert "no row in payload" in bad[3]
     assert "day" in bad[4]
+
+
+NESTED = pa.struct([("d", pa.date32()), ("name", pa.string()), ("more", pa.list_(pa.date32()))])
+
+
+@pytest.mark.parametrize("form", ["payload", "key", "lines", "array"])
+def test_dates_in_lists_and_structs_of_plain_json_are_in_days_in_ms_or_texts_too(tmp_path: Path, form: str) -> None:
+    day, other = dt.date(2024, 1, 1), dt.date(1987, 6, 5)
+    number, another = ((each - dt.date(1970, 1, 1)).days for each in (day, other))
+    schema = pa.schema(
+        [("n", pa.int64()), ("one", NESTED), ("many", pa.list_(NESTED)), ("days", pa.list_(pa.date32()))]
+    )
+    first, last = dt.date(1970, 1, 1), dt.date(1969, 12, 31)
+    empty = {"d": None, "name": "x", "more": None}
+    rows: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (
+            {"one": {"d": number, "name": "a", "more": [number, None, another]}, "days": [another, number]},
+            {"one": {"d": day, "name": "a", "more": [day, None, other]}, "days": [other, day]},
+        ),
+        ({"one": None, "many": [], "days": None}, {"one": None, "many": [], "days": None}),
+        (
+            {"many": [{"d": number, "name": "b", "more": []}, None, {"name": "x"}], "days": []},
+            {"many": [{"d": day, "name": "b", "more": []}, None, empty], "days": []},
+        ),
+        (
+            {"one": {"d": "2024-01-01", "name": None, "more": [number]}, "days": [number * 86_400_000, "1970-01-01"]},
+            {"one": {"d": day, "name": None, "more": [day]}, "days": [day, dt.date(1970, 1, 1)]},
+        ),
+        ({"one": {"d": 0}, "days": [0, -1]}, {"one": {**empty, "d": first, "name": None}, "days": [first, last]}),
+    ]
+    given = [{"n": n, **row} for n, (row, _) in enumerate(rows)]
+    if form == "payload":
+        found, bad = JsonCodec(schema).decode(records((None, b"{"), *((None, row) for row in given)))
+        assert [each.row for each in bad] == [0]
+    elif form == "key":
+        codec = TableCodec(pa.schema([("n", pa.int64()), ("one", pa.struct([("d", pa.date32())]))]), ["n", "one"])
+        found, _ = codec.decode(records(*(({"n": row["n"], "one": {"d": number}}, None) for row in given)))
+        assert found["one"].to_pylist() == [{"d": day}] * len(rows)
+        return
+    else:
+        file = tmp_path / "days.json"
+        lines = [json.dumps(row) for row in given]
+        file.write_text("[" + ",".join(lines) + "]" if form == "array" else "\n".join(lines))
+        source = files(file)
+        source.scan(schema, None)
+        source.open(None)
+        found = source.read_batch(100, 0).data
+    expected = [{"n": n, **dict.fromkeys(["one", "many", "days"]), **right} for n, (_, right) in enumerate(rows)]
+    assert found.select(schema.names).to_pylist() == expected
+    found.validate(full=True)
