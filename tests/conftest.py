@@ -3,6 +3,7 @@ uses.
 """
 
 import atexit
+import faulthandler
 import gc
 import logging
 import math
@@ -16,7 +17,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from hypothesis import settings
@@ -188,6 +189,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 BROKERS = pytest.StashKey[Brokers]()
+CRASH = pytest.StashKey[TextIO]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -205,6 +207,28 @@ def pytest_configure(config: pytest.Config) -> None:
         lives.IN_MEMORY = os.fspath(
             leftovers().folder(Path(tempfile.mkdtemp(prefix="sabot-tests-", dir=lives.IN_MEMORY)))
         )
+
+
+@pytest.hookimpl(trylast=True)  # behind pytest's own plugin, which writes to stderr
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """What a worker that crashes or hangs has to say is kept, and said again behind the failures: who reads CI sees the end."""
+    if hasattr(session.config, "workerinput"):
+        file = crashes(session.config) / f"{session.config.workerinput['workerid']}-{os.getpid()}"
+        said = session.config.stash[CRASH] = file.open("w")  # stays open: the handler of signals has its descriptor
+        faulthandler.enable(said)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for file in sorted(crashes(config).glob("*")):
+        if said := file.read_text().partition("\nExtension modules:")[0]:
+            terminalreporter.section(f"worker {file.name.partition('-')[0]} crashed")
+            terminalreporter.line(said)
+
+
+def crashes(config: pytest.Config) -> Path:
+    folder = config.stash[BROKERS].folder.parent / "crashes"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.hookimpl(optionalhook=True)
