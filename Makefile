@@ -14,7 +14,7 @@ AGENT_BENCHMARKS := $(sort $(wildcard benchmarks/agents/*.py))
 # Every worker imports all tests, and hundreds of them start a child: nothing of this is compiled anew each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all slow ray simulate fuzz check lint types kernels-debug bench bench-smoke smokes docs docs-serve pictures kafka kafka-stop soak clean
+.PHONY: demo test test-all slow ray simulate fuzz check lint types kernels-debug bench bench-compare bench-smoke smokes docs docs-serve pictures kafka kafka-stop soak clean
 
 demo: $(STAMP)
 	@$(BIN)/sabot demo fraud
@@ -76,11 +76,17 @@ kernels-debug: $(STAMP)
 	SABOT_DEBUG=1 $(BIN)/python setup.py -q build --build-lib $(DEBUG_BUILD) --build-temp $(DEBUG_BUILD)-temp
 	SABOT_DEBUG=1 PYTHONPATH=$(DEBUG_BUILD) $(BIN)/pytest -q -m "not slow" $(KERNEL_TESTS) tests/unit/test_package.py
 
-bench bench-smoke smokes: $(STAMP)
+bench bench-compare bench-smoke smokes: $(STAMP)
 
 bench:
 	@set -e; for script in $(BENCHMARKS) $(AGENT_BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 	@echo "== benchmarks.nexmark"; $(BIN)/python -m benchmarks.nexmark
+
+# This checkout beside another commit, which is built in build/compare, by turns: make bench-compare BASE=… [ROUNDS=…] [LINES="…"]. The
+# commands, the figures, and what counts as slower stand in the script.
+bench-compare:
+	@$(BIN)/python tests/tools/with_broker.py $(BIN)/python benchmarks/changes/compare.py "$(or $(BASE),$(error BASE=<commit> is missing))" \
+	    $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(LINES),--lines $(LINES))
 
 # With one broker for all of them that need one. rescale.py is run by hand: it starts many interpreters, and takes minutes.
 bench-smoke:

@@ -19,7 +19,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(
-        sys, "path", [*(str(BENCHMARKS / folder) for folder in ("pipelines", "peers", "agents")), *sys.path]
+        sys, "path", [*(str(BENCHMARKS / folder) for folder in ("pipelines", "peers", "agents", "changes")), *sys.path]
     )
     return importlib.import_module(name)
 
@@ -310,3 +310,25 @@ def test_of_a_peer_that_writes_a_window_again_and_again_the_last_one_counts(monk
     assert peers.windows_of("flink", found).to_pylist() == rows[:4]
     last = peers.windows_of("faust", found)
     assert sorted(last.to_pylist(), key=rows.index) == rows[1:4]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "slower"),
+    [
+        ([(1.0, 1.1)] * 5, True),
+        ([(1.0, 1.04), (1.0, 1.2), (1.0, 1.05), (1.0, 1.06), (1.0, 0.9)], True),
+        ([(1.0, 1.02)] * 5, False),
+        ([(1.0, 1.5), (1.0, 1.5), (1.0, 1.5), (1.0, 0.5), (1.0, 0.5)], False),
+        ([(1.0, 0.5)] * 5, False),
+    ],
+    ids=["all slower", "four of five slower", "within the bound", "scatter", "faster"],
+)
+def test_a_commit_is_slower_by_more_than_the_bound_in_four_pairs_of_five(monkeypatch, pairs, slower):
+    assert script("compare", monkeypatch).told("seconds", pairs)[1] is slower
+
+
+def test_the_lines_that_two_commits_are_compared_by_are_scripts_that_are_here(monkeypatch):
+    lines = script("compare", monkeypatch).LINES
+    named = {line.command[0] for line in lines.values()} - {"-m"}
+    assert named
+    assert [name for name in named if not (BENCHMARKS.parent / name).is_file()] == []

@@ -1,0 +1,232 @@
+"""What a change costs whole programs: each of the main lines runs with another commit and with this checkout, by turns.
+
+    make bench-compare BASE=<commit>                                   five pairs of each line, about 20 minutes
+    make bench-compare BASE=<commit> ROUNDS=9 LINES="start effects"    some of them
+
+The other commit is unpacked and built in build/compare; both run the benchmarks of this checkout, with the packages of its environment.
+In every second pair this checkout begins, so a machine that becomes slower favours neither. A figure is a cost: lower is better. Printed
+of each: the medians, the median of the pairs' ratios (this checkout by the other) and their least and greatest, and in which share of the
+pairs this checkout was slower; of each line its processor time, children's among it, and its peak memory. Slower is what costs more than
+3 % in the median, and costs more in four pairs of five; the exit code is 1 then. Other work on the machine spoils wall clocks first:
+where only these differ and the processor's time does not, measure again on a quiet one.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[2]
+PLACE = ROOT / "build" / "compare"
+LIMIT, MOST = 1.03, 0.8
+QUERIES = ("q0", "q4", "q7", "q9", "q16", "q20")
+
+Result = dict[str, Any]
+
+
+class Line(NamedTuple):
+    """`costs` reads the figures from the last line of the command, of which lower is better. `kafka`: it needs a broker."""
+
+    command: list[str]
+    costs: Callable[[Result], Mapping[str, float]]
+    kafka: bool = False
+
+
+def at(*path: str) -> Callable[[Result], float]:
+    def read(result: Result) -> float:
+        value: Any = result
+        for name in path:
+            value = value[name]
+        return float(value)
+
+    return read
+
+
+def costs(**figures: Callable[[Result], float]) -> Callable[[Result], Mapping[str, float]]:
+    return lambda result: {name: read(result) for name, read in figures.items()}
+
+
+def per(rate: Callable[[Result], float]) -> Callable[[Result], float]:
+    """Microseconds of one of what the rate counts."""
+    return lambda result: 1e6 / rate(result)
+
+
+def nexmark(form: str, threads: int) -> Line:
+    command = ["-m", "benchmarks.nexmark", "--events", "1000000", "--format", form, "--parallelism", str(threads)]
+    return Line(
+        [*command, "--queries", ",".join(QUERIES)],
+        lambda result: {f"{each['query']} seconds": each["seconds"] for each in result["queries"]},
+    )
+
+
+KAFKA = "benchmarks/pipelines/kafka_ingest.py"
+READ = "sabot-sqlite read"
+UNSAFE = "sabot-sqlite unsafe"
+LINES = {
+    "start": Line(["benchmarks/pipelines/start.py"], costs(first_row_s=at("first_row_s"), import_s=at("import_s"))),
+    "txn_windows": Line(["benchmarks/pipelines/txn_windows.py", "--rows", "2000000"], costs(seconds=at("seconds"))),
+    **{f"nexmark {form} {threads}": nexmark(form, threads) for form in ("json", "parquet") for threads in (1, 2)},
+    "record_agent": Line(
+        ["benchmarks/pipelines/record_agent.py", "--rows", "300000"], costs(us_a_record=per(at("rows_per_s")))
+    ),
+    "effects": Line(
+        ["benchmarks/agents/effects.py", "--rows", "20000"],
+        costs(
+            read_us=per(at(READ, "effects_per_s")),
+            read_cpu_us=per(at(READ, "effects_per_cpu_s")),
+            unsafe_us=per(at(UNSAFE, "effects_per_s")),
+            unsafe_cpu_us=per(at(UNSAFE, "effects_per_cpu_s")),
+        ),
+    ),
+    "parked": Line(
+        ["benchmarks/agents/parked.py", "--rows", "10000", "--wakes", "300"],
+        costs(
+            us_to_park=per(at("parked_per_s")),
+            wake_p50_ms=at("wake_p50_ms"),
+            restart_s=at("restart_s"),
+            bytes_each=at("bytes_each"),
+        ),
+    ),
+    "mcp_calls": Line(
+        ["benchmarks/agents/mcp_calls.py", "--rows", "400", "--rounds", "3"],
+        costs(pool_p50_ms=at("pool_p50_ms"), tool_p50_ms=at("tool_p50_ms"), tool_cpu_ms=at("tool_cpu_ms")),
+    ),
+    "processes": Line(
+        ["benchmarks/agents/processes.py", "--rows", "100"],
+        costs(first_ms=at("first_ms"), spawn_p50_ms=at("spawn_p50_ms"), warm_answer_p50_ms=at("warm_answer_p50_ms")),
+    ),
+    "kafka": Line(
+        [KAFKA, "--rows", "1000000", "--rounds", "1", "--kinds", "bound", "source", "windows", "--peers"],
+        costs(count_us=per(at("source", "rows_per_s")), windows_us=per(at("windows", "rows_per_s"))),
+        kafka=True,
+    ),
+}
+
+
+# -- the other commit --------------------------------------------------------------------------------------------------
+
+
+def unpacked(base: str) -> tuple[str, Path]:
+    """The hash of the commit, and the folder with its package, built."""
+    commit = git("rev-parse", "--verify", f"{base}^{{commit}}").strip()
+    tree = PLACE / commit[:12]
+    if not (tree / "built").exists():
+        shutil.rmtree(tree, ignore_errors=True)
+        tree.mkdir(parents=True)
+        archive = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
+        subprocess.run(["tar", "x"], cwd=tree, input=archive, check=True)
+        print(f"building {commit[:12]} in {tree.relative_to(ROOT)}", flush=True)
+        build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        built = subprocess.run(
+            build, cwd=tree, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        if built.returncode:
+            sys.exit(built.stdout)
+        (tree / "built").touch()
+    return commit, tree
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def benchmarks() -> Path:
+    """A folder with the benchmarks and no package beside them: what a program imports is then that of $PYTHONPATH."""
+    folder = PLACE / "benchmarks"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "tests").symlink_to(ROOT / "tests")  # some start servers as the tests do
+    (folder / "tools").symlink_to(ROOT / "tools")
+    return folder
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def run(line: Line, tree: Path, cwd: Path) -> dict[str, float]:
+    """The costs of one run. Raises RuntimeError with what it has written if it fails, as with a wrong answer."""
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # the first run compiles
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        child = subprocess.Popen([sys.executable, *line.command], cwd=cwd, env=environment, stdout=out, stderr=err)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        written = out.read().splitlines()
+        if child.returncode or not written:
+            raise RuntimeError("".join(err.read().splitlines(keepends=True)[-5:]) or f"exit code {child.returncode}")
+        found = dict(line.costs(json.loads(written[-1])))
+    return {**found, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024}
+
+
+def compare(line: Line, base: Path, folder: Path, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Of each cost, a pair for each round: the other commit's, and this checkout's."""
+    for tree in (base, ROOT):  # compiles, and fills the caches of the system
+        run(line, tree, folder)
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for number in range(rounds):
+        first, second = (base, ROOT) if number % 2 == 0 else (ROOT, base)
+        found = {first: run(line, first, folder), second: run(line, second, folder)}
+        for name, theirs in found[base].items():
+            pairs.setdefault(name, []).append((theirs, found[ROOT][name]))
+    return pairs
+
+
+def told(name: str, pairs: list[tuple[float, float]]) -> tuple[Result, bool]:
+    ratios = sorted(ours / theirs if theirs else 1.0 for theirs, ours in pairs)
+    worse = sum(ratio > 1 for ratio in ratios) / len(ratios)
+    base, here = (median(side) for side in zip(*pairs, strict=True))
+    slower = median(ratios) > LIMIT and worse >= MOST
+    print(
+        f"    {name:20} {base:12.4f} {here:12.4f}   {median(ratios):6.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+        + ("   SLOWER" if slower else ""),
+        flush=True,
+    )
+    figures = {"base": round(base, 4), "here": round(here, 4), "ratio": round(median(ratios), 3), "worse": worse}
+    return {**figures, "from": round(ratios[0], 3), "to": round(ratios[-1], 3)}, slower
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", help="a commit")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--lines", nargs="*", metavar="LINE", help=f"default: all of {', '.join(LINES)}")
+    arguments = parser.parse_args()
+    wanted = {name: line for name, line in LINES.items() if not arguments.lines or name.split()[0] in arguments.lines}
+    if unknown := set(arguments.lines or ()) - {name.split()[0] for name in LINES}:
+        parser.error(f"no line {', '.join(sorted(unknown))}; there are {', '.join(LINES)}")
+    commit, tree = unpacked(arguments.base)
+    folder = benchmarks()
+    began = time.monotonic()
+    report: Result = {"base": commit[:12], "here": git("describe", "--always", "--dirty").strip(), "lines": {}}
+    slower = []
+    for name, line in wanted.items():
+        if line.kafka and "SABOT_BROKER" not in os.environ:
+            print(f"{name}: left out, no broker", flush=True)
+            continue
+        print(f"{name:24} {commit[:12]:>12} {'here':>12}   ratio", flush=True)
+        try:
+            pairs = compare(line, tree, folder, arguments.rounds)
+        except (RuntimeError, KeyError) as error:
+            print(f"    failed: {error}", flush=True)
+            report["lines"][name] = {"failed": str(error)}
+            continue
+        figures = report["lines"][name] = {}
+        for cost, each in pairs.items():
+            figures[cost], is_slower = told(cost, each)
+            slower += [f"{name}: {cost}"] * is_slower
+    print(json.dumps({**report, "minutes": round((time.monotonic() - began) / 60, 1), "slower": slower}))
+    sys.exit(1 if slower or any("failed" in each for each in report["lines"].values()) else 0)
+
+
+if __name__ == "__main__":
+    main()
