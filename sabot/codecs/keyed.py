@@ -11,7 +11,17 @@ import pyarrow as pa
 from sabot._cython.text.json import BadRow
 from sabot.codecs.avro import AvroCodec, avro_schema
 from sabot.codecs.base import Codec, Encoder, EncodesKeys, Format, LostFloats
-from sabot.codecs.keys import CodecKeys, Found, FramedKeys, JsonKeys, TextKeys, keys_of_schema
+from sabot.codecs.keys import (
+    BIG_ENDIAN,
+    CodecKeys,
+    Found,
+    FramedKeys,
+    JsonKeys,
+    NumberKeys,
+    TextKeys,
+    keys_of_schema,
+    number_keys,
+)
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.codecs.schemas import Avro, Protobuf, SchemaRegistry
 
@@ -30,8 +40,9 @@ class KeyAndValue(Format):
     """The format of records whose keys are encoded from several columns, or in another form than `record_keys` has it.
 
     `value`: the format of the payloads. `key`: the format of the keys. `fields`: the columns of the keys. `prefix`: the
-    beginning of their names, which the keys lack. `in_value`: True if payloads have these columns too. Each of the two
-    formats encodes a record from one row.
+    beginning of their names, which the keys lack. `in_value`: True if payloads have these columns too. `of_key`: the
+    columns of keys, needed to read them apart from payloads whose format has columns of its own; a column of the same
+    name in such payloads is left out. Each of the two formats encodes a record from one row.
 
         fields=("k_id",), prefix="k_", in_value=False       key {"id":1}    payload {"name":"Ada"}
     """
@@ -42,16 +53,22 @@ class KeyAndValue(Format):
     fields: tuple[str, ...]
     prefix: str = ""
     in_value: bool = True
+    of_key: pa.Schema | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "own_columns", self.value.own_columns)
 
     @property
     def known_columns(self) -> pa.Schema | None:
-        return self.value.known_columns
+        return self._with_keys(self.value.known_columns)
 
     def columns(self, topic: str) -> pa.Schema | None:
-        return self.value.columns(topic)
+        return self._with_keys(self.value.columns(topic))
+
+    def _with_keys(self, payloads: pa.Schema | None) -> pa.Schema | None:
+        if self.in_value or payloads is None or self.of_key is None:
+            return payloads
+        return pa.schema([*(each.with_nullable(True) for each in self.of_key), *self._payloads(payloads)])
 
     @property
     def sample_rows(self) -> int:
@@ -68,11 +85,14 @@ class KeyAndValue(Format):
     def codec(
         self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
     ) -> Codec:
+        if schema is None and not self.in_value and self.of_key is not None:
+            schema = self._with_keys(self.value.codec(topic, None, None, text).schema)
         if self.in_value or schema is None:
             return self.value.codec(topic, schema, columns, text)
         wanted = schema.names if columns is None else columns
         payloads = self._payloads(schema)
-        inner = self.value.codec(topic, payloads, [each for each in wanted if each in payloads.names], text)
+        given = None if self.value.own_columns else payloads
+        inner = self.value.codec(topic, given, [each for each in wanted if each in payloads.names], text)
         every = pa.schema([schema.field(name).with_nullable(True) for name in self.fields])
         keys = self.key_rows(every, self.fields)
         return _KeyedCodec(inner, keys, every, pa.schema([schema.field(name) for name in wanted]))
@@ -86,6 +106,8 @@ class KeyAndValue(Format):
             if isinstance(self.key, Avro) and self.key.registry is not None and self.key.schema is None:
                 return _avro_keys(self.key.registry, fields, names, plain)
             return CodecKeys(self.key.codec("the keys", fields, names), plain)
+        if self.key.name == "raw" and plain.field(0).type in BIG_ENDIAN:
+            return NumberKeys(plain.field(0).type)
         text = len(plain) == 1 and plain.field(0).type in (pa.string(), pa.binary())
         return TextKeys(plain) if text and self.key.name != "json" else JsonKeys(plain, connect=False)
 
@@ -94,7 +116,10 @@ class KeyAndValue(Format):
 
     def check_types(self, schema: pa.Schema, where: str) -> None:
         if not schema.equals(RECORD_SCHEMA):
-            self.key.check_types(pa.schema([schema.field(name) for name in self.fields]), where)
+            keys = self.keys_of(
+                pa.RecordBatch.from_pylist([], schema=pa.schema([schema.field(n) for n in self.fields]))
+            )
+            self.key.check_types(keys.schema, where)
         self.value.check_types(schema if self.in_value else self._payloads(schema), where)
 
     def floats_lost(self, kind: pa.DataType) -> LostFloats:
@@ -111,9 +136,10 @@ class KeyAndValue(Format):
 
     def keys_of(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """Returns the columns of the keys of these rows, with the names that they have in keys."""
-        return pa.RecordBatch.from_arrays(
-            [rows.column(name) for name in self.fields], names=[self._name_in_key(name) for name in self.fields]
-        )
+        columns = [rows.column(name) for name in self.fields]
+        if self.key.name == "raw":
+            columns = [number_keys(each) if each.type in BIG_ENDIAN else each for each in columns]
+        return pa.RecordBatch.from_arrays(columns, names=[self._name_in_key(name) for name in self.fields])
 
     def values_of(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """Returns the columns of the payloads of these rows."""

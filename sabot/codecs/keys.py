@@ -47,6 +47,47 @@ class TextKeys:
             return [pa.array(texts, self._kind)], wrong
 
 
+BIG_ENDIAN = {
+    pa.bool_(): "?",
+    pa.int8(): "i1",
+    pa.int16(): ">i2",
+    pa.int32(): ">i4",
+    pa.int64(): ">i8",
+    pa.float32(): ">f4",
+    pa.float64(): ">f8",
+}
+"""The types of numbers that may be the bytes of a key, as the serialisers of the Java client write them, and these bytes."""
+
+
+class NumberKeys:
+    """A reader of keys that are the bytes of one number, as BIG_ENDIAN has them."""
+
+    def __init__(self, kind: pa.DataType) -> None:
+        self._kind = kind
+        self._bytes = np.dtype(BIG_ENDIAN[kind])
+
+    def read(self, keys: pa.Array) -> Found:
+        width = self._bytes.itemsize
+        lengths = pc.binary_length(keys).fill_null(width).to_numpy(zero_copy_only=False)
+        unfit = np.flatnonzero(lengths != width)
+        wrong = {int(row): f"the record's key has {lengths[row]} bytes, and {self._kind} has {width}" for row in unfit}
+        there = np.asarray(keys.is_valid()) & (lengths == width)
+        data = keys.filter(pa.array(there)).cast(pa.binary(width))
+        values = np.zeros(len(keys), self._bytes.newbyteorder("="))
+        if there.any():
+            values[there] = np.frombuffer(data.buffers()[1], self._bytes)[data.offset : data.offset + len(data)]
+        return [pa.array(values, self._kind, mask=~there)], wrong
+
+
+def number_keys(column: Any) -> Any:
+    """Returns numbers as the bytes that `NumberKeys` reads; null stays null."""
+    form = np.dtype(BIG_ENDIAN[column.type])
+    filled = pc.fill_null(column, False if pa.types.is_boolean(column.type) else 0)
+    data = pa.py_buffer(filled.to_numpy(zero_copy_only=False).astype(form).tobytes())
+    whole: Any = pa.Array.from_buffers(pa.binary(form.itemsize), len(column), [None, data])
+    return pc.if_else(pc.is_valid(column), whole.cast(pa.binary()), pa.scalar(None, pa.binary()))
+
+
 class CodecKeys:
     """A reader of keys that are records of a format themselves, such as CSV: `codec` decodes each key as a payload.
     `schema`: the key columns; those that the codec does not give are null.

@@ -4,7 +4,8 @@
 'format' = 'avro'               the schema is made from the columns of CREATE TABLE, as in Flink
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from sabot.codecs.base import Format
 from sabot.codecs.formats import Csv, Json, Raw
 from sabot.codecs.json import TimesInJson
 from sabot.codecs.keyed import KeyAndValue, as_key
+from sabot.codecs.keys import BIG_ENDIAN
 from sabot.codecs.raw import VALUE
 from sabot.codecs.schemas import Avro
 from sabot.sql.functions import cast
@@ -97,8 +99,11 @@ def with_keys(
             raise SqlFault(place[wrong[0]], f"'{wrong[0]}' needs the option 'key.format'", "'key.format' = 'json'")
         return format, first
     fields = given or tuple(each.text for each in statement.key)
-    alone = _check_key_columns(statement, place, form, fields, prefix, in_value=in_value)
-    plain = form == "raw" or (form == "json" and alone not in _TEXTS)
+    types = {each.name.text: arrow_type(each.type) for each in statement.columns if each.type and not each.metadata}
+    _check_key_columns(types, place, form, fields, prefix, in_value=in_value)
+    alone = types[fields[0]] if len(fields) == 1 else None
+    options.choose("key.raw.endianness", {"big-endian": None})
+    plain = (alone in _TEXTS) == (form == "raw") and form in ("raw", "json")
     if reads and in_value and (plain or not statement.key):
         # The payloads have the columns of the key. A tombstone has its key alone, which the engine reads in these forms.
         return format, first
@@ -112,24 +117,33 @@ def with_keys(
         key = as_key(_confluent(options, "key."))
         if reads and in_value and isinstance(value, Avro) and value.registry is not None:
             return format, first  # keys that begin with the id of a schema are read by it
-    if key is None or value is None or (reads and value.own_columns) or (isinstance(value, Avro) and not in_value):
-        what = f"keys beside payloads in {value.name if value else format}"
-        message = f"{what} cannot be {'read' if reads else 'written'} as these options say"
+    if key is None or value is None:
+        message = f"keys beside payloads in {format} cannot be {'read' if reads else 'written'} as these options say"
         raise SqlFault(options.span, message, "'key.format' = 'json' and 'value.format' = 'json'")
-    return KeyAndValue(value, key, fields, prefix, in_value), first
+    others = [each.name.text for each in statement.columns if each.type is not None and each.metadata is None]
+    others = [name for name in others if name not in fields]
+    if isinstance(value, Avro) and value.registry is None and not in_value:
+        value = _plain(options, statement, of=others)
+    of_key = pa.schema([(name, types[name]) for name in fields]) if value.own_columns and not in_value else None
+    return KeyAndValue(value, key, fields, prefix, in_value, of_key), first
 
 
 def _check_key_columns(
-    statement: CreateTable, place: dict[str, Span], form: str, fields: tuple[str, ...], prefix: str, *, in_value: bool
-) -> pa.DataType | None:
-    """Returns the type of the only column of a key, or None if there are several. `place`: the places of the options.
-    Raises SqlFault for columns that cannot be a key in this format.
+    types: Mapping[str, pa.DataType],
+    place: Mapping[str, Span],
+    form: str,
+    fields: tuple[str, ...],
+    prefix: str,
+    *,
+    in_value: bool,
+) -> None:
+    """Raises SqlFault for columns that cannot be a key in this format. `types`: those of the columns of the table. `place`:
+    the places of the options.
     """
     if not fields:
         raise SqlFault(
             place["key.format"], "'key.format' needs the option 'key.fields'", "'key.fields' = 'id', or 'a;b'"
         )
-    types = {each.name.text: arrow_type(each.type) for each in statement.columns if each.type and not each.metadata}
     for name in fields:
         if name not in types:
             raise SqlFault(place["key.fields"], f'there is no column "{name}" for the key', list_names(name, types))
@@ -139,11 +153,9 @@ def _check_key_columns(
     if prefix and in_value:
         message = "'key.fields-prefix' needs the option 'value.fields-include' = 'EXCEPT_KEY'"
         raise SqlFault(place["key.fields-prefix"], message, "without it, payloads have the columns of the key too")
-    alone = types[fields[0]] if len(fields) == 1 else None
-    if form == "raw" and alone not in _TEXTS:
-        message = "'key.format' = 'raw' is for one column of STRING or BYTES"
+    if form == "raw" and (len(fields) > 1 or types[fields[0]] not in (*_TEXTS, *BIG_ENDIAN)):
+        message = "'key.format' = 'raw' is for one column: STRING, BYTES, BOOLEAN, or a number that is no DECIMAL"
         raise SqlFault(place["key.format"], message, "'key.format' = 'json'")
-    return alone
 
 
 _NO_NULLS = "encode.ignore-null-fields"
@@ -236,15 +248,17 @@ def stream_of(
 
     The columns of Avro are those of its schema; of them the stream has those that the table declares, with their types.
     """
-    if format == "raw":
-        return _raw(read, source, given, statement)
-    if not isinstance(format, Avro):
+    value = format.value if isinstance(format, KeyAndValue) else format
+    if value == "raw" or isinstance(value, Raw):
+        return _raw(read, source, format, given, statement)
+    if format is None or not isinstance(value, Avro):
         return read(source, **given, **({} if format is None else {"format": format}))
     wanted: pa.Schema | None = given.pop("schema", None)
-    if wanted is None or format.registry is None:
+    if isinstance(format, str) or wanted is None or (value is format and value.registry is None):
         return read(source, **given, format=format)
     time, lateness = given.pop("time", None), given.pop("lateness", None)
     found = format.columns(source if isinstance(source, str) else source.name)
+    assert found is not None  # those of Avro are in its schema
     for each in wanted:
         if each.name not in found.names:
             raise _unlike(
@@ -263,17 +277,22 @@ def stream_of(
     return stream if same or time is None else stream.with_time(time, lateness=lateness)
 
 
-def _raw(read: Callable[..., Stream], source: Any, given: dict[str, Any], statement: CreateTable) -> Stream:
-    """Returns the payloads of a topic as the one column that the table declares, text or bytes."""
+def _raw(
+    read: Callable[..., Stream], source: Any, format: str | Format | None, given: dict[str, Any], statement: CreateTable
+) -> Stream:
+    """Returns the payloads of a topic as the one column that the table declares, text or bytes, besides those of keys."""
     wanted: pa.Schema | None = given.pop("schema", None)
     if wanted is None:
         return read(source, **given, format="raw")
-    if len(wanted) != 1 or wanted.field(0).type not in _TEXTS:
+    keys = format.fields if isinstance(format, KeyAndValue) else ()
+    payload = [each for each in wanted if each.name not in keys]
+    if len(payload) != 1 or payload[0].type not in _TEXTS:
         message = "'format' = 'raw' is for one column of STRING or BYTES"
         raise SqlFault(statement.columns[0].span, message, "'format' = 'json', or 'csv', for several columns")
-    name = wanted.names[0]
-    stream = read(source, **given, format=Raw(text=wanted.field(0).type == pa.string()))
-    return stream.select(**{name: col(VALUE)}, **{field: col(field) for field in given.get("fields", {})})
+    own = Raw(text=payload[0].type == pa.string())
+    stream = read(source, **given, format=replace(format, value=own) if isinstance(format, KeyAndValue) else own)
+    columns = {each.name: col(each.name if each.name in keys else VALUE) for each in wanted}
+    return stream.select(**columns, **{field: col(field) for field in given.get("fields", {})})
 
 
 def _may_be(found: pa.DataType, wanted: pa.DataType) -> bool:

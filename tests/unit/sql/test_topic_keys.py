@@ -1,11 +1,14 @@
 """Keys of records in tables of SQL: 'key.format', 'key.fields', 'key.fields-prefix' and 'value.fields-include', as in Flink."""
 
 import json
+import struct
 from datetime import datetime
 
+import pyarrow as pa
 import pytest
 
-from sabot import App
+from sabot import App, Avro
+from sabot.kafka.registry import Registry
 from sabot.sql.syntax.text import SqlError
 from tools.agent_tools import records
 from tools.registry import schema_server
@@ -138,6 +141,67 @@ async def test_keys_in_avro_are_written_and_read_and_delete_their_rows(app, form
     assert found == [{"id": 2, "part": "b", "n": 6}]
 
 
+VALUES = ["json", "csv", "avro", "avro-confluent"]
+KEYS = ["raw STRING", "raw BIGINT", "json STRING", "json BIGINT", "csv STRING", "avro BIGINT", "avro-confluent STRING"]
+
+
+@pytest.mark.one_in(4, "half a second of a core each")
+@pytest.mark.parametrize("apart", ["'value.fields-include' = 'ALL'", APART])
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("value", VALUES)
+async def test_keys_of_each_format_beside_payloads_of_each_format_are_read_as_they_were_written(app, value, key, apart):
+    """Beside payloads in Avro, keys could not be read, and payloads without the columns of the key not be written."""
+    form, _, kind = key.partition(" ")
+    ids = [1, 2, 2**40] if kind == "BIGINT" else ["ada", "bob", ""]
+    with schema_server() as server:
+        options = [f"'value.format' = '{value}'", f"'key.format' = '{form}'", apart]
+        registered = [side for side, its in (("key", form), ("value", value)) if its == "avro-confluent"]
+        options += [f"'{side}.avro-confluent.url' = '{server.url}'" for side in registered]
+        for connector in ("kafka", "upsert-kafka"):
+            fields = "'key.fields' = 'id'" if connector == "kafka" else ""
+            primary = "" if fields else ", PRIMARY KEY (id) NOT ENFORCED"
+            one = App(f"one-{connector}", app.broker)
+            given = [f"'connector' = '{connector}'", f"'topic' = '{connector}'", *options, *[fields][: bool(fields)]]
+            text = f"CREATE TABLE t (n BIGINT, id {kind}, city STRING{primary}) WITH ({', '.join(given)});"
+            rows = [{"n": n, "id": id, "city": f"Ulm {n}"} for n, id in enumerate(ids)]
+            kinds = {"n": "int64", "id": "int64" if kind == "BIGINT" else "string", "city": "string"}
+            source = one.stream(rows, schema=kinds)
+            source = source if fields else source.upsert("id")
+            one.sql(text + "INSERT INTO t SELECT n, id, city FROM given", given=source)
+            await one.run()
+            if not fields:
+                await one.send("upsert-kafka", None, key=records(one, "upsert-kafka")[1].key)
+                rows = [rows[0], rows[2]]
+            read = App(f"read-{connector}", app.broker).sql(
+                text.replace(" WITH (", f" WITH ({BOUNDED}, ") + "SELECT * FROM t"
+            )
+            found = (read if fields else read.materialize()).collect().to_pylist()
+            assert sorted(found, key=lambda row: row["n"]) == rows
+
+
+async def test_a_topic_of_a_java_program_with_a_long_as_its_key_is_read_beside_avro(app):
+    """LongSerializer writes eight bytes, and KafkaAvroSerializer a schema that has the key too, of another type."""
+    with schema_server() as server:
+        rows = pa.record_batch({"id": ["one", "two", "none", "bad"], "city": ["Ulm", "Bonn", "Rome", "Oslo"]})
+        payloads = Avro(registry=Registry(server.url)).encoder("t").encode(rows).to_pylist()
+        for key, payload in zip(
+            [struct.pack(">q", -5), struct.pack(">q", 2**40), None, b"1234"], payloads, strict=True
+        ):
+            await app.send("t", payload, key=key)
+        url = f"'value.avro-confluent.url' = '{server.url}'"
+        text = "CREATE TABLE t (id BIGINT, city STRING) WITH ('connector' = 'kafka', 'topic' = 't', "
+        text += f"'value.format' = 'avro-confluent', {url}, {KEY.format('raw', 'id')}, {APART}, {BOUNDED});"
+        found = app.sql(text + "SELECT city, id FROM t").collect().to_pylist()
+    assert found == [{"city": "Ulm", "id": -5}, {"city": "Bonn", "id": 2**40}, {"city": "Rome", "id": None}]
+
+
+async def test_a_key_is_read_beside_a_payload_that_is_one_text(app):
+    await app.send("t", b"hello", key=b"7")
+    text = "CREATE TABLE t (s STRING, id BIGINT) WITH ('connector' = 'kafka', 'topic' = 't', 'value.format' = 'raw', "
+    text += f"{KEY.format('csv', 'id')}, {APART}, {BOUNDED});"
+    assert app.sql(text + "SELECT * FROM t").collect().to_pylist() == [{"s": "hello", "id": 7}]
+
+
 CUSTOMERS = "name STRING, city STRING, PRIMARY KEY (name) NOT ENFORCED"
 
 
@@ -195,7 +259,7 @@ async def test_changes_are_written_with_their_keys_and_without_them_in_the_paylo
         (("'key.fields' = 'id;s'",), "'key.fields' needs the option 'key.format'", "'key.format' = 'json'"),
         ((APART, "'key.fields' = 'id'"), "'value.fields-include' needs the option 'key.format'", "'key.format' = 'json'"),
         ((KEY.format("json", "ix"),), 'there is no column "ix" for the key', "there are id, s"),
-        ((KEY.format("raw", "id"),), "'key.format' = 'raw' is for one column of STRING or BYTES", "'key.format' = 'json'"),
+        ((KEY.format("raw", "id;s"),), "'key.format' = 'raw' is for one column: STRING, BYTES", "'key.format' = 'json'"),
         ((KEY.format("json", "id"), "'key.fields-prefix' = 'k_'", APART), "column id of the key does not begin with 'k_'", "k_id"),
         ((KEY.format("json", "id"), "'key.fields-prefix' = 'i'"), "'key.fields-prefix' needs the option 'value.", "payloads"),
         ((KEY.format("jsn", "id"),), "'key.format' cannot be 'jsn'", "did you mean json"),
