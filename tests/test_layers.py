@@ -45,6 +45,8 @@ ORDER = [
     "base.threads",
     "base.supervision",
     "base.probes",
+    "base.doors",
+    "base.http_connections",
     "base.metrics",
     "process",
     "base.arrays",
@@ -106,7 +108,7 @@ THIRD_PARTIES = {
     "starlette": {"mcp", "web"},  # two servers: of MCP, and of the console
     "typer": {"cli"},
     "typing_extensions": {"llm"},  # that of type checkers: no program imports it
-    "uvicorn": {"mcp", "web"},
+    "uvicorn": {"base.http_connections", "mcp", "web"},
 }
 CYTHON_ONLY = {"cpython", "cython", "libc", "libcpp", "posix"}
 IMPORT_LINE = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import\b|c?import\s+([\w., ]+?)\s*(?:#.*)?$)", re.MULTILINE)

@@ -25,6 +25,7 @@ import msgspec
 
 from sabot.base.addresses import is_loopback
 from sabot.base.checks import check_called
+from sabot.base.doors import SESSION, WAITING_MOST, Door
 from sabot.base.options import answers_wrong_options
 from sabot.base.os_errors import hint_of
 from sabot.base.redaction import clean_value, keep_secret, scrubbed
@@ -139,7 +140,8 @@ class ToolServer:
         on_start: Callable[[str], None] | None = None,
     ) -> None:
         """Serves clients at `http://host:port/mcp` (streamable HTTP) until the caller is cancelled. Then calls that are
-        under way have 5 seconds to end. While 64 or more connections are open, requests get the status 503.
+        under way have 5 seconds to end. At most 64 connections are open: further ones wait, or take the place of one that
+        does not send a request. A client has 5 seconds to send a request, and 10 to read a part of its answer.
 
         - `host`: the address to listen on. `port`: the port, or 0 for any free one.
         - `token`: the text that each request must contain in its header `Authorization: Bearer TOKEN`. None if no token
@@ -150,6 +152,8 @@ class ToolServer:
         Raises UserError if the address is in use, if the token has fewer than 16 characters, and if a host that other
         machines can reach has no token.
         """
+        from sabot.base.http_connections import MOST_HEAD_BYTES, LimitedHttp
+
         check_called("serve_http", on_start=on_start)
         if token is not None:
             keep_secret(token)
@@ -162,28 +166,42 @@ class ToolServer:
                 f"MCP server {self.name}: others can reach {host}, and there is no token",
                 hint="give it one, or serve 127.0.0.1",
             )
-        app: ASGIApp = self.server.streamable_http_app(host=host, json_response=True, stateless_http=True)
+        app = _known(self.server.streamable_http_app(host=host, json_response=True, stateless_http=True))
         if token is not None:
             app = _with_token(app, token)
         with _listening(host, port, self.name) as listener:
             where, at = listener.getsockname()[:2]
-            running = _Http(
-                uvicorn.Config(
-                    app,
-                    log_config=None,
-                    access_log=False,
-                    server_header=False,
-                    lifespan="on",
-                    ws="none",
-                    limit_concurrency=_CONNECTIONS_MOST,
-                    timeout_graceful_shutdown=_GRACE_SECONDS,
-                )
+            config = uvicorn.Config(
+                app,
+                http=LimitedHttp,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="on",
+                ws="none",
+                h11_max_incomplete_event_size=MOST_HEAD_BYTES,
+                timeout_graceful_shutdown=_GRACE_SECONDS,
             )
-            running.on_start = lambda: on_start(f"http://{_in_url(where)}:{at}/mcp") if on_start is not None else None
-            serving = asyncio.ensure_future(running.serve(sockets=[listener]))
+            running = _Http(config)
+
+            def make(left: Callable[[Any], None]) -> LimitedHttp:
+                return LimitedHttp(config, running.server_state, running.lifespan.state, left=left)
+
+            door = Door(f"MCP server {self.name}", listener, make, _CONNECTIONS_MOST)
+            accepting: list[asyncio.Task[None]] = []
+
+            def begin() -> None:
+                if on_start is not None:
+                    on_start(f"http://{_in_url(where)}:{at}/mcp")
+                accepting.append(asyncio.get_running_loop().create_task(door.serve()))
+
+            running.on_start = begin
+            serving = asyncio.ensure_future(running.serve(sockets=[]))  # the door accepts
             try:
                 await asyncio.shield(serving)
             finally:
+                for each in accepting:
+                    each.cancel()
                 running.should_exit = True
                 await serving
 
@@ -225,6 +243,23 @@ class ToolServer:
             return types.CallToolResult(content=[types.TextContent(text=said)], is_error=value.is_error)
         structured = said if isinstance(said, dict) else {"result": said}
         return types.CallToolResult(content=[types.TextContent(text=encoded.decode())], structured_content=structured)
+
+
+def _known(app: "ASGIApp") -> "ASGIApp":
+    """Returns an ASGI app that marks each request whose body is here, so that the door does not end its connection
+    while it is answered.
+    """
+
+    async def marked(scope: "Scope", receive: "Receive", send: "Send") -> None:
+        async def received() -> Any:
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body"):
+                scope[SESSION] = {}
+            return message
+
+        await app(scope, received if scope["type"] == "http" else receive, send)
+
+    return marked
 
 
 def _with_token(app: "ASGIApp", token: str) -> "ASGIApp":
@@ -284,7 +319,7 @@ def _in_url(host: str) -> str:
 def _listening(host: str, port: int, name: str) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
+        return socket.create_server((host, port), family=family, backlog=WAITING_MOST)
     except OSError as error:
         raise UserError(
             f"MCP server {name}: cannot listen on {host}:{port}: {error.strerror or error}",

@@ -5,11 +5,15 @@ software as the coordinator, and one worker for each number.
 import asyncio
 import hmac
 import logging
+import socket
 import ssl
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from sabot.base.doors import WAITING_MOST, Door
 from sabot.base.os_errors import hint_of
 from sabot.base.supervision import TaskSet
+from sabot.base.threads import run_in_thread
 from sabot.errors import InternalError, UserError
 from sabot.exchange import address_of
 from sabot.workers.connection import FIRST_BYTES, ControlConnection
@@ -48,23 +52,31 @@ class JoinListener:
         self._token = token.encode()
         self._welcome = welcome
         self._numbered = numbered
-        self._server: asyncio.Server | None = None
-        self._strangers = 0
+        self._socket: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self._standing_by: list[ControlConnection] = []
         self._greetings = TaskSet("a worker that joins")
 
     async def open(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
         """Listens; port 0 takes a free one. Raises UserError if the address cannot be bound."""
         try:
-            self._server = await asyncio.start_server(
-                self._come, host, port, family=family_of(host), ssl=context, ssl_handshake_timeout=_handshake(context)
-            )
+            made = await run_in_thread(socket.create_server, (host, port), family=family_of(host), backlog=WAITING_MOST)
         except OSError as error:
             raise UserError(
                 f"workers cannot join at {host}:{port}: {error.strerror or error}",
                 hint=hint_of(error, "an address of this machine, and a port that is free"),
             ) from error
-        self.address = address_of(host, self._server.sockets[0].getsockname()[1])
+        self._socket = made
+        self.address = address_of(host, made.getsockname()[1])
+        door = Door(
+            "the listener of workers",
+            made,
+            lambda left: _Stranger(self._come, left),
+            _STRANGERS_MAX,
+            ssl=context,
+            ssl_handshake_timeout=_handshake(context),
+        )
+        self._accepting = asyncio.get_running_loop().create_task(door.serve())
 
     @property
     def standing_by(self) -> int:
@@ -74,43 +86,48 @@ class JoinListener:
 
     async def close(self) -> None:
         """Accepts nobody any more; workers that were accepted stay. Idempotent."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
+        accepting, self._accepting = self._accepting, None
+        if accepting is not None:
+            accepting.cancel()
+            await asyncio.wait([accepting])
+        if self._socket is not None:
+            self._socket.close()
         await self._greetings.cancel()
         waiting, self._standing_by = self._standing_by, []
         await asyncio.gather(*(each.close() for each in waiting))
 
-    def _come(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._server is None or self._strangers >= _STRANGERS_MAX:
-            writer.transport.abort()
+    def _come(self, stranger: "_Stranger", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._accepting is None:
+            stranger.abort()
             return
-        self._strangers += 1
-        self._greetings.begin(self._greet(ControlConnection(reader, writer)))
+        self._greetings.begin(self._greet(stranger, ControlConnection(reader, writer)))
 
-    async def _greet(self, connection: ControlConnection) -> None:
+    async def _greet(self, stranger: "_Stranger", connection: ControlConnection) -> None:
         """Accepts a worker, or sends the reason for the refusal and closes the connection."""
         taken = False
         try:
             if connection.certificate is not None:
                 check_certified(connection.certificate, connection.peer)
-            join = await self._first_words(connection)
+            join = await self._first_words(stranger, connection)
             if join is not None:
                 taken = self._let_in(connection, join)
         except UserError as why:
             _log.warning("%s", why)
             connection.send(JoinRefused(why.message, why.hint))
         finally:
-            self._strangers -= 1
-            if not taken:
+            if taken:
+                stranger.joins()
+            else:
                 await connection.close()
 
-    async def _first_words(self, connection: ControlConnection) -> Join | None:
+    async def _first_words(self, stranger: "_Stranger", connection: ControlConnection) -> Join | None:
         """Returns the peer's first message, or None if it is no valid Join."""
         try:
             async with asyncio.timeout(_FIRST_SECONDS):
                 message = await connection.next(FIRST_BYTES)
         except (InternalError, TimeoutError) as error:
+            if stranger.dropped:
+                return None
             _log.warning(
                 "a connection from %s is closed, because it is not from a worker: %s",
                 connection.peer,
@@ -169,6 +186,47 @@ class JoinListener:
             raise UserError(f"the worker at {where} is refused, because {_STANDBY_MAX} workers stand by already")
         self._standing_by.append(connection)
         _log.info("the worker at %s stands by, because the app has all its %d workers", where, len(self._members))
+
+
+class _Stranger(asyncio.StreamReaderProtocol):
+    """A connection whose other side has not joined yet. The door counts it until then."""
+
+    known = False
+
+    def __init__(
+        self,
+        come: "Callable[[_Stranger, asyncio.StreamReader, asyncio.StreamWriter], None]",
+        left: "Callable[[_Stranger], None]",
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(asyncio.StreamReader(loop=loop), lambda reader, writer: come(self, reader, writer), loop)
+        self._left = left
+        self._made: Any = None
+        self.since = loop.time()
+        self.peer = ""
+        self.waiting = True
+        self.dropped = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._made = transport
+        self.peer = str((transport.get_extra_info("peername") or [""])[0])
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._left(self)
+
+    def joins(self) -> None:
+        """Gives the place of the connection to another one, because its worker belongs to the app now."""
+        self._left(self)
+
+    def abort(self) -> None:
+        self.dropped = True
+        if self._made is not None:
+            self._made.abort()
+
+    def check(self, now: float) -> None:
+        """Does nothing: `_greet` ends the connection if it sends no message."""
 
 
 def _handshake(context: ssl.SSLContext | None) -> float | None:

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,3 +241,24 @@ async def test_a_failure_of_a_tool_is_logged_with_its_traceback(caplog: pytest.L
             await client.call_tool("fail", {})
     (record,) = (each for each in caplog.records if each.name == "sabot.mcp.server")
     assert record.exc_info is not None
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"POST /mcp HTTP/1.1\r\n", b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{"]
+)
+async def test_clients_are_answered_beside_hundreds_of_connections_that_send_no_request(sent: bytes) -> None:
+    """64 of them took all places for as long as they liked: all other clients got the status 503."""
+    async with served() as address, AsyncExitStack() as stack:
+        host, port = address.removeprefix("http://").removesuffix("/mcp").split(":")
+        before = len(os.listdir("/proc/self/fd"))
+        idle = []
+        for _ in range(300):
+            _, writer = await asyncio.open_connection(host, int(port))
+            stack.callback(writer.close)
+            writer.write(sent)
+            idle.append(writer)
+        async with httpx2.AsyncClient() as http, Client(streamable_http_client(address, http_client=http)) as client:
+            assert text_of(await client.call_tool("add", {"a": 2})) == "3"
+            slow = [client.call_tool("add", {"a": n}) for n in range(20)]
+            assert [text_of(each) for each in await asyncio.gather(*slow)] == [str(n + 1) for n in range(20)]
+        assert len(os.listdir("/proc/self/fd")) - before - len(idle) < 80

@@ -140,15 +140,13 @@ async def test_a_stranger_is_dropped_before_much_is_read(bytes_, monkeypatch):
         await joined.connection.close()
 
 
-async def test_strangers_are_bounded(monkeypatch):
+async def test_of_too_many_strangers_the_oldest_loses_its_place(monkeypatch):
     monkeypatch.setattr(listener_module, "_STRANGERS_MAX", 2)
     async with waiting() as here:
         address = parse_address(here.listener.address, "")
-        held = [await asyncio.open_connection(*address) for _ in range(2)]
-        reader, writer = await asyncio.open_connection(*address)
+        held = [await asyncio.open_connection(*address) for _ in range(3)]
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await asyncio.wait_for(reader.readexactly(1), 10)
-        writer.close()
+            await asyncio.wait_for(held[0][0].readexactly(1), 8)
         for _, each in held:
             each.close()
 
@@ -341,3 +339,23 @@ async def test_workers_of_loopback_and_of_a_network_do_not_mix():
     members[1].hello.set_result(Hello("127.0.0.1:7"))
     with pytest.raises(UserError, match="worker 2 has joined over loopback"):
         arrival.check()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_worker_joins_beside_hundreds_of_connections_that_say_nothing(tls, tmp_path, caplog):
+    """256 of them took all places for ten seconds, in which workers were turned away; their end was a line of the log each."""
+    secrets = folder(tmp_path / "secrets", Authority("ours")) if tls else None
+    async with waiting(secrets=secrets) as here:
+        idle = []
+        for _ in range(600):
+            _, writer = await asyncio.open_connection(*parse_address(here.listener.address, ""))
+            idle.append(writer)
+        before = asyncio.get_running_loop().time()
+        joined = await join(here.ticket(1, secrets=secrets))
+        assert asyncio.get_running_loop().time() - before < 5
+        joined.connection.send(Beat())
+        await here.hears(1)
+        for writer in idle:
+            writer.close()
+        await joined.connection.close()
+    assert len([each for each in caplog.records if "not from a worker" in each.message]) <= 300
