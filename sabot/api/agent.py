@@ -67,7 +67,8 @@ class BatchAgentOptions(TypedDict, total=False):
     format: Annotated[str | Format | None, declare(None, 'the format of the records of its topics, by default "json"')]
     sink_format: Annotated[str | Format | None, declare(None, 'the format of its results in topics, by default "json"')]
     start: Annotated[
-        Start, declare("earliest", "the place where a topic is read from without a checkpoint, by default the app's")
+        Start | None,
+        declare(None, "the place where a topic is read from without a checkpoint, by default the app's"),
     ]
     until: Annotated[Until | None, declare(None, "the place where its topics end; None: nowhere")]
     durable: Annotated[bool, declare(False, "True makes each record a job, whose effects are in the journal")]
@@ -128,7 +129,7 @@ class AgentSpec:
     nan: OnNan
     format: Format
     sink_format: Format | None
-    start: Place
+    start: Place | None
     until: Place | None
     on_timer: Callable[..., Any] | None
     durable: bool
@@ -254,7 +255,7 @@ class AgentSpec:
             "sink_format": _output_format(
                 refuse, given["sink_format"], sinks, where, batch=batch, keyed=key is not None
             ),
-            "start": checked_start(given["start"], where),
+            "start": None if given["start"] is None else checked_start(given["start"], where),
             "until": checked_until(given["until"], where),
             "mailbox": _MAILBOX_ROWS if given["mailbox"] is None else given["mailbox"],
             "mailbox_full": given["mailbox_full"] or "hold",

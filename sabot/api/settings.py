@@ -81,7 +81,9 @@ def _parallelism(given: Any) -> int:
     return int(threads)
 
 
-def _start(given: Any) -> Place:
+def _start(given: Any) -> Place | None:
+    if given is None:
+        return None
     place = checked_start(given, "App")
     _refuse_offsets("start", place)
     return place
@@ -194,8 +196,10 @@ class Settings:
     version: str = option(
         "", "the version of the program, for dead letters and checkpoints", check=partial(checked_text, what="version")
     )
-    start: Start = option(
-        "earliest", "the place from which topics are read if there is no checkpoint, as in `stream`", check=_start
+    start: Start | None = option(
+        None,
+        'the place from which topics are read if there is no checkpoint, as in `stream`; by default "earliest"',
+        check=_start,
     )
     until: Until | None = option(
         None,
@@ -320,7 +324,8 @@ class Settings:
     @property
     def start_at(self) -> Place:
         """The setting `start`, with times in ms since 1970 UTC."""
-        return _start(self.start)
+        place = _start(self.start)
+        return "earliest" if place is None else place
 
     @property
     def end_at(self) -> Place | None:

@@ -246,8 +246,9 @@ class AgentDeclarations:
 
     def _spec(self, func: Callable[..., Any], topic: Any, name: str, options: Mapping[str, Any]) -> AgentSpec:
         for each in topic if isinstance(topic, list | tuple) else [topic]:
-            check_start(each, options.get("start", "earliest"), f"agent {self.id}.{name}")
-        return AgentSpec.of(f"{self.id}.{name}", func, topic, name=name, **{"start": self.settings.start, **options})
+            check_start(each, options.get("start") or "earliest", f"agent {self.id}.{name}")
+        start = self.settings.start if options.get("start") is None else options["start"]
+        return AgentSpec.of(f"{self.id}.{name}", func, topic, name=name, **{**options, "start": start})
 
     def llm_agent(
         self,

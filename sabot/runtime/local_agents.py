@@ -259,7 +259,9 @@ class LocalAgents:
                 text = None
             codec = await run_to_end(run_in_thread(operator.make_codec, source.name, text))
             operator.codecs[source.name] = codec.another()  # the source thread has a codec of its own
-        start, again = spec.start, 0 if facts is None else facts.get("again", 0)
+        group = self._goes_on_in(spec, source)
+        start: Place = "committed" if group else "earliest" if spec.start is None else spec.start
+        again = 0 if facts is None else facts.get("again", 0)
         if spec.agent_id in self.settings.reprocess:
             start, again, facts = self._anew(spec, source.name, facts), again + 1, None
         max_rows = _BATCH_ROWS if spec.batch else RECORD_ROWS
@@ -270,6 +272,13 @@ class LocalAgents:
         if positions is not None and restored is not None:
             await run_to_end(run_in_thread(recall, source, name, restored, self.group.task))
         await run_to_end(run_in_thread(with_judge(task.open, self._judge), positions, start_of(source, start), facts))
+        if group:
+            places = ", ".join(f"{topic}[{partition}]@{offset}" for (topic, partition), offset in task.taken.items())
+            _log.info(
+                "agent %s has no checkpoints, and goes on at the offsets of its group %s: %s. Records that were under way come again, "
+                'and keyed state that is not in the app\'s state begins empty; start="earliest" reads all records',
+                *(spec.agent_id, group, places or "no partition"),
+            )
         task.again = again
         if spec.durable and spec.job_id is None:
             task.identity = await run_to_end(run_in_thread(identity_of, source))
@@ -283,6 +292,15 @@ class LocalAgents:
         if spec.durable:
             assert self.task.jobs is not None
             self.task.jobs.reads(spec.agent_id, source.name, task.identity, again)
+
+    def _goes_on_in(self, spec: AgentSpec, source: Source) -> str:
+        """Returns the consumer group whose offsets say where the agent goes on, or "". Without a directory of checkpoints
+        nothing else is known of earlier runs.
+        """
+        if spec.start is not None or self.settings.app.checkpoint_place is not None or self.settings.app.fresh:
+            return ""
+        of_kafka = str(getattr(source, "broker", "")).startswith("kafka://")
+        return str(getattr(source, "group_id", "")) if of_kafka else ""
 
     def _anew(self, spec: AgentSpec, topic: str, facts: Mapping[str, Any] | None) -> Place:
         """Returns the place at which the agent begins to read its records again, for `--reprocess`. `facts`: the
@@ -300,7 +318,7 @@ class LocalAgents:
             spec.agent_id,
             topic,
         )
-        return "earliest" if isinstance(spec.start, str) else spec.start
+        return "earliest" if spec.start is None or isinstance(spec.start, str) else spec.start
 
     def _check_reprocess(self) -> None:
         """Raises UserError for each agent in `--reprocess` that is not durable, or that reads no topic or source."""

@@ -378,3 +378,35 @@ async def test_offsets_are_committed_to_the_agents_group_on_the_broker(app, url,
         assert await bounded(source.get_next(), 30) == "next"
     finally:
         await source.stop()
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("own", [False, True], ids=["topic", "source of its own"])
+async def test_an_agent_without_checkpoints_goes_on_at_the_offsets_of_its_group(kafka_url, caplog, own):
+    """It read its topic from the first record at each start, without a word, though it committed to its group."""
+    caplog.set_level("INFO")
+    topic, name = f"t-{uuid.uuid4().hex[:12]}", f"app-{uuid.uuid4().hex[:8]}"
+    create_topic(kafka_url, topic, 1)
+
+    async def seen_by(count, **options):
+        seen = []
+        app = App(name, broker=kafka_url)
+
+        @app.agent(KafkaSource(topic, kafka_url, f"{name}-own") if own else topic, name="look", **options)
+        async def look(ctx):
+            seen.append(ctx.message)
+
+        async with started(app):
+            await until(lambda: len(seen) == count)
+        return seen
+
+    app = App("sender", broker=kafka_url)
+    for n in range(3):
+        await bounded(app.send(topic, n))
+    assert await seen_by(3) == [0, 1, 2]
+    assert f"{topic}[0]@0. Records that were under way come again" in caplog.text
+    await bounded(app.send(topic, 3))
+    assert await seen_by(1) == [3]
+    assert f"goes on at the offsets of its group {name}{'-own' if own else '.look-group'}: {topic}[0]@3." in caplog.text
+    assert await seen_by(4, start="earliest") == [0, 1, 2, 3]
+    await app.stop()
