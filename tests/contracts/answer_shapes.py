@@ -318,6 +318,12 @@ CALLS: dict[str, Shape] = {
         )
         for given in ("", "null", " ", "{}")
     },
+    "names of tools that are none": Shape(
+        assistant("", ToolCall("a", "files.erase it!", "{}"), ToolCall("b", "", "{}")),
+        column=CALLS_A_TOOL,
+        told="ToolError: there is no tool 'files.erase it!'",
+        asked=2,
+    ),
     **{
         f"broken arguments {given!r}": Shape(
             assistant("", ToolCall("a", "erase", given)),

@@ -102,8 +102,8 @@ class Desk:
         return self.shapes[self._name].answer(self.api, number, stream=self.server.requests[-1].stream)
 
     def _check(self, spec: RequestSpec) -> None:
-        """Notes what a server would refuse in the conversation: a call whose arguments are no JSON object, and ids of
-        calls that are empty, equal, or not those of the results.
+        """Notes what a server would refuse in the conversation: a call whose arguments are no JSON object or whose name
+        is none, and ids of calls that are empty, equal, or not those of the results.
         """
         asked = [call for each in spec.messages for call in each.tool_calls]
         ids = [call.id for call in asked]
@@ -111,6 +111,8 @@ class Desk:
         if not all(ids) or len(set(ids)) < len(ids) or ids != answered:
             self.wrong.append(f"{self._name}: calls {ids} and results {answered}")
         for call in asked:
+            if not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", call.name):
+                self.wrong.append(f"{self._name}: a call of {call.name!r}")
             try:
                 good = isinstance(json.loads(call.arguments), dict)
             except ValueError:

@@ -13,7 +13,16 @@ import msgspec
 from sabot.base.options import answers_wrong_options
 from sabot.errors import MissingExtra, UserError
 from sabot.llm.messages import ChatMessage, Part, Text, ToolCall
-from sabot.llm.providers.sdk import SdkCalls, arguments_of, checked_model, distinct_ids, greatest, merged, usage_of
+from sabot.llm.providers.sdk import (
+    SdkCalls,
+    arguments_of,
+    called_name,
+    checked_model,
+    distinct_ids,
+    greatest,
+    merged,
+    usage_of,
+)
 from sabot.llm.results import Completion, Embeddings, Piece, Usage
 from sabot.llm.spec import RequestSpec
 
@@ -107,7 +116,7 @@ class AnthropicProvider:
             "model": spec.model or self.model,
             "max_tokens": self._max_tokens if spec.max_tokens is None else spec.max_tokens,
             "system": "\n\n".join(system) or None,
-            "messages": _messages(spec.messages),
+            "messages": _messages(spec),
             "tools": [
                 {"name": each.name, "description": each.description, "input_schema": each.parameters}
                 for each in spec.tools
@@ -127,16 +136,16 @@ def _methods(client: Any) -> dict[str, Any]:
     return {"answer": client.messages.with_streaming_response.create}
 
 
-def _messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Converts messages into the form of Anthropic's API. Consecutive messages of the same role become one message;
+def _messages(spec: RequestSpec) -> list[dict[str, Any]]:
+    """Converts the messages of a request into the form of Anthropic's API. Consecutive messages of the same role become one message;
     results of tools have the role "user" there. Messages without content are left out, because Anthropic refuses them.
     System messages are left out too; they are sent in another field.
     """
     turns: list[dict[str, Any]] = []
-    for message in messages:
+    for message in spec.messages:
         if message.role == "system":
             continue
-        role, blocks = "assistant" if message.role == "assistant" else "user", _blocks(message)
+        role, blocks = "assistant" if message.role == "assistant" else "user", _blocks(message, spec)
         if not blocks:
             continue
         if turns and turns[-1]["role"] == role:
@@ -146,7 +155,7 @@ def _messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     return turns
 
 
-def _blocks(message: ChatMessage) -> list[dict[str, Any]]:
+def _blocks(message: ChatMessage, spec: RequestSpec) -> list[dict[str, Any]]:
     if message.role == "tool":
         content = message.content if isinstance(message.content, str) else _parts(message)
         result = {"type": "tool_result", "tool_use_id": message.tool_call_id, "content": content}
@@ -155,7 +164,7 @@ def _blocks(message: ChatMessage) -> list[dict[str, Any]]:
     if kept is not None:
         return list(kept)
     calls = [
-        {"type": "tool_use", "id": call.id, "name": call.name, "input": _input(call.arguments)}
+        {"type": "tool_use", "id": call.id, "name": called_name(call.name, spec), "input": _input(call.arguments)}
         for call in message.tool_calls
     ]
     return [*_parts(message), *calls]

@@ -17,6 +17,7 @@ from sabot.llm.messages import ChatMessage, Image, Part, Text, ToolCall
 from sabot.llm.providers.sdk import (
     SdkCalls,
     arguments_of,
+    called_name,
     distinct_ids,
     greatest,
     is_strict,
@@ -37,7 +38,7 @@ def chat_request(spec: RequestSpec, model: str, *, is_openai: bool, stream: bool
     """
     body: dict[str, Any] = {
         "model": spec.model or model,
-        "messages": [_message(each) for each in spec.messages],
+        "messages": [_message(each, spec) for each in spec.messages],
         "tools": [_tool(each) for each in spec.tools] or None,
         "tool_choice": spec.tool_choice if spec.tools and spec.tool_choice != "auto" else None,
         "temperature": spec.temperature,
@@ -54,7 +55,7 @@ def chat_request(spec: RequestSpec, model: str, *, is_openai: bool, stream: bool
     return merged(body, spec.options)
 
 
-def _message(message: ChatMessage) -> dict[str, Any]:
+def _message(message: ChatMessage, spec: RequestSpec) -> dict[str, Any]:
     said: dict[str, Any] = {"role": message.role, "content": _content(message)}
     if message.role == "tool":
         said["tool_call_id"] = message.tool_call_id
@@ -63,7 +64,7 @@ def _message(message: ChatMessage) -> dict[str, Any]:
             {
                 "id": call.id,
                 "type": "function",
-                "function": {"name": call.name, "arguments": arguments_of(call.arguments)},
+                "function": {"name": called_name(call.name, spec), "arguments": arguments_of(call.arguments)},
             }
             for call in message.tool_calls
         ]

@@ -13,7 +13,7 @@ import msgspec
 from sabot.errors import UserError
 from sabot.llm.messages import ChatMessage, Part, Text, ToolCall
 from sabot.llm.providers.openai_chat import image_url, json_text, usage_in
-from sabot.llm.providers.sdk import SdkCalls, arguments_of, distinct_ids, is_strict, merged
+from sabot.llm.providers.sdk import SdkCalls, arguments_of, called_name, distinct_ids, is_strict, merged
 from sabot.llm.results import Completion, Piece
 from sabot.llm.spec import RequestSpec, ToolSchema
 
@@ -32,7 +32,7 @@ def responses_request(spec: RequestSpec, model: str, *, stream: bool) -> dict[st
             )
     body: dict[str, Any] = {
         "model": spec.model or model,
-        "input": [item for message in spec.messages for item in _items(message)],
+        "input": [item for message in spec.messages for item in _items(message, spec)],
         "tools": [_tool(each) for each in spec.tools] or None,
         "tool_choice": spec.tool_choice if spec.tools and spec.tool_choice != "auto" else None,
         "temperature": spec.temperature,
@@ -47,7 +47,7 @@ def responses_request(spec: RequestSpec, model: str, *, stream: bool) -> dict[st
     return merged(body, spec.options)
 
 
-def _items(message: ChatMessage) -> Iterator[dict[str, Any]]:
+def _items(message: ChatMessage, spec: RequestSpec) -> Iterator[dict[str, Any]]:
     kept = (message.vendor or {}).get(_VENDOR)
     if kept is not None:
         for item in kept:
@@ -63,7 +63,7 @@ def _items(message: ChatMessage) -> Iterator[dict[str, Any]]:
             yield {
                 "type": "function_call",
                 "call_id": call.id,
-                "name": call.name,
+                "name": called_name(call.name, spec),
                 "arguments": arguments_of(call.arguments),
             }
 

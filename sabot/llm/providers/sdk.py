@@ -41,6 +41,7 @@ from sabot.llm.errors import (
 )
 from sabot.llm.messages import ChatMessage, given_arguments
 from sabot.llm.results import Completion, FinishReason, Piece, Usage, counted_usage, in_pieces
+from sabot.llm.spec import RequestSpec
 
 T = TypeVar("T")
 
@@ -58,6 +59,8 @@ _TOO_LONG = re.compile(
 _FILTERED = re.compile(r"content.?(filter|policy|management)|responsible.?ai", re.IGNORECASE)
 _WRONG_KEY = "check api_key=, or the key in the environment, and that it may use this model"
 _NO_PARAMETER = re.compile(r"temperature|top_p", re.IGNORECASE)
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_NOT_IN_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 _NO_CREDIT = re.compile(r"insufficient.?quota|credit balance|billing", re.IGNORECASE)
 # Class names of httpx's errors, because the package may be httpx or httpx2.
 _NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
@@ -631,6 +634,16 @@ def distinct_ids(ids: Sequence[str], messages: Iterable[ChatMessage]) -> list[st
         known.add(each)
         found.append(each)
     return found
+
+
+def called_name(name: str, spec: RequestSpec) -> str:
+    """Returns the name of a called tool as the request `spec` sends it back to a vendor. Vendors refuse a conversation
+    with names that tools cannot have, also if a model has made them up, or was cut off before them. The names of the
+    tools of the request are for the vendor to judge.
+    """
+    if _NAME.fullmatch(name) or any(each.name == name for each in spec.tools):
+        return name
+    return _NOT_IN_NAME.sub("_", name)[:64] or "unnamed"
 
 
 def arguments_of(text: str) -> str:
