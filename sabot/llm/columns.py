@@ -66,6 +66,8 @@ class AnswerColumns:
             name = "content" if of is None else of
             if not name:
                 raise UserError(f"{where}: output='' is no name of a column", hint='output="summary"')
+            if self._marks and name == FINISH_REASON:
+                raise UserError(f"{where}: allow_cut=True adds a column {name!r}", hint="another name in output=")
             marks = [(FINISH_REASON, pa.string())] if self._marks else []
             self.schema = pa.schema([(name, pa.string()), *marks])
         elif self._marks:

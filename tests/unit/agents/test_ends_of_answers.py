@@ -99,7 +99,8 @@ async def test_a_job_goes_on_from_an_answer_that_was_cut_off_as_it_began(
     assert (shop.erased, shop.paid, shop.answers) == (["/"] if earlier else [], ["o-1"], [])
 
 
-async def test_a_job_whose_function_goes_on_after_a_cut_answer_matches_its_journal() -> None:
+@pytest.mark.parametrize("way", ["agent", "complete"])
+async def test_a_job_whose_function_goes_on_after_a_cut_answer_matches_its_journal(way: str) -> None:
     """The function asks for another effect after the error, as an earlier version did after the answer."""
     paid: list[str] = []
 
@@ -111,12 +112,15 @@ async def test_a_job_whose_function_goes_on_after_a_cut_answer_matches_its_journ
 
     async def work(ctx: Any) -> str:
         try:
-            said = (await agent.run("go", effects=ctx.llm(agent.engine))).content
+            if way == "agent":
+                said = (await agent.run("go", effects=ctx.llm(agent.engine))).content
+            else:
+                said = (await ctx.llm(agent.engine).complete("go", output=City)).content
         except Exception as error:
             said = type(error).__name__
         return f"{said}, {await ctx.call(pay, order='o-1')}"
 
-    agent, journal = agent_of(ended("length", "It is Ro")), MemoryStorage()
+    agent, journal = agent_of(ended("length", '{"name": "Ro"}')), MemoryStorage()
     policy = PolicyEngine([ToolPolicy(["pay"], require_approval=True)])
     async with RuntimeKernel.create(agent=work, policy=policy, journal=journal) as kernel:
         await kernel.execute(ExecutionRequest(prompt="go"))
