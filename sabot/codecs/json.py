@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from typing import Any, Literal, TypeAlias, get_args
@@ -176,15 +176,25 @@ class AbsentColumns:
         """Looks at decoded rows. `columns`: the columns of the schema. `payloads`: returns their records, if they are needed."""
         absent = {name for name in columns if data.column(name).null_count == data.num_rows}
         absent = absent if self._absent is None else absent & self._absent
+        names: list[str] = []
         if absent:
             some = [payload for payload in islice(payloads(), INFERENCE_ROWS) if payload is not None]
             keys = {name: json.dumps(name, ensure_ascii=False).encode() for name in absent}
             absent = {name for name in absent if not any(keys[name] in payload for payload in some)}
             for payload in some[:_NAMED]:
                 record = json.loads(payload)
-                if isinstance(record, dict):
-                    self._names |= {name: None for name in record if name not in columns}
-        self._absent, self._rows = absent, self._rows + data.num_rows
+                names += record if isinstance(record, dict) else ()
+        self._note(absent, names, data.num_rows, columns)
+
+    def look_at(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+        """Looks at rows of Python values. `columns`: the columns of the schema."""
+        absent = set(columns) if self._absent is None else self._absent
+        names = [str(name) for row in rows[:_NAMED] for name in row]
+        self._note(absent.difference(names, *rows[_NAMED:INFERENCE_ROWS]), names, len(rows), columns)
+
+    def _note(self, absent: set[str], names: Iterable[str], rows: int, columns: Sequence[str]) -> None:
+        self._names |= {name: None for name in names if name not in columns}
+        self._absent, self._rows = absent, self._rows + rows
         self.is_done = not absent or self._rows >= INFERENCE_ROWS
         if self.is_done:
             self.tell()

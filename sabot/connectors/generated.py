@@ -15,6 +15,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.base.arrays import batch_of_rows
 from sabot.base.config import checked_name
 from sabot.clock import SYSTEM_CLOCK
+from sabot.codecs.json import AbsentColumns
 from sabot.codecs.records import BAD_SCHEMA, build_records, encode_json
 from sabot.connectors.base import Bounded, Positions, ReadsInParallel, Source
 from sabot.errors import SabotError, UserError
@@ -69,6 +70,7 @@ class GeneratorSource(Source, Bounded, ReadsInParallel):
         self._ended = False
         self._run: _Generation | None = None
         self._kept: _Item = None
+        self._absent = AbsentColumns(f"source {self.name}")
 
     @property
     def schema(self) -> pa.Schema:
@@ -108,6 +110,10 @@ class GeneratorSource(Source, Bounded, ReadsInParallel):
             # A generator that has nothing may yield empty lists, which give the reader no rows to return with.
             if not rows and (left := deadline - SYSTEM_CLOCK.monotonic()) <= 0:
                 break
+        if not self._absent.is_done:
+            self._absent.look_at([row for row in rows if isinstance(row, Mapping)], self._schema.names)
+            if self._ended and not self._absent.is_done:
+                self._absent.tell()
         if not rows and self._at == before:
             return None
         data, bad = self._decoded(rows, before)

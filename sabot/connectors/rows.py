@@ -12,6 +12,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_columns
 from sabot.base.arrays import column_of
+from sabot.codecs.json import AbsentColumns
 from sabot.codecs.records import RECORD_SCHEMA, decode_json, iterate_records
 from sabot.connectors.base import Bounded, HasIdentity, Positions, Sink, Source
 from sabot.connectors.files.columns import canonical, fitted
@@ -43,7 +44,7 @@ class RowsSource(Source, Bounded, HasIdentity):
 
     def __init__(self, rows: Rows, name: str, schema: pa.Schema | None = None) -> None:
         self.name = name
-        table = _table_of_dicts(rows, schema) if isinstance(rows, list | tuple) else _table(rows, schema)
+        table = _table_of_dicts(rows, name, schema) if isinstance(rows, list | tuple) else _table(rows, schema)
         self._schema = _checked(table.schema)
         self._batches = [
             fitted(batch, self._schema, name) for batch in table.to_batches() if batch.num_rows and self._schema.names
@@ -158,8 +159,10 @@ def _table(rows: Any, schema: pa.Schema | None) -> pa.Table:
         raise UserError(f"stream: the rows do not fit schema=: {error}") from error
 
 
-def _table_of_dicts(rows: Sequence[Any], schema: pa.Schema | None) -> pa.Table:
-    """Returns dicts as a table. A column that a dict lacks is null in its row."""
+def _table_of_dicts(rows: Sequence[Any], source: str, schema: pa.Schema | None) -> pa.Table:
+    """Returns dicts as a table. A column that a dict lacks is null in its row; one that all lack is logged. `source`: the
+    name of the source, for the log.
+    """
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise UserError(f"stream: row {number} is {row!r}, not a dict", hint='[{"id": 1}, {"id": 2}]')
@@ -180,6 +183,11 @@ def _table_of_dicts(rows: Sequence[Any], schema: pa.Schema | None) -> pa.Table:
             ) from error
         if pa.types.is_timestamp(made.type):
             _check_zones(name, values)
+    if schema is not None:
+        absent = AbsentColumns(f"stream {source}")
+        absent.look_at(rows, schema.names)
+        if not absent.is_done:
+            absent.tell()
     return pa.table(columns, schema=schema)
 
 

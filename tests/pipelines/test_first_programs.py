@@ -486,6 +486,38 @@ def test_a_column_that_no_record_has_is_named_after_the_first_thousand(read, mem
     assert line.endswith(" records have no field 'amuont', so this column is null: did you mean 'amount'?")
 
 
+@pytest.mark.parametrize("given", ["list", "source"])
+def test_a_misspelt_column_of_rows_of_python_is_named_once(given, caplog):
+    rows = [{"k": str(n), "amount": n, **({"rare": n} if n == 900 else {}), "gone": None} for n in range(3_000)]
+    schema = {"k": "string", "amuont": "int64", "rare": "int64", "gone": "int64"}
+    app = App("first")
+
+    @app.source(schema=schema, bounded=True)
+    def numbers(position):
+        for start in range(position, len(rows), 70):
+            yield rows[start : start + 70]
+
+    stream = app.stream(rows, schema=schema) if given == "list" else app.stream(numbers)
+    assert stream.collect().num_rows == len(rows)
+    (line,) = absent(caplog)
+    assert line.startswith("stream rows-1: the first" if given == "list" else "source numbers: the first")
+    assert line.endswith(" records have no field 'amuont', so this column is null: did you mean 'amount'?")
+
+
+@pytest.mark.parametrize("rows", [[], [{"k": "a", "amuont": 1}], [{"k": "a", "amuont": None}]], ids=str)
+def test_columns_that_rows_of_python_have_are_not_named(rows, caplog):
+    schema = {"k": "string", "amuont": "int64"}
+    app = App("first")
+
+    @app.source(schema=schema, bounded=True)
+    def numbers(position):
+        yield from rows[position:]
+
+    assert app.stream(rows, schema=schema).collect().num_rows == len(rows)
+    assert app.stream(numbers).collect().num_rows == len(rows)
+    assert not absent(caplog)
+
+
 def test_a_misspelt_column_of_a_file_is_named_and_an_optional_one_is_not(tmp_path, caplog):
     path = tmp_path / "in.ndjson"
     path.write_text('{"k": "a", "amount": 1}\n\n{"k": "b", "amount": 2}\n')
