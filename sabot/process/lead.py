@@ -20,7 +20,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import SabotError, UserError, short_repr
 from sabot.process.errors import AgentNotFound, ExecutionError, InvalidContext
 from sabot.process.executor import TaskDelegation, TaskResult, ToolRequest, ToolServers
-from sabot.process.runtime import ProcessEvent, ProcessEventBus, ProcessRuntime, RuntimeConfig, publish
+from sabot.process.runtime import ProcessEvent, ProcessEventBus, ProcessRuntime, RuntimeConfig, check_bus, publish
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ class LeadAgent:
         self._strategies = strategy_library
         self._workers = worker_registry
         self._synthesizer = result_synthesizer
+        check_bus("LeadAgent", message_bus)
         self._bus = message_bus
         self._coordinator = coordinator
         self._clock = clock

@@ -1,17 +1,20 @@
 """The runtime of document 004: instances that are given tasks, watched, and started again when they end."""
 
 import asyncio
+import inspect
 import logging
 import os
+import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Protocol
 
 from sabot.base.checks import Of, check, check_called
 from sabot.base.config import check_numbers, checked_durations
 from sabot.base.supervision import TaskSet
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import UserError, short_repr
+from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.process.client import Child
 from sabot.process.command import INHERITED, Command, are_texts
 from sabot.process.document_names import ProcessState
@@ -120,6 +123,26 @@ class RecoveryConfig:
         return RestartPolicy(most=self.max_restart_attempts, first_wait_s=self.backoff_seconds, after_success=True)
 
 
+class _Cortex:
+    """The servers of the tools of a runtime for which none are given: those of `McpConfig()`, if the program is there."""
+
+    def __repr__(self) -> str:
+        return "McpConfig()"
+
+    def tool_servers(self) -> Any:
+        if shutil.which("cortex") is None:
+            return None
+        try:
+            # by its name, since `sabot.mcp` is built on this package
+            return import_module("sabot.mcp").McpConfig().tool_servers()
+        except MissingExtra as error:
+            _log.warning("there is a program cortex on PATH, and the runtime has no tools of it: %s", error)
+            return None
+
+
+_CORTEX = _Cortex()
+
+
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
     """The settings of a runtime.
@@ -127,12 +150,13 @@ class RuntimeConfig:
     - `resources`: the limits of each instance, with all that it starts. The limits of time, output and calls of tools
       apply to each task.
     - `mcp`: the servers of the tools that instances may call. If it is a `McpConfig`, the runtime makes a pool from it at
-      `start`, and closes the pool at `shutdown`. If it is a `McpServerPool`, the runtime does not close it.
+      `start`, and closes the pool at `shutdown`. If it is a `McpServerPool`, the runtime does not close it. By default it
+      is the program `cortex`, if there is one on PATH. With None instances have no tools.
     """
 
     process: ProcessConfig = field(default_factory=ProcessConfig)
     resources: ResourceLimits = field(default_factory=ResourceLimits)
-    mcp: ToolServers | ToolServerConfig | None = None
+    mcp: ToolServers | ToolServerConfig | None = field(default_factory=lambda: _CORTEX)
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
 
@@ -223,6 +247,7 @@ class ProcessRuntime:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         check_called("ProcessRuntime", on_state=on_state)
+        check_bus("ProcessRuntime", message_bus)
         self.config = config or RuntimeConfig()
         self.executor = AgentExecutor(self._choose, None, clock, self._publish)
         self.execute_task = self.executor.execute_task
@@ -499,13 +524,36 @@ class ProcessRuntime:
             self._own_servers = self.executor.tools = given.tool_servers()
             if self._own_servers is None:
                 self.executor.no_tools = "this runtime has no tools: there is no program cortex on PATH"
-                _log.warning("%s (McpConfig(cortex_binary_path=…) names another)", self.executor.no_tools)
+                if given is not _CORTEX:
+                    _log.warning("%s (McpConfig(cortex_binary_path=…) names another)", self.executor.no_tools)
         else:
             self.executor.tools = given
 
     async def _publish(self, kind: str, agent_id: str, task_id: str = "", tool_call: ToolAudit | None = None) -> None:
         if self._bus is not None:
             await publish(self._bus, ProcessEvent(kind, agent_id, task_id, self._clock.time(), tool_call))
+
+
+def check_bus(where: str, bus: object) -> None:
+    """Raises UserError if the object is neither None nor a bus that takes a ProcessEvent: if it has no method `publish`, or
+    if the type of that method's parameter is another one, as that of a bus for the events of jobs.
+    """
+    method = getattr(bus, "publish", None)
+    if bus is not None and not callable(method):
+        raise UserError(f"{where}: message_bus={short_repr(bus)} has no method publish", hint=_BUS_HINT)
+    try:
+        parameters = [] if method is None else [*inspect.signature(method, eval_str=True).parameters.values()]
+    except (NameError, TypeError, ValueError, AttributeError):  # what cannot be read is taken
+        return
+    kind = parameters[0].annotation if parameters else Any
+    if isinstance(kind, type) and kind not in (Any, inspect.Parameter.empty) and kind not in ProcessEvent.__mro__:
+        raise UserError(
+            f"{where}: publish of message_bus={short_repr(bus)} takes a {kind.__qualname__}, and no ProcessEvent",
+            hint=_BUS_HINT,
+        )
+
+
+_BUS_HINT = "an object with `async def publish(self, event: ProcessEvent)`"
 
 
 async def publish(bus: ProcessEventBus, event: ProcessEvent) -> None:

@@ -44,6 +44,25 @@ async def test_the_runtime_runs_the_server_that_its_config_names(cortex: Path) -
     assert cortex.with_suffix(".words").read_text() == "mcp stdio"
 
 
+async def test_a_runtime_without_a_config_uses_the_program_cortex_on_path(
+    cortex: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", f"{cortex.parent}:/usr/bin:/bin")
+    async with ProcessRuntime() as runtime:
+        agent = await runtime.spawn_agent("worker-1", "developer", "sh", ["-c", ASKS])
+        said = (await runtime.execute_task(agent, TASK)).result["result"]
+        assert "id" in said["content"][0]["text"]
+    assert cortex.with_suffix(".words").read_text() == "mcp stdio"
+    async with ProcessRuntime(RuntimeConfig(mcp=None)) as runtime:
+        agent = await runtime.spawn_agent("worker-1", "developer", "sh", ["-c", ASKS])
+        assert "this runtime has no tools" in (await runtime.execute_task(agent, TASK)).result["error"]["message"]
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    async with ProcessRuntime() as runtime:
+        agent = await runtime.spawn_agent("worker-1", "developer", "sh", ["-c", ASKS])
+        assert "no program cortex on PATH" in (await runtime.execute_task(agent, TASK)).result["error"]["message"]
+    assert "cortex" not in caplog.text, "nobody has asked for it"
+
+
 async def test_without_a_program_cortex_the_runtime_has_no_tools_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,12 +19,14 @@ from hypothesis import strategies as st
 from unit.process.children import ByHand, alive, until
 
 import sabot.process.instance as instances
+from sabot.agents import InMemoryEventBus
 from sabot.errors import IllegalTransition, SabotError, UserError
 from sabot.process import (
     AgentError,
     AgentNotFound,
     ExecutionError,
     InvalidContext,
+    LeadAgent,
     MonitoringConfig,
     NotFound,
     ProcessConfig,
@@ -813,3 +815,32 @@ def about(size: int) -> Any:
 
 def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Deaf:
+    """It has no method `publish`."""
+
+
+class OfDicts:
+    async def publish(self, event: dict[str, Any]) -> None: ...
+
+
+class OfTexts:
+    async def publish(self, event: "str") -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("bus", "words"),
+    [
+        (InMemoryEventBus, "takes a RuntimeEvent, and no ProcessEvent"),
+        (OfTexts, "takes a str, and no ProcessEvent"),
+        (Deaf, "has no method publish"),
+    ],
+)
+def test_a_bus_that_takes_no_events_of_processes_is_refused_at_once(bus: Any, words: str) -> None:
+    """Each event was a traceback in the log."""
+    with pytest.raises(UserError, match=f"ProcessRuntime: .*{words}") as refused:
+        ProcessRuntime(message_bus=bus())
+    assert "async def publish(self, event: ProcessEvent)" in (refused.value.hint or "")
+    with pytest.raises(UserError, match=f"LeadAgent: .*{words}"):
+        LeadAgent("lead", None, lambda query, context: [], None, lambda query, results: "", bus())  # type: ignore[arg-type]
