@@ -10,6 +10,7 @@ from sabot.base.checks import Of, OneOf, Whole, check
 from sabot.base.config import amount, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.errors import UserError, short_repr
+from sabot.llm.spec import RequestContext
 
 
 def checked_word(value: object, what: str, *, empty: bool = True) -> str:
@@ -156,6 +157,22 @@ class ExecutionContext:
         checked_word(self.scope_id, "scope_id", empty=False)
         for name in ("principal_id", "session_id", "run_id", "job_id"):
             checked_word(getattr(self, name), name)
+
+    def request_context(self) -> RequestContext:
+        """Returns the context of a request to a model or a tool that is made directly, without a job. Raises UserError
+        if this context has limits or a policy: without a job nothing would hold them.
+        """
+        limits = [name for name in BudgetSpec.__dataclass_fields__ if name.startswith("max_")]
+        declared = [name for name in limits if getattr(self.budgets, name) is not None]
+        if declared or self.policy_ref is not None:
+            what = f"budgets ({', '.join(declared)})" if declared else "policy_ref"
+            raise UserError(
+                f"ExecutionContext: its {what} would limit nothing outside of a job",
+                hint="await kernel.execute(ExecutionRequest(…)) makes the calls in a job; without one, give the engine a "
+                "budget: ExecutionEngine(…, budget=CallBudget(…))",
+            )
+        tenant, user, session, job = self.scope_id, self.principal_id, self.session_id, self.job_id
+        return RequestContext(tenant_id=tenant, user_id=user or None, session_id=session or None, job_id=job or None)
 
     def with_job(self, job_id: str) -> "ExecutionContext":
         """Returns a copy of this context with the job id `job_id`."""

@@ -44,7 +44,7 @@ from sabot.llm.messages import ChatMessage, ToolCall, given_arguments, messages_
 from sabot.llm.names import MODELS
 from sabot.llm.requests import WHOLE_OUTPUT, error_of_end, request_of, with_output, words_of_end
 from sabot.llm.results import FINISH_REASONS, Completion, Piece, Usage
-from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema, present_context
+from sabot.llm.spec import NamesCaller, RequestContext, RequestSpec, ToolSchema, context_of
 from sabot.llm.tools import Tool, ToolAnswer, as_tool, json_of_result, tool_of_agent
 
 Trim = Literal["drop_oldest", "summarize", "refuse"]
@@ -271,7 +271,7 @@ class Agent:
         prompt: object,
         *,
         conversation: Conversation | None = None,
-        context: RequestContext | None = None,
+        context: RequestContext | NamesCaller | None = None,
         effects: AgentEffects | None = None,
     ) -> AgentResult:
         """Asks the model and makes the tool calls that it asks for, until the model answers; returns the result.
@@ -280,7 +280,8 @@ class Agent:
         - `conversation`: the messages of earlier runs, which the model gets too; the messages of this run are added to
           it at the end of the run. Earlier messages that do not fit into the context window are removed from it, or,
           with `trim="summarize"`, replaced by their summary.
-        - `context`: the tenant, user and trace of the calls. It is used only for direct calls, without effects.
+        - `context`: a RequestContext or an ExecutionContext, with the tenant, user and trace of the calls. It is used only
+          for direct calls, without effects.
         - `effects`: the object that asks models and calls tools, such as `ctx.llm(engine)` in a durable agent. If None,
           the agent uses the effects of the flow (`sabot.agents.orchestration`) that runs it. Outside of a flow it calls
           the engine and the tools directly.
@@ -303,7 +304,7 @@ class Agent:
         prompt: object,
         *,
         conversation: Conversation | None = None,
-        context: RequestContext | None = None,
+        context: RequestContext | NamesCaller | None = None,
         effects: AgentEffects | None = None,
     ) -> AsyncIterator[AgentEvent]:
         """Does the same as `run`, with the same parameters and errors, and yields events as they happen: pieces of
@@ -317,7 +318,7 @@ class Agent:
         self,
         prompt: object,
         conversation: Conversation | None,
-        context: RequestContext | None,
+        context: RequestContext | NamesCaller | None,
         effects: AgentEffects | None,
         *,
         streams: bool,
@@ -325,7 +326,7 @@ class Agent:
         effects = (
             effects
             or _effects_for(current_effects.get(), self.engine)
-            or DirectEffects(self.engine, context or present_context())
+            or DirectEffects(self.engine, context_of(context))
         )
         run = _AgentRun(
             self,

@@ -36,7 +36,7 @@ from sabot.llm.requests import error_of_end, request_of, with_output
 from sabot.llm.results import Completion, Embeddings, Piece, Usage, in_pieces, joined
 from sabot.llm.route import Route
 from sabot.llm.schema import Schema
-from sabot.llm.spec import RequestContext, RequestSpec, present_context
+from sabot.llm.spec import NamesCaller, RequestContext, RequestSpec, context_of
 
 # If the caller that began a shared call gets one of these, the other callers make the call themselves.
 _CALLER_ERRORS = (BudgetExceeded, EffectError)
@@ -143,7 +143,7 @@ class Engine:
         *,
         output: Any = None,
         idempotency_key: str = "",
-        context: RequestContext | None = None,
+        context: RequestContext | NamesCaller | None = None,
         timeout: Duration | None = None,
         budget: CallBudget | None = None,
         cache: bool | CompletionCache = True,
@@ -155,7 +155,8 @@ class Engine:
         - `output`: a type, a dict of columns, or a JSON schema (see `Schema`). The decoded answer is in
           `Completion.output`, which is None if the model calls tools.
         - `idempotency_key`: a key by which the engine's IdempotencyTracker recognizes a repeated call; "" for none.
-        - `context`: the request id, tenant and user of the call.
+        - `context`: a RequestContext or an ExecutionContext, with the tenant and the user of the call. None is that of the
+          job that makes the call, if there is one.
         - `timeout`: the time limit of one attempt; None for that of the engine.
         - `budget`: a budget for this call, in addition to that of the engine. Without the layer "budget" in the
           engine's `middleware` it has no effect.
@@ -189,7 +190,7 @@ class Engine:
         *,
         output: Any = None,
         idempotency_key: str = "",
-        context: RequestContext | None = None,
+        context: RequestContext | NamesCaller | None = None,
         timeout: Duration | None = None,
         budget: CallBudget | None = None,
         cache: bool = True,
@@ -290,7 +291,7 @@ class Engine:
         texts: Sequence[str],
         *,
         model: str = "",
-        context: RequestContext | None = None,
+        context: RequestContext | NamesCaller | None = None,
         timeout: Duration | None = None,
         budget: CallBudget | None = None,
     ) -> Embeddings:
@@ -380,7 +381,7 @@ class Engine:
         prompt: Any,
         output: Any,
         key: str,
-        context: RequestContext | None,
+        context: RequestContext | NamesCaller | None,
         timeout: Duration | None,
         budget: CallBudget | None,
         fields: dict[str, Any],
@@ -393,14 +394,14 @@ class Engine:
         kind: Literal["complete", "stream", "embed"],
         spec: RequestSpec,
         key: str,
-        context: RequestContext | None,
+        context: RequestContext | NamesCaller | None,
         timeout: Duration | None,
         budget: CallBudget | None,
     ) -> ModelCall:
         return ModelCall(
             kind=kind,
             spec=spec,
-            context=context or present_context(),
+            context=context_of(context),
             idempotency_key=key,
             timeout_s=_seconds("timeout", timeout),
             budget=budget,

@@ -2,12 +2,13 @@
 
 import uuid
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from sabot.base.options import no_option
 from sabot.base.present_job import PRESENT_JOB
+from sabot.errors import UserError, short_repr
 from sabot.llm.messages import ChatMessage
 
 JsonSchema = dict[str, Any]
@@ -119,3 +120,24 @@ def present_context() -> RequestContext:
         session_id=job.session or None,
         job_id=job.job or None,
     )
+
+
+class NamesCaller(Protocol):
+    """An object that knows for whom calls are made, such as an ExecutionContext of `sabot.agents`."""
+
+    def request_context(self) -> RequestContext:
+        """Returns the context of a request that is made directly, without a job."""
+
+
+def context_of(given: "RequestContext | NamesCaller | None") -> RequestContext:
+    """Returns the context of a request: the given one, or, with None, that of the present job."""
+    if given is None or isinstance(given, RequestContext):
+        return given or present_context()
+    made = getattr(given, "request_context", None)
+    if not callable(made):
+        raise UserError(
+            f"context={short_repr(given)} is no context",
+            hint="a RequestContext, or an ExecutionContext of sabot.agents",
+        )
+    found: RequestContext = made()
+    return found

@@ -30,7 +30,7 @@ from sabot.llm.direct import DirectTools
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import AgentRunError, BudgetExceeded, ModelError, ToolError
 from sabot.llm.results import Completion, Piece, Usage
-from sabot.llm.spec import RequestContext, RequestSpec
+from sabot.llm.spec import RequestSpec, context_of
 from sabot.llm.tools import Tool, as_tool
 
 
@@ -53,14 +53,16 @@ class FlowCycle(FlowError, UserError):
 
 
 class DepthExceeded(FlowError):
-    """The error for a flow that has more steps, more branches or more levels of nested flows than its limits allow."""
+    """The error for a flow that has more steps or more levels of nested flows than its limits allow, and for a node of a
+    workflow that has more branches.
+    """
 
     code = "E2011"
 
 
 class FlowFailed(FlowError):
-    """The error for a step of a flow that has failed, or whose input is unusable. The flow that contains the step fails
-    with it too.
+    """The error for a step of a flow that has failed, whose input is unusable, or that has more operators to start than
+    its limit allows. The flow that contains the step fails with it too.
     """
 
 
@@ -136,7 +138,8 @@ class OperatorContext:
         - An OperatorContext is returned as it is.
 
         If the result has no `effects`, it gets the effects of the job in which this method is called, if there is such
-        a job. Raises UserError for any other value.
+        a job. Raises UserError for any other value, and outside of a job for an ExecutionContext with budgets or a
+        policy, which nobody would hold there.
         """
         if given is None or isinstance(given, ExecutionContext):
             given = cls(execution=given)
@@ -147,14 +150,18 @@ class OperatorContext:
                 f"{short_repr(given)} is no context of an operator",
                 hint="an OperatorContext, an ExecutionContext, or the ctx of a durable agent",
             )
-        return given if given.effects is not None else replace(given, effects=current_effects.get())
+        if given.effects is None:
+            given = replace(given, effects=current_effects.get())
+        if given.effects is None and given.execution is not None:
+            given.execution.request_context()  # what nobody would hold is refused before the first call
+        return given
 
     async def call(self, tool: Tool | Callable[..., Any], /, **arguments: Any) -> Any:
         """Calls a tool with these arguments, and returns its result. If the flow runs in a job, the call is an effect
         of the job, with the effect class of the tool. A plain function is treated as a tool with the effect class
         "unsafe".
         """
-        effects = DirectTools(RequestContext()) if self.effects is None else self.effects
+        effects = DirectTools(context_of(self.execution)) if self.effects is None else self.effects
         return await effects.call(as_tool(tool), arguments)
 
 
@@ -258,8 +265,8 @@ class Flow(Operator):
     async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
         """Executes the flow with the input `input_data`, and returns its result. If a step fails, the result has
         `success=False`. Raises FlowTimeout if the flow takes too long, DepthExceeded if it is nested too deeply or has
-        too many steps or branches, and FlowFailed if its input or the content of a step is unusable, such as a plan
-        without steps or the name of a route that does not exist.
+        too many steps, and FlowFailed if it has too many operators for one parallel step, or if its input or the
+        content of a step is unusable, such as a plan without steps or the name of a route that does not exist.
         """
         within = OperatorContext.of(context)
         config = within.config
@@ -321,12 +328,12 @@ async def run_parallel(
 ) -> list[OperatorResult]:
     """Executes operators, each with its input, and returns their results in the order of `work`. If
     `context.config.parallel_execution` is True, at most `max_parallel` of them run at the same time; otherwise they run
-    one after the other. The first error cancels the others, and is raised. Raises DepthExceeded if `work` has more
+    one after the other. The first error cancels the others, and is raised. Raises FlowFailed if `work` has more
     than `max_child_jobs` operators. `who` is the name of the flow for the message of that error.
     """
     config = context.config
     if len(work) > config.max_child_jobs:
-        raise DepthExceeded(
+        raise FlowFailed(
             f"{who} would start {len(work)} operators, and may start {config.max_child_jobs}",
             hint="OrchestrationConfig(max_child_jobs=…)",
         )
@@ -367,8 +374,9 @@ class AgentStep(Operator):
         as the content of the result.
         """
         said = self._said(input_data)
-        effects = OperatorContext.of(context).effects
-        ran = await self.agent.run(said, effects=None if effects is None else effects.of(self.agent.engine))
+        within = OperatorContext.of(context)
+        effects = None if within.effects is None else within.effects.of(self.agent.engine)
+        ran = await self.agent.run(said, context=within.execution, effects=effects)
         content = ran.content if ran.output is None else ran.output
         return OperatorResult(content, usage=ran.usage, metadata={"turns": ran.turns, "cost": ran.cost})
 

@@ -9,14 +9,17 @@ import pytest
 from sabot.agents import (
     AgentNode,
     AgentStep,
+    BudgetSpec,
     ChainOperator,
     ConditionalNode,
     DebateOperator,
     DepthExceeded,
+    DurableContext,
     Effect,
     EndNode,
     ExecutionContext,
     ExecutionGraph,
+    ExecutionRequest,
     FlowCycle,
     FlowFailed,
     FlowTimeout,
@@ -32,12 +35,14 @@ from sabot.agents import (
     ParallelNode,
     ParallelOperator,
     PlannerExecutorOperator,
+    PolicyRef,
     Router,
+    RuntimeKernel,
     Workflow,
     WorkflowState,
 )
 from sabot.errors import UserError
-from sabot.llm import Agent, ExecutionEngine, ModelUnavailable, ScriptedProvider, assistant, tool
+from sabot.llm import Agent, ExecutionEngine, ModelUnavailable, RequestContext, ScriptedProvider, assistant, tool
 from sabot.llm.messages import ToolCall
 
 
@@ -291,10 +296,77 @@ async def test_a_flow_within_a_flow_has_a_depth() -> None:
 async def test_a_flow_may_not_start_more_than_so_many_operators() -> None:
     ran: list[Any] = []
     flow = MapReduceOperator(seen(ran), seen([]))
-    with pytest.raises(DepthExceeded, match="would start 11 operators, and may start 10"):
+    with pytest.raises(FlowFailed, match=r"would start 11 operators, and may start 10 .*max_child_jobs"):
         await flow.execute({"items": list(range(11))})
     assert ran == []
     assert (await flow.execute({"items": list(range(11))}, context(max_child_jobs=11))).success
+
+
+async def test_calls_outside_of_a_job_are_made_for_the_tenant_of_the_execution_context() -> None:
+    seen: list[RequestContext] = []
+
+    async def watch(call: Any, forward: Any) -> Any:
+        seen.append(call.context)
+        return await forward(call)
+
+    engine = ExecutionEngine(ScriptedProvider(lambda spec: "said"), middleware=[watch])
+    agent = Agent(engine, name="helper", instructions="Help.")
+
+    @tool(effect="read")
+    async def look(given: Any) -> str:
+        """Looks."""
+        return (await engine.complete("look", context=execution)).content
+
+    execution = ExecutionContext(scope_id="acme", principal_id="ann", session_id="c-1")
+    assert (await ChainOperator([agent, look]).execute("go", execution)).success
+    assert (await agent.run("go", context=execution)).content == "said"
+    found = {(each.tenant_id, each.user_id, each.session_id, each.job_id) for each in seen}
+    assert (found, len(seen)) == ({("acme", "ann", "c-1", None)}, 3)
+    assert len({each.request_id for each in seen}) == 3
+    with pytest.raises(UserError, match="context='acme' is no context"):
+        await agent.run("go", context="acme")  # type: ignore[arg-type]
+
+
+LIMITED = [
+    ({"budgets": BudgetSpec(max_tokens=5)}, r"its budgets \(max_tokens\) would limit nothing outside of a job"),
+    ({"policy_ref": PolicyRef("house")}, "its policy_ref would limit nothing outside of a job"),
+]
+
+
+@pytest.mark.parametrize(("declared", "words"), LIMITED)
+async def test_limits_that_nobody_would_hold_are_refused_outside_of_a_job(declared: Any, words: str) -> None:
+    ran: list[Any] = []
+    engine = ExecutionEngine(ScriptedProvider(lambda spec: ran.append(spec) or "said"))
+    agent = Agent(engine, name="helper", instructions="Help.")
+    execution = ExecutionContext(scope_id="acme", **declared)
+    calls: list[Any] = [
+        lambda: ChainOperator([agent]).execute("go", execution),
+        lambda: AgentStep(agent).execute("go", execution),
+        lambda: FunctionStep(ran.append).execute("go", OperatorContext(execution=execution)),
+        lambda: OperatorContext(execution=execution).call(ran.append, object="go"),
+        lambda: agent.run("go", context=execution),
+        lambda: anext(aiter(agent.stream("go", context=execution))),
+        lambda: engine.complete("go", context=execution),
+        lambda: engine.embed(["go"], context=execution),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match=words) as refused:
+            await call()
+        assert "kernel.execute(ExecutionRequest(" in (refused.value.hint or "")
+    assert ran == []
+
+
+@pytest.mark.parametrize(("declared", "words"), LIMITED)
+async def test_in_a_job_its_own_limits_hold(declared: Any, words: str) -> None:
+    async def f(ctx: DurableContext) -> Any:
+        execution = ExecutionContext(scope_id="acme", **declared)
+        flow = ChainOperator([FunctionStep(lambda given: given["text"])])
+        return (
+            await flow.execute("go", OperatorContext(execution=execution, effects=OperatorContext.of(ctx).effects))
+        ).content
+
+    async with RuntimeKernel.create(agent=f) as kernel:
+        assert (await (await kernel.execute(ExecutionRequest(prompt=1))).result()).output == "go"
 
 
 async def test_a_flow_has_a_time_and_ends_what_it_has_started() -> None:
