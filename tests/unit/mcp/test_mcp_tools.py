@@ -10,6 +10,7 @@ from sabot.journal.effects import EffectClass
 from sabot.llm import (
     Agent,
     CallBudget,
+    Completion,
     ExecutionEngine,
     RequestContext,
     ScriptedProvider,
@@ -381,6 +382,20 @@ async def test_a_server_of_before_asks_a_model_too():
         pool.add("old", connect=asking(("sampling/createMessage", {**params, "systemPrompt": "Be kind."})))
         result = await (await pool.session("old")).call("go")
     assert "'text': 'fine'" in result.text
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [("length", "'stopReason': 'maxTokens'"), ("content_filter", "a filter of the provider held the answer back")],
+)
+async def test_a_server_is_told_how_the_answer_of_a_model_has_ended(reason, words):
+    """A filtered answer was told as one that the model had ended."""
+    params = {"messages": [{"role": "user", "content": {"type": "text", "text": "Hm?"}}], "maxTokens": 10}
+    said = Completion(message=assistant("It is Ro"), finish_reason=reason)
+    async with McpServerPool(sampling=scripted(said)) as pool:
+        pool.add("old", connect=asking(("sampling/createMessage", params)))
+        result = await (await pool.session("old")).call("go")
+    assert words in result.text
 
 
 HI = {"role": "user", "content": {"type": "text", "text": "Hi"}}
