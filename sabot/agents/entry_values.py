@@ -2,6 +2,7 @@
 
 import math
 from contextlib import suppress
+from datetime import date, time, timedelta
 from typing import Any
 
 import msgspec
@@ -97,6 +98,8 @@ def as_plain(value: Any) -> Any:
             return {"rows": value.num_rows, "columns": value.schema.names}
         case bytes():
             return text_or_hex(value)
+        case date() | time() | timedelta():
+            return msgspec.to_builtins(value)
         case _:
             return str(value)
 

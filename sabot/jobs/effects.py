@@ -50,7 +50,7 @@ from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.runner import EffectRunner
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.tree import child_id
-from sabot.jobs.values import copied, pack_error, type_of, unpack
+from sabot.jobs.values import copied, pack_error, type_of
 from sabot.journal.effects import RULES, EffectId
 from sabot.journal.entries import Answer, EffectResult
 
@@ -151,7 +151,7 @@ class Effects:
             behalf=job.behalf,
             effect_class=ask.effect_class,
             tool=ask.tool,
-            args=(unpack(ask.body),) if kind == "child" else ask.args,
+            args=ask.args,
             kwargs=ask.kwargs,
             spec=ask.args[0] if kind == "model" else None,
             price=ask.price,
@@ -519,7 +519,7 @@ class Effects:
             jobs.ask(child)
             try:
                 failed = ask.ordinal in job.history.failed_children
-                owner.begin_child(child, unpack(ask.body), failed=failed, behalf=job.behalf)
+                owner.begin_child(child, ask.args[0], failed=failed, behalf=job.behalf)
             except (UserError, DataError) as refused:
                 jobs.not_begun(child)
                 error = refused

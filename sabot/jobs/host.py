@@ -53,7 +53,7 @@ from sabot.jobs.parking import ParkedNotes, Parking
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.tree import UNAWAITED_CHILD, parent_of
-from sabot.jobs.values import pack_error, unpack_error
+from sabot.jobs.values import as_before, pack_error, unpack_error
 from sabot.journal import Journal, Position
 from sabot.journal.base import JobMark
 from sabot.journal.effects import EffectId, digest
@@ -650,7 +650,11 @@ class JobHost(HostState):
             self._failed(running, failure)
             return
         name = digest(self.journal.key, "output", "", output)
-        if recorded is not None and recorded.digest != name:
+        if (
+            recorded is not None
+            and recorded.digest != name
+            and recorded.digest != digest(self.journal.key, "output", "", as_before(output))
+        ):
             other = f"job {job.job_id} has given other output than before the restart"
             self.on_broken(f"job {job.job_id}", NonDeterminism(other, hint="bring the old code back"))
             return

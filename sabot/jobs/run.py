@@ -409,11 +409,12 @@ class JobRun:
             ask.future.set_result(waiting.popleft())
         return ask.future
 
-    def child(self, agent_id: str, body: bytes) -> "asyncio.Future[Any]":
-        """Requests a child, which is a job of the agent `agent_id`. Returns the future of the child's output. `body`:
-        the packed input of the child.
+    def child(self, agent_id: str, body: bytes, message: Any) -> "asyncio.Future[Any]":
+        """Requests a child, which is a job of the agent `agent_id`. Returns the future of the child's output.
+        `message`: the input of the child. `body`: the packed input, which a replay compares with the recorded one.
         """
         ask = self._ask("child", agent_id, body, body=body)
+        ask.args = (message,)
         assert ask.future is not None
         return ask.future
 

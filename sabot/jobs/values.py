@@ -1,20 +1,28 @@
 """Packs the arguments, results and errors of effects into bytes. A job always gets the unpacked values, also on the
 first run, so a replay sees the same values.
 
-Values are packed as msgpack. Some come back as another type:
+Values are packed as msgpack. Decimals, dates, times, datetimes with their zones, and timedeltas come back as they were.
+Some values come back as another type:
 
 - Tuples and sets come back as lists. The sets in arguments, in questions and in the output of a job are sorted first.
-- Dataclasses and models come back as dicts, Decimals and UUIDs as texts, and an Arrow table as a RecordBatch.
+- Dataclasses and Structs come back as dicts. So do models of pydantic, in the form of pydantic's JSON: their dates and
+  Decimals are texts.
+- UUIDs come back as texts, and an Arrow table as a RecordBatch.
 - Half of a surrogate pair in a text comes back as U+FFFD.
 
-Datetimes stay datetimes, and a `Secret` stays a reference. Of an error, the name of its class and its message are
-packed. Unpacking runs no code of a user.
+A `Secret` stays a reference. Of an error, the name of its class and its message are packed. Unpacking runs no code of a
+user. Earlier versions packed Decimals, dates and times as texts, and datetimes in UTC. Such values are read as they were
+written, and digests are still made of this form, so that jobs of earlier versions go on (`as_before`).
 """
 
 from collections.abc import Callable, Mapping
 from copy import copy, deepcopy
 from dataclasses import fields, is_dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pyarrow as pa
@@ -31,6 +39,8 @@ MAX_RESULT_BYTES = 16 << 20
 
 _SECRET = 1  # the code of the msgpack extension that holds a secret's name
 _ARROW = 2  # … an Arrow IPC stream of one batch
+_EXACT = 3  # … a value that msgpack does not have: a letter for its type, and its text
+_ITEMS = 4  # … the items of a dict with such values as keys, as pairs
 _HEADROOM = 256  # levels of nesting that must be left, because the reader may have fewer left
 _FLAT_BYTES = 512  # a value with fewer bytes cannot be nested too deep
 _MESSAGE = 4000  # characters of an error's message that are kept
@@ -86,9 +96,86 @@ def _to_ipc(data: "pa.RecordBatch | pa.Table") -> bytes:
     return bytes(out.getvalue())
 
 
+# -- exact values -----------------------------------------------------------------------------------------------------
+
+# types that msgpack has, or that come back as text
+_LEAVES = frozenset({type(None), bool, int, float, str, bytes, bytearray, memoryview, UUID, Secret})
+_ARROW_TYPES = frozenset({pa.RecordBatch, pa.Table})
+_HOLDERS = frozenset({dict, list, tuple, set, frozenset})
+_EXACT_TYPES = (Decimal, datetime, date, time, timedelta)
+_OF_MSGPACK = (bytes, bytearray, memoryview, msgspec.msgpack.Ext)
+_KEPT = (*_EXACT_TYPES, *_OF_MSGPACK)
+
+
+def _is_known(kind: type) -> bool:
+    """Returns True if values of this type keep their form: Arrow data, and Structs of Sabot, which its code decodes."""
+    return kind in _ARROW_TYPES or (issubclass(kind, msgspec.Struct) and kind.__module__.partition(".")[0] == "sabot")
+
+
+def _exact(value: Any) -> Any:
+    """Returns a copy of a value of plain types, with extensions of msgpack in the place of values of `_EXACT_TYPES`."""
+    kind = type(value)
+    if kind is dict:
+        if any(type(key) in _EXACT_TYPES for key in value):
+            return msgspec.msgpack.Ext(
+                _ITEMS, _encoder.encode([[_exact(key), _exact(each)] for key, each in value.items()])
+            )
+        return {key: _exact(each) for key, each in value.items()}
+    if kind in _HOLDERS:
+        return [_exact(each) for each in value]
+    if kind is Decimal:
+        return _ext("n", str(value))
+    if kind is timedelta:
+        return _ext("s", f"{value.days},{value.seconds},{value.microseconds}")
+    if kind is date:
+        return _ext("d", value.isoformat())
+    if kind is time or (kind is datetime and value.tzinfo is not UTC):  # msgpack has datetimes in UTC
+        zone = getattr(value.tzinfo, "key", None) or getattr(value.tzinfo, "zone", None) or ""  # of zoneinfo; of pytz
+        return _ext("t" if kind is time else "z", f"{value.isoformat()},{zone},{value.fold or ''}")
+    return value
+
+
+def _ext(letter: str, text: str) -> msgspec.msgpack.Ext:
+    return msgspec.msgpack.Ext(_EXACT, f"{letter}{text}".encode())
+
+
+def _read_exact(letter: str, text: str) -> Any:
+    match letter:
+        case "n":
+            return Decimal(text)
+        case "s":
+            return timedelta(*map(int, text.split(",")))
+        case "d":
+            return date.fromisoformat(text)
+        case "t" | "z":
+            said, zone, fold = text.split(",")
+            made: Any = (time if letter == "t" else datetime).fromisoformat(said).replace(fold=int(fold or 0))
+            return made if not zone else _in_zone(made, zone)
+    raise ValueError(f"an exact value of the kind {letter!r}")
+
+
+def _in_zone(value: Any, name: str) -> Any:
+    """Returns a time or a datetime in the zone `name`. If this machine has no such zone, or its clock was changed since
+    by law, a datetime keeps the offset with which it was recorded.
+    """
+    try:
+        zoned = value.replace(tzinfo=ZoneInfo(name))
+    except (LookupError, ValueError, OSError):
+        return value
+    return zoned if isinstance(value, time) or zoned.utcoffset() == value.utcoffset() else value
+
+
 def _extension(code: int, data: memoryview) -> Any:
     if code == _SECRET:
         return Secret(str(data, "utf-8"))
+    if code == _EXACT:
+        text = str(data, "utf-8")
+        try:
+            return _read_exact(text[:1], text[1:])
+        except ArithmeticError as error:  # of Decimal
+            raise ValueError(f"an exact value: {error}") from error
+    if code == _ITEMS:
+        return dict(_decoder.decode(bytes(data)))
     if code == _ARROW:
         try:
             with pa.ipc.open_stream(
@@ -105,16 +192,22 @@ _sorting = msgspec.msgpack.Encoder(enc_hook=plain_in_order, order="deterministic
 _decoder = msgspec.msgpack.Decoder(ext_hook=_extension)
 
 
-def pack(value: Any, what: str, *, sort: bool = False) -> bytes:
+def pack(value: Any, what: str, *, sort: bool = False, exact: bool | None = None) -> bytes:
     """Returns the value as bytes, which `unpack` reads.
 
     `what`: the name of the value in messages. `sort`: True to pack equal dicts and equal sets into equal bytes in
-    every process. It is needed for arguments that a replay compares with recorded ones.
+    every process. It is needed for arguments that a replay compares with recorded ones. `exact`: False to pack Decimals,
+    dates and times as texts, and datetimes in UTC, as earlier versions did. It is the default with `sort=True`, so that
+    digests of arguments stay the same.
 
     Raises UserError for a value that msgpack cannot express, that is nested too deeply, or that is longer than
     MAX_RESULT_BYTES.
     """
-    encode = _encode_sorted if sort else _encoder.encode
+    encode: Callable[[Any], bytes] = _encoder.encode
+    if sort:
+        encode = _encode_exact_sorted if exact else _encode_sorted
+    elif exact is not False and type(value) not in _LEAVES:
+        encode = _encode_exact
     try:
         try:
             data = encode(value)
@@ -124,7 +217,7 @@ def pack(value: Any, what: str, *, sort: bool = False) -> bytes:
         if len(data) > _FLAT_BYTES and not isinstance(value, str | bytes):
             for _ in range(_HEADROOM):
                 value = [value]
-            encode(value)
+            _encoder.encode(value)
     except RecursionError:
         raise UserError(f"{what} is nested too deep to be recorded", hint="give it a flatter form") from None
     except Exception as error:  # an `enc_hook` calls the user's code
@@ -167,6 +260,39 @@ def copied(value: Any, what: str) -> Any:
             f"{what} cannot be copied: {type(error).__name__}: {message_of(error)}",
             hint="numbers, text, bytes, lists, dicts, dates, dataclasses, Arrow batches can",
         ) from error
+
+
+def _encode_exact(value: Any) -> bytes:
+    if type(value) in _HOLDERS:
+        data = _encoder.encode(value)  # first, because it refuses what has no end
+        if _is_plain(value):
+            return data
+    elif _is_known(type(value)):
+        return _encoder.encode(value)
+    return _encoder.encode(_exact(msgspec.to_builtins(value, builtin_types=_KEPT, enc_hook=_plain)))
+
+
+def _is_plain(value: Any) -> bool:
+    """Returns True if msgspec changes nothing in a list or a dict, so that there are no dates and the like in it. Comparing
+    is faster than Python code that would look for them: a value is packed for each effect, and most have none.
+    """
+    try:
+        return bool(msgspec.to_builtins(value, builtin_types=_OF_MSGPACK, enc_hook=_plain) == value)
+    except Exception:  # arrays of numpy are compared item by item
+        return False
+
+
+def _encode_exact_sorted(value: Any) -> bytes:
+    try:
+        plain = msgspec.to_builtins(value, builtin_types=_KEPT, enc_hook=plain_in_order, order="deterministic")
+    except TypeError:  # as in `_encode_sorted`
+        plain = msgspec.to_builtins(_sorted(value), builtin_types=_KEPT, enc_hook=_plain)
+    return _encoder.encode(_exact(plain))
+
+
+def as_before(data: bytes) -> bytes:
+    """Returns a packed value as earlier versions packed it: Decimals, dates and times as texts, and datetimes in UTC."""
+    return _encoder.encode(unpack(data))
 
 
 def _encode_sorted(value: Any) -> bytes:

@@ -19,7 +19,7 @@ from sabot.clock import Clock
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.jobs.history import ACTION_TYPES, ContinueAs
 from sabot.jobs.run import JobRun
-from sabot.jobs.values import in_order, pack
+from sabot.jobs.values import in_order, pack, unpack
 from sabot.journal.effects import RULES, EffectClass, EffectName
 from sabot.journal.entries import Answer, Signal
 from sabot.llm.spec import RequestSpec
@@ -276,7 +276,9 @@ class DurableContext(AgentContext):
         """
         name = agent if isinstance(agent, str) else getattr(agent, "__name__", "")
         agent_id = f"{self.agent_id.rpartition('.')[0]}.{name}"
-        return await self._job.child(agent_id, pack(message, f"message to {agent_id}", sort=True))
+        what = f"message to {agent_id}"
+        given = unpack(pack(message, what, sort=True, exact=True))
+        return await self._job.child(agent_id, pack(message, what, sort=True), given)
 
     def llm(self, engine: "Engine") -> "JobModel":  # type: ignore[override]  # these models ask as effects
         """Returns an object that sends requests to the models of `engine` as effects of this job. For example: `await

@@ -10,7 +10,16 @@ import pyarrow as pa
 
 from sabot.agents.durable.context import BatchJobContext, DurableContext, batch_job_context, durable_context
 from sabot.agents.durable.job_batches import BatchInput, from_ipc, read_batch, to_ipc
-from sabot.agents.durable.job_rows import JobInput, decode_record, encode, payload_from, row_of
+from sabot.agents.durable.job_rows import (
+    JobInput,
+    decode_record,
+    encode,
+    payload_from,
+    row_of,
+    user_headers,
+    value_headers,
+    value_of_header,
+)
 from sabot.api.agent import AgentSpec
 from sabot.api.context import Message
 from sabot.calls.functions import awaitable
@@ -18,7 +27,7 @@ from sabot.clock import Clock
 from sabot.codecs.records import decode_json
 from sabot.errors import RowErrors
 from sabot.jobs.run import JobRun
-from sabot.jobs.values import in_order, pack
+from sabot.jobs.values import in_order, pack, unpack
 from sabot.operators.agents.batches import named_rows, returned
 from sabot.operators.agents.rows import collect_results, place_of, plain_value
 from sabot.state import StateAt, StateBackend
@@ -62,7 +71,9 @@ class JobFunction:
             state = StateAt(state, self._expiry, job.now_ms)
         record = decode_record(begin.body)  # type: ignore[arg-type]
         row = row_of(record)
-        if record.columns:
+        if (packed := value_of_header(record.headers)) is not None:
+            row.value, row.headers = unpack(packed), user_headers(record.headers)
+        elif record.columns:
             (row.value,) = from_ipc(record.columns).to_pylist()
         else:
             row.value = None if record.payload is None else decode_json(record.payload, where=place_of(row))
@@ -87,7 +98,9 @@ class JobFunction:
     def continued(self, job: JobRun, message: Any) -> bytes:
         """Returns the encoded record with which the job continues after `ctx.continue_as(message)`."""
         record = decode_record(job.history.begin.body)  # type: ignore[arg-type]
-        return encode(msgspec.structs.replace(record, payload=payload_from(message), columns=b""))
+        payload = payload_from(message)
+        headers = (*user_headers(record.headers), *value_headers(message, payload))
+        return encode(msgspec.structs.replace(record, payload=payload, columns=b"", headers=headers))
 
     def packed(self, job: JobRun, value: Any) -> bytes:
         """Encodes the value that the function has returned, for the job's END entry. Raises UserError if the value

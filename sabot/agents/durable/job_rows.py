@@ -16,11 +16,12 @@ from sabot.api.agent import AgentSpec
 from sabot.calls.functions import unwrap
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
-from sabot.codecs.records import Headers, encode_json
-from sabot.errors import DataError
+from sabot.codecs.records import Headers, decode_json, encode_json
+from sabot.errors import DataError, UserError
 from sabot.jobs.guard import NOBODY, Behalf
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import PYTHON_MARK
+from sabot.jobs.values import in_order, pack, unpack
 from sabot.journal.effects import digest
 from sabot.operators.agents.rows import JOB_HEADER, JSON_HEADER, Row, place_of, rows_of, with_headers
 from sabot.operators.agents.timers import key_of
@@ -47,6 +48,12 @@ CONVERSATION_HEADER = "sabot.conversation"
 FROM_HEADER = "sabot.from"
 """The header of a row that one durable agent passes to another. It has the id of the job that made the row, and the
 number of the row among the results of that job.
+"""
+
+
+VALUE_HEADER = "sabot.value"
+"""The header of the input of a child or of a continued job, with the message as a journal packs it. The input has this
+header only if JSON changes the message: if it has dates, Decimals or bytes, for example.
 """
 
 
@@ -89,7 +96,7 @@ class WaitingInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     behalf: Behalf = NOBODY
 
 
-_OURS = (JOB_HEADER, RUN_HEADER, INPUT_HEADER, CONVERSATION_HEADER, FROM_HEADER, JSON_HEADER)
+_OURS = (JOB_HEADER, RUN_HEADER, INPUT_HEADER, CONVERSATION_HEADER, FROM_HEADER, JSON_HEADER, VALUE_HEADER)
 
 encode = msgspec.msgpack.Encoder().encode
 decode_record = msgspec.msgpack.Decoder(JobInput).decode
@@ -388,6 +395,23 @@ def payload_from(message: Any) -> bytes:
     message cannot be encoded.
     """
     return message if isinstance(message, bytes) else encode_json(message)
+
+
+def value_headers(message: Any, payload: bytes) -> Headers:
+    """Returns VALUE_HEADER if `payload`, the message as JSON, is read as another value; else no headers."""
+    if isinstance(message, bytes):
+        return ()
+    try:
+        packed = pack(in_order(message), "the message")
+    except UserError:  # an integer of more than 64 bits
+        return ()
+    same = decode_json(payload, where="the message") == unpack(packed)
+    return () if same else ((VALUE_HEADER, packed),)
+
+
+def value_of_header(headers: Headers) -> bytes | None:
+    """Returns the packed message in VALUE_HEADER, or None without this header."""
+    return next((value for name, value in headers if name == VALUE_HEADER), None) if headers else None
 
 
 def version_of(function: Callable[..., Any], version: str = "") -> str:

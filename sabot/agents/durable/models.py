@@ -195,7 +195,7 @@ def request_body(spec: RequestSpec) -> bytes:
     """Encodes a request for the journal: the hash of the whole request, the number of its messages, and the messages
     after the model's last answer, which are new.
     """
-    return pack([spec.digest(), len(spec.messages), _news(spec.messages)], "a request to a model")
+    return pack([spec.digest(), len(spec.messages), _news(spec.messages)], "a request to a model", exact=False)
 
 
 def _news(messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:

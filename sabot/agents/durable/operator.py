@@ -44,6 +44,7 @@ from sabot.agents.durable.job_rows import (
     result_headers,
     row_of,
     rows_of_begun,
+    value_headers,
     version_of,
 )
 from sabot.agents.durable.key_order import KeyOrder
@@ -59,7 +60,7 @@ from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.open_jobs import last_begin
 from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import JobRun
-from sabot.jobs.values import conversation_of, pack_error, unpack_error
+from sabot.jobs.values import conversation_of, pack, pack_error, unpack, unpack_error
 from sabot.journal.base import MAY_BEGIN_AGAIN
 from sabot.journal.effects import digest
 from sabot.operators.agents.operator import AgentOperator
@@ -547,9 +548,12 @@ class DurableAgentOperator(AgentOperator):
         if job_id in self.order.children or job_id in self.calls:
             return
         agent_id = self.spec.agent_id
-        row = Row(payload_from(message), None, self.now_ms(), -1, -1, (), agent_id)
+        # The digest of the payload names the child's input: it is as in earlier versions.
+        payload = payload_from(unpack(pack(message, "the message", exact=False)))
+        row = Row(payload, None, self.now_ms(), -1, -1, (), agent_id)
         self._reader.decode(row)
-        record = JobInput(agent_id, -1, -1, row.timestamp, None, (), row.payload)
+        headers = value_headers(message, payload)
+        record = JobInput(agent_id, -1, -1, row.timestamp, None, headers, row.payload)
         call = JobCall(job_id, row.scope, self._digest(record), record, failed, LAST_RUN * failed, behalf=behalf)
         if not self.is_known(call):
             self.order.add_child(call)

@@ -19,7 +19,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import NoStateBackend, SabotError, UserError, message_of, short_repr
 from sabot.jobs.history import ContinueAs, History
 from sabot.jobs.run import Ask, JobRun, effect_words
-from sabot.jobs.values import pack
+from sabot.jobs.values import as_before, pack
 from sabot.journal.entries import Answer, EffectResult, End, Intent
 from sabot.operators.agents.rows import plain_value
 
@@ -168,7 +168,8 @@ def _other_end(run: JobRun, end: End, value: Any, error: BaseException | None, c
         )
     if end.outcome != "succeeded":
         return f"it ends well now, and the recording ends as {end.outcome}"
-    if end.body and code.packed(run, value) != end.body:
+    packed = code.packed(run, value)
+    if end.body and end.body not in (packed, as_before(packed)):
         return f"its result is another one now: {short_repr(as_plain(value))}"
     return ""
 

@@ -59,7 +59,7 @@ AT = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
         (Invoice, {"number": 7}, {"number": 7, "tags": []}, [None, {"tags": []}]),
         ("Receipt", {"number": 7}, {"number": 7, "note": ""}, [None, {}]),
         (datetime.datetime, "2026-01-02T03:04:05Z", AT, [None, 7]),
-        (decimal.Decimal, "7.50", "7.50", [None, 7]),
+        (decimal.Decimal, "7.50", decimal.Decimal("7.50"), [None, 7]),
         (bytes, "aGk=", b"hi", [None, 7]),
     ],
     ids=str,
