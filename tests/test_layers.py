@@ -100,7 +100,7 @@ THIRD_PARTIES = {
     "polars": {"api"},
     "prometheus_client": {"base.metrics"},
     "psycopg": {"connectors"},
-    "pydantic": {"mcp"},
+    "pydantic": {"llm", "mcp"},  # types of tools and answers; the messages of MCP
     "ray": {"workers"},
     "redis": {"connectors"},
     "rich": {"cli", "demos"},

@@ -106,11 +106,11 @@ def given_result(tool: Tool, result: Any) -> Any:
         return result
     if _is_answer(kind):
         return kind.from_person(result)
-    from sabot.llm.schema import validate_pydantic
+    from sabot.llm.schema import converted
 
     try:
         # `asdict`, because msgspec would not pack the fields of a dataclass that have their default here
-        return asdict(_Held(msgspec.convert(result, kind, dec_hook=validate_pydantic)))["value"]
+        return asdict(_Held(converted(result, kind)))["value"]
     except Exception:  # a type that msgspec does not read, or the user's code in it
         return result
 

@@ -37,6 +37,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from sabot.errors import UserError, message_of, short_repr
+from sabot.llm.pydantic_types import MISSING_DEFAULT, default_of, field_in, is_field
 from sabot.llm.schema import Mismatch, converted
 from sabot.llm.spec import JsonSchema
 from sabot.llm.tools import Tool
@@ -119,14 +120,13 @@ def _read_parameters(func: Any) -> _Parameters:
     if any(each.name not in defaults and each.annotation is not each.empty for each in named):
         # `validate_call` of pydantic takes the default of a field
         for name, kind in _types_of(func).items():
-            found = next((each for each in get_args(kind) if _is_field(each)), None)
-            if found is not None and get_origin(kind) is Annotated:
+            if (found := field_in(kind)) is not None:
                 defaults.setdefault(name, found)
     return _Parameters(
         tuple(each.name for each in named),
         tuple(each.name for each in named if each.kind is not each.KEYWORD_ONLY),
         sum(each.kind is each.POSITIONAL_ONLY for each in named),
-        {name: each for name, each in defaults.items() if _default_of(each) is not MISSING_VALUE},
+        {name: each for name, each in defaults.items() if default_of(each) is not MISSING_DEFAULT},
         any(each.kind is each.VAR_KEYWORD for each in signature),
         "".join(each.name for each in signature if each.kind is each.VAR_POSITIONAL),
         "".join(each.name for each in signature if each.kind is each.VAR_KEYWORD),
@@ -134,11 +134,16 @@ def _read_parameters(func: Any) -> _Parameters:
 
 
 def _types_of(func: Any) -> Mapping[str, Any]:
-    """Returns the types of the function's parameters; without those that cannot be found."""
+    """Returns the types of the function's parameters; without those that cannot be found. A field of pydantic that is
+    the default of a parameter is a part of its type, since it has bounds.
+    """
     known = _types.get(func) if isinstance(func, FunctionType) else None
     if known is None:
         try:
-            known = get_type_hints(func, include_extras=True)
+            hints = get_type_hints(func, include_extras=True)
+            parameters = inspect.signature(func).parameters.values()
+            fields = {each.name: each.default for each in parameters if is_field(each.default)}
+            known = hints | {name: Annotated[hints.get(name, Any), each] for name, each in fields.items()}
         except Exception:  # an annotation is the user's code
             known = {}
         if isinstance(func, FunctionType):
@@ -160,17 +165,6 @@ def types_of(tool: Tool) -> Mapping[str, Any]:
     return {} if tool.parameters is not None else _types_of(_behind(tool.func)[0])
 
 
-def _is_field(value: Any) -> bool:
-    return type(value).__module__ == "pydantic.fields" and hasattr(value, "get_default")
-
-
-def _default_of(value: Any) -> Any:
-    """Returns the default of a parameter, which pydantic may have in a field. MISSING_VALUE if that has none."""
-    if not _is_field(value):
-        return value
-    return MISSING_VALUE if value.is_required() else value.get_default(call_default_factory=True)
-
-
 def call_arguments(
     tool: Tool, args: Sequence[Any], kwargs: Mapping[str, Any], *, filled: bool = True
 ) -> dict[str, Any]:
@@ -189,7 +183,7 @@ def call_arguments(
         given[name if name in known.order else _parameter_named(func, name)] = value
     found = {name: given.pop(name) for name in known.order if name in given}
     if filled and len(found) < len(known.order):
-        left_out = {name: _default_of(each) for name, each in known.defaults.items() if name not in found}
+        left_out = {name: default_of(each) for name, each in known.defaults.items() if name not in found}
         found = {name: (found | left_out)[name] for name in known.order if name in found or name in left_out}
     if len(args) > len(names):
         found[REST] = args[len(names) :]
@@ -207,7 +201,7 @@ def defaults_left_out(tool: Tool, args: Sequence[Any], kwargs: Mapping[str, Any]
 def _parameter_named(func: Any, alias: str) -> str:
     """Returns the name of the parameter that has this alias; the alias itself if none has it."""
     for name, kind in _types_of(func).items():
-        if any(alias in _aliases(each) for each in get_args(kind) if _is_field(each)):
+        if any(alias in _aliases(each) for each in get_args(kind) if is_field(each)):
             return name
     return alias
 
@@ -234,7 +228,7 @@ def with_arguments(
         if name in values:
             given[at] = values.pop(name)
     for name in names[len(args) : only]:
-        given.append(values.pop(name, _default_of(known.defaults.get(name))))
+        given.append(values.pop(name, default_of(known.defaults.get(name))))
     return tuple(given), {**kwargs, **values}
 
 

@@ -1,7 +1,7 @@
 """Converts a prompt with its fields into a request, and the text of an answer into the output type of the caller."""
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -151,7 +151,10 @@ def _schema(output: Any) -> Schema:
     if isinstance(output, Mapping):
         columns = tuple(output.items())
         return _of_columns(columns) if all(isinstance(kind, str) for _, kind in columns) else Schema(output)
-    return _of_type(output) if isinstance(output, Hashable) else Schema(output)
+    try:
+        return _of_type(output)
+    except TypeError:  # it has no hash, as an `Annotated` with a field of pydantic
+        return Schema(output)
 
 
 _of_type = lru_cache(128, typed=True)(Schema)

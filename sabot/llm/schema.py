@@ -5,6 +5,7 @@ model wrote.
 
     Verdict                                    a msgspec Struct, a dataclass, a TypedDict, or a pydantic model
     list[Verdict], Literal["yes", "no"], int   any other type that msgspec reads
+    Cat | Dog, Annotated[int, Field(ge=1)]     a type that only pydantic reads (see `pydantic_types`)
     {"label": "string", "score": "float64"}    columns, by the names of Arrow types; the answer is a dict
     {"type": "object", "properties": …}        a JSON schema; the answer is the decoded JSON
 
@@ -15,22 +16,26 @@ model can correct its answer.
 import datetime
 import decimal
 import inspect
+import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
+from itertools import count
 from typing import Annotated, Any, TypedDict, cast, get_args, get_type_hints
 
 import msgspec
 import pyarrow as pa
 
-from sabot.base.arrays import as_type
+from sabot.base.arrays import as_type, plain_form
 from sabot.calls.functions import unwrap
 from sabot.errors import UNREADABLE, UserError, message_of, short_repr
 from sabot.llm.json_schema import mismatch
+from sabot.llm.pydantic_types import MISSING_DEFAULT, default_of, field_in, is_field, is_model, readable
 from sabot.llm.spec import JsonSchema
 
 _REF = "#/$defs/"
+_MARK = "\0"
 _WRAPPED = "value"
 _FENCED = re.compile(r"\A\s*```[a-zA-Z]*\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
 _NAME = re.compile(r"[^a-zA-Z0-9_-]")
@@ -83,12 +88,13 @@ class Schema:
             self.json: JsonSchema = dict(of)
             self._type: Any = Any
             return
-        self._type = _row_type(of) if self._columns else of
-        self.json = schema_of(self._type, f"output={short_repr(of)}")
+        where = f"output={short_repr(of)}"
+        self._type = _row_type(of) if self._columns else readable(of, where)
+        self.json = _schema_of(self._type, where)
         if self.json.get("type") != "object":
             self._wrapped_type = self._type
             self._type = _record(self.name, {_WRAPPED: self._type})
-            self.json = schema_of(self._type, f"output={short_repr(of)}")
+            self.json = _schema_of(self._type, where)
         _require_all(self.json)
 
     def decode(self, text: str) -> Any:
@@ -134,6 +140,7 @@ class Parameters:
         fields: list[tuple[str, Any, Any]] = []
         defaults: dict[str, Any] = {}
         hints = _hints_of(func, where)
+        renamed: dict[str, str] = {}
         for name, parameter in inspect.signature(func).parameters.items():
             if name in hidden:
                 continue
@@ -142,22 +149,42 @@ class Parameters:
                     f"{where}: its parameter {parameter} cannot be given by name",
                     hint="a tool has parameters with names",
                 )
-            kind = hints.get(name, Any)
+            kind, default = hints.get(name, Any), parameter.default
             if context := _context_in(kind):
                 raise UserError(
                     f"{where}: its parameter {name!r} is a {context}, which the model that calls the tool would fill in",
                     hint="remove it, because models fill in all parameters; the function of a durable agent can pass values of its job, "
                     "such as ctx.scope, by ctx.call(tool, …), and Sabot fills in a parameter `effect: Effect`",
                 )
-            if name in told:
+            if is_field(default):
+                kind = Annotated[kind, default]
+            field = field_in(kind)
+            if field is not None and (default is parameter.empty or is_field(default)):
+                default = default_of(field)
+                default = parameter.empty if default is MISSING_DEFAULT else default
+            if field is not None and (alias := field.validation_alias or field.alias):
+                if not isinstance(alias, str):
+                    raise UserError(f"{where}: its parameter {name!r} has several aliases", hint='alias="one name"')
+                renamed[name] = alias
+            kind = readable(kind, f"{where}: its parameter {name!r}")
+            if name in told and (field is None or not field.description):
                 kind = Annotated[kind, msgspec.Meta(description=told[name])]
-            if parameter.default is parameter.empty:
+            if default is parameter.empty:
                 fields.append((name, kind, msgspec.NODEFAULT))
             else:
                 fields.append((name, kind | msgspec.UnsetType, msgspec.UNSET))
-                defaults[name] = parameter.default
-        self._type = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True)
-        self.json = schema_of(self._type, where)
+                defaults[renamed.get(name, name)] = default
+        self._type = msgspec.defstruct(
+            "Arguments", fields, kw_only=True, forbid_unknown_fields=True, rename=renamed or None
+        )
+        # A function that pydantic has wrapped takes its arguments by their aliases.
+        self._names = renamed if hasattr(func, "raw_function") else {}
+        try:
+            self.json = _schema_of(self._type, where)
+        except UserError:
+            for name, kind, _ in fields:
+                _schema_of(kind, f"{where}: its parameter {name!r}")
+            raise
         self.json.pop("title", None)
         for name, value in defaults.items():
             _add_default(self.json["properties"][name], value)
@@ -168,7 +195,7 @@ class Parameters:
         """
         found = _decode(text or "{}", self._type)
         given = {name: getattr(found, name) for name in found.__struct_fields__}
-        return {name: value for name, value in given.items() if value is not msgspec.UNSET}
+        return {self._names.get(name, name): value for name, value in given.items() if value is not msgspec.UNSET}
 
 
 # -- schemas ----------------------------------------------------------------------------------------------------------
@@ -178,8 +205,13 @@ def schema_of(kind: Any, where: str) -> JsonSchema:
     """Returns the JSON schema of a type. The schema of the type itself is at the top level, not behind a `$ref`.
     `where`: the text with which the error message begins. Raises UserError if the type has no JSON schema.
     """
-    foreign: dict[str, Any] = {}
+    return _schema_of(readable(kind, where), where)
+
+
+def _schema_of(kind: Any, where: str) -> JsonSchema:
+    foreign: dict[Any, JsonSchema] = {}  # the schemas of the models of pydantic
     try:
+        msgspec.json.Decoder(kind, dec_hook=validate_pydantic)  # it refuses unions that `schema_components` accepts
         (root,), parts = msgspec.json.schema_components(
             [kind], ref_template=_REF + "{name}", schema_hook=lambda each: _pydantic_schema(each, foreign)
         )
@@ -188,13 +220,66 @@ def schema_of(kind: Any, where: str) -> JsonSchema:
             f"{where}: {str(error).splitlines()[-1]}",
             hint="a msgspec Struct, a dataclass, a TypedDict, a pydantic model, or a type made of these",
         ) from error
-    parts = {**parts, **foreign}
+    if foreign:
+        names = _named(foreign.values(), parts)
+        root, parts = _referring(root, names), {name: _referring(each, names) for name, each in parts.items()}
     reference = root.get("$ref", "").removeprefix(_REF)
     if reference:
         root = deepcopy(parts[reference])
         if not _refers(parts, reference):
             del parts[reference]
-    return {**root, **({"$defs": parts} if parts else {})}
+    return cast("JsonSchema", _without_infinities({**root, **({"$defs": parts} if parts else {})}))
+
+
+def _named(foreign: Iterable[JsonSchema], parts: dict[str, Any]) -> dict[str, str]:
+    """Adds the definitions of the models of pydantic to `parts`, each under a name of its own; equal ones are added once.
+    Returns the `$ref`s to them by those that `_pydantic_schema` has written.
+    """
+    every: dict[str, str] = {}
+    for schema in foreign:
+        defs = schema.get("$defs", {})
+        names = {mark: mark.rpartition(_MARK)[2] for mark in defs}
+        while True:
+            references = {_REF + mark: _REF + name for mark, name in names.items()}
+            made = {mark: _referring(each, references) for mark, each in defs.items()}
+            taken = [mark for mark, name in names.items() if name in parts and parts[name] != made[mark]]
+            if not taken:
+                break
+            for mark in taken:
+                first = mark.rpartition(_MARK)[2]
+                free = (f"{first}_{number}" for number in count(2))
+                names[mark] = next(each for each in free if each not in parts and each not in names.values())
+        parts |= {names[mark]: each for mark, each in made.items()}
+        every |= references
+    return every
+
+
+def _referring(schema: Any, names: Mapping[str, str]) -> Any:
+    """Returns a copy of a schema with other `$ref`s. `names`: the new ones by the old ones."""
+    if isinstance(schema, dict):
+        return {
+            word: names.get(each, each) if word == "$ref" and isinstance(each, str) else _referring(each, names)
+            for word, each in schema.items()
+        }
+    return [_referring(each, names) for each in schema] if isinstance(schema, list | tuple) else schema
+
+
+def _without_infinities(schema: Any) -> Any:
+    """Returns a schema without the defaults and bounds that JSON cannot express: infinities and NaN."""
+    if isinstance(schema, dict):
+        return {
+            word: _without_infinities(each)
+            for word, each in schema.items()
+            if _is_finite(each) or (word != "default" and not isinstance(each, float))
+        }
+    return [_without_infinities(each) for each in schema] if isinstance(schema, list) else schema
+
+
+def _is_finite(value: Any) -> bool:
+    """Returns True if JSON can express all numbers in this value of JSON."""
+    if isinstance(value, list | tuple | dict):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _require_all(schema: Any) -> None:
@@ -280,21 +365,35 @@ def _refers(value: Any, name: str) -> bool:
     return isinstance(value, list | tuple) and any(_refers(each, name) for each in value)
 
 
-def _pydantic_schema(kind: Any, parts: dict[str, Any]) -> JsonSchema:
-    """Returns the JSON schema of a pydantic model, without importing pydantic. Adds the schemas of other models that it
-    uses to the dict `parts`, by their names. Raises NotImplementedError if `kind` is not a pydantic model.
+def _pydantic_schema(kind: Any, foreign: dict[Any, JsonSchema]) -> JsonSchema:
+    """Returns the JSON schema of a pydantic model, without importing pydantic. Adds it to `foreign` with its definitions,
+    whose names are marked by its number there: two models may use others of one name. Raises NotImplementedError if
+    `kind` is not a pydantic model.
     """
-    if not _is_pydantic(kind):
+    if not is_model(kind):
         raise NotImplementedError(f"{kind!r} has no JSON schema")
-    schema = kind.model_json_schema()
-    inner = schema.pop("$defs", {})
-    parts.update(inner)
-    reference = schema.get("$ref", "").removeprefix(_REF)
-    return cast("JsonSchema", deepcopy(inner[reference]) if reference else schema)
+    if kind not in foreign:
+        schema = kind.model_json_schema()
+        inner = schema.get("$defs", {})
+        marks = {name: f"{len(foreign)}{_MARK}{name}" for name in inner}
+        schema = _choices_of_any(_referring(schema, {_REF + name: _REF + mark for name, mark in marks.items()}))
+        foreign[kind] = {**schema, "$defs": {marks[name]: each for name, each in schema.get("$defs", {}).items()}}
+    whole = foreign[kind]
+    root = {word: each for word, each in whole.items() if word != "$defs"}
+    reference = root.get("$ref", "").removeprefix(_REF)
+    return cast("JsonSchema", deepcopy(whole["$defs"][reference] if reference else root))
 
 
-def _is_pydantic(kind: Any) -> bool:
-    return isinstance(kind, type) and hasattr(kind, "model_json_schema") and hasattr(kind, "model_validate")
+def _choices_of_any(schema: Any) -> Any:
+    """Returns a schema of pydantic with `anyOf` in place of `oneOf` and its discriminator, which vendors do not enforce."""
+    if isinstance(schema, dict):
+        found = {word: _choices_of_any(each) for word, each in schema.items()}
+        if isinstance(found.get("oneOf"), list) and "anyOf" not in found:
+            found = {word: each for word, each in found.items() if word not in ("oneOf", "discriminator")} | {
+                "anyOf": found["oneOf"]
+            }
+        return found
+    return [_choices_of_any(each) for each in schema] if isinstance(schema, list) else schema
 
 
 def _name_of(of: Any) -> str:
@@ -416,7 +515,7 @@ def _add_default(schema: JsonSchema, value: Any) -> None:
     """Adds the default value of a parameter to its schema. Does nothing if the value is not a text, number, bool or
     None.
     """
-    if value is None or isinstance(value, str | int | float | bool):
+    if value is None or (isinstance(value, str | int | float | bool) and _is_finite(value)):
         schema["default"] = value
 
 
@@ -444,10 +543,10 @@ def converted(value: Any, kind: Any) -> Any:
     if kind is Any:
         return value
     try:
-        return msgspec.convert(value, kind, dec_hook=validate_pydantic)
+        return msgspec.convert(value, readable(kind, "it"), dec_hook=validate_pydantic)
     except msgspec.ValidationError as error:
         raise Mismatch(str(error)) from error
-    except (TypeError, AttributeError, NotImplementedError) as error:
+    except (TypeError, AttributeError, NotImplementedError, UserError) as error:
         raise Mismatch(f"no value of type {short_repr(kind)} can be made of it: {message_of(error)}") from error
 
 
@@ -471,15 +570,19 @@ def _decode_unwrapped(text: str, kind: Any, wrapped: Mismatch) -> Any:
 
 
 def validate_pydantic(kind: Any, value: Any) -> Any:
-    """Checks a value with a pydantic model, and returns the object of the model. Raises ValueError if the value does
-    not match. The message contains the names of the fields and the reasons. It contains neither the value nor links to
-    pydantic's web pages.
+    """Checks a value with a pydantic model, by pydantic's rules for JSON, and returns the object of the model. Raises
+    ValueError if the value does not match. The message contains the names of the fields and the reasons. It contains
+    neither the value nor links to pydantic's web pages.
     """
+    # `json`, because pydantic reads an infinity, which msgspec writes as null
+    text = json.dumps(msgspec.to_builtins(value, enc_hook=plain_form, str_keys=True))
     try:
-        return kind.model_validate(value)
+        return kind.model_validate_json(text)
     except ValueError as error:
         told = getattr(error, "errors", None)
         if told is None:
             raise
-        places = [f"{each['msg']} at {'.'.join(map(str, each['loc'])) or 'its top'}" for each in told()]
+        places = [
+            each["msg"] + "".join(f" at {'.'.join(map(str, each['loc']))}" for _ in each["loc"][:1]) for each in told()
+        ]
         raise ValueError("; ".join(places)) from error

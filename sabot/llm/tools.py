@@ -19,9 +19,9 @@ called again.
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, Protocol, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, Protocol, cast, get_args, get_type_hints, overload
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -38,6 +38,7 @@ from sabot.journal.effects import EffectClass, EffectId, EffectName, effect_clas
 from sabot.llm.errors import ToolError
 from sabot.llm.messages import given_arguments
 from sabot.llm.names import TOOLS, note_tool
+from sabot.llm.pydantic_types import MISSING_DEFAULT, default_of, field_in, is_field
 from sabot.llm.spec import JsonSchema, RequestSpec, ToolSchema
 
 if TYPE_CHECKING:
@@ -396,12 +397,53 @@ each call, and inspecting a function takes long. The keys are weak, so that func
 """
 
 
+def _with_field_defaults(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the function itself, or, if pydantic has the defaults of some of its parameters (`days: int =
+    Field(default=3)`), a function that calls it with their values: else it would get the field in place of the value.
+    """
+    if hasattr(func, "raw_function") or not _has_fields(func):  # `validate_call` of pydantic takes the values itself
+        return func
+    signature, inner = inspect.signature(func), unwrap(func)
+
+    @wraps(func)
+    def filled(*args: Any, **kwargs: Any) -> Any:
+        given, hints = signature.bind_partial(*args, **kwargs).arguments, get_type_hints(inner, include_extras=True)
+        for name, parameter in signature.parameters.items():
+            field = parameter.default if is_field(parameter.default) else field_in(hints.get(name))
+            if (
+                name in given
+                or field is None
+                or not (is_field(parameter.default) or parameter.default is parameter.empty)
+            ):
+                continue
+            value = default_of(field)
+            if value is MISSING_DEFAULT:
+                raise TypeError(f"{_name_of(func)}() missing a required argument: {name!r}")
+            kwargs[name] = value
+        return func(*args, **kwargs)
+
+    return filled
+
+
+def _has_fields(func: Any) -> bool:
+    """Returns True if a parameter may have its default in a field of pydantic."""
+    runs = unwrap(func)
+    defaults = (*(getattr(runs, "__defaults__", None) or ()), *(getattr(runs, "__kwdefaults__", None) or {}).values())
+    if any(map(is_field, defaults)):
+        return True
+    # an annotation may be a text: then its names are looked up when the tool is called
+    kinds = getattr(runs, "__annotations__", {}).values()
+    return any(field_in(kind) is not None or (isinstance(kind, str) and "Field(" in kind) for kind in kinds)
+
+
 def _tool_of_function(func: Callable[..., Any], effect: str, timeout: Duration | None, retries: int | None) -> Tool:
     if not isinstance(func, FunctionType) or not isinstance(effect, str) or timeout is not None or retries is not None:
         return _make_tool(effect, None, "ask", timeout, retries, "100ms", None, func)
     known = _TOOL_FIELDS.setdefault(func, {})
     if effect not in known:
         made = _make_tool(effect, None, "ask", timeout, retries, "100ms", None, func)
+        if made.func is not func:
+            return made  # the cache must not keep a function that refers to the key of its entry
         known[effect] = tuple(getattr(made, each.name) for each in fields(Tool)[1:])
     return Tool(func, *known[effect])
 
@@ -433,7 +475,7 @@ def _make_tool(
     timeout_s = None if timeout is None else _seconds_of(name, "timeout", timeout)
     made = _check_tool(
         Tool(
-            func,
+            _with_field_defaults(func),
             name,
             kind,
             reconcile,

@@ -8,11 +8,11 @@ import enum
 import fractions
 import uuid
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import msgspec
 import numpy as np
@@ -22,16 +22,10 @@ import pyarrow as pa
 import pydantic
 import pytest
 from mcp import Client
+from tool_surfaces import SURFACES, Tools
 
-from sabot import App
-from sabot.agents import ExecutionRequest, RuntimeKernel
-from sabot.connectors.memory import MemoryBroker
-from sabot.llm import RequestSpec, Tool, ToolCall, assistant, tool
-from sabot.llm.agent import Agent
-from sabot.llm.engine import ExecutionEngine
-from sabot.llm.providers.scripted import ScriptedProvider
+from sabot.llm import Tool, tool
 from sabot.mcp import ToolServer
-from tools.agent_tools import started, until
 
 DAY = datetime.date(2026, 1, 2)
 TIME = datetime.time(3, 4, 5)
@@ -122,6 +116,10 @@ VALUES: dict[str, tuple[Any, str]] = {
     "times": ([DAY, TIME, datetime.timedelta(days=1, seconds=5)], '["2026-01-02","03:04:05","P1DT5S"]'),
     "naive_time": (datetime.datetime(2026, 1, 2, 3), "2026-01-02T03:00:00"),
     "utc": ([datetime.datetime(2026, 1, 2, 3, tzinfo=datetime.UTC)], '["2026-01-02T03:00:00Z"]'),
+    "zones": (
+        [datetime.datetime(2026, 1, 2, 0, 30, tzinfo=zone) for zone in (PLUS_2, ZoneInfo("Europe/Berlin"))],
+        '["2026-01-02T00:30:00+02:00","2026-01-02T00:30:00+01:00"]',
+    ),
     "uuid": (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
     "bytes": (b"\x00\xff", "AP8="),
     "path": ([PurePosixPath("/a/b")], '["/a/b"]'),
@@ -153,10 +151,8 @@ VALUES: dict[str, tuple[Any, str]] = {
     "pandas_times": ([pd.Timestamp("2026-01-02 03:00"), pd.Timedelta("5s")], '["2026-01-02T03:00:00","PT5S"]'),
 }
 
-Show = Callable[[list[Tool]], Any]
 
-
-def tools_that_return(values: dict[str, Any]) -> list[Tool]:
+def tools_that_return(values: dict[str, Any]) -> Tools:
     def one(name: str, value: Any) -> Tool:
         @tool(name=name, effect="read")
         async def give() -> Any:
@@ -164,59 +160,7 @@ def tools_that_return(values: dict[str, Any]) -> list[Tool]:
 
         return give
 
-    return [one(name, value) for name, value in values.items()]
-
-
-def agent_with(tools: list[Tool], name: str = "asks") -> tuple[Agent, list[str]]:
-    """Returns an agent whose model calls each tool once, and the texts that the model gets."""
-    shown: list[str] = []
-
-    def answer(spec: RequestSpec) -> Any:
-        said = [each.text for each in spec.messages if each.role == "tool"]
-        if not said:
-            return assistant("", *(ToolCall(f"c{at}", each.name, "{}") for at, each in enumerate(tools)))
-        shown[:] = said
-        return "done"
-
-    return Agent(ExecutionEngine(ScriptedProvider(answer)), tools=tools, name=name), shown
-
-
-async def in_a_script(tools: list[Tool], url: str, path: Path) -> list[str]:
-    agent, shown = agent_with(tools)
-    await agent.run("go")
-    return shown
-
-
-async def in_an_agent_that_is_a_tool(tools: list[Tool], url: str, path: Path) -> list[str]:
-    inner, shown = agent_with(tools)
-    call = ToolCall("c", inner.name, '{"prompt": "go"}')
-    await Agent(ExecutionEngine(ScriptedProvider([assistant("", call), "done"])), tools=[inner], name="outer").run("go")
-    return shown
-
-
-async def in_a_job(tools: list[Tool], url: str, path: Path) -> list[str]:
-    agent, shown = agent_with(tools)
-    app = App("values", url, state=str(path), checkpoint_interval=3600)
-    app.llm_agent("asked", agent.engine, tools=tools, sink="answers")
-    async with started(app):
-        MemoryBroker.get(url).publish("asked", [{"prompt": "go"}])
-        await until(lambda: MemoryBroker.get(url).records("answers"))
-    return shown
-
-
-async def in_a_kernel(tools: list[Tool], url: str, path: Path) -> list[str]:
-    agent, shown = agent_with(tools)
-    async with RuntimeKernel(None, agent, journal=path) as kernel:
-        await (await kernel.execute(ExecutionRequest(prompt="go"))).result()
-    return shown
-
-
-async def over_mcp(tools: list[Tool], url: str, path: Path) -> list[str]:
-    async with Client(ToolServer("values", tools).server) as client:
-        return [(await client.call_tool(each.name, {})).content[0].text for each in tools]  # type: ignore[union-attr]
-
-
-SURFACES = (in_a_script, in_an_agent_that_is_a_tool, in_a_job, in_a_kernel, over_mcp)
+    return [(one(name, value), "{}") for name, value in values.items()]
 
 
 @pytest.mark.parametrize("surface", SURFACES)
@@ -243,7 +187,7 @@ async def test_what_has_no_form_is_refused_alike_with_its_class(surface: Any, me
 
 async def test_a_client_of_mcp_gets_the_same_as_data() -> None:
     tools = tools_that_return({"model": TEA, "text": "true", "day": DAY, "nothing": None, "many": [TEA]})
-    async with Client(ToolServer("values", tools).server) as client:
-        said = [(await client.call_tool(each.name, {})).structured_content for each in tools]
+    async with Client(ToolServer("values", [each for each, _ in tools]).server) as client:
+        said = [(await client.call_tool(each.name, {})).structured_content for each, _ in tools]
     tea = {"name": "tea", "price": "2.50", "day": "2026-01-02"}
     assert said == [tea, {"result": "true"}, {"result": "2026-01-02"}, {"result": None}, {"result": [tea]}]
