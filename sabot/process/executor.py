@@ -10,9 +10,10 @@ import json
 import logging
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from hashlib import sha256
 from typing import Any, Protocol, runtime_checkable
 
@@ -98,7 +99,8 @@ class TaskDelegation:
 
     - `objective`: what the instance is to do. `context`: values that it needs for this.
     - `output_format`: the form of the answer. `boundaries`: rules that the instance must follow.
-    - `allowed_tools`: the names of the tools that the instance may call; None for all tools.
+    - `allowed_tools`: the names of the tools that the instance may call, or `fnmatch` patterns of names, such as
+      "cortex_*"; None for all tools.
     - `max_tool_calls`: the most calls of tools. `timeout`: the most seconds from the moment at which the task is sent
       to the process. None for no limit of this task. The limits of the instance apply too, so the lower one counts.
     """
@@ -175,6 +177,11 @@ class ExecutorStatistics:
     successful_tasks: int
     failed_tasks: int
     avg_execution_time_ms: float
+
+    def __await__(self) -> Generator[Any, None, "ExecutorStatistics"]:
+        """Returns these statistics, so that `await executor.get_statistics()` is possible too, as document 004 has it."""
+        return self
+        yield
 
 
 class RuntimeAgent(Instance):
@@ -444,7 +451,8 @@ class AgentExecutor:
             return _error(_INVALID, "a text of the call has half a surrogate pair, which no tool can be given")
         if self.tools is None:
             return _error(_REFUSED, self.no_tools)
-        if task.allowed_tools is not None and name not in task.allowed_tools:
+        allowed = task.allowed_tools
+        if allowed is not None and name not in allowed and not any(fnmatchcase(name, each) for each in allowed):
             return _error(_REFUSED, f"the task does not allow the tool {name!r}")
         most, now = instance.limits.max_tool_calls_per_minute, self._clock.monotonic()
         if most is None:

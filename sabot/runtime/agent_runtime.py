@@ -10,6 +10,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.nodes.node import walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.api.unrun import note_run
+from sabot.base.config import Duration
 from sabot.errors import SabotError, UserError, message_of, short_repr
 from sabot.runtime.agent_process import AgentProcess
 
@@ -141,6 +142,15 @@ class AgentRuntime:
     @property
     def _checkpoint_interval(self) -> float:
         return self.runner.checkpoint_interval
+
+    @_checkpoint_interval.setter
+    def _checkpoint_interval(self, interval: Duration) -> None:
+        """Sets the time between checkpoints, as `App.configure(checkpoint_interval=…)` does. Raises UserError while the
+        app runs.
+        """
+        if self._runner is not None and self._runner.running:
+            raise UserError(f"app {self.app.id} runs already", hint="set checkpoint_interval before the start")
+        self.app.configure(checkpoint_interval=interval)
 
     def get_stats(self) -> dict[str, dict[str, Any]]:
         """{agent_id: {state, messages_processed, errors, last_message_time, dead_letters, failure}}"""

@@ -111,6 +111,16 @@ class _State:
         self._read = backend.read
         self._write = backend.write
 
+    @property
+    def backend(self) -> StateBackend:
+        """The backend that stores the state."""
+        return self._backend
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of the state, as the backend knows it. That of an agent begins with the id of its app."""
+        return self._namespace
+
     def _key(self, key: object) -> bytes:
         try:
             return state_key(key, scope=self._scope)

@@ -55,6 +55,16 @@ def test_state_without_a_backend_raises():
     assert issubclass(NoStateBackend, UserError)
 
 
+async def test_state_says_its_backend_and_its_namespace(backend):
+    """Document 000 has both; ValueState made of them is the same state."""
+    state = AgentContext(message=1, state_backend=backend).state("visits")
+    assert (state.backend, state.namespace) == (backend, "visits")
+    await state.put("ann", 3)
+    assert await ValueState(state.backend, state.namespace).get("ann") == 3
+    with pytest.raises(AttributeError):
+        state.namespace = "other"
+
+
 async def test_state_of_an_app_without_one_raises_inside_the_agent(memory_url):
     app = App("shop", broker=memory_url)
     errors = []

@@ -9,7 +9,7 @@ from sabot import App
 from sabot.agents.runtime import AgentProcess, AgentRuntime
 from sabot.checkpoint import Coordinator
 from sabot.connectors.memory import MemoryBroker
-from sabot.errors import CheckpointFailed
+from sabot.errors import CheckpointFailed, UserError
 from sabot.state import BackendConfig, MemoryBackend
 from tools.agent_tools import bounded, checkpoint, manifests, processed, publish, records, started, state_of, until
 
@@ -88,6 +88,26 @@ def test_runtime_has_a_coordinator_and_an_interval_of_a_minute():
     runtime = AgentRuntime(App("test-app"))
     assert isinstance(runtime.checkpoint_coordinator, Coordinator)
     assert runtime._checkpoint_interval == 60.0
+
+
+async def test_the_interval_can_be_set_before_the_start(app):
+    """Document 000 sets it; a property without a setter refused it with an AttributeError."""
+    runtime = app.agent_runtime
+    runtime._checkpoint_interval = 5.0
+    assert (runtime._checkpoint_interval, app.settings.checkpoint_interval) == (5.0, 5.0)
+    runtime._checkpoint_interval = "2s"
+    assert runtime._checkpoint_interval == 2.0
+    with pytest.raises(UserError, match="checkpoint_interval"):
+        runtime._checkpoint_interval = 0
+
+    @app.agent("orders")
+    async def orders(ctx):
+        return None
+
+    async with started(app):
+        with pytest.raises(UserError, match="runs already"):
+            runtime._checkpoint_interval = 1.0
+    assert runtime._checkpoint_interval == 2.0
 
 
 async def test_checkpoints_come_by_themselves_between_start_and_stop(app, backend):

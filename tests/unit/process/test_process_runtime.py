@@ -396,6 +396,29 @@ async def test_a_call_of_a_tool_that_breaks_fails_and_the_task_goes_on(
     assert "Traceback" in caplog.text, "who runs the servers finds the place"
 
 
+@pytest.mark.parametrize(
+    ("allowed", "called"),
+    [
+        (["search"], True),
+        (["sea*"], True),
+        (["*"], True),
+        (["[st]earch"], True),
+        (["SEARCH", "se"], False),
+        ([], False),
+    ],
+)
+async def test_the_tools_of_a_task_are_named_by_patterns_too(make: Make, allowed: list[str], called: bool) -> None:
+    tools = Tools()
+    agent = await sh(runtime := await make(mcp=tools), CALLS)
+    await runtime.execute_task(agent, TaskDelegation(objective="x", allowed_tools=allowed))
+    assert len(tools.calls) == called
+
+
+async def test_the_statistics_of_an_executor_are_awaited_or_not(make: Make) -> None:
+    executor = (await make()).executor
+    assert await executor.get_statistics() == executor.get_statistics()
+
+
 async def test_calls_of_tools_above_the_rate_are_refused_and_say_when(make: Make) -> None:
     by_hand, tools = ByHand(), Tools()
     runtime = await make(mcp=tools, by_hand=by_hand, resources=ResourceLimits(max_tool_calls_per_minute=2))
