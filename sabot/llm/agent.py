@@ -11,7 +11,7 @@ recorded results.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -356,6 +356,23 @@ def _twice(error: ModelError) -> SabotError:
     return with_message(error, f"{error.message}, twice in a row{advice}")
 
 
+def _without_arguments(vendor: dict[str, Any] | None, ids: Container[str]) -> dict[str, Any] | None:
+    """Returns what a vendor wants back of a message (`ChatMessage.vendor`), without the arguments of the calls with these
+    ids. Vendors have their own form of a call in it: a block with `id` and `input`, or an item with `call_id` and
+    `arguments`. The rest stays, because some refuse a call without the signed reasoning before it.
+    """
+
+    def emptied(part: Any) -> Any:
+        if not isinstance(part, dict) or (part.get("call_id") or part.get("id")) not in ids:
+            return part
+        arguments: dict[str, Any] = {"input": {}} if "input" in part else {"arguments": "{}"}
+        return {**part, "name": str(part.get("name"))[:_LONGEST_NAME], **arguments}
+
+    if vendor is None:
+        return None
+    return {name: list(map(emptied, kept)) if isinstance(kept, list) else kept for name, kept in vendor.items()}
+
+
 class _Prompt(msgspec.Struct):
     prompt: str
 
@@ -629,10 +646,13 @@ class _AgentRun:
         if not self._too_long:
             return message
         calls = (
-            ToolCall(call.id, call.name[:_LONGEST_NAME], "{}") if call.id in self._too_long else call
+            msgspec.structs.replace(call, name=call.name[:_LONGEST_NAME], arguments="{}")
+            if call.id in self._too_long
+            else call
             for call in message.tool_calls
         )
-        return msgspec.structs.replace(message, tool_calls=tuple(calls), vendor=None)
+        vendor = _without_arguments(message.vendor, self._too_long)
+        return msgspec.structs.replace(message, tool_calls=tuple(calls), vendor=vendor)
 
     async def _call_tool(self, call: ToolCall) -> Any:
         tool = self._agent.tools.get(call.name)

@@ -37,17 +37,20 @@ class Image(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
 Part: TypeAlias = Text | Image
 
 
-class ToolCall(msgspec.Struct, frozen=True):
+class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
     """A model's request to call a tool.
 
     - `id`: the id that the model has given to the call. The message with the result contains the same id.
     - `name`: the name of the tool.
     - `arguments`: the text that the model wrote, which should be a JSON object.
+    - `vendor`: data that a vendor has sent with this call and needs again, such as the signature of a thought, in the
+      form of `ChatMessage.vendor`.
     """
 
     id: str
     name: str
     arguments: str
+    vendor: dict[str, Any] | None = None
 
 
 class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -58,8 +61,9 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     - `tool_call_id`: in a message with the result of a tool, the id of the tool call.
     - `is_error`: True if this result is an error.
     - `vendor`: a dict by the name of a vendor's API, with data that this vendor has sent with the message and needs
-      again with later requests, such as signed reasoning. Other vendors do not get it. A value that is a number means
-      that the vendor has stored the data itself, and that they have this number of tokens.
+      again with later requests, such as signed reasoning. Other vendors do not get it. Fields of chat completions that
+      OpenAI does not have are under "openai.chat" with the host of the server, and go back to this server only. A value
+      that is a number means that the vendor has stored the data itself, and that they have this number of tokens.
     """
 
     role: Role

@@ -64,6 +64,7 @@ def most_input_tokens(spec: RequestSpec) -> int:
             tokens += IMAGE_TOKENS * sum(isinstance(part, Image) for part in message.content)
         for call in message.tool_calls:
             tokens += _OF_A_MESSAGE + sum(map(most_tokens, (call.id, call.name, call.arguments)))
+            tokens += sum(map(_most_kept, (call.vendor or {}).values()))
         tokens += most_tokens(message.tool_call_id) + sum(map(_most_kept, (message.vendor or {}).values()))
     return tokens
 

@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from sabot.llm.errors import (
     AuthenticationFailed,
     ContentFiltered,
@@ -139,13 +141,17 @@ class ChatApi:
         return ChatMessage(
             "system" if said["role"] == "developer" else said["role"],
             _content(said.get("content")),
-            tuple(
-                ToolCall(call["id"], call["function"]["name"], call["function"]["arguments"])
-                for call in said.get("tool_calls", ())
-            ),
+            tuple(map(self._asked_call, said.get("tool_calls", ()))),
             said.get("tool_call_id", ""),
             vendor={"openai.chat": vendor} if vendor else None,
         )
+
+    def _asked_call(self, call: dict[str, Any]) -> ToolCall:
+        more = {name: value for name, value in call.items() if name not in ("id", "type", "function")}
+        function = {name: value for name, value in call["function"].items() if name not in ("name", "arguments")}
+        more |= {"function": function} if function else {}
+        said = call["function"]
+        return ToolCall(call["id"], said["name"], said["arguments"], {"openai.chat": more} if more else None)
 
     def whole(self, answer: Completion) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.content or None, "refusal": None}
@@ -166,7 +172,7 @@ class ChatApi:
             yield self._chunk(answer, {"content": text})
         for index, call in enumerate(answer.tool_calls):
             first, second = _halves(call.arguments)
-            start = self._call(call) | {"index": index, "function": {"name": call.name, "arguments": first}}
+            start = self._call(msgspec.structs.replace(call, arguments=first)) | {"index": index}
             yield self._chunk(answer, {"tool_calls": [start]})
             yield self._chunk(answer, {"tool_calls": [{"index": index, "function": {"arguments": second}}]})
         yield self._chunk(answer, {}, answer.finish_reason)
@@ -189,7 +195,9 @@ class ChatApi:
         } | {"choices": choices}
 
     def _call(self, call: ToolCall) -> dict[str, Any]:
-        return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        more = (call.vendor or {}).get("openai.chat", {})
+        function = {"name": call.name, "arguments": call.arguments, **more.get("function", {})}
+        return {**more, "id": call.id, "type": "function", "function": function}
 
     def _usage(self, answer: Completion) -> dict[str, Any] | None:
         usage = answer.usage

@@ -6,7 +6,9 @@ import logging
 import threading
 import traceback
 from contextlib import aclosing
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -41,6 +43,7 @@ from sabot.llm import (
     tool_result,
     user,
 )
+from sabot.llm.conversation import Conversation
 from sabot.llm.token_counts import most_input_tokens
 from sabot.testing import FakeModelServer
 
@@ -279,6 +282,66 @@ async def test_what_a_vendor_wants_back_of_its_reasoning_is_sent_back_as_it_came
     assert case.asked.messages[1].vendor == vendor
     pieces = await streamed(case.provider, spec(tools=(LOOK,)))
     assert "".join(piece.reasoning for piece in pieces) == "Hm, Rome."
+
+
+GOOGLE = {"google": {"thought_signature": "c2lnbmVk"}}
+
+
+@over_http
+@each_way
+async def test_what_a_vendor_adds_to_a_message_or_to_one_of_its_calls_is_sent_back_with_it(cases, kind, way):
+    """A server of Google refuses the second request of a run without the signature of the call."""
+    more: dict[str, Any] = {"extra_content": GOOGLE, "function": {"provider_specific_fields": {"seen": [1]}}}
+    calls = (CALL, ToolCall("call_2", "look", "{}", vendor={"openai.chat": more} if kind == "chat" else None))
+    text: dict[str, Any] = {"type": "text", "text": "I look.", "citations": [{"type": "page", "page": 7}]}
+    asks = [{"type": "tool_use", "id": each.id, "name": "look", "input": json.loads(each.arguments)} for each in calls]
+    called = [
+        {
+            "type": "function_call",
+            "id": f"fc_{each.id}",
+            "call_id": each.id,
+            "name": "look",
+            "arguments": each.arguments,
+        }
+        for each in calls
+    ]
+    said = {"type": "output_text", "text": "I look."}
+    vendor = {
+        "chat": {"openai.chat": {"extra_content": GOOGLE, "parts": ["a"]}},
+        "responses": {
+            "openai.responses": [
+                {"type": "message", "id": "msg_1", "role": "assistant", "content": [said], "phase": "commentary"},
+                *called[:1],
+                called[1] | {"namespace": "maps"},
+            ]
+        },
+        "messages": {"anthropic": [text, asks[0], asks[1] | {"caller": {"type": "direct"}}]},
+    }[kind]
+    case = cases(kind, ChatMessage("assistant", "I look.", calls, vendor=vendor))
+    first = await ask(case.provider, spec(tools=(LOOK,)), way)
+    kept = Conversation.from_bytes(Conversation([first.message]).to_bytes()).messages[0]
+    assert kept == first.message
+    results = (tool_result("call_1", "found"), tool_result("call_2", "found"))
+    after = RequestSpec(messages=(user("hello"), kept, *results), tools=(LOOK,))
+    await ask(case.provider, after, way)
+    body = case.server.requests[-1].body
+    if kind == "chat":
+        sent = body["messages"][1]
+        assert sent == {
+            "role": "assistant",
+            "content": "I look.",
+            "tool_calls": sent["tool_calls"],
+            **vendor["openai.chat"],
+        }
+        assert "extra_content" not in sent["tool_calls"][0]
+        assert sent["tool_calls"][1]["extra_content"] == GOOGLE
+        assert sent["tool_calls"][1]["function"]["provider_specific_fields"] == {"seen": [1]}
+    elif kind == "responses":
+        assert body["input"][1:4] == vendor["openai.responses"]
+    else:
+        assert body["messages"][1] == {"role": "assistant", "content": vendor["anthropic"]}
+    plain = msgspec.structs.replace(kept, vendor=None, tool_calls=(CALL, ToolCall("call_2", "look", "{}")))
+    assert most_input_tokens(after) > most_input_tokens(RequestSpec(messages=(user("hello"), plain, *results)))
 
 
 @each_way

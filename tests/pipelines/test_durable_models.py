@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from sabot import AgentContext, App
+from sabot.agents import ActionStatus, PolicyEngine, ToolPolicy
 from sabot.agents.durable.context import DurableContext
 from sabot.api.context import DURABLE_NAMES
 from sabot.clock import ManualClock
@@ -357,6 +358,51 @@ async def test_a_key_that_is_wrong_is_in_no_log_no_journal_and_no_letter(
     assert [path for path in written if KEY.encode() in path.read_bytes()] == []
     assert any(b"is not accepted" in path.read_bytes() for path in written), "the journal has the error"
     assert KEY not in f"{desk.answers()} {desk.letters()} {caplog.text}"
+
+
+# -- what a vendor adds ---------------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_vendor_adds_to_a_call_goes_back_with_it_after_a_crash_and_with_the_next_record(
+    desk: Desk,
+) -> None:
+    """From the journal and from the conversation of the key. A server of Google refuses each request without it."""
+    signed = {"extra_content": {"google": {"thought_signature": "c2lnbmVk"}}}
+
+    @tool(effect="unsafe")
+    def look(what: str) -> str:
+        return "it is sunny"
+
+    def answer(spec: RequestSpec) -> Any:
+        if spec.messages[-1].role == "tool":
+            return "sunny"
+        return assistant("", ToolCall("c0", "look", '{"what": "the sky"}', vendor={"openai.chat": signed}))
+
+    with FakeModelServer(answer) as server:
+
+        def app() -> App:
+            policy = PolicyEngine([ToolPolicy(["look"], require_approval=True)])
+            made = App("desk", desk.url, state=str(desk.directory), checkpoint_interval=3600, policy=policy)
+            engine = ExecutionEngine(OpenAIProvider("m", base_url=server.openai_url, api_key="k"), retries=0)
+            made.llm_agent("questions", engine, key="customer", sink="answers", tools=[look], prompt="{text}")
+            return made
+
+        first = app()
+        await first.start()
+        desk.ask("how is the sky?")
+        await until(lambda: first.statistics()["jobs"]["parked"] == 1)
+        await crash(first)
+        async with started(again := app()):
+            for number in range(2):
+                await until(lambda: again.statistics()["jobs"]["parked"] == 1)
+                (action,) = await again.actions.find(statuses=[ActionStatus.PENDING])
+                await again.actions.resolve(action.resume_token, resolution={"approved": True})
+                await until(lambda number=number: len(desk.answers()) == number + 1)
+                desk.ask("and now?")
+        sent = [[each for each in asked.body["messages"] if each.get("tool_calls")] for asked in server.requests]
+    assert [len(messages) for messages in sent[:4]] == [0, 1, 1, 2]
+    called = [call for messages in sent for message in messages for call in message["tool_calls"]]
+    assert [call["extra_content"] for call in called] == [signed["extra_content"]] * len(called)
 
 
 # -- what a model answers wrongly ---------------------------------------------------------------------------------------------

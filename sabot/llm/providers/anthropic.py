@@ -1,7 +1,8 @@
 """Anthropic's messages API. Only this module imports anthropic.
 
-An answer is a list of blocks. If there are others than texts and tool calls (signed thinking), the message keeps all
-blocks in `vendor`, and later requests send them back unchanged.
+An answer is a list of blocks. If there are others than texts and tool calls (signed thinking), or if a block has more
+fields than those of a text or a call (citations), the message keeps all blocks in `vendor`, and later requests send
+them back unchanged.
 """
 
 import base64
@@ -20,6 +21,7 @@ from sabot.llm.providers.sdk import (
     checked_model,
     distinct_ids,
     greatest,
+    has_only,
     merged,
     usage_of,
 )
@@ -28,6 +30,7 @@ from sabot.llm.spec import RequestSpec
 
 _VENDOR = "anthropic"
 _COUNTS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+_PLAIN = {"text": ("type", "text"), "tool_use": ("type", "id", "name", "input")}  # the fields of plain blocks, by type
 _CHOICES = {"auto": "auto", "none": "none", "required": "any"}
 
 
@@ -322,7 +325,7 @@ class _MessagesDecoder:
                 blocks[index][field] = str(blocks[index].get(field) or "") + "".join(texts)
         for index, call in zip(found, calls, strict=True):
             blocks[index] |= {"id": call.id, "input": _input(call.arguments)}
-        is_plain = all(block.get("type") in ("text", "tool_use") for block in blocks)
+        is_plain = all(has_only(block, _PLAIN.get(str(block.get("type")))) for block in blocks)
         text = "".join(str(block.get("text") or "") for block in blocks if block.get("type") == "text")
         return Completion(
             message=ChatMessage("assistant", text, tuple(calls), vendor=None if is_plain else {_VENDOR: blocks}),

@@ -75,7 +75,7 @@ class OpenAIProvider:
     ) -> Completion:
         model = spec.model or self.model
         if self._api == "chat":
-            body = chat_request(spec, self.model, is_openai=self._is_openai, stream=False)
+            body = chat_request(spec, self.model, is_openai=self._is_openai, stream=False, host=self._calls.host)
             data, request_id = await self._calls.whole(
                 "answer", body, timeout_s, idempotency_key, max_answer_bytes, messages=[]
             )
@@ -94,7 +94,7 @@ class OpenAIProvider:
     ) -> AsyncGenerator[Piece, None]:
         model = spec.model or self.model
         if self._api == "chat":
-            body = chat_request(spec, self.model, is_openai=self._is_openai, stream=True)
+            body = chat_request(spec, self.model, is_openai=self._is_openai, stream=True, host=self._calls.host)
             chat = ChatDecoder(self._calls, self.name, model, spec.messages)
             return self._calls.stream("answer", body, chat, timeout_s, idempotency_key, max_answer_bytes, messages=[])
         body = responses_request(spec, self.model, stream=True)

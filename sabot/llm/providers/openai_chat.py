@@ -1,7 +1,8 @@
 """The requests and answers of OpenAI's chat completions, which many servers have, as JSON.
 
-A whole answer is read as a stream of one event. Additions of other vendors that have to be sent back are kept in the
-message's `vendor`.
+A whole answer is read as a stream of one event. What vendors add to a message or a call, such as the signature of a
+thought, is kept in its `vendor`, and is sent back to the same server. Other servers may refuse fields that they do not
+know.
 """
 
 import base64
@@ -31,14 +32,14 @@ from sabot.llm.spec import RequestSpec, ToolSchema
 _VENDOR = "openai.chat"
 
 
-def chat_request(spec: RequestSpec, model: str, *, is_openai: bool, stream: bool) -> dict[str, Any]:
+def chat_request(spec: RequestSpec, model: str, *, is_openai: bool, stream: bool, host: str = "") -> dict[str, Any]:
     """Returns the body of a request. `is_openai`: True if the request is for a server of OpenAI or for OpenAI's models
-    on Azure, which have another name for `max_tokens` than all other servers. Raises UserError for an image in a
-    message that is not the user's.
+    on Azure, which have another name for `max_tokens` than all other servers. `host`: the host of the server, which gets
+    back what it has added to messages and calls. Raises UserError for an image in a message that is not the user's.
     """
     body: dict[str, Any] = {
         "model": spec.model or model,
-        "messages": [_message(each, spec) for each in spec.messages],
+        "messages": [_message(each, spec, host) for each in spec.messages],
         "tools": [_tool(each) for each in spec.tools] or None,
         "tool_choice": spec.tool_choice if spec.tools and spec.tool_choice != "auto" else None,
         "temperature": spec.temperature,
@@ -55,7 +56,7 @@ def chat_request(spec: RequestSpec, model: str, *, is_openai: bool, stream: bool
     return merged(body, spec.options)
 
 
-def _message(message: ChatMessage, spec: RequestSpec) -> dict[str, Any]:
+def _message(message: ChatMessage, spec: RequestSpec, host: str) -> dict[str, Any]:
     said: dict[str, Any] = {"role": message.role, "content": _content(message)}
     if message.role == "tool":
         said["tool_call_id"] = message.tool_call_id
@@ -70,6 +71,11 @@ def _message(message: ChatMessage, spec: RequestSpec) -> dict[str, Any]:
         ]
         said["content"] = said["content"] or None
     said |= (message.vendor or {}).get(_VENDOR, {})
+    if message.vendor or any(call.vendor for call in message.tool_calls):
+        server = f"{_VENDOR} {host}"
+        said = grown(said, (message.vendor or {}).get(server, {}))
+        for place, call in enumerate(message.tool_calls):
+            said["tool_calls"][place] = grown(said["tool_calls"][place], (call.vendor or {}).get(server, {}))
     return said
 
 
@@ -113,6 +119,7 @@ class _CallPart(msgspec.Struct):
     index: int | None = None
     id: str | None = None
     function: _Function | None = None
+    more: dict[str, Any] = {}  # the fields that OpenAI's calls do not have; set when the part was decoded
 
 
 def _text_of(part: _CallPart) -> str:
@@ -139,9 +146,33 @@ class _ChatMessage(msgspec.Struct):
         return self.content or ""
 
 
+_OF_MESSAGE = frozenset(_ChatMessage.__struct_fields__) | {"role", "function_call", "annotations", "audio"}
+_OF_CALL = frozenset({"index", "id", "type"})
+_OF_FUNCTION = frozenset({"name", "arguments"})
+
+
+def _more_in(told: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
+    """Returns the fields that are not known and have a value."""
+    return {name: value for name, value in told.items() if name not in known and value not in (None, "", [], {})}
+
+
+def grown(before: Any, more: Any) -> Any:
+    """Returns a value to which another part was added, in the way of the parts of a stream: texts are joined unless they
+    are equal, lists are joined, and dicts get the fields of both. Anything else is replaced.
+    """
+    match before, more:
+        case dict(), dict():
+            return {**before, **{name: grown(before.get(name), value) for name, value in more.items()}}
+        case list(), list():
+            return [*before, *more]
+        case str(), str():
+            return before if before == more else before + more
+    return more
+
+
 class _Choice(msgspec.Struct):
-    message: _ChatMessage | None = None
-    delta: _ChatMessage | None = None
+    message: dict[str, Any] | None = None
+    delta: dict[str, Any] | None = None
     finish_reason: str | None = None
     error: Any = None  # OpenRouter
 
@@ -163,6 +194,7 @@ class _ChatCall:
     id: str
     name: str
     texts: list[str]
+    more: dict[str, Any]
 
     @property
     def text(self) -> str:
@@ -193,6 +225,9 @@ class ChatDecoder:
         self._texts: list[str] = []
         self._reasoning: list[str] = []
         self._details: list[Any] = []
+        self._thought: list[str] = []  # the reasoning of servers that have another name for it
+        self._server = f"{_VENDOR} {calls.host}"
+        self._more: dict[str, Any] = {}  # what the message has beside OpenAI's fields
         self._asked = asked
         self._parts: list[_ChatCall] = []
         self._is_refused = False
@@ -212,13 +247,32 @@ class ChatDecoder:
         if answer.usage:
             self._usage = most_used(self._usage, usage_in(answer.usage, "prompt", "completion"))
         # Events without choices are pings, the usage, or what a filter has found in the prompt.
-        return [piece for choice in (answer.choices or ())[:1] for piece in self._pieces(choice, request_id)]
+        return [piece for choice in (answer.choices or ())[:1] for piece in self._pieces(choice, data, request_id)]
 
-    def _pieces(self, choice: _Choice, request_id: str) -> Iterator[Piece]:
+    def _said(self, told: dict[str, Any], data: bytes, request_id: str) -> _ChatMessage:
+        """Returns the message in an event, or the next part of it. Keeps what it has beside OpenAI's fields."""
+        if len(told) == 1 and type(text := told.get("content")) is str:  # as most events of a stream
+            return _ChatMessage(text)
+        try:
+            said = msgspec.convert(told, _ChatMessage)
+        except msgspec.ValidationError as error:
+            raise self._calls.no_answer(data, self._model, request_id, str(error)) from None
+        self._more = grown(self._more, _more_in(told, _OF_MESSAGE))
+        if isinstance(told.get("audio"), dict) and "id" in told["audio"]:
+            self._more["audio"] = {"id": told["audio"]["id"]}  # OpenAI has stored the sound itself
+        for part, call in zip(said.tool_calls or (), told.get("tool_calls") or (), strict=True):
+            part.more = _more_in(call, _OF_CALL)
+            function = part.more.pop("function", None) or {}
+            if of_function := _more_in(function, _OF_FUNCTION):
+                part.more["function"] = of_function
+        return said
+
+    def _pieces(self, choice: _Choice, data: bytes, request_id: str) -> Iterator[Piece]:
         self._calls.check_error(choice.error, self._model, request_id)
-        said = choice.message or choice.delta or _ChatMessage()
+        said = self._said(choice.message or choice.delta or {}, data, request_id)
         if reasoning := said.reasoning_content or said.reasoning:
             self._reasoning.append(said.reasoning_content or "")
+            self._thought.append("" if said.reasoning_content else reasoning)
             yield Piece(reasoning=reasoning)
         self._details += said.reasoning_details or ()
         self._is_refused |= bool(said.refusal)
@@ -258,9 +312,10 @@ class ChatDecoder:
     def _add(self, part: _CallPart, call: _ChatCall | None) -> None:
         name, text = (part.function or _Function()).name, _text_of(part)
         if call is None:
-            self._parts.append(_ChatCall(part.index, part.id or "", name or "", [text]))
+            self._parts.append(_ChatCall(part.index, part.id or "", name or "", [text], part.more))
             return
         call.id, call.name = call.id or part.id or "", call.name or name or ""
+        call.more = grown(call.more, part.more)
         if (
             text.lstrip().startswith("{") and call.is_whole
         ):  # nothing can follow: the arguments come again, or "{}" stood for them
@@ -273,7 +328,10 @@ class ChatDecoder:
 
     def _tool_calls(self) -> tuple[ToolCall, ...]:
         ids = distinct_ids([each.id for each in self._parts], self._asked)
-        return tuple(ToolCall(call_id, each.name, each.text) for call_id, each in zip(ids, self._parts, strict=True))
+        return tuple(
+            ToolCall(call_id, each.name, each.text, {self._server: each.more} if each.more else None)
+            for call_id, each in zip(ids, self._parts, strict=True)
+        )
 
     def whole(self, data: bytes, request_id: str) -> Completion:
         self.feed(data, request_id)
@@ -295,8 +353,12 @@ class ChatDecoder:
             vendor["reasoning_details"] = self._details
         if calls and (reasoning := "".join(self._reasoning)):
             vendor["reasoning_content"] = reasoning
+        more = self._more
+        if calls and not self._details and (thought := "".join(self._thought)):
+            more = {**more, "reasoning": thought}
+        kept = {name: value for name, value in ((_VENDOR, vendor), (self._server, more)) if value}
         return Completion(
-            message=ChatMessage("assistant", "".join(self._texts), calls, vendor={_VENDOR: vendor} if vendor else None),
+            message=ChatMessage("assistant", "".join(self._texts), calls, vendor=kept or None),
             finish_reason=reason,
             usage=self._usage,
             provider=self._provider,

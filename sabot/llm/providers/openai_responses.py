@@ -1,7 +1,8 @@
 """The requests and answers of OpenAI's responses, as JSON.
 
-An answer is a list of items. If there are others than texts and tool calls (reasoning), the message keeps all items
-in `vendor`, and later requests send them back unchanged. A reasoning item contains only an id, and OpenAI reads the
+An answer is a list of items. If there are others than texts and tool calls (reasoning), or if an item has more fields
+than those of a text or a call (citations), the message keeps all items in `vendor`, and later requests send them back
+unchanged. A reasoning item contains only an id, and OpenAI reads the
 reasoning again. The number of its tokens is kept too, so that budgets count them.
 """
 
@@ -13,12 +14,19 @@ import msgspec
 from sabot.errors import UserError
 from sabot.llm.messages import ChatMessage, Part, Text, ToolCall
 from sabot.llm.providers.openai_chat import image_url, json_text, usage_in
-from sabot.llm.providers.sdk import SdkCalls, arguments_of, called_name, distinct_ids, is_strict, merged
+from sabot.llm.providers.sdk import SdkCalls, arguments_of, called_name, distinct_ids, has_only, is_strict, merged
 from sabot.llm.results import Completion, Piece
 from sabot.llm.spec import RequestSpec, ToolSchema
 
 _VENDOR = "openai.responses"
 _REASONING = "openai.responses.reasoning_tokens"
+_TEXT = ("type", "text", "refusal", "logprobs")
+_PLAIN = {  # the fields of plain items and their parts, by type
+    "message": ("type", "id", "status", "role", "content"),
+    "function_call": ("type", "id", "status", "call_id", "name", "arguments"),
+    "output_text": _TEXT,
+    "refusal": _TEXT,
+}
 RESPONSES_LACK = frozenset({"seed", "stop"})
 _ENDS = {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
 
@@ -149,7 +157,7 @@ class ResponsesDecoder:
             item["call_id"] = call.id
         parts = [part for item in output if item.get("type") == "message" for part in item.get("content") or ()]
         text = "".join(str(part.get("text") or part.get("refusal") or "") for part in parts)
-        is_plain = all(item.get("type") in ("message", "function_call") for item in output)
+        is_plain = all(has_only(each, _PLAIN.get(str(each.get("type")))) for each in (*output, *parts))
         reason = "tool_calls" if calls else "stop"
         if response.status == "incomplete":
             why = str((response.incomplete_details or {}).get("reason") or response.status)

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from itertools import count
@@ -574,6 +574,11 @@ def is_strict(schema: Any) -> bool:
             return False
     inner = [value for key, value in schema.items() if key not in ("properties", "$defs", "enum", "const", "default")]
     return is_strict(inner) and all(is_strict(list(schema.get(each, {}).values())) for each in ("properties", "$defs"))
+
+
+def has_only(told: Mapping[str, Any], known: Collection[str] | None) -> bool:
+    """Returns True if no other fields than the `known` ones have a value. `known`: None if nothing of it is known."""
+    return known is not None and all(name in known or value in (None, "", [], {}) for name, value in told.items())
 
 
 def usage_of(

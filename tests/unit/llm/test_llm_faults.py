@@ -135,6 +135,33 @@ async def test_odd_arguments_of_the_right_types_are_values_and_nothing_more(
     assert [order[field] for order in shop.orders] == [value]
 
 
+async def test_too_long_arguments_are_left_out_and_what_the_vendor_wants_back_with_the_call_is_not() -> None:
+    """Without its reasoning, a vendor refused the next request."""
+    long = msgspec.json.encode({"text": "x" * 200_000}).decode()
+    thought = {"type": "thinking", "thinking": "Hm.", "signature": "c2lnbmVk"}
+    vendor: dict[str, Any] = {
+        "anthropic": [thought, {"type": "tool_use", "id": "c0", "name": "order", "input": msgspec.json.decode(long)}],
+        "openai.responses": [
+            {"type": "reasoning", "id": "rs"},
+            {"type": "function_call", "call_id": "c0", "name": "order", "arguments": long},
+        ],
+        "openai.chat": {"reasoning_content": "Hm."},
+    }
+    call = ToolCall("c0", "order", long, vendor={"openai.chat h": {"extra_content": 1}})
+    provider = ScriptedProvider([msgspec.structs.replace(assistant("", call), vendor=vendor), "done"])
+    await Agent(ExecutionEngine(provider, retries=0), tools=[Shop().tool]).run("go")
+    kept = provider.requests[-1].messages[1]
+    assert kept.tool_calls == (ToolCall("c0", "order", "{}", vendor=call.vendor),)
+    assert kept.vendor == {
+        "anthropic": [thought, {"type": "tool_use", "id": "c0", "name": "order", "input": {}}],
+        "openai.responses": [
+            {"type": "reasoning", "id": "rs"},
+            {"type": "function_call", "call_id": "c0", "name": "order", "arguments": "{}"},
+        ],
+        "openai.chat": {"reasoning_content": "Hm."},
+    }
+
+
 async def test_a_tool_whose_name_is_endless_is_not_there() -> None:
     shop = Shop()
     assert await shop.told("{}", "n" * 90_000) == (True, await _no_such_tool("n" * 90_000))

@@ -395,6 +395,56 @@ def test_anthropics_counts_of_several_events_and_passes_are_never_less_than_once
     assert answer.usage == Usage(925, 37, 5)
 
 
+def test_additions_that_come_in_parts_are_joined_and_go_back_to_their_own_server_only(calls):
+    call = {
+        "index": 0,
+        "id": "a",
+        "function": {"name": "f", "arguments": "{}"},
+        "extra_content": {"google": {"s": "sig"}},
+    }
+    events = [
+        chunk(role="assistant", content="", annotations=[], audio=None, refusal=None),
+        chunk(content="Ro", notes={"of": "draft", "seen": [1]}),
+        chunk(content="me", notes={"of": "draft", "seen": [2], "n": 3}),
+        chunk(tool_calls=[call]),
+        chunk(tool_calls=[{"index": 0, "type": "function", "extra_content": {"google": {"s": "ned", "more": None}}}]),
+        chunk("tool_calls", reasoning="Hm, Rome."),
+    ]
+    texts, _, answer = gathered(calls, *events)
+    assert texts == ["Ro", "me"]
+    spec = RequestSpec(messages=(user("hello"), answer.message, tool_result("a", "done")))
+    own, other = (
+        chat_request(spec, "m", is_openai=False, stream=False, host=host)["messages"][1]
+        for host in (calls.host, "other")
+    )
+    function = {"name": "f", "arguments": "{}"}
+    plain = {
+        "role": "assistant",
+        "content": "Rome",
+        "tool_calls": [{"id": "a", "type": "function", "function": function}],
+    }
+    assert other == plain
+    more = {"extra_content": {"google": {"s": "signed", "more": None}}}
+    assert own["tool_calls"] == [plain["tool_calls"][0] | more]
+    added = {"notes": {"of": "draft", "seen": [1, 2], "n": 3}, "reasoning": "Hm, Rome."}
+    assert {name: value for name, value in own.items() if name not in plain} == added
+
+
+def test_a_sound_that_openai_has_stored_goes_back_by_its_id(calls):
+    sound = {"id": "audio_1", "data": "QUJD", "transcript": "Rome", "expires_at": 1}
+    answer = gathered(calls, chunk("stop", audio=sound))[2]
+    body = chat_request(RequestSpec(messages=(answer.message,)), "m", is_openai=True, stream=False, host=calls.host)
+    assert body["messages"][0]["audio"] == {"id": "audio_1"}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"content": 7}, {"tool_calls": "none", "content": "x"}, {"role": 1, "tool_calls": [7]}]
+)
+def test_a_message_of_other_types_is_malformed(calls, wrong):
+    with pytest.raises(MalformedAnswer, match="cannot be read: Expected"):
+        gathered(calls, chunk(**wrong))
+
+
 def test_the_end_of_a_stream_without_a_reason_is_no_end(calls):
     assert gathered(calls, chunk(content="Ro"), b"[DONE]")[2] is None
 
