@@ -914,16 +914,16 @@ STEPS: dict[str, Kind] = {
 class Shop:
     """An app whose program changes from start to start. `folder`: its checkpoints."""
 
-    def __init__(self, folder: Path, kind: Kind, time: str = "ts") -> None:
+    def __init__(self, folder: Path, kind: Kind, time: str = "ts", *, named: bool = True) -> None:
         self.folder, self.kind = folder, kind
         self.url = f"memory://step-changes-{next(_brokers)}"
         self.given = 0
-        self.time = time
+        self.time, self.named = time, named
 
     def app(self, program: Program, types: Mapping[str, str]) -> tuple[App, set[str]]:
         app = App("shop", parallelism=self.kind.subtasks, broker=self.url, state="memory", checkpoint_dir=self.folder)
         inputs = Inputs(app, types, self.time)
-        made = program(inputs).named("step")
+        made = program(inputs).named("step") if self.named else program(inputs)
         (made.changelog() if made.changes else made).to("made")
         return app, inputs.asked
 
@@ -1117,6 +1117,17 @@ async def test_state_of_an_earlier_version_is_refused_if_a_type_or_key_changes_a
 
     assert verdict(STEPS[name].program).outcome == "keep"
     assert verdict(program, types).outcome == "refuse"
+
+
+@pytest.mark.parametrize("name", ["join", "interval join", "connect", "over, lag", "over, lead", "tumbling"])
+async def test_a_step_without_a_name_is_found_and_refused_too(tmp_path: Path, name: str) -> None:
+    kind = STEPS[name]
+    shop = Shop(tmp_path, kind, named=False)
+    await shop.run(kind.program, last=False)
+    for what, change in kind.changes.items():
+        if change.means == "refused":
+            found = compare(shop.operators(change.program), shop.manifest())
+            assert any(each.loses for each in found), what
 
 
 # What the table covers
