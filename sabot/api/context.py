@@ -26,7 +26,7 @@ TimerChange = tuple[bool, int, str]
 DURABLE_NAMES = frozenset(
     {
         *("ask", "attempt", "call", "child", "continue_as", "job_id", "labels", "log", "patched", "principal"),
-        *("random", "scope", "sleep", "step", "uuid", "wait"),
+        *("random", "scope", "session", "sleep", "step", "uuid", "wait"),
     }
 )
 """The attributes that only the context of a durable agent has (`durable.DurableContext`)."""
