@@ -2,6 +2,7 @@
 it. `test_answer_shapes` sends each of them by each API to each surface.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,7 @@ class Shape:
     - `made`: the tool calls that are made. `told`: what the model gets to read about the first answer, in the results
       of its calls. `asked`: the number of requests; 0 if it does not matter.
     - `streamed`: True if only streams have this shape.
+    - `back`: what each further request has somewhere in its messages, because the vendor has added it; None for nothing.
     """
 
     sent: Mapping[str, Any] | Any
@@ -54,6 +56,7 @@ class Shape:
     asked: int = 0
     output: Any = None
     streamed: bool = False
+    back: Any = None
 
     def answer(self, api: str, number: int, *, stream: bool) -> Any:
         """The answer to the request of this number, beginning with 0."""
@@ -527,5 +530,150 @@ ENDS: dict[str, Shape] = {
     ),
 }
 
-SHAPES: dict[str, Shape] = {**PLAIN, **CALLS, **ERRORS, **ENDS}
+# -- what stands around an answer, and what is added to it ------------------------------------------------------------------
+
+MARK = b"\xef\xbb\xbf"  # a byte order mark
+ROME: dict[str, Any] = {"type": "text", "text": "It is Rome."}
+ROME_WHOLE = {
+    "chat": chat({"content": "It is Rome."}),
+    "responses": response({"type": "message", "role": "assistant", "content": [{**ROME, "type": "output_text"}]}),
+    "messages": message(ROME),
+}
+ROME_EVENTS: dict[str, list[Any]] = {
+    "chat": [chunk(content="It is "), chunk("stop", content="Rome.")],
+    "responses": [{"type": "response.completed", "response": ROME_WHOLE["responses"]}],
+    "messages": message_events((0, {**ROME, "text": ""}, "It is Rome.")),
+}
+
+
+def json_of(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def around(ping: Any) -> dict[str, Sent]:
+    """The answer, in a stream with `ping` before each event and after the last."""
+    return {
+        api: Sent(ROME_WHOLE[api], [*(part for event in events for part in (ping, event)), ping])
+        for api, events in ROME_EVENTS.items()
+    }
+
+
+AROUND: dict[str, Shape] = {
+    **{
+        f"a stream with {name}": Shape(around(ping), "It is Rome.", streamed=True, asked=1)
+        for name, ping in {
+            "pings without fields": {},
+            "pings without a type": {"type": None},
+            "choices that are null": {"choices": None},
+            "no choices": {"id": "1", "prompt_filter_results": [{"prompt_index": 0}]},
+            "events without data": b"data:\n\n",
+        }.items()
+    },
+    "a byte order mark": Shape(
+        {api: Sent(MARK + json_of(whole), [MARK, *ROME_EVENTS[api]]) for api, whole in ROME_WHOLE.items()},
+        "It is Rome.",
+        asked=1,
+    ),
+    "no line break after the last event": Shape(
+        {api: Sent("", [*events[:-1], b"data: " + json_of(events[-1])]) for api, events in ROME_EVENTS.items()},
+        "It is Rome.",
+        streamed=True,
+        asked=1,
+    ),
+}
+
+SIGNED = {"google": {"thought_signature": "c2lnbmVk"}}
+ADDED: dict[str, Shape] = {
+    "a call with additions": Shape(
+        {
+            "chat": Sent(
+                chat_calls(called("look", L_R, id="call_1", extra_content=SIGNED)),
+                chunks(called("look", L_R, id="call_1", index=0), called("", index=0, extra_content=SIGNED)),
+            ),
+            "responses": Sent(
+                response(response_call("look", L_R, call_id="call_1", extra_content=SIGNED)),
+                response_events(response_call("look", L_R, call_id="call_1", extra_content=SIGNED)),
+            ),
+            "messages": Sent(
+                message(used("look", {"city": "Rome"}, id="call_1", extra_content=SIGNED), reason="tool_use"),
+                message_events((0, used("look", {}, id="call_1", extra_content=SIGNED), L_R), reason="tool_use"),
+            ),
+        },
+        column=CALLS_A_TOOL,
+        made=[("look", {"city": "Rome"})],
+        told="Rome is there",
+        asked=2,
+        back=SIGNED,
+    ),
+    "a message with additions": Shape(
+        {
+            "chat": Sent(
+                chat(
+                    {"content": "I look.", "tool_calls": [called("look", L_R, id="a")], "notes": [SIGNED]}, "tool_calls"
+                ),
+                [chunk(content="I look.", notes=[SIGNED]), *chunks(called("look", L_R, id="a", index=0))],
+            ),
+            "messages": Sent(
+                message({**ROME, "citations": [SIGNED]}, used("look", {"city": "Rome"}, id="a"), reason="tool_use"),
+                message_events(
+                    (0, {**ROME, "text": "", "citations": [SIGNED]}, "It is Rome."),
+                    (1, used("look", {}, id="a"), L_R),
+                    reason="tool_use",
+                ),
+            ),
+        },
+        column=CALLS_A_TOOL,
+        made=[("look", {"city": "Rome"})],
+        told="Rome is there",
+        asked=2,
+        back=SIGNED,
+    ),
+}
+
+USED_TOKENS = 50_041  # of each answer of USED
+
+
+def with_usage(api: str, told: Mapping[str, Any]) -> Sent:
+    events = {
+        "chat": [*ROME_EVENTS["chat"], {"choices": [], "usage": told}],
+        "responses": [{"type": "response.completed", "response": {**ROME_WHOLE["responses"], "usage": told}}],
+        "messages": [
+            *(each for each in ROME_EVENTS["messages"] if each["type"] not in ("message_delta", "message_stop")),
+            {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": told},
+        ],
+    }[api]
+    return Sent({**ROME_WHOLE[api], "usage": told}, events)
+
+
+def usages(chat: Mapping[str, Any], messages: Mapping[str, Any] | None = None) -> dict[str, Sent]:
+    """The answers with this usage of chat completions, which the responses have by other names, and of messages."""
+    names = {"prompt_tokens": "input_tokens", "completion_tokens": "output_tokens"}
+    names |= {f"{name}_details": f"{other}_details" for name, other in names.items()}
+    told = {"chat": chat, "responses": {names.get(name, name): value for name, value in chat.items()}}
+    told |= {} if messages is None else {"messages": messages}
+    return {api: with_usage(api, each) for api, each in told.items()}
+
+
+USED: dict[str, Shape] = {
+    "reasoning beside the output": Shape(
+        usages(
+            {"prompt_tokens": 20, "completion_tokens": 21, "completion_tokens_details": {"reasoning_tokens": 50_000}},
+            {"input_tokens": 20, "output_tokens": 21, "output_tokens_details": {"thinking_tokens": 50_000}},
+        ),
+        "It is Rome.",
+    ),
+    "reasoning in the total only": Shape(
+        usages({"prompt_tokens": 20, "completion_tokens": 21, "total_tokens": USED_TOKENS}), "It is Rome."
+    ),
+    "a cache beside the input": Shape(
+        usages(
+            {"prompt_tokens": 20, "completion_tokens": 21, "prompt_tokens_details": {"cached_tokens": 50_000}},
+            {"input_tokens": 20, "output_tokens": 21, "cache_read_input_tokens": 50_000},
+        ),
+        "It is Rome.",
+    ),
+}
+"""Rows of a table of their own: each answer has USED_TOKENS, however its usage is told."""
+
+SHAPES: dict[str, Shape] = {**PLAIN, **CALLS, **ERRORS, **ENDS, **AROUND, **ADDED}
 """The rows of the table, by their names, which the model gets as the prompt."""

@@ -4,14 +4,14 @@ in a job, in a kernel, in a column, and of an agent that is the tool of another 
 
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import Any
 
 import pytest
 
-from contracts.answer_shapes import MOST_TOKENS, SHAPES, Shape, chat
+from contracts.answer_shapes import MOST_TOKENS, SHAPES, USED, USED_TOKENS, Shape, chat
 from sabot import App
 from sabot.agents import ExecutionRequest, RuntimeKernel
 from sabot.connectors.memory import MemoryBroker
@@ -64,9 +64,16 @@ class Desk:
     name of the shape.
     """
 
-    def __init__(self, api: str, provider_of: Callable[[str, str], Any], *, streams: bool) -> None:
+    def __init__(
+        self,
+        api: str,
+        provider_of: Callable[[str, str], Any],
+        *,
+        streams: bool,
+        shapes: Mapping[str, Shape] = SHAPES,
+    ) -> None:
         self.api = api
-        self.shapes = {name: shape for name, shape in SHAPES.items() if shape.is_of(api, streams=streams)}
+        self.shapes = {name: shape for name, shape in shapes.items() if shape.is_of(api, streams=streams)}
         self.wrong: list[str] = []
         self.made: dict[str, list[Any]] = {name: [] for name in self.shapes}
         self.told: dict[str, list[str]] = {name: [] for name in self.shapes}
@@ -99,6 +106,9 @@ class Desk:
         self.asked[self._name] += 1
         self.told[self._name] = [each.text for each in spec.messages if each.role == "tool"]
         self._check(spec)
+        back = self.shapes[self._name].back
+        if number and back is not None and json.dumps(back) not in json.dumps(self.server.requests[-1].body):
+            self.wrong.append(f"{self._name}: request {number + 1} lacks {back}")
         return self.shapes[self._name].answer(self.api, number, stream=self.server.requests[-1].stream)
 
     def _check(self, spec: RequestSpec) -> None:
@@ -282,6 +292,20 @@ async def test_each_shape_of_an_answer_is_what_it_means_on_each_surface(
         assert wrong == {}, "the model was told something else"
         asked = {name: desk.asked[name] for name, shape in desk.shapes.items() if shape.asked}
         assert asked == {name: desk.shapes[name].asked for name in asked}
+
+
+@pytest.mark.parametrize("api", ["chat", "responses", "messages"])
+@pytest.mark.parametrize("surface", SURFACES)
+async def test_each_form_of_a_usage_counts_whole_on_each_surface(
+    surface: str, api: str, provider_of: Callable[[str, str], Any]
+) -> None:
+    desk = Desk(api, provider_of, streams=surface.endswith("streamed"), shapes=USED)
+    with desk.server:
+        found = await SURFACES[surface](desk)
+        assert found == expected(desk, surface, found)
+        figures = desk.engine.statistics()
+        assert sum(desk.asked.values()) >= len(desk.shapes) >= 2
+        assert figures["input_tokens"] + figures["output_tokens"] == USED_TOKENS * sum(desk.asked.values())
 
 
 async def test_an_error_inside_a_200_is_retried_and_then_given_to_the_fallback(
