@@ -599,8 +599,8 @@ def inquiry(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
 
 _SEED_BYTES = 32
 
-APART = b"\x01"
-"""The `seed` of the BEGIN entries of jobs whose ids and numbers are drawn from streams apart (see `drawing_from`)."""
+SEQUENCES_APART = b"\x01"
+"""The `seed` of the BEGIN entries of jobs whose ids and numbers are drawn from sequences apart (see `drawing_from`)."""
 
 
 def job_seed(given: bytes, job_id: str, runs: int, key: bytes) -> bytes:
@@ -610,19 +610,19 @@ def job_seed(given: bytes, job_id: str, runs: int, key: bytes) -> bytes:
     - `runs`: how many histories the job has begun; the first is 1, and each call of `ctx.continue_as` begins one more.
     - `key`: the key of the journal.
     """
-    if given not in (b"", APART):
+    if given not in (b"", SEQUENCES_APART):
         return given
     return given + blake2b(f"{job_id}\0{runs}".encode(), key=key, digest_size=_SEED_BYTES).digest()
 
 
 def drawing_from(seed: bytes, kind: str, name: str) -> bytes:
-    """Returns the seed of one stream of a job's random numbers. `seed`: the seed of the job. `kind`: "random" or
-    "uuid". `name`: the name of the stream, or "".
+    """Returns the seed of one sequence of a job's random numbers. `seed`: the seed of the job. `kind`: "random" or
+    "uuid". `name`: the name of the sequence, or "".
 
-    An id that was drawn from the stream of the numbers would change when new code draws one number more before it, and
-    the job would be blocked. Jobs that began before there were several streams draw all that has no name from one.
+    An id that was drawn from the sequence of the numbers would change when new code draws one number more before it, and
+    the job would be blocked. Jobs that began before there were several sequences draw all that has no name from one.
     """
-    is_apart = len(seed) == len(APART) + _SEED_BYTES and seed.startswith(APART)
+    is_apart = len(seed) == len(SEQUENCES_APART) + _SEED_BYTES and seed.startswith(SEQUENCES_APART)
     if not (name or is_apart):
         return seed
     return blake2b(f"{kind}\0{name}".encode(), key=seed[:64], digest_size=_SEED_BYTES).digest()

@@ -25,7 +25,7 @@ from sabot.base.supervision import watch_task
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import Clock
 from sabot.errors import NonDeterminism, SabotError
-from sabot.jobs.core import APART, APPROVAL, LookedUp, Outcome, may_happen, question_token
+from sabot.jobs.core import APPROVAL, SEQUENCES_APART, LookedUp, Outcome, may_happen, question_token
 from sabot.jobs.effects import Effects
 from sabot.jobs.events import (
     Arrived,
@@ -241,7 +241,7 @@ class JobHost(HostState):
             return
         behalf, session = event.behalf, event.behalf.session
         facts = event.agent_id, event.record, event.key, event.digest, owner.code, *behalf[:2], event.run, behalf.labels
-        entry = Begin(job_id, self.now_ms(), *facts, seed=APART, session=session, form=event.form)
+        entry = Begin(job_id, self.now_ms(), *facts, seed=SEQUENCES_APART, session=session, form=event.form)
         entries: Sequence[Any] = event.taken or (entry,)
         self._guard.begin_job(entries[0], entries[1:])
         self._begun_total += 1
@@ -275,7 +275,9 @@ class JobHost(HostState):
         if failed or not self.jobs.limits[self.jobs.agent_of(parent_of(job_id)[0])].outlive:
             return None
         facts = self.owners[agent_id].code, *behalf[:2], 1, behalf.labels
-        entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, *facts, seed=APART, session=behalf.session)
+        entry = Begin(
+            job_id, self.now_ms(), agent_id, record, key, digest, *facts, seed=SEQUENCES_APART, session=behalf.session
+        )
         self._guard.begin_job(entry)
         self.jobs.add(job_id, agent_id, begun=True)
         self._begun_total += 1
@@ -761,7 +763,7 @@ class JobHost(HostState):
         old, record = job.history.begin, owner.continued(job, message)
         behalf = job.behalf
         facts = old.agent, record, old.key, old.digest, owner.code, *behalf[:2], old.run, behalf.labels
-        entry = Begin(job.job_id, self.now_ms(), *facts, seed=APART, session=old.session, form=old.form)
+        entry = Begin(job.job_id, self.now_ms(), *facts, seed=SEQUENCES_APART, session=old.session, form=old.form)
         job.history.last_ordinal = job.last_asked
         self._forget(running)
         self._begin(job.history.anew(entry), owner, entry)

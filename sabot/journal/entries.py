@@ -84,7 +84,7 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
     - `labels`: the labels of the input, such as "untrusted".
     - `origin`: set if the job continues from a checkpoint of another job; else None.
     - `seed`: the seed of random values. With b"" and b"\\x01" the seed is made from the id of the job. With b"" all values
-      are drawn from one stream, as of earlier versions; otherwise ids and numbers have a stream each.
+      are drawn from one sequence, as of earlier versions; otherwise ids and numbers have a sequence each.
     - `session`: the session (the conversation) to which the job belongs, or "".
     - `form`: the form of `body`, if not only the agent reads it: REQUEST for the request of a kernel, else "".
     """

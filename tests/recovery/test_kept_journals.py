@@ -35,7 +35,7 @@ from kept_journals import (
 from sabot import App
 from sabot.agents import ActionStatus
 from sabot.agents.job_history import job_keeping
-from sabot.jobs.core import APART
+from sabot.jobs.core import SEQUENCES_APART
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.values import pack_error
 from sabot.journal import JournalReader
@@ -159,7 +159,7 @@ def kept_expectations(folder: Path) -> dict[str, Any]:
     """What the code that has written the journals did, but for four things. One job was cancelled during an unsafe
     call, and when a person said that the call was not done, that code made it (record 076). Its questions about calls
     in doubt did not say which result a call gives. A BEGIN had fewer fields. And what its jobs drew came from one
-    stream.
+    sequence.
     """
     expected: dict[str, Any] = json.loads((folder / "expected.json").read_text())
     expected["calls"].remove("refund 21 which hangs and is cancelled")
@@ -173,7 +173,7 @@ def kept_expectations(folder: Path) -> dict[str, Any]:
     entries[-3:-1] = [encode_entry(not_made).hex()]
     for job, later in expected["second"].items():
         before = len(expected["first"].get(job, ()))
-        later[before:] = map(with_streams_apart, map(with_its_result, later[before:]))
+        later[before:] = map(with_sequences_apart, map(with_its_result, later[before:]))
     for entries in (*expected["first"].values(), *expected["second"].values()):
         entries[:] = map(with_later_fields, entries)
     return expected
@@ -184,10 +184,12 @@ def with_later_fields(entry: str) -> str:
     return encode_entry(decode_entry(bytes.fromhex(entry), "a kept journal")).hex()
 
 
-def with_streams_apart(entry: str) -> str:
-    """The entry as it is written today: a job that begins draws ids and numbers from a stream each."""
+def with_sequences_apart(entry: str) -> str:
+    """The entry as it is written today: a job that begins draws ids and numbers from a sequence each."""
     begin = decode_entry(bytes.fromhex(entry), "a kept journal")
-    return encode_entry(msgspec.structs.replace(begin, seed=APART)).hex() if isinstance(begin, Begin) else entry
+    return (
+        encode_entry(msgspec.structs.replace(begin, seed=SEQUENCES_APART)).hex() if isinstance(begin, Begin) else entry
+    )
 
 
 def without_lots(entries: list[str]) -> list[str]:
@@ -238,7 +240,7 @@ async def test_jobs_write_the_entries_that_they_have_written(tmp_path: Path, mem
     finally:
         calls.released.set()
         await app.stop()
-    first = {job: list(map(with_streams_apart, entries)) for job, entries in kept["first"].items()}
+    first = {job: list(map(with_sequences_apart, entries)) for job, entries in kept["first"].items()}
     undrawn = [{job: without_lots(entries) for job, entries in each.items()} for each in (found, first)]
     assert first_difference(*undrawn) == []
 

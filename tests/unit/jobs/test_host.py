@@ -17,7 +17,7 @@ from sabot.agents.durable.context import DurableContext
 from sabot.agents.policy.auditing import audit_job
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, NotSent, TransientError, UserError
-from sabot.jobs.core import APART, job_seed
+from sabot.jobs.core import SEQUENCES_APART, job_seed
 from sabot.jobs.history import NOT_MADE, History
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import pack, unpack
@@ -878,7 +878,7 @@ async def test_a_job_that_began_with_one_stream_goes_on_with_it() -> None:
     key = MemoryStorage().key
     shared = random.Random(job_seed(b"", "j", 1, key))
     drawn = [shared.random(), uuid.UUID(int=shared.getrandbits(128), version=4), shared.random()]
-    for seed in (b"", APART):
+    for seed in (b"", SEQUENCES_APART):
         run = JobRun("j", History(Begin("j", 0, AGENT, seed=seed)), key=key)
         assert ([run.random().random(), run.uuid(), run.random().random()] == drawn) == (seed == b"")
         assert run.random("a") is not run.random()
