@@ -288,10 +288,9 @@ class Agent:
 
         Raises MalformedAnswer if no answer matched the output type, if the answer was cut off or is empty, or if two
         answers in a row were cut off within their tool calls; ContentFiltered if it was filtered or the model has
-        refused to answer; ContextLengthExceeded if the messages do not fit
-        into the context window; another ModelError if the model cannot be asked; TurnLimitExceeded after `max_turns`
-        turns; BudgetExceeded; PolicyDenied. The error of a tool is not raised: the model gets it as the result of the
-        call.
+        refused to answer; ContextLengthExceeded if the messages do not fit into the context window; another ModelError
+        if the model cannot be asked; TurnLimitExceeded after `max_turns` turns; BudgetExceeded; PolicyDenied. The error
+        of a tool is not raised: the model gets it as the result of the call.
         """
         async with aclosing(self._events(prompt, conversation, context, effects, streams=False)) as events:
             async for event in events:
