@@ -74,7 +74,8 @@ class AgentResult:
     - `messages`: all messages of this run, beginning with the prompt. Turns that were left out because they did not fit
       into the context window are missing.
     - `usage`, `cost`: the tokens and the US dollars of all model calls of the run, including those of other agents that
-      it called as tools, unless such an agent failed; `cost` is None if the price of one of them is unknown.
+      it called as tools, unless such an agent failed; `cost` is None if the price of one of them is unknown. An answer
+      for which the vendor reports no tokens adds none here; budgets count what was reserved for it.
     - `turns`: the number of turns. In each turn the agent asks the model once.
     - `tool_calls`: the number of tool calls.
     - `finish_reason`: the reason why the last answer ended; "length" means that it was cut off at `max_tokens`.

@@ -246,13 +246,18 @@ class ChatDecoder:
         self._id = answer.id or self._id
         if answer.usage:
             self._usage = most_used(self._usage, usage_in(answer.usage, "prompt", "completion"))
-        # Events without choices are pings, the usage, or what a filter has found in the prompt.
-        return [piece for choice in (answer.choices or ())[:1] for piece in self._pieces(choice, data, request_id)]
+        if not answer.choices:  # a ping, the usage, or what a filter has found in the prompt
+            return ()
+        choice = answer.choices[0]
+        delta = choice.delta or {}
+        text = delta.get("content")
+        if type(text) is str and len(delta) == 1 and not (choice.message or choice.finish_reason or choice.error):
+            self._texts.append(text)  # the short way, for most events of a stream
+            return (Piece(text),) if text else ()
+        return list(self._pieces(choice, data, request_id))
 
     def _said(self, told: dict[str, Any], data: bytes, request_id: str) -> _ChatMessage:
         """Returns the message in an event, or the next part of it. Keeps what it has beside OpenAI's fields."""
-        if len(told) == 1 and type(text := told.get("content")) is str:  # as most events of a stream
-            return _ChatMessage(text)
         try:
             said = msgspec.convert(told, _ChatMessage)
         except msgspec.ValidationError as error:

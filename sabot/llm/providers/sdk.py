@@ -350,7 +350,7 @@ class SdkCalls:
                     *lines, last = b"".join(rest).split(b"\n")
                     rest = [last]
                     for line in lines:
-                        if data := _data_in(line):
+                        if line and (data := _data_in(line)):
                             yield data, request_id, True
                 last = b"".join(rest)
                 if not is_stream:
