@@ -403,26 +403,36 @@ def _with_field_defaults(func: Callable[..., Any]) -> Callable[..., Any]:
     """
     if hasattr(func, "raw_function") or not _has_fields(func):  # `validate_call` of pydantic takes the values itself
         return func
-    signature, inner = inspect.signature(func), unwrap(func)
+    signature, known = inspect.signature(func), list[dict[str, Any]]()
 
     @wraps(func)
     def filled(*args: Any, **kwargs: Any) -> Any:
-        given, hints = signature.bind_partial(*args, **kwargs).arguments, get_type_hints(inner, include_extras=True)
-        for name, parameter in signature.parameters.items():
-            field = parameter.default if is_field(parameter.default) else field_in(hints.get(name))
-            if (
-                name in given
-                or field is None
-                or not (is_field(parameter.default) or parameter.default is parameter.empty)
-            ):
-                continue
-            value = default_of(field)
-            if value is MISSING_DEFAULT:
-                raise TypeError(f"{_name_of(func)}() missing a required argument: {name!r}")
-            kwargs[name] = value
+        if not known:  # at the first call, when all names in annotations are there
+            known.append(_fields_of_parameters(signature, unwrap(func)))
+        given = signature.bind_partial(*args, **kwargs).arguments if known[0] else ()
+        for name, told in known[0].items():
+            if name not in given:
+                kwargs[name] = default_of(told)
+                if kwargs[name] is MISSING_DEFAULT:
+                    raise TypeError(f"{_name_of(func)}() missing a required argument: {name!r}")
         return func(*args, **kwargs)
 
     return filled
+
+
+def _fields_of_parameters(signature: inspect.Signature, func: Any) -> dict[str, Any]:
+    """Returns the fields of pydantic that have the defaults of parameters, by their names."""
+    try:
+        hints = get_type_hints(func, include_extras=True)
+    except Exception:  # an annotation is the user's code
+        hints = {}
+    found: dict[str, Any] = {}
+    for name, parameter in signature.parameters.items():
+        if is_field(parameter.default):
+            found[name] = parameter.default
+        elif parameter.default is parameter.empty and (field := field_in(hints.get(name))) is not None:
+            found[name] = field
+    return found
 
 
 def _has_fields(func: Any) -> bool:

@@ -204,6 +204,19 @@ async def test_an_argument_that_is_left_out_has_the_value_of_its_field(
     assert given == {name: [value] * 2 for name, (*_, value) in DEFAULTS.items()}
 
 
+def test_fields_in_annotations_that_are_texts_have_their_defaults_and_foreign_names_do_no_harm() -> None:
+    def take(it, other=1):  # type: ignore[no-untyped-def]
+        return it, other
+
+    def odd(it, other=1):  # type: ignore[no-untyped-def]
+        return it, other
+
+    take.__annotations__ = {"it": "Annotated[int, Field(default=3)]", "other": "int"}
+    odd.__annotations__ = {"it": "Annotated[int, Field(default=3)]", "other": "OnlyForTypeCheckers"}
+    assert (tool(take)(), tool(take)(1)) == ((3, 1), (1, 1))
+    assert tool(odd)(2) == (2, 1)
+
+
 # -- answers ----------------------------------------------------------------------------------------------------------
 
 
