@@ -8,6 +8,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgspec
+import numpy as np
+import pydantic
 import pytest
 
 from sabot import App
@@ -145,3 +147,17 @@ async def test_a_job_of_an_earlier_version_goes_on_whose_output_and_child_have_d
         await until(lambda: len(broker.records("answers")) == 2)
     first, second = broker.records("answers")
     assert first.payload == second.payload == b'{"price":"2.50","sent":"2026-01-02T00:30:00+02:00"}'
+
+
+async def test_a_question_shows_values_as_models_see_them(tmp_path: Path) -> None:
+    class Tea(pydantic.BaseModel):
+        price: Decimal
+
+    async def handle(ctx: Any) -> Any:
+        return (await ctx.ask("confirm", {"tea": Tea(price=Decimal("2.50")), "counts": np.array([1, 2])})).outcome
+
+    async with RuntimeKernel(None, handle, journal=tmp_path) as kernel:
+        await kernel.execute(ExecutionRequest(prompt="go"))
+        await until(lambda: kernel.statistics()["parked"])
+        [action] = await kernel.actions.find()
+    assert dict(action.payload) == {"tea": {"price": "2.50"}, "counts": [1, 2]}

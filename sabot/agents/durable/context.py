@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from sabot.api.context import AgentContext, RecordFields, apply_writes, record_context
 from sabot.api.functions import Timers
+from sabot.base.arrays import plain_form
 from sabot.base.config import Duration, checked_text, parse_seconds
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, UserError, short_repr
@@ -229,7 +230,7 @@ class DurableContext(AgentContext):
 
         - `kind`: the type of the question: "confirm", "choose", "input", "approval", another of `ACTION_TYPES`, or
           one word that you choose.
-        - `payload`: the data that are shown to the person. They must be encodable as JSON.
+        - `payload`: the data that are shown to the person, in the JSON in which models get results of tools.
         - `timeout`: the time after which the method returns a Reply with the outcome "expired". None means no limit.
 
         Raises UserError if the payload cannot be encoded, and if `kind` is not exactly one word, or differs by one
@@ -237,7 +238,7 @@ class DurableContext(AgentContext):
         """
         _check_type(kind)
         try:
-            body = msgspec.json.encode(in_order(dict(payload)))
+            body = msgspec.json.encode(in_order(dict(payload)), enc_hook=plain_form)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise UserError(
                 f"ask {kind}: its payload cannot be written as JSON: {error}",
