@@ -59,7 +59,7 @@ async def test_events_are_records_of_the_topic_of_their_category(memory_url: str
         "data": {"n": 0},
         "event_id": "e0",
         "at": 1000.0,
-    } | {name: "" for name in ("scope_id", "principal_id")}
+    } | {name: "" for name in ("scope_id", "principal_id", "session_id")}
 
 
 async def test_an_adapter_may_be_stopped_and_started_again(memory_url: str) -> None:
