@@ -165,12 +165,19 @@ def _blocks(message: ChatMessage, spec: RequestSpec) -> list[dict[str, Any]]:
         return [result | ({"is_error": True} if message.is_error else {})]
     kept = (message.vendor or {}).get(_VENDOR)
     if kept is not None:
-        return list(kept)
+        return [_kept_block(each, spec) for each in kept if each.get("type") != "text" or each.get("text")]
     calls = [
         {"type": "tool_use", "id": call.id, "name": called_name(call.name, spec), "input": _input(call.arguments)}
         for call in message.tool_calls
     ]
     return [*_parts(message), *calls]
+
+
+def _kept_block(block: dict[str, Any], spec: RequestSpec) -> dict[str, Any]:
+    """Returns a block of an earlier answer as it goes back: as it came, but for a name that no tool can have."""
+    return (
+        block | {"name": called_name(str(block.get("name") or ""), spec)} if block.get("type") == "tool_use" else block
+    )
 
 
 def _parts(message: ChatMessage) -> list[dict[str, Any]]:

@@ -59,8 +59,11 @@ def _items(message: ChatMessage, spec: RequestSpec) -> Iterator[dict[str, Any]]:
     kept = (message.vendor or {}).get(_VENDOR)
     if kept is not None:
         for item in kept:
-            called = item.get("type") == "function_call"
-            yield item | {"arguments": arguments_of(json_text(item.get("arguments") or ""))} if called else item
+            if item.get("type") != "function_call":
+                yield item
+                continue
+            arguments = arguments_of(json_text(item.get("arguments") or ""))
+            yield item | {"name": called_name(str(item.get("name") or ""), spec), "arguments": arguments}
     elif message.role == "tool":
         yield {"type": "function_call_output", "call_id": message.tool_call_id, "output": _content(message)}
     else:

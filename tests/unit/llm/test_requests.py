@@ -430,6 +430,23 @@ def test_additions_that_come_in_parts_are_joined_and_go_back_to_their_own_server
     assert {name: value for name, value in own.items() if name not in plain} == added
 
 
+def test_what_is_kept_of_an_answer_goes_back_without_empty_texts_and_names_that_no_tool_can_have():
+    """A vendor refuses the conversation for them. The messages without additions were sent so before."""
+    items = [
+        {"type": "reasoning", "id": "rs"},
+        {"type": "function_call", "call_id": "a", "name": "look up", "arguments": "{"},
+    ]
+    thought = {"type": "thinking", "thinking": "Hm", "signature": "c2ln"}
+    blocks = [thought, {"type": "text", "text": ""}, {"type": "tool_use", "id": "a", "name": "", "input": {}}]
+    asked = assistant("", ToolCall("a", "look up", "{"))
+    said = msgspec.structs.replace(asked, vendor={"openai.responses": items, "anthropic": blocks})
+    spec = RequestSpec(messages=(user("hello"), said, tool_result("a", "no such tool", is_error=True)))
+    sent = responses_request(spec, "m", stream=False)["input"][1:3]
+    assert sent == [items[0], items[1] | {"name": "look_up", "arguments": '{"unreadable":"{"}'}]
+    turn = AnthropicProvider("m", base_url="http://localhost:1", api_key="k")._request(spec)["messages"][1]
+    assert turn == {"role": "assistant", "content": [thought, blocks[2] | {"name": "unnamed"}]}
+
+
 def test_a_sound_that_openai_has_stored_goes_back_by_its_id(calls):
     sound = {"id": "audio_1", "data": "QUJD", "transcript": "Rome", "expires_at": 1}
     answer = gathered(calls, chunk("stop", audio=sound))[2]
