@@ -230,7 +230,7 @@ def attempts_before(headers: Headers) -> int:
 def letters_of(
     records: pa.RecordBatch, errors: Sequence[BaseException | str], *, topic: str, agent: str, version: str
 ) -> pa.RecordBatch:
-    """Returns the dead letters of records (RECORD_SCHEMA) of a topic, each with its error."""
+    """Returns the dead letters of records (RECORD_SCHEMA) of a topic that cannot be decoded, each with its error."""
     payload, key, timestamp, partition, offset, headers = records.columns
     places = zip(timestamp.to_pylist(), partition.to_pylist(), offset.to_pylist(), strict=True)
     made = [
@@ -243,7 +243,7 @@ def letters_of(
                 offset=o,
                 timestamp=t,
                 agent=agent,
-                attempts=1 + attempts_before(own),
+                attempts=attempts_before(own),  # no function was called with it
                 version=version,
             ),
         )

@@ -154,7 +154,7 @@ async def test_dead_letters_of_a_stream_say_as_much_as_those_of_an_agent(memory_
         "offset": "0",
         "agent": "shop/read-1/0",
         "error": "DataError",
-        "attempts": "1",
+        "attempts": "0",
         "version": "1.4",
     }
 

@@ -4,6 +4,7 @@ import gzip
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -300,3 +301,26 @@ def test_the_places_of_an_app_are_those_of_its_streams_steps_and_agents(memory_u
     found = letter_places(app.agent_runtime.writes, app.agent_runtime.specs)
     assert {each.name for each in found} == {str(tmp_path / "bad.ndjson"), "calls.dlq", "late.orders", "tickets.dlq"}
     assert {each.is_file for each in found if "bad" in each.name} == {True}
+
+
+async def test_no_attempt_is_counted_for_a_record_that_cannot_be_decoded(memory_url: str) -> None:
+    """That of a stream counted one, against the page, and that of an agent none."""
+    broker = MemoryBroker.get(memory_url)
+    app = App("shop", memory_url)
+    app.stream("rows", schema={"n": "int64"}, until="now").to("out")
+
+    @app.agent("records", until="now")
+    async def look(ctx: Any) -> None:
+        """Nothing."""
+
+    @app.agent("batches", batch=True, schema={"n": "int64"}, until="now")
+    async def count(batch: Any, ctx: Any) -> None:
+        """Nothing."""
+
+    for topic in ("rows", "records", "batches"):
+        broker.publish(topic, [b'{"n": '])
+    await app.run()
+    letters = [
+        dict(each.headers) for topic in ("rows", "records", "batches") for each in broker.records(f"{topic}.dlq")
+    ]
+    assert [each["sabot.attempts"] for each in letters] == [b"0"] * 3
