@@ -26,7 +26,7 @@ from sabot.cli.app_checkpoints import AppWord, find_checkpoints
 from sabot.cli.printing import columns, json_line, moment, plain
 from sabot.cli.running import guarded
 from sabot.delivery.tokens import in_words
-from sabot.errors import CorruptCheckpoint, UserError
+from sabot.errors import CorruptCheckpoint, SabotError, UserError
 
 checkpoints = typer.Typer(
     help="List, show and verify the checkpoints of an app.", no_args_is_help=True, rich_markup_mode=None
@@ -161,11 +161,20 @@ def create(
     """
 
     def work() -> None:
-        made = create_savepoint(find_checkpoints(app, state), to, timeout)
+        found = find_checkpoints(app, state)
+        made = create_savepoint(found, to, timeout)
+        try:
+            journal = _journal(found.storage.read(made.checkpoint))
+        except (SabotError, OSError):  # a running app has removed it meanwhile; its copy says the same
+            journal = {}
         if json:
-            json_line(asdict(made))
-        else:
-            typer.echo(f"checkpoint {made.checkpoint} is kept in {made.savepoint}")
+            json_line(asdict(made) | journal)
+            return
+        typer.echo(f"checkpoint {made.checkpoint} is kept in {made.savepoint}")
+        for each in journal.values():
+            typer.echo(
+                f"the journal of durable agents is not in it: a start needs journal {plain(each)}, or a copy that was made later"
+            )
 
     _run(work)
 

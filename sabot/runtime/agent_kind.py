@@ -56,6 +56,11 @@ class OpenJournal(Protocol):
         the journal has jobs but no checkpoint has a position in it.
         """
 
+    def tell(self, facts: Mapping[str, Any], newest: Mapping[str, Any] | None) -> None:
+        """Logs how far the journal has gone since the savepoint from which the app starts. Blocks. `facts`: those of the
+        savepoint about the journal. `newest`: those of the app's newest checkpoint, or None.
+        """
+
     def run(
         self,
         guards: Sequence[Any],

@@ -250,6 +250,7 @@ class Run:
         facts = self._journal.check(manifest, None if self._storage is None else self._storage.directory)
         if facts is not None and self._origin.savepoint is not None and self._storage is not None:
             assert manifest is not None
+            self._journal.tell_of_savepoint(facts, self._storage)
             self._storage.note(manifest, self._origin.savepoint)  # a start may go back to it from here, too
 
     async def _refilled(self, storage: CheckpointStorage, manifest: Manifest) -> Manifest:

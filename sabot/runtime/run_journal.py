@@ -5,7 +5,8 @@ journals is loaded.
 from collections.abc import Mapping
 from typing import Any
 
-from sabot.checkpoint import Manifest
+from sabot.checkpoint import CheckpointStorage, Manifest
+from sabot.errors import CorruptCheckpoint
 from sabot.runtime.agent_groups import TASK
 from sabot.runtime.agent_kind import OpenJournal
 from sabot.runtime.facts import stored_journal
@@ -46,6 +47,16 @@ class RunJournal:
         if self.opened is not None:
             self.opened.check(facts, place)
         return facts
+
+    def tell_of_savepoint(self, facts: Mapping[str, Any], storage: CheckpointStorage) -> None:
+        """Logs how far the journal has gone since a savepoint. `facts`: those of the savepoint about the journal."""
+        if self.opened is None:
+            return
+        try:
+            newest = stored_journal(storage.latest(), TASK)
+        except CorruptCheckpoint:  # `Origin.find` has logged it
+            newest = None
+        self.opened.tell(facts, newest)
 
     def close(self, *, ran: bool) -> None:
         """Closes the journal. `ran`: False if the start failed; a journal that this start has made is then removed."""

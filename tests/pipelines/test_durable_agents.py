@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import re
 import shutil
 import sqlite3
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from pyarrow import fs
+from typer.testing import CliRunner
 
 from sabot import App, Message, UserError
 from sabot.agents import ChildLimits
@@ -21,6 +23,7 @@ from sabot.agents.durable import mailbox
 from sabot.checkpoint import CheckpointStorage, ask
 from sabot.checkpoint.places import LocalPlace
 from sabot.checkpoint.savepoints import forget_savepoint
+from sabot.cli import commands
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import AgentFailed, AppLocked, CheckpointFailed, CorruptJournal, EffectError, OtherJournal
 from sabot.journal.entries import Answer, Begin, EffectResult, End
@@ -1460,6 +1463,40 @@ async def test_a_savepoint_keeps_the_journal_until_it_is_dropped(shop: Shop, tmp
         await until(lambda: left(shop) == set())
     assert shop.calls == [1, 2], "the job behind the savepoint was made again"
     assert not (place / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("copied", [False, True])
+async def test_a_start_from_a_savepoint_says_how_far_its_journal_has_gone_and_whether_it_is_an_older_copy(
+    shop: Shop, tmp_path: Path, caplog: pytest.LogCaptureFixture, copied: bool
+) -> None:
+    """A savepoint names its journal and does not hold it; an older copy of the journal was taken without a word."""
+    caplog.set_level("INFO")
+    place, journal = tmp_path / "kept", shop.directory / "journal"
+    async with started(app := shop.app(shop.handle)):
+        await savepoint(shop, place)
+        shop.ticket("ann", 1)
+        await until(lambda: len(shop.answers()) == 1)
+    shutil.copytree(journal, tmp_path / "copy")
+    async with started(app := shop.app(shop.handle)):
+        shop.ticket("ann", 2)
+        await until(lambda: len(shop.answers()) == 2)
+        await checkpoint(app)
+    words = ["savepoint", "create", str(shop.directory), "--to", str(tmp_path / "later")]
+    made = CliRunner().invoke(commands._cli, words)
+    told = rf"is kept in .*/later\nthe journal of durable agents is not in it: a start needs journal .*{journal}"
+    assert re.search(told, made.output)
+
+    if copied:
+        shutil.rmtree(journal)
+        (tmp_path / "copy").rename(journal)
+    back = shop.app(shop.handle)
+    back.configure(from_=str(place), redeliver="skip")
+    async with started(back):
+        await until(lambda: jobs(back)["ended"] == 2)
+    said = [each.message for each in caplog.records]
+    assert any(re.search(r"does not contain the journal: .* goes on, with \d+ entries since", each) for each in said)
+    assert any("it is an older copy" in each for each in said) is copied
+    assert shop.calls == ([1, 2, 2] if copied else [1, 2])
 
 
 async def test_a_start_from_a_savepoint_whose_journal_was_trimmed_is_refused(shop: Shop, tmp_path: Path) -> None:

@@ -7,7 +7,14 @@ from typing import Any, cast
 import msgspec
 
 from sabot.agents.accounts.reads import BudgetQuery, budget_facts
-from sabot.agents.durable.run import DurableJobs, JournalOwner, check_journal, journal_place, open_app_journal
+from sabot.agents.durable.run import (
+    DurableJobs,
+    JournalOwner,
+    check_journal,
+    journal_place,
+    open_app_journal,
+    tell_of_journal,
+)
 from sabot.agents.job_history import job_keeping
 from sabot.agents.policy.names import tools_of
 from sabot.api.agent import AgentSpec
@@ -129,6 +136,9 @@ class AppJournal:
         UserError if the journal contains jobs, but `facts` is None.
         """
         check_journal(self.journal, facts, place)
+
+    def tell(self, facts: Mapping[str, Any], newest: Mapping[str, Any] | None) -> None:
+        tell_of_journal(self.journal, facts, newest)
 
     def run(
         self,

@@ -21,6 +21,7 @@ from sabot.agents.durable.operator import DurableAgentOperator
 from sabot.api.agent import AgentSpec
 from sabot.api.settings import Settings
 from sabot.base.os_errors import restoring
+from sabot.base.quantities import counted_words
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.clock import Clock
@@ -172,6 +173,28 @@ def check_journal(journal: JournalReader, facts: Mapping[str, Any] | None, place
             hint="list the folder of the checkpoints first. If it has *.json files (an object store may list new ones late), start again; "
             "if the app kept its checkpoints elsewhere, give that place. Only if they are lost: --fresh --forget-effects, and effects may "
             "be made again",
+        )
+
+
+def tell_of_journal(journal: JournalReader, facts: Mapping[str, Any], newest: Mapping[str, Any] | None) -> None:
+    """Logs how far the journal has gone since the savepoint from which the app starts. Blocks. `facts`: the data about the
+    journal in the savepoint. `newest`: those in the app's newest checkpoint, or None; if it knows of more than the journal
+    has, somebody has put an older copy of the journal in its place, and nobody else would notice.
+    """
+    there = journal.positions()
+    later = sum(max(0, there.get(partition, 0) - offset) for partition, offset in dict(facts["positions"]).items())
+    _log.info(
+        "the savepoint does not contain the journal: %s goes on, with %s since the savepoint; what they record is not done again",
+        *(journal.where, counted_words(later, "entry")),
+    )
+    if newest is None or newest["identity"] != facts["identity"]:
+        return
+    lost = sum(max(0, offset - there.get(partition, 0)) for partition, offset in dict(newest["positions"]).items())
+    if lost:
+        _log.warning(
+            "%s lacks %s that the newest checkpoint of this app knows of: it is an older copy, and what durable agents did since "
+            "then may be done again",
+            *(journal.where, counted_words(lost, "entry")),
         )
 
 
