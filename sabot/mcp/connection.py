@@ -60,12 +60,13 @@ from sabot.mcp.errors import (
 from sabot.mcp.loop_thread import seen
 from sabot.mcp.offers import Offer, OfferedArguments, mismatch_with, offers_of
 from sabot.mcp.results import McpPrompt, McpResource, McpResult
-from sabot.mcp.transport import SESSION_OVER, messages_of
+from sabot.mcp.transport import CONTENT, SESSION_OVER, messages_of
 from sabot.mcp.wire import (
     CLOSED,
     all_pages,
     as_json,
     asks_as_before,
+    block_of,
     check_encoded,
     check_granted,
     errors_in,
@@ -626,7 +627,9 @@ class McpConnection:
         raise McpInvalidAnswer(self.key.server, f"{name} wanted to be asked again {_ROUNDS} times")
 
     def _result(self, name: str, found: Any) -> McpResult:
-        offer, structured = self.offers.get(name), found.structured_content
+        offer = self.offers.get(name)
+        blocks, structured = (found.meta or {}).get(CONTENT, (found.content, found.structured_content))
+        content = [block_of(self.key.server, name, each) for each in blocks]
         if offer is not None and offer.output is not None and not found.is_error:
             wrong = mismatch_with(structured, offer.output)
             if wrong:
@@ -634,7 +637,6 @@ class McpConnection:
                 raise McpInvalidAnswer(
                     self.key.server, f"{name}: its structured content does not match its output schema: {why}"
                 )
-        content = [as_json(each) for each in found.content]
         result = McpResult(content=content, structured=structured, is_error=bool(found.is_error))
         return recordable(self.key.server, name, result)
 

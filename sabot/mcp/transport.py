@@ -63,6 +63,10 @@ ITEMS = "sabot/items"
 """The key in the `_meta` of a page of a list under which are its items, as the server has sent them, by the name that
 the SDK has for the list."""
 
+CONTENT = "sabot/content"
+"""The key in the `_meta` of the result of a tool under which are its blocks and its structured content, as the server
+has sent them."""
+
 _LISTS = {
     "tools": "tools",
     "resources": "resources",
@@ -453,15 +457,19 @@ class _BoundedEvents(_BoundedBody):
 
 
 def _with_items_apart(found: Any) -> Any:
-    """Returns the message of a server. In a page of a list, the items are in the `_meta`, under the key ITEMS.
+    """Returns the message of a server. In a page of a list, the items are in the `_meta`, under the key ITEMS. In the
+    result of a tool, what the tool has returned is there under the key CONTENT.
 
-    The SDK checks the items of a page together, so a single one that is ill would make the whole list unusable. It gets
-    only what it needs itself: of tools, the schemas that may ask for HTTP headers.
+    The SDK checks the items of a page together, so a single one that is ill would make the whole list unusable, and so
+    would a block of an unknown kind the result of a call that was made. It gets only what it needs itself: of tools, the
+    schemas that may ask for HTTP headers.
     """
     message = getattr(found, "message", None)
     if not isinstance(message, JSONRPCResponse):
         return found
     said = message.result
+    if "content" in said or "structuredContent" in said:
+        return replace(found, message=message.model_copy(update={"result": _without_content(said)}))
     apart = {name: items for name in _LISTS if isinstance(items := said.get(name), list)}
     if not apart:
         return found
@@ -471,6 +479,19 @@ def _with_items_apart(found: Any) -> Any:
     meta = {ITEMS: {_LISTS[name]: items for name, items in apart.items()}}
     page = {**_PAGE, **said, **shown, "_meta": meta}
     return replace(found, message=message.model_copy(update={"result": page}))
+
+
+def _without_content(said: dict[str, Any]) -> dict[str, Any]:
+    """Returns the result of a tool with its content apart. A result that has no list of blocks is returned unchanged,
+    unless it has structured content: then it needs no blocks.
+    """
+    content, structured = said.get("content"), said.get("structuredContent")
+    if content is None and structured is not None:
+        content = []
+    if not isinstance(content, list):
+        return said
+    kept = {name: each for name, each in said.items() if each is not None and name != "structuredContent"}
+    return {**kept, "content": [], "_meta": {CONTENT: [content, structured]}}
 
 
 def _named_schema(tool: Any) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import mcp.types as types
 import msgspec
 from mcp import MCPError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from sabot.errors import SabotError, message_of
 from sabot.mcp.config import McpConfig
@@ -29,6 +29,7 @@ CLOSED = -32000
 _PAGES = 100  # the most pages of one list
 _PIECE = 50  # items that are handled before the event loop gets a turn: some milliseconds
 _MOST_WORDS = 1000  # the most characters of a server's message that an error shows
+_BLOCK: TypeAdapter[BaseModel] = TypeAdapter(types.ContentBlock)
 _ANSWERS = {"elicitation/create": types.ElicitResult, "sampling/createMessage": types.CreateMessageResult}
 _OF_TOOLS = ("name", "title", "description", "inputSchema", "outputSchema", "annotations")  # other fields may be ill
 
@@ -88,6 +89,22 @@ def _size(value: Any) -> int:
         return len(msgspec.json.encode(value))
     except (UnicodeEncodeError, ValueError, OverflowError, RecursionError):
         return len(str(value))
+
+
+def block_of(server: str, what: str, block: Any) -> dict[str, Any]:
+    """Returns a block of the result of a tool. One of a kind that is not known, or with other fields than its kind should
+    have, is kept as it is. Raises McpInvalidAnswer if it is no block, or is a text without a text. `what`: the name of
+    the call.
+    """
+    try:
+        return as_json(_BLOCK.validate_python(block, by_name=False))
+    except ValidationError as error:
+        kind = block.get("type") if isinstance(block, dict) else None
+        if isinstance(kind, str) and (kind != "text" or isinstance(block.get("text"), str)):
+            return dict(block)
+        raise McpInvalidAnswer(
+            server, f"{what}: its answer is not what the protocol says: a block of its content: {first_wrong(error)}"
+        ) from None
 
 
 def told_tool(item: Any) -> dict[str, Any] | str:

@@ -54,7 +54,7 @@ class ToolServers(Protocol):
 
     async def call_tool(self, agent_id: str, call: Any) -> Any:
         """Calls the tool `call.name` with `call.arguments` for the instance. The result has `content`, a list of blocks
-        of the Model Context Protocol, and `is_error`.
+        of the Model Context Protocol, and `is_error`; it may have `structured`, the same as a JSON value.
         """
 
 
@@ -426,7 +426,9 @@ class AgentExecutor:
         try:
             result = await self.tools.call_tool(instance.id, ToolRequest(params["name"], params.get("arguments") or {}))
             outcome, reason = ("tool_error", "the tool says so") if result.is_error else ("ok", "")
-            return {"result": {"content": result.content, "isError": result.is_error}}
+            said = {"content": result.content, "isError": result.is_error}
+            structured = getattr(result, "structured", None)
+            return {"result": said if structured is None else said | {"structuredContent": structured}}
         except SabotError as error:
             outcome, reason = "failed", str(error)
             return _error(_FAILED, str(error))

@@ -6,7 +6,7 @@ from typing import Any
 
 from sabot.agents import ExecutionRequest, PolicyEngine, RuntimeKernel, ToolPolicy
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant
-from sabot.mcp import McpServerPool, McpSession
+from sabot.mcp import McpResult, McpServerPool, McpSession
 from sabot.mcp import ToolCall as NamedCall
 from sabot.process import ProcessRuntime, RuntimeConfig, TaskDelegation
 
@@ -18,9 +18,11 @@ Surface = Callable[[McpServerPool, str, Arguments], Awaitable[str]]
 
 
 def asked_for(tool: str, arguments: Arguments) -> ExecutionEngine:
-    """An engine whose model calls the tool once, and then answers with what it was told."""
+    """An engine whose model calls the tool once, and then answers with what it was told, in angle brackets: an answer
+    without text would be an error.
+    """
     call = assistant("", ToolCall("c1", tool, json.dumps(arguments)))
-    answers = ScriptedProvider(lambda spec: said.text if (said := spec.messages[-1]).role == "tool" else call)
+    answers = ScriptedProvider(lambda spec: f"<{said.text}>" if (said := spec.messages[-1]).role == "tool" else call)
     return ExecutionEngine(answers, retries=0, patience=0)
 
 
@@ -41,7 +43,7 @@ async def plainly(pool: McpServerPool, tool: str, arguments: Arguments) -> str:
 
 async def by_script(pool: McpServerPool, tool: str, arguments: Arguments) -> str:
     (made,) = await pool.tools(SERVER, only=[tool])
-    return (await Agent(asked_for(made.name, arguments), tools=[made]).run("go")).content
+    return (await Agent(asked_for(made.name, arguments), tools=[made]).run("go")).content[1:-1]
 
 
 async def by_kernel(pool: McpServerPool, tool: str, arguments: Arguments) -> str:
@@ -49,7 +51,7 @@ async def by_kernel(pool: McpServerPool, tool: str, arguments: Arguments) -> str
     (made,) = await pool.tools(SERVER, only=[tool])
     agent = Agent(asked_for(made.name, arguments), tools=[made], name="worker")
     async with RuntimeKernel.create(agent=agent, policy=PolicyEngine([ToolPolicy(["*"])])) as kernel:
-        return str((await (await kernel.execute(ExecutionRequest(prompt="go"))).result()).content)
+        return str((await (await kernel.execute(ExecutionRequest(prompt="go"))).result()).content)[1:-1]
 
 
 async def by_job(pool: McpServerPool, tool: str, arguments: Arguments) -> str:
@@ -71,8 +73,8 @@ async def by_program(pool: McpServerPool, tool: str, arguments: Arguments) -> st
     async with ProcessRuntime(RuntimeConfig(mcp=pool)) as runtime:
         agent = await runtime.spawn_agent("worker", "developer", "sh", ["-c", script, call])
         said = (await runtime.execute_task(agent, TaskDelegation(objective="go"))).result
-        answer: str = said["result"]["content"][0]["text"]
-        return answer
+        result = said["result"]
+        return McpResult(content=result["content"], structured=result.get("structuredContent")).text
 
 
 SURFACES: list[Surface] = [by_session, by_pool, plainly, by_script, by_kernel, by_job, by_program]

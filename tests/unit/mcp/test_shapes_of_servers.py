@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sabot.llm import Agent, tool
-from sabot.mcp import McpRefused, McpServerPool, McpToolChanged, McpUnavailable, ToolServer
+from sabot.mcp import McpInvalidAnswer, McpRefused, McpServerPool, McpToolChanged, McpUnavailable, ToolServer
 from tools.mcp_servers import Desk, in_memory, listing, peer, text, told
 from tools.mcp_surfaces import SERVER, SURFACES, Surface, asked_for
 
@@ -68,7 +68,7 @@ async def test_a_tool_of_ones_own_may_have_such_parameters_too(pool: McpServerPo
 
     given = dict(zip(("self", "key", "func", "args", "tool"), "abcde", strict=True))
     assert joined(**given) == "abcde"
-    assert (await Agent(asked_for("joined", given), tools=[joined]).run("go")).content == "abcde"
+    assert (await Agent(asked_for("joined", given), tools=[joined]).run("go")).content == "<abcde>"
     pool.add(SERVER, connect=ToolServer("own", [joined]).connect)
     for surface in SURFACES:
         assert (await surface(pool, "joined", given)).strip('"') == "abcde", surface.__name__
@@ -244,6 +244,81 @@ async def test_a_tool_that_comes_later_is_found_when_it_is_missed(pool: McpServe
     offered.append(told("latest"))
     (latest,) = await pool.tools(SERVER, only=["latest"])
     assert (await latest()).text == "latest"
+
+
+# -- results ----------------------------------------------------------------------------------------------------------
+
+WORDS = {"type": "text", "text": "x"}
+RESULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "one text": ({"content": [WORDS]}, "x"),
+    "no block": ({"content": []}, ""),
+    "nulls": ({"content": [WORDS], "structuredContent": None, "isError": None, "_meta": None}, "x"),
+    "nulls in a block": ({"content": [{**WORDS, "annotations": None, "_meta": None}]}, "x"),
+    "structured alone": ({"structuredContent": {"a": 1}}, '{"a":1}'),
+    "structured beside null": ({"content": None, "structuredContent": {"a": 1}}, '{"a":1}'),
+    "a list as structured": ({"content": [], "structuredContent": [1, 2]}, "[1,2]"),
+    "a text as structured": ({"content": [], "structuredContent": "a"}, '"a"'),
+    "a block of an unknown kind": ({"content": [WORDS, {"type": "widget", "html": "<b>"}]}, "x\n[widget ]"),
+    "a block with ill annotations": ({"content": [{**WORDS, "annotations": {"audience": "me", "priority": 9}}]}, "x"),
+    "an image": ({"content": [{"type": "image", "data": "AA==", "mimeType": "image/png"}]}, "[image image/png]"),
+    "an image without its type": ({"content": [{"type": "image", "data": "AA=="}]}, "[image ]"),
+    "a link": ({"content": [{"type": "resource_link", "uri": "file:///a", "name": "a"}]}, "[resource file:///a]"),
+    "a link without a name": ({"content": [{"type": "resource_link", "uri": "file:///a"}]}, "[resource file:///a]"),
+    "a resource": ({"content": [{"type": "resource", "resource": {"uri": "file:///a", "text": "words"}}]}, "words"),
+    "a resource without a uri": ({"content": [{"type": "resource", "resource": {"text": "words"}}]}, "words"),
+    "fields that nobody uses": ({"content": [{**WORDS, "more": 1}], "more": [], "tools": [1], "_meta": []}, "x"),
+}
+WRONG: dict[str, dict[str, Any]] = {
+    "empty": {},
+    "content is null": {"content": None},
+    "content is a text": {"content": "x"},
+    "content is a block": {"content": WORDS},
+    "a block is null": {"content": [None]},
+    "a block is a text": {"content": ["x"]},
+    "a block is no kind": {"content": [{"html": "<b>"}]},
+    "a text is null": {"content": [{"type": "text", "text": None}]},
+    "a text is a number": {"content": [{"type": "text", "text": 5}]},
+    "a result of 2024": {"toolResult": {"a": 1}},
+    "isError is a number": {"content": [WORDS], "isError": 5},
+}
+
+
+def answering(pool: McpServerPool, results: dict[str, dict[str, Any]], version: str = OLD) -> None:
+    """A server with a tool for each result."""
+
+    async def answer(there: Any, request: dict[str, Any]) -> None:
+        said = results[request["params"]["name"]]
+        await there.answer(request, {**said, "resultType": "complete"} if version == NEW else said)
+
+    page = {"tools": [told(name) for name in results]}
+    pool.add(SERVER, connect=listing(lambda: [page], version, answer))
+
+
+@surfaces
+async def test_what_a_tool_returns_is_kept_in_each_shape(pool: McpServerPool, surface: Surface) -> None:
+    """The tool had run, and its caller got an error: the SDK checks all blocks together."""
+    answering(pool, {name: result for name, (result, _) in RESULTS.items()})
+    for name, (_, words) in RESULTS.items():
+        assert await surface(pool, name, {}) == words, name
+
+
+@versions
+async def test_what_a_tool_returns_is_kept_in_each_version(pool: McpServerPool, version: str) -> None:
+    answering(pool, {name: result for name, (result, _) in RESULTS.items()}, version)
+    session = await pool.session(SERVER)
+    for name, (result, words) in RESULTS.items():
+        found = await session.call(name)
+        assert (found.text, found.is_error) == (words, False), name
+        assert found.structured == result.get("structuredContent"), name
+
+
+@versions
+async def test_what_is_no_result_is_an_error_of_its_call(pool: McpServerPool, version: str) -> None:
+    answering(pool, WRONG, version)
+    session = await pool.session(SERVER)
+    for name in WRONG:
+        with pytest.raises(McpInvalidAnswer, match="is not what the protocol says"):
+            await session.call(name)
 
 
 # -- names ------------------------------------------------------------------------------------------------------------
