@@ -403,9 +403,15 @@ def _with_field_defaults(func: Callable[..., Any]) -> Callable[..., Any]:
     """
     if hasattr(func, "raw_function") or not _has_fields(func):  # `validate_call` of pydantic takes the values itself
         return func
+    if isinstance(func, partial):
+        return partial(_with_field_defaults(func.func), *func.args, **func.keywords)
     signature, known = inspect.signature(func), list[dict[str, Any]]()
 
-    @wraps(func)
+    typed: Any = func
+    if not inspect.isroutine(func):
+        typed = typed.__call__  # the types of an object's parameters are those of its method
+
+    @wraps(typed)
     def filled(*args: Any, **kwargs: Any) -> Any:
         if not known:  # at the first call, when all names in annotations are there
             known.append(_fields_of_parameters(signature, unwrap(func)))

@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,7 @@ from sabot import App
 from sabot.agents import ExecutionRequest, RuntimeKernel
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import EffectError, UserError
-from sabot.llm import MalformedAnswer, Tool, tool
+from sabot.llm import MalformedAnswer, Tool, ToolError, tool
 from sabot.llm.agent import Agent
 from sabot.llm.arguments import edited_arguments
 from sabot.llm.engine import ExecutionEngine
@@ -215,6 +216,25 @@ def test_fields_in_annotations_that_are_texts_have_their_defaults_and_foreign_na
     odd.__annotations__ = {"it": "Annotated[int, Field(default=3)]", "other": "OnlyForTypeCheckers"}
     assert (tool(take)(), tool(take)(1)) == ((3, 1), (1, 1))
     assert tool(odd)(2) == (2, 1)
+
+
+def test_fields_hold_behind_partials_methods_and_objects_that_are_called() -> None:
+    def add(one: int, other: int = Field(default=2, le=5)) -> tuple[int, int]:
+        return one, other
+
+    class Adds:
+        def __call__(self, other: int = Field(default=2, le=5)) -> tuple[int, int]:
+            return 1, other
+
+        @tool
+        def add(self, other: int = Field(default=2, le=5)) -> tuple[int, int]:
+            return 1, other
+
+    for made in (tool(name="add")(partial(add, 1)), tool(name="add")(Adds()), Adds().add):
+        assert made() == made.func(**made.arguments("{}")) == (1, 2)
+        assert made.schema.parameters["properties"]["other"] == {"type": "integer", "maximum": 5, "default": 2}
+        with pytest.raises(ToolError, match="less than or equal to 5"):
+            made.arguments('{"other": 6}')
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
