@@ -1,6 +1,6 @@
 """The common parts of all joins: a side with its kept rows, the columns of the result, and the base class."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -26,6 +26,7 @@ from sabot.operators.base import (
 from sabot.operators.changes.steps import net
 from sabot.operators.changes.weaving import same_rows
 from sabot.operators.columns import check_distinct
+from sabot.operators.output import OutputBuffer
 from sabot.operators.state_parts import StatefulOperator, StateParts, StorePart, columns_schema, fewer_columns
 from sabot.state.tables.rows import RowStore
 
@@ -421,29 +422,6 @@ class Result:
         if self.timed:
             columns.append(pa.array(times))
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
-
-
-class OutputBuffer:
-    """A buffer of rows to be emitted, which joins small batches, in order, up to CHUNK_ROWS."""
-
-    def __init__(self, emit: Callable[[Batch], None]) -> None:
-        self._emit = emit
-        self._held: list[pa.RecordBatch] = []
-        self._rows = 0
-
-    def add(self, rows: pa.RecordBatch) -> None:
-        if not rows.num_rows:
-            return
-        if self._rows + rows.num_rows > CHUNK_ROWS:
-            self.flush()
-        self._held.append(rows)
-        self._rows += rows.num_rows
-
-    def flush(self) -> None:
-        """Emits all rows that were added."""
-        held, self._held, self._rows = self._held, [], 0
-        if held:
-            self._emit(Batch(held[0] if len(held) == 1 else pa.concat_batches(held)))
 
 
 class JoinOperator(StatefulOperator, SecondInput):

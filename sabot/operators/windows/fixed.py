@@ -31,6 +31,7 @@ from sabot.operators.cuts import SlotRows
 from sabot.operators.keyed.running import CountAggregate
 from sabot.operators.late_rows import LateRows
 from sabot.operators.layout.plan_points import Keys, Planners, PlanPoint
+from sabot.operators.output import OutputBuffer
 from sabot.operators.readers import StateReaders, aggregates_of, described
 from sabot.operators.rows.timed import by_arrival
 from sabot.operators.spilled import SpilledGroups
@@ -115,6 +116,7 @@ class WindowAggregate(StatefulOperator):
             )
         self.state_parts = self._make_parts(context)
         self._merged = self._new_cache()
+        self._output = OutputBuffer(lambda batch: self.emit(batch))
         self._watermark = START_OF_TIME
         self._late_before = START_OF_TIME
         result = self._aggregator.schema
@@ -250,6 +252,7 @@ class WindowAggregate(StatefulOperator):
             self._drop_over()
         if self._every is not None and before // self._every != watermark_ms // self._every:
             self._emit_early()
+        self._output.flush()
 
     def _advance_sparse(self, sparse: SparsePanes, watermark_ms: int) -> None:
         for watermark in sparse.steps(watermark_ms):
@@ -344,7 +347,7 @@ class WindowAggregate(StatefulOperator):
                     self._sparse, slots[start : start + CHUNK_ROWS], panes[start : start + CHUNK_ROWS]
                 )
             self._rows_emitted += results.num_rows
-            self.emit(Batch(results))
+            self._output.add(results)
         self._windows_emitted += 1 + int(np.count_nonzero(np.diff(panes)))
 
     def _sparse_results(self, sparse: SparsePanes, slots: Any, panes: Any) -> pa.RecordBatch:
@@ -363,7 +366,7 @@ class WindowAggregate(StatefulOperator):
             if results is None:
                 break
             self._rows_emitted += results.num_rows
-            self.emit(Batch(results))
+            self._output.add(results)
         self._windows_emitted += 1
 
     def _results(self, merged: MergedPanes, end: int, touched: GroupTable | None = None) -> Iterator[pa.RecordBatch]:

@@ -27,6 +27,7 @@ from sabot.operators.cuts import SlotRows
 from sabot.operators.keyed.top import CANNOT_CHANGE, RankedOperator, ranked_of, saved_columns
 from sabot.operators.late_rows import LateRows
 from sabot.operators.layout.plan_points import Planners, PlanPoint
+from sabot.operators.output import OutputBuffer
 from sabot.operators.readers import StateReaders
 from sabot.operators.rows.timed import by_arrival
 from sabot.operators.spilled import SpilledGroups
@@ -80,6 +81,7 @@ class WindowTopN(RankedOperator):
         # by pane: the keys of rows that arrived after a window of the pane was emitted
         self._reopened: dict[int, GroupTable] = {}
         self._watermark = self._late_before = START_OF_TIME
+        self._output = OutputBuffer(lambda batch: self.emit(batch))
         bounds = [pa.field(WINDOW_START, _TIMESTAMP), pa.field(WINDOW_END, _TIMESTAMP)]
         rank = [] if self.rank is None else [pa.field(self.rank, pa.int64())]
         result = pa.schema([*self.rows, *bounds, *rank])
@@ -146,6 +148,7 @@ class WindowTopN(RankedOperator):
         self._emit_reopened(before)
         for end in self._shape.ends(starts, before, watermark_ms):
             self._emit_window(end)
+        self._output.flush()
         self._set_watermark(watermark_ms)
         over = starts[: bisect_left(starts, self._late_before)]
         self._of_panes.drop(over)
@@ -173,7 +176,7 @@ class WindowTopN(RankedOperator):
     def _emit_window(self, end: int, touched: GroupTable | None = None) -> None:
         """Emits the rows of a window. `touched`: the keys whose rows are emitted, or None for all."""
         for rows in self._results(end, touched):
-            self.emit(Batch(rows))
+            self._output.add(rows)
         self._windows_emitted += 1
 
     def _results(self, end: int, touched: GroupTable | None = None) -> Iterator[pa.RecordBatch]:

@@ -29,6 +29,7 @@ from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.aggregates.combining import LocalCombine
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.windows.fixed import WindowAggregate
+from sabot.operators.windows.top import WindowTopN
 
 SCHEMA = pa.schema(
     [
@@ -653,3 +654,27 @@ def test_a_window_needs_event_time_and_names_of_its_own():
         WindowAggregate(tumbling("1s"), [], [AggregateColumn("window_start", "count")]).open(OperatorContext(SCHEMA))
     with pytest.raises(UserError, match="no column 'who'"):
         WindowAggregate(tumbling("1s"), ["who"], COUNT).open(OperatorContext(SCHEMA))
+
+
+@pytest.mark.parametrize("window", [hopping("2s", "1s"), cumulative("4s", "1s"), tumbling("1s")], ids=repr)
+@pytest.mark.parametrize("kind", ["aggregate", "top_n"])
+def test_windows_that_close_together_come_as_one_batch(window: Any, kind: str) -> None:
+    """The steps behind a window took longer for its batch of one row than the window did."""
+    schema = pa.schema([("k", pa.int64()), ("v", pa.int64()), (TIME_COLUMN, pa.int64())])
+    if kind == "top_n":
+        operator: Any = WindowTopN(window, ["k"], 1, [("v", True)])
+    else:
+        operator = WindowAggregate(window, ["k"], [AggregateColumn("v", "sum", "v")])
+    batches: list[pa.RecordBatch] = []
+    operator.emit = lambda batch: batches.append(batch.taken())
+    operator.open(OperatorContext(schema))
+    rows = pa.RecordBatch.from_pylist([{"k": n % 2, "v": n, TIME_COLUMN: n * 1_000} for n in range(40)], schema)
+    operator.process(Batch(rows))
+    operator.advance(30_000)
+    assert len(batches) == 1
+    operator.advance(END_OF_TIME)
+    assert len(batches) == 2
+    ends = [end for batch in batches for end in batch.column("window_end").cast(pa.int64()).to_pylist()]
+    assert ends == sorted(ends)
+    assert max(ends[: batches[0].num_rows]) <= 30_000 < min(ends[batches[0].num_rows :])
+    operator.close()
