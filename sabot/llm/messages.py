@@ -37,7 +37,7 @@ class Image(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
 Part: TypeAlias = Text | Image
 
 
-class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
+class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True, repr_omit_defaults=True):
     """A model's request to call a tool.
 
     - `id`: the id that the model has given to the call. The message with the result contains the same id.
