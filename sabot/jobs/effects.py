@@ -94,7 +94,7 @@ class Effects:
             on_broken=partial(host.on_broken, "an effect"),
             again=requests.resend,
             judge=judge,
-            present=lambda job: None if (running := host.running.get(job)) is None else running.job.present,
+            running=host.running,
         )
         self.runner.ask = requests.ask_person
         self._host, self._log, self._timers, self._guard = host, log, timers, guard

@@ -20,11 +20,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from sabot.base.config import Secret
 from sabot.base.metrics import Durations
-from sabot.base.present_job import PRESENT_JOB, PresentJob
+from sabot.base.present_job import PRESENT_JOB
 from sabot.base.process_exit import EXITS, find_exit, wrap_exit
 from sabot.base.redaction import HIDDEN, without_secrets
 from sabot.base.supervision import unexpected_end
@@ -40,6 +41,7 @@ from sabot.errors import EffectError, JournalFailed, SabotError, UserError, shor
 from sabot.jobs.certainty import Certainty, certainty_of
 from sabot.jobs.core import LookedUp, Outcome
 from sabot.jobs.judges import REPEATED, judge_of_repeated
+from sabot.jobs.owner import RunningJob
 from sabot.jobs.values import pack, pack_error, type_of, unpack, unpack_error
 from sabot.journal import Position
 from sabot.journal.effects import EffectClass, EffectId, Reconciled
@@ -142,7 +144,7 @@ class EffectRunner:
         on_broken: Callable[[SabotError], object] | None = None,
         again: Callable[[EffectId], Awaitable[EffectId]] | None = None,
         judge: Callable[[EffectId, Tool], CallJudge] | None = None,
-        present: Callable[[str], PresentJob | None] | None = None,
+        running: Mapping[str, RunningJob] = MappingProxyType({}),
     ) -> None:
         """Makes a runner.
 
@@ -158,14 +160,14 @@ class EffectRunner:
         - `judge`: a function that returns, for an effect and its tool, the judge that decides on the calls of models
           and other tools which the tool makes itself. None if there is no policy and no budget; then only the effect
           classes of these tools are checked.
-        - `present`: a function that returns, for the id of a job, the facts about it that the model calls and log lines
-          of its effects contain. If it is None, they contain none.
+        - `running`: the jobs in memory, by id: the model calls and log lines of their effects say on whose behalf they
+          are made.
         """
         self._clock = clock
         self._sendable = sendable
         self._on_broken = _raise if on_broken is None else on_broken
         self._again = again
-        self._judge, self._present = judge, present
+        self._judge, self._running = judge, running
         if judge is not None:  # not only from the first effect: the function of a job may start threads before it
             begin_judging(self)
         self._judges: dict[tuple[str, EffectClass], CallJudge] = {}  # without `judge`, by name and class of the tool
@@ -216,7 +218,8 @@ class EffectRunner:
         call = calls[key] = _Call(effect, tool, args, kwargs, done, entry, look)
         self._in_flight += 1
         context = self._context.copy()
-        context.run(PRESENT_JOB.set, None if self._present is None else self._present(effect.job))
+        running = self._running.get(effect.job)
+        context.run(PRESENT_JOB.set, None if running is None else running.job.present)
         if self._judge is not None:
             context.run(JUDGE.set, self._judge(effect, tool))
         elif tool.effect in REPEATED:
