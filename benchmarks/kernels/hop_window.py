@@ -17,6 +17,7 @@ the second on: in the first one the state grows, which is new memory. Where rows
 """
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -94,12 +95,15 @@ class Found:
 
     def __call__(self, batch: Batch) -> None:
         data = batch.data
-        end = data.column(TIME_COLUMN)[0].as_py() + 1
-        self.windows.add(end)
         self.n += int(data.column("n").to_numpy().sum())
         self.total += float(data.column("total").to_numpy().sum())
-        if end in self.sample:
-            self.sample[end].append(data)
+        lasts = data.column(TIME_COLUMN).to_numpy()
+        begins = np.flatnonzero(np.diff(lasts, prepend=lasts[0] - 1))  # a batch has whole windows, one behind the other
+        for begin, after in itertools.pairwise([*begins.tolist(), len(lasts)]):
+            end = int(lasts[begin]) + 1
+            self.windows.add(end)
+            if end in self.sample:
+                self.sample[end].append(data.slice(begin, after - begin))
 
 
 def run(rows: Rows, window: Window, size_ms: int) -> dict[str, float]:
