@@ -236,15 +236,18 @@ async def test_running_sums_go_on_behind_a_restart_beside_those_that_are_new(
 async def test_a_mean_of_a_column_of_more_digits_is_refused_by_name_of_what_to_do(
     memory_url: str, tmp_path: Path
 ) -> None:
+    out = ListSink()
+
     def life(kind: str, **more: Any) -> App:
         app = App("lives", memory_url, checkpoint_dir=tmp_path)
         stream = app.stream("paid", schema={"k": "int64", "x": kind})
-        stream.key_by("k").aggregate(mean=sabot.mean("x"), **more).to(ListSink())
+        stream.key_by("k").aggregate(mean=sabot.mean("x"), **more).to(out)
         return app
 
     app = life("decimal(10, 2)")
     MemoryBroker.get(memory_url).publish("paid", [{"k": 1, "x": "1.00"}])
     await app.start()
+    await until(lambda: out.rows, "a mean, whose state is lost")
     await app.stop()
     with pytest.raises(sabot.UserError, match=r"decimals of scale 2 in 64 bits, is exact .* in 128 bits") as refused:
         await life("decimal(20, 2)", total=sabot.sum("x")).start()

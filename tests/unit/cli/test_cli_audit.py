@@ -120,7 +120,8 @@ async def test_an_answer_may_change_the_arguments_and_hold_for_the_whole_job(
     for wrong, said in (
         (["--approve", "--arguments", '{"amuont": 70}'], "refund has no argument 'amuont'"),
         (["--approve", "--arguments", '{"amount": "much"}'], "amount does not take 'much'"),
-        (["--approve", "--always", "session"], "is none of job, scope"),
+        (["--approve", "--always", "session"], "belongs to no session"),
+        (["--approve", "--always", "week"], "is none of job, session, scope"),
         (["--reject", "--always", "job"], "a refusal changes no arguments"),
     ):
         refused = CliRunner().invoke(commands._cli, [*words, *wrong])

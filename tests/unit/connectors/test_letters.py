@@ -158,7 +158,7 @@ def test_letters_of_a_source_are_its_records_with_their_reasons() -> None:
         "agent": "shop/read-1",
         "error": "DataError",
         "message": "null",
-        "attempts": "1",
+        "attempts": "0",
     }
 
 
