@@ -15,7 +15,7 @@ user. Earlier versions packed Decimals, dates and times as texts, and datetimes 
 written, and digests are still made of this form, so that jobs of earlier versions go on (`as_before`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import fields, is_dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -237,6 +237,17 @@ def pack(value: Any, what: str, *, sort: bool = False, exact: bool | None = None
 _FIXED = frozenset({type(None), bool, int, float, str, bytes, Secret, pa.RecordBatch, pa.Table})
 
 
+def _copied_fields(value: Any) -> Sequence[str] | None:
+    """Returns the names of all fields of a Struct or a plain dataclass; None for other objects. `deepcopy` makes a Struct
+    anew, so that its `__post_init__` runs again: rules would judge other values than the call gets.
+    """
+    if isinstance(value, msgspec.Struct):
+        return value.__struct_fields__
+    if is_dataclass(value) and not isinstance(value, type) and not hasattr(value, "__deepcopy__"):
+        return [*vars(value)] if hasattr(value, "__dict__") else [each.name for each in fields(value)]
+    return None
+
+
 def copied(value: Any, what: str) -> Any:
     """Returns a deep copy of the value. Objects that cannot change, such as texts and Arrow batches, are not copied.
     So a reader of the copy sees the values that `pack` has packed, even if the original changes afterwards. `what`:
@@ -254,7 +265,16 @@ def copied(value: Any, what: str) -> Any:
     if kind is tuple:
         return tuple([each if type(each) in _FIXED else copied(each, what) for each in value])
     try:
-        return deepcopy(value)
+        names = _copied_fields(value)
+        if names is None:
+            return deepcopy(value)
+        made = copy(value)
+        put = msgspec.structs.force_setattr if isinstance(value, msgspec.Struct) else object.__setattr__
+        for name in names:
+            put(made, name, copied(getattr(value, name), what))
+        return made
+    except UserError:
+        raise
     except Exception as error:  # the user's code
         raise UserError(
             f"{what} cannot be copied: {type(error).__name__}: {message_of(error)}",

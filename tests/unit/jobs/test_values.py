@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from sabot import secret
 from sabot.base.redaction import keep_secret
 from sabot.errors import CorruptJournal, EffectError, SabotError, UserError
-from sabot.jobs.values import MAX_RESULT_BYTES, as_before, in_order, pack, pack_error, unpack, unpack_error
+from sabot.jobs.values import MAX_RESULT_BYTES, as_before, copied, in_order, pack, pack_error, unpack, unpack_error
 from sabot.jobs.verdicts import gives_rows
 
 PLAIN = st.recursive(
@@ -473,3 +473,33 @@ def test_annotations_say_whether_a_function_gives_rows() -> None:
 
     assert [gives_rows(each) for each in (batch, table, text, plain, nothing)] == [True, True, True, False, False]
     assert gives_rows(partial(batch))
+
+
+class InCents(msgspec.Struct, frozen=True):
+    euros: list[int]
+
+    def __post_init__(self) -> None:
+        self.euros.append(100)
+
+
+@dataclass(slots=True)
+class Order:
+    refund: InCents
+    notes: list[str]
+
+
+@pytest.mark.parametrize("within", [lambda each: each, lambda each: [(each,)], lambda each: Order(each, ["n"])])
+def test_a_copy_of_a_value_has_its_fields_and_runs_no_code_of_its_type(within: Any) -> None:
+    """A Struct was made anew, so the call got another amount than the rules had judged."""
+    given = within(InCents([5]))
+    made = copied(given, "a value")
+    assert "[5, 100]" in repr(given)
+    assert (type(made), repr(made)) == (type(given), repr(given))
+
+
+def test_a_copy_shares_nothing_that_changes() -> None:
+    given = Order(InCents([5]), ["n"])
+    made = copied(given, "a value")
+    given.refund.euros.append(7)
+    given.notes.append("later")
+    assert (made.refund.euros, made.notes) == ([5, 100], ["n"])
