@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from sabot.errors import UNREADABLE
 from sabot.jobs.guard import CONFIRM, Behalf, DecidedEffect, Decision, decode_verdict, stood_in
 from sabot.jobs.history import answer_object, standing_words
 from sabot.jobs.owner import OpenJob
@@ -43,6 +42,9 @@ def open_jobs(
     `unapplied_jobs`). `standing`: a dict, to which the approvals for whole scopes and sessions are added.
     """
     asked: dict[str, Intent] = {}
+    asking: dict[
+        tuple[str, int], tuple[str, str]
+    ] = {}  # of each effect about which a rule asks: its name, and the rule
     begun: dict[str, tuple[Position, Begin]] = {}
     ends: dict[str, tuple[Position, End]] = {}
     lasts: dict[str, Position] = {}
@@ -64,9 +66,14 @@ def open_jobs(
         elif isinstance(entry, Intent) and entry.name == CONFIRM and entry.kind == "ask":
             asked[entry.token] = entry
         elif isinstance(entry, Answer) and (question := asked.pop(entry.token, None)) is not None:
-            if standing is not None and entry.job in begun:
-                _note_standing(standing, begun[entry.job][1], whole_entry(reader, entry), whole_entry(reader, question))
+            about = asking.get((entry.job, question.ordinal))  # None for a question that the job's own code asks
+            if standing is not None and about is not None and entry.job in begun and entry.job not in cancelled:
+                _note_standing(standing, begun[entry.job][1], whole_entry(reader, entry), *about)
         elif isinstance(entry, Intent) and (verdict := decode_verdict(entry.note)) is not None:
+            if verdict.decision is Decision.ASK and not verdict.once:
+                asking[entry.job, entry.ordinal] = verdict.about or entry.name, verdict.rule
+            else:
+                asking.pop((entry.job, entry.ordinal), None)
             attempt = 0 if verdict.decision is Decision.ASK else 1
             decided.setdefault(entry.job, {})[entry.ordinal] = DecidedEffect(verdict, attempt)
         elif isinstance(entry, Attempt) and entry.job in decided and entry.ordinal in decided[entry.job]:
@@ -84,6 +91,7 @@ def open_jobs(
             cancelled.add(entry.job)
         elif isinstance(entry, EffectResult) and entry.job in decided:
             decided[entry.job].pop(entry.ordinal, None)
+            asking.pop((entry.job, entry.ordinal), None)
         elif isinstance(entry, End) and entry.job in begun:
             left = {
                 at: DecidedEffect(each.verdict, each.attempt, each.attempt, each.instead)
@@ -125,18 +133,15 @@ def scope_of(begin: Begin) -> str:
     return begin.scope or begin.agent.rpartition(".")[0]
 
 
-def _note_standing(standing: Standing, begin: Begin, answer: Answer, question: Intent) -> None:
-    """Adds the approval to `standing` if it holds for other jobs too."""
+def _note_standing(standing: Standing, begin: Begin, answer: Answer, name: str, rule: str) -> None:
+    """Adds the approval to `standing` if it holds for other jobs too. `name`: the tool, model or agent about which the
+    rule has asked.
+    """
     said = answer_object(answer)
     word = said.get("always")
     if answer.outcome != "resolved" or said.get("approved") is not True or word in (None, "job"):
         return
-    try:
-        about = msgspec.json.decode(question.body, type=dict[str, Any])  # type: ignore[arg-type]
-    except UNREADABLE:
-        return
-    name, rule = about.get("effect"), about.get("rule")
-    if isinstance(name, str) and isinstance(rule, str) and (place := standing_place(begin, word, name)) is not None:
+    if (place := standing_place(begin, word, name)) is not None:
         standing.setdefault(place, {})[rule] = standing_words(answer, str(word))
 
 

@@ -316,6 +316,25 @@ async def test_an_approval_for_the_whole_scope_holds_for_other_jobs_of_the_tenan
     assert next(audit_job(MemoryReader(home), "k")).reason == "approved by ann for the whole scope, in job j (effect 1)"
 
 
+@pytest.mark.parametrize("word", ["scope", "session"])
+async def test_an_answer_to_a_question_of_the_job_itself_is_no_approval_for_other_jobs(word: str) -> None:
+    """After a restart its payload, which the program or a record has written, was taken for the question of a rule."""
+    made: list[Any] = []
+    home, behalf = MemoryStorage(), Behalf("acme", "eve", session="c-1")
+
+    async def asks(ctx: Any) -> None:
+        await ctx.ask("confirm", {"message": "OK?", "effect": "refund", "rule": "asks"})
+
+    async with hosting(home, Owner(asks), guard=PolicyEngine([ASKS])) as jobs:
+        jobs.begin("j", behalf=behalf)
+        await answer(jobs, home, b'{"approved": true, "always": "%s"}' % word.encode())
+        await jobs.over("j")
+    async with hosting(home, Owner(calls(refund_of(made), ("o-1",))), guard=PolicyEngine([ASKS])) as jobs:
+        jobs.begin("k", behalf=behalf)
+        await jobs.until(lambda: asked(home) or made)
+    assert made == []
+
+
 IN_SESSION = b'{"approved": true, "always": "session"}'
 FIRST = Behalf("acme", "eve", session="c-1")
 
