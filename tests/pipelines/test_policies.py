@@ -310,7 +310,11 @@ async def test_an_approval_for_a_session_holds_for_the_jobs_of_its_key_over_a_re
 
         @app.agent("alone", durable=True, sink="answers")
         async def lone(ctx: Any) -> Any:
-            return [await ctx.call(refund, ctx.message["order"]), ctx.session]
+            return [await ctx.call(refund, ctx.message["order"]), ctx.session, await ctx.child("talk", {"till": 1})]
+
+        @app.agent("nothing", key="till", durable=True)
+        async def talk(ctx: Any) -> Any:
+            return ctx.session
 
         return app
 
@@ -345,9 +349,7 @@ async def test_an_approval_for_a_session_holds_for_the_jobs_of_its_key_over_a_re
         await until(lambda: len(office.answers()) == 6)
         sessions = {job.session_id for job in await app.jobs.find()}
     assert made == ["o-1", "o-2", "o-3", "o-4", "o-4", "o-5"]
-    assert [session for _, session in office.answers()] == ["desk.handle/7"] * 3 + [
-        "desk.handle/8",
-        "desk.handle/7",
-        "",
-    ]
+    *of_keys, of_none = office.answers()
+    assert [session for _, session in of_keys] == ["desk.handle/7"] * 3 + ["desk.handle/8", "desk.handle/7"]
+    assert of_none[1:] == ["", ""], "neither the job, nor its child, whose record has a key"
     assert sessions == {"desk.handle/7", "desk.handle/8", ""}, "ended jobs too"

@@ -21,6 +21,7 @@ from sabot.errors import DataError, UserError
 from sabot.jobs.guard import NOBODY, Behalf
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import PYTHON_MARK
+from sabot.jobs.tree import parent_of
 from sabot.jobs.values import in_order, pack, unpack
 from sabot.journal.effects import digest
 from sabot.operators.agents.rows import JOB_HEADER, JSON_HEADER, Row, place_of, rows_of, with_headers
@@ -201,10 +202,10 @@ def inputs_of(call: JobCall) -> dict[str, Any]:
 
 
 def in_session(call: JobCall, agent_id: str) -> Behalf:
-    """Returns the `behalf` of a call with the session of its job. A child has the session of its parent, if there is one.
-    Otherwise the session is "AGENT/KEY", with the key of the record; a job of an agent without `key=` has none.
+    """Returns the `behalf` of a call with the session of its job, "AGENT/KEY" with the key of the record; a job of an
+    agent without `key=` has none. A child has that of its parent, or none: only its parent knows the conversation.
     """
-    if not call.scope or call.behalf.session:
+    if not call.scope or call.behalf.session or parent_of(call.job_id)[0]:
         return call.behalf
     return Behalf(*call.behalf[:3], f"{agent_id}/{key_of(call.scope)}")
 
