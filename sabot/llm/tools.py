@@ -392,8 +392,9 @@ def recorded_way(made: Tool) -> str:
 
 
 _TOOL_FIELDS: WeakKeyDictionary[FunctionType, dict[str, tuple[Any, ...]]] = WeakKeyDictionary()
-"""The fields of a function's tool except the function, by function and class of effect. `ctx.step` makes a tool for
-each call, and inspecting a function takes long. The keys are weak, so that functions are not kept alive.
+"""The fields of a tool except the function, by function and class of effect; those of a bound method are by its function
+and apart, as it has a parameter less. `ctx.step` makes a tool for each call, and inspecting a function takes long. The
+keys are weak, so that functions are not kept alive.
 """
 
 
@@ -453,15 +454,17 @@ def _has_fields(func: Any) -> bool:
 
 
 def _tool_of_function(func: Callable[..., Any], effect: str, timeout: Duration | None, retries: int | None) -> Tool:
-    if not isinstance(func, FunctionType) or not isinstance(effect, str) or timeout is not None or retries is not None:
+    plain = func.__func__ if isinstance(func, MethodType) else func  # the tools of a method differ in their object only
+    if not isinstance(plain, FunctionType) or not isinstance(effect, str) or timeout is not None or retries is not None:
         return _make_tool(effect, None, "ask", timeout, retries, "100ms", None, func)
-    known = _TOOL_FIELDS.setdefault(func, {})
-    if effect not in known:
+    known = _TOOL_FIELDS.setdefault(plain, {})
+    effect_of = effect if func is plain else f"{effect} of a method"
+    if effect_of not in known:
         made = _make_tool(effect, None, "ask", timeout, retries, "100ms", None, func)
         if made.func is not func:
             return made  # the cache must not keep a function that refers to the key of its entry
-        known[effect] = tuple(getattr(made, each.name) for each in fields(Tool)[1:])
-    return Tool(func, *known[effect])
+        known[effect_of] = tuple(getattr(made, each.name) for each in fields(Tool)[1:])
+    return Tool(func, *known[effect_of])
 
 
 def _make_tool(
