@@ -11,7 +11,7 @@ KERNEL_TESTS := tests/unit/_cython $(addprefix tests/unit/,operators/windows/tes
 BENCHMARKS := $(sort $(wildcard benchmarks/kernels/*.py benchmarks/pipelines/*.py))
 AGENT_BENCHMARKS := $(sort $(wildcard benchmarks/agents/*.py))
 
-# Every worker imports all tests, and hundreds of them start a child: nothing of this is compiled anew each time.
+# Workers import hundreds of tests, and hundreds of them start a child: nothing of this is compiled anew each time.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-all slow ray simulate fuzz check lint types kernels-debug bench bench-compare bench-smoke smokes docs docs-serve pictures kafka kafka-stop soak clean
@@ -20,12 +20,11 @@ demo: $(STAMP)
 	@$(BIN)/sabot demo fraud
 
 # All tests but those marked `slow`. More workers than cores: many tests wait, for a broker or for a process that dies.
-# The order of the files is that of tests/conftest.py; xdist would begin with those that have the most tests.
-# In a fresh clone they are compiled before, as each worker would compile them all. pytest-benchmark is for benchmarks/changes, and would
-# look at each test.
+# The order of the files is that of tests/conftest.py; xdist would begin with those that have the most tests. A worker collects a file when
+# its turn comes (tests/tools/turns.py), so how many tests there are is known at the end, and no percentage is shown.
+# pytest-benchmark is for benchmarks/changes, and would look at each test.
 test: $(STAMP)
-	@test -d tests/unit/__pycache__ || $(BIN)/python tests/tools/compiling.py >/dev/null || echo "make: each worker compiles the tests"
-	@$(BIN)/pytest -q -p no:benchmark -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 1 -m "not slow" tests
+	@$(BIN)/pytest -q -p no:benchmark -o console_output_style=classic -n 6 --dist loadfile --no-loadscope-reorder --max-worker-restart 1 -m "not slow" tests
 
 # What takes longer too: the tests that mostly wait, and beside them simulated programs, which compute, some 0.2 s each. A fault that one
 # program in 200 shows is met by 400 with 87 %, and each commit has other ones. Their two processes let the tests go first, and have both
@@ -37,7 +36,7 @@ test-all: test
 # Crashes at 80 steps of each whole pipeline, packages, kills of an app on Kafka, the cases that `make test` leaves out, and properties, of
 # whose examples it tries some: of all these tests one in six, with each commit other ones. EVERY=1: all of them, at all steps (25 minutes).
 slow: $(STAMP)
-	@$(BIN)/pytest -q -p no:benchmark -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 1 -m "slow or hypothesis" $(if $(EVERY),,--one-in 6) tests
+	@$(BIN)/pytest -q -p no:benchmark -o console_output_style=classic -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 1 -m "slow or hypothesis" $(if $(EVERY),,--one-in 6) tests
 
 # Workers on a Ray cluster of two nodes on this machine, whose nodes are killed and paused. Apart from `make slow`, which has these tests only
 # where Ray is installed: they take a minute of a core each, most of it for Ray's own processes.

@@ -4,11 +4,13 @@ uses.
 
 import atexit
 import faulthandler
+import functools
 import gc
 import logging
 import math
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import uuid
@@ -20,7 +22,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
-from hypothesis import settings
+from _pytest.runner import runtestprotocol
+from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
 sys.path.insert(0, str(Path(__file__).parent))  # where tools and twins are
@@ -30,6 +33,8 @@ from sabot.testing import lives
 from tools.broker import Broker, Brokers
 from tools.drawing import commit
 from tools.leftovers import leftovers, temporary_folder
+from tools.turns import File, Turn
+from tools.warm_starts import WarmStarts
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -40,130 +45,183 @@ if (
 # for a broker or for a child that is killed; of the second one, which compute, a file that is missing counts by its tests.
 WAITING = {
     "test_kill_effects": 240,
-    "test_kafka_journal_broker": 85,
     "test_faults": 87,
+    "test_kafka_journal_broker": 85,
     "test_kafka_journal": 60,
     "test_kafka_security": 58,
     "test_kafka_delivery": 55,
     "test_dlq": 52,
     "test_postgres_journal": 48,
     "test_stream_kafka": 37,
-    "test_topics_command": 8,
     "test_journal_contract": 35,
+    "test_source_contract": 34,
+    "test_agent_kafka": 33,
     "test_cli": 30,
+    "test_workers_network": 30,
+    "test_console_browser": 30,
     "test_kill_dance": 25,
-    "test_shared_budgets": 12,
+    "test_kafka_bad_input": 25,
+    "test_console_places_browser": 25,
     "test_leftovers": 24,
     "test_signals": 24,
     "test_sqlite_journal": 23,
     "test_kafka_faults": 22,
-    "test_kafka_lease": 2,
-    "test_asked_topics": 2,
+    "test_kafka_delivery_contract": 21,
+    "test_kafka_refusals": 20,
+    "test_backfills": 19,
     "test_kill_minus_nine": 17,
     "test_savepoints": 17,
-    "test_stream_kill": 13,
-    "test_workers_network": 30,
     "test_agent_state_e2e": 14,
+    "test_sink_contract": 14,
+    "test_stream_kill": 13,
+    "test_shared_budgets": 12,
     "test_agent_runtime": 12,
+    "test_program_pool": 12,
+    "test_budget_owner_contract": 12,
     "test_changes_kafka": 11,
-    "test_agent_kafka": 33,
+    "test_broken_edges": 11,
     "test_changes_sinks": 10,
-    "test_cli_reload": 6,
-    "test_files_partitions": 5,
-    "test_program_pool": 9,
-    "test_hostile_programs": 7,
-    "test_tenants": 6,
-    "test_program_sessions": 9,
     "test_process_kill": 10,
-    "test_app": 8,
-    "test_cli_checkpoints": 7,
-    "test_delivery_contract": 6,
-    "test_kafka_delivery_contract": 21,
-    "test_secrets": 5,
+    "test_agent_errors": 10,
+    "test_state_screens": 10,
+    "test_kept_journals": 10,
+    "test_program_sessions": 9,
     "test_durable_journals": 9,
+    "test_refilled_steps": 9,
+    "test_hung_sessions": 9,
+    "test_topics_command": 8,
+    "test_app": 8,
     "test_postgres_sink": 8,
     "test_exits": 8,
-    "test_source_contract": 34,
     "test_values": 8,
+    "test_reader": 8,
+    "test_console_inbox_browser": 8,
+    "test_console": 8,
+    "test_hostile_programs": 7,
+    "test_cli_checkpoints": 7,
+    "test_mcp_questions": 7,
+    "test_checkpoint_screens": 7,
+    "test_console_rows": 7,
+    "test_kept_apps": 7,
+    "test_cli_reload": 6,
+    "test_tenants": 6,
+    "test_delivery_contract": 6,
+    "test_cli_sql_shell": 6,
+    "test_llm_faults": 6,
+    "test_refused_starts": 6,
+    "test_first_programs": 6,
+    "test_console_letters": 6,
+    "test_console_state_browser": 6,
+    "test_console_jobs_browser": 6,
+    "test_console_figures_browser": 6,
+    "test_pool_stores": 6,
+    "test_workers": 6,
+    "test_files_partitions": 5,
+    "test_secrets": 5,
     "test_warm_pool": 5,
     "test_fleet": 5,
-    "test_budget_owner_contract": 12,
+    "test_process_limits": 5,
+    "test_cli_top": 5,
+    "test_topics_of_letters": 5,
     "test_process_health": 4,
     "test_lifecycle": 4,
     "test_resources": 4,
+    "test_adapters": 4,
+    "test_postgres_refusals": 4,
     "test_sandbox": 3,
-    "test_kafka_bad_input": 25,
-    "test_backfills": 19,
-    "test_sink_contract": 14,
-    "test_broken_edges": 11,
-    "test_agent_errors": 10,
+    "test_kafka_lease": 2,
+    "test_asked_topics": 2,
 }
 COMPUTING = {
     "test_package": 60,
-    "test_alignment": 4,
-    "test_tables_first": 5,
     "test_documents": 60,
     "test_streams_against_batch": 50,
-    "test_every_step": 30,
     "test_joins_against_batch": 40,
     "test_operator_contract": 35,
+    "test_every_step": 30,
     "test_windows": 28,
     "test_durable_agents": 26,
     "test_kept_checkpoints": 22,
     "test_house_rules": 20,
     "test_jobs_property": 20,
+    "test_redaction": 18,
+    "test_provider_contract": 18,
     "test_seeds": 17,
     "test_exactly_once": 16,
     "test_changes_against_batch": 16,
-    "test_changed_programs": 14,
     "test_keyed_functions_against_batch": 16,
+    "test_plan_against": 15,
+    "test_job_screens": 15,
+    "test_changed_programs": 14,
     "test_tables": 14,
     "test_stream_recovery": 14,
     "test_files_delivery": 14,
     "test_json_kernel": 13,
+    "test_decimals": 13,
     "test_layers": 12,
     "test_random_crashes": 12,
     "test_agents_feed_streams": 12,
-    "test_slotted": 18,
+    "test_small_budgets": 12,
+    "test_format_contract": 12,
+    "test_random_statements": 12,
+    "test_core": 12,
     "test_row_table": 11,
     "test_engine_faults": 11,
+    "test_accounting": 11,
+    "test_group_functions": 11,
     "test_durable_faults": 10,
     "test_checkpoint_e2e": 10,
     "test_checkpoint_place_contract": 10,
     "test_keyed": 10,
     "test_pattern_kernel": 10,
+    "test_cli_plan": 10,
+    "test_nexmark": 10,
     "test_fraud_features": 9,
     "test_stream_faults": 9,
     "test_time_joins": 9,
-    "test_expressions_in_steps": 7,
-    "test_decimals": 13,
-    "test_migration": 4,
-    "test_tombstones": 3,
-    "test_small_budgets": 12,
+    "test_over": 9,
+    "test_witness": 9,
+    "test_keyed_operators": 9,
+    "test_unexpected_ends": 9,
+    "test_script_options": 9,
     "test_spilled": 8,
     "test_map_async": 8,
+    "test_fuzz": 8,
+    "test_restart": 8,
+    "test_rules_contract": 8,
+    "test_expressions_in_steps": 7,
     "test_gathered": 7,
     "test_ranked": 7,
+    "test_files_sources": 7,
+    "test_changed_tokens": 7,
     "test_changes": 6,
     "test_exports": 6,
     "test_loop_replay": 6,
     "test_rows_state": 6,
     "test_runtime_crashes": 6,
-    "test_redaction": 18,
-    "test_provider_contract": 18,
-    "test_plan_against": 15,
-    "test_format_contract": 12,
-    "test_accounting": 11,
-    "test_cli_plan": 10,
-    "test_nexmark": 10,
-    "test_over": 9,
-    "test_witness": 9,
-    "test_keyed_operators": 9,
-    "test_unexpected_ends": 9,
-    "test_fuzz": 8,
-    "test_restart": 8,
+    "test_answer_shapes": 6,
+    "test_random_further": 6,
+    "test_nexmark_sql": 6,
+    "test_cli_sql": 6,
+    "test_tables_first": 5,
+    "test_rows_screens": 5,
+    "test_changing_tables": 5,
+    "test_alignment": 4,
+    "test_migration": 4,
+    "test_logic_files": 4,
+    "test_queries": 4,
+    "test_durable_property": 4,
+    "test_core_trees": 4,
+    "test_extreme_values": 4,
+    "test_typed_outputs": 4,
+    "test_refused_rows": 4,
+    "test_parted_by_some": 4,
+    "test_types_of_users": 4,
+    "test_supervisor": 4,
+    "test_tombstones": 3,
 }
 A_TEST = 0.03
+A_BYTE = 1 / 15_000
 # Of the examples of each property `make test` tries this share, and `make slow` all of them: what is found late is found in the first ones,
 # or in more than any of them.
 SHARE_OF_EXAMPLES = 0.1
@@ -171,9 +229,19 @@ SHARE_OF_EXAMPLES = 0.1
 # Slow and few: each of their tests goes to the worker that is free.
 ONE_BY_ONE = {"test_every_step_pipelines", "test_durable_crashes"}
 # They read all source of the package, which one worker parses.
-TOGETHER = {"test_house_rules", "test_layers", "test_exports"}
+TOGETHER = {
+    "test_house_rules",
+    "test_layers",
+    "test_exports",
+    "test_prose",
+    "test_python_values",
+    "test_budgets",
+    "test_stored_names",
+}
 
-settings.register_profile("sabot", derandomize=True, deadline=None, database=None)  # the same cases each time
+# The same cases each time, however long a busy machine takes to generate them.
+slowly = [HealthCheck.too_slow]
+settings.register_profile("sabot", derandomize=True, deadline=None, database=None, suppress_health_check=slowly)
 settings.load_profile("sabot")
 # It would parse all of our modules for constants to try, 3 seconds of each worker. Where it has no such function, this changes nothing.
 providers.is_local_module_file = lambda path: False
@@ -236,6 +304,9 @@ def pytest_configure_node(node: Any) -> None:
     """Called for each worker before it starts."""
     brokers = node.config.stash[BROKERS]
     node.workerinput["brokers"] = (os.fspath(brokers.folder), brokers.mark)
+    node.workerinput["turns"] = node.config.getoption("dist") == "loadfile" and not any(
+        "::" in arg for arg in node.config.args
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -250,6 +321,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file: str = super()._split_scope(nodeid)
             name = Path(file).stem
             return nodeid if name in ONE_BY_ONE else "source" if name in TOGETHER else file
+
+        def _reschedule(self, node: Any) -> None:
+            """Gives a worker one file besides the one that it runs, not two: the rest goes to who is free. It waits for the second one
+            before it runs the first, so it is told at once that there is none. What a worker that crashed had done comes again, and is no
+            test.
+            """
+            while not node.shutting_down and self.workqueue and self._pending_of(self.assigned_work[node]) < 2:
+                self._assign_work_unit(node)
+            if not node.shutting_down and not self.workqueue:
+                node.shutdown()
 
     return Scheduling(config, log)
 
@@ -277,25 +358,65 @@ def pytest_collection() -> Any:
         gc.enable()
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> File | None:
+    """In a worker that is given whole files a file is imported when its turn comes."""
+    if module_path.stem in ONE_BY_ONE or not getattr(parent.config, "workerinput", {}).get("turns"):
+        return None
+    return File.from_parent(parent, path=module_path)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    if isinstance(item, Turn):
+        item.run(nextitem)
+    elif getattr(item.config, "workerinput", {}).get("turns"):
+        tell(item, runtestprotocol(item, log=False, nextitem=nextitem))
+    else:
+        return None
+    return True
+
+
+def tell(item: pytest.Item, reports: list[pytest.TestReport]) -> None:
+    """Tells the process that started this worker what there is to tell: of a test that passes one message, not five, which took both
+    of them a millisecond.
+    """
+    every = item.config.getoption("durations") is not None
+    for report in reports:
+        if every or report.when == "call" or not report.passed:
+            if report.passed:
+                report.keywords = {}
+            item.ihook.pytest_runtest_logreport(report=report)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Any:
     """Workers take whole files in this order: the longest first, and files that wait alternate with files that compute."""
     if unstable := [item.nodeid for item in items if " at 0x" in item.nodeid or "sabot-tests-" in item.nodeid]:
         raise pytest.UsageError(
             f"ids with an address or a temporary folder differ between workers, give ids= to {unstable}"
         )
+    turns = [item for item in items if isinstance(item, Turn)]  # no other plugin has to do with them
+    items[:] = [item for item in items if not isinstance(item, Turn)]
     leave_cases_to_slow(items)
     if config.option.markexpr == "not slow":
         leave_examples_to_slow(items)
     keep_one_in(config, items)
+    yield
     files = defaultdict(list)
-    for item in items:
+    for item in turns + items:
         files[item.path.stem].append(item)
     waiting = [files.pop(name) for name in sorted(WAITING, key=WAITING.__getitem__, reverse=True) if name in files]
-    computing = sorted(
-        files.values(), key=lambda tests: COMPUTING.get(tests[0].path.stem, A_TEST * len(tests)), reverse=True
-    )
+    computing = sorted(files.values(), key=cost, reverse=True)
     pairs = zip_longest(waiting, computing, fillvalue=())
     items[:] = [item for pair in pairs for tests in pair for item in tests]
+
+
+def cost(tests: list[pytest.Item]) -> float:
+    """The seconds that a file takes, by its tests, or before these are known by its length."""
+    file = tests[0].path
+    if isinstance(tests[0], Turn):
+        return COMPUTING.get(file.stem, A_BYTE * file.stat().st_size)
+    return COMPUTING.get(file.stem, A_TEST * len(tests))
 
 
 def leave_cases_to_slow(items: list[pytest.Item]) -> None:
@@ -371,6 +492,34 @@ async def no_child_afterwards(no_supervisor_afterwards: None) -> AsyncIterator[N
     from sabot.process import Supervisor
 
     assert (await Supervisor.running()).children == []
+
+
+@pytest.fixture(scope="module")
+def _forked_starts() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.platform == "linux" and hasattr(subprocess, "_fork_exec"):
+            patch.setattr(subprocess, "_fork_exec", warm().fork_exec)
+        yield
+
+
+@pytest.fixture
+def warm_starts(_forked_starts: None) -> None:
+    """Interpreters that a file of tests starts have imported Sabot already, where the file says so (`pytest.mark.usefixtures`): one that
+    tests what a program does, and not how an interpreter starts. Where the start of a process is another one, this changes nothing.
+    """
+    warm().prepare()
+
+
+@pytest.fixture
+def cold_start(warm_starts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test of how an interpreter starts, in a file with `warm_starts`."""
+    if sys.platform == "linux" and hasattr(subprocess, "_fork_exec"):
+        monkeypatch.setattr(subprocess, "_fork_exec", warm().cold)
+
+
+@functools.cache
+def warm() -> WarmStarts:
+    return WarmStarts(getattr(subprocess, "_fork_exec", None))
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What a reader has to learn has a budget: public names per package, members per contract.
+"""What a reader has to learn has a budget: public names per package, members per contract, modules per room.
 
 A budget may fall with every change. To raise one, write a record in `docs/decisions/` that says why the new name pays for what a reader has
 to learn, and name the record beside the number here.
@@ -8,12 +8,12 @@ import ast
 
 import pytest
 
-from tools.source_tree import ROOT, nodes_of, tree_of
+from tools.source_tree import ROOT, nodes_of, sources, tree_of
 
 NAMES = {  # what `from sabot.X import …` offers, by the stub of the package
     "": 139,  # docs/decisions/078, 079, 066, 084, 088
-    "agents": 137,  # docs/decisions/043
-    "connectors": 22,  # docs/decisions/051, 086
+    "agents": 138,  # docs/decisions/043, 120
+    "connectors": 6,  # docs/decisions/113
     "journal": 8,
     "llm": 68,
     "mcp": 47,
@@ -27,12 +27,13 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "codecs/base.py:Codec": 4,
     "codecs/base.py:Format": 13,
     "connectors/base.py:Delivers": 8,  # 051, 109
-    "connectors/base.py:Sink": 6,
-    "connectors/base.py:Source": 6,
-    "jobs/guard.py:EffectGuard": 16,  # 044
+    "connectors/base.py:Sink": 17,  # 113
+    "connectors/base.py:Source": 22,  # 113, 122
+    "connectors/files/format.py:FileFormat": 46,  # 114, 116
+    "jobs/guard.py:EffectGuard": 11,  # 044, 115
     "jobs/owner.py:JobOwner": 15,
     "journal/base.py:Journal": 15,  # 060
-    "journal/base.py:JournalReader": 13,  # 060
+    "journal/base.py:JournalReader": 17,  # 060, 121
     "llm/provider.py:Provider": 7,
     "operators/base.py:FilledFromTable": 3,
     "operators/base.py:HoldsMarks": 2,
@@ -41,6 +42,8 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "operators/base.py:Stateful": 7,
     "operators/base.py:WaitsForCalls": 4,
 }
+SHAPES = {"JobRecord", "JobState", "EndedJob", "FoldedJob", "InboxQuestion"}  # of a job; 118
+MODULES = {"connectors/files": 19}  # of a room; 114, 116
 HINT = "say in docs/decisions/ why it pays for what a reader has to learn, and name the record beside its budget in tests/test_budgets.py"
 
 
@@ -66,6 +69,18 @@ def members(contract: str) -> set[str]:
     return {each for each in found if not each.startswith("_")}
 
 
+def shapes() -> set[str]:
+    """The classes that have an agent's job with its status, or hold the record of one job."""
+    found = set()
+    for node in (node for path in sources(".py").values() for node in nodes_of(path, ast.ClassDef)):
+        fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+        has = {ast.unparse(each.target): ast.unparse(each.annotation) for each in fields}
+        began = has.keys() >= {"agent", "status"} and has.keys() & {"created_at", "created_ms"}
+        if began or {"JobRecord", "JobRecord | None"} & {*has.values()}:
+            found.add(node.name)
+    return found
+
+
 def test_a_package_offers_no_more_names_than_its_budget() -> None:
     found = stubs()
     assert found.keys() == NAMES.keys(), (
@@ -81,8 +96,18 @@ def test_a_contract_has_no_more_members_than_its_budget(contract: str) -> None:
     assert len(found) <= MEMBERS[contract], f"{HINT}: {sorted(found)}"
 
 
+@pytest.mark.parametrize("room", MODULES)
+def test_a_room_has_no_more_modules_than_its_budget(room: str) -> None:
+    assert len(list((ROOT / room).glob("*.py"))) <= MODULES[room], HINT
+
+
+def test_a_job_has_no_more_shapes_than_its_budget() -> None:
+    assert shapes() == SHAPES, HINT
+
+
 def test_a_budget_with_room_is_lowered() -> None:
     """What a change has saved, the next one does not spend unseen."""
     wide = {name: count for name, count in stubs().items() if count < NAMES[name]}
     wide |= {name: len(members(name)) for name, most in MEMBERS.items() if len(members(name)) < most}
+    wide |= {room: count for room in MODULES if (count := len(list((ROOT / room).glob("*.py")))) < MODULES[room]}
     assert wide == {}, "lower these budgets in tests/test_budgets.py to the numbers shown"

@@ -133,7 +133,7 @@ async def count(ctx):
 def answer(port: int, path: str) -> int:
     """The status of a probe; 0: nobody listens yet."""
     try:
-        return int(urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10).status)
+        return int(urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60).status)
     except urllib.error.HTTPError as error:
         return error.code
     except OSError:

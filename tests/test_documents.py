@@ -34,7 +34,7 @@ from sabot.connectors.memory import MemoryBroker
 from sabot.mcp import ToolServer, state_tools
 from tools.broker import Broker
 from tools.command_line import child
-from tools.source_tree import nodes_of, sources, text_of
+from tools.source_tree import sources, text_of
 
 ROOT = Path(__file__).parents[1]
 DECISIONS = ROOT / "docs" / "decisions"
@@ -112,6 +112,7 @@ def test_a_program_of_the_readme_runs_as_a_script_and_prints_what_stands_below_i
     assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
 
 
+@pytest.mark.one_in(3, "a sixth of a second of a core each, and five for some")
 @pytest.mark.parametrize("page", PAGES[1:], ids=names(PAGES[1:]))
 def test_the_code_of_a_page_runs_from_top_to_bottom_like_a_notebook(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -161,10 +162,13 @@ def examples_in_docstrings() -> dict[str, str]:
     """The docstrings of the package that have an example, by the place of what they describe."""
     found = {}
     for name, path in sources(".py").items():
-        for kind in (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef):
-            for node in nodes_of(path, kind):
-                if "```python" in (text := ast.get_docstring(node) or ""):
-                    found[f"{name}:{node.name}"] = text
+        if "```python" not in text_of(path):  # to parse all takes seconds
+            continue
+        for node in ast.walk(ast.parse(text_of(path))):
+            if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if "```python" in (text := ast.get_docstring(node) or ""):
+                found[f"{name}:{node.name}"] = text
     return found
 
 

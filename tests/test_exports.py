@@ -188,6 +188,7 @@ assert found.collect().num_rows == 2
 """
 
 
+@pytest.mark.one_in(3, "a process each")
 @pytest.mark.parametrize("program", [STREAM, PLAIN_AGENT, SQL], ids=["a stream", "an agent that is a function", "SQL"])
 def test_a_program_without_durable_agents_and_models_runs_where_their_rooms_cannot_be_imported(
     tmp_path: Path, program: str

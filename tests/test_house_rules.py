@@ -31,9 +31,7 @@ READ_FROM_OUTSIDE = {
 
 INHERITED = {  # privates of a base class in another module, by the class that uses them
     "BatchCaller": {"_emit_to_branch", "_failed", "_emit_rows", "_keys_of", "_spec"},
-    "CsvSource": {"_record_bytes", "_schema", "_share"},
     "KafkaDelivery": {"_kafka", "_keys", "_producer"},
-    "NdjsonSource": {"_record_bytes", "_schema", "_share"},
     "RowCaller": {"_emit_to_branch", "_failed", "_emit_rows", "_keys_of", "_spec"},
 }
 
@@ -170,6 +168,8 @@ ENGINE = (  # rooms, and modules beside them, in which the running program is an
 )
 
 ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, or about their journals
+    "calls/decoded.py": "each run of a job decodes the words of a model",
+    "calls/tool_context.py": "the job that calls a tool",
     "runtime/log_ring.py": "the job that a line of the log names",
     **dict.fromkeys(
         (f"api/{name}.py" for name in ("agent", "child_limits")),
@@ -197,9 +197,13 @@ ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, 
         "the jobs of the durable agents of a run",
     ),
     "calls/judging.py": "calls of models that no job makes",
+    **dict.fromkeys(
+        (f"calls/{name}.py" for name in ("effects", "model_requests", "tool_results", "tools")),
+        "what jobs and models know of tools and of calls",
+    ),
     "mcp/loop_thread.py": "the functions of jobs may not use sessions",
     "mcp/pool.py": "a server may ask people through a job",
-    "runtime/dead_letters.py": "dead letters of durable agents are selected by their job",
+    "letters/pages.py": "dead letters of durable agents are selected by their job",
 }
 
 SAYS_DURABLE = re.compile(  # lines of other modules that name a job of a durable agent

@@ -55,7 +55,7 @@ def test_left(tmp_path):
 """
 
 
-def gone(pids: list[int], folder: Path, seconds: float = 20.0) -> bool:
+def gone(pids: list[int], folder: Path, seconds: float = 60.0) -> bool:
     """None of the processes lives, and there is no folder; what was killed a moment ago is given some time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -77,7 +77,7 @@ def test_processes_and_files_of_a_session_go_with_it(number: int | None) -> None
         folder, *pids = process.stdout.readline().split()
         if number is not None:
             process.send_signal(number)
-        process.wait(20)
+        process.wait(60)
     assert gone([int(pid) for pid in pids], Path(folder))
 
 
@@ -99,7 +99,7 @@ def test_a_pytest_that_does_not_come_to_its_end_leaves_nothing(number: int, tmp_
         line = next(line for line in process.stdout if "!" in line)
         folder, pid = line.split("!")[1].split()
         process.send_signal(number)
-        process.wait(20)
+        process.wait(60)
     assert Path(folder).parent.parent == tmp_path
     assert gone([int(pid)], Path(folder).parent)
     assert list(tmp_path.iterdir()) == [program.parent]

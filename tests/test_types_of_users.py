@@ -18,8 +18,8 @@ import sabot
 from sabot.api.agent import AgentOptions, AgentSpec, BatchAgentOptions, RecordAgentOptions
 from sabot.app.agents import AgentDeclarations, LlmAgentOptions
 from sabot.base.options import options_of
+from sabot.calls.effects import EffectClass, EffectName
 from sabot.calls.options import CALL_WORDS
-from sabot.journal.effects import EffectClass, EffectName
 from sabot.llm import Agent
 from tools.source_tree import PROJECT
 
@@ -28,6 +28,7 @@ import pyarrow as pa
 
 import sabot
 from sabot import App, Stream, col
+from sabot.kafka import KafkaSink, KafkaSource
 
 app = App("shop")
 
@@ -44,6 +45,10 @@ def score(batch: pa.RecordBatch, ctx: sabot.AgentContext) -> pa.RecordBatch:
 
 def large(orders: Stream) -> sabot.GroupedStream:
     return orders.filter(col("amount") > 100).group_by("user")
+
+
+def copied(broker: str) -> None:
+    app.stream(KafkaSource("orders", broker, "group")).to(KafkaSink("copies", broker))
 
 
 table: pa.Table = app.stream(sabot.files("orders.ndjson")).collect()
@@ -98,8 +103,10 @@ app.stream("orders").group_by("user").aggregate(n=1)
 """
 
 TOOLS = """
+import msgspec
+
 from sabot import App
-from sabot.agents import DurableContext
+from sabot.agents import DurableContext, ToolContext
 from sabot.llm import Agent, Effect, ExecutionEngine, OpenAIProvider, Tool, tool
 
 app = App("shop")
@@ -134,8 +141,35 @@ class Desk:
         return 1
 
 
+class Shop:
+    name = "gold"
+
+
+class Verdict(msgspec.Struct):
+    ok: bool
+
+
+@tool
+async def cancel(ctx: ToolContext[Shop], order: str, days: int = 3) -> str:
+    return ctx.deps.name.upper() + order
+
+
+async def of_shop(ctx: ToolContext) -> Shop:
+    return Shop()
+
+
+async def ask() -> object:
+    agent = Agent(engine, tools=[cancel], deps=Shop(), output=Verdict, instructions=lambda ctx: ctx.deps.name)
+    made: Agent[Shop, Verdict] = Agent(engine, tools=[cancel], deps=of_shop, output=Verdict)
+    several = Agent(engine, output=int | str, name="several")
+    right: bool = (await agent.run("x")).output.ok and (await made.run("x")).output.ok
+    return right, (await several.run("x")).output
+
+
 async def work(ctx: DurableContext) -> object:
     text: str = await ctx.call(refund, "o-1", amount=5)
+    text = await ctx.call(cancel, "o-1", days=5)
+    text = await cancel(ToolContext(deps=Shop()), "o-1")
     number: float = await ctx.call(plain, "o")
     number = await ctx.step(plain, "o", effect="read", retries=2)
     await ctx.call(put, "a")
@@ -159,7 +193,7 @@ app.process_agent("tasks", command=["x"], effect="read", durable=True, timeout="
 
 BAD_TOOLS = """
 from sabot import App
-from sabot.agents import DurableContext, RuntimeKernel
+from sabot.agents import DurableContext, RuntimeKernel, ToolContext
 from sabot.llm import Agent, ExecutionEngine, OpenAIProvider, tool
 
 app = App("shop")
@@ -171,11 +205,21 @@ async def pay(order: str, amount: int = 3) -> str:
     return order
 
 
+@tool
+async def cancel(ctx: ToolContext[int], order: str, days: int = 3) -> str:
+    return order
+
+
 def plain(order: str) -> float:
     return 1.0
 
 
 async def work(ctx: DurableContext) -> None:
+    await ctx.call(cancel, "o-1", days="x")  # wrong
+    await ctx.call(cancel)  # wrong
+    await cancel("o-1")  # wrong
+    (await Agent(engine, output=str).run("x")).output.nothing  # wrong
+    Agent(engine, deps="x", instructions=lambda ctx: ctx.deps.nothing)  # wrong
     await ctx.call(pay, "o-1", amount="x")  # wrong
     await ctx.call(pay, "o-1", amont=3)  # wrong
     await ctx.call(pay)  # wrong
@@ -209,9 +253,9 @@ INNER = {
     "CsvOptions": "the keywords of files, of which nobody makes one",
     "CallTimers": "of the constructor of a context, which the runtime calls",
     "CheckpointStorage": "of App.open_storage, for tools",
+    "DataFile": "of a file's columns in the names of its folders, for sources of files",
     "ClockWindow": "what hopping(…, time_zone=) and cumulative(…, time_zone=) return: nobody makes one",
     "Codec": "what a Format makes for a reader",
-    "DataFile": "what the sources of files hand to each other",
     "DateExpr": "a namespace of Expr: .dt",
     "Engine": "what ExecutionEngine is, for models of an agent",
     "EffectGuard": "of App.guards, for the runtime",

@@ -28,9 +28,10 @@ from sabot import App
 from sabot._cython.text.records import state_key
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.agents.job_history import job_keeping
-from sabot.agents.job_reads import JobQuery, jobs_page
+from sabot.agents.job_reads import jobs_page
 from sabot.jobs.values import pack
 from sabot.journal import Journal
+from sabot.journal.ended_jobs import JobQuery
 from sabot.journal.entries import Begin, EffectResult, End, Entry, Intent
 from sabot.journal.opening import open_journal, open_reader
 
@@ -171,8 +172,8 @@ def listed(place: str, jobs: int, opened: int) -> list[tuple[float, float]]:
         before, began = cpu(), time.perf_counter()
         page = jobs_page(with_open, JobQuery(), LISTED)
         found.append((round((time.perf_counter() - began) * 1000, 1), round((cpu() - before) * 1000, 1)))
-        assert [job.record.job_id for job in page.jobs[:3]] == [job_id(jobs + opened - 1 - n) for n in range(3)]
-        assert sum(job.used.tokens for job in page.jobs) == 100 * min(LISTED, jobs + opened + 1)
+        assert [job.job_id for job in page.jobs[:3]] == [job_id(jobs + opened - 1 - n) for n in range(3)]
+        assert sum(used.tokens for used, _ in page.used.values()) == 100 * min(LISTED, jobs + opened + 1)
     with_open.close()
     return found
 

@@ -46,9 +46,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from killed import topics
 from killed.shop import FAILED, LATE_SECONDS, LOCKED, UNSAFE, Failpoint, Order, World, expected, live, orders_of
 
+from sabot.calls.effects import EffectId
 from sabot.demos.person import Person
 from sabot.journal import open_reader
-from sabot.journal.effects import EffectId
 from sabot.journal.entries import EffectResult, Intent
 from sabot.testing import Witness
 from tools.broker import Broker

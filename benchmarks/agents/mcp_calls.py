@@ -69,8 +69,8 @@ async def run(calls: int, rounds: int) -> dict[str, Any]:
     """All rounds."""
     from mcp import Client, StdioServerParameters
 
+    from sabot.calls.model_requests import RequestContext
     from sabot.llm.direct import DirectTools
-    from sabot.llm.spec import RequestContext
     from sabot.mcp import McpServerPool
 
     found: dict[str, list[list[float]]] = {"sdk": [], "pool": [], "tool": []}

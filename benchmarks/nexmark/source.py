@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot import Batch, Source, UserError
-from sabot.connectors.base import Bounded, Positions, ReadsInParallel, Scans
+from sabot.connectors.base import Bounded, Positions, Scans
 
 from .draws import Ints
 from .generator import PER_EPOCH, SCHEMAS, Generator, count_rows
@@ -15,7 +15,7 @@ from .generator import PER_EPOCH, SCHEMAS, Generator, count_rows
 BLOCK_EPOCHS = 256  # readers take turns by so many epochs, which are 12,800 events
 
 
-class NexmarkSource(Source, Bounded, ReadsInParallel, Scans):
+class NexmarkSource(Source, Bounded, Scans):
     """The people, auctions or bids among the first `events` events of a seed. A position is a row's number among those of its reader.
 
     Several readers take blocks of rows in turns. A block has whole epochs, so rows of the same time are in one block, and come in order. A

@@ -29,7 +29,7 @@ import pyarrow as pa
 import sabot
 from sabot import App, Batch, Source
 from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.connectors.base import Positions, ReadsInParallel, Scans
+from sabot.connectors.base import Positions, Scans
 
 HERE = Path(__file__).parent
 RUNS = (4, 2, 8)  # workers
@@ -46,7 +46,7 @@ def text_of(key: int) -> str:
     return f"{key:012d}{POOL[at : at + TEXT_BYTES - 12]}"
 
 
-class Keys(Source, ReadsInParallel, Scans):
+class Keys(Source, Scans):
     """So many rounds over all keys, each partition its share. Only the first round has texts. Then it waits."""
 
     name = "keys"

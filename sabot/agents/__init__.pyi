@@ -114,6 +114,10 @@ from sabot.agents.stores.redis import RedisActionStore as RedisActionStore
 from sabot.agents.stores.redis import RedisJobCache as RedisJobCache
 from sabot.agents.stores.redis import RedisSignalChannel as RedisSignalChannel
 from sabot.api.child_limits import ChildLimits as ChildLimits
+from sabot.calls.effects import Reconciled as Reconciled
+from sabot.calls.tool_context import Effect as Effect
+from sabot.calls.tool_context import ToolContext as ToolContext
+from sabot.calls.tools import tool as tool
 from sabot.errors import EffectError as EffectError
 from sabot.errors import IdempotencyConflict as IdempotencyConflict
 from sabot.errors import IllegalTransition as IllegalTransition
@@ -123,15 +127,12 @@ from sabot.errors import PolicyDenied as PolicyDenied
 from sabot.jobs.guard import Decision as Decision
 from sabot.jobs.guard import GuardedCall as GuardedCall
 from sabot.jobs.guard import GuardVerdict as GuardVerdict
-from sabot.journal.effects import Reconciled as Reconciled
 from sabot.journal.kafka import KafkaInbox as KafkaInbox
 from sabot.journal.kafka import KafkaJournal as KafkaJournal
 from sabot.journal.postgres import PostgresInbox as PostgresInbox
 from sabot.journal.postgres import PostgresJournal as PostgresJournal
 from sabot.journal.sqlite import SqliteInbox as SqliteInbox
 from sabot.journal.sqlite import SqliteJournal as SqliteJournal
-from sabot.llm.tools import Effect as Effect
-from sabot.llm.tools import tool as tool
 from sabot.runtime.agent_process import AgentProcess as AgentProcess
 from sabot.runtime.agent_process import AgentState as AgentState
 from sabot.runtime.agent_runtime import AgentRuntime as AgentRuntime

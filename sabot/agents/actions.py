@@ -9,7 +9,6 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
@@ -18,14 +17,14 @@ from sabot.agents.context import checked_fields, checked_word
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
+from sabot.calls.edits import edited_arguments
+from sabot.calls.names import tools_named
 from sabot.clock import Clock
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
 from sabot.jobs.guard import CONFIRM
-from sabot.jobs.history import ACTION_TYPES, ALWAYS, IN_DOUBT, LOOK_UP, VERDICTS
+from sabot.jobs.history import ACTION_TYPES, ALWAYS, IN_DOUBT, LOOK_UP, VERDICTS, misspelt_word
 from sabot.jobs.url_ids import stored_id
 from sabot.jobs.verdicts import check_result
-from sabot.llm.arguments import edited_arguments
-from sabot.llm.names import tools_named
 from sabot.mcp.elicitation import check_reply
 
 __all__ = [
@@ -128,9 +127,6 @@ def no_action(action_id: str) -> UserError:
     )
 
 
-_APPROVAL_WORDS = ("approved", "arguments", "always", "comment", "reason")
-
-
 def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> None:
     """Checks the answer `resolution` to the question `action`. Only questions about an effect and questions of MCP
     servers are checked. Raises UserError in these cases:
@@ -171,10 +167,8 @@ def _check_approval(action: ActionRecord, resolution: Mapping[str, Any]) -> None
             f"{where} asks whether {effect} may be done, and {short_repr(dict(resolution))} does not say it",
             hint='{"approved": true}, or false',
         )
-    for name in resolution:
-        near = [] if name in _APPROVAL_WORDS else get_close_matches(str(name), _APPROVAL_WORDS, n=1)
-        if near:
-            raise UserError(f"{where}: an answer has no field {short_repr(name)}", hint=f"did you mean {near[0]!r}?")
+    if wrong := misspelt_word(resolution):
+        raise UserError(f"{where}: an answer has no field {short_repr(wrong[0])}", hint=f"did you mean {wrong[1]!r}?")
     always, changes = resolution.get("always"), resolution.get("arguments")
     if not approved and (always is not None or changes is not None):
         raise UserError(f"{where}: a refusal changes no arguments, and holds for this call", hint='{"approved": false}')

@@ -16,17 +16,18 @@ from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_r
 from sabot.agents.context import checked_word
 from sabot.agents.durable.run import JournalOwner, journal_place
 from sabot.agents.job_history import ended_records
+from sabot.agents.job_reads import oldest_first
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_move, no_job
 from sabot.agents.store import JobsAndActions, as_json, cancel_letter
 from sabot.base.checks import Of, check
 from sabot.base.threads import run_in_thread
+from sabot.calls.tool_context import CALL
 from sabot.clock import Clock
 from sabot.errors import IllegalTransition, LetterRefused, UserError
-from sabot.jobs.runner import CALL
 from sabot.jobs.url_ids import stored_id
-from sabot.journal.base import Journal, JournalReader, entry_of_letter
-from sabot.journal.ended_jobs import EndedQuery
+from sabot.journal.base import EVERY, Journal, JournalReader, entry_of_letter
+from sabot.journal.ended_jobs import JobQuery, cut
 from sabot.journal.entries import Letter
 from sabot.journal.memory import MemoryInbox, MemoryReader, MemoryStorage
 from sabot.journal.opening import open_inbox, open_reader
@@ -186,13 +187,22 @@ class AppJobStore(JobsAndActions):
         return job
 
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
+        if scope_id is not None:
+            checked_word(scope_id, "find: scope_id")
+
         def find() -> list[JobRecord]:
+            query = JobQuery(scope=cut(scope_id or ""))
             with self.reader() as reader:
-                known = {job.job_id: job for job in self._known(reader).seen()}
-                kept = ended_records(reader, EndedQuery(scope=scope_id or ""), statuses, known)
+                letters = reader.letters()  # as in `_known`
+                marks = reader.logged(query, EVERY)
+                kept = ended_records(reader, query, statuses, {mark.job for mark in marks})
+                # an answer that the owner has not taken yet changes the status of its job
+                answered = {asked.job for letter in letters if (asked := reader.question(letter.token)) is not None}
+                some = [mark for mark in marks if not statuses or mark.status in statuses or mark.job in answered]
+                known = self._with_letters(reader, JobView.of_jobs(reader, [mark.job for mark in some]), letters)
             logged = [
                 job
-                for job in known.values()
+                for job in known.seen()
                 if scope_id in (None, job.scope_id) and (not statuses or job.status in statuses)
             ]
             # a job in the history may have been created after one that is open
@@ -213,14 +223,14 @@ class AppJobStore(JobsAndActions):
         """
         check("require: spec", spec, Of(ActionSpec, "ActionSpec(job_id=…)"))
         call, payload = CALL.get(), as_json(spec.payload, "payload")
-        if call is None or call[0].job != spec.job_id:
+        if call is None or call[1] is None or call[0].job != spec.job_id:
             within = "" if call is None else f", and this is a call of job {call[0].job}"
             raise UserError(
                 f"job {spec.job_id} is a run of an agent, which asks by itself{within}",
                 hint="in the agent's function: await ctx.ask('confirm', {…}); a tool of the job may call require_action",
             )
         seconds: Any = spec.timeout_seconds
-        effect, ask = call
+        effect, ask, _ = call
         token = await ask(effect, spec.type, payload, seconds)
         return await run_in_thread(self._action_of, token)
 
@@ -231,7 +241,7 @@ class AppJobStore(JobsAndActions):
     async def actions(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
         def find() -> list[ActionRecord]:
             with self.reader() as reader:
-                found = list(self._known(reader, job_id).actions.values())
+                found = list(self._asking(reader, job_id, statuses).actions.values())
             return [action for action in map(self._in_time, found) if not statuses or action.status in statuses]
 
         await self.own_writes()
@@ -279,14 +289,27 @@ class AppJobStore(JobsAndActions):
 
     # -- the journal --------------------------------------------------------------------------------------------------
 
-    def _known(self, reader: JournalReader, job_id: str | None = None) -> JobView:
-        """Returns the jobs and actions that the entries of the journal describe: of one job, or of all if `job_id` is
-        None. Answers to questions, and withdrawals of questions, are included even if they are still in the inbox of
-        the journal.
+    def _known(self, reader: JournalReader, job_id: str) -> JobView:
+        """Returns one job and its actions, as the entries of the journal describe them. Answers to questions, and
+        withdrawals of questions, are included even if they are still in the inbox of the journal.
         """
         # letters are read first: if the owner takes one meanwhile, it is seen twice and not missed
         letters = reader.letters()
-        known = JobView.of(reader, job_id)
+        return self._with_letters(reader, JobView.of(reader, job_id), letters)
+
+    def _asking(self, reader: JournalReader, job_id: str | None, statuses: Sequence[ActionStatus]) -> JobView:
+        """Returns the jobs with the actions that may have one of these statuses, as `_known` does: for open actions only
+        the jobs that wait, otherwise all in the log.
+        """
+        if job_id is not None:
+            return self._known(reader, job_id)
+        letters = reader.letters()
+        is_open = bool(statuses) and set(statuses) == {ActionStatus.PENDING}
+        query = JobQuery(status=JobStatus.WAITING_ACTION if is_open else "")
+        jobs = [mark.job for mark in oldest_first(reader.logged(query, EVERY))]
+        return self._with_letters(reader, JobView.of_jobs(reader, jobs), letters)
+
+    def _with_letters(self, reader: JournalReader, known: JobView, letters: Sequence[Letter]) -> JobView:
         now_ms = round(self.clock.time() * 1000)
         for letter in letters:
             question = reader.question(letter.token) if letter.kind in ("answer", "withdraw") else None

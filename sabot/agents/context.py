@@ -9,8 +9,8 @@ from typing import Any, Literal
 from sabot.base.checks import Of, OneOf, Whole, check
 from sabot.base.config import amount, parse_seconds
 from sabot.base.options import answers_wrong_options
+from sabot.calls.model_requests import RequestContext
 from sabot.errors import UserError, short_repr
-from sabot.llm.spec import RequestContext
 
 
 def checked_word(value: object, what: str, *, empty: bool = True) -> str:
@@ -33,6 +33,20 @@ def checked_fields(value: object, what: str) -> None:
     """
     if not isinstance(value, Mapping) or not all(isinstance(each, str) for each in value):
         raise UserError(f"{what}={short_repr(value)}: fields by their names are wanted", hint=f'{what}={{"name": …}}')
+
+
+def check_request(made: Any, *words: str) -> None:
+    """Checks the fields that a JobSpec and an ExecutionRequest have in common, and the texts `words`. Makes its `budgets`
+    a BudgetSpec. Raises UserError.
+    """
+    checked_word(made.scope_id, "scope_id", empty=False)
+    for word in ("principal_id", "session_id", "run_id", *words):
+        checked_word(getattr(made, word), word)
+    object.__setattr__(made, "budgets", BudgetSpec.of(made.budgets))
+    name = type(made).__name__
+    check(f"{name}: policy_ref", made.policy_ref, Of(PolicyRef | None, 'PolicyRef("name")'))
+    check(f"{name}: versions", made.versions, Of(RunVersions, "RunVersions(…)"))
+    checked_fields(made.metadata, "metadata")
 
 
 @answers_wrong_options

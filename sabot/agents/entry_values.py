@@ -15,7 +15,6 @@ from sabot.errors import UNREADABLE, CorruptJournal, EffectError
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Intent, Signal
 from sabot.operators.agents.rows import place_of
-from sabot.operators.agents.timers import key_of
 
 _DIGITS = 12  # the hexadecimal digits of a digest that people see
 
@@ -67,16 +66,6 @@ def _message(record: JobInput) -> Any:
         return msgspec.json.decode(record.payload)
     except UNREADABLE:
         return record.payload
-
-
-def key_text(key: bytes) -> str:
-    """Returns the key of a job's record as a text. `key` is the encoded key in the BEGIN entry of the job. Returns ""
-    if it is empty, because the job's agent has no `key=`, or if it cannot be decoded.
-    """
-    with suppress(*UNREADABLE):
-        found = key_of(key) if key else ""
-        return found if isinstance(found, str) else str(found)
-    return ""
 
 
 def as_plain(value: Any) -> Any:

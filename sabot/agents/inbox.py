@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sabot.agents.actions import ActionRecord, ActionStatus, check_resolution
+from sabot.agents.job_reads import oldest_first
 from sabot.agents.job_view import JobView
-from sabot.agents.jobs import JobRecord
+from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.agents.store import as_json
+from sabot.calls.effects import EffectId
 from sabot.errors import LetterRefused, UserError
 from sabot.jobs.history import IN_DOUBT, LOOK_UP
-from sabot.journal.base import JournalReader
-from sabot.journal.effects import EffectId
+from sabot.journal.base import EVERY, JournalReader
+from sabot.journal.ended_jobs import JobQuery
 from sabot.journal.entries import Letter
 
 ANSWERS: dict[str, dict[str, Any]] = {
@@ -137,18 +139,21 @@ def _questions(known: JobView, reader: JournalReader, actions: Collection[Action
 
 def read_questions(reader: JournalReader, *, everything: bool = False) -> list[InboxQuestion]:
     """Returns the open questions in a journal, in the order in which they were asked. With `everything=True` it also
-    returns the closed ones. Reads the whole log of the journal, and blocks the thread.
+    returns the closed ones. Reads the entries of the jobs that wait for an answer, or with `everything=True` the whole
+    log of the journal. Blocks the thread.
     """
-    known = JobView.of(reader)
+    waiting = reader.logged(JobQuery(status="" if everything else JobStatus.WAITING_ACTION), EVERY)
+    known = JobView.of_jobs(reader, [mark.job for mark in oldest_first(waiting)])
     found = [each for each in known.actions.values() if everything or each.status is ActionStatus.PENDING]
-    return _questions(known, reader, found)
+    return _questions(known, reader, sorted(found, key=lambda action: action.created_at))
 
 
 def find_question(reader: JournalReader, word: str) -> InboxQuestion:
-    """Returns the question, open or closed, whose id or token is `word`. Reads the whole log of the journal, and blocks
-    the thread. Raises UserError if there is no such question.
+    """Returns the question, open or closed, whose id or token is `word`. Reads the entries of its job, and blocks the
+    thread. Raises UserError if there is no such question.
     """
-    known = JobView.of(reader)
+    asked = reader.question(word)
+    known = JobView.of(reader, word.rpartition("/")[0] if asked is None else asked.job)
     action = known.actions.get(word) or known.of_token(word)
     if action is None:
         raise UserError(

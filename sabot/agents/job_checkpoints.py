@@ -29,6 +29,7 @@ from sabot.agents.stores.hot import HotState
 from sabot.base.config import Duration, checked_name, checked_path, parse_bytes, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_in_thread
+from sabot.calls.effects import RULES
 from sabot.errors import (
     UNREADABLE,
     CorruptJournal,
@@ -41,7 +42,6 @@ from sabot.errors import (
 from sabot.jobs.fork_history import CHECKPOINT, HistoryPart, open_calls, part_of, take_over
 from sabot.jobs.open_jobs import whole_entries
 from sabot.journal import JournalReader
-from sabot.journal.effects import RULES
 from sabot.journal.entries import Begin, End, Entry, Intent, JobOrigin, Letter, Signal, encode_entry
 
 _log = logging.getLogger(__name__)

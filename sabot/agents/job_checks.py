@@ -5,7 +5,7 @@ checkpoint ─▶ state of their keys ┐
 journal ─▶ open jobs ─────────────┴─▶ replayed in the order in which they began ─▶ ok, blocked, held, fails, gone
 """
 
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from sabot.agents.durable.job_function import JobFunction, job_function
 from sabot.agents.durable.job_rows import version_of
 from sabot.agents.durable.run import check_journal
 from sabot.api.agent import AgentSpec
+from sabot.calls.effects import digest
 from sabot.checkpoint import Manifest
 from sabot.clock import Clock
 from sabot.errors import message_of
@@ -23,7 +24,6 @@ from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.jobs.values import as_before
 from sabot.journal import JournalReader
-from sabot.journal.effects import digest
 from sabot.runtime.agent_groups import TASK
 from sabot.runtime.facts import stored_journal
 from sabot.state import StateBackend, load_snapshot
@@ -110,6 +110,19 @@ def check_jobs(
             if verdict == "blocked":
                 holders[scope] = job.job_id
         yield CheckedJob(job.job_id, job.agent, verdict, history.last_ordinal, then)
+
+
+def verdict_of(run: JobRun, call: Callable[[JobRun], Coroutine[Any, Any, Any]]) -> tuple[str, str]:
+    """Runs a job over its recorded results, without calling anything. Returns the verdict (`CheckedJob.verdict`), and a
+    description of the job's next step or of the problem. `call`: returns the coroutine that runs the job.
+    """
+    try:
+        run.start(call)
+        return _verdict(run)
+    except (Exception, SystemExit) as error:  # the user's code
+        return "fails", f"{type(error).__name__}: {message_of(error)}"
+    finally:
+        run.discard()
 
 
 def _load_state(state: MemoryBackend, manifest: Manifest | None, jobs: list[OpenJob]) -> None:

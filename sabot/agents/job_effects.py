@@ -17,7 +17,7 @@ from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UserError
 from sabot.jobs.guard import NO_OBJECTION, decode_verdict
 from sabot.jobs.history import IN_DOUBT
-from sabot.jobs.tree import child_id, parent_of
+from sabot.jobs.tree import child_id
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Begin, End, Entry
 
@@ -91,26 +91,6 @@ class EffectRecord:
     def is_open(self) -> bool:
         """True if the effect has no result yet."""
         return self.state in _OPEN
-
-
-@dataclass(frozen=True, slots=True)
-class JobStory:
-    """A job with all of its effects and its relatives, for people who look at the job.
-
-    - `record`, `effects`: the job, and its effects in the order in which the job requested them.
-    - `parent`: the id of the job that began this one, or "".
-    - `children`: the jobs that this one began.
-    - `used`: the usage of the calls of this job and of all its descendants. At most 1,000 descendants are read. If
-      there are more, the usage of some may be missing.
-    - `doubts`: the part of `used` that is known to be only an upper bound.
-    """
-
-    record: JobRecord
-    effects: list[EffectRecord]
-    parent: str
-    children: list[JobRecord]
-    used: Amounts
-    doubts: Amounts
 
 
 def effect_record(effect: EffectView, bodies: HasBodies) -> EffectRecord:
@@ -206,10 +186,10 @@ def folded_job(reader: JournalReader, job_id: str) -> FoldedJob:
     return found
 
 
-def story_of(reader: JournalReader, job: FoldedJob, shown: Mapping[int, EffectView]) -> JobStory:
-    """Returns a job with its effects, its parent and children, and the usage of the job and its descendants. `shown`
-    contains the effects that the result shall have, by ordinal. Reads the entries of the descendants, and blocks the
-    thread.
+def family_of(reader: JournalReader, job: FoldedJob) -> tuple[list[JobRecord], Amounts, Amounts]:
+    """Returns the jobs that a job has begun, the usage of the calls of the job and of all its descendants, and the part
+    of that usage which is known to be only an upper bound. Reads the entries of at most 1,000 descendants: if there are
+    more, the usage of some may be missing. Blocks the thread.
     """
     record, job_id = job.record, job.record.job_id
     children: list[JobRecord] = []
@@ -231,14 +211,7 @@ def story_of(reader: JournalReader, job: FoldedJob, shown: Mapping[int, EffectVi
             doubts = doubts.plus(amounts_of(each)[1])
         if child in direct:
             children += known
-    return JobStory(
-        record,
-        [effect_record(each, reader) for each in shown.values()],
-        parent_of(job_id)[0],
-        children,
-        used,
-        doubts,
-    )
+    return children, used, doubts
 
 
 def _folded(reader: JournalReader, job_id: str) -> FoldedJob | None:

@@ -11,9 +11,9 @@ import msgspec
 from sabot.agents.actions import ActionSpec
 from sabot.agents.context import checked_word
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, check_move, no_job
+from sabot.calls.effects import digest
 from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
 from sabot.jobs.values import in_order
-from sabot.journal.effects import digest
 from sabot.journal.entries import Attempt, Begin, End, Intent
 
 _MOST_MS = 1e18  # the longest time-out, 31 million years: databases hold no number above 2^63
@@ -67,7 +67,15 @@ def begin_entry(job_id: str, spec: JobSpec, content: bytes, now_ms: int) -> Begi
     """Returns the BEGIN entry of a new job, which contains its spec. `content` is the digest of the spec (`digest_of`),
     and `now_ms` is the time in milliseconds since 1970. Raises UserError for a value that JSON cannot represent.
     """
-    return Begin(job_id, now_ms, body=as_json(spec, "the job"), digest=content)
+    return Begin(
+        job_id,
+        now_ms,
+        body=as_json(spec, "the job"),
+        digest=content,
+        scope=spec.scope_id,
+        principal=spec.principal_id,
+        session=spec.session_id,
+    )
 
 
 def move_entry(

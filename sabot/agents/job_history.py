@@ -3,6 +3,7 @@ from which its record is made again.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -12,11 +13,10 @@ from sabot.base.accounts import Amounts
 from sabot.base.config import parse_keep
 from sabot.errors import CorruptJournal, UserError
 from sabot.journal.base import JobKeeping, JournalReader
-from sabot.journal.ended_jobs import EndedJob, EndedQuery, dollars_of, nanodollars_of
+from sabot.journal.ended_jobs import MOST_CHARS, EndedJob, JobQuery, cursor_of, cut, dollars_of, nanodollars_of
 
 _MOST_TOKENS = 2**62
 _PAGE = 1_000
-_MOST_CHARS = 500  # the most characters of a key, a scope or a message in a row
 
 
 class _KeptRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -76,18 +76,18 @@ def ended_job(reader: JournalReader, job_id: str) -> EndedJob | None:
         record.effects,
         record.children,
         record.result_ref,
-        record.error[:_MOST_CHARS],
+        record.error[:MOST_CHARS],
         None if origin is None else (origin["job"], origin["checkpoint"]),
         min(record.doubt_tokens, _MOST_TOKENS),
         min(nanodollars_of(record.doubt_dollars), _MOST_TOKENS),
-        _cut(record.session_id),
+        cut(record.session_id),
     )
     return EndedJob(
         job_id,
         record.agent,
         record.agent.rpartition(".")[2],
-        _cut(record.scope_id),
-        _cut(record.key),
+        cut(record.scope_id),
+        cut(record.key),
         str(record.status),
         round(record.created_at * 1000),
         last_ms if record.completed_at is None else round(record.completed_at * 1000),
@@ -129,7 +129,7 @@ def record_of(job: EndedJob) -> JobRecord:
 
 
 def ended_records(
-    reader: JournalReader, query: EndedQuery, statuses: Sequence[JobStatus], without: Collection[str] = ()
+    reader: JournalReader, query: JobQuery, statuses: Sequence[JobStatus], without: Collection[str] = ()
 ) -> list[JobRecord]:
     """Returns the records of the ended jobs that a query selects, the newest first. Only jobs in one of `statuses` are
     returned; () means all. Jobs whose ids are in `without` are left out. Reads the journal's table of ended jobs, and
@@ -141,7 +141,7 @@ def ended_records(
     while page := reader.history.find(query, _PAGE):
         rows = [job for job in page if job.job not in without and (not statuses or job.status in statuses)]
         found += map(record_of, rows)
-        query = query.behind(page[-1])
+        query = replace(query, after=cursor_of(page[-1].created_ms, page[-1].job))
     return found
 
 
@@ -155,9 +155,4 @@ def amounts_of(job: JobRecord) -> tuple[Amounts, Amounts]:
 def searched(record: JobRecord) -> str:
     """Returns the text in which `JobQuery.text` is searched: the ids, the key and the error of a job, in lower case."""
     texts = record.job_id, record.agent, record.scope_id, record.principal_id, record.key, record.error
-    return "\n".join(map(_cut, texts)).casefold()
-
-
-def _cut(text: str) -> str:
-    """Returns the text in a form that every database can store: at most 500 characters, and without NUL characters."""
-    return text[:_MOST_CHARS].replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return "\n".join(map(cut, texts)).casefold()

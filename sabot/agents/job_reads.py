@@ -1,107 +1,21 @@
 """Reads the jobs of a journal, and returns records. The command line and the page of an app only render these records."""
 
-import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
 
-from sabot.agents.entry_values import key_text
 from sabot.agents.job_history import amounts_of, ended_records, record_of, searched
-from sabot.agents.job_view import JobState, JobView
+from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UserError
-from sabot.jobs.tree import parent_of
-from sabot.journal.base import JournalReader
-from sabot.journal.ended_jobs import EndedJob, EndedQuery
+from sabot.jobs.tree import child_id, parent_of
+from sabot.journal.base import EVERY, JobMark, JournalReader
+from sabot.journal.ended_jobs import EndedJob, JobQuery, cursor_of, cut
 
-_MOMENT = re.compile(r"-?\d{1,18}", re.ASCII)  # in ms; more digits have no place in 64 bits
 BLOCKED = "blocked"
 """The status that lists show for an open job that the code of today cannot continue."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobList:
-    """The jobs of a journal that a search has found.
-
-    - `found`: the jobs that fulfil the conditions of the search. Jobs in the journal's table of ended jobs come first.
-      Within each part, the oldest job is the first.
-    - `known`: all jobs whose entries are still in the journal's log, by id. With it, a list can also show the states of
-      child jobs.
-    """
-
-    found: list[JobRecord]
-    known: Mapping[str, JobRecord]
-
-
-@dataclass(frozen=True, slots=True)
-class JobQuery:
-    """A query for a list of jobs. It selects the jobs that fulfil all conditions; "" and 0 are no condition. Times are
-    in seconds since 1970.
-
-    - `agent`: the id APP.NAME of the job's agent, or NAME alone.
-    - `scope`, `status`: the tenant and the status of the job.
-    - `key`: the key of the job's record, as a text.
-    - `text`: a text that occurs in the id, the agent, the scope, the principal, the key or the error. Upper and lower
-      case are equal.
-    - `since`, `until`: the job was created at the time `since` or later, and before the time `until`.
-    - `after`: the cursor of the page, from `JobPage.following` of the page before; "" for the first page.
-    - `blocked`: the ids of the jobs that the running app reports as blocked. Their status in the list is BLOCKED.
-    """
-
-    agent: str = ""
-    scope: str = ""
-    key: str = ""
-    status: str = ""
-    text: str = ""
-    since: float = 0.0
-    until: float = 0.0
-    after: str = ""
-    blocked: frozenset[str] = frozenset()
-
-    def of_history(self, *, any_status: bool = False) -> EndedQuery:
-        """Returns this query in the form for the journal's table of ended jobs. With `any_status=True` the conditions
-        on the status and the page are left out, for example in order to count the jobs on all pages.
-        """
-        since_ms, until_ms = round(self.since * 1000), round(self.until * 1000)
-        status, after = ("", None) if any_status else (self.status, self.cursor())
-        return EndedQuery(self.agent, self.scope, self.key, status, self.text, since_ms, until_ms, after)
-
-    def status_of(self, job: JobState) -> str:
-        """Returns the status of a job that the list shows: BLOCKED for an open job whose id is in `blocked`, otherwise
-        the job's own status.
-        """
-        return BLOCKED if job.job_id in self.blocked and not job.ended else str(job.status)
-
-    def cursor(self) -> tuple[int, str] | None:
-        """Returns the decoded cursor `after`: the time at which the last job of the page before was created, in
-        milliseconds since 1970, and the id of that job. Returns None for the first page. Raises UserError for an
-        invalid cursor.
-        """
-        if not self.after:
-            return None
-        at, _, job_id = self.after.partition(":")
-        if not _MOMENT.fullmatch(at):
-            raise UserError(f"{self.after!r} is no cursor of a list of jobs", hint="begin with the first page")
-        return int(at), job_id
-
-
-@dataclass(frozen=True, slots=True)
-class ListedJob:
-    """A row in a list of jobs.
-
-    - `record`: the job.
-    - `status`: the status of the record, or BLOCKED if the running app reports the job as blocked.
-    - `used`: the usage of the calls of the job and of all its descendants.
-    - `doubts`: the part of `used` that is only an upper bound, because nobody knows whether a call has to be paid.
-      Descendants in the journal's table of ended jobs are not included in it.
-    """
-
-    record: JobRecord
-    status: str
-    used: Amounts
-    doubts: Amounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,138 +23,220 @@ class JobPage:
     """One page of a list of jobs.
 
     - `jobs`: the jobs of the page, the newest first.
+    - `used`: by the id of each job of the page, two amounts: the usage of the calls of the job and of all its
+      descendants, and the part of it that is only an upper bound, because nobody knows whether a call has to be paid.
+      Descendants in the journal's table of ended jobs are not included in the second one.
     - `found`: the number of jobs on all pages.
     - `counts`: for each status, the number of jobs that have it and that fulfil the other conditions of the query.
     - `following`: the cursor of the next page (`JobQuery.after`), or "" if this is the last page.
     """
 
-    jobs: list[ListedJob]
+    jobs: list[JobRecord]
+    used: dict[str, tuple[Amounts, Amounts]]
     found: int
     counts: dict[str, int]
     following: str
 
 
-def jobs_page(reader: JournalReader, query: JobQuery, most: int = 200) -> JobPage:
-    """Returns a page of at most `most` jobs that the query selects. Reads the whole log of the journal, and a part of
-    its table of ended jobs. Blocks the thread. Raises UserError for an invalid cursor.
+def status_in(query: JobQuery, job: JobRecord) -> str:
+    """Returns the status of a job in the list that the query selects: BLOCKED for an open job whose id is in
+    `query.blocked`, otherwise the job's own status.
     """
-    return _page(reader, query, most, JobView.of(reader))
+    return BLOCKED if job.job_id in query.blocked and not job.ended else str(job.status)
+
+
+def age_of(job: JobRecord) -> tuple[int, str]:
+    """Returns the time at which a job was created, in milliseconds since 1970, and its id. A list has its jobs in the
+    reverse order of these values.
+    """
+    return round(job.created_at * 1000), job.job_id
+
+
+def jobs_page(reader: JournalReader, query: JobQuery, most: int = 200) -> JobPage:
+    """Returns a page of at most `most` jobs that the query selects. Reads the rows of jobs in the journal, and the
+    entries of the jobs on the page and of those below them. For a text, it reads more: the rows of all jobs in the log,
+    and the entries of those that have failed. Blocks the thread. Raises UserError for an invalid cursor.
+    """
+    rows, counts = _rows(reader, query, most)
+    return _page(reader, query, rows, most, counts, JobView.of_jobs(reader, _read_for(reader, rows[:most])))
 
 
 def short_jobs_page(reader: JournalReader, query: JobQuery, most: int, most_entries: int) -> JobPage | None:
-    """Returns a page of at most `most` jobs as `jobs_page` does. Returns None if the log of the journal has more than
-    `most_entries` entries, because reading them would take too long.
+    """Returns a page of at most `most` jobs as `jobs_page` does. Returns None if that would take too long: if the jobs of
+    the page and those below them have more than `most_entries` entries, or if a text is looked for in more jobs than that.
     """
-    view = JobView(reader)
-    for number, (_, entry) in enumerate(reader.read()):
+    if query.text and sum(reader.logged_counts(query.of_all_pages).values()) > most_entries:
+        return None
+    rows, counts = _rows(reader, query, most)
+    view, entries = JobView(reader), (each for job in _read_for(reader, rows[:most]) for _, each in reader.read(job))
+    for number, entry in enumerate(entries):
         if number == most_entries:
             return None
         view.apply(entry)
-    return _page(reader, query, most, view)
+    return _page(reader, query, rows, most, counts, view)
 
 
-def _page(reader: JournalReader, query: JobQuery, most: int, view: JobView) -> JobPage:
-    after, asked = query.cursor(), query.of_history(any_status=True)
-    logged = {job_id: job for job_id, job in view.states.items() if job.begun}
+def _read_for(reader: JournalReader, rows: Sequence[JobMark | EndedJob]) -> list[str]:
+    """Returns the jobs whose entries a page with these rows needs: those of the log, and those below all of them, whose
+    doubts count for the jobs above.
+    """
+    logged = [row.job for row in rows if isinstance(row, JobMark)]
+    return list(dict.fromkeys([*logged, *reader.logged_below([row.job for row in rows])]))
+
+
+def _rows(reader: JournalReader, query: JobQuery, most: int) -> tuple[list[JobMark | EndedJob], "Counter[str]"]:
+    """Returns the rows of the jobs of a page, and one more if there is another page. Also returns the numbers of jobs on
+    all pages, by status.
+    """
+    counted = query.of_all_pages
     # jobs that have begun again: the log has their present state
-    both = {job.job for job in reader.history.known(logged)}
-    chosen = [job for job in logged.values() if _selects(asked, job)]
-    counts = Counter(query.status_of(job) for job in chosen) + Counter(reader.history.counts(asked))
-    counts.subtract(job.status for job in reader.history.known(both) if asked.selects(job))
-    chosen = [
-        job for job in chosen if query.status in ("", query.status_of(job)) and (after is None or _age(job) < after)
-    ]
-    ended = reader.history.find(query.of_history(), most + 1 + len(both))
-    rows: list[JobState | EndedJob] = [*chosen, *(job for job in ended if job.job not in both)]
-    rows = nlargest(most + 1, rows, key=_age)
-    page = rows[:most]
-    following = "{}:{}".format(*_age(page[-1])) if len(rows) > most else ""
+    both = {job.job: job for job in reader.history.known(reader.begun_again())}
+    marks, counts = _logged(reader, query, most + 1)
+    counts.update(reader.history.counts(counted))
+    # the history counts jobs by their former end, and cannot leave those out that have begun again
+    counts.subtract(job.status for job in both.values() if counted.selects(job))
+    # as many more as may be left out below, so that the page is full
+    ended = reader.history.find(query, most + 1 + len(both))
+    return nlargest(most + 1, [*marks, *(job for job in ended if job.job not in both)], key=_age_of_row), counts
+
+
+def _page(
+    reader: JournalReader,
+    query: JobQuery,
+    rows: list[JobMark | EndedJob],
+    most: int,
+    counts: "Counter[str]",
+    view: JobView,
+) -> JobPage:
+    page = [record for row in rows[:most] if (record := _record(reader, view, row)) is not None]
+    following = cursor_of(*_age_of_row(rows[most - 1])) if len(rows) > most else ""
     found = counts[query.status] if query.status else counts.total()
-    return JobPage(
-        _listed(reader, query, page, view), found, {name: each for name, each in counts.items() if each}, following
-    )
+    known_counts = {name: each for name, each in counts.items() if each}
+    return JobPage(page, _used_by(page, reader, view), found, known_counts, following)
 
 
-def _selects(query: EndedQuery, job: JobState) -> bool:
-    """Returns True if a job fulfils the conditions of the query, except the condition on its status. Conditions that
-    are cheap to check are checked first, because a log may have many jobs.
+def oldest_first(marks: Iterable[JobMark]) -> list[JobMark]:
+    """Returns the jobs in the order in which they began."""
+    return sorted(marks, key=lambda mark: (mark.created_ms or 0, mark.began))
+
+
+def _age_of_row(row: JobMark | EndedJob) -> tuple[int, str]:
+    return row.created_ms or 0, row.job
+
+
+def _record(reader: JournalReader, view: JobView, row: JobMark | EndedJob) -> JobRecord | None:
+    if isinstance(row, EndedJob):
+        return record_of(row)
+    record = view.job(row.job)
+    if record is None:  # it moved into the history since its row was read
+        return next(map(record_of, reader.history.known([row.job])), None)
+    return record
+
+
+def _logged(reader: JournalReader, query: JobQuery, most: int) -> tuple[list[JobMark], "Counter[str]"]:
+    """Returns the newest jobs in the log that a query selects, at most `most` of them, and by status the numbers of those
+    on all pages.
     """
-    created_ms = round(job.created_at * 1000)
-    return (
-        query.agent in ("", job.agent, job.agent.rpartition(".")[2])
-        and query.scope in ("", job.scope)
-        and created_ms >= query.since_ms
-        and (not query.until_ms or created_ms < query.until_ms)
-        and (not query.key or query.key == key_text(job.key))
-        and (not query.text or query.text.casefold() in searched(job.record()))
-    )
+    counted, last = query.of_all_pages, query.last
+    if query.text:
+        every = [mark for mark in reader.logged(counted, EVERY) if _has_text(reader, mark, query.text.casefold())]
+        counts = Counter(_status_of(query, mark) for mark in every)
+    else:
+        counts = Counter(reader.logged_counts(counted))
+        blocked = [mark for mark in _marks_of(reader, query.blocked) if not mark.outcome and _fits(counted, mark)]
+        counts.subtract(mark.status for mark in blocked)
+        counts[BLOCKED] += len(blocked)
+        if query.status == BLOCKED:
+            every = sorted(blocked, key=_age_of_row, reverse=True)
+        else:  # as many more as are left out, because they are blocked
+            every = reader.logged(query, most + (len(blocked) if query.status else 0))
+    found = [
+        mark
+        for mark in every
+        if query.status in ("", _status_of(query, mark)) and (last is None or _age_of_row(mark) < last)
+    ]
+    return found[:most], counts
 
 
-def _age(job: JobState | EndedJob) -> tuple[int, str]:
-    return (job.created_ms, job.job) if isinstance(job, EndedJob) else (round(job.created_at * 1000), job.job_id)
+def _status_of(query: JobQuery, mark: JobMark) -> str:
+    return BLOCKED if mark.job in query.blocked and not mark.outcome else mark.status
 
 
-def _listed(
-    reader: JournalReader, query: JobQuery, page: Sequence[JobState | EndedJob], view: JobView
-) -> list[ListedJob]:
-    """Returns the rows of a page of jobs. The usage in each row includes that of the job's descendants. It is computed
-    from the journal's table of ended jobs and from `view`.
+def _marks_of(reader: JournalReader, jobs: Collection[str]) -> list[JobMark]:
+    """Returns the marks of those of these jobs that have entries in the log."""
+    return [mark for job in jobs if (mark := reader.job(job)) is not None and mark.created_ms is not None]
+
+
+def _fits(query: JobQuery, mark: JobMark) -> bool:
+    return query.fits(mark.agent, mark.scope, mark.created_ms or 0, lambda: mark.key, str)
+
+
+def _has_text(reader: JournalReader, mark: JobMark, text: str) -> bool:
+    """Returns True if a job has the text, in lower case, where `searched` looks for it. The error of a failed job is in
+    its END entry only.
     """
-    records = [record_of(job) if isinstance(job, EndedJob) else job.record() for job in page]
-    parents = {record.job_id for record in records if record.children}
-    used = reader.history.used_below(parents)
+    words = mark.job, mark.agent, mark.scope, mark.principal, mark.key
+    if text in "\n".join(map(cut, words)).casefold():
+        return True
+    if not mark.outcome or mark.status == JobStatus.SUCCEEDED:
+        return False
+    record = JobView.of_jobs(reader, [mark.job]).job(mark.job)
+    return record is not None and text in searched(record)
+
+
+def _used_by(page: Sequence[JobRecord], reader: JournalReader, view: JobView) -> dict[str, tuple[Amounts, Amounts]]:
+    parents = {record.job_id for record in page if record.children}
+    below = reader.history.used_below(parents)
     doubts: dict[str, Amounts] = {}
     for each in view.states.values() if parents else ():
         above = each.job_id
         while above := parent_of(above)[0]:
             if above in parents:
-                used[above] = used.get(above, NOTHING).plus(each.used)
+                below[above] = below.get(above, NOTHING).plus(each.used)
                 doubts[above] = doubts.get(above, NOTHING).plus(each.doubts)
-    listed = []
-    for job, record in zip(page, records, strict=True):
-        status = job.status if isinstance(job, EndedJob) else query.status_of(job)
+    used = {}
+    for record in page:
         own, own_doubts = amounts_of(record)
         job_id = record.job_id
-        listed.append(
-            ListedJob(record, status, own.plus(used.get(job_id, NOTHING)), own_doubts.plus(doubts.get(job_id, NOTHING)))
-        )
-    return listed
+        used[job_id] = own.plus(below.get(job_id, NOTHING)), own_doubts.plus(doubts.get(job_id, NOTHING))
+    return used
 
 
 def find_jobs(
     reader: JournalReader, *, agent: str | None = None, scope: str | None = None, statuses: Sequence[JobStatus] = ()
-) -> JobList:
+) -> tuple[list[JobRecord], Mapping[str, JobRecord]]:
     """Returns the jobs that fulfil all conditions: they belong to the agent and the scope, and are in one of
-    `statuses`. None and () are no condition. Reads the log of the journal and its table of ended jobs, and blocks the
-    thread.
+    `statuses`. None and () are no condition. Jobs in the journal's table of ended jobs come first; within each part, the
+    oldest job is the first. Also returns, by id, the found jobs of the log and those that these wait for, so that a list
+    can show the states of child jobs. Reads the entries of these jobs, and the table of ended jobs. Blocks the thread.
 
     `agent` is the id APP.NAME of an agent, or NAME alone for the agents with this name in all apps. Raises UserError if
     the journal has no job of such an agent.
     """
-    known = {job.job_id: job for job in JobView.of(reader).seen()}
-    kept = ended_records(reader, EndedQuery(agent or "", scope or ""), statuses, known)
-    agents = None
+    query = JobQuery(agent or "", cut(scope or ""))
+    every = reader.logged(query, EVERY)
+    kept = ended_records(reader, query, statuses, {mark.job for mark in every})
     if agent is not None:
-        logged = {job.agent for job in known.values() if job.agent} | {job.agent for job in kept}
-        agents = _agents_named(agent, logged, reader.where)
-    found = [
-        job
-        for job in known.values()
-        if (agents is None or job.agent in agents)
-        and scope in (None, job.scope_id)
-        and (not statuses or job.status in statuses)
-    ]
-    return JobList([*reversed(kept), *found], known)
+        agents = _agents_named(agent, {each.agent for each in every} | {each.agent for each in kept}, reader)
+        every = [mark for mark in every if mark.agent in agents]
+        kept = [job for job in kept if job.agent in agents]
+    marks = [mark for mark in every if not statuses or mark.status in statuses]
+    view = JobView.of_jobs(reader, [mark.job for mark in oldest_first(marks)])
+    found = [job for job in view.seen() if scope in (None, job.scope_id)]
+    children = [child_id(job.job_id, effect.ordinal) for job in found for effect in job.open if effect.kind == "child"]
+    known = JobView.of_jobs(reader, {child for child in children if child not in view.states})
+    return [*reversed(kept), *found], {job.job_id: job for job in (*found, *known.seen())}
 
 
-def _agents_named(word: str, known: Collection[str], where: str) -> set[str]:
+def _agents_named(word: str, known: Collection[str], reader: JournalReader) -> set[str]:
     """Returns the ids in `known` of the agents that `word` names: `word` itself if it is an id, otherwise all ids
-    APP.NAME where NAME is `word`. Raises UserError if there is none. `where` names the journal in the error message.
+    APP.NAME where NAME is `word`. Raises UserError if the journal has no job of such an agent.
     """
     found = {word} & set(known) or {each for each in known if each.rpartition(".")[2] == word}
-    if not found:
-        raise UserError(
-            f"{where} has no job of an agent {word}",
-            hint=f"it has jobs of {', '.join(sorted(known))}" if known else "it has no job of any agent",
-        )
-    return found
+    if found or any(reader.logged_counts(JobQuery(word)).values()) or reader.history.find(JobQuery(word), 1):
+        return found
+    others = {mark.agent for mark in reader.logged(JobQuery(), EVERY) if mark.agent}
+    raise UserError(
+        f"{reader.where} has no job of an agent {word}",
+        hint=f"it has jobs of {', '.join(sorted(others))}" if others else "it has no job of any agent",
+    )

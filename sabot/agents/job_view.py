@@ -8,7 +8,7 @@ collects those from the changes.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias
 
@@ -16,13 +16,12 @@ import msgspec
 
 from sabot.agents.accounts.guard import rows_of
 from sabot.agents.actions import ActionRecord, ActionStatus
-from sabot.agents.entry_values import as_plain, key_text, value_of
+from sabot.agents.entry_values import as_plain, value_of
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, OpenEffect
 from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, InternalError, UserError
-from sabot.jobs.core import is_approved
 from sabot.jobs.guard import CONFIRM, Decision, decode_verdict
-from sabot.jobs.history import IN_DOUBT, always_of, edit_of
+from sabot.jobs.history import IN_DOUBT, always_of, edit_of, is_approved
 from sabot.jobs.values import unpack
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import (
@@ -39,6 +38,7 @@ from sabot.journal.entries import (
     JobOrigin,
     Signal,
 )
+from sabot.journal.job_marks import key_text
 
 EffectState: TypeAlias = Literal[
     "open", "in_doubt", "needs_approval", "done", "failed", "denied", "answered", "expired", "withdrawn", "closed"
@@ -48,6 +48,7 @@ whether the effect may be made. withdrawn: the question was taken back. closed: 
 effect was open.
 """
 
+_FEW = 1000  # jobs that are read one by one
 _ANSWERS: dict[str, EffectState] = {"resolved": "answered", "expired": "expired"}
 _QUESTIONS: dict[str, EffectState] = {IN_DOUBT: "in_doubt", CONFIRM: "needs_approval"}
 _CLOSED = {"resolved": ActionStatus.RESOLVED, "expired": ActionStatus.EXPIRED}
@@ -284,6 +285,23 @@ class JobView:
             view.apply(entry)
         return view
 
+    @classmethod
+    def of_jobs(cls, reader: JournalReader, job_ids: Collection[str]) -> Self:
+        """Returns a view of these jobs, as far as the log of a journal has them. Reads their entries, or the whole log for
+        so many jobs that this takes less time. Blocks the thread. Raises CorruptJournal for an entry that cannot be read.
+        """
+        view = cls(reader)
+        if len(job_ids) > _FEW:
+            chosen = set(job_ids)
+            for _, entry in reader.read():
+                if entry.job in chosen:
+                    view.apply(entry)
+        else:
+            for job_id in job_ids:
+                for _, entry in reader.read(job_id):
+                    view.apply(entry)
+        return view
+
     def follow(self, reader: JournalReader) -> dict[str, int]:
         """Applies the entries that were added to the journal's log since the last call. Returns, by job id, the offset
         of the last new entry of each job that has new entries. Jobs that have ended remain in the view until
@@ -407,7 +425,7 @@ class JobView:
                 effect.reopen()
         elif job.begun:  # it continues with a new history: ctx.continue_as
             job.attempt = 1
-            closed = _closed(job, at)
+            closed = self._closed(job, at)
             job.open, job.failed, job.early = {}, {}, Counter()
         if not job.begun or not entry.agent:
             job.created_at, job.origin = at, entry.origin
@@ -424,13 +442,9 @@ class JobView:
         return closed
 
     def _end(self, job: JobState, entry: End, at: float) -> tuple[EffectView, ...]:
-        for token in job.questions:
-            if (action := self.of_token(token)) is not None:
-                action.status, action.resolved_at = ActionStatus.CANCELLED, at
-        job.questions = {}
         self.cancelled.pop(entry.job, None)
         _use(job, None, entry)
-        closed = _closed(job, at)
+        closed = self._closed(job, at)
         if not job.begun:
             del self.states[entry.job]
             return closed
@@ -441,6 +455,19 @@ class JobView:
         else:
             job.error = self._why(entry)
         return closed
+
+    def _closed(self, job: JobState, at: float) -> tuple[EffectView, ...]:
+        """Closes the open effects of a job that has ended or that begins a new history (`ctx.continue_as`), at the time
+        `at` in seconds since 1970, and cancels its questions. Returns these effects. They remain in `job.open`, because
+        they are reopened if an ended job begins again.
+        """
+        for token in job.questions:
+            if (action := self.of_token(token)) is not None:
+                action.status, action.resolved_at = ActionStatus.CANCELLED, at
+        job.questions = {}
+        for effect in job.open.values():
+            effect.close("closed", at)
+        return tuple(job.open.values())
 
     def _why(self, end: End) -> str:
         """Returns the reason for which a job has ended without success. For a failed job of an agent, it is the class
@@ -661,16 +688,6 @@ def _signal(job: JobState, entry: Signal, at: float) -> tuple[EffectView, ...]:
             return (known,)
     job.early[entry.name] += 1
     return ()
-
-
-def _closed(job: JobState, at: float) -> tuple[EffectView, ...]:
-    """Closes the open effects of a job that has ended or that begins a new history (`ctx.continue_as`), at the time
-    `at` in seconds since 1970. Returns these effects. They remain in `job.open`, because they are reopened if an ended
-    job begins again.
-    """
-    for effect in job.open.values():
-        effect.close("closed", at)
-    return tuple(job.open.values())
 
 
 def _use(job: JobState, effect: EffectView | None, entry: EffectResult | End) -> None:

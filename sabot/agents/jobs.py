@@ -19,7 +19,15 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_fields, checked_word
+from sabot.agents.context import (
+    BudgetSpec,
+    ExecutionContext,
+    PolicyRef,
+    RunVersions,
+    check_request,
+    checked_fields,
+    checked_word,
+)
 from sabot.base.checks import TEXTS, Of, check, check_called, is_number
 from sabot.base.options import answers_wrong_options
 from sabot.clock import Clock
@@ -106,15 +114,9 @@ class JobSpec:
     deadline: float | None = None
 
     def __post_init__(self) -> None:
-        checked_word(self.scope_id, "scope_id", empty=False)
-        for name in ("principal_id", "session_id", "run_id", "idempotency_key"):
-            checked_word(getattr(self, name), name)
+        check_request(self, "idempotency_key")
         if self.deadline is not None and not (is_number(self.deadline) and 0 <= self.deadline < math.inf):
             raise UserError(f"deadline={self.deadline!r}: seconds since 1970 are wanted, as `clock.time()` gives them")
-        object.__setattr__(self, "budgets", BudgetSpec.of(self.budgets))
-        check("JobSpec: policy_ref", self.policy_ref, Of(PolicyRef | None, 'PolicyRef("name")'))
-        check("JobSpec: versions", self.versions, Of(RunVersions, "RunVersions(…)"))
-        checked_fields(self.metadata, "metadata")
         checked_fields(self.tags, "tags")
 
     @classmethod

@@ -17,8 +17,8 @@ from typing import Any
 
 from sabot.base.config import checked_name
 from sabot.base.options import answers_wrong_options
+from sabot.calls.tools import Tool
 from sabot.errors import UserError, message_of, short_repr
-from sabot.llm.tools import Tool
 
 GROUP = "sabot.plugins"
 

@@ -17,10 +17,11 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from sabot.agents.program_runs import Heard, ProgramOutput, RunId
+from sabot.calls.effects import EffectClass, EffectName
+from sabot.calls.tool_context import Effect
+from sabot.calls.tools import InDoubt, Tool, tool
 from sabot.codecs.records import decode_json
 from sabot.errors import DataError
-from sabot.journal.effects import EffectClass, EffectName
-from sabot.llm.tools import Effect, InDoubt, Tool, tool
 from sabot.process.errors import CommunicationError, ExecutionError
 
 if TYPE_CHECKING:

@@ -13,13 +13,12 @@ because another process may answer at the same moment, and the inbox accepts onl
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionStore, check_resolution, no_action
 from sabot.agents.context import checked_word
 from sabot.agents.job_entries import as_json, begin_entry, check_same, digest_of, move_entry, name_of, question_entry
-from sabot.agents.job_view import JobView, end_of
+from sabot.agents.job_view import JobState, JobView, end_of
 from sabot.agents.jobs import JobRecord, JobSpec, JobStatus, JobStore
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, parse_ms
@@ -50,11 +49,6 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _AGAIN_SECONDS = 0.1
-
-
-def _record(job_id: str, spec: JobSpec, at: float) -> JobRecord:
-    shared = {name: getattr(spec, name) for name in JobSpec.__dataclass_fields__}
-    return JobRecord(job_id=job_id, created_at=at, updated_at=at, **shared)
 
 
 def cancel_letter(job_id: str, reason: str = "", by: str = "") -> Letter:
@@ -157,13 +151,13 @@ class JournalStore(JobsAndActions):
             before = mark.digest if mark is not None else self._known.digest_of(job_id)
             check_same(job_id, spec, content, content if before is None else before)
             if mark is not None:  # the job has ended, and its entries are trimmed
-                known = replace(
-                    _record(job_id, spec, mark.ended_ms / 1000),
-                    status=end_of(mark.outcome),
-                    completed_at=mark.ended_ms / 1000,
-                    result_ref=mark.result if mark.outcome == JobStatus.SUCCEEDED else "",
-                    error="" if mark.outcome == JobStatus.SUCCEEDED else mark.result,
-                )
+                at, status = mark.ended_ms / 1000, end_of(mark.outcome)
+                ended = JobState(job_id, spec=spec, status=status, created_at=at, moved_at=at, completed_at=at)
+                if status is JobStatus.SUCCEEDED:
+                    ended.result_ref = mark.result
+                else:
+                    ended.error = mark.result
+                known = ended.record()
             new = known is None
             if known is None:
                 await self._append(begin)

@@ -19,8 +19,7 @@ from sabot.calls.options import CALL_WORDS
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.connectors.base import Delivery, OnNan, Sink, Source
-from sabot.connectors.checks import check_delivery, check_input, check_nan, check_sink
-from sabot.connectors.defaults import check_ends, sink_of
+from sabot.connectors.checks import check_delivery, check_ends, check_input, check_nan, check_sink, sink_of
 from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
 from sabot.errors import UserError
 

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict, Unpack
 
 import pyarrow as pa
@@ -12,6 +11,7 @@ from sabot.api.prompts import Prompt, text_of
 from sabot.base.arrays import python_value
 from sabot.base.checks import FLAG, OneOf, Whole, check
 from sabot.base.config import Duration, parse_seconds
+from sabot.base.dataclass import dataclass
 from sabot.base.options import declare, with_defaults
 from sabot.calls import CallOptions
 from sabot.calls.functions import unwrap

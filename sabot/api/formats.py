@@ -6,8 +6,7 @@ import pyarrow as pa
 
 from sabot.codecs.base import Format
 from sabot.codecs.formats import format_of
-from sabot.connectors.base import Sink, Source
-from sabot.connectors.defaults import decodes
+from sabot.connectors.base import Scans, Sink, Source
 from sabot.errors import UserError
 
 
@@ -15,7 +14,7 @@ def payload_format(given: Any, source: Any, schema: pa.Schema | None, where: str
     """Returns the format of the payloads of a source. Raises UserError if `given` is not a format, or does not fit
     the source or the schema; the message begins with `where`.
     """
-    if given is not None and isinstance(source, Source) and (decodes(source) or source.schema is not None):
+    if given is not None and isinstance(source, Source) and (isinstance(source, Scans) or source.schema is not None):
         raise UserError(f"{where}: format= is for records, and {source.name} has rows", hint="leave format= out")
     found = format_of(given, where)
     found.check_input(schema, where)

@@ -5,12 +5,12 @@ The rows of a key are in the order of event time; rows of equal time are in orde
 are those of `sabot.api.aggregates`.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from sabot.api.expr import Expr, as_column
 from sabot.base.arrays import python_value
 from sabot.base.checks import is_whole
+from sabot.base.dataclass import dataclass
 from sabot.errors import UserError
 
 

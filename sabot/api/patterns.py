@@ -26,7 +26,7 @@ A match assigns rows of one key to steps, in order. These rules differ between e
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from sabot.api.arguments import whole_ms
@@ -35,6 +35,7 @@ from sabot.api.expr.words import quoted
 from sabot.base.arrays import python_value
 from sabot.base.checks import is_whole
 from sabot.base.config import Duration
+from sabot.base.dataclass import dataclass
 from sabot.errors import UserError
 
 MATCH_START, MATCH_END = "match_start", "match_end"

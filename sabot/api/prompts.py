@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from sabot.api.expr import Expr
 from sabot.api.nodes.node import Columns
 from sabot.api.words import name_of, no_column
+from sabot.base.arrays import empty_batch
 from sabot.errors import UserError, short_repr
 
 
@@ -73,7 +74,7 @@ class Template:
 
     def check(self, schema: pa.Schema, where: str) -> None:
         """Raises UserError if a column is missing, or cannot become text."""
-        self(_empty(schema), where)
+        self(empty_batch(schema), where)
 
     def __call__(self, data: pa.RecordBatch, where: str = "") -> pa.Array:
         """Returns the prompts of these rows, as an array of strings."""
@@ -174,7 +175,3 @@ def _as_text(data: pa.RecordBatch, names: tuple[str, ...], where: str) -> pa.Arr
         raise UserError(
             f"{where}: {{{'.'.join(names)}}} is {column.type}, which makes no text", hint="name a field of it"
         ) from error
-
-
-def _empty(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)

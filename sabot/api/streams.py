@@ -176,7 +176,7 @@ class HasStreams(Owner):
 
     def source(
         self, *, schema: Schema, bounded: bool = False, name: str | None = None
-    ) -> Callable[[Callable[[int], Any]], Source]:
+    ) -> Callable[[Callable[[Any], Any]], Source]:
         """Makes a Source of the generator function below this decorator, for `stream`, `table` and `agent`.
 
         ```python
@@ -200,9 +200,9 @@ class HasStreams(Owner):
 
         The function, `def` or `async def`, yields rows: a dict, or a list of dicts. Its argument is the position at which it must
         begin: 0 at the first start; after a restart, the number of rows that it had yielded before the checkpoint. It can use another
-        number as the position, such as an offset or a page. For this it yields `row, position` or `rows, position`, with the position
-        at which to continue after these rows. It runs in a thread of its own; an async function runs in the event loop of that
-        thread. If it raises an error, the app stops.
+        place, such as an offset, a page, or the cursor of a service. For this it yields `row, cursor` or `rows, cursor`, with the cursor
+        at which to continue after these rows: any JSON value but null. It runs in a thread of its own; an async function runs in the
+        event loop of that thread. If it raises an error, the app stops.
 
         - `schema`: the columns of the rows. A row that does not fit becomes a dead letter.
         - `bounded`: True if the function always ends, so that `collect()` needs no limit.

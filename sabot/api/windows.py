@@ -4,7 +4,6 @@ import datetime
 import functools
 import re
 import zoneinfo
-from dataclasses import dataclass
 from typing import Literal, cast
 
 from sabot.api.arguments import whole_ms
@@ -12,6 +11,7 @@ from sabot.api.expr.time import zone_of
 from sabot.base.arrays import is_utc, python_value
 from sabot.base.checks import is_whole
 from sabot.base.config import DURATIONS, Duration
+from sabot.base.dataclass import dataclass
 from sabot.errors import UserError
 
 WINDOW_START, WINDOW_END = "window_start", "window_end"  # columns that results of windows have

@@ -112,7 +112,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         self.lifespan = Lifespan()
         self.agent_runtime = AgentRuntime(self)
         self.begun_streams: list[Read] = []
-        self._collected: set[int] = set()  # ids of the nodes that collect() has run
+        self._collected: set[Node] = set()  # the nodes that collect() has run; not their ids, which others may get
         self._sender: RecordSender | None = None
         self._sql: Session | None = None
         self._captured: list[StreamEnd] | None = None  # set while EXPLAIN binds a statement
@@ -159,7 +159,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
 
         `node`: the last step that is drawn; None draws all. Streams give it.
         """
-        from sabot.plan import svg
+        from sabot.plan.drawing.render import svg
 
         return svg(self.plan() if node is None else self._plan_of(node), title=self.id)
 
@@ -203,10 +203,11 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
 
     def collect(self, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
         """Runs the steps up to this node; called by `Stream.collect`."""
+        runner = self.agent_runtime.runner  # first, since it imports the runtime without collections of garbage
         from sabot.runtime.collecting import collect_rows
 
-        self._collected.update(id(read) for read in walk([node]))
-        return collect_rows(self.agent_runtime.runner, node, limit, seconds)
+        self._collected.update(walk([node]))
+        return collect_rows(runner, node, limit, seconds)
 
     def ended(self, node: Node) -> Node:
         """Returns the same steps, in which each topic without an end of its own ends behind its present records."""
@@ -371,9 +372,9 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         budget = self.settings.memory_budget
         if budget is not None and self.settings.state_dir is None:
             _log.warning("memory_budget=%s bounds nothing, because state is in memory: give state=DIR", budget)
-        read = self._collected | {id(node) for node in walk(self.agent_runtime.writes)}
+        read = self._collected.union(walk(self.agent_runtime.writes))
         for node in self.begun_streams:
-            if id(node) not in read and self.agent_runtime.writes:
+            if node not in read and self.agent_runtime.writes:
                 _log.warning("the rows of stream %s are written nowhere: end it with .to(…)", node.name)
 
     # -- state, read from outside -----------------------------------------------------------------------------------------

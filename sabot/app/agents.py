@@ -12,8 +12,9 @@ from sabot.api.agent import AgentOptions, AgentSpec, BatchAgentOptions, RecordAg
 from sabot.api.settings import Settings
 from sabot.base.config import Duration, checked_name, checked_topic
 from sabot.base.options import no_option, options_of, spells_out
+from sabot.calls.options import LoopOptions
 from sabot.clock import Clock
-from sabot.connectors.defaults import check_start
+from sabot.connectors.checks import check_start
 from sabot.errors import UserError, short_repr
 from sabot.runtime.agent_runtime import AgentRuntime
 
@@ -28,15 +29,16 @@ if TYPE_CHECKING:
     from sabot.agents.programs import LineFormat
     from sabot.api.lifespan import Lifespan
     from sabot.api.stream import Stream
+    from sabot.calls.effects import EffectClass, EffectName
+    from sabot.calls.tool_context import ToolContext
+    from sabot.calls.tools import InDoubt
     from sabot.checkpoint import CheckpointStorage
     from sabot.jobs.guard import EffectGuard
     from sabot.jobs.judges import GuardJudge
     from sabot.jobs.log import Listener
-    from sabot.journal.effects import EffectClass, EffectName
     from sabot.journal.memory import MemoryStorage
-    from sabot.llm.agent import Agent, AgentResult, Trim
+    from sabot.llm.agent import Agent, AgentResult
     from sabot.llm.engine import ExecutionEngine
-    from sabot.llm.tools import InDoubt, Tool
     from sabot.process.fleet.health import HealthMonitor
     from sabot.process.limits import ResourceLimits
     from sabot.process.sandbox.levels import Sandbox, TrustLevel
@@ -44,26 +46,12 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class LlmAgentOptions(RecordAgentOptions, total=False):
+class LlmAgentOptions(RecordAgentOptions, LoopOptions, total=False):
     """The options of `App.llm_agent`: those of `App.agent`, and those of `sabot.llm.Agent` except its name."""
 
-    tools: "Sequence[Tool | Agent | Callable[..., Any]]"
-    instructions: str
+    instructions: "str | Callable[[ToolContext[Any]], str | Awaitable[str]]"
+    deps: Any
     output: Any
-    model: str
-    max_turns: int
-    max_concurrent_tools: int
-    tool_timeout: Duration
-    max_tool_retries: int
-    max_tool_chars: int
-    repairs: int
-    allow_cut: bool
-    context_window: int
-    trim: "Trim"
-    temperature: float | None
-    max_tokens: int | None
-    options: "Mapping[str, Any] | None"
-    use_middleware: bool
 
 
 class AgentDeclarations:
@@ -277,8 +265,8 @@ class AgentDeclarations:
         decides for all of them.
         """
         from sabot.agents.durable.agent_functions import agent_function, check_template, sample_of
+        from sabot.calls.errors import RECORD_ERRORS
         from sabot.llm.agent import Agent
-        from sabot.llm.errors import RECORD_ERRORS
 
         checked_name(name, f"app {self.id}: agent name")
         own: dict[str, Any] = dict(options)

@@ -1,5 +1,5 @@
 """Conversions between Arrow arrays, numpy views of their values, and columns of times as int64 since 1970 UTC; and of
-values of users' types into those that msgspec can encode (`plain_form`).
+objects of users into values that pyarrow takes (`typed_fields`).
 """
 
 import datetime
@@ -7,8 +7,8 @@ import decimal
 import fractions
 import ipaddress
 import re
-import uuid
-from collections.abc import Callable, Hashable, ItemsView, KeysView, Mapping, Sequence, ValuesView
+import struct
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -17,8 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot.base.config import Secret
-from sabot.base.surrogates import whole_texts
 from sabot.errors import DataError, UserError
 
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -34,6 +32,13 @@ _TYPES: dict[Any, str] = {
     **{"timestamp": "timestamp[us]", "datetime": "timestamp[us]", "timestamptz": "timestamp[us, UTC]"},
 }
 _DEEPEST = 64  # levels of a nested type
+
+_STRING = pa.string()
+_INTEGERS = [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
+_PACKED: dict[tuple[type, pa.DataType], str] = {  # how the module struct writes a value as Arrow stores it
+    **{(bool, pa.bool_()): "?", (float, pa.float32()): "f", (float, pa.float64()): "d"},
+    **{(int, kind): form for kind, form in zip(_INTEGERS, "bhiqBHIQ", strict=True)},
+}
 
 
 def python_value(value: Any) -> Any:
@@ -64,97 +69,8 @@ def dumped_model(value: Any, mode: Literal["json", "python"]) -> Any:
     return dump(mode=mode) if callable(dump) and not isinstance(value, type) else value
 
 
-def plain_form(value: Any) -> Any:
-    """Converts a value of a type that msgspec does not know into one that it can encode. It is the `enc_hook` for what
-    tools return: an agent shows it to its model, a job records it, and a server of MCP sends it, all in the same form.
-
-    A model of pydantic becomes the JSON that pydantic makes of it; a scalar or array of numpy, pyarrow, polars or pandas
-    its Python values; a table a list of its rows; a path or an address a text; a subclass of a plain type that type; a
-    key of a dict that JSON does not have a text. Raises TypeError for other objects.
-    """
-    if value is None or isinstance(value, bool | tuple | frozenset):  # msgspec asks only if it is a key in JSON
-        return _json(sorted(value, key=_json) if isinstance(value, frozenset) else value)
-    made = python_value(value) if isinstance(value, np.generic) else dumped_model(value, "json")
-    if made is not value:
-        return made
-    if isinstance(value, np.generic):  # a time in a unit that Python does not have
-        return np.datetime_as_string(value) if isinstance(value, np.datetime64) else str(value)
-    if isinstance(value, np.ndarray) and value.dtype.kind in "mM":  # `tolist` makes integers of nanoseconds
-        return list(value)
-    if not isinstance(value, type):
-        for method in (
-            "tolist",
-            "to_list",
-            "to_pylist",
-            "as_py",
-        ):  # numpy and pandas; polars; arrays and scalars of pyarrow
-            if callable(convert := getattr(value, method, None)):
-                return convert()
-        if hasattr(value, "__arrow_c_stream__"):  # a frame of polars or pandas
-            return pa.table(value).to_pylist()
-        if isinstance(value, Mapping):
-            return dict(value)
-        for kind, plain in _BASES:
-            if isinstance(value, kind):
-                return plain(value)
-        if isinstance(value, (*_TEXTS, Secret)) or type(value).__module__.startswith("pydantic"):
-            return str(value)  # also a secret that pydantic masks
-    kind = type(value)
-    raise TypeError(f"it has a value of type {kind.__module__}.{kind.__qualname__} in it".replace("builtins.", ""))
-
-
-def _time_of(value: datetime.datetime) -> Any:
-    if value != value:  # NaT of pandas
-        return None
-    fine = getattr(value, "nanosecond", 0)
-    return value.isoformat() if fine else datetime.datetime.combine(value.date(), value.timetz())
-
-
-_BASES: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
-    (str, str.__str__),
-    (int, int.__int__),
-    (float, float.__float__),
-    (bytes, bytes),
-    (datetime.datetime, _time_of),
-    (datetime.date, lambda value: datetime.date(value.year, value.month, value.day)),
-    (datetime.timedelta, lambda value: datetime.timedelta(value.days, value.seconds, value.microseconds)),
-    (decimal.Decimal, decimal.Decimal),
-    (uuid.UUID, lambda value: uuid.UUID(int=value.int)),
-    ((Sequence, KeysView, ValuesView, ItemsView), list),
-)
-"""Types, and the functions that make plain values of their subclasses, which msgspec refuses."""
-
-
-def json_text(value: Any) -> str:
-    """Returns a value as JSON, in the form of `plain_form`: a number that JSON does not have is null, and half of a
-    surrogate pair is U+FFFD. Raises TypeError, ValueError or an error of the user's code for a value that JSON cannot
-    express.
-    """
-    try:
-        return _json(value)
-    except UnicodeEncodeError:
-        return _json(whole_texts(msgspec.to_builtins(value, enc_hook=plain_form, str_keys=True)))
-
-
-def _json(value: Any) -> str:
-    return _encoder.encode(value).decode()
-
-
-_encoder = msgspec.json.Encoder(enc_hook=plain_form)
-
-
-def model_or_text(value: Any) -> Any:
-    """Returns the `plain_form` of a value, and any other object as text. It is for texts that people and models read,
-    and that are no results of tools: msgspec calls it for what it cannot encode itself.
-    """
-    try:
-        return plain_form(value)
-    except TypeError:
-        return str(value)
-
-
 _TYPED = (bytes, datetime.datetime, datetime.date, datetime.time, datetime.timedelta, decimal.Decimal)
-_TEXTS = (
+TEXTS = (
     PurePath,
     ipaddress.IPv4Address,
     ipaddress.IPv6Address,
@@ -162,6 +78,7 @@ _TEXTS = (
     ipaddress.IPv6Network,
     fractions.Fraction,
 )
+"""Types whose values are written as texts."""
 
 
 def typed_fields(value: Any) -> Any:
@@ -173,7 +90,7 @@ def typed_fields(value: Any) -> Any:
 
 def _typed(value: Any) -> Any:
     made = dumped_model(python_value(value), "python")
-    if made is value and (isinstance(value, _TEXTS) or type(value).__module__.startswith("pydantic")):
+    if made is value and (isinstance(value, TEXTS) or type(value).__module__.startswith("pydantic")):
         return str(value)  # an address, a path or a secret that pydantic masks
     if made is value:
         raise TypeError(f"{type(value).__qualname__} has no type in Arrow")
@@ -337,6 +254,68 @@ def _has_python_value(value: pa.Scalar) -> bool:
     return True
 
 
+def scalar_of(value: Any, type: pa.DataType | None) -> pa.Scalar:
+    """Returns what `pa.scalar(value, type)` returns, of a bool, a number, a decimal, a text or None without importing pandas.
+
+    pyarrow imports pandas, where it is installed, with the first array or scalar that it makes of a Python or numpy value.
+    This takes longer than all else at the start of a program. So code that runs at each start makes its scalars here.
+    """
+    if value is None:
+        return pa.nulls(1, type)[0]
+    try:
+        if value.__class__ is str and type == _STRING:
+            text = value.encode()
+            return pa.Array.from_buffers(
+                type, 1, [None, pa.py_buffer(struct.pack("=2i", 0, len(text))), pa.py_buffer(text)]
+            )[0]
+        if value.__class__ is decimal.Decimal:
+            type = _decimal_type(value) if type is None else type
+            data = _decimal_bytes(value, type)
+        else:
+            data = struct.pack(f"={_PACKED[value.__class__, type]}", value)
+    except (KeyError, OverflowError, UnicodeError, struct.error):  # pyarrow converts it or says why it cannot
+        return pa.scalar(value, type)
+    return pa.Array.from_buffers(type, 1, [None, pa.py_buffer(data)])[0]
+
+
+def _decimal_type(value: decimal.Decimal) -> pa.DataType:
+    """Returns the type that pyarrow gives a decimal. Raises KeyError for one of more than 38 digits, or of none."""
+    _, digits, exponent = value.as_tuple()
+    if not isinstance(exponent, int):
+        raise KeyError(value)
+    precision = max(len(digits) + max(exponent, 0), -exponent)
+    if precision > 38:
+        raise KeyError(value)
+    return pa.decimal128(precision, max(-exponent, 0))
+
+
+def _decimal_bytes(value: decimal.Decimal, type: pa.DataType) -> bytes:
+    """Returns how Arrow stores a decimal. Raises KeyError for one that the type does not hold, or not exactly."""
+    sign, digits, exponent = value.as_tuple()
+    if not pa.types.is_decimal128(type) or not isinstance(exponent, int):
+        raise KeyError(value)
+    moved = type.scale + exponent
+    if moved < 0 or len(digits) + moved > type.precision:
+        raise KeyError(value)
+    whole: int = int("".join(map(str, digits))) * 10**moved
+    return (-whole if sign else whole).to_bytes(16, "little", signed=True)
+
+
+def empty_batch(schema: pa.Schema) -> pa.RecordBatch:
+    """Returns a batch without rows. Unlike `Schema.empty_table` it does not import pandas (see `scalar_of`)."""
+    return pa.RecordBatch.from_arrays(list(map(empty_array, schema.types)), schema=schema)
+
+
+def empty_array(type: pa.DataType) -> pa.Array:
+    """Returns an array without values. It does not import pandas (see `scalar_of`), if its type is flat: nulls of other types
+    may have values that are missing only to their parent.
+    """
+    if pa.types.is_dictionary(type):  # pyarrow makes none of a list for each type of values
+        indices, values = empty_array(type.index_type), empty_array(type.value_type)
+        return pa.DictionaryArray.from_arrays(indices, values, ordered=type.ordered)
+    return pa.array([], type) if pa.types.is_nested(type) else pa.nulls(0, type)
+
+
 def broadcast(value: Any, rows: int) -> pa.Array:
     """Returns a scalar as an array of `rows` rows, and an array or chunked array as one array."""
     if isinstance(value, pa.Scalar):
@@ -364,7 +343,7 @@ def decimal_floats(array: pa.Array, type: pa.DataType) -> pa.Array:
         words = decimal_words(array)
         low, fits = words[:, 0], (words[:, 1:] == (words[:, :1] >> 63)).all(axis=1)
         if (fits & (low >= -_EXACT) & (low <= _EXACT)).all():  # both are exact floats: one division rounds once
-            return pa.array(low / float(10**array.type.scale), mask=_missing(array))
+            return integer_array(low / float(10**array.type.scale), type, array)
     if pa.types.is_float16(type):
         return pc.cast(array, type, safe=False)
     return pc.cast(pc.cast(array, pa.string()), type)
@@ -468,7 +447,7 @@ def shown(value: pa.Scalar) -> str:
 
 
 def integer_array(values: Any, type: pa.DataType, *sources: Any, nulls: Any = None) -> pa.Array:
-    """Returns numpy integers as an array of `type`, which has the same width. A row is null if any of `sources` is
+    """Returns numpy integers or floats as an array of `type`, which has the same width. A row is null if any of `sources` is
     null there, or if `nulls` is True there.
     """
     for source in sources:
@@ -478,8 +457,8 @@ def integer_array(values: Any, type: pa.DataType, *sources: Any, nulls: Any = No
         elif source.null_count:
             more = source.is_null().to_numpy(zero_copy_only=False)
             nulls = more if nulls is None else nulls | more
-    made = pa.array(values, mask=nulls)
-    return made if made.type == type else made.view(type)
+    valid = None if nulls is None else pa.py_buffer(np.packbits(~nulls, bitorder="little"))
+    return pa.Array.from_buffers(type, len(values), [valid, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 def where(mask: Any, array: pa.Array) -> pa.Array:

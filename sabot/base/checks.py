@@ -9,11 +9,11 @@ Texts with a notation of their own (durations, sizes, addresses, names) are read
 import inspect
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from functools import partial
 from types import UnionType
 from typing import Any, Protocol, TypeGuard, TypeVar
 
+from sabot.base.dataclass import dataclass
 from sabot.base.redaction import has_password, redacted_url
 from sabot.errors import UserError, short_repr
 

@@ -17,9 +17,9 @@ import logging
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from sabot.base.dataclass import dataclass
 from sabot.base.probes import Page, PageServer
 from sabot.errors import MissingExtra, UserError
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -109,6 +108,8 @@ def _nobody_calls(address: str) -> bool:
 
 def _is_googles(host: str) -> bool:
     """Returns True if the host is the metadata server of a machine of Google. Blocks for at most 3 s."""
+    from http.client import HTTPConnection, HTTPException
+
     server = HTTPConnection(host, timeout=_ANSWER_S)
     try:
         server.request("GET", "/", headers={"Metadata-Flavor": "Google"})

@@ -14,12 +14,13 @@ tables in docs/ and the options of the command line are made from the declaratio
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from sabot.base.checks import Kind, check
+from sabot.base.dataclass import dataclass
 from sabot.errors import UserError
 
 P = ParamSpec("P")
@@ -109,16 +110,13 @@ _ELSEWHERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("idempotent", "side_effects", "read_only"), ("effect",)),
     **dict.fromkeys(("group_by", "partition_by", "partition_key"), ("key",)),
     **dict.fromkeys(("output_topic", "to", "target"), ("sink",)),
+    **dict.fromkeys(("deps_type", "context_type", "context_schema"), ("deps",)),
 }
 """Names of options in other frameworks (Pydantic AI, the OpenAI Agents SDK, LangGraph, CrewAI), and what is nearest to
 them here. The first one that a function has is suggested.
 """
 
 _NOT_HERE = {
-    **dict.fromkeys(
-        ("deps_type", "deps", "context_type"),
-        "a tool gets what it needs from its module, or by ctx.call(tool, …) of a durable agent",
-    ),
     **dict.fromkeys(("verbose", "debug"), "logging and events say what an agent does: docs/agent-runtime/events.md"),
     **dict.fromkeys(
         ("memory", "message_history", "history"), "agent.run(prompt, conversation=…), or session=True of app.llm_agent"

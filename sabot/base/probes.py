@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
 from sabot.clock import SYSTEM_CLOCK
@@ -68,6 +67,8 @@ class PageServer:
     """
 
     def __init__(self, host: str, port: int, pages: Mapping[str, Callable[[str], Page]]) -> None:
+        from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer  # not at the start of each program
+
         class Handler(BaseHTTPRequestHandler):
             timeout = _PATIENCE_SECONDS
             server_version, sys_version = "sabot", ""

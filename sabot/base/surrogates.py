@@ -114,7 +114,10 @@ def _copy(value: Any, text_at: Callable[[_Path, str], str], path: _Path) -> Any:
         return [_copy(each, text_at, path) for each in value]
     if isinstance(value, dict):
         marks = tuple(value[name] for name in _MARKS if isinstance(value.get(name), str | int))
-        return {whole_text(name): _copy(each, text_at, (*path, *marks, name)) for name, each in value.items()}
+        return {
+            whole_text(name) if isinstance(name, str) else name: _copy(each, text_at, (*path, *marks, name))
+            for name, each in value.items()
+        }
     return value
 
 

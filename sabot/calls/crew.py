@@ -387,12 +387,10 @@ class Crew(Generic[T]):
         retry = self._options.retry
         task = asyncio.current_task()
         assert task is not None
-        once: OnceJudge | None = None
-        if retry.retries:
-            once, context = OnceJudge(context.get(JUDGE)), context.copy()
-            context.run(JUDGE.set, once)
+        once, context = OnceJudge(context.get(JUDGE)), context.copy()
+        context.run(JUDGE.set, once)
         fresh = context.copy
-        attempts = overloads = 0
+        attempts = overloads = made_of_item = 0
         # Calls that do not wait are counted together, and the next one's beginning is taken for the end of one: a clock
         # read and two additions for each call could be measured.
         made, spent, since = 0, 0.0, math.inf
@@ -407,7 +405,7 @@ class Crew(Generic[T]):
                     slice_end = monotonic() + _SLICE_SECONDS
                     continue
                 item = worker.item = queue.popleft()
-                attempts = overloads = 0
+                attempts = overloads = made_of_item = 0
             if self._limits:
                 made, spent, since = self._counted(made, spent, since)
                 if not await self._admitted():
@@ -422,8 +420,9 @@ class Crew(Generic[T]):
                 self._watch_soon()
             try:
                 run = fresh().run
-                if once is not None and once.called:
-                    once.begin(attempts + overloads)
+                if once.called:
+                    once.begin(made_of_item)
+                made_of_item += 1
                 about, value, pending = begin(item, run)
                 if pending:
                     try:

@@ -2,9 +2,11 @@
 
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, TypeVar
+from functools import partial, wraps
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def unwrap(function: Any) -> Any:
@@ -15,6 +17,22 @@ def unwrap(function: Any) -> Any:
     if not inspect.isroutine(target) and callable(target):
         target = type(target).__call__
     return target
+
+
+def stands_for(function: Any, signature: inspect.Signature | None = None) -> Callable[[F], F]:
+    """A decorator for a function that is called in place of `function`, which may be a partial, a method or an object. It
+    has the names, the annotations and the signature of that one, or the signature that is given.
+    """
+    typed = function
+    if not inspect.isroutine(function):
+        typed = function.func if isinstance(function, partial) else function.__call__
+
+    def decorate(made: F) -> F:
+        named: Any = wraps(typed)(made)
+        named.__signature__ = inspect.signature(function) if signature is None else signature
+        return cast("F", named)
+
+    return decorate
 
 
 def is_async_generator(function: Any) -> bool:

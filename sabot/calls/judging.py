@@ -8,12 +8,13 @@ while an app or a kernel with a policy or budgets runs in this process.
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from typing import Any, ParamSpec, TypeVar
+from copy import copy
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from sabot.errors import NotSent, PolicyDenied, UserError
+from sabot.errors import NotSent, Overloaded, PolicyDenied, UserError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -21,6 +22,16 @@ T = TypeVar("T")
 JUDGE: ContextVar[Any] = ContextVar("JUDGE", default=None)
 """The judge of the calls that are made in this context (`llm.judges.CallJudge`). None allows all calls, as in a program
 without an app.
+"""
+
+SENDABLE: ContextVar[Callable[[], Awaitable[None]] | None] = ContextVar("SENDABLE", default=None)
+"""A function that returns when a request may be sent, set for calls that are effects of a job: they may be sent while
+the job's process owns its journal. None allows it at any time.
+"""
+
+OVER: ContextVar[Callable[[], str] | None] = ContextVar("OVER", default=None)
+"""A function that returns why the call of a tool is over, within which this context is, although its thread goes on: a
+thread cannot be cancelled. It returns "" if the call is not over.
 """
 
 # Set in the context of the main thread. Contexts copied from it have the value None; the empty contexts of threads have no
@@ -38,24 +49,65 @@ def with_judge(function: Callable[P, T], judge: object) -> Callable[P, T]:
     context = copy_context()
     context.run(JUDGE.set, judge)
 
-    def within(*args: P.args, **kwargs: P.kwargs) -> T:
+    def within(*args: "P.args", **kwargs: "P.kwargs") -> T:
         return context.run(function, *args, **kwargs)
 
     return within
 
 
-class OnceJudge:
-    """A judge for a function that is called again after a failure (`retries=`). It lets no attempt call a tool that
-    must not be called twice, if an earlier attempt on the same item has called it. A worker has one for all its items.
+Make = Callable[[tuple[Any, ...], Mapping[str, Any]], Awaitable[Any]]
+"""A function that makes a call of a tool with these arguments."""
+
+
+class RefusingJudge:
+    """The judge of the function of one job. The function may make no plain call of a tool or a model: nothing would
+    record it, and each run of the function would make it again. The job fails, even if the function catches the error.
     """
 
-    def __init__(self, around: Any) -> None:
-        """Makes a judge. `around`: the judge that decides on all other grounds, or None."""
-        self._around = around
+    def __init__(self, refuse: Callable[[str, str], UserError]) -> None:
+        """Makes a judge. `refuse`: a function that lets the job fail, and returns the error. Its arguments are words for
+        the call, such as "calls an engine directly", and the fix as a hint.
+        """
+        self._refuse = refuse
+
+    async def __call__(self, call: Any, model: str, price: Any, ask: Any) -> NoReturn:
+        raise self.refuse_engine()
+
+    def refuse_engine(self) -> UserError:
+        """Returns the error for an engine that the function uses directly."""
+        return self._refuse(
+            "calls an engine directly, so the policy cannot judge the call, nor the journal record it",
+            "await ctx.llm(engine).complete(…), agent.run(…, effects=ctx.llm(engine)), or ctx.step or ctx.call",
+        )
+
+    def call_plainly(self, tool: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NoReturn:
+        raise self._refuse(
+            f"calls the tool {tool.name} directly, so the policy cannot judge the call, nor the journal record it: each run of the "
+            "function would make it again",
+            f"await ctx.call({tool.name}, …)",
+        )
+
+    async def make(self, tool: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], make: Make) -> Any:
+        self.call_plainly(tool, args, kwargs)
+
+
+class OnceJudge:
+    """A judge for a function that is called again after a failure (`retries=`, Overloaded, RowErrors, halves of a
+    batch). It lets no attempt call a tool that must not be called twice, if an earlier attempt on the same item has
+    called it. A worker has one for all its items, and an unsafe tool with `retries=` one for each call: an error by
+    which nothing was sent is no reason to repeat this call if it has called such a tool itself. With `never` it lets
+    no attempt call a tool that changes something.
+    """
+
+    def __init__(self, around: Any, never: str = "") -> None:
+        """Makes a judge. `around`: the judge that decides on all other grounds, or None. `never`: words for a function
+        that Sabot may call at any time again, also in another process; it may call no tool that changes something.
+        """
+        self._around, self._never = around, never
         self.declared: frozenset[str] = getattr(around, "declared", frozenset())
-        self.called: set[str] = set()
+        self.called: list[str] = []
         """The names of the tools that must not be called twice and that attempts since the last `begin` have called, or
-        earlier attempts on the same item."""
+        earlier attempts on the same item: one for each call."""
         self._before: frozenset[str] = frozenset()  # what earlier attempts have called
 
     def begin(self, attempts: int) -> None:
@@ -66,16 +118,33 @@ class OnceJudge:
             self.called.clear()
         self._before = frozenset(self.called)
 
+    def within(self, judge: Any) -> "OnceJudge":
+        """Returns the judge of the calls that a tool makes itself. What they call, the same attempt has called.
+        `judge`: the judge that decides on these calls on all other grounds.
+        """
+        inner = copy(self)
+        inner._around = judge
+        return inner
+
+    def forget(self) -> None:
+        """Forgets what the last attempt has called. For a function that has ended well for a part of an item."""
+        self.called = list(self._before)
+
     async def __call__(self, call: Any, model: str, price: Any, ask: Any) -> Any:
         return await (ask() if self._around is None else self._around(call, model, price, ask))
 
     def call_plainly(self, tool: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         if tool.is_async:
-            return self.make(tool, args, kwargs, lambda args, kwargs: tool.func(*args, **kwargs))
+            return self._awaited(tool, args, kwargs)
         with self._once(tool):
-            if self._around is None:
-                return tool.func(*args, **kwargs)
-            return self._around.call_plainly(tool, args, kwargs)
+            return self._plainly(tool, args, kwargs)
+
+    async def _awaited(self, tool: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        with self._once(tool):
+            return await self._plainly(tool, args, kwargs)
+
+    def _plainly(self, tool: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        return tool.func(*args, **kwargs) if self._around is None else self._around.call_plainly(tool, args, kwargs)
 
     async def make(self, tool: Any, args: tuple[Any, ...], kwargs: Any, make: Any) -> Any:
         with self._once(tool):
@@ -83,6 +152,12 @@ class OnceJudge:
 
     @contextmanager
     def _once(self, tool: Any) -> Iterator[None]:
+        if self._never and tool.effect in _CHANGE:
+            raise UserError(
+                f"{tool.name} was not called: {self._never} may be called again, also with other idempotency keys, and the class "
+                f"{str(tool.effect)!r} of {tool.name} says that it changes something",
+                hint=f'call it in a tool or in a step; or declare what it does: effect="read" for {tool.name}',
+            )
         if tool.effect not in _ONCE:
             yield
             return
@@ -90,18 +165,19 @@ class OnceJudge:
             raise UserError(
                 f"{tool.name} was not called: an earlier attempt has called it, and its class {str(tool.effect)!r} does not allow "
                 "to repeat it",
-                hint=f'leave retries= out; or declare what it does: effect="idempotent" for {tool.name}; or await '
-                f"ctx.call({tool.name}, …) in the function of a durable agent",
+                hint="leave retries= out, and let what can fail come before this call; or declare what it does: "
+                f'effect="idempotent" for {tool.name}; or await ctx.call({tool.name}, …) in the function of a durable agent',
             )
-        self.called.add(tool.name)
+        self.called.append(tool.name)
         try:
             yield
-        except (NotSent, PolicyDenied):  # it was certainly not made
-            self.called.discard(tool.name)
+        except (NotSent, Overloaded, PolicyDenied):  # it was certainly not made
+            self.called.remove(tool.name)
             raise
 
 
-_ONCE = ("unsafe", "reconcilable")  # the classes of tools that must not be called twice (`journal.effects`)
+_ONCE = ("unsafe", "reconcilable")  # the classes of tools that must not be called twice (`effects`)
+_CHANGE = (*_ONCE, "idempotent")  # those of tools that change something
 
 
 def refuse_in_job(what: str, hint: str) -> None:
@@ -149,10 +225,16 @@ def judge_of_this(what: str, verb: str, fix: str) -> Any:
     """Returns the judge of the current context, or None if there is none. The call may be made only with the
     permission of this judge.
 
-    Raises UserError if it is unknown which job makes the call. That is so in a thread that was started without a
-    context, while an app or a kernel with a policy or budgets runs on another event loop of this process. For the message:
-    `what` is the name of the model or tool, `verb` is "asked" or "called", and `fix` says what to do in a tool.
+    Raises UserError if the call is made by a tool whose own call is over. Raises UserError if it is unknown which job makes
+    the call. That is so in a thread that was started without a context, while an app or a kernel with a policy or budgets
+    runs on another event loop of this process. For the message: `what` is the name of the model or tool, `verb` is "asked"
+    or "called", and `fix` says what to do in a tool.
     """
+    if (over := OVER.get()) is not None and (why := over()):
+        raise UserError(
+            f"{what} was not {verb}: {why}, and its thread goes on",
+            hint="a longer timeout= of this tool, or `async def`, which ends with its call",
+        )
     judge = JUDGE.get()
     if judge is not None or not _judging or JUDGE in copy_context():
         return judge

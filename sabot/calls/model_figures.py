@@ -6,9 +6,9 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sabot.base.dataclass import dataclass
 from sabot.base.metrics import Sample, Value, minus, plus
 
 _COUNTERS = {  # by metric: the figure of `llm.middleware.CallFigures`

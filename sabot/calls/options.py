@@ -1,13 +1,37 @@
 """The user's options for calls: concurrency, time-out, retries, rate. They are parsed and checked only here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Literal, TypedDict
 
 from sabot.base.arrays import python_value
 from sabot.base.backoff import Backoff
 from sabot.base.checks import OneOf, Whole, check
 from sabot.base.config import Duration, parse_rate, parse_seconds
 from sabot.errors import UserError
+
+Trim = Literal["drop_oldest", "summarize", "refuse"]
+
+
+class LoopOptions(TypedDict, total=False):
+    """The options of the loop of an agent (`sabot.llm.Agent`), but for its name and those on which its type depends."""
+
+    tools: Sequence[Any]
+    model: str
+    max_turns: int
+    max_concurrent_tools: int
+    tool_timeout: Duration
+    max_tool_retries: int
+    max_tool_chars: int
+    repairs: int
+    allow_cut: bool
+    context_window: int
+    trim: Trim
+    temperature: float | None
+    max_tokens: int | None
+    options: Mapping[str, Any] | None
+    use_middleware: bool
+
 
 CALL_WORDS = ("concurrency", "timeout", "retries", "backoff", "on_error", "rate")
 """The options of `CallOptions.of` that users write; agents and steps with calls share them."""

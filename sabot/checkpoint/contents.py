@@ -12,9 +12,10 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
+from sabot.base.dataclass import dataclass
 from sabot.base.disk import make_folder
 from sabot.checkpoint.places import Place, StoredFile, each
 

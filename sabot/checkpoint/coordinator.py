@@ -20,7 +20,7 @@ import re
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from typing import Any, Protocol
 import msgspec
 
 from sabot.base.config import Duration, parse_seconds
+from sabot.base.dataclass import dataclass
 from sabot.base.disk import link_or_copy, make_folder, private
 from sabot.base.process_exit import EXITS, wrap_exit
 from sabot.base.supervision import watch_call, watch_task

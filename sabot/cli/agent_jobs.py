@@ -16,13 +16,14 @@ from sabot.agents.job_checks import CheckedJob, check_jobs
 from sabot.agents.job_effects import folded_job
 from sabot.agents.job_reads import find_jobs
 from sabot.agents.jobs import JobRecord, JobStatus, OpenEffect
+from sabot.agents.kernel.kernel import RuntimeKernel, check_kernel
 from sabot.agents.store import as_json, cancel_letter
 from sabot.app import App
 from sabot.base.quantities import plain
 from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.journal import By, Json, Place, job_of, json_of, post, quietly, reading, this_user, value_text
 from sabot.cli.letters import Broker, Table, redrive_job
-from sabot.cli.loading import WrongUse, load_app
+from sabot.cli.loading import WrongUse, load_program
 from sabot.cli.options import Kafka, Target
 from sabot.cli.printing import columns, json_line, moment, shortened
 from sabot.errors import UserError
@@ -59,13 +60,13 @@ def list_jobs(
 
     def work() -> None:
         with reading(place, kafka) as reader:
-            listed = find_jobs(reader, agent=agent, scope=scope, statuses=status or ())
+            found, known = find_jobs(reader, agent=agent, scope=scope, statuses=status or ())
         if json:
-            for job in listed.found:
+            for job in found:
                 json_line(_facts(job))
             return
         titles = ["job", "of", "status", "attempt", "effects", "created", "updated", "open, or its outcome"]
-        columns(titles, [_row(job, listed.known) for job in listed.found])
+        columns(titles, [_row(job, known) for job in found])
 
     quietly(work)
 
@@ -226,34 +227,24 @@ def check(
     kafka: Kafka = None,
     json: Json = False,
 ) -> None:
-    """Check whether a start with today's code would continue the open jobs, by replaying their journal.
+    """Check whether a start with today's code would continue the open jobs of an app or a kernel, by replaying their journal.
 
-    No effect is made and nothing is written, so a running app, or a copy of its directory, can be checked. A job's verdict is one of: ok,
-    it continues; fails, its function raises after all recorded steps; blocked, its function does something else than the journal has;
-    held, it waits behind a blocked job of the same key; gone, the program has no agent for it. Exit code 1 if a job is blocked, held or
-    gone.
+    No effect is made and nothing is written, so a running app or kernel, or a copy of its directory, can be checked. A job's verdict is
+    one of: ok, it continues; fails, its function raises after all recorded steps; blocked, its function does something else than the
+    journal has; held, it waits behind a blocked job of the same key; gone, the program has no agent for it. Exit code 1 if a job is
+    blocked, held or gone.
     """
 
     def work() -> None:
-        app = load_app(target)
-        found = find_checkpoints(target if against is None else against)
-        manifest = found.manifest() if found.storage.ids() else None
-        if manifest is not None:
-            check_app(manifest, app.id)
-        agents = {name: agent.spec for name, agent in app.agent_runtime.agents.items() if agent.spec is not None}
-        try:
-            with _journal_of(app, against, place, kafka) as reader:
-                found_jobs = check_jobs(
-                    reader, manifest, agents, version=app.settings.version, clock=app.clock, backend=app.state_backend
-                )
-                checked = list(found_jobs)
-        finally:
-            found.storage.release_restored()
+        program = load_program(target)
+        if isinstance(program, RuntimeKernel):
+            checked, of = _checked_of_kernel(program, against, place, kafka), f"of kernel {program.name}"
+        else:
+            checked, of = _checked_of_app(program, target, against, place, kafka)
         _print_checked(checked, json)
         amiss = Counter(job.verdict for job in checked if not job.stands)
         if not json:
-            of = "no checkpoint" if manifest is None else f"checkpoint {manifest.checkpoint_id}"
-            typer.echo(f"{len(checked):,} open jobs after {of}; {amiss.total():,} would not continue", err=True)
+            typer.echo(f"{len(checked):,} open jobs {of}; {amiss.total():,} would not continue", err=True)
         if amiss:
             words = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(amiss.items()))
             raise UserError(
@@ -262,6 +253,34 @@ def check(
             )
 
     quietly(work)
+
+
+def _checked_of_app(
+    app: App, target: str, against: str | None, place: str | None, kafka: list[str] | None
+) -> tuple[list[CheckedJob], str]:
+    found = find_checkpoints(target if against is None else against)
+    manifest = found.manifest() if found.storage.ids() else None
+    if manifest is not None:
+        check_app(manifest, app.id)
+    agents = {name: agent.spec for name, agent in app.agent_runtime.agents.items() if agent.spec is not None}
+    try:
+        with _journal_of(app, against, place, kafka) as reader:
+            found_jobs = check_jobs(
+                reader, manifest, agents, version=app.settings.version, clock=app.clock, backend=app.state_backend
+            )
+            checked = list(found_jobs)
+    finally:
+        found.storage.release_restored()
+    return checked, "after no checkpoint" if manifest is None else f"after checkpoint {manifest.checkpoint_id}"
+
+
+def _checked_of_kernel(
+    kernel: RuntimeKernel, against: str | None, place: str | None, kafka: list[str] | None
+) -> list[CheckedJob]:
+    if against is not None:
+        raise WrongUse("--against names a checkpoint, and a kernel has none", hint="--journal names another journal")
+    with kernel.jobs.store.reader() if place is None else reading(place, kafka) as reader:
+        return list(check_kernel(kernel, reader))
 
 
 def _journal_of(

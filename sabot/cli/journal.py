@@ -11,6 +11,7 @@ import typer
 from sabot.agents.entry_values import as_plain, readable, value_of
 from sabot.base.logs import set_up_logging
 from sabot.base.quantities import bytes_words
+from sabot.calls.effects import EffectId
 from sabot.cli.loading import WrongUse
 from sabot.cli.options import Kafka, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, shortened
@@ -23,7 +24,6 @@ from sabot.jobs.open_jobs import last_begin
 from sabot.jobs.run import effect_words
 from sabot.jobs.url_ids import stored_id
 from sabot.journal.base import JournalReader
-from sabot.journal.effects import EffectId
 from sabot.journal.entries import (
     UNSENT,
     Answer,

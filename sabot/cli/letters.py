@@ -22,24 +22,15 @@ from sabot.cli.printing import columns, json_line, moment, plain, shortened
 from sabot.cli.running import guarded
 from sabot.codecs.records import text_or_hex
 from sabot.connectors.base import Sink
-from sabot.connectors.letters import DeadLetter, Letters
-from sabot.connectors.redrive import Selection
 from sabot.errors import UserError
+from sabot.letters.form import DeadLetter
+from sabot.letters.late import LateAgain, late_again
+from sabot.letters.opening import LetterPlace, opened_letters, steps_dropping_late
+from sabot.letters.opening import redrive as send_back
+from sabot.letters.pages import LetterFilter, LetterPage, job_of, letter_facts, letters_page, origin_of, record_facts
+from sabot.letters.places import Letters
+from sabot.letters.redrive import Selection
 from sabot.operators.late_rows import span_text
-from sabot.runtime.dead_letters import (
-    LetterFilter,
-    LetterPage,
-    LetterPlace,
-    job_of,
-    letter_facts,
-    letters_page,
-    opened_letters,
-    origin_of,
-    record_facts,
-    steps_dropping_late,
-)
-from sabot.runtime.dead_letters import redrive as send_back
-from sabot.runtime.late_letters import LateAgain, late_again
 
 _REMEDIES = {
     "to": "--to TOPIC sends them to a topic of that name",

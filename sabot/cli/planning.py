@@ -17,7 +17,8 @@ from sabot.cli.printing import columns, json_line, moment
 from sabot.cli.running import guarded
 from sabot.errors import UserError
 from sabot.kafka import open_sink
-from sabot.plan import Plan, refill_options, svg
+from sabot.plan import Plan, refill_options
+from sabot.plan.drawing.render import svg
 from sabot.runtime.facts import check_facts
 from sabot.runtime.outcomes import StateOutcome, outcomes_of
 from sabot.runtime.restore import Asked, check_app, known_columns, plan_of

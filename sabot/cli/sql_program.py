@@ -26,7 +26,7 @@ from sabot.base.quantities import counted_words
 from sabot.cli.loading import WrongUse, register_functions
 from sabot.cli.printing import columns
 from sabot.codecs.csv_text import field_texts
-from sabot.connectors.base import ExpectsColumns, Sink
+from sabot.connectors.base import Sink
 from sabot.connectors.memory import TableSink
 from sabot.sql.options import app_name
 from sabot.sql.scope import node_of
@@ -177,7 +177,7 @@ class _KeptResult(TableSink):
         return _applied(table) if self._updated else table
 
 
-class _PrintedResult(Sink, ExpectsColumns):
+class _PrintedResult(Sink):
     """A sink that prints each row as a line of JSON or CSV, when it comes. `limit`: the number of rows after which it
     calls `on_full`.
     """

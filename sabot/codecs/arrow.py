@@ -10,6 +10,7 @@ from sabot._cython.arrow.batch import normalise
 from sabot._cython.arrow.border import validate
 from sabot._cython.text.json import BadRow
 from sabot._cython.text.records import bytes_list
+from sabot.base.arrays import empty_batch
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 
@@ -67,7 +68,7 @@ class ArrowCodec:
                 pieces.append(rows)
                 numbers.append(np.full(rows.num_rows, number, np.int64))
         schema = pa.schema([]) if self._schema is None else self._schema
-        data = pa.concat_batches(pieces) if pieces else pa.RecordBatch.from_pylist([], schema=schema)
+        data = pa.concat_batches(pieces) if pieces else empty_batch(schema)
         return data, np.concatenate(numbers) if numbers else np.empty(0, np.int64), bad
 
     def _fitted(self, rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -11,6 +11,7 @@ from pyarrow import csv
 from sabot._cython.arrow.batch import normalise
 from sabot._cython.text.json import BadRow
 from sabot._cython.text.records import binary_array
+from sabot.base.arrays import empty_batch
 from sabot.codecs.csv_text import convert_options, failing_texts, field_texts, in_units, parse_error, parse_options
 
 _NOT_ONE = "it is not one CSV record: a line break outside of quotes, or a quote that does not end"
@@ -105,7 +106,7 @@ class CsvCodec:
                 halve(middle, high)
 
         halve(0, len(payloads))
-        return pa.concat_batches(parts) if parts else pa.RecordBatch.from_pylist([], schema=self.schema)
+        return pa.concat_batches(parts) if parts else empty_batch(self.schema)
 
     def _misspelt(self, payloads: Any, numbers: Any, bad: dict[int, str]) -> None:
         """Adds the rows to `bad` that have a field which is not a value of its column's type. All rows must have the
@@ -126,7 +127,7 @@ class CsvCodec:
 
     def _table(self, text: bytes, converting: csv.ConvertOptions) -> pa.RecordBatch:
         if not text:
-            return pa.RecordBatch.from_pylist([], schema=pa.schema(converting.column_types))
+            return empty_batch(pa.schema(converting.column_types))
         reading = csv.ReadOptions(use_threads=False, block_size=len(text) + 1, column_names=self._names)
         return normalise(csv.read_csv(pa.py_buffer(text), reading, self._parsing, converting))
 

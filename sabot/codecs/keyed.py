@@ -3,13 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from sabot._cython.text.json import BadRow
-from sabot.codecs.avro import AvroCodec, avro_schema
+from sabot.base.arrays import empty_batch
 from sabot.codecs.base import Codec, Encoder, EncodesKeys, Format, LostFloats
 from sabot.codecs.keys import (
     BIG_ENDIAN,
@@ -23,7 +23,9 @@ from sabot.codecs.keys import (
     number_keys,
 )
 from sabot.codecs.records import RECORD_SCHEMA
-from sabot.codecs.schemas import Avro, Protobuf, SchemaRegistry
+
+if TYPE_CHECKING:
+    from sabot.codecs.schemas import SchemaRegistry
 
 _KEY = "key"  # the name of the record in which keys in Avro are read
 
@@ -99,6 +101,8 @@ class KeyAndValue(Format):
 
     def key_rows(self, schema: pa.Schema, wanted: Sequence[str]) -> KeyRows:
         """Returns a reader of these columns of the keys. `schema`: the columns of all fields, and maybe others."""
+        from sabot.codecs.schemas import Avro, Protobuf
+
         plain = self._in_keys(schema, wanted)
         if self.key.needs_schema or isinstance(self.key, Avro | Protobuf):
             fields = self._in_keys(schema, self.fields)  # in their order in the keys
@@ -116,9 +120,7 @@ class KeyAndValue(Format):
 
     def check_types(self, schema: pa.Schema, where: str) -> None:
         if not schema.equals(RECORD_SCHEMA):
-            keys = self.keys_of(
-                pa.RecordBatch.from_pylist([], schema=pa.schema([schema.field(n) for n in self.fields]))
-            )
+            keys = self.keys_of(empty_batch(pa.schema([schema.field(n) for n in self.fields])))
             self.key.check_types(keys.schema, where)
         self.value.check_types(schema if self.in_value else self._payloads(schema), where)
 
@@ -208,6 +210,10 @@ def key_rows_of(format: Format, schema: pa.Schema, keys: Sequence[str]) -> KeyRo
     """
     if isinstance(format, KeyAndValue):
         return format.key_rows(schema, keys)
+    if not format.own_columns:
+        return None
+    from sabot.codecs.schemas import Avro
+
     if not isinstance(format, Avro) or format.registry is None:
         return None
     plain = pa.schema([schema.field(key) for key in keys])
@@ -216,13 +222,18 @@ def key_rows_of(format: Format, schema: pa.Schema, keys: Sequence[str]) -> KeyRo
 
 def as_key(format: Format) -> Format:
     """Returns a format for the keys of records: its schema has the usual subject for keys, if it has the usual one for payloads."""
+    if not format.own_columns:
+        return format
+    from sabot.codecs.schemas import Avro, Protobuf
+
     if isinstance(format, Avro | Protobuf) and format.subject == "{topic}-value":
         return replace(format, subject="{topic}-key")
     return format
 
 
-def _avro_keys(registry: SchemaRegistry, fields: pa.Schema, names: Sequence[str], plain: pa.Schema) -> CodecKeys:
+def _avro_keys(registry: "SchemaRegistry", fields: pa.Schema, names: Sequence[str], plain: pa.Schema) -> CodecKeys:
     """Returns a reader of keys whose columns are known: the schema with which they were written says how they are read."""
+    from sabot.codecs.avro import AvroCodec, avro_schema
 
     def schema_of(id: int) -> str:
         written = json.loads(registry.schema_of(id, "AVRO"))

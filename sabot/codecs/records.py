@@ -7,7 +7,7 @@ This module also makes records from the changes of a table, and limits the size 
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import msgspec
@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.text.json import NESTING_MAX, BadRow, encode_rows, is_too_deep
 from sabot._cython.text.records import binary_array, bytes_list
-from sabot.base.arrays import dumped_model, finer_than_ms, python_value
+from sabot.base.arrays import dumped_model, empty_batch, finer_than_ms, python_value
 from sabot.base.config import checked_text
+from sabot.base.dataclass import dataclass
 from sabot.codecs.base import Encoder, EncodesKeys
 from sabot.codecs.engine_columns import DELETE, OP_COLUMN
 from sabot.codecs.json import JsonEncoder
@@ -274,11 +275,6 @@ def _records(payloads: pa.BinaryArray, keys: pa.BinaryArray | None, now_ms: int)
 def carries_changes(schema: pa.Schema) -> bool:
     """Returns True if the rows are changes, with their op in OP_COLUMN, the last column."""
     return len(schema) > 0 and schema.field(len(schema) - 1).name == OP_COLUMN
-
-
-def empty_batch(schema: pa.Schema) -> pa.RecordBatch:
-    """Returns a batch of these columns without rows."""
-    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
 
 
 def refuse_types(schema: pa.Schema, try_out: Callable[[pa.RecordBatch], object], where: str, format: str) -> None:

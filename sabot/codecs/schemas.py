@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 
+from sabot.base.arrays import empty_batch
 from sabot.base.checks import FLAG, check
 from sabot.base.config import checked_text
 from sabot.codecs.avro import AvroCodec, AvroEncoder, arrow_schema, avro_schema
@@ -18,7 +19,7 @@ from sabot.codecs.base import Codec, Encoder, Format
 from sabot.codecs.protobuf import ProtobufCodec, ProtobufEncoder
 from sabot.codecs.protobuf import arrow_schema as columns_of
 from sabot.codecs.protobuf.fields import message_type
-from sabot.codecs.records import RECORD_SCHEMA, empty_batch
+from sabot.codecs.records import RECORD_SCHEMA
 from sabot.errors import UserError
 
 _SUBJECT = "{topic}-value"

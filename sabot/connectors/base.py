@@ -1,10 +1,15 @@
-"""The contracts of sources and sinks, and of their abilities.
+"""The contracts of sources and sinks: all that a connector may do is on this page.
 
-`Source` and `Sink` have only the members that every connector needs. A further capability, which some connectors
-have, is an *ability*: a small base class that a connector names beside `Source` or `Sink`, as in `class
-Numbers(Source, Bounded)`. The engine looks for abilities once, when it opens the connector
-(`connectors/defaults.py`). A class that defines a member of an ability without naming the ability raises UserError
-when the class is defined, because the engine would never call that member.
+`Source` and `Sink` have six members that every connector needs; all others have defaults, which a connector overrides
+if it can do better. Both classes have their members in four groups: what moves rows, what a restart needs, what the
+delivery of rows needs, and facts about the connector.
+
+An *ability* is a small base class that a connector names beside `Source` or `Sink`, as in `class Numbers(Source,
+Bounded)`. There is one only where the engine plans differently for connectors that have it, before it calls any
+member: Bounded, TakesBound and Scans of sources, Delivers, KeepsToken and TakesChanges of sinks. The functions at the
+end of this page say what holds without them. A connector that has a member of an ability, but does not name the
+ability, is refused where it is given to a stream or an agent (`connectors/checks.py`), because the engine would never
+call that member.
 
 One thread at a time calls the methods of a connector. For a source it is the thread of its reader; for a sink, the
 task that writes to it, or the thread that delivers its parts. A method may block unless its docstring says otherwise.
@@ -12,11 +17,13 @@ After a crash no method is called: a new process opens the source at the positio
 `tests/contracts/` checks these rules for every implementation.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+# ruff: noqa: B027  a default that does nothing is what most connectors need
+
+from abc import ABC, abstractmethod, update_abstractmethods
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal
+from functools import wraps
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
@@ -24,46 +31,49 @@ from sabot._cython.arrow.batch import Batch
 from sabot.base.config import RECORD_BYTES
 from sabot.codecs.base import Format, LostFloats
 from sabot.codecs.formats import JSON
-from sabot.connectors.places import Bound
+from sabot.connectors.places import Bound, Place
 from sabot.errors import UserError
 
 __all__ = [
-    "AsksOwner",
+    "MEMORY_BYTES",
     "Bounded",
-    "ChecksTypes",
-    "Commits",
     "Delivers",
     "Delivery",
-    "ExpectsColumns",
-    "Finishes",
-    "HasIdentity",
-    "HoldsPartitions",
     "KeepsToken",
-    "LimitsRecords",
     "LostFloats",
     "OnNan",
     "Positions",
-    "ReadsInParallel",
-    "ReportsBacklog",
-    "ReportsLag",
-    "ReportsProgress",
     "Scans",
     "Sink",
-    "SkipsHeaders",
     "Source",
-    "StartsAfresh",
+    "Stages",
     "TakesBound",
     "TakesChanges",
     "Token",
     "Track",
-    "WritesBack",
-    "attributes_without_ability",
+    "address_of",
+    "bound_of",
+    "columns_of",
+    "ends",
+    "exhausted_of",
+    "expect_changes",
+    "overrides",
+    "receiver_of",
+    "scan",
+    "stands_before",
+    "start_of",
+    "takes_changes",
 ]
+
+T = TypeVar("T")
 
 Positions = dict[tuple[str, int], int]
 """The next offset to read, by (topic, partition). The topic is the `name` of the source, or begins with it, because a dict may have the
 positions of several sources.
 """
+
+MEMORY_BYTES = 4 << 20
+"""The most that a checkpoint keeps of the memory of one reader (`Source.remember`)."""
 
 Delivery = Literal["exactly_once", "at_least_once"] | None
 """The delivery guarantee of a sink. None means exactly once if the sink can do that, else at least once."""
@@ -117,20 +127,11 @@ class Source(ABC):
     [{'n': 0}, {'n': 1}, {'n': 2}]
     ```
 
-    Abilities of a source: Bounded and TakesBound (it ends), ReadsInParallel, Scans (it decodes only the columns that are needed),
-    HoldsPartitions, SkipsHeaders, LimitsRecords, HasIdentity, Commits, ReportsLag, ReportsBacklog, ReportsProgress, WritesBack.
+    Of the other members a source overrides those that it can do better. Its abilities are Bounded and TakesBound (it ends), and Scans
+    (it decodes only the columns that are needed).
     """
 
-    name: str
-    """The name in positions, metrics and dead letters: the topic, or the path. A checkpoint finds the source again by its name."""
-
-    @property
-    def schema(self) -> pa.Schema | None:
-        """The columns of the batches, for a source that decodes its rows itself; None for a source whose batches have
-        RECORD_SCHEMA, which the engine decodes. If a decoding source does not have the ability Scans, these are all
-        of its columns, and the engine drops those that no step uses.
-        """
-        return None
+    # -- read: readers, leave_headers, recall, open, (read_batch | with_headers | hold)*, close: in this order
 
     @abstractmethod
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
@@ -152,16 +153,134 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def positions(self) -> Positions:
-        """Returns the offset behind the last row that `read_batch` returned, for each known partition. The checkpoint stores these."""
-
-    @abstractmethod
     def close(self) -> None:
         """Releases all resources. Also called after an `open` that failed, and may be called twice."""
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        _refuse_members_without_ability(cls, "Source", _SOURCE_ABILITIES)
+    def readers(self, count: int) -> "Sequence[Source]":
+        """Returns at most `count` sources that share the partitions of this one. The same `count` gives the same
+        shares. By default there is one reader, the source itself.
+
+        Called before `open`. Each returned source is then opened, read and closed by a thread of its own. This source
+        itself is not opened, unless it is the only one returned. The engine keeps the readers at about the same event
+        time. Their positions do not overlap, so they fit into one dict. `open` of each source receives the positions
+        of all readers, and uses those of its own partitions. `open` raises UserError for positions of another number
+        of readers.
+        """
+        return [self]
+
+    def hold(self, partitions: Set[tuple[str, int]]) -> None:
+        """Makes `read_batch` return no rows of `partitions` from now on, and rows of all other partitions. Called
+        between two `read_batch`. A source that does not override it refuses `max_drift=`.
+        """
+
+    def leave_headers(self) -> None:
+        """Allows the source to leave the column `headers` of its records null, because no step reads it. Called
+        before `open`. Never blocks.
+        """
+
+    def with_headers(self, records: pa.RecordBatch) -> pa.RecordBatch:
+        """Returns the rows with the headers that the source has left out. `records` are rows of the last batch
+        (RECORD_SCHEMA), in any order: those that become dead letters. Called before the next `read_batch`. Never
+        blocks.
+        """
+        return records
+
+    # -- position: what a checkpoint keeps of the source, and how a restart knows the log again
+
+    @abstractmethod
+    def positions(self) -> Positions:
+        """Returns the offset behind the last row that `read_batch` returned, for each known partition. The checkpoint stores these.
+
+        An offset is a whole number of 64 bits; another one is a UserError at the first barrier. A place of another kind, such as the
+        cursor of a service, is kept by `remember`.
+        """
+
+    def remember(self) -> Mapping[tuple[str, int], bytes]:
+        """Returns what a restart needs beside the positions, by (name, partition): a cursor, or the ids of messages that are under way.
+
+        Asked after `open` and after each batch (also one without rows), so the memory and the positions of a checkpoint are those of one
+        moment: return the bytes of the call before where nothing has changed. At most MEMORY_BYTES for each reader. Never blocks.
+        """
+        return {}
+
+    def recall(self, memory: Mapping[tuple[str, int], bytes]) -> None:
+        """Takes what `remember` had returned at the checkpoint, in all readers; {} if that has nothing of this source.
+
+        Called before `open` if that gets the positions of a checkpoint, and only then: an `open` without positions begins anew. Raises
+        any error for a memory that it cannot read.
+        """
+
+    @property
+    def log_id(self) -> str:
+        """The id of a log that ends with its process, or "" if the log outlives the process. A checkpoint stores it beside the positions;
+        they are ignored, with a warning, in a log with another id. Never blocks.
+        """
+        return ""
+
+    def topic_id(self) -> str:
+        """Returns the id that the broker gave the topic when it was made, or "" if the broker gives none. A checkpoint stores it beside the
+        positions; a start with another id is a UserError. The id does not change between `open` and `close`. Raises as `open` does.
+        """
+        return ""
+
+    def identity(self) -> str | None:
+        """Returns a name of the log that no other log ever has, even if it is made again under the same topic or path; None if there is
+        none, or the rows are no records. This name, a partition and an offset name a record, and so a job of a durable agent. Called after
+        `open`, and raises as `open` does.
+        """
+        return None
+
+    # -- delivery: what complete checkpoints let the source publish
+
+    def commit(self, positions: Positions) -> None:
+        """Publishes positions that a complete checkpoint covers, such as the offsets of a consumer group, for tools
+        that show how far an app is. They are read back only with `start="committed"`: a restart uses those of the
+        checkpoint. Called between two `read_batch`. A TransientError is logged and does not stop the app.
+        """
+
+    # -- facts
+
+    name: str
+    """The name in positions, metrics and dead letters: the topic, or the path. A checkpoint finds the source again by its name."""
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """The columns of the batches, for a source that decodes its rows itself; None for a source whose batches have
+        RECORD_SCHEMA, which the engine decodes. If a decoding source does not have the ability Scans, these are all
+        of its columns, and the engine drops those that no step uses.
+        """
+        return None
+
+    record_bytes: int = RECORD_BYTES
+    """The largest size of a record that is decoded, in bytes. A larger record becomes a dead letter with its first bytes."""
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        """Returns the number of unread rows of each partition for which it is known: for metrics, and to know which
+        partitions are idle. Never blocks; called from any thread, also before `open` and after `close`.
+        """
+        return {}
+
+    lag_unit: str = "rows"
+    """What `lag` counts: "rows", or "bytes" if the number of rows is not known, as for files."""
+
+    def backlog(self) -> int | None:
+        """Returns an upper bound of the number of records that were there at `open` and are not read yet: 0 if all
+        have been read, and None if it is not known. An endless source that does not override it cannot be read first
+        (`app.table(first=True)`). Never blocks; called from any thread.
+        """
+        return None
+
+    def progress(self) -> tuple[float, float] | None:
+        """Returns (bytes read, bytes in all) for the progress bar of a run, or None before `open` and for a source
+        that cannot tell. The figures of several readers add up. Never blocks; called from any thread.
+        """
+        return None
+
+    def as_sink(self) -> "Sink | None":
+        """Returns the sink that writes to the same place, for `to(source)`; None if there is none. Called when the
+        program is built. Raises UserError if rows cannot be written to this place.
+        """
+        return None
 
 
 class Bounded(ABC):
@@ -201,22 +320,6 @@ class TakesBound(Bounded):
         self.skips_removed = True
 
 
-class ReadsInParallel(ABC):
-    """The ability of a source to be read by several threads, each of which reads some of the partitions."""
-
-    @abstractmethod
-    def readers(self, count: int) -> Sequence[Source]:
-        """Returns at most `count` sources that share the partitions of this one. The same `count` gives the same
-        shares.
-
-        Called before `open`. Each returned source is then opened, read and closed by a thread of its own. This source
-        itself is not opened, unless it is the only one returned. The engine keeps the readers at about the same event
-        time. Their positions do not overlap, so they fit into one dict. `open` of each source receives the positions
-        of all readers, and uses those of its own partitions. `open` raises UserError for positions of another number
-        of readers.
-        """
-
-
 class Scans(ABC):
     """The ability of a source to decode its rows itself, and to leave out columns that no step of the stream uses."""
 
@@ -246,131 +349,6 @@ class Scans(ABC):
         inferred, as here. Called before all other methods.
         """
         raise UserError(f"infer={rows} is for JSON and CSV, whose types are inferred", hint="leave infer= out")
-
-
-class SkipsHeaders(ABC):
-    """The ability of a source to read records without their headers, which saves memory and time where no step reads headers."""
-
-    @abstractmethod
-    def leave_headers(self) -> None:
-        """Asks for records whose column `headers` is null. Called before `open`. Never blocks."""
-
-    @abstractmethod
-    def with_headers(self, records: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns the rows with their headers. `records` are rows of the last batch (RECORD_SCHEMA), in any order: those that become dead
-        letters. Called before the next `read_batch`. Never blocks.
-        """
-
-
-class LimitsRecords:
-    """The ability of a source of records to have another limit for the size of a record than the engine's (16 MiB)."""
-
-    record_bytes: int = RECORD_BYTES
-    """The largest size of a record that is decoded, in bytes. A larger record becomes a dead letter with its first bytes."""
-
-
-class HasIdentity(ABC):
-    """The ability of a source to tell whether its log is still the same one: offsets mean nothing in another log."""
-
-    @property
-    def log_id(self) -> str:
-        """The id of a log that ends with its process, or "" if the log outlives the process. A checkpoint stores it beside the positions;
-        they are ignored, with a warning, in a log with another id. Never blocks.
-        """
-        return ""
-
-    def topic_id(self) -> str:
-        """Returns the id that the broker gave the topic when it was made, or "" if the broker gives none. A checkpoint stores it beside the
-        positions; a start with another id is a UserError. The id does not change between `open` and `close`. Raises as `open` does.
-        """
-        return ""
-
-    @abstractmethod
-    def identity(self) -> str | None:
-        """Returns a name of the log that no other log ever has, even if it is made again under the same topic or path; None if there is
-        none, or the rows are no records. This name, a partition and an offset name a record, and so a job of a durable agent. Called after
-        `open`, and raises as `open` does.
-        """
-
-
-class Commits(ABC):
-    """The ability of a source to publish its progress, such as the offsets of a consumer group, for tools that show how far an app is."""
-
-    @abstractmethod
-    def commit(self, positions: Positions) -> None:
-        """Publishes positions that a complete checkpoint covers. They are read back only with `start="committed"`: a restart uses those of
-        the checkpoint. Called between two `read_batch`. A TransientError is logged and does not stop the app.
-        """
-
-
-class ReportsLag(ABC):
-    """The ability of a source to tell how many of its rows are not read yet: for metrics, and to know which partitions are idle."""
-
-    @abstractmethod
-    def lag(self) -> dict[tuple[str, int], int]:
-        """Returns the number of unread rows of each partition for which it is known. Never blocks; called from any thread, also before
-        `open` and after `close`.
-        """
-
-    lag_unit: str = "rows"
-    """What `lag` counts: "rows", or "bytes" if the number of rows is not known, as for files."""
-
-
-class ReportsBacklog(ABC):
-    """The ability of an endless source to tell when all that was there at its start has been read (`app.table(first=True)`)."""
-
-    @abstractmethod
-    def backlog(self) -> int | None:
-        """Returns an upper bound of the number of records that were there at `open` and are not read yet: 0 if all
-        have been read, and None if it is not known. Never blocks; called from any thread.
-        """
-
-
-class ReportsProgress(ABC):
-    """The ability of a bounded source to tell how much of it has been read, for the progress bar of a run."""
-
-    @abstractmethod
-    def progress(self) -> tuple[float, float] | None:
-        """Returns (bytes read, bytes in all), or None before `open`. The figures of several readers add up. Never blocks; called from any
-        thread.
-        """
-
-
-class HoldsPartitions(ABC):
-    """The ability of a source to leave out some of its partitions while others are read (`max_drift=`)."""
-
-    @abstractmethod
-    def hold(self, partitions: Set[tuple[str, int]]) -> None:
-        """Makes `read_batch` return no rows of `partitions` from now on, and rows of all other partitions. Called
-        between two `read_batch`.
-        """
-
-
-class WritesBack(ABC):
-    """The ability of a source to name the sink that writes to the same place, as `to(files("s3://bucket/folder/"))`
-    needs it.
-    """
-
-    @abstractmethod
-    def as_sink(self) -> "Sink":
-        """Returns the sink. Called when the program is built. Raises UserError if rows cannot be written to this place."""
-
-
-_SOURCE_ABILITIES = (
-    Bounded,
-    TakesBound,
-    ReadsInParallel,
-    Scans,
-    SkipsHeaders,
-    LimitsRecords,
-    HasIdentity,
-    Commits,
-    ReportsLag,
-    ReportsBacklog,
-    ReportsProgress,
-    HoldsPartitions,
-    WritesBack,
-)
 
 
 # -- sinks ------------------------------------------------------------------------------------------------------------
@@ -416,16 +394,11 @@ class Sink(ABC):
     When the checkpoint is complete, a thread of the sink's track delivers its parts in order. Order of calls:
     [start_afresh] [check_types]* [expect | expect_changes] known (claim (deliver | settle)*)* [finish] close.
 
-    Abilities of a sink: Delivers and KeepsToken (exactly once), AsksOwner, WaitsForLetters, TakesChanges, StartsAfresh, ExpectsColumns,
-    ChecksTypes, Finishes.
+    Of the other members a sink overrides those that it can do better. Its abilities are Delivers and KeepsToken (exactly once), and
+    TakesChanges (it keeps a table up to date).
     """
 
-    name: str
-    """The name in metrics and messages: the topic, the path or the table. A checkpoint finds the sink again by its name."""
-    format: Format | None = JSON
-    """The format in which rows become records, for a sink of records, and for rows with a `key=`. None for a sink that
-    stores columns, which has no place for the key of a record: `to(…, key=)` is then refused.
-    """
+    # -- write: the order of the calls is above
 
     @abstractmethod
     def open(self) -> None:
@@ -446,13 +419,87 @@ class Sink(ABC):
     def flush(self) -> None:
         """Waits until all written rows are safe at the receiver. Raises an error that names the rows which the receiver refused."""
 
+    def finish(self) -> None:
+        """Completes the result after the last row: writes a footer, or renames a file. When it returns, the result is
+        complete and safe, as after `flush`. Called in place of the last `flush`. If the app is started again when its
+        inputs have ended, `finish` is called again.
+        """
+        self.flush()
+
     @abstractmethod
     def close(self) -> None:
         """Releases all resources without flushing. May be called twice. If `finish` was not called before, the next `open` continues."""
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        _refuse_members_without_ability(cls, "Sink", _SINK_ABILITIES)
+    # -- position: where the output begins
+
+    def start_afresh(self) -> None:
+        """Says that the app starts without a checkpoint, so that the sink may begin empty and drop what an earlier
+        run left unfinished. Called before `open` (or `known`). Only after this call rows may be removed from the
+        receiver: by the first `write`, `flush` or `finish` after `open`, or the first `settle` or `deliver` after
+        `claim`. `open` and `claim` themselves only check, because another sink may refuse the start after that.
+        """
+
+    # -- delivery: what the engine sets
+
+    still_ours: Callable[[], bool] | None = None
+    """The function that returns True if this process owns the app, or None if nobody can tell. The engine sets it
+    before `claim`. The function blocks, is called from the track's thread, and raises TransientError if the owner
+    cannot be found out.
+    """
+
+    only_letters: bool = False
+    """True if the program writes only dead letters to this sink. The engine sets it before `open` or `known`."""
+
+    # -- facts: the names, and the columns
+
+    name: str
+    """The name in metrics and messages: the topic, the path or the table. A checkpoint finds the sink again by its name."""
+
+    format: Format | None = JSON
+    """The format in which rows become records, for a sink of records, and for rows with a `key=`. None for a sink that
+    stores columns, which has no place for the key of a record: `to(…, key=)` is then refused.
+    """
+
+    evolve: bool = False
+    """True if the sink adds columns to its receiver that come and that the receiver lacks. Else such columns end the start."""
+
+    def check_types(self, schema: pa.Schema) -> None:
+        """Raises UserError, with sink, column, type and a remedy, for a column that can never be written. Changes nothing in the sink.
+
+        Called before `open` for each stream whose columns the plan knows; for the results of batch agents while the sink is open, from
+        another thread.
+        """
+
+    def floats_lost(self, kind: pa.DataType) -> LostFloats:
+        """Returns which floats become null in a column of this type, because the sink's format cannot represent them.
+        Called for types with floats. Never blocks.
+        """
+        return None
+
+    def expect(self, schema: pa.Schema) -> None:
+        """Announces the columns that will come, if the plan knows them: a result without rows needs them. Called
+        before `open` (or `known`). If a sink overrides it, the checkpoints keep which columns the app has written.
+        """
+
+    def expect_no_more(self, columns: Sequence[str]) -> None:
+        """Announces columns that the app has written before a change of its program, and does not write any more. Called
+        after `expect` or `expect_changes`, before `open`. A row of the receiver that is written again must not keep its
+        values in them, because nothing keeps these up to date.
+        """
+
+    def missing_columns(self, schema: pa.Schema) -> Sequence[str] | None:
+        """Returns the names of those columns that the receiver lacks; None if there is no receiver yet, or if its columns
+        cannot be known. Changes nothing.
+
+        Called by `sabot plan --against`, without `open`. May block. Raises the errors of `open` if the receiver cannot be asked.
+        """
+        return None
+
+    def misfit(self, schema: pa.Schema) -> str:
+        """Returns the reason why the receiver cannot take rows with these columns, such as a column of another type, or
+        "". Missing columns are none. Called as `missing_columns`.
+        """
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -513,7 +560,7 @@ class Delivers(ABC):
         app.
 
         Called before `claim`. Makes a missing topic, because other tasks may read it before the claim, unless it is
-        made with its first row (`WaitsForLetters`). Raises the errors of `open`.
+        made with its first row (`Sink.only_letters`). Raises the errors of `open`.
         """
         return None
 
@@ -573,25 +620,6 @@ class KeepsToken(Delivers):
         """
 
 
-class AsksOwner:
-    """The ability of a sink to ask whether this process still owns the app, when its receiver reports that another process has claimed the
-    track.
-    """
-
-    still_ours: Callable[[], bool] | None = None
-    """The function that returns True if this process owns the app, or None if nobody can tell. The engine sets it
-    before `claim`. The function blocks, is called from the track's thread, and raises TransientError if the owner
-    cannot be found out.
-    """
-
-
-class WaitsForLetters:
-    """The ability of a sink to make its place, such as a topic, with the first dead letter, because most programs have none."""
-
-    only_letters: bool = False
-    """True if the program writes only dead letters to this sink. The engine sets it before `open` or `known`."""
-
-
 class TakesChanges(ABC):
     """The ability of a sink to keep a table up to date: later rows replace earlier ones, or remove them."""
 
@@ -607,116 +635,161 @@ class TakesChanges(ABC):
         """
 
 
-class StartsAfresh(ABC):
-    """The ability of a sink to begin empty, and to drop rows that an earlier run left unfinished."""
+class Stages(ABC):
+    """The ability of `delivery.StagedSink`, which collects rows into parts in front of another sink, the receiver, to
+    which they are delivered later.
+    """
 
+    sealed: Mapping[str, int] = {}
+    """By track id, the number of the last part that was complete at the last flush."""
+
+    @property
     @abstractmethod
-    def start_afresh(self) -> None:
-        """Says that the app starts without a checkpoint. Called before `open` (or `known`). Only after this call rows may be removed
-        from the receiver: by the first `write`, `flush` or `finish` after `open`, or the first `settle` or `deliver` after `claim`.
-        `open` and `claim` themselves only check, because another sink may refuse the start after that.
+    def receiver(self) -> Sink:
+        """The sink to which the parts are delivered. The engine uses the abilities of this sink, not those of the
+        StagedSink.
         """
 
+    def fits(self, data: pa.RecordBatch) -> None:
+        """Raises the error of `write` for these rows. Writes nothing."""
+        if isinstance(self.receiver, Delivers):
+            self.receiver.fitting(data)
 
-class ExpectsColumns(ABC):
-    """The ability of a sink to learn its columns before the first row, which a result without rows needs."""
-
-    @abstractmethod
-    def expect(self, schema: pa.Schema) -> None:
-        """Announces the columns that will come, if the plan knows them. Called before `open` (or `known`)."""
-
-    evolve: bool = False
-    """True if the sink adds columns to its receiver that come and that the receiver lacks. Else such columns end the start."""
-
-    def expect_no_more(self, columns: Sequence[str]) -> None:  # noqa: B027  only some receivers replace rows
-        """Announces columns that the app has written before a change of its program, and does not write any more. Called
-        after `expect` or `expect_changes`, before `open`. A row of the receiver that is written again must not keep its
-        values in them, because nothing keeps these up to date.
+    def letters_to(self, write: Callable[[pa.RecordBatch], None], origin: Mapping[str, str]) -> None:
+        """Sets the function that makes dead letters safe: those of `put_letters`, and of rows that the receiver refuses
+        when they are delivered. `origin`: their fields step, agent and version.
         """
 
-    def missing_columns(self, schema: pa.Schema) -> Sequence[str] | None:
-        """Returns the names of those columns that the receiver lacks; None if there is no receiver yet, or if its columns
-        cannot be known. Changes nothing.
-
-        Called by `sabot plan --against`, without `open`. May block. Raises the errors of `open` if the receiver cannot be asked.
+    def put_letters(self, letters: pa.RecordBatch) -> None:
+        """Adds the dead letters of rows that do not fit to the open part. They are made safe before the part counts as
+        delivered. Raises UserError if the parts hold only rows, as here.
         """
-        return None
+        raise UserError(f"sink {self.receiver.name}: its parts hold no dead letters")
 
-    def misfit(self, schema: pa.Schema) -> str:
-        """Returns the reason why the receiver cannot take rows with these columns, such as a column of another type, or
-        "". Missing columns are none. Called as `missing_columns`.
+    def deliver_aside(self, data: pa.RecordBatch) -> None:
+        """Writes rows at once, in any thread. When it returns they are at the receiver. Raises TransientError if the
+        delivery ends before that, and UserError where no thread delivers, as here and in a worker process.
         """
-        return ""
+        raise UserError(f"sink {self.receiver.name} is not delivered to in this process")
 
 
-class ChecksTypes(ABC):
-    """The ability of a sink to refuse columns that it can never write, before the app runs."""
-
-    @abstractmethod
-    def check_types(self, schema: pa.Schema) -> None:
-        """Raises UserError, with sink, column, type and a remedy, for a column that can never be written. Changes nothing in the sink.
-
-        Called before `open` for each stream whose columns the plan knows; for the results of batch agents while the sink is open, from
-        another thread.
-        """
-
-    def floats_lost(self, kind: pa.DataType) -> LostFloats:
-        """Returns which floats become null in a column of this type, because the sink's format cannot represent them.
-        Called for types with floats. Never blocks.
-        """
-        return None
+# -- faces ------------------------------------------------------------------------------------------------------------
 
 
-class Finishes(ABC):
-    """The ability of a sink to complete its result when the input has ended: to write a footer, or to rename a file."""
+def stands_before(attribute: str) -> Callable[[type[T]], type[T]]:
+    """Returns a decorator for the class of a *face*: a connector for code of users, such as `KafkaSource`, which has another
+    connector behind it, in `attribute`. Each member of the contract that the class does not define itself is that of the
+    connector behind it, also a member that the contract gets later. A class that derives from the face may override it.
 
-    @abstractmethod
-    def finish(self) -> None:
-        """Completes the result after the last row. When it returns, the result is complete and safe, as after
-        `flush`. Called in place of the last `flush`. If the app is started again when its inputs have ended, `finish`
-        is called again.
-        """
+    Streams read what `readers` returns: the source behind the face, whose batches then do not pass through it.
+    """
 
+    def passed(name: str, default: Any) -> Any:
+        if not callable(default):  # an attribute or a property
+            return property(
+                lambda self: getattr(getattr(self, attribute), name),
+                lambda self, value: setattr(getattr(self, attribute), name, value),
+            )
 
-_SINK_ABILITIES = (
-    Delivers,
-    KeepsToken,
-    AsksOwner,
-    WaitsForLetters,
-    TakesChanges,
-    StartsAfresh,
-    ExpectsColumns,
-    ChecksTypes,
-    Finishes,
-)
+        @wraps(default)
+        def call(self: Any, *args: Any, **named: Any) -> Any:
+            return getattr(getattr(self, attribute), name)(*args, **named)
 
+        call.passes_to = attribute  # type: ignore[attr-defined]
+        vars(call).pop("__isabstractmethod__", None)  # which `wraps` copies
+        return call
 
-# -- abilities that a class does not name -------------------------------------------------------------------------------
+    def face(cls: type[T]) -> type[T]:
+        for contract in (base for base in cls.__mro__ if base.__module__ == __name__):
+            for name, default in list(vars(contract).items()):
+                if name[0] != "_" and name not in vars(cls):
+                    setattr(cls, name, passed(name, default))
+        return update_abstractmethods(cls)
 
-
-@cache
-def _members(ability: type) -> list[str]:
-    inherited = {name for base in ability.__bases__ for name in dir(base)}
-    return [name for name in vars(ability) if not name.startswith("_") and name not in inherited]
-
-
-def _refuse_members_without_ability(cls: type, kind: str, abilities: Sequence[type]) -> None:
-    for ability in abilities:
-        if issubclass(cls, ability):
-            continue
-        for name in _members(ability):
-            if hasattr(cls, name):
-                raise UserError(
-                    f"class {cls.__name__} has {name}, which the engine uses only of a {kind} that names the ability {ability.__name__}",
-                    hint=f"class {cls.__name__}({kind}, {ability.__name__}), from sabot.connectors import {ability.__name__}; "
-                    f"or another name, if {name} is a helper of your own",
-                )
+    return face
 
 
-def attributes_without_ability(connector: Source | Sink) -> Iterator[tuple[str, str]]:
-    """Yields (attribute, ability) for each attribute of an ability that the object has set although its class does not name the ability."""
-    for ability in (*_SOURCE_ABILITIES,) if isinstance(connector, Source) else _SINK_ABILITIES:
-        if not isinstance(connector, ability):
-            for name in _members(ability):
-                if name in vars(connector) and not callable(vars(ability)[name]):
-                    yield name, ability.__name__
+# -- what holds without an ability ------------------------------------------------------------------------------------
+
+
+def overrides(connector: Source | Sink, member: str) -> bool:
+    """Returns True if the connector has a method of its own in place of the default."""
+    own = getattr(type(connector), member)
+    if (behind := getattr(own, "passes_to", None)) is not None:  # a face, which passes all on
+        return overrides(getattr(connector, behind), member)
+    return own is not getattr(Source if isinstance(connector, Source) else Sink, member)
+
+
+def ends(source: Source) -> bool:
+    """Returns True if the source ends by itself, or at a bound."""
+    return isinstance(source, Bounded) and source.bounded
+
+
+def exhausted_of(source: Source) -> Callable[[], bool]:
+    """Returns a function that returns True if the source has given its last row."""
+    return (lambda: source.exhausted) if isinstance(source, Bounded) else (lambda: False)
+
+
+def bound_of(source: Source) -> Bound | None:
+    """Returns the place at which the source ends although its log continues, or None."""
+    return source.bound if isinstance(source, TakesBound) else None
+
+
+def start_of(source: Source, start: Place) -> Place:
+    """Returns the place at which reading begins without a checkpoint: `start`, or "earliest" for a source that ends by
+    itself, such as files and rows in memory. `start=` of an app is meant for its topics.
+    """
+    return "earliest" if isinstance(source, Bounded) and not isinstance(source, TakesBound) else start
+
+
+def scan(source: Source, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
+    """Asks the source for decoded columns, as `Scans.scan`. For a source without that ability, returns True if it has
+    a schema of its own; then all its columns come. Raises UserError if such a source lacks a column of `schema`, or
+    has it with another type.
+    """
+    if isinstance(source, Scans):
+        return source.scan(schema, columns)
+    own = source.schema
+    if own is None:
+        return False
+    for field in schema or ():
+        if field.name not in own.names:
+            raise UserError(f"source {source.name} has no column {field.name}", hint=f"it has {', '.join(own.names)}")
+        if (kind := own.field(field.name).type) != field.type:
+            raise UserError(
+                f"source {source.name}: {field.name} is {kind}, and schema= of the stream says {field.type}",
+                hint=f'leave schema= out, and cast: .with_columns({field.name}=col("{field.name}").cast(…))',
+            )
+    return True
+
+
+def columns_of(source: Source) -> pa.Schema | None:
+    """Returns all columns that decoded batches can have, as `Scans.infer_schema`, or the schema of the source."""
+    return source.infer_schema() if isinstance(source, Scans) else source.schema
+
+
+def receiver_of(sink: Sink) -> Sink:
+    """Returns the sink whose members the engine asks for facts: the receiver of a StagedSink, or `sink` itself."""
+    return sink.receiver if isinstance(sink, Stages) else sink
+
+
+def address_of(sink: Sink) -> str:
+    """Returns the place to which the sink writes: its name, or as `Delivers.address`."""
+    return sink.address if isinstance(sink, Delivers) else sink.name
+
+
+def takes_changes(sink: Sink) -> bool:
+    """Returns True if the sink can keep a table up to date."""
+    return isinstance(receiver_of(sink), TakesChanges)
+
+
+def expect_changes(sink: Sink, schema: pa.Schema, keys: Sequence[str]) -> None:
+    """Announces changes, as `TakesChanges.expect_changes`. Raises UserError for a sink that can only add rows."""
+    receiver = receiver_of(sink)
+    if not isinstance(receiver, TakesChanges):
+        raise UserError(
+            f"sink {sink.name} takes rows that are final, not changes of them",
+            hint="a topic or a SqlSink takes changes; or write .materialize() (the last state, at the end of the input) "
+            "or .changelog() (each change as a row) before .to()",
+        )
+    receiver.expect_changes(schema, keys)

@@ -2,16 +2,41 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
 
 import pyarrow as pa
 
 from sabot.base.checks import Of
 from sabot.base.config import checked_no_password, checked_text, checked_topic
-from sabot.connectors.base import Delivery, Sink, Source, attributes_without_ability
+from sabot.connectors.base import (
+    Bounded,
+    Delivers,
+    Delivery,
+    KeepsToken,
+    Scans,
+    Sink,
+    Source,
+    TakesBound,
+    TakesChanges,
+    start_of,
+)
+from sabot.connectors.places import Bound, Place
 from sabot.errors import UserError, short_repr
 
-__all__ = ["SCHEMA", "agreed_delivery", "check_delivery", "check_input", "check_nan", "check_sink"]
+__all__ = [
+    "SCHEMA",
+    "agreed_delivery",
+    "check_delivery",
+    "check_ends",
+    "check_input",
+    "check_nan",
+    "check_sink",
+    "check_start",
+    "sink_of",
+    "up_to",
+]
 
 
 SCHEMA = Of(pa.Schema | None, 'pa.schema([("id", pa.int64())])')
@@ -56,18 +81,58 @@ def check_sink(sink: object, where: str, hint: str = '"{topic}.dlq"') -> None:
     _check_connector(sink, Sink, where, hint)
 
 
+def check_ends(source: "str | Source", where: str) -> None:
+    """Raises UserError, whose text begins with `where`, for a source without the ability TakesBound, to which
+    `until=` does not apply.
+    """
+    if isinstance(source, Source) and not isinstance(source, TakesBound):
+        raise UserError(
+            f"{where}: until= needs a topic, and {source.name} is none", hint="leave it out, and filter by a column"
+        )
+
+
+def check_start(source: "str | Source", start: Place, where: str) -> None:
+    """Raises UserError, whose text begins with `where`, for a source that is always read from its beginning, if
+    `start=` names another place.
+    """
+    if isinstance(source, Source) and start_of(source, start) != start:
+        raise UserError(
+            f"{where}: start= needs a topic, and {source.name} is none",
+            hint="leave start= out: it is read from its beginning; filter by a column for a part of its rows",
+        )
+
+
+def up_to(source: Source, until: Place | None) -> Source:
+    """Makes the source end at `until`, and returns it. None leaves the source as it is. Raises UserError as
+    `check_ends`.
+    """
+    if until is not None:
+        check_ends(source, "end_at")
+        assert isinstance(source, TakesBound)
+        source.end_at(Bound(until))
+    return source
+
+
+def sink_of(given: object, where: str) -> Any:
+    """Returns the sink that `to(given)` writes to: for a Source the one that writes to its place, else `given`. Raises UserError, whose
+    text begins with `where`, for a Source that has none.
+    """
+    if not isinstance(given, Source):
+        return given
+    if (sink := given.as_sink()) is not None:
+        return sink
+    raise UserError(
+        f"{where}: {given!r} is neither a topic nor a Sink", hint='"topic", or a Sink: ParquetSink("out.parquet")'
+    )
+
+
 def _check_connector(given: object, kind: "type[Source] | type[Sink]", where: str, hint: str) -> None:
     if isinstance(given, str):
         _check_no_file(checked_topic(given, where), where, kind)
     elif isinstance(given, kind):
         what = f"{where}: the name of its {type(given).__name__}"
         checked_no_password(checked_text(given.name, what), what)
-        for name, ability in attributes_without_ability(given):
-            raise UserError(
-                f"{where}: its {type(given).__name__} sets {name}, which the engine uses only of a {kind.__name__} that names the "
-                f"ability {ability}",
-                hint=f"class {type(given).__name__}({kind.__name__}, {ability}), from sabot.connectors import {ability}",
-            )
+        _check_abilities(given, kind, where)
     else:
         if isinstance(given, os.PathLike):
             hint = _place_of(os.fspath(given), kind)
@@ -83,6 +148,44 @@ def _check_connector(given: object, kind: "type[Source] | type[Sink]", where: st
             hint = "to_polars() and to_pandas() return a data frame; to(a_list) collects rows while the app runs"
         said = " ".join(short_repr(given).split())
         raise UserError(f"{where}: {said} is neither a topic nor a {kind.__name__}", hint=hint)
+
+
+_ABILITIES: "Mapping[type, Sequence[type]]" = {
+    Source: (Bounded, TakesBound, Scans),
+    Sink: (Delivers, KeepsToken, TakesChanges),
+}
+
+
+def _check_abilities(given: "Source | Sink", kind: "type[Source] | type[Sink]", where: str) -> None:
+    """Raises UserError for a connector with a member that the engine would never call, and nobody would notice: a member
+    of an ability that its class does not name (a sink that has `deliver` would be written at least once), or of a base
+    class that stands behind Source or Sink, whose default hides it.
+    """
+    name = type(given).__name__
+    for member in (each for each in vars(kind) if not each.startswith("_")):
+        owners = [cls for cls in type(given).__mro__ if member in vars(cls)]
+        if owners[0] is kind and len(owners) > 1:
+            raise UserError(
+                f"{where}: its {name} has {member} of {owners[1].__name__}, but the default of {kind.__name__} comes before it",
+                hint=f"class {name}({owners[1].__name__}, {kind.__name__})",
+            )
+    for ability in _ABILITIES[kind]:
+        if isinstance(given, ability):
+            continue
+        for member in _members(ability):
+            if hasattr(type(given), member) or member in vars(given):
+                raise UserError(
+                    f"{where}: its {name} has {member}, which the engine uses only of a {kind.__name__} that names the "
+                    f"ability {ability.__name__}",
+                    hint=f"class {name}({kind.__name__}, {ability.__name__}), from sabot.connectors import {ability.__name__}; "
+                    f"or another name, if {member} is a helper of your own",
+                )
+
+
+@cache
+def _members(ability: type) -> list[str]:
+    inherited = {name for base in ability.__bases__ for name in dir(base)}
+    return [name for name in vars(ability) if not name.startswith("_") and name not in inherited]
 
 
 _FILE = re.compile(r".+\.(ndjson|jsonl?|[ct]sv|parquet|pq|arrows?|ipc|feather)(\.(gz|zstd?))?", re.IGNORECASE)

@@ -10,13 +10,13 @@ from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.json import JsonEncoder, TimesInJson
 from sabot.codecs.records import to_records
-from sabot.connectors.base import ChecksTypes, LostFloats, Sink
+from sabot.connectors.base import LostFloats, Sink
 
 # characters that move the cursor of a terminal or change the direction of text; JSON escapes some of them
 _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
-class ConsoleSink(Sink, ChecksTypes):
+class ConsoleSink(Sink):
     """A sink that writes each row as a line of JSON to `sys.stdout`, the object of that name at the time of the
     write. Characters that control a terminal are escaped.
     """

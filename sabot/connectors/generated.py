@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import json
 import queue
 import threading
 from collections import deque
@@ -17,15 +18,15 @@ from sabot.base.config import checked_name
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.json import AbsentColumns
 from sabot.codecs.records import BAD_SCHEMA, build_records, encode_json
-from sabot.connectors.base import Bounded, Positions, ReadsInParallel, Source
-from sabot.errors import SabotError, UserError
+from sabot.connectors.base import Bounded, Positions, Source
+from sabot.errors import SabotError, UserError, short_repr
 
 _ROWS_AHEAD = 8192  # the rows that a generator may yield ahead of the reader, and the last list of them
 _RETRY_SECONDS = 0.05  # between two tries to hand an item over to a reader that is behind
 _JOIN_SECONDS = 1.0  # the time that `close` gives a generator to end
 
-_Item = tuple[Sequence[Any], int | None] | BaseException | None
-"""Rows and the position after them, or None to count; the error of the generator; None at its end."""
+_Item = tuple[Sequence[Any], int | None, bytes | None] | BaseException | None
+"""Rows, and the position after them or the cursor as JSON, or None twice to count; the error of the generator; None at its end."""
 
 
 class _Items(queue.Queue[_Item]):
@@ -54,19 +55,21 @@ def _rows_of(item: _Item) -> int:
     return max(1, len(item[0])) if isinstance(item, tuple) else 1
 
 
-class GeneratorSource(Source, Bounded, ReadsInParallel):
+class GeneratorSource(Source, Bounded):
     """A source of the rows that a generator function of the user yields.
 
     The generator runs in a thread of its own, which an async generator's event loop has too, so that a slow one holds
     up neither checkpoints nor the stop of the app. `function`: see `App.source`. `bounded`: True if it ends.
     """
 
-    def __init__(self, function: Callable[[int], Any], name: str, schema: pa.Schema, bounded: bool) -> None:
+    def __init__(self, function: Callable[[Any], Any], name: str, schema: pa.Schema, bounded: bool) -> None:
         self.name = checked_name(name, "source")
         self.bounded = bounded
         self._function = function
         self._schema = schema
         self._at = 0
+        self._cursor: bytes | None = None  # the place behind the last row as JSON, or None if the position says it
+        self._recalled: bytes | None = None
         self._ended = False
         self._run: _Generation | None = None
         self._kept: _Item = None
@@ -81,14 +84,16 @@ class GeneratorSource(Source, Bounded, ReadsInParallel):
         return [GeneratorSource(self._function, self.name, self._schema, self.bounded)]
 
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
-        self._at = (positions or {}).get((self.name, 0), 0)
+        known, recalled = (positions or {}).get((self.name, 0)), self._recalled
+        self._at, self._cursor, self._recalled = known or 0, None if known is None else recalled, None
         self._ended, self._kept = False, None
-        self._run = _Generation(self._function, self._at, self.name)
+        self._run = _Generation(self._function, self._at, self._cursor, self.name)
 
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
         assert self._run is not None
         rows: list[Any] = []
-        before, deadline, left = self._at, SYSTEM_CLOCK.monotonic() + timeout, timeout
+        before, cursor = self._at, self._cursor
+        deadline, left = SYSTEM_CLOCK.monotonic() + timeout, timeout
         while not self._ended and len(rows) < max_rows:
             try:
                 item = self._kept or self._run.items.get(not rows and left > 0, left)
@@ -107,6 +112,7 @@ class GeneratorSource(Source, Bounded, ReadsInParallel):
             else:
                 rows += item[0]
                 self._at = self._at + len(item[0]) if item[1] is None else item[1]
+                self._cursor = item[2] if item[2] is not None or item[1] is not None else self._cursor
             # A generator that has nothing may yield empty lists, which give the reader no rows to return with.
             if not rows and (left := deadline - SYSTEM_CLOCK.monotonic()) <= 0:
                 break
@@ -114,7 +120,7 @@ class GeneratorSource(Source, Bounded, ReadsInParallel):
             self._absent.look_at([row for row in rows if isinstance(row, Mapping)], self._schema.names)
             if self._ended and not self._absent.is_done:
                 self._absent.tell()
-        if not rows and self._at == before:
+        if not rows and self._at == before and self._cursor == cursor:
             return None
         data, bad = self._decoded(rows, before)
         return Batch(data, self.positions(), self.name, bad=bad)
@@ -146,6 +152,14 @@ class GeneratorSource(Source, Bounded, ReadsInParallel):
     def positions(self) -> Positions:
         return {(self.name, 0): self._at}
 
+    def remember(self) -> dict[tuple[str, int], bytes]:
+        return {} if self._cursor is None else {(self.name, 0): self._cursor}
+
+    def recall(self, memory: Mapping[tuple[str, int], bytes]) -> None:
+        self._recalled = memory.get((self.name, 0))
+        if self._recalled is not None:
+            json.loads(self._recalled)  # what is no JSON is refused here, with the name of the checkpoint
+
     def close(self) -> None:
         run, self._run = self._run, None
         if run is not None:
@@ -153,16 +167,16 @@ class GeneratorSource(Source, Bounded, ReadsInParallel):
 
 
 class _Generation:
-    """A generator that runs in a thread of its own, from a position on, until it ends or is stopped."""
+    """A generator that runs in a thread of its own, from a position or a cursor (JSON) on, until it ends or is stopped."""
 
-    def __init__(self, function: Callable[[int], Any], position: int, name: str) -> None:
+    def __init__(self, function: Callable[[Any], Any], position: int, cursor: bytes | None, name: str) -> None:
         self.items = _Items(_ROWS_AHEAD)
         self._name = name
         self._stopped = threading.Event()
         self._cancel: Callable[[], object] = lambda: None
-        self._thread = threading.Thread(
-            target=self._work, args=(function, position), name=f"source-{name}", daemon=True
-        )
+        self._has_cursor = cursor is not None  # a restart would begin at a cursor, and not at the number of rows
+        place = position if cursor is None else json.loads(cursor)
+        self._thread = threading.Thread(target=self._work, args=(function, place), name=f"source-{name}", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -173,13 +187,13 @@ class _Generation:
         self._cancel()
         self._thread.join(_JOIN_SECONDS)
 
-    def _work(self, function: Callable[[int], Any], position: int) -> None:
+    def _work(self, function: Callable[[Any], Any], place: Any) -> None:
         end: _Item = None
         try:
             if inspect.isasyncgenfunction(function):
-                asyncio.run(self._pump_async(function(position)))
+                asyncio.run(self._pump_async(function(place)))
             else:
-                self._pump(function(position))
+                self._pump(function(place))
         except BaseException as error:  # the reader raises it, unless `stop` has cancelled the generator
             end = error
         self._hand_over(end)
@@ -224,13 +238,36 @@ class _Generation:
         return False
 
     def _item(self, given: Any) -> _Item:
-        rows, position = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
-        if position is not None and (isinstance(position, bool) or not isinstance(position, int) or position < 0):
+        found, place = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+        rows = found if isinstance(found, list) else [found]
+        if place is None:
+            if self._has_cursor and rows:
+                raise UserError(
+                    f"source {self._name}: a row came without a cursor, behind rows with one, so a restart would read it again",
+                    hint="yield row, cursor: give each row or list of rows the cursor at which to continue after it",
+                )
+            return rows, None, None
+        if isinstance(place, int) and not isinstance(place, bool) and 0 <= place < 1 << 63:
+            self._has_cursor = False
+            return rows, place, None
+        self._has_cursor = True
+        return rows, None, self._encoded(place)
+
+    def _encoded(self, cursor: Any) -> bytes:
+        """Returns a cursor as JSON, as it is now: the generator may change the object before it is stored."""
+        why = ""
+        try:
+            encoded = json.dumps(cursor, allow_nan=False).encode()
+            if (again := json.loads(encoded)) != cursor:
+                why = f": it would come back as {short_repr(again)}"
+        except (TypeError, ValueError, RecursionError) as error:
+            why = f": {error}"
+        if why:
             raise UserError(
-                f"source {self._name}: position {position!r} is not a whole number of 0 or more",
-                hint="yield row, position: the generator is called with this position after a restart",
+                f"source {self._name}: the cursor {short_repr(cursor)} is no JSON value{why}",
+                hint="yield rows, cursor with numbers, texts, lists and dicts with texts as keys: a restart gives it to the function",
             )
-        return (rows if isinstance(rows, list) else [rows]), position
+        return encoded
 
 
 def _payload(row: Any) -> bytes:
@@ -243,7 +280,7 @@ def _payload(row: Any) -> bytes:
 
 def generator_source(function: Any, name: str | None, schema: pa.Schema, bounded: bool) -> GeneratorSource:
     """Returns the source of a generator function. Raises UserError for any other function, and for one that takes no
-    position.
+    position or cursor.
     """
     shown = getattr(function, "__name__", repr(function))
     if not (inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)):

@@ -14,7 +14,7 @@ from sabot._cython.groups.partition import hash_columns
 from sabot.base.arrays import column_of
 from sabot.codecs.json import AbsentColumns
 from sabot.codecs.records import RECORD_SCHEMA, decode_json, iterate_records
-from sabot.connectors.base import Bounded, HasIdentity, Positions, Sink, Source
+from sabot.connectors.base import Bounded, Positions, Sink, Source
 from sabot.connectors.files.columns import canonical, fitted
 from sabot.errors import UserError
 
@@ -35,7 +35,7 @@ def is_rows(given: object) -> bool:
     return isinstance(given, list | tuple) or hasattr(given, "__arrow_c_stream__")
 
 
-class RowsSource(Source, Bounded, HasIdentity):
+class RowsSource(Source, Bounded):
     """A source of rows that are in memory when the program is built. The offset of a row is its number.
 
     `rows`: all rows. A reader that can be read only once is read here. `schema`: the types of the columns, or None to

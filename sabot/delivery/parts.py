@@ -5,7 +5,6 @@ other.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from sabot._cython.arrow.border import validate
+from sabot.base.dataclass import dataclass
 from sabot.base.disk import private
 from sabot.base.os_errors import hint_of
 from sabot.checkpoint.places import StoredFile

@@ -35,12 +35,11 @@ from sabot.checkpoint.places import StoredFile
 from sabot.checkpoint.storage import CheckpointStorage
 from sabot.clock import Clock
 from sabot.codecs.base import Format
-from sabot.connectors.base import Finishes, Sink
-from sabot.connectors.defaults import Stages, address_of, delivers_of
-from sabot.connectors.refused import marked
+from sabot.connectors.base import Delivers, Sink, Stages, address_of
 from sabot.delivery.parts import Part
 from sabot.delivery.tracks import TrackWork
 from sabot.errors import AppLocked, CheckpointFailed, SabotError, TransientError, UserError
+from sabot.letters.refused import marked
 
 _log = logging.getLogger(__name__)
 
@@ -80,14 +79,13 @@ class WrittenTrack(Protocol):
         """
 
 
-class StagedSink(Sink, Stages, Finishes):
+class StagedSink(Sink, Stages):
     """The sink that a task writes to in place of its own: `write` puts rows into a part, `flush` completes the part."""
 
     def __init__(self, track: WrittenTrack) -> None:
-        receiver = delivers_of(track.sink)
-        assert receiver is not None
+        assert isinstance(track.sink, Delivers)
         self._track = track
-        self._fitting = receiver.fitting
+        self._fitting = track.sink.fitting
 
     @property
     def receiver(self) -> Sink:
@@ -157,10 +155,9 @@ def track_of(room: str, sink: Sink, wanted: str | None, *, kept: bool = True) ->
     None: exactly once if the sink can, if its rows outlive the process, and if the app keeps checkpoints (`kept`).
     Raises UserError for a sink that cannot deliver as wanted.
     """
-    receiver = delivers_of(sink)
-    if wanted == "at_least_once" or (wanted is None and not (receiver is not None and receiver.lasting and kept)):
+    if wanted == "at_least_once" or (wanted is None and not (isinstance(sink, Delivers) and sink.lasting and kept)):
         return None
-    if receiver is None:
+    if not isinstance(sink, Delivers):
         raise UserError(
             f"sink {sink.name} cannot deliver exactly once",
             hint='give it the ability Delivers (docs/sinks.md), or say delivery="at_least_once"',

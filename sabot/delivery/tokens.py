@@ -6,10 +6,11 @@ of the last part that the receiver has).
 These functions are pure: they use no files, clocks or receivers. docs/decisions/007 has the reasons for the rules.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import get_args
 
 from sabot.api.settings import Redeliver
+from sabot.base.dataclass import dataclass
 from sabot.checkpoint.manifest import StoredTrack
 from sabot.connectors.base import Token
 from sabot.errors import DeliveryConflict, UserError

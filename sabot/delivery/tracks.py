@@ -20,13 +20,12 @@ from sabot.base.os_errors import hint_of
 from sabot.base.threads import Handle, Spawn
 from sabot.checkpoint.manifest import Manifest, StoredPart, StoredTrack
 from sabot.clock import Clock
-from sabot.connectors.base import Sink, Token, Track
-from sabot.connectors.defaults import delivers_of, finish_of, keeps_token_of, set_owner
-from sabot.connectors.letters import LetterLog, ReasonCounts, letters_of_refused, with_row_ids
-from sabot.connectors.refused import is_refusal, letters_in, parted, shortened
+from sabot.connectors.base import Delivers, KeepsToken, Sink, Token, Track
 from sabot.delivery.parts import Part, PartSeries, read_part
 from sabot.delivery.tokens import ASIDE, Opening, first_seq, in_words, opening, without_aside
 from sabot.errors import AppLocked, DataError, SabotError, TransientError, UserError, message_of
+from sabot.letters.log import LetterLog, ReasonCounts
+from sabot.letters.refused import is_refusal, letters_in, letters_of_refused, parted, shortened, with_row_ids
 from sabot.steps import step
 
 _log = logging.getLogger(__name__)
@@ -75,11 +74,10 @@ class TrackWork:
 
     def __init__(self, track_id: str, sink: Sink, delivery: TrackRun) -> None:
         self.id = track_id
-        receiver = delivers_of(sink)
-        assert receiver is not None
-        self.sink = sink
-        self._receiver = receiver
-        self._keeper = keeps_token_of(sink)  # None: the receiver stores no token
+        self.sink: Sink = sink
+        assert isinstance(sink, Delivers)
+        self._receiver: Delivers = sink
+        self._keeper = sink if isinstance(sink, KeepsToken) else None  # None: the receiver stores no token
         self.delivered = self.known = 0  # the last part at the receiver: now, and in the last manifest
         self.delivered_rows = 0
         self.failures = Failures(_BACKOFF)  # of deliveries
@@ -132,7 +130,7 @@ class TrackWork:
         Blocks.
         """
         delivery, stored = self._delivery, self._stored
-        set_owner(self.sink, delivery.still_ours)
+        self.sink.still_ours = delivery.still_ours
         with self._named():
             token = without_aside(self._receiver.claim(self.name))
         begin = self._opening(stored, token)
@@ -523,7 +521,7 @@ class TrackWork:
             ready = self._finish and not self.finished and all(part.seq <= self.delivered for part in self._parts)
         if ready:
             with self._turn, step("finish", self.id), self._named():
-                finish_of(self.sink)()
+                self.sink.finish()
                 self.finished = True
 
     def close(self, seconds: float) -> None:

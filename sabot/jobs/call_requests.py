@@ -8,19 +8,22 @@ the events of the queue.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+from sabot.calls.effects import EffectId, digest
+from sabot.calls.errors import model_error
 from sabot.errors import EffectError, UserError
 from sabot.jobs.core import Judged, PersonAsked, refusal, step
 from sabot.jobs.events import CallAsked, CallRequest
-from sabot.jobs.guard import EffectGuard, GuardVerdict, encode_verdict
+from sabot.jobs.guard import GuardVerdict, encode_verdict
 from sabot.jobs.host_state import HostState
 from sabot.jobs.log import JobLog
 from sabot.jobs.owner import RunningJob
 from sabot.jobs.run import Ask
-from sabot.journal.effects import EffectId, digest
 from sabot.journal.entries import Attempt
-from sabot.llm.errors import model_error
+
+DecidesAgain = Callable[[RunningJob, Ask], GuardVerdict | Awaitable[GuardVerdict | None] | None]
 
 
 class CallRequests:
@@ -30,8 +33,9 @@ class CallRequests:
     when it handles that event.
     """
 
-    def __init__(self, host: HostState, log: JobLog, guard: EffectGuard | None) -> None:
-        self._host, self._log, self._guard = host, log, guard
+    def __init__(self, host: HostState, log: JobLog, again: DecidesAgain) -> None:
+        """Makes the part of a host. `again`: asks the guard whether another attempt of an effect may be made."""
+        self._host, self._log, self._again = host, log, again
 
     # -- in the task of the call --------------------------------------------------------------------------------------
 
@@ -95,7 +99,7 @@ class CallRequests:
         match event.request:
             case "again":
                 later = EffectId(effect.job, effect.ordinal, ask.attempt + 1)
-                denied = None if self._guard is None else self._guard.decide_again(later)
+                denied = self._again(running, ask)
                 if denied is None or isinstance(denied, GuardVerdict):
                     self._resend(running, ask, denied, answer)
                 else:

@@ -131,7 +131,7 @@ _DOUBTFUL_STATUS = {408, 499, *range(500, 600), -32603}
 _DOUBTFUL_STATUS |= {"CANCELLED", "UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 # After these errors of librdkafka a message may have been sent. Its others are refusals, or come before.
 _DOUBTFUL_STATUS |= {"_MSG_TIMED_OUT", "_TIMED_OUT", "_TRANSPORT", "_ALL_BROKERS_DOWN", "_PURGE_INFLIGHT", "_FATAL"}
-_DOUBTFUL_STATUS |= {"REQUEST_TIMED_OUT", "NETWORK_EXCEPTION", "NOT_ENOUGH_REPLICAS_AFTER_APPEND"}
+_DOUBTFUL_STATUS |= {"_DESTROY", "REQUEST_TIMED_OUT", "NETWORK_EXCEPTION", "NOT_ENOUGH_REPLICAS_AFTER_APPEND"}
 _DOUBTFUL_STATUS |= {"KILLED"}
 _HTTP_STATUS = ("status_code", "http_status", "status", "http_status_code", "code", "errcode")  # names of attributes
 _OF_SYSTEM = {"builtins", "socket", "ssl", "asyncio", "concurrent", "anyio", "trio"}
@@ -153,7 +153,7 @@ def certainty_of(error: BaseException) -> Certainty:
         found = {certainty_of(each) for each in error.exceptions}
         return found.pop() if len(found) == 1 else _UNKNOWN if _UNKNOWN in found else _DONE
     said = _said_by(error)
-    if said is _UNKNOWN or (isinstance(said, Certainty) and _is_ours(error)):
+    if said is _UNKNOWN or (isinstance(said, Certainty) and is_ours(error)):
         return said
     nearest = said if isinstance(said, Certainty) else None  # the nearest error that is certain
     open_question = said is not None
@@ -197,7 +197,7 @@ def _package(kind: type[BaseException]) -> str:
     return kind.__module__.partition(".")[0]
 
 
-def _is_ours(error: BaseException) -> bool:
+def is_ours(error: BaseException) -> bool:
     """Returns True if the error, such as NotSent, is one of Sabot, by which a tool says itself what is certain."""
     return any(_package(kind) == "sabot" and kind.__name__ in _KNOWN["sabot"] for kind in type(error).__mro__)
 

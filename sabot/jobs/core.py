@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import msgspec
 
 from sabot.base.stored_names import stored_name
+from sabot.calls.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, digest, in_doubt
 from sabot.errors import EffectError, InternalError, UserError
 from sabot.jobs.certainty import Certainty
 from sabot.jobs.guard import CONFIRM, CallKind, Decision, GuardVerdict, encode_verdict
@@ -32,10 +33,10 @@ from sabot.jobs.history import (
     History,
     answer_object,
     edit_of,
+    is_approved,
     refusal_words,
 )
 from sabot.jobs.values import pack, pack_error
-from sabot.journal.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, digest, in_doubt
 from sabot.journal.entries import UNSENT, Answer, Attempt, EffectResult, Entry, Intent
 
 
@@ -107,6 +108,11 @@ class EffectState:
     def title(self) -> str:
         """The name of the effect in messages. It is the name of the model if the call asks one, and otherwise `name`."""
         return self.model or self.name
+
+    @property
+    def callee(self) -> str:
+        """The kind and the name of the tool, model or agent, for approvals of later calls and for refusals (`callee_of`)."""
+        return f"{self.guarded} {self.title}"
 
     @property
     def guarded(self) -> CallKind | None:
@@ -313,7 +319,7 @@ def step(job: JobFacts, effect: EffectState, event: EffectEvent, now_ms: int) ->
         case Answer():
             history.answers[event.token] = event
             if effect.phase is APPROVAL and verdict is not None:
-                history.note_approval(event, verdict, effect.title, effect.body)
+                history.note_approval(event, verdict, effect.callee, effect.body)
             command = answered(effect, event)
     if command.kind == "result":
         entries.append(EffectResult(job.job_id, now_ms, ordinal, effect.attempt, command.outcome, command.body))
@@ -635,8 +641,3 @@ def question_token(key: bytes, job_id: str, ordinal: int, about: str = "") -> st
     """
     name = f"token\0{job_id}\0{ordinal}\0{about}"
     return blake2b(name.encode(), key=key, digest_size=20).hexdigest()
-
-
-def is_approved(answer: Answer) -> bool:
-    """Returns True if the answer is the object {"approved": true}, with or without further fields."""
-    return answer.outcome == "resolved" and answer_object(answer).get("approved") is True

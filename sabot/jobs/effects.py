@@ -9,7 +9,7 @@ Requests of calls under way are handled in `call_requests`.
 """
 
 import logging
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import takewhile
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from typing import Literal
 
 import msgspec
 
+from sabot.calls.effects import RULES, EffectId
 from sabot.clock import Clock
 from sabot.errors import DataError, EffectError, UserError
 from sabot.jobs.call_requests import CallRequests
@@ -39,8 +40,18 @@ from sabot.jobs.core import (
     step,
 )
 from sabot.jobs.events import CallAsked, EffectWaited
-from sabot.jobs.guard import CallKind, Decision, EffectGuard, GuardedCall, GuardVerdict, UseOf, judge_call
-from sabot.jobs.history import History, edit_of
+from sabot.jobs.guard import (
+    CallKind,
+    Decision,
+    EffectGuard,
+    GuardedCall,
+    GuardVerdict,
+    OpenCall,
+    UseOf,
+    denial_of,
+    judge_call,
+)
+from sabot.jobs.history import UNNAMED, History, edit_of
 from sabot.jobs.host_state import HostState
 from sabot.jobs.judges import judge_within
 from sabot.jobs.log import JobLog
@@ -50,14 +61,14 @@ from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.runner import EffectRunner
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.tree import child_id
-from sabot.jobs.values import copied, pack_error, type_of
-from sabot.journal.effects import RULES, EffectId
+from sabot.jobs.values import copied_arguments, pack_error, type_of
 from sabot.journal.entries import Answer, EffectResult
 
 _log = logging.getLogger(__name__)
 
 _UNAWAITED = GuardVerdict(Decision.DENY, reason="the function did not wait until it was decided")
 _MOST_REPEATED = 3  # repetitions of a refused call, after which the job says so
+_ENDED_BY_TIME = ("call", "child")
 _NONE_STANDING: Mapping[str, str] = MappingProxyType({})
 _UNTIMED_SECONDS = 60.0  # the assumed time of a call of an earlier worker, if the tool has no time-out
 
@@ -82,7 +93,7 @@ class Effects:
         """
         self._use_of = use_of
         self.asked_total = self.doubts_total = 0
-        requests = self._requests = CallRequests(host, log, guard)
+        requests = self._requests = CallRequests(host, log, self._decide_again)
         # the labels of results that tools under way got from other tools, by job and ordinal
         self._read: dict[tuple[str, int], frozenset[str]] = {}
         judge = None
@@ -118,6 +129,11 @@ class Effects:
             return
         elif ask.dropped and ask.kind == "call":
             ask.verdict = _UNAWAITED
+            self._record(running, ask)
+        elif 0 < running.due_s <= self._host.steady_s() and ask.kind in _ENDED_BY_TIME:
+            # its timer, which lets the function end, comes behind what the function has asked for by then
+            reason = f"job {running.job.job_id} ran longer than {running.limit}"
+            ask.verdict = GuardVerdict(Decision.DENY, reason=reason, error="TimeoutError")
             self._record(running, ask)
         elif self._guard is not None and (kind := ask.guarded) is not None:
             self._decide(running, ask, kind, self._guard)
@@ -164,9 +180,11 @@ class Effects:
 
     def _standing(self, job: JobRun, ask: Ask) -> Mapping[str, str]:
         """Returns the approvals that hold for this call of a job too: by rule, who has approved it."""
-        begin, shared, name = job.history.begin, self._host.standing, ask.title
-        scope, own = scope_of(begin), job.history.standing.get(("job", name), {})
-        found = {**shared.get((scope, "", name), {}), **shared.get((scope, begin.session, name), {}), **own}
+        begin, shared, name = job.history.begin, self._host.standing, ask.callee
+        found: dict[str, str] = {}
+        if ask.title != UNNAMED:
+            scope, own = scope_of(begin), job.history.standing.get(("job", name), {})
+            found = {**shared.get((scope, "", name), {}), **shared.get((scope, begin.session, name), {}), **own}
         for ordinal in ask.earlier:
             found |= job.history.approved.get(ordinal, {})
         return found
@@ -196,7 +214,9 @@ class Effects:
     def _decided(self, running: RunningJob, ask: Ask, verdict: GuardVerdict, call: GuardedCall) -> None:
         if ask.model:
             verdict = msgspec.structs.replace(verdict, about=ask.model)
-        ask.change(verdict, judged=call.was_seen or verdict.decision is Decision.ASK)
+        if verdict.decision is Decision.ASK and (ask.title == UNNAMED or verdict.rule.startswith(UNNAMED)):
+            verdict = msgspec.structs.replace(verdict, once=True)  # "always" would hold for each other lambda
+        ask.change(verdict, call if call.was_seen or verdict.decision is Decision.ASK else None)
         if verdict.decision is Decision.ASK:
             verdict = self._refused_before(running, ask, verdict)
         if verdict.decision is Decision.WARN or verdict.notes:
@@ -208,7 +228,7 @@ class Effects:
         """Returns a verdict that denies the call if a person has refused the same call of this job before, so that nobody
         is asked again. Otherwise returns `verdict`, which asks a person.
         """
-        refusal = running.job.history.repeat_refused(ask.title, ask.body)
+        refusal = running.job.history.repeat_refused(ask.callee, ask.body)
         if refusal is None:
             return verdict
         assert self._guard is not None
@@ -230,8 +250,7 @@ class Effects:
         function does not wait for the result of a patch (`ctx.patched`), for a signal that has arrived before, or for
         an effect that it has cancelled.
         """
-        # by the time of the job's loop, which is ahead if the machine's clock was set back before this
-        # start
+        # by the time of the job's loop, which is ahead if the machine's clock was set back before this start
         if ask.due_ms:
             ask.due_ms -= max(0, round(running.job.loop.now * 1000) - self._host.now_ms())
         self.asked_total += 1
@@ -241,21 +260,71 @@ class Effects:
         """Continues with an effect whose INTENT entry was recorded before the job was loaded from the journal, and
         which has no result yet.
         """
-        job, verdict = running.job, ask.verdict
-        if verdict is not None:
+        job, verdict, intent = running.job, ask.verdict, running.job.history.intents.get(ask.ordinal)
+        if verdict is not None or ask.decoded:
             try:
-                if (intent := job.history.intents.get(ask.ordinal)) is not None:
-                    ask.restore(intent)
+                # the model is no part of the request if it is that of the engine
+                others = verdict is not None and verdict.about not in ("", ask.model)
+                changed = intent is not None and (others or intent.digest != ask.digest)
+                if changed and verdict is not None and verdict.decision is Decision.ASK:
+                    raise UserError("a person was asked about other arguments, before the program was changed")
+                if intent is not None and (added := ask.restore(intent)):
+                    if verdict is not None and verdict.decision is Decision.ASK:
+                        raise UserError(f"a person has seen it without {added}, which the program has added since")
+                    changed = True
+                if verdict is None:
+                    self.step(running, ask, "resumed")
+                    return
                 if verdict.decision is Decision.ASK and ask.attempt and self._edited_before(running, ask, verdict):
                     return
                 ask.change(verdict)
             except UserError as error:  # the function asks for it with other arguments than before
-                self.step(running, ask, Judged(GuardVerdict(Decision.DENY, reason=error.message)))
+                self.step(running, ask, self._forbidden(ask, GuardVerdict(Decision.DENY, reason=error.message)))
                 return
             if self._guard is not None and verdict.decision is not Decision.DENY:
                 effect = EffectId(job.job_id, ask.ordinal, ask.attempt)
                 self._guard.reopen(effect, job.history.begin.agent, job.behalf, job.history.decided(effect, verdict))
+                if changed and (kind := ask.guarded) is not None:
+                    self._decide_changed(running, ask, kind, self._guard, verdict)
+                    return
         self.step(running, ask, "resumed")
+
+    def _forbidden(self, ask: Ask, verdict: GuardVerdict) -> EffectEvent:
+        """Returns the event that an effect of an earlier start must not be made as today's program makes it. If it may have
+        been made then, and may not be repeated, its outcome has to be found first: only another attempt is forbidden.
+        """
+        if ask.kind != "call" or not ask.attempt or ask.repeatable:
+            return Judged(verdict)
+        ask.refused = verdict
+        return "resumed"
+
+    def _decide_changed(
+        self, running: RunningJob, ask: Ask, kind: CallKind, guard: EffectGuard, before: GuardVerdict
+    ) -> None:
+        """Asks the guard about a call that today's code makes with other arguments than the journal has, as a call of the
+        classes "read" and "metered" may be. `before`: the verdict on the arguments that the journal has.
+        """
+        call = self._call(running, ask, kind)
+        if kind == "model":  # so that a budget adds to what it has reserved for the request of before
+            call = msgspec.structs.replace(call, after="degraded")
+
+        def judged(said: GuardVerdict) -> EffectWaited:
+            try:
+                if said.decision not in (Decision.DENY, Decision.ASK):
+                    ask.change(before.and_then(said))
+                    return EffectWaited(running, ask, "resumed")
+                why = f"its arguments are others than before the restart: {said.reason or 'a person would be asked'}"
+            except UserError as error:
+                why = error.message
+            denied = msgspec.structs.replace(said, decision=Decision.DENY, reason=why)
+            return EffectWaited(running, ask, self._forbidden(ask, denied))
+
+        found = judge_call(guard, call)
+        if isinstance(found, GuardVerdict):
+            said = judged(found)
+            self.waited(running, ask, said.event)
+        else:
+            self._host.put_when(found, judged, f"what decides on the changed call of {ask.name}")
 
     # -- events of one effect -----------------------------------------------------------------------------------------
 
@@ -266,16 +335,15 @@ class Effects:
         """
         host, job_id, last = self._host, running.job.job_id, None
         entries, command = step(running.job, ask, event, host.now_ms())
-        if isinstance(event, Answer):
+        if type(event) is Answer:
             self.note_standing(running.job.history)
         for entry in entries:
             if type(entry) is EffectResult:
+                # before it is appended, because the entry has what the guard has counted
                 if self._guard is not None and (kind := ask.guarded) is not None:
-                    effect, body = EffectId(job_id, ask.ordinal, ask.attempt), bytes(entry.body)  # type: ignore[arg-type]
-                    used = self._guard.settle(effect, kind, ask.title, entry.outcome, body, entry.at_ms)
-                    read = tuple(sorted(self._read.pop(effect[:2], ()))) if self._read else ()
-                    asked = self._guard.asked_by_tool(effect)
-                    entry = msgspec.structs.replace(entry, usage=used, asked=asked, labels=read or entry.labels)
+                    entry = self._guard.settle(entry, kind, ask.title)
+                    if self._read and (read := self._read.pop((job_id, ask.ordinal), None)):
+                        entry = msgspec.structs.replace(entry, labels=tuple(sorted(read)))
                 if ask.model and entry.outcome == "ok" and not entry.usage and self._use_of is not None:
                     entry = self._with_use(running.job, ask, entry, self._use_of)
                 host.told.append((self._log.append(entry, running), entry))
@@ -288,7 +356,7 @@ class Effects:
             assert ask.tool is not None
             first = last if RULES[ask.effect_class].intent == "first" else None
             # copies, since the tool may change them, and be called again
-            args, kwargs = copied((ask.args, ask.kwargs), ask.name)
+            args, kwargs = copied_arguments(ask.args, ask.kwargs, ask.name)
             self.runner.make(EffectId(job_id, ask.ordinal, ask.attempt), ask.tool, args, kwargs, host.put, first)
         elif command.kind == "wait":
             if ask.due_ms:
@@ -308,7 +376,7 @@ class Effects:
             host.put_later(ask.tool.retry.wait_s(ask.attempt - 1), EffectWaited(running, ask, "due"))
         elif command is RECONCILE:
             assert ask.tool is not None
-            args, kwargs = copied((ask.args, ask.kwargs), ask.name)
+            args, kwargs = copied_arguments(ask.args, ask.kwargs, ask.name)
             self.runner.reconcile(EffectId(job_id, ask.ordinal, ask.attempt), ask.tool, args, kwargs, host.put)
 
     @staticmethod
@@ -374,12 +442,24 @@ class Effects:
         if self._host.stopping:
             return
         attempt = EffectId(running.job.job_id, ask.ordinal, ask.attempt + 1)
-        denied = None if self._guard is None else self._guard.decide_again(attempt)
+        denied = self._decide_again(running, ask)
         if denied is None or isinstance(denied, GuardVerdict):
             self.waited(running, ask, Judged(denied))
         else:
             what = f"what decides on effect {attempt}"
             self._host.put_when(denied, lambda said: EffectWaited(running, ask, Judged(said)), what)
+
+    def _decide_again(self, running: RunningJob, ask: Ask) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
+        """Asks the guard whether another attempt of an effect may be made. Returns None if it may, and the verdict if it
+        is denied; if the decision takes time, an awaitable of either.
+        """
+        if ask.refused is not None:
+            return ask.refused
+        if self._guard is None or (kind := ask.guarded) is None:
+            return None
+        attempt = EffectId(running.job.job_id, ask.ordinal, ask.attempt + 1)
+        call = msgspec.structs.replace(self._call(running, ask, kind), effect=attempt, after="again")
+        return denial_of(judge_call(self._guard, call))
 
     def _edit(self, running: RunningJob, ask: Ask, answer: bytes) -> None:
         """Changes the arguments of a call as the person wants who has approved it, and asks the guard about the call
@@ -403,7 +483,7 @@ class Effects:
             if verdict.decision is Decision.DENY:
                 return msgspec.structs.replace(verdict, reason=f"as it was changed: {verdict.reason}")
             ask.hide(verdict.hide)
-            return guard.decide_again(EffectId(job_id, ask.ordinal, ask.attempt + 1))
+            return self._decide_again(running, ask)
 
         async def later(found: Awaitable[GuardVerdict]) -> GuardVerdict | None:
             said = judged(await found)
@@ -559,18 +639,18 @@ class Effects:
 
     # -- starts and ends of jobs --------------------------------------------------------------------------------------
 
-    async def reopen(self, jobs: Iterable[OpenJob]) -> None:
-        """Restores in the guard its earlier decisions about effects of these jobs that have no result yet
-        (`EffectGuard.reopen`). Then calls `EffectGuard.ready`. Called when the app starts.
+    async def take(self, jobs: Iterable[OpenJob]) -> None:
+        """Lets the guard take up the journal, with its earlier decisions on effects of these jobs that have no result
+        yet (`EffectGuard.take`). Called when the app starts.
         """
-        if self._guard is None:
-            return
+        if self._guard is not None:
+            await self._guard.take(self._host.journal, [*self._open_calls(jobs)])
+
+    def _open_calls(self, jobs: Iterable[OpenJob]) -> Iterator[OpenCall]:
         for job in jobs:
             for ordinal, each in job.decided.items() if job.ended is None else ():
                 if each.verdict.decision is not Decision.DENY:
-                    effect = EffectId(job.job_id, ordinal, each.attempt)
-                    self._guard.reopen(effect, job.agent, job.behalf, each)
-        await self._guard.ready()
+                    yield EffectId(job.job_id, ordinal, each.attempt), job.agent, job.behalf, each
 
     def leave(self, running: RunningJob) -> None:
         """Records the INTENT entry of each effect on which the guard is still deciding, with a denial as the

@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 import msgspec
 
+from sabot.calls.effects import EffectId
 from sabot.jobs.core import EffectEvent, Judged, LookedUp, Outcome, PersonAsked
 from sabot.jobs.guard import Behalf, GuardedCall, GuardVerdict
 from sabot.jobs.owner import OpenJob, RunningJob
 from sabot.jobs.run import Ask
 from sabot.journal import Position
-from sabot.journal.effects import EffectId
 from sabot.journal.entries import Answer, End, Entry, Signal
 
 # -- jobs ---------------------------------------------------------------------------------------------------------------

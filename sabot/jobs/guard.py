@@ -13,7 +13,8 @@ refused.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from decimal import Decimal
 from enum import StrEnum
@@ -22,15 +23,16 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from sabot.calls.arguments import call_arguments, values_left_out, with_arguments
+from sabot.calls.effects import EffectId
+from sabot.calls.model_requests import RequestSpec
+from sabot.calls.tools import Tool
+from sabot.calls.usage import Usage
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, message_of, short_repr
 from sabot.jobs.masking import mask, mask_default
+from sabot.jobs.values import UNCHANGEABLE, contents_of, copied, pack
 from sabot.journal.base import Journal
-from sabot.journal.effects import EffectId
-from sabot.journal.entries import UNSENT, Attempt, Begin, Entry
-from sabot.llm.arguments import call_arguments, defaults_left_out, with_arguments
-from sabot.llm.results import Usage
-from sabot.llm.spec import RequestSpec
-from sabot.llm.tools import Tool
+from sabot.journal.entries import UNSENT, Attempt, Begin, EffectResult, Entry
 
 CallKind = Literal["tool", "model", "child"]
 
@@ -112,6 +114,10 @@ class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
     - `apart`: True if the call is not counted in the job's own budget.
     - `editable`: False if the person who approves the call may not change its arguments.
     - `once`: True if the person who approves the call cannot approve later calls too ("always").
+    - `named`: True if the body of the INTENT entry has all arguments of the tool by name, with all of their fields. A
+      parameter or field that it lacks was then added by a later program.
+    - `terms`: for ASK, a digest of all that the rule declares; "" if the guard gives none. An approval of later calls holds
+      for a rule with the same terms.
     """
 
     decision: Decision = Decision.ALLOW
@@ -130,6 +136,15 @@ class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
     apart: bool = False
     editable: bool = True
     once: bool = False
+    named: bool = False
+    terms: str = ""
+
+    @property
+    def asked_by(self) -> str:
+        """The rule to whose later questions an approval ("always") is the answer too: its terms, or its name if it has
+        none. A verdict of an earlier version has no terms, so its approval holds for no rule of today.
+        """
+        return self.terms or self.rule
 
     @property
     def changes(self) -> bool:
@@ -186,6 +201,11 @@ class DecidedEffect(NamedTuple):
     instead: Mapping[int, GuardVerdict] = _NONE_INSTEAD
 
 
+OpenCall = tuple[EffectId, str, Behalf, DecidedEffect]
+"""A call without a result that was open when the app stopped: its id, the id of the job's agent, for whom the job runs,
+and the decision."""
+
+
 def most_cost(verdict: GuardVerdict, instead: Iterable[GuardVerdict] = ()) -> Decimal:
     """Returns the cost in US dollars that these verdicts reserve for a call, which is the highest one among them.
     `instead`: the verdicts on the models that the call has asked instead of its own (`DecidedEffect.instead`).
@@ -197,7 +217,7 @@ class GuardedCall(msgspec.Struct, frozen=True):
     """A call on which a guard decides.
 
     - `effect`: the id of the call. Its attempt is 0 if a person has to approve the call, because an earlier guard of
-      the chain requires it. `decide_again` then decides on the first attempt after the approval.
+      the chain requires it. The guards then decide again, on the first attempt after the approval.
     - `kind`: "tool", "model" or "child". `name`: the name of the tool, of the model, or of the child's agent.
     - `agent`: the id of the job's agent. `behalf`: the tenant and the actor for whom the job runs.
     - `effect_class`: the class of the tool (`EffectClass`), by which the call may or may not be repeated. `tool`: the
@@ -207,8 +227,12 @@ class GuardedCall(msgspec.Struct, frozen=True):
     - `labels`: the labels of all data that the job has received so far (see `Behalf.labels`).
     - `apart`: True if the call is not counted in the job's own budget.
     - `within`: if a tool calls a model or another tool itself, without the job, the effect that runs it; else None.
-    - `standing`: the names of rules whose questions about this tool, model or agent a person has answered for the whole
-      job, session or scope ("always"), each with the words that say who has done it. A PolicyEngine does not ask by them again.
+    - `standing`: the rules (`GuardVerdict.asked_by`) whose questions about this tool, model or agent a person has answered
+      for the whole job, session or scope ("always"), each with the words that say who has done it. A PolicyEngine does not
+      ask by them again.
+    - `after`: "" for a call on which nobody has decided yet. "degraded" if the call was allowed before, and now asks
+      another model; "again" if it was allowed before, and this is another attempt, or the first one after a person has
+      approved it.
     """
 
     effect: EffectId
@@ -226,6 +250,7 @@ class GuardedCall(msgspec.Struct, frozen=True):
     apart: bool = False
     within: EffectId | None = None
     standing: Mapping[str, str] = msgspec.field(default_factory=dict)
+    after: Literal["", "degraded", "again"] = ""
     _seen: dict[str, Any] = msgspec.field(default_factory=dict)
 
     @property
@@ -248,8 +273,22 @@ class GuardedCall(msgspec.Struct, frozen=True):
             return {"message": self.args[0]} if self.args and self.kind == "child" else self.kwargs
         found: Mapping[str, Any] | None = self._seen.get("arguments")
         if found is None:
-            found = self._seen["arguments"] = call_arguments(self.tool, self.args, self.kwargs)
+            found = self._seen["arguments"] = self._unseen(self.tool)
         return found
+
+    def _unseen(self, tool: Tool) -> Mapping[str, Any]:
+        found: Mapping[str, Any] | None = self._seen.get("unseen")
+        return own_arguments(tool, self.args, self.kwargs) if found is None else found
+
+    def contents(self) -> Any:
+        """Returns a form of everything in the call that a rule could change, such as an item of a list. Two forms of one
+        call are equal if nothing has changed between them.
+        """
+        found: Mapping[str, Any] = self.kwargs
+        if self.tool is not None and self.kind == "tool":
+            # the same values for a rule that looks later: a default may be made anew each time
+            found = self.arguments if self.was_seen else self._seen.setdefault("unseen", self._unseen(self.tool))
+        return contents_of((self.args, self.kwargs, found, self.spec))
 
     @property
     def given(self) -> Mapping[str, Any]:
@@ -261,19 +300,21 @@ class GuardedCall(msgspec.Struct, frozen=True):
     @property
     def was_seen(self) -> bool:
         """True if a rule has looked at the arguments, so that the call must be made with those that it has seen."""
-        return bool(self._seen)
+        return "arguments" in self._seen
 
     def changed(self, verdict: GuardVerdict) -> "GuardedCall":
         """Returns a copy of the call with the changes that this verdict requires: another model, another limit on the
         tokens that the model may write, and hidden texts. Raises UserError if texts cannot be hidden in an argument.
 
-        The copy also has the defaults of a tool that another process fills in, such as that of an MCP server, if a rule
-        has looked at them.
+        The copy also has the defaults at which a rule has looked, if another process would fill them in, as an MCP server
+        does, or if another call could change them, such as a list.
         """
         spec, args, kwargs = self.spec, self.args, self.kwargs
         is_tool = self.tool is not None and self.kind == "tool"
-        if self.tool is not None and is_tool and (self._seen or verdict.hide):
-            args, kwargs = sent_arguments(self.tool, args, kwargs, verdict.hide, judged=self.was_seen)
+        if self.tool is not None and is_tool and (self.was_seen or verdict.hide):
+            args, kwargs = sent_arguments(
+                self.tool, args, kwargs, verdict.hide, self.arguments if self.was_seen else None
+            )
         if not verdict.changes and kwargs is self.kwargs:
             return self
         if spec is not None:
@@ -290,23 +331,57 @@ are the effect, the id of the job's agent, the tenant and the actor, the name of
 time in milliseconds since 1970."""
 
 
+def own_arguments(tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a call as `call_arguments` does. Defaults that a call could change, such as a list, are
+    copies: all calls of the tool share the default, and another call could change it after a rule has seen it. An object
+    that nobody can record, such as a client, is no value, and stays itself.
+    """
+    found = call_arguments(tool, args, kwargs)
+    if not UNCHANGEABLE.issuperset(map(type, found.values())):
+        for name, each in values_left_out(tool, args, kwargs, found).items():
+            if type(each) not in UNCHANGEABLE:
+                with suppress(UserError):
+                    found[name] = _own(each, name)
+    return found
+
+
+def _own(value: Any, name: str) -> Any:
+    """Returns a copy of a default for one call. Raises UserError for an object that nobody can record or copy."""
+    pack(value, name)
+    return copied(value, name)
+
+
 def sent_arguments(
-    tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any], hide: Sequence[str], *, judged: bool
+    tool: Tool,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    hide: Sequence[str],
+    seen: Mapping[str, Any] | None = None,
 ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """Returns the arguments with which a tool is called, after a guard has decided. Matches of the regular expressions
     `hide` are replaced by `***` in them, also in the defaults of the tool. Returns the same objects if nothing changes.
 
-    `judged`: True if a rule has looked at the arguments. If another process fills in the defaults of the tool, as an
-    MCP server does, they are then sent with the call, because that process may have others by now.
+    `seen`: the arguments at which a rule has looked (`own_arguments`); None if none has. Defaults of a tool of another
+    process, such as an MCP server, are then sent with the call, because that process may have others by now. So are
+    defaults that another call may change.
     """
+    changed: dict[str, Any] = {}
+    before = args, kwargs
     if hide:
-        left_out = defaults_left_out(tool, args, kwargs)
+        left_out = values_left_out(tool, args, kwargs)
         args, kwargs = mask((args, kwargs), hide)
         changed = {name: shown for name, each in left_out.items() if (shown := mask_default(each, hide)) is not each}
         args, kwargs = with_arguments(tool, args, kwargs, changed)
-    if judged and tool.parameters is not None:
+    if seen is None:
+        return args, kwargs
+    if tool.parameters is not None:
         filled = call_arguments(tool, args, kwargs)
-        kwargs = kwargs if filled == kwargs else filled
+        return args, kwargs if filled == kwargs else filled
+    if not UNCHANGEABLE.issuperset(map(type, seen.values())):
+        for name, each in values_left_out(tool, *before, seen).items():
+            if name not in changed and type(each) not in UNCHANGEABLE:
+                with suppress(UserError):  # no value, or one that a functools.partial gives by its place
+                    args, kwargs = with_arguments(tool, args, kwargs, {name: _own(each, name)})
     return args, kwargs
 
 
@@ -314,17 +389,9 @@ class EffectGuard:
     """A policy that decides which effects jobs may make. Its methods are called on the event loop of the host
     (`JobHost`), and must not block it. Only the coroutines and awaitables that they return may wait.
 
-    These classes call the methods:
-
-    - The app or the kernel: `check_names`, when it starts.
-    - `JobHost`: `open`, `begin_job`, `end_job`, `forget_job`, `flush` and `close`; also `settle` when a child has
-      ended, and `drop` when a job no longer awaits a call that needs an approval.
-    - `Effects`: when the app starts, `reopen` and then `ready`. For each effect, `decide`; before each further
-      attempt, `decide_again`; when there is a result, `settle` and `asked_by_tool`; and `drop` if the effect is not
-      made after all.
-    - `CallRequests`: `decide_again`, when a running call requests another attempt.
-    - `GuardJudge`: `decide`, `decide_degraded`, `decide_again`, `settle` and `drop`, for calls of models and tools that
-      are not effects of a job.
+    The methods in the order of a job: `take`, when the app starts; `begin_job`, `decide`, `settle` or `drop` for each
+    effect, `end_job`; `leave`, before entries are deleted; and `close`. The judges of calls that are not effects of a
+    job (`GuardJudge`) call `decide`, `settle` and `drop` too.
     """
 
     name: str = ""
@@ -344,21 +411,13 @@ class EffectGuard:
         the kernel, for messages. `without_jobs`: the functions of the agents without jobs, by the ids of the agents.
         """
 
-    def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Returns the verdict on a call. If the decision takes time, returns an awaitable of the verdict; other jobs
-        continue meanwhile. If the method or the awaitable raises an error, the call is denied.
+    async def take(self, journal: Journal, calls: Sequence[OpenCall]) -> None:
+        """Takes up the jobs of a journal when the app starts, before any of them goes on: reads the earlier results
+        that the guard needs, such as their usage, and restores the reservations for the calls without a result. By
+        default only calls `reopen` for each of `calls`.
         """
-        raise NotImplementedError
-
-    def decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Decides on a call that this guard has allowed before, and that now asks another model. The reason for the
-        other model is that a guard has replaced the first one (the decision DEGRADE), or that the call's first
-        provider has failed.
-
-        If the other model may cost more, the guard reserves the difference. If the guard denies the other model,
-        earlier reservations remain. By default this calls `decide`.
-        """
-        return self.decide(call)
+        for call in calls:
+            self.reopen(*call)
 
     def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
         """Prepares for a job, for example by reserving its budget; does nothing by default. Called before the BEGIN
@@ -367,6 +426,29 @@ class EffectGuard:
 
         `taken`: the entries that follow `begin` if the job continues from a checkpoint of another job.
         """
+
+    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
+        """Restores the reservation for a call that has no result yet, and on which the guard has decided before the
+        app or the job was started again. Does nothing if the reservation exists already.
+
+        `decided`: the decision, and the number of the last attempt.
+        """
+
+    def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
+        """Returns the verdict on a call. If the decision takes time, returns an awaitable of the verdict; other jobs
+        continue meanwhile, and the call may have ended before the awaitable is done. If the method or the awaitable
+        raises an error, the call is denied.
+
+        A guard that has allowed the call decides on it again in two cases (`GuardedCall.after`). It then denies the
+        call, or allows it; its other decisions are not looked at:
+
+        - "degraded": the call now asks another model, because a guard has replaced the first one (the decision
+          DEGRADE), or because the call's first provider has failed. If the other model may cost more, the guard
+          reserves the difference. If it denies the model, earlier reservations remain.
+        - "again": another attempt of the call, or the first one after a person has approved it. `effect` has the
+          number of the new attempt.
+        """
+        raise NotImplementedError
 
     def drop(self, effect: EffectId) -> None:
         """Withdraws the decision on this call, and releases the tokens and the cost that were reserved for it. Called
@@ -382,64 +464,24 @@ class EffectGuard:
         It may be called for a call on which this guard has not decided, and then has to do nothing.
         """
 
-    def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """Handles the result of a call of a tool, a model or an agent, before the RESULT entry is recorded. Replaces
-        the tokens and the cost that were reserved for the call by those that it has used. Returns that usage as
-        bytes, for the RESULT entry.
+    def settle(self, entry: EffectResult, kind: CallKind, name: str) -> EffectResult:
+        """Handles the result of a call of a tool, a model or an agent, before its RESULT entry is recorded. Replaces
+        the tokens and the cost that were reserved for the call by those that it has used. Returns the entry, with what
+        the guard knows of them: `usage`, what the call has used, and `asked`, what the models have used that a tool has
+        asked itself. Only one guard of a chain sets each of these.
 
-        - `kind`, `name`: "tool", "model" or "child", and the name of the tool or model.
-        - `outcome`: "ok", or the type of the error.
-        - `body`: the packed result or the packed error.
-        - `at_ms`: the time of the result, in milliseconds since 1970.
+        `kind`, `name`: "tool", "model" or "child", and the name of the tool or model. The body of the entry is loaded.
         """
-        return b""
-
-    def asked_by_tool(self, effect: EffectId) -> bytes:
-        """Returns, as bytes, the usage of the models that the tool of this effect has asked itself. This usage is
-        counted in the limits of the job. Called before the RESULT entry of the tool is recorded, and after `settle`.
-        """
-        return b""
-
-    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """Restores the reservation for a call that has no result yet, and on which the guard has decided before the
-        app or the job was started again. Does nothing if the reservation exists already.
-
-        `decided`: the decision, and the number of the last attempt.
-        """
-
-    async def ready(self) -> None:
-        """Finishes the restoring of reservations; does nothing by default. Called when the app starts, after all
-        calls of `reopen` and before any job begins.
-        """
-
-    def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """Decides whether another attempt of a call may be made. Also called before the first attempt of a call that
-        a person has approved. Returns None if the attempt may be made, and otherwise the verdict that denies it.
-
-        If the decision takes time, returns an awaitable of None or of that verdict. The awaitable must not raise an
-        error. The call may have ended before the awaitable is done. `effect`: the id of the call, with the number of
-        the new attempt.
-        """
-        return None
+        return entry
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """Handles the calls without a result of a job that ends. It is unknown what these have used. Returns, as bytes,
-        the most that they may have used, for the END entry of the job. Called before that entry is recorded. Returns
-        b"" by default.
+        """Drops the calls without a result of a job that ends. It is unknown what these have used. Returns, as bytes,
+        the most that they may have used, for the END entry of the job; b"" by default, and for a job that has ended
+        before. Called before that entry is recorded, and again when the parent of the job is told.
         """
         return b""
 
-    def forget_job(self, job_id: str) -> None:
-        """Drops the decisions on those calls of a job that have no result. Called when the job ends. Also called when
-        the app starts, for a job whose END entry is already in the journal.
-        """
-
-    async def open(self, journal: Journal) -> None:
-        """Reads from the journal the earlier results that the guard needs, such as their usage. Does nothing by
-        default. Called before any job begins.
-        """
-
-    async def flush(self) -> None:
+    async def leave(self) -> None:
         """Waits until everything that the guard has computed from results, such as sums of costs, is durable outside
         of the journal. After that, the journal may remove the results. Returns at once by default.
         """
@@ -461,14 +503,19 @@ class EffectGuards(EffectGuard):
         self.declared = frozenset().union(*map(declared_by, self._guards))
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        return self._from(0, call, None)
+        return self._other_model(call) if call.after == "degraded" else self._from(0, call, None)
+
+    async def _other_model(self, call: GuardedCall) -> GuardVerdict:
+        verdict, _ = await self._stands_in(call, NO_OBJECTION, [call.name], len(self._guards), 0)
+        return verdict
 
     def _from(self, at: int, call: GuardedCall, so_far: GuardVerdict | None) -> GuardVerdict | Awaitable[GuardVerdict]:
+        # no coroutine while the guards answer at once, as they mostly do: it would delay the effect by a turn of the loop
         while at < len(self._guards):
             found = judge_call(self._guards[at], call)
             if not isinstance(found, GuardVerdict):
                 return self._awaited(found, at, call, so_far)
-            if at and degraded_to(call, found):
+            if at and degraded_to(call, found):  # the guards before it have judged the model that it replaces
                 return self._degraded(found, at, call, so_far)
             so_far, call = self._joined(at, call, so_far, found)
             if so_far.decision is Decision.DENY:
@@ -515,94 +562,59 @@ class EffectGuards(EffectGuard):
         """
         place, first, effect = 0, asked[0], call.effect
         while place < count and so_far.decision is not Decision.DENY:
-            asked_call = call if dropped else msgspec.structs.replace(call, effect=effect)  # the call is under way
-            answer = judge_call(self._guards[place], asked_call, degraded=True)
+            # a call that is under way keeps its attempt
+            asked_call = msgspec.structs.replace(call, effect=call.effect if dropped else effect, after="degraded")
+            answer = judge_call(self._guards[place], asked_call)
             said = for_degraded(answer if isinstance(answer, GuardVerdict) else await answer, call.name, first)
             place += 1
             if model := degraded_to(call, said):
                 if model in asked:
                     said = ring_of([*asked, model], said.rule, said.version)
                 asked.append(model)
-                place, count = (
-                    0,
-                    max(count, dropped),
-                )  # all guards decide on this model, also the one that chose the model before
+                # all guards decide on this model, also the one that chose the model before
+                place, count = 0, max(count, dropped)
             so_far, call = self._joined(dropped, call, so_far, said)
         return so_far, call
-
-    async def decide_degraded(self, call: GuardedCall) -> GuardVerdict:
-        verdict, _ = await self._stands_in(call, NO_OBJECTION, [call.name], len(self._guards), 0)
-        return verdict
 
     def _joined(
         self, at: int, call: GuardedCall, so_far: GuardVerdict | None, found: GuardVerdict
     ) -> tuple[GuardVerdict, GuardedCall]:
-        if found.decision is Decision.DENY:
+        if found.decision is Decision.DENY and not call.after:  # else it was allowed before, and its result settles it
             for guard in self._guards[:at]:
                 guard.drop(call.effect)
         call = call.changed(found)
-        if found.decision is Decision.ASK:
+        if found.decision is Decision.ASK:  # no attempt yet: when a person has approved it, all guards decide again
             call = msgspec.structs.replace(call, effect=EffectId(*call.effect[:2], attempt=0))
         return (found if so_far is None else so_far.and_then(found)), call
+
+    async def take(self, journal: Journal, calls: Sequence[OpenCall]) -> None:
+        for guard in self._guards:
+            await guard.take(journal, calls)
 
     def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
         for guard in self._guards:
             guard.begin_job(begin, taken)
 
-    def drop(self, effect: EffectId) -> None:
-        for guard in self._guards:
-            guard.drop(effect)
-
-    def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """Calls `settle` of all guards, and returns the usage of the call. Only one guard of a chain may return a
-        usage; all others return b"".
-        """
-        used = [guard.settle(effect, kind, name, outcome, body, at_ms) for guard in self._guards]
-        return next(filter(None, used), b"")
-
-    def asked_by_tool(self, effect: EffectId) -> bytes:
-        return next(filter(None, [guard.asked_by_tool(effect) for guard in self._guards]), b"")
-
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
         for guard in self._guards:
             guard.reopen(effect, agent, behalf, decided)
 
-    async def ready(self) -> None:
+    def drop(self, effect: EffectId) -> None:
         for guard in self._guards:
-            await guard.ready()
+            guard.drop(effect)
 
-    def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """Asks the guards one after the other, until one denies the attempt. Returns the verdict of that guard; None if
-        all guards allow the attempt. If a guard needs time to decide, returns an awaitable of the verdict or None.
-        """
-        guards = iter(self._guards)
-        said = next((said for guard in guards if (said := guard.decide_again(effect)) is not None), None)
-        return (
-            said if said is None or isinstance(said, GuardVerdict) else self._decide_again_later(said, guards, effect)
-        )
-
-    async def _decide_again_later(
-        self, said: Awaitable[GuardVerdict | None], guards: Iterator[EffectGuard], effect: EffectId
-    ) -> GuardVerdict | None:
-        refused = await said
-        rest = EffectGuards([*guards]).decide_again(effect) if refused is None else refused
-        return rest if rest is None or isinstance(rest, GuardVerdict) else await rest
+    def settle(self, entry: EffectResult, kind: CallKind, name: str) -> EffectResult:
+        for guard in self._guards:
+            entry = guard.settle(entry, kind, name)
+        return entry
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
         used = [guard.end_job(job_id, at_ms) for guard in self._guards]
         return next(filter(None, used), b"")
 
-    def forget_job(self, job_id: str) -> None:
+    async def leave(self) -> None:
         for guard in self._guards:
-            guard.forget_job(job_id)
-
-    async def open(self, journal: Journal) -> None:
-        for guard in self._guards:
-            await guard.open(journal)
-
-    async def flush(self) -> None:
-        for guard in self._guards:
-            await guard.flush()
+            await guard.leave()
 
     async def close(self) -> None:
         for guard in self._guards:
@@ -652,15 +664,12 @@ def ring_of(models: Sequence[str], rule: str = "", version: str = "") -> GuardVe
     return GuardVerdict(Decision.DENY, rule, version, reason)
 
 
-def judge_call(
-    guard: EffectGuard, call: GuardedCall, *, degraded: bool = False
-) -> GuardVerdict | Awaitable[GuardVerdict]:
-    """Asks the guard to decide on the call: by `decide`, or by `decide_degraded` if `degraded` is True. Returns the
-    verdict, or an awaitable of it. If the guard raises an error, or if the changes of its verdict cannot be made to
-    the call, returns a verdict that denies the call and names the error.
+def judge_call(guard: EffectGuard, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
+    """Asks the guard to decide on the call. Returns the verdict, or an awaitable of it. If the guard raises an error, or
+    if the changes of its verdict cannot be made to the call, returns a verdict that denies the call and names the error.
     """
     try:
-        found = guard.decide_degraded(call) if degraded else guard.decide(call)
+        found = guard.decide(call)
         if isinstance(found, GuardVerdict):
             call.changed(_sound(found))
             return found
@@ -683,6 +692,22 @@ async def _judged_later(found: Awaitable[GuardVerdict], call: GuardedCall) -> Gu
     return verdict
 
 
+def denial_of(
+    found: GuardVerdict | Awaitable[GuardVerdict],
+) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
+    """Returns a verdict on another attempt of a call if it denies the attempt; None if it allows the attempt. Returns an
+    awaitable of either for an awaitable of the verdict.
+    """
+    if isinstance(found, GuardVerdict):
+        return found if found.decision is Decision.DENY else None
+    return _denial_later(found)
+
+
+async def _denial_later(found: Awaitable[GuardVerdict]) -> GuardVerdict | None:
+    verdict = await found
+    return verdict if verdict.decision is Decision.DENY else None
+
+
 def _sound(verdict: GuardVerdict) -> GuardVerdict:
     """Returns the verdict, after a check that the journal can store it and read it again. Raises an error that says
     what is wrong if it cannot, for example because the reason is not a text.
@@ -703,11 +728,12 @@ def _broken(error: BaseException) -> GuardVerdict:
 # -- in the journal -------------------------------------------------------------------------------------------------------
 
 _encode = msgspec.msgpack.Encoder().encode
-_SHORT = len(GuardVerdict.__struct_fields__) - 2
+_DEFAULTS = msgspec.structs.astuple(GuardVerdict())
+_SHORT = GuardVerdict.__struct_fields__.index("editable")
 
 
 def encode_verdict(verdict: GuardVerdict) -> bytes:
-    """Returns the verdict as bytes. Its last two fields, `editable` and `once`, are left out if they have their
+    """Returns the verdict as bytes. The fields from `editable` on are left out if they and all behind them have their
     defaults: journals have had none of them before.
     """
     stored, note = _last_stored
@@ -715,7 +741,11 @@ def encode_verdict(verdict: GuardVerdict) -> bytes:
 
 
 def _encoded(verdict: GuardVerdict) -> bytes:
-    return _encode(verdict if verdict.once or not verdict.editable else msgspec.structs.astuple(verdict)[:_SHORT])
+    values = msgspec.structs.astuple(verdict)
+    count = len(values)
+    while count > _SHORT and values[count - 1] == _DEFAULTS[count - 1]:
+        count -= 1
+    return _encode(values[:count])
 
 
 _decode = msgspec.msgpack.Decoder(GuardVerdict).decode

@@ -18,17 +18,18 @@ The function asks for these as new effects. One kind keeps its ordinal: a call t
 it. So its idempotency key stays the same.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from hashlib import blake2b
 from typing import Any
 
 import msgspec
 
+from sabot.calls.effects import RULES, EffectClass, EffectId
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError
 from sabot.jobs.guard import DecidedEffect, Decision, GuardVerdict, decode_verdict, stood_in
 from sabot.jobs.values import unpack, unpack_error
-from sabot.journal.effects import RULES, EffectClass, EffectId
 from sabot.journal.entries import UNSENT, Answer, Attempt, Begin, Body, Cancel, EffectResult, End, Entry, Intent, Signal
 
 IN_DOUBT = "in_doubt"
@@ -65,7 +66,7 @@ ASKS = "llm"
 are open.
 """
 
-_REJECTS = ("MalformedAnswer", "ContentFiltered")  # the names of errors of `sabot.llm` that a journal has
+_REJECTS = ("MalformedAnswer", "ContentFiltered")  # the names of errors of model calls that a journal has
 
 Delivery = EffectResult | Answer | Signal | Cancel
 """An entry that the function of a job gets from outside."""
@@ -73,6 +74,14 @@ Delivery = EffectResult | Answer | Signal | Cancel
 
 ALWAYS = ("job", "session", "scope")
 """The words of an approval that holds for later calls too: {"approved": true, "always": "job"}."""
+
+
+_APPROVAL_WORDS = ("approved", "arguments", "always", "comment", "reason")
+"""The fields of an answer to the question whether a call may be made. Answers may have further fields."""
+
+
+UNNAMED = (lambda: None).__name__
+"""The name of each lambda, by which nobody can tell which tool or rule an approval is about."""
 
 
 def always_of(session: str) -> tuple[str, ...]:
@@ -102,6 +111,24 @@ def answer_object(answer: Answer) -> dict[str, Any]:
     return body
 
 
+def misspelt_word(said: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Returns a field of the answer to an approval that is one of _APPROVAL_WORDS misspelt, and the word that is meant.
+    Returns None if all fields are right. Nobody knows what an answer with such a field means.
+    """
+    for name in said:
+        if name not in _APPROVAL_WORDS and (near := get_close_matches(str(name), _APPROVAL_WORDS, n=1)):
+            return name, near[0]
+    return None
+
+
+def is_approved(answer: Answer) -> bool:
+    """Returns True if the answer is the object {"approved": true}, with or without further fields, none of them misspelt."""
+    if answer.outcome != "resolved":
+        return False
+    said = answer_object(answer)
+    return said.get("approved") is True and misspelt_word(said) is None
+
+
 def edit_of(answer: Answer) -> Any:
     """Returns the arguments that a person has given a call with the approval; None if the person has changed none."""
     changes = answer_object(answer).get("arguments")
@@ -111,6 +138,8 @@ def edit_of(answer: Answer) -> Any:
 def refusal_words(answer: Answer) -> str:
     """Returns the reason for which a call is not made, if a person has refused it: with the comment of the person."""
     said = answer_object(answer)
+    if said.get("approved") is True and (wrong := misspelt_word(said)):
+        return f"its approval has a field {wrong[0]!r} (did you mean {wrong[1]!r}?)"
     comment = next((each for name in ("comment", "reason") if isinstance(each := said.get(name), str) and each), "")
     return "it was rejected" + (f" by {answer.by}" if answer.by else "") + (f": {comment}" if comment else "")
 
@@ -121,6 +150,12 @@ def standing_words(answer: Answer, word: str) -> str:
     """
     whom = f" by {answer.by}" if answer.by else ""
     return f"approved{whom} for the whole {word}, in job {answer.job} (effect {answer.ordinal})"
+
+
+def callee_of(intent: Intent, verdict: GuardVerdict) -> str:
+    """Returns the kind and the name of the tool, model or agent of an INTENT entry. A model may have the name of a tool."""
+    kind = "model" if verdict.about else "child" if intent.kind == "child" else "tool"
+    return f"{kind} {verdict.about or intent.name}"
 
 
 def _name_of_call(name: str, body: bytes) -> tuple[str, bytes]:
@@ -167,10 +202,11 @@ class History:
     - `approvals`: by ordinal, the question that asks a person whether the effect may be made, or the question that
       the effect's tool has asked.
     - `answers`: the answers to the questions in `doubts` and `approvals`, by token.
-    - `approved`: by ordinal, the rules whose question about the effect a person has answered with yes, each with the words
-      that say who has. They hold for the later steps of a call that is made in several.
-    - `standing`: the approvals that hold for later calls too. By the word of the answer (one of ALWAYS) and the name
-      of the tool, model or agent: by rule, who has approved it.
+    - `approved`: by ordinal, the rules (`GuardVerdict.asked_by`) whose question about the effect a person has answered with
+      yes, each with the words that say who has. They hold for the later steps of a call that is made in several.
+    - `standing`: the approvals that hold for later calls too. By the word of the answer (one of ALWAYS) and the tool,
+      model or agent (`callee_of`): by rule, who has approved it. `cancelled`: True if the job was cancelled; later
+      answers are no such approvals.
     - `refusals`: by name and digest of the arguments, the refusals of calls by a person.
     - `not_made`: the ordinals of calls whose last attempt was certainly not made: it could not be sent, its tool had
       to ask a person first, or the job no longer awaited it.
@@ -201,6 +237,7 @@ class History:
     doubts: dict[int, Intent] = field(default_factory=dict)
     approvals: dict[int, Intent] = field(default_factory=dict)
     standing: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
+    cancelled: bool = False
     approved: dict[int, dict[str, str]] = field(default_factory=dict)
     refusals: dict[tuple[str, bytes], "Refusal"] = field(default_factory=dict)
     not_made: set[int] = field(default_factory=set)
@@ -262,7 +299,7 @@ class History:
         if self.runs > 1:
             begin = msgspec.structs.replace(begin, body=self.begin.body)
         error = self.end.body if self.end.outcome == "failed" else b""
-        self.begin, self.end, self.last_ms = begin, None, begin.at_ms
+        self.begin, self.end, self.last_ms, self.cancelled = begin, None, begin.at_ms, False
         self._take()
         self.deliveries = [each for each in self.deliveries if not isinstance(each, Cancel)]
         self._try(self.attempt + 1, begin.at_ms, error)
@@ -290,6 +327,7 @@ class History:
             return
         self._run_to(entry)
         self._open_or_close(entry)
+        copied = self.untaken > 0
         self._take()
         if not isinstance(entry, Delivery):  # it was asked for, or has followed, in the turn after the last delivery
             self.said = len(self.deliveries) - self.kept
@@ -307,8 +345,9 @@ class History:
                 self.begin_attempt(entry.ordinal, entry.attempt)
             case Answer() if self._is_about_effect(entry):
                 self.answers[entry.token] = entry
-                self._note_answer(entry)
+                self._note_answer(entry, own=not copied)
             case EffectResult() | Answer() | Signal() | Cancel():
+                self.cancelled = self.cancelled or isinstance(entry, Cancel)
                 self.deliveries.append(entry)
                 if isinstance(entry, EffectResult) and entry.usage:
                     self.recorded[entry.ordinal] = entry.attempt
@@ -317,30 +356,33 @@ class History:
                 if entry.usage:
                     self._record_open()
 
-    def _note_answer(self, answer: Answer) -> None:
+    def _note_answer(self, answer: Answer, own: bool) -> None:
         intent, asked = self.intents.get(answer.ordinal), self.approvals.get(answer.ordinal)
         verdict = None if intent is None else decode_verdict(intent.note)
         if intent is None or asked is None or asked.token != answer.token or verdict is None:
             return
         if verdict.decision is Decision.ASK and isinstance(intent.body, bytes):
-            self.note_approval(answer, verdict, verdict.about or intent.name, intent.body)
+            self.note_approval(answer, verdict, callee_of(intent, verdict), intent.body, own=own)
 
-    def note_approval(self, answer: Answer, verdict: GuardVerdict, name: str, body: bytes) -> None:
+    def note_approval(self, answer: Answer, verdict: GuardVerdict, name: str, body: bytes, *, own: bool = True) -> None:
         """Notes what a person's answer to the question whether a call may be made says about later calls of the job.
 
-        `verdict`: the verdict that has asked. `name`, `body`: the tool, model or agent, and the packed arguments.
+        `verdict`: the verdict that has asked. `name`: the tool, model or agent (`callee_of`). `body`: the packed arguments.
+        `own`: False if another job has got the answer, from which this one was restored; "always" for that job holds no more.
         """
         if answer.outcome != "resolved":
             return
-        said = answer_object(answer)
-        if said.get("approved") is not True:
+        if not is_approved(answer):
             self.refusals[_name_of_call(name, body)] = Refusal(refusal_words(answer))
             return
+        if verdict.once and not verdict.rule.startswith(UNNAMED):
+            return
+        self.approved.setdefault(answer.ordinal, {})[verdict.asked_by] = standing_words(answer, "call")
         if verdict.once:
             return
-        self.approved.setdefault(answer.ordinal, {})[verdict.rule] = standing_words(answer, "call")
-        if (word := said.get("always")) in always_of(self.begin.session):
-            self.standing.setdefault((word, name), {})[verdict.rule] = standing_words(answer, word)
+        word = answer_object(answer).get("always")
+        if word in always_of(self.begin.session) and not self.cancelled and (own or word != "job"):
+            self.standing.setdefault((word, name), {})[verdict.asked_by] = standing_words(answer, word)
 
     def repeat_refused(self, name: str, body: bytes) -> Refusal | None:
         """Returns the refusal of the same call by a person, after it has counted one more repetition of the call. Returns
@@ -533,7 +575,7 @@ class History:
             if self.refusals and isinstance(intent.body, bytes):
                 verdict = decode_verdict(intent.note)
                 if verdict is not None and verdict.decision is Decision.DENY:
-                    self.repeat_refused(verdict.about or intent.name, intent.body)
+                    self.repeat_refused(callee_of(intent, verdict), intent.body)
 
     def _was_denied(self, intent: Intent) -> bool:
         """Returns True if a rule has denied the effect, or if the question whether it may be made has expired or was

@@ -23,6 +23,7 @@ from sabot.base.process_exit import EXITS
 from sabot.base.stored_names import stored_name
 from sabot.base.supervision import watch_task
 from sabot.base.threads import run_in_thread, run_to_end
+from sabot.calls.effects import EffectId, digest
 from sabot.clock import Clock
 from sabot.errors import NonDeterminism, SabotError
 from sabot.jobs.core import APPROVAL, SEQUENCES_APART, LookedUp, Outcome, may_happen, question_token
@@ -56,7 +57,6 @@ from sabot.jobs.tree import UNAWAITED_CHILD, parent_of
 from sabot.jobs.values import as_before, pack_error, unpack_error
 from sabot.journal import Journal, Position
 from sabot.journal.base import JobMark
-from sabot.journal.effects import EffectId, digest
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Signal
 
 _log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class JobHost(HostState):
         self._serving: asyncio.Task[None] | None = None
         self._delivering = False
         self._guard = guard or EffectGuard()
-        self.log = JobLog(self, listener, kept=self._guard.flush, judge=partial(self._judge_of_handlers, guard))
+        self.log = JobLog(self, listener, kept=self._guard.leave, judge=partial(self._judge_of_handlers, guard))
         self._letters = JobLetters(self, self.log)
         self.parking = Parking(self, notes, has_letter=self._letters.under_way)
         self._timers = JobTimers(self, keeps=self._awaits)
@@ -137,7 +137,6 @@ class JobHost(HostState):
         - `unapplied`: jobs that had ended before `positions`, but whose output and changes of the state the checkpoint
           does not contain (see `JobLog.facts`). The value is the position of the END entry.
         """
-        await self._guard.open(self.journal)
         found = await run_to_end(
             run_in_thread(open_jobs, self.journal, dict(positions or {}), dict(unapplied or {}), self.standing)
         )
@@ -148,7 +147,7 @@ class JobHost(HostState):
         self._republished = {job.job_id for job in found}
         self.log.unapplied = {job.job_id: job.ended_at for job in found if job.ended_at is not None}
         await run_to_end(run_in_thread(self.parking.open, found))
-        await self._effects.reopen(found)
+        await self._effects.take(found)
         return found
 
     def start(self) -> None:
@@ -166,6 +165,7 @@ class JobHost(HostState):
         self.stopping = True
         self.log.stop_waiting()
         self._timers.stop()
+        # before the task ends: the outcomes of these calls are events, which it still has to record
         await self._effects.runner.close(self._stop_grace_s)
         if self._serving is None:
             return
@@ -365,7 +365,7 @@ class JobHost(HostState):
             waiting = self._handle(self.events.popleft())
             if waiting is not None:
                 await waiting
-            if monotonic() > slice_end:
+            if monotonic() > slice_end:  # a flood of events must not hold up the rest of the loop, such as a checkpoint
                 await asyncio.sleep(0)
                 slice_end = monotonic() + _SLICE_SECONDS
 
@@ -417,10 +417,13 @@ class JobHost(HostState):
 
     def _arrived(self, entry: Answer | Signal | End, ask: Ask | None) -> None:
         running = self.running.get(entry.job)
+        # the effect may have ended meanwhile, or the job may have been loaded anew, which makes other objects of its effects
         if ask is not None and (running is None or running.job.open.get(ask.ordinal) is not ask):
             return
+        # an answer to an earlier question about the effect
         if ask is not None and isinstance(entry, Answer) and entry.token != ask.token:
             return
+        # it has waited in the queue, and the clock of a job shows the times of its entries, which must not go back
         entry = msgspec.structs.replace(entry, at_ms=self.now_ms())
         self.told.append((self.log.append(entry, running), entry))
 
@@ -517,14 +520,12 @@ class JobHost(HostState):
         `outcome`: how the job has ended, such as "succeeded". `body`, `labels`: the values of these fields in the END
         entry of the job. `ran_ms`: the milliseconds that the job has run.
         """
-        self._guard.forget_job(job_id)
+        self._guard.end_job(job_id, self.now_ms())  # of a job that has not run here; else it has ended before
         result = self.jobs.result(job_id, self.now_ms(), outcome, body, labels, ran_ms)
         running = None if result is None else self.running.get(result.job)
         if result is None or (running is not None and result.ordinal not in running.job.open):
             return  # it was told before the restart, or does not wait any more
-        effect = EffectId(result.job, result.ordinal)
-        used = self._guard.settle(effect, "child", "", result.outcome, body, result.at_ms)
-        result = msgspec.structs.replace(result, usage=used) if used else result
+        result = self._guard.settle(result, "child", "")
         self.deliver([(self.log.append(result, running), result)])
 
     def settle(self, running: RunningJob) -> None:
@@ -556,6 +557,7 @@ class JobHost(HostState):
     def _remove(self, running: RunningJob) -> None:
         del self.running[running.job.job_id]
         running.in_memory = False
+        self._effects.runner.leave(running.job.job_id)
 
     def deliver(self, entries: Iterable[tuple[Position, Entry]] = ()) -> None:
         """Delivers recorded entries to their jobs: first those in the attribute `told`, then `entries`. For each
@@ -655,6 +657,7 @@ class JobHost(HostState):
         if (
             recorded is not None
             and recorded.digest != name
+            # a version that packed Decimals and times as texts may have written it
             and recorded.digest != digest(self.journal.key, "output", "", as_before(output))
         ):
             other = f"job {job.job_id} has given other output than before the restart"
@@ -764,6 +767,7 @@ class JobHost(HostState):
         behalf = job.behalf
         facts = old.agent, record, old.key, old.digest, owner.code, *behalf[:2], old.run, behalf.labels
         entry = Begin(job.job_id, self.now_ms(), *facts, seed=SEQUENCES_APART, session=old.session, form=old.form)
+        # ordinals go on, since the id of an effect, by which a service knows a call again, must never come twice
         job.history.last_ordinal = job.last_asked
         self._forget(running)
         self._begin(job.history.anew(entry), owner, entry)

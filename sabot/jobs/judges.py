@@ -10,15 +10,21 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from copy import copy
 from itertools import count
 from secrets import randbits
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from sabot.base.threads import call_on_loop
+from sabot.calls.effects import RULES, EffectClass, EffectId, may_call
+from sabot.calls.errors import model_error
+from sabot.calls.judging import JUDGE, Make, OnceJudge
+from sabot.calls.messages import user
+from sabot.calls.model_requests import RequestSpec
+from sabot.calls.tools import Tool, recorded_way
 from sabot.clock import Clock
 from sabot.errors import PolicyDenied, UserError
 from sabot.jobs.guard import (
@@ -37,14 +43,7 @@ from sabot.jobs.guard import (
 from sabot.jobs.masking import mask
 from sabot.jobs.owner import RunningJob
 from sabot.jobs.values import pack, pack_error, type_of
-from sabot.journal.effects import RULES, EffectClass, EffectId
-from sabot.llm.errors import model_error
-from sabot.llm.judges import JUDGE, Make
-from sabot.llm.messages import assistant, user
-from sabot.llm.middleware import ModelCall, Outcome
-from sabot.llm.results import Completion
-from sabot.llm.spec import RequestSpec
-from sabot.llm.tools import Tool, recorded_way
+from sabot.journal.entries import EffectResult
 
 _log = logging.getLogger(__name__)
 
@@ -69,13 +68,17 @@ class GuardJudge:
         are checked.
         """
         self._calls, self._agent, self._guard, self._clock = calls, agent, guard, clock
-        self.declared = declared_by(guard)
         self._numbers: Iterator[int] | None = None
         self._behalf = NOBODY
         self.repeated: Tool | None = None
         """The tool around the calls, if its class allows to repeat it."""
         self.loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._late: set[asyncio.Future[None]] = set()  # verdicts that nobody waits for
+
+    @property
+    def declared(self) -> frozenset[str]:
+        """The options "policy" and "budgets" for which the guard stands."""
+        return declared_by(self._guard)
 
     def _next_number(self) -> int:
         """Returns the number of the next call. A request id may come again: after a restart, or in another attempt of a
@@ -85,9 +88,7 @@ class GuardJudge:
             self._numbers = count(randbits(48))
         return next(self._numbers)
 
-    async def __call__(
-        self, call: ModelCall, model: str, price: Price, ask: Callable[[], Awaitable[Outcome]]
-    ) -> Outcome:
+    async def __call__(self, call: Any, model: str, price: Price, ask: Callable[[], Awaitable[Any]]) -> Any:
         if self._guard is None:
             return await ask()
         if asyncio.get_running_loop() is not self.loop:
@@ -108,16 +109,16 @@ class GuardJudge:
         call.spec = mask(verdict.spec(call.spec), verdict.hide)
         call.texts = mask(call.texts, verdict.hide)
 
-        async def instead(call: ModelCall, price: Price) -> None:
+        async def instead(call: Any, price: Price) -> None:
             await self.instead(effect, call, price)
 
         async def again() -> None:
             nonlocal effect
             following = EffectId(effect.job, effect.ordinal, effect.attempt + 1)
-            said = guard.decide_again(following)
-            refused = said if said is None or isinstance(said, GuardVerdict) else await said
-            if refused is not None:
-                raise self._denied(model, refused)
+            said = judge_call(guard, self._asked(following, model, call, price, "again"))
+            verdict = said if isinstance(said, GuardVerdict) else await said
+            if verdict.decision is Decision.DENY:
+                raise self._denied(model, verdict)
             effect = following
 
         call.before_repeat, call.before_fallback = again, instead
@@ -126,13 +127,11 @@ class GuardJudge:
         except BaseException as error:
             self._settle(effect, "model", model, type_of(error), pack_error(error))
             raise
-        said = outcome
-        if not isinstance(outcome, Completion):  # vectors
-            said = Completion(message=assistant(""), usage=outcome.usage, cost=outcome.cost, model=model)
+        said = outcome.without_vectors(model) if call.kind == "embed" else outcome
         self._settle(effect, "model", model, "ok", pack(said, "an answer"))
         return outcome
 
-    async def instead(self, effect: EffectId, call: ModelCall, price: Price) -> None:
+    async def instead(self, effect: EffectId, call: Any, price: Price) -> None:
         """Asks the guard whether a call may ask another provider, because its first provider has failed. The guard
         decides on the model of the other provider. If this model may cost more, the guard reserves the difference. If
         the verdict allows the model, makes the changes of the verdict to `call`.
@@ -143,7 +142,7 @@ class GuardJudge:
         if self._guard is None:
             return
         effect = EffectId(effect.job, effect.ordinal, effect.attempt + call.unread)  # the attempt that asks it
-        found = judge_call(self._guard, self._asked(effect, call.model, call, price), degraded=True)
+        found = judge_call(self._guard, self._asked(effect, call.model, call, price, "degraded"))
         verdict = found if isinstance(found, GuardVerdict) else await found
         await self._noted(effect, msgspec.structs.replace(verdict, about=call.model))
         if verdict.decision in (Decision.DENY, Decision.ASK):
@@ -158,10 +157,12 @@ class GuardJudge:
         it judges are in no journal.
         """
 
-    def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GuardedCall:
+    def _asked(
+        self, effect: EffectId, model: str, call: Any, price: Price, after: Literal["", "degraded", "again"] = ""
+    ) -> GuardedCall:
         behalf, kind, spec = self._behalf, EffectClass.METERED, _told(call)
-        labels = frozenset(behalf.labels)
-        return GuardedCall(effect, "model", model, self._agent, behalf, kind, spec=spec, price=price, labels=labels)
+        made = GuardedCall(effect, "model", model, self._agent, behalf, kind, spec=spec, price=price, after=after)
+        return msgspec.structs.replace(made, labels=frozenset(behalf.labels)) if behalf.labels else made
 
     def _denied(self, name: str, verdict: GuardVerdict, only_asks: str = "", verb: str = "asked") -> Exception:
         why = verdict.reason or "a rule denies it"
@@ -172,7 +173,8 @@ class GuardJudge:
 
     def _settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes) -> None:
         if self._guard is not None:
-            self._guard.settle(effect, kind, name, outcome, body, round(self._clock.time() * 1000))
+            at_ms = round(self._clock.time() * 1000)
+            self._guard.settle(EffectResult(effect.job, at_ms, *effect[1:], outcome, body), kind, name)
 
     # -- tools --------------------------------------------------------------------------------------------------------
 
@@ -201,17 +203,20 @@ class GuardJudge:
     def _check_class(self, tool: Tool) -> None:
         """Raises UserError if this call would be repeated with the tool that makes it, which its class forbids."""
         outer = self.repeated
-        if outer is None or tool.effect in REPEATED:
+        if outer is None or may_call(outer.effect, tool.effect):
             return
+        repeatable = tool.effect in REPEATED
+        also = "with another idempotency key" if repeatable else "too"
         said = (
             f"{tool.name} was not called: {outer.name} calls it, whose class {outer.effect.value!r} allows to repeat it, and the class of "
-            f"{tool.name} is {tool.effect.value!r}: it would be repeated too"
+            f"{tool.name} is {tool.effect.value!r}: it would be repeated {also}"
         )
         _log.warning("%s: %s", self._calls, said)
+        declared = ("idempotent", "read") if repeatable else ("unsafe", "idempotent")
         raise UserError(
             said,
             hint=f"await ctx.call({tool.name}, …) in the function of a durable agent; or declare what each does: "
-            f'effect="unsafe" for {outer.name}, or effect="idempotent" for {tool.name}',
+            f'effect="{declared[0]}" for {outer.name}, or effect="{declared[1]}" for {tool.name}',
         )
 
     def _asked_tool(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GuardedCall:
@@ -228,13 +233,13 @@ class GuardJudge:
         found = judge_call(self._guard, call)
         if isinstance(found, GuardVerdict):
             return self._with(call, found)
-        judged = _packed(call)
+        judged = call.contents()
         try:
             verdict = await found
         except BaseException:  # cancelled, when some of several guards may have counted it
             self._guard.drop(call.effect)
             raise
-        if _packed(call) != judged:
+        if verdict.decision is not Decision.DENY and call.contents() != judged:
             reason = "its arguments were changed while a rule decided about them"
             verdict = GuardVerdict(Decision.DENY, verdict.rule, verdict.version, reason)
         return self._with(call, verdict)
@@ -288,10 +293,13 @@ class GuardJudge:
     @contextmanager
     def _calling(self, call: GuardedCall, tool: Tool) -> Iterator[None]:
         """Sets the judge of the calls that the tool makes in the `with` block, and settles its own call at the end."""
-        judge, outcome = self, "ok"
+        judge: GuardJudge | OnceJudge = self
+        outcome = "ok"
         if self.repeated is None and tool.effect in REPEATED:
             judge = copy(self)
             judge.repeated = tool
+        if isinstance(present := JUDGE.get(), OnceJudge):
+            judge = present.within(judge)
         before = JUDGE.set(judge)
         try:
             yield
@@ -342,8 +350,10 @@ class _ToolJudge(GuardJudge):
         if effect[:2] == self._effect[:2]:
             await self._note(effect, verdict)
 
-    def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GuardedCall:
-        asked = super()._asked(effect, model, call, price)
+    def _asked(
+        self, effect: EffectId, model: str, call: Any, price: Price, after: Literal["", "degraded", "again"] = ""
+    ) -> GuardedCall:
+        asked = super()._asked(effect, model, call, price, after)
         return asked if effect.job == self._effect.job else self._of_effect(asked)
 
     def _asked_tool(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GuardedCall:
@@ -359,13 +369,14 @@ class _ToolJudge(GuardJudge):
             self._read[place] = self._read.get(place, frozenset()) | tool.labels
 
 
-def _told(call: ModelCall) -> RequestSpec:
+def _told(call: Any) -> RequestSpec:
     """Returns the request of a call of a model, as a RequestSpec for the guards. If the call computes embeddings of
     texts, the texts become the messages of the request, and its limit on tokens to write is 0.
     """
+    spec: RequestSpec = call.spec
     if call.kind != "embed":
-        return call.spec
-    return msgspec.structs.replace(call.spec, messages=tuple(map(user, call.texts)), max_tokens=0)
+        return spec
+    return msgspec.structs.replace(spec, messages=tuple(map(user, call.texts)), max_tokens=0)
 
 
 def judge_of(app: str, guards: Sequence[EffectGuard], clock: Clock) -> GuardJudge | None:
@@ -404,14 +415,3 @@ def judge_of_repeated(tool: Tool, clock: Clock) -> GuardJudge:
     judge = GuardJudge(f"tool {tool.name}", "", None, clock)
     judge.repeated = tool
     return judge
-
-
-def _packed(call: GuardedCall) -> list[bytes]:
-    """Returns the arguments of a plain call as bytes, by which one sees that they were changed. Those that cannot be
-    packed, such as a client, are left out.
-    """
-    packed = []
-    for each in (*call.args, *call.kwargs.values()):
-        with suppress(UserError):
-            packed.append(pack(each, call.name))
-    return packed

@@ -17,13 +17,13 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from sabot.base.threads import run_in_thread, run_to_end
+from sabot.calls.effects import EffectId
 from sabot.calls.judging import with_judge
 from sabot.errors import NonDeterminism, SabotError, TransientError
 from sabot.jobs.events import Event
 from sabot.jobs.host_state import HostState
 from sabot.jobs.owner import RunningJob
 from sabot.journal import Position
-from sabot.journal.effects import EffectId
 from sabot.journal.entries import Entry
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,8 @@ _SILENT_SECONDS = 5.0  # the seconds that a stop waits for a journal in which no
 
 class Fragment(NamedTuple):
     """A piece of a model's answer, which is published while the model is still writing. It is not recorded in the
-    journal. `number`: the number of the piece in its attempt, from 0.
+    journal. `number`: the number of the piece in its attempt, from 0. `agent`: the name of the agent that asked as a tool
+    of another one, or "".
     """
 
     job: str
@@ -50,6 +51,7 @@ class Fragment(NamedTuple):
     text: str
     reasoning: str
     at_ms: int
+    agent: str = ""
 
 
 class Blocked(NamedTuple):
@@ -178,14 +180,12 @@ class JobLog:
         """Returns True if there is a listener and it wants to receive the pieces of models' answers in this job."""
         return self.listener is not None and await self.listener.wants_fragments(job_id)
 
-    def fragment(self, effect: EffectId, number: int, text: str, reasoning: str) -> None:
-        """Passes a piece of a model's answer to the listener, if there is one. `effect`: the call of the model.
-        `number`: the number of the piece in that attempt, from 0. `text`, `reasoning`: the new text of the answer and
-        of the model's reasoning.
+    def fragment(self, effect: EffectId, number: int, text: str, reasoning: str, agent: str = "") -> None:
+        """Passes a piece of a model's answer to the listener, if there is one. `effect`: the call of the model. The
+        other arguments are those of a Fragment.
         """
-        self._publish_now(
-            Fragment(effect.job, effect.ordinal, effect.attempt, number, text, reasoning, self._host.now_ms())
-        )
+        now_ms = self._host.now_ms()
+        self._publish_now(Fragment(effect.job, effect.ordinal, effect.attempt, number, text, reasoning, now_ms, agent))
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
         """Tells the listener that a job cannot continue with the present code of its function."""

@@ -26,8 +26,8 @@ from threading import get_ident
 from types import FrameType
 from typing import Any, TypeVar, TypeVarTuple
 
+from sabot.calls.judging import JUDGE, RefusingJudge
 from sabot.errors import InternalError, UserError, short_repr
-from sabot.llm.judges import JUDGE, RefusingJudge
 
 _log = logging.getLogger(__name__)
 
@@ -544,7 +544,8 @@ def _call_words(coroutine: Any) -> str:
     of, _, verb = name.rpartition(".")
     first = frame.f_code.co_varnames[bool(of)] if frame.f_code.co_argcount > bool(of) else ""
     given = frame.f_locals.get(first) if first else None
-    said = getattr(given, "__name__", None) or (getattr(given, "name", None) if callable(given) else None)
+    own = getattr(given, "name", None) if callable(given) else None  # a tool may have another name than its function
+    said = own if isinstance(own, str) else getattr(given, "__name__", None)
     return f"{_CALLED_AS.get(of, of + '.' if of else '')}{verb}({said or ('…' if first else '')})"
 
 

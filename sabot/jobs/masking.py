@@ -2,13 +2,12 @@
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import PurePath
 from typing import Any
 from uuid import UUID
@@ -18,6 +17,7 @@ import msgspec
 from sabot.base.config import Secret
 from sabot.base.redaction import HIDDEN
 from sabot.errors import UserError
+from sabot.jobs.values import with_fields
 
 
 @lru_cache(maxsize=256)
@@ -83,8 +83,9 @@ def _without(value: Any, patterns: Sequence[re.Pattern[str]]) -> Any:
         text = str(value)
         shown = _without(text, patterns)
         return value if shown == text else type(value)(shown)
+    without = partial(_without, patterns=patterns)
     if isinstance(value, msgspec.Struct):
-        return _with_fields(value, value.__struct_fields__, patterns, msgspec.structs.force_setattr)
+        return with_fields(value, value.__struct_fields__, without)
     kind = type(value)
     if isinstance(names := getattr(kind, "__pydantic_fields__", None), Mapping) and hasattr(value, "model_copy"):
         extra = getattr(value, "__pydantic_extra__", None) or {}
@@ -92,9 +93,9 @@ def _without(value: Any, patterns: Sequence[re.Pattern[str]]) -> Any:
         changed = {name: new for name, old in found.items() if (new := _without(old, patterns)) is not old}
         return value.model_copy(update=changed) if changed else value
     if is_dataclass(kind):
-        return _with_fields(value, [each.name for each in fields(value)], patterns, object.__setattr__)
+        return with_fields(value, [each.name for each in fields(value)], without)
     if attributes := getattr(kind, "__attrs_attrs__", ()):
-        return _with_fields(value, [each.name for each in attributes], patterns, object.__setattr__)
+        return with_fields(value, [each.name for each in attributes], without)
     if kind.__module__.partition(".")[0] in _TEXTS_OF:
         secret = getattr(value, "get_secret_value", None)
         text = str(value) if secret is None else secret()
@@ -108,16 +109,3 @@ def _without(value: Any, patterns: Sequence[re.Pattern[str]]) -> Any:
 
 # modules whose other values are written as one text: addresses of the web and of machines, secrets
 _TEXTS_OF = ("pydantic", "pydantic_core", "ipaddress")
-
-
-def _with_fields(
-    value: Any, names: Iterable[str], patterns: Sequence[re.Pattern[str]], put: Callable[[Any, str, Any], None]
-) -> Any:
-    found = {name: getattr(value, name, None) for name in names}
-    changed = {name: new for name, old in found.items() if (new := _without(old, patterns)) is not old}
-    if not changed:
-        return value
-    value = copy(value)
-    for name, new in changed.items():
-        put(value, name, new)  # `replace` would call the user's __post_init__
-    return value

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from sabot.jobs.guard import CONFIRM, Behalf, DecidedEffect, Decision, decode_verdict, stood_in
-from sabot.jobs.history import answer_object, standing_words
+from sabot.jobs.history import answer_object, callee_of, is_approved, standing_words
 from sabot.jobs.owner import OpenJob
 from sabot.journal import JournalReader, Position
 from sabot.journal.base import MAY_BEGIN_AGAIN
@@ -71,7 +71,7 @@ def open_jobs(
                 _note_standing(standing, begun[entry.job][1], whole_entry(reader, entry), *about)
         elif isinstance(entry, Intent) and (verdict := decode_verdict(entry.note)) is not None:
             if verdict.decision is Decision.ASK and not verdict.once:
-                asking[entry.job, entry.ordinal] = verdict.about or entry.name, verdict.rule
+                asking[entry.job, entry.ordinal] = callee_of(entry, verdict), verdict.asked_by
             else:
                 asking.pop((entry.job, entry.ordinal), None)
             attempt = 0 if verdict.decision is Decision.ASK else 1
@@ -137,9 +137,8 @@ def _note_standing(standing: Standing, begin: Begin, answer: Answer, name: str, 
     """Adds the approval to `standing` if it holds for other jobs too. `name`: the tool, model or agent about which the
     rule has asked.
     """
-    said = answer_object(answer)
-    word = said.get("always")
-    if answer.outcome != "resolved" or said.get("approved") is not True or word in (None, "job"):
+    word = answer_object(answer).get("always")
+    if word in (None, "job") or not is_approved(answer):
         return
     if (place := standing_place(begin, word, name)) is not None:
         standing.setdefault(place, {})[rule] = standing_words(answer, str(word))

@@ -7,6 +7,7 @@ RunningJob   a job in memory
 
 from collections import deque
 from collections.abc import Coroutine, Mapping
+from contextvars import Context
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
@@ -161,6 +162,7 @@ class RunningJob:
     - `undecided`: the effects on which the guard is still deciding, by ordinal.
     - `since_ms`, `since_s`: the time at which the job came into memory, in milliseconds since 1970, and in seconds by
       the monotonic clock.
+    - `context`: the context variables of the job's effects, from the first one on; each effect has a copy.
     """
 
     job: JobRun
@@ -176,6 +178,7 @@ class RunningJob:
     waiting_children: deque[Ask] = field(default_factory=deque)
     since_ms: int = 0
     since_s: float = 0.0
+    context: Context | None = None
 
     @property
     def limit_s(self) -> float:

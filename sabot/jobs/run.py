@@ -12,38 +12,49 @@ import asyncio
 import random
 import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Protocol
 
+import msgspec
+
 from sabot.base.present_job import PRESENT_JOB, PresentJob
 from sabot.base.stored_names import stored_name
+from sabot.calls.arguments import call_arguments, values_left_out
+from sabot.calls.edits import edited_arguments, recorded_arguments
+from sabot.calls.effects import RULES, EffectClass, EffectId, digest
+from sabot.calls.fields import MISSING_VALUE, REST
+from sabot.calls.model_requests import RequestSpec
+from sabot.calls.tool_context import ToolContext
+from sabot.calls.tools import Tool
 from sabot.errors import NonDeterminism, PolicyDenied, UserError, short_repr
 from sabot.jobs.core import AWAITS_GUARD, DONE, OPEN, EffectState, drawing_from, drop, job_seed, question_token
 from sabot.jobs.direct_io import watch_functions
 from sabot.jobs.guard import (
     APART,
     Behalf,
+    GuardedCall,
     GuardVerdict,
     Price,
     decode_verdict,
+    own_arguments,
     sent_arguments,
 )
 from sabot.jobs.history import PARKS_MS, TIMEOUT, WAITS_LONG, ContinueAs, Delivery, History
 from sabot.jobs.loop import JobFuture, JobLoop, JobTimer
 from sabot.jobs.masking import mask
+from sabot.jobs.shown_arguments import added, changes_of, is_same, packed_by_name, shown_form, whole
 from sabot.jobs.tree import first_of
-from sabot.jobs.values import copied, pack, unpack, unpack_error
+from sabot.jobs.values import copied, copied_arguments, pack, unpack, unpack_error
 from sabot.jobs.verdicts import given_result, wanted_result
-from sabot.journal.effects import RULES, EffectClass, EffectId, digest
 from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
-from sabot.llm.arguments import REST, call_arguments, edited_arguments, recorded_arguments, whole
-from sabot.llm.spec import RequestSpec
-from sabot.llm.tools import Tool
 
 ENDS = "ends of answers"
 """The name of the patch at which a job looks at how an answer of a model has ended (`JobRun.looks_at_ends`)."""
+_HALF = 8  # bytes of a digest
+
 MOST_EFFECTS = 10_000
 """The most effects that one history may have. The limit keeps replays of a job short."""
 
@@ -61,6 +72,9 @@ class Ask(EffectState):
     - `timer`: for a sleep or a timeout, the timer on the job's loop.
     - `apart`: True if the effect is not counted in the job's own budget.
     - `earlier`: the ordinals of the earlier steps, if this is a step of a call that is made in several.
+    - `decoded`: True if the arguments were decoded from the words of a model. Another run of the job decodes them anew,
+      and what the types of the tool add by themselves, such as a new id, may be another one then.
+    - `refused`: the verdict that forbids another attempt, because a later program makes another call of it; else None.
     """
 
     future: "asyncio.Future[Any] | None" = None
@@ -71,6 +85,8 @@ class Ask(EffectState):
     timer: JobTimer | None = None
     apart: bool = False
     earlier: tuple[int, ...] = ()
+    decoded: bool = False
+    refused: GuardVerdict | None = None
 
     def wanted_result(self) -> dict[str, Any]:
         return {} if self.tool is None else wanted_result(self.tool)
@@ -78,22 +94,24 @@ class Ask(EffectState):
     def given_result(self, result: Any) -> Any:
         return result if self.tool is None else given_result(self.tool, result)
 
-    def change(self, verdict: GuardVerdict, *, judged: bool = False) -> None:
+    def change(self, verdict: GuardVerdict, call: GuardedCall | None = None) -> None:
         """Stores the guard's verdict, and makes its changes to the arguments: another model, a limit on tokens, and
         hidden texts. `digest` remains the digest of the original arguments. Raises UserError if the changes cannot be
         made.
 
-        `judged`: True if a rule has looked at the arguments, or a person will. Then `body` gets the defaults of the
-        parameters that the function has left out, so that the call is made with them after another start too.
+        `call`: the call on which the guard has decided, if a rule has looked at its arguments, or a person will. Then
+        `body` gets all arguments by name, also those that the function has left out, so that the call is made with
+        them after another start too.
         """
         self.verdict = verdict
         if self.args and isinstance(self.args[0], RequestSpec):
             self.args = (verdict.spec(self.args[0]), *self.args[1:])
-        if not (judged or verdict.hide):
+        if call is None and not verdict.hide:
             return
         if self.guarded == "tool" and self.tool is not None:
-            self._record_defaults()
-            self.args, self.kwargs = sent_arguments(self.tool, self.args, self.kwargs, verdict.hide, judged=judged)
+            seen = None if call is None else call.arguments
+            self._record_names(seen)
+            self.args, self.kwargs = sent_arguments(self.tool, self.args, self.kwargs, verdict.hide, seen)
         elif verdict.hide:
             self.args, self.kwargs = mask((self.args, self.kwargs), verdict.hide)
         if verdict.hide:
@@ -102,32 +120,84 @@ class Ask(EffectState):
             if shown is not asked:
                 self.body = pack(shown, f"arguments of {self.name}")
 
-    def _record_defaults(self) -> None:
-        """Adds the defaults of the parameters that the function has left out to `body`. Leaves out defaults that cannot
-        be recorded, such as a client. All arguments have the names of their parameters then.
+    def _record_names(self, seen: Mapping[str, Any] | None) -> None:
+        """Puts all arguments into `body`, by the names of their parameters and with all of their fields: also defaults, and
+        what a `functools.partial` gives. Leaves out values that cannot be recorded, such as a client. `seen`: the
+        arguments at which a rule has looked, if one has.
         """
         assert self.tool is not None
-        found = call_arguments(self.tool, self.args, self.kwargs)
-        given = call_arguments(self.tool, self.args, self.kwargs, filled=False)
-        for name in [name for name in found if name not in given]:
+        assert self.verdict is not None
+        found = call_arguments(self.tool, self.args, self.kwargs) if seen is None else {**seen}
+        are_named = not self.args and found.keys() == self.kwargs.keys()
+        for name in () if are_named else values_left_out(self.tool, self.args, self.kwargs, found):
             try:
                 pack(found[name], name)
             except UserError:
                 del found[name]
-        shown = whole(found)
-        if len(found) > len(given) or shown is not found:
-            rest = shown.pop(REST, ())
-            self.body = pack([rest, shown], f"arguments of {self.name}", sort=True)
+        if not are_named or whole(found) is not found:
+            self.body = packed_by_name(found, f"arguments of {self.name}")
+        self.verdict = msgspec.structs.replace(self.verdict, named=True)
 
-    def restore(self, intent: Intent) -> None:
+    def restore(self, intent: Intent) -> str:
         """Gives the parameters that the function has left out the values with which the call was judged, as its INTENT
-        entry has them. Raises UserError if the tool does not take them any more.
+        entry has them. If the words of a model say the arguments, all of them get the recorded values. Raises UserError
+        if the tool does not take them any more.
+
+        Returns the first parameter or field that the entry does not have although the call would get it, with its value:
+        a later program has added it, and neither a rule nor a person has seen it. Returns "" if there is none. Entries of
+        earlier versions do not tell.
         """
-        if self.tool is None or self.guarded != "tool" or intent.digest != self.digest or intent.body == self.body:
-            return
-        _, recorded = unpack(intent.body)  # type: ignore[arg-type]
-        self.args, self.kwargs = recorded_arguments(self.tool, self.args, self.kwargs, recorded)
+        if self.tool is None or intent.digest != self.digest or (self.guarded != "tool" and not self.decoded):
+            return ""
+        told = self.verdict is not None and self.verdict.named
+        if intent.body == self.body and not told:
+            return ""
+        rest, recorded = unpack(intent.body)  # type: ignore[arg-type]
+        now = own_arguments(self.tool, self.args, self.kwargs)
+        left_out = values_left_out(self.tool, self.args, self.kwargs, now)
+        changed = {
+            name: each if name in left_out else changes
+            for name, each in recorded.items()
+            if (changes := self._changes(name, now, left_out, each)) is not MISSING_VALUE
+        }
+        self.args, self.kwargs = recorded_arguments(self.tool, self.args, self.kwargs, recorded, changed)
+        if self.tool.parameters is None:
+            now = own_arguments(self.tool, self.args, self.kwargs)
+            self.args, self.kwargs = sent_arguments(self.tool, self.args, self.kwargs, (), now)
         self.body = intent.body  # type: ignore[assignment]
+        return self._added(now, recorded | ({REST: rest} if rest else {})) if told else ""
+
+    def _changes(self, name: str, now: Mapping[str, Any], left_out: Collection[str], recorded: Any) -> Any:
+        """Returns the parts of a recorded argument that are others now; MISSING_VALUE if there are none. The function leaves
+        it out, or leaves out fields of it, and the defaults were others; or it gives it by place, and the parameters had
+        another order. All others are a part of the digest.
+        """
+        if name not in now:
+            return recorded
+        value, hide = now[name], self.verdict.hide if self.verdict is not None else ()
+        if name not in left_out and not (self.decoded or self.args) and whole(value) is value:
+            return MISSING_VALUE
+        hide = () if name in left_out else hide
+        try:
+            shown = mask(shown_form(value), hide)
+            # earlier versions recorded a value in the form in which it is packed alone, which may hide fields
+            alone = mask(unpack(pack(value, name, sort=True)), hide)
+        except UserError:  # a default that cannot be recorded
+            return recorded
+        return (
+            MISSING_VALUE
+            if any(is_same(each, recorded) for each in (shown, alone))
+            else changes_of(value, shown, recorded)
+        )
+
+    def _added(self, now: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
+        hide = self.verdict.hide if self.verdict is not None else ()
+        for name, each in now.items():
+            with suppress(UserError):  # nobody can record it
+                shown = mask(shown_form(each), hide)
+                if found := added(shown, recorded.get(name, MISSING_VALUE), name):
+                    return found
+        return ""
 
     def edit(self, changes: Any) -> None:
         """Changes the arguments of the call as the person wants it who approves it. `changes`: the arguments of the
@@ -140,7 +210,45 @@ class Ask(EffectState):
     def hide(self, patterns: Sequence[str]) -> None:
         """Hides texts in the arguments that a person has changed."""
         assert self.tool is not None
-        self.args, self.kwargs = sent_arguments(self.tool, self.args, self.kwargs, patterns, judged=True)
+        seen = own_arguments(self.tool, self.args, self.kwargs)
+        self.args, self.kwargs = sent_arguments(self.tool, self.args, self.kwargs, patterns, seen)
+
+
+_Given = tuple[Tool, tuple[Any, ...], Mapping[str, Any]]
+"""A tool, and the arguments of its call."""
+
+
+def _fixed_arguments(func: "partial[Any]", kwargs: Mapping[str, Any]) -> bytes:
+    """Returns the packed values that a `functools.partial` gives and the caller does not. Leaves out those that cannot be
+    recorded, such as a client. Returns b"" if none is left.
+    """
+    places: list[tuple[Any, Any]] = [*enumerate(func.args), *sorted(func.keywords.items())]
+    fixed: list[list[Any]] = []
+    for place, value in places:
+        if place not in kwargs:
+            with suppress(UserError):
+                fixed.append([place, pack(value, f"argument {place}", sort=True)])
+    return pack(fixed, "arguments of a partial") if fixed else b""
+
+
+def _is_stored(intent: Intent, body: bytes, given: _Given | None) -> bool:
+    """Returns True if an INTENT entry has the arguments for which the function asks, as `Ask.change` stores them.
+    `body`: the packed arguments. `given`: the arguments of a tool; None for other effects.
+    """
+    what, verdict, forms = f"arguments of {intent.name}", decode_verdict(intent.note), [body]
+    if given is not None:
+        tool, args, kwargs = given
+        _, recorded = unpack(intent.body)  # type: ignore[arg-type]
+        asked, left_out = call_arguments(tool, args, kwargs), values_left_out(tool, args, kwargs)
+        if tool.parameters is None:
+            asked = {name: each for name, each in asked.items() if name not in left_out}
+        found = {**recorded, **asked}
+        rest, named = found.get(REST, ()), {name: each for name, each in found.items() if name != REST}
+        # earlier versions left out what the objects hide
+        forms += [packed_by_name(found, what), pack([rest, named], what, sort=True)]
+    if verdict is not None and verdict.hide:
+        forms = [pack(mask(unpack(each), verdict.hide), what) for each in forms]
+    return intent.body in forms
 
 
 class Pieces(Protocol):
@@ -149,9 +257,10 @@ class Pieces(Protocol):
     async def wants_fragments(self, job_id: str) -> bool:
         """Returns True if anybody wants to receive the pieces of models' answers in this job."""
 
-    def fragment(self, effect: EffectId, number: int, text: str, reasoning: str) -> None:
+    def fragment(self, effect: EffectId, number: int, text: str, reasoning: str, agent: str = "") -> None:
         """Receives a piece of a model's answer. `effect`: the call of the model. `number`: the number of the piece in
-        that attempt, from 0. `text`, `reasoning`: the new text of the answer and of the model's reasoning.
+        that attempt, from 0. `text`, `reasoning`: the new text of the answer and of the model's reasoning. `agent`: the
+        name of the agent that asked as a tool of another one, or "".
         """
 
 
@@ -166,6 +275,7 @@ class JobRun:
     - `late`: the message of a TimeoutError if the attempt has taken longer than its time limit; else "".
     - `labels`: the labels of the input and of all results that the function has received (see `Behalf.labels`).
     - `blocked`: the error if the function has requested another effect than its recorded history has; else None.
+    - `input`: the message of the job, the key of its record, and the metadata of its request.
     """
 
     def __init__(
@@ -193,6 +303,7 @@ class JobRun:
         self.pieces = pieces
         self.blocked: NonDeterminism | None = None
         self.labels = set(history.begin.labels)
+        self.input: tuple[Any, bytes | None, Mapping[str, Any]] = (None, None, {})
         self.open: dict[int, Ask] = {}
         self.new: deque[Ask] = deque()
         self.gone: deque[Ask] = deque()
@@ -267,10 +378,12 @@ class JobRun:
         """
         loop = self.loop
         while entry is not None:
-            passed_ms, self._last_ms = max(0, entry.at_ms - self._last_ms), entry.at_ms
+            passed_ms, self._last_ms = entry.at_ms - self._last_ms, entry.at_ms
             back = entry.at_ms < self._told_ms  # the clock was set back between two lives: time goes on from there
-            loop.now = loop.now + passed_ms / 1000 if back else max(loop.now, entry.at_ms / 1000)
-            self._told_ms = max(self._told_ms, entry.at_ms)
+            if not back:
+                loop.now, self._told_ms = max(loop.now, entry.at_ms / 1000), entry.at_ms
+            elif passed_ms > 0:
+                loop.now += passed_ms / 1000
             loop.run_until_quiet(partial(self._tell, entry))
             entry = self._next_recorded() if self._kept or self._undelivered else None
 
@@ -285,6 +398,7 @@ class JobRun:
                 return
             case Cancel():
                 self.cancels.append(entry)
+                self.history.cancelled = True
                 self.loop.main.cancel(entry.reason)
                 return
         ask = self.open.pop(entry.ordinal, None)
@@ -331,18 +445,26 @@ class JobRun:
         model: str = "",
         price: Price | None = None,
         steps: list[int] | None = None,
+        said: str | None = None,
     ) -> "asyncio.Future[Any]":
         """Requests a call of a tool. Returns the future of the result.
 
         - `args`, `kwargs`: the arguments. The call gets copies, so the function may change the originals afterwards.
         - `body`: the packed arguments.
+        - `said`: the arguments as a model has written them, from which `kwargs` were decoded. By them the call is found
+          in the history: the types of a tool may add a new id or the present time in each run.
         - `steps`: for a step of a call that is made in several, the ordinals of the earlier steps. That of this step is
           added.
         - `model`: the name of the model if the call asks one; the first argument is then the RequestSpec.
         - `price`: for a call of a model, a function that returns the price of its tokens.
         """
-        args, kwargs = copied((args, kwargs), f"arguments of {tool.name}")
-        ask = self._ask("call", tool.name, body, effect_class=tool.effect, body=body)
+        args, kwargs = copied_arguments(args, kwargs, f"arguments of {tool.name}")
+        named = None if model else (tool, args, kwargs)
+        fixed = _fixed_arguments(tool.func, kwargs) if isinstance(tool.func, partial) else b""
+        ask = self._ask(
+            "call", tool.name, body, effect_class=tool.effect, body=body, given=named, said=said, fixed=fixed
+        )
+        ask.decoded = said is not None
         ask.tool, ask.args, ask.kwargs, ask.model, ask.price = tool, args, kwargs, model, price
         ask.retries, ask.in_doubt = tool.retry.retries, tool.in_doubt
         if steps is not None:
@@ -479,6 +601,9 @@ class JobRun:
         body: bytes = b"",
         due_ms: int = 0,
         awaited: bool = True,
+        given: "_Given | None" = None,
+        said: str | None = None,
+        fixed: bytes = b"",
     ) -> Ask:
         if (
             self.loop.dead
@@ -486,7 +611,13 @@ class JobRun:
             or self._asked - self.history.base >= MOST_EFFECTS
         ):
             raise self._refusal(effect_words(kind, name))
-        asked = digest(self.key, kind, name, arguments)
+        if said is None and not fixed:
+            asked = digest(self.key, kind, name, arguments)
+        else:
+            words = None if said is None else said.encode(errors="surrogatepass")
+            asked = self._as_recorded(kind, name, words, body, fixed)
+        if self._unmatched and body:
+            asked = self._as_stored(kind, name, asked, body, given, decoded=said is not None)
         intent, ordinal = self._recorded(kind, name, asked, effect_class)
         ask = Ask(ordinal, kind, name, effect_class, asked, body, due_ms=due_ms, apart=APART.get())
         if kind == "ask":
@@ -503,6 +634,50 @@ class JobRun:
             self.open[ordinal] = ask
         self.new.append(ask)
         return ask
+
+    def _as_recorded(self, kind: str, name: str, said: bytes | None, body: bytes, fixed: bytes) -> bytes:
+        """Returns the digest of a call for which a model has asked, or of a partial: that of the model's own words `said`,
+        or else of the arguments, of which the second half is that of the values `fixed`. In a journal of an earlier version
+        it is that of the decoded arguments, and of none that a partial gives.
+        """
+        own = asked = digest(self.key, kind, name, body if said is None else said)
+        if fixed:
+            asked = own[:_HALF] + digest(self.key, kind, name, fixed)[:_HALF]
+        if not self._unmatched:
+            return asked
+        # one pass for all: effects come in the order in which they were recorded, so the first entry is mostly it
+        forms = (asked, own) if said is None else (asked, own, digest(self.key, kind, name, body))
+        for each in self._next_places():
+            if each is None:
+                continue
+            # if a rule has looked at the values of the partial, they are in the entry, and `Ask.restore` compares them
+            judged = fixed and not self._matches and each.note and each.body != body
+            if each.digest in forms or (judged and each.digest[:_HALF] == own[:_HALF]):
+                return each.digest
+        return asked
+
+    def _next_places(self) -> Iterable[Intent | None]:
+        """Returns the entries of the history, one of which may be that of the effect that the function requests next."""
+        return self._unmatched.values() if self._matches else [self._unmatched.get(self._asked + 1)]
+
+    def _as_stored(
+        self, kind: str, name: str, asked: bytes, body: bytes, given: "_Given | None", *, decoded: bool
+    ) -> bytes:
+        """Returns the digest of an effect by which the history has it. In a journal that is `asked`, the digest of the
+        arguments of the function. A recording has digests of the stored arguments (`_is_stored`): with the defaults that
+        rules have seen, and without hidden texts. The call of a model follows from its answer, which is recorded before
+        it: at its place in the history it is the same call, whatever its types have added to it.
+        """
+        for intent in self._next_places():
+            if intent is None or (intent.kind, intent.name) != (kind, name):
+                continue
+            if intent.digest == asked:
+                break
+            stored = intent.body
+            of_stored = isinstance(stored, bytes) and digest(self.key, kind, name, stored) == intent.digest
+            if of_stored and ((decoded and not self._matches) or _is_stored(intent, body, given)):
+                return intent.digest
+        return asked
 
     def _recorded(self, kind: str, name: str, asked: bytes, effect_class: str) -> tuple[Intent | None, int]:
         """Finds the recorded INTENT entry for the effect that the function requests now. Returns the entry and the
@@ -586,6 +761,22 @@ class JobRun:
         """The facts about the job that its model calls, its log lines and those of its effects contain."""
         begin = self.history.begin
         return PresentJob(self.job_id, first_of(self.job_id), begin.scope, begin.principal, begin.session)
+
+    def tool_context(self) -> ToolContext[Any]:
+        """Returns what a tool that this job calls is told about the job. The message is a copy, since the function of
+        the job has the original.
+        """
+        (message, key, metadata), begin = self.input, self.history.begin
+        return ToolContext(
+            scope=begin.scope or begin.agent.rpartition(".")[0],
+            principal=begin.principal,
+            session=begin.session,
+            job=self.job_id,
+            key=key,
+            message=copied(message, "the message of the job"),
+            metadata=copied(dict(metadata), "the metadata of the job"),
+            labels=frozenset(self.labels),
+        )
 
     @property
     def finished(self) -> bool:

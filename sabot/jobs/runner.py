@@ -31,22 +31,22 @@ from sabot.base.redaction import HIDDEN, without_secrets
 from sabot.base.supervision import unexpected_end
 from sabot.base.threads import call_on_loop
 from sabot.calls.crew import CANCEL_SECONDS
+from sabot.calls.effects import RULES, EffectClass, EffectId, Reconciled
 from sabot.calls.error_log import ErrorLog
 from sabot.calls.functions import awaitable, unwrap
-from sabot.calls.judging import begin_judging, end_judging
+from sabot.calls.judging import JUDGE, OVER, SENDABLE, OnceJudge, begin_judging, end_judging
 from sabot.calls.pool import ThreadPool
 from sabot.calls.steps import watched
+from sabot.calls.tool_context import CALL, EFFECT, Effect, OpenDeps, ToolContext
+from sabot.calls.tools import Tool
 from sabot.clock import Clock
 from sabot.errors import EffectError, JournalFailed, SabotError, UserError, short_repr
-from sabot.jobs.certainty import Certainty, certainty_of
+from sabot.jobs.certainty import Certainty, certainty_of, is_ours
 from sabot.jobs.core import LookedUp, Outcome
-from sabot.jobs.judges import REPEATED, judge_of_repeated
+from sabot.jobs.judges import REPEATED, GuardJudge, judge_of_repeated
 from sabot.jobs.owner import RunningJob
 from sabot.jobs.values import pack, pack_error, type_of, unpack, unpack_error
 from sabot.journal import Position
-from sabot.journal.effects import EffectClass, EffectId, Reconciled
-from sabot.llm.judges import JUDGE, SENDABLE, CallJudge
-from sabot.llm.tools import Effect, Tool
 from sabot.steps import step
 
 __all__ = ["Certainty", "EffectRunner", "LookedUp", "Outcome"]
@@ -64,12 +64,6 @@ AsksPerson = Callable[[EffectId, str, bytes, float | None], Awaitable[str]]
 """A function by which a call asks a person. Its arguments are the effect, the type of the question, its payload as
 JSON, and the seconds for the answer (None for no limit). It returns the token of the question if the question was
 answered. If not, it does not return: the call is cancelled, and made again after the answer.
-"""
-
-
-CALL: contextvars.ContextVar[tuple[EffectId, AsksPerson] | None] = contextvars.ContextVar("CALL", default=None)
-"""The effect whose tool is being called in this context, and the function by which the tool asks a person. None outside
-of such a call.
 """
 
 
@@ -92,6 +86,11 @@ class _Call:
     - `working`: for a call in a thread, a future that is done when the thread has ended the call.
     - `secrets`: the secrets that were put into the arguments.
     - `figures`: the figures of the tool; None before the call was sent.
+    - `once`: notes which tools this call has called itself that must not be called twice; None if it is no call that is
+      repeated although its class forbids that, after an error by which nothing was sent.
+    - `running`: the job; None if it is not in memory.
+    - `context`: what the function is told about the call, if it takes a ToolContext.
+    - `cut`: the error with which the call was ended before its function; None if it was not.
     """
 
     effect: EffectId
@@ -109,9 +108,18 @@ class _Call:
     working: "asyncio.Future[tuple[Any, BaseException | None]] | None" = None
     secrets: list[str] = dataclasses.field(default_factory=list)
     figures: "ToolFigures | None" = None
+    once: OnceJudge | None = None
+    running: RunningJob | None = None
+    context: ToolContext[Any] | None = None
+    cut: BaseException | None = None
 
     def __str__(self) -> str:
         return f"tool {self.tool.name}, effect {self.effect}"
+
+    def why_over(self) -> str:
+        """Returns why the function may call nothing any more, or "". An `async def` that is cancelled may, to clean up."""
+        ended = self.cut is not None and (self.working is not None or self.task is None or self.task.done())
+        return f"the call of {self} is over ({self.cut})" if ended else ""
 
 
 @dataclass(slots=True)
@@ -143,7 +151,7 @@ class EffectRunner:
         sync_threads: int = 16,
         on_broken: Callable[[SabotError], object] | None = None,
         again: Callable[[EffectId], Awaitable[EffectId]] | None = None,
-        judge: Callable[[EffectId, Tool], CallJudge] | None = None,
+        judge: Callable[[EffectId, Tool], GuardJudge] | None = None,
         running: Mapping[str, RunningJob] = MappingProxyType({}),
     ) -> None:
         """Makes a runner.
@@ -170,14 +178,17 @@ class EffectRunner:
         self._judge, self._running = judge, running
         if judge is not None:  # not only from the first effect: the function of a job may start threads before it
             begin_judging(self)
-        self._judges: dict[tuple[str, EffectClass], CallJudge] = {}  # without `judge`, by name and class of the tool
+        self._judges: dict[tuple[str, EffectClass], GuardJudge] = {}  # without `judge`, by name and class of the tool
         self.ask: AsksPerson | None = None
         """The function by which tools ask a person; None if they cannot."""
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._context.run(SENDABLE.set, None if sendable is None else partial(sendable, None))
         self._context.run(JUDGE.set, None)
+        self._context.run(PRESENT_JOB.set, None)
         self._jobs: dict[str, dict[tuple[int, bool], _Call]] = {}  # by job: calls whose outcome was not passed on
+        self._deps: dict[str, OpenDeps] = {}  # by job in memory: the dependencies of the tools that it has called
+        self._closing: set[asyncio.Task[None]] = set()
         self._left: dict[_Call, None] = {}  # calls that still run after their outcome was passed on
         self._pool = ThreadPool(clock)
         self._errors = ErrorLog("jobs", clock)
@@ -217,18 +228,27 @@ class EffectRunner:
             return
         call = calls[key] = _Call(effect, tool, args, kwargs, done, entry, look)
         self._in_flight += 1
-        context = self._context.copy()
-        running = self._running.get(effect.job)
-        context.run(PRESENT_JOB.set, None if running is None else running.job.present)
-        if self._judge is not None:
-            context.run(JUDGE.set, self._judge(effect, tool))
-        elif tool.effect in REPEATED:
-            if (judge := self._judges.get((tool.name, tool.effect))) is None:
-                if len(self._judges) >= _MOST_TOOLS:
-                    self._judges.clear()
-                judge = self._judges[tool.name, tool.effect] = judge_of_repeated(tool, self._clock)
+        running = call.running = self._running.get(effect.job)
+        if running is None:
+            context = self._context.copy()
+        elif running.context is None:
+            running.context = context = self._context.copy()
+            context.run(PRESENT_JOB.set, running.job.present)
+            context = context.copy()
+        else:
+            context = running.context.copy()
+        judge: GuardJudge | OnceJudge | None = None if self._judge is None else self._judge(effect, tool)
+        if tool.effect not in REPEATED:
+            if tool.retry.retries:
+                judge = call.once = OnceJudge(judge)
+        elif judge is None and (judge := self._judges.get((tool.name, tool.effect))) is None:
+            if len(self._judges) >= _MOST_TOOLS:
+                self._judges.clear()
+            judge = self._judges[tool.name, tool.effect] = judge_of_repeated(tool, self._clock)
+        if judge is not None:
             context.run(JUDGE.set, judge)
-        context.run(CALL.set, None if self.ask is None else (effect, self.ask))
+        context.run(OVER.set, call.why_over)
+        context.run(CALL.set, (effect, self.ask, {}))
         # No task factory is asked: an eager one would begin the call in here.
         call.task = asyncio.Task(self._run(call), loop=self._loop, name=f"effect {effect}", context=context)
 
@@ -254,9 +274,17 @@ class EffectRunner:
             effect=EffectClass.READ,
             timeout_s=seconds,
             takes_effect=False,
+            takes_context="",
             is_async=inspect.iscoroutinefunction(unwrap(look)),
         )
         self.make(effect, asks, args, kwargs, partial(_found, done, tool.name), look=True)
+
+    def leave(self, job: str) -> None:
+        """Closes the dependencies of the tools of a job that has left memory, when none of its calls is under way."""
+        if job not in self._jobs and (opened := self._deps.pop(job, None)) is not None:
+            closing = self._loop.create_task(opened.close(), name=f"deps of job {job}")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     def drop(self, job: str) -> None:
         """Lets the calls of this job continue, but no longer reports their outcomes. If the job is loaded again and
@@ -362,6 +390,10 @@ class EffectRunner:
             if not running:
                 break
             await asyncio.wait(running, timeout=left_s)
+        for job in list(self._deps):
+            self.leave(job)
+        if self._closing:
+            await asyncio.wait(self._closing)
         self._errors.flush()
         end_judging(self)
 
@@ -377,6 +409,8 @@ class EffectRunner:
                 await self._thread(call)
             if self._sendable is not None:
                 await self._sendable(call.entry)
+            if tool.takes_context:
+                await self._make_context(call)
             if call.told:
                 raise asyncio.CancelledError  # it was given up as one that was not sent
             args, kwargs = self._sent(call)
@@ -408,18 +442,44 @@ class EffectRunner:
             self._left.pop(call, None)
             if call.thread:
                 self._release(call)
+        if call.cut is None:
+            call.task = None  # whose context has the call (OVER): the circle would wait for the garbage collector
         self._tell(call, outcome)
+
+    async def _make_context(self, call: _Call) -> None:
+        """Makes what the function of a tool is told about its call, with the dependencies of the tool's agent. The call is
+        sent behind this, so it waits again until that is allowed: to open the dependencies may take long.
+        """
+        running, tool = call.running, call.tool
+        context = ToolContext[Any](job=call.effect.job) if running is None else running.job.tool_context()
+        if tool.deps is not None:
+            opened = self._deps.setdefault(call.effect.job, OpenDeps())
+            try:
+                async with asyncio.timeout(tool.timeout_s):
+                    context = replace(context, deps=await opened.of(tool.deps, context))
+            except TimeoutError as error:
+                late = f"deps of agent {tool.deps.agent} were not made within timeout={tool.timeout_s:g}s"
+                raise TimeoutError(late) from error
+            if self._sendable is not None:
+                await self._sendable(call.entry)
+        call.context = context
 
     def _sent(self, call: _Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Records that the call is sent now, and starts the timer of its time limit. Returns the arguments for the
         tool, in which each `Secret` is replaced by the text of the secret.
         """
         tool, effect, args, kwargs = call.tool, call.effect, call.args, call.kwargs
-        if _has_secret(args) or _has_secret(kwargs):
+        plain = _PLAIN.issuperset  # at once for the arguments of most calls
+        if not plain(map(type, args)) or not plain(map(type, kwargs.values())):
             args, kwargs = _with_secrets(args, call.secrets), _with_secrets(kwargs, call.secrets)
-        if tool.takes_effect:
+        if tool.takes_effect or call.context is not None:
             deadline = None if tool.timeout_s is None else self._clock.time() + tool.timeout_s
-            kwargs = {**kwargs, "effect": Effect(effect, effect.key, effect.attempt, deadline, self._again)}
+            told = Effect(effect, effect.key, effect.attempt, deadline, self._again)
+            if call.context is not None:
+                context = replace(call.context, deadline=deadline, effect=told, _inner={})
+                kwargs = {**kwargs, tool.takes_context: context}
+            if tool.takes_effect:
+                kwargs = {**kwargs, EFFECT: told}
         with step("call", tool.name):  # the world is changed behind this step, not in it: the call may be a coroutine
             self._calls += 1
         if tool.timeout_s is not None:
@@ -435,7 +495,7 @@ class EffectRunner:
         return args, kwargs
 
     def _failure(self, call: _Call, error: BaseException) -> Outcome:
-        certainty = Certainty.NOT_SENT if call.began == math.inf else certainty_of(error)
+        certainty = Certainty.NOT_SENT if call.began == math.inf else _certainty_of(call, error)
         kind = type_of(error)
         if not isinstance(error, (asyncio.CancelledError, *EXITS, JournalFailed)):
             self._errors.add(error, f"tool {call.tool.name}, effect {call.effect}", "the job is told")
@@ -460,6 +520,8 @@ class EffectRunner:
         del calls[call.effect.ordinal, call.look]
         if not calls:
             del self._jobs[job]
+            if self._deps and job not in self._running:
+                self.leave(job)
         self._in_flight -= 1
         if (figures := call.figures) is not None:
             figures.in_flight -= 1
@@ -494,7 +556,7 @@ class EffectRunner:
             self._tell(call, self._failure(call, error))
             call.task.cancel()
             return
-        self._left[call] = None
+        self._left[call], call.cut = None, error
         if call.working is not None:
             _log.warning("%s: %s; its thread cannot be cancelled, and is left behind", call, error)
             if self._uncounted < self._most_left:
@@ -576,6 +638,22 @@ class EffectRunner:
             self._break(call, wrap_exit(error, f"tool {call.tool.name}"))
         if isinstance(value, Coroutine):
             value.close()
+
+
+def _certainty_of(call: _Call, error: BaseException) -> Certainty:
+    """Decides from the error that the tool has raised whether its call was made.
+
+    If the tool has called another one that must not be called twice, the error can only be about what came after it.
+    The error of a client says that the client's request was not sent, and the function may have made another one
+    before. `retries=` of a tool says that it has not. Those of an agent, for all of its tools, do not say it, so by them
+    no call is made twice that must not be, unless the tool itself says that nothing was sent.
+    """
+    found, tool = certainty_of(error), call.tool
+    if found is Certainty.NOT_SENT and call.once is not None and call.once.called:
+        return Certainty.DONE
+    if found is Certainty.NOT_SENT and tool.retry.retries and not tool.has_retries and not is_ours(error):
+        return found if RULES[tool.effect].repeatable else Certainty.DONE
+    return found
 
 
 def _raise(error: SabotError) -> None:

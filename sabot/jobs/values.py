@@ -1,21 +1,24 @@
 """Packs the arguments, results and errors of effects into bytes. A job always gets the unpacked values, also on the
 first run, so a replay sees the same values.
 
-Values are packed as msgpack. Decimals, dates, times, datetimes with their zones, and timedeltas come back as they were.
+Values are packed as msgpack. Decimals, UUIDs, dates, times, datetimes with their zones, and timedeltas come back as they
+were.
 Some values come back as another type:
 
 - Tuples and sets come back as lists. The sets in arguments, in questions and in the output of a job are sorted first.
 - Dataclasses and Structs come back as dicts. So do models of pydantic, in the form of pydantic's JSON: their dates and
   Decimals are texts.
-- UUIDs come back as texts, and an Arrow table as a RecordBatch.
+- An Arrow table comes back as a RecordBatch.
 - Half of a surrogate pair in a text comes back as U+FFFD.
 
 A `Secret` stays a reference. Of an error, the name of its class and its message are packed. Unpacking runs no code of a
-user. Earlier versions packed Decimals, dates and times as texts, and datetimes in UTC. Such values are read as they were
+user. Earlier versions packed Decimals, UUIDs, dates and times as texts, and datetimes in UTC. Such values are read as they were
 written, and digests are still made of this form, so that jobs of earlier versions go on (`as_before`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy, deepcopy
 from dataclasses import fields, is_dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -27,11 +30,15 @@ from zoneinfo import ZoneInfo
 import msgspec
 import pyarrow as pa
 
-from sabot.base.arrays import plain_form
+from sabot._cython.binary.plain import plain_depth
+from sabot.base.arrays import empty_batch
 from sabot.base.config import Secret
 from sabot.base.redaction import scrubbed
 from sabot.base.stored_names import stored_name
 from sabot.base.surrogates import whole_texts
+from sabot.calls.fields import setter_of
+from sabot.calls.messages import shown_messages
+from sabot.calls.tool_results import plain_form
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, PolicyDenied, UserError, message_of
 
 MAX_RESULT_BYTES = 16 << 20
@@ -43,6 +50,8 @@ _EXACT = 3  # … a value that msgpack does not have: a letter for its type, and
 _ITEMS = 4  # … the items of a dict with such values as keys, as pairs
 _HEADROOM = 256  # levels of nesting that must be left, because the reader may have fewer left
 _FLAT_BYTES = 512  # a value with fewer bytes cannot be nested too deep
+_SHALLOW = 64  # levels of nesting that each reader has left
+_DEEP = 1000  # levels that msgpack refuses
 _MESSAGE = 4000  # characters of an error's message that are kept
 _SCRUBBED = 64_000  # … that are looked through for secrets
 _TYPE = 200
@@ -89,7 +98,7 @@ def _sets_sorted(made: Any, python: Any) -> Any:
 def _to_ipc(data: "pa.RecordBatch | pa.Table") -> bytes:
     data.validate()
     if isinstance(data, pa.Table):
-        data = next(iter(data.combine_chunks().to_batches()), pa.RecordBatch.from_pylist([], schema=data.schema))
+        data = next(iter(data.combine_chunks().to_batches()), empty_batch(data.schema))
     out = pa.BufferOutputStream()
     with pa.ipc.new_stream(out, data.schema) as writer:
         writer.write_batch(data)
@@ -98,11 +107,15 @@ def _to_ipc(data: "pa.RecordBatch | pa.Table") -> bytes:
 
 # -- exact values -----------------------------------------------------------------------------------------------------
 
-# types that msgpack has, or that come back as text
-_LEAVES = frozenset({type(None), bool, int, float, str, bytes, bytearray, memoryview, UUID, Secret})
+# types that msgpack has, and secrets
+_LEAVES = frozenset({type(None), bool, int, float, str, bytes, bytearray, memoryview, Secret})
 _ARROW_TYPES = frozenset({pa.RecordBatch, pa.Table})
 _HOLDERS = frozenset({dict, list, tuple, set, frozenset})
-_EXACT_TYPES = (Decimal, datetime, date, time, timedelta)
+_EXACT_TYPES = (Decimal, datetime, date, time, timedelta, UUID)
+UNCHANGEABLE = (_LEAVES - {bytearray, memoryview}) | {*_EXACT_TYPES}
+"""Types of values that cannot be changed."""
+
+_DATA = _HOLDERS | _LEAVES | {*_EXACT_TYPES}
 _OF_MSGPACK = (bytes, bytearray, memoryview, msgspec.msgpack.Ext)
 _KEPT = (*_EXACT_TYPES, *_OF_MSGPACK)
 
@@ -125,6 +138,8 @@ def _exact(value: Any) -> Any:
         return [_exact(each) for each in value]
     if kind is Decimal:
         return _ext("n", str(value))
+    if kind is UUID:
+        return _ext("u", str(value))
     if kind is timedelta:
         return _ext("s", f"{value.days},{value.seconds},{value.microseconds}")
     if kind is date:
@@ -135,6 +150,41 @@ def _exact(value: Any) -> Any:
     return value
 
 
+def _encodable(value: Any, *, sort: bool, exact: bool) -> Any:
+    """Returns a copy of a value in a form that msgpack can encode: half of a surrogate pair, as `json.loads` reads it, is
+    U+FFFD, and an integer of more than 64 bits is an extension. Earlier versions refused such integers, and such halves
+    in other objects than lists and dicts, so no digest is made of another form.
+    """
+    whole = whole_texts(value)
+    with suppress(UnicodeEncodeError, OverflowError):
+        _encoder.encode(whole)
+        return whole
+
+    plain = _plain_sorted(value) if sort else msgspec.to_builtins(value, builtin_types=_KEPT, enc_hook=_plain)
+    return _with_long_integers(whole_texts(plain), exact=exact)
+
+
+def _with_long_integers(value: Any, *, exact: bool) -> Any:
+    """Returns a copy of a value of plain types, with extensions in the place of integers of more than 64 bits, and with
+    `exact` of values of `_EXACT_TYPES` too.
+    """
+    match value:
+        case dict():
+            pairs = [[_with_long_integers(part, exact=exact) for part in pair] for pair in value.items()]
+            if any(type(key) is msgspec.msgpack.Ext for key, _ in pairs):
+                return msgspec.msgpack.Ext(_ITEMS, _encoder.encode(pairs))
+            return dict(pairs)
+        case list() | tuple():
+            return [_with_long_integers(each, exact=exact) for each in value]
+        case int() if not _is_short(value):
+            return _ext("i", str(value))
+    return _exact(value) if exact else value
+
+
+def _is_short(number: int) -> bool:
+    return -(1 << 63) <= number < 1 << 64
+
+
 def _ext(letter: str, text: str) -> msgspec.msgpack.Ext:
     return msgspec.msgpack.Ext(_EXACT, f"{letter}{text}".encode())
 
@@ -143,6 +193,10 @@ def _read_exact(letter: str, text: str) -> Any:
     match letter:
         case "n":
             return Decimal(text)
+        case "u":
+            return UUID(text)
+        case "i":
+            return int(text)
         case "s":
             return timedelta(*map(int, text.split(",")))
         case "d":
@@ -197,7 +251,7 @@ def pack(value: Any, what: str, *, sort: bool = False, exact: bool | None = None
 
     `what`: the name of the value in messages. `sort`: True to pack equal dicts and equal sets into equal bytes in
     every process. It is needed for arguments that a replay compares with recorded ones. `exact`: False to pack Decimals,
-    dates and times as texts, and datetimes in UTC, as earlier versions did. It is the default with `sort=True`, so that
+    UUIDs, dates and times as texts, and datetimes in UTC, as earlier versions did. It is the default with `sort=True`, so that
     digests of arguments stay the same.
 
     Raises UserError for a value that msgpack cannot express, that is nested too deeply, or that is longer than
@@ -211,10 +265,10 @@ def pack(value: Any, what: str, *, sort: bool = False, exact: bool | None = None
     try:
         try:
             data = encode(value)
-        except UnicodeEncodeError:  # half of a surrogate pair, as `json.loads` reads it: no journal can hold it
-            value = whole_texts(value)
+        except (UnicodeEncodeError, OverflowError):
+            value = _encodable(value, sort=sort, exact=not sort if exact is None else exact)
             data = encode(value)
-        if len(data) > _FLAT_BYTES and not isinstance(value, str | bytes):
+        if len(data) > _FLAT_BYTES and not 0 <= plain_depth(value, _DEEP) <= _SHALLOW:
             for _ in range(_HEADROOM):
                 value = [value]
             _encoder.encode(value)
@@ -237,15 +291,29 @@ def pack(value: Any, what: str, *, sort: bool = False, exact: bool | None = None
 _FIXED = frozenset({type(None), bool, int, float, str, bytes, Secret, pa.RecordBatch, pa.Table})
 
 
-def _copied_fields(value: Any) -> Sequence[str] | None:
-    """Returns the names of all fields of a Struct or a plain dataclass; None for other objects. `deepcopy` makes a Struct
-    anew, so that its `__post_init__` runs again: rules would judge other values than the call gets.
+def field_names(value: Any, *, with_others: bool = False) -> Sequence[str]:
+    """Returns the names of the fields that are packed of a Struct, or of an object of a dataclass or of a class of attrs.
+    Returns () for any other value. `with_others`: True for all attributes of an object of a dataclass, also those that
+    are no fields.
     """
     if isinstance(value, msgspec.Struct):
         return value.__struct_fields__
-    if is_dataclass(value) and not isinstance(value, type) and not hasattr(value, "__deepcopy__"):
-        return [*vars(value)] if hasattr(value, "__dict__") else [each.name for each in fields(value)]
-    return None
+    if is_dataclass(value) and not isinstance(value, type):
+        return [*vars(value)] if with_others and hasattr(value, "__dict__") else [each.name for each in fields(value)]
+    return [each.name for each in getattr(type(value), "__attrs_attrs__", ()) if not each.name.startswith("_")]
+
+
+def with_fields(value: Any, names: Iterable[str], form: Callable[[Any], Any]) -> Any:
+    """Returns a copy of an object in which `form` has converted these fields, or the object itself if no field changes."""
+    found = {name: getattr(value, name, None) for name in names}
+    changed = {name: new for name, old in found.items() if (new := form(old)) is not old}
+    if not changed:
+        return value
+    # `replace` would call the user's __post_init__, which may make other values of those that were judged and recorded
+    value, put = copy(value), setter_of(value)
+    for name, new in changed.items():
+        put(value, name, new)
+    return value
 
 
 def copied(value: Any, what: str) -> Any:
@@ -265,12 +333,12 @@ def copied(value: Any, what: str) -> Any:
     if kind is tuple:
         return tuple([each if type(each) in _FIXED else copied(each, what) for each in value])
     try:
-        names = _copied_fields(value)
-        if names is None:
+        # `deepcopy` makes a Struct anew, so that its `__post_init__` runs again: rules would judge other values than the
+        # call gets
+        if not isinstance(value, msgspec.Struct) and (not is_dataclass(kind) or hasattr(value, "__deepcopy__")):
             return deepcopy(value)
-        made = copy(value)
-        put = msgspec.structs.force_setattr if isinstance(value, msgspec.Struct) else object.__setattr__
-        for name in names:
+        made, put = copy(value), setter_of(value)
+        for name in field_names(value, with_others=True):
             put(made, name, copied(getattr(value, name), what))
         return made
     except UserError:
@@ -282,37 +350,83 @@ def copied(value: Any, what: str) -> Any:
         ) from error
 
 
+def copied_arguments(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], what: str
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns copies of the arguments of a call, as `copied` makes them. Most are few values that cannot change."""
+    return args if _FIXED.issuperset(map(type, args)) else copied(args, what), copied(kwargs, what) if kwargs else {}
+
+
+def contents_of(value: Any) -> Any:
+    """Returns a form of the value by which one sees later whether anything in it was changed: the forms from before and
+    after are equal if nothing was. Also looks into objects that `pack` refuses, but not into the objects that these
+    have in their attributes.
+    """
+    return _contents(value, {})
+
+
+def _contents(value: Any, seen: dict[int, tuple[Any, Any]]) -> Any:
+    kind = type(value)
+    if kind is str or value is None:
+        return value
+    if isinstance(value, bytearray | memoryview):
+        return kind, bytes(value)
+    if kind in _LEAVES or isinstance(value, _EXACT_TYPES):
+        return kind, value  # True is equal to 1
+    if kind is list or kind is dict:
+        kinds = [*map(type, value if kind is list else value.values())]
+        if UNCHANGEABLE.issuperset(kinds):  # most values, also long ones: a copy of them takes no time
+            return kind, copy(value), kinds
+    if id(value) in seen:
+        return seen[id(value)][1]
+    seen[id(value)] = value, "itself"  # where a value contains itself; and it stays alive, with its id
+    if isinstance(value, Mapping):
+        form: Any = [(_contents(key, seen), _contents(each, seen)) for key, each in value.items()]
+    elif isinstance(value, set | frozenset):
+        form = frozenset(value)
+    elif isinstance(value, list | tuple | deque):
+        form = [_contents(each, seen) for each in value]
+    elif names := field_names(value, with_others=not hasattr(value, "__deepcopy__")):
+        form = [(name, _contents(getattr(value, name, None), seen)) for name in names]
+    elif _is_model(value):  # also the fields that it does not pack
+        parts = (getattr(value, name, None) for name in ("__dict__", "__pydantic_extra__", "__pydantic_private__"))
+        form = [_contents(part, seen) for part in parts]
+    else:
+        given = {} if isinstance(value, type) else getattr(value, "__dict__", {})
+        inner = ((name, _contents(each, seen) if type(each) in _DATA else id(each)) for name, each in given.items())
+        form = (id(value), *inner)
+    seen[id(value)] = value, (kind, form)
+    return kind, form
+
+
 def _encode_exact(value: Any) -> bytes:
     if type(value) in _HOLDERS:
         data = _encoder.encode(value)  # first, because it refuses what has no end
-        if _is_plain(value):
+        if plain_depth(value, _DEEP) >= 0:  # so there are no dates and the like in it
             return data
     elif _is_known(type(value)):
         return _encoder.encode(value)
     return _encoder.encode(_exact(msgspec.to_builtins(value, builtin_types=_KEPT, enc_hook=_plain)))
 
 
-def _is_plain(value: Any) -> bool:
-    """Returns True if msgspec changes nothing in a list or a dict, so that there are no dates and the like in it. Comparing
-    is faster than Python code that would look for them: a value is packed for each effect, and most have none.
-    """
-    try:
-        return bool(msgspec.to_builtins(value, builtin_types=_OF_MSGPACK, enc_hook=_plain) == value)
-    except Exception:  # arrays of numpy are compared item by item
-        return False
-
-
 def _encode_exact_sorted(value: Any) -> bytes:
+    return _encoder.encode(_exact(_plain_sorted(value)))
+
+
+def _plain_sorted(value: Any) -> Any:
     try:
-        plain = msgspec.to_builtins(value, builtin_types=_KEPT, enc_hook=plain_in_order, order="deterministic")
+        return msgspec.to_builtins(value, builtin_types=_KEPT, enc_hook=plain_in_order, order="deterministic")
     except TypeError:  # as in `_encode_sorted`
-        plain = msgspec.to_builtins(_sorted(value), builtin_types=_KEPT, enc_hook=_plain)
-    return _encoder.encode(_exact(plain))
+        return msgspec.to_builtins(_sorted(value), builtin_types=_KEPT, enc_hook=_plain)
 
 
 def as_before(data: bytes) -> bytes:
-    """Returns a packed value as earlier versions packed it: Decimals, dates and times as texts, and datetimes in UTC."""
-    return _encoder.encode(unpack(data))
+    """Returns a packed value as earlier versions packed it: Decimals, UUIDs, dates and times as texts, datetimes in UTC."""
+    value = unpack(data)
+    try:
+        return _encoder.encode(value)
+    except OverflowError:  # earlier versions had no long integers
+        return _encoder.encode(_encodable(value, sort=False, exact=False))
 
 
 def _encode_sorted(value: Any) -> bytes:
@@ -331,34 +445,16 @@ def _sorted(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(map(_sorted, value))
     if isinstance(value, msgspec.Struct):
-        return _with_fields(value, _sorted)
-    if names := _field_names(value):
+        return with_fields(value, _with_contents(value), _sorted)
+    if names := field_names(value):
         return {name: _sorted(getattr(value, name)) for name in names}
     return _sorted(plain_in_order(value)) if _is_model(value) else value
 
 
-def _field_names(value: Any) -> list[str]:
-    """Returns the names of the fields that are packed, if `value` is an object of a dataclass or of a class of attrs.
-    Returns [] for any other value.
-    """
-    if is_dataclass(value) and not isinstance(value, type):
-        return [each.name for each in fields(value)]
-    return [each.name for each in getattr(type(value), "__attrs_attrs__", ()) if not each.name.startswith("_")]
-
-
-def _with_fields(value: msgspec.Struct, form: Callable[[Any], Any]) -> msgspec.Struct:
-    """Returns a copy of the Struct in which `form` has converted each field. Does not convert empty sets, because they
-    may be defaults that are not packed. Returns the Struct itself if no field changes.
-    """
-    given = {name: getattr(value, name) for name in value.__struct_fields__}
-    kept = [name for name, each in given.items() if isinstance(each, set | frozenset) and not each]
-    changed = {name: new for name, each in given.items() if name not in kept and (new := form(each)) is not each}
-    if not changed:
-        return value
-    value = copy(value)
-    for name, new in changed.items():
-        msgspec.structs.force_setattr(value, name, new)  # `replace` would call the user's __post_init__
-    return value
+def _with_contents(value: msgspec.Struct) -> list[str]:
+    """Returns the names of the fields, except those with empty sets: these may be defaults that are not packed."""
+    given = ((name, getattr(value, name)) for name in field_names(value))
+    return [name for name, each in given if not isinstance(each, set | frozenset) or each]
 
 
 def in_order(value: Any) -> Any:
@@ -380,8 +476,8 @@ def in_order(value: Any) -> Any:
         made = [in_order(each) for each in value]
         return made if any(new is not each for new, each in zip(made, value, strict=True)) else value
     if isinstance(value, msgspec.Struct):
-        return _with_fields(value, in_order)
-    if names := _field_names(value):
+        return with_fields(value, _with_contents(value), in_order)
+    if names := field_names(value):
         named = {name: getattr(value, name) for name in names}
         made = in_order(named)
         return value if made is named else made
@@ -416,9 +512,7 @@ def pack_error(error: BaseException, *, whole: bool = False) -> bytes:
     packed: list[Any] = [type_of(error), _legal(said)]
     conversation = getattr(error, "conversation", ()) if whole else ()
     if conversation:
-        from sabot.llm.conversation import as_json  # where there is one, it is loaded
-
-        packed.append(as_json(conversation))
+        packed.append(shown_messages(conversation))
     return _encoder.encode(packed)
 
 

@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from sabot.base.arrays import column_of
 from sabot.calls.functions import unwrap
+from sabot.calls.json_schema import mismatch
+from sabot.calls.tools import Tool, ToolAnswer
 from sabot.errors import UserError
-from sabot.llm.json_schema import mismatch
-from sabot.llm.tools import Tool, ToolAnswer
 
 _MOST_SCHEMA_BYTES = 20_000  # a longer schema is not put into the question
 
@@ -106,7 +106,7 @@ def given_result(tool: Tool, result: Any) -> Any:
         return result
     if _is_answer(kind):
         return kind.from_person(result)
-    from sabot.llm.schema import converted
+    from sabot.calls.schema import converted
 
     try:
         # `asdict`, because msgspec would not pack the fields of a dataclass that have their default here
@@ -129,7 +129,7 @@ def _is_answer(kind: Any) -> bool:
 
 def _schema_of(kind: Any) -> dict[str, Any] | None:
     """Returns the JSON schema of a type. Returns None if it has none, or if a function of this type returns nothing."""
-    from sabot.llm.schema import schema_of
+    from sabot.calls.schema import schema_of
 
     try:
         return None if kind is type(None) else schema_of(kind, "result")

@@ -30,13 +30,17 @@ from typing import Any, NamedTuple
 from sabot.base.accounts import Amounts
 from sabot.clock import Clock
 from sabot.errors import CorruptJournal, LetterRefused, OtherJournal
-from sabot.journal.ended_jobs import EndedJob, EndedQuery, HistoryBounds
+from sabot.journal.ended_jobs import OUTCOMES, EndedJob, HistoryBounds, JobQuery
 from sabot.journal.entries import Answer, Body, Cancel, Entry, Letter, Signal
 
 MAY_BEGIN_AGAIN = ("failed", "cancelled")
 """The outcomes of jobs that may begin again, because somebody may send their dead letter again. Every failed job has a
 dead letter. A cancelled job has one in a rare case: it had failed, and a crash came before its END entry was durable.
 """
+
+
+EVERY = 1 << 62
+"""As the parameter `most` of `JournalReader.logged`: all jobs."""
 
 
 class Position(NamedTuple):
@@ -57,6 +61,16 @@ class JobMark:
     - `began`: the place of the job's BEGIN entry. `digest`: the digest in that entry.
     - `outcome`: the outcome of the job; "" while the job is open. `result`: the field `result` of its END entry.
     - `ended_ms`: the time of its END in milliseconds since 1970; 0 while the job is open.
+
+    The other fields are those of lists of jobs (`JournalReader.logged`). They are empty in a journal of an older format.
+
+    - `agent`: the id of its agent. `scope`, `principal`, `session`: the tenant, the person, the conversation. `key`: the
+      key of its record as a text. Each has at most 500 characters.
+    - `created_ms`: the time of its first BEGIN entry in the log, in milliseconds since 1970; None if the log has none of
+      its entries any more.
+    - `tried`: False for a job that was requested and whose function has not run yet.
+    - `asks`: the number of its open questions to people.
+    - `again`: True if it began again after its earlier entries had moved into the history.
     """
 
     job: str
@@ -65,6 +79,26 @@ class JobMark:
     outcome: str = ""
     result: str = ""
     ended_ms: int = 0
+    agent: str = ""
+    scope: str = ""
+    principal: str = ""
+    session: str = ""
+    key: str = ""
+    created_ms: int | None = None
+    tried: bool = True
+    asks: int = 0
+    again: bool = False
+
+    @property
+    def status(self) -> str:
+        """The status of the job, as lists show it: "queued", "running", "waiting_action", or the way in which it ended.
+        An outcome that Sabot does not know is "failed".
+        """
+        if self.outcome:
+            return self.outcome if self.outcome in OUTCOMES else "failed"
+        if not self.tried:
+            return "queued"
+        return "waiting_action" if self.asks else "running"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +131,11 @@ class JobHistory(ABC):
         """Yields all entries of a job in order: first those in the history, and then those in the journal's log."""
 
     @abstractmethod
-    def find(self, query: EndedQuery, most: int) -> list[EndedJob]:
+    def find(self, query: JobQuery, most: int) -> list[EndedJob]:
         """Returns the jobs of the history that fulfil a query, the newest first, and at most `most` of them."""
 
     @abstractmethod
-    def counts(self, query: EndedQuery) -> dict[str, int]:
+    def counts(self, query: JobQuery) -> dict[str, int]:
         """Returns the numbers of jobs of the history that fulfil a query. The key is the status of the jobs, such as
         "failed".
         """
@@ -197,6 +231,25 @@ class JournalReader(ABC):
         """Returns the facts about a job that the journal knows without its entries. Returns None if the journal has
         no BEGIN of this job, or if `trim` has forgotten the job.
         """
+
+    @abstractmethod
+    def logged(self, query: JobQuery, most: int) -> list[JobMark]:
+        """Returns the jobs with entries in the log that fulfil a query, the newest first, and at most `most` of them.
+        Reads no entries, unless the journal has an older format. The conditions on `text` and `blocked` are not looked
+        at. Raises UserError if `after` is no cursor.
+        """
+
+    @abstractmethod
+    def logged_counts(self, query: JobQuery) -> dict[str, int]:
+        """Returns the numbers of the jobs that `logged` returns for a query, by their `JobMark.status`."""
+
+    @abstractmethod
+    def logged_below(self, jobs: Collection[str]) -> list[str]:
+        """Returns the ids of the descendants of these jobs that have entries in the log."""
+
+    @abstractmethod
+    def begun_again(self) -> list[str]:
+        """Returns the jobs with entries in the log that may also be in the history, because they have begun again."""
 
     @abstractmethod
     def question(self, token: str) -> Question | None:

@@ -1,12 +1,23 @@
-"""Ended jobs, as the history of a journal lists them without their entries, and queries for such jobs."""
+"""Ended jobs, as the history of a journal lists them without their entries, and queries for jobs."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import NamedTuple
 
 import msgspec
 
+from sabot.errors import UserError
+
+OUTCOMES = ("succeeded", "failed", "cancelled", "timed_out")
+"""The outcomes with which a job ends. Lists show any other outcome as "failed"."""
+
+MOST_CHARS = 500
+"""The most characters of a text in a row of a list of jobs."""
+
 _NANO = Decimal(1_000_000_000)
+_MOMENT = re.compile(r"-?\d{1,18}", re.ASCII)  # in ms; more digits have no place in 64 bits
 
 
 class EndedJob(msgspec.Struct, frozen=True, array_like=True):
@@ -35,16 +46,20 @@ class EndedJob(msgspec.Struct, frozen=True, array_like=True):
     record: bytes
 
 
-class EndedQuery(NamedTuple):
-    """A query for ended jobs. It selects the jobs that fulfil all of its conditions. A field that is "" or 0 sets no
-    condition.
+@dataclass(frozen=True, slots=True)
+class JobQuery:
+    """A query for a list of jobs, from the newest to the oldest. It selects the jobs that fulfil all conditions; "" and 0
+    are no condition. Times are in seconds since 1970.
 
-    - `agent`: the agent's id APP.NAME, or only NAME.
-    - `text`: a text to search for, in any letter case.
-    - `since_ms`, `until_ms`: the job was created at or after the first time, and before the second, in milliseconds
-      since 1970.
-    - `after`: the last job of the previous page, as its time of creation and its id; None for the first page. Pages
-      are in order from the newest job to the oldest.
+    - `agent`: the id APP.NAME of the job's agent, or NAME alone.
+    - `scope`, `status`: the tenant and the status of the job.
+    - `key`: the key of the job's record, as a text.
+    - `text`: a text that occurs in the id, the agent, the scope, the principal, the key or the error. Upper and lower
+      case are equal.
+    - `since`, `until`: the job was created at the time `since` or later, and before the time `until`.
+    - `after`: the cursor of the page (`cursor_of` for the last job of the page before); "" for the first page.
+    - `blocked`: the ids of the jobs that the running app reports as blocked. A list shows this in place of their status.
+      The history of a journal does not look at it, because an ended job is not blocked.
     """
 
     agent: str = ""
@@ -52,26 +67,73 @@ class EndedQuery(NamedTuple):
     key: str = ""
     status: str = ""
     text: str = ""
-    since_ms: int = 0
-    until_ms: int = 0
-    after: tuple[int, str] | None = None
+    since: float = 0.0
+    until: float = 0.0
+    after: str = ""
+    blocked: frozenset[str] = frozenset()
 
-    def selects(self, job: EndedJob) -> bool:
-        """Returns True if the job fulfils all conditions of the query."""
+    @property
+    def since_ms(self) -> int:
+        """The time `since` in milliseconds."""
+        return round(self.since * 1000)
+
+    @property
+    def until_ms(self) -> int:
+        """The time `until` in milliseconds."""
+        return round(self.until * 1000)
+
+    @property
+    def last(self) -> tuple[int, str] | None:
+        """The last job of the page before: the time at which it was created, in milliseconds since 1970, and its id.
+        None for the first page. Raises UserError if `after` is no cursor.
+        """
+        if not self.after:
+            return None
+        at, _, job = self.after.partition(":")
+        if not _MOMENT.fullmatch(at):
+            raise UserError(f"{self.after!r} is no cursor of a list of jobs", hint="begin with the first page")
+        return int(at), job
+
+    @property
+    def of_all_pages(self) -> "JobQuery":
+        """This query without its conditions on the status and the page: it selects the jobs that a list counts."""
+        return replace(self, status="", after="")
+
+    def fits(
+        self, agent: str, scope: str, created_ms: int, key: Callable[[], str], searched: Callable[[], str]
+    ) -> bool:
+        """Returns True if a job with these facts fulfils the conditions, except those on the status and the page. `key`
+        and `searched` return the key and the searched texts (see `EndedJob`). They are called last, and only if the
+        query has a condition on them: a log may have many jobs, whose keys are encoded and whose texts are put together.
+        """
         return (
-            self.agent in ("", job.agent, job.name)
-            and self.scope in ("", job.scope)
-            and self.key in ("", job.key)
-            and self.status in ("", job.status)
-            and self.text.casefold() in job.searched
-            and job.created_ms >= self.since_ms
-            and (not self.until_ms or job.created_ms < self.until_ms)
-            and (self.after is None or (job.created_ms, job.job) < self.after)
+            self.agent in ("", agent, agent.rpartition(".")[2])
+            and self.scope in ("", scope)
+            and (not self.since or created_ms >= self.since_ms)
+            and (not self.until or created_ms < self.until_ms)
+            and (not self.key or self.key == key())
+            and (not self.text or self.text.casefold() in searched())
         )
 
-    def behind(self, job: EndedJob) -> "EndedQuery":
-        """Returns the query for the next page. `job`: the last job of this page."""
-        return EndedQuery(*self[:-1], after=(job.created_ms, job.job))
+    def selects(self, job: EndedJob) -> bool:
+        """Returns True if the job fulfils all conditions. Raises UserError if `after` is no cursor."""
+        return (
+            self.status in ("", job.status)
+            and ((last := self.last) is None or (job.created_ms, job.job) < last)
+            and self.fits(job.agent, job.scope, job.created_ms, lambda: job.key, lambda: job.searched)
+        )
+
+
+def cut(text: str) -> str:
+    """Returns the text in a form that every database can store in a list of jobs: at most 500 characters, and without
+    NUL characters.
+    """
+    return text[:MOST_CHARS].replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def cursor_of(created_ms: int, job: str) -> str:
+    """Returns the cursor of the page behind a job, for `JobQuery.after`."""
+    return f"{created_ms}:{job}"
 
 
 class HistoryBounds(NamedTuple):

@@ -14,7 +14,7 @@ import msgspec
 
 from sabot.base.accounts import Amounts
 from sabot.journal.base import JobHistory, Position
-from sabot.journal.ended_jobs import EndedJob, EndedQuery, HistoryBounds, descendants, dollars_of
+from sabot.journal.ended_jobs import EndedJob, HistoryBounds, JobQuery, descendants, dollars_of
 from sabot.journal.entries import Entry
 from sabot.journal.entry_counts import Connection, among, parts
 
@@ -171,8 +171,7 @@ class SqlHistory(JobHistory):
         tables = ("history_entries", "entries") if self._there else ("entries",)
         one = " UNION ALL ".join(_JOB_ENTRIES.format(table=table) for table in tables)
         first = 0
-        # one statement sees both tables at the same moment, so that a job is found even if it moves between two statements
-        # on
+        # one statement sees both tables at one moment, so that a job is found even if it moves between two statements
         while True:
             rows = self._select(f"{one} ORDER BY place LIMIT {_CHUNK}", (job, first) * len(tables))
             yield from self._decoded(rows)
@@ -180,14 +179,14 @@ class SqlHistory(JobHistory):
                 return
             first = rows[-1][0] + 1
 
-    def find(self, query: EndedQuery, most: int) -> list[EndedJob]:
+    def find(self, query: JobQuery, most: int) -> list[EndedJob]:
         if not self._there:
             return []
         chosen, values = _conditions(query)
         statement = f"SELECT {_COLUMNS} FROM history{chosen} ORDER BY created_ms DESC, job DESC LIMIT ?"
         return [EndedJob(*row) for row in self._select(statement, (*values, most))]
 
-    def counts(self, query: EndedQuery) -> dict[str, int]:
+    def counts(self, query: JobQuery) -> dict[str, int]:
         if not self._there:
             return {}
         chosen, values = _conditions(query)
@@ -210,21 +209,37 @@ class SqlHistory(JobHistory):
         return found
 
 
-def _conditions(query: EndedQuery) -> tuple[str, list[Any]]:
-    """Returns a WHERE clause for a query, and the values for its `?`. The clause is "" if the query selects all jobs."""
+def _conditions(query: JobQuery) -> tuple[str, list[Any]]:
+    """Returns a WHERE clause for a query of the history, and the values for its `?`. The clause is "" if the query
+    selects all jobs.
+    """
     conditions: list[tuple[str, Sequence[Any]]] = []
     if query.agent:
         conditions.append(("(agent = ? OR name = ?)", (query.agent, query.agent)))
-    conditions += [(f"{name} = ?", (value,)) for name in ("scope", "key", "status") if (value := getattr(query, name))]
+    if query.status:
+        conditions.append(("status = ?", (query.status,)))
     if query.text:
         words = query.text.casefold().replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
         conditions.append((r"searched LIKE ? ESCAPE '\'", (f"%{words}%",)))
-    if query.since_ms:
+    return where([*conditions, *shared_conditions(query)])
+
+
+def shared_conditions(query: JobQuery) -> list[tuple[str, Sequence[Any]]]:
+    """Returns those conditions of a query that read the same in each list of jobs, with the values for their `?`."""
+    conditions: list[tuple[str, Sequence[Any]]] = [
+        (f"{name} = ?", (value,)) for name in ("scope", "key") if (value := getattr(query, name))
+    ]
+    if query.since:
         conditions.append(("created_ms >= ?", (query.since_ms,)))
-    if query.until_ms:
+    if query.until:
         conditions.append(("created_ms < ?", (query.until_ms,)))
-    if query.after is not None:
-        at, job = query.after
+    if (last := query.last) is not None:
+        at, job = last
         conditions.append(("(created_ms < ? OR (created_ms = ? AND job < ?))", (at, at, job)))
+    return conditions
+
+
+def where(conditions: Sequence[tuple[str, Sequence[Any]]]) -> tuple[str, list[Any]]:
+    """Returns a WHERE clause of conditions, and the values for its `?`. The clause is "" if there is no condition."""
     chosen = " AND ".join(each for each, _ in conditions)
     return f" WHERE {chosen}" if chosen else "", [value for _, values in conditions for value in values]

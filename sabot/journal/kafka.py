@@ -29,7 +29,7 @@ import secrets
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -38,7 +38,7 @@ from sabot.base.proc import is_over, life_of_this_process
 from sabot.clock import SYSTEM_CLOCK, Clock, boot_seconds
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, LetterRefused, SabotError, TransientError, UserError
 from sabot.journal.base import Inbox, JobMark, Position, Question, check_letter, once_of
-from sabot.journal.ended_jobs import EndedJob
+from sabot.journal.ended_jobs import EndedJob, JobQuery
 from sabot.journal.entries import Entry, Letter, StoredBody, body_of, encode_letter
 from sabot.journal.frames import (
     BeatFrame,
@@ -114,6 +114,22 @@ class KafkaJournalReader(TablesReader):
     def job(self, job: str) -> JobMark | None:
         self._replica.catch_up()
         return super().job(job)
+
+    def logged(self, query: JobQuery, most: int) -> list[JobMark]:
+        self._replica.catch_up()
+        return super().logged(query, most)
+
+    def logged_counts(self, query: JobQuery) -> dict[str, int]:
+        self._replica.catch_up()
+        return super().logged_counts(query)
+
+    def logged_below(self, jobs: Collection[str]) -> list[str]:
+        self._replica.catch_up()
+        return super().logged_below(jobs)
+
+    def begun_again(self) -> list[str]:
+        self._replica.catch_up()
+        return super().begun_again()
 
     def question(self, token: str) -> Question | None:
         self._replica.catch_up()

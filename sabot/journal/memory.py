@@ -28,11 +28,11 @@ from sabot.journal.base import (
     entry_of_letter,
     once_of,
 )
-from sabot.journal.ended_jobs import EndedJob, EndedQuery, HistoryBounds, descendants, dollars_of, newest_first
+from sabot.journal.ended_jobs import EndedJob, HistoryBounds, JobQuery, descendants, dollars_of, newest_first
 from sabot.journal.entries import (
     Answer,
-    Begin,
     Body,
+    EffectResult,
     End,
     Entry,
     Intent,
@@ -46,6 +46,7 @@ from sabot.journal.entries import (
     with_stored_body,
 )
 from sabot.journal.entry_counts import Run, check_counted, joined, runs_of
+from sabot.journal.job_marks import JobMarks, below, selected
 
 
 class MemoryStorage:
@@ -64,7 +65,7 @@ class MemoryStorage:
         self.of_job: dict[str, list[int]] = {}
         self.bodies: dict[bytes, bytes] = {}
         self.uses: dict[int, bytes] = {}
-        self.marks: dict[str, JobMark] = {}
+        self.known = JobMarks()
         self.questions: dict[str, Question] = {}
         self.tokens: dict[str, list[str]] = {}  # by job: the tokens of its questions
         # By name (`base.once_of`): the job, and the letter until it is taken.
@@ -72,6 +73,11 @@ class MemoryStorage:
         self.history: dict[str, EndedJob] = {}
         self.history_entries: dict[str, dict[int, bytes]] = {}  # by job in the history: its entries by offset
         self.sizes: dict[str, int] = {}  # by job in the history: the bytes of its entries and their bodies
+
+    @property
+    def marks(self) -> dict[str, JobMark]:
+        """The marks of the jobs, by job."""
+        return self.known.marks
 
 
 class MemoryReader(JournalReader):
@@ -119,6 +125,18 @@ class MemoryReader(JournalReader):
     def job(self, job: str) -> JobMark | None:
         return self.storage.marks.get(job)
 
+    def logged(self, query: JobQuery, most: int) -> list[JobMark]:
+        return selected(list(self.storage.marks.values()), query, most)
+
+    def logged_counts(self, query: JobQuery) -> dict[str, int]:
+        return Counter(mark.status for mark in selected(list(self.storage.marks.values()), query))
+
+    def logged_below(self, jobs: Collection[str]) -> list[str]:
+        return below(list(self.storage.marks.values()), jobs)
+
+    def begun_again(self) -> list[str]:
+        return [mark.job for mark in list(self.storage.marks.values()) if mark.again]
+
     def question(self, token: str) -> Question | None:
         return self.storage.questions.get(token)
 
@@ -146,10 +164,10 @@ class _MemoryHistory(JobHistory):
         for offset, data in sorted(found.items()):
             yield Position(0, offset), decode_entry(data, self._where)
 
-    def find(self, query: EndedQuery, most: int) -> list[EndedJob]:
+    def find(self, query: JobQuery, most: int) -> list[EndedJob]:
         return newest_first([job for job in self._all() if query.selects(job)])[:most]
 
-    def counts(self, query: EndedQuery) -> dict[str, int]:
+    def counts(self, query: JobQuery) -> dict[str, int]:
         return dict(Counter(job.status for job in self._all() if query.selects(job)))
 
     def known(self, jobs: Collection[str]) -> list[EndedJob]:
@@ -226,12 +244,11 @@ class MemoryJournal(MemoryReader, Journal):
             raise UserError(f"{self.where} is closed")
 
     def _index(self, offset: int, entry: Entry) -> None:
+        if type(entry) is EffectResult:  # most entries; the others are indexed
+            return
         storage = self.storage
-        if isinstance(entry, Begin):
-            storage.marks[entry.job] = JobMark(entry.job, Position(0, offset), entry.digest)
-        elif isinstance(entry, End):
-            mark = storage.marks.get(entry.job) or JobMark(entry.job, Position(0, offset), b"")
-            storage.marks[entry.job] = replace(mark, outcome=entry.outcome, result=entry.result, ended_ms=entry.at_ms)
+        storage.known.apply(offset, entry, again=entry.job in storage.history)
+        if isinstance(entry, End):
             for token in storage.tokens.get(entry.job, ()):
                 question = storage.questions.get(token)
                 if question is not None and question.job == entry.job and not question.closed:
@@ -299,6 +316,8 @@ class MemoryJournal(MemoryReader, Journal):
                     storage.questions.pop(token, None)
                 if mark.ended_ms < forget_before_ms:
                     del storage.marks[job]
+                else:
+                    storage.marks[job] = replace(mark, created_ms=None, again=False)
             storage.letters = {once: each for once, each in storage.letters.items() if each[0] not in trimmed}
             if keeping is not None:
                 self._expire(keeping.bounds(self.clock.time()))

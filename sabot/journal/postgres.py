@@ -221,7 +221,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
             place.make(self._writing)
             self._take_claim()
             opened.callback(self._release)
-            place.bring_up_to_date(self._writing)
+            place.bring_up_to_date(self._writing, self._renew)
             self._look_at(place)
             opened.callback(super().close)
             self.check_end()
@@ -325,6 +325,16 @@ class PostgresJournal(PostgresReader, SqlJournal):
                 self._place.where,
                 copies,
             )
+
+    def _renew(self, connection: Any) -> None:
+        """Renews the lease of the claim on this connection, if that is due. Raises JournalFailed if another owner has it."""
+        asked = boot_seconds()
+        if self._is_due(asked):
+            if not connection.execute(_RENEW, (self._lease_s, self._epoch)).fetchall():
+                raise JournalFailed(
+                    f"{self._place.where}: another owner has taken the journal over during its migration"
+                )
+            self._renewed = self._asked = asked
 
     def _is_due(self, now: float) -> bool:
         return now >= self._asked + self._lease_s / _RENEWALS

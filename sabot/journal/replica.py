@@ -18,7 +18,6 @@ from sabot.base.disk import TemporaryFolder, private
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import BrokerUnavailable, CorruptJournal, DataError, UserError
 from sabot.journal.entries import decode_entry
-from sabot.journal.entry_counts import count_anew
 from sabot.journal.frames import (
     CopyBegin,
     CopyEnd,
@@ -31,7 +30,7 @@ from sabot.journal.frames import (
     TrimFrame,
     decode_letter_record,
 )
-from sabot.journal.history_tables import count_history, expire
+from sabot.journal.history_tables import expire
 from sabot.journal.tables import (
     StoredEntry,
     add,
@@ -41,6 +40,7 @@ from sabot.journal.tables import (
     connected,
     explained,
     forget,
+    index_anew,
     make,
     put_back,
     remove,
@@ -236,8 +236,7 @@ class Replica:
         for _, frame in self._frames(order, first, end):
             if isinstance(frame, CopyEnd):
                 with self.writes() as tables:
-                    count_anew(tables)
-                    count_history(tables)
+                    index_anew(tables, self.where)
                 return
             if isinstance(frame, CopyRows):
                 with self.writes() as tables:

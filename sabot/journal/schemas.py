@@ -6,9 +6,9 @@ import logging
 import secrets
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -16,13 +16,15 @@ from sabot.base.checks import Of, check
 from sabot.connectors.sql.database import quoted
 from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import CorruptJournal, LetterRefused, TransientError, UserError
-from sabot.journal.entry_counts import COUNTED, begin_to_count, make_tables
-from sabot.journal.history_tables import KEPT, make_history
+from sabot.journal.entry_counts import make_tables
+from sabot.journal.history_tables import make_history
+from sabot.journal.job_tables import LISTED, make_list
+from sabot.journal.tables import bring_up_to_date
 from sabot.steps import step
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = KEPT
+_FORMAT = LISTED
 _HISTORY_TYPES = {"whole": "bigint", "text": 'text COLLATE "C"', "blob": "bytea"}
 _LONGEST_NAME = 63  # bytes; PostgreSQL cuts longer names off
 # the advisory lock that is held while a journal is created, so that two processes do not create the same
@@ -86,6 +88,18 @@ class Statements:
         """
         head, _, _ = statement.partition("VALUES")
         self._connection.execute(f"{head}SELECT * FROM {_ARRAYS}", [list(values) for values in zip(*rows, strict=True)])
+
+
+class _LeaseStatements(Statements):
+    """`Statements` that call a function before each statement."""
+
+    def __init__(self, connection: Any, renew: Callable[[], object]) -> None:
+        super().__init__(connection)
+        self._renew = renew
+
+    def execute(self, statement: str, values: Sequence[Any] = (), /) -> Any:
+        self._renew()
+        return super().execute(statement, values)
 
 
 def split_app(url: str) -> tuple[str, str]:
@@ -196,23 +210,30 @@ class JournalSchema:
                 connection.execute(statement)
             make_tables(Statements(connection), "bigint")
             make_history(Statements(connection), **_HISTORY_TYPES)
+            make_list(Statements(connection), whole=_HISTORY_TYPES["whole"], text=_HISTORY_TYPES["text"])
             facts = {"format": str(_FORMAT), "identity": uuid.uuid4().hex, "key": secrets.token_hex(32), "trimmed": "0"}
             for fact in facts.items():
                 connection.execute("INSERT INTO meta (name, value) VALUES (%s, %s)", fact)
 
-    def bring_up_to_date(self, connection: Any) -> None:
-        """Adds the tables that a journal of an older format lacks. Only the owner of the journal may call this."""
-        with self.server.explained(), step("journal", f"{self.where}: counted"), connection.transaction():
+    def bring_up_to_date(self, connection: Any, renew: Callable[[Any], object]) -> None:
+        """Adds what the tables of an older format lack, in one transaction. Only the owner of the journal may call this.
+
+        `renew`: renews the claim of the owner if that is due, on another connection, which it gets. It is called before
+        each statement: all entries are read, which may take longer than a lease, and who takes the claim of an owner that
+        is late ends its session.
+        """
+        with self.server.explained(), step("journal", f"{self.where}: brought up to date"), connection.transaction():
             ((form,),) = connection.execute("SELECT value FROM meta WHERE name = 'format' FOR UPDATE").fetchall()
-            if int(form) < COUNTED:
-                begin_to_count(Statements(connection), "bigint")
-            if int(form) < KEPT:
-                make_history(Statements(connection), **_HISTORY_TYPES)
-                connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(KEPT),))
-                _log.warning(
-                    "%s has format %s and is migrated to %d, which earlier versions of Sabot do not read",
-                    *(self.where, form, KEPT),
-                )
+            if int(form) == LISTED:
+                return
+            _log.warning(
+                "%s has format %s and is migrated to %d, which earlier versions of Sabot do not read",
+                *(self.where, form, LISTED),
+            )
+            with self.connect() as beside:
+                tables = _LeaseStatements(connection, partial(renew, beside))
+                bring_up_to_date(tables, int(form), self.where, **_HISTORY_TYPES)
+            connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(LISTED),))
 
 
 class TablesPlace(Protocol):

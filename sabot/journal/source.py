@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import build_records
-from sabot.connectors.base import HasIdentity, Positions, ReportsLag, Source
+from sabot.connectors.base import Positions, Source
 from sabot.errors import UserError
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Entry
@@ -36,7 +36,7 @@ class JournalRow(NamedTuple):
     at_ms: int
 
 
-class JournalSource(Source, HasIdentity, ReportsLag):
+class JournalSource(Source):
     """A source of rows for a stream. The rows are made from the durable entries of a journal, and those of a
     partition are in the order of its entries. The source never ends.
     """

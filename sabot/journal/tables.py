@@ -16,7 +16,8 @@ import sqlite3
 import threading
 import zlib
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,9 +26,10 @@ from sabot.base.os_errors import hint_of
 from sabot.base.sqlite_files import error_of, open_database
 from sabot.errors import CorruptJournal, UserError
 from sabot.journal.base import MAY_BEGIN_AGAIN, JobMark, JournalReader, Position, Question, once_of
-from sabot.journal.ended_jobs import EndedJob
+from sabot.journal.ended_jobs import EndedJob, JobQuery, descendants
 from sabot.journal.entries import (
     Answer,
+    Attempt,
     Begin,
     Body,
     End,
@@ -49,6 +51,7 @@ from sabot.journal.entry_counts import (
     WRITTEN_END,
     Connection,
     among,
+    begin_to_count,
     check_counted,
     count_anew,
     end_of_log,
@@ -60,13 +63,32 @@ from sabot.journal.entry_counts import (
     written,
 )
 from sabot.journal.history_tables import KEPT, SqlHistory, count_history, drop_bodies, make_history, move_entries
+from sabot.journal.job_marks import JobMarks, below, selected
+from sabot.journal.job_tables import (
+    ANSWERED,
+    ASKED,
+    BEGAN,
+    BELOW,
+    LISTED,
+    MARKS,
+    TRIED,
+    begin_values,
+    fill_list,
+    find_statement,
+    make_list,
+    mark_of_row,
+    statement_of_counts,
+    unlist,
+)
 from sabot.journal.writing import Appended
 
 _APPLICATION = 0x5AB07  # SQLite's application_id, which marks the databases of a program
-_FORMAT = KEPT
+_FORMAT = LISTED
 _WAIT_SECONDS = 30.0  # the wait for others that write to the same database: inboxes, a trim
 _LOG_BYTES = 64 << 20  # the most bytes that the write-ahead log keeps on the disk when it begins anew
 _CHUNK = 1000  # the most rows that are read at once
+_RESULT = b"\xa6result"  # the kind of an EffectResult, behind the version and the head of the array
+_MOST_RANGES = 100  # of ids, in one statement
 _TRIMMED_AT_ONCE = 200  # the most jobs in one transaction: entries of the owner wait for it
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
 
@@ -91,19 +113,15 @@ CREATE INDEX inbox_of_job ON inbox (job);
 _ENTRY = "INSERT INTO entries (place, job, sum, entry) VALUES (?, ?, ?, ?)"
 _BODY = "INSERT INTO bodies (hash, body) VALUES (?, ?) ON CONFLICT (hash) DO NOTHING"
 _USE = "INSERT INTO uses (place, hash) VALUES (?, ?)"
-_BEGIN = (
-    "INSERT INTO jobs (job, began, digest) VALUES (?, ?, ?) ON CONFLICT (job) DO UPDATE SET "
-    "began = excluded.began, digest = excluded.digest, ended = NULL, outcome = '', result = '', ended_ms = 0"
-)
 _END = (
     "INSERT INTO jobs (job, began, digest, ended, outcome, result, ended_ms) VALUES (?, ?, ?, ?, ?, ?, ?) "
     "ON CONFLICT (job) DO UPDATE SET ended = excluded.ended, outcome = excluded.outcome, result = excluded.result, "
-    "ended_ms = excluded.ended_ms"
+    "ended_ms = excluded.ended_ms, asks = 0"
 )
 _LEAVE = "UPDATE questions SET closed = ? WHERE job = ? AND closed = ''"
 _ASK = (
-    "INSERT INTO questions (token, job, ordinal, due_ms, closed) VALUES (?, ?, ?, ?, '') ON CONFLICT (token) DO UPDATE SET "
-    "job = excluded.job, ordinal = excluded.ordinal, due_ms = excluded.due_ms, closed = ''"
+    "INSERT INTO questions (token, job, ordinal, due_ms, closed, place) VALUES (?, ?, ?, ?, '', ?) ON CONFLICT (token) DO UPDATE SET "
+    "job = excluded.job, ordinal = excluded.ordinal, due_ms = excluded.due_ms, closed = '', place = excluded.place"
 )
 _CLOSE = "UPDATE questions SET closed = ? WHERE token = ?"
 _HAS_ENTRIES = "EXISTS (SELECT 1 FROM entries WHERE entries.job = jobs.job)"
@@ -178,16 +196,57 @@ def checksum(place: int, job: str, data: bytes) -> int:
     return zlib.crc32(data, zlib.crc32(f"{place}\0{job}".encode()))
 
 
+def decoded(rows: Iterable[Sequence[Any]], where: object) -> Iterator[tuple[Position, Entry]]:
+    """Yields the entries of rows (place, job, sum, entry) with their places. Raises CorruptJournal if one is damaged.
+    `where`: the name of the journal, for messages.
+    """
+    for place, named, told, data in rows:
+        if not isinstance(data, bytes) or checksum(place, named, data) != told:
+            raise CorruptJournal(f"{where}: entry {place} is damaged", hint="go back to a copy of it")
+        yield Position(0, place), decode_entry(data, where)
+
+
+def bring_up_to_date(connection: Connection, form: int, where: object, *, whole: str, text: str, blob: str) -> None:
+    """Adds what the tables of an older format lack, and fills the list of jobs from the entries. The caller has the
+    claim, and notes the new format in the same transaction.
+
+    `form`: the present version of the format. `where`: the name of the journal, for messages. `whole`, `text`, `blob`: the
+    column types, as for `history_tables.make_history`.
+    """
+    if form < COUNTED:
+        begin_to_count(connection, whole)
+    if form < KEPT:
+        make_history(connection, whole=whole, text=text, blob=blob)
+    if form < LISTED:
+        make_list(connection, whole=whole, text=text)
+        fill_list(connection, _listed_entries(connection, where))
+
+
+def _listed_entries(connection: Connection, where: object) -> Iterator[tuple[Position, Entry]]:
+    """Yields the entries of the log from which the list of jobs is made: all but results, which are half of a log."""
+    first, rows = 0, [()]
+    while rows:
+        rows = connection.execute(
+            "SELECT place, job, sum, entry FROM entries WHERE place >= ? AND substr(entry, 3, 7) <> ? "
+            f"ORDER BY place LIMIT {_CHUNK}",
+            (first, _RESULT),
+        ).fetchall()
+        yield from decoded(rows, where)
+        first = rows[-1][0] + 1 if rows else first
+
+
 class SqlReader(JournalReader):
     """A reader of a journal's tables in a database.
 
     `format`: the version of the tables. An owner that opens tables of an older version adds what is missing. From the
     version COUNTED on, the tables record which entries were written and which were trimmed, so that a read of all
     jobs detects a missing entry (`entry_counts`). From the version KEPT on, `trim` can move the entries of ended jobs
-    into tables of their own instead of deleting them.
+    into tables of their own instead of deleting them. From the version LISTED on, lists of jobs read no entries
+    (`job_tables`); before, they read all.
     """
 
     format: int
+    _of_entries: tuple[dict[int, int], list[JobMark]] | None = None
 
     @abstractmethod
     def select(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -219,10 +278,7 @@ class SqlReader(JournalReader):
             first = rows[-1][0] + 1
 
     def _decoded(self, rows: Iterable[Sequence[Any]]) -> Iterator[tuple[Position, Entry]]:
-        for place, named, told, data in rows:
-            if not isinstance(data, bytes) or checksum(place, named, data) != told:
-                raise CorruptJournal(f"{self.where}: entry {place} is damaged", hint="go back to a copy of it")
-            yield Position(0, place), decode_entry(data, self.where)
+        return decoded(rows, self.where)
 
     @property
     def history(self) -> SqlHistory:
@@ -252,7 +308,49 @@ class SqlReader(JournalReader):
         return bytes(rows[0][0])
 
     def job(self, job: str) -> JobMark | None:
-        return _mark(self.select(f"{_MARK} WHERE job = ?", (job,)))
+        if self.format < LISTED:
+            return _mark(self.select(f"{_MARK} WHERE job = ?", (job,)))
+        rows = self.select(f"{MARKS} WHERE job = ?", (job,))
+        return mark_of_row(rows[0]) if rows else None
+
+    def logged(self, query: JobQuery, most: int) -> list[JobMark]:
+        if self.format < LISTED:
+            return selected(self._marks_of_entries(), query, most)
+        return list(map(mark_of_row, self.select(*find_statement(query, most))))
+
+    def logged_counts(self, query: JobQuery) -> dict[str, int]:
+        if self.format < LISTED:
+            return Counter(mark.status for mark in selected(self._marks_of_entries(), query))
+        return dict(self.select(*statement_of_counts(query)))
+
+    def logged_below(self, jobs: Collection[str]) -> list[str]:
+        if self.format < LISTED:
+            return below(self._marks_of_entries(), jobs)
+        found = {
+            each
+            for some in parts(list(jobs), _MOST_RANGES)
+            for (each,) in self.select(
+                " UNION ALL ".join([BELOW] * len(some)), [bound for job in some for bound in descendants(job)]
+            )
+        }
+        return sorted(found)
+
+    def begun_again(self) -> list[str]:
+        if self.format < LISTED:
+            return [job.job for job in self.history.known([mark.job for mark in self._marks_of_entries()])]
+        return [job for (job,) in self.select("SELECT job FROM jobs WHERE again = 1")]
+
+    def _marks_of_entries(self) -> Iterable[JobMark]:
+        """Returns the marks of the jobs that have entries, by reading all of these, unless there are no others than at
+        the call before: tables of an older format have no list of jobs.
+        """
+        now = {**SqlReader.positions(self), -1: sum(self.trimmed().values())}
+        if self._of_entries is None or self._of_entries[0] != now:
+            known = JobMarks()
+            for position, entry in self.read():
+                known.apply(position.offset, entry)
+            self._of_entries = now, list(known.marks.values())
+        return self._of_entries[1]
 
     def question(self, token: str) -> Question | None:
         return _question(self.select(f"{_QUESTION} WHERE token = ?", (token,)))
@@ -315,7 +413,7 @@ class TablesReader(SqlReader):
             self._reading.close()
 
 
-_MARK = "SELECT job, began, digest, outcome, result, ended_ms FROM jobs"
+_MARK = "SELECT job, began, digest, outcome, result, ended_ms FROM jobs"  # in each format
 _QUESTION = "SELECT job, ordinal, due_ms, closed FROM questions"
 _QUESTIONS = "SELECT token, job, ordinal, due_ms, closed FROM questions"
 
@@ -348,16 +446,19 @@ def _indexed(offset: int, entry: Entry) -> list[tuple[str, tuple[Any, ...]]]:
     statement and its values. `offset`: the place of the entry.
     """
     if isinstance(entry, Begin):
-        return [(_BEGIN, (entry.job, offset, entry.digest))]
+        return [(BEGAN, begin_values(offset, entry))]
     if isinstance(entry, End):
         return [
             (_END, (entry.job, offset, b"", offset, entry.outcome, entry.result, entry.at_ms)),
             (_LEAVE, (f"the job has ended: {entry.outcome}", entry.job)),
         ]
     if isinstance(entry, Intent) and entry.token:
-        return [(_ASK, (entry.token, entry.job, entry.ordinal, entry.due_ms))]
-    if isinstance(entry, Answer):
-        return [(_CLOSE, (entry.outcome, entry.token))]
+        asks = (_ASK, (entry.token, entry.job, entry.ordinal, entry.due_ms, offset))
+        return [(ASKED, (entry.job, entry.token)), asks] if entry.kind == "ask" else [asks]
+    if isinstance(entry, Answer):  # counted first, since it closes the question by which it is counted
+        return [(ANSWERED, (entry.job, entry.token)), (_CLOSE, (entry.outcome, entry.token))]
+    if isinstance(entry, Attempt) and not entry.ordinal:
+        return [(TRIED, (entry.job,))]
     return []
 
 
@@ -465,6 +566,7 @@ def remove(
         places = run(f"SELECT place FROM entries WHERE {theirs} ORDER BY place", ended).fetchall()
         note_gone(connection, runs_of(place for (place,) in places))
         removed += run(f"DELETE FROM entries WHERE {theirs}", ended).rowcount
+        unlist(connection, ended)
         run(f"DELETE FROM questions WHERE {theirs}", ended)
         run(f"DELETE FROM inbox WHERE {theirs} AND number <= ?", (*ended, letters))
     return removed
@@ -499,6 +601,7 @@ def make(database: Path, identity: str, key: bytes) -> None:
         connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
         make_tables(connection, "INTEGER")
         make_history(connection, **HISTORY_TYPES)
+        make_list(connection, whole="INTEGER", text="TEXT")
         facts = {"identity": identity, "key": key, "epoch": 0, "trimmed": 0}
         connection.executemany("INSERT INTO meta (name, value) VALUES (?, ?)", facts.items())
         connection.execute(f"PRAGMA application_id = {_APPLICATION}")
@@ -544,6 +647,15 @@ def put_back(connection: sqlite3.Connection, table: str, rows: Sequence[Sequence
     names = _COPIED[table][: len(rows[0])]
     marks = ", ".join("?" * len(names))
     connection.executemany(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})", rows)
+
+
+def index_anew(connection: sqlite3.Connection, where: object) -> None:
+    """Makes anew what the tables of a local copy derive from their rows, after `put_back` has filled them. `where`: the
+    name of the journal, for messages.
+    """
+    count_anew(connection)
+    count_history(connection)
+    fill_list(connection, _listed_entries(connection, where))
 
 
 def clear(connection: sqlite3.Connection, next_place: int, removed: int) -> None:

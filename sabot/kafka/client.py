@@ -423,6 +423,24 @@ def fatal_behind(producer: Any, error: KafkaError) -> KafkaError:
     return error
 
 
+def topic_fault_behind(producer: Any, error: KafkaError, topic: str) -> KafkaError:
+    """Returns the reason why a record was not delivered. `error`: the error of its delivery report.
+
+    If `error` is _DESTROY, which names no reason, the client has no leader for the partition any more and has given up
+    its records, as it sometimes does for a topic that was deleted. Then the broker is asked what is wrong with the
+    topic; `error` is returned if nothing is, or if the broker does not answer within ANSWER_SECONDS. Not to be called
+    in a callback of the client, nor for a client that is closed.
+    """
+    if error.code() != KafkaError._DESTROY:
+        return error
+    try:
+        found = producer.list_topics(topic, timeout=ANSWER_SECONDS)
+    except KafkaException:
+        return error
+    wrong: KafkaError | None = found.topics[topic].error
+    return wrong or error
+
+
 def metadata_of(client: Any, link: BrokerLink, topic: str, deadline: float) -> Any:
     """Returns the broker's metadata of a topic ("": of all topics). Raises UserError if the broker refuses the login,
     and BrokerUnavailable.

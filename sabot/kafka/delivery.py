@@ -25,8 +25,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import to_records
-from sabot.connectors.base import AsksOwner, Finishes, KeepsToken, Token, Track
-from sabot.connectors.refused import refused_in
+from sabot.connectors.base import KeepsToken, Token, Track
 from sabot.errors import AppLocked, BrokerUnavailable, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     ANSWER_SECONDS,
@@ -40,6 +39,7 @@ from sabot.kafka.client import (
     explain,
     fatal_of,
     said,
+    topic_fault_behind,
 )
 from sabot.kafka.native import open_topic, record_producer_of
 from sabot.kafka.settings import whole_number
@@ -56,6 +56,7 @@ from sabot.kafka.writer import (
     refused_by,
     refused_by_topic,
 )
+from sabot.letters.refused import refused_in
 from sabot.steps import step
 
 _log = logging.getLogger("sabot.kafka")
@@ -83,7 +84,7 @@ _PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
 T = TypeVar("T")
 
 
-class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
+class KafkaDelivery(KafkaWriter, KeepsToken):
     """A KafkaWriter that also delivers parts. An app uses either `write` or `deliver`, never both.
 
     The broker gives the same error to a producer whose transaction timed out and to one whose track another process
@@ -279,14 +280,14 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
                 raise self._late() from None
         refused = client.refused()
         if refused is not None and refused.error.code() not in _PURGED:
-            raise self._refusal(refused)
+            raise self._refusal(client, refused)
 
     def _commit(self, client: "_Client", seq: int, deadline: float) -> None:
         token = Token(seq, self._track.incarnation)
         with step("token", self.name):
             self._ask(client, partial(client.send_token, token), deadline)
         if (refused := client.refused()) is not None:
-            raise self._refusal(refused)
+            raise self._refusal(client, refused)
         with step("commit", self.name):
             self._ask(client, client.commit, deadline)
         self._seq, self._faults = seq, 0
@@ -367,8 +368,9 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
             return self._late()
         return self._bounded(said(error))
 
-    def _refusal(self, refused: Refused) -> Exception:
-        fault = self._fault(refused.error, refused.size)
+    def _refusal(self, client: "_Client", refused: Refused) -> Exception:
+        ask = partial(topic_fault_behind, client.producer, refused.error, self.name)
+        fault = self._fault(client.call(ask, ANSWER_SECONDS + GRACE_SECONDS), refused.size)
         fault.add_note(str(refused))
         return fault
 

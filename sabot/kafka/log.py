@@ -28,6 +28,7 @@ from sabot.kafka.client import (
     partitions_of,
     producer_of,
     said,
+    topic_fault_behind,
     topic_id_of,
 )
 
@@ -295,24 +296,11 @@ class TopicAppender:
             reason: KafkaError = error.args[0]
             if reason.fatal() or reason.code() == KafkaError._FATAL:
                 reason = self._fatal = self._fatal or fatal_behind(producer, reason)
-            elif (
-                reason.code() == KafkaError._DESTROY
-            ):  # the client has given up its connection to the leader, without a reason
-                reason = self._word_on_the_topic() or reason
+            else:
+                reason = topic_fault_behind(producer, reason, self._topic)
             raise self._fault(reason) from clean_cause(error)
         self._link.up()
         return sorted(offsets)
-
-    def _word_on_the_topic(self) -> KafkaError | None:
-        """Returns the error that the broker reports for the topic, or None if there is none or the broker does not
-        answer.
-        """
-        try:
-            found = self._producer.list_topics(self._topic, timeout=ANSWER_SECONDS)
-        except KafkaException:
-            return None
-        wrong: KafkaError | None = found.topics[self._topic].error
-        return wrong
 
     def _fault(self, error: KafkaError) -> SabotError:
         if error.code() == KafkaError._MSG_TIMED_OUT:

@@ -27,19 +27,7 @@ from sabot.base.redaction import clean_cause
 from sabot.base.supervision import watch_call
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import RECORD_SCHEMA
-from sabot.connectors.base import (
-    Commits,
-    HasIdentity,
-    HoldsPartitions,
-    LimitsRecords,
-    Positions,
-    ReadsInParallel,
-    ReportsBacklog,
-    ReportsLag,
-    SkipsHeaders,
-    Source,
-    TakesBound,
-)
+from sabot.connectors.base import Positions, Source, TakesBound
 from sabot.connectors.places import Bound, goes_on_at, made_again, offsets_of
 from sabot.errors import BrokerUnavailable, DataError, InternalError, SabotError, TransientError, UserError
 from sabot.kafka.client import (
@@ -48,6 +36,7 @@ from sabot.kafka.client import (
     ELECTING,
     FETCHING,
     FORBIDDEN,
+    NoSuchTopic,
     admin_of,
     committed_of,
     explain,
@@ -69,18 +58,7 @@ _HEADERS = RECORD_SCHEMA.get_field_index("headers")
 _LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 
 
-class KafkaReader(
-    Source,
-    TakesBound,
-    ReadsInParallel,
-    SkipsHeaders,
-    LimitsRecords,
-    HasIdentity,
-    Commits,
-    ReportsLag,
-    ReportsBacklog,
-    HoldsPartitions,
-):
+class KafkaReader(Source, TakesBound):
     """A source that reads the partitions of `topic`, and looks for new ones every `partition_check` seconds."""
 
     def __init__(
@@ -171,6 +149,15 @@ class KafkaReader(
         if before is None and not self._closing.is_set():
             self._topic_id = now
         return None if not before or now in ("", before) else made_again(self.name, before, now, "while it was read")
+
+    def _as_it_is_now(self, error: SabotError) -> SabotError:
+        """Returns the error to raise for `error`. A topic that was missing may have been made again meanwhile: then its
+        positions mean nothing, and the user has to know that rather than that there was no topic for a moment.
+        """
+        if not isinstance(error, NoSuchTopic):
+            return error
+        with admin_of(self._link, self._kafka) as admin:
+            return self._made_anew(admin) or error
 
     def _own(self, indexes: list[int]) -> list[int]:
         return [index for index in indexes if index % self._share[1] == self._share[0]]
@@ -292,7 +279,7 @@ class KafkaReader(
         wait = 0.0
         while True:
             if self._fault is not None:
-                raise self._fault
+                raise self._as_it_is_now(self._fault)
             self._link.check(self._prove)
             self._serve()
             if self._new:
@@ -378,7 +365,7 @@ class KafkaReader(
         elif not error.retriable():
             reason = explain(error, self._link, self.name)
             if not isinstance(reason, TransientError):
-                raise reason
+                raise self._as_it_is_now(reason)
             log.warning("%s", reason)
 
     def _take_new(self) -> None:

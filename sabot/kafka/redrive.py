@@ -1,13 +1,19 @@
-"""Sends dead letters back to the topics that they came from, exactly once: a transaction holds records and the note
-that they were sent.
+"""Kafka's half of a redrive: sends dead letters back to the topics that they came from, exactly once. A transaction
+holds records and the note that they were sent.
 
 A redrive that is killed leaves a transaction open. The next one ends it by claiming the same transactional id; the
 committed notes then tell what was sent, and it continues with the rest. Of two redrives at the same time the second
 takes over, and the first ends with an error.
+
+The notes are in a topic of their own, `<topic>.redriven`: each transaction writes the ranges of offsets that it sent.
+A consumer group's offset would not do: it is forgotten after `offsets.retention.minutes` (7 days by default), and
+cannot say "these, and not those between them". The notes last as long as their topic. They have the id of the place of
+the dead letters, so that notes for a topic that was deleted do not count for a topic that is made later under the same
+name.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,12 +22,11 @@ from confluent_kafka import KafkaError, KafkaException
 
 from sabot.base.redaction import clean_cause
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.letters import Ranges
-from sabot.connectors.redrive import Redriven, Selection, Sending, Target, redrive_selected
 from sabot.errors import AppLocked, SabotError, TransientError, UserError
 from sabot.kafka.admin import settings_of
 from sabot.kafka.client import (
     FENCED,
+    BrokerLink,
     NoSuchTopic,
     ensure_topic,
     explain,
@@ -30,7 +35,8 @@ from sabot.kafka.client import (
     producer_of,
     said,
 )
-from sabot.kafka.letters import DeadLetters, Note
+from sabot.letters.places import Ranges
+from sabot.letters.redrive import Redriven, Sending, Target
 from sabot.steps import step
 
 log = logging.getLogger("sabot.kafka")
@@ -40,47 +46,64 @@ _CALL_SECONDS = 60.0
 _UNFIT = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_TIMESTAMP, KafkaError.INVALID_RECORD}
 _CLIENT_BATCH_BYTES = 1_000_000  # the client combines records into requests of up to this size
 _FOREVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
-_ALL = Selection()
+_NOTES_SUFFIX = ".redriven"
 
 
-def redrive(dead: DeadLetters, selection: Selection = _ALL) -> Redriven:
-    """Sends the selected dead letters back, as in `redrive_selected`.
-
-    Each dead letter is sent at most once, ever, whatever happens in between and however often this is called. Raises
-    AppLocked if another redrive of the topic has begun, and UserError that names a dead letter which the topic does
-    not take.
+class Note(msgspec.Struct, frozen=True):
+    """The dead letters of one partition that one transaction of a redrive has sent: the first and last offset of each
+    range.
     """
-    ensure_topic(dead.link, dead.notes_topic, dead.kafka, 1, _FOREVER)
-    sender = _Sender(dead, selection.to)
-    try:
-        dead.read_notes()  # after the claim, so that no other redrive adds to the notes any more
-        return redrive_selected(dead, sender, selection)
-    except BaseException:
-        sender.give_up()
-        raise
+
+    topic_id: str
+    partition: int
+    ranges: list[tuple[int, int]]
+    letters: int
+    to: str  # the topic; "": each letter went to the topic that it came from
 
 
-class _Sender:
-    """The one producer that may send the dead letters of this topic: making it fences the one before it."""
+def notes_topic_of(topic: str) -> str:
+    """Returns the name of the topic of the notes about the dead letters in a topic."""
+    return topic + _NOTES_SUFFIX
 
-    def __init__(self, dead: DeadLetters, to: str) -> None:
-        self.to = to
-        self._dead = dead
+
+class KafkaRedriver:
+    """The one producer that may send the dead letters of a topic (`letters.redrive.Redriver`): making it fences the one
+    before it, and makes the topic of the notes.
+    """
+
+    def __init__(self, topic: str, link: BrokerLink, kafka: Mapping[str, Any], *, home_id: str, to: str) -> None:
+        """`home_id`: the id of the place of the dead letters (`Home.id`). `to`: the topic to which all of them go, or ""."""
+        self._topic, self._link, self._kafka = topic, link, kafka
+        self._home_id, self._to = home_id, to
+        self._notes_topic = notes_topic_of(topic)
         self._targets: dict[str, Target] = {}
         # Records of the open transaction that were refused: place and error.
         self._reports: list[tuple[str, KafkaError]] = []
         self._open = False
+        ensure_topic(link, self._notes_topic, kafka, 1, _FOREVER)
         self._producer = self._claim()
 
     def target(self, topic: str) -> Target:
         """Returns the facts about a topic, for which the broker is asked once."""
         if topic not in self._targets:
             try:
-                count = len(partitions_of(self._producer, self._dead.link, topic))
+                count = len(partitions_of(self._producer, self._link, topic))
             except NoSuchTopic:
                 count = 0
-            self._targets[topic] = _target(self._dead, topic, count) if count else Target(0)
+            self._targets[topic] = self._target(topic, count) if count else Target(0)
         return self._targets[topic]
+
+    def _target(self, topic: str, partitions: int) -> Target:
+        """Returns the facts about a topic, for which it asks the broker. If we may not read its settings, it is assumed
+        to keep records for ever.
+        """
+        settings = settings_of(self._link, self._kafka, topic)
+        if settings is None:
+            return Target(partitions)
+        largest, retention = int(settings["max.message.bytes"]), int(settings["retention.ms"])
+        if "delete" not in settings["cleanup.policy"] or retention < 0:
+            return Target(partitions, batch_bytes=largest)
+        return Target(partitions, retention, largest)
 
     def deliver(self, batch: list[Sending], done: Redriven) -> None:
         """Sends the dead letters, and the notes that they were sent, in one transaction."""
@@ -105,20 +128,20 @@ class _Sender:
             )
 
     def _claim(self) -> Any:
-        name = f"sabot.dlq.{self._dead.topic}"
+        name = f"sabot.dlq.{self._topic}"
         settings = {
             "transactional.id": name,
             "transaction.timeout.ms": _TRANSACTION_MS,
             # With another strategy a call may hang for ever after a restart of the broker.
             "metadata.recovery.strategy": "none",
         }
-        producer = producer_of(self._dead.link, self._dead.kafka, **settings)
+        producer = producer_of(self._link, self._kafka, **settings)
         with step("claim", name):
             self._call(producer.init_transactions)
         return producer
 
     def _transaction(self, batch: list[Sending]) -> None:
-        producer, notes_topic = self._producer, self._dead.notes_topic
+        producer, notes_topic = self._producer, self._notes_topic
         self._reports = []
         with step("begin", notes_topic):
             self._call(lambda _: producer.begin_transaction())
@@ -180,7 +203,7 @@ class _Sender:
             ranges.setdefault(partition, Ranges()).add(sending.begin, sending.letter.offset)
             counts[partition] = counts.get(partition, 0) + 1
         return {
-            partition: Note(self._dead.home.id, partition, list(covered), counts[partition], self.to)
+            partition: Note(self._home_id, partition, list(covered), counts[partition], self._to)
             for partition, covered in ranges.items()
         }
 
@@ -209,7 +232,7 @@ class _Sender:
         for place, error in self._reports:
             if error.code() in _UNFIT:
                 raise UserError(
-                    f"dead letter {place} of {self._dead.topic!r} is refused: {said(error)}",
+                    f"dead letter {place} of {self._topic!r} is refused: {said(error)}",
                     hint=f"--skip {place} leaves it out; nothing is sent twice",
                 )
 
@@ -233,28 +256,15 @@ class _Sender:
         if reason.code() in FENCED:
             self._open = False  # the other redrive has ended our transaction
             return AppLocked(
-                f"another redrive of {self._dead.topic!r} has begun, and sends what this one has not sent",
+                f"another redrive of {self._topic!r} has begun, and sends what this one has not sent",
                 hint="nothing is sent twice; let the other redrive end",
             )
-        explained = explain(reason, self._dead.link, self._dead.topic, "Write")
+        explained = explain(reason, self._link, self._topic, "Write")
         explained.hint = explained.hint or "repeat the command: nothing is sent twice"
         return explained
 
     def _unanswered(self) -> SabotError:
         return TransientError(
-            f"kafka://{self._dead.link.address} did not end a transaction within {_CALL_SECONDS:g} s",
+            f"kafka://{self._link.address} did not end a transaction within {_CALL_SECONDS:g} s",
             hint="repeat the command: nothing is sent twice",
         )
-
-
-def _target(dead: DeadLetters, topic: str, partitions: int) -> Target:
-    """Returns the facts about a topic, for which it asks the broker. If we may not read its settings, it is assumed
-    to keep records for ever.
-    """
-    settings = settings_of(dead.link, dead.kafka, topic)
-    if settings is None:
-        return Target(partitions)
-    largest, retention = int(settings["max.message.bytes"]), int(settings["retention.ms"])
-    if "delete" not in settings["cleanup.policy"] or retention < 0:
-        return Target(partitions, batch_bytes=largest)
-    return Target(partitions, retention, largest)

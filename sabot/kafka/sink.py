@@ -1,16 +1,19 @@
 """`KafkaSink`: writes batches to a topic, at least once through an idempotent producer, exactly once in transactions."""
 
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch
 from sabot.codecs.base import Format
 from sabot.codecs.formats import format_of
-from sabot.connectors.base import ChecksTypes, KeepsToken, Sink, TakesChanges
-from sabot.connectors.memory import MemorySink
-from sabot.kafka.topics import sink_of
+from sabot.connectors.base import KeepsToken, Sink, TakesChanges, Token, Track, stands_before
+from sabot.kafka.topics import open_sink
 
 
-class KafkaSink(Sink, TakesChanges, ChecksTypes, KeepsToken):
+@stands_before("sink")
+class KafkaSink(Sink, TakesChanges, KeepsToken):
     """A sink that writes to a topic of a kafka:// or memory:// broker. The topic is made if it is missing. Changes
     become records with keys, and tombstones. A topic that is made for changes is compacted. An existing topic should
     be compacted too (`cleanup.policy=compact`): otherwise its retention deletes keys that rarely change.
@@ -26,32 +29,39 @@ class KafkaSink(Sink, TakesChanges, ChecksTypes, KeepsToken):
     other consumer may use that group; the metadata of the offset is the app's incarnation.
     """
 
-    broker: str
-
-    def __new__(cls, *_: Any, **__: Any) -> "KafkaSink":
-        made: KafkaSink = super().__new__(_over(cls, MemorySink))
-        return made
-
     def __init__(
         self, topic: str, broker: str = "memory://", *, format: str | Format | None = None, **kafka: Any
     ) -> None:
-        """Changes the class of this object to one that also derives from the sink for the address (Kafka or memory),
-        so that the methods of that sink are called directly.
-
-        `__new__` cannot choose the class, because a class that derives from KafkaSink may have a constructor with
-        other arguments.
-        """
-        kind, arguments = sink_of(topic, broker, kafka, format_of(format, f"KafkaSink({topic!r})"))
-        self.__class__ = _over(type(self).__bases__[0], kind)
-        kind.__init__(self, *arguments)
+        self.name = topic
         self.broker = broker
+        self.sink = open_sink(topic, broker, kafka, format_of(format, f"KafkaSink({topic!r})"))
 
     @property
     def address(self) -> str:
         return f"{self.name}@{self.broker}"
 
+    # `stands_before` would pass these on too, but type checkers would miss them: they are abstract.
 
-@cache
-def _over(face: type[Sink], kind: type[Sink]) -> Any:
-    """Returns a class that is a `face` (KafkaSink, or a user's class that derives from it) and works as `kind` does."""
-    return type(face.__name__, (face, kind), {"__module__": face.__module__, "__doc__": face.__doc__})
+    def open(self) -> None:
+        self.sink.open()
+
+    def write(self, batch: Batch) -> None:
+        self.sink.write(batch)
+
+    def flush(self) -> None:
+        self.sink.flush()
+
+    def close(self) -> None:
+        self.sink.close()
+
+    def claim(self, track: Track) -> Token | None:
+        return self.sink.claim(track)
+
+    def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
+        self.sink.deliver(seq, batches)
+
+    def settle(self, seq: int) -> None:
+        self.sink.settle(seq)
+
+    def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
+        self.sink.expect_changes(schema, keys)

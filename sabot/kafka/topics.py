@@ -14,11 +14,11 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import Headers
-from sabot.connectors.base import Sink
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.kafka.settings import checked_settings
 
 if TYPE_CHECKING:
+    from sabot.kafka.delivery import KafkaDelivery
     from sabot.kafka.reader import KafkaReader
 
 
@@ -48,25 +48,20 @@ def open_source(
     return KafkaReader(topic, broker, group_id, seconds, kafka or {})
 
 
-def open_sink(topic: str, broker: str, kafka: Mapping[str, Any] | None = None, format: Format | None = None) -> Sink:
+def open_sink(
+    topic: str, broker: str, kafka: Mapping[str, Any] | None = None, format: Format | None = None
+) -> "KafkaDelivery | MemorySink":
     """Returns the sink of a topic, not opened yet. `kafka`: settings of the client. `format`: the format of the
     records, or None for JSON.
 
     Its `address` is the topic alone, because the same broker may have another address tomorrow.
     """
-    kind, arguments = sink_of(topic, broker, kafka or {}, format or JSON)
-    sink: Sink = kind(*arguments)
-    return sink
-
-
-def sink_of(topic: str, broker: str, kafka: Mapping[str, Any], format: Format) -> tuple[Any, tuple[Any, ...]]:
-    """Returns the class of the sink of a topic, and the arguments for its constructor."""
     if _in_memory(broker):
         checked_settings(kafka)
-        return MemorySink, (topic, broker, format)
+        return MemorySink(topic, broker, format or JSON)
     from sabot.kafka.delivery import KafkaDelivery
 
-    return KafkaDelivery, (topic, broker, kafka, format)
+    return KafkaDelivery(topic, broker, kafka or {}, format or JSON)
 
 
 def make_topic(

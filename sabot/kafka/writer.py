@@ -21,7 +21,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import Headers, to_records
-from sabot.connectors.base import ChecksTypes, LostFloats, Sink, TakesChanges, WaitsForLetters
+from sabot.connectors.base import LostFloats, Sink, TakesChanges
 from sabot.errors import DataError, RowErrors, SabotError, TransientError, UserError, message_of
 from sabot.kafka.admin import settings_of
 from sabot.kafka.client import (
@@ -35,6 +35,7 @@ from sabot.kafka.client import (
     link_of,
     producer_of,
     said,
+    topic_fault_behind,
     wait_for_partitions,
 )
 from sabot.kafka.native import record_producer_of
@@ -189,7 +190,7 @@ def _too_large(
     return found, doubtful
 
 
-class KafkaWriter(Sink, WaitsForLetters, TakesChanges, ChecksTypes):
+class KafkaWriter(Sink, TakesChanges):
     """A sink with one idempotent producer. The error for a refused record is raised by `flush`, or by the next
     `write`.
     """
@@ -294,7 +295,8 @@ class KafkaWriter(Sink, WaitsForLetters, TakesChanges, ChecksTypes):
 
     def _raise_refused(self, producer: RecordProducer) -> None:
         if refused := refused_by(producer):
-            fault = refusal(refused.error, self._link, self.name, refused.size)
+            error = topic_fault_behind(producer.client, refused.error, self.name)
+            fault = refusal(error, self._link, self.name, refused.size)
             fault.add_note(str(refused))
             if isinstance(fault, DataError):
                 self._raise_changed(fault)
@@ -372,10 +374,7 @@ class KafkaSender:
                 self._link.up()
                 sent.set_result(message.offset())
             else:
-                size = len(message.value() or b"") + len(message.key() or b"")
-                if error.code() in UNKNOWN:
-                    self._topics.discard(topic)  # the next call makes it again
-                sent.set_exception(refusal(error, self._link, topic, size))
+                sent.set_exception(KafkaException(error))
 
         place: dict[str, int] = {} if partition is None else {"partition": partition}
         if timestamp is not None:
@@ -386,7 +385,22 @@ class KafkaSender:
             await wait_done(sent)
         finally:
             del self._waiting[sent]
-        return sent.result()
+        try:
+            return sent.result()
+        except KafkaException as error:
+            size = len(payload or b"") + len(key or b"")
+            raise await self._undelivered(error.args[0], topic, size) from clean_cause(error)
+
+    async def _undelivered(self, error: KafkaError, topic: str, size: int) -> Exception:
+        """Returns the error for a record that was not delivered. A topic that is gone, or was for a moment, is made
+        again by the next call.
+        """
+        given_up, producer = error.code() == KafkaError._DESTROY, self._producer
+        if given_up and producer is not None:  # asked here, because the thread that had the report serves all topics
+            error = await run_in_thread(topic_fault_behind, producer, error, topic)
+        if given_up or error.code() in UNKNOWN:
+            self._topics.discard(topic)
+        return refusal(error, self._link, topic, size)
 
     async def _produce(
         self,

@@ -1,9 +1,8 @@
 """Calls of models, and agents: a model with tools. `engine_core` makes the calls, `engine` is
 what streams and agents use of it, `agent` runs the loop of a model with its tools.
 
-`messages` and `spec` contain the parts of a request, `results` the answers, `tools` the functions that a model may
-call, `arguments` what these functions will get. `provider` is the contract of a vendor's API, `providers` has the
-vendors, and `errors` draws the tree of errors.
+`results` has the answers, `provider` is the contract of a vendor's API, and `providers` has the vendors. What jobs know
+of models and tools too stands in `sabot.calls`: requests, messages, tools and errors.
 """
 
 from sabot.base.lazy_imports import lazy_exports

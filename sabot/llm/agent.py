@@ -11,12 +11,13 @@ recorded results.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Mapping, Sequence
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Generic, Protocol, Unpack, cast, get_args, overload
 
 import msgspec
 
@@ -25,12 +26,8 @@ from sabot.base.config import Duration, checked_name, checked_text, parse_second
 from sabot.base.options import answers_wrong_options
 from sabot.base.redaction import scrubbed
 from sabot.base.surrogates import whole_text
-from sabot.errors import UNREADABLE, EffectError, SabotError, UserError, message_of, short_repr
-from sabot.journal.effects import RULES
-from sabot.llm.conversation import Conversation, TokenEstimator, cut, groups_of, with_shorter_results, without_oldest
-from sabot.llm.direct import DirectEffects
-from sabot.llm.engine import ExecutionEngine
-from sabot.llm.errors import (
+from sabot.calls.effects import RULES, EffectClass
+from sabot.calls.errors import (
     AgentRunError,
     ContentFiltered,
     ContextLengthExceeded,
@@ -40,14 +37,21 @@ from sabot.llm.errors import (
     TurnLimitExceeded,
     with_message,
 )
-from sabot.llm.messages import ChatMessage, ToolCall, given_arguments, messages_of, system, tool_result, user
-from sabot.llm.names import MODELS
+from sabot.calls.functions import unwrap
+from sabot.calls.messages import ChatMessage, ToolCall, cut, given_arguments, messages_of, system, tool_result, user
+from sabot.calls.model_requests import NamesCaller, RequestContext, RequestSpec, ToolSchema, context_of
+from sabot.calls.names import MODELS, note_tool
+from sabot.calls.options import LoopOptions, Retry, Trim
+from sabot.calls.tool_context import AgentDeps, Deps, Output, ToolContext, with_context_by_name
+from sabot.calls.tool_results import json_of_result
+from sabot.calls.tools import Tool, ToolAnswer, as_tool, tool_of_agent
+from sabot.calls.usage import Usage
+from sabot.errors import UNREADABLE, EffectError, SabotError, UserError, message_of, short_repr
+from sabot.llm.conversation import Conversation, TokenEstimator, groups_of, with_shorter_results, without_oldest
+from sabot.llm.direct import DirectEffects
+from sabot.llm.engine import ExecutionEngine
 from sabot.llm.requests import WHOLE_OUTPUT, error_of_end, request_of, with_output, words_of_end
-from sabot.llm.results import FINISH_REASONS, Completion, Piece, Usage
-from sabot.llm.spec import NamesCaller, RequestContext, RequestSpec, ToolSchema, context_of
-from sabot.llm.tools import Tool, ToolAnswer, as_tool, json_of_result, tool_of_agent
-
-Trim = Literal["drop_oldest", "summarize", "refuse"]
+from sabot.llm.results import FINISH_REASONS, Completion, Piece
 
 _SUMMARY = (
     "Summarize the conversation so far for somebody who goes on with it: facts, names, numbers, decisions, what is open. "
@@ -57,6 +61,7 @@ _SUMMARY = (
 # begin with the same messages, and vendors' prompt caches have them.
 _FILLED_SHARE = 0.75
 _LONGEST_NAME = 100  # characters to which the name of a call with too long arguments is cut
+_WHOLE = ("stop", "tool_calls")  # the reasons of answers that are whole, if there is anything in them
 _SUMMARIZED = "Summary of the conversation so far:\n"
 
 
@@ -66,7 +71,7 @@ def asks_summary(messages: Sequence[ChatMessage]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class AgentResult:
+class AgentResult(Generic[Output]):
     """The result of one run of an agent.
 
     - `content`: the text of the model's last answer.
@@ -82,7 +87,7 @@ class AgentResult:
     """
 
     content: str
-    output: Any = None
+    output: Output = None  # type: ignore[assignment]  # of an agent without an output type
     messages: tuple[ChatMessage, ...] = ()
     usage: Usage = field(default_factory=Usage)
     cost: Decimal | None = None
@@ -108,7 +113,7 @@ class ToolEnded:
     result: ChatMessage
 
 
-AgentEvent = Piece | ToolStarted | ToolEnded | AgentResult
+AgentEvent = Piece | ToolStarted | ToolEnded | AgentResult[Any]
 
 
 class AgentEffects(Protocol):
@@ -128,14 +133,19 @@ class AgentEffects(Protocol):
         the call is not allowed or cannot be made.
         """
 
-    async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        """Calls the tool. Raises the error of the tool, or ToolTimeout."""
+    async def call(self, tool: Tool, arguments: Mapping[str, Any], said: str | None = None) -> Any:
+        """Calls the tool. Raises the error of the tool, or ToolTimeout. `said`: the arguments as the model has written
+        them.
+        """
 
     def looks_at_ends(self) -> bool:
         """Returns True if the end of the answer that has just come counts. Returns False in a job that has gone on from
         this answer with an earlier version of Sabot, which did not look at it.
         """
 
+
+ASKING_AGENT: ContextVar[tuple[AgentEffects, str] | None] = ContextVar("ASKING_AGENT", default=None)
+"""The effects of an agent that runs another one as its tool, and the name of that one. None outside of such tools."""
 
 current_effects: ContextVar[AgentEffects | None] = ContextVar("current_effects", default=None)
 """The effects of agents whose `run` gets none. A flow sets them while it runs (`sabot.agents.orchestration`)."""
@@ -145,18 +155,69 @@ def _effects_for(effects: AgentEffects | None, engine: ExecutionEngine) -> Agent
     return None if effects is None else effects.of(engine)
 
 
+_Instructions = str | Callable[[ToolContext[Deps]], str | Awaitable[str]]
+_MakesDeps = Callable[[ToolContext[Any]], Any]
+
+
 @answers_wrong_options
-class Agent:
+class Agent(Generic[Deps, Output]):
     """A model with tools and instructions. An Agent stores nothing between its runs. Several runs may be in progress at
     the same time, each with its own conversation.
+
+    `Agent[Deps, Output]` names the types of `deps` and `output` where a type checker cannot find them.
     """
 
+    @overload
+    def __init__(
+        self: "Agent[Any, Output]",
+        engine: ExecutionEngine,
+        *,
+        instructions: _Instructions[Any] = "",
+        deps: _MakesDeps,
+        output: type[Output],
+        name: str = "agent",
+        **options: Unpack[LoopOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "Agent[Any, Any]",
+        engine: ExecutionEngine,
+        *,
+        instructions: _Instructions[Any] = "",
+        deps: _MakesDeps,
+        output: Any = None,
+        name: str = "agent",
+        **options: Unpack[LoopOptions],
+    ) -> None: ...
+    @overload
     def __init__(
         self,
         engine: ExecutionEngine,
         *,
-        tools: "Sequence[Tool | Agent | Callable[..., Any]]" = (),
-        instructions: str = "",
+        instructions: _Instructions[Deps] = "",
+        deps: Deps = ...,
+        output: type[Output],
+        name: str = "agent",
+        **options: Unpack[LoopOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "Agent[Deps, Any]",
+        engine: ExecutionEngine,
+        *,
+        instructions: _Instructions[Deps] = "",
+        deps: Deps = ...,
+        output: Any = None,
+        name: str = "agent",
+        **options: Unpack[LoopOptions],
+    ) -> None: ...
+    def __init__(
+        self,
+        engine: ExecutionEngine,
+        *,
+        tools: "Sequence[Tool | Agent[Any, Any] | Callable[..., Any]]" = (),
+        instructions: str | Callable[..., Any] = "",
+        deps: Any = None,
         output: Any = None,
         name: str = "agent",
         model: str = "",
@@ -179,6 +240,12 @@ class Agent:
         - `tools`: functions, Tools and agents that the model may call. A plain function becomes a tool of the effect
           class "unsafe" (see `tool`). An agent becomes a tool with one parameter, the text `prompt`. Policy and budgets
           decide on a call of this tool by its name, and then on each call that the agent makes.
+        - `instructions`: a text, or a function of a ToolContext, sync or async, that returns it. The function is called
+          at the beginning of each run, as the "read" tool `NAME_instructions`: in a job its text is recorded.
+        - `deps`: the value that tools get as `ToolContext.deps`: an object, or a function that makes it of a ToolContext.
+          An `async def` is awaited, and an async context manager that another function returns is entered. A function is
+          called when a tool first needs it, once for each run outside of a job, and once for each time that a job comes
+          into memory. Models, rules and journals do not see the value.
         - `output`: the type of the answer (see `Schema`), or None for text. If an answer does not match, the model gets
           the error and is asked again, at most `repairs` times in a run.
         - `allow_cut`: True to return a text that was cut off at `max_tokens`, was filtered or is empty;
@@ -211,7 +278,8 @@ class Agent:
         check(f"{where}: use_middleware", use_middleware, Of(bool, "True or False"))
         if not isinstance(tools, Sequence) or isinstance(tools, str):
             raise UserError(f"{where}: tools={short_repr(tools)}", hint="a list of functions, tools and agents")
-        checked_text(instructions, f"{where}: instructions")
+        if not callable(instructions):
+            checked_text(instructions, f"{where}: instructions")
         check(f"{where}: allow_cut", allow_cut, FLAG)
         if allow_cut and output is not None:
             raise UserError(f"{where}: allow_cut=True with output=", hint=WHOLE_OUTPUT)
@@ -229,7 +297,9 @@ class Agent:
         check(f"{where}: options", options, Of(Mapping | None, "parameters by the vendor's names"))
         self.engine = engine
         self.name = name
-        self.instructions = instructions
+        own = AgentDeps(name, deps)
+        self.instructions = "" if callable(instructions) else instructions
+        self.instructions_tool = _tool_of_instructions(instructions, name, own) if callable(instructions) else None
         self.max_turns = max_turns
         self.max_concurrent_tools = max_concurrent_tools
         self.max_tool_chars = max_tool_chars
@@ -238,13 +308,16 @@ class Agent:
         self.context_window = context_window
         self.trim = trim
         self.use_middleware = use_middleware
-        self.tools: dict[str, Tool | Agent] = {}
+        self.tools: dict[str, Tool | Agent[Any, Any]] = {}
         self.agent_tools: dict[str, Tool] = {}  # the tools as which other agents are called, by their names
         for each in tools:
             made = each if isinstance(each, Agent) else as_tool(each)
             if isinstance(made, Tool) and use_middleware:
                 timeout = tool_timeout if made.timeout_s is None else None
-                made = as_tool(made, timeout=timeout, retries=None if made.has_retries else max_tool_retries)
+                made = as_tool(made, timeout=timeout, default_retries=max_tool_retries)
+            if isinstance(made, Tool) and made.takes_context:
+                made = replace(made, deps=own)
+                note_tool(made)
             if made.name in self.tools:
                 raise UserError(
                     f"{where}: two tools are called {made.name!r}",
@@ -274,7 +347,7 @@ class Agent:
         conversation: Conversation | None = None,
         context: RequestContext | NamesCaller | None = None,
         effects: AgentEffects | None = None,
-    ) -> AgentResult:
+    ) -> AgentResult[Output]:
         """Asks the model and makes the tool calls that it asks for, until the model answers; returns the result.
 
         - `prompt`: a text, a ChatMessage, or a list of them.
@@ -296,7 +369,7 @@ class Agent:
         async with aclosing(self._events(prompt, conversation, context, effects, streams=False)) as events:
             async for event in events:
                 if isinstance(event, AgentResult):
-                    return event
+                    return cast("AgentResult[Output]", event)
         raise AssertionError("an agent's events end with its result")
 
     async def stream(
@@ -330,7 +403,7 @@ class Agent:
         )
         run = _AgentRun(
             self,
-            effects.with_middleware(self.use_middleware) if isinstance(effects, DirectEffects) else effects,
+            effects.of_run(prompt, self.use_middleware) if isinstance(effects, DirectEffects) else effects,
             Conversation() if conversation is None else conversation,
             messages_of(prompt),
             streams,
@@ -387,7 +460,32 @@ def _text_of(tool: str, value: Any) -> str:
     return msgspec.json.decode(written, type=str) if written[0] == '"' else written
 
 
-def _schema_of(tool: "Tool | Agent") -> ToolSchema:
+def _tool_of_instructions(function: Callable[..., Any], agent: str, deps: AgentDeps) -> Tool:
+    """Returns the tool by which an agent gets its instructions from a function of a ToolContext."""
+    where = f"agent {agent}: instructions"
+    try:
+        parameter = next(iter(inspect.signature(function).parameters))
+    except (StopIteration, TypeError, ValueError):
+        hint = "def instructions(ctx: ToolContext) -> str: …"
+        raise UserError(f"{where}: {short_repr(function)} takes no ToolContext", hint=hint) from None
+    made = Tool(
+        with_context_by_name(function, parameter),
+        f"{agent}_instructions",
+        EffectClass.READ,
+        None,
+        "ask",
+        None,
+        Retry(0, 0.0),
+        takes_effect=False,
+        is_async=inspect.iscoroutinefunction(unwrap(function)),
+        takes_context=parameter,
+        deps=deps,
+    )
+    note_tool(made)
+    return made
+
+
+def _schema_of(tool: "Tool | Agent[Any, Any]") -> ToolSchema:
     if isinstance(tool, Tool):
         return tool.schema
     parameters = {"type": "object", "properties": {"prompt": {"type": "string"}}, "required": ["prompt"]}
@@ -399,13 +497,14 @@ class _AgentRun:
 
     def __init__(
         self,
-        agent: Agent,
+        agent: Agent[Any, Any],
         effects: AgentEffects,
         conversation: Conversation,
         prompt: Sequence[ChatMessage],
         streams: bool,
     ) -> None:
         self._agent = agent
+        self._instructions = agent.instructions
         self._effects = effects
         self._conversation = conversation
         self._prompt = tuple(prompt)
@@ -432,9 +531,16 @@ class _AgentRun:
             whole = [message for group in groups_of(self._messages) for message in group]
             if whole:
                 self._conversation.messages += [*self._prompt, *whole]
+            if isinstance(self._effects, DirectEffects):
+                await self._effects.close()
 
     async def _run_turns(self) -> AsyncGenerator[AgentEvent, None]:
         agent, repairs, max_tokens = self._agent, self._agent.repairs, self._agent.request.max_tokens
+        if agent.instructions_tool is not None:
+            given = await self._effects.call(agent.instructions_tool, {})
+            self._instructions = checked_text(
+                given, f"agent {agent.name}: what its function of instructions has returned"
+            )
         was_cut = False  # True if nothing was done with the answer before, because of its end
         while self._turns < agent.max_turns:
             completion: Completion | None = None
@@ -485,6 +591,8 @@ class _AgentRun:
 
     def _words_of_end(self, completion: Completion) -> str:
         """Returns what is wrong with the end of an answer, or "" if nothing is."""
+        if completion.finish_reason in _WHOLE and (completion.message.tool_calls or completion.content.strip()):
+            return ""
         words = words_of_end(completion, self._agent.request.max_tokens)
         if not words and completion.tool_calls and completion.finish_reason not in FINISH_REASONS:
             words = f"the answer has ended with {completion.finish_reason!r}, which is unknown"
@@ -492,7 +600,7 @@ class _AgentRun:
             words = "the answer is empty"
         return words if words and self._effects.looks_at_ends() else ""
 
-    def _result(self, completion: Completion, output: Any) -> AgentResult:
+    def _result(self, completion: Completion, output: Any) -> AgentResult[Any]:
         messages = (*self._prompt, *self._messages)
         return AgentResult(
             completion.content,
@@ -551,7 +659,7 @@ class _AgentRun:
         turn does not fit, the results of its tool calls are cut.
         """
         agent, estimator, history = self._agent, self._estimator, self._conversation.messages
-        head = (system(agent.instructions),) if agent.instructions else ()
+        head = (system(self._instructions),) if self._instructions else ()
         request = agent.request
         fixed = estimator.tokens((*head, *self._prompt), request.tools)
         said = estimator.tokens(self._messages)
@@ -668,9 +776,13 @@ class _AgentRun:
             there = ", ".join(self._agent.tools) or "none"
             raise ToolError(f"there is no tool {short_repr(call.name)}; tools are: {there}")
         if isinstance(tool, Tool):
-            return await self._effects.call(tool, tool.arguments(call.arguments))
+            return await self._effects.call(tool, tool.arguments(call.arguments), call.arguments)
         prompt = await self._effects.call(self._agent.agent_tools[tool.name], {"prompt": _prompt_of(call)})
-        result = await tool.run(prompt, effects=self._effects.of(tool.engine))
+        before = ASKING_AGENT.set((self._effects, tool.name))
+        try:
+            result = await tool.run(prompt, effects=self._effects.of(tool.engine))
+        finally:
+            ASKING_AGENT.reset(before)
         self._usage += result.usage
         self._cost = None if self._cost is None or result.cost is None else self._cost + result.cost
         if tool.allow_cut and result.finish_reason != "stop":

@@ -12,15 +12,16 @@ from sabot._cython.arrow.batch import normalise
 from sabot.api.expr import Expr
 from sabot.api.prompts import Template, distinct_prompts, given_prompts, prompt_of, text_of
 from sabot.base.arrays import column_of
+from sabot.calls.model_requests import RequestContext, RequestSpec
+from sabot.calls.schema import Schema
+from sabot.calls.tools import Tool
 from sabot.errors import SabotError, UserError
 from sabot.llm.asking import Asking
 from sabot.llm.columns import AnswerColumns
 from sabot.llm.direct import DirectEffects
 from sabot.llm.engine_core import Engine
+from sabot.llm.requests import error_of_end
 from sabot.llm.results import Completion, Piece
-from sabot.llm.schema import Schema
-from sabot.llm.spec import RequestContext, RequestSpec
-from sabot.llm.tools import Tool
 
 Said = Completion | SabotError
 """The outcome of a question: the answer, or the error."""
@@ -79,7 +80,8 @@ class AgentModel:
             )
         texts, codes = distinct_prompts(_prompts(prompt, data))
         said = await self.answer_all([asking.request(text) for text in texts.to_pylist()], columns.output)
-        values, errors = _values(columns, said)
+        looks = allow_cut or columns.output is not None or not any(map(_is_cut, said)) or self.looks_at_ends()
+        values, errors = _values(columns, said, looks_at_ends=looks)
         if errors and not error:
             raise errors[next(code for code in codes.tolist() if code in errors)]
         places = pa.array(codes, mask=codes == len(texts))
@@ -93,7 +95,7 @@ class AgentModel:
         """Returns an AgentModel that asks the models of `engine`. An `Agent` uses it to ask the engine of a sub-agent."""
         return AgentModel(engine)
 
-    async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
+    async def call(self, tool: Tool, arguments: Mapping[str, Any], said: str | None = None) -> Any:
         """Calls a tool directly, without a journal. Raises the error of the tool, or ToolTimeout."""
         return await self._alone.call(tool, arguments)
 
@@ -124,10 +126,19 @@ def _prompts(prompt: Any, data: pa.RecordBatch) -> pa.Array:
     return given_prompts(made(data), data.num_rows, f"{_WHERE}: {text_of(made)}")
 
 
-def _values(columns: AnswerColumns, said: Sequence[Said]) -> tuple[list[list[Any]], dict[int, SabotError]]:
+def _is_cut(said: Said) -> bool:
+    """Returns True for an answer that earlier versions took as a value, although it was cut off or is empty."""
+    is_filtered = isinstance(said, Completion) and said.finish_reason == "content_filter"
+    return isinstance(said, Completion) and not is_filtered and error_of_end(said) is not None
+
+
+def _values(
+    columns: AnswerColumns, said: Sequence[Said], *, looks_at_ends: bool
+) -> tuple[list[list[Any]], dict[int, SabotError]]:
     """Returns a pair. The first value has one list for each column, with one value for each answer of `said`. The
     second value is a dict of the errors by the index of the answer in `said`. An answer with an error has the value
-    None in each column.
+    None in each column. `looks_at_ends`: False in a job that has passed this place in an earlier version, which took
+    texts that were cut off (`AgentEffects.looks_at_ends`).
     """
     nothing = (None,) * len(columns.schema)
     values: list[tuple[Any, ...]] = []
@@ -136,7 +147,7 @@ def _values(columns: AnswerColumns, said: Sequence[Said]) -> tuple[list[list[Any
         try:
             if isinstance(answer, SabotError):
                 raise answer
-            values.append(columns.values(answer))
+            values.append(columns.values(answer, looks_at_end=looks_at_ends))
         except SabotError as error:
             errors[number] = error
             values.append(nothing)

@@ -12,6 +12,8 @@ from sabot.api.nodes.node import Node
 from sabot.api.prompts import prompt_of
 from sabot.base.checks import FLAG, Whole, check
 from sabot.calls import CallOptions
+from sabot.calls.messages import system, user
+from sabot.calls.model_requests import RequestContext, RequestSpec
 from sabot.connectors.base import Sink
 from sabot.connectors.checks import check_sink
 from sabot.errors import UserError
@@ -19,9 +21,7 @@ from sabot.llm.cache import MemoryCache
 from sabot.llm.columns import AnswerColumns
 from sabot.llm.engine_core import Engine
 from sabot.llm.judges import JUDGE, CallJudge
-from sabot.llm.messages import system, user
 from sabot.llm.requests import request_of
-from sabot.llm.spec import RequestContext, RequestSpec
 
 
 class Asking:

@@ -15,11 +15,11 @@ import pyarrow as pa
 
 from sabot.base.arrays import as_type, column_of, typed_fields
 from sabot.base.checks import FLAG, check
+from sabot.calls.errors import ContentFiltered, MalformedAnswer
+from sabot.calls.schema import Schema
 from sabot.errors import UserError, short_repr
-from sabot.llm.errors import ContentFiltered, MalformedAnswer
 from sabot.llm.requests import WHOLE_OUTPUT, error_of_end
 from sabot.llm.results import Completion
-from sabot.llm.schema import Schema
 
 FINISH_REASON = "finish_reason"
 """The name of the column, and of the field of an agent's output, that marks answers with `allow_cut=True`."""
@@ -78,16 +78,16 @@ class AnswerColumns:
         self._names = self.schema.names
         self._unsure = [field for field in self.schema if field.type not in _ALWAYS_FIT]
 
-    def values(self, answer: Completion) -> tuple[Any, ...]:
+    def values(self, answer: Completion, *, looks_at_end: bool = True) -> tuple[Any, ...]:
         """Returns the values of an answer in the order of the columns, one for each. If the columns have a schema
         `output`, the field `answer.output` must be decoded already. Raises ContentFiltered if the provider's content
         filter stopped the answer; MalformedAnswer if the answer was cut off, is empty or calls a tool, or if a value
-        does not match the type of its column.
+        does not match the type of its column. `looks_at_end`: False to take answers that were cut off or are empty.
         """
         if not self._marks:
             if answer.finish_reason == "content_filter":  # its text is a beginning, which may be what was filtered
                 raise ContentFiltered("a filter of the provider held the answer back", **_who(answer))
-            if (wrong := error_of_end(answer)) is not None:
+            if looks_at_end and (wrong := error_of_end(answer)) is not None:
                 raise wrong
         if answer.tool_calls:
             raise MalformedAnswer(

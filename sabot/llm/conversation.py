@@ -8,21 +8,17 @@ groups              ─┬──   ────────────┬──
 
 from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate
-from typing import Any
 
 import msgspec
 
-from sabot.base.redaction import scrubbed
+from sabot.calls.messages import ChatMessage, Image, cut
+from sabot.calls.model_requests import ToolSchema
 from sabot.errors import UNREADABLE, CorruptCheckpoint
-from sabot.llm.messages import ChatMessage, Image
 from sabot.llm.results import Completion
-from sabot.llm.spec import ToolSchema
 
 _CHARACTERS_A_TOKEN = 3.5
 _TOKENS_OF_A_MESSAGE = 4
 _TOKENS_OF_AN_IMAGE = 1000
-_SHOWN_CHARACTERS = 24_000  # of a conversation that is shown to people
-_SHOWN_OF_A_MESSAGE = 6_000
 _CHARACTERS_OF_A_CUT = 60  # of the note that text was cut off
 
 Group = tuple[ChatMessage, ...]
@@ -148,34 +144,6 @@ def without_oldest(
     first = len(groups) - sum(sum_ <= room for sum_ in sums) + 1
     first = min(max(first, 0), len(groups))
     return [each for group in groups[:first] for each in group], [each for group in groups[first:] for each in group]
-
-
-def cut(text: str, most: int) -> str:
-    """Returns the text, cut to `most` characters, with a note that says how many were cut off."""
-    return text if len(text) <= most else f"{text[:most]}\n… ({len(text) - most:,} more characters were cut off)"
-
-
-def as_json(messages: Sequence[ChatMessage]) -> bytes:
-    """Returns the newest messages as JSON, to be shown to people: a list of objects with `role`, `content` and, if
-    there are tool calls, `calls`. Texts longer than 6,000 characters are cut, the known secrets of this process are
-    hidden, and the list has about 24,000 characters at most. If older messages are left out, the first object says how
-    many.
-    """
-    shown: list[dict[str, Any]] = []
-    left = _SHOWN_CHARACTERS
-    for message in reversed(messages):
-        one: dict[str, Any] = {"role": message.role, "content": cut(scrubbed(message.text), _SHOWN_OF_A_MESSAGE)}
-        if message.tool_calls:
-            one["calls"] = [
-                {"name": call.name, "arguments": cut(scrubbed(call.arguments), _SHOWN_OF_A_MESSAGE)}
-                for call in message.tool_calls
-            ]
-        left -= len(msgspec.json.encode(one))
-        if left < 0:
-            shown.append({"role": "", "content": f"({len(messages) - len(shown)} messages before these are left out)"})
-            break
-        shown.append(one)
-    return msgspec.json.encode(shown[::-1])
 
 
 def with_shorter_results(group: Iterable[ChatMessage], room: int, estimator: TokenEstimator) -> list[ChatMessage]:

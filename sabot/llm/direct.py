@@ -6,23 +6,25 @@ import inspect
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from secrets import token_hex
 from typing import Any
 
 from sabot.base.threads import call_on_loop
-from sabot.calls.judging import judge_of_this
+from sabot.calls.effects import RULES, EffectId
+from sabot.calls.errors import ToolTimeout
+from sabot.calls.judging import JUDGE, OVER, OnceJudge, judge_of_this
+from sabot.calls.model_requests import RequestContext, RequestSpec
 from sabot.calls.pool import ThreadPool
 from sabot.calls.steps import watched
+from sabot.calls.tool_context import EFFECT, Effect, OpenDeps, ToolContext, id_within
+from sabot.calls.tools import IN_THREAD, Tool
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import EffectError, NotSent, message_of
-from sabot.journal.effects import RULES, EffectId
 from sabot.llm.engine_core import Engine
-from sabot.llm.errors import ToolTimeout
 from sabot.llm.middleware import ToolMiddleware
 from sabot.llm.results import Completion, Piece
-from sabot.llm.spec import RequestContext, RequestSpec
-from sabot.llm.tools import IN_THREAD, Effect, Tool
 
 _MOST_THREADS = (
     64  # the most threads for the sync tools of one event loop, including threads of tools that never return
@@ -37,12 +39,18 @@ class DirectTools:
     def __init__(self, context: RequestContext, clock: Clock = SYSTEM_CLOCK) -> None:
         self._context = context
         self._clock = clock
-        # Several runs may have the same context, and number their calls alike: their keys must differ.
-        self._run = f"{context.request_id}/{token_hex(8)}"
         self._calls = 0
+        self._deps = OpenDeps()
+        self.message: Any = None
+        """The prompt of the run, which tools with a ToolContext get."""
         self.middleware: ToolMiddleware | None = None
 
-    async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
+    @cached_property
+    def _run(self) -> str:
+        # Several runs may have the same context, and number their calls alike: their keys must differ.
+        return f"{self._context.request_id}/{token_hex(8)}"
+
+    async def call(self, tool: Tool, arguments: Mapping[str, Any], said: str | None = None) -> Any:
         """Calls the tool, and returns its result. After a failure it calls again, at most `tool.retry.retries` times.
         An unsafe or reconcilable call is repeated only if its request was certainly not sent. Raises the error of the
         tool, ToolTimeout, or BudgetExceeded.
@@ -69,28 +77,40 @@ class DirectTools:
 
     async def _attempts(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
         self._calls += 1
-        number, attempt = self._calls, 1
+        attempt, own = 1, None
+        if tool.takes_effect or tool.takes_context:
+            own = id_within(tool.name, arguments) or EffectId(self._run, self._calls)
+        repeatable, once = RULES[tool.effect].repeatable, OnceJudge(JUDGE.get())
         while True:
             if self.middleware is not None:
                 self.middleware.charge()
+            before = None if repeatable else JUDGE.set(once)
             try:
                 with nullcontext() if self.middleware is None else self.middleware.attempt():
-                    return await self._attempt(tool, arguments, EffectId(self._run, number, attempt))
+                    return await self._attempt(tool, arguments, own, attempt)
             except Exception as error:
-                again = RULES[tool.effect].repeatable or isinstance(error, NotSent)
+                again = repeatable or (isinstance(error, NotSent) and not once.called)
                 if attempt > tool.retry.retries or not again:
                     raise
+            finally:
+                if before is not None:
+                    JUDGE.reset(before)
             await asyncio.sleep(tool.retry.wait_s(attempt - 1))
             attempt += 1
 
-    async def _attempt(self, tool: Tool, arguments: Mapping[str, Any], effect: EffectId) -> Any:
+    async def _attempt(self, tool: Tool, arguments: Mapping[str, Any], own: EffectId | None, attempt: int) -> Any:
         seconds = tool.timeout_s
-        if tool.takes_effect:
+        if own is not None:
+            effect = EffectId(own.job, own.ordinal, attempt)
             deadline = None if seconds is None else self._clock.time() + seconds
-            arguments = {**arguments, "effect": Effect(effect, effect.key, effect.attempt, deadline)}
+            told = Effect(effect, effect.key, effect.attempt, deadline)
+            if tool.takes_effect:
+                arguments = {**arguments, EFFECT: told}
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
+                if tool.takes_context:
+                    arguments = {**arguments, tool.takes_context: await self._context_of(tool, told)}
                 if tool.is_async:
                     value = tool.func(**arguments)
                 else:
@@ -106,6 +126,24 @@ class DirectTools:
                 raise
             # Something within the tool was cancelled, and not this task.
             raise EffectError("CancelledError", message_of(error)) from error
+
+    async def _context_of(self, tool: Tool, effect: Effect) -> ToolContext[Any]:
+        caller = self._context
+        context = ToolContext[Any](
+            scope=caller.tenant_id or "",
+            principal=caller.user_id or "",
+            session=caller.session_id or "",
+            job=caller.job_id or "",
+            message=self.message,
+            deadline=effect.deadline,
+            effect=effect,
+            _inner={},
+        )
+        return replace(context, deps=await self._deps.of(tool.deps, context))
+
+    async def close(self) -> None:
+        """Closes the dependencies of the tools of this run."""
+        await self._deps.close()
 
 
 class DirectCaller:
@@ -141,9 +179,12 @@ class DirectEffects(DirectTools):
     def of(self, engine: Engine) -> "DirectEffects":
         return DirectEffects(engine, self._context.child(), self._clock)
 
-    def with_middleware(self, use: bool) -> "DirectEffects":
-        """Puts the engine's middleware around tool calls if `use` is True. Returns this object."""
-        self.middleware = self._engine.tool_middleware if use else None
+    def of_run(self, prompt: object, use_middleware: bool) -> "DirectEffects":
+        """Notes the prompt of the run, and puts the engine's middleware around tool calls if `use_middleware` is True.
+        Returns this object.
+        """
+        self.message = prompt
+        self.middleware = self._engine.tool_middleware if use_middleware else None
         return self
 
     async def complete(self, spec: RequestSpec) -> Completion:
@@ -171,6 +212,9 @@ class _ToolThreads:
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
         context = contextvars.copy_context()
+        context.run(
+            OVER.set, lambda: "the call of a tool is over, for which its agent has not waited" * ended.cancelled()
+        )
 
         def work() -> Callable[[], None]:
             value, error = None, None

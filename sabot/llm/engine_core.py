@@ -19,24 +19,26 @@ import msgspec
 
 from sabot.base.checks import Of, Whole, check
 from sabot.base.config import Duration, parse_seconds
+from sabot.calls.errors import BudgetExceeded, ModelError, ModelUnavailable, with_message
+from sabot.calls.judging import RefusingJudge
+from sabot.calls.messages import ChatMessage
 from sabot.calls.model_figures import join_loop
+from sabot.calls.model_requests import NamesCaller, RequestContext, RequestSpec, context_of
 from sabot.calls.options import Retry
+from sabot.calls.schema import Schema
+from sabot.calls.usage import Usage
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import EffectError, PolicyDenied, TransientError, UserError, short_repr
 from sabot.llm.cache import CompletionCache
-from sabot.llm.errors import BudgetExceeded, ModelError, ModelUnavailable, with_message
 from sabot.llm.idempotency import IdempotencyTracker, SharedCall
-from sabot.llm.judges import JUDGE, RefusingJudge, judge_of_this
+from sabot.llm.judges import JUDGE, judge_of_this
 from sabot.llm.limits import CircuitBreaker, Limits
-from sabot.llm.messages import ChatMessage
 from sabot.llm.middleware import MIDDLEWARE, BuiltIn, CallBudget, CallFigures, Middleware, ModelCall, Outcome, chained
 from sabot.llm.prices import Prices, known_prices
 from sabot.llm.provider import Provider
-from sabot.llm.requests import error_of_end, request_of, with_output
-from sabot.llm.results import Completion, Embeddings, Piece, Usage, in_pieces, joined
+from sabot.llm.requests import declared_schema, error_of_end, request_of, with_output
+from sabot.llm.results import Completion, Embeddings, Piece, in_pieces, joined
 from sabot.llm.route import Route
-from sabot.llm.schema import Schema
-from sabot.llm.spec import NamesCaller, RequestContext, RequestSpec, context_of
 
 # If the caller that began a shared call gets one of these, the other callers make the call themselves.
 _CALLER_ERRORS = (BudgetExceeded, EffectError)
@@ -496,18 +498,19 @@ class Engine:
         self, call: ModelCall, schema: Schema | None, content: bytes = b"", cache: CompletionCache | None = None
     ) -> Completion:
         """Returns the answer from the cache, or else asks a provider. An answer is stored in the cache if it comes from
-        the first provider, ended normally (was neither cut off nor filtered), and matches the schema. `content`: the
-        digest of the request, which is the key in the cache.
+        the first provider, ended normally (was neither cut off nor filtered), and matches the schema. So does one of an
+        agent or a job, which decodes it later. `content`: the digest of the request, which is the key in the cache.
         """
+        wanted = schema if cache is None else schema or declared_schema(call.spec)
         found = None if cache is None else await cache.get(content)
-        if found is not None:
+        if found is not None and _matches(found, wanted):
             self._figures.unasked += 1
             return _without_cost(found)
         answer = await self._ask(call)
         with_output(answer, schema)
         by_first = answer.provider == self.provider.name
         is_whole = answer.finish_reason in _CACHED_REASONS and error_of_end(answer) is None
-        if cache is not None and by_first and is_whole:
+        if cache is not None and by_first and is_whole and _matches(answer, wanted):
             await cache.put(content, answer)
         return answer
 
@@ -595,6 +598,14 @@ class Engine:
             join_loop(loop, self, (self.provider.name, self.provider.model), self._figures.read)
             for route in self._routes:
                 route.admission.reset()
+
+
+def _matches(answer: Completion, schema: Schema | None) -> bool:
+    try:
+        with_output(answer, schema)
+    except ModelError:
+        return False
+    return True
 
 
 def _without_cost(answer: Completion) -> Completion:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from sabot.base.checks import Whole, check
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
+from sabot.calls.errors import CircuitOpen, ModelError, ModelTimeout, ModelUnavailable, RateLimited
 from sabot.calls.limits import AdaptiveLimit, TokenBucket
 from sabot.clock import Clock
 from sabot.errors import UserError, short_repr
-from sabot.llm.errors import CircuitOpen, ModelError, ModelTimeout, ModelUnavailable, RateLimited
 
 _MOST_AT_ONCE = 100_000
 _BURST_SECONDS = 10.0  # the tokens of a model of this time may be used at once

@@ -32,13 +32,14 @@ from sabot.base.config import amount
 from sabot.base.metrics import Durations
 from sabot.base.options import answers_wrong_options
 from sabot.base.quantities import money
+from sabot.calls.errors import BudgetExceeded, CircuitOpen, ModelError, ModelTimeout, RateLimited
+from sabot.calls.model_requests import RequestContext, RequestSpec
 from sabot.calls.options import Retry
+from sabot.calls.usage import Usage, is_cost
 from sabot.clock import Clock
 from sabot.errors import TransientError, UserError, short_repr
-from sabot.llm.errors import BudgetExceeded, CircuitOpen, ModelError, ModelTimeout, RateLimited
 from sabot.llm.prices import PRICES_HINT, Prices
-from sabot.llm.results import Completion, Embeddings, Piece, Usage, is_cost
-from sabot.llm.spec import RequestContext, RequestSpec
+from sabot.llm.results import Completion, Embeddings, Piece
 from sabot.llm.token_counts import count_tokens, input_tokens_of, tokens_of
 
 _log = logging.getLogger("sabot.llm")

@@ -13,8 +13,8 @@ from functools import cache
 from typing import Protocol, runtime_checkable
 
 from sabot.base.options import answers_wrong_options
+from sabot.calls.usage import Usage
 from sabot.errors import MissingExtra, UserError, short_repr
-from sabot.llm.results import Usage
 
 PRICES_HINT = (
     'give its price: ExecutionEngine(…, prices=PriceTable({"the model": Price("0.15", "0.60")}, version="2026-11")); the extra sabot[llm] '

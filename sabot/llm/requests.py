@@ -4,16 +4,18 @@ import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
 from sabot.base.checks import Of, Whole, check, is_number
+from sabot.calls.decoded import with_form
+from sabot.calls.errors import ContentFiltered, MalformedAnswer, ModelError
+from sabot.calls.messages import messages_of
+from sabot.calls.model_requests import RequestSpec
+from sabot.calls.schema import Mismatch, Schema
 from sabot.errors import UserError, short_repr
-from sabot.llm.errors import ContentFiltered, MalformedAnswer, ModelError
-from sabot.llm.messages import messages_of
 from sabot.llm.results import Completion
-from sabot.llm.schema import Mismatch, Schema
-from sabot.llm.spec import RequestSpec
 
 _FIELDS = frozenset(RequestSpec.__struct_fields__) - {"messages", "output"}
 _NOT_OPTIONS = {
@@ -130,7 +132,8 @@ def with_output(answer: Completion, schema: Schema | None, *, looks_at_end: bool
     """Decodes the text of an answer by the schema, and returns a copy of the answer with the decoded value as its
     `output`. Returns the answer itself if `schema` is None or if the answer calls tools. Raises MalformedAnswer if the
     text does not match the schema or was cut off, and ContentFiltered if the model has refused to answer.
-    `looks_at_end`: False to decode the text of such answers too.
+    `looks_at_end`: False to decode the text of such answers too. `answer.output`: what a journal has of the value that was
+    decoded first (`calls.decoded`), or None.
     """
     if schema is None or answer.tool_calls:
         return answer
@@ -138,10 +141,34 @@ def with_output(answer: Completion, schema: Schema | None, *, looks_at_end: bool
         raise wrong
     where: dict[str, Any] = {"provider": answer.provider, "model": answer.model, "request_id": answer.request_id}
     try:
-        return msgspec.structs.replace(answer, output=schema.decode(answer.content))
+        value = schema.decode(answer.content)
+        if answer.output is not None:  # of a journal
+            value = with_form(value, answer.output)
+        return msgspec.structs.replace(answer, output=value)
     except Mismatch as error:
         text = answer.content[:_SHOWN_CHARACTERS]
         raise MalformedAnswer(f"the answer does not match: {error}", text=text, **where) from error
+
+
+def declared_schema(spec: RequestSpec) -> Schema | None:
+    """Returns the schema of the `output` of a request: that of the type for which it was made in this process, if that is
+    known, because a type may want more than its JSON schema tells. Returns None for text.
+    """
+    if spec.output is None:
+        return None
+    return known_schema(spec) or Schema(spec.output)
+
+
+def known_schema(spec: RequestSpec) -> Schema | None:
+    """Returns the schema of the type for which the `output` of a request was made in this process, or None."""
+    return None if spec.output is None else _DECLARED.get(_key_of(spec.output_name, spec.output))
+
+
+_DECLARED: WeakValueDictionary[tuple[str, bytes], Schema] = WeakValueDictionary()
+
+
+def _key_of(name: str, schema: Any) -> tuple[str, bytes]:
+    return name, msgspec.json.encode(schema)
 
 
 def _schema(output: Any) -> Schema:
@@ -154,10 +181,16 @@ def _schema(output: Any) -> Schema:
     try:
         return _of_type(output)
     except TypeError:  # it has no hash, as an `Annotated` with a field of pydantic
-        return Schema(output)
+        return _made(output)
 
 
-_of_type = lru_cache(128, typed=True)(Schema)
+def _made(output: Any) -> Schema:
+    schema = Schema(output)
+    _DECLARED[_key_of(schema.name, schema.json)] = schema
+    return schema
+
+
+_of_type = lru_cache(128, typed=True)(_made)
 
 
 @lru_cache(128)

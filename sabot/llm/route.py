@@ -12,16 +12,17 @@ from typing import Any
 
 import msgspec
 
+from sabot.calls.errors import CircuitOpen, ModelUnavailable, ModelUnreachable, may_cost
+from sabot.calls.judging import SENDABLE
+from sabot.calls.model_requests import RequestSpec
+from sabot.calls.names import MODELS
+from sabot.calls.usage import Usage, counted_usage, is_cost
 from sabot.clock import Clock
-from sabot.llm.errors import CircuitOpen, ModelUnavailable, ModelUnreachable, may_cost
-from sabot.llm.judges import SENDABLE
 from sabot.llm.limits import Admission, Circuit, CircuitBreaker, Limits
 from sabot.llm.middleware import ModelCall, Outcome
-from sabot.llm.names import MODELS
 from sabot.llm.prices import Prices
 from sabot.llm.provider import Provider
-from sabot.llm.results import FINISH_REASONS, Completion, Usage, counted_usage, is_cost
-from sabot.llm.spec import RequestSpec
+from sabot.llm.results import FINISH_REASONS, Completion
 
 _log = logging.getLogger("sabot.llm")
 

@@ -1,8 +1,9 @@
 """The Model Context Protocol, as a client and as a server.
 
-As a client: `pool` has the sessions with servers, `connection` is one session, and `transport` carries the messages of a
-session. `tools` turns the tools of servers into tools of agents, and `errors` draws the tree of errors. `sessions` and
-`documents` are typed clients for servers that keep sessions of agents or documents; `bridges` is their common base.
+As a client: `pool` has the sessions with servers, `connection` is one session, `calls` are its calls that are under way,
+and `transport` carries the messages of a session. `tools` turns the tools of servers into tools of agents, and `errors`
+draws the tree of errors. `sessions` and `documents` are typed clients for servers that keep sessions of agents or
+documents; `bridges` is their common base.
 
 As a server: `server` offers tools to other programs. `memory` and `saved_state` have such tools: for the memory of
 agents, and for the saved state of an app.

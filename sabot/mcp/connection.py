@@ -14,11 +14,7 @@ server then answers a call that is still under way, the session is open again. W
 hung session ends. If the sessions of a server hang again and again, `McpServerPool` decides for how long no new session
 is opened.
 
-A server may have to ask something before it can answer a call. Since version 2026-07-28 of the protocol it puts the
-question into its answer, with a state that the next request returns to it. The call has ended with the question, so if
-the server does not know the state any more, the call begins anew. In older versions the server sends a request of its
-own while the call is under way. This request does not name the call, so this module can answer it only if a single call
-is under way. If the session ends before the answer, nobody knows what the call has done.
+How a server asks something before it answers a call, and how the call waits for the answers, is in `calls`.
 
 A tool that was written for older versions (`ctx.elicit` of the SDK) cannot ask in a session of the newer one, and its
 call fails at the question. Then `asks_as_before` is True, and the pool opens sessions of the older version.
@@ -28,10 +24,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import re
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -42,9 +35,10 @@ from mcp.types import HEADER_MISMATCH, Implementation
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from sabot.base.version import sabot_version
+from sabot.calls.messages import ChatMessage, assistant, user
+from sabot.calls.schema import Mismatch
 from sabot.errors import SabotError, message_of, short_repr
-from sabot.llm.messages import ChatMessage, assistant, user
-from sabot.llm.schema import Mismatch
+from sabot.mcp.calls import OF_SESSION, AskingCalls, SentCall, restarted
 from sabot.mcp.config import PROTOCOL_VERSIONS, McpConfig, McpServerSpec, SessionKey
 from sabot.mcp.errors import (
     McpConnectionLost,
@@ -92,85 +86,9 @@ a text."""
 _PING_SECONDS = 5.0  # seconds for the answer to a ping, after a call was not answered in time
 _MODERN = "2026-07-28"
 _CLOSE_SECONDS = 10.0
-_ANSWER_SECONDS = 60.0  # seconds in which the answer of a person must be passed on
 _ROUNDS = 20  # the most rounds of a call whose server only wants to be asked again
 _ROUND_SECONDS = 0.1
-_OF_SESSION = "session:"  # the beginning of the states of calls that wait in their session
-_BEFORE = re.compile("[0-9a-f]{32}")  # … as journals of earlier versions of Sabot have them
 _CALLED: TypeAdapter[Any] = TypeAdapter(types.CallToolResult | types.InputRequiredResult)
-
-
-@dataclass(slots=True, eq=False)
-class SentCall:
-    """A call of a tool that is under way.
-
-    - `name`: the name of the tool. `seconds`: the time in which the server has to answer, in seconds.
-    - `left`: the seconds that remain for the whole call. The time in which a person answers questions is not
-      subtracted.
-    - `ends`: the time at which `left` is used up, by the clock of the event loop.
-    - `deadline`: the time limit for the answer; None while the call does not wait for the server.
-    - `task`: the task that waits for the server's result. It is None for versions of the protocol since 2026-07-28, in
-      which the server ends the request to ask a question.
-    - `asked`: the questions of the server that the caller has not answered yet, by their keys.
-    - `asks`: a future that is done when the server has asked a question.
-    - `answers`: for each question, by its key, the future that gets the answer of the caller.
-    - `forget`: the timer that cancels the call if the caller does not answer the questions.
-    """
-
-    name: str
-    seconds: float
-    left: float  # the seconds that are left for the whole call
-    ends: float = 0.0  # the end of these seconds, by the loop's clock
-    deadline: asyncio.Timeout | None = None
-    task: "asyncio.Task[McpResult] | None" = None
-    asks: "asyncio.Future[None] | None" = None
-    forget: asyncio.TimerHandle | None = None
-    asked: dict[str, dict[str, Any]] = field(default_factory=dict)
-    answers: "dict[str, asyncio.Future[Any]]" = field(default_factory=dict)
-
-    @contextlib.asynccontextmanager
-    async def in_time(self, server: str, config: McpConfig) -> AsyncIterator[None]:
-        """Limits the time of the `with` block, in which the call waits for the server. Raises McpTimeout at the end of
-        that time.
-
-        The limit is `self.seconds`, and `_request_call` begins it again with each report of progress. But the block
-        takes at most `self.left`, the seconds that remain for the whole call. At the end of the block, the time that it
-        took is subtracted from `self.left`.
-        """
-        now = asyncio.get_running_loop().time
-        self.ends = now() + self.left
-        try:
-            async with asyncio.timeout(min(self.seconds, self.left)) as self.deadline:
-                yield
-        except TimeoutError:
-            words, hint = f"within {self.seconds:g} s", "timeout= gives it longer"
-            if self.deadline is not None and (self.deadline.when() or 0) >= self.ends:
-                words = f"within {config.most_seconds(self.seconds):g} s, though it reported progress"
-                hint = "McpConfig(max_call_time=…) gives it longer"
-            raise McpTimeout(server, f"{self.name} did not answer {words}", hint=hint) from None
-        finally:
-            self.left, self.deadline = max(0.0, self.ends - now()), None
-
-    def go_on(self, answers: Mapping[str, Any]) -> None:
-        """Passes the caller's answers to the futures that wait for them, so that the call continues. `answers`: the
-        answers by the keys of the questions.
-        """
-        if self.forget is not None:
-            self.forget.cancel()
-        responses = responses_of({key: each for key, each in answers.items() if key in self.asked})
-        for key in responses:
-            self.asked.pop(key)
-            if not self.answers[key].done():
-                self.answers[key].set_result(responses[key])
-        self.asks = None if self.asked else self.asks
-
-    def cancel(self) -> None:
-        """Ends the call. The server gets an error in place of each answer for which it still waits."""
-        if self.task is not None:
-            self.task.cancel()
-        for answer in self.answers.values():
-            if not answer.done():
-                answer.set_result(types.ErrorData(code=-32600, message="nobody has answered"))
 
 
 class SessionState(StrEnum):
@@ -241,8 +159,7 @@ class McpConnection:
         self._under_way = 0  # the number of requests that wait for an answer
         self._pinging: asyncio.Task[None] | None = None
         self._stale = False  # the list of tools has changed
-        self._calls: set[SentCall] = set()
-        self._suspended: dict[str, SentCall] = {}
+        self._asking = AskingCalls(key.server, config, self._doubt)
         self._listener: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -266,7 +183,7 @@ class McpConnection:
     @property
     def is_idle(self) -> bool:
         """True if no call is under way, and no person is being asked."""
-        return not (self.busy or self._suspended)
+        return not self.busy and not self._asking.is_waiting
 
     def _enter(self, state: SessionState, why: str = "") -> None:
         """Changes the state to `state`, and stores the reason `why`. Does nothing if the session has ended, so the
@@ -366,8 +283,7 @@ class McpConnection:
             self._pinging.cancel()
         if self._listener is not None:
             self._listener.cancel()
-        for state in list(self._suspended):
-            self.forget(state)
+        self._asking.forget_all()
         self._on_over(self)
 
     def _unavailable(self, error: BaseException | None) -> SabotError:
@@ -468,8 +384,8 @@ class McpConnection:
         """Calls a tool, and returns its result. If the server has questions before it can answer, the result contains
         the questions and a `state`. The caller then calls this method again with the answers and this `state`.
 
-        - `expects`: the digest of the tool that the caller knows. If the tool has a different digest now,
-          McpToolChanged is raised, and nothing is sent. "" for no check.
+        - `expects`: the digest of the tool that the caller knows, or its `Offer.by_hints`. If the tool has another one
+          now, McpToolChanged is raised, and nothing is sent. "" for no check.
         - `timeout_s`: the time for the answer in seconds; `request_timeout` if None. It begins again with each report of
           progress, but the whole call takes at most `max_call_time`.
         - `progress`: a function, sync or async, that is called with the server's reports of progress.
@@ -481,12 +397,10 @@ class McpConnection:
         """
         seconds = self._config.seconds("request_timeout") if timeout_s is None else timeout_s
         check_encoded(self.key.server, name, [arguments, answers])
-        if state and state in self._suspended:
-            call = self._suspended.pop(state)
-            call.go_on(answers or {})
-            return await self._until_it_asks(call)
-        if answers is not None and (state.startswith(_OF_SESSION) or not self.is_modern):
-            return self._restarted(name, state, may_repeat)
+        if (waiting := self._asking.go_on(state, answers or {})) is not None:
+            return await self._asking.until_it_asks(waiting)
+        if answers is not None and (state.startswith(OF_SESSION) or not self.is_modern):
+            return restarted(self.key.server, name, state, may_repeat)
         check_granted(self.key.server, name, answers or {})
         await self._until_usable()
         await self.refresh([name])
@@ -496,80 +410,33 @@ class McpConnection:
         request = self._request_call(call, name, arguments, progress, responses, state)
         if self.is_modern:
             try:
-                async with self._in_time(call):
+                async with call.in_time(self.key.server, self._config, self._doubt):
                     return await request
             except McpRefused as error:
                 if answers is None or not state_unknown(error):
                     raise
-                return self._restarted(name, state, may_repeat)
+                return restarted(self.key.server, name, state, may_repeat)
         call.task = asyncio.create_task(request)
         call.task.add_done_callback(seen)
-        return await self._until_it_asks(call)
-
-    def _restarted(self, name: str, state: str, may_repeat: bool) -> McpResult:
-        """Returns the result that tells the caller to begin the call anew, because neither this session nor the server
-        knows `state`. Raises McpConnectionLost if the call was under way in a session when it asked, since it may have
-        changed something before its question, unless `may_repeat` is True.
-        """
-        if not may_repeat and (state.startswith(_OF_SESSION) or _BEFORE.fullmatch(state)):
-            raise McpConnectionLost(
-                self.key.server,
-                f"{name}: its session ended while a person was asked, and nobody knows what it had done before",
-            )
-        return McpResult(restart=True)
-
-    @contextlib.asynccontextmanager
-    async def _in_time(self, call: SentCall) -> AsyncIterator[None]:
-        try:
-            async with call.in_time(self.key.server, self._config):
-                yield
-        except McpTimeout:
-            self._doubt(f"{call.name} did not answer in time")
-            raise
+        return await self._asking.until_it_asks(call)
 
     def _check_call(self, name: str, arguments: Mapping[str, Any], expects: str) -> None:
         offer, server = self.offers.get(name), self.key.server
         if offer is None:
             why = f": {self.left_out[name]}" if name in self.left_out else ""
             raise McpToolChanged(server, f"it offers no tool {short_repr(name)}{why}")
-        if expects and offer.digest != expects:
+        if expects and expects not in (offer.digest, offer.by_hints):
+            allowed = " " in expects
             raise McpToolChanged(
                 server,
-                f"{name} was not called: its description, schema or hints are others than when it was offered",
-                hint="look at them, and call pool.tools(…) again; or on_change='allow'",
+                f"{name} was not called: its {'' if allowed else 'description, schema or '}hints are others than when it was offered",
+                hint="look at them, and call pool.tools(…) again; or "
+                + (f"declare its class, effects={{{name!r}: …}}" if allowed else "on_change='allow'"),
             )
         try:
             OfferedArguments(name, "", offer.schema).check(arguments)
         except Mismatch as error:
             raise McpInvalidArguments(server, f"{name} does not take these arguments: {error}") from None
-
-    async def _until_it_asks(self, call: SentCall) -> McpResult:
-        """Waits for the result of the call, and returns it. If the server asks something first, returns a result with
-        the questions instead. The call then remains stored until `call` gets the answers. If they do not come within
-        `question_timeout` plus one minute, the call is cancelled.
-        """
-        assert call.task is not None
-        stays = False
-        self._calls.add(call)
-        if not call.asked:
-            call.asks = asyncio.get_running_loop().create_future()
-        try:
-            async with self._in_time(call):
-                if call.asks is not None:
-                    waiting: list[asyncio.Future[Any]] = [call.task, call.asks]
-                    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if call.task.done():
-                return call.task.result()
-            stays = True
-            state = f"{_OF_SESSION}{secrets.token_hex(16)}"
-            self._suspended[state] = call
-            seconds = self._config.seconds("question_timeout") + _ANSWER_SECONDS
-            call.forget = asyncio.get_running_loop().call_later(seconds, self.forget, state)
-            return McpResult(questions=dict(call.asked), state=state)
-        finally:
-            self._calls.discard(call)
-            if not stays:
-                call.cancel()
 
     async def _request_call(
         self,
@@ -581,8 +448,7 @@ class McpConnection:
         state: str,
     ) -> McpResult:
         async def on_progress(done: float, total: float | None, words: str | None) -> None:
-            if call.deadline is not None and not call.deadline.expired():
-                call.deadline.reschedule(min(asyncio.get_running_loop().time() + call.seconds, call.ends))
+            call.prolong()
             if progress is not None:
                 told = progress(done, total, (words or "")[:1000])
                 if inspect.isawaitable(told):
@@ -672,42 +538,14 @@ class McpConnection:
     # -- questions of the server --------------------------------------------------------------------------------------
 
     async def _elicited(self, context: Any, params: Any) -> Any:
-        return await self._asked("elicitation/create", params)
+        return await self._asking.asked("elicitation/create", params)
 
     async def _sampled(self, context: Any, params: Any) -> Any:
-        return await self._asked("sampling/createMessage", params)
-
-    async def _asked(self, method: str, params: Any) -> Any:
-        """Passes a question of the server to the caller of the tool, waits for the answer, and returns it. The question
-        does not say to which call it belongs. So if there is no call or more than one, an error for the server is
-        returned. The same happens if the call has had `max_questions` questions.
-        """
-        calls = list(self._calls or self._suspended.values())
-        if len(calls) != 1:
-            several = "several calls are" if calls else "no call is"
-            return types.ErrorData(code=-32600, message=f"{several} under way: nobody can say who is asked")
-        call = calls[0]
-        if len(call.answers) >= self._config.max_questions:
-            return types.ErrorData(code=-32600, message="it has asked too much")
-        asked = {"method": method, "params": as_json(params)}
-        try:
-            recordable(self.key.server, method, asked)
-        except McpInvalidAnswer as error:
-            return types.ErrorData(code=types.INVALID_PARAMS, message=error.message)
-        key = f"q{len(call.answers) + 1}"
-        call.answers[key] = answer = asyncio.get_running_loop().create_future()
-        call.asked[key] = asked
-        if call.asks is not None and not call.asks.done():
-            call.asks.set_result(None)
-        return await answer
+        return await self._asking.asked("sampling/createMessage", params)
 
     def forget(self, state: str) -> None:
-        """Cancels the call that waits for answers of its caller under the key `state`. Does nothing if the call has got
-        its answers or has ended.
-        """
-        call = self._suspended.pop(state, None)
-        if call is not None:
-            call.cancel()
+        """Cancels the call that waits for answers of its caller under the key `state`, as in `AskingCalls.forget`."""
+        self._asking.forget(state)
 
     # -- tools, resources, prompts ------------------------------------------------------------------------------------
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sabot.calls.model_requests import JsonSchema
 from sabot.errors import UserError, short_repr
-from sabot.llm.spec import JsonSchema
 from sabot.mcp.offers import clean, mismatch_with
 
 _MARKS = {"server", "tool", "message"}  # the fields of every such question

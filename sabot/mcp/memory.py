@@ -33,9 +33,9 @@ from sabot.base.os_errors import hint_of
 from sabot.base.redaction import without_secrets
 from sabot.base.sqlite_files import error_of, open_database
 from sabot.base.threads import run_in_thread
+from sabot.calls.tools import Tool, tool
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UNREADABLE, UserError, short_repr
-from sabot.llm.tools import Tool, tool
 from sabot.state import MapState
 
 StoredMemory: TypeAlias = dict[str, Any]

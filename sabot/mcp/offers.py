@@ -17,15 +17,16 @@ from typing import Any
 
 import msgspec
 
+from sabot.calls.effects import EffectClass
+from sabot.calls.json_schema import mismatch
+from sabot.calls.model_requests import JsonSchema
+from sabot.calls.schema import Mismatch
 from sabot.errors import UserError, message_of
-from sabot.journal.effects import EffectClass
-from sabot.llm.json_schema import mismatch
-from sabot.llm.schema import Mismatch
-from sabot.llm.spec import JsonSchema
 
 _MOST_SCHEMA_BYTES = 200_000
 _MOST_NAME = 64  # the longest name in characters that all vendors accept
 _DIGITS = 8  # digits of the hash that tells two names apart
+_MOST_DIGITS = 56
 _NO_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 _UNSEEN = {
     "Cc",
@@ -74,6 +75,13 @@ class Offer:
         if self.read_only:
             return EffectClass.READ
         return EffectClass.IDEMPOTENT if self.idempotent else EffectClass.UNSAFE
+
+    @property
+    def by_hints(self) -> str:
+        """The effect class that follows from the server's hints, and "open" or "closed" for the world that the tool
+        reaches, as a text that can be compared.
+        """
+        return f"{self.proposed} {'closed' if self.open_world is False else 'open'}"
 
 
 def offer_of(item: Any, most_chars: int, *, modern: bool = True) -> Offer | str:
@@ -124,21 +132,27 @@ def offer_of(item: Any, most_chars: int, *, modern: bool = True) -> Offer | str:
 def names_of(offers: Collection[Offer], prefix: str) -> dict[str, str]:
     """Returns the name of each tool for models, by the server's name for it. `prefix`: a text before each name.
 
-    Names that become equal ("files.read" and "files_read", or two with the same first 64 characters) get distinct ones:
-    a tool whose name is unchanged keeps it, and the name of another one ends with a hash of the server's name. So the
-    names do not depend on the order of the list, and are the same at each start.
+    If names become equal ("files.read" and "files_read", or two with the same first 64 characters), each of them ends
+    with a hash of the server's name. None keeps the name that was equal: a server that offers another tool later could
+    otherwise make the rules, the approvals and the recorded calls of one tool those of another one. So the names do not
+    depend on the order of the list, and are the same at each start.
     """
-    shown = {each.name: f"{prefix}{each.shown}"[:_MOST_NAME] for each in offers}
-    often = Counter(shown.values())
-    equal = sorted(name for name, each in shown.items() if often[each] > 1 and f"{prefix}{name}" != each)
-    taken = {each for name, each in shown.items() if name not in equal}
-    for name in equal:
-        digest, digits = sha256(name.encode()).hexdigest(), _DIGITS
-        while (given := f"{shown[name][: _MOST_NAME - digits - 1]}_{digest[:digits]}") in taken:
-            digits += 1
-        shown[name] = given
-        taken.add(given)
+    plain = {each.name: f"{prefix}{each.shown}"[:_MOST_NAME] for each in offers}
+    shown, digits = dict(plain), dict.fromkeys(plain, 0)
+    while equal := [name for name, often in Counter(shown.values()).items() if often > 1]:
+        for name in [name for name, each in shown.items() if each in equal]:
+            digits[name] = min(digits[name] + _DIGITS, _MOST_DIGITS)
+            digest = sha256(name.encode()).hexdigest()[: digits[name]]
+            shown[name] = f"{plain[name][: _MOST_NAME - len(digest) - 1]}_{digest}"
     return shown
+
+
+def other_names_of(offer: Offer, prefix: str, name: str) -> tuple[str, ...]:
+    """Returns the names that a rule may have for a tool, although models know it by another one: the server's, and the
+    name that it would have alone. `name`: the name for models.
+    """
+    found = (offer.name, offer.shown, f"{prefix}{offer.name}", f"{prefix}{offer.shown}"[:_MOST_NAME])
+    return tuple(each for each in dict.fromkeys(found) if each != name)
 
 
 async def offers_of(

@@ -24,14 +24,14 @@ from sabot.base.backoff import Backoff, Failures
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options, no_option
 from sabot.base.supervision import TaskSet
+from sabot.calls.messages import ChatMessage
+from sabot.calls.names import SERVERS
+from sabot.calls.tools import InDoubt, Tool
 from sabot.errors import MissingExtra, UserError, short_repr
-from sabot.llm.messages import ChatMessage
-from sabot.llm.names import SERVERS
-from sabot.llm.tools import InDoubt, Tool
 from sabot.mcp.config import McpConfig, McpServerOptions, McpServerSpec, SessionKey
 from sabot.mcp.errors import McpBusy, McpConnectionLost, McpError, McpInvalidArguments, McpUnavailable
 from sabot.mcp.loop_thread import LoopThread, seen
-from sabot.mcp.offers import names_of
+from sabot.mcp.offers import names_of, other_names_of
 from sabot.mcp.results import McpPrompt, McpResource, McpResult
 from sabot.mcp.tools import Ask, RemoteTool, ServerQuestions, checked_effects, tool_of
 
@@ -214,10 +214,11 @@ class McpServerPool:
         - `in_doubt`, `timeout`, `retries`, `labels`: as in the decorator `tool`. With `retries=None` a call that may be
           repeated is repeated once.
         - `prefix`: a text that is put before the name of each tool. The names have the characters, and the length, that
-          all vendors accept. Of those that become equal by this, one or all end with a hash of the server's name.
+          all vendors accept. Those that become equal by this end with a hash of the server's name.
         - `on_change`: what happens to a later call if the title, description, schemas or hints of the tool have changed
           by then.
-          "refuse" raises McpToolChanged; "allow" makes the call.
+          "refuse" raises McpToolChanged; "allow" makes the call, unless the hints of a tool that has its class from them
+          say something else now.
         - `approved`: the digest of each tool by name, as `McpSession.digests` has returned them after the user has
           checked the tools. If one of the tools has a different digest or is missing there, UserError is raised.
 
@@ -255,7 +256,8 @@ class McpServerPool:
         names = names_of([offers[name] for name in wanted], prefix)
         for name in sorted(wanted):
             offer = offers[name]
-            expects = offer.digest if on_change == "refuse" else ""
+            by_hints = offer.by_hints if trust_annotations and not classes.get(name) else ""
+            expects = offer.digest if on_change == "refuse" else by_hints
             remote = self.remote(session.key, name, expects=expects, timeout_s=timeout_s)
             made.append(
                 tool_of(
@@ -268,6 +270,7 @@ class McpServerPool:
                     retries=retries,
                     labels=labels,
                     name=names[name],
+                    other_names=other_names_of(offer, prefix, names[name]),
                 )
             )
         return made

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from sabot.llm.tools import ToolAnswer
+from sabot.calls.tools import ToolAnswer
 from sabot.process.executor import ToolRequest
 
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.base.redaction import clean_value
+from sabot.calls.tools import Tool, tool
 from sabot.errors import UNREADABLE, UserError, short_repr
-from sabot.llm.tools import Tool, tool
 
 _ROWS_MOST = 1000
 _PAGE_BYTES = 65_536

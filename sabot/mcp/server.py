@@ -30,10 +30,11 @@ from sabot.base.options import answers_wrong_options
 from sabot.base.os_errors import hint_of
 from sabot.base.redaction import clean_value, keep_secret, scrubbed
 from sabot.base.threads import run_in_thread
+from sabot.calls.effects import EffectClass
 from sabot.calls.judging import JUDGE
+from sabot.calls.tool_results import json_of_result
+from sabot.calls.tools import UNTRUSTED, Tool, ToolAnswer
 from sabot.errors import MissingExtra, SabotError, UserError, message_of, short_repr
-from sabot.journal.effects import EffectClass
-from sabot.llm.tools import UNTRUSTED, Tool, ToolAnswer, json_of_result
 
 try:
     import mcp_types as types
@@ -90,9 +91,10 @@ class ToolServer:
                 raise UserError(
                     f"MCP server {name}: two tools are called {each.name}", hint="@tool(name=…) renames one"
                 )
-            if each.takes_effect:
+            if each.takes_effect or each.takes_context:
+                what = "an Effect" if each.takes_effect else "a ToolContext"
                 raise UserError(
-                    f"MCP server {name}: tool {each.name} takes an Effect, and a call from outside has none",
+                    f"MCP server {name}: tool {each.name} takes {what}, and a call from outside has none",
                     hint="offer a tool without that parameter",
                 )
             self._tools[each.name] = each

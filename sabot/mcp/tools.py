@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sabot.base.config import Secret
+from sabot.calls.effects import RULES, EffectClass, effect_class
+from sabot.calls.errors import BudgetExceeded, ModelError, TurnLimitExceeded
+from sabot.calls.messages import ChatMessage, Image, Part, Text, system
+from sabot.calls.model_requests import RequestSpec, present_context
+from sabot.calls.names import note_tool
 from sabot.calls.options import Retry
+from sabot.calls.tools import UNTRUSTED, InDoubt, Tool, ToolCaller, as_tool
 from sabot.errors import EffectError, UserError, short_repr
-from sabot.journal.effects import RULES, EffectClass, effect_class
 from sabot.llm.direct import DirectCaller, DirectTools
-from sabot.llm.errors import BudgetExceeded, ModelError, TurnLimitExceeded
-from sabot.llm.messages import ChatMessage, Image, Part, Text, system
-from sabot.llm.names import note_tool
 from sabot.llm.requests import words_of_end
-from sabot.llm.spec import RequestSpec, present_context
-from sabot.llm.tools import UNTRUSTED, InDoubt, Tool, ToolCaller, as_tool
 from sabot.mcp.config import McpConfig, SessionKey
 from sabot.mcp.elicitation import reply_of, shown_question
 from sabot.mcp.errors import McpConnectionLost, McpRefused, McpTimeout
@@ -52,7 +52,7 @@ CallStep = Callable[[SessionKey, str, Mapping[str, Any], Mapping[str, Any]], Awa
 
 class RemoteTool:
     """A tool of a server, as an object that can be called. A call uses the server's session for the tenant and the user
-    of the caller. If the caller has none, it uses the session `key`.
+    of the caller. If the caller has none, it uses the session `key`. `of_server`: the names of the server and of its tool.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class RemoteTool:
         progress: "OnProgress | None" = None,
     ) -> None:
         self.__name__ = name
+        self.of_server = (key.server, name)
         self._step = step
         self._forget = forget
         self._key = key
@@ -339,6 +340,7 @@ def tool_of(
     retries: int | None,
     labels: Collection[str],
     name: str,
+    other_names: tuple[str, ...],
 ) -> Tool:
     """Returns the offered tool as a Tool for agents.
 
@@ -349,7 +351,7 @@ def tool_of(
       unless the server says that the tool has no access to the open world.
     - `timeout_s`: the time limit of one attempt in seconds.
     - `retries`: how often a failed call is repeated. If None, once if the effect class allows it, else never.
-    - `name`: the name for models (`offers.names_of`).
+    - `name`: the name for models (`offers.names_of`). `other_names`: those of `offers.other_names_of`.
     """
     by_hint = trust_annotations and not effect
     kind = offer.proposed if by_hint else effect_class(effect or "unsafe")
@@ -369,6 +371,7 @@ def tool_of(
         OfferedArguments(name, offer.description, offer.schema, offer.output),
         remote.converse,
     )
-    made = replace(as_tool(made, effect=kind), by_hint=by_hint and kind is not EffectClass.UNSAFE)
+    made = as_tool(made, effect=kind)
+    made = replace(made, by_hint=by_hint and kind is not EffectClass.UNSAFE, other_names=other_names)
     note_tool(made)
     return made

@@ -132,11 +132,11 @@ def check_encoded(server: str, what: str, value: object) -> None:
 
 def recordable(server: str, what: str, value: T) -> T:
     """Returns `value`, which comes from a server. Raises McpInvalidAnswer if a journal cannot record it, for example
-    because it contains an integer of more than 64 bits. `what`: the name of the call, for the message.
+    because it is nested too deep. `what`: the name of the call, for the message.
     """
     try:
-        msgspec.msgpack.encode(value)
-    except (OverflowError, ValueError, RecursionError) as error:
+        msgspec.json.encode(value)
+    except (ValueError, RecursionError) as error:
         raise McpInvalidAnswer(server, f"{what}: it has what cannot be recorded: {message_of(error)}") from None
     return value
 

@@ -21,7 +21,7 @@ import asyncio
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.nodes.origin import NO_ORIGIN, StepOrigin
+from sabot.base.dataclass import dataclass
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_AFTER, UPDATE_BEFORE
 from sabot.codecs.records import RECORD_SCHEMA

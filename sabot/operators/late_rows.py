@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.base.quantities import counted_words, duration_words
-from sabot.connectors.letters import letters_of_rows
 from sabot.errors import DataError
+from sabot.letters.form import letters_of_rows
 from sabot.operators.base import LETTERS, TIME_COLUMN, OperatorContext
 from sabot.operators.rows.bad import STEP_LENGTH
 

@@ -12,24 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
+from sabot.base.arrays import empty_batch
 from sabot.calls.judging import JUDGE, with_judge
 from sabot.clock import Clock
 from sabot.codecs.base import Encoder
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import RECORD_SCHEMA, record_keys, row_records
-from sabot.connectors.base import Delivers, LostFloats, OnNan, Sink
-from sabot.connectors.defaults import (
-    Stages,
-    check_types,
-    expect,
-    expect_changes,
-    expect_no_more,
-    finish_of,
-    floats_lost,
-)
-from sabot.connectors.letters import LetterLog, ReasonCounts, letters_of_refused
-from sabot.connectors.refused import is_refusal, parted, refused_in, shortened
+from sabot.connectors.base import Delivers, LostFloats, OnNan, Sink, Stages, expect_changes, receiver_of
 from sabot.errors import RowErrors, SabotError, TransientError, UserError
+from sabot.letters.log import LetterLog, ReasonCounts
+from sabot.letters.refused import is_refusal, letters_of_refused, parted, refused_in, shortened
 from sabot.operators.base import (
     DELETE,
     OP_COLUMN,
@@ -70,9 +62,10 @@ class SinkWriter(WritesOutside):
         self.sink = sink
         self.rows_out = 0
         self.left: Sequence[str] = ()  # columns that the app has written before, and does not write any more
+        self._receiver = receiver_of(sink)
         self._stages = sink if isinstance(sink, Stages) else None
         self._close = sink.close
-        self._finish = finish_of(sink)
+        self._finish = sink.finish
         self._key = key
         # Results of an agent with `key=` are records, also for a sink that stores columns.
         self._format = sink.format or JSON
@@ -136,6 +129,10 @@ class SinkWriter(WritesOutside):
                 if not was_open:
                     self.sink.close()
 
+    def start_afresh(self) -> None:
+        """Tells the sink that the app starts without a checkpoint. Called before `open`."""
+        self._receiver.start_afresh()
+
     def check_types(self, columns: pa.Schema) -> None:
         """Raises UserError for a type in `columns` that the sink can never write. Called before `open`, for each
         stream that is written to the sink.
@@ -143,7 +140,7 @@ class SinkWriter(WritesOutside):
         if self._changes is None and self._key is not None:
             self._format.check_types(columns, f"sink {self.sink.name!r}, with key={self._key!r}")
         else:
-            check_types(self.sink, columns)
+            self._receiver.check_types(columns)
 
     def open(self, context: OperatorContext) -> pa.Schema:
         if self._changes is not None:
@@ -151,8 +148,8 @@ class SinkWriter(WritesOutside):
         elif self._expected is not None and self._key is not None:
             self._check_columns([self._key], self._expected)
         elif self._expected is not None:
-            expect(self.sink, self._expected)
-        expect_no_more(self.sink, self.left)
+            self._receiver.expect(self._expected)
+        self._receiver.expect_no_more(self.left)
         self._close = with_judge(self.sink.close, JUDGE.get())  # the thread that closes it may have no context
         with self._turn:
             self.sink.open()
@@ -303,9 +300,9 @@ class SinkWriter(WritesOutside):
         if schema.equals(RECORD_SCHEMA):
             return []
         keyed = self._changes is None and self._key is not None
-        plain = normalise(pa.RecordBatch.from_pylist([], schema=schema)).schema
+        plain = normalise(empty_batch(schema)).schema
         kinds = [(index, field.type) for index, field in enumerate(plain) if _has_floats(field.type)]
-        lost = self._format.floats_lost if keyed else partial(floats_lost, self.sink)
+        lost = self._format.floats_lost if keyed else self._receiver.floats_lost
         found = [(index, lost(kind)) for index, kind in kinds]
         return [(index, floats) for index, floats in found if floats is not None]
 

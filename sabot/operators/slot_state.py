@@ -204,8 +204,13 @@ class SlotState(StatePart):
         """Moves keys to disk if the state exceeds the memory budget. Call it after each batch, within `changing`."""
         if self._cold is not None:
             self._tick = self.known.tick = 0 if self._tick >= _LAST_TICK else self._tick + 1
-            if self.nbytes > self._most_bytes and self._used() > self._most_bytes:
+            if self.exceeds_budget:
                 self._make_room(self._cold)
+
+    @property
+    def exceeds_budget(self) -> bool:
+        """True if the state in memory is larger than its share of the memory budget."""
+        return self.nbytes > self._most_bytes and self._used() > self._most_bytes
 
     def close(self) -> None:
         """Closes the segments on disk. The rows in memory are kept, because a snapshot that is not saved yet may need

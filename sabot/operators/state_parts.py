@@ -12,7 +12,6 @@ that belong to the key groups of this subtask.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -21,6 +20,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.border import validate
 from sabot._cython.groups.partition import KEY_GROUPS, hash_columns
+from sabot.base.dataclass import dataclass
 from sabot.base.disk import make_folder
 from sabot.base.os_errors import restoring
 from sabot.errors import CorruptCheckpoint

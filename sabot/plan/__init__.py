@@ -16,7 +16,6 @@ from sabot.plan.agents import (
     place_of_sink,
     ways_of_labels,
 )
-from sabot.plan.drawing import svg
 from sabot.plan.fills import Way, ways
 from sabot.plan.mermaid import mermaid
 from sabot.plan.optimise import ending, ending_at, walk, with_schemas
@@ -69,7 +68,6 @@ __all__ = [
     "refill_options",
     "standings",
     "steps_of_tables",
-    "svg",
     "tables_in",
     "walk",
     "ways",

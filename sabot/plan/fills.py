@@ -10,8 +10,8 @@ it.
 
 from collections import defaultdict
 from collections.abc import Container
-from dataclasses import dataclass
 
+from sabot.base.dataclass import dataclass
 from sabot.operators.layout.stages import Edge, Stage, Step
 from sabot.plan.stages import Plan
 

@@ -10,13 +10,14 @@ take away rows that it never had.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, TypeAlias
 
 from sabot.api.expr import Expr, col
 from sabot.api.nodes.changes import GroupAggregate
 from sabot.api.nodes.node import Columns, Node
 from sabot.api.nodes.rows import Broadcast, Drop, Filter, OnError, Rename, Select, Union, WithColumns
+from sabot.base.dataclass import dataclass
 from sabot.operators.layout.stages import Step
 
 

@@ -6,7 +6,7 @@ The nodes say which columns a step needs, and past which steps a filter may move
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -18,6 +18,8 @@ from sabot.api.nodes.origin import StepOrigin
 from sabot.api.nodes.read import Read, StreamEnd
 from sabot.api.nodes.rows import Filter, MapBatches
 from sabot.api.windows import SessionWindow, TimeWindow
+from sabot.base.arrays import empty_batch
+from sabot.base.dataclass import dataclass
 from sabot.connectors.places import Place
 from sabot.operators.windows.panes import shape_of
 
@@ -46,7 +48,7 @@ def with_schemas(ends: Iterable[StreamEnd], schemas: Mapping[int, pa.Schema | No
 
     def known(node: Read) -> Read:
         schema = schemas[id(node)]
-        canonical = None if schema is None else normalise(schema.empty_table()).schema
+        canonical = None if schema is None else normalise(empty_batch(schema)).schema
         return replace(node, schema=canonical, inferred=node.schema is None)
 
     return _with_reads(ends, known)
@@ -95,12 +97,13 @@ def optimise(ends: Iterable[StreamEnd]) -> list[StreamEnd]:
 class _Pushdown:
     def __init__(self, ends: list[StreamEnd]) -> None:
         self._readers = Counter(id(upstream) for node in walk(ends) for upstream in node.inputs)
-        self._done: dict[int, Node] = {}
+        # By the node, not by its id: the steps of `versions` live no longer than this, and another one may get their ids.
+        self._done: dict[Node, Node] = {}
 
     def rewrite(self, node: Node) -> Node:
-        if id(node) not in self._done:
-            self._done[id(node)] = self._rewritten(node)
-        return self._done[id(node)]
+        if node not in self._done:
+            self._done[node] = self._rewritten(node)
+        return self._done[node]
 
     def _rewritten(self, node: Node) -> Node:
         if isinstance(node, Filter):

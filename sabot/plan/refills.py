@@ -8,9 +8,9 @@ upsert keeps the rows: the group begins anew, and is filled from the upsert's ta
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from sabot.base.dataclass import dataclass
 from sabot.errors import UserError
 from sabot.operators.base import Operator, OperatorContext, WaitsForCalls
 from sabot.operators.layout.stages import Stage, Step

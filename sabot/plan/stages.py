@@ -1,12 +1,12 @@
 """A plan, with its stages and queries about them. `planner` makes it."""
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
+from sabot.base.dataclass import dataclass
 from sabot.base.quantities import span_words
 from sabot.connectors.base import Sink
 from sabot.connectors.places import Place

@@ -4,11 +4,12 @@ each.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from shlex import quote
 from typing import Any, Literal, NamedTuple
 
 from sabot.api.nodes.origin import NO_ORIGIN, StepOrigin
+from sabot.base.dataclass import dataclass
 from sabot.operators.aggregates.migration import AggregateVerdict
 from sabot.plan.fills import Way
 

@@ -141,7 +141,8 @@ def _answer_of_claude(events: Iterable[Any]) -> str:
     if last[-1].get("is_error") or last[-1].get("subtype") != "success":
         said = last[-1].get("result") or last[-1].get("errors") or ""
         raise ProviderError(f"claude: {last[-1].get('subtype')}: {said}")
-    return str(last[-1].get("result", ""))
+    found = last[-1].get("result")
+    return found if isinstance(found, str) else "" if found is None else json.dumps(found, ensure_ascii=False)
 
 
 def _opencode(task: AgentConfig, json_lines: bool) -> list[str]:

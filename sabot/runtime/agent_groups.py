@@ -6,14 +6,13 @@ several, each task reads some of the partitions of its inputs.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.read import StreamEnd, Write
+from sabot.base.dataclass import dataclass
 from sabot.checkpoint import Manifest
 from sabot.connectors.base import Sink, Source
-from sabot.connectors.defaults import readers_of
 from sabot.errors import UserError
 from sabot.plan import fed_by_streams, walk
 
@@ -48,7 +47,7 @@ class AgentGroup:
         """
         if self.count == 1:
             return source
-        readers = readers_of(source, self.count)
+        readers = source.readers(self.count)
         if len(readers) < self.count:
             raise UserError(
                 f"agent {self.agents[0]} has process={self.count}, but {source.name} allows only {len(readers)} readers",

@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Channel, Gate
-from sabot.connectors.base import Bounded, Positions, ReportsLag, Source
+from sabot.connectors.base import Bounded, Positions, Source
 from sabot.runtime.reading import SourceInput
 
 
-class AgentOutput(Source, Bounded, ReportsLag):
+class AgentOutput(Source, Bounded):
     """The output of an agent as a source: records, or the columns of a batch agent. It has one partition, whose
     offset is the number of rows so far.
     """

@@ -4,10 +4,11 @@ import asyncio
 import enum
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from sabot.api.agent import AgentSpec
+from sabot.base.dataclass import dataclass
 from sabot.base.logs import warn_of_users_error
 from sabot.base.supervision import watch_task
 from sabot.clock import SYSTEM_CLOCK, Clock

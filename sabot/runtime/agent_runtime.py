@@ -11,6 +11,7 @@ from sabot.api.nodes.node import walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.api.unrun import note_run
 from sabot.base.config import Duration
+from sabot.base.lazy_imports import no_collections
 from sabot.errors import SabotError, UserError, message_of, short_repr
 from sabot.runtime.agent_process import AgentProcess
 
@@ -41,8 +42,8 @@ class AgentRuntime:
     def runner(self) -> "AppRunner":
         """The life of the app. A program that is only described, or planned, does not load what runs it."""
         if self._runner is None:
-            from sabot.runtime.app_runner import AppRunner
-
+            with no_collections():
+                from sabot.runtime.app_runner import AppRunner
             with self._one_runner:
                 if self._runner is None:
                     self._runner = AppRunner(self.app, self.agents, self.writes)
@@ -119,7 +120,7 @@ class AgentRuntime:
         """Returns when the usage by calls is written, also that of agents that are not durable."""
         for guard in self.app.guards:
             try:
-                await guard.flush()
+                await guard.leave()
             except (SabotError, OSError) as error:
                 _log.warning("what calls of models have used is not kept: %s", message_of(error))
         if self.app.guards:

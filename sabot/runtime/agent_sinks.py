@@ -10,7 +10,6 @@ import pyarrow as pa
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import StreamEnd
 from sabot.connectors.base import Sink
-from sabot.connectors.defaults import set_only_letters, start_afresh
 from sabot.delivery import StagedSink
 from sabot.operators.sink import SinkWriter
 from sabot.plan import (
@@ -55,11 +54,12 @@ class AgentSinks:
         """
         place, clock = place_of_sink(sink), self._settings.clock
         opened = self._settings.open_sink(sink, self._formats.get(place)) if isinstance(sink, str) else sink
-        set_only_letters(opened, place in self._only_letters)
+        # Before `staged`: it is the receiver that waits for its first letter, not the StagedSink before it.
+        opened.only_letters = place in self._only_letters
         opened = self._settings.staged(group.room, opened, self.wanted[place])
-        if afresh:
-            start_afresh(opened)
         writer = SinkWriter(opened, None, None, lambda: int(clock.time() * 1000), nan=self._nans.get(place))
+        if afresh:
+            writer.start_afresh()
         self._writers[place] = writer
         if (found := self._letters_of(place)) is not None:
             agent, letters, skips = found

@@ -7,6 +7,7 @@ has read.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,14 +21,14 @@ from sabot.clock import Clock
 from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import RECORD_SCHEMA, bounded, to_records
-from sabot.connectors.base import Positions, Source
-from sabot.connectors.defaults import gives_columns, scan
+from sabot.connectors.base import Positions, Scans, Source
 from sabot.connectors.places import Place
 from sabot.errors import InternalError, UserError
 from sabot.operators.agents.batches import decoded
 from sabot.operators.agents.operator import AgentOperator
+from sabot.runtime.chain import Chain, Output
 from sabot.runtime.reading import Reader
-from sabot.runtime.task import Chain, Output, StreamTask, close_tasks
+from sabot.runtime.task import StreamTask, close_tasks
 
 _STOP_SECONDS = 30.0
 
@@ -39,9 +40,9 @@ def scan_columns(source: Source, spec: AgentSpec) -> None:
     Raises UserError for columns that the source does not have, and, for a record agent, whose rows become JSON, for
     types that JSON does not have.
     """
-    if not gives_columns(source):
+    if not isinstance(source, Scans) or source.has_records:  # records come, which the agent decodes
         return
-    scan(source, spec.schema if spec.batch else None, None)
+    source.scan(spec.schema if spec.batch else None, None)
     if not spec.batch and source.schema is not None:
         where = f"agent {spec.agent_id}, from {source.name}"
         check_names(where, [] if spec.key is None else [spec.key], source.schema.names)
@@ -58,6 +59,16 @@ class _RecordInput(Reader):
         super().__init__(name, source, max_rows=max_rows)
         self._codec = codec
         self._record_clock = clock
+        self.passed: deque[Mapping[tuple[str, int], bytes]] = deque()  # the memory behind each batch in the channel
+
+    def _tried(self, batch: Batch) -> Batch | None:
+        ready = super()._tried(batch)
+        if self.remembers and ready is not None:
+            self.passed.append(self.remembered)
+        return ready
+
+    def memory(self) -> dict[str, bytes]:
+        return {}  # the agent task stores the memory, behind the rows that it has taken
 
     def _ready(self, batch: Batch) -> Batch:
         if not batch.topic:
@@ -111,13 +122,15 @@ class AgentSource:
         self.channel = Channel(name=name)
         self.identity: str | None = None  # the identity of the source's log, if it is part of the ids of durable jobs
         self.again = 0  # how often its records became new durable jobs (`--reprocess`)
-        self.taken: Positions = {}  # the offsets after the rows that the agent task has taken out of the channel
+        # After the batches that the agent task has taken out of the channel: the offsets, and what the source remembers.
+        self.taken: Positions = {}
+        self.remembered: Mapping[tuple[str, int], bytes] = {}
         self.on_broken: Callable[[AgentSource, BaseException], None] = lambda source, error: None
         self._loop = loop
         self._left: list[tuple[str, Handle]] = []
         self.task = StreamTask(f"source {name}", self, clock)
         self.task.input = self.input
-        output = _Whole([self.channel], (), self.task)
+        output = _Whole([self.channel], ())
         self.task.chain = Chain([output], [output])
         self.task.on_over = self._is_over
 
@@ -127,6 +140,13 @@ class AgentSource:
         """
         self.input.open_source(positions, start, facts)
         self.taken = dict(self.source.positions())
+        self.remembered = self.input.remembered
+
+    def took(self, batch: Batch) -> None:
+        """Notes that the agent task has taken the next batch out of the channel: a checkpoint covers it from now on."""
+        self.taken.update(batch.offsets)
+        if self.input.remembers:
+            self.remembered = self.input.passed.popleft()
 
     def start(self) -> None:
         """Starts the thread, which begins to poll."""

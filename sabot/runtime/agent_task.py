@@ -29,7 +29,9 @@ from sabot.operators.agents.operator import AgentOperator
 from sabot.operators.agents.timers import KeyTimers, cut_timers
 from sabot.runtime.agent_kind import JobsOfRun
 from sabot.runtime.agent_source import AgentSource
+from sabot.runtime.facts import stored_positions
 from sabot.runtime.reading import Reader
+from sabot.runtime.source_log import memory_of
 from sabot.runtime.stream_feed import StreamFeed
 from sabot.runtime.streams import AgentCoordinator
 from sabot.runtime.task_times import TaskState, TaskTimes
@@ -288,7 +290,7 @@ class AgentTask:
         except UserError as error:
             operator.fail(error, f"its input {batch.topic}")
             return
-        source.taken.update(batch.offsets)
+        source.took(batch)
         if operator.full and operator.failure is None:
             self._hold_back(index, operator)
 
@@ -511,18 +513,23 @@ class AgentTask:
             }
             keep_unfinished(snapshot, agent_id, batches)
         for source in self.sources:
-            positions = source.taken
+            try:
+                positions = stored_positions(source.source.name, source.taken)
+                facts, memory = source.facts(), memory_of(source.source, source.name, source.remembered)
+            except UserError as error:
+                self._source_broke(source, error)
+                raise
             commit = [
-                (place, finished_up_to(source.operator, *place, offset, first_open))
-                for place, offset in positions.items()
+                ([topic, partition], finished_up_to(source.operator, topic, partition, offset, first_open))
+                for topic, partition, offset in positions
             ]
             meta["sources"][source.name] = {
-                **source.facts(),
+                **facts,
                 "schema": None if source.codec is None else source.codec.text,
-                "positions": [[topic, partition, offset] for (topic, partition), offset in positions.items()],
+                "positions": positions,
                 "commit": [[*place, offset] for place, offset in commit if offset is not None],
             }
-            snapshot.files.update(source.input.memory())
+            snapshot.files.update(memory)
         return snapshot
 
     async def close(self) -> None:

@@ -5,9 +5,10 @@ The subtasks of a task are folded into one row. Nothing here waits or asks the a
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
+from sabot.base.dataclass import dataclass
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.plan.drawing import AGENT_SINK, SHARES, BoxFigures, LinkFigures, LinkKey, PlanFigures
 

@@ -12,10 +12,10 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
 
+from sabot.base.dataclass import dataclass
 from sabot.base.logs import is_sabots, is_users
 from sabot.clock import SYSTEM_CLOCK
 

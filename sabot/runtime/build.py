@@ -23,9 +23,8 @@ from sabot.base.os_errors import restoring
 from sabot.checkpoint import Manifest
 from sabot.codecs import Codec
 from sabot.codecs.records import RECORD_SCHEMA
-from sabot.connectors.base import Delivery, ExpectsColumns, Sink, Source, TakesBound
+from sabot.connectors.base import Delivery, Sink, Source, TakesBound, columns_of, ends, overrides, scan
 from sabot.connectors.checks import agreed_delivery
-from sabot.connectors.defaults import columns_of, ends, is_same_log, readers_of, scan, set_only_letters, start_afresh
 from sabot.connectors.memory import CountSink
 from sabot.delivery import StagedSink
 from sabot.errors import SabotError, UserError
@@ -57,6 +56,7 @@ from sabot.plan import (
 )
 from sabot.runtime.agent_output import AgentInput, AgentOutput
 from sabot.runtime.alignment import Alignment
+from sabot.runtime.chain import Chain, Link, Output, receiver_of
 from sabot.runtime.decoding import codec_of, format_facts
 from sabot.runtime.edges import Branch, BuiltStage, DeadLetterOutput, Edges, stage_of
 from sabot.runtime.event_time import SourceTime, source_time
@@ -68,8 +68,8 @@ from sabot.runtime.reading import Reader, SourceInput
 from sabot.runtime.replay import Replay
 from sabot.runtime.restore import Asked, decide, plan_of, positions_in, readers_in, sinks_in, stored_streams
 from sabot.runtime.settings import RunSettings
-from sabot.runtime.source_log import recall
-from sabot.runtime.task import Chain, Link, Output, StreamTask, receiver_of
+from sabot.runtime.source_log import is_same_log, recall, remembers, use_clock
+from sabot.runtime.task import StreamTask
 from sabot.runtime.watermarks import Watermarks
 from sabot.runtime.writing import open_writer, refused
 
@@ -310,9 +310,9 @@ class Build:
         for inferred in (partial(columns_of, source), partial(node.format.columns, node.name)):
             if (columns := inferred()) is not None:
                 return columns
-        positions = {
-            place: at for facts in readers if is_same_log(source, facts) for place, at in positions_in(facts).items()
-        }
+        # A source with a memory would need it to open at positions: its first records are looked at.
+        known = [] if remembers(source) else [facts for facts in readers if is_same_log(source, facts)]
+        positions = {place: at for facts in known for place, at in positions_in(facts).items()}
         patience_s = self.settings.first_record_s
         return wait_for_columns(
             node.name, source, node.format, self.settings.clock, self._is_stopped, patience_s, positions
@@ -342,7 +342,7 @@ class Build:
         if not scan(source, node.schema, schema.names):
             before = [] if restored is None else readers_in(restored, node.name)
             codec = codec_of(node, schema, before, refresh=self.settings.app.refresh_schema)
-        return readers_of(source, stage.parallelism), codec
+        return source.readers(stage.parallelism), codec
 
     def _open_reader(
         self,
@@ -377,8 +377,9 @@ class Build:
         source_input.said_time = node.said_time if reading.timed else ""
         facts = None if restored is None or task.name not in restored.tasks else restored.tasks[task.name].meta["input"]
         positions = None
+        use_clock(source, self.settings.clock)
         if self.replay is not None:
-            recall(source, node.name, self.replay.manifest, task.name)
+            recall(source, node.name, self.replay.manifest, task.name, again=True)
         if facts is not None:
             if facts["source"] != node.name:
                 raise UserError(
@@ -409,7 +410,8 @@ class Build:
         if stage.dead_letters is None:
             return None
         return DeadLetterOutput(
-            self._edges.output(stage.dead_letters, stage, task, None), stage.reading.node.name if stage.reading else ""
+            self._edges.output(stage.dead_letters, stage, task.name, None),
+            stage.reading.node.name if stage.reading else "",
         )
 
     def _origin(self, task: StreamTask) -> dict[str, Any]:
@@ -445,7 +447,7 @@ class Build:
         letters: DeadLetterOutput | None,
     ) -> Link | Output:
         if isinstance(target, Edge):
-            output = self._edges.output(target, stage, task, schema)
+            output = self._edges.output(target, stage, task.name, schema)
             outputs.append(output)
             return output
         operator = target.make()
@@ -498,19 +500,20 @@ class Build:
         assert built.stage.sink is not None
         sink = built.stage.sink[0]
         opened = self.settings.open_sink(sink, built.stage.format) if isinstance(sink, str) else sink
-        set_only_letters(opened, place_of_sink(sink) in self._only_letters)
+        # Before `staged`: it is the receiver that waits for its first letter, not the StagedSink before it.
+        opened.only_letters = place_of_sink(sink) in self._only_letters
         return self.settings.staged("streams", opened, built.stage.delivery)
 
     def _sink_writer(self, built: BuiltStage, opened: Sink) -> SinkWriter:
         assert built.stage.sink is not None
         key = built.stage.sink[1]
-        if self._afresh:
-            start_afresh(opened)
         records = built.schema is None or built.schema.equals(RECORD_SCHEMA)  # nothing is known of the columns then
         expected = None if built.mixed or records else without_marks(built.schema)
         stage, clock = built.stage, self.settings.clock
         writer = SinkWriter(opened, key, expected, lambda: int(clock.time() * 1000), stage.changes, stage.nan)
         writer.step = StepInfo(stage.id)
+        if self._afresh:
+            writer.start_afresh()
         assert stage.sink is not None
         self._letter_writers[place_of_sink(stage.sink[0])] = writer
         if stage.refused is not None and self.settings.has_dead_letters:
@@ -539,7 +542,7 @@ class Build:
         assert self.plan is not None
         assert stage.sink is not None
         sink = stage.sink[0]
-        if not isinstance(sink, Sink) or not isinstance(sink, ExpectsColumns):
+        if not isinstance(sink, Sink) or not overrides(sink, "expect"):
             return
         wrote, newly = left_columns(self._restored, sink, sinks_in(self.plan), columns.names)
         if newly:

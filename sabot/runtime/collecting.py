@@ -5,7 +5,7 @@ import pyarrow as pa
 from sabot.api.nodes.changes import Materialize
 from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import endless_read
-from sabot.connectors.files.paths import format_of
+from sabot.connectors.files.formats import format_of
 from sabot.connectors.memory import TableSink
 from sabot.errors import UserError
 from sabot.runtime.app_runner import AppRunner

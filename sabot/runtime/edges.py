@@ -3,15 +3,17 @@ processes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import IDLE, Channel
+from sabot.base.dataclass import dataclass
 from sabot.plan import Edge, Plan, Stage, check_alike, column_types
+from sabot.runtime.chain import Output
 from sabot.runtime.placement import TaskPlacement
-from sabot.runtime.task import Output, StreamTask
+from sabot.runtime.task import StreamTask
 
 
 @dataclass
@@ -99,27 +101,26 @@ class Edges:
         """
         return stage.id in self._tell
 
-    def output(self, edge: Edge, stage: Stage, task: StreamTask, schema: pa.Schema | None) -> Output:
-        """Makes the channels from the task to the subtasks of the edge's target. `schema`: the columns of the rows,
+    def output(self, edge: Edge, stage: Stage, task: str, schema: pa.Schema | None) -> Output:
+        """Makes the channels from the task of this name to the subtasks of the edge's target. `schema`: the columns of the rows,
         or None if the target need not know them.
         """
         built = self._stages[edge.target.id]
         built.note_columns(edge, schema)
         channels = []
-        for number in self._targets(edge, stage, int(task.name.rsplit("/", 1)[1])):
+        for number in self._targets(edge, stage, int(task.rsplit("/", 1)[1])):
             target = f"{edge.target.id}/{number}"
-            name = f"{task.name} to {target}"
+            name = f"{task} to {target}"
             if self._placement.is_here(target):
                 channel = Channel(name=name)
                 self._enters(channel, edge, number)
             else:
                 channel = Channel(capacity_rows=_LEAVING_ROWS, name=name)
-                self._placement.leaves(self._name(edge, stage, task.name, target), channel, target)
+                self._placement.leaves(self._name(edge, stage, task, target), channel, target)
             channels.append(channel)
         return Output(
             channels,
             edge.keys or (),
-            task,
             target=edge.target.id,
             right=edge.right,
             everywhere=edge.everywhere,

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
 from sabot.api.nodes.read import Read
-from sabot.base.arrays import PER_SECOND, is_time, to_ms
+from sabot.base.arrays import PER_SECOND, is_time, scalar_of, to_ms
 from sabot.errors import UserError
 from sabot.operators.base import DELETE, OP_COLUMN
 from sabot.operators.event_time import ComputedTime
@@ -23,7 +23,7 @@ _FIRST_ROWS = 100  # if the first rows, this many, have no event time, time= is 
 _FROM_MS, _TO_MS = 631_152_000_000, 4_102_444_800_000  # the years 1990 to 2099
 _DATES = ("%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%b %d %Y", "%b %d, %Y", "%d %b %Y", "%Y%m%d")
 _USUAL = [date + clock for date in _DATES for clock in ("", " %H:%M", " %H:%M:%S")]
-_DELETE = pa.scalar(DELETE, pa.int8())
+_DELETE = scalar_of(DELETE, pa.int8())
 
 
 class SourceTime:

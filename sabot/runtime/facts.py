@@ -4,6 +4,7 @@ The checksum of a manifest shows damage, but whoever can write a manifest can wr
 only the names are checked here; each operator checks its own facts when it restores its state.
 """
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -13,12 +14,14 @@ from sabot.base.os_errors import restoring
 from sabot.checkpoint import Manifest
 from sabot.codecs.formats import JSON, ArrowIpc
 from sabot.codecs.json import schema_of_text
-from sabot.connectors.base import Sink
-from sabot.connectors.defaults import address_of
+from sabot.connectors.base import MEMORY_BYTES, Positions, Sink, address_of
+from sabot.errors import UserError, short_repr
 from sabot.plan import SinkTable
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-_Places = list[tuple[str, _Int64, _Int64]]
+_Place = tuple[str, _Int64, _Int64]
+_Places = list[_Place]
+_Memory = list[tuple[str, _Int64, bytes]]
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -40,6 +43,7 @@ class _Reader(msgspec.Struct):
     topic_id: str = ""
     until: _Bound | None = None
     over: bool = False
+    memory: str = ""  # the file with the memory of the source, or "" if it keeps none
 
 
 class Wrote(msgspec.Struct, frozen=True):
@@ -71,6 +75,7 @@ class _AgentSource(msgspec.Struct):
     topic_id: str = ""
     until: _Bound | None = None
     format: str = JSON.description
+    memory: str = ""
 
 
 class _Unfinished(msgspec.Struct):
@@ -109,13 +114,17 @@ def check_facts(manifest: Manifest) -> None:
     for name, task in manifest.tasks.items():
         with restoring(f"task {name}", where):
             schemas: list[str | None] = []
+            memories: list[str] = []
             if "operators" in task.meta:
                 stream = msgspec.convert(task.meta, _StreamTask)
                 if stream.input:
-                    schemas.append(msgspec.convert(stream.input, _Reader).schema)
+                    reader = msgspec.convert(stream.input, _Reader)
+                    schemas.append(reader.schema)
+                    memories.append(reader.memory)
             elif "agents" in task.meta:
                 agents = msgspec.convert(task.meta, _AgentTask)
                 schemas += [source.schema for source in agents.sources.values() if _keeps_arrow(source.format)]
+                memories += [source.memory for source in agents.sources.values()]
                 for agent in agents.agents.values():
                     schemas += agent.schemas.values() if _keeps_arrow(agent.format) else ()
                 for agent in agents.agents.values():
@@ -123,6 +132,8 @@ def check_facts(manifest: Manifest) -> None:
                         manifest.read_file(name, entry.file)
             for text in schemas:
                 schema_of_text(text)
+            for file in filter(None, memories):
+                read_memory(manifest.read_file(name, file))
 
 
 def _keeps_arrow(format: str) -> bool:
@@ -130,6 +141,52 @@ def _keeps_arrow(format: str) -> bool:
     by the codecs.
     """
     return format.split(maxsplit=1)[0] in (JSON.name, ArrowIpc.name)
+
+
+def stored_positions(source: str, positions: Positions) -> list[list[Any]]:
+    """Returns the positions of a source as a checkpoint stores them. Raises UserError, which names the source, for one that
+    `check_facts` would refuse.
+    """
+    kept = []
+    for place, offset in positions.items():
+        try:
+            # A whole number of numpy is one; a bool is a mistake.
+            kept.append([*place, offset if isinstance(offset, bool) else operator.index(offset)])
+            msgspec.json.decode(msgspec.json.encode(kept[-1]), type=_Place)
+        except (msgspec.MsgspecError, TypeError, ValueError, OverflowError):
+            raise UserError(
+                f"source {source}: its position {short_repr(offset)} of {short_repr(place)} cannot be kept in a checkpoint",
+                hint="a position is a whole number of 64 bits, by (name, partition); remember() keeps what else a restart needs",
+            ) from None
+    return kept
+
+
+def stored_memory(source: str, memory: Mapping[tuple[str, int], bytes]) -> bytes:
+    """Returns the memory of a source as a checkpoint stores it. Raises UserError, which names the source, for one that `check_facts`
+    would refuse, or that is too large.
+    """
+    try:
+        kept = [(*place, data) for place, data in memory.items()]
+        packed = msgspec.msgpack.encode(kept)
+        good = msgspec.msgpack.decode(packed, type=_Memory) == kept
+    except (msgspec.MsgspecError, AttributeError, TypeError, ValueError, OverflowError):
+        good = False
+    if not good:
+        raise UserError(
+            f"source {source}: remember() returned {short_repr(memory)}, which cannot be kept in a checkpoint",
+            hint="return bytes by (name, partition), such as {(self.name, 0): json.dumps(cursor).encode()}",
+        )
+    if (size := sum(len(data) for *_, data in kept)) > MEMORY_BYTES:
+        raise UserError(
+            f"source {source}: remember() returned {size:,} bytes, and a checkpoint keeps at most {MEMORY_BYTES:,} of a reader",
+            hint="keep only what a restart needs; rows that wait belong to the service from which they come",
+        )
+    return packed
+
+
+def read_memory(packed: bytes) -> dict[tuple[str, int], bytes]:
+    """Returns what `stored_memory` was given. Raises `msgspec.MsgspecError` for other bytes."""
+    return {(name, number): data for name, number, data in msgspec.msgpack.decode(packed, type=_Memory)}
 
 
 def read_to_end(meta: Mapping[str, Any]) -> bool:

@@ -5,10 +5,11 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
+from sabot.base.dataclass import dataclass
 from sabot.clock import SYSTEM_CLOCK, Clock
 
 _FINE = 900  # values of one second each: 15 minutes

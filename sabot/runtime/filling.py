@@ -9,18 +9,19 @@ barrier.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_columns
+from sabot.base.dataclass import dataclass
 from sabot.base.disk import make_folder, own_folder
 from sabot.base.quantities import counted_words
-from sabot.connectors.defaults import receiver_of
-from sabot.connectors.sql import SqlSink
+from sabot.connectors.base import receiver_of
 from sabot.operators.base import (
     DELETE,
     OP_COLUMN,
@@ -36,6 +37,9 @@ from sabot.operators.sink import SinkWriter
 from sabot.operators.state_parts import owned_groups
 from sabot.plan import Edge, Plan, Stage, Step, Verdict, Way, ways
 from sabot.state.files import remove_tree
+
+if TYPE_CHECKING:
+    from sabot.connectors.sql import SqlSink
 
 _log = logging.getLogger(__name__)
 
@@ -132,6 +136,8 @@ class Filling:
         ways = [way for way in self._reemits.get(sink, ()) if self._verdicts[way.maker.id].saved_as is not None]
         if not ways:
             return None
+        from sabot.connectors.sql import SqlSink  # here, because most programs have no table to fill
+
         assert isinstance(writer, SinkWriter)
         folder = self._folder(task, writer)
         fill = Fill(writer, folder)
@@ -192,7 +198,7 @@ class Filling:
         return _passed(maker, steps, last, share)
 
 
-def _with_gone_keys(rows: Iterator[Batch], sink: SqlSink) -> Iterator[Batch]:
+def _with_gone_keys(rows: Iterator[Batch], sink: "SqlSink") -> Iterator[Batch]:
     """Yields the rows of all tables that are written into the sink again. Then, if the sink may delete rows that it has
     not written (`overwrite=True`), yields the deletions of the keys that these tables do not have. If it may not, logs
     how many such keys there are.

@@ -7,8 +7,7 @@ import pyarrow as pa
 
 from sabot.clock import Clock
 from sabot.codecs.base import Format
-from sabot.connectors.base import Positions, Source
-from sabot.connectors.defaults import ends, exhausted_of
+from sabot.connectors.base import Positions, Source, ends, exhausted_of
 from sabot.errors import SabotError, UserError
 
 _log = logging.getLogger(__name__)

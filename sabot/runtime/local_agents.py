@@ -15,8 +15,8 @@ from sabot.calls.judging import begin_judging, end_judging, with_judge
 from sabot.checkpoint import Coordinator, Manifest
 from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
-from sabot.connectors.base import Sink, Source, TakesBound
-from sabot.connectors.defaults import identity_of, is_same_log, start_of, up_to
+from sabot.connectors.base import Sink, Source, TakesBound, start_of
+from sabot.connectors.checks import up_to
 from sabot.connectors.places import Place
 from sabot.delivery import StagedSink
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
@@ -37,7 +37,7 @@ from sabot.runtime.host import interpreter
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.reading import Reader
 from sabot.runtime.settings import RunSettings
-from sabot.runtime.source_log import recall
+from sabot.runtime.source_log import is_same_log, recall, use_clock
 from sabot.runtime.streams import AgentCoordinator
 from sabot.runtime.unfinished import positions_of
 from sabot.runtime.writing import AgentSink, OperatorPort, SeveralSinks, SinkPort, StreamPort
@@ -269,6 +269,7 @@ class LocalAgents:
         task = make(name, source, operator, codec=codec, max_rows=max_rows, clock=self._clock, loop=self._loop)
         self.task.connect(task)
         positions = None if facts is None or facts["positions"] is None else positions_of(facts["positions"])
+        use_clock(source, self._clock)
         if positions is not None and restored is not None:
             await run_to_end(run_in_thread(recall, source, name, restored, self.group.task))
         await run_to_end(run_in_thread(with_judge(task.open, self._judge), positions, start_of(source, start), facts))
@@ -281,7 +282,7 @@ class LocalAgents:
             )
         task.again = again
         if spec.durable and spec.job_id is None:
-            task.identity = await run_to_end(run_in_thread(identity_of, source))
+            task.identity = await run_to_end(run_in_thread(source.identity))
             if task.identity is None:
                 raise UserError(
                     f"agent {spec.agent_id} is durable, but records of {source.name!r} have no identity that lasts",

@@ -17,7 +17,6 @@ from sabot.base.threads import Handle, call_on_loop, run_in_thread, run_to_end
 from sabot.calls.judging import begin_judging, end_judging, with_judge
 from sabot.checkpoint import Manifest
 from sabot.connectors.base import Delivery
-from sabot.connectors.defaults import progress_of
 from sabot.plan import fed_by_streams, walk
 from sabot.runtime.agent_output import AgentInput
 from sabot.runtime.build import Build
@@ -234,7 +233,7 @@ class LocalStreams:
 
     def progress(self) -> tuple[float, float] | None:
         """Returns the bytes read and the total bytes of the bounded sources, or None if there are none."""
-        parts = [part for _, _, source in self.build.inputs if (part := progress_of(source.source)) is not None]
+        parts = [part for _, _, source in self.build.inputs if (part := source.source.progress()) is not None]
         return (sum(part[0] for part in parts), sum(part[1] for part in parts)) if parts else None
 
     def statistics(self) -> dict[str, Any]:

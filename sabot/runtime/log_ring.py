@@ -6,9 +6,10 @@ import re
 import traceback
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
+from sabot.base.dataclass import dataclass
 from sabot.base.logs import is_new
 from sabot.base.redaction import scrubbed, visible
 

@@ -9,7 +9,6 @@ from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Manifest, StoredTask
 from sabot.connectors.base import Sink
-from sabot.connectors.defaults import misfit_of, missing_columns
 from sabot.connectors.places import Place
 from sabot.delivery import undelivered
 from sabot.errors import SabotError
@@ -107,10 +106,9 @@ def _receiver_outcomes(made: Plan, manifest: Manifest, decided: Decided) -> Iter
     for sink, schema in coming:
         name = f"sink {sink.name}"
         try:
-            missing, evolves = missing_columns(sink, schema)
-            misfit = misfit_of(sink, schema)
+            missing, misfit = sink.missing_columns(schema), sink.misfit(schema)
             _, left = left_columns(manifest, sink, sinks_in(made), schema.names)
-            gone, _ = missing_columns(sink, pa.schema([(name, pa.string()) for name in left])) if left else ((), False)
+            gone = sink.missing_columns(pa.schema([(name, pa.string()) for name in left])) if left else ()
         except SabotError as error:
             yield StateOutcome(name, "keep", "", name, f"not compared: {error.message}")
             continue
@@ -122,14 +120,14 @@ def _receiver_outcomes(made: Plan, manifest: Manifest, decided: Decided) -> Iter
         if missing:
             said = ", ".join(f"{each} ({schema.field(each).type})" for each in missing)
             why = f"it has no column {said}, which evolve=True adds"
-            if evolves and sink in written:
+            if sink.evolve and sink in written:
                 why = f"column {said} is added"
-            elif evolves:
+            elif sink.evolve:
                 way = f"; --reemit {sink.name} writes its table again" if sink.name in again else ""
                 why = f"column {said} is added, and is null so far{way}"
             whys = [why, *whys]
         if whys:
-            refused = bool(missing) and not evolves
+            refused = bool(missing) and not sink.evolve
             yield StateOutcome(name, "refuse" if refused else "migrate", name, name, "; ".join(whys), refused)
 
 

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.flow.channel import ACTIVE, END, Barrier
+from sabot.base.arrays import scalar_of
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs import Codec
 from sabot.codecs.base import decode_records
@@ -25,29 +26,19 @@ from sabot.codecs.fields import FieldCodec
 from sabot.codecs.json import INFERENCE_ROWS, AbsentColumns, JsonCodec, lossy_json, schema_text
 from sabot.codecs.records import RECORD_SCHEMA, bounded, build_records
 from sabot.codecs.table import TableCodec
-from sabot.connectors.base import Positions, Source
-from sabot.connectors.defaults import (
-    backlog_of,
-    bound_of,
-    ends,
-    exhausted_of,
-    hold_of,
-    lag_of,
-    lag_unit_of,
-    leave_headers,
-    record_bytes_of,
-    with_headers,
-)
-from sabot.connectors.letters import LetterLog, ReasonCounts, letters_of
+from sabot.connectors.base import Positions, Source, bound_of, ends, exhausted_of, overrides
 from sabot.connectors.places import Place
 from sabot.errors import RegistryUnavailable, UserError
+from sabot.letters.form import letters_of
+from sabot.letters.log import LetterLog, ReasonCounts
 from sabot.operators.base import COMPLETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
 from sabot.operators.event_time import FAR_MS
 from sabot.operators.rows.origin import RowOrigin
 from sabot.runtime.alignment import Alignment
 from sabot.runtime.decoding import Outage
 from sabot.runtime.event_time import SourceTime
-from sabot.runtime.source_log import commit_offsets, facts_of, memory_of, open_log
+from sabot.runtime.facts import stored_positions
+from sabot.runtime.source_log import commit_offsets, facts_of, memory_of, open_log, remembers
 from sabot.runtime.task_times import TaskState, TaskTimes
 from sabot.runtime.watermarks import EmittedMarks, Watermarks
 
@@ -56,7 +47,8 @@ _log = logging.getLogger(__name__)
 _BATCH_ROWS = 32_768
 _TELL_MS = 10_000
 _PAUSE_SECONDS = 1.0  # a poll that is overdue for so long was interrupted by a pause of the process
-_FAR_PAST, _FAR_FUTURE, _NO = pa.scalar(-FAR_MS), pa.scalar(FAR_MS), pa.scalar(False)
+_FAR_PAST, _FAR_FUTURE = scalar_of(-FAR_MS, pa.int64()), scalar_of(FAR_MS, pa.int64())
+_NO = scalar_of(False, pa.bool_())
 
 
 class Reader:
@@ -70,9 +62,9 @@ class Reader:
     def __init__(self, name: str, source: Source, *, max_rows: int = _BATCH_ROWS) -> None:
         self.name = name
         self.source = source
-        self.topic_id = ""  # the id of the topic that was opened (`HasIdentity.topic_id`)
-        self.unread = lag_of(source)  # the number of unread rows by partition; from any thread
-        self.record_bytes = record_bytes_of(source)
+        self.topic_id = ""  # the id of the topic that was opened (`Source.topic_id`)
+        self.unread = source.lag  # the number of unread rows by partition; from any thread
+        self.record_bytes = source.record_bytes
         self._exhausted = exhausted_of(source)
         self.rows_in = 0
         self.overdue_seconds = 0.0  # of polls, beyond the time for which they were asked to wait
@@ -83,6 +75,10 @@ class Reader:
         # The names for which reading pauses: of stages that read other sources first, and of tasks and agents without room.
         self.waits_for: set[str] = set()
         self._max_rows = max_rows
+        self.remembers = remembers(source)
+        # What the source remembers behind the last batch that was read, and behind the last one that was passed on.
+        self._memory_read: Mapping[tuple[str, int], bytes] = {}
+        self.remembered: Mapping[tuple[str, int], bytes] = {}
         self._marks: deque[Any] = deque()
         self._requested: deque[Any] = deque()  # barriers, and the request to end
         # The positions of a later checkpoint include those of an earlier one.
@@ -107,12 +103,18 @@ class Reader:
         `facts`: the facts about the source's log in the checkpoint of the positions (`log_facts`), or None.
         """
         self.topic_id = open_log(self.source, positions, start, facts)
+        self._look_at_memory()
+        self.remembered = self._memory_read
+
+    def _look_at_memory(self) -> None:
+        if self.remembers:
+            self._memory_read = dict(self.source.remember())
 
     def log_facts(self) -> dict[str, Any]:
         """Returns the facts about the source's log, such as the id of its topic, that a checkpoint stores beside the
         positions.
         """
-        return facts_of(self.source, self.topic_id)
+        return facts_of(self.source, self.name, self.topic_id)
 
     def request_commit(self, positions: Positions) -> None:
         """Requests a commit of these positions, which a complete checkpoint covers."""
@@ -199,6 +201,7 @@ class Reader:
                 hint="return Batch(rows, {(name, partition): the next offset}, name)",
             )
         self.rows_in += read.num_rows
+        self._look_at_memory()
         if overdue >= _PAUSE_SECONDS:
             self._was_paused(overdue)
         return self._came(read)
@@ -262,6 +265,7 @@ class Reader:
             self.outage.began(error)
             return None
         self.outage.over()
+        self.remembered = self._memory_read
         return ready
 
     def _ready(self, batch: Batch) -> Batch | None:
@@ -274,7 +278,7 @@ class Reader:
         return {}
 
     def memory(self) -> dict[str, bytes]:
-        return memory_of(self.source, self.name)
+        return memory_of(self.source, self.name, self.remembered)
 
     def close(self) -> None:
         self._serve()  # commits the positions of the last checkpoint
@@ -326,8 +330,7 @@ class SourceInput(Reader):
         self.alignments: list[Alignment] = []
         self._told_of_waiting = False
         self._bound = bound_of(source)
-        self._backlog = backlog_of(source)
-        self._hold = hold_of(source)  # None if its partitions cannot pause singly
+        self._hold = source.hold if overrides(source, "hold") else None  # None if its partitions cannot pause singly
         self._kept_back: frozenset[tuple[str, int]] = frozenset()  # the partitions that have to wait for other sources
         self._held: frozenset[tuple[str, int]] = frozenset()  # the partitions that the source has paused
         self._codec = codec
@@ -356,7 +359,7 @@ class SourceInput(Reader):
             "dead_letter_reasons": self.reasons.statistics(),
             "watermark_ms": self._told.watermark_ms if self._told.watermark_ms > START_OF_TIME else None,
             "lag": self.lag(),
-            "lag_unit": lag_unit_of(self.source),
+            "lag_unit": self.source.lag_unit,
             "overdue_seconds": self.overdue_seconds,
             "ends": ends(self.source),
             "exhausted": self.exhausted,
@@ -374,12 +377,12 @@ class SourceInput(Reader):
     @property
     def backlog(self) -> int:
         """The number of rows still to be read before sources that wait for this one may begin. From any thread."""
-        return (self._backlog() or 0) if self.awaited_by and self._backlog is not None else 0
+        return (self.source.backlog() or 0) if self.awaited_by else 0
 
     def open(self, positions: Positions | None, start: Place, facts: Mapping[str, Any] | None) -> None:
         """Opens the source. Blocks. Raises the errors of `open_source`."""
         if self._codec is not None and not (isinstance(self._codec, FieldCodec) and self._codec.reads_headers):
-            leave_headers(self.source)
+            self.source.leave_headers()
         self.open_source(positions, start, facts)
         self._positions = dict(self.source.positions())
         now_ms = self._now_ms()
@@ -664,7 +667,7 @@ class SourceInput(Reader):
             first = "%s: the first row went to the dead letters%s: %.1000s"
             hint = _wider(reasons[0]) if self._inferred else ""
             self._letter_log.begin(reasons[0], first + hint, topic, place, reasons[0])
-        self._dead_letter(letters_of(with_headers(self.source, records), reasons, topic=topic, **self._origin))
+        self._dead_letter(letters_of(self.source.with_headers(records), reasons, topic=topic, **self._origin))
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -673,7 +676,7 @@ class SourceInput(Reader):
             **self.log_facts(),
             "schema": self._schema_text,
             **self._format,
-            "positions": [[topic, partition, offset] for (topic, partition), offset in self._positions.items()],
+            "positions": stored_positions(self.source.name, self._positions),
             "rows_in": self.rows_in,
             "event_time": self.said_time,
             "watermark_ms": self._told.watermark_ms,

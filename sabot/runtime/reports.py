@@ -5,9 +5,10 @@ import sys
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TextIO
 
+from sabot.base.dataclass import dataclass
 from sabot.base.logs import log_is_json
 from sabot.base.quantities import bytes_words, count_words, counted_words, duration_words
 from sabot.clock import Clock

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from shlex import quote
 from typing import Any
@@ -22,12 +22,13 @@ from sabot._cython.arrow.batch import normalise
 from sabot._cython.groups.partition import HASH_VERSION
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import Read, StreamEnd, Write
+from sabot.base.arrays import empty_batch
+from sabot.base.dataclass import dataclass
 from sabot.base.os_errors import restoring
 from sabot.checkpoint import Manifest, StoredTask
 from sabot.codecs.engine_columns import RESERVED
 from sabot.codecs.json import schema_of_text
-from sabot.connectors.base import Delivery, Positions, Sink, Source
-from sabot.connectors.defaults import columns_of
+from sabot.connectors.base import Delivery, Positions, Sink, Source, columns_of
 from sabot.connectors.files.sink import FileSink
 from sabot.connectors.files.source import FileSource
 from sabot.connectors.places import Place
@@ -265,7 +266,7 @@ def _check_columns(node: Read) -> None:
             hint=f"the columns are {', '.join(schema.names)}",
         )
     assert node.schema is not None
-    read = replace(node, schema=normalise(node.schema.empty_table()).schema)
+    read = replace(node, schema=normalise(empty_batch(node.schema)).schema)
     if read.time_expr is not None:
         assert read.columns is not None
         options = (read.time_unit, read.time_format, read.columns, read.time_zone)

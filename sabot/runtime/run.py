@@ -12,8 +12,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy.ma  # noqa: F401 - pyarrow loads it with the first array of numpy's: 10 ms, in which the first rows would wait
-
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import Read, StreamEnd, endless_read
 from sabot.base.claims import FileClaim

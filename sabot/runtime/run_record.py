@@ -10,13 +10,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 
 from sabot.api.settings import Settings
+from sabot.base.dataclass import dataclass
 from sabot.base.disk import make_folder, private, regular
 from sabot.base.options import options_of
 from sabot.base.redaction import redacted_url, scrubbed, scrubbed_values, without_password

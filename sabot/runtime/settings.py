@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,12 +10,13 @@ from sabot.api.lifespan import Lifespan
 from sabot.api.nodes.read import Read, StreamEnd
 from sabot.api.settings import Settings
 from sabot.base.config import parse_seconds
+from sabot.base.dataclass import dataclass
 from sabot.calls.judging import refuse_without_rules
 from sabot.checkpoint import CheckpointStorage, Coordinator
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.base import Format
 from sabot.connectors.base import Delivery, Sink, Source
-from sabot.connectors.defaults import up_to
+from sabot.connectors.checks import up_to
 from sabot.delivery import StagedSinks
 from sabot.kafka import open_sink, open_source
 from sabot.runtime.agent_kind import AgentKind

@@ -152,4 +152,6 @@ def keep_finals(restored: Manifest, checkpoints: TaskCoordinator) -> None:
     """
     for name, task in stored_streams(restored).items():
         states = {state: RestoredState(restored.state_directory(name, state)) for state in task.states}
-        checkpoints.detach(name, TaskSnapshot(task.meta, {}, states))
+        # What a source remembers, too: a changed program may open it again.
+        kept = TaskSnapshot(task.meta, {file: restored.read_file(name, file) for file in task.files}, states)
+        checkpoints.detach(name, kept)

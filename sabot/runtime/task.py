@@ -9,14 +9,12 @@ take an element  ─▶  a batch: the chain processes it, and its output goes in
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from sabot._cython.arrow.batch import Batch
-from sabot._cython.flow.channel import ACTIVE, END, IDLE, Abort, Barrier, Channel, ChannelClosed, Watermark
-from sabot._cython.groups.partition import hash_columns, partition_indices
+from sabot._cython.flow.channel import ACTIVE, END, IDLE, Abort, Barrier, ChannelClosed, Watermark
 from sabot.base.metrics import Sample, call_samples
 from sabot.base.os_errors import hint_of, restoring
 from sabot.base.process_exit import EXITS, wrap_exit
@@ -24,387 +22,18 @@ from sabot.base.threads import Handle, threads
 from sabot.calls.judging import JUDGE, with_judge
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import DataError, InternalError, SabotError
-from sabot.operators.base import (
-    COMPLETE,
-    END_OF_TIME,
-    START_OF_TIME,
-    HoldsMarks,
-    Operator,
-    Polled,
-    SecondInput,
-    Stateful,
-    WaitsForCalls,
-    WritesOutside,
-)
-from sabot.operators.rows.bad import say_in_sql
-from sabot.operators.rows.origin import of_selected, reselected
-from sabot.operators.state_size import state_size
+from sabot.errors import InternalError, SabotError
+from sabot.operators.base import COMPLETE, END_OF_TIME
 from sabot.runtime.blocking import held_up_by
+from sabot.runtime.chain import Chain
 from sabot.runtime.facts import read_to_end
 from sabot.runtime.filling import Fill
-from sabot.runtime.inputs import SMALL_ROWS, Input, fill
+from sabot.runtime.inputs import Input
 from sabot.runtime.placement import PausableReaders
 from sabot.runtime.task_times import OwnWork, TaskState, TaskTimes
 from sabot.state.base import Cut, Saved
 
 _log = logging.getLogger(__name__)
-
-_WAIT_SECONDS = 0.05
-
-
-class Output:
-    """An output of a chain: one channel for each subtask of the next stage.
-
-    `keys`: the columns by which the subtask of a row is chosen; without keys all rows go to the first subtask.
-    `target`: the id of the next stage, for figures. `right`: True if the rows are its second input. `everywhere`:
-    True to send all rows to every subtask. `in_turn`: True to send batches to the subtasks in turn. `last`: True if
-    the rows leave the stream, so their origin is not needed any more. `tells`: True if the mark COMPLETE (all rows
-    that the sources had at the start have been read) is sent through this output. `timeless`: True if watermarks are
-    not sent.
-    """
-
-    def __init__(
-        self,
-        channels: Sequence[Channel],
-        keys: Sequence[str],
-        task: "StreamTask",
-        *,
-        target: str = "",
-        right: bool = False,
-        everywhere: bool = False,
-        in_turn: bool = False,
-        last: bool = False,
-        tells: bool = False,
-        timeless: bool = False,
-    ) -> None:
-        self.channels = list(channels)
-        self.target = target
-        self.right = right
-        self.rows_out = 0
-        self.batches_out = 0
-        self.seconds = 0.0  # of dividing and sending rows, without waits
-        self._keys = list(keys)
-        self._task = task
-        self._everywhere = everywhere
-        self._in_turn = in_turn
-        self._last = last
-        self._tells = tells
-        self._timeless = timeless
-        self._turn = 0
-        self._refused: deque[tuple[Channel, Any]] = (
-            deque()
-        )  # elements that full channels refused; only in a task that may not wait
-
-    def put(self, batch: Batch) -> None:
-        """Sends a batch. Blocks while a channel is full."""
-        if batch.num_rows == 0:
-            return
-        self._task.times.run(self, self._put, batch)
-
-    def _put(self, batch: Batch) -> None:
-        self.rows_out += batch.num_rows
-        self.batches_out += 1
-        if self._last and batch.records is not None:
-            batch = batch.with_selection(batch.selection, batch.hashes)
-        if batch.selection is not None and 2 * batch.num_rows < batch.data.num_rows:
-            batch = of_selected(batch, batch.taken())
-        if len(self.channels) == 1 or self._everywhere or self._in_turn:
-            # the hashes may be of other keys than the next ones
-            batch = batch if batch.hashes is None else reselected(batch, batch.selection, None)
-            self._turn = (self._turn + 1) % len(self.channels)
-            for channel in self.channels if self._everywhere else [self.channels[self._turn]]:
-                self.send(channel, batch)
-            return
-        data, selection = batch.data, batch.selection
-        hashes = hash_columns([data.column(name) for name in self._keys], selection)
-        rows, bounds = partition_indices(hashes, len(self.channels), selection)
-        # A gate joins small parts, and copies their rows for that: taken together, they are slices of one copy.
-        taken = data.take(rows) if len(rows) < SMALL_ROWS * len(self.channels) else None
-        for channel, start, end in zip(self.channels, bounds.to_pylist(), bounds.to_pylist()[1:], strict=False):
-            part = reselected(batch, rows.slice(start, end - start), hashes)
-            if taken is not None:
-                part = of_selected(part, taken.slice(start, end - start))
-            elif 4 * len(self.channels) * part.num_rows < data.num_rows:
-                part = of_selected(part, part.taken())
-            if part.num_rows:
-                self.send(channel, part)
-
-    def mark(self, element: Any) -> None:
-        """Sends a mark to all channels. A full channel accepts marks too, except COMPLETE, which waits for room like
-        rows.
-        """
-        if element is COMPLETE:
-            for channel in self.channels if self._tells else []:
-                self.send(channel, element)
-            return
-        if self._timeless and (element is IDLE or element is ACTIVE or isinstance(element, Watermark)):
-            return
-        for channel in self.channels:
-            if self._refused:
-                self._refused.append((channel, element))
-            else:
-                channel.put_nowait(element)
-
-    def send(self, channel: Channel, batch: Batch) -> None:
-        """Puts a batch into one of the channels. Blocks while it is full."""
-        if not self._task.may_wait:
-            if self._refused or not channel.put_nowait(batch):
-                self._refused.append((channel, batch))
-            return
-        if channel.put_nowait(batch):
-            return
-        self._task.times.wait(TaskState.BACKPRESSURED, self._send_later, channel, batch)
-
-    def _send_later(self, channel: Channel, batch: Batch) -> None:
-        while not channel.put(batch, timeout=_WAIT_SECONDS):
-            if self._task.stopping:
-                raise ChannelClosed(channel.name)
-
-    def figures(self) -> dict[str, Any]:
-        """Returns the target, the rows and batches that were sent, and the seconds of sending them without waits. Of
-        the channels: the rows that wait in them and their bound, how full the fullest one is (0 to 1), and how often
-        one was full. From any thread.
-        """
-        channels = [each.statistics() for each in self.channels]
-        return {
-            "to": self.target,
-            "right": self.right,
-            "keys": self._keys,
-            "rows": self.rows_out,
-            "batches": self.batches_out,
-            "seconds": self._task.times.seconds_of(self),
-            "waiting": sum(each["rows"] for each in channels),
-            "capacity_rows": sum(each["capacity_rows"] for each in channels),
-            "fill": fill(self.channels),
-            "full_total": sum(each["full_total"] for each in channels),
-        }
-
-    def offer(self) -> bool:
-        """Tries again to put the elements that full channels have refused. Returns True if none is left."""
-        while self._refused:
-            channel, element = self._refused[0]
-            if not channel.put_nowait(element):
-                return False
-            self._refused.popleft()
-        return True
-
-
-class Link:
-    """An operator in its chain, with the receivers of its rows: `targets` of the main output, `branches` of the
-    others.
-    """
-
-    def __init__(
-        self,
-        operator: Operator,
-        targets: "Sequence[Link | Output]",
-        branches: "Mapping[str, Sequence[Link | Output]] | None" = None,
-        exits: Mapping[str, Any] | None = None,
-    ) -> None:
-        """`exits`: by branch, the object whose attribute `receive` gets the rows."""
-        self.operator = operator
-        self.targets = list(targets)
-        self.branches = [(name, target) for name, branch in (branches or {}).items() for target in branch]
-        self.exits = exits or {}
-        self.times = TaskTimes()  # those of the task, once it runs
-        self.rows_in = 0
-        self.batches_in = 0
-        self.seconds = 0.0  # of the operator, without waits and without the operators behind it
-        self.watermark_ms: int | None = None  # the last one that has come
-        self._writes = isinstance(operator, WritesOutside)  # its task waits for the sink, and does nothing else
-        self._told = START_OF_TIME  # the last watermark that the operator returned in place of its input's
-        operator.emit = receiver_of(targets)
-        self._holder = operator if isinstance(operator, HoldsMarks) else None
-        if self._holder is not None:
-            self._holder.on_mark = self._pass
-
-    def receive(self, batch: Batch) -> None:
-        """Gives rows to the operator."""
-        self._counted(self.operator.process, batch)
-
-    def receive_right(self, batch: Batch) -> None:
-        """Gives rows of the second input to the operator."""
-        assert isinstance(self.operator, SecondInput)
-        self._counted(self.operator.process_right, batch)
-
-    def _counted(self, process: Callable[[Batch], None], batch: Batch) -> None:
-        self.rows_in += batch.num_rows
-        self.batches_in += 1
-        try:
-            if self._writes:
-                self.times.wait(TaskState.BACKPRESSURED, process, batch)
-            else:
-                self.times.run(self, process, batch)
-        except DataError as error:
-            say_in_sql(error, self.operator.step)
-            raise
-
-    def mark(self, element: Any) -> None:
-        """Passes WATERMARK, IDLE, ACTIVE or COMPLETE to the operator, and then to those behind it, unless the
-        operator holds it back and passes it on later.
-        """
-        self.times.run(self, self._mark, element)
-
-    def _mark(self, element: Any) -> None:
-        if isinstance(element, Watermark) and element.timestamp_ms != END_OF_TIME:
-            self.watermark_ms = element.timestamp_ms
-        if self._holder is not None:
-            self._holder.hold(element)
-        elif isinstance(element, Watermark):
-            try:
-                told = self.operator.advance(element.timestamp_ms)
-            except DataError as error:
-                say_in_sql(error, self.operator.step)
-                raise
-            if told is None or element.timestamp_ms == END_OF_TIME:
-                self._pass(element)
-            elif told > self._told:
-                self._told = told
-                self._pass(Watermark(told))
-        else:
-            self._pass(element)
-
-    @property
-    def rows_out(self) -> int:
-        """The rows that the operator has emitted, without those of its branches."""
-        first = next(iter(self.targets), None)  # each target gets all rows
-        return 0 if first is None else first.rows_in if isinstance(first, Link) else first.rows_out
-
-    def figures(self) -> dict[str, Any]:
-        """Returns the operator's id as the target, and the rows and batches that it got. From any thread."""
-        return {"to": self.operator.step.id, "right": False, "rows": self.rows_in, "batches": self.batches_in}
-
-    def statistics(self) -> dict[str, Any]:
-        """Returns rows_in, rows_out, the seconds of work without waits, the watermark, the size of the state, and the
-        operator's own figures. From any thread.
-        """
-        figures = self.operator.statistics()
-        return {
-            "rows_in": self.rows_in,
-            "rows_out": self.rows_out,
-            "seconds": self.times.seconds_of(self),
-            "watermark_ms": self.watermark_ms,
-            **(state_size(figures) if isinstance(self.operator, Stateful) else {}),
-            **figures,
-        }
-
-    def finish(self) -> None:
-        """Ends the operator."""
-        if self._writes:
-            self.times.wait(TaskState.BACKPRESSURED, self.operator.finish)
-        else:
-            self.times.run(self, self.operator.finish)
-
-    def _pass(self, element: Any) -> None:
-        for target in (*self.targets, *(branch for _, branch in self.branches)):
-            if isinstance(target, Link) or not isinstance(element, Watermark) or element.timestamp_ms != END_OF_TIME:
-                target.mark(element)
-
-
-def receiver_of(targets: Sequence[Link | Output]) -> Callable[[Batch], None]:
-    """Returns a function that gives a batch to all targets."""
-    receivers: list[Callable[[Batch], None]] = [
-        target.receive if isinstance(target, Link) else target.put for target in targets
-    ]
-    return receivers[0] if len(receivers) == 1 else _fan_out(receivers)
-
-
-def _fan_out(receivers: Sequence[Callable[[Batch], None]]) -> Callable[[Batch], None]:
-    def emit(batch: Batch) -> None:
-        for receive in receivers:
-            receive(batch)
-
-    return emit
-
-
-class Chain:
-    """The operators of one subtask, and its outputs. An output gets rows from an operator, or, for dead letters, from
-    the task.
-    """
-
-    def __init__(self, roots: Sequence[Link | Output], outputs: Sequence[Output]) -> None:
-        self.roots = list(roots)
-        self.outputs = list(outputs)
-        self._beside: list[Output] = []
-        self.links: list[Link] = []
-        for root in roots:
-            self._gather(root)
-        self.process = receiver_of(roots)
-        self.process_right: Callable[[Batch], None] | None = None
-        operators = self.operators
-        if operators and isinstance(operators[0], SecondInput):
-            self.process_right = self.links[0].receive_right
-        self.polled = [(each, each.operator) for each in self.links if isinstance(each.operator, Polled)]
-        self.waiting = [each for each in operators if isinstance(each, WaitsForCalls)]
-        self.stateful = [each for each in operators if isinstance(each, Stateful)]
-        self.writers = [each for each in operators if isinstance(each, WritesOutside)]
-
-    def _gather(self, target: Link | Output) -> None:
-        if isinstance(target, Link):
-            self.links.append(target)
-            for each in (*target.targets, *(branch for _, branch in target.branches)):
-                self._gather(each)
-
-    def add_beside(self, output: Output) -> None:
-        """Adds an output that no operator feeds."""
-        self.outputs.append(output)
-        self._beside.append(output)
-
-    @property
-    def operators(self) -> list[Operator]:
-        """The operators, upstream first."""
-        return [link.operator for link in self.links]
-
-    @property
-    def has_room(self) -> bool:
-        """True unless operators are at their limit of rows in flight."""
-        return all([operator.has_room for operator in self.waiting])
-
-    @property
-    def is_empty(self) -> bool:
-        """True if no row is in flight."""
-        return all([operator.is_empty for operator in self.waiting])
-
-    def edges(self, stage: str) -> list[dict[str, Any]]:
-        """Returns the figures of all connections over which rows move: into the chain and between operators, with
-        counts of rows and batches; out of the chain, with the figures of `Output`. `stage`: the id of the stage,
-        which names the chain's input. From any thread.
-        """
-        beside = [(stage, "dead letters", each) for each in self._beside]
-        ways = [(stage, "", each) for each in self.roots] + beside
-        for link in self.links:
-            named = [("", each) for each in link.targets] + link.branches
-            ways += [(link.operator.step.id, branch, each) for branch, each in named]
-        return [{"from": origin, "branch": branch, **target.figures()} for origin, branch, target in ways]
-
-    def mark_time(self, element: Any) -> None:
-        """Passes WATERMARK, IDLE, ACTIVE or COMPLETE down the chain behind the rows, and out of it."""
-        for target in (*self.roots, *self._beside):
-            target.mark(element)
-
-    def finishing(self) -> Iterator[None]:
-        """Ends the operators at the end of the input, from the first to the last. Yields each time that rows in
-        flight must be emitted before it can continue.
-        """
-        for root in self.roots:
-            if isinstance(root, Link):
-                root.mark(Watermark(END_OF_TIME))
-        for link in self.links:
-            operator = link.operator
-            while isinstance(operator, WaitsForCalls) and not operator.is_empty:
-                yield
-            link.finish()
-
-    def mark(self, element: Any) -> None:
-        """Sends a mark to every channel behind the chain, at once."""
-        for output in self.outputs:
-            output.mark(element)
-
-    def close(self) -> None:
-        """Closes every operator."""
-        for operator in self.operators:
-            operator.close()
 
 
 class Cuts(Protocol):
@@ -429,7 +58,7 @@ class StreamTask:
     def __init__(self, name: str, coordinator: Cuts, clock: Clock = SYSTEM_CLOCK) -> None:
         self.name = name
         self.stopping = False
-        self.may_wait = True
+        self._may_wait = True
         self.ended = False
         self.error: BaseException | None = None
         self.batches = self.rows = 0  # taken by the task
@@ -437,9 +66,8 @@ class StreamTask:
         self.cut_seconds_total = 0.0
         self.cut_seconds = 0.0  # the seconds for which the last barrier delayed rows
         self.watermark_ms: int | None = None
-        self.on_over: Callable[[StreamTask], None] | None = (
-            None  # called in the task's thread when it has ended or failed
-        )
+        # Called in the task's thread when it has ended or failed.
+        self.on_over: Callable[[StreamTask], None] | None = None
         self.input: Input
         self.chain: Chain
         self._coordinator = coordinator
@@ -447,9 +75,8 @@ class StreamTask:
         self._finishing: Iterator[None] | None = None  # after END, until nothing is in flight
         self._woken = threading.Event()
         self._expected = 0  # the checkpoint whose barrier is on its way, or 0
-        self.readers_before: list[
-            PausableReaders
-        ] = []  # the readers whose rows come through the gate, if the task waits for calls
+        # The readers whose rows come through the gate, if the task waits for calls.
+        self.readers_before: list[PausableReaders] = []
         self._holds_readers = False
         self.fills: list[Fill] = []  # run before the first element is taken
         self.times = TaskTimes()
@@ -507,17 +134,18 @@ class StreamTask:
     def _begin(self) -> None:
         self.times.begin()
         self.input.times = self.times
-        for link in self.chain.links:
-            link.times = self.times
+        self.chain.begin(self.times)
 
     def _turn(self, wait_seconds: float) -> bool | None:
         if self.stopping:
             return False
-        if not self.may_wait and not all([output.offer() for output in self.chain.outputs]):
+        if not self._may_wait and not self.chain.offer():
             return None
         if self.ended:
             return False
-        self.may_wait = wait_seconds > 0
+        if self._may_wait is not (wait_seconds > 0):
+            self._may_wait = wait_seconds > 0
+            self.chain.let_wait(self._may_wait)
         while self.fills:
             self.fills.pop(0).run()
         if self.chain.polled and not self._poll():
@@ -527,7 +155,7 @@ class StreamTask:
         if element is None:
             return None
         self._take(element)
-        return not self.ended or not self.may_wait
+        return not self.ended or not self._may_wait
 
     def _poll(self) -> bool:
         """Polls the operators, which emit results that are ready. Returns True if the task may take rows: the
@@ -563,7 +191,7 @@ class StreamTask:
         through them; the task then takes a snapshot for each requested checkpoint.
         """
         if self.ended:
-            return not self.may_wait
+            return not self._may_wait
         element = self.input.mark()
         if self._finishing is not None and self.input.brings_barriers and self._expected:
             element = Barrier(self._expected)
@@ -626,8 +254,10 @@ class StreamTask:
         from the coordinator.
         """
         assert self._finishing is not None
+        # `next` returns the task itself only when all operators have ended. One that ends during a stop was abandoned:
+        # the app has gone on without it, and must not get its last state.
         if next(self._finishing, self) is not self or self.stopping:
-            return  # it was abandoned at a stop, and the app has gone on without it
+            return
         self._finishing = None
         self.ended = True
         final = self._snapshot()
@@ -642,7 +272,7 @@ class StreamTask:
         snapshot = self.times.run(self._cutting, self._snapshot)
         self.cut_seconds = SYSTEM_CLOCK.monotonic() - began
         self.cut_seconds_total += self.cut_seconds
-        if self.stopping:
+        if self.stopping:  # the app may have gone on without this task, and another one may have its place
             snapshot.discard()
             return
         snapshot.times = {"aligned": self.input.aligned_seconds, "sync": self.cut_seconds}
@@ -687,6 +317,7 @@ class StreamTask:
     def stop(self) -> None:
         """Makes the task take no more elements, and releases threads that wait for its channels. From any thread."""
         self.stopping = True
+        self.chain.stop()
         self.input.interrupt()
 
     def join(self, seconds: float) -> bool:

@@ -1,6 +1,6 @@
 """The output of an app: a sink has one thread, behind a gate over the channels of all its writers.
 
-A chain of a stream writes from its own thread (`task.Output`), which may block until the channel has room. Agents
+A chain of a stream writes from its own thread (`chain.Output`), which may block until the channel has room. Agents
 write from the event loop, which must not block: a `SinkPort` takes every batch, keeps those that the full channel
 refuses, and says when it is full.
 
@@ -29,8 +29,9 @@ from sabot.codecs.records import RECORD_SCHEMA
 from sabot.errors import SabotError, UserError
 from sabot.operators.base import OperatorContext
 from sabot.operators.sink import SinkWriter
+from sabot.runtime.chain import Chain, Link
 from sabot.runtime.inputs import GateInput
-from sabot.runtime.task import Chain, Link, StreamTask, close_tasks
+from sabot.runtime.task import StreamTask, close_tasks
 
 if TYPE_CHECKING:
     from sabot.operators.agents.operator import AgentOperator

@@ -16,10 +16,10 @@ from sabot.api.stream import Stream
 from sabot.codecs.base import Format
 from sabot.codecs.fields import type_of_field
 from sabot.codecs.formats import Csv, Json
-from sabot.connectors.base import Sink
+from sabot.connectors.base import Sink, takes_changes
 from sabot.connectors.console import ConsoleSink
-from sabot.connectors.defaults import takes_changes
-from sabot.connectors.files.paths import format_of as path_format
+from sabot.connectors.files.formats import FORMATS
+from sabot.connectors.files.formats import format_of as path_format
 from sabot.errors import UserError
 from sabot.sql.formats import (
     DEBEZIUM,
@@ -519,15 +519,16 @@ def _delivery(options: Options, written: dict[str, Any]) -> None:
         written["delivery"] = delivery
 
 
-_FILE_FORMATS = {"json": "ndjson", "ndjson": "ndjson", "csv": "csv", "parquet": "parquet", "arrow": "arrow"}
-
-
 def _path(options: Options) -> str:
     return options.need("path", "connector.path").removeprefix("file://")
 
 
+def _file_formats() -> dict[str, str]:
+    return {"json": "ndjson", **{name: name for name in FORMATS}}
+
+
 def _file_format(options: Options) -> str | None:
-    found: str | None = options.choose("format", _FILE_FORMATS) or options.choose("format.type", _FILE_FORMATS)
+    found: str | None = options.choose("format", _file_formats()) or options.choose("format.type", _file_formats())
     return found
 
 
@@ -536,16 +537,18 @@ def _read_files(options: Options, statement: CreateTable) -> OpenRead:
 
     path, format = _path(options), _file_format(options)
     times_of(options)
-    csv: Any = {} if (delimiter := delimiter_of(options)) == "," else {"delimiter": delimiter}
-    return lambda app, given: app.stream(files(path, format, **csv), **given)
+    more: Any = {} if (delimiter := delimiter_of(options)) == "," else {"delimiter": delimiter}
+    if (follow := options.duration("source.monitor-interval")) is not None:
+        more["follow"] = follow
+    return lambda app, given: app.stream(files(path, format, **more), **given)
 
 
 def _write_files(options: Options, statement: CreateTable) -> OpenWrite:
-    from sabot.connectors.files import ArrowSink, CsvSink, NdjsonSink, ParquetSink
+    from sabot.connectors.files.named import sink_of
 
-    sinks: dict[str, Any] = {"ndjson": NdjsonSink, "csv": CsvSink, "parquet": ParquetSink, "arrow": ArrowSink}
     path = _path(options)
-    format = _file_format(options) or _FILE_FORMATS.get(path.rsplit(".", 1)[-1].lower())
+    format = _file_format(options) or _file_formats().get(path.rsplit(".", 1)[-1].lower())
+    options.take("source.monitor-interval")  # for those who read the table
     if format is None:
         raise SqlFault(options.span, f"table {options.table} needs the option 'format'", "'format' = 'parquet'")
     written: dict[str, Any] = {}
@@ -558,7 +561,7 @@ def _write_files(options: Options, statement: CreateTable) -> OpenWrite:
         more["delimiter"] = delimiter
     if format == "parquet":
         more["evolve"] = options.choose("evolve", _YES_OR_NO, False)
-    return lambda app: (sinks[format](path, **more), written)
+    return lambda app: (sink_of(format, path, **more), written)
 
 
 def _write_sql(options: Options, statement: CreateTable) -> OpenWrite:

@@ -20,6 +20,7 @@ from sabot.api.stream import Stream
 from sabot.api.windows import SessionWindow, TumblingWindow
 from sabot.sql.equal_steps import without_repeats
 from sabot.sql.functions import cast
+from sabot.sql.groups import AT_THE_END
 from sabot.sql.registered import has_calls, with_calls
 from sabot.sql.scope import (
     Names,
@@ -34,7 +35,6 @@ from sabot.sql.scope import (
     statement_name,
     steps_of,
 )
-from sabot.sql.select import AT_THE_END
 from sabot.sql.syntax.text import SqlFault
 from sabot.sql.syntax.tree import (
     Between,
@@ -547,7 +547,8 @@ class JoinBinder:
         further = [*self._residual, *self._bounds]
         if not self._keys or further:
             node = further[0] if further else self._join
-            hint = "further conditions stand in WHERE, or in a view of the table" if self._keys else ""
+            place = "in WHERE, or " if self._how == "inner" else ""  # WHERE would drop the rows without a partner
+            hint = f"further conditions stand {place}in a view of the table" if self._keys else ""
             raise SqlFault(node.span, "AS OF needs ON a.key = b.key, and nothing else", hint)
         left, right, outer = self._copied(self._left, self._right)
         left_on, right_on = [key.expr for _, key, _ in self._keys], [key.expr for _, _, key in self._keys]
@@ -597,7 +598,7 @@ class JoinBinder:
                 continue
             if node.column_names is not None and column not in node.column_names:
                 column = same.get(each.column) or column
-            shift = each.shift_ms if node.event_times.get(column) else None
+            shift = each.shift_ms if column in node.event_times else None
             fields.append(replace(each, column=column, shift_ms=shift, never_null=each.never_null and kept))
         relation = Relation(stream, tuple(fields))
         if self._join.using:

@@ -16,8 +16,11 @@ from sabot.api.windows import CalendarWindow, ClockWindow, HoppingWindow, Tumbli
 from sabot.base.checks import is_whole
 from sabot.base.config import parse_ms
 from sabot.sql.functions import is_known
+from sabot.sql.groups import has_aggregate, is_aggregate
 from sabot.sql.joins import JoinBinder, same_type
+from sabot.sql.over import columns_of, complete_window, order_columns
 from sabot.sql.patterns import bind_match
+from sabot.sql.rankings import RankingBinder, keyed
 from sabot.sql.registered import RegisteredModel, predicted
 from sabot.sql.scope import (
     Relation,
@@ -31,15 +34,7 @@ from sabot.sql.scope import (
     steps_of,
     warn_of_growth,
 )
-from sabot.sql.select import (
-    SelectBinder,
-    columns_of,
-    complete_window,
-    has_aggregate,
-    is_aggregate,
-    keyed,
-    order_columns,
-)
+from sabot.sql.select import SelectBinder
 from sabot.sql.subqueries import check_one_row, with_value, without_partners
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import (
@@ -241,9 +236,14 @@ class QueryBinder:
     def _union(self, body: SetOperation) -> Relation:
         if body.operator != "UNION":
             hints = {
-                "EXCEPT": "WHERE NOT EXISTS (SELECT 1 FROM b WHERE b.x = a.x)",
-                "INTERSECT": "WHERE x IN (SELECT …)",
+                "EXCEPT": "SELECT DISTINCT x FROM a WHERE NOT EXISTS (SELECT 1 FROM b WHERE b.x = a.x)",
+                "INTERSECT": "SELECT DISTINCT x FROM a WHERE x IN (SELECT x FROM b)",
             }
+            if body.all:  # it counts equal rows, which neither of these does
+                message = f"{body.operator} ALL is not supported"
+                raise SqlFault(
+                    body.span, message, "SELECT x, COUNT(*) … GROUP BY x of each side, and a JOIN of the counts"
+                )
             raise SqlFault(body.span, f"{body.operator} is not supported", hints[body.operator])
         left, right = self._body(body.left), self._body(body.right)
         names = [each.name for each in left.fields]
@@ -516,7 +516,7 @@ class QueryBinder:
         span = relation.ranking.span
         every = (Item(Star((), span), None, span),)
         select = SelectBody(False, every, None, None, (), None, (), None, (), None, span)
-        found, bounding = SelectBinder(self._context, select, relation, conditions).ranked()
+        found, bounding = RankingBinder(self._context, select, relation, conditions).bind()
         conditions[:] = [each for each in conditions if each is not bounding]
         return found
 

@@ -252,6 +252,36 @@ def may_expire(stream: Stream) -> bool:
     return not stream.changes and bool(node_of(stream).event_times)
 
 
+def ttl_of(
+    relation: "Relation", stream: Stream, hinted: str | None, session: str | None, span: Span, what: str, kept: str
+) -> str | None:
+    """Returns the time that STATE_TTL (`hinted`) or the session gives the state of a clause, or None for no end.
+
+    `relation`: the rows of FROM.
+
+    Raises SqlFault if STATE_TTL asks for it and the rows have no event time. Warns if the state of a stream without an
+    end is kept for ever: `what` is the clause, `kept` what it keeps.
+    """
+    if hinted is not None:
+        if not may_expire(stream):
+            raise SqlFault(
+                span,
+                "STATE_TTL counts event time, and these rows have none",
+                "WATERMARK FOR ts AS ts - INTERVAL '5' SECOND in CREATE TABLE",
+            )
+        return hinted
+    if session is not None and may_expire(stream):
+        return session
+    name = next((each.qualifier for each in relation.fields if each.qualifier), "")
+    instead = "a window bounds it: FROM TABLE(TUMBLE(…))"
+    if may_expire(stream) and name:
+        instead += f", or the hint /*+ STATE_TTL('{name}' = '1d') */"
+    elif session is not None:
+        instead = f"'table.exec.state.ttl' has no effect without an event time; {instead}"
+    warn_of_growth(stream, what, kept, instead)
+    return None
+
+
 def fields_of(stream: Stream, qualifier: str, times: dict[str, int] | None = None) -> tuple[TableColumn, ...]:
     """Returns the fields of all columns of a stream. `times`: the columns that are event time, with their shift."""
     shifts = times or {}

@@ -15,7 +15,7 @@ from sabot.api.nodes.times import WithTime
 from sabot.api.stream import Stream
 from sabot.base.arrays import is_time
 from sabot.connectors.files import files
-from sabot.connectors.files.paths import format_of
+from sabot.connectors.files.formats import format_of
 from sabot.connectors.memory import TableSink
 from sabot.connectors.rows import RowsSource
 from sabot.errors import UserError, short_repr
@@ -24,6 +24,7 @@ from sabot.sql.equal_steps import without_repeats
 from sabot.sql.functions import AGGREGATES, FUNCTIONS
 from sabot.sql.models import model_of
 from sabot.sql.options import SqlHost, SqlOptions
+from sabot.sql.rankings import unbounded
 from sabot.sql.registered import (
     Registered,
     RegisteredAgent,
@@ -33,7 +34,6 @@ from sabot.sql.registered import (
 )
 from sabot.sql.relations import QueryBinder, renamed
 from sabot.sql.scope import Relation, as_shown, at, fields_of, node_of, stated, statement_name
-from sabot.sql.select import unbounded
 from sabot.sql.showing import (
     columns_table,
     declared_rows,

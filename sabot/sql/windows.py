@@ -33,8 +33,10 @@ _INSTANT = pa.timestamp("ms", tz=UTC)
 TABLE_WINDOWS = ("TUMBLE", "HOP", "CUMULATE", "SESSION")
 GROUP_WINDOWS = ("TUMBLE", "HOP", "SESSION")
 
-EDGES = {f"{kind}_{edge.upper()}": (kind, f"window_{edge}") for kind in GROUP_WINDOWS for edge in ("start", "end")}
-"""The functions that give a bound of a group window: the window's name, and the column of the engine."""
+_BOUNDS = {"START": "window_start", "END": "window_end", "ROWTIME": "window_time"}
+
+EDGES = {f"{kind}_{name}": (kind, column) for kind in GROUP_WINDOWS for name, column in _BOUNDS.items()}
+"""The functions that give a bound of a group window: the window's name, and the column that has it."""
 
 _FORMS = {
     "TUMBLE": "TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '10' MINUTE)",

@@ -15,7 +15,7 @@ A backend has one owner, the task whose state it is. Only the owner reads and wr
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeAlias
 import pyarrow as pa
 
 from sabot.base.config import Duration, parse_bytes, parse_ms, parse_seconds
+from sabot.base.dataclass import dataclass
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.errors import UserError
 from sabot.state.expiry import MARK_BYTES, Expiry, convert

@@ -9,13 +9,13 @@ by due  the row numbers of the part in the order of `due`. If rows are of two ki
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from sabot._cython.arrow.border import validate
+from sabot.base.dataclass import dataclass
 
 HEAD = (pa.field("__hash", pa.uint64()), pa.field("__due", pa.int64()), pa.field("__by_due", pa.int32()))
 _NEVER = 2**63 - 1

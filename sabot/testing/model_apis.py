@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from sabot.llm.errors import (
+from sabot.calls.errors import (
     AuthenticationFailed,
     ContentFiltered,
     ContextLengthExceeded,
@@ -19,9 +19,9 @@ from sabot.llm.errors import (
     RateLimited,
     RequestRefused,
 )
-from sabot.llm.messages import ChatMessage, Image, Part, Text, ToolCall
+from sabot.calls.messages import ChatMessage, Image, Part, Text, ToolCall
+from sabot.calls.model_requests import RequestSpec, ToolSchema
 from sabot.llm.results import Completion
-from sabot.llm.spec import RequestSpec, ToolSchema
 
 
 class ModelApi(Protocol):
@@ -81,6 +81,8 @@ def _content(parts: Any) -> str | tuple[Part, ...]:
                 found.append(_image(url))
             case {"source": {"media_type": str(kind), "data": str(data)}}:
                 found.append(Image(data=base64.b64decode(data), media_type=kind))
+            case {"type": "thinking"}:
+                pass  # a thought of an earlier answer
             case _:
                 raise RequestRefused(f"a part of a message is of no kind that is known here: {part}")
     return tuple(found)

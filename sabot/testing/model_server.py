@@ -14,8 +14,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from sabot.base.config import Duration, parse_seconds
-from sabot.errors import SabotError, UserError
-from sabot.llm.errors import (
+from sabot.calls.errors import (
     AuthenticationFailed,
     MalformedAnswer,
     ModelError,
@@ -24,10 +23,12 @@ from sabot.llm.errors import (
     RateLimited,
     RequestRefused,
 )
-from sabot.llm.messages import ToolCall, assistant
+from sabot.calls.messages import ToolCall, assistant
+from sabot.calls.model_requests import RequestSpec
+from sabot.calls.usage import Usage
+from sabot.errors import SabotError, UserError
 from sabot.llm.providers.scripted import Answers, Raw, Script, ScriptedAnswer, vectors_of
-from sabot.llm.results import Completion, Usage
-from sabot.llm.spec import RequestSpec
+from sabot.llm.results import Completion
 from sabot.llm.token_counts import count_tokens, tokens_of
 from sabot.testing.http_server import HttpExchange, HttpServer
 from sabot.testing.model_apis import ChatApi, MessagesApi, ModelApi, ResponsesApi, status_of

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import msgspec
 
+from sabot.calls.model_requests import RequestSpec
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.llm.provider import Provider
 from sabot.llm.results import Completion
-from sabot.llm.spec import RequestSpec
 
 
 class _Kept(msgspec.Struct):

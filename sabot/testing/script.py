@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot.base.arrays import batch_of_rows
+from sabot.base.arrays import batch_of_rows, empty_batch
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import build_records, encode_json
-from sabot.connectors.base import Bounded, HasIdentity, Positions, ReportsLag, Scans, Source
+from sabot.connectors.base import Bounded, Positions, Scans, Source
 from sabot.errors import UserError
 
 _START_MS = 1_700_000_000_000  # the timestamp of the first record; each further one is a ms later
@@ -57,7 +57,7 @@ class _Entry:
     what: pa.RecordBatch | ScriptMark
 
 
-class ScriptedSource(Source, Bounded, Scans, HasIdentity, ReportsLag):
+class ScriptedSource(Source, Bounded, Scans):
     """A source for tests: `ScriptedSource([rows, BARRIER, rows, CRASH, rows, END])`. Streams and agents read it in
     apps that `sabot.testing.run` runs.
 
@@ -99,7 +99,7 @@ class ScriptedSource(Source, Bounded, Scans, HasIdentity, ReportsLag):
             return part
         if isinstance(part, pa.Table):
             chunks = part.combine_chunks().to_batches()
-            return chunks[0] if chunks else pa.RecordBatch.from_pylist([], schema=part.schema)
+            return chunks[0] if chunks else empty_batch(part.schema)
         rows = part if isinstance(part, list) else [part]
         if self._columns is not None:
             return batch_of_rows(rows, self._columns)

@@ -8,13 +8,13 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import RECORD_SCHEMA, decode_json, iterate_records
-from sabot.connectors.base import Delivers, ExpectsColumns, Sink, TakesChanges, Token, Track
+from sabot.connectors.base import Delivers, Sink, TakesChanges, Token, Track
 from sabot.errors import UserError
 from sabot.operators.base import DELETE, OP_COLUMN, with_marks
 from sabot.steps import step
 
 
-class ListSink(Sink, Delivers, TakesChanges, ExpectsColumns):
+class ListSink(Sink, Delivers, TakesChanges):
     """A sink that keeps its rows, exactly once or at least once. Like the outside world, it survives the crashes of a
     test.
 

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from sabot.base.redaction import scrubbed
 from sabot.errors import SabotError, UserError
-from sabot.plan.drawing import SHARE_WORDS, render
+from sabot.plan.drawing import SHARE_WORDS
+from sabot.plan.drawing.render import render
 from sabot.runtime.bottleneck import Cause, NarrowPlace, in_one_process, narrow_places
 from sabot.runtime.taps import TapPoint
 from sabot.web.charts import curve

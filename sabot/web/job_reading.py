@@ -11,17 +11,22 @@ from dataclasses import asdict, dataclass, replace
 from heapq import nlargest
 from typing import Any, TypeVar
 
+from markupsafe import Markup
+
 from sabot.agents.app_jobs import AppJobStore, JournalAddress
 from sabot.agents.entry_values import as_plain, value_of
 from sabot.agents.inbox import SAID
-from sabot.agents.job_effects import EffectRecord, FoldedJob, JobStory, effect_record, folded_job, story_of
+from sabot.agents.job_effects import EffectRecord, FoldedJob, effect_record, family_of, folded_job
 from sabot.agents.job_history import searched
-from sabot.agents.job_reads import JobPage, JobQuery, ListedJob, jobs_page, short_jobs_page
+from sabot.agents.job_reads import JobPage, age_of, jobs_page, short_jobs_page, status_in
 from sabot.agents.job_view import EffectView
 from sabot.agents.jobs import JobRecord, JobStatus
+from sabot.base.accounts import Amounts
 from sabot.base.quantities import plain
 from sabot.base.redaction import scrubbed
+from sabot.jobs.tree import parent_of
 from sabot.journal.base import JournalReader
+from sabot.journal.ended_jobs import JobQuery, cursor_of
 from sabot.journal.entries import Begin, Entry, Intent, body_of
 from sabot.web.payloads import MOST_CHARS, Payloads, ShownPayload
 from sabot.web.rendering import templates_of
@@ -66,66 +71,39 @@ class OwnJournal(JournalAddress):
             yield reader
 
 
-@dataclass(frozen=True)
-class ShownJobs:
-    """A page of a list of jobs. `table`: its table, as HTML. `found`, `counts`, `following`: as in `JobPage`."""
-
-    table: str
-    found: int
-    counts: dict[str, int]
-    following: str
-
-
-@dataclass(frozen=True)
-class ShownJob:
-    """A job, with the part of its values that a page may show.
-
-    `story`: without the effects. `place`: where the record that began it stands, or "". `given`, `result`: the input and the output.
-    `effects`: the table of effects from a number on, as HTML. `span`: the seconds that their bars show. `count`: the number of all effects.
-    `following`: the number of the first effect of the next page, or 0.
-    """
-
-    story: JobStory
-    place: str
-    given: ShownPayload
-    result: ShownPayload
-    effects: str
-    span: float
-    count: int
-    following: int
-
-
 def loaded() -> bool:
     """Returns True: a process that is called has loaded this module, and reads jobs from then on without a start."""
     return True
 
 
-def read_jobs(journal: JournalAddress, query: JobQuery, payloads: Payloads, root: str) -> ShownJobs:
-    """Returns a page of the jobs of a journal. The text of the query may also be in a field of the record that began a job, if pages may
-    show that field. `root`: the path below which the pages are. Blocks. Raises as `jobs_page`.
+def read_jobs(journal: JournalAddress, query: JobQuery, payloads: Payloads, root: str) -> tuple[str, JobPage]:
+    """Returns the table of a page of the jobs of a journal, as HTML, and the page without its jobs. The text of the query may also be in
+    a field of the record that began a job, if pages may show that field. `root`: the path below which the pages are. Blocks. Raises as
+    `jobs_page`.
     """
     with journal.opened() as reader:
-        return _shown_jobs(_found(reader, query, payloads, _PAGE), root)
+        return _shown_jobs(_found(reader, query, payloads, _PAGE), query, root)
 
 
-def read_short_log(journal: JournalAddress, query: JobQuery, root: str) -> ShownJobs | None:
+def read_short_log(journal: JournalAddress, query: JobQuery, root: str) -> tuple[str, JobPage] | None:
     """Returns the same as `read_jobs` without a text, or None if the log of the journal is too long to be read in the process of a run."""
     with journal.opened() as reader:
         page = short_jobs_page(reader, query, _PAGE, _SHORT_LOG)
-        return None if page is None else _shown_jobs(page, root)
+        return None if page is None else _shown_jobs(page, query, root)
 
 
 def selected_jobs(journal: JournalAddress, query: JobQuery, payloads: Payloads, is_open: bool) -> list[str]:
     """Returns the open jobs, or the failed ones, that a list has on all its pages, of at most 20,000."""
     with journal.opened() as reader:
-        found = [each.record for each in _found(reader, query, payloads, MOST_ROWS).jobs]
+        found = _found(reader, query, payloads, MOST_ROWS).jobs
     return [each.job_id for each in found if (not each.ended if is_open else each.status is JobStatus.FAILED)]
 
 
 def jobs_table(journal: JournalAddress, query: JobQuery, payloads: Payloads, form: TableForm) -> str:
     """Returns a list of jobs as a text of CSV or JSON: all pages, at most 20,000."""
     with journal.opened() as reader:
-        return table_text([_flat(job) for job in _found(reader, query, payloads, MOST_ROWS).jobs], form)
+        page = _found(reader, query, payloads, MOST_ROWS)
+        return table_text([_flat(job, status_in(query, job), *page.used[job.job_id]) for job in page.jobs], form)
 
 
 def effects_table(journal: JournalAddress, job_id: str, first: int, form: TableForm) -> str:
@@ -135,9 +113,11 @@ def effects_table(journal: JournalAddress, job_id: str, first: int, form: TableF
         return table_text([_flat_effect(each, form) for each in found], form)
 
 
-def read_job(journal: JournalAddress, job_id: str, first: int, payloads: Payloads, root: str, now: float) -> ShownJob:
-    """Returns a job with up to 2,000 effects from the ordinal `first` on. `now`: the time up to which open effects last. Blocks. Raises
-    UserError if the journal does not have it.
+def read_job(
+    journal: JournalAddress, job_id: str, first: int, payloads: Payloads, root: str, now: float
+) -> tuple[JobRecord, str]:
+    """Returns a job, and the part of its page that says all that the journal knows of it, as HTML. The part has up to 2,000 effects from
+    the ordinal `first` on. `now`: the time up to which open effects last. Blocks. Raises UserError if the journal does not have the job.
     """
     with journal.opened() as reader:
         folded = folded_job(reader, job_id)
@@ -145,20 +125,26 @@ def read_job(journal: JournalAddress, job_id: str, first: int, payloads: Payload
         begun = None if folded.begin is None else _value(reader, folded.begin)
         message = _message(begun)
         end = None if folded.end is None or folded.end.outcome != "succeeded" else _value(reader, folded.end)
-        story = story_of(reader, folded, page)
-        table, span = _shown_effects(
-            story, [_values(reader, each, payloads) for each in page.values()], payloads, root, now
-        )
-    last = story.effects[-1].ordinal if story.effects else 0
-    return ShownJob(
-        story=replace(story, effects=[]),
+        effects = [effect_record(each, reader) for each in page.values()]
+        values = [_values(reader, each, payloads) for each in page.values()]
+        children, used, doubts = family_of(reader, folded)
+    table, span = _shown_effects(folded.record, effects, values, payloads, root, now)
+    part = templates_of(root).get_template("parts/job.html")
+    return folded.record, part.render(
+        job=folded.record,
+        parent=parent_of(job_id)[0],
+        children=children,
+        used_below=used,
+        doubts_below=doubts,
+        # where the record that began it stands, or ""
         place=str(begun.get("record") or begun.get("records") or "") if isinstance(begun, Mapping) else "",
         given=payloads.shown(as_plain(message)) if message is not None else ShownPayload(),
         result=payloads.shown(as_plain(end)) if end is not None else ShownPayload(),
-        effects=table,
-        span=span,
+        effects=Markup(table),  # rendered by the templates, which escape
+        span=span,  # the seconds that the bars of the effects show
         count=len(folded.effects),
-        following=last + 1 if len(page) == _MOST_EFFECTS else 0,
+        following=effects[-1].ordinal + 1 if len(page) == _MOST_EFFECTS else 0,  # the first effect of the next page
+        hides=not payloads.shows_any,
     )
 
 
@@ -167,28 +153,28 @@ def _found(reader: JournalReader, query: JobQuery, payloads: Payloads, most: int
     page = jobs_page(reader, query, most)
     if not query.text or not payloads.shows_any:
         return page
-    text, after = query.text.casefold(), query.cursor()
-    newest = jobs_page(reader, replace(query, text="", status="", after=""), MOST_SEARCHED).jobs
+    text, last = query.text.casefold(), query.last
+    newest = jobs_page(reader, replace(query.of_all_pages, text=""), MOST_SEARCHED)
     further = [
         each
-        for each in newest
-        if text not in searched(each.record)
-        and text in shown_record(reader, each.record.job_id, payloads).text.casefold()
+        for each in newest.jobs
+        if text not in searched(each) and text in shown_record(reader, each.job_id, payloads).text.casefold()
     ]
-    counts = Counter(page.counts) + Counter(each.status for each in further)
-    further = [each for each in further if query.status in ("", each.status) and (after is None or _age(each) < after)]
-    jobs = nlargest(most + 1, [*page.jobs, *further], key=_age)
+    counts = Counter(page.counts) + Counter(status_in(query, each) for each in further)
+    further = [
+        each
+        for each in further
+        if query.status in ("", status_in(query, each)) and (last is None or age_of(each) < last)
+    ]
+    jobs = nlargest(most + 1, [*page.jobs, *further], key=age_of)
     more = len(jobs) > most or page.following
     return JobPage(
         jobs[:most],
+        newest.used | page.used,
         counts[query.status] if query.status else counts.total(),
         dict(counts),
-        "{}:{}".format(*_age(jobs[:most][-1])) if more else "",
+        cursor_of(*age_of(jobs[:most][-1])) if more else "",
     )
-
-
-def _age(job: ListedJob) -> tuple[int, str]:
-    return round(job.record.created_at * 1000), job.record.job_id
 
 
 def shown_record(reader: JournalReader, job_id: str, payloads: Payloads, *, most: int = MOST_CHARS) -> ShownPayload:
@@ -203,30 +189,37 @@ def _message(begun: Any) -> Any:
     return begun.get("message") if isinstance(begun, Mapping) and "record" in begun else begun
 
 
-def _shown_jobs(page: JobPage, root: str) -> ShownJobs:
-    jobs = [(job, _short_id(job.record), _open_text(job.record), scrubbed(job.record.error)) for job in page.jobs]
-    facts: dict[str, Callable[[ListedJob], object]] = {
-        "key": lambda job: job.record.key,
-        "scope": lambda job: job.record.scope_id,
-        "attempt": lambda job: job.record.attempt > 1,
-        "tokens": lambda job: job.used.tokens,
-        "dollars": lambda job: job.used.cost,
-        "why": lambda job: job.record.open or job.record.error,
+def _shown_jobs(page: JobPage, query: JobQuery, root: str) -> tuple[str, JobPage]:
+    jobs = [
+        (job, status_in(query, job), *page.used[job.job_id], _short_id(job), _open_text(job), scrubbed(job.error))
+        for job in page.jobs
+    ]
+    facts: dict[str, Callable[[JobRecord], object]] = {
+        "key": lambda job: job.key,
+        "scope": lambda job: job.scope_id,
+        "attempt": lambda job: job.attempt > 1,
+        "tokens": lambda job: page.used[job.job_id][0].tokens,
+        "dollars": lambda job: page.used[job.job_id][0].cost,
+        "why": lambda job: job.open or job.error,
     }
     table = templates_of(root).get_template("parts/job_table.html").render(jobs=jobs, filled=_filled(facts, page.jobs))
-    return ShownJobs(table, page.found, page.counts, page.following)
+    return table, replace(page, jobs=[], used={})
 
 
 def _shown_effects(
-    story: JobStory, values: list[tuple[ShownPayload, ShownPayload]], payloads: Payloads, root: str, now: float
+    job: JobRecord,
+    effects: list[EffectRecord],
+    values: list[tuple[ShownPayload, ShownPayload]],
+    payloads: Payloads,
+    root: str,
+    now: float,
 ) -> tuple[str, float]:
     """Returns the table of effects, and the seconds that its bars show."""
-    begin = min([story.record.created_at, *(each.asked_at for each in story.effects)])
-    ends = [each.ended_at for each in story.effects if each.ended_at is not None]
-    end = max([now if not story.record.ended else story.record.updated_at, *ends, begin + 0.001])
-    effects = [
-        (each, *_place(each, begin, end), asked, answer)
-        for each, (asked, answer) in zip(story.effects, values, strict=True)
+    begin = min([job.created_at, *(each.asked_at for each in effects)])
+    ends = [each.ended_at for each in effects if each.ended_at is not None]
+    end = max([now if not job.ended else job.updated_at, *ends, begin + 0.001])
+    rows = [
+        (each, *_place(each, begin, end), asked, answer) for each, (asked, answer) in zip(effects, values, strict=True)
     ]
     facts: dict[str, Callable[[EffectRecord], object]] = {
         "policy": lambda effect: effect.decision,
@@ -236,13 +229,7 @@ def _shown_effects(
     table = (
         templates_of(root)
         .get_template("parts/effect_table.html")
-        .render(
-            job=story.record,
-            effects=effects,
-            hides=not payloads.shows_any,
-            filled=_filled(facts, story.effects),
-            said=SAID,
-        )
+        .render(job=job, effects=rows, hides=not payloads.shows_any, filled=_filled(facts, effects), said=SAID)
     )
     return table, end - begin
 
@@ -270,12 +257,11 @@ def _open_text(job: JobRecord) -> str:
     return "; ".join(named) + (f"; {len(job.open) - 2} more" if len(job.open) > 2 else "")
 
 
-def _flat(job: ListedJob) -> dict[str, Any]:
-    record = job.record
-    facts = {name: getattr(record, name) for name in _COLUMNS} | {"status": job.status}
-    facts |= {"open": _open_text(record), "error": scrubbed(record.error)}
-    facts |= {"tokens": job.used.tokens, "dollars": plain(job.used.cost)}
-    return facts | {"doubt_tokens": job.doubts.tokens, "doubt_dollars": plain(job.doubts.cost)}
+def _flat(job: JobRecord, status: str, used: Amounts, doubts: Amounts) -> dict[str, Any]:
+    facts = {name: getattr(job, name) for name in _COLUMNS} | {"status": status}
+    facts |= {"open": _open_text(job), "error": scrubbed(job.error)}
+    facts |= {"tokens": used.tokens, "dollars": plain(used.cost)}
+    return facts | {"doubt_tokens": doubts.tokens, "doubt_dollars": plain(doubts.cost)}
 
 
 def _flat_effect(effect: EffectRecord, form: TableForm) -> dict[str, Any]:

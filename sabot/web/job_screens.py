@@ -13,22 +13,22 @@ from urllib.parse import urlencode
 from markupsafe import Markup
 
 from sabot.agents.app_jobs import JournalAddress
-from sabot.agents.job_reads import BLOCKED, JobQuery
-from sabot.agents.jobs import ENDS, JobStatus
+from sabot.agents.job_reads import BLOCKED, JobPage
+from sabot.agents.jobs import ENDS, JobRecord, JobStatus
 from sabot.agents.replay import Recording, record_job
 from sabot.agents.store import cancel_letter
 from sabot.base.redaction import scrubbed
 from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.redrive import Selection
 from sabot.errors import LetterRefused, UserError
-from sabot.runtime.dead_letters import LetterPlace, job_of, letter_places, opened_letters, redrive
+from sabot.journal.ended_jobs import JobQuery
+from sabot.letters.opening import LetterPlace, letter_places, opened_letters, redrive
+from sabot.letters.pages import job_of
+from sabot.letters.redrive import Selection
 from sabot.web.job_code import AppCode, ForkedJob
 from sabot.web.job_reading import (
     MOST_SEARCHED,
     OwnJournal,
-    ShownJob,
-    ShownJobs,
     effects_table,
     jobs_table,
     loaded,
@@ -103,13 +103,13 @@ class JobScreens:
 
     async def list_facts(self, query: Query) -> dict[str, Any]:
         """Returns the facts of the list of jobs. Raises UserError for a cursor that is none, and if the journal cannot be read."""
-        page = await self._page(query)
+        table, page = await self._page(query)
         filters = {name: query[name] for name in _FILTERS if query.get(name)}
         counts = page.counts
         if status := query.get("status", ""):
             counts = {status: page.found}
         return {
-            "table": Markup(page.table),  # rendered by the templates, which escape
+            "table": Markup(table),  # rendered by the templates, which escape
             "found": page.found,
             "counts": page.counts,
             "waiting": 0 if filters else self._figures.last.statistics.get("jobs", {}).get("waiting", 0),
@@ -137,7 +137,7 @@ class JobScreens:
             jobs_table, self._wanted({**query, "after": ""}), self._payloads, cast("TableForm", query[FORM])
         )
 
-    async def _page(self, query: Query) -> ShownJobs:
+    async def _page(self, query: Query) -> tuple[str, JobPage]:
         wanted = self._wanted(query)
         if not self._reads_elsewhere() and not (wanted.text and self._payloads.shows_any):
             here = await run_in_thread(read_short_log, self._own, wanted, self._root)
@@ -185,34 +185,25 @@ class JobScreens:
 
     async def job_facts(self, query: Query) -> dict[str, Any]:
         """Returns the facts of one job. Raises UserError if the journal does not have it."""
-        shown, now = await self._shown(query), SYSTEM_CLOCK.time()
-        job = shown.story.record
+        job, part = await self._shown(query)
         blocked = self._blocked().get(job.job_id, "")
         return {
-            "story": shown.story,
-            "shown": shown,
             "job": job,
+            "part": Markup(part),  # rendered by the templates, which escape
             "state": BLOCKED if blocked and not job.ended else job.status,
             "error": scrubbed(blocked or job.error),
-            "effects": Markup(shown.effects),  # rendered by the templates, which escape
             "can_retry": job.status is JobStatus.FAILED and self._live is not None,
             "why_no_code": "" if self._code is not None else _WHY_NO_CODE,
-            "hides": self._hides,
-            "at": now,
+            "at": SYSTEM_CLOCK.time(),
         }
-
-    @property
-    def _hides(self) -> bool:
-        """True if no option shows arguments or answers."""
-        return not self._payloads.shows_any
 
     async def effects_table(self, query: Query) -> str:
         """Returns the effects of one job as CSV or JSON."""
         return await self._read(effects_table, query.get("id", ""), _first(query), cast("TableForm", query[FORM]))
 
-    async def _shown(self, query: Query) -> ShownJob:
+    async def _shown(self, query: Query) -> tuple[JobRecord, str]:
         wanted = query.get("id", ""), _first(query), self._payloads, self._root, SYSTEM_CLOCK.time()
-        if self._hides and not self._reads_elsewhere():  # values may be large
+        if not self._payloads.shows_any and not self._reads_elsewhere():  # values may be large
             return await run_in_thread(read_job, self._own, *wanted)
         return await self._read(read_job, *wanted)
 

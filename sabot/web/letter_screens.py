@@ -15,25 +15,22 @@ from sabot.base.redaction import HIDDEN, holds_secret, redacted_url, scrubbed
 from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import text_or_hex
-from sabot.connectors.letters import DeadLetter, Letters, LetterTime
-from sabot.connectors.redrive import Redriven, Selection
 from sabot.errors import UNREADABLE, SabotError, UserError
-from sabot.runtime.dead_letters import (
+from sabot.letters.form import DeadLetter
+from sabot.letters.opening import LetterPlace, letter_places, opened_letters, redrive, steps_dropping_late
+from sabot.letters.pages import (
     MOST_READ,
     LetterFilter,
     LetterPage,
-    LetterPlace,
     letter_after,
     letter_facts,
-    letter_places,
     letters_page,
     newest_page,
-    opened_letters,
     origin_of,
-    redrive,
     step_of,
-    steps_dropping_late,
 )
+from sabot.letters.places import Letters, LetterTime
+from sabot.letters.redrive import Redriven, Selection
 from sabot.web.payloads import Payloads, ShownPayload
 from sabot.web.screen import Download, Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sabot.base.metrics import Durations
+from sabot.calls.names import SERVERS
 from sabot.jobs.history import ASKS
-from sabot.llm.names import SERVERS
 from sabot.process.tree import below, facts_of
 from sabot.runtime.figure_rings import FigureRings, Tick
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup

@@ -630,6 +630,183 @@ ADDED: dict[str, Shape] = {
     ),
 }
 
+LEGACY = {"function_call": {"name": "look", "arguments": L_R}}
+SEARCH = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}}
+THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}
+LOOKED: Any = {"column": CALLS_A_TOOL, "made": [("look", {"city": "Rome"})], "told": "Rome is there", "asked": 2}
+CUT_CALL: Any = {"column": CUT, "told": "the answer was cut off at max_tokens", "asked": 2}
+
+OLDER: dict[str, Shape] = {
+    "the one call of older servers": Shape(
+        {
+            "chat": Sent(
+                chat(LEGACY, "function_call"),
+                [
+                    chunk(function_call={"name": "look", "arguments": ""}),
+                    chunk(function_call={"arguments": '{"city":'}),
+                    chunk(function_call={"arguments": ' "Rome"}'}),
+                    chunk("function_call"),
+                    "[DONE]",
+                ],
+            )
+        },
+        **LOOKED,
+    ),
+    "a call in the form of older servers too": Shape(
+        {
+            "chat": Sent(
+                chat({**LEGACY, "tool_calls": [called("look", L_R, id="a")]}, "tool_calls"),
+                [chunk(**LEGACY, tool_calls=[called("look", L_R, id="a", index=0)]), chunk("tool_calls"), "[DONE]"],
+            )
+        },
+        **LOOKED,
+    ),
+    "no reason": Shape(
+        {
+            "chat": Sent(chat({"content": "It is Rome."}, None), ROME_EVENTS["chat"]),
+            "responses": response(ROME_WHOLE["responses"]["output"][0], status=None),
+            "messages": Sent(message(ROME, reason=None), ROME_EVENTS["messages"]),
+        },
+        "It is Rome.",
+        asked=1,
+    ),
+    "a call without a reason": Shape(
+        {
+            "chat": chat({"tool_calls": [called("erase", E_A, id="a"), called("look", L_R, id="b")]}, None),
+            "messages": message(
+                used("erase", {"folder": "/a"}, id="a"), used("look", {"city": "Rome"}, id="b"), reason=None
+            ),
+        },
+        column=CALLS_A_TOOL,
+        made=[("look", {"city": "Rome"})],
+        told="the answer has ended with 'none', which is unknown",
+        asked=2,
+    ),
+    "a cut that the end does not say": Shape(
+        {
+            "chat": Sent(
+                chat_calls(called("erase", E_A, id="a"))
+                | {"choices": [chat({"tool_calls": [called("erase", E_A, id="a")]}, "length")["choices"][0]]},
+                [chunk(tool_calls=[called("erase", E_A, id="a", index=0)]), chunk("length"), chunk("stop"), "[DONE]"],
+            ),
+            "responses": response(
+                response_call("erase", E_A, call_id="a"), incomplete_details={"reason": "max_output_tokens"}
+            ),
+            "messages": Sent(
+                message(used("erase", {"folder": "/a"}, id="a"), reason="max_tokens"),
+                [
+                    *message_events((0, used("erase", {}, id="a"), E_A), reason="max_tokens")[:-1],
+                    {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 2}},
+                    {"type": "message_stop"},
+                ],
+            ),
+        },
+        **CUT_CALL,
+    ),
+    "a text of a response that is not complete": Shape(
+        {"responses": response({**ROME_WHOLE["responses"]["output"][0], "status": "incomplete"})}, CUT, asked=1
+    ),
+    "a filter of another vendor": Shape(
+        {
+            "chat": chat({"content": "So"}, "PROHIBITED_CONTENT"),
+            "messages": message(ROME, reason="guardrail_intervened"),
+        },
+        "ContentFiltered: ",
+        asked=1,
+    ),
+    "pieces of a text without an item": Shape(
+        {
+            "responses": [
+                {"type": "response.output_text.delta", "delta": "It is "},
+                {"type": "response.output_text.delta", "delta": "Rome."},
+                {"type": "response.completed", "response": response()},
+            ]
+        },
+        "It is Rome.",
+        streamed=True,
+        asked=1,
+    ),
+    "a content that is a text": Shape(
+        {
+            "responses": response({"type": "message", "role": "assistant", "content": "It is Rome."}),
+            "messages": {**message(), "content": "It is Rome."},
+        },
+        "It is Rome.",
+        asked=1,
+    ),
+    "a refusal that is none": Shape(
+        {
+            "chat": chat({"content": "It is Rome.", "refusal": None}),
+            "responses": response(
+                {"type": "message", "content": [{"type": "output_text", "text": "It is Rome.", "refusal": None}]}
+            ),
+        },
+        "It is Rome.",
+        asked=1,
+    ),
+    "a usage and names of another type": Shape(
+        {
+            "chat": chat({"content": "It is Rome."}, usage=[]),
+            "responses": response(ROME_WHOLE["responses"]["output"][0], usage="?"),
+            "messages": Sent(
+                message(ROME, usage=[1]),
+                [
+                    {"type": "message_start", "message": {**message(), "model": 1, "id": [], "usage": 2}},
+                    *ROME_EVENTS["messages"][1:],
+                ],
+            ),
+        },
+        "It is Rome.",
+        asked=1,
+    ),
+    "a thought in the content": Shape(
+        {
+            "chat": Sent(
+                chat(
+                    {"content": [THOUGHT, {"type": "text", "text": "So"}], "tool_calls": [called("look", L_R, id="a")]},
+                    "tool_calls",
+                ),
+                [chunk(content=[THOUGHT]), chunk(content="So"), *chunks(called("look", L_R, id="a", index=0))],
+            )
+        },
+        back=THOUGHT,
+        **LOOKED,
+    ),
+    "a search of the vendor": Shape(
+        {
+            "messages": Sent(
+                message({**SEARCH, "input": {"query": "Rome"}}, reason="pause_turn"),
+                message_events((0, SEARCH, '{"query": "Rome"}'), reason="pause_turn"),
+            )
+        },
+        "It is Rome.",
+        column="MalformedAnswer: .*the vendor has paused the answer",
+        then=["It is Rome."],
+        asked=2,
+        back={"query": "Rome"},
+    ),
+    "parts of a block that are not known": Shape(
+        {
+            "messages": [
+                *message_events((0, {"type": "compaction", "content": ""}, ""), reason="pause_turn")[:2],
+                {
+                    "type": "content_block_delta",
+                    "index": 0,
+                    "delta": {"type": "compaction_delta", "content": "It was "},
+                },
+                {"type": "content_block_delta", "index": 0, "delta": {"type": "compaction_delta", "content": "said."}},
+                *message_events((0, {}, ""), reason="pause_turn")[-2:],
+            ]
+        },
+        "It is Rome.",
+        column="",
+        then=["It is Rome."],
+        asked=2,
+        streamed=True,
+        back="It was said.",
+    ),
+}
+
 USED_TOKENS = 50_041  # of each answer of USED
 
 
@@ -654,6 +831,7 @@ def usages(chat: Mapping[str, Any], messages: Mapping[str, Any] | None = None) -
     return {api: with_usage(api, each) for api, each in told.items()}
 
 
+TOTAL = {"prompt_tokens": 20, "completion_tokens": 21, "total_tokens": USED_TOKENS}
 USED: dict[str, Shape] = {
     "reasoning beside the output": Shape(
         usages(
@@ -672,8 +850,28 @@ USED: dict[str, Shape] = {
         ),
         "It is Rome.",
     ),
+    "a usage in the choice": Shape(
+        {
+            "chat": Sent(
+                with_usage("chat", TOTAL).whole,
+                [
+                    ROME_EVENTS["chat"][0],
+                    {"choices": [{**chunk("stop", content="Rome.")["choices"][0], "usage": TOTAL}]},
+                ],
+            )
+        },
+        "It is Rome.",
+    ),
+    "a usage of Groq": Shape(
+        {
+            "chat": Sent(
+                with_usage("chat", TOTAL).whole, [*ROME_EVENTS["chat"], {"x_groq": {"id": "1", "usage": TOTAL}}]
+            )
+        },
+        "It is Rome.",
+    ),
 }
 """Rows of a table of their own: each answer has USED_TOKENS, however its usage is told."""
 
-SHAPES: dict[str, Shape] = {**PLAIN, **CALLS, **ERRORS, **ENDS, **AROUND, **ADDED}
+SHAPES: dict[str, Shape] = {**PLAIN, **CALLS, **ERRORS, **ENDS, **AROUND, **ADDED, **OLDER}
 """The rows of the table, by their names, which the model gets as the prompt."""

@@ -19,8 +19,19 @@ from pyarrow import parquet as pq
 
 from sabot._cython.text.json import encode_rows
 from sabot.codecs.records import Headers, Record, iterate_records
-from sabot.connectors.base import Sink, Source
-from sabot.connectors.files import ArrowSink, CsvSink, FileSource, NdjsonSink, NdjsonSource, ParquetSink, files
+from sabot.connectors.base import Positions, Sink, Source
+from sabot.connectors.files import (
+    ArrowSink,
+    CsvSink,
+    CsvSource,
+    FileSource,
+    NdjsonSink,
+    NdjsonSource,
+    ParquetSink,
+    files,
+)
+from sabot.connectors.files.followed import FollowedFiles
+from sabot.connectors.files.ndjson import NdjsonFormat
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.journal import Journal, JournalReader
 from sabot.journal.entries import EffectResult, Entry
@@ -33,7 +44,9 @@ PAYLOADS = [json.dumps({"n": n}).encode() for n in range(10)]
 
 
 class MemoryPlace:
-    """A topic of the embedded broker."""
+    """A topic of the embedded broker. A place of another kind has the same members; only those that are brokers have keys,
+    headers, times and partitions. The suites make a second place by adding to `topic`, the name of the place.
+    """
 
     name = "memory"
     exact = True  # it keeps keys, headers, timestamps, and payloads that are no line of text
@@ -112,6 +125,36 @@ class GzipPlace(FilePlace):
             file.writelines(payload + b"\n" for payload in payloads if payload is not None)
 
 
+class FollowedPlace(FilePlace):
+    """An NDJSON file that goes on. Its positions mean something together with what the source remembers, which the place keeps, as a
+    checkpoint does.
+    """
+
+    name = "followed"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.kept: dict[tuple[Any, ...], dict[tuple[str, int], bytes]] = {}
+
+    def source(self, group: str = "g") -> Source:
+        return _Followed(self.topic, self.kept)
+
+
+class _Followed(FollowedFiles):
+    def __init__(self, path: str, kept: dict[tuple[Any, ...], dict[tuple[str, int], bytes]]) -> None:
+        super().__init__(path, NdjsonFormat(path), 0.01)
+        self.kept = kept
+
+    def positions(self) -> Positions:
+        found = super().positions()
+        self.kept[tuple(found.items())] = self.remember()
+        return found
+
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        self.recall(self.kept.get(tuple((positions or {}).items()), {}))
+        super().open(positions, start)
+
+
 class KafkaPlace(MemoryPlace):
     """A topic of a real broker."""
 
@@ -188,7 +231,7 @@ class JournalPlace:
     def put(self, payloads: Sequence[bytes | None]) -> None:
         journal = self.journal()
         last = [journal.append(EffectResult("job", 1, 1, usage=each)) for each in payloads if each is not None][-1]
-        assert journal.wait_durable(last, 20)
+        assert journal.wait_durable(last, 60)
         journal.close()
 
     def source(self, group: str = "g") -> JournalSource:
@@ -279,12 +322,10 @@ class TablePlace:
             bare.unlink()
 
     def source(self) -> FileSource:
-        found = files(self.path, "arrow" if self.format == "arrows" else self.format)
-        if hasattr(found, "_block_bytes"):
-            found._block_bytes = 20 * self.group
-        if isinstance(found, NdjsonSource):
-            found._given_bytes = found._block_bytes
-        return found
+        text = {"ndjson": NdjsonSource, "csv": CsvSource}
+        if self.format in text:
+            return text[self.format](self.path, block_bytes=20 * self.group)
+        return files(self.path, "arrow" if self.format == "arrows" else self.format)
 
     def sink(self, **options: Any) -> Any:
         if self.many and self.compression:

@@ -4,11 +4,12 @@ in a job, in a kernel, in a column, and of an agent that is the tool of another 
 
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 
 from contracts.answer_shapes import MOST_TOKENS, SHAPES, USED, USED_TOKENS, Shape, chat
@@ -23,6 +24,7 @@ from sabot.llm import (
     AnthropicProvider,
     Completion,
     ExecutionEngine,
+    ModelError,
     OpenAIProvider,
     RequestSpec,
     ScriptedProvider,
@@ -30,6 +32,7 @@ from sabot.llm import (
     Usage,
     assistant,
     tool,
+    user,
 )
 from sabot.testing import FakeModelServer, ListSink
 from tools.agent_tools import started, until
@@ -274,6 +277,7 @@ def expected(desk: Desk, surface: str, found: dict[str, str]) -> dict[str, str]:
     return rows
 
 
+@pytest.mark.one_in(12, "two seconds of a core each")
 @pytest.mark.parametrize("api", ["chat", "responses", "messages"])
 @pytest.mark.parametrize("surface", SURFACES)
 async def test_each_shape_of_an_answer_is_what_it_means_on_each_surface(
@@ -342,3 +346,44 @@ async def test_calls_are_no_pieces_of_a_stream_before_its_end_says_that_they_are
                 assert last.completion is not None
                 assert len(last.completion.tool_calls) == 1
                 assert [piece.tool_call is not None for piece in pieces] == [True] * whole
+
+
+WRONG = [None, "", 1, [], {}, "x", [None], {"a": 1}]
+
+
+def changed(value: Any) -> Iterator[Any]:
+    """Yields the JSON value again and again, each time with one of its parts left out or of another type."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for place, part in parts:
+        for new in [*WRONG, *changed(part)]:
+            yield {**value, place: new} if isinstance(value, dict) else [*value[:place], new, *value[place + 1 :]]
+        yield (
+            [new for at, new in parts if at != place]
+            if isinstance(value, list)
+            else {at: new for at, new in parts if at != place}
+        )
+
+
+@pytest.mark.one_in(3, "half a second of a core each")
+@pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("api", ["chat", "responses", "messages"])
+async def test_an_answer_with_a_part_of_a_wrong_type_is_an_answer_or_an_error_of_models(
+    api: str, streams: bool, provider_of: Callable[[str, str], Any]
+) -> None:
+    """An AttributeError ended the program, and no fallback was asked."""
+    sent: Any = SHAPES["a message with additions" if api != "responses" else "a call with additions"].sent[api]
+    answers = list(changed(sent.form(stream=streams)))[:: 2 if streams else 1]
+    read = 0
+    with FakeModelServer(list(answers)) as server:
+        provider = provider_of(api, server.url)
+        for _ in answers:
+            with suppress(ModelError):
+                if not streams:
+                    answer = await provider.complete(RequestSpec(messages=(user("?"),)))
+                else:
+                    async with aclosing(provider.stream(RequestSpec(messages=(user("?"),)))) as pieces:
+                        *_, last = [piece async for piece in pieces]
+                        answer = last.completion
+                assert msgspec.msgpack.decode(msgspec.msgpack.encode(answer), type=Completion) == answer
+                read += 1
+    assert len(answers) / 5 < read < len(answers)

@@ -11,7 +11,7 @@ from sabot.connectors.base import Source
 from sabot.connectors.places import Bound, Place, checked_start, checked_until
 from sabot.errors import UserError
 
-WAIT = 20.0  # seconds; only a test that fails waits so long
+WAIT = 60.0  # seconds; only a test that fails waits so long
 
 
 def bounded(place: MemoryPlace, until: Any, facts: dict[str, Any] | None = None) -> Source:

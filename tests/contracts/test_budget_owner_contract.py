@@ -534,7 +534,7 @@ async def test_a_call_is_not_sent_before_the_owner_knows_that_it_counts(place: P
 
 async def test_an_approved_call_is_not_sent_if_the_owner_is_away(place: Place) -> None:
     job = Asking(place, "policy")
-    ledger = place.ledger(job.budget, patience="2s")
+    ledger = place.ledger(job.budget)
     work = ledger.writer.work  # type: ignore[attr-defined]
 
     async def away(batch: BudgetBatch) -> Any:
@@ -544,9 +544,10 @@ async def test_an_approved_call_is_not_sent_if_the_owner_is_away(place: Place) -
         running.begin("job")
         await job.until_a_person_is_asked(running)
         ledger.writer.work = away  # type: ignore[attr-defined]
+        patience, ledger._accounts.patience_s = ledger._accounts.patience_s, 0.2
         job.says(running, approved=True)
         await running.over("job")
-        ledger.writer.work = work  # type: ignore[attr-defined]
+        ledger.writer.work, ledger._accounts.patience_s = work, patience  # type: ignore[attr-defined]
         assert running.agent.done == {"job": "BudgetUnavailable"}
         assert not job.asked.is_set()
     assert await job.used() == Amounts()

@@ -1,6 +1,7 @@
 """What `connectors/base.py` promises of every sink that delivers: a part is there once, whatever happens in between."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,10 @@ from contracts.delivery_places import PLACES, DeliveryPlace, Row
 from sabot import steps
 from sabot.codecs.records import build_records
 from sabot.connectors.base import Delivers, KeepsToken, Sink, Token, Track
-from sabot.connectors.defaults import expect, finish_of, start_afresh
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.errors import AppLocked, TransientError, UserError
 
-TRACK = Track("app", "sink.1", "first")
+TRACK = Track(f"app-{os.getpid()}", "sink.1", "first")  # a broker is shared by workers, and knows one owner of a track
 SCHEMA = pa.schema([("n", pa.int64()), ("text", pa.string())])
 GENERATION = 2**40
 Part = tuple[int, list[pa.RecordBatch]]
@@ -67,13 +67,13 @@ def run(place: DeliveryPlace, parts: Sequence[Part]) -> None:
     """A run of an app whose checkpoint lists these parts."""
     sink = place.sink()
     assert isinstance(sink, Delivers)
-    expect(sink, SCHEMA)
+    sink.expect(SCHEMA)
     token = sink.claim(TRACK)
     there = 0 if token is None else token.seq
     for seq, batches in parts:
         if seq > there:
             sink.deliver(seq, batches)
-    finish_of(sink)()
+    sink.finish()
     sink.close()
 
 
@@ -166,12 +166,12 @@ def test_a_part_without_rows_moves_the_token(place: DeliveryPlace) -> None:
 
 
 def test_tracks_do_not_know_of_each_other(place: DeliveryPlace) -> None:
-    others = [Track("app", "sink.2", "first"), Track("app.2", "sink.1", "other")]
+    others = [Track(TRACK.app, "sink.2", "first"), Track(f"{TRACK.app}.2", "sink.1", "other")]
     sink = claimed(place)
     sink.deliver(*PARTS[2])
     for number, track in enumerate(others):
         other = place.sink()
-        start_afresh(other)
+        other.start_afresh()
         assert other.claim(track) is None
         if isinstance(other, KeepsToken):
             other.deliver(1, [columns([(100 + number, "other")])])
@@ -187,7 +187,7 @@ def test_numbers_of_another_incarnation_count_anew(place: DeliveryPlace) -> None
     sink.deliver(PARTS[2][0], [columns(ALL[:4])])
     sink.close()
     afresh = place.sink()
-    start_afresh(afresh)
+    afresh.start_afresh()
     token = afresh.claim(Track(TRACK.app, TRACK.sink, "second"))
     assert (token is not None) == isinstance(afresh, KeepsToken)
     if token is not None:  # a receiver may keep a digest of the incarnation, which is still that of another one

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from decimal import Decimal
 from pathlib import Path
+from random import Random
 from typing import Any, Protocol
 
 import psycopg
@@ -17,25 +18,29 @@ from confluent_kafka import Producer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sabot._cython.text.records import state_key
 from sabot.base.accounts import Amounts
 from sabot.clock import ManualClock
 from sabot.errors import AppLocked, CorruptJournal, LetterRefused, OtherJournal, SabotError, UserError
 from sabot.journal import Inbox, Journal, JournalReader, Letter, Position
-from sabot.journal.base import JobKeeping, check_place
-from sabot.journal.ended_jobs import EndedJob, EndedQuery
+from sabot.journal.base import EVERY, JobKeeping, check_place
+from sabot.journal.ended_jobs import EndedJob, JobQuery, cursor_of
 from sabot.journal.entries import (
     INLINE_BYTES,
     Answer,
+    Attempt,
     Begin,
     Cancel,
     EffectResult,
     End,
     Entry,
     Intent,
+    JobOrigin,
     Signal,
     StoredBody,
 )
 from sabot.journal.frames import EntriesFrame, FrameOrder
+from sabot.journal.job_marks import JobMarks, selected
 from sabot.journal.kafka import KafkaInbox, KafkaJournal, KafkaJournalReader
 from sabot.journal.memory import MemoryInbox, MemoryJournal, MemoryReader, MemoryStorage
 from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
@@ -120,7 +125,7 @@ class InKafka:
             frame = order.take(message.value(), topic) if message.partition() == 0 else None
             if not isinstance(frame, EntriesFrame) or not {entry[0] for entry in frame.entries} & set(places):
                 producer.produce(f"{topic}-", message.value(), partition=message.partition())
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
 
 
 class InPostgres:
@@ -176,7 +181,7 @@ def journal(home: Home) -> Iterator[Journal]:
 def written(journal: Journal, *entries: Entry) -> Position:
     """Appended and durable: the position of the last one."""
     positions = [journal.append(entry) for entry in entries]
-    assert journal.wait_durable(positions[-1], 30)
+    assert journal.wait_durable(positions[-1], 60)
     return positions[-1]
 
 
@@ -265,7 +270,7 @@ def test_appends_of_several_threads_have_one_order(journal: Journal) -> None:
         worker.start()
     for worker in workers:
         worker.join()
-    assert journal.wait_durable(Position(0, 599), 30)
+    assert journal.wait_durable(Position(0, 599), 60)
     jobs = [entry.job for entry in entries(journal)]
     assert len(jobs) == 600
     for name in "xyz":
@@ -523,7 +528,7 @@ def test_an_answer_is_taken_once(home: Home, journal: Journal) -> None:
     now_ms = round(home.clock.time() * 1000)
     assert [entry for _, entry in taken] == [Answer("a", now_ms, 1, "t", "resolved", b"yes", "ann")]
     assert journal.take() == []
-    assert journal.wait_durable(taken[-1][0], 30)
+    assert journal.wait_durable(taken[-1][0], 60)
     assert entries(journal)[-1] == taken[-1][1]
     question = journal.question("t")
     assert question is not None
@@ -541,7 +546,7 @@ def test_an_owner_sees_that_a_letter_may_have_come(home: Home, journal: Journal)
     assert journal.may_have_letters()
     assert len(journal.letters()) == 1
     (taken,) = journal.take()
-    assert journal.wait_durable(taken[0], 10)
+    assert journal.wait_durable(taken[0], 60)
     assert not journal.letters()
 
 
@@ -795,8 +800,8 @@ def test_what_is_trimmed_is_in_the_history_and_its_entries_are_read_there(home: 
     reader = home.reader()
     for each in (journal, reader):
         history = each.history
-        assert [job.job for job in history.find(EndedQuery(), 10)] == ["tom-1", "ann-2"]
-        assert history.find(EndedQuery(agent="tom"), 10) == [row_of(journal, "tom-1")]
+        assert [job.job for job in history.find(JobQuery(), 10)] == ["tom-1", "ann-2"]
+        assert history.find(JobQuery(agent="tom"), 10) == [row_of(journal, "tom-1")]
         for job, entries_before in before.items():
             assert entries(each, job) == []
             assert list(history.entries(job)) == entries_before
@@ -805,7 +810,7 @@ def test_what_is_trimmed_is_in_the_history_and_its_entries_are_read_there(home: 
         assert list(history.entries("nobody")) == []
     reader.close()
     assert journal.trim(place) == 0
-    assert journal.history.counts(EndedQuery()) == {"succeeded": 2}
+    assert journal.history.counts(JobQuery()) == {"succeeded": 2}
 
 
 def test_the_history_is_found_by_agent_scope_key_status_text_and_time_a_page_at_a_time(journal: Journal) -> None:
@@ -817,20 +822,20 @@ def test_the_history_is_found_by_agent_scope_key_status_text_and_time_a_page_at_
     find = journal.history.find
 
     def found(most: int = 10, **query: Any) -> str:
-        counted = sum(journal.history.counts(EndedQuery(**query)).values())
-        jobs = "".join(job.key for job in find(EndedQuery(**query), most))
+        counted = sum(journal.history.counts(JobQuery(**query)).values())
+        jobs = "".join(job.key for job in find(JobQuery(**query), most))
         assert counted >= len(jobs)
         return jobs
 
     assert found() == "543210"
     assert found(agent="tom") == found(agent="shop.tom") == found(scope="of t") == "531"
     assert found(key="4") == "4"
-    assert found(status="failed") == found(text="TOM-3") == found(since_ms=30, until_ms=40) == "3"
+    assert found(status="failed") == found(text="TOM-3") == found(since=0.03, until=0.04) == "3"
     assert found(text="Y 100%_D") == "543210"
     assert found(text="100_") == found(text="\\") == found(agent="om") == ""
-    first = find(EndedQuery(), 4)
-    assert [job.key for job in find(EndedQuery(after=(first[-1].created_ms, first[-1].job)), 4)] == ["1", "0"]
-    assert journal.history.counts(EndedQuery(agent="tom")) == {"succeeded": 2, "failed": 1}
+    first = find(JobQuery(), 4)
+    assert [job.key for job in find(JobQuery(after=cursor_of(first[-1].created_ms, first[-1].job)), 4)] == ["1", "0"]
+    assert journal.history.counts(JobQuery(agent="tom")) == {"succeeded": 2, "failed": 1}
     assert [job.job for job in journal.history.known(["tom-3", "nobody"])] == ["tom-3"]
     assert journal.history.known([]) == []
 
@@ -852,13 +857,13 @@ def test_ended_jobs_leave_the_history_by_their_age(home: Home, journal: Journal)
     home.clock.advance(61)
     place = ended(journal, "ann-2", at=now + 61_000, body=body)
     journal.trim(place)
-    assert [job.job for job in journal.history.find(EndedQuery(), 10)] == ["ann-2"]
+    assert [job.job for job in journal.history.find(JobQuery(), 10)] == ["ann-2"]
     assert list(journal.history.entries("tom-1")) == []
     (stored,) = [entry.body for _, entry in journal.history.entries("ann-2") if isinstance(entry, EffectResult)]
     assert journal.load(stored) == body, "another job names it too"
     home.clock.advance(61)
     journal.trim(place)
-    assert journal.history.counts(EndedQuery()) == {}
+    assert journal.history.counts(JobQuery()) == {}
     with pytest.raises(CorruptJournal, match="missing"):
         journal.load(stored)
 
@@ -868,12 +873,12 @@ def test_the_oldest_jobs_leave_a_history_that_is_too_long(journal: Journal) -> N
     place = ended(journal, *(f"tom-{number}" for number in range(9)), body=body)
     keeping(journal, most_bytes=35_000)
     journal.trim(place)
-    assert [job.key for job in journal.history.find(EndedQuery(), 10)] == ["8", "7", "6"]
+    assert [job.key for job in journal.history.find(JobQuery(), 10)] == ["8", "7", "6"]
     keeping(journal, most_bytes=25_000)
     journal.trim(place)
-    assert [job.key for job in journal.history.find(EndedQuery(), 10)] == ["8", "7"]
+    assert [job.key for job in journal.history.find(JobQuery(), 10)] == ["8", "7"]
     assert journal.trim(ended(journal, "tom-9", at=5, body=body)) == 3
-    assert [job.key for job in journal.history.find(EndedQuery(), 10)] == ["9", "8"]
+    assert [job.key for job in journal.history.find(JobQuery(), 10)] == ["9", "8"]
 
 
 def test_a_job_that_begins_again_after_it_was_moved_is_in_the_history_once(journal: Journal) -> None:
@@ -882,7 +887,7 @@ def test_a_job_that_begins_again_after_it_was_moved_is_in_the_history_once(journ
     place = ended(journal, "tom-1", at=9, outcome="failed")
     assert len(list(journal.history.entries("tom-1"))) == 6
     journal.trim(place, forget_before_ms=1 << 40)
-    (job,) = journal.history.find(EndedQuery(), 10)
+    (job,) = journal.history.find(JobQuery(), 10)
     assert (job.status, job.tokens, len(list(journal.history.entries("tom-1")))) == ("failed", 6, 6)
     keeping(journal, most_bytes=0)
     journal.trim(place)
@@ -895,7 +900,7 @@ def test_a_history_that_is_not_kept_any_more_goes_with_the_next_trim(journal: Jo
     journal.trim(place)
     journal.keeping = JobKeeping(row_of, 0, 0)
     journal.trim(place)
-    assert journal.history.counts(EndedQuery()) == {}
+    assert journal.history.counts(JobQuery()) == {}
 
 
 class Killed(BaseException):
@@ -947,14 +952,117 @@ def test_no_job_is_lost_or_doubled_if_the_owner_dies_at_a_step_of_a_trim(
             owner.close()
         owner = home.owner()
         logged = {entry.job for entry in entries(owner)}
-        kept = [job.job for job in owner.history.find(EndedQuery(), 10) if job.job in jobs]
+        kept = [job.job for job in owner.history.find(JobQuery(), 10) if job.job in jobs]
         assert sorted([*logged, *kept]) == sorted(jobs)
         assert all(len(list(owner.history.entries(job))) == 3 for job in jobs)
         keeping(owner, seconds=60)
         owner.trim(place)
-        assert owner.history.counts(EndedQuery()) == {"succeeded": 3}
+        assert owner.history.counts(JobQuery()) == {"succeeded": 3}
         assert not entries(owner)
         assert not list(owner.history.entries("old-0"))
         owner.close()
         at += 0.5
     assert at > 3  # a step for the jobs that move, one for the marks, one for those that are too old
+
+
+# -- lists ------------------------------------------------------------------------------------------------------------
+
+
+def listed(reader: JournalReader, **query: Any) -> list[tuple[str, str]]:
+    return [(mark.job, mark.status) for mark in reader.logged(JobQuery(**query), EVERY)]
+
+
+def test_a_list_says_how_far_each_job_is_and_reads_no_entries(home: Home, journal: Journal) -> None:
+    written(
+        journal,
+        Begin("a", 1000, "shop.refund", key=state_key(7), scope="eu", principal="ann", session="s"),
+        Begin("b", 2000, "shop.refund", key=state_key("bob"), scope="us"),
+        Intent("b", 2001, 1, "ask", "confirm", token="t1"),
+        Intent("b", 2001, 1, "ask", "confirm", token="t1"),  # asked again with its token
+        Intent("b", 2002, 2, "ask", "confirm", token="t2"),
+        Begin("c", 3000),  # requested, and taken by nobody yet
+        Begin("d", 4000, "shop.mail", origin=JobOrigin("a", "1", 500)),
+        End("d", 4001, "failed", "ValueError"),
+        Begin("e", 5000, "shop.mail"),
+        End("e", 5001, "lost in space"),
+        End("f", 6000, "succeeded"),  # its beginning is gone
+    )
+    reader = home.reader()
+    for each in (journal, reader):
+        assert listed(each) == [
+            ("e", "failed"),
+            ("c", "queued"),
+            ("b", "waiting_action"),
+            ("a", "running"),
+            ("d", "failed"),
+        ]
+        (first,) = each.logged(JobQuery(key="7"), 9)
+        assert (first.agent, first.scope, first.principal, first.session) == ("shop.refund", "eu", "ann", "s")
+        assert (first.key, first.created_ms, first.asks) == ("7", 1000, 0)
+        assert each.logged_counts(JobQuery()) == {"failed": 2, "queued": 1, "waiting_action": 1, "running": 1}
+        assert listed(each, agent="mail") == listed(each, agent="shop.mail") == [("e", "failed"), ("d", "failed")]
+        assert listed(each, agent="op.mail") == listed(each, agent="ail") == []
+        assert listed(each, status="waiting_action", scope="us", since=2, until=3) == [("b", "waiting_action")]
+        assert listed(each, after=cursor_of(2000, "b")) == [("a", "running"), ("d", "failed")]
+        assert [mark.job for mark in each.logged(JobQuery(), 2)] == ["e", "c"]
+    written(journal, Answer("b", 7000, 1, "t1"))
+    assert listed(reader, status="waiting_action") == [("b", "waiting_action")]
+    written(journal, Answer("b", 7001, 2, "t2"), Answer("b", 7001, 2, "t2"), Attempt("c", 7002, 0, 1))
+    assert listed(reader, status="running") == [("c", "running"), ("b", "running"), ("a", "running")]
+    reader.close()
+
+
+def test_a_question_from_before_a_new_history_is_not_counted(journal: Journal) -> None:
+    written(journal, Begin("a", 1, "shop.ask"), Intent("a", 2, 1, "ask", "old", token="old"), Begin("a", 3, "shop.ask"))
+    assert listed(journal) == [("a", "running")]
+    written(journal, Intent("a", 4, 2, "ask", "new", token="new"), Answer("a", 5, 1, "old"))
+    assert listed(journal) == [("a", "waiting_action")]
+    assert [mark.created_ms for mark in journal.logged(JobQuery(), 1)] == [1]
+
+
+def test_jobs_whose_entries_were_trimmed_are_in_no_list_until_they_begin_again(home: Home, journal: Journal) -> None:
+    keeping(journal)
+    written(journal, Begin("a~1", 1, "shop.b"))
+    for job in ("a", "b"):
+        ended(journal, job, at=2, outcome="failed")
+    journal.trim(journal.positions(), 1)
+    assert (listed(journal, status="failed"), journal.begun_again()) == ([("b", "failed"), ("a", "failed")], [])
+    journal.trim(journal.positions(), 1 << 60)
+    assert (listed(journal), journal.begun_again()) == ([("a~1", "running")], [])
+    assert journal.logged_below(["a", "b"]) == ["a~1"]
+    written(journal, Begin("a", 9, "shop.a"))
+    reader = home.reader()
+    for each in (journal, reader):
+        assert (listed(each, status="running"), each.begun_again()) == ([("a", "running"), ("a~1", "running")], ["a"])
+    reader.close()
+
+
+@pytest.mark.one_in(3, "some tenths of a second of a core each")
+@pytest.mark.parametrize("seed", range(3))
+def test_the_list_of_a_journal_is_that_of_its_entries(home: Home, journal: Journal, seed: int) -> None:
+    """Against the plain fold of all entries, which journals of an older format use."""
+    dice, made = Random(seed), list[Entry]()
+    for number in range(120):
+        job, token = f"job-{dice.randrange(4)}", f"t{dice.randrange(5)}"
+        made.append(
+            dice.choice(
+                [
+                    Begin(job, number, dice.choice(["", "shop.a"])),
+                    Attempt(job, number, dice.randrange(2), 1),
+                    Intent(job, number, 1, "ask", token=f"{job}{token}"),
+                    Intent(job, number, 1, "ask", token=f"{job}{token}"),
+                    Answer(job, number, 1, f"{job}{token}"),
+                    EffectResult(job, number, 1),
+                    End(job, number, dice.choice(["succeeded", "failed"])),
+                ]
+            )
+        )
+    for first in range(0, len(made), 30):
+        written(journal, *made[first : first + 30])
+        known = JobMarks()
+        for position, entry in journal.read():
+            known.apply(position.offset, entry)
+        reader = home.reader()
+        for each in (journal, reader):
+            assert each.logged(JobQuery(), EVERY) == selected(known.marks.values(), JobQuery(), EVERY)
+        reader.close()

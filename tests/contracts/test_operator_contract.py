@@ -206,7 +206,7 @@ def check(case: Case, run: Run, once: Path) -> None:
     )
 
 
-@pytest.mark.one_in(4, "each operator is in a case of two of these tests")
+@pytest.mark.one_in(16, "each operator is in a case of two of these tests")
 @pytest.mark.parametrize("seed", range(2))
 @each_case
 def test_any_split_into_batches_gives_the_same_rows(case: Case, seed: int, folder: Path, once: Path) -> None:
@@ -215,7 +215,7 @@ def test_any_split_into_batches_gives_the_same_rows(case: Case, seed: int, folde
     check(case, run, once)
 
 
-@pytest.mark.one_in(4, "each operator is in a case of two of these tests")
+@pytest.mark.one_in(16, "each operator is in a case of two of these tests")
 @pytest.mark.parametrize("budget", [None, BUDGET], ids=["memory", "directory"])
 @each_case
 def test_any_place_of_the_barrier_gives_the_same_rows(case: Case, budget: int | None, folder: Path, once: Path) -> None:
@@ -224,7 +224,7 @@ def test_any_place_of_the_barrier_gives_the_same_rows(case: Case, budget: int | 
     check(case, run, once)
 
 
-@pytest.mark.one_in(4, "the late cases are of few operators, and any place of the barrier is tried above")
+@pytest.mark.one_in(16, "the late cases are of few operators, and any place of the barrier is tried above")
 @pytest.mark.parametrize("case", [*CASES, *LATE_CASES], ids=lambda case: case.name)
 def test_barriers_change_nothing_where_rows_are_late(case: Case, folder: Path) -> None:
     """The watermark runs ahead of the rows. The same input, with a barrier and a restore after every batch and without: the same rows come
@@ -252,7 +252,7 @@ def test_barriers_change_nothing_where_rows_are_late(case: Case, folder: Path) -
     assert found[0] == found[1]
 
 
-@pytest.mark.one_in(8, "each operator is in a case of two of these tests")
+@pytest.mark.one_in(24, "each operator is in a case of two of these tests")
 @pytest.mark.parametrize("budget", [None, BUDGET], ids=["memory", "directory"])
 @pytest.mark.parametrize("case", [case for case in CASES if case.rescales], ids=lambda case: case.name)
 def test_any_number_of_subtasks_gives_the_same_rows(case: Case, budget: int | None, folder: Path, once: Path) -> None:
@@ -272,7 +272,7 @@ def test_any_number_of_subtasks_gives_the_same_rows(case: Case, budget: int | No
     check(case, run, once)
 
 
-@pytest.mark.one_in(8, "each operator is in a case of two of these tests")
+@pytest.mark.one_in(16, "each operator is in a case of two of these tests")
 @pytest.mark.parametrize("budget", [None, BUDGET], ids=["memory", "directory"])
 @each_case
 def test_contents_after_a_restore_are_those_before(case: Case, budget: int | None, folder: Path) -> None:
@@ -294,7 +294,7 @@ def test_contents_after_a_restore_are_those_before(case: Case, budget: int | Non
     run.stop()
 
 
-@pytest.mark.one_in(2, "each operator is in a case of two of these tests")
+@pytest.mark.one_in(8, "each operator is in a case of two of these tests")
 @each_case
 def test_batches_without_rows_are_nothing(case: Case, folder: Path, once: Path) -> None:
     """Neither one that has none, nor one of which none is selected."""
@@ -325,6 +325,7 @@ def test_batches_without_rows_are_nothing(case: Case, folder: Path, once: Path) 
     check(case, run, once)
 
 
+@pytest.mark.one_in(6, "a hundredth of a second of a core each")
 @pytest.mark.parametrize("case", [*CASES, *LATE_CASES, *CLOCK_CASES], ids=lambda case: case.name)
 def test_a_batch_whose_rows_are_all_late_ends_nothing(case: Case, folder: Path) -> None:
     """A step of windows drops all of its rows, so nothing is left to work with: before there is state, with state, and after a restore.
@@ -351,6 +352,7 @@ def test_a_batch_whose_rows_are_all_late_ends_nothing(case: Case, folder: Path) 
     run.stop()
 
 
+@pytest.mark.one_in(6, "a hundredth of a second of a core each")
 @each_case
 def test_what_is_told_of_time_never_goes_back(case: Case, folder: Path) -> None:
     """Nor beyond the watermark; and a watermark that comes twice changes nothing."""
@@ -374,7 +376,7 @@ def test_what_is_told_of_time_never_goes_back(case: Case, folder: Path) -> None:
     run.stop()
 
 
-@pytest.mark.one_in(4, "each operator is in a case of two of these tests")
+@pytest.mark.one_in(12, "each operator is in a case of two of these tests")
 @pytest.mark.parametrize("budget", [None, BUDGET], ids=["memory", "directory"])
 @each_case
 def test_closing_early_lets_go_of_everything(case: Case, budget: int | None, folder: Path, once: Path) -> None:
@@ -467,6 +469,7 @@ def test_each_kind_of_state_has_a_reader_and_a_case() -> None:
     assert read - kinds == set(), "add a Case for an operator with this kind of state to operator_cases.py"
 
 
+@pytest.mark.one_in(6, "a hundredth of a second of a core each")
 @each_case
 @pytest.mark.parametrize("budget", [None, BUDGET], ids=["memory", "disk"])
 def test_the_figures_say_how_large_the_state_is(case: Case, folder: Path, budget: int | None) -> None:
@@ -486,6 +489,7 @@ def test_the_figures_say_how_large_the_state_is(case: Case, folder: Path, budget
     run.stop()
 
 
+@pytest.mark.one_in(8, "some hundredths of a second of a core each")
 @each_case
 def test_keys_on_disk_are_counted_as_keys(case: Case, folder: Path) -> None:
     """An app with 50,000 keys showed the 15,647 that its budget left in memory."""

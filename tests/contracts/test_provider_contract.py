@@ -163,7 +163,7 @@ async def streamed(provider, asked, **options):
 # -- answers ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(3, "a third of a second of a core each")
+@pytest.mark.one_in(9, "a third of a second of a core each")
 @every
 @each_way
 async def test_an_answer_says_who_gave_it_and_what_it_used(cases, kind, way):
@@ -177,6 +177,7 @@ async def test_an_answer_says_who_gave_it_and_what_it_used(cases, kind, way):
     assert (case.provider.name, case.provider.model) == (case.vendor, "model-1")
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @every
 @each_way
 async def test_calls_of_tools_come_with_their_arguments(cases, kind, way):
@@ -444,6 +445,7 @@ async def test_an_idempotency_key_is_a_header(cases, kind):
 # -- what goes wrong --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3, "a hundredth of a second of a core each")
 @every
 @each_way
 @pytest.mark.parametrize(

@@ -7,18 +7,23 @@ when the rule says no, and once when nothing does. Doors are planted, and found 
 import asyncio
 import contextlib
 import functools
+import json
+import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import copy_context
+from copy import deepcopy
 from dataclasses import dataclass
-from threading import Thread
+from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pyarrow as pa
+import pydantic
 import pytest
 
-from sabot import App, Sink
+from sabot import App, Overloaded, RowErrors, Sink, files, lit
 from sabot.agents import (
     AgentPolicy,
     BudgetSpec,
@@ -31,11 +36,13 @@ from sabot.agents import (
     ModelPolicy,
     OperatorContext,
     PolicyEngine,
+    PolicyRule,
     RedactionPolicy,
     RuntimeEvent,
     RuntimeKernel,
     ToolPolicy,
 )
+from sabot.calls.tools import Tool
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import EffectError, NotSent, SabotError, UserError
 from sabot.jobs import loop as job_loop
@@ -43,8 +50,8 @@ from sabot.jobs.judges import GuardJudge
 from sabot.journal.memory import MemoryStorage
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant, tool
 from sabot.llm.direct import DirectTools
-from sabot.llm.tools import Tool
 from sabot.mcp import McpServerPool, ToolServer
+from sabot.testing import ListSink
 from tools.agent_tools import started, until
 
 MUCH = {"amount": 500}
@@ -277,6 +284,7 @@ async def _content(result: Awaitable[Any]) -> Any:
     return (await result).content
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("place", [*EFFECTS, *FUNCTIONS])
 async def test_a_rule_holds_for_what_a_job_calls_by_itself(place: str, rule: str) -> None:
@@ -344,12 +352,59 @@ async def test_a_tool_that_is_repeated_calls_none_that_must_not_be(effect: str, 
             assert f"whose class '{effect}' allows to repeat it" in seen.said, f"{effect}, {way}: {seen}"
 
 
+@pytest.mark.parametrize("rule", ["none", "bound"])
+@pytest.mark.parametrize("effect", ["read", "local", "metered", "idempotent"])
+async def test_a_tool_that_changes_nothing_calls_none_that_is_made_once_by_its_key(effect: str, rule: str) -> None:
+    """A job that is restored repeats a read, and the payment within it had another key then: it was made twice."""
+
+    made: list[str] = []
+
+    @tool(name="refund", effect="idempotent")
+    async def put(order: str, amount: int) -> str:
+        made.append(order)
+        return "paid"
+
+    @tool(name="refund", effect="idempotent")
+    def put_in_thread(order: str, amount: int) -> str:
+        made.append(order)
+        return "paid"
+
+    agent = Agent(ExecutionEngine(ScriptedProvider(_answer, model="m"), retries=0), name="worker", tools=[put])
+    ways: list[Callable[[], Any]] = [
+        lambda: put("o-1", **MUCH),
+        lambda: asyncio.to_thread(put_in_thread, "o-1", **MUCH),
+        lambda: _ran(agent),
+    ]
+
+    async def job(ctx: Any, desk: Desk) -> Any:
+        async def pays(number: int) -> Any:
+            return str(await ways[number]())
+
+        return "; ".join([await said(ctx.step(pays, number, effect=effect)) for number in range(len(ways))])
+
+    seen = await in_job(job, rule)
+    refused = seen.said.count("it would be repeated with another idempotency key")
+    paid = ["o-1"] * 3 if (effect, rule) == ("idempotent", "none") else []
+    assert (refused, made) == (0 if effect == "idempotent" else len(ways), paid), seen.said
+
+
 async def test_a_step_declares_no_weaker_class_than_its_tool() -> None:
     async def job(ctx: Any, desk: Desk) -> Any:
         return await ctx.step(desk.refund, "o-1", effect="read")
 
     seen = await in_job(job, "none")
     seen.check("ctx.step(tool, effect=read)", "none", refused=True)
+
+
+async def test_a_step_does_not_declare_that_a_tool_with_a_key_changes_nothing() -> None:
+    @tool(effect="idempotent")
+    async def put(order: str) -> str:
+        raise AssertionError(order)
+
+    async def job(ctx: Any, desk: Desk) -> Any:
+        return await ctx.step(put, "o-1", effect="read")
+
+    assert "declared 'idempotent', so every call of it changes something" in (await in_job(job, "none")).said
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -556,7 +611,124 @@ async def test_arguments_that_change_while_a_rule_decides_about_them_are_not_pai
     async with RuntimeKernel.create(agent=work, policy=PolicyEngine(rules)) as kernel:
         kept, changed = (await (await kernel.execute(ExecutionRequest(prompt="go"))).result()).output
     assert (kept, paid) == ("paid", [{"amount": 5}])
-    assert "its arguments were changed while a rule decided about them" in changed
+    assert "its arguments were changed while rule slow decided about them" in changed
+
+
+class Mail(pydantic.BaseModel):
+    to: str
+    bcc: str | None = pydantic.Field(None, exclude=True)
+
+
+@dataclass
+class Letter:
+    to: str
+    bcc: str | None = None
+
+
+def without_bcc(call: GuardedCall) -> None:
+    if call.name == "mail":
+        call.arguments["order"].pop("bcc")
+
+
+async def without_bcc_later(call: GuardedCall) -> None:
+    await asyncio.sleep(0)
+    without_bcc(call)
+
+
+def without_the_argument(call: GuardedCall) -> None:
+    if call.name == "mail":
+        call.arguments.pop("order")  # type: ignore[attr-defined]
+
+
+class WithoutBcc(PolicyRule):
+    name = "WithoutBcc"
+
+    def decide(self, call: GuardedCall) -> None:
+        without_bcc(call)
+
+
+def reads(call: GuardedCall) -> None:
+    if call.name == "mail":
+        deepcopy(call.arguments["order"]).pop("bcc")
+
+
+CHANGING = (without_bcc, without_bcc_later, without_the_argument, WithoutBcc(), reads)
+
+
+@pytest.mark.parametrize("rule", CHANGING, ids=lambda rule: getattr(rule, "__name__", "") or rule.name)
+@pytest.mark.parametrize("way", ["effect", "plain", "server", "agent"])
+async def test_a_rule_that_changes_the_arguments_hides_nothing_from_later_rules_and_the_tool(
+    way: str, rule: Any
+) -> None:
+    sent: list[Any] = []
+    order = {"to": "ann", "bcc": "eve"}
+
+    @tool
+    async def mail(order: dict[str, str]) -> str:
+        """Sends a mail."""
+        sent.append(order)
+        return "sent"
+
+    def answers(spec: Any) -> Any:
+        last = spec.messages[-1]
+        return last.text if last.role == "tool" else assistant("", ToolCall("1", "mail", json.dumps({"order": order})))
+
+    engine = ExecutionEngine(ScriptedProvider(answers, model="m"), retries=0, patience=0)
+    worker = Agent(engine, name="worker", tools=[mail])
+    async with McpServerPool() as pool:
+        pool.add("desk", connect=ToolServer("desk", [mail]).connect)
+        (remote,) = await pool.tools("desk")
+
+        async def plainly() -> str:
+            return await said(mail(dict(order)))
+
+        async def work(ctx: Any) -> str:
+            if way == "effect":
+                return await said(ctx.call(mail, dict(order)))
+            if way == "server":
+                return await said(ctx.call(remote, order=dict(order)))
+            if way == "agent":
+                return await said(worker.run("mail", effects=ctx.llm(engine)))
+            return str(await ctx.step(plainly, effect="unsafe"))
+
+        policy = PolicyEngine([rule, ConstraintPolicy(["mail"], "order.bcc", allowed=["eve"])])
+        async with RuntimeKernel.create(agent=work, policy=policy) as kernel:
+            found = (await (await kernel.execute(ExecutionRequest(prompt="go"))).result()).output
+    if rule is reads:
+        assert (sent, "sent" in found) == ([order], True)
+    else:
+        assert sent == []
+        name = getattr(rule, "__name__", "") or rule.name
+        assert f"its arguments were changed while rule {name} decided about them" in found
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Mail(to="ann", bcc="eve"),
+        Letter("ann", "eve"),
+        [Letter("ann", "eve")],
+        {"letter": Letter("ann", "eve")},
+        types.SimpleNamespace(bcc="eve"),
+    ],
+    ids=repr,
+)
+async def test_a_rule_changes_no_objects_in_arguments_either(given: Any) -> None:
+    @tool
+    async def mail(order: Any) -> str:
+        return "sent"
+
+    def concealed(call: GuardedCall) -> None:
+        order = call.arguments["order"]
+        order = order[0] if isinstance(order, list) else order["letter"] if isinstance(order, dict) else order
+        order.bcc = None
+
+    found = await PolicyEngine([concealed]).check_tool(mail, arguments={"order": given})
+    assert "its arguments were changed while rule concealed decided" in found.reason
+    read = await PolicyEngine([lambda call: call.arguments["order"] and None]).check_tool(
+        mail, arguments={"order": given}
+    )
+    assert read.allowed
 
 
 async def test_a_thread_without_a_context_calls_no_tool_while_calls_of_jobs_are_judged() -> None:
@@ -590,6 +762,37 @@ async def test_a_thread_of_a_job_calls_no_tool_before_the_first_effect_either() 
     assert "refund was not called" in words[0]
     assert desk.made == []
     assert _tried("plain", desk) == "paid", "the kernel is closed: nobody judges"
+
+
+@pytest.mark.parametrize("rule", ["none", "bound"])
+@pytest.mark.parametrize("surface", ["job", "agent"])
+async def test_the_thread_of_a_call_that_took_too_long_calls_no_tool(surface: str, rule: str) -> None:
+    """A thread cannot be cancelled: it went on, and paid after its job had ended."""
+    desk, words = Desk(), list[str]()
+    goes_on, is_done = Event(), Event()
+
+    @tool(timeout="10ms", in_doubt="fail", name="refund")
+    def slow(order: str, amount: int) -> None:
+        goes_on.wait(60)
+        try:
+            words.append(desk.sync(order, 10))
+        except UserError as error:
+            words.append(error.message)
+        is_done.set()
+
+    async def job(ctx: Any) -> str:
+        return await said(ctx.call(slow, "o-1", 10))
+
+    agent = Agent(ExecutionEngine(ScriptedProvider(_answer, model="m"), retries=0), name="worker", tools=[slow])
+    async with RuntimeKernel.create(agent=job, policy=RULES[rule]) as kernel:
+        if surface == "job":
+            await (await kernel.execute(ExecutionRequest(prompt="go"))).result()
+        else:
+            assert "did not return within 0.01 s" in await _ran(agent)
+        goes_on.set()
+        await asyncio.to_thread(is_done.wait, 60)
+    assert (desk.made, len(words)) == ([], 1)
+    assert "refund was not called: the call of" in words[0]
 
 
 @pytest.mark.parametrize("restarts", [False, True])
@@ -742,6 +945,7 @@ async def without_jobs(surface: str, rule: str, url: str, some: Sequence[str] | 
     return {way: Seen(len(desks[way].made), done[way]) for way in ways}
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("surface", WITHOUT_JOBS)
 async def test_a_rule_holds_where_there_is_no_job(surface: str, rule: str, memory_url: str) -> None:
@@ -803,6 +1007,119 @@ async def test_what_is_called_again_after_a_failure_repeats_no_tool_that_must_no
     assert len(read) == 3 * len(WAYS), "what may be repeated is"
 
 
+@pytest.mark.parametrize("way", ["an overload", "rows", "halves", "a denied row"])
+async def test_what_is_called_again_without_retries_repeats_no_tool_that_must_not_be(way: str, tmp_path: Path) -> None:
+    """A valve was opened again for each Overloaded behind it, for RowErrors of its batch, and for each half of a batch
+    in which a row had failed, also if a rule had denied the call for that row."""
+    app = App("shop", state="memory", policy=PolicyEngine([ToolPolicy(["shut"], denied=True)]))
+    valves = tmp_path / "valves.ndjson"
+    valves.write_text('{"way": "a"}\n{"way": "b"}\n')
+    opened: list[str] = []
+
+    @tool
+    def turn(valve: str) -> None:
+        opened.append(valve)
+
+    @tool
+    def shut(valve: str) -> None: ...
+
+    fails = {
+        "an overload": Overloaded("busy", retry_after=0.001),
+        "rows": RowErrors({1: "broken"}),
+        "halves": ValueError("broken"),
+    }
+
+    def works(batch: pa.RecordBatch) -> pa.RecordBatch:
+        for valve in batch.column("way").to_pylist():
+            turn(valve)
+        if batch.num_rows and way == "a denied row":
+            shut("b")
+        elif batch.num_rows and len(opened) < 9:
+            raise fails[way]
+        return batch
+
+    if way in ("an overload", "rows"):
+
+        @app.agent(files(str(valves)), batch=True)
+        def handle(batch: pa.RecordBatch, ctx: Any) -> None:
+            works(batch)
+    else:
+        app.stream(files(str(valves))).map_batches(works, schema=COLUMNS).to(ListSink("out"))
+    with contextlib.suppress(SabotError):  # an attempt that is not allowed to call the tool ends the app
+        await app.run()
+    assert opened == ["a", "b"]
+
+
+@pytest.mark.parametrize("is_batch", [False, True])
+async def test_a_process_function_that_gets_rows_again_repeats_no_tool_that_must_not_be(
+    is_batch: bool, tmp_path: Path
+) -> None:
+    """The rows before one that failed had their valves opened twice."""
+    app, letters = App("shop", state="memory"), ListSink("letters")
+    valves = tmp_path / "valves.ndjson"
+    valves.write_text("".join(f'{{"way": "{way}"}}\n' for way in "abcde"))
+    opened: list[str] = []
+
+    @tool
+    def turn(valve: str) -> None:
+        opened.append(valve)
+        if valve == "c":
+            raise ValueError("broken")
+
+    def row(given: dict[str, Any], ctx: Any) -> dict[str, Any]:
+        turn(given["way"])
+        return given
+
+    def batch(keys: Any, rows: pa.RecordBatch, ctx: Any) -> pa.RecordBatch:
+        for valve in rows.column("way").to_pylist():
+            turn(valve)
+        return rows
+
+    keyed = app.stream(files(str(valves)), dead_letter=letters).with_columns(key=lit(1)).key_by("key")
+    keyed.process(batch if is_batch else row, batch=is_batch, schema=COLUMNS).to(ListSink("out"))
+    with pytest.raises(SabotError, match="an earlier attempt has called it"):
+        await app.run()
+    assert opened == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("effect", ["unsafe", "read"])
+async def test_timers_that_fire_again_after_a_failure_repeat_no_tool_that_must_not_be(
+    effect: str, tmp_path: Path
+) -> None:
+    """`on_timer` of a function over batches gets the timers of a failed call again, in halves, and called the tool for
+    each of them a second time. With a tool that may be repeated, no timer is lost, and none gives a result twice."""
+    app, letters, sink = App("shop", state="memory"), ListSink("letters"), ListSink("out")
+    valves = tmp_path / "valves.ndjson"
+    valves.write_text("".join(f'{{"way": "{way}", "at": {number}}}\n' for number, way in enumerate("abcde")))
+    opened: list[str] = []
+
+    @tool(effect=effect)
+    def turn(valve: str) -> None:
+        opened.append(valve)
+
+    def rows(keys: Any, batch: pa.RecordBatch, ctx: Any) -> None:
+        ctx.timers.event_many(keys, 20)
+
+    def due(keys: Any, at: Any, ctx: Any) -> pa.RecordBatch:
+        for valve in keys.to_pylist():
+            turn(valve)
+        if "c" in keys.to_pylist():
+            raise ValueError("broken")
+        return pa.record_batch([keys], schema=COLUMNS)
+
+    app.stream(files(str(valves)), time="at", dead_letter=letters).key_by("way").process(
+        rows, batch=True, on_timer=due, schema=COLUMNS
+    ).to(sink)
+    if effect == "unsafe":
+        with pytest.raises(SabotError, match="turn was not called: an earlier attempt has called it"):
+            await app.run()
+        assert sorted(opened) == [*"abcde"]
+        return
+    await app.run()
+    assert sorted(each["way"] for each in sink.rows) == [*"abde"]
+    assert (opened.count("c"), len(letters.rows)) == (3, 1)
+
+
 async def test_a_tool_that_was_certainly_not_called_is_called_again(memory_url: str) -> None:
     app, made, out = App("shop", memory_url), list[str](), MemoryBroker.get(memory_url)
 
@@ -821,6 +1138,61 @@ async def test_a_tool_that_was_certainly_not_called_is_called_again(memory_url: 
         out.publish("ways", [{"way": "o-1"}])
         await until(lambda: out.records("out"))
     assert made == ["o-1", "o-1"]
+
+
+@pytest.mark.parametrize("rule", [None, ToolPolicy(["refund"], denied_scopes=["guests"])])
+@pytest.mark.parametrize("surface", ["ctx.call", "ctx.step", "job of an agent", "script", "map_async"])
+async def test_a_call_that_was_not_sent_is_not_repeated_with_what_its_tool_had_called(
+    surface: str, rule: PolicyRule | None, memory_url: str
+) -> None:
+    """A tool that had charged a card by another tool, and whose carrier had raised NotSent, charged four times: the
+    agent's own retries, without a word of the program, took all of it for a call that was not sent."""
+    desks, carrier, attempts = {way: Desk() for way in WAYS}, list[str](), list[str]()
+    rules: dict[str, Any] = {} if rule is None else {"policy": PolicyEngine([rule])}
+
+    @tool
+    async def ship(way: str) -> None:
+        carrier.append(way)
+        raise NotSent("the carrier is down")
+
+    @tool(backoff=0)
+    async def buy(way: str) -> None:
+        assert "paid" in await call(way, desks[way])
+        await ship(way)
+
+    def shopper(way: str) -> Agent:
+        script = [assistant("", ToolCall("1", "buy", json.dumps({"way": way}))), "sorry"]
+        return Agent(ExecutionEngine(ScriptedProvider(script, model="m")), tools=[buy])
+
+    async def order(ctx: Any) -> str:
+        way = ctx.message
+        if surface == "ctx.call":
+            return await said(ctx.call(tool(retries=2, backoff=0)(buy.func), way))
+        if surface == "ctx.step":
+            return await said(ctx.step(buy.func, way, retries=2))
+        agent = shopper(way)
+        return (await agent.run("buy", effects=ctx.llm(agent.engine))).content
+
+    async def mapped(row: dict[str, Any]) -> None:
+        attempts.append(row["way"])
+        await buy(row["way"])
+
+    if surface == "script":
+        for way in WAYS:
+            assert (await shopper(way).run("buy")).content == "sorry"
+    elif surface == "map_async":
+        app = App("shop", memory_url, **rules)
+        options: dict[str, Any] = {"retries": 2, "backoff": "1ms", "on_error": "skip"}
+        app.stream("ways", schema=COLUMNS).map_async(mapped, schema=COLUMNS, **options).to("out")
+        async with started(app):
+            MemoryBroker.get(memory_url).publish("ways", [{"way": way} for way in WAYS])
+            await until(lambda: len(attempts) == 3 * len(WAYS))
+    else:
+        async with RuntimeKernel.create(agent=order, **rules) as kernel:
+            for way in WAYS:
+                await (await kernel.execute(ExecutionRequest(prompt=way))).result()
+    assert {way: desk.made for way, desk in desks.items()} == {way: ["o-1"] for way in WAYS}
+    assert sorted(carrier) == sorted(WAYS)
 
 
 class _Paying(Sink):

@@ -12,7 +12,6 @@ from contracts.places import PAYLOADS, MemoryPlace, Place, TablePlace
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import Headers, build_records, decode_json
-from sabot.connectors.defaults import expect, finish_of, start_afresh
 from sabot.errors import UserError
 from sabot.kafka import RecordSender, open_sink
 
@@ -218,8 +217,8 @@ def test_what_is_finished_reads_back_as_it_was(table_place: TablePlace) -> None:
     sink.open()
     for start in range(0, 30, 4):
         sink.write(Batch(ROWS.slice(start, 4)))
-    finish_of(sink)()
-    finish_of(sink)()
+    sink.finish()
+    sink.finish()
     sink.close()
     assert read_back(table_place) == ROWS.to_pylist()
     assert [path.name for path in table_place.folder.rglob(".*")] == []
@@ -230,7 +229,7 @@ def test_a_selection_is_all_that_is_written(table_place: TablePlace) -> None:
     sink.open()
     sink.write(Batch(ROWS).with_selection(pa.array([3, 5, 28], pa.int32())))
     sink.write(Batch(ROWS).with_selection(pa.array([], pa.int32())))
-    finish_of(sink)()
+    sink.finish()
     sink.close()
     assert read_back(table_place) == [ROWS.to_pylist()[n] for n in (3, 5, 28)]
 
@@ -249,7 +248,7 @@ def test_flushed_rows_survive_a_crash(table_place: TablePlace, flushes: int) -> 
     again = later.sink()
     again.open()
     again.write(Batch(ROWS.slice(6 * flushes)))
-    finish_of(again)()
+    again.finish()
     again.close()
     found = read_back(later)
     assert found[: 6 * flushes] == rows[: 6 * flushes]
@@ -265,7 +264,7 @@ def test_a_stop_without_the_end_of_the_input_loses_nothing(table_place: TablePla
         sink.close()
     sink = table_place.sink()
     sink.open()
-    finish_of(sink)()
+    sink.finish()
     sink.close()
     assert read_back(table_place) == ROWS.to_pylist()
 
@@ -273,13 +272,13 @@ def test_a_stop_without_the_end_of_the_input_loses_nothing(table_place: TablePla
 def test_an_app_that_is_found_to_be_finished_changes_nothing(table_place: TablePlace) -> None:
     for overwrite in (False, True, False):
         sink = table_place.sink(overwrite=overwrite)
-        expect(sink, ROWS.schema)
+        sink.expect(ROWS.schema)
         sink.open()
         if not overwrite and not Path(table_place.path).with_name("done").exists():
             sink.write(Batch(ROWS))
             Path(table_place.path).with_name("done").touch()
         sink.flush()
-        finish_of(sink)()
+        sink.finish()
         sink.close()
         assert read_back(table_place) == ROWS.to_pylist()
 
@@ -289,7 +288,7 @@ def test_an_app_that_goes_on_after_its_end_adds_to_what_is_there(table_place: Ta
         sink = table_place.sink()
         sink.open()
         sink.write(Batch(ROWS.slice(start, 10)))
-        finish_of(sink)()
+        sink.finish()
         sink.close()
     assert read_back(table_place) == ROWS.slice(0, 20).to_pylist()
 
@@ -297,23 +296,23 @@ def test_an_app_that_goes_on_after_its_end_adds_to_what_is_there(table_place: Ta
 def test_overwrite_at_the_start_of_an_app_leaves_nothing_of_the_run_before(table_place: TablePlace) -> None:
     for run in range(3):
         sink = table_place.sink(overwrite=True)
-        start_afresh(sink)
+        sink.start_afresh()
         sink.open()
         sink.write(Batch(ROWS.slice(run, 5)))
         sink.flush()
         sink.write(Batch(ROWS.slice(10, 5)))
         if run != 1:  # that one is stopped before its end
-            finish_of(sink)()
+            sink.finish()
             assert read_back(table_place) == ROWS.slice(run, 5).to_pylist() + ROWS.slice(10, 5).to_pylist()
         sink.close()
 
 
 def test_an_empty_result_is_a_file_with_the_columns_that_were_expected(table_place: TablePlace) -> None:
     sink = table_place.sink()
-    expect(sink, ROWS.schema)
+    sink.expect(ROWS.schema)
     sink.open()
     sink.flush()
-    finish_of(sink)()
+    sink.finish()
     sink.close()
     source = table_place.source()
     found = source.infer_schema()

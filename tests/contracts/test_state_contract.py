@@ -402,7 +402,7 @@ async def test_a_cancelled_restore_has_ended_when_it_raises(backend, monkeypatch
 
     def slow(parts):
         begun.set()
-        assert go_on.wait(5)
+        assert go_on.wait(60)
         load(parts)
 
     monkeypatch.setattr(backend, "load", slow)
@@ -629,7 +629,9 @@ STEPS = st.lists(
 
 
 @pytest.mark.parametrize("kind", KINDS[:2])
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(steps=STEPS)
 def test_a_backend_does_what_a_dict_does(kind, tmp_path_factory, steps):
     asyncio.run(_follow(kind, tmp_path_factory.mktemp("model"), steps))

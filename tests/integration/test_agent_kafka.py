@@ -18,7 +18,8 @@ from sabot.codecs.records import build_records
 from sabot.connectors.memory import MemoryBroker
 from sabot.kafka import KafkaSource, open_sink
 from sabot.kafka.admin import create_topic
-from tools.agent_tools import bounded, checkpoint, crash_image, started, state_of, until
+from tools.agent_tools import bounded, checkpoint, crash_image, started, state_of, until, within
+from tools.broker import free_ports
 
 pytestmark = pytest.mark.integration
 
@@ -54,7 +55,7 @@ async def read_topic(url, topic, count):
     source = KafkaSource(topic, url, f"reader-{uuid.uuid4().hex[:8]}")
     await source.start()
     try:
-        return [await bounded(source.next_record(), 30) for _ in range(count)]
+        return [await bounded(source.next_record()) for _ in range(count)]
     finally:
         await source.stop()
 
@@ -190,7 +191,7 @@ async def test_agent_error_handling(app, url, make_topic, policy):
     await bounded(app.send(topic, {"n": 3}))
     if policy == "fail":
         with pytest.raises(AgentFailed, match=r"failing_agent"):
-            await bounded(app.run(), 30)
+            await bounded(app.run())
         assert calls == [1, 2]
         return
     async with started(app):
@@ -299,11 +300,11 @@ async def test_a_missing_source_topic_is_a_user_error_that_names_it(kafka_url):
         return None
 
     with pytest.raises(UserError, match=missing):
-        await bounded(app.run(), 30)
+        await bounded(app.run())
 
 
-async def test_a_broker_that_is_absent_at_the_start_is_named_within_ten_seconds(unused_tcp_port_factory):
-    address = f"127.0.0.1:{unused_tcp_port_factory()}"
+async def test_a_broker_that_is_absent_at_the_start_is_named_within_ten_seconds():
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     app = App("absent", broker=f"kafka://{address}")
 
     @app.agent("orders")
@@ -311,8 +312,8 @@ async def test_a_broker_that_is_absent_at_the_start_is_named_within_ten_seconds(
         return None
 
     before = client_threads()
-    with pytest.raises(BrokerUnavailable, match=address) as kept:
-        await asyncio.wait_for(app.run(), 12)
+    with within(10), pytest.raises(BrokerUnavailable, match=address) as kept:
+        await bounded(app.run())
     assert client_threads() <= before, kept
 
 
@@ -375,7 +376,7 @@ async def test_offsets_are_committed_to_the_agents_group_on_the_broker(app, url,
     source = KafkaSource(topic, url, f"{app.id}.look-group")
     await source.start()  # a reader of the group goes on behind what the checkpoint covers
     try:
-        assert await bounded(source.get_next(), 30) == "next"
+        assert await bounded(source.get_next()) == "next"
     finally:
         await source.stop()
 

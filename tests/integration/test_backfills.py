@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_tools import Place, jsons
 
 import sabot
 from sabot import App, UserError, files, tumbling
 from sabot.kafka import KafkaSource
 from tools.agent_tools import bounded, checkpoint, crash_image, processed, started, until
+from tools.fault_tools import Place, jsons
 from tools.stream_tools import PARTITIONS, SCHEMA, Row, answers, expected, payments
 
 pytestmark = pytest.mark.integration
@@ -58,10 +58,10 @@ async def test_up_to_now_every_window_closes_and_the_app_ends(
         return app
 
     send(place, topic, rows)
-    await bounded(build().run(), 40)
+    await bounded(build().run())
     assert answers(jsons(place.read(out))) == expected(rows)
     send(place, topic, payments(100, first=900))
-    await bounded(build().run(), 40)  # the app is complete: what came later is none of it
+    await bounded(build().run())  # the app is complete: what came later is none of it
     assert answers(jsons(place.read(out))) == expected(rows)
 
 
@@ -88,13 +88,13 @@ async def test_a_restart_in_the_middle_ends_at_the_offsets_that_were_asked_for(
         await checkpoint(app)
         crash_image(tmp_path / "first" / "checkpoints", tmp_path / "crash" / "checkpoints")
         send(place, topic, rows[400:])
-        await until(lambda: answers(jsons(place.read(first))) == expected(wanted), patience=40)
+        await until(lambda: answers(jsons(place.read(first))) == expected(wanted))
     app = build(tmp_path / "crash", first)
-    await bounded(app.run(), 40)
+    await bounded(app.run())
     assert app.agent_runtime.runner.restored_from is not None
     assert answers(jsons(place.read(first))) == expected(wanted)
     fresh = build(tmp_path / "fresh", second)
-    await bounded(fresh.run(), 40)
+    await bounded(fresh.run())
     assert answers(jsons(place.read(second))) == expected(wanted)
 
 
@@ -132,7 +132,7 @@ async def test_an_agent_that_goes_on_after_a_crash_keeps_the_now_of_its_first_st
         crash_image(tmp_path / "first" / "checkpoints", tmp_path / "crash" / "checkpoints")
         go_on.set()
     seen.clear()
-    await bounded(build(tmp_path / "crash").run(), 40)
+    await bounded(build(tmp_path / "crash").run())
     assert seen == list(range(20, 50))
 
 
@@ -207,7 +207,7 @@ async def test_a_table_ends_at_its_bound_and_what_is_joined_with_it_keeps_its_ro
     table = app.table(accounts, key="id", schema={"id": "string", "owner": "string"}, until={0: 2})
     assert sorted(row["owner"] for row in table.collect().to_pylist()) == ["Ada", "Bo"]
     app.stream(moves, schema={"id": "string"}, until="now").lookup(table, on="id").to(out)
-    await bounded(app.run(), 40)
+    await bounded(app.run())
     assert [record.value["owner"] for record in place.read(out)] == ["Ada", "Bo"]
 
 
@@ -235,12 +235,12 @@ async def test_an_app_that_is_told_where_to_end_says_it_for_topics_that_name_no_
         app.configure(until=1_700_000_004_000)
         return app
 
-    await bounded(build().run(), 40)
+    await bounded(build().run())
     assert [(record.value["n"], record.value["m"]) for record in place.read(out)] == [(n, n * n) for n in range(4)]
     assert [record.value["n"] for record in place.read(short)] == [0]
     assert seen == [0, 1, 2, 3]
     seen.clear()
-    await bounded(build().run(), 40)  # the app is complete
+    await bounded(build().run())  # the app is complete
     assert (seen, len(place.read(out))) == ([], 4)
 
 

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
-from fault_tools import Place
 
 from sabot import App, col
 from sabot._cython.arrow.batch import Batch
@@ -30,6 +29,7 @@ from sabot.operators.base import DELETE, INSERT, OP_COLUMN, UPDATE_AFTER, Operat
 from sabot.operators.sink import SinkWriter
 from sabot.testing import ListSink
 from tools.agent_tools import checkpoint, started, until
+from tools.fault_tools import Place
 
 pytestmark = [pytest.mark.integration, pytest.mark.kafka]
 
@@ -224,7 +224,7 @@ def test_a_topic_of_debezium_reads_as_its_table(place: Place) -> None:
         if ends:
             producer.produce(topic, None, json.dumps({"schema": {}, "payload": key}))
             count += 1
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     rows = read_table(place, topic, TableCodec(SCHEMA, ["account"], "debezium"), count)
     assert applied(rows, ["account"]) == applied(told, ["account"])
     assert len(rows) == count > len(told)
@@ -284,7 +284,7 @@ async def test_each_order_finds_its_account_at_a_cold_start(place: Place, tmp_pa
     accounts = place.topic(3)
     place.fill(orders, [b'{"account": "a%d", "n": %d}' % (n % 1500, n) for n in range(2000)])
     producer = Producer({"bootstrap.servers": place.url.removeprefix("kafka://"), "transactional.id": app_id})
-    producer.init_transactions(30)
+    producer.init_transactions(60)
     for word, good in (("old", True), ("Ada", True), ("bad", False)):
         producer.begin_transaction()
         for n in range(1500):

@@ -14,6 +14,8 @@ from unit.web.test_stack_screens import slow_app
 from sabot.web.console import Console
 from tools.browser import Visit, opened_browser
 
+pytestmark = pytest.mark.usefixtures("warm_starts")
+
 
 def see(console: Console, folder: Path, screen: str, said: str, dark: bool, width: int) -> None:
     with opened_browser() as browser:
@@ -30,12 +32,15 @@ def see(console: Console, folder: Path, screen: str, said: str, dark: bool, widt
         visit.context.close()
 
 
+@pytest.mark.slow  # two seconds of a core in the browser
+@pytest.mark.one_in(2, "a second of a core each")
 @pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 360)])
 async def test_budgets_are_seen(memory_url: str, tmp_path: Path, dark: bool, width: int) -> None:
     async with shop_with_budgets(memory_url, tmp_path / "state", LIMITED) as (_, console):
         await asyncio.to_thread(see, console, tmp_path, "Budgets", "170 tokens: 155 used", dark, width)
 
 
+@pytest.mark.one_in(2, "a second of a core each")
 @pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 360)])
 async def test_models_and_tools_are_seen(memory_url: str, tmp_path: Path, dark: bool, width: int) -> None:
     async with shop_with_models(memory_url, tmp_path / "state") as (_, console, _go):
@@ -55,6 +60,8 @@ def see_the_stack(console: Console, folder: Path, dark: bool, width: int) -> Non
         visit.context.close()
 
 
+@pytest.mark.slow  # two seconds of a core in the browser
+@pytest.mark.one_in(2, "a second of a core each")
 @pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 360)])
 async def test_the_stack_of_a_busy_task_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dark: bool, width: int

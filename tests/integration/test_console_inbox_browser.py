@@ -25,6 +25,8 @@ from tools.agent_tools import until
 from tools.browser import Visit, opened_browser
 from tools.command_line import ENV, SABOT, child
 
+pytestmark = pytest.mark.usefixtures("warm_starts")
+
 QUESTIONS = 60
 
 # Whether a click finds a button that stands at the lower end of the window.
@@ -86,6 +88,7 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_answers_in_bulk_makes_no_effect_twice_and_loses_none(tmp_path: Path) -> None:
     (tmp_path / "refunds.py").write_text(PROGRAM)
     (tmp_path / "tickets.ndjson").write_text("".join(f'{{"order": {n}}}\n' for n in range(QUESTIONS)))
@@ -179,6 +182,7 @@ def answer_by_keyboard(console: Console, folder: Path, dark: bool, width: int) -
         visit.context.close()
 
 
+@pytest.mark.one_in(2, "two seconds of a core each")
 @pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 360)])
 async def test_questions_are_answered_by_keyboard(memory_url: str, tmp_path: Path, dark: bool, width: int) -> None:
     messages = [ticket("refund"), ticket("transfer"), ticket("ask")]

@@ -13,6 +13,8 @@ from sabot.web.payloads import Payloads
 from tools.agent_tools import until
 from tools.browser import Visit, opened_browser
 
+pytestmark = pytest.mark.usefixtures("warm_starts")
+
 
 def look(visit: Visit, picture: Path) -> None:
     """Fails if axe finds anything on the page, or if the page or, in a wide window, a table is too wide."""
@@ -55,6 +57,7 @@ def find_and_cancel(console: Console, folder: Path, dark: bool, width: int) -> N
         visit.context.close()
 
 
+@pytest.mark.one_in(2, "two seconds of a core each")
 @pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 360)])
 async def test_a_job_is_found_looked_at_and_cancelled(memory_url: str, tmp_path: Path, dark: bool, width: int) -> None:
     async with running(memory_url, tmp_path / "state", ["ann", "bob"]) as (app, console):
@@ -88,6 +91,8 @@ def find_by_key(console: Console, folder: Path, dark: bool, width: int) -> None:
         visit.context.close()
 
 
+@pytest.mark.slow  # seconds of a core in the browser; unit/web/test_job_screens.py has both
+@pytest.mark.one_in(2, "three seconds of a core each")
 @pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 360)])
 async def test_an_ended_job_is_found_by_its_key_and_a_failed_one_retried(
     memory_url: str, tmp_path: Path, dark: bool, width: int

@@ -19,6 +19,8 @@ from unit.web.test_console import Browser as Client
 
 from tools.browser import Visit, opened_browser
 
+pytestmark = pytest.mark.usefixtures("warm_starts")
+
 PROGRAM = """
 import os
 from sabot import App, NdjsonSink
@@ -50,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 
 def done(folder: Path, count: int) -> list[int]:
     """The witness: what the agent has handled, at least so many."""
-    file, deadline = folder / "done.ndjson", time.monotonic() + 30
+    file, deadline = folder / "done.ndjson", time.monotonic() + 60
     while True:
         lines = file.read_text().splitlines() if file.exists() else []
         if len(lines) >= count or time.monotonic() > deadline:
@@ -99,6 +101,8 @@ def test_dead_letters_are_found_by_reason_and_sent_back_by_keyboard(browser: Bro
     visit.check()
 
 
+@pytest.mark.slow  # seconds of a core in the browser
+@pytest.mark.one_in(2, "two seconds of a core each")
 @pytest.mark.parametrize("dark", [False, True])
 def test_axe_finds_nothing_on_the_screens_of_dead_letters(browser: Browser, folder: Path, dark: bool) -> None:
     with app_running(folder, words=("--web-payloads", "all")) as running:
@@ -125,7 +129,7 @@ def test_axe_finds_nothing_on_the_screens_of_dead_letters(browser: Browser, fold
 
 ON_KAFKA = """
 import os, signal
-import sabot.connectors.redrive as selecting
+import sabot.letters.redrive as selecting
 from sabot import App, steps
 
 app = App("shop", {url!r}, state="state")
@@ -175,7 +179,7 @@ def test_an_app_that_is_killed_while_it_sends_back_sends_each_letter_once_when_i
     (tmp_path / "shop.py").write_text(ON_KAFKA.format(url=kafka_url, topic=topic))
     with app_running(tmp_path, env={"KILL": moment}) as running:
         assert send_back_all(running, f"{topic}.dlq") == "", (tmp_path / "log").read_text()
-        assert running.process.wait(30) == -signal.SIGKILL
+        assert running.process.wait(60) == -signal.SIGKILL
     with app_running(tmp_path) as running:
         assert "dead letters are sent back" in send_back_all(running, f"{topic}.dlq")
         assert "0 dead letters are sent back" in send_back_all(running, f"{topic}.dlq")

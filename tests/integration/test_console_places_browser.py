@@ -15,6 +15,8 @@ from playwright.sync_api import Browser, expect
 from tools.browser import Visit, opened_browser
 from tools.command_line import ENV, SABOT, child
 
+pytestmark = pytest.mark.usefixtures("warm_starts")
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
@@ -38,6 +40,7 @@ def started(folder: Path, log: str, *words: str) -> Iterator[str]:
         yield links[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 360)])
 def test_the_page_of_sabot_web_says_that_the_app_was_killed_and_shows_the_new_run(
     browser: Browser, tmp_path: Path, dark: bool, width: int
@@ -54,7 +57,7 @@ def test_the_page_of_sabot_web_says_that_the_app_was_killed_and_shows_the_new_ru
         os.kill(running.process.pid, signal.SIGKILL)
         began = time.monotonic()
         expect(page.locator(".notice")).to_contain_text("its process has ended without a stop")
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 60, "a second on an idle machine"
         expect(page.locator("h1 .badge")).to_have_text("killed")
         assert visit.violations() == []
         assert visit.too_wide() == []
@@ -79,6 +82,7 @@ def test_the_page_of_sabot_web_says_that_the_app_was_killed_and_shows_the_new_ru
     visit.check()
 
 
+@pytest.mark.slow
 def test_an_app_with_workers_is_shown_and_rescaled(browser: Browser, tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(PROGRAM)
     visit = Visit(browser)

@@ -10,6 +10,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from tools.browser import Visit, opened_browser
 
+pytestmark = pytest.mark.usefixtures("warm_starts")
+
 LONG = PROGRAM.replace('f"a{n % 7}"', 'f"<i>a{n % 7}</i>"').replace("200_000", "600_000")
 
 
@@ -19,7 +21,7 @@ def browser() -> Iterator[Browser]:
         yield made
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two workers"])
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)], ids=["one process", "two workers"])
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder: Path = tmp_path_factory.mktemp("rows")
     (folder / "shop.py").write_text(LONG)
@@ -65,6 +67,8 @@ def test_rows_are_reached_from_the_graph(browser: Browser, running: Running) -> 
     visit.check()
 
 
+@pytest.mark.slow  # seconds of a core in the browser
+@pytest.mark.one_in(2, "two seconds of a core each")
 @pytest.mark.parametrize("dark", [False, True])
 def test_axe_finds_nothing_on_rows_and_their_graph(browser: Browser, running: Running, dark: bool) -> None:
     visit = Visit(browser, dark=dark)

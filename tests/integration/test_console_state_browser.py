@@ -15,6 +15,8 @@ from sabot.web.payloads import Payloads
 from tools.agent_tools import started
 from tools.browser import Visit, opened_browser
 
+pytestmark = pytest.mark.usefixtures("warm_starts")
+
 
 def read_state(console: Console, folder: Path, dark: bool, width: int, go_on: Callable[[], None]) -> None:
     with opened_browser() as browser:
@@ -70,6 +72,8 @@ def keep_and_delete(visit: Visit, folder: Path) -> None:
     expect(savepoints).to_have_count(0)
 
 
+@pytest.mark.slow  # seconds of a core in the browser; unit/web/test_state_screens.py has the pages
+@pytest.mark.one_in(2, "three seconds of a core each")
 @pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 360)])
 async def test_state_is_read_searched_and_compared(memory_url: str, tmp_path: Path, dark: bool, width: int) -> None:
     app = shop(memory_url, tmp_path, "rocksdb")

@@ -18,18 +18,17 @@ import pytest
 from confluent_kafka import KafkaException, Producer
 from typer.testing import CliRunner
 
-import sabot.connectors.redrive as selecting
-import sabot.kafka.redrive as redriving
+import sabot.letters.redrive as selecting
+import sabot.letters.topics as redriving
 from sabot import App, NdjsonSink, SqlSink, steps
 from sabot._cython.arrow.batch import Batch
 from sabot.cli import commands
 from sabot.codecs.records import Headers, build_records
 from sabot.connectors.base import Sink
-from sabot.connectors.defaults import finish_of
-from sabot.connectors.letters import letter_headers
 from sabot.errors import AppLocked
 from sabot.kafka import admin, client
-from sabot.kafka.letters import DeadLetters
+from sabot.letters.form import letter_headers
+from sabot.letters.topics import DeadLetters
 from tools.kafka_eyes import messages
 
 pytestmark = pytest.mark.kafka
@@ -147,7 +146,7 @@ def test_a_topic_that_is_not_there_is_named(kafka_url: str, topic: str) -> None:
 
 
 def test_letters_are_read_from_the_newest_on(kafka_url: str, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sabot.connectors.letters._BLOCK_LETTERS", 2)
+    monkeypatch.setattr("sabot.letters.places._BLOCK_LETTERS", 2)
     admin.create_topic(kafka_url, f"{topic}.dlq", 3)
     rows = []
     for n in range(20):
@@ -331,19 +330,19 @@ def test_letters_of_transactions_are_read_as_far_as_they_are_committed(kafka_url
     with_letters(kafka_url, topic, 0, partitions=1)
     settings = {"bootstrap.servers": kafka_url.removeprefix("kafka://"), "transactional.id": topic}
     producer = Producer(settings)
-    producer.init_transactions(30)
+    producer.init_transactions(60)
     for number, end in enumerate(
         [producer.commit_transaction, producer.abort_transaction, producer.commit_transaction]
     ):
         producer.begin_transaction()
         producer.produce(f"{topic}.dlq", b"%d" % number, headers=list(facts(topic, number)))
         producer.flush()
-        end(30)
+        end(60)
     producer.begin_transaction()
     producer.produce(f"{topic}.dlq", b"3", headers=list(facts(topic, 3)))
     producer.flush()
     assert redriven(kafka_url, f"{topic}.dlq")["redriven"] == 2
-    producer.commit_transaction(30)
+    producer.commit_transaction(60)
     assert redriven(kafka_url, f"{topic}.dlq")["redriven"] == 1
     assert payloads(kafka_url, topic, 3) == [0, 2, 3]
     dead = DeadLetters(f"{topic}.dlq", kafka_url)
@@ -378,7 +377,7 @@ def test_letters_of_a_file_or_a_table_go_back_once(place: str, kafka_url: str, t
     assert redriven(kafka_url, *words)["redriven"] == 4
     assert redriven(kafka_url, *words)["redriven"] == 0
     sink.write(Batch(letter_rows(topic, range(5, 8))))
-    finish_of(sink)()
+    sink.finish()
     sink.close()
     waiting = sabot(kafka_url, "dlq", "list", *words, "--json").stdout.splitlines()
     assert [json.loads(line)["payload"] for line in waiting] == ["5", "6", "7"]
@@ -470,9 +469,9 @@ def test_a_redrive_whose_client_knows_already_that_it_is_fenced_says_so(
         redriven(kafka_url, f"{topic}.dlq")
         producers[0].produce(topic, b"of the transaction that is aborted", partition=1)
         with suppress(KafkaException, SystemError):
-            producers[0].flush(30)
+            producers[0].flush(60)
 
-    monkeypatch.setattr(redriving, "producer_of", producer_of)
+    monkeypatch.setattr("sabot.kafka.redrive.producer_of", producer_of)
     steps.watch(Watching(name, nth, other))
     dead = DeadLetters(f"{topic}.dlq", kafka_url)
     with pytest.raises(AppLocked, match="another redrive"):
@@ -483,10 +482,10 @@ def test_a_redrive_whose_client_knows_already_that_it_is_fenced_says_so(
 
 KILLED = """
 import os, signal, sys, threading
-import sabot.connectors.redrive as selecting
-import sabot.kafka.redrive as redriving
+import sabot.letters.redrive as selecting
+import sabot.letters.topics as redriving
 from sabot import steps
-from sabot.kafka.letters import DeadLetters
+from sabot.letters.topics import DeadLetters
 
 url, topic, wanted, delay = sys.argv[1:]
 
@@ -558,7 +557,7 @@ def test_the_commands_of_the_page_on_operations_do_what_it_says(
     for sink in written:
         sink.open()
         sink.write(Batch(letter_rows(topic, [8])))
-        finish_of(sink)()
+        sink.finish()
         sink.close()
     printed = []
     for line in commands_of_page:

@@ -8,8 +8,7 @@ pytest.importorskip("playwright", reason="pip install 'sabot[test]'")
 
 from unit.plan.test_drawing import drawn, figures, programs, shop
 
-from sabot.plan import svg
-from sabot.plan.drawing import render
+from sabot.plan.drawing.render import render, svg
 from tools.browser import Visit, opened_browser
 
 # What a person would see at once, for each drawing of the page.

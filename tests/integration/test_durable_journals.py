@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import durable_child
 import psycopg
 import pytest
-from fault_tools import Place, outage_seconds
 
 from sabot import App, UserError
 from sabot.agents import JobRecord
@@ -34,6 +33,7 @@ from sabot.testing import ManualClock, MemoryBroker, Witness
 from tools.agent_tools import checkpoint, environment, started, until
 from tools.broker import Broker, running_or_skipped
 from tools.command_line import child, sabot_says
+from tools.fault_tools import Place, outage_seconds
 from tools.postgres import Postgres, server_or_skip
 
 HOMES = ["sqlite", "postgres", pytest.param("kafka", marks=pytest.mark.kafka)]
@@ -193,14 +193,14 @@ async def test_a_stopped_worker_that_was_succeeded_does_nothing_more_when_it_wak
 ) -> None:
     """In SQLite nobody succeeds it: the lock is its as long as it lives."""
     with Witness(tmp_path / "witness.db") as witness, worker("one", tmp_path, home, witness) as one:
-        await until((tmp_path / "holding-one").exists, patience=60)
+        await until((tmp_path / "holding-one").exists)
         one.send_signal(signal.SIGSTOP)
         with worker("two", tmp_path, home, witness) as two:
             if home.journal is None:
                 told, _ = await asyncio.to_thread(two.communicate, timeout=60)
                 assert two.returncode == durable_child.LOCKED, told
             else:
-                await until((tmp_path / "holding-two").exists, patience=60)
+                await until((tmp_path / "holding-two").exists)
             (tmp_path / "go").touch()
             if home.journal is not None:
                 assert await asyncio.to_thread(two.wait, 60) == 0, two.stderr.read()
@@ -268,7 +268,7 @@ async def test_while_the_journals_server_is_gone_nothing_is_done_and_then_all_of
         await asyncio.sleep(outage_seconds())
         assert (looked, refunded) == (seen, [0])
         await asyncio.to_thread(machine.start)
-        await until(lambda: len(broker.records("answers")) == 6, patience=60)
+        await until(lambda: len(broker.records("answers")) == 6)
         await checkpoint(app)
     assert sorted(looked) == sorted(refunded) == list(range(6))
 
@@ -307,7 +307,7 @@ async def test_a_stop_while_the_journals_server_is_gone_ends_soon_and_says_why(
     assert refunded == [0]
     await asyncio.to_thread(machine.start)
     async with started(shop()):
-        await until(lambda: len({record.value["order"] for record in broker.records("answers")}) == 2, patience=60)
+        await until(lambda: len({record.value["order"] for record in broker.records("answers")}) == 2)
     assert refunded == [0, 1]
 
 

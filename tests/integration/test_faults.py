@@ -55,7 +55,24 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
-from fault_tools import (
+
+from sabot import AgentFailed, App, BrokerUnavailable
+from sabot.checkpoint import CheckpointStorage
+from sabot.errors import AppLocked, CheckpointFailed
+from sabot.kafka.admin import partitions, topics
+from tools.agent_tools import (
+    bounded,
+    checkpoint,
+    manifest_files,
+    manifests,
+    processed,
+    started,
+    state_of,
+    until,
+    within,
+)
+from tools.broker import free_ports
+from tools.fault_tools import (
     Place,
     counts_in,
     entries,
@@ -73,14 +90,7 @@ from fault_tools import (
     unfinished,
 )
 
-from sabot import AgentFailed, App, BrokerUnavailable
-from sabot.checkpoint import CheckpointStorage
-from sabot.errors import AppLocked, CheckpointFailed
-from sabot.kafka.admin import partitions, topics
-from tools.agent_tools import bounded, checkpoint, manifest_files, manifests, processed, started, state_of, until
-from tools.broker import free_ports
-
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("warm_starts")]
 
 KEYS = [f"k{n}" for n in range(9)]
 
@@ -292,7 +302,7 @@ async def test_a_result_that_is_too_large_for_the_broker_stops_the_app_by_name_a
         return app
 
     with pytest.raises(AgentFailed, match=rf"{out}.*above message\.max\.bytes"):
-        await bounded(build(20_000_000).run(), 30)
+        await bounded(build(20_000_000).run())
     async with started(build(10)):
         records = await eventually(real, out, 6)
         while {record.value["n"] for record in records} != set(range(6)):
@@ -328,10 +338,11 @@ async def test_an_absent_broker_is_named_within_ten_seconds_and_ends_sabot_run_w
         async def agent(ctx):
             return ctx.message
 
-    before = time.monotonic()
-    with pytest.raises(BrokerUnavailable, match=rf"kafka://{address} does not answer.*\(is the broker running"):
-        await bounded(app.run(), 12)
-    assert time.monotonic() - before < 10
+    with (
+        within(10),
+        pytest.raises(BrokerUnavailable, match=rf"kafka://{address} does not answer.*\(is the broker running"),
+    ):
+        await bounded(app.run())
     assert {stats["state"] for stats in app.agent_runtime.get_stats().values()} == {"stopped"}
     line = one_line(await run, 1)
     assert f"kafka://{address} does not answer" in line
@@ -350,7 +361,7 @@ async def test_the_figures_of_a_source_that_waits_for_records_hold_nobody_up(rea
     real.fill(topic, [row(n=1)])
     async with started(app):
         await until(lambda: processed(app, "look") == 1)
-        figures = await bounded(asyncio.to_thread(app.statistics), 5)
+        figures = await bounded(asyncio.to_thread(app.statistics))
     assert figures["sources"][f"{name}.look/{topic}"]["rows_in"] == 1
 
 
@@ -367,7 +378,7 @@ async def test_a_broker_that_goes_in_the_middle_and_comes_back_loses_nothing(own
         while not ended.wait(0.004 if (n := next(sent)) > 1000 else 0):
             producer.produce(topic, row(k=KEYS[n % len(KEYS)], n=n), b"%d" % n)
             producer.poll(0)
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
 
     app = App(
         name,
@@ -392,19 +403,19 @@ async def test_a_broker_that_goes_in_the_middle_and_comes_back_loses_nothing(own
             gone = time.monotonic()
             stopping = asyncio.create_task(asyncio.to_thread(own_kafka.stop))
             lost = (f"source of topic '{topic}'", f"sink of topic '{out}'")
-            await until(lambda: all(f"{who}: {real.url} does not answer" in caplog.text for who in lost), patience=30)
+            await until(lambda: all(f"{who}: {real.url} does not answer" in caplog.text for who in lost))
             assert state_of(app, "count") == "running"
             await until(lambda: time.monotonic() - gone >= outage_seconds(), patience=outage_seconds() + 15)
             await stopping
             await asyncio.to_thread(own_kafka.start)
             said = checkpoints_of(app)["last_error"]
             was, had = processed(app, "count"), completed()
-            await until(lambda: processed(app, "count") > was + 500, "records after the return", patience=60)
-            await until(lambda: completed() >= had + 2, "checkpoints after the return", patience=30)
+            await until(lambda: processed(app, "count") > was + 500, "records after the return")
+            await until(lambda: completed() >= had + 2, "checkpoints after the return")
             ended.set()
-            await bounded(sending, 60)
+            await bounded(sending)
             total = next(sent) - 1
-            await until(lambda: processed(app, "count") == total, "the last record", patience=30)
+            await until(lambda: processed(app, "count") == total, "the last record")
             assert state_of(app, "count") == "running"
     for who in lost:
         assert caplog.text.count(f"{who}: {real.url} does not answer") == 1
@@ -437,7 +448,7 @@ async def test_a_second_worker_and_a_locked_directory_are_refused_and_the_first_
     env = {"FAULT_ID": name, "FAULT_TOPIC": topic}
     words = ["fault_app:app", "--broker", real.url, "--loglevel", "warning", "--state", str(state)]
     with running(log, *words, "--checkpoint-interval", "0.2", **env) as first:
-        await until(lambda: (state / "checkpoints" / "LOCK").exists() and (state / "db" / "lock").exists(), patience=30)
+        await until(lambda: (state / "checkpoints" / "LOCK").exists() and (state / "db" / "lock").exists())
         second, locked = await asyncio.gather(
             asyncio.to_thread(sabot_run, *words, **env),
             asyncio.to_thread(sabot_run, *words, "--checkpoint-dir", str(tmp_path / "other"), **env),
@@ -457,9 +468,9 @@ async def test_a_second_worker_and_a_locked_directory_are_refused_and_the_first_
         with pytest.raises(AppLocked, match=rf"{state / 'checkpoints'} is in use by process {first.pid}"):
             await bounded(app.run())
         real.fill(topic, [row(k=KEYS[n % 9], n=n) for n in range(rows // 2, rows)])
-        results = await eventually(real, out, rows, 30)
+        results = await eventually(real, out, rows)
         first.send_signal(signal.SIGINT)
-        assert await asyncio.to_thread(first.wait, 20) == 0, lines_of(log)
+        assert await asyncio.to_thread(first.wait, 60) == 0, lines_of(log)
     assert sorted(record.value["n"] for record in results) == list(range(rows))
     assert sum(counts_in(newest(state / "checkpoints"), KEYS).values()) == rows
     assert real.committed(f"{name}.count-group", topic) == {0: rows}
@@ -481,9 +492,9 @@ async def test_a_corrupt_manifest_ends_sabot_run_with_the_file_and_the_ways_on_w
             while seen != set(range(upto)):
                 assert process.poll() is None, lines_of(log)
                 seen = {record.value["n"] for record in await asyncio.to_thread(real.read, out)}
-            await until(lambda: len(manifests(state / "checkpoints")) >= 2, patience=20)
+            await until(lambda: len(manifests(state / "checkpoints")) >= 2)
             process.send_signal(signal.SIGINT)
-            assert await asyncio.to_thread(process.wait, 20) == 0, lines_of(log)
+            assert await asyncio.to_thread(process.wait, 60) == 0, lines_of(log)
 
     await run(rows // 2)
     manifest = newest(state / "checkpoints").path
@@ -596,9 +607,9 @@ async def test_an_agent_that_raises_ends_sabot_run_with_one_line_and_a_mended_on
     before = {record.value["n"] for record in real.read(out)}
     assert bad not in before
     with running(log, *words, **env) as process:
-        results = await eventually(real, out, rows, 30)
+        results = await eventually(real, out, rows)
         process.send_signal(signal.SIGINT)
-        assert await asyncio.to_thread(process.wait, 20) == 0, lines_of(log)
+        assert await asyncio.to_thread(process.wait, 60) == 0, lines_of(log)
     assert sorted(record.value["n"] for record in results) == list(range(rows))  # each once: nothing crashed
     assert counts_in(newest(state / "checkpoints"), KEYS) == {
         key: len(range(n, rows, len(KEYS))) for n, key in enumerate(KEYS)
@@ -619,7 +630,7 @@ async def test_a_call_that_hangs_fails_checkpoints_by_name_and_a_stop_ends_all_t
             state="memory",
             checkpoint_dir=tmp_path,
             checkpoint_interval=0.1,
-            checkpoint_timeout="0.3s",
+            checkpoint_timeout="0.3s" if hang else "60s",
         )
 
         @app.agent(topic, sink=out)
@@ -635,14 +646,16 @@ async def test_a_call_that_hangs_fails_checkpoints_by_name_and_a_stop_ends_all_t
     app = build(hang=True)
     run = asyncio.create_task(app.run())
     await until(lambda: processed(app, "count") == hangs)
-    await until(lambda: checkpoints_of(app)["failed"] >= 2)
-    said = checkpoints_of(app)["last_error"]
-    assert f"agent {name}.count at {topic}[0]@{hangs}: one call has been running for" in said
-    assert "timeout=" in said
+    told = f"agent {name}.count at {topic}[0]@{hangs}: one call has been running for"
+    # On a busy machine checkpoints from before the call may have failed too, which had to wait for something else.
+    await until(lambda: told in (checkpoints_of(app)["last_error"] or ""), "a checkpoint that waits for the call")
+    assert "timeout=" in checkpoints_of(app)["last_error"]
+    assert checkpoints_of(app)["failed"] >= 1
+    app.agent_runtime.checkpoint_coordinator._timeout = 60.0  # for the last one, which waits for no call
     assert state_of(app, "count") == "running"
     assert not run.done()
     app.request_stop()
-    await bounded(run, 10)
+    await bounded(run)
     assert (await asyncio.to_thread(place.committed, f"{name}.count-group", topic)) == {0: hangs}
     async with started(build(hang=False)):
         results = await eventually(place, out, 9)
@@ -663,7 +676,7 @@ async def test_ctrl_c_ends_sabot_run_on_kafka_while_a_call_hangs(real, name, tmp
     log = tmp_path / "log"
     words = ["hangs:app", "--broker", real.url, "--state", str(tmp_path / "state"), "--checkpoint-interval", "0.1"]
     with running(log, *words, folder=tmp_path) as process:
-        await until(lambda: "one call has been running for" in lines_of(log), patience=30)
+        await until(lambda: "one call has been running for" in lines_of(log))
         process.send_signal(signal.SIGINT)
         assert await asyncio.to_thread(process.wait, 60) == 0, lines_of(log)
     assert f"agent {name}.count at {topic}[0]@3: one call has been running for" in lines_of(log)
@@ -696,13 +709,13 @@ MemoryBroker.get().publish("orders", [1])
 def test_ctrl_c_ends_sabot_run_in_the_end_when_a_call_refuses_to_be_cancelled(tmp_path):
     (tmp_path / "stubborn.py").write_text(STUBBORN)
     with running(tmp_path / "log", "stubborn:app", folder=tmp_path) as process:
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + 60
         while "hangs" not in lines_of(tmp_path / "log"):
             assert process.poll() is None, lines_of(tmp_path / "log")
             assert time.monotonic() < limit
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        process.wait(20)
+        process.wait(60)
     assert "shop.check" in lines_of(tmp_path / "log").partition("again to stop at once")[2]  # who held it up
 
 
@@ -735,7 +748,7 @@ async def test_a_result_of_the_wrong_type_stops_the_agent_by_name_and_a_mended_o
     place.fill(topic, [row(n=n) for n in range(6)])
     app = build(broken=True)
     with pytest.raises(AgentFailed) as failed:
-        await bounded(app.run(), 30)
+        await bounded(app.run())
     assert f"agent {name}.work failed at {topic}[0]@" in str(failed.value)
     assert ("object" if kind == "record" else "set") in str(failed.value)
     assert "correct the agent" in str(failed.value)
@@ -784,7 +797,7 @@ async def test_after_kills_on_kafka_state_is_exact_results_are_all_there_and_off
     producer = Producer(real.settings)
     for n in range(rows):
         producer.produce(topic, row(k=KEYS[n % 9], n=n), partition=n % slices)
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     words = ["fault_app:app", "--broker", real.url, "--loglevel", "warning", "--state", str(state)]
     words += ["--checkpoint-interval", "0.2"]
     env = {"FAULT_ID": name, "FAULT_TOPIC": topic}
@@ -834,7 +847,7 @@ async def test_after_kills_on_kafka_state_is_exact_results_are_all_there_and_off
             await asyncio.to_thread(look)
             results = jsons(await asyncio.to_thread(real.read, out))
         process.send_signal(signal.SIGINT)
-        assert await asyncio.to_thread(process.wait, 20) == 0, lines_of(log)
+        assert await asyncio.to_thread(process.wait, 60) == 0, lines_of(log)
     assert looks >= 3
     assert held_back >= 1
     manifest = newest(checkpoints)

@@ -14,13 +14,13 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.schema_registry.protobuf import ProtobufDeserializer, ProtobufSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
-from fault_tools import Place, header
 from google.protobuf import message_factory, timestamp_pb2
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet
 
 from sabot import App, ArrowIpc, Avro, Protobuf, Registry, col
 from sabot.codecs.protobuf import descriptor_of
 from tools.agent_tools import bounded, checkpoint, started, until
+from tools.fault_tools import Place, header
 from tools.registry import SchemaServer, schema_server
 
 pytestmark = [pytest.mark.integration, pytest.mark.kafka]
@@ -85,7 +85,7 @@ async def test_avro_goes_through_exactly_once_over_a_restart_and_an_outage_of_th
     place.fill(topic, [b"\0\0\0\0\x63no such schema"], partition=1)
     place.fill(topic, written(server, topic, NEWER, [{**row, "country": "DE"} for row in rows(300, 300)]), partition=1)
     async with started(program()):
-        await until(lambda: is_out(600), "the rows of both writers", patience=60)
+        await until(lambda: is_out(600), "the rows of both writers")
     later = written(
         server,
         topic,
@@ -100,7 +100,7 @@ async def test_avro_goes_through_exactly_once_over_a_restart_and_an_outage_of_th
         server.down = True
         await checkpoint(app)
         server.down = False
-        await until(lambda: is_out(700), "the rows behind the checkpoint", patience=60)
+        await until(lambda: is_out(700), "the rows behind the checkpoint")
     found = read(server, place, out)
     country = {
         **dict.fromkeys(range(300), "AT"),
@@ -140,7 +140,7 @@ async def test_many_rows_of_an_arrow_record_come_through_exactly_once(place: Pla
         return [row for table in tables for row in table.to_pylist()]
 
     async with started(app):
-        await until(lambda: len(out_rows()) >= 5000, "the rows", patience=60)
+        await until(lambda: len(out_rows()) >= 5000, "the rows")
     assert out_rows() == some
 
 
@@ -192,7 +192,7 @@ async def test_avro_of_every_type_is_read_from_confluents_serializer_and_written
     app = App(f"app-{uuid.uuid4().hex[:8]}", place.url)
     rows = app.stream(topic, format=Avro(registry=registry), until="now")
     rows.to(out, format=Avro(schema, registry=registry))
-    await bounded(app.run(), 60)
+    await bounded(app.run())
     assert read(server, place, out) == [row, row]
     reasons = [header(letter, "message") for letter in place.read(f"{topic}.dlq")]
     told = [
@@ -238,7 +238,7 @@ async def test_protobuf_is_read_from_confluents_serializer_and_written_for_its_d
     app = App(f"app-{uuid.uuid4().hex[:8]}", place.url)
     format = Protobuf(kind, registry=Registry(server.url))
     app.stream(topic, format=format, until="now").to(out, format=format)
-    await bounded(app.run(), 60)
+    await bounded(app.run())
     deserializer = ProtobufDeserializer(made)
     context = SerializationContext(out, MessageField.VALUE)
     assert [deserializer(record.payload, context) for record in place.read(out)] == given

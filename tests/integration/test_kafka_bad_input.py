@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
-from fault_tools import Place, jsons
 
 import sabot
 from sabot import App, DataError, SabotError, UserError, tumbling
@@ -24,8 +23,11 @@ from sabot.codecs.records import Record, iterate_records
 from sabot.connectors.base import Source
 from sabot.connectors.places import Bound
 from sabot.kafka import KafkaSource, admin
+from sabot.kafka.client import NoSuchTopic, explain, link_of
+from sabot.kafka.reader import KafkaReader
 from tools.agent_tools import bounded, started, until
 from tools.broker import Broker
+from tools.fault_tools import Place, jsons
 
 pytestmark = pytest.mark.kafka
 WAIT = 60.0
@@ -68,7 +70,7 @@ def test_a_batch_that_was_damaged_on_the_brokers_disk_is_named_and_none_behind_i
         producer = Producer({**place.settings, "compression.type": compression})
         for _ in range(10):
             producer.produce(topic, json.dumps({"n": n, "text": "so many bytes " * 9}))
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
         (file,) = own_kafka.folder.glob(f"data/{topic}-0/*.log")
         starts.append(file.stat().st_size)
     own_kafka.stop()
@@ -194,6 +196,29 @@ def test_a_topic_that_is_made_again_while_it_is_read_and_has_more_records_than_b
     source.close()
 
 
+def test_a_topic_that_was_seen_to_be_gone_and_is_there_again_is_told_as_made_again(kafka_url: str, topic: str) -> None:
+    """The look at the topic, or the client, came while there was none. What was told was that the topic does not exist."""
+    place = Place(kafka_url)
+    place.topic(name=topic)
+    source = KafkaReader(topic, kafka_url, topic, 3600.0, {})
+    source.open(None)
+    before, gone = source.topic_id(), KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+    seen = explain(gone, link_of(kafka_url, "source"), topic)
+    admin.delete_topic(kafka_url, topic)
+    while admin.partitions(kafka_url, topic):
+        """The broker deletes it a little later."""
+    with pytest.raises(NoSuchTopic):
+        source._notice(gone, 0, None)
+    place.topic(name=topic)
+    told = rf"topic {topic} was deleted and made again while it was read: it was {re.escape(before)}"
+    with pytest.raises(UserError, match=told):
+        source._notice(gone, 0, None)
+    source._fault = seen
+    with pytest.raises(UserError, match=told):
+        source.read_batch(1, 0.0)
+    source.close()
+
+
 @pytest.mark.one_in(2, "a second of a core each")
 @pytest.mark.parametrize("reads", ["stream", "agent"])
 async def test_an_app_ends_when_its_topic_is_made_again_and_its_checkpoint_is_refused(
@@ -222,7 +247,8 @@ async def test_an_app_ends_when_its_topic_is_made_again_and_its_checkpoint_is_re
     await until(lambda: len(place.read(out)) == 9, patience=WAIT)
     await app.agent_runtime.trigger_checkpoint()  # the results were there before it
     made_again(place, topic, [b'{"v": %d}' % n for n in range(100, 130)])
-    with pytest.raises(SabotError, match="made again while it was read"):
+    # The app reads on meanwhile, and may see that there is no topic before there is another one.
+    with pytest.raises(SabotError, match=rf"made again while it was read|topic '{topic}' does not exist"):
         await bounded(running, WAIT)
     place.fill(topic, [b'{"v": 1}'])
     with pytest.raises(UserError, match="made again since the checkpoint"):

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
+from tools.agent_tools import PATIENCE, within
 from tools.broker import Broker, free_ports
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -180,7 +181,7 @@ def records(url: str, topic: str) -> list[tuple[Any, ...]]:
     source.open(None)
     found = []
     while len(found) < 40:
-        batch = source.read_batch(100, 30)
+        batch = source.read_batch(100, 60)
         assert batch is not None
         found += iterate_records(batch.data, topic)
     source.close()
@@ -204,7 +205,7 @@ def test_a_source_reads_parts_to_the_end_with_no_lag(kafka_url: str, topic: str,
         sink.deliver(seq, part(seq))
         found: list[Any] = []
         while len(found) < ROWS:
-            batch = source.read_batch(1000, 30)
+            batch = source.read_batch(1000, 60)
             assert batch is not None
             found += iterate_records(batch.data, topic)
         assert [record.payload for record in found] == payloads(seq)
@@ -248,7 +249,7 @@ def test_a_worker_that_was_paused_is_shut_out_by_its_successor(kafka_url: str, t
     try:
         worker = stopped_child(paused.pid)
         name = f"{topic}-0"
-        assert committed(kafka_url, name) == payloads(1)
+        assert committed(kafka_url, name, is_open=True) == payloads(1)
         sink = KafkaSink(name, kafka_url)
         assert sink.claim(track_of(name)) == Token(1, "this-one")
         sink.deliver(2, part(2))
@@ -267,8 +268,9 @@ def stopped_child(parent: int) -> int:
     deadline = SYSTEM_CLOCK.monotonic() + 60
     while SYSTEM_CLOCK.monotonic() < deadline:
         for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-            if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "T":
-                return int(child)
+            with suppress(OSError):  # it has ended meanwhile
+                if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+                    return int(child)
         time.sleep(0.02)
     raise AssertionError("no worker stopped itself")
 
@@ -312,7 +314,7 @@ def test_an_error_that_the_client_loses_on_its_way_is_asked_for_again(
     def lose(producer: RecordProducer, data: pa.RecordBatch, *_: Any) -> None:
         producer.produce(data, 0)
         with suppress(KafkaException, SystemError):
-            producer.client.flush(30)
+            producer.client.flush(60)
         raise SystemError("returned NULL without setting an exception")
 
     sink = sinks()
@@ -336,7 +338,7 @@ def test_a_record_after_a_fatal_error_fails_for_the_reason_of_that_error(
     def produce_twice(producer: RecordProducer, data: pa.RecordBatch, go_on: Any) -> None:
         send(producer, data, go_on)
         with suppress(KafkaException, SystemError):
-            producer.client.flush(30)
+            producer.client.flush(60)
         send(producer, data, go_on)
 
     sink = sinks()
@@ -347,6 +349,7 @@ def test_a_record_after_a_fatal_error_fails_for_the_reason_of_that_error(
         sink.deliver(1, part(1))
 
 
+@pytest.mark.slow  # the start of a broker each
 @pytest.mark.parametrize("step", ["token", pytest.param("commit", marks=pytest.mark.slow)])
 def test_a_broker_that_restarts_in_a_transaction_loses_and_repeats_nothing(
     own_kafka: Broker, topic: str, watch: Any, step: str
@@ -416,6 +419,8 @@ def test_a_topic_that_was_deleted_is_named(kafka_url: str, topic: str, sinks: An
     sink.claim(track_of(topic))
     sink.deliver(1, part(1))
     admin.delete_topic(kafka_url, topic)
+    while admin.partitions(kafka_url, topic):
+        """The broker takes records for it, a moment longer."""
     with pytest.raises(UserError, match=f"topic '{topic}' is not on"):
         sink.deliver(2, part(2))
     assert sink.claim(track_of(topic)) is None  # a topic of that name is made, without the token
@@ -456,7 +461,7 @@ def test_a_call_that_never_returns_is_left_and_the_token_says_what_it_did(
     sink = sinks()
     sink.claim(track_of(topic))
     monkeypatch.setattr(delivery, "CALL_SECONDS", 0.3)
-    monkeypatch.setattr(delivery, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(delivery, "GRACE_SECONDS", 2.0)  # the calls before it, which are not stuck, return in this time
     stuck = Stuck(monkeypatch, name, 1, done)
     with pytest.raises(TransientError, match="did not return"):
         sink.deliver(1, part(1))
@@ -470,7 +475,7 @@ def test_a_call_that_never_returns_is_left_and_the_token_says_what_it_did(
 
 
 def test_clients_that_never_return_are_bounded(topic: str, sinks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("LEFT_CLIENTS", 2), ("CALL_SECONDS", 0.1), ("GRACE_SECONDS", 0.3), ("ANSWER_SECONDS", 0.1)):
+    for name, value in (("LEFT_CLIENTS", 2), ("CALL_SECONDS", 0.1), ("GRACE_SECONDS", 2.0), ("ANSWER_SECONDS", 0.1)):
         monkeypatch.setattr(delivery, name, value)
     monkeypatch.setattr(delivery, "TOPIC_SECONDS", 8.0)
     stuck = Stuck(monkeypatch, "committed", 9)
@@ -501,11 +506,10 @@ def test_close_while_a_call_hangs_returns_and_ends_the_delivery(
 
     thread = threading.Thread(target=deliver)
     thread.start()
-    assert stuck.inside.wait(30)
-    before = SYSTEM_CLOCK.monotonic()
-    sink.close()
-    assert SYSTEM_CLOCK.monotonic() - before < 3
-    thread.join(5)
+    assert stuck.inside.wait(60)
+    with within(3):
+        sink.close()
+    thread.join(PATIENCE)
     assert not thread.is_alive()
     assert [type(error) for error in raised] == [TransientError]
     stuck.over.set()
@@ -535,6 +539,7 @@ def test_faults_in_a_row_end_the_app_and_a_part_between_starts_the_count_anew(
     assert not isinstance(caught.value, TransientError)
 
 
+@pytest.mark.slow  # waits five seconds
 def test_many_claims_leave_no_threads(topic: str, sinks: Any) -> None:
     sink = sinks()
     sink.claim(track_of(topic))
@@ -546,11 +551,10 @@ def test_many_claims_leave_no_threads(topic: str, sinks: Any) -> None:
     sink.close()
 
 
-def test_over_memory_it_is_a_memory_sink_with_an_address_of_its_own() -> None:
+def test_over_memory_it_stands_before_a_memory_sink_and_has_an_address_of_its_own() -> None:
     sink = KafkaSink("t", "memory://delivery", **{"linger.ms": 5})
-    assert isinstance(sink, KafkaSink)
-    assert isinstance(sink, MemorySink)
-    assert (type(sink).__name__, sink.address) == ("KafkaSink", "t@memory://delivery")
+    assert isinstance(sink.sink, MemorySink)
+    assert (sink.address, sink.sink.address) == ("t@memory://delivery", "t")
     assert sink.claim(Track("app", "0", "i")) is None
     sink.deliver(1, columns(1))
     sink.deliver(1, columns(1))

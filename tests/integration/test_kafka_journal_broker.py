@@ -9,10 +9,8 @@ import threading
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError
 from integration.kafka_journals import WAIT, jobs_of, until, written
 
 from sabot.clock import SYSTEM_CLOCK
@@ -24,6 +22,7 @@ from sabot.journal.replica import FRAMES, LETTERS
 from sabot.kafka import admin, log
 from sabot.kafka.client import NoSuchTopic, link_of, producer_of
 from tools.broker import Broker
+from tools.kafka_clients import GivesUp
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]  # brokers that are killed, and disks that are damaged
 
@@ -35,9 +34,9 @@ def test_a_topic_that_is_deleted_or_made_anew_ends_the_journal(own_kafka: Broker
         journal = KafkaJournal(f"{own_kafka.url}/{name}")
         written(journal, Begin("a", 0))
         admin.delete_topic(own_kafka.url, name)
+        while admin.partitions(own_kafka.url, name):  # the broker takes records for it, a moment longer
+            time.sleep(0.05)
         if anew:
-            while admin.partitions(own_kafka.url, name):
-                time.sleep(0.05)
             admin.create_topic(own_kafka.url, name, 2, config={"retention.ms": "-1"})
         with pytest.raises(
             JournalFailed, match="deleted" if not anew else "has lost records, or was made anew|deleted"
@@ -47,19 +46,6 @@ def test_a_topic_that_is_deleted_or_made_anew_ends_the_journal(own_kafka: Broker
             journal.append(Begin("c", 0))
         assert journal.claim_left() == 0.0
         journal.close()
-
-
-class GivesUp:
-    """A producer that has given up its connection to the leader, as one may where a topic is deleted: its reports do not say why."""
-
-    def __init__(self, producer: Any) -> None:
-        self._producer = producer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._producer, name)
-
-    def produce(self, *record: Any, on_delivery: Any, **how: Any) -> None:
-        on_delivery(KafkaError(KafkaError._DESTROY), None)
 
 
 def test_an_append_that_the_client_gave_up_says_what_is_wrong_with_the_topic(
@@ -102,7 +88,7 @@ def test_a_broker_that_stays_away_ends_the_journal_after_its_patience(own_kafka:
     stopped = SYSTEM_CLOCK.monotonic()
     with pytest.raises(JournalFailed, match="did not acknowledge records within 3 s"):
         journal.wait_durable(journal.append(Begin("b", 0)), WAIT)
-    assert before + 3 <= SYSTEM_CLOCK.monotonic() < stopped + 20
+    assert before + 3 <= SYSTEM_CLOCK.monotonic() < stopped + 60
     journal.close()
     own_kafka.start()
     again = KafkaJournal(f"{own_kafka.url}/{topic}")

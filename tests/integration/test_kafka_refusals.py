@@ -10,13 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from fault_tools import Place
 
 from sabot import App
 from sabot.kafka import admin
 from sabot.kafka.client import link_of
 from tools.agent_tools import started, until
 from tools.broker import Broker
+from tools.fault_tools import Place
 from tools.kafka_eyes import committed
 
 pytestmark = pytest.mark.kafka
@@ -111,7 +111,7 @@ async def test_a_limit_that_is_lowered_while_the_app_runs_holds_from_its_next_re
     link, name = link_of(kafka.url, "test", None), "max.message.bytes"
     admin.set_topic(link, {}, topic, name, "10000")
     lowered.set()
-    await asyncio.wait_for(running, 40)
+    await asyncio.wait_for(running, 60)
     assert set(found(kafka, topic)) == {*range(23)} - {2}
     assert {json.loads(each)["n"] for each in committed(kafka.url, f"{topic}.dlq")} == {2}
 

@@ -24,7 +24,7 @@ import time
 import pyarrow as pa
 import sabot
 from sabot import App, Batch, NdjsonSink, Overloaded, Sink, Source, col, tumbling
-from sabot.connectors import ReportsLag
+
 
 HOT = HOT_SHARE
 
@@ -133,7 +133,7 @@ app.stream(Rows("rows", 20_000), time="ts").filter(col("n") >= 0).key_by("key").
     ),
     "starved source": Case(
         """
-class Slow(Rows, ReportsLag):
+class Slow(Rows):
     def read_batch(self, max_rows, timeout):
         time.sleep(0.5)
         return super().read_batch(10, timeout)

@@ -142,6 +142,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_stores_of_several_processes_make_one_job_of_one_key_and_start_it_once(pool: Any) -> None:
     url = address_of(pool, "test")
     children = [

@@ -25,10 +25,11 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_columns
 from sabot.codecs.records import build_records
 from sabot.connectors.base import Token, Track
-from sabot.connectors.letters import Letters, letter_headers
 from sabot.connectors.sql import SqlSink
-from sabot.connectors.sql.letters import TableHome
 from sabot.errors import AppLocked, BrokerUnavailable, MissingExtra, TransientError, UserError
+from sabot.letters.form import letter_headers
+from sabot.letters.places import Letters
+from sabot.letters.tables import TableHome
 from tools.broker import free_ports
 from tools.postgres import Postgres, server_or_skip
 
@@ -113,7 +114,9 @@ def test_every_type_is_stored_as_the_page_says(url: str) -> None:
     assert second_row == (*[None] * 6, float("-inf"), "", None, None, b"", *[None] * 10)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     rows=st.lists(
         st.tuples(
@@ -362,7 +365,7 @@ def test_a_process_that_is_killed_again_and_again_delivers_each_part_once(url: s
         if process.poll() is None:
             kills += 1
         process.kill()
-        process.wait(30)
+        process.wait(60)
         process.stdout.close()
     assert kills >= 2
     assert query(url, "SELECT part, n FROM results ORDER BY n") == [
@@ -379,7 +382,7 @@ def test_a_paused_process_is_taken_over_and_refused_when_it_wakes(url: str) -> N
     assert sink.claim(TRACK) == Token(1, "first")  # does not wait for the other's transaction
     sink.deliver(2, [pa.record_batch({"part": [2], "n": [-2]})])
     process.send_signal(signal.SIGCONT)
-    assert process.wait(30) == 1
+    assert process.wait(60) == 1
     assert process.stdout.read() == ""
     process.stdout.close()
     sink.deliver(3, [pa.record_batch({"part": [3], "n": [-3]})])

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from sabot.agents import (
 )
 from sabot.clock import ManualClock
 from sabot.errors import DataError, TransientError, UserError
+from tools.agent_tools import until
 from tools.broker import free_ports
 from tools.redis_server import Redis, server_or_skip
 
@@ -44,12 +45,6 @@ async def client() -> AsyncIterator[Any]:
     await made.flushdb()
     yield made
     await made.aclose()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 def waits(channel: RedisSignalChannel) -> bool:

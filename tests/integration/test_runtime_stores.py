@@ -3,7 +3,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from sabot.errors import BrokerUnavailable, DataError, SabotError, TransientErro
 from sabot.journal.entries import Begin, End, Entry, Intent
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.journal.opening import open_reader
+from tools.agent_tools import until
 from tools.broker import free_ports
 from tools.postgres import Postgres, server_or_skip
 
@@ -400,12 +401,6 @@ def test_what_is_neither_a_pool_nor_an_address_is_refused(made: Any) -> None:
 
 async def asks(ctx: Any) -> Any:
     return (await ctx.ask("confirm", {"what": ctx.message})).approved
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 async def test_a_kernel_over_the_journal_of_its_store_is_shown_in_the_tables(

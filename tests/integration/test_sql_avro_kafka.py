@@ -14,9 +14,9 @@ import pytest
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
-from fault_tools import Place, lines_of, running
 
 from tools.agent_tools import manifests, until
+from tools.fault_tools import Place, lines_of, running
 from tools.registry import SchemaServer, schema_server
 
 pytestmark = [pytest.mark.integration, pytest.mark.kafka]
@@ -101,13 +101,13 @@ async def test_avro_in_sql_goes_from_kafka_to_kafka_exactly_once_over_a_kill(kaf
                 assert process.poll() is None, lines_of(log)
                 return len(place.read(topic)) >= count
 
-            await until(there, f"{count} rows in {topic}", patience=60)
+            await until(there, f"{count} rows in {topic}")
 
         with running(log, *words, folder=tmp_path) as process:
             await rows_out(process, topics["doubled"], 100)
             known = manifests(checkpoints)
             fill(place, server, topics["orders"], range(COUNT // 2, COUNT // 2 + 500))
-            await until(lambda: manifests(checkpoints) - known, "a checkpoint", patience=60)
+            await until(lambda: manifests(checkpoints) - known, "a checkpoint")
             process.kill()
             await asyncio.to_thread(process.wait)
         fill(place, server, topics["orders"], range(COUNT // 2 + 500, COUNT))

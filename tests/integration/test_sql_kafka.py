@@ -25,7 +25,7 @@ def produced(kafka_url: str, topic: str, rows: list[tuple[str | None, str | None
     producer = Producer({"bootstrap.servers": kafka_url.removeprefix("kafka://")})
     for key, value, partition in rows:
         producer.produce(topic, value, key, partition)
-    assert producer.flush(20) == 0
+    assert producer.flush(60) == 0
 
 
 def consumed(kafka_url: str, topic: str, count: int) -> list[tuple[bytes | None, bytes | None]]:

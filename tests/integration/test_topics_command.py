@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
-from fault_tools import Place
 
 from sabot.kafka.log import TopicLog
 from tools.command_line import sabot_says
+from tools.fault_tools import Place
 
 pytestmark = pytest.mark.kafka
 
@@ -44,7 +44,7 @@ def test_tail_has_the_last_records_across_the_markers_of_transactions(kafka_url:
     for number in range(8):  # each transaction takes an offset more, and every other one is aborted
         producer.begin_transaction()
         producer.produce(topic, f"{number}\x1b", b"k", partition=0, timestamp=1000 + number)
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
         producer.commit_transaction() if number % 2 else producer.abort_transaction()
     producer.begin_transaction()
     producer.produce(topic, None, b"\xff", partition=1, timestamp=1004, headers=[("a", b"1"), ("a", None), ("", b"")])
@@ -87,7 +87,7 @@ def test_tail_follows_a_topic_until_ctrl_c(
     def more(*numbers: int) -> None:
         for number in numbers:
             producer.produce(topic, b"%d" % number, partition=number % 2)
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
 
     more(0, 2)
     seen: list[int] = []

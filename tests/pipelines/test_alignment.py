@@ -13,7 +13,7 @@ from harness import until
 
 from sabot import App, Batch, Source, Stream, UserError, count, files, tumbling
 from sabot.codecs.records import build_records
-from sabot.connectors.base import HoldsPartitions, Positions, ReportsLag
+from sabot.connectors.base import Positions
 from sabot.connectors.memory.source import MemorySource
 from sabot.kafka import KafkaSource
 from sabot.runtime.reading import Reader
@@ -43,7 +43,7 @@ class Away(KafkaSource):
         return super().read_batch(max_rows, 0) if self.back.wait(timeout) else None
 
 
-class Uneven(Source, ReportsLag, HoldsPartitions):
+class Uneven(Source):
     """Two partitions: of the first a row comes with each poll, an hour later than the one before. The second has some, and gives none."""
 
     name = "uneven"

@@ -164,7 +164,7 @@ async def lived(seed: int, broker: str, directory: Path) -> Counter[str]:
     return counts
 
 
-@pytest.mark.one_in(10, "a fifth of a second of a core each")
+@pytest.mark.one_in(30, "a fifth of a second of a core each")
 @pytest.mark.parametrize("seed", range(SEEDS))
 async def test_a_changed_program_over_a_table_is_right_or_refused(seed: int, memory_url: str, tmp_path: Path) -> None:
     await lived(seed, memory_url, tmp_path)
@@ -324,6 +324,7 @@ async def test_aggregates_over_groups_that_swap_their_names_are_refused(cars: Ca
         await cars.live(over(b=sabot.count(), a=sabot.max("id")))
 
 
+@pytest.mark.slow  # two seconds of a core
 async def test_what_is_added_over_a_table_larger_than_the_budget_is_filled(memory_url: str, tmp_path: Path) -> None:
     """Groups that had left the memory are brought back for it, in several subtasks."""
     cars = Cars(memory_url, tmp_path / "app", "rocksdb", memory_budget="8MB", parallelism=2)

@@ -475,7 +475,7 @@ async def test_a_drain_ends_what_runs_and_leaves_parked_jobs_for_the_next_start(
     shop.ticket("ann", 1)
     shop.ticket("bob", 2)
     await until(lambda: app.statistics()["sources"]["shop.handle/tickets"]["rows_in"] == 3)
-    await asyncio.wait_for(app.stop(drain=True), 20)
+    await asyncio.wait_for(app.stop(drain=True), 60)
     assert orders(shop.answers()) == [2]
     app = shop.app(shop.sleepy)
     async with started(app):
@@ -496,7 +496,7 @@ async def test_an_input_that_ends_is_waited_for_until_its_last_job_is_over(shop:
     run = asyncio.create_task(app.run())
     await until(lambda: jobs(app).get("parked") == 1)
     shop.clock.advance(3600)
-    await asyncio.wait_for(run, 20)
+    await asyncio.wait_for(run, 60)
     assert orders(shop.answers()) == [0, 1, 2]
 
 
@@ -513,13 +513,13 @@ async def test_a_drain_does_not_wait_for_a_parked_job_whose_input_has_ended_and_
                 jobs(first).get("parked") == 1 and all(each["ended"] for each in first.statistics()["sources"].values())
             )
         )
-        await asyncio.wait_for(first.stop(drain=True), 20)
+        await asyncio.wait_for(first.stop(drain=True), 60)
     run = asyncio.create_task((second := from_file(shop, tmp_path, shop.sleepy)).run())
     await until(lambda: jobs(second).get("parked") == 1)
     assert "nothing is read twice" not in caplog.text
     shop.clock.advance(3600)
-    await asyncio.wait_for(run, 20)
-    await asyncio.wait_for(from_file(shop, tmp_path, shop.sleepy).run(), 20)
+    await asyncio.wait_for(run, 60)
+    await asyncio.wait_for(from_file(shop, tmp_path, shop.sleepy).run(), 60)
     assert "had ended with checkpoint" in caplog.text
     assert "start afresh with --fresh" in caplog.text
     assert orders(shop.answers()) == [0]
@@ -534,7 +534,7 @@ async def test_a_start_of_an_app_that_had_ended_but_for_a_blocked_job_says_that_
     async with started(app := from_file(shop, tmp_path, shop.sleepy)):
         await until(lambda: jobs(app).get("parked") == 1)
     with pytest.raises(AgentFailed, match=r"at the end of its input: it has no result of job .*, which is blocked"):
-        await asyncio.wait_for(from_file(shop, tmp_path, other).run(), 20)  # all that is left is blocked
+        await asyncio.wait_for(from_file(shop, tmp_path, other).run(), 60)  # all that is left is blocked
     caplog.clear()
     run = asyncio.create_task((app := from_file(shop, tmp_path, shop.sleepy)).run())
     await until(lambda: jobs(app).get("parked") == 1)
@@ -542,7 +542,7 @@ async def test_a_start_of_an_app_that_had_ended_but_for_a_blocked_job_says_that_
     assert said.startswith("app shop had read all its inputs with checkpoint")
     assert said.endswith("nothing is read twice, and open jobs go on: 1")
     shop.clock.advance(3600)
-    await asyncio.wait_for(run, 20)
+    await asyncio.wait_for(run, 60)
     assert orders(shop.answers()) == [0]
 
 
@@ -930,6 +930,36 @@ async def test_a_dead_letter_that_is_sent_again_is_the_same_job(shop: Shop) -> N
     assert shop.answers() == [{"order": 1, "said": "refunded 1", "headers": []}]
 
 
+async def test_the_dead_letter_of_a_child_that_is_sent_again_makes_no_effect_again(shop: Shop) -> None:
+    """It was another job, as its id is that of a job of its parent: the refund was made twice, and its input was the JSON."""
+    app = App("shop", shop.url, state=str(shop.directory), checkpoint_interval=3600, clock=shop.clock)
+
+    @app.agent("refunds", durable=True, on_error="skip")
+    async def pay(ctx: Any) -> Any:
+        await ctx.call(shop.refund, ctx.message)
+        raise ValueError("not today")
+
+    @app.agent("tickets", sink="answers", durable=True)
+    async def ask(ctx: Any) -> Any:
+        try:
+            return await ctx.child(pay, ctx.message["order"])
+        except EffectError as error:
+            return error.type
+
+    broker = MemoryBroker.get(shop.url)
+    async with started(app):
+        shop.ticket("ann", 1)
+        await until(lambda: shop.answers())
+        for sent in (1, 2):  # a letter of a letter says the same
+            letter = broker.records("refunds.dlq")[-1]
+            own = letter.headers[: [name for name, _ in letter.headers].index("sabot.topic")]
+            broker.publish("refunds", [letter.payload], headers=own)
+            await until(lambda sent=sent: len(broker.records("refunds.dlq")) == 1 + sent)
+            facts = dict(broker.records("refunds.dlq")[-1].headers)
+            assert b"a child, whose parent knows that it has failed" in facts["sabot.message"]
+    assert (shop.calls, shop.answers()) == ([1], ["ValueError"])
+
+
 async def test_attempts_of_a_job_keep_its_results(shop: Shop) -> None:
     attempts: list[int] = []
 
@@ -1012,10 +1042,10 @@ async def test_an_agent_that_failed_tries_its_job_once_more_at_the_next_start(sh
     shop.ticket("ann", 1)
     app = shop.app(broken)
     with pytest.raises(AgentFailed, match=r"tickets\[0\]@0 .*a bug"):
-        await asyncio.wait_for(app.run(), 20)
+        await asyncio.wait_for(app.run(), 60)
     app = shop.app(broken)
     with pytest.raises(AgentFailed, match="a bug"):
-        await asyncio.wait_for(app.run(), 20)
+        await asyncio.wait_for(app.run(), 60)
     mended["now"] = True
     async with started(shop.app(broken)):
         await until(lambda: shop.answers())
@@ -1429,7 +1459,7 @@ def left(shop: Shop) -> set[str]:
 
 async def savepoint(shop: Shop, place: Path) -> None:
     """As `sabot savepoint create` asks for it."""
-    await bounded(asyncio.to_thread(ask, str(shop.directory / "checkpoints"), {"savepoint": str(place)}, 15.0))
+    await bounded(asyncio.to_thread(ask, str(shop.directory / "checkpoints"), {"savepoint": str(place)}, 60.0))
 
 
 def storage_of(shop: Shop) -> CheckpointStorage:

@@ -467,7 +467,7 @@ async def test_an_agent_that_failed_at_a_batch_tries_it_once_more_at_the_next_st
 
     shop.order(0, 1)
     with pytest.raises(AgentFailed, match=r"orders\[0\]@0 \(2 rows\) .*not today"):
-        await asyncio.wait_for(shop.app(pay).run(), 20)
+        await asyncio.wait_for(shop.app(pay).run(), 60)
     worse["now"] = False
     shop.order(2)
     app = shop.app(pay)
@@ -550,7 +550,7 @@ async def test_a_log_with_other_rows_than_those_of_a_job_is_refused(
     with pytest.raises(
         AgentFailed, match=r"orders.ndjson\[0\]@10 \(1 rows\): a job began with other records at these places"
     ):
-        await asyncio.wait_for(app_of(1, 7, 3).run(), 20)
+        await asyncio.wait_for(app_of(1, 7, 3).run(), 60)
 
 
 async def test_a_memory_log_that_begins_again_is_another_log_and_rows_of_the_old_one_keep_their_jobs(

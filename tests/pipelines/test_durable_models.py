@@ -267,8 +267,11 @@ async def test_hostile_calls_of_tools_break_no_job_and_its_replay_is_the_same(de
     async with started(app):
         desk.clock.advance(3600)
         await until(lambda: len(desk.answers()) == 1)
-    assert desk.answers() == [{"content": "done", "told": [True] * 8 + [False]}]
-    assert (noted, len(provider.requests)) == (["a\0b"], 2)
+    told = [
+        not text.endswith(("9}", 'b"}')) for _, text in HOSTILE
+    ]  # an integer of any size, and a text, are good arguments
+    assert desk.answers() == [{"content": "done", "told": told}]
+    assert (noted, len(provider.requests)) == (["", "a\0b"], 2)
 
 
 async def test_a_call_that_failed_is_made_again_in_a_job_too(desk: Desk) -> None:
@@ -394,7 +397,7 @@ async def test_what_a_vendor_adds_to_a_call_goes_back_with_it_after_a_crash_and_
         await crash(first)
         async with started(again := app()):
             for number in range(2):
-                async with asyncio.timeout(20):  # what parks is counted before it is in the view
+                async with asyncio.timeout(60):  # what parks is counted before it is in the view
                     while not (found := await again.actions.find(statuses=[ActionStatus.PENDING])):  # noqa: ASYNC110
                         await asyncio.sleep(0.005)
                 (action,) = found

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import sabot
 from sabot import App, CheckpointFailed, col, tumbling
 from sabot.checkpoint import Coordinator, TaskSnapshot
-from sabot.connectors.letters import LetterLog, ReasonCounts
+from sabot.letters.log import LetterLog, ReasonCounts
 from sabot.testing import END, ManualClock, MemoryBroker, ScriptedSource
 from tools.agent_tools import bounded, publish, until
 
@@ -230,7 +230,7 @@ async def test_the_first_dead_letter_is_logged_with_its_reason_and_topic_and_the
         await bounded(app.run())
     first, rest = [line for line in caplog.messages if "dead letters" in line]
     assert first.startswith("rows: the first row went to the dead letters (topic rows.dlq): ")
-    assert rest.startswith("rows: 2 more dead letters in 0 s: 2 × ")
+    assert re.match(r"rows: 2 more dead letters in \d+ s: 2 × ", rest)
 
 
 async def test_rows_that_an_expression_refuses_are_logged_by_step_at_the_stop(
@@ -244,7 +244,7 @@ async def test_rows_that_an_expression_refuses_are_logged_by_step_at_the_stop(
         await bounded(app.run())
     first, rest = caplog.messages
     assert ", the first one: " in first
-    assert ": 1 more dead letter in 0 s: 1 × " in rest
+    assert re.search(r": 1 more dead letter in \d+ s: 1 × ", rest)
 
 
 @pytest.mark.parametrize(("policy", "rows"), [("dead_letter", "dead letters"), ("null", "null rows")])
@@ -265,7 +265,7 @@ async def test_rows_for_which_a_step_fails_are_logged_at_the_first_and_by_class_
         await bounded(app.run())
     first, rest = caplog.messages
     assert ", the first one: " in first
-    assert f": 2 more {rows} in 0 s: 2 × KeyError" in rest
+    assert re.search(rf": 2 more {rows} in \d+ s: 2 × KeyError", rest)
 
 
 def test_dead_letters_are_logged_at_once_then_once_a_minute_by_reason(caplog: pytest.LogCaptureFixture) -> None:

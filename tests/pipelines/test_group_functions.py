@@ -238,6 +238,7 @@ def pauses_of(rows: list[dict[str, Any]], pause_ms: int) -> list[tuple[str, int,
     return sorted(found)
 
 
+@pytest.mark.one_in(4, "a fifth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 @pytest.mark.parametrize("size", [1, 7, 400])
 @pytest.mark.parametrize("on_error", ["dead_letter", "fail"])
@@ -393,6 +394,7 @@ def letters_of(table: pa.Table) -> int:
     return int(pc.sum(pc.utf8_length(table["text"])).as_py())
 
 
+@pytest.mark.slow  # seconds of a core each
 @pytest.mark.parametrize("name", PROGRAMS)
 async def test_rows_of_groups_beyond_the_memory_budget_are_on_disk(name: str, tmp_path: Path) -> None:
     """200 keys have 20 texts of 2,000 letters each: 8 MB of rows, with a budget of 1 MB. Between two rows of a key are those of others."""

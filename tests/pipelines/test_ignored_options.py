@@ -32,7 +32,7 @@ from sabot import (
     tumbling,
 )
 from sabot.connectors import Bounded
-from sabot.connectors.files.objects import ObjectSink
+from sabot.connectors.files import ObjectSink
 from sabot.kafka import KafkaSink
 from sabot.testing import ListSink, MemoryBroker
 
@@ -172,6 +172,7 @@ async def outcome(source, method, base, given):
     return sorted(found, key=str), topics
 
 
+@pytest.mark.one_in(4, "a fifth of a second of a core each")
 @pytest.mark.parametrize("timed", [False, True], ids=["without time=", "with time="])
 @pytest.mark.parametrize("method", ["stream", "table"])
 @pytest.mark.parametrize("kind", SOURCES)

@@ -498,7 +498,7 @@ ASOF = [
 PROGRAMS = [*REGULAR, *BROADCAST, *INTERVAL, *WINDOW, *ASOF]
 
 
-@pytest.mark.one_in(5, "a tenth of a second of a core each; the others run as often as they are drawn for `make slow`")
+@pytest.mark.one_in(8, "a tenth of a second of a core each; the others run as often as they are drawn for `make slow`")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 async def test_a_join_gives_the_batch_answer(program: Joined, seed: int, tmp_path: Path) -> None:

@@ -1189,7 +1189,7 @@ def test_unordered_calls_do_not_wait_for_a_slow_one() -> None:
 
     async def call(row: Row) -> Row:
         if row["n"] == 0:
-            await asyncio.wait_for(rest.wait(), 10)
+            await asyncio.wait_for(rest.wait(), 60)
         if row["n"] == 200:
             rest.set()
         return {"n": row["n"]}
@@ -1250,7 +1250,7 @@ async def test_a_call_of_before_a_crash_is_made_again(share: float, tmp_path: Pa
     finally:
         await app.stop()
     second = first.again()
-    await asyncio.wait_for(app_with(second, Gate(), tmp_path / "left").run(), 20)
+    await asyncio.wait_for(app_with(second, Gate(), tmp_path / "left").run(), 60)
     assert sorted(set(second.table()["n"].to_pylist())) == list(range(40))
     assert all(asked[n] >= 2 for n in range(1, flying, 2))
 

@@ -15,7 +15,7 @@ from harness import until
 
 import sabot
 from sabot import App, Batch, NdjsonSink, UserError, col, pattern, session, tumbling
-from sabot.connectors.letters import LETTER_SCHEMA
+from sabot.letters.form import LETTER_SCHEMA
 from sabot.operators.base import TIME_COLUMN, OperatorContext
 from sabot.operators.late_rows import LateRows
 from sabot.testing import END, ManualClock, MemoryBroker, ScriptedSource

@@ -126,6 +126,7 @@ async def test_a_call_goes_on_with_the_arguments_with_which_it_was_approved(shop
     assert shop.done() == ["refund o-2"]
 
 
+@pytest.mark.one_in(2, "a quarter of a second of a core each")
 @pytest.mark.parametrize("restarted", [False, True])
 @pytest.mark.parametrize("edit", [False, True])
 async def test_a_policy_asks_once_about_a_call_whose_server_asks_back(shop: Shop, restarted: bool, edit: bool) -> None:

@@ -259,6 +259,7 @@ def test_the_command_takes_streams_of_no_bids(tmp_path):
     assert [query["result_rows"] for query in json.loads(printed.splitlines()[-1])["queries"]] == [0, 0]
 
 
+@pytest.mark.one_in(2, "a process each")
 @pytest.mark.parametrize(
     ("asked", "says"),
     [

@@ -9,7 +9,7 @@ import pytest
 
 from sabot import App
 from sabot.api.nodes.read import Read
-from sabot.connectors.defaults import columns_of
+from sabot.connectors.base import columns_of
 from sabot.plan import Plan, make_plan, planned, walk, with_schemas
 from sabot.sql.syntax.text import SqlError
 from tools.source_tree import PROJECT
@@ -35,6 +35,7 @@ def nexmark(folder: Path) -> tuple[App, Nexmark]:
     return app, Nexmark(app, sources, folder / "side.csv")
 
 
+@pytest.mark.one_in(4, "a quarter of a second of a core each")
 @pytest.mark.parametrize("query", [query for query in QUERIES if query not in (REFUSED, BY_THE_CLOCK)])
 def test_a_text_has_the_answer_of_duckdb(query):
     figures = measure(query, Settings(Generator(3, CONFIG), EVENTS, check=True, api="sql"))
@@ -96,6 +97,7 @@ VIEWS = """
 """
 
 
+@pytest.mark.one_in(5, "half a second of a core each")
 @pytest.mark.parametrize("query", ["q0", "q3", "q5", "q9", "q23"])
 def test_a_folder_of_flinks_suite_runs_as_it_is(query, tmp_path):
     """All events in one table, by the connector of the suite, and views of it; DDL for Kafka stands beside it."""
@@ -111,6 +113,7 @@ def test_a_folder_of_flinks_suite_runs_as_it_is(query, tmp_path):
     assert figures["result_rows"]
 
 
+@pytest.mark.slow
 def test_a_join_of_three_tables_has_the_answer_of_duckdb_in_python_and_in_sql():
     for api in ("python", "sql"):
         assert measure("q23", Settings(Generator(3, CONFIG), EVENTS, check=True, api=api))["result_rows"] > 100
@@ -177,6 +180,7 @@ PATTERNS = {
 }
 
 
+@pytest.mark.one_in(2, "a quarter of a second of a core each")
 @pytest.mark.parametrize("name", PATTERNS)
 def test_a_pattern_has_the_matches_of_the_standard_in_python_and_in_sql(name, tmp_path):
     """DuckDB has no patterns: the matcher of the tests that backtracks stands in for it."""

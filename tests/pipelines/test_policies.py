@@ -319,7 +319,7 @@ async def test_an_approval_for_a_session_holds_for_the_jobs_of_its_key_over_a_re
         return app
 
     async def asked(app: App) -> Any:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not (found := await app.actions.find(statuses=[ActionStatus.PENDING])):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         (action,) = found

@@ -141,7 +141,7 @@ async def test_a_program_that_is_stopped_is_told_on_the_metrics_port(
 
 async def asked(port: int, path: str) -> tuple[int, Any]:
     def ask() -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("GET", path)
         answer = connection.getresponse()
         body = answer.read().decode()
@@ -153,7 +153,7 @@ async def asked(port: int, path: str) -> tuple[int, Any]:
 
 async def answers(port: int, path: str, status: int) -> tuple[int, Any]:
     """What the path answers, once it is with this status."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (found := await asked(port, path))[0] != status:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     return found

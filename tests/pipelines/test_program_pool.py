@@ -227,7 +227,7 @@ async def test_a_child_that_does_not_answer_in_time_is_ended(
 ) -> None:
     monkeypatch.setattr("sabot.agents.program_pool.GRACE_SECONDS", 0.05)
     script = 'trap "" TERM; while read -r line; do case $line in *hang*) while :; do sleep 1000; done;; esac; echo "$$"; done'
-    pooled(app, script, tmp_path, timeout="50ms", on_error="skip")
+    pooled(app, script, tmp_path, timeout="1s", on_error="skip")
     publish(app, "tasks", ["one", "hang", "two"])
     async with started(app):
         await until(lambda: len(records(app, "lines")) == 2)
@@ -235,7 +235,7 @@ async def test_a_child_that_does_not_answer_in_time_is_ended(
         assert one != two
         assert not Path(f"/proc/{one}").exists()
     (said,) = messages(app)
-    assert said.startswith("sh has not answered in 0.05 s, and was ended, with a record in hand")
+    assert said.startswith("sh has not answered in 1 s, and was ended, with a record in hand")
 
 
 @pytest.mark.one_in(3, "a tenth of a second of a core each")
@@ -323,7 +323,7 @@ async def test_children_that_end_are_started_again_later_each_time(tmp_path: Pat
             await pool.run(command.argv, "bad\n", run)
     began = time.monotonic()
     assert list((await pool.run(command.argv, "good\n", run)).lines) == ["fine"]
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     await pool.close()
     at = [int(each) / 1e9 for each in (tmp_path / "began").read_text().split()]
     assert [later - before >= least for before, later, least in zip(at, at[1:], (0.04, 0.09, 0.19), strict=False)] == [

@@ -167,11 +167,11 @@ async def test_each_job_of_each_tenant_goes_on_with_a_session_of_its_own(works: 
     tasks = [{"task": f"task{number}", "tenant": f"tenant{number}"} for number in range(count)]
     await (app := works.app(**options)).start()
     publish(app, "tasks", tasks)
-    await bounded(session_known(app, count), 60)
+    await bounded(session_known(app, count))
     await crash(app)
     works.make("go")
     async with started(app := works.app(**options)):
-        await until(lambda: len(records(app, "lines")) == count, patience=60)
+        await until(lambda: len(records(app, "lines")) == count)
     names = [each["task"] for each in tasks]
     assert sorted(works.called()) == sorted([*names, *(f"{name} with of {name}" for name in names)])
     assert sorted(value["session_id"] for value in values(app, "lines")) == sorted(f"of {name}" for name in names)

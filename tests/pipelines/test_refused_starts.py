@@ -124,6 +124,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.one_in(4, "a tenth of a second of a core each")
 @pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
 @pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: refused.__name__)
 def test_a_first_start_that_one_sink_refuses_empties_no_other_one(

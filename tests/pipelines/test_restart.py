@@ -78,7 +78,7 @@ class Running:
 
     async def __aexit__(self, *error: object) -> None:
         self.app.request_stop()
-        await asyncio.wait([self.over], timeout=15)
+        await asyncio.wait([self.over], timeout=60)
         assert self.over.done()
         self.over.cancelled() or self.over.exception()
 
@@ -423,7 +423,7 @@ async def test_stopping_ends_the_wait_for_a_restart(memory_url: str, tmp_path: P
     run = asyncio.ensure_future(app.run())
     await until(lambda: trouble.failed == 1)
     threading.Timer(0.05, app.request_stop).start()
-    await asyncio.wait([run], timeout=15)
+    await asyncio.wait([run], timeout=60)
     assert run.done(), "an hour is not waited"
     run.exception()
     assert trouble.failed == 1

@@ -108,7 +108,7 @@ def results(
     return set(found)
 
 
-@pytest.mark.one_in(22, "each operator has a tiny budget in test_spilled too; a second or two of a core each")
+@pytest.mark.one_in(44, "each operator has a tiny budget in test_spilled too; a second or two of a core each")
 @pytest.mark.parametrize("parallelism", [[1], [2], [1, 2]], ids=["one subtask", "two subtasks", "one and two"])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_that_is_killed_has_the_results_of_memory(name: str, parallelism: list[int], tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_source_is_read_by_one_run_at_a_time(path):
     def wait(batch):
         if batch.num_rows:
             inside.set()
-            go_on.wait(20)
+            go_on.wait(60)
         return batch
 
     found = []
@@ -100,12 +100,12 @@ def test_a_source_is_read_by_one_run_at_a_time(path):
     thread = threading.Thread(target=lambda: found.append(slow.collect().num_rows))
     thread.start()
     try:
-        assert inside.wait(20)
+        assert inside.wait(60)
         with pytest.raises(UserError, match="is read by another run"):
             App("other").stream(source).collect()
     finally:
         go_on.set()
-        thread.join(20)
+        thread.join(60)
     assert found == [700]
     assert App("later").stream(source).collect().num_rows == 700
 
@@ -166,7 +166,7 @@ async def test_the_progress_over_files_is_known_while_they_are_read_and_shown_on
     def wait(batch):
         if batch.num_rows:
             inside.set()
-            go_on.wait(20)
+            go_on.wait(60)
         return batch
 
     app = App("progress")
@@ -218,6 +218,7 @@ async def test_a_service_that_does_not_answer_gathers_no_channel_full_of_rows_at
         return [each["held_rows"] for task in tasks for each in task["operators"].values() if "held_rows" in each]
 
     await app.start()
+    await until(lambda: max(held(), default=0) > 0, "the first rows before the calls")
     for _ in range(12):
         await asyncio.sleep(0.05)  # so that a channel may fill again
         await app.agent_runtime.runner.checkpoint()

@@ -1198,7 +1198,7 @@ async def test_a_sink_that_stands_still_stops_the_source(keyed_too: bool, parall
     (stream.key_by("k").aggregate(n=sabot.count()) if keyed_too else stream.filter(col("n") >= 0)).to(sink)
     running_app = asyncio.ensure_future(app.run())
     seen, since = -1, time.monotonic()
-    while time.monotonic() - since < 0.4:  # until it has read nothing for so long
+    while seen <= 0 or time.monotonic() - since < 0.4:  # until it has begun, and has read nothing for so long
         await asyncio.sleep(0.02)
         if source.rows_read != seen:
             seen, since = source.rows_read, time.monotonic()
@@ -1217,7 +1217,7 @@ async def test_a_key_that_stands_still_does_not_stop_the_others() -> None:
 
     def wait_for_others(so_far: Row, row: Row) -> Row:
         if row["k"] == "hot":
-            waited.append(others.wait(20))
+            waited.append(others.wait(60))
         return row
 
     class Watching(Kept):
@@ -1328,7 +1328,7 @@ async def test_after_an_error_in_a_function_was_mended_the_app_goes_on(paralleli
     await app.agent_runtime.trigger_checkpoint()
     gate.open_to(1.0)
     with pytest.raises(SabotError, match="two hundred") as caught:
-        await asyncio.wait_for(running_app, 20)
+        await asyncio.wait_for(running_app, 60)
     message = str(caught.value)
     assert "map_batches" in message, message
     assert "ValueError" in message, message
@@ -1339,7 +1339,7 @@ async def test_after_an_error_in_a_function_was_mended_the_app_goes_on(paralleli
     broken, again = False, kept.again()
     app = App("mended", checkpoint_dir=tmp_path, state="memory", parallelism=parallelism)
     build(app, again, None)
-    await asyncio.wait_for(app.run(), 20)
+    await asyncio.wait_for(app.run(), 60)
     assert app.agent_runtime.runner.restored_from is not None
     want = windowed(["k"], tumbles(30_000), **ROWS_OF)(rows_of(table))
     assert not (wrong := differences(again.table(), want, repeated=True)), wrong
@@ -1442,7 +1442,7 @@ async def test_a_checkpoint_fails_at_once_where_a_step_has_failed(tmp_path: Path
     try:
         await until(reached.is_set, "the first batch")
         with pytest.raises(SabotError, match="two hundred"):
-            await asyncio.wait_for(app.agent_runtime.trigger_checkpoint(), 10)
+            await asyncio.wait_for(app.agent_runtime.trigger_checkpoint(), 60)
     finally:
         with pytest.raises(SabotError, match="two hundred"):
             await app.stop()

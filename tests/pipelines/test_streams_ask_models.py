@@ -78,7 +78,7 @@ async def test_an_answer_that_the_checkpoint_has_is_not_paid_again(ordered: bool
     assert asked == Counter(prompts)
 
     second = first.again()
-    await asyncio.wait_for(app_with(engine(), second, Gate(), left, ordered=ordered).run(), 20)
+    await asyncio.wait_for(app_with(engine(), second, Gate(), left, ordered=ordered).run(), 60)
     assert sorted(second.table().to_pylist(), key=lambda row: row["n"]) == WANT
     if ordered:
         assert second.table().to_pylist() == WANT
@@ -95,7 +95,7 @@ async def test_with_a_cache_on_disk_no_answer_is_paid_again_even_without_a_check
     for life in ("first", "second"):
         kept = Kept()
         async with ExecutionEngine(ScriptedProvider(answer), cache=SqliteCache(tmp_path / "answers.db")) as engine:
-            await asyncio.wait_for(app_with(engine, kept, Gate(), tmp_path / life).run(), 20)
+            await asyncio.wait_for(app_with(engine, kept, Gate(), tmp_path / life).run(), 60)
         assert kept.table().to_pylist() == WANT
     assert asked == Counter({f"Sentiment of: {text}": 1 for text in TEXTS})
 
@@ -117,7 +117,7 @@ async def test_over_http_equal_prompts_are_asked_once_and_faults_lose_no_row(tmp
         provider = OpenAIProvider("any", base_url=server.openai_url, api_key="any")
         async with ExecutionEngine(provider, backoff="1ms") as engine:
             app = app_with(engine, kept, Gate(), tmp_path, on_error="skip", dead_letter=dead)
-            await asyncio.wait_for(app.run(), 30)
+            await asyncio.wait_for(app.run(), 60)
     assert kept.table().to_pylist() == [row for row in WANT if row["text"] != "t7"]
     assert len(server.requests) == 20 + 4
     letters = [record for batch in dead.batches for record in iterate_records(batch, "dead")]

@@ -239,7 +239,7 @@ async def test_an_agent_that_has_no_room_holds_no_barrier_up(tmp_path: Path) -> 
     assert done == []
     ready = asyncio.Event()
     ready.set()
-    await bounded(build(ready).run(), 60)
+    await bounded(build(ready).run())
     assert Counter(done) == Counter(range(300_000))
 
 

@@ -16,7 +16,7 @@ from harness import until
 import sabot
 from sabot import App, Batch, Source, Stream, UserError
 from sabot.codecs.records import build_records
-from sabot.connectors.base import Positions, ReportsBacklog
+from sabot.connectors.base import Positions
 from sabot.kafka import KafkaSource
 from sabot.testing import ListSink, MemoryBroker
 
@@ -61,7 +61,7 @@ class Silent(Source):
         """Nothing is open."""
 
 
-class Growing(Silent, ReportsBacklog):
+class Growing(Silent):
     """As Silent, and says where its end is."""
 
     def backlog(self) -> int | None:
@@ -278,7 +278,7 @@ async def test_what_ends_while_it_waits(memory_url: str) -> None:
     table = app.table(Away("names", memory_url), key="k", schema=NAMES)
     app.stream("orders", schema=ORDERS).lookup(table, on="k").to(ListSink())
     await app.start()
-    await asyncio.wait_for(app.stop(drain=True), 20)
+    await asyncio.wait_for(app.stop(drain=True), 60)
 
 
 @pytest.mark.one_in(2, "a tenth of a second of a core each")

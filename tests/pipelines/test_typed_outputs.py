@@ -19,13 +19,13 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorP
 
 from sabot import App, Avro, Csv, Message, Protobuf, Raw, UserError
 from sabot.base.arrays import typed_fields
+from sabot.calls.schema import Schema
 from sabot.clock import ManualClock
 from sabot.codecs.protobuf import descriptor_of
 from sabot.connectors.memory import MemoryBroker
 from sabot.connectors.memory.sink import MemorySink
 from sabot.llm import ExecutionEngine
 from sabot.llm.providers.scripted import ScriptedProvider
-from sabot.llm.schema import Schema
 from tools.agent_tools import started, until
 
 DAY = "2026-01-31"
@@ -156,6 +156,7 @@ def said(output: Any, value: Any) -> Any:
     return value if "value" not in Schema(output).json.get("properties", {}) else {"value": value}
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("name", TYPES)
 async def test_a_topic_of_json_gets_an_output_of_each_type(desk: Callable[..., Desk], name: str) -> None:
     output, value = TYPES[name]
@@ -352,6 +353,7 @@ async def test_a_batch_agent_with_a_key_writes_in_the_format_of_its_sink(memory_
 PROTO_NUMBER = {"item": FieldDescriptorProto.TYPE_INT64, "many": FieldDescriptorProto.TYPE_INT64}
 
 
+@pytest.mark.one_in(2, "some hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("output", "format", "why"),
     [

@@ -19,17 +19,18 @@ import pydantic
 import pytest
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from tool_surfaces import SURFACES, Tools
+from typing_extensions import TypeAliasType
 
 from sabot import App
 from sabot.agents import ExecutionRequest, RuntimeKernel
+from sabot.calls.edits import edited_arguments
+from sabot.calls.schema import Mismatch, Schema
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import EffectError, UserError
 from sabot.llm import MalformedAnswer, Tool, ToolError, tool
 from sabot.llm.agent import Agent
-from sabot.llm.arguments import edited_arguments
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.providers.scripted import ScriptedProvider
-from sabot.llm.schema import Mismatch, Schema
 from sabot.mcp import ToolServer
 from sabot.testing import ListSink
 from tools.agent_tools import started, until
@@ -87,6 +88,16 @@ class Box:
     count: Annotated[int, Field(le=3)] = 1
 
 
+@dataclasses.dataclass
+class Mug:
+    handles: int
+
+
+@dataclasses.dataclass
+class Pot:
+    volume: int
+
+
 class Line(msgspec.Struct):
     pet: Cat
     count: int = 1
@@ -113,6 +124,11 @@ TYPES: dict[str, tuple[Any, str, Any, str, str]] = {
     "bounded": (Annotated[int, Field(ge=1, le=5, description="how many")], "3", 3, "9", "less than or equal to 5"),
     "bounded_text": (Annotated[str, Field(pattern="^a+$")], '"aa"', "aa", '"b"', "match pattern"),
     "validated": (Annotated[int, AfterValidator(even)], "2", 2, "3", "it has to be even"),
+    "constrained": (pydantic.conint(ge=1), "2", 2, "0", "greater than or equal to 1"),
+    "alias": (TypeAliasType("Alias", Annotated[int, Field(ge=1)]), "2", 2, "0", "greater than or equal to 1"),
+    "plain_alias": (TypeAliasType("Plain", int), "2", 2, '"x"', "Expected `int`"),
+    "dataclasses": (Mug | Pot, '{"volume": 2}', Pot(2), '{"volume": "x"}', "Input should be"),
+    "list_of_dataclasses": (list[Mug | Pot], '[{"handles": 1}]', [Mug(1)], "[5]", "Input should be"),
     "positive": (pydantic.PositiveInt, "2", 2, "-2", "greater than 0"),
     "address": (pydantic.HttpUrl, '"https://a.b/"', pydantic.HttpUrl("https://a.b/"), '"x"', "valid URL"),
     "list_of_bounded": (list[Annotated[int, Field(ge=1)]], "[1]", [1], "[0]", "greater than or equal to 1"),
@@ -293,6 +309,7 @@ Ask = Callable[[Any, str, str, Path], Any]
 ASKS: tuple[Ask, ...] = (by_an_engine, by_an_agent, by_a_kernel, by_a_job, by_an_llm_agent)
 
 
+@pytest.mark.one_in(4, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("ask", ASKS)
 @pytest.mark.parametrize("name", TYPES)
 async def test_an_answer_is_read_by_its_type(name: str, ask: Ask, memory_url: str, tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pydantic
 import pytest
 
@@ -23,6 +25,7 @@ from tools.agent_tools import checkpoint, started, until
 
 EXACT = {
     "price": Decimal("2.50"),
+    "id": UUID("0e9d3c1a-5b5e-4c0e-9d3c-1a5b5e4c0e9d"),
     "day": date(2026, 1, 2),
     "time": time(3, 4, 5),
     "naive": datetime(2026, 1, 2, 3),
@@ -30,8 +33,9 @@ EXACT = {
     "plus": datetime(2026, 1, 2, 0, 30, tzinfo=timezone(timedelta(hours=2))),  # in UTC it is another day
     "berlin": datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),
     "long": timedelta(days=1, microseconds=1),
-    "many": [Decimal("1.0"), {"day": date(2026, 1, 2)}],
+    "many": [Decimal("1.0"), {"day": date(2026, 1, 2)}, UUID(int=1)],
     "by_day": {date(2026, 1, 2): Decimal(3)},
+    "by_id": {UUID(int=2): "two"},
 }
 
 
@@ -109,6 +113,25 @@ async def test_a_kernel_gives_exact_values_back(tmp_path: Path) -> None:
     async with RuntimeKernel(None, handle, journal=tmp_path) as kernel:
         result = await (await kernel.execute(ExecutionRequest(prompt=EXACT))).result()
     assert repr(result.output) == repr({"given": EXACT, "step": EXACT})
+
+
+@pytest.mark.parametrize(
+    ("value", "content"),
+    [
+        (pa.table({"name": ["tea"], "price": [2.5]}), '[{"name":"tea","price":2.5}]'),
+        ({"price": Decimal("2.50"), "id": UUID(int=1)}, f'{{"price":"2.50","id":"{UUID(int=1)}"}}'),
+        (float("nan"), "null"),
+        (None, ""),
+        ("tea", "tea"),
+    ],
+    ids=["table", "dict", "nan", "none", "text"],
+)
+async def test_the_content_of_a_function_that_is_an_agent_has_the_form_of_results_of_tools(
+    value: Any, content: str, tmp_path: Path
+) -> None:
+    """A table was the text of its schema and its first values."""
+    async with RuntimeKernel(None, lambda ctx: value, journal=tmp_path) as kernel:
+        assert (await (await kernel.execute(ExecutionRequest(prompt="go"))).result()).content == content
 
 
 async def test_a_job_of_an_earlier_version_goes_on_whose_output_and_child_have_dates_as_texts(

@@ -7,7 +7,7 @@ import datetime
 import enum
 import fractions
 import uuid
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict, UserString, deque
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -95,8 +95,10 @@ VALUES: dict[str, tuple[Any, str]] = {
     "text_that_is_json": ("true", "true"),
     "half_of_a_pair": (["a\ud83d"], '["a\ufffd"]'),
     "half_of_a_pair_alone": ("a\ud83d", "a\ufffd"),
+    "half_of_a_pair_in_an_object": ({1: Line("a\ud83d", ORDER)}, f'{{"1":{{"text":"a\ufffd","order":{SHOWN_ORDER}}}}}'),
     "nothing": (None, "null"),
     "numbers": ([1, 1.5, True, float("nan")], "[1,1.5,true,null]"),
+    "long_integers": ([2**64, -(2**65), {2**70: 1}], f'[{2**64},{-(2**65)},{{"{2**70}":1}}]'),
     "model": (TEA, SHOWN_TEA),
     "models": ([TEA, {"best": TEA}], f'[{SHOWN_TEA},{{"best":{SHOWN_TEA}}}]'),
     "root_model": (Words(["a", "b"]), '["a","b"]'),
@@ -129,6 +131,8 @@ VALUES: dict[str, tuple[Any, str]] = {
     "range": ({"all": range(3), "names": {"a": 1}.keys()}, '{"all":[0,1,2],"names":["a"]}'),
     "mappings": ([OrderedDict(a=1), MappingProxyType({"b": 2}), Counter("c")], '[{"a":1},{"b":2},{"c":1}]'),
     "subclasses": ([Name("n"), Count(2), Later(2026, 1, 2)], '["n",2,"2026-01-02T00:00:00"]'),
+    "user_text": ([UserString("a")], '["a"]'),
+    "pandas_nulls": ([*pd.Series([1, None], dtype="Int64"), pd.Period("2026-01", "M")], '[1,null,"2026-01"]'),
     "keys": ({1: "a", DAY: "b", Colour.RED: "c"}, '{"1":"a","2026-01-02":"b","red":"c"}'),
     "keys_beyond_json": (
         {(1, 2): "a", None: "b", True: "c", 1.5: "d"},

@@ -40,12 +40,12 @@ def committed(broker: str, topic: str, patience: float = HANGING_SECONDS) -> Ite
     }
     reader = Consumer(settings)
     try:
-        found = reader.list_topics(topic, timeout=30).topics[topic]
+        found = reader.list_topics(topic, timeout=60).topics[topic]
         if found.error is not None:
             raise SystemExit(f"topic {topic}: {found.error}")
         ends, starts = {}, []
         for index in found.partitions:
-            first, end = reader.get_watermark_offsets(TopicPartition(topic, index), timeout=30)
+            first, end = reader.get_watermark_offsets(TopicPartition(topic, index), timeout=60)
             if first:
                 raise SystemExit(f"topic {topic}: what is before offset {first} of partition {index} is gone")
             ends[index] = end

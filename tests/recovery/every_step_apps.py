@@ -4,13 +4,15 @@ Numbers are whole, so sums are exact whatever the order.
 """
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 import sabot
-from sabot import App, DeltaSink, Message, ParquetSink, SqlSink, col, tumbling
+from sabot import App, Batch, DeltaSink, Message, ParquetSink, SqlSink, col, tumbling
+from sabot.connectors.base import Positions
 from sabot.testing import BARRIER, END, ScriptedSource
 
 ACCOUNTS = ["ann", "bob", "cyd"]
@@ -156,6 +158,44 @@ def joined_to_sqlite(directory: Path) -> App:
         .upsert("city")
         .to(SqlSink(f"sqlite:///{directory / 'out.db'}", table="cities"))
     )
+    return app
+
+
+class ByCursor(ScriptedSource):
+    """A script that knows its place by what it remembers alone; its positions only count."""
+
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        cursor = self.recalled.get(("cursor", 0), b"at 0") if positions else b"at 0"
+        super().open({(self.name, 0): int(cursor.removeprefix(b"at "))}, start)
+        self.behind = cursor
+
+    recalled: Mapping[tuple[str, int], bytes] = {}
+
+    def recall(self, memory: Mapping[tuple[str, int], bytes]) -> None:
+        self.recalled = memory
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        batch = super().read_batch(max_rows, timeout)
+        if batch is not None:
+            self.behind = b"at %d" % batch.offsets[(self.name, 0)]
+        return batch
+
+    def remember(self) -> dict[tuple[str, int], bytes]:
+        return {("cursor", 0): self.behind}
+
+
+def by_cursor_to_sqlite(directory: Path) -> App:
+    """Rows, and the results of an agent, of sources that go on at what they remember."""
+    app = named(directory)
+    url = f"sqlite:///{directory / 'out.db'}"
+    app.stream(ByCursor(SCRIPT, name="first")).select("account", "amount").to(SqlSink(url, table="paid"))
+    amounts = pa.schema([("amount", pa.int64())])
+
+    @app.agent(ByCursor(SCRIPT, name="second"), name="list", sink=SqlSink(url, table="listed", schema=amounts))
+    async def listed(ctx):
+        await asyncio.sleep(0)
+        return {"amount": ctx.message["amount"]}
+
     return app
 
 

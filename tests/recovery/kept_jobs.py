@@ -19,9 +19,9 @@ import msgspec
 
 from sabot import App, NdjsonSink
 from sabot.agents import ActionStatus, Budget, Effect, ModelPolicy, PolicyEngine, RedactionPolicy, ToolPolicy
+from sabot.calls.effects import Reconciled
 from sabot.errors import EffectError
 from sabot.journal import JournalReader
-from sabot.journal.effects import Reconciled
 from sabot.journal.entries import Letter, encode_entry
 from sabot.llm import Completion, ExecutionEngine, Price, PriceTable, Usage, assistant, tool
 from sabot.llm.providers.scripted import ScriptedProvider
@@ -76,6 +76,9 @@ class OutOfStock(Exception):
     """An error of the user's: its name is in the journal."""
 
 
+PAY = ToolPolicy(["pay"], require_approval=True, reason="pay needs approval")
+
+
 class Rules(PolicyEngine):
     """The policy. The version of its rules is a digest of their code, and is in the note of each decision: here it is fixed."""
 
@@ -112,7 +115,7 @@ def app_of_jobs(folder: Path, broker: str, journal: str | None, clock: ManualClo
         clock=clock,
         policy=Rules(
             [
-                ToolPolicy(["pay"], require_approval=True, reason="pay needs approval"),
+                PAY,
                 ToolPolicy(["destroy"], denied=True, reason="nothing is destroyed"),
                 Hides([r"\d{16}"]),
                 ModelPolicy(["large"], degrade_to="small", reason="large is dear"),

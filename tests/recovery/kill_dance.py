@@ -172,12 +172,12 @@ class Inflow(threading.Thread):
         for partition, account, payload in rows:
             producer.produce(self._topic, payload, account, partition=partition)
             producer.poll(0)
-        if producer.flush(30):
+        if producer.flush(60):
             raise BufferError("the broker takes no rows")
         if abort:
             producer.abort_transaction(30)
         else:
-            producer.commit_transaction(30)
+            producer.commit_transaction(60)
         return not abort
 
     def _ticked(self, producer: Producer, ticks: list[tuple[int, str, bytes]]) -> bool:
@@ -225,14 +225,14 @@ class Place:
             ]
         )
         for future in made.values():
-            future.result(30)
+            future.result(60)
 
     def delete_topics(self) -> None:
         admin = AdminClient({"bootstrap.servers": self.broker, "log_level": 2})
-        there = admin.list_topics(timeout=30).topics
+        there = admin.list_topics(timeout=60).topics
         mine = {self.input_topic, f"{self.input_topic}.dlq", self.output_topic} & there.keys()
         for future in admin.delete_topics(sorted(mine)).values():
-            future.result(30)
+            future.result(60)
 
     def close(self) -> None:
         """No worker is left behind, however it ends."""

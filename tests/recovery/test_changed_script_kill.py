@@ -14,7 +14,7 @@ import pytest
 from tools.agent_tools import manifests, read_lines, until, write_lines
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
-from fault_tools import lines_of, running
+from tools.fault_tools import lines_of, running
 
 pytestmark = pytest.mark.integration
 
@@ -99,7 +99,7 @@ async def test_a_script_that_was_killed_goes_on_with_another_text(tmp_path, work
 
 
 async def checkpoint_of(process, checkpoints: Path, known: set[str]) -> None:
-    await until(lambda: process.poll() is not None or manifests(checkpoints) - known, "a checkpoint", patience=60)
+    await until(lambda: process.poll() is not None or manifests(checkpoints) - known, "a checkpoint")
 
 
 def totals(folder: Path, table: str) -> dict[str, tuple[int, int]]:

@@ -636,7 +636,7 @@ async def test_drain_ends_although_an_agent_was_stopped_by_itself(memory_url, tm
     await app.agent_runtime.agents["shop.slow"].stop()
     await until(lambda: processed(app, "quick") == 2000)
     assert len(seen) < 2000
-    await bounded(app.stop(drain=True), 60)  # a disk may take its time
+    await bounded(app.stop(drain=True))  # a disk may take its time
     await bounded(build().run())
     assert seen == list(range(2000))
 
@@ -681,7 +681,7 @@ async def test_drain_ends_although_the_inputs_had_ended_when_an_agent_was_stoppe
     await app.start()
     await until(lambda: app.statistics()["gate"]["ended"] == 1, "the end of the input")
     await app.agent_runtime.agents["shop.down"].stop()
-    await bounded(app.stop(drain=True), 60)
+    await bounded(app.stop(drain=True))
 
 
 async def test_an_agent_that_starts_again_while_the_end_waits_for_another_loses_no_result(app, tmp_path):
@@ -841,7 +841,7 @@ async def test_task_groups_and_stray_cancellations_do_not_kill_a_lane(app, secon
     seen = []
     odd = {1: fails_in_a_task_group, 2: second}
 
-    @app.agent("orders", on_error="skip", timeout=0.1)
+    @app.agent("orders", on_error="skip", timeout=1.0)
     async def check(ctx):
         if ctx.message in odd:
             await odd[ctx.message]()
@@ -1119,7 +1119,7 @@ async def test_a_run_that_is_cancelled_again_while_it_closes_leaves_no_lock_and_
     sink.let()
     with pytest.raises(asyncio.CancelledError):
         await bounded(run)
-    await until(lambda: not alive(), "the threads to end", patience=5)
+    await until(lambda: not alive(), "the threads to end")
     async with started(with_state(memory_url, tmp_path, sink)):
         pass
 

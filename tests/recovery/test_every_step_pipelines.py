@@ -115,6 +115,21 @@ def test_two_agents_that_share_state_survive_a_crash_at_every_step() -> None:
     crashes_survived(apps.agents_to_sqlite, totals, "manifest", "stage", "sql")
 
 
+def paid_and_listed(directory: Path) -> list[list[Any]]:
+    """The rows of the stream and of the agent: each of the script once."""
+    with sqlite3.connect(directory / "out.db") as database:
+        found = [
+            sorted(number for (number,) in database.execute(f"select amount from {table}"))
+            for table in ("paid", "listed")
+        ]
+    assert found == [[*range(32)]] * 2
+    return found
+
+
+def test_sources_that_know_their_place_by_what_they_remember_survive_a_crash_at_every_step() -> None:
+    crashes_survived(apps.by_cursor_to_sqlite, paid_and_listed, "manifest", "stage", "sql")
+
+
 def run_before(directory: Path) -> None:
     """The life of the program before its change."""
     asyncio.run(apps.before_the_change(directory).run())

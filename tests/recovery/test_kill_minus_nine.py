@@ -18,7 +18,7 @@ from sabot import App, AppLocked
 from sabot.connectors.files import NdjsonSource
 from tools.agent_tools import bounded, environment, manifests, read_lines, until, write_lines
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("warm_starts")]
 
 PROGRAM = Path(__file__).with_name("counting_app.py")
 ROWS, KEYS = 6000, 7
@@ -54,9 +54,7 @@ def traced(directory):
 async def progress(process, directory, count):
     """Until `count` more calls have begun, and a checkpoint was begun and completed after that."""
     before = len(traced(directory))
-    await until(
-        lambda: process.returncode is not None or len(traced(directory)) >= before + count, "calls", patience=40
-    )
+    await until(lambda: process.returncode is not None or len(traced(directory)) >= before + count, "calls")
     known = manifests(directory / "checkpoints")  # the next may have begun already, the one after it has not
     new: set[str] = set()
 
@@ -64,13 +62,13 @@ async def progress(process, directory, count):
         new.update(manifests(directory / "checkpoints") - known)
         return process.returncode is not None or len(new) >= 2
 
-    await until(two_more, "two more checkpoints", patience=40)
+    await until(two_more, "two more checkpoints")
     if process.returncode is not None:
         pytest.fail((await process.stdout.read()).decode() or "the program ended before it was killed")
 
 
 async def finished(process):
-    output, _ = await bounded(process.communicate(), 60)
+    output, _ = await bounded(process.communicate())
     assert process.returncode == 0, output.decode()
 
 
@@ -131,7 +129,7 @@ async def test_a_second_worker_is_refused_while_the_first_lives_and_let_in_after
         assert str(process.pid) in str(raised.value)
 
         async with worker(tmp_path, "rocksdb") as third:
-            output, _ = await bounded(third.communicate(), 30)
+            output, _ = await bounded(third.communicate())
             assert third.returncode != 0
             assert str(tmp_path) in output.decode()
 
@@ -149,7 +147,7 @@ async def test_a_kill_before_the_first_checkpoint_begins_again_at_the_first_line
     write_lines(tmp_path / "in.ndjson", [{"k": "key", "n": n} for n in range(200)])
     (tmp_path / "slow").touch()
     async with worker(tmp_path, "rocksdb") as process:
-        await until(lambda: process.returncode is not None or traced(tmp_path), "the first call", patience=30)
+        await until(lambda: process.returncode is not None or traced(tmp_path), "the first call")
         os.kill(process.pid, signal.SIGKILL)
         await process.wait()
     had_checkpoint = bool(manifests(tmp_path / "checkpoints"))

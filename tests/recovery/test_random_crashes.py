@@ -181,7 +181,7 @@ class Program:
 
     async def finish(self):
         with contextlib.suppress(CheckpointFailed):  # the last one, when it has 20 ms
-            await bounded(self.app.run(), 60)
+            await bounded(self.app.run())
 
     def state(self, agent=None, key=None):
         scope, prefix = (b"", "") if agent is None else (state_key(key), f"shop.{agent}/")

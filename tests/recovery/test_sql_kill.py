@@ -17,8 +17,9 @@ import pytest
 from tools.agent_tools import manifests, read_lines, until, write_lines
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
-from fault_tools import lines_of, running
 from test_workers_kill import attempts
+
+from tools.fault_tools import lines_of, running
 
 pytestmark = pytest.mark.integration
 
@@ -84,7 +85,7 @@ async def run_killed(folder: Path, script: str) -> None:
             lambda: process.poll() is not None or len(attempts(log)) == life, f"the workers of life {life}", patience=60
         )
         known = manifests(checkpoints)
-        await until(lambda: process.poll() is not None or manifests(checkpoints) - known, "a checkpoint", patience=60)
+        await until(lambda: process.poll() is not None or manifests(checkpoints) - known, "a checkpoint")
         assert process.poll() is None, lines_of(log)
 
     with running(log, *words, "--restart", "fixed(5, 10ms)", folder=folder) as process:

@@ -19,7 +19,7 @@ from tools.agent_tools import manifests, read_lines, until, write_lines
 from tools.stream_tools import PARTITIONS, answers, expected, payments, tick
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
-from fault_tools import Place, jsons, lines_of, running
+from tools.fault_tools import Place, jsons, lines_of, running
 
 pytestmark = pytest.mark.integration
 
@@ -42,7 +42,6 @@ async def killed(rng, folder, words, env, *, at_once=False, shown=lambda: True):
             await until(
                 lambda: process.poll() is not None or (manifests(checkpoints) - known and shown()),
                 "a checkpoint",
-                patience=30,
             )
         await asyncio.sleep(rng.uniform(0, 0.8 if at_once else 0.3))
         assert process.poll() is None, lines_of(log)
@@ -69,7 +68,7 @@ class World:
             self.sent += rows
             if self._over.wait(0.01 if first > 2000 else 0):
                 break
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
 
     def __enter__(self):
         self._thread.start()
@@ -109,9 +108,9 @@ async def test_windows_of_a_topic_are_exact_whenever_the_process_was_killed(kafk
             assert process.poll() is None, lines_of(tmp_path / "log")
             return answers(jsons(place.read(out))).keys() >= wanted.keys()
 
-        await until(complete, "every window", patience=30)
+        await until(complete, "every window")
         process.terminate()
-        assert await asyncio.to_thread(process.wait, 20) == 0, lines_of(tmp_path / "log")
+        assert await asyncio.to_thread(process.wait, 60) == 0, lines_of(tmp_path / "log")
     assert answers(jsons(place.read(out))) == wanted
     assert place.committed(f"{name}-group", topic) == place.ends(topic)
 
@@ -131,6 +130,6 @@ async def test_windows_of_a_file_are_exact_whenever_the_process_was_killed(tmp_p
     )  # on a busy machine lives are short
     half = answers(read_lines(out))
     with running(tmp_path / "log", *words, folder=HERE, **env) as process:
-        assert await asyncio.to_thread(process.wait, 30) == 0, lines_of(tmp_path / "log")
+        assert await asyncio.to_thread(process.wait, 60) == 0, lines_of(tmp_path / "log")
     assert 0 < len(half) < len(expected(rows))
     assert answers(read_lines(out)) == expected(rows)

@@ -92,7 +92,7 @@ class Life:
     async def live(self):
         """-> whether it came to the end."""
         try:
-            await bounded(self.app.run(), 60)
+            await bounded(self.app.run())
         except SabotError as error:
             if not isinstance(error.__cause__, Crash):
                 raise
@@ -169,7 +169,7 @@ async def test_a_finished_app_started_again_reads_nothing_twice(tmp_path):
         return app
 
     for _ in range(3):
-        await bounded(app().run(), 30)
+        await bounded(app().run())
     (line,) = (tmp_path / "out.ndjson").read_text().splitlines()
     assert json.loads(line)["n"] == 2
 

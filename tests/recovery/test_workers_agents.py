@@ -17,10 +17,10 @@ from sabot.operators.reading import state_of
 from tools.agent_tools import until
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
-from fault_tools import Place, jsons, lines_of, one_line, running, sabot_run
 from test_stream_kill import HERE, World, where
 from test_workers_kill import SECONDS, attempts, checkpoint_after
 
+from tools.fault_tools import Place, jsons, lines_of, one_line, running, sabot_run
 from tools.stream_tools import PARTITIONS
 
 pytestmark = pytest.mark.integration

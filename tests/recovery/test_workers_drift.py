@@ -11,7 +11,7 @@ import pytest
 from tools.agent_tools import read_lines
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
-from fault_tools import Place, sabot_run
+from tools.fault_tools import Place, sabot_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.kafka, pytest.mark.slow]  # three processes
 

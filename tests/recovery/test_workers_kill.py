@@ -24,8 +24,10 @@ from tools.agent_tools import Remembered, environment, manifests, read_lines, un
 from tools.stream_tools import PARTITIONS, answers, expected, payments, tick
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
-from fault_tools import Place, jsons, lines_of, one_line, running, sabot_run
 from test_stream_kill import HERE, World, where
+
+from tools.fault_tools import Place, jsons, lines_of, one_line, running, sabot_run
+from tools.leftovers import started
 
 pytestmark = pytest.mark.integration
 
@@ -40,10 +42,7 @@ def attempts(log):
 
 def alive(pid):
     """Whether a process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    return bool(started(pid))
 
 
 async def checkpoint_after(log, folder, process):
@@ -74,12 +73,12 @@ async def test_windows_of_a_topic_are_there_once_whichever_process_was_killed(ka
                 await checkpoint_after(log, tmp_path, process)
                 await asyncio.sleep(rng.uniform(0, 0.3))
                 os.kill(rng.choice(attempts(log)[-1]), signal.SIGKILL)
-            await until(lambda: process.poll() is not None or len(attempts(log)) == 3, "workers", patience=60)
+            await until(lambda: process.poll() is not None or len(attempts(log)) == 3, "workers")
             await checkpoint_after(log, tmp_path, process)
             await asyncio.sleep(rng.uniform(0, 0.3))
             process.kill()
             process.wait()
-        await until(lambda: not any(alive(pid) for pid in attempts(log)[-1]), "the end of the workers", patience=10)
+        await until(lambda: not any(alive(pid) for pid in attempts(log)[-1]), "the end of the workers")
         with running(log, *several, folder=HERE, **env) as process:
             await checkpoint_after(log, tmp_path, process)
             process.terminate()
@@ -96,7 +95,7 @@ async def test_windows_of_a_topic_are_there_once_whichever_process_was_killed(ka
             assert process.poll() is None, lines_of(log)
             return answers(jsons(place.read(out))).keys() >= wanted.keys()
 
-        await until(complete, "every window", patience=60)
+        await until(complete, "every window")
         process.terminate()
         assert await asyncio.to_thread(process.wait, 60) == 0, lines_of(log)
     rows = jsons(place.read(out))
@@ -174,12 +173,12 @@ async def test_a_worker_that_says_nothing_is_taken_for_dead(tmp_path, monkeypatc
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
-    monkeypatch.setattr("sabot.workers.streams.SILENT_SECONDS", 3.0)
+    monkeypatch.setattr("sabot.workers.streams.SILENT_SECONDS", 8.0)
     app = load_app("endless:app")
     command = [sys.executable, "-P", "-m", "sabot", "run-worker", "endless:app"]
     app.workers = made = Remembered(over_workers(app, TcpRendezvous.of(partial(LocalLauncher, command), None, None), 2))
     running = asyncio.create_task(app.run())
-    await until(lambda: running.done() or app.agent_runtime.runner.started, "the workers", patience=60)
+    await until(lambda: running.done() or app.agent_runtime.runner.started, "the workers")
     pids = [member.pid for member in made.runs[0].members]
     os.kill(pids[1], signal.SIGSTOP)
     with pytest.raises(WorkerLost, match=rf"worker 2 \(pid {pids[1]}\) has sent no message for"):
@@ -288,7 +287,7 @@ async def test_a_worker_that_dies_during_the_last_checkpoint_is_replaced(tmp_pat
         if not killed:
             killed.extend(member.pid for member in made.runs[0].members)
             os.kill(killed[0], signal.SIGKILL)
-            await until(lambda: made.runs[0].broken, "the end of the worker", patience=60)
+            await until(lambda: made.runs[0].broken, "the end of the worker")
         return await checkpoint(run)
 
     monkeypatch.setattr(Run, "_checkpoint", last)

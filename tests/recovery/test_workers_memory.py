@@ -13,8 +13,9 @@ from tools.agent_tools import manifests, read_lines, until, write_lines
 from tools.stream_tools import answers, expected, payments
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
-from fault_tools import lines_of, running
 from test_stream_kill import HERE, where
+
+from tools.fault_tools import lines_of, running
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]  # some six processes
 
@@ -30,7 +31,7 @@ async def group():
     if folder is None:
         pytest.skip("a control group for memory cannot be made here: that takes root, and a system that hands it over")
     yield folder
-    await until(lambda: removed(folder), "the end of all in the control group", patience=30)
+    await until(lambda: removed(folder), "the end of all in the control group")
 
 
 def limited():

@@ -11,8 +11,9 @@ from tools.agent_tools import manifests, until
 from tools.stream_tools import PARTITIONS, answers, expected, tick
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
-from fault_tools import Place, jsons, lines_of, running
 from test_stream_kill import HERE, World, where
+
+from tools.fault_tools import Place, jsons, lines_of, running
 
 pytestmark = [pytest.mark.integration, pytest.mark.kafka, pytest.mark.slow]
 
@@ -35,7 +36,7 @@ async def test_windows_are_there_once_though_the_network_between_workers_was_cut
     with running(log, *words, folder=HERE, **env) as process:
 
         async def reached(what, is_there):
-            await until(lambda: process.poll() is not None or is_there(), what, patience=60)
+            await until(lambda: process.poll() is not None or is_there(), what)
             assert process.poll() is None, lines_of(log)
 
         with World(place, topic) as world:

@@ -18,8 +18,9 @@ from tools.command_line import lines
 from tools.stream_tools import answers, expected, payments
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
-from fault_tools import lines_of, running, sabot_run
 from test_stream_kill import HERE
+
+from tools.fault_tools import lines_of, running, sabot_run
 
 pytestmark = pytest.mark.slow  # an object store, and five processes
 
@@ -59,7 +60,7 @@ async def test_workers_go_on_from_a_savepoint_in_an_object_store(store: str, tmp
     (tmp_path / "counted.py").write_text(PROGRAM)
     out, log, more = tmp_path / "out.ndjson", tmp_path / "log", tmp_path / "more.ndjson"
     with running(log, "counted:app", "--state", "state", folder=tmp_path, OUT=str(out)) as process:
-        await until(lambda: process.poll() is not None or (out.exists() and read_lines(out)), "rows", patience=60)
+        await until(lambda: process.poll() is not None or (out.exists() and read_lines(out)), "rows")
         process.terminate()
         assert await asyncio.to_thread(process.wait, 60) == 0, lines_of(log)
     assert max(row["n"] for row in read_lines(out)) == 3
@@ -98,7 +99,7 @@ async def test_workers_that_share_no_folder_make_every_window_once_though_one_is
     storage = CheckpointStorage(place)
     with join(0), join(1), join(2), running(log, *words, folder=homes[3], **env) as process:
         await until(lambda: process.poll() is not None or lives(), "workers", patience=90)
-        await until(lambda: process.poll() is not None or len(storage.ids()) > 1, "checkpoints", patience=60)
+        await until(lambda: process.poll() is not None or len(storage.ids()) > 1, "checkpoints")
         assert process.poll() is None, lines_of(log)
         told = await asyncio.to_thread(lines, "workers", homes[3] / "state", "--json")
         assert [each["pid"] for each in told] == [int(pid) for pid in lives()[-1]]

@@ -23,8 +23,9 @@ from tools.ray_cluster import NODES, RayCluster
 from tools.stream_tools import PARTITIONS, answers, expected, payments, tick
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
-from fault_tools import Place, jsons, lines_of, one_line, running, sabot_run
 from test_stream_kill import HERE, World, where
+
+from tools.fault_tools import Place, jsons, lines_of, one_line, running, sabot_run
 
 REQUIRED = bool(os.environ.get("SABOT_REQUIRE_RAY"))
 pytestmark = [

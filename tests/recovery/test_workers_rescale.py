@@ -42,7 +42,7 @@ async def test_windows_are_there_once_though_the_number_of_workers_changes_and_p
 
     with World(place, topic) as world:
         with running(log, *words, folder=HERE, **env) as process:
-            await until(lambda: process.poll() is not None or len(attempts(log)) == 1, "workers", patience=60)
+            await until(lambda: process.poll() is not None or len(attempts(log)) == 1, "workers")
             await checkpoint_after(log, tmp_path, process)
             found = await asyncio.to_thread(lines, "workers", state, "--json")
             assert [each["pid"] for each in found] == attempts(log)[0]
@@ -75,7 +75,7 @@ async def test_windows_are_there_once_though_the_number_of_workers_changes_and_p
             assert ended.exit_code == 1
             # the app was killed before it had the request, or behind it
             assert "no app that uses" in ended.stderr or "the app that used" in ended.stderr
-        await until(lambda: not any(alive(pid) for pid in attempts(log)[-1]), "the end of the workers", patience=10)
+        await until(lambda: not any(alive(pid) for pid in attempts(log)[-1]), "the end of the workers")
     tick(place.settings, topic)
     wanted = expected(world.sent)
     with running(log, *words, folder=HERE, **env) as process:
@@ -123,7 +123,7 @@ async def test_a_number_of_workers_with_which_the_app_cannot_begin_is_taken_back
     command = [sys.executable, "-P", "-m", "sabot", "run-worker", f"{module}:app"]
     app.workers = over_workers(app, TcpRendezvous.of(partial(TwoAtMost, command), None, None), 2)
     running = asyncio.create_task(app.run())
-    await until(lambda: running.done() or app.agent_runtime.runner.started, "the workers", patience=60)
+    await until(lambda: running.done() or app.agent_runtime.runner.started, "the workers")
     with pytest.raises(
         UserError, match=r"could not begin with 3 workers, and goes on with 2: .*worker 3 .*exit code 1"
     ):

@@ -45,7 +45,7 @@ from steps import append_step, called, changes_step, enriched, looked_up, slim, 
 import sabot
 from sabot import App, Batch, Sink, Source, col
 from sabot._cython.flow.channel import Channel
-from sabot.connectors.base import Bounded, Positions, ReadsInParallel, ReportsLag, Scans
+from sabot.connectors.base import Bounded, Positions, Scans
 from sabot.connectors.files import NdjsonSink, ParquetSink
 from sabot.connectors.sql import SqlSink
 from sabot.errors import TransientError
@@ -81,7 +81,7 @@ def make_rows(dice: Dice, number: int, most: int) -> pa.Table:
     return pa.table([pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names], schema=SCHEMA)
 
 
-class Parts(Source, Bounded, ReadsInParallel, Scans, ReportsLag):
+class Parts(Source, Bounded, Scans):
     """A table as partitions, in batches as the dice fall; now and then it has nothing for the moment, or asks for a checkpoint."""
 
     def __init__(self, name: str, table: pa.Table, partitions: int, dice: Dice, checkpoint: Callable[[], Any]) -> None:

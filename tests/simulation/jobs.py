@@ -17,13 +17,14 @@ from flows import Dice
 
 from sabot import App, NotSent
 from sabot.agents.durable.context import DurableContext
+from sabot.calls.effects import Reconciled
+from sabot.calls.tool_context import Effect
+from sabot.calls.tools import Tool, tool
 from sabot.errors import EffectError, LetterRefused, SabotError
 from sabot.jobs.values import unpack
 from sabot.journal import Letter
-from sabot.journal.effects import Reconciled
 from sabot.journal.entries import Intent
 from sabot.journal.sqlite import SqliteInbox, SqliteReader
-from sabot.llm.tools import Effect, Tool, tool
 from sabot.steps import step
 from sabot.testing import ScriptedSource
 from sabot.testing.script import BARRIER, END

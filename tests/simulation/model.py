@@ -38,7 +38,7 @@ from sabot._cython.flow.channel import END, Abort, Barrier, Channel, Gate
 from sabot.base.claims import FileClaim
 from sabot.checkpoint import CheckpointStorage, Manifest, TaskSnapshot
 from sabot.checkpoint.places import LocalPlace
-from sabot.connectors.base import Bounded, Positions, ReadsInParallel, Scans
+from sabot.connectors.base import Bounded, Positions, Scans
 from sabot.errors import AppLocked, SabotError
 from sabot.steps import watch
 from sabot.testing import ListSink
@@ -81,7 +81,7 @@ NAME = "numbers"
 TRACK = "out"
 
 
-class Numbers(Source, Bounded, ReadsInParallel, Scans):
+class Numbers(Source, Bounded, Scans):
     """What the plan is told of the sources; nobody reads it."""
 
     name = NAME

@@ -23,17 +23,20 @@ pytestmark = pytest.mark.integration
 SEEDS = int(os.environ.get("SABOT_SEEDS", "4"))
 
 
+@pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_the_answer_over_workers_is_that_of_all_rows_at_once(seed: int) -> None:
     """As `test_seeds`, with 2 to 4 workers, some of which die, fall silent, or are cut off."""
     Seed(seed, workers=2 + seed % 3).run()
 
 
+@pytest.mark.one_in(4, "a third of a second of a core each")
 @pytest.mark.parametrize("seed", range(1, 1 + SEEDS))
 def test_every_row_is_there_once_whatever_becomes_of_workers_and_coordinators(seed: int) -> None:
     World(seed, 2 + seed % 7).run()
 
 
+@pytest.mark.one_in(2, "a second of a core each")
 @pytest.mark.parametrize("seed", range(SEEDS // 2))
 def test_two_coordinators_never_both_complete_checkpoints(seed: int) -> None:
     """The second one takes the first one for dead, in a place without a lock that would tell it better."""

@@ -5,7 +5,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,20 @@ from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import CheckpointFailed, CorruptCheckpoint
 
-PATIENCE = 60.0  # seconds until a condition that never comes true fails its test; nothing waits this long to be right
+PATIENCE = 60.0  # seconds until a condition that never comes true fails its test; nothing waits this long to be right, so none has less
 
 
 async def until(condition: Callable[[], Any], what: str = "", *, patience: float = PATIENCE) -> None:
-    """Returns as soon as the condition holds; AssertionError when it does not come true."""
+    """Returns as soon as the condition holds; AssertionError when it does not come true. Looking takes a fifth of the time: to ask an app
+    for its figures costs a millisecond, and what it is asked about wants the core too.
+    """
     loop = asyncio.get_running_loop()
-    limit = loop.time() + patience
+    limit = (began := loop.time()) + patience
     while not condition():
-        if loop.time() > limit:
+        if (looked := loop.time()) > limit:
             raise AssertionError(f"waited {patience} s in vain" + (f" for {what}" if what else ""))
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(max(0.002, 4 * (looked - began)))
+        began = loop.time()
 
 
 @contextlib.asynccontextmanager
@@ -60,6 +64,25 @@ class Remembered:
 async def bounded(awaitable: Any, patience: float = PATIENCE) -> Any:
     """The result, or TimeoutError instead of a test that hangs."""
     return await asyncio.wait_for(awaitable, patience)
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """The block takes less time than this. What its threads waited for a core does not count: so the bound is that of an idle machine."""
+    began, before = time.monotonic(), waits_for_cores()
+    yield
+    waited = sum(max(0.0, waits - before.get(thread, 0.0)) for thread, waits in waits_for_cores().items())
+    taken = time.monotonic() - began - waited
+    assert taken < seconds, f"{taken:.1f} s, where {seconds} s are the most"
+
+
+def waits_for_cores() -> dict[str, float]:
+    """The seconds in which each thread of this process could have run and others had the cores. Empty on a system that does not tell."""
+    waits = {}
+    for thread in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            waits[thread.parent.name] = int(thread.read_text().split()[1]) / 1e9
+    return waits
 
 
 def records(app: App, topic: str) -> list[Record]:

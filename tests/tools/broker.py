@@ -1,7 +1,9 @@
 """A Kafka broker for the tests: started by tools/kafka/kafka.sh, in a folder of its own, on free ports. It ends with its starter."""
 
+import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -133,7 +135,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class Brokers:
-    """The brokers that all processes of a test session share: five workers wait for one JVM and not for five. The first that asks for
+    """The brokers that all processes of a test session share: six workers wait for one JVM and not for six. The first that asks for
     one starts it. It goes with the session with this mark; `stop` is called by the process that began the session.
     """
 
@@ -182,12 +184,19 @@ def has_ipv6() -> bool:
     return True
 
 
+# A system gives connections their ports from 32768 on. One of those could be taken between the choice and its use; and a client that
+# tries again and again to reach one at which nobody listens may be given it for its own end, and is then connected to itself.
+PORTS = range(10_000, 32_768)
+
+
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Ports that nobody uses, and that the system gives nobody who asks for any."""
+    found: list[int] = []
+    while len(found) < count:
+        port = secrets.choice(
+            PORTS
+        )  # not `random`: a test that sets its seed would choose what another worker has chosen
+        with socket.socket() as trial, contextlib.suppress(OSError):  # in use
+            trial.bind(("127.0.0.1", port))
+            found += [port] if port not in found else []
+    return found

@@ -13,6 +13,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tools.agent_tools import PATIENCE
+
 _TOO_WIDE = """() => {
   const boxes = window.innerWidth < 1280 ? [] : [...document.querySelectorAll(".scroll")];
   return [document.documentElement, ...boxes].filter((each) => each.scrollWidth > each.clientWidth)
@@ -36,7 +38,7 @@ def browser_or_skip() -> str:
 @contextmanager
 def opened_browser() -> Iterator[Browser]:
     path = browser_or_skip()
-    expect.set_options(timeout=20_000)  # a loaded machine takes its time; what is there is seen at once
+    expect.set_options(timeout=1000 * PATIENCE)  # a loaded machine takes its time; what is there is seen at once
     with sync_playwright() as tools:
         browser = tools.chromium.launch(executable_path=path, args=["--no-sandbox"])
         try:
@@ -52,7 +54,7 @@ class Visit:
         context = browser.new_context(
             color_scheme="dark" if dark else "light", viewport={"width": width, "height": 900}, locale="en-GB"
         )
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(1000 * PATIENCE)
         self.context = context
         self.page: Page = context.new_page()
         self.problems: list[str] = []

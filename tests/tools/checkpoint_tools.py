@@ -26,11 +26,27 @@ class _Writing:
             self.store.files[self.path] = b"".join(self.parts)
 
 
+class _Files(dict[str, bytes]):
+    """Files by their paths. Who walks them sees those of one moment: the app's threads write meanwhile."""
+
+    def __iter__(self):
+        return iter(self.keys())
+
+    def keys(self):
+        return list(super().keys())
+
+    def values(self):
+        return list(super().values())
+
+    def items(self):
+        return list(super().items())
+
+
 class InMemory(arrow_fs.FileSystemHandler):
     """An object store in a dict. `turn(verb, path)` is called before each thing it does."""
 
     def __init__(self, turn=lambda verb, path: None) -> None:
-        self.files: dict[str, bytes] = {}
+        self.files = _Files()
         self.turn = turn
 
     def get_type_name(self) -> str:
@@ -65,7 +81,8 @@ class InMemory(arrow_fs.FileSystemHandler):
         self.turn("move", dest)
         if src not in self.files:
             raise FileNotFoundError(src)
-        self.files[dest] = self.files.pop(src)
+        self.files[dest] = self.files[src]  # readers in other threads find one of the two at any time
+        del self.files[src]
 
     def open_input_stream(self, path):
         self.turn("read", path)

@@ -1,6 +1,7 @@
 """A Kafka broker with TLS, SCRAM and ACLs for the tests, and the certificates that it shows: made here, valid for hours."""
 
 import ipaddress
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from tools.agent_tools import PATIENCE
 from tools.broker import Broker, free_ports
 
 __all__ = ["PASSWORD", "SecureBroker"]
@@ -158,14 +160,25 @@ class SecureBroker(Broker):
     def allow(self, user: str, kind: str, name: str, *operations: str) -> None:
         """As `kafka-acls --add --allow-principal User:user`; a name that ends with `*` is a prefix."""
         self._done(self.admin.create_acls([self._acl(AclBinding, user, kind, name, each) for each in operations]))
+        self._wait_for_acls(user, kind, name, operations, True)
 
     def forbid(self, user: str, kind: str, name: str, *operations: str) -> None:
         """Takes away what `allow` gave."""
         self._done(self.admin.delete_acls([self._acl(AclBindingFilter, user, kind, name, each) for each in operations]))
+        self._wait_for_acls(user, kind, name, operations, False)
+
+    def _wait_for_acls(self, user: str, kind: str, name: str, operations: Sequence[str], there: bool) -> None:
+        """Until the broker goes by them, which is a moment after the controller has taken them."""
+        limit = time.monotonic() + PATIENCE
+        for each in operations:
+            asked = self._acl(AclBindingFilter, user, kind, name, each)
+            while bool(self.admin.describe_acls(asked).result(60)) is not there:
+                assert time.monotonic() < limit, f"the rights of {user} for {kind} {name} do not change"
+                time.sleep(0.02)
 
     def _done(self, outcome: dict[Any, Any]) -> None:
         try:
             for each in outcome.values():
-                each.result(20)
+                each.result(60)
         except KafkaException as error:
             raise RuntimeError(f"the secure broker refuses: {error}") from error

@@ -41,7 +41,7 @@ def send(
     for number, row in enumerate(rows):
         when = {"timestamp": row["ts"]} if stamp else {}
         producer.produce(topic, json.dumps(row), row["account"], partition=number % slices, **when)
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
 
 
 def tick(settings: Mapping[str, Any], topic: str, *, slices: int = PARTITIONS, stamp: bool = False) -> None:

@@ -43,7 +43,7 @@ class TcpProxy:
         self._listener.close()
         self.reset()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
         for each in self._sockets:
             each.close()
 
@@ -56,10 +56,15 @@ class TcpProxy:
         while True:
             try:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(self._target)
             except OSError:
                 return
-            self._sockets += [near, far]
+            self._sockets.append(near)  # before the target answers: `reset` ends this connection too
+            try:
+                far = socket.create_connection(self._target)
+            except OSError:  # the target is away, and may come back
+                near.close()
+                continue
+            self._sockets.append(far)
             self._spawn(self._forward, near, far)
             self._spawn(self._forward, far, near)
 

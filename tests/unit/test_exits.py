@@ -118,7 +118,7 @@ async def test_the_other_agents_stop_too(asked: BaseException, path: str) -> Non
     record(app, path, Leaves(asked), out)
     app.agent("for ever", name="g")(lambda ctx: None)
     with pytest.raises(type(asked)):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await app.run()
 
 
@@ -245,7 +245,7 @@ async def test_an_exit_in_a_connector_or_a_backend_of_the_user_is_raised(
     app = App("a", checkpoint_dir=tmp_path / "checkpoints", checkpoint_interval=0.05)
     CONNECTORS[where](app, Leaves(asked))
     with pytest.raises(type(asked)) as raised:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await app.run()
     assert raised.value is asked
     assert app.agent_runtime.runner.restarts == 0
@@ -393,7 +393,7 @@ def test_main_ends_with_the_exit(make: Callable[..., None], asked: BaseException
     with pytest.raises(type(asked)) as raised:
         app.main()
     assert raised.value is asked
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("asked", leaving())

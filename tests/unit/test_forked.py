@@ -10,7 +10,7 @@ import pytest
 
 from sabot.base.disk import TemporaryFolder, remove_abandoned
 from sabot.checkpoint import CheckpointStorage
-from sabot.connectors.files.token_file import Ledger
+from sabot.connectors.files.exactly_once import Ledger
 from sabot.runtime.signals import StopSignals
 from sabot.state.files import claim_directory
 

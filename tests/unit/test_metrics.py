@@ -265,7 +265,7 @@ async def test_the_figures_are_served_while_the_app_runs_and_no_longer(app: App)
     async with started(app):
         await until(lambda: processed(app, "second") == 2)
         port = app.statistics()["metrics"]["port"]
-        with await asyncio.to_thread(urlopen, f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        with await asyncio.to_thread(urlopen, f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
             assert answer.headers["Content-Type"].startswith("text/plain")
             text = answer.read().decode()
         assert app.statistics()["metrics"] == {"scrapes": 1, "port": port}
@@ -274,7 +274,7 @@ async def test_the_figures_are_served_while_the_app_runs_and_no_longer(app: App)
     assert "# HELP sabot_records_in_total " in text
     assert "# TYPE sabot_batch_seconds histogram" in text
     with pytest.raises(ConnectionRefusedError):
-        http.client.HTTPConnection("127.0.0.1", port, timeout=10).connect()
+        http.client.HTTPConnection("127.0.0.1", port, timeout=60).connect()
     assert app.statistics()["metrics"]["port"] == 0
 
 
@@ -282,7 +282,7 @@ async def asked(port: int, path: str, method: str = "GET") -> tuple[int, Any]:
     """Status and body of a page."""
 
     def ask() -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         try:
             connection.request(method, path)
             answer = connection.getresponse()
@@ -345,7 +345,7 @@ async def test_an_event_loop_that_is_blocked_is_not_healthy(app: App, monkeypatc
         found: list[Any] = []
 
         def ask() -> None:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             connection.request("GET", "/healthz")
             answer = connection.getresponse()
             found.append((answer.status, json.loads(answer.read())["why"]))

@@ -124,6 +124,66 @@ def test_a_program_without_sql_loads_nothing_of_sql() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+UNUSED = ("pandas", "polars", "deltalake", "fastavro")
+
+
+@pytest.fixture(scope="module")
+def with_unused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with packages that a program does not use: they are there, whatever is installed."""
+    folder = tmp_path_factory.mktemp("first")
+    for name in UNUSED:
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first_program(with_unused: Path) -> list[str]:
+    """What the first program of the README prints, then the modules that it has loaded, and its data classes of the standard library."""
+    program = (ROOT / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    told = """
+import sys
+print(*sys.modules)
+ours = [module for name, module in sys.modules.items() if name.startswith("sabot")]
+classes = {each for module in ours for each in vars(module).values() if "__dataclass_fields__" in getattr(each, "__dict__", ())}
+print(*(each.__qualname__ for each in classes if isinstance(each, type) and each.__dataclass_params__.init))
+"""
+    shown = run(sys.executable, "-c", program + told, cwd=with_unused, PYTHONPATH=package_path())
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout.splitlines()
+
+
+def test_the_first_program_of_the_readme_loads_nothing_that_it_does_not_use(first_program: list[str]) -> None:
+    """pyarrow imports pandas, where it is installed, with the first array of Python values: this was a third of the start."""
+    *rows, modules, _ = first_program
+    assert rows[-1] == "2 rows"
+    assert not {*UNUSED, "http.client", "sabot.codecs.avro", "sabot.codecs.protobuf"} & set(modules.split())
+
+
+def test_a_query_of_a_terminal_loads_nothing_that_it_does_not_use(with_unused: Path) -> None:
+    (with_unused / "in.csv").write_text("a,n,t\nx,20,2026-01-01\n")
+    words = (
+        "sabot",
+        "sql",
+        "-c",
+        "SELECT a, n * 1.5 AS x, CAST(n AS BIGINT) + 1 AS y FROM 'in.csv' WHERE n > 10 AND a <> 'z'",
+    )
+    code = (
+        "import atexit, sys; atexit.register(lambda: print(*sys.modules)); "
+        f"sys.argv = {list(words)}; from sabot.cli import main; main()"
+    )
+    shown = run(sys.executable, "-c", code, cwd=with_unused, PYTHONPATH=package_path())
+    assert shown.returncode == 0, shown.stderr
+    *rows, modules = shown.stdout.splitlines()
+    assert rows[1].split()[0] == "x"
+    assert not set(UNUSED) & set(modules.split())
+
+
+def test_few_data_classes_of_the_first_program_have_methods_of_their_own(first_program: list[str]) -> None:
+    """The standard library compiles up to six methods of each, one by one: with 170 classes an eighth of the start."""
+    assert len(first_program[-1].split()) <= 25
+
+
 def test_wheels_are_built_for_four_pythons_and_no_musl_and_no_free_threads() -> None:
     done = run(
         *(sys.executable, "-m", "cibuildwheel", "--print-build-identifiers", "--platform", "linux"),

@@ -9,7 +9,7 @@ import ast
 import importlib
 import pkgutil
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -25,6 +25,7 @@ from sabot.api.nodes.node import Node
 from sabot.api.nodes.patterns import Match
 from sabot.api.windows import tumbling
 from sabot.base import stored_names
+from sabot.base.dataclass import dataclass
 from sabot.base.stored_names import stored_field, stored_name
 from sabot.llm import AgentRunError
 from sabot.operators.windows.panes import stored_window, window_of

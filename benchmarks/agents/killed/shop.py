@@ -25,9 +25,9 @@ import pyarrow as pa
 from pyarrow import fs
 
 from sabot import App, steps
+from sabot.calls.effects import Reconciled
 from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.errors import AppLocked, EffectError
-from sabot.journal.effects import Reconciled
 from sabot.llm import Effect, tool
 from sabot.testing import WitnessClient
 

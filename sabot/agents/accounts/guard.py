@@ -1,8 +1,8 @@
 """The guard that judges each call of a job by the budget of its scope, and makes a row of the result of each call.
 
    decide ────────── reserves the upper bound of an attempt in the account of the scope, if it fits            ─▶ INTENT, with the verdict
-   decide_again ──── the same for one more attempt; earlier attempts may have to be paid, and stay reserved    ─▶ ATTEMPT
-   decide_degraded ─ reserves the difference, if a dearer model is asked instead                               ─▶ ATTEMPT, with a note
+     again ───────── the same for one more attempt; earlier attempts may have to be paid, and stay reserved    ─▶ ATTEMPT
+     degraded ────── reserves the difference, if a dearer model is asked instead                               ─▶ ATTEMPT, with a note
    settle ────────── replaces the reservation by a row for the result, and a row of type "doubt" for each
                      earlier attempt                                                                           ─▶ RESULT, with the rows
    end_job ───────── makes a row of type "doubt" for each attempt of the calls that are open                   ─▶ END, with the rows
@@ -24,7 +24,6 @@ from decimal import Decimal
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
@@ -45,6 +44,8 @@ from sabot.base.accounts import NOTHING, Amounts
 from sabot.base.quantities import counted_words, plain
 from sabot.base.stored_names import stored_name
 from sabot.base.threads import run_in_thread, run_to_end
+from sabot.calls.effects import EffectId
+from sabot.calls.errors import BudgetUnavailable
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, CorruptJournal, TransientError, UserError, message_of, short_repr
 from sabot.jobs.guard import (
@@ -56,19 +57,17 @@ from sabot.jobs.guard import (
     EffectGuard,
     GuardedCall,
     GuardVerdict,
+    OpenCall,
     most_cost,
 )
 from sabot.journal import Journal, JournalReader
-from sabot.journal.effects import EffectId
 from sabot.journal.entries import EffectResult, End, Entry
-from sabot.llm.errors import BudgetUnavailable
 
 _log = logging.getLogger(__name__)
 
 _AT_ONCE = 1000  # rows
 _VERSION = "budget"
 _UNWANTED = GuardVerdict(Decision.DENY, reason="nobody waits for it any more")
-_Verdict = TypeVar("_Verdict", bound=GuardVerdict | None)
 
 
 @dataclass(slots=True)
@@ -146,10 +145,12 @@ class LedgerGuard(EffectGuard):
 
     declared = frozenset({"budgets"})
 
-    def __init__(self, ledger: Ledger, *, closes: bool = True) -> None:
-        """Makes a guard. If `closes` is True, the ledger belongs to the guard, and `close` closes it too."""
+    def __init__(self, ledger: Ledger, *, closes: bool = True, counted: bool = False) -> None:
+        """Makes a guard. If `closes` is True, the ledger belongs to the guard, and `close` closes it too. `counted`: True
+        if what the journal has at the start was counted when it was made, by another job.
+        """
         self.ledger = ledger
-        self._closes = closes
+        self._closes, self._counted = closes, counted
         self._durable: Durable | None = None
         self._open: dict[str, dict[int, _Open]] = {}  # by job and ordinal
 
@@ -161,6 +162,8 @@ class LedgerGuard(EffectGuard):
 
         Returns an awaitable of the verdict if the ledger cannot decide at once.
         """
+        if call.after:
+            return self._decide_again(call.effect) if call.after == "again" else self._decide_degraded(call)
         if call.kind == "child":
             return NO_OBJECTION
         if call.kind == "tool":
@@ -182,8 +185,8 @@ class LedgerGuard(EffectGuard):
         return verdict
 
     def _judged(
-        self, effect: EffectId, opened: _Open, decided: Callable[[Judgement], _Verdict]
-    ) -> _Verdict | Awaitable[_Verdict]:
+        self, effect: EffectId, opened: _Open, decided: Callable[[Judgement], GuardVerdict]
+    ) -> GuardVerdict | Awaitable[GuardVerdict]:
         """Reserves the most that the attempts of a call may use (`_Open.reserved`), if the budget has room for it. Then
         calls `decided` with the judgement of the ledger, and returns the verdict that `decided` returns.
 
@@ -194,7 +197,7 @@ class LedgerGuard(EffectGuard):
         judged = self.ledger.reserve(_name(effect), opened.scope, opened.wanted.times(opened.reserved), rows)
         return decided(judged) if isinstance(judged, Judgement) else _decided_later(judged, decided)
 
-    def decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
+    def _decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
         """Decides whether a fallback model may be asked after the first model has failed. `call.name` is the fallback
         model. If that model may cost more than was reserved, reserves the higher cost. The verdict denies the call if
         the budget has no room for that cost, or if it limits the cost and the price of the model is not known.
@@ -296,26 +299,28 @@ class LedgerGuard(EffectGuard):
         if opened is not None:
             self.ledger.release(_name(effect), opened.scope)
 
-    def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
+    def settle(self, entry: EffectResult, kind: CallKind, name: str) -> EffectResult:
         """Ends a call that has a result. Records its ledger row, and ends its reservation (with shared budgets, when
         the row is stored). For each earlier attempt without a row, records a row of type "doubt", because the outcome
-        of that attempt is not known. Returns these rows, encoded for the journal's RESULT entry.
+        of that attempt is not known. The entry gets these rows as its usage.
 
-        Returns b"" for a call that this guard does not know, a call that a person did not approve, and a call that
-        began a child job.
+        Returns the entry unchanged for a call that this guard does not know, a call that a person did not approve, and
+        a call that began a child job.
         """
+        effect, at_ms = EffectId(entry.job, entry.ordinal, entry.attempt), entry.at_ms
         opened = self._close(effect)
         if opened is None:
-            return b""
+            return entry
         # refused by a person; or a child, whose calls have rows of their own
         if effect.attempt == 0 or kind == "child":
             self.ledger.release(_name(effect), opened.scope)
-            return b""
+            return entry
         doubt = opened.row(effect, effect.attempt, at_ms)
-        row = _settled(doubt, kind, name, outcome, body)
+        row = _settled(doubt, kind, name, entry.outcome, bytes(entry.body))  # type: ignore[arg-type]
         if kind == "model" and opened.recorded >= effect.attempt:
             row = msgspec.structs.replace(row, settles=doubt.amounts[:3])
-        return _usage(self._recorded(effect, opened, [*opened.rows_in_doubt(effect, effect.attempt, at_ms), row]))
+        rows = self._recorded(effect, opened, [*opened.rows_in_doubt(effect, effect.attempt, at_ms), row])
+        return msgspec.structs.replace(entry, usage=_usage(rows))
 
     def _recorded(self, effect: EffectId, opened: _Open, rows: list[LedgerEvent]) -> list[LedgerEvent]:
         """Passes rows to the ledger, ends the reservation of their call, and returns the same rows. The ledger stores
@@ -373,23 +378,13 @@ class LedgerGuard(EffectGuard):
         job[effect.ordinal] = opened
         self._hold(effect, opened, ahead=int(effect.attempt > 0))
 
-    async def ready(self) -> None:
-        """Waits until the accounts of all open calls are loaded. `decide_again` needs these accounts."""
-        for scope in {opened.scope for job in self._open.values() for opened in job.values()}:
-            # if budgets are shared, this also waits until their owner knows the reservations that `reopen` has made
-            await self.ledger.ready(scope)
-
-    def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
+    def _decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict]:
         """Decides whether another attempt of a call may be made. Earlier attempts of the call are counted with the most
-        that they may have used, because the provider may charge for them. Returns:
-
-        - None if the attempt is allowed.
-        - A verdict that denies the attempt if the budget has no room for it.
-        - An awaitable of None or of such a verdict if the ledger cannot decide at once.
+        that they may have used, because the provider may charge for them.
         """
         opened = self._open.get(effect.job, {}).get(effect.ordinal)
         if opened is None:
-            return None
+            return NO_OBJECTION
         made = replace(opened, attempt=effect.attempt)
         decided = partial(self._decided_again, effect, opened)
         if opened.judged and opened.kind == "model" and effect.attempt > 1:
@@ -399,14 +394,14 @@ class LedgerGuard(EffectGuard):
             return _decided_later(self._held(opened.scope), decided)
         return decided(ALLOWED)
 
-    def _decided_again(self, effect: EffectId, opened: _Open, judged: Judgement) -> GuardVerdict | None:
+    def _decided_again(self, effect: EffectId, opened: _Open, judged: Judgement) -> GuardVerdict:
         if self._is_over(effect, opened):
             return _UNWANTED
         fits = judged.decision in FITS
         if fits:
             opened.attempt = effect.attempt
         self._hold(effect, opened)
-        return None if fits else _denied(judged, "with attempts before it that may have been paid, ")
+        return NO_OBJECTION if fits else _denied(judged, "with attempts before it that may have been paid, ")
 
     async def _held(self, scope: str) -> Judgement:
         """Waits until the database of the shared budgets has stored all reservations of this process, then returns
@@ -425,23 +420,25 @@ class LedgerGuard(EffectGuard):
         Returns the rows, encoded for the journal's END entry, or b"" if there are none.
         """
         rows = []
-        for ordinal, opened in self._open.get(job_id, {}).items():
+        for ordinal, opened in self._open.pop(job_id, {}).items():
             effect = EffectId(job_id, ordinal)
             rows += self._recorded(effect, opened, opened.rows_in_doubt(effect, opened.attempt + 1, at_ms))
         return _usage(rows)
 
-    def forget_job(self, job_id: str) -> None:
-        for ordinal, opened in self._open.pop(job_id, {}).items():
-            self.ledger.release(_name(EffectId(job_id, ordinal)), opened.scope)
-
-    async def open(self, journal: Journal) -> None:
+    async def take(self, journal: Journal, calls: Sequence[OpenCall]) -> None:
         """Writes into the ledger the rows that the journal has and the ledger lacks, for example after a crash. From
-        then on rows are written only when their journal entries are durable.
+        then on rows are written only when their journal entries are durable. Waits until the accounts of all open calls
+        are loaded, which another attempt of a call needs.
         """
-        await update_ledger(self.ledger, journal)
+        if not self._counted:
+            await update_ledger(self.ledger, journal)
         self._durable = journal.flush
+        await super().take(journal, calls)
+        for scope in {opened.scope for job in self._open.values() for opened in job.values()}:
+            # if budgets are shared, this also waits until their owner knows the reservations that `reopen` has made
+            await self.ledger.ready(scope)
 
-    async def flush(self) -> None:
+    async def leave(self) -> None:
         await self.ledger.flush()
 
     async def close(self) -> None:
@@ -504,7 +501,7 @@ def _denied(judged: Judgement, beside: str = "") -> GuardVerdict:
     return GuardVerdict(Decision.DENY, judged.rule, _VERSION, reason, error=judged.error)
 
 
-async def _decided_later(judging: Awaitable[Judgement], decided: Callable[[Judgement], _Verdict]) -> _Verdict:
+async def _decided_later(judging: Awaitable[Judgement], decided: Callable[[Judgement], GuardVerdict]) -> GuardVerdict:
     """Waits for the judgement of the ledger, calls `decided` with it, and returns the verdict that `decided` returns.
 
     The judgement denies the call if a shared budget cannot be read, or if rows cannot be stored or read. The error of

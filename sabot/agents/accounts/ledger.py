@@ -35,11 +35,11 @@ from sabot.base.checks import Of, Whole, check, check_called
 from sabot.base.config import Duration, amount, checked_text, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.base.quantities import counted_words
+from sabot.calls.errors import BudgetExceeded
+from sabot.calls.usage import Usage
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import BrokerUnavailable, DataError, TransientError, UserError, message_of, short_repr
 from sabot.jobs.guard import Decision
-from sabot.llm.errors import BudgetExceeded
-from sabot.llm.results import Usage
 
 BudgetExceededError = BudgetExceeded
 """The name of `BudgetExceeded` in document 001."""

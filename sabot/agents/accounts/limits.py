@@ -19,6 +19,9 @@ from sabot.base.accounts import NOTHING, Account, Amounts
 from sabot.base.quantities import money, plain
 from sabot.base.stored_names import stored_name
 from sabot.base.threads import run_in_thread, run_to_end
+from sabot.calls.effects import EffectId
+from sabot.calls.errors import UNPAID, BudgetExceeded, TurnLimitExceeded
+from sabot.calls.usage import Usage, counted_usage, is_cost
 from sabot.jobs.guard import (
     NO_OBJECTION,
     Behalf,
@@ -28,17 +31,16 @@ from sabot.jobs.guard import (
     EffectGuard,
     GuardedCall,
     GuardVerdict,
+    OpenCall,
     decode_verdict,
     most_cost,
 )
 from sabot.jobs.tree import child_id, parent_of
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal import Journal
-from sabot.journal.effects import EffectId
 from sabot.journal.entries import Attempt, Begin, EffectResult, End, Entry, Intent
-from sabot.llm.errors import UNPAID, BudgetExceeded, TurnLimitExceeded
 from sabot.llm.prices import PRICES_HINT
-from sabot.llm.results import Completion, Usage, counted_usage, is_cost
+from sabot.llm.results import Completion
 from sabot.llm.token_counts import most_input_tokens
 
 ASSUMED_TOKENS = 4096
@@ -204,9 +206,6 @@ class JobLimits(EffectGuard):
                 self._forget(job_id)
         return b""
 
-    def forget_job(self, job_id: str) -> None:
-        self.end_job(job_id, 0)
-
     def _forget(self, job_id: str) -> Amounts:
         """Removes from memory a job, and those of its descendants that have ended. Returns the usage of the job and
         its descendants. This usage remains in the account of the job's parent.
@@ -220,6 +219,8 @@ class JobLimits(EffectGuard):
     # -- calls --------------------------------------------------------------------------------------------------------
 
     def decide(self, call: GuardedCall) -> GuardVerdict:
+        if call.after:
+            return self._decide_again(call.effect) if call.after == "again" else self._decide_degraded(call)
         within = call.within
         job = self._jobs.get(call.effect.job if within is None else within.job)
         if job is None or (within is not None and within.ordinal in job.apart):
@@ -239,7 +240,7 @@ class JobLimits(EffectGuard):
             return self._model(call, job)
         return NO_OBJECTION
 
-    def decide_degraded(self, call: GuardedCall) -> GuardVerdict:
+    def _decide_degraded(self, call: GuardedCall) -> GuardVerdict:
         """Decides whether a fallback model may be asked after the first model has failed. `call.name` is the fallback
         model. If that model may cost more than was reserved, reserves the higher cost. The verdict denies the call if
         the limits have no room for that cost, or if they limit the cost and the price of the model is not known.
@@ -324,14 +325,13 @@ class JobLimits(EffectGuard):
         job = self._jobs.get(effect.job if within is None else within.job)
         return job, None if job is None else job.open.get(self._key(effect))
 
-    def decide_again(self, effect: EffectId) -> GuardVerdict | None:
+    def _decide_again(self, effect: EffectId) -> GuardVerdict:
         """Decides whether another attempt of a call may be made. Earlier attempts of the call are counted with the
-        most that they may have used, because the provider may charge for them. Returns None if the attempt is
-        allowed, or if no limits apply. Returns a verdict that denies the attempt if the limits have no room for it.
+        most that they may have used, because the provider may charge for them.
         """
         job, opened = self._opened(effect)
         if job is None or opened is None:
-            return None
+            return NO_OBJECTION
         if opened.kind == "model" and effect.attempt > 1:
             limits, used = job.limits, job.most()
             tokens, cost = used.tokens + opened.wanted.tokens, used.cost + opened.wanted.cost
@@ -346,7 +346,7 @@ class JobLimits(EffectGuard):
         if effect.attempt != opened.attempt:
             opened.attempt = effect.attempt
             job.begin(self._key(effect), opened)
-        return None
+        return NO_OBJECTION
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
         job = self._jobs.get(effect.job)
@@ -360,47 +360,47 @@ class JobLimits(EffectGuard):
         wanted = Amounts(verdict.tokens, most_cost(verdict, decided.instead.values()), 1)
         job.begin(effect.ordinal, _TreeCall(kind, wanted, effect.attempt))
 
-    def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
+    def settle(self, entry: EffectResult, kind: CallKind, name: str) -> EffectResult:
         """Closes a call that has a result, and counts its usage. A call that a person did not approve is not counted.
 
-        If the call began a child job, returns the usage of the child and of its own children, encoded for the
-        journal's RESULT entry. Returns b"" for all other calls, and for a child that is exempt from the limits.
+        If the call began a child job that is not exempt from the limits, the entry gets the usage of the child and of
+        its own children; and for a tool, that of the models that the tool has asked itself.
         """
+        effect = EffectId(entry.job, entry.ordinal, entry.attempt)
         job, opened = self._opened(effect)
         key, within = self._key(effect), self._within.pop(effect[:2], None)
         if job is None:
-            return b""
+            return entry
         if kind == "child":
             child = child_id(effect.job, effect.ordinal)
             if child not in self._jobs or effect.ordinal in job.apart:
-                return b""
+                return entry
             job.children.discard(child)
-            return msgspec.msgpack.encode(TreeUse(*self._forget(child)))
+            return msgspec.structs.replace(entry, usage=msgspec.msgpack.encode(TreeUse(*self._forget(child))))
         self._close(job, key)
         if opened is not None and effect.attempt:
-            used = _used(opened, effect.attempt, outcome, body)
+            used = _used(opened, effect.attempt, entry.outcome, bytes(entry.body))  # type: ignore[arg-type]
             job.account.add(used)
             if within is not None:
                 job.asked[within.ordinal] = job.asked.get(within.ordinal, NOTHING).plus(used)
-        return b""
+        asked = job.asked.pop(effect.ordinal, None) if within is None else None
+        if asked is None:
+            return entry
+        return msgspec.structs.replace(entry, asked=msgspec.msgpack.encode(TreeUse(*asked)))
 
     @staticmethod
     def _close(job: _Job, key: int | str) -> None:
         job.open.pop(key, None)
         job.account.release(key)
 
-    def asked_by_tool(self, effect: EffectId) -> bytes:
-        job = self._jobs.get(effect.job)
-        used = None if job is None else job.asked.pop(effect.ordinal, None)
-        return b"" if used is None else msgspec.msgpack.encode(TreeUse(*used))
-
     # -- the journal --------------------------------------------------------------------------------------------------
 
-    async def open(self, journal: Journal) -> None:
+    async def take(self, journal: Journal, calls: Sequence[OpenCall]) -> None:
         """Reads the whole journal, and opens an account for each job that has limits and has not ended. Usage that
         the journal records for these jobs is counted.
         """
         await run_to_end(run_in_thread(self._read, journal))
+        await super().take(journal, calls)
 
     def _read(self, journal: Journal) -> None:
         for _, entry in journal.read():
@@ -445,9 +445,7 @@ class JobLimits(EffectGuard):
                 )  # usage that was read from the child's own entries, and counts here already
                 job.account.add(used.amounts.minus(known))
             elif entry.ordinal in job.open:
-                effect, body = EffectId(entry.job, entry.ordinal, entry.attempt), entry.body
-                assert isinstance(body, bytes)
-                self.settle(effect, job.open[entry.ordinal].kind, "", entry.outcome, body, 0)
+                self.settle(entry, job.open[entry.ordinal].kind, "")
         elif isinstance(entry, End):
             self.end_job(entry.job, 0)
 

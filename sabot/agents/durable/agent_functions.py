@@ -14,12 +14,12 @@ import msgspec
 from sabot.agents.durable.context import DurableContext
 from sabot.base.arrays import dumped_model, typed_fields
 from sabot.base.checks import check_called
+from sabot.calls.schema import Mismatch
 from sabot.errors import DataError, UserError, message_of, short_repr
 from sabot.jobs.values import in_order, plain_in_order
 from sabot.llm.agent import Agent, AgentResult
 from sabot.llm.columns import FINISH_REASON
 from sabot.llm.conversation import Conversation
-from sabot.llm.schema import Mismatch
 
 _SESSION = "conversation"
 _BRACES = "{text} is a field; {{ and }} are braces"

@@ -46,6 +46,7 @@ from sabot.agents.durable.job_rows import (
 )
 from sabot.agents.durable.operator import DurableAgentOperator
 from sabot.api.agent import AgentSpec
+from sabot.calls.effects import digest
 from sabot.codecs.records import RECORD_SCHEMA, header_rows
 from sabot.errors import DataError, InputChanged, SabotError, UserError
 from sabot.jobs.guard import NOBODY, Behalf
@@ -53,7 +54,6 @@ from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.open_jobs import last_begin
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import JobRun
-from sabot.journal.effects import digest
 from sabot.operators.agents.batches import BatchOutput, good_rows, returned, with_columns
 from sabot.operators.agents.rows import JOB_HEADER, rows_of, with_headers
 from sabot.operators.row_queue import QueuedRows

@@ -1,30 +1,34 @@
 """The argument `ctx` of a durable agent's function: an AgentContext whose effects are in the journal."""
 
 import asyncio
+import inspect
 import logging
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar, overload
 
 import msgspec
 import pyarrow as pa
 
 from sabot.api.context import AgentContext, RecordFields, apply_writes, record_context
 from sabot.api.functions import Timers
-from sabot.base.arrays import plain_form
 from sabot.base.config import Duration, checked_text, parse_seconds
+from sabot.calls.effects import RULES, EffectClass, EffectName, may_call
+from sabot.calls.functions import unwrap
+from sabot.calls.model_requests import RequestSpec
+from sabot.calls.tool_context import TakesEffect, ToolContext
+from sabot.calls.tool_results import plain_form
+from sabot.calls.tools import Tool, as_tool
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.jobs.history import ACTION_TYPES, ContinueAs
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import in_order, pack, unpack
-from sabot.journal.effects import RULES, EffectClass, EffectName
 from sabot.journal.entries import Answer, Signal
-from sabot.llm.spec import RequestSpec
-from sabot.llm.tools import TakesEffect, Tool, as_tool
 from sabot.state import StateBackend
 
 P = ParamSpec("P")
@@ -135,6 +139,18 @@ class DurableContext(AgentContext):
         return backend
 
     @overload
+    async def call(
+        self, tool: Callable[Concatenate[ToolContext[Any], P], Awaitable[Plain]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Plain: ...
+    @overload
+    async def call(
+        self, tool: Callable[Concatenate[ToolContext[Any], P], Plain], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Plain: ...
+    @overload
+    async def call(
+        self, tool: Callable[Concatenate[ToolContext[Any], P], Any], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Any: ...
+    @overload
     async def call(self, tool: Callable[P, Awaitable[Plain]], /, *args: P.args, **kwargs: P.kwargs) -> Plain: ...
     @overload
     async def call(self, tool: Callable[P, Plain], /, *args: P.args, **kwargs: P.kwargs) -> Plain: ...
@@ -208,20 +224,53 @@ class DurableContext(AgentContext):
           may not. A tool whose own class forbids repetition cannot be given one that allows it: this raises UserError.
         - `timeout`: the time limit for each attempt. None means no limit.
         - `retries`: the number of further attempts after a failure. None means no further attempt.
+
+        Raises UserError if one of these three is given, and the function has a parameter with its name that `args` do
+        not fill: it would not be clear for which of the two the value is.
         """
         made = as_tool(func, effect=effect, timeout=timeout, retries=retries)
-        if isinstance(func, Tool) and RULES[made.effect].repeatable and not RULES[func.effect].repeatable:
+        given = {"effect": effect != "unsafe" and not made.takes_effect, "timeout": timeout, "retries": retries}
+        for name in _shared_names(made.func, args):
+            if given[name] not in (None, False) and not self._job.has_passed(""):  # earlier versions took it as ours
+                raise UserError(
+                    f"ctx.step({made.name}, {name}=…): {made.name} has a parameter {name!r} too, so this may be for it",
+                    hint=f"functools.partial({made.name}, {name}=…) gives it to the function; or declare the tool, "
+                    f"@tool({name}=…), and await ctx.call({made.name}, …)",
+                )
+        if isinstance(func, Tool) and not may_call(made.effect, func.effect):
+            held = (
+                "every call of it changes something"
+                if RULES[func.effect].repeatable
+                else "no call of it may be repeated"
+            )
             raise UserError(
-                f"ctx.step({func.name}, effect={effect!r}): the tool is declared {func.effect.value!r}, so no call of it may be repeated",
+                f"ctx.step({func.name}, effect={effect!r}): the tool is declared {func.effect.value!r}, so {held}",
                 hint=f"await ctx.call({func.name}, …); or declare what it does: @tool(effect={effect!r})",
             )
         return await self._made(made, args, kwargs)
 
+    async def _call_of_model(self, tool: Tool, arguments: Mapping[str, Any], said: str | None) -> Any:
+        """Does the same as `call`. `said`: the arguments as a model has written them, or None."""
+        if tool.converse is not None:
+            return await tool.converse(tool, _JobCaller(self), arguments)
+        return await self._made(tool, (), arguments, said=said)
+
     async def _made(
-        self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any], steps: list[int] | None = None
+        self,
+        tool: Tool,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        steps: list[int] | None = None,
+        said: str | None = None,
     ) -> Any:
+        name = tool.takes_context
+        if name and (name in kwargs or any(isinstance(each, ToolContext) for each in args)):
+            raise UserError(
+                f"{tool.name} was called with its {name}: ToolContext, which the job gives it",
+                hint=f"leave it out: await ctx.call({tool.name}, …) with the other arguments",
+            )
         body = pack([args, kwargs], f"arguments of {tool.name}", sort=True)
-        return await self._job.call(tool, args, kwargs, body, steps=steps)
+        return await self._job.call(tool, args, kwargs, body, steps=steps, said=said)
 
     async def ask(self, kind: str, payload: Mapping[str, Any], *, timeout: Duration | None = None) -> Reply:
         """Asks a person a question, waits for the answer, and returns it. While the question is open, the job is
@@ -290,7 +339,7 @@ class DurableContext(AgentContext):
         """
         from sabot.agents.durable.models import JobModel
 
-        return JobModel(self.call, self._job, engine)
+        return JobModel(self._call_of_model, self._job, engine)
 
     @property
     def log(self) -> logging.Logger:
@@ -410,14 +459,22 @@ class BatchJobContext(DurableContext):
 
 
 def durable_context(
-    job: JobRun, record: RecordFields, state_backend: StateBackend | None, agent_id: str, prefix: str, clock: Clock
+    job: JobRun,
+    record: RecordFields,
+    state_backend: StateBackend | None,
+    agent_id: str,
+    prefix: str,
+    clock: Clock,
+    metadata: Mapping[str, Any] = MappingProxyType({}),
 ) -> DurableContext:
     """Makes the `ctx` argument for the function of a durable agent.
 
     - `record`: the decoded record of the job.
     - `state_backend`: the store of the keyed state, or None.
     - `prefix`: the text that precedes the names of this agent's states in the store.
+    - `metadata`: those of the request to a kernel, for the tools of the job.
     """
+    job.input = record.value, record.key, metadata
     ctx = record_context(record, state_backend, agent_id, prefix, clock, None, DurableContext)
     assert isinstance(ctx, DurableContext)
     ctx._job, ctx._unread = job, bool(prefix)  # without a prefix no other job has written the state
@@ -440,7 +497,28 @@ def batch_job_context(job: JobRun, data: pa.RecordBatch, topic: str, agent_id: s
     """
     ctx = BatchJobContext(data, topic=topic, agent_id=agent_id, buffered=True, clock=clock)
     ctx._job, ctx._unread, ctx.given_up = job, False, {}
+    job.input = data, None, {}
     return ctx
+
+
+_OPTIONS = frozenset({"effect", "timeout", "retries"})  # of `DurableContext.step`
+
+
+def _shared_names(func: Any, args: Sequence[Any]) -> Iterable[str]:
+    """Returns the options of `DurableContext.step` that are parameters of the function too, and that neither these
+    arguments nor those of a partial fill.
+    """
+    code = getattr(unwrap(func), "__code__", None)
+    if code is not None and _OPTIONS.isdisjoint(code.co_varnames):  # so it is nearly always, and inspecting is slow
+        return ()
+    try:
+        signature = inspect.signature(func)
+        filled = signature.bind_partial(*args).arguments
+    except (TypeError, ValueError):  # the call says what is wrong with them
+        return ()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = {name for name, each in signature.parameters.items() if each.kind in kinds}
+    return sorted(names & _OPTIONS - set(filled) - set(getattr(func, "keywords", ())))
 
 
 def _check_type(kind: str) -> None:

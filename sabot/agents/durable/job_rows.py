@@ -13,6 +13,7 @@ from sabot.agents.admission import Place
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.durable.job_batches import to_ipc
 from sabot.api.agent import AgentSpec
+from sabot.calls.effects import digest
 from sabot.calls.functions import unwrap
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
@@ -23,7 +24,6 @@ from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import PYTHON_MARK
 from sabot.jobs.tree import parent_of
 from sabot.jobs.values import in_order, pack, unpack
-from sabot.journal.effects import digest
 from sabot.operators.agents.rows import JOB_HEADER, JSON_HEADER, Row, place_of, rows_of, with_headers
 from sabot.operators.agents.timers import key_of
 
@@ -245,7 +245,7 @@ class JobNames:
         The id comes from a header if the record is a dead letter or a result of another durable agent. Otherwise it
         is made of the record's field `job_id=`, or of the record's position. Raises DataError if the agent no longer
         reads the topic of the record, so that the position identifies nothing. Raises DataError if a field that an
-        option of the agent names is neither a text nor a whole number.
+        option of the agent names is neither a text nor a whole number, and for the dead letter of a child.
         """
         labels = self._labels if not row.headers else labels_of(row.headers, self._labels)
         if labels or self._scope is not None or self._principal is not None:
@@ -257,6 +257,13 @@ class JobNames:
                 call.job_id, call.named = value.decode(errors="replace"), True
                 call.failed_run = failed_run(row.headers)
                 return
+            if name == JOB_HEADER and value is not None and parent_of(job_id := value.decode(errors="replace"))[0]:
+                call.job_id, call.failed_run = job_id, failed_run(row.headers)
+                raise DataError(
+                    f"{place_of(row)}: it is the dead letter of {job_id}, a child, whose parent knows that it has failed: its "
+                    "effects would be made again by another job",
+                    hint="send the dead letter of its parent again; or, to make them again, a record without the header sabot.job",
+                )
             if name == FROM_HEADER and row.topic in self.parents:
                 call.job_id = f"{self._agent_id}/{value.decode(errors='replace')}"
                 call.named = failed_run(row.headers) == 0
@@ -404,7 +411,7 @@ def value_headers(message: Any, payload: bytes) -> Headers:
         return ()
     try:
         packed = pack(in_order(message), "the message")
-    except UserError:  # an integer of more than 64 bits
+    except UserError:  # it is longer than a journal's values may be
         return ()
     same = decode_json(payload, where="the message") == unpack(packed)
     return () if same else ((VALUE_HEADER, packed),)

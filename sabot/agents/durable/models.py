@@ -11,25 +11,27 @@ from typing import Any
 import msgspec
 
 from sabot.base.surrogates import whole_text
+from sabot.calls.effects import EffectClass
+from sabot.calls.errors import ModelError, model_error
+from sabot.calls.judging import Make
+from sabot.calls.messages import ChatMessage
+from sabot.calls.model_requests import RequestSpec
+from sabot.calls.schema import Schema
+from sabot.calls.tool_context import Effect
+from sabot.calls.tools import Tool, as_tool
 from sabot.errors import EffectError, TransientError
 from sabot.jobs.guard import Price
 from sabot.jobs.history import ASKS
 from sabot.jobs.judges import GuardJudge
 from sabot.jobs.run import JobRun, Pieces
 from sabot.jobs.values import pack
-from sabot.journal.effects import EffectClass
-from sabot.llm.agent import asks_summary
+from sabot.llm.agent import ASKING_AGENT, asks_summary
 from sabot.llm.asked_batches import AgentModel, Said
 from sabot.llm.engine_core import Engine
-from sabot.llm.errors import ModelError, model_error
-from sabot.llm.judges import JUDGE, CallJudge, Make
-from sabot.llm.messages import ChatMessage
+from sabot.llm.judges import JUDGE, CallJudge
 from sabot.llm.middleware import ModelCall, Outcome
-from sabot.llm.requests import error_of_end, request_of, with_output
+from sabot.llm.requests import error_of_end, known_schema, request_of, with_output
 from sabot.llm.results import Completion, Piece
-from sabot.llm.schema import Schema
-from sabot.llm.spec import RequestSpec
-from sabot.llm.tools import Effect, Tool, as_tool
 
 
 class JobModel(AgentModel):
@@ -39,7 +41,7 @@ class JobModel(AgentModel):
     A request is recorded with a hash of all its messages, but only the messages after the model's last answer are
     stored. The earlier messages are in the entries of earlier requests.
 
-    `call` is the method `DurableContext.call` of the job, by which tools are called.
+    `call` is a method of the job's context, by which tools are called (`DurableContext`).
     """
 
     def __init__(self, call: Callable[..., Awaitable[Any]], job: JobRun, engine: Engine) -> None:
@@ -62,10 +64,13 @@ class JobModel(AgentModel):
         example because a guard denies it.
         """
         spec, schema = request_of(prompt, output, fields)
-        body, tool = request_body(spec), self._tool
-        if self._job.asks_anew(ASKS, body):  # a cache would have the answer that the job could not use
-            uncached = _asking(self.engine, self._job.job_id, self._job.pieces, cache=False)
-            tool = as_tool(uncached, effect=EffectClass.METERED)
+        body, tool, wanted = request_body(spec), self._tool, schema or known_schema(spec)
+        adds = wanted if wanted is not None and wanted.adds_values else None
+        cache = not self._job.asks_anew(ASKS, body)  # it would have the answer that the job could not use
+        agent = self._asking_agent()
+        if adds is not None or agent or not cache:
+            asking = _asking(self.engine, self._job.job_id, self._job.pieces, cache=cache, adds=adds, agent=agent)
+            tool = as_tool(asking, effect=EffectClass.METERED)
         try:
             model = spec.model or self._model
             said = await self._job.call(tool, (spec,), {}, body, model=model, price=self._price)
@@ -75,6 +80,11 @@ class JobModel(AgentModel):
         if schema is None or error_of_end(answer) is None:
             return with_output(answer, schema)
         return with_output(answer, schema, looks_at_end=self.looks_at_ends())
+
+    def _asking_agent(self) -> str:
+        """Returns the name of the agent of this job that asks as a tool of another one, or ""."""
+        effects, name = ASKING_AGENT.get() or (None, "")
+        return name if isinstance(effects, JobModel) and effects._job is self._job else ""
 
     async def answer_all(self, requests: Sequence[RequestSpec], output: Schema | None) -> Sequence[Said]:
         """Sends each request as an effect of its own, all at the same time. Returns the answer or the error of each
@@ -101,14 +111,14 @@ class JobModel(AgentModel):
         """Returns a JobModel for another engine, for the same job."""
         return JobModel(self._call_tool, self._job, engine)
 
-    async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
+    async def call(self, tool: Tool, arguments: Mapping[str, Any], said: str | None = None) -> Any:
         """Calls a tool as an effect of the job, and returns its result. `arguments` are its arguments, by name. Calls of
         agents that are tools were no effects in earlier versions: a job that has passed this place in one of them gets
         the prompt back.
         """
         if tool.is_agent and self._job.has_passed(tool.name):
             return arguments["prompt"]
-        return await self._call_tool(tool, **arguments)
+        return await self._call_tool(tool, arguments, said)
 
 
 class _Requests:
@@ -154,21 +164,41 @@ class _Requests:
             self.effect = await self._again(self.effect)
 
 
-def _asking(engine: Engine, job_id: str, pieces: Pieces | None, *, cache: bool = True) -> Callable[..., Any]:
-    async def llm(spec: RequestSpec, effect: Effect) -> Completion:
+def _asking(
+    engine: Engine,
+    job_id: str,
+    pieces: Pieces | None,
+    *,
+    cache: bool = True,
+    adds: Schema | None = None,
+    agent: str = "",
+) -> Callable[..., Any]:
+    """Returns the function of the effect that asks a model. With the answer it records the name of the agent that asks as
+    a tool of another one (`agent`), whose answers are not those of the job, and what the type of the output adds to the
+    text by itself, such as a new id. `adds`: the schema of the output if its type does so.
+    """
+
+    async def ask(spec: RequestSpec, effect: Effect) -> Completion:
         requests = _Requests(effect, JUDGE.get())
         JUDGE.set(requests)  # for this effect only: each effect runs in its own context
         # A summary of the conversation is for the model, and no part of an answer.
         if pieces is None or asks_summary(spec.messages) or not await pieces.wants_fragments(job_id):
             return await engine.complete(spec, idempotency_key=effect.key, cache=cache)
-        return await _in_pieces(engine, spec, effect, pieces, requests, cache)
+        return await _in_pieces(engine, spec, effect, pieces, requests, cache, agent)
+
+    async def llm(spec: RequestSpec, effect: Effect) -> Any:
+        answer = await ask(spec, effect)
+        more: dict[str, Any] = {"agent": agent} if agent else {}
+        if adds is not None and not answer.tool_calls and (form := adds.form_of(answer.content)) is not None:
+            more["output"] = form
+        return {**msgspec.to_builtins(answer), **more} if more else answer  # a dict: a UUID is recorded as a UUID
 
     llm.__name__ = ASKS
     return llm
 
 
 async def _in_pieces(
-    engine: Engine, spec: RequestSpec, effect: Effect, pieces: Pieces, requests: _Requests, cache: bool
+    engine: Engine, spec: RequestSpec, effect: Effect, pieces: Pieces, requests: _Requests, cache: bool, agent: str
 ) -> Completion:
     """Sends a request to a model, and publishes each piece of the answer when it arrives. Returns the whole answer.
 
@@ -180,7 +210,7 @@ async def _in_pieces(
     def publish(piece: Piece) -> None:
         nonlocal number
         if piece.text or piece.reasoning:
-            pieces.fragment(requests.effect, number, whole_text(piece.text), whole_text(piece.reasoning))
+            pieces.fragment(requests.effect, number, whole_text(piece.text), whole_text(piece.reasoning), agent)
             number += 1
 
     try:

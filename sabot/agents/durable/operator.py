@@ -52,6 +52,7 @@ from sabot.agents.durable.mailbox import MailRoom
 from sabot.api.agent import AgentSpec
 from sabot.base.process_exit import EXITS
 from sabot.base.supervision import watch_call, watch_task
+from sabot.calls.effects import digest
 from sabot.calls.limits import TokenBucket
 from sabot.errors import DataError, InputChanged, NonDeterminism, SabotError, UserError
 from sabot.jobs.guard import Behalf
@@ -62,7 +63,6 @@ from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import conversation_of, pack, pack_error, unpack, unpack_error
 from sabot.journal.base import MAY_BEGIN_AGAIN
-from sabot.journal.effects import digest
 from sabot.operators.agents.operator import AgentOperator
 from sabot.operators.agents.rows import RecordReader, Row, place_of, results_of, waiting_batches
 

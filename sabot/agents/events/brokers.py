@@ -20,11 +20,11 @@ import msgspec
 
 from sabot.agents.context import checked_word
 from sabot.agents.events.bus import EventBus, RuntimeEvent, RuntimeEventType, Slow, Subscription
-from sabot.base.arrays import model_or_text
 from sabot.base.backoff import Backoff
 from sabot.base.checks import Of, Whole, check
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
+from sabot.calls.tool_results import model_or_text
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.redis import RedisServer
 from sabot.errors import UNREADABLE, DataError, SabotError, TransientError, UserError, message_of, short_repr

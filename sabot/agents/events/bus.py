@@ -448,7 +448,8 @@ class InMemoryEventBus:
         """Returns True if a subscriber has subscribed to events of this type and job."""
         if self._of_type.get(event_type):
             return True
-        return any(each.wants(event_type) for each in self._of_job.get(job_id, ()))
+        of_job = self._of_job.get(job_id)
+        return of_job is not None and any(each.wants(event_type) for each in of_job)
 
     def holds(self, subscription: Subscription) -> None:
         """Makes each `publish` wait until `drained` is called for this subscription. A subscription with `slow="hold"`

@@ -1,6 +1,6 @@
 """Makes events from the entries of a journal. The listener of a job host publishes them.
 
-   BEGIN                job.started
+   BEGIN                action.cancelled for each open question of the history before (`ctx.continue_as`); job.started
    INTENT, ATTEMPT      tool.start, unless it is denied, or a person has to allow it first; action.required, job.status_changed
    parts of answers     model.token, model.reasoning
    RESULT               model.done, tool.end, tool.error
@@ -21,13 +21,13 @@ from sabot.agents.entry_values import as_plain, value_of
 from sabot.agents.events.bus import RuntimeEvent, RuntimeEventType
 from sabot.agents.job_view import EffectView, JobState, JobView, action_number, edit_of_effect
 from sabot.base.quantities import plain
+from sabot.calls.effects import EffectClass
+from sabot.calls.messages import ChatMessage
 from sabot.errors import EffectError
 from sabot.jobs.guard import Decision, decode_verdict
 from sabot.jobs.log import Blocked, Fragment, Notice
-from sabot.journal.effects import EffectClass
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, StoredBody, body_of
 from sabot.llm.agent import asks_summary
-from sabot.llm.messages import ChatMessage
 
 _TYPE = RuntimeEventType
 _CLOSED = {"resolved": _TYPE.ACTION_RESOLVED, "expired": _TYPE.ACTION_EXPIRED}
@@ -65,8 +65,11 @@ class JobEvents:
             else:
                 await self._status(job, notice, "blocked", {"error": str(notice.error)})
             return
-        before = self._view.states.get(notice.job)
-        unanswered = list(before.questions.values()) if isinstance(notice, End) and before is not None else []
+        unanswered: list[Intent] = []
+        if (
+            type(notice) is Begin or type(notice) is End
+        ) and notice.job in self._view.states:  # of a job, or of its history
+            unanswered.extend(self._view.states[notice.job].questions.values())
         job, effects, question, inherited = self._view.apply(notice)
         # A letter for a job that has ended; or for one from before a restart, all of whose entries come again.
         if not job.begun and not isinstance(notice, End):
@@ -76,6 +79,7 @@ class JobEvents:
             return
         match notice:
             case Begin():
+                await self._cancelled(job, unanswered, notice.at_ms)
                 await self._began(job, notice)
             case Intent(kind="call"):
                 verdict = decode_verdict(notice.note)
@@ -99,8 +103,7 @@ class JobEvents:
                 await self._answered(job, question, notice)
             case End():
                 self._view.forget(notice.job)
-                for each in unanswered:  # nobody can answer them any more, and no ANSWER says so
-                    await self._closed(job, _TYPE.ACTION_CANCELLED, each, notice.at_ms, {}, "")
+                await self._cancelled(job, unanswered, notice.at_ms)
                 await self._ended(job, notice)
 
     async def _publish(
@@ -192,6 +195,11 @@ class JobEvents:
         if not job.questions:
             await self._status(job, answer, "running", {})
 
+    async def _cancelled(self, job: JobState, unanswered: Iterable[Intent], at_ms: int) -> None:
+        """Publishes that these questions are cancelled: nobody can answer them any more, and no ANSWER says so."""
+        for each in unanswered:
+            await self._closed(job, _TYPE.ACTION_CANCELLED, each, at_ms, {}, "")
+
     async def _closed(
         self, job: JobState, kind: RuntimeEventType, what: Intent | Answer, at_ms: int, resolution: Any, by: str
     ) -> None:
@@ -222,6 +230,8 @@ def piece_events(piece: Fragment, whom: tuple[str, str, str]) -> Iterator[Runtim
     for kind, text in ((_TYPE.MODEL_TOKEN, piece.text), (_TYPE.MODEL_REASONING, piece.reasoning)):
         if text:
             data = {"text": text, "ordinal": piece.ordinal, "attempt": piece.attempt, "number": piece.number}
+            if piece.agent:
+                data["agent"] = piece.agent
             event_id = f"{piece.job}/{piece.ordinal}/{piece.attempt}/{piece.number}/{kind}"
             yield RuntimeEvent(kind, piece.job, data, event_id, piece.at_ms / 1000, *whom)
 
@@ -306,7 +316,7 @@ def _answer(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or "message" not in value:
         return {"result": as_plain(value)}
     message = value["message"]
-    facts = {name: value.get(name) for name in ("usage", "cost", "model", "provider", "request_id", "cached")}
+    facts = {name: value.get(name) for name in ("usage", "cost", "model", "provider", "request_id", "cached", "agent")}
     return {
         "content": as_plain(message.get("content", "")),
         "tool_calls": as_plain(message.get("tool_calls", [])),

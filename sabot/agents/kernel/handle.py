@@ -14,6 +14,7 @@ from sabot.agents.kernel.public import Disclosure, public_events, server_sent
 from sabot.agents.store import cancel_letter
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.stored_names import stored_name
+from sabot.calls.errors import BudgetExceeded, BudgetUnavailable, TurnLimitExceeded, model_error
 from sabot.errors import EffectError, JobCancelled, UserError
 from sabot.jobs.log import Fragment
 from sabot.jobs.tree import parent_of
@@ -21,7 +22,6 @@ from sabot.jobs.url_ids import url_id
 from sabot.jobs.values import unpack_error
 from sabot.journal.entries import Letter
 from sabot.llm.agent import Agent
-from sabot.llm.errors import BudgetExceeded, BudgetUnavailable, TurnLimitExceeded, model_error
 
 _FINAL = (RuntimeEventType.FINAL_RESULT, RuntimeEventType.FINAL_ERROR)
 _PIECES = (RuntimeEventType.MODEL_TOKEN, RuntimeEventType.MODEL_REASONING)

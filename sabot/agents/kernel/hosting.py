@@ -26,10 +26,11 @@ from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, encode_reque
 from sabot.agents.kernel.pieces import KeptPieces
 from sabot.agents.store import LentStore
 from sabot.api.child_limits import ChildLimits
-from sabot.base.arrays import model_or_text
 from sabot.base.quantities import counted_words
 from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import run_in_thread
+from sabot.calls.effects import digest
+from sabot.calls.tool_results import model_or_text
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, InternalError, NonDeterminism, SabotError, UserError
 from sabot.jobs.events import Arrived
@@ -42,7 +43,6 @@ from sabot.jobs.owner import OpenJob
 from sabot.jobs.tree import first_of, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
-from sabot.journal.effects import digest
 from sabot.journal.entries import REQUEST, Answer, Begin, Cancel, EffectResult, End, Entry, Signal
 
 _log = logging.getLogger(__name__)
@@ -564,7 +564,8 @@ class _KernelEvents(JobEvents):
             self.kept.add(notice)  # before it is published: what a listener finds kept, it may leave out of its queue
         await super().publish(notice)
         if type(notice) is EffectResult:
-            self.kept.drop(notice.job, notice.ordinal)
+            if self.kept:
+                self.kept.drop(notice.job, notice.ordinal)
         elif type(notice) is End:
             self.kept.drop(notice.job)
         elif type(notice) in _WANT_TO_GO_ON:

@@ -10,15 +10,19 @@ from typing import Any, Protocol
 
 import msgspec
 
-from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_fields, checked_word
+from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, check_request
 from sabot.agents.durable.context import DurableContext, durable_context
 from sabot.agents.durable.job_rows import version_of
-from sabot.base.checks import Of, check
 from sabot.base.config import checked_name
 from sabot.base.options import answers_wrong_options
 from sabot.base.process_exit import EXITS
+from sabot.calls.decoded import NO_FORM, form_of, with_form
 from sabot.calls.error_log import ErrorLog
 from sabot.calls.functions import awaitable
+from sabot.calls.messages import ChatMessage
+from sabot.calls.tool_results import json_text
+from sabot.calls.tools import Tool
+from sabot.calls.usage import Usage
 from sabot.clock import Clock
 from sabot.errors import NonDeterminism, UserError, short_repr
 from sabot.jobs.guard import Behalf
@@ -29,8 +33,6 @@ from sabot.jobs.values import pack, unpack
 from sabot.journal.entries import EffectResult
 from sabot.llm.agent import Agent, AgentResult
 from sabot.llm.engine import ExecutionEngine
-from sabot.llm.messages import ChatMessage
-from sabot.llm.results import Usage
 from sabot.operators.agents.rows import Row
 from sabot.state.backends.memory import MemoryBackend
 
@@ -65,13 +67,7 @@ class ExecutionRequest:
     agent: str = ""
 
     def __post_init__(self) -> None:
-        checked_word(self.scope_id, "scope_id", empty=False)
-        for name in ("principal_id", "session_id", "run_id", "idempotency_key", "agent"):
-            checked_word(getattr(self, name), name)
-        object.__setattr__(self, "budgets", BudgetSpec.of(self.budgets))
-        check("ExecutionRequest: policy_ref", self.policy_ref, Of(PolicyRef | None, 'PolicyRef("name")'))
-        check("ExecutionRequest: versions", self.versions, Of(RunVersions, "RunVersions(…)"))
-        checked_fields(self.metadata, "metadata")
+        check_request(self, "idempotency_key", "agent")
 
     def context(self, job_id: str = "") -> ExecutionContext:
         """Returns the context of the job for this request: the tenant, the actor, the limits and the other fields of
@@ -125,7 +121,9 @@ _DEFAULTS = {
 
 
 class _Ended(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The result of an Agent in the form that the END entry of its job stores."""
+    """The result of an Agent in the form that the END entry of its job stores. `output`: the output in the form of
+    `calls.decoded`, if its type adds something to the text of the answer by itself. New fields are only added at the end.
+    """
 
     content: str
     usage: Usage = Usage()
@@ -133,6 +131,7 @@ class _Ended(msgspec.Struct, frozen=True, omit_defaults=True):
     turns: int = 0
     tool_calls: int = 0
     finish_reason: str = "stop"
+    output: Any = None
 
 
 def encode_request(request: ExecutionRequest) -> bytes:
@@ -226,6 +225,10 @@ class KernelAgent:
         """
         if not isinstance(agent, Agent) and not callable(agent):
             raise UserError(f"{short_repr(agent)} is no agent", hint="an Agent of sabot.llm, or `async def f(ctx)`")
+        if isinstance(agent, Tool):
+            raise UserError(
+                f"tool {agent.name} is no agent", hint=f"`async def f(ctx)`, which awaits ctx.call({agent.name}, …)"
+            )
         self.agent = agent
         name = agent.name if isinstance(agent, Agent) else getattr(agent, "__name__", None)
         if name is None:
@@ -249,7 +252,7 @@ class KernelAgent:
         """Returns the coroutine that runs the agent for this job. The caller starts it."""
         request, begin = self._asked(job), job.history.begin
         row = Row(None, None, begin.at_ms, -1, -1, (), "", request.prompt, begin.key)
-        ctx = durable_context(job, row, _NO_STATE, self.agent_id, "", self._clock)
+        ctx = durable_context(job, row, _NO_STATE, self.agent_id, "", self._clock, request.metadata)
         return self._run(ctx, request)
 
     def _asked(self, job: JobRun) -> ExecutionRequest:
@@ -290,7 +293,17 @@ class KernelAgent:
         """Encodes the value that the agent or function has returned, for the END entry of the job. Raises UserError for
         a value that cannot be encoded.
         """
-        return pack(_ended(value) if isinstance(value, AgentResult) else value, f"the result of job {job.job_id}")
+        if isinstance(value, AgentResult):
+            value = self._ended(value)
+        return pack(value, f"the result of job {job.job_id}")
+
+    def _ended(self, result: AgentResult[Any]) -> Any:
+        facts = result.usage, result.cost, result.turns, result.tool_calls, result.finish_reason
+        ended, shape = _Ended(result.content, *facts), self.agent.output if isinstance(self.agent, Agent) else None
+        form = form_of(result.output) if shape is not None and shape.adds_values else NO_FORM
+        if form is NO_FORM or form is None:
+            return ended
+        return {**msgspec.to_builtins(ended), "output": form}  # a dict, in which a UUID is recorded as a UUID
 
     def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
         if isinstance(error, EXITS):
@@ -342,17 +355,10 @@ class KernelAgent:
         """
         value = unpack(body)
         if not isinstance(self.agent, Agent):
-            content = value if isinstance(value, str) else _text(value)
+            content = value if isinstance(value, str) else "" if value is None else json_text(value)
             return ExecutionResult(job_id=job_id, content=content, output=value)
         said, shape = msgspec.convert(value, _Ended, strict=False), self.agent.output
-        facts = {name: getattr(said, name) for name in said.__struct_fields__}
-        return ExecutionResult(job_id=job_id, output=None if shape is None else shape.decode(said.content), **facts)
-
-
-def _ended(result: AgentResult) -> _Ended:
-    facts = result.usage, result.cost, result.turns, result.tool_calls, result.finish_reason
-    return _Ended(result.content, *facts)
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else msgspec.json.encode(value, enc_hook=str).decode()
+        output = None if shape is None else shape.decode(said.content)
+        if output is not None and said.output is not None:
+            output = with_form(output, said.output)
+        return ExecutionResult(**{**msgspec.structs.asdict(said), "job_id": job_id, "output": output})

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
@@ -20,6 +20,7 @@ from sabot.agents.app_jobs import AppJobs, AppJobStore, JournalAddress
 from sabot.agents.context import PolicyRef, checked_word
 from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent
 from sabot.agents.events.job_events import events_of
+from sabot.agents.job_checks import CheckedJob, verdict_of
 from sabot.agents.jobs import JobRecord, JobSpec, JobStore
 from sabot.agents.kernel.handle import ExecutionHandle
 from sabot.agents.kernel.hosting import KernelHost
@@ -39,10 +40,10 @@ from sabot.jobs.history import History
 from sabot.jobs.host import STOP_GRACE_SECONDS
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import Fragment
-from sabot.jobs.open_jobs import whole_entries
+from sabot.jobs.open_jobs import open_jobs, whole_entries
 from sabot.jobs.run import JobRun
 from sabot.jobs.url_ids import stored_id
-from sabot.journal import Journal
+from sabot.journal import Journal, JournalReader
 from sabot.journal.entries import Begin, Entry, Letter
 from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.journal.opening import open_journal
@@ -554,3 +555,22 @@ def _job_id(agent: KernelAgent, request: ExecutionRequest) -> str:
         return f"{agent.agent_id}/{uuid.uuid4().hex}"
     name = f"{request.scope_id}\0{request.idempotency_key}"
     return f"{agent.agent_id}/{blake2b(name.encode(), digest_size=16).hexdigest()}"
+
+
+def check_kernel(kernel: RuntimeKernel, reader: JournalReader) -> Iterator[CheckedJob]:
+    """Checks each open job that the kernel would continue if it were started over a journal now. Runs the jobs over their
+    recorded results in memory, without calling anything. Yields one result for each job, in the order in which the jobs
+    began. Blocks the thread. `reader`: the journal of the kernel, which may run meanwhile.
+
+    Raises CorruptJournal for an entry that cannot be read.
+    """
+    agents = {each.agent_id: each for each in kernel._agents.values()}
+    for job in open_jobs(reader, reader.positions(), {}):
+        if job.ended is not None:  # since the positions were read
+            continue
+        entries = [entry for _, entry in whole_entries(reader, job.job_id)]
+        history, agent = History.of(job.job_id, entries, parked=len(entries)), agents.get(job.agent)
+        verdict, then = "gone", "the kernel has no agent of this name"
+        if agent is not None:
+            verdict, then = verdict_of(JobRun(job.job_id, history, key=reader.key, code=agent.code), agent.coroutine)
+        yield CheckedJob(job.job_id, job.agent, verdict, history.last_ordinal, then)

@@ -81,6 +81,9 @@ class KeptPieces:
         while self._size > MOST_OF_ALL:
             self.drop(*next(iter(self._order)))
 
+    def __bool__(self) -> bool:
+        return bool(self._jobs)
+
     def drop(self, job_id: str, ordinal: int | None = None) -> None:
         """Drops the pieces of one answer of a job, or of all with None. Does nothing if there are none."""
         answers = self._jobs.get(job_id)
@@ -179,4 +182,5 @@ class HeardPieces:
 
 
 def _with_texts(piece: Fragment, text: str, reasoning: str) -> Fragment:
-    return Fragment(piece.job, piece.ordinal, piece.attempt, piece.number, text, reasoning, piece.at_ms)
+    place = piece.job, piece.ordinal, piece.attempt, piece.number
+    return Fragment(*place, text, reasoning, piece.at_ms, piece.agent)

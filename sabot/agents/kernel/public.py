@@ -162,15 +162,16 @@ class _Teller:
         if self._skips:
             self._skips = name != self._place.last
             return []
+        own = self._disclosure.answers and "agent" not in event.data  # not the result of a tool, which another agent is
         if event.type is _TYPE.MODEL_TOKEN:
-            return self._piece(event) if self._disclosure.answers else []
+            return self._piece(event) if own else []
         if event.type not in _SHOWN:
             return []
         if event.type is _TYPE.JOB_STATUS_CHANGED and event.data.get("status") not in _STATUSES:
             return []
         made = []
         if event.type is _TYPE.MODEL_DONE:
-            if self._disclosure.answers and not {"error", "summary"} & event.data.keys():
+            if own and not {"error", "summary"} & event.data.keys():
                 made = self._rest(event, _text(event.data.get("content")))
             self._place.answers.pop(event.data["ordinal"], None)
         self._place.last = name

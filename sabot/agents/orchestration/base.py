@@ -18,20 +18,21 @@ import msgspec
 
 from sabot.agents.context import ExecutionContext
 from sabot.agents.durable.context import DurableContext
-from sabot.base.arrays import model_or_text
 from sabot.base.checks import Of, check
 from sabot.base.config import check_numbers, checked_durations
 from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_to_end
+from sabot.calls.errors import AgentRunError, BudgetExceeded, ModelError, ToolError
+from sabot.calls.model_requests import RequestSpec, context_of
+from sabot.calls.tool_results import model_or_text
+from sabot.calls.tools import Tool, as_tool
+from sabot.calls.usage import Usage
 from sabot.errors import EffectError, SabotError, UserError, message_of, short_repr
 from sabot.jobs.guard import APART
 from sabot.llm.agent import Agent, AgentEffects, current_effects
 from sabot.llm.direct import DirectTools
 from sabot.llm.engine import ExecutionEngine
-from sabot.llm.errors import AgentRunError, BudgetExceeded, ModelError, ToolError
-from sabot.llm.results import Completion, Piece, Usage
-from sabot.llm.spec import RequestSpec, context_of
-from sabot.llm.tools import Tool, as_tool
+from sabot.llm.results import Completion, Piece
 
 
 class FlowError(SabotError):
@@ -61,8 +62,8 @@ class DepthExceeded(FlowError):
 
 
 class FlowFailed(FlowError):
-    """The error for a step of a flow that has failed, whose input is unusable, or that has more operators to start than
-    its limit allows. The flow that contains the step fails with it too.
+    """The error for a step of a flow that has failed, or whose input is unusable. The flow that contains the step fails
+    with it too.
     """
 
 
@@ -81,7 +82,8 @@ _FAILURES = (FlowFailed, ModelError, AgentRunError, ToolError, EffectError, Budg
 class OrchestrationConfig:
     """The limits of a flow, which is an operator that consists of other operators.
 
-    - `max_child_jobs`: the most operators that one parallel step (`run_parallel`) may start.
+    - `max_child_jobs`: the most operators of one parallel step that run at the same time, as `max_parallel`; the lower
+      limit holds. Further ones wait, as children of a job do (`ChildLimits`).
     - `max_depth`: the most levels of flows inside of flows. The outermost flow is level 1.
     - `timeout_seconds`: the time limit for one execution of the outermost flow; None sets no limit.
     - `inherit_budgets`: True if the usage of the steps counts in the limits (`BudgetSpec`) of the job that runs the
@@ -183,7 +185,7 @@ class _InJob:
     def stream(self, spec: RequestSpec) -> AsyncGenerator[Piece, None]:
         raise UserError("these effects have no engine to ask a model with", hint="context.effects.of(engine)")
 
-    async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
+    async def call(self, tool: Tool, arguments: Mapping[str, Any], said: str | None = None) -> Any:
         return await self._ctx.call(tool, **arguments)
 
     def looks_at_ends(self) -> bool:
@@ -265,8 +267,8 @@ class Flow(Operator):
     async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
         """Executes the flow with the input `input_data`, and returns its result. If a step fails, the result has
         `success=False`. Raises FlowTimeout if the flow takes too long, DepthExceeded if it is nested too deeply or has
-        too many steps, and FlowFailed if it has too many operators for one parallel step, or if its input or the
-        content of a step is unusable, such as a plan without steps or the name of a route that does not exist.
+        too many steps, and FlowFailed if its input or the content of a step is unusable, such as a plan without steps
+        or the name of a route that does not exist.
         """
         within = OperatorContext.of(context)
         config = within.config
@@ -323,23 +325,15 @@ async def step(operator: Operator, given: Any, context: OperatorContext) -> Oper
     return result
 
 
-async def run_parallel(
-    who: str, work: Sequence[tuple[Operator, Any]], context: OperatorContext
-) -> list[OperatorResult]:
+async def run_parallel(work: Sequence[tuple[Operator, Any]], context: OperatorContext) -> list[OperatorResult]:
     """Executes operators, each with its input, and returns their results in the order of `work`. If
-    `context.config.parallel_execution` is True, at most `max_parallel` of them run at the same time; otherwise they run
-    one after the other. The first error cancels the others, and is raised. Raises FlowFailed if `work` has more
-    than `max_child_jobs` operators. `who` is the name of the flow for the message of that error.
+    `context.config.parallel_execution` is True, at most `max_parallel` and at most `max_child_jobs` of them run at the
+    same time; otherwise they run one after the other. The first error cancels the others, and is raised.
     """
     config = context.config
-    if len(work) > config.max_child_jobs:
-        raise FlowFailed(
-            f"{who} would start {len(work)} operators, and may start {config.max_child_jobs}",
-            hint="OrchestrationConfig(max_child_jobs=…)",
-        )
     if not config.parallel_execution:
         return [await step(operator, given, context) for operator, given in work]
-    room = asyncio.Semaphore(config.max_parallel)
+    room = asyncio.Semaphore(min(config.max_parallel, config.max_child_jobs))
 
     async def one(operator: Operator, given: Any) -> OperatorResult:
         async with room:

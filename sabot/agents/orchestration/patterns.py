@@ -27,9 +27,9 @@ from sabot.agents.orchestration.base import (
     usage_of,
     with_content,
 )
-from sabot.base.arrays import model_or_text
 from sabot.base.checks import is_whole
 from sabot.base.options import answers_wrong_options
+from sabot.calls.tool_results import model_or_text
 from sabot.errors import UNREADABLE, UserError, short_repr
 
 Aggregate = Callable[[list[OperatorResult]], Any]
@@ -83,7 +83,7 @@ class ParallelOperator(Flow):
         self._aggregate = aggregate
 
     async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
-        results = await run_parallel(self.name, [(each, given) for each in self.operators], context)
+        results = await run_parallel([(each, given) for each in self.operators], context)
         failed = [result for result in results if not result.success]
         success = len(failed) < len(results) if self._aggregate else not failed
         made = self._aggregate and success
@@ -129,9 +129,7 @@ class MapReduceOperator(Flow):
         items = fields.pop(self._items, None)
         if isinstance(items, str | Mapping) or not isinstance(items, Sequence):
             raise FlowFailed(f"{self.name}: its input has no list {self._items!r}: {short_repr(given)}")
-        mapped = await run_parallel(
-            self.name, [(self.map_operator, with_content(fields, item)) for item in items], context
-        )
+        mapped = await run_parallel([(self.map_operator, with_content(fields, item)) for item in items], context)
         for number, result in enumerate(mapped):
             if not result.success:
                 return replace(result, usage=usage_of(mapped), metadata={"item": number})
@@ -274,7 +272,7 @@ class DebateOperator(Flow):
         arguments: list[dict[str, Any]] = []
         for number in range(1, self.max_rounds + 1):
             told = {**fields, "round": number, "arguments": list(arguments)}
-            said = await run_parallel(self.name, [(each, told) for each in self.debaters], context)
+            said = await run_parallel([(each, told) for each in self.debaters], context)
             done += said
             if not any(result.success for result in said):
                 return replace(said[0], usage=usage_of(done), metadata={"rounds": number})

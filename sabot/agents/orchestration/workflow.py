@@ -36,8 +36,8 @@ from sabot.agents.orchestration.base import (
 from sabot.base.checks import is_whole
 from sabot.base.config import Duration, check_numbers, checked_durations
 from sabot.base.options import answers_wrong_options
+from sabot.calls.usage import Usage
 from sabot.errors import UserError, short_repr
-from sabot.llm.results import Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,7 +314,7 @@ class Workflow(Flow):
                 result = await step(self._operators[node.id], fields, context)
                 return result, {**fields, node.id: result.content, "text": result.content}, node.next
             case ParallelNode():
-                results = await run_parallel(node.id, [(each, fields) for each in self._branches[node.id]], context)
+                results = await run_parallel([(each, fields) for each in self._branches[node.id]], context)
                 failed = [each for each in results if not each.success]
                 usage = Usage()
                 for each in results:

@@ -11,8 +11,8 @@ from sabot.agents.job_effects import effects_of
 from sabot.agents.job_view import EffectView, JobState, JobView, edit_of_effect
 from sabot.base.stored_names import stored_name
 from sabot.errors import PolicyDenied
-from sabot.jobs.core import is_approved
 from sabot.jobs.guard import CONFIRM, Decision, GuardVerdict, decode_verdict, stood_in
+from sabot.jobs.history import is_approved
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import UNSENT, Attempt, StoredBody
 

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import msgspec
 
+from sabot.base.config import Secret
 from sabot.errors import short_repr
 
 _SAMPLES: Mapping[Any, tuple[Any, ...]] = {
@@ -158,15 +159,23 @@ def _is_ordered(value: Any, bound: Any) -> bool:
 def _is_comparable(value: Any, bound: Any) -> bool:
     if value is None or bound is None:
         return True
+    if _hides_text(value) is not _hides_text(bound):  # pydantic's says that it is unequal, whatever its text is
+        return False
     if isinstance(value, _NUMBERS) and isinstance(bound, _NUMBERS):
         return isinstance(value, bool) == isinstance(bound, bool)
     if isinstance(value, date) and isinstance(bound, date):  # a datetime is a date, and never equal to one
         return isinstance(value, datetime) == isinstance(bound, datetime)
+    if isinstance(value, type(bound)) or isinstance(bound, type(value)):  # such as two members of a plain Enum
+        return True
     try:
         told = [getattr(type(one), "__eq__")(one, other) for one, other in ((value, bound), (bound, value))]  # noqa: B009
     except Exception:  # as in `_is_ordered`
         return True
     return any(each is not NotImplemented for each in told)
+
+
+def _hides_text(value: Any) -> bool:
+    return isinstance(value, Secret) or (hasattr(value, "get_secret_value") and not isinstance(value, type))
 
 
 def _is_same(value: Any, bound: Any) -> bool:

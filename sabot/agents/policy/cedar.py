@@ -12,6 +12,7 @@ policy. It may be one that forbids the call, so this rule then denies the call.
 """
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -24,9 +25,10 @@ import msgspec
 from sabot.agents.policy.rules import PolicyRule
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.options import answers_wrong_options
+from sabot.calls.arguments import types_of
+from sabot.calls.fields import under_all_names
 from sabot.errors import MissingExtra, UserError, message_of, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
-from sabot.llm.arguments import types_of, under_all_names
 
 _RESOURCES: dict[CallKind, str] = {"tool": "Tool", "model": "Model", "child": "Agent"}
 _AS_TEXT = (date, datetime, time, timedelta, UUID)
@@ -100,6 +102,11 @@ class CedarPolicy(PolicyRule):
             raise UserError(
                 f"CedarPolicy {name}: {'; '.join(map(str, found))}", hint="change the policies, or the schema="
             )
+
+    @property
+    def named_tools(self) -> list[str]:
+        """The names of tools in the policies."""
+        return re.findall(r'Tool::"([^"\\]+)"', self.policies)
 
     def matches(self, kind: CallKind, name: str) -> bool:
         return kind in self.kinds

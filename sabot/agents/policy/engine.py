@@ -19,22 +19,29 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from sabot.agents.context import ExecutionContext
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.durable.job_rows import version_of
-from sabot.agents.policy.names import check_names, check_unasked
-from sabot.agents.policy.rules import RESTRICTS, PolicyRule, RuleAnswer, asked_words, is_idle
+from sabot.agents.policy.names import check_names, check_unasked, misnamed, warn_of_same_names
+from sabot.agents.policy.rules import RESTRICTS, PolicyRule, RuleAnswer, asked_words, declared_words, is_idle
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, checked_text, parse_seconds
 from sabot.base.options import answers_wrong_options
+from sabot.calls.effects import EffectClass, EffectId
+from sabot.calls.functions import unwrap
+from sabot.calls.messages import ChatMessage
+from sabot.calls.model_requests import RequestSpec
+from sabot.calls.tools import Tool, as_tool
 from sabot.errors import UserError, message_of, short_repr
 from sabot.jobs.guard import (
+    NO_OBJECTION,
     NOBODY,
     Behalf,
     CallKind,
@@ -46,14 +53,12 @@ from sabot.jobs.guard import (
     for_degraded,
     ring_of,
 )
-from sabot.journal.effects import EffectClass, EffectId
-from sabot.llm.messages import ChatMessage
-from sabot.llm.spec import RequestSpec
-from sabot.llm.tools import Tool, as_tool
+from sabot.jobs.values import pack
 
 _log = logging.getLogger(__name__)
 
-_NAMES = 4096  # the most keys (kind, name, scope, principal, whether it is an agent as a tool) whose matching rules are cached
+_OURS = "sabot.agents.policy"  # the package of rules that change no call
+_NAMES = 4096  # the most keys (kind, name, scope, principal, whether it is an agent as a tool, other names) whose matching rules are cached
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,19 @@ class PolicyResult:
     version: str
 
 
+class _Matching(NamedTuple):
+    """A rule that matches a call.
+
+    - `name`: its name in the decision. `terms`: a digest of all that it declares.
+    - `known`: its answer, if that depends on the name of the call and the caller only.
+    """
+
+    rule: PolicyRule
+    name: str
+    terms: str
+    known: GuardVerdict | None = None
+
+
 class _FunctionRule(PolicyRule):
     def __init__(self, function: Callable[[GuardedCall], RuleAnswer | Awaitable[RuleAnswer]]) -> None:
         self.name = getattr(function, "__name__", type(function).__name__)
@@ -84,7 +102,7 @@ class _FunctionRule(PolicyRule):
         return self._function(call)
 
     def version(self) -> str:
-        return f"{self.name} {version_of(self._function)}"
+        return f"{self.name} {version_of(self._function)}{_given_to(self._function)}"
 
 
 @answers_wrong_options
@@ -118,9 +136,9 @@ class PolicyEngine(EffectGuard):
         self.default, self.name = default, checked_text(name, "PolicyEngine: name")
         self._timeout_s = parse_seconds(timeout, name="timeout", zero=False)
         self._rules: list[PolicyRule] = []
-        self._by_name: dict[
-            tuple[CallKind, str, str, str, bool], list[tuple[PolicyRule, str, GuardVerdict | None]]
-        ] = {}
+        self._steps: set[str] = set()  # the names of functions that may be steps
+        self._foreign: set[int] = set()  # the ids of rules with code of the user
+        self._by_name: dict[tuple[CallKind, str, str, str, bool, tuple[str, ...]], list[_Matching]] = {}
         self._version: str | None = None
         if isinstance(rules, str) or not isinstance(rules, Sequence):
             raise UserError(f"PolicyEngine: rules={short_repr(rules)}", hint="a list: PolicyEngine([ToolPolicy(…)])")
@@ -139,6 +157,8 @@ class PolicyEngine(EffectGuard):
                     f"add_rule({short_repr(rule)}): no rule", hint="a PolicyRule, or a function of the call"
                 )
             rule = _FunctionRule(rule)
+        if isinstance(rule, _FunctionRule) or not type(rule).__module__.startswith(_OURS):
+            self._foreign.add(id(rule))
         self._rules.append(rule)
         self._by_name.clear()
         self._version = None
@@ -152,7 +172,8 @@ class PolicyEngine(EffectGuard):
     ) -> None:
         """Raises UserError if a rule names a tool, model or agent that does not exist. Only logs a warning if a pattern
         with wildcards matches nothing, if a rule has no options, so that it allows what is allowed without it, and if a
-        tool is unknown but the program uses MCP servers, which may not have listed their tools yet.
+        tool is unknown but the program uses MCP servers, which may not have listed their tools yet. Also warns of several
+        tools with one name.
 
         Also raises UserError if a rule would ask a person about a tool that an agent without jobs can call, because
         nobody can be asked for that agent.
@@ -164,7 +185,10 @@ class PolicyEngine(EffectGuard):
         """
         check("check_names: functions", functions, Of(Sequence, "those of the agents, in a list"))
         check("check_names: agents", agents, TEXTS)
-        check_names(self._rules, functions, agents, checked_text(where, "check_names: where"))
+        steps = check_names(self._rules, functions, agents, checked_text(where, "check_names: where"))
+        self._steps.update(steps)
+        if self._rules:
+            warn_of_same_names(functions, where)
         for rule in self._rules:
             if is_idle(rule, self.default):
                 _log.warning(
@@ -268,6 +292,8 @@ class PolicyEngine(EffectGuard):
         """Returns the decision on a call, or an awaitable of it if an async rule must be asked. If a rule chooses
         another model, the rules are also asked about that model.
         """
+        if call.after == "again":  # rules decide on a call once, and not on each of its attempts
+            return NO_OBJECTION
         return self._followed(self._judge(call), call, None, ())
 
     def _followed(
@@ -312,87 +338,129 @@ class PolicyEngine(EffectGuard):
         If a rule replaces the model of the call, the rules are not asked about the other model.
         """
         verdict, later, permitted = None, [], False
-        for rule, name, known in self._matching(call):
+        for matching in self._matching(call):
             try:
-                found = known or rule.decide(call)
+                found = matching.known or self._ask(matching.rule, call)
             except (Exception, asyncio.CancelledError) as error:  # the rule may be the user's code
-                found = self._failed(rule, error)
+                found = self._failed(matching.rule, error)
             if found is None:
                 continue
             if not isinstance(found, GuardVerdict | Decision) and inspect.isawaitable(found):
-                later.append((rule, name, found))
+                later.append((matching, found))
                 continue
-            verdict = self._joined(verdict, _allowed_before(call, known or self._verdict(rule, name, found)))
-            permitted = permitted or not isinstance(rule, RESTRICTS)
+            verdict = self._joined(verdict, _allowed_before(call, matching.known or self._verdict(matching, found)))
+            permitted = permitted or not isinstance(matching.rule, RESTRICTS)
             if verdict.decision is Decision.DENY:
                 break
         if not later:
             return self._final(call, verdict, permitted)
         if verdict is not None and verdict.decision is Decision.DENY:
-            for _, _, awaited in later:
+            for _, awaited in later:
                 _close(awaited)
             return verdict
         return self._decide_later(call, verdict, later, permitted)
 
+    def _ask(self, rule: PolicyRule, call: GuardedCall) -> Any:
+        """Returns the answer of a rule, or an awaitable of it. The answer is a denial if the rule has changed the call:
+        later rules would judge, and the tool would get, other arguments than those of the caller.
+        """
+        if id(rule) not in self._foreign:
+            return rule.decide(call)
+        before = call.contents()
+        found = rule.decide(call)
+        if call.contents() == before:
+            return found
+        _close(found)
+        return self._changing(rule)
+
+    def _changing(self, rule: PolicyRule) -> GuardVerdict:
+        name = rule.name or type(rule).__name__
+        reason = (
+            f"its arguments were changed while rule {name} decided about them: a rule returns its answer, and changes a "
+            "copy (copy.deepcopy)"
+        )
+        return GuardVerdict(Decision.DENY, name, self.version, reason)
+
     async def _decide_later(
-        self, call: GuardedCall, verdict: GuardVerdict | None, later: list[tuple[PolicyRule, str, Any]], permitted: bool
+        self, call: GuardedCall, verdict: GuardVerdict | None, later: list[tuple[_Matching, Any]], permitted: bool
     ) -> GuardVerdict:
-        for at, (rule, name, awaited) in enumerate(later):
-            limit = asyncio.timeout(self._timeout_s)
+        for at, (matching, awaited) in enumerate(later):
+            rule = matching.rule
+            limit, before = asyncio.timeout(self._timeout_s), call.contents()
             try:
                 async with limit:
                     found = await awaited
+                if call.contents() != before:
+                    found = self._changing(rule)
             except (Exception, asyncio.CancelledError) as error:  # the rule is the user's code
                 if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                     raise
                 verdict = self._failed(rule, error, late=limit.expired())
             else:
                 if found is not None:
-                    verdict = self._joined(verdict, _allowed_before(call, self._verdict(rule, name, found)))
+                    verdict = self._joined(verdict, _allowed_before(call, self._verdict(matching, found)))
                     permitted = permitted or not isinstance(rule, RESTRICTS)
             if verdict is not None and verdict.decision is Decision.DENY:
-                for _, _, other in later[at + 1 :]:
+                for _, other in later[at + 1 :]:
                     _close(other)
                 return verdict
         return self._final(call, verdict, permitted)
 
-    def _matching(self, call: GuardedCall) -> list[tuple[PolicyRule, str, GuardVerdict | None]]:
-        """Returns the rules that match the call, each with its name and its decision. The decision is None if the rule
-        must be asked for each call, because its answer depends on more than the name of the call and the caller.
-
-        Of several rules with the same name, the second one gets the name "NAME (2)": a person who approves what one
-        rule asks about ("always") has not been asked by the other one.
+    def _matching(self, call: GuardedCall) -> list[_Matching]:
+        """Returns the rules that match the call. Of several rules with the same name, the second one gets the name
+        "NAME (2)", and likewise its terms: a person who approves what one rule asks about ("always") has not been asked by
+        the other one, and has not been asked by the rule that has its place or its name after a deploy.
 
         If several rules allow the call by its name and caller, only the first of them is returned. The result is
         cached.
         """
-        hands_over = call.tool is not None and call.tool.is_agent
-        key = (call.kind, call.name, call.scope, call.principal, hands_over)
+        tool = call.tool
+        hands_over = tool is not None and tool.is_agent
+        others = () if tool is None else tool.other_names
+        key = (call.kind, call.name, call.scope, call.principal, hands_over, others)
         found = self._by_name.get(key)
         if found is None:
-            found, allowed, names = [], False, Counter[str]()
+            found, allowed, names, alike = [], False, Counter[str](), Counter[str]()
             for rule in self._rules:
                 if not (rule.matches(call.kind, call.name) or (hands_over and rule.matches("child", call.name))):
                     continue
                 name = rule.name or type(rule).__name__
                 names[name] += 1
                 name = name if names[name] == 1 else f"{name} ({names[name]})"
-                answer = rule.decide(call) if rule.by_name else None
+                terms = self._terms(rule)
+                alike[terms] += 1
+                terms = terms if alike[terms] == 1 else f"{terms} ({alike[terms]})"
+                answer = self._ask(rule, call) if rule.by_name else None
                 if answer is Decision.ALLOW and allowed:
                     continue
                 allowed = allowed or answer is Decision.ALLOW
-                found.append((rule, name, None if answer is None else self._verdict(rule, name, answer)))
+                known = None if answer is None else self._verdict(_Matching(rule, name, terms), answer)
+                found.append(_Matching(rule, name, terms, known))
+            if tool is not None and others and (wrong := misnamed(self._rules, tool, self._steps)) is not None:
+                rule, pattern = wrong
+                reason = (
+                    f"rule {rule.name} names {pattern!r}, which is {tool.name} here: a rule names a tool of an MCP server "
+                    "as models do"
+                )
+                found = [_Matching(rule, rule.name, "", GuardVerdict(Decision.DENY, rule.name, self.version, reason))]
             if len(self._by_name) >= _NAMES:
                 self._by_name.clear()
             self._by_name[key] = found
         return found
 
-    def _verdict(self, rule: PolicyRule, name: str, found: Any) -> GuardVerdict:
+    def _terms(self, rule: PolicyRule) -> str:
+        """Returns a digest of all that a rule declares, and of its code if that is the user's."""
+        said = rule.version() if id(rule) in self._foreign else declared_words(rule)
+        return blake2b(said.encode(errors="replace"), digest_size=8).hexdigest()
+
+    def _verdict(self, matching: _Matching, found: Any) -> GuardVerdict:
+        rule, name, terms, _ = matching
         if isinstance(found, GuardVerdict):
-            editable = found.editable and rule.editable
-            return msgspec.structs.replace(found, rule=name, version=self.version, editable=editable)
+            editable, terms = found.editable and rule.editable, terms if found.decision is Decision.ASK else ""
+            return msgspec.structs.replace(found, rule=name, version=self.version, editable=editable, terms=terms)
         if isinstance(found, Decision):
-            return GuardVerdict(found, name, self.version, editable=rule.editable)
+            terms = terms if found is Decision.ASK else ""
+            return GuardVerdict(found, name, self.version, editable=rule.editable, terms=terms)
         return self._failed(rule, UserError(f"it says {short_repr(found)}: no Decision, GuardVerdict or None"))
 
     def _failed(self, rule: PolicyRule, error: BaseException, *, late: bool = False) -> GuardVerdict:
@@ -430,8 +498,30 @@ def _allowed_before(call: GuardedCall, verdict: GuardVerdict) -> GuardVerdict:
     """Returns a verdict that allows the call if a person has answered the question of the same rule about the same tool,
     model or agent for the whole job, session or scope. Otherwise returns the verdict of the rule.
     """
-    said = call.standing.get(verdict.rule) if verdict.decision is Decision.ASK else None
+    said = call.standing.get(verdict.asked_by) if verdict.decision is Decision.ASK else None
     return verdict if said is None else GuardVerdict(rule=verdict.rule, version=verdict.version, reason=said)
+
+
+def _given_to(function: Any) -> str:
+    """Returns the values that a function has got where it was made, as a text: those of its closure, its defaults, a
+    `functools.partial` and an object that is called. Rules that one function makes differ by nothing else.
+    """
+    target = unwrap(function)
+    given = [*getattr(function, "args", ()), *getattr(function, "keywords", {}).items()]
+    given += [*(getattr(target, "__defaults__", None) or ()), *(getattr(target, "__kwdefaults__", None) or {}).items()]
+    given += [] if inspect.isroutine(function) else [*getattr(function, "__dict__", {}).items()]
+    for cell in getattr(target, "__closure__", None) or ():
+        with suppress(ValueError):  # nothing is in it yet
+            given.append(cell.cell_contents)
+    return "".join(f" {_stable(each)}" for each in given)
+
+
+def _stable(value: Any) -> str:
+    """Returns a text of a value that is the same in all processes: of one that cannot be recorded, the name of its type."""
+    try:
+        return pack(value, "a value", sort=True).hex()
+    except UserError:
+        return type(value).__qualname__
 
 
 def _is_cancelled() -> bool:

@@ -14,24 +14,33 @@ written in the code counts as known. Only a name that is not written there eithe
 
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import partial, partialmethod
+from glob import escape
 from inspect import getattr_static, isasyncgenfunction, isgeneratorfunction
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    ClassMethodDescriptorType,
+    CodeType,
+    FunctionType,
+    MethodDescriptorType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any, NamedTuple, TypeGuard
 
 from sabot.agents.policy.bounds import bounds_of, fits, meant, type_words
 from sabot.agents.policy.rules import ConstraintPolicy, DataAccessPolicy, LabelPolicy, PolicyRule
+from sabot.calls.arguments import call_names, lacks, types_at
+from sabot.calls.effects import EffectId
 from sabot.calls.functions import unwrap
+from sabot.calls.names import MODELS, SERVERS, TOOLS, tools_named
+from sabot.calls.tools import Tool, as_tool, recorded_way
 from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
-from sabot.journal.effects import EffectId
 from sabot.llm.agent import Agent
-from sabot.llm.arguments import call_names, lacks, types_at
-from sabot.llm.names import MODELS, SERVERS, TOOLS, tools_named
-from sabot.llm.tools import Tool, as_tool, recorded_way
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +54,7 @@ _FIELDS: tuple[tuple[str, CallKind], ...] = (
 )
 _WORDS: dict[CallKind, str] = {"tool": "tool", "model": "model", "child": "agent"}
 _WILD = frozenset("*?[")
+_IN_C = (ClassMethodDescriptorType, MethodDescriptorType, BuiltinFunctionType)
 
 
 class _CodeWords(NamedTuple):
@@ -75,6 +85,37 @@ def names_around(functions: Iterable[Callable[..., Any]]) -> _CodeWords:
     return found
 
 
+def _has_other_name(pattern: str, functions: Iterable[Callable[..., Any]]) -> str:
+    """Returns the name as which the journal and rules know a tool or a function that the code of these functions calls
+    `pattern`: `from bank import pay as pattern`, or a decorator without functools.wraps. Returns "" if the code has no
+    such name, or may have something else whose own name it is.
+    """
+    known: list[tuple[str, Any]] = []
+    for function in functions:
+        if isinstance(runs := unwrap(function), FunctionType):
+            cells = zip(runs.__code__.co_freevars, runs.__closure__ or (), strict=True)
+            known += [*runs.__globals__.items(), *((name, _held(cell)) for name, cell in cells)]
+    own = {_own_name(held) for name, held in known if name == pattern} - {""}
+    defined = _CodeWords(set(), set())
+    for _, held in known:
+        if isinstance(code := getattr(held, "__code__", None), CodeType):
+            _of_code(code, defined, only_defined=True)
+    kinds = {held if isinstance(held, type) else type(held) for _, held in known}
+    methods = [getattr_static(kind, pattern, None) for kind in kinds if hasattr(kind, pattern)]
+    own |= {_own_name(each) or pattern for each in methods if not isinstance(each, _IN_C)}
+    return "" if len(own) != 1 or pattern in own | defined.names else own.pop()
+
+
+def _own_name(held: Any) -> str:
+    """Returns the name of a tool, an agent or a function, as a call of it has it; "" for anything else."""
+    while isinstance(held, partial | partialmethod | staticmethod | classmethod):
+        held = held.func if isinstance(held, partial | partialmethod) else held.__func__
+    if isinstance(held, Tool | Agent):
+        return held.name
+    is_called = callable(held) and not isinstance(held, type)
+    return getattr(held, "__name__", type(held).__name__) if is_called else ""
+
+
 def steps_around(functions: Iterable[Callable[..., Any]]) -> dict[str, FunctionType]:
     """Returns the functions in the modules of these functions by name. Each may be a step of a job."""
     runs = [each for function in functions if isinstance(each := unwrap(function), FunctionType)]
@@ -92,34 +133,46 @@ def _held(cell: Any) -> Any:
         return None
 
 
-def _of_code(code: CodeType, found: _CodeWords) -> None:
+def _of_code(code: CodeType, found: _CodeWords, *, only_defined: bool = False) -> None:
     found.names.add(code.co_name)
-    found.names.update(code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    if not only_defined:
+        found.names.update(code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
     for each in code.co_consts:
         if isinstance(each, CodeType):
-            _of_code(each, found)
+            _of_code(each, found, only_defined=only_defined)
         elif isinstance(each, str):
             found.texts.add(each)
 
 
 def check_names(
     rules: Sequence[PolicyRule], functions: Sequence[Callable[..., Any]], agents: Collection[str], where: str
-) -> None:
-    """Raises UserError if a rule names a tool, model or agent that is not known. The error suggests similar names.
-    Only logs a warning for a pattern with wildcards that matches no known name. Also only logs a warning for an
-    unknown tool if there are MCP servers, because their tools may not be known yet.
+) -> Set[str]:
+    """Returns the names of the functions that may be steps.
+
+    Raises UserError if a rule names a tool, model or agent that is not known. The error suggests similar names. Only
+    logs a warning for a pattern with wildcards that matches no known name. Also only logs a warning for an unknown tool
+    if there are MCP servers, because their tools may not be known yet.
 
     - `functions`: the functions of the agents. Names in their code count as known.
     - `agents`: the ids of the agents.
     - `where`: the owner of the policy, for messages.
 
     Also raises UserError if the tools of a ConstraintPolicy certainly do not have its field, or one whose type cannot be
-    compared with its bounds.
+    compared with its bounds, and if a rule names the tool of an MCP server by another name than models do (`misnamed`).
     """
+    steps = steps_around(functions)
+    for tool in [each for name in [*TOOLS] for each in tools_named(name) if each.other_names]:
+        if (found := misnamed(rules, tool, steps.keys())) is not None:
+            rule, pattern = found
+            raise UserError(
+                f"{where}: {rule.name} names the tool {pattern!r}, which has another name here",
+                hint=f"{tool.name!r}: a rule names a tool of an MCP server as models do",
+            )
     around = names_around(functions)
     degraded = {to for rule in rules if (to := getattr(rule, "degrade_to", ""))}
+    sure = TOOLS | {each.rpartition(".")[2] for each in agents}
     known: dict[CallKind, set[str]] = {
-        "tool": TOOLS | around.names | {each.rpartition(".")[2] for each in agents},
+        "tool": sure | around.names,
         "model": MODELS | around.texts | degraded,
         "child": {*agents, *(name for name in TOOLS if any(each.is_agent for each in tools_named(name)))},
     }
@@ -134,10 +187,44 @@ def check_names(
                 _log.warning("%s so far: is it the tool of an MCP server?", said)
                 continue
             raise UserError(said, hint=_hint(kind, pattern, names, agents))
-    steps = steps_around(functions)
+        elif kind == "tool" and pattern not in sure and not SERVERS and (own := _has_other_name(pattern, functions)):
+            raise UserError(
+                f"{where}: {rule.name} names the tool {pattern!r}, and calls of what the program names so are calls of {own!r}",
+                hint=f"{own!r}; a decorator that has functools.wraps(f) keeps the name of f",
+            )
     for rule in rules:
         if isinstance(rule, ConstraintPolicy):
             _check_constraint(rule, steps, where)
+    return steps.keys()
+
+
+def misnamed(rules: Sequence[PolicyRule], tool: Tool, steps: Set[str]) -> tuple[PolicyRule, str] | None:
+    """Returns the first rule with a pattern that matches no tool, but another name of this tool of an MCP server: that of
+    the server, or the one without `prefix=` of the pool. Such a rule would hold nothing. Returns None if there is none.
+
+    `steps`: the names of functions that may be steps.
+    """
+    named = ((rule, "tool", escape(name)) for rule in rules for name in getattr(rule, "named_tools", ()))
+    for rule, kind, pattern in (*_patterns_of(rules), *named):
+        if kind != "tool" or fnmatchcase(tool.name, pattern):
+            continue
+        if any(fnmatchcase(each, pattern) for each in tool.other_names) and not _matches_other(pattern, tool, steps):
+            return rule, pattern
+    return None
+
+
+def _matches_other(pattern: str, tool: Tool, steps: Set[str]) -> bool:
+    """Returns True if a pattern matches another tool or step. The same tool of the same server does not count if it had
+    its name before that became equal to another one: the program may have it from an earlier list of the server.
+    """
+    own, before = getattr(tool.func, "of_server", None), tool.name.rpartition("_")[0]
+    names = (
+        [pattern] if _WILD.isdisjoint(pattern) else [each for each in (*TOOLS, *steps) if fnmatchcase(each, pattern)]
+    )
+    for each in (each for name in names for each in tools_named(name)):
+        if own is None or getattr(each.func, "of_server", None) != own or not each.name.startswith(before):
+            return True
+    return not steps.isdisjoint(names)
 
 
 def _check_constraint(rule: ConstraintPolicy, steps: Mapping[str, FunctionType], where: str) -> None:
@@ -318,6 +405,24 @@ def _concerns(rule: PolicyRule, tool: Tool, labels: set[str]) -> bool:
     if isinstance(rule, LabelPolicy) and tool.effect not in rule.effects:
         return False
     return not isinstance(rule, LabelPolicy | DataAccessPolicy) or not labels.isdisjoint(rule.labels)
+
+
+def warn_of_same_names(functions: Sequence[Callable[..., Any]], where: str) -> None:
+    """Logs a warning for each name of several tools that these functions can call: rules and approvals are by name, so
+    those of one tool hold for the others too.
+    """
+    by_name: dict[str, dict[Any, Tool]] = {}
+    for each in tools_of(functions):
+        runs = unwrap(each.func)
+        made_by = getattr(each.func, "of_server", None) or getattr(runs, "__code__", runs)
+        by_name.setdefault(each.name, {}).setdefault(made_by, each)
+    for name, several in by_name.items():
+        if len(several) > 1:
+            _log.warning(
+                "%s: its agents have %d tools with the name %s, so rules and approvals of one are those of the others "
+                '(@tool(name="…") and pool.tools(…, prefix="…") give one another name)',
+                *(where, len(several), name),
+            )
 
 
 def tools_of(functions: Sequence[Callable[..., Any]]) -> list[Tool]:

@@ -14,12 +14,13 @@ from sabot.agents.policy.bounds import can_judge
 from sabot.base.checks import FLAG, TEXT, TEXTS, Of, OneOf, check, check_fields, check_pattern, is_whole
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
+from sabot.calls.arguments import argument_values, lacks, may_hide, values_left_out
+from sabot.calls.effects import RULES, EffectClass
+from sabot.calls.fields import CLOSED_VALUE, MISSING_VALUE, REST
+from sabot.calls.tools import UNTRUSTED
 from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 from sabot.jobs.masking import mask, mask_default
-from sabot.journal.effects import RULES, EffectClass
-from sabot.llm.arguments import CLOSED_VALUE, MISSING_VALUE, REST, argument_values, defaults_left_out, lacks
-from sabot.llm.tools import UNTRUSTED
 
 RuleAnswer = GuardVerdict | Decision | None
 """The answer of a rule. None means that the rule has no opinion on this call."""
@@ -65,9 +66,14 @@ class PolicyRule(ABC):
         of Python, if the fields have a `repr` that is the same in all of them. A rule whose answers depend on more
         than that should override this method.
         """
-        given = vars(self).items()  # without `editable=True`, which earlier versions did not have
-        made = sorted(each for each in given if not each[0].startswith("_") and each != ("editable", True))
-        return f"{type(self).__qualname__}{made!r} {version_of(type(self).decide)}"
+        return f"{declared_words(self)} {version_of(type(self).decide)}"
+
+
+def declared_words(rule: PolicyRule) -> str:
+    """Returns the class of a rule and its fields whose names do not begin with "_", as a text."""
+    given = vars(rule).items()  # without `editable=True`, which earlier versions did not have
+    made = sorted(each for each in given if not each[0].startswith("_") and each != ("editable", True))
+    return f"{type(rule).__qualname__}{made!r}"
 
 
 # -- rules by names and scopes ----------------------------------------------------------------------------------------
@@ -377,6 +383,9 @@ class ConstraintPolicy(_ContentRule):
             if wrong := self._wrong(value):
                 return self._broken(f"{self.field} is {short_repr(value)}, {wrong} ({asked_words(call)})")
         missing = [value is MISSING_VALUE or value is CLOSED_VALUE for value in found]
+        if all(missing) and (unnamed := may_hide(call.tool, call.arguments, path)):
+            said = f"{self.field} may be among the arguments of *{unnamed}, which have no names ({asked_words(call)})"
+            return GuardVerdict(Decision.DENY, reason=said)
         if not found or any(missing):
             if self.required:
                 return self._broken(f"{self.field} is missing ({asked_words(call)})")
@@ -554,7 +563,7 @@ class RedactionPolicy(PolicyRule):
     def _in_defaults(self, call: GuardedCall) -> bool:
         if call.tool is None or call.kind != "tool":
             return False
-        left_out = defaults_left_out(call.tool, call.args, call.kwargs).values()
+        left_out = values_left_out(call.tool, call.args, call.kwargs).values()
         return any(mask_default(each, self.patterns) is not each for each in left_out)
 
 

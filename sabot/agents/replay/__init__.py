@@ -3,7 +3,8 @@
 recording      makes recordings from a bus or from a journal; saves and loads them
 player         the modes in which a recording is played
 verification   compares the code of today with a recording
-fork           continues a job from one of its steps, with changes
+fork           continues a job from one of its steps, with changes; `answers`: the values that it uses in place of calls
+               and of people; `fork_guards`: which calls it makes, and who pays for them
 """
 
 from sabot.agents.replay.fork import FORK_ALLOWS, Forked, fork

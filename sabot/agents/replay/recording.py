@@ -31,12 +31,12 @@ from sabot.base.checks import Of, check, is_whole
 from sabot.base.config import checked_path, checked_text
 from sabot.base.disk import private, sync
 from sabot.base.options import answers_wrong_options
+from sabot.calls.effects import digest
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UNREADABLE, DataError, UserError, short_repr
 from sabot.jobs.fork_history import seeds_of
 from sabot.jobs.open_jobs import whole_entry
 from sabot.journal import JournalReader
-from sabot.journal.effects import digest
 from sabot.journal.entries import Answer, Begin, Entry, Intent, decode_entry, encode_entry
 
 FORMAT = 2

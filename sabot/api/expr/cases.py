@@ -2,13 +2,13 @@
 
 import functools
 import operator
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ClassVar
 
 from sabot.api.elsewhere import NamedElsewhere
 from sabot.api.expr.tree import Expr, as_column, as_expr, lit
 from sabot.base.checks import FLAG, TEXT, check
+from sabot.base.dataclass import dataclass
 from sabot.errors import UserError
 
 

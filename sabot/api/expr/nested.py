@@ -1,13 +1,13 @@
 """The methods of `col("place").struct` and `col("tags").list`, for columns of nested values."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Generic
 
 from sabot.api.elsewhere import LISTS, STRUCTS, NamedElsewhere
 from sabot.api.expr.made import E, Make
 from sabot.api.expr.words import fraction_of, whole_of
 from sabot.base.checks import FLAG, TEXT, OneOf, check
+from sabot.base.dataclass import dataclass
 from sabot.errors import UserError
 
 INTERPOLATIONS = ("nearest", "lower", "higher", "midpoint", "linear")

@@ -1,7 +1,6 @@
 """The methods of `col("name").str`, for columns of texts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Generic
 
 import pyarrow as pa
@@ -10,6 +9,7 @@ from sabot.api.elsewhere import TEXTS, NamedElsewhere
 from sabot.api.expr.made import E, Make
 from sabot.api.expr.words import as_type, whole_of
 from sabot.base.checks import FLAG, TEXT, OneOf, check
+from sabot.base.dataclass import dataclass
 from sabot.errors import UserError
 
 _WIDEST = 10_000  # the greatest length in characters for padding

@@ -4,12 +4,12 @@ import datetime
 import re
 import zoneinfo
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Generic
 
 from sabot.api.elsewhere import TIMES, NamedElsewhere
 from sabot.api.expr.made import E, Make
 from sabot.base.checks import TEXT, OneOf, check
+from sabot.base.dataclass import dataclass
 from sabot.errors import UserError
 
 ZONED = r"(Z|[+-]\d\d:?\d\d)$"

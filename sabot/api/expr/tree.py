@@ -7,7 +7,6 @@ expected (`select`, `then`, `coalesce`, `struct`, aggregates), a string is the n
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -29,6 +28,7 @@ from sabot.api.expr.words import (
     whole_of,
 )
 from sabot.base.checks import FLAG, TEXT, TEXTS, OneOf, check
+from sabot.base.dataclass import dataclass
 from sabot.errors import UserError
 
 _BINARY = frozenset(["+", "-", "*", "/", "//", "%", "**", "==", "!=", "<", "<=", ">", ">=", "&", "|", "^"])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sabot.base.arrays import as_type
+from sabot.base.arrays import as_type, scalar_of
 from sabot.errors import UserError
 
 __all__ = [
@@ -61,7 +61,7 @@ def literal_of(value: Any, type: Any) -> tuple[Any, pa.DataType | None]:
         if known is None and isinstance(value, list | tuple | dict):
             value = pa.scalar(list(value) if isinstance(value, tuple) else value)
         elif known is not None:
-            pa.scalar(value.as_py() if isinstance(value, pa.Scalar) else value, known)
+            scalar_of(value.as_py() if isinstance(value, pa.Scalar) else value, known)
         elif isinstance(value, int) and not -(2**63) <= value < 2**64:
             raise UserError(f"lit: {value} has more than 64 bits")
     except (pa.ArrowException, TypeError, OverflowError, ValueError) as error:

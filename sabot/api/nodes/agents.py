@@ -1,11 +1,12 @@
 """Steps between streams and agents: rows that go into an agent, and rows that an agent returns."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import Any
 
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.node import Columns, refused_changes
 from sabot.api.nodes.read import Read, StreamEnd, read_node
+from sabot.base.dataclass import dataclass
 from sabot.connectors.places import Place
 from sabot.errors import UserError
 

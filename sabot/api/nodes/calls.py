@@ -1,11 +1,11 @@
 """Steps that wait for the user's coroutine functions, or for models."""
 
-from dataclasses import dataclass
 from functools import cached_property
 
 from sabot.api.calls import AsyncCall, LookupCall, PromptCall
 from sabot.api.nodes.node import AddsColumns, Columns, Node, with_more, without
 from sabot.api.prompts import columns_of
+from sabot.base.dataclass import dataclass
 from sabot.connectors.base import Sink
 from sabot.errors import UserError
 

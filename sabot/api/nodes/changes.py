@@ -1,7 +1,6 @@
 """Steps that make changes of rows, or rows of changes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -11,12 +10,12 @@ from sabot.api.nodes.keyed import Aggregates, ByKey
 from sabot.api.nodes.node import Columns, Node, refused_changes, time_column, with_more, without
 from sabot.api.nodes.read import Read, TableFormat, endless_read, read_node
 from sabot.api.words import by_keys, named_texts
+from sabot.base.dataclass import dataclass
 from sabot.base.quantities import span_words
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON, format_of
 from sabot.codecs.keyed import KeyAndValue, as_key
-from sabot.connectors.base import Source
-from sabot.connectors.defaults import decodes
+from sabot.connectors.base import Scans, Source
 from sabot.errors import UserError
 
 OP = "op"  # the column of a changelog that readers see
@@ -144,7 +143,7 @@ def table_node(
         raise UserError(
             f"table: format {payloads.name}, whose records have many rows", hint="a record of a table is a row"
         )
-    if format == "debezium" and isinstance(source, Source) and (decodes(source) or source.schema is not None):
+    if format == "debezium" and isinstance(source, Source) and (isinstance(source, Scans) or source.schema is not None):
         raise UserError(
             f"table: format='debezium' is for records, and {source.name} has rows",
             hint="read the envelopes from a topic; of a file of rows, leave format= out",

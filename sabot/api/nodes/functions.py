@@ -1,6 +1,5 @@
 """Steps that call functions of the user with the rows of a key, its state and its timers."""
 
-from dataclasses import dataclass
 from functools import cached_property
 
 from sabot.api.arguments import RowPolicy
@@ -9,6 +8,7 @@ from sabot.api.nodes.joins import TwoInputs
 from sabot.api.nodes.keyed import ByKey
 from sabot.api.nodes.node import Node
 from sabot.api.words import by_keys
+from sabot.base.dataclass import dataclass
 
 
 @dataclass(frozen=True, eq=False)

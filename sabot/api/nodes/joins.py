@@ -1,6 +1,6 @@
 """Steps that join the rows of two streams whose keys are equal."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from typing import ClassVar, Literal, TypeAlias
 
@@ -10,6 +10,7 @@ from sabot.api.nodes.rows import Broadcast, RowStep
 from sabot.api.nodes.windows import WINDOW_COLUMNS
 from sabot.api.windows import TimeWindow, TumblingWindow
 from sabot.api.words import window_text
+from sabot.base.dataclass import dataclass
 from sabot.base.quantities import span_words
 from sabot.connectors.base import Sink
 from sabot.errors import UserError

@@ -1,7 +1,6 @@
 """Steps over the rows of a key that compare each row with those before it."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -9,6 +8,7 @@ from sabot.api.aggregates import Aggregate
 from sabot.api.nodes.node import AddsColumns, Columns, Node, refused_changes, with_more
 from sabot.api.over import OverFunction
 from sabot.api.words import by_keys, name_of, named_texts, order_text
+from sabot.base.dataclass import dataclass
 from sabot.base.quantities import span_words
 from sabot.errors import UserError
 

@@ -13,13 +13,14 @@ computed once.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from typing import ClassVar, TypeAlias
 
 from sabot.api.expr import Expr
 from sabot.api.nodes.origin import StepOrigin, current_origin
 from sabot.api.words import check_names
+from sabot.base.dataclass import dataclass
 from sabot.codecs.engine_columns import RESERVED
 from sabot.errors import UserError
 

@@ -1,12 +1,12 @@
 """The step that finds sequences of rows of a key."""
 
-from dataclasses import dataclass
 from functools import cached_property
 
 from sabot.api.expr import Expr
 from sabot.api.nodes.node import Columns, Node
 from sabot.api.patterns import MATCH_END, MATCH_START, Overlap, Pattern, Skip, skip_text
 from sabot.api.words import by_keys
+from sabot.base.dataclass import dataclass
 from sabot.connectors.base import Sink
 
 

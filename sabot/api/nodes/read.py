@@ -1,7 +1,7 @@
 """The steps at the ends of a stream: those that read sources, and those that write sinks."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -16,12 +16,12 @@ from sabot.api.words import check_names
 from sabot.base.arrays import PER_SECOND, is_time
 from sabot.base.checks import FLAG, OneOf, Whole, check
 from sabot.base.config import Duration, parse_ms
+from sabot.base.dataclass import dataclass
 from sabot.codecs.base import Format
 from sabot.codecs.fields import fields_of, type_of_field
 from sabot.codecs.formats import JSON, Json, format_of
-from sabot.connectors.base import Delivery, OnNan, Sink, Source
-from sabot.connectors.checks import check_input, check_sink
-from sabot.connectors.defaults import check_ends, check_start, columns_of, decodes, ends, hold_of, inferring, start_of
+from sabot.connectors.base import Delivery, OnNan, Scans, Sink, Source, columns_of, ends, overrides, start_of
+from sabot.connectors.checks import check_ends, check_input, check_sink, check_start
 from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
 from sabot.errors import SabotError, UserError
 
@@ -284,7 +284,7 @@ def read_node(
     payloads = payload_format(format, source, known, "stream")
     known = payloads.known_columns if known is None else known
     pairs = fields_of(fields, "stream")
-    if pairs and isinstance(source, Source) and (decodes(source) or source.schema is not None):
+    if pairs and isinstance(source, Source) and (isinstance(source, Scans) or source.schema is not None):
         raise UserError(f"stream: fields= are for records, and {source.name} has rows", hint="a topic has records")
     check_time("stream", time, time_unit, time_format, time_zone)
     lateness_ms, idle_ms = (parse_ms(each, name=name) for each, name in ((lateness, "lateness"), (idle, "idle")))
@@ -329,8 +329,8 @@ def _inferring(infer: int, format: Any, source: str | Source, known: pa.Schema |
     if known is not None:
         raise UserError("stream: schema= has all types already", hint="give schema= or infer=, not both")
     if isinstance(source, Source):
-        if (found := inferring(source, rows)) is not None:
-            return format, found
+        if isinstance(source, Scans):
+            return format, source.inferring(rows)
         if source.schema is not None:
             raise UserError(f"stream: infer= is for records, and {source.name} has types", hint="leave infer= out")
     payloads = format_of(format, "stream")
@@ -340,10 +340,10 @@ def _inferring(infer: int, format: Any, source: str | Source, known: pa.Schema |
 
 
 def _drift_ms(source: str | Source, max_drift: Duration) -> int:
-    if isinstance(source, Source) and hold_of(source) is None:
+    if isinstance(source, Source) and not overrides(source, "hold"):
         raise UserError(
             f"stream: max_drift= is for partitions that can wait for each other, but {source.name} has none",
-            hint="leave max_drift= out: files are read one after another; a Source of your own needs the ability HoldsPartitions",
+            hint="leave max_drift= out: files are read one after another; a Source of your own needs the method hold",
         )
     return whole_ms(max_drift, "stream: max_drift")
 

@@ -1,7 +1,7 @@
 """Steps over single rows: the result of a row depends only on the row, or on a function of the user."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,8 @@ from sabot.api.expr import Expr, col
 from sabot.api.nodes.node import Columns, Node, with_more, without
 from sabot.api.words import name_of, select_text, with_text
 from sabot.base.checks import Whole, check
+from sabot.base.dataclass import dataclass
+from sabot.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,6 +173,11 @@ class Drop(RowStep):
     def text(self) -> str:
         return f"drop {', '.join(self.names)}"
 
+    def check(self) -> None:
+        super().check()
+        if self.column_names == []:
+            raise all_dropped(self.names)
+
     @cached_property
     def column_names(self) -> list[str] | None:
         known = self.input.column_names
@@ -190,6 +197,10 @@ class Drop(RowStep):
     def unique(self) -> tuple[str, ...] | None:
         key = self.input.unique
         return None if key is None or set(key) & set(self.names) else key
+
+
+def all_dropped(names: Iterable[str]) -> UserError:
+    return UserError(f"drop: {', '.join(names)} are all columns, and a stream needs at least one")
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,5 @@
 """The step that gives rows another event time, and the step that emits rows in the order of event time."""
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +8,7 @@ from sabot.api.expr import Expr
 from sabot.api.nodes.node import Columns, Node, with_more
 from sabot.api.nodes.read import check_time, named_time, path_of, said_time
 from sabot.base.config import Duration, parse_ms
+from sabot.base.dataclass import dataclass
 from sabot.base.quantities import span_words
 from sabot.connectors.base import Sink
 from sabot.errors import UserError

@@ -1,6 +1,5 @@
 """Steps over the rows of a key that are in the same window."""
 
-from dataclasses import dataclass
 from functools import cached_property
 
 from sabot.api.aggregates import Aggregate
@@ -14,6 +13,7 @@ from sabot.api.windows import (
     Window,
 )
 from sabot.api.words import by_keys, named_texts, order_text, window_text
+from sabot.base.dataclass import dataclass
 from sabot.connectors.base import Sink
 
 WINDOW_COLUMNS = (WINDOW_START, WINDOW_END)

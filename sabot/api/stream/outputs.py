@@ -7,9 +7,8 @@ import pyarrow as pa
 from sabot.api.arguments import RowPolicy
 from sabot.api.nodes.node import Node
 from sabot.base.arrays import shown as value_shown
-from sabot.connectors.base import Sink
-from sabot.connectors.checks import check_sink
-from sabot.connectors.defaults import sink_of, takes_changes
+from sabot.connectors.base import Sink, takes_changes
+from sabot.connectors.checks import check_sink, sink_of
 from sabot.connectors.rows import ListOfRows
 from sabot.errors import UserError
 

@@ -11,7 +11,6 @@ columns are known.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, Never, TypeAlias, Unpack, overload
 
@@ -80,6 +79,7 @@ from sabot.api.windows import CountWindow, SessionWindow, TimeWindow, Window
 from sabot.base.arrays import python_value
 from sabot.base.checks import FLAG, Of, OneOf, Whole, check, is_whole
 from sabot.base.config import Duration
+from sabot.base.dataclass import dataclass
 from sabot.base.options import spells_out
 from sabot.codecs.base import Format
 from sabot.connectors.base import Delivery, OnNan, Sink, Source

@@ -26,11 +26,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
+from sabot.base.arrays import empty_batch
 from sabot.base.checks import FLAG, check
 from sabot.base.disk import check_reach, sync
 from sabot.base.inner_paths import wrong_path
 from sabot.codecs.records import RECORD_SCHEMA, refuse_types
-from sabot.connectors.base import ChecksTypes, ExpectsColumns, KeepsToken, Sink, StartsAfresh, Token, Track
+from sabot.connectors.base import KeepsToken, Sink, Token, Track
 from sabot.connectors.checks import SCHEMA
 from sabot.connectors.delta.table import DeltaPlace
 from sabot.connectors.delta.types import (
@@ -44,11 +45,11 @@ from sabot.connectors.delta.types import (
     misfit,
     missing_fields,
 )
-from sabot.connectors.files.partitions import check_partitions
-from sabot.connectors.letters import as_columns
-from sabot.connectors.refused import refused_in
+from sabot.connectors.files.paths import check_partitions
 from sabot.connectors.sql.rows import decoded_records
 from sabot.errors import AppLocked, RowErrors, TransientError, UserError
+from sabot.letters.form import as_columns
+from sabot.letters.refused import refused_in
 from sabot.steps import step
 
 __all__ = ["DeltaSink"]
@@ -62,7 +63,7 @@ _CONSTRAINT = "delta.constraints."
 _ATTEMPTS = 10  # to claim a track while its former owner still commits
 
 
-class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
+class DeltaSink(Sink, KeepsToken):
     """A sink that appends rows to a table of Delta Lake: `DeltaSink("lake/orders", partition_by=["day"])`.
 
     `table`: the folder of the table, or its address in an object store: s3://…, gs://…, az://…, abfss://….
@@ -286,7 +287,7 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         """Returns the columns that will come, as the table has them; None if they are not known."""
         if self._schema is None or self._schema.equals(RECORD_SCHEMA):
             return None
-        return delta_schema(normalise(self._schema.empty_table()).schema)
+        return delta_schema(normalise(empty_batch(self._schema)).schema)
 
     def _check(self, table: Any) -> None:
         """Raises UserError for a table that cannot take the rows, or for a missing one (None) that cannot be made. Changes

@@ -21,11 +21,10 @@ from sabot.connectors.base import Positions, Sink
 from sabot.connectors.delta.sink import DeltaSink
 from sabot.connectors.delta.table import DeltaPlace
 from sabot.connectors.delta.types import columns_of
-from sabot.connectors.files.begun import FileMark
-from sabot.connectors.files.column_sources import ParquetSource
 from sabot.connectors.files.columns import canonical
-from sabot.connectors.files.paths import DataFile
-from sabot.connectors.files.remote import RemotePath
+from sabot.connectors.files.parquet import ParquetFormat
+from sabot.connectors.files.paths import DataFile, RemotePath
+from sabot.connectors.files.source import FileMark, FileSource
 from sabot.errors import UserError, short_repr
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
@@ -33,7 +32,20 @@ _FEATURE = "a source of Delta Lake"
 _SCAN = "app.stream(deltalake.DeltaTable(…).scan()) reads it by deltalake, with all rows in memory"
 
 
-class DeltaSource(ParquetSource):
+class _TableFiles(ParquetFormat):
+    """The files of a table. `columns`: those of the table. `values`: of the columns that name folders, by file."""
+
+    columns = pa.schema([])
+    values: Mapping[str, Mapping[str, pa.Scalar]] = {}
+
+    def infer(self, files: Sequence[DataFile]) -> pa.Schema:
+        return canonical(self.columns)
+
+    def values_of(self, file: DataFile) -> Mapping[str, Any]:
+        return self.values.get(file.path, {})
+
+
+class DeltaSource(FileSource):
     """A source that reads the rows of one version of a table of Delta Lake, and ends: `DeltaSource("lake/orders")`.
 
     `table`: the folder of the table, or its address in an object store. `version`: the number of the version, or None
@@ -55,12 +67,12 @@ class DeltaSource(ParquetSource):
         if version is not None:
             check("DeltaSource: version", version, Whole(0))
         self._place = DeltaPlace(table, storage_options, _FEATURE)
-        super().__init__("lake", record_bytes)  # not a path: the files are those that the log lists
+        super().__init__(
+            "lake", _TableFiles("lake"), record_bytes
+        )  # not a path: the files are those that the log lists
         self.name = self._paths = self._place.name
         self._fixed = self._asked = version
         self._version = -1  # of the listed files
-        self._columns = pa.schema([])
-        self._values: Mapping[str, Mapping[str, pa.Scalar]] = {}  # of the columns that name folders, by file
 
     def use_path(self, path: str) -> None:
         super().use_path(path)
@@ -94,7 +106,7 @@ class DeltaSource(ParquetSource):
             with self._place.explained():
                 table = self._found()
                 self._check_features(table)
-                self._columns, self._version = columns_of(table), table.version()
+                self._version = table.version()
                 self._take_files(table)
             self._many = True
         assert self._files is not None
@@ -128,7 +140,6 @@ class DeltaSource(ParquetSource):
         found = pa.table(table.get_add_actions())
         folder = self._place.folder
         files: list[DataFile] = []
-        self._values = {}
         values: dict[str, Mapping[str, pa.Scalar]] = {}
         parts = found.column("partition").combine_chunks() if "partition" in found.column_names else None
         actions = found.select(["path", "size_bytes", "modification_time"]).to_pylist()
@@ -144,7 +155,9 @@ class DeltaSource(ParquetSource):
             files.append(DataFile(path, len(files), actions[row]["size_bytes"], actions[row]["modification_time"]))
             if parts is not None:
                 values[path] = dict(parts[row].items())
-        self._files, self._values = files, values
+        format = self.file_format
+        assert isinstance(format, _TableFiles)
+        self._files, format.columns, format.values = files, columns_of(table), values
 
     def _inside(self, path: str) -> str:
         """Returns the path of a file below the folder of the table. `path`: as the log has it. Raises UserError for a
@@ -168,12 +181,6 @@ class DeltaSource(ParquetSource):
 
     def _mark(self, file: DataFile) -> FileMark:
         return FileMark()  # no two files of a table ever have one name
-
-    def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
-        return canonical(self._columns)
-
-    def values_of(self, file: DataFile) -> Mapping[str, Any]:
-        return self._values.get(file.path, {})
 
 
 def _files_of(place: DeltaPlace, sizes: dict[str, int]) -> arrow_fs.FileSystem:

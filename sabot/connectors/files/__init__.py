@@ -1,39 +1,42 @@
-"""Sources and sinks of files: NDJSON, CSV, Parquet, Arrow IPC. Sources are bounded, and read a file, a folder, a glob
-or a list of these; sinks write one file, or the parts of a folder.
+"""Sources and sinks of files: NDJSON, CSV, Parquet, Arrow IPC. Sources read a file, a folder, a glob or a list of these,
+and end, or go on with the files that come; sinks write one file, or the parts of a folder.
 
 NDJSON can also hold records that are not decoded (RECORD_SCHEMA), which agents read and write. All other formats hold
 columns.
 
-    paths, remote       from paths as users write them to files, on this machine or in an object store
-    choice              `files`: chooses a source by the suffix
+    paths               paths as users write them, addresses in object stores, folders named by values
+    format              the contract of a format: it reads blocks of rows, and writes them
+    text, columns       what formats of text have in common, and those of columns
+    ndjson, csv, parquet, arrow
+    formats             the table of these
 
-    source              the base of all sources: which reader reads which piece of a file, and what a position means
-    begun               what a checkpoint knows of the files that were begun
-    ndjson, csv         text files; `blocks` reads them as blocks of whole lines
-    column_sources      Parquet and Arrow IPC files
-    columns             the columns that are read, and their types
+    source              the source: which reader reads which piece of a file, and what a position means
+    sorted              the source whose rows come in the order of a column
+    followed            the source that goes on
+    watched             its files: which are there, which are new, and which have another name now
+
+    sink                the sinks of files: on this machine, and in object stores
+    at_least_once       writes rows into one file or a folder of parts
+    exactly_once        delivers parts; the token
+    parts               a file while it is written
+
+    named               source and sink of each format by name; `files` chooses a source by the suffix
     letters             dead letters in files
-
-    sink                the base of the sinks of files on this machine
-    text_sinks          NDJSON and CSV
-    column_sinks        Parquet and Arrow IPC
-    format              the contract of a format: from rows to a file
-    target              the path of a sink: one file, or a folder of parts
-    at_least_once       writes rows; `parts` has the files while they are written
-    exactly_once        delivers parts; `growing` has the files while they grow, `token_file` the token
-    partitions          folders by the values of columns
-    objects             the sink for object stores
 """
 
-from sabot.connectors.files.choice import files
-from sabot.connectors.files.column_sinks import ArrowSink, ParquetSink
-from sabot.connectors.files.column_sources import ArrowSource, ParquetSource
-from sabot.connectors.files.csv import CsvSource
-from sabot.connectors.files.ndjson import NdjsonSource
-from sabot.connectors.files.objects import ObjectSink
-from sabot.connectors.files.sink import FileSink
+from sabot.connectors.files.named import (
+    ArrowSink,
+    ArrowSource,
+    CsvSink,
+    CsvSource,
+    NdjsonSink,
+    NdjsonSource,
+    ParquetSink,
+    ParquetSource,
+    files,
+)
+from sabot.connectors.files.sink import FileSink, ObjectSink
 from sabot.connectors.files.source import FileSource
-from sabot.connectors.files.text_sinks import CsvSink, NdjsonSink
 
 __all__ = [
     "ArrowSink",

@@ -1,20 +1,37 @@
-"""The columns of a file that are read, and their types.
+"""Files that hold columns: the columns that are read and their types, the readers of batches, and the format that writes
+batches (`ColumnFormat`).
 
 Streams carry every Arrow type but unions. Extension types (uuid, json) become their storage types, dictionaries and
-views become plain types, and decimal32 and decimal64 become decimal128, which the operators know.
+views become plain types, and decimal32 and decimal64 become decimal128, which the operators know. The content of a file is
+not trusted: every batch is checked in full before anything uses an offset in it. An offset in such a file is the number of
+a row.
 """
 
+import os
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import ipc
 
-from sabot._cython.arrow.batch import normalise
-from sabot.base.arrays import to_unit
+from sabot._cython.arrow.batch import Batch, normalise
+from sabot._cython.arrow.border import validate
+from sabot.base.arrays import empty_batch, to_unit
+from sabot.codecs.records import HEAD_BYTES, above
+from sabot.connectors.files.format import FileFormat, FileReader, FoundRows, RowWriter
+from sabot.connectors.files.paths import DataFile, check_partitions, checked_names
 from sabot.errors import UserError
 
+# The bound on the bytes of text that dictionaries expand to at a time.
+PLAIN_BYTES = 64 << 20
+# Rows wait for a row group or a batch of a file up to so many bytes, and such a group has at most so many rows.
+GROUP_BYTES = 64 << 20
+MAX_GROUP_ROWS = 1 << 20
 _LEAVE_OUT = 'give the stream a schema={"name": "type"} of the columns that are wanted, or write the file without it'
 
 # A decimal's scale is at most so much more than its precision: Python has no decimals of exponents that damaged files say.
@@ -38,7 +55,7 @@ def _normal(field: pa.Field) -> pa.Field | None:
     convert.
     """
     try:
-        return normalise(pa.schema([field]).empty_table()).schema.field(0)
+        return normalise(empty_batch(pa.schema([field]))).schema.field(0)
     except pa.ArrowNotImplementedError:
         return None
 
@@ -180,3 +197,244 @@ def _plain(data: pa.RecordBatch, path: str) -> pa.RecordBatch:
         raise UserError(
             f"file {path!r}: a column is of a type that streams do not support: {error}", hint=_LEAVE_OUT
         ) from error
+
+
+def all_columns(schema: pa.Schema, path: str) -> pa.Schema:
+    distinct(schema.names, path)
+    return canonical(schema)
+
+
+def width_of(kind: pa.DataType) -> int:
+    try:
+        return int(kind.bit_width)
+    except ValueError:  # this type has no fixed width
+        return 1 << 31
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+class ColumnReader(FileReader):
+    """A reader that cuts batches which are larger than `max_rows`. `next_batch` gives a batch and the number of its first
+    row.
+    """
+
+    def __init__(self, file: DataFile, offset: int, schema: pa.Schema, record_bytes: int) -> None:
+        self.file = file
+        self._schema = schema
+        self._is_canonical = canonical(schema).equals(schema)
+        self._record_bytes = record_bytes
+        self._rest: pa.RecordBatch | None = None
+        self._most_rows = 1
+        self.offset = offset
+
+    def next_batch(self, max_rows: int) -> tuple[int, pa.RecordBatch] | None:
+        """Returns the next batch of this share that has a row at or behind `offset`; None at the end, with `offset` there."""
+        raise NotImplementedError
+
+    def read(self, max_rows: int) -> FoundRows | None:
+        while self._rest is None:
+            found = self.next_batch(max_rows)
+            if found is None:
+                return None
+            first, data = found
+            data = self._sound(first, data)
+            rest = data.slice(max(0, self.offset - first))
+            self.offset = max(first, self.offset)
+            if rest.num_rows:
+                self._rest = rest
+                self._most_rows = most_rows(rest, PLAIN_BYTES)
+        # Dictionaries and run-end-encoded columns are decoded here, slice by slice: a few bytes of them can stand for 2^31 rows.
+        rows = min(max_rows, self._most_rows)
+        given = self._rest.slice(0, rows)
+        if not (self._is_canonical and given.schema.equals(self._schema)):
+            given = fitted(given, self._schema, self.file.path)
+        self._rest = self._rest.slice(rows) if self._rest.num_rows > rows else None
+        first = self.offset
+        self.offset += given.num_rows
+        return self._bounded(given, first)
+
+    def _bounded(self, data: pa.RecordBatch, first: int) -> FoundRows:
+        """Sets rows above the size bound apart, with the first bytes of their longest column."""
+        long = above(data, self._record_bytes)
+        if not long:
+            return FoundRows(data)
+        bad = []
+        for row in long:
+            one = data.slice(row, 1)
+            sizes = [column.nbytes for column in one.columns]
+            widest = sizes.index(max(sizes))
+            reason = f"{one.nbytes} bytes are more than a record may have (record_bytes={self._record_bytes}): only the first are kept, of"
+            bad.append((first + row, _head(one.column(widest)), f"{reason} column {data.schema.names[widest]!r}"))
+        good = np.ones(data.num_rows, bool)
+        good[long] = False
+        return FoundRows(data.filter(pa.array(good)), bad)
+
+    def _sound(self, first: int, data: pa.RecordBatch) -> pa.RecordBatch:
+        """Checks that the data of the batch agrees with its types, and returns the batch. Raises ArrowInvalid that
+        names the rows and the column.
+        """
+        data = as_wanted(data, self._schema)
+        try:
+            validate(data)
+        except pa.ArrowInvalid as error:
+            raise pa.ArrowInvalid(f"rows {first} to {first + data.num_rows - 1}, {error}") from error
+        return data
+
+
+def _head(column: Any) -> bytes:
+    """Returns the first bytes of a text or binary value; nothing for columns of other types."""
+    if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
+        return bytes(column.view(pa.binary())[0].as_buffer()[:HEAD_BYTES])
+    return b""
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+class ColumnFormat(FileFormat[pa.RecordBatch]):
+    """The format of files that hold columns: its rows are batches of one schema."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._schema: pa.Schema | None = None
+
+    @abstractmethod
+    def writer(self, file: Any, schema: pa.Schema) -> RowWriter[pa.RecordBatch]:
+        """Returns the writer of a new file with these columns."""
+
+    @abstractmethod
+    def batches(self, path: Path) -> Iterator[pa.RecordBatch]:
+        """Yields the batches of a complete file."""
+
+    def by_columns(self, partition_by: Sequence[str]) -> "ColumnFormat":
+        self.partition_by = checked_names(partition_by)
+        return self
+
+    def forget(self) -> None:
+        self._schema = None
+
+    @property
+    def outgrown(self) -> bool:
+        known = self.evolve and self.expected is not None and self._schema is not None
+        return known and not self._schema.equals(self.expected.remove_metadata())  # type: ignore[union-attr]
+
+    def rows(self, batch: Batch, *, first: bool) -> pa.RecordBatch:
+        if first and self.partition_by:  # the files are written long after these rows came
+            self.accept(batch, None)
+        return self._fitting(_own(self.columns(batch)))
+
+    def try_types(self, empty: pa.RecordBatch) -> None:
+        self.writer(pa.BufferOutputStream(), empty.schema).close()
+
+    def accept(self, empty: Batch, before: pa.Schema | None) -> None:
+        schema = self.columns(empty).schema.remove_metadata()
+        if self.partition_by:
+            check_partitions(schema, self.partition_by, f"file {self.name!r}")
+        before = self._schema if before is None else before
+        if before is not None and not schema.equals(before.remove_metadata()):
+            raise self._other_columns(schema, before)
+        self.writer(pa.BufferOutputStream(), schema).close()
+
+    def try_empty(self) -> None:
+        writer = self.start(pa.BufferOutputStream(), None)
+        if writer is not None:
+            writer.close()
+
+    def _fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """Returns the rows. Raises UserError if their columns differ from those of the first rows of the file."""
+        if self._schema is None:
+            self._schema = data.schema.remove_metadata()
+        elif not data.schema.equals(self._schema):
+            raise self._other_columns(data.schema, self._schema)
+        return data
+
+    # -- the encoding --------------------------------------------------------------------------------------------------
+
+    def _other_columns(self, schema: pa.Schema, before: pa.Schema) -> UserError:
+        return UserError(
+            f"file {self.name!r}: rows with the columns {_described(schema)} do not fit those before: {_described(before)}",
+            hint="select and cast to the same columns before the sink, or give another path; overwrite=True begins empty",
+        )
+
+    def start(self, file: Any, first: pa.RecordBatch | None) -> RowWriter[pa.RecordBatch] | None:
+        """Returns a writer of a new file with the columns of `first`, or of the plan; None if neither is known."""
+        schema = self.expected if first is None else first.schema
+        return None if schema is None else self.writer(file, schema.remove_metadata())
+
+    def size(self, rows: pa.RecordBatch) -> int:
+        found: int = rows.nbytes
+        return found
+
+    def read(self, path: Path) -> Iterator[pa.RecordBatch]:
+        for data in self.batches(path):
+            try:
+                validate(data)
+            except pa.ArrowInvalid as error:
+                raise UserError(
+                    f"file {os.fspath(path)!r} is damaged: {error}", hint="repair it or move it away"
+                ) from error
+            yield self._fitting(data.replace_schema_metadata(None))
+
+    def frame(self, rows: list[pa.RecordBatch]) -> pa.Buffer:
+        sink = pa.BufferOutputStream()
+        with ipc.new_stream(sink, rows[0].schema) as writer:
+            for batch in rows:
+                writer.write_batch(batch)
+        return sink.getvalue()
+
+    def unframe(self, frame: pa.Buffer) -> Iterator[pa.RecordBatch]:
+        """Yields the batches of an Arrow IPC stream. Raises UserError if the file that they belong to has other
+        columns.
+        """
+        with ipc.open_stream(frame) as reader:
+            for data in reader:
+                yield self._fitting(data)
+
+
+class Gathered:
+    """A writer that gathers small batches into large ones."""
+
+    def __init__(self, writer: Any, file: Any, rows: int, *, joins: bool = False) -> None:
+        self._joins = joins  # for a writer that would write each small batch by itself
+        self._writer = writer
+        self._file = file
+        self._full_rows = rows
+        self._batches: list[pa.RecordBatch] = []
+        self._rows = self._bytes = 0
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        self._batches.append(rows)
+        self._rows += rows.num_rows
+        self._bytes += rows.nbytes
+        if self._rows >= self._full_rows or self._bytes >= GROUP_BYTES:
+            self._write_out()
+
+    def _write_out(self) -> None:
+        batches, self._batches, self._rows, self._bytes = self._batches, [], 0, 0
+        if batches:
+            table = pa.Table.from_batches([pa.concat_batches(batches)] if self._joins else batches)
+            self._writer.write_table(table, MAX_GROUP_ROWS)
+
+    def close(self) -> None:
+        try:
+            self._write_out()
+        finally:
+            self._writer.close()
+
+    def tell(self) -> int:
+        at: int = self._file.tell()
+        return at
+
+
+def _own(data: pa.RecordBatch) -> pa.RecordBatch:
+    """Returns the rows. If they are a small part of a large buffer, copies them, because while they wait for more
+    rows they would keep that buffer in memory.
+    """
+    if data.get_total_buffer_size() <= 2 * data.nbytes + (64 << 10):
+        return data
+    return pa.concat_batches([data, data.slice(0, 0)])
+
+
+def _described(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)

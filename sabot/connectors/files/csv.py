@@ -1,20 +1,21 @@
-"""CSV files as sources: column types are given or inferred, and rows that do not fit them are set apart."""
+"""CSV files: column types are given or inferred, and rows that do not fit them are set apart. Written are a header, and then one
+record a row.
+"""
 
 import codecs
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from sabot._cython.arrow.batch import normalise
+from sabot._cython.arrow.batch import Batch, normalise
 from sabot.base.checks import FLAG, TEXT, TEXTS, Whole, check
-from sabot.base.config import RECORD_BYTES
+from sabot.base.dataclass import dataclass
 from sabot.codecs.csv_text import (
     checked_delimiter,
     convert_options,
@@ -22,13 +23,14 @@ from sabot.codecs.csv_text import (
     in_units,
     parse_error,
     parse_options,
+    plain_times,
+    refuse_csv_types,
 )
-from sabot.connectors.files.blocks import BlockReader, Blocks, Buffer, NoBlocks, StreamedFile
-from sabot.connectors.files.paths import SUFFIXES, DataFile, Paths, bare_suffix
-from sabot.connectors.files.source import FileReader, FileSource, FoundRows
+from sabot.connectors.files.format import FileReader, FoundRows, Share
+from sabot.connectors.files.paths import DataFile, bare_suffix
+from sabot.connectors.files.text import BLOCK_BYTES, BlockReader, Blocks, Buffer, NoBlocks, StreamedFile, TextFormat
 from sabot.errors import UserError
 
-BLOCK_BYTES = 1 << 20
 # The number of characters of a row that a reason quotes.
 _QUOTED = 96
 _NAMES = "give names with columns=[...]"
@@ -43,25 +45,15 @@ _INTEGER = r"^\s*-?[0-9]+\s*$"
 _LONE_RETURN = re.compile(rb"\r(?!\n)")
 
 
-class CsvSource(FileSource):
-    r"""A source that reads the rows of CSV files with a header line, or without one if `columns` gives the names. The
-    default `delimiter` is ",", in .tsv files "\t".
+class CsvFormat(TextFormat):
+    """The format of CSV files. Its options are those of `CsvSource` and `CsvSink`."""
 
-    `null_values`: texts of fields without quotes that are null, such as "NA", besides the empty field. `decimal_comma`: True if numbers
-    are written as 1,5. `encoding`: that of the files, in which ASCII characters are single bytes: "utf-8", "latin-1", "cp1252".
-
-    A quoted field may hold line breaks and doubled quotes. An empty field is null; a quoted empty field is an empty
-    string. Without a schema, types are inferred from the first MiB of the first file (UserError if that is not
-    UTF-8). A row is set apart if it has too many or too few fields, or a value that does not convert to its column's
-    type. A file is one piece: readers share whole files, never parts of one.
-    """
-
-    suffixes = SUFFIXES["csv"]
+    suffixes = (".csv", ".tsv")
     infers = True
 
     def __init__(
         self,
-        path: Paths,
+        name: str,
         *,
         delimiter: str | None = None,
         columns: Sequence[str] | None = None,
@@ -69,10 +61,12 @@ class CsvSource(FileSource):
         decimal_comma: bool = False,
         encoding: str = "utf-8",
         block_bytes: int = BLOCK_BYTES,
-        record_bytes: int | str = RECORD_BYTES,
+        compression: str | None = None,
+        user: str = "CsvSource",
     ) -> None:
-        super().__init__(path, record_bytes)
-        self._delimiter = None if delimiter is None else checked_delimiter(delimiter, "CsvSource")
+        """`user`: the class that asks for the format, for messages."""
+        super().__init__(name, compression)
+        self._delimiter = None if delimiter is None else checked_delimiter(delimiter, user)
         self._words = CsvWords(
             tuple(check("null_values", null_values, TEXTS)),
             "," if check("decimal_comma", decimal_comma, FLAG) else ".",
@@ -82,20 +76,22 @@ class CsvSource(FileSource):
             raise UserError(
                 "decimal_comma=True, and fields end with a comma too", hint='such files have delimiter=";" or "\t"'
             )
-        self._columns = None if columns is None else _distinct(list(check("columns", columns, TEXTS)), self.name)
+        self._columns = None if columns is None else _distinct(list(check("columns", columns, TEXTS)), name)
         self._block_bytes = check("block_bytes", block_bytes, Whole(1))
 
-    def _pieces(self, file: DataFile) -> bool:
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def pieces(self, file: DataFile) -> bool:
         return False
 
-    def _open_file(self, file: DataFile, offset: int) -> FileReader:
-        wanted = self._schema
+    def open_file(self, file: DataFile, offset: int, share: Share, schema: pa.Schema | None) -> FileReader:
+        wanted = schema
         assert wanted is not None, "open asks for columns"
-        if not self._share.has(file.number, 0):
+        if not share.has(file.number, 0):
             return _Rows(NoBlocks(offset), None, wanted, self._words)
         dialect = self._dialect(file)
         for name in wanted.names:
-            if name not in dialect.names and file.size > 0:
+            if name not in dialect.names and (dialect.names or (file.size > 0 and file.whole)):
                 raise UserError(
                     f"file {file.path!r} has no column {name!r}",
                     hint=f"its header has {', '.join(map(repr, dialect.names))}; all files of a source have the same columns",
@@ -105,10 +101,10 @@ class CsvSource(FileSource):
         return _Rows(stream, dialect, wanted, self._words)
 
     def _stream(self, file: DataFile, offset: int, block_bytes: int, records: "CsvRecords") -> StreamedFile:
-        return StreamedFile(file, offset, block_bytes, records, self._record_bytes)
+        return StreamedFile(file, offset, block_bytes, records, self.record_bytes)
 
     def _dialect(self, file: DataFile) -> "_Dialect":
-        delimiter = self._delimiter or ("\t" if bare_suffix(file.path) == ".tsv" else ",")
+        delimiter = self._delimiter_of(file.path)
         if self._columns is not None:
             return _Dialect(delimiter, self._columns, 0)
         records = CsvRecords(delimiter)
@@ -133,7 +129,7 @@ class CsvSource(FileSource):
             blocks.close()
         return _Dialect(delimiter, [], 0)
 
-    def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
+    def infer(self, files: Sequence[DataFile]) -> pa.Schema:
         for file in files:
             dialect = self._dialect(file)
             blocks = self._stream(
@@ -194,6 +190,29 @@ class CsvSource(FileSource):
                 at = read.schema.get_field_index(name)
                 read = read.set_column(at, pa.field(name, _NUMBERS[1]), pa.nulls(read.num_rows, _NUMBERS[1]))
         return read
+
+    def _delimiter_of(self, path: str) -> str:
+        return self._delimiter or ("\t" if bare_suffix(path) == ".tsv" else ",")
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def lines(self, batch: Batch) -> bytes:
+        data = self.columns(batch)
+        refuse_csv_types(data.schema, f"file {self.name!r}")
+        return self._written(plain_times(data), header=False)
+
+    def head(self, schema: pa.Schema) -> bytes:
+        names = pa.RecordBatch.from_arrays([pa.array([], pa.string())] * len(schema), names=schema.names)
+        return self._written(names, header=True)
+
+    def _written(self, data: pa.RecordBatch, *, header: bool) -> bytes:
+        text = pa.BufferOutputStream()
+        csv.write_csv(data, text, csv.WriteOptions(include_header=header, delimiter=self._delimiter_of(self.name)))
+        written: bytes = text.getvalue().to_pybytes()
+        return written
+
+    def end_of_rows(self, file: BinaryIO, size: int) -> int:
+        return end_of_records(file, size)
 
 
 @dataclass(frozen=True)
@@ -357,7 +376,7 @@ class _Rows(BlockReader):
             self._parsing = parse_options(dialect.delimiter)
             self._converting = words.options(wanted, dialect.names)
 
-    def _decode(self, blocks: Blocks, end: int) -> FoundRows:
+    def decode_block(self, blocks: Blocks, end: int) -> FoundRows:
         try:
             return FoundRows(self._parsed(blocks, blocks.low, end))
         except pa.ArrowInvalid:
@@ -561,3 +580,20 @@ def _distinct(names: list[str], path: str) -> list[str]:
     if twice:
         raise UserError(f"file {path!r} has two columns {', '.join(map(repr, sorted(twice)))}", hint=_NAMES)
     return names
+
+
+def end_of_records(file: BinaryIO, size: int) -> int:
+    """Returns the end of the last whole CSV record. Reads the whole file, because only its beginning is known to be
+    outside of quotes.
+    """
+    keep = at = odd = 0
+    file.seek(0)
+    while block := file.read(BLOCK_BYTES):
+        lines = block.split(b'"')
+        for number, outside in enumerate(lines):
+            newline = outside.rfind(b"\n")
+            if newline >= 0 and not (odd + number) & 1:
+                keep = at + newline + 1
+            at += len(outside) + (number < len(lines) - 1)
+        odd ^= (len(lines) - 1) & 1
+    return min(keep, size)

@@ -1,5 +1,17 @@
-"""Delivers rows into files exactly once. The docstring of `token_file` explains which bytes of a file count as
-delivered.
+"""Delivers rows into files exactly once. The token of the files says how many bytes of a growing file count.
+
+    .name.token     the last delivered part, and how many bytes of the growing file count; nothing else decides that
+    .name.journal   the pending list: delivered rows that wait until the file is complete (a text file, or .name.tmp, grows by itself)
+    .name.tmp       a file that is complete, or will be; it counts when the token says `ready`
+
+A part is written first, after the bytes that count or as a new file, and synced. Then the token is written, and this
+one write makes the part count. The steps that follow (a rename, a removal) are derived from the token, so the next
+process that claims the files does them again; it also cuts off bytes that do not count. Bytes that count are not
+written again.
+
+The token file has two slots, written in turn, each with a checksum. A torn write leaves the other slot (as the two
+roots of a shadow-paged database). A process that reads or writes the token holds its lock, and finds in it the
+process that claimed the files last.
 """
 
 import errno
@@ -7,29 +19,162 @@ import itertools
 import logging
 import math
 import os
+import struct
 import uuid
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 from msgspec.structs import replace
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.arrays import empty_batch
+from sabot.base.disk import private, regular
+from sabot.base.inner_paths import wrong_path
 from sabot.base.os_errors import hint_of
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.base import Token, Track
-from sabot.connectors.files.at_least_once import FileWriting
+from sabot.connectors.files.at_least_once import FileTarget, FileWriting
 from sabot.connectors.files.format import FileFormat
-from sabot.connectors.files.growing import GrowingFile
-from sabot.connectors.files.parts import remove
-from sabot.connectors.files.target import FileTarget
-from sabot.connectors.files.token_file import Busy, Entry
-from sabot.errors import AppLocked, TransientError, UserError
+from sabot.connectors.files.parts import PartFile, WholeFile, remove, sync_folder
+from sabot.errors import UNREADABLE, AppLocked, TransientError, UserError
+from sabot.steps import step
 
 _log = logging.getLogger(__name__)
 
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+_SLOT_BYTES = 8192
+_MAGIC = b"SABOTT1\n"
+_HEAD = struct.Struct("<8sII")  # magic, bytes of the entry, their CRC-32
+_VERSION = 1
+
+
+class Busy(Exception):
+    """The exception raised if another process has locked the token file at this moment."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """The contents of a token, which say which bytes of the files count as delivered.
+
+    `lane`: the key of the track that writes the files. `owner`: the process that made the last claim. `seq`,
+    `incarnation`: the number of the last delivered part, and the incarnation of the app that made it; "" if no part
+    was delivered. `number`: the number of the next part in a folder. `length`: the number of bytes of the growing
+    file that count. `ready`: the name of a file whose .tmp is complete, or "". `anew`: True if the file under the
+    sink's name is from an earlier run and will be replaced. `finished`: True if the input has ended. `turn`: the
+    number of writes of the token.
+    """
+
+    lane: str = ""
+    owner: str = ""
+    incarnation: str = ""
+    seq: int = 0
+    number: int = 0
+    length: int = 0
+    ready: str = ""
+    anew: bool = False
+    finished: bool = False
+    turn: int = -1
+    version: int = _VERSION
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Entry).decode
+
+
+class Ledger:
+    """The token file at `path`. All methods raise OSError, and UserError for a file that is no token or is damaged."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: WholeFile | None = None
+
+    @contextmanager
+    def held(self, *, create: bool = False) -> Iterator[None]:
+        """Locks the token file. Raises Busy if another process has locked it, and FileNotFoundError without a file,
+        unless `create`.
+        """
+        if create and not self.path.exists():
+            with step("create", self.path), open(self.path, "ab", opener=private):
+                pass
+            sync_folder(self.path.parent)
+        file = WholeFile(self.path, "rb+", "token", private)
+        try:
+            try:
+                file.lock()
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise Busy from error
+                raise
+            if not os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+                raise Busy  # the file was removed or replaced before it was locked
+            self._file = file
+            yield
+        finally:
+            self._file = None
+            file.close()
+
+    def read(self) -> Entry | None:
+        """Returns the last entry, or None if no entry was written so far."""
+        assert self._file is not None
+        content = self._file.read_at(0, 2 * _SLOT_BYTES)
+        found = [entry for at in (0, _SLOT_BYTES) if (entry := _entry(content[at : at + _SLOT_BYTES])) is not None]
+        if not found and (len(content) > _SLOT_BYTES or not _MAGIC.startswith(content[: len(_MAGIC)].rstrip(b"\0"))):
+            raise UserError(
+                f"file {os.fspath(self.path)!r}, which stores what was delivered, is damaged or was not written by Sabot",
+                hint="restore it from a copy; or move it away, and choose at the next start whether to repeat or skip",
+            )
+        return max(found, key=lambda entry: entry.turn, default=None)
+
+    def peek(self) -> Entry | None:
+        """Returns the last entry, read without a lock, so another process may be writing the next one; None also if
+        it cannot be read.
+        """
+        try:
+            with open(self.path, "rb", opener=regular) as file:
+                content = file.read(2 * _SLOT_BYTES)
+        except FileNotFoundError:
+            return None
+        found = [entry for at in (0, _SLOT_BYTES) if (entry := _entry(content[at : at + _SLOT_BYTES])) is not None]
+        return max(found, key=lambda entry: entry.turn, default=None)
+
+    def write(self, entry: Entry) -> Entry:
+        """Writes the entry. When it returns, the entry survives a crash of the machine; after a crash before that, the last one holds."""
+        assert self._file is not None
+        entry = replace(entry, turn=entry.turn + 1)
+        body = _encode(entry)
+        if len(body) > _SLOT_BYTES - _HEAD.size:
+            raise UserError(f"sink {entry.lane!r}: its name is too long for a token", hint="give it a shorter one")
+        self._file.write_at(entry.turn % 2 * _SLOT_BYTES, _HEAD.pack(_MAGIC, len(body), zlib.crc32(body)) + body)
+        self._file.sync()
+        return entry
+
+    def remove(self) -> None:
+        """Removes the token file."""
+        remove(self.path)
+        sync_folder(self.path.parent)
+
+
+def _entry(slot: bytes) -> Entry | None:
+    if len(slot) < _HEAD.size:
+        return None
+    magic, size, check = _HEAD.unpack_from(slot)
+    body = slot[_HEAD.size : _HEAD.size + size]
+    if magic != _MAGIC or len(body) < size or zlib.crc32(body) != check:
+        return None
+    try:
+        entry = _decode(body)
+    except UNREADABLE:  # the checksum is right, but the text is no entry
+        return None
+    wrong = "/" in entry.ready or (entry.ready != "" and wrong_path(entry.ready, "the folder") != "")
+    if wrong or min(entry.seq, entry.number, entry.length) < 0:
+        return None
+    if entry.version > _VERSION:
+        raise UserError(f"the token of {entry.lane} is of a newer version of Sabot", hint="run that version")
+    return entry
 
 
 class FileDelivering:
@@ -66,12 +211,17 @@ class FileDelivering:
         """True if the track is claimed, and no error has come since."""
         return self._begins or self._owner != ""
 
+    def look(self) -> None:
+        """Finds out where the files and their token are (`FileTarget.look`)."""
+        self._target.look()
+        self._ledger = Ledger(self._target.token)
+
     # -- claiming ------------------------------------------------------------------------------------------------------
 
     def known(self, track: Track) -> Token | None:
         try:
-            self._target.look()
-            entry = self._target.ledger.peek()
+            self.look()
+            entry = self._ledger.peek()
         except OSError:  # `claim` will raise it with an explanation
             return None
         if entry is None or entry.lane != track.key or not entry.incarnation:
@@ -86,7 +236,7 @@ class FileDelivering:
         self.track, self._owner = track, ""
         self._check_expected()
         with self._refused():
-            self._target.look()
+            self.look()
             if not (afresh or self._begins):
                 return self._take(track, afresh=False)
             self._begins = True
@@ -94,7 +244,7 @@ class FileDelivering:
 
     def _token_before(self, track: Track) -> Token | None:
         """Returns the token of a track that is not claimed yet. Raises UserError if another track writes the files."""
-        ledger, anew = self._target.ledger, self._target.overwrite
+        ledger, anew = self._ledger, self._target.overwrite
         if not ledger.path.exists():
             return None
         with ledger.held():
@@ -109,7 +259,7 @@ class FileDelivering:
         if entry.lane != track.key and not (entry.finished or anew):
             raise UserError(
                 f"file {self._target.name!r} gets the results of {entry.lane}, and {track.key} would write into it too",
-                hint=f"give it another path; or, if {entry.lane} no longer exists, remove {os.fspath(self._target.ledger.path)!r}",
+                hint=f"give it another path; or, if {entry.lane} no longer exists, remove {os.fspath(self._target.token)!r}",
             )
 
     def _take(self, track: Track, *, afresh: bool) -> Token | None:
@@ -117,7 +267,7 @@ class FileDelivering:
         if afresh:
             self._target.say_kept()
         self._target.make()
-        with self._target.ledger.held(create=True):
+        with self._ledger.held(create=True):
             entry = self._claimed(track, afresh)
         self._owner, self._begins = entry.owner, False
         if self._target.folder and self._format.outgrown:
@@ -144,9 +294,8 @@ class FileDelivering:
         """Raises UserError for expected columns that the format cannot hold, before rows with them are in a checkpoint."""
         expected = self._format.expected
         if expected is not None:
-            empty = [pa.array([], field.type) for field in expected]
             with self._format.writing():
-                self._format.rows(Batch(pa.RecordBatch.from_arrays(empty, schema=expected)), first=True)
+                self._format.rows(Batch(empty_batch(expected)), first=True)
                 self._format.try_empty()
 
     def _claimed(self, track: Track, afresh: bool) -> Entry:
@@ -155,13 +304,13 @@ class FileDelivering:
         """
         target = self._target
         anew = afresh and target.overwrite
-        entry = target.ledger.read()
+        entry = self._ledger.read()
         known = entry is not None
         if entry is None:
             self._writing.open(afresh=afresh)  # the files that exist were written at least once
             self._writing.close()
             number = self._writing.number
-            entry = Entry(number=number, length=target.growth(number).size(), anew=anew)
+            entry = Entry(number=number, length=target.part(target.file(number)).size(), anew=anew)
         else:
             self._check_lane(entry, track, anew=anew)
             self._settle(entry)
@@ -169,9 +318,9 @@ class FileDelivering:
                 entry = self._begun(entry)
         if entry.lane != track.key or anew:
             entry = replace(entry, lane=track.key, incarnation="", seq=0, finished=False)
-        entry = target.ledger.write(replace(entry, owner=uuid.uuid4().hex, ready=""))
-        growth = target.growth(entry.number)
-        growth.keep(entry.length, target.ledger.path)
+        entry = self._ledger.write(replace(entry, owner=uuid.uuid4().hex, ready=""))
+        growth = target.part(target.file(entry.number))
+        growth.keep(entry.length, target.token)
         if anew and known and target.folder:
             target.clear()
         self._format.forget()
@@ -196,7 +345,7 @@ class FileDelivering:
 
     def check_free(self) -> None:
         """Raises AppLocked if another process is writing into the files at this moment."""
-        ledger = self._target.ledger
+        ledger = self._ledger
         if ledger.path.exists():
             with self._not_busy(), ledger.held():
                 ledger.read()
@@ -213,14 +362,14 @@ class FileDelivering:
         token. Raises AppLocked if another process has claimed the track.
         """
         self.track, self._owner, self._begins = None, "", False
-        ledger = self._target.ledger
+        ledger = self._ledger
         if not ledger.path.exists():
             return
         with self._not_busy(), ledger.held():
             entry = ledger.read()
             if entry is not None:
                 self._settle(entry)
-                growth = self._target.growth(entry.number)
+                growth = self._target.part(self._target.file(entry.number))
                 growth.keep(min(entry.length, growth.size()), ledger.path)
             ledger.remove()
 
@@ -294,9 +443,9 @@ class FileDelivering:
             return replace(entry, number=number + 1, length=0, ready=growth.path.name)
         return replace(entry, number=number, length=length)
 
-    def _free(self, entry: Entry) -> tuple[int, GrowingFile[Any]]:
+    def _free(self, entry: Entry) -> tuple[int, PartFile[Any]]:
         """Returns the number and the file for the next rows: the next free part of a folder, or the one file."""
-        number, growth = entry.number, self._target.growth(entry.number)
+        number, growth = entry.number, self._target.part(self._target.file(entry.number))
         while self._target.folder and growth.taken():
             if entry.length:
                 raise UserError(
@@ -304,7 +453,7 @@ class FileDelivering:
                     hint="move it away",
                 )
             number += 1
-            growth = self._target.growth(number)
+            growth = self._target.part(self._target.file(number))
         return number, growth
 
     def _encoded(self, batches: Sequence[pa.RecordBatch], *, first: bool) -> Iterator[Any]:
@@ -313,7 +462,7 @@ class FileDelivering:
                 yield self._format.rows(Batch(data), first=first)
                 first = False
 
-    def _is_result(self, growth: GrowingFile[Any], entry: Entry) -> bool:
+    def _is_result(self, growth: PartFile[Any], entry: Entry) -> bool:
         """Returns True if the input has no rows and a file without rows has to be made as the result."""
         if self._target.folder:
             return entry.number == 0 and self._format.expected is not None
@@ -336,8 +485,8 @@ class FileDelivering:
         self._owner = ""
         with self._format.writing():
             try:
-                with self._target.ledger.held():
-                    entry = self._target.ledger.read()
+                with self._ledger.held():
+                    entry = self._ledger.read()
                     if entry is None or entry.owner != owner:
                         raise Busy
                     yield track, entry
@@ -350,7 +499,7 @@ class FileDelivering:
 
     def _commit(self, entry: Entry) -> None:
         """Writes the entry, which makes its bytes count. Then renames and removes files as the entry says."""
-        self._settle(self._target.ledger.write(entry))
+        self._settle(self._ledger.write(entry))
 
     def _settle(self, entry: Entry) -> None:
         """Gives a complete file its name, if the entry says that one is ready. Doing it again changes nothing."""
@@ -358,4 +507,4 @@ class FileDelivering:
             return
         folder = self._target.folder
         path = (self._target.path if folder else self._target.path.parent) / entry.ready
-        self._format.new_growth(path, hidden=folder).publish()
+        self._target.part(path).publish()

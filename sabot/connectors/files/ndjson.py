@@ -1,108 +1,128 @@
-"""JSON files as sources: one value a line, or one array of objects; as records or decoded into columns."""
+"""JSON files: one value a line, or one array of objects, [{…}, {…}], of which each element is a record. They are read as records,
+or decoded into columns, and written as lines.
 
+A block of an array ends behind a comma between two elements, so each block begins at an element.
+"""
+
+import re
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from sabot._cython.arrow.batch import Batch
 from sabot._cython.text.json import JsonDecoder
-from sabot._cython.text.split import elements
+from sabot._cython.text.split import element_end, elements
+from sabot.base.arrays import empty_batch, integer_array
 from sabot.base.checks import Whole, check
-from sabot.base.config import RECORD_BYTES
-from sabot.codecs.json import INFERENCE_ROWS, AbsentColumns, JsonCodec, with_days
-from sabot.codecs.records import RECORD_SCHEMA
-from sabot.connectors.base import Positions
-from sabot.connectors.files.blocks import BlockReader, Blocks, Lines, NoBlocks, open_blocks
-from sabot.connectors.files.json_array import ArrayElements, ArrayFile, begin_of_array
-from sabot.connectors.files.paths import SUFFIXES, DataFile, Paths, codec_of, cut_anywhere
-from sabot.connectors.files.source import DAMAGED, FileReader, FileSource, FoundRows, global_offset
+from sabot.clock import SYSTEM_CLOCK
+from sabot.codecs.json import INFERENCE_ROWS, AbsentColumns, JsonCodec, JsonEncoder, TimesInJson, with_days
+from sabot.codecs.records import RECORD_SCHEMA, to_records
+from sabot.connectors.files.format import DAMAGED, FileReader, FoundRows, Share, position_of, unreadable
+from sabot.connectors.files.paths import DataFile, codec_of, cut_anywhere, last_bytes, open_stream
+from sabot.connectors.files.text import (
+    BlockReader,
+    Blocks,
+    Buffer,
+    Lines,
+    NoBlocks,
+    StreamedFile,
+    TextFormat,
+    open_blocks,
+)
 from sabot.errors import UserError
 
-BLOCK_BYTES = 4 << 20
-SHARED_BYTES = 7 << 20  # about 30,000 rows of 250 bytes: with several readers a shuffle deals each batch out in parts
+_BLOCK_BYTES = 4 << 20
+_SHARED_BYTES = 7 << 20  # about 30,000 rows of 250 bytes: with several readers a shuffle deals each batch out in parts
 NEWLINE, RETURN = 10, 13
 _REST_BYTES = 1024  # of the text behind an array, in a dead letter
 _CUT = "the file ends here without the closing bracket of its array, so it may have been cut off"
 _BEHIND = "only blanks may come after the closing bracket of the array"
 _LINES = Lines()
-_ELEMENTS = ArrayElements()
 _LOOKED_AT_BYTES = 1_000_000  # in which the names of columns are looked for
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_BEGIN_BYTES = 4096
+_ARRAYS = 10_000
+_BEGIN = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[(?=\s*(?:\{|\]\s*$|$))")
 
 
-class NdjsonSource(FileSource):
-    """A source that reads the lines of NDJSON files: as records (RECORD_SCHEMA, with the line without its end as
-    payload), or decoded into columns after `scan`. If a file is one array of objects, the elements take the place of the lines.
-
-    Blank lines are skipped; the last line may lack its end. Records have no keys and no headers, and the time of the
-    file's last change as timestamp. Several readers share a plain file in chunks; a compressed file, or an array, has one
-    reader.
-
-    `block_bytes`: the number of bytes that are read and decoded at a time, and the size of a chunk. None: 4 MB, or 7
-    MB if several readers share the files. After a restore from a checkpoint, the chunks have the size that the
-    checkpoint stores.
+class NdjsonFormat(TextFormat):
+    """The format of NDJSON files, and of files that are one array of objects. `block_bytes`: as in `NdjsonSource`.
+    `compression`, `times`: as in `NdjsonSink`.
     """
 
-    suffixes = SUFFIXES["ndjson"]
+    suffixes = (".ndjson", ".jsonl", ".json")
     has_records = True
     infers = True
+    needs_suffix = False
+    floats_lost = "not_finite"
 
-    def __init__(self, path: Paths, *, block_bytes: int | None = None, record_bytes: int | str = RECORD_BYTES) -> None:
-        super().__init__(path, record_bytes)
+    def __init__(
+        self, name: str, *, block_bytes: int | None = None, compression: str | None = None, times: TimesInJson = "ms"
+    ) -> None:
+        super().__init__(name, compression)
         self._given_bytes = None if block_bytes is None else check("block_bytes", block_bytes, Whole(1))
-        self._block_bytes = block_bytes or BLOCK_BYTES
-        self._arrays: dict[str, int] = {}  # by path: `begin_of_array`
+        self._block_bytes = block_bytes or _BLOCK_BYTES
+        self._arrays: dict[tuple[str, int, int], int] = {}  # by path, size and time: `_begin_of_array`
+        self._encoder = JsonEncoder(times)
 
-    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
-        if self._share.count > 1:
-            # The size of the chunks decides which of them this reader reads. Old checkpoints do not contain it.
-            usual = BLOCK_BYTES if self.place in (positions or {}) else SHARED_BYTES
-            self._block_bytes = (positions or {}).get(self._chunks, self._given_bytes or usual)
-        super().open(positions, start)
+    # -- reading -------------------------------------------------------------------------------------------------------
 
-    def positions(self) -> Positions:
-        found = super().positions()
-        return {**found, self._chunks: self._block_bytes} if self._share.count > 1 else found
+    def chunk_bytes(self, stored: int | None, *, restored: bool) -> int | None:
+        # The size of the chunks decides which of them a reader reads. Old checkpoints do not contain it.
+        usual = _BLOCK_BYTES if restored else _SHARED_BYTES
+        self._block_bytes = stored or self._given_bytes or usual
+        return self._block_bytes
 
-    @property
-    def _chunks(self) -> tuple[str, int]:
-        """The partition under which the positions of this source contain the chunk size."""
-        return f"{self.name}#chunks", self._share.index
-
-    def _pieces(self, file: DataFile) -> bool:
+    def pieces(self, file: DataFile) -> bool:
         return cut_anywhere(file.path) and not self._array_begin(file)
 
     def _array_begin(self, file: DataFile) -> int:
-        if file.path not in self._arrays:
+        facts = file.path, file.size, file.stamp
+        if facts not in self._arrays:
+            if len(self._arrays) >= _ARRAYS:  # of a folder that goes on
+                self._arrays.clear()
             try:
-                self._arrays[file.path] = begin_of_array(file)
+                self._arrays[facts] = _begin_of_array(file)
             except DAMAGED as error:
-                raise self.unreadable(file, error) from error
-        return self._arrays[file.path]
+                raise unreadable(file.path, error, 0) from error
+        return self._arrays[facts]
 
-    def _end_of(self, file: DataFile) -> int | None:
+    def is_whole(self, file: DataFile) -> bool:
+        return (
+            codec_of(file.path) is not None or not self._array_begin(file) or last_bytes(file, 64).rstrip()[-1:] == b"]"
+        )
+
+    def rest_of_record(self, file: DataFile, offset: int) -> tuple[int, bytes]:
+        return (offset, b"") if self._array_begin(file) else super().rest_of_record(file, offset)
+
+    def end_of(self, file: DataFile) -> int | None:
         return file.size if codec_of(file.path) is None else None
 
-    def _open_file(self, file: DataFile, offset: int) -> FileReader:
+    def open_file(self, file: DataFile, offset: int, share: Share, schema: pa.Schema | None) -> FileReader:
+        return self._opened(file, offset, share, schema, self._block_bytes)
+
+    def _opened(
+        self, file: DataFile, offset: int, share: Share, schema: pa.Schema | None, block_bytes: int
+    ) -> FileReader:
         if begin := self._array_begin(file):
-            return self._open_array(file, max(offset, begin), offset > 0)
-        blocks = open_blocks(file, offset, self._share, self._block_bytes, self._record_bytes)
-        if self._schema is None:
-            return _Payloads(blocks, file, self._share.index)
+            decoder = None if schema is None else JsonDecoder(schema)
+            array: _ArrayFile | NoBlocks = NoBlocks(max(offset, begin))
+            if share.has(file.number, 0):
+                array = _ArrayFile(replace(file, whole=True), max(offset, begin), block_bytes, self.record_bytes)
+            return _ElementReader(array, decoder, file, share.index, offset > 0)
+        blocks = open_blocks(file, offset, share, block_bytes, self.record_bytes)
+        if schema is None:
+            return _Payloads(blocks, file, share.index)
         # Columns that were inferred may first appear later, so only misspelt ones are told.
-        absent = AbsentColumns(file.path, alike=True) if file.number == offset == self._share.index == 0 else None
-        return _Columns(blocks, JsonDecoder(self._schema), absent)
+        absent = AbsentColumns(file.path, alike=True) if file.number == offset == share.index == 0 else None
+        return _Columns(blocks, JsonDecoder(schema), absent)
 
-    def _open_array(self, file: DataFile, offset: int, again: bool) -> FileReader:
-        decoder = None if self._schema is None else JsonDecoder(self._schema)
-        blocks: ArrayFile | NoBlocks = NoBlocks(offset)
-        if self._share.has(file.number, 0):
-            blocks = ArrayFile(file, offset, self._block_bytes, self._record_bytes)
-        return _Elements(blocks, decoder, file, self._share.index, again)
-
-    def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
+    def infer(self, files: Sequence[DataFile]) -> pa.Schema:
         """Returns the columns that are inferred from the first rows (1,000, or as `inferring` says) of the first file that has a JSON
         object. Raises UserError if there are rows, but none of them is an object.
         """
@@ -112,18 +132,15 @@ class NdjsonSource(FileSource):
         for file in files:
             rows: list[pa.RecordBatch] = []
             count = 0
-            with closing(
-                NdjsonSource(file.path, block_bytes=min(self._block_bytes, 1 << 20), record_bytes=self._record_bytes)
-            ) as head:
-                head.open(None)
-                while count < sample and not head.exhausted:
-                    read = head.read_batch(sample - count, 0)
-                    if read is not None and read.bad is not None:
-                        bad_one = read.bad.slice(0, 1).to_pylist()[0]
-                        wrong = wrong or _no_lines(file.path, bad_one["payload"], bad_one["reason"])
-                    if read is not None and read.num_rows:
+            head = self._opened(file, 0, Share(0, 1), None, min(self._block_bytes, 1 << 20))
+            with closing(head):
+                while count < sample and (read := _read(head, file, sample - count)) is not None:
+                    if read.bad:
+                        _, payload, reason = read.bad[0]
+                        wrong = wrong or _no_lines(file.path, payload, reason)
+                    if read.data.num_rows:
                         rows.append(read.data)
-                        count += read.num_rows
+                        count += read.data.num_rows
             if not rows:
                 continue
             first = rows[0].column(0)[0].as_py()
@@ -138,6 +155,33 @@ class NdjsonSource(FileSource):
         if wrong is not None:
             raise wrong
         return pa.schema([])
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def lines(self, batch: Batch) -> bytes:
+        records = to_records(batch, int(SYSTEM_CLOCK.time() * 1000), encoder=self._encoder)
+        payload: Any = records.column(0).fill_null(b"null")
+        lines = _join(payload)
+        if lines.count(b"\n") != len(payload):
+            for end in ("\n", "\r"):
+                payload = pc.replace_substring(payload, end, " ")
+            lines = _join(payload)
+        return lines
+
+
+def _join(payload: Any) -> bytes:
+    """Returns all rows as lines, each with its line break."""
+    whole = pa.ListArray.from_arrays(pa.array([0, len(payload)], pa.int32()), payload)
+    join: Any = pc.binary_join
+    joined: bytes = join(whole, b"\n")[0].as_py()
+    return joined + b"\n"
+
+
+def _read(head: FileReader, file: DataFile, rows: int) -> FoundRows | None:
+    try:
+        return head.read(rows)
+    except DAMAGED as error:
+        raise unreadable(file.path, error, head.offset) from error
 
 
 def _no_lines(path: str, first: bytes, reason: str) -> UserError:
@@ -155,7 +199,7 @@ class _Columns(BlockReader):
         self._decoder = decoder
         self._absent = absent  # None when the first block has been looked at
 
-    def _decode(self, blocks: Blocks, end: int) -> FoundRows:
+    def decode_block(self, blocks: Blocks, end: int) -> FoundRows:
         view = memoryview(blocks.buffer)[blocks.low : end]
         data, bad = self._decoder.decode_lines(view)
         data = with_days(data, bad, lambda decoder: decoder.decode_lines(view))
@@ -178,9 +222,9 @@ class _Payloads(BlockReader):
         self._file = file
         self._partition = partition
 
-    def _decode(self, blocks: Blocks, end: int) -> FoundRows:
+    def decode_block(self, blocks: Blocks, end: int) -> FoundRows:
         if end == blocks.low:
-            return FoundRows(pa.RecordBatch.from_pylist([], schema=RECORD_SCHEMA))
+            return FoundRows(empty_batch(RECORD_SCHEMA))
         block = bytes(memoryview(blocks.buffer)[blocks.low : end])
         data = np.frombuffer(block, np.uint8)
         stops = np.flatnonzero(data == NEWLINE)
@@ -203,22 +247,65 @@ class _Payloads(BlockReader):
         return FoundRows(_records(payloads, starts + blocks.offset, self._file, self._partition))
 
 
-class _Elements(BlockReader):
+def _begin_of_array(file: DataFile) -> int:
+    """Returns the offset after the opening bracket of a file that is one array of objects, or 0 if the file is none."""
+    raw, stream = open_stream(file.path)
+    with raw, stream:
+        found = _BEGIN.match(stream.read(_BEGIN_BYTES))
+    return 0 if found is None else found.end()
+
+
+class _Elements:
+    """The way to find the ends of elements: commas outside of texts and of inner brackets, and the closing bracket of the array."""
+
+    ends: Sequence[bytes] = (b",", b"[", b"]")
+
+    def last(self, buffer: Buffer, low: int, high: int) -> int:
+        with memoryview(buffer) as whole, whole[low:high] as data:
+            return low + element_end(data)
+
+    def first(self, buffer: Buffer, low: int, high: int) -> int:
+        with memoryview(buffer) as whole, whole[low:high] as data:
+            end = element_end(data, 1)
+        return low + end if end else high
+
+    def unclosed(self, buffer: Buffer, low: int, high: int) -> list[int]:
+        """Returns an empty list: the reader of elements finds what is not closed."""
+        return []
+
+
+class _ArrayFile(StreamedFile):
+    """A file that is one array, read by one reader. `closed`: True if the array has ended before `offset`."""
+
+    def __init__(self, file: DataFile, offset: int, block_bytes: int, record_bytes: int) -> None:
+        super().__init__(file, offset, block_bytes, _Elements(), record_bytes)
+        self._path, self._most = file.path, record_bytes
+        self.closed = self.before == b"]"
+
+    def _step_over(self) -> None:
+        # The next comma may be inside of the element, so the element cannot be skipped without its end.
+        raise UserError(
+            f"file {self._path!r}: the element of its array at offset {self.offset} has more than {self._most} bytes",
+            hint="files(…, record_bytes=) allows larger ones; or write one object a line (NDJSON)",
+        )
+
+
+class _ElementReader(BlockReader):
     """A reader of the elements of an array, which it decodes into columns, or returns as records if there is no decoder."""
 
     def __init__(
-        self, blocks: ArrayFile | NoBlocks, decoder: JsonDecoder | None, file: DataFile, partition: int, again: bool
+        self, blocks: _ArrayFile | NoBlocks, decoder: JsonDecoder | None, file: DataFile, partition: int, again: bool
     ) -> None:
-        super().__init__(blocks, _ELEMENTS)
+        super().__init__(blocks, _Elements())
         self._array = blocks
         self._decoder = decoder
         self._file = file
         self._partition = partition
         # The offset behind the array's closing bracket, if it is known.
-        self._close = blocks.offset if isinstance(blocks, ArrayFile) and blocks.closed else None
+        self._close = blocks.offset if isinstance(blocks, _ArrayFile) and blocks.closed else None
         # True if a dead letter has said that the array has no closing bracket: with the last elements, or, if `again`,
         # by the reader before this one, whose position was the end of the file.
-        self._cut = again and not blocks.next() if isinstance(blocks, ArrayFile) else True
+        self._cut = again and not blocks.next() if isinstance(blocks, _ArrayFile) else True
 
     def read(self, max_rows: int) -> FoundRows | None:
         found, blocks = super().read(max_rows), self._array
@@ -228,7 +315,7 @@ class _Elements(BlockReader):
             return found
         # The letter is in the batch of the last elements: their position is the end of the file, and never comes again.
         self._cut = True
-        data, bad = (self._decode(blocks, blocks.low).data, []) if found is None else found
+        data, bad = (self.decode_block(blocks, blocks.low).data, []) if found is None else found
         return FoundRows(data, [*bad, (blocks.offset, b"", _CUT)])
 
     @property
@@ -239,7 +326,7 @@ class _Elements(BlockReader):
     def _told(self) -> bool:
         return self._close is not None or self._cut
 
-    def _decode(self, blocks: Blocks, end: int) -> FoundRows:
+    def decode_block(self, blocks: Blocks, end: int) -> FoundRows:
         closed = self._close is not None and blocks.offset >= self._close
         with memoryview(blocks.buffer) as buffer, buffer[blocks.low : blocks.low if closed else end] as block:
             payloads, starts, close = elements(block)
@@ -266,9 +353,9 @@ def _records(payloads: Any, offsets: Any, file: DataFile, partition: int) -> pa.
     columns: list[Any] = [
         payloads,
         pa.nulls(rows, pa.binary()),
-        pa.array(np.full(rows, file.stamp, dtype=np.int64)),
-        pa.array(np.full(rows, partition, dtype=np.int32)),
-        pa.array(offsets + global_offset(file, 0)),
+        integer_array(np.full(rows, file.stamp, dtype=np.int64), RECORD_SCHEMA.field("timestamp").type),
+        integer_array(np.full(rows, partition, dtype=np.int32), pa.int32()),
+        integer_array(offsets + position_of(file.number, 0), pa.int64()),
         pa.nulls(rows, RECORD_SCHEMA.field("headers").type),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA)

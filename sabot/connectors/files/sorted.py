@@ -18,7 +18,7 @@ from sabot.base.disk import TemporaryFolder
 from sabot.base.os_errors import hint_of
 from sabot.base.sorting import SortedRuns
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.base import Bounded, Positions, ReportsLag, Scans, Source
+from sabot.connectors.base import Bounded, Positions, Scans, Source
 from sabot.connectors.files.source import FileSource
 from sabot.errors import UserError
 
@@ -29,7 +29,7 @@ _ISO = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?)?(Z|[+-]\d\d:?\d\d)?
 _ZONED = r":\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)$"
 
 
-class SortedFiles(Source, Bounded, Scans, ReportsLag):
+class SortedFiles(Source, Bounded, Scans):
     """A bounded source of the rows of files, sorted by a column of times, numbers, or texts that are ISO 8601 times (of
     UTC, if they have no zone). Rows without such a value come first.
 
@@ -51,14 +51,13 @@ class SortedFiles(Source, Bounded, Scans, ReportsLag):
         self._sorted: Iterator[pa.RecordBatch] | None = None
         self._rest: pa.RecordBatch | None = None  # sorted rows that are not returned yet
         self._ended = False
-        self._recalled: Mapping[str, bytes] = {}
+        self._recalled: Mapping[tuple[str, int], bytes] = {}
 
-    def recall(self, memory: Mapping[str, bytes]) -> None:
-        """Takes the records that `remember` gave at the checkpoint of the positions that `open` gets. Called before `open`."""
+    def recall(self, memory: Mapping[tuple[str, int], bytes]) -> None:
         self._recalled = memory
 
-    def remember(self) -> dict[str, bytes]:
-        """Returns the records of the files that were begun, for the checkpoint, by their names. From any thread."""
+    def remember(self) -> dict[tuple[str, int], bytes]:
+        """Returns the records of the files that were begun, in blocks. From any thread."""
         return self._files.remember()
 
     # -- columns -------------------------------------------------------------------------------------------------------

@@ -1,10 +1,15 @@
-"""The base of all sources of files: it decides which files are read, which reader reads which piece of them, and what
-a position means.
+"""The source of files: it decides which files are read, which reader reads which piece of them, and what a position means.
+A format (`format`) reads them.
 
 A position is one number, made of the number of the file and the offset in the file (`FileReader.offset`). The reader
 has read all of its pieces before the position. Readers share files by pieces (a chunk, a row group, a batch, or a
 file that cannot be cut): piece k of file f goes to reader (f + k) % readers. So a file that grows, and files that are
 added at the end, do not change which reader has the earlier pieces.
+
+A checkpoint has a record of each file that was begun, as a position is a place in a file with certain bytes: under the same
+name there may be another file now, such as a log that was rotated. A record is written when a file is begun, and once more
+when it is ended. Records are saved in blocks, and a checkpoint stores a block only if its bytes are new, so a file that was
+read costs later checkpoints nothing.
 """
 
 import copy
@@ -12,114 +17,152 @@ import glob
 import logging
 import os
 import re
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, Self
 
+import msgspec
 import pyarrow as pa
 from msgspec import structs
 
 from sabot._cython.arrow.batch import Batch
 from sabot.base.arrays import broadcast
 from sabot.base.config import FIELDS, RECORD_BYTES, parse_bytes
-from sabot.base.os_errors import hint_of, restoring
+from sabot.base.os_errors import restoring
 from sabot.codecs.records import BAD_SCHEMA, build_records
-from sabot.connectors.base import (
-    Bounded,
-    HasIdentity,
-    LimitsRecords,
-    Positions,
-    ReadsInParallel,
-    ReportsLag,
-    ReportsProgress,
-    Scans,
-    Sink,
-    Source,
-    WritesBack,
-)
-from sabot.connectors.files.begun import Begun, BegunFiles, FileMark, difference, mark_of, recalled
+from sabot.connectors.base import Bounded, Positions, Scans, Sink, Source
 from sabot.connectors.files.columns import checked, picked
-from sabot.connectors.files.objects import ObjectSink
-from sabot.connectors.files.partitions import columns_of, values_of
-from sabot.connectors.files.paths import DataFile, Paths, bare_suffix, digest, find_files, name_of, open_stream
-from sabot.connectors.files.remote import RemotePath, has_pattern, is_remote, remote_path
+from sabot.connectors.files.format import (
+    DAMAGED,
+    RESTART,
+    FileFormat,
+    FileReader,
+    Share,
+    place_of,
+    position_of,
+    unreadable,
+)
+from sabot.connectors.files.paths import (
+    DataFile,
+    Paths,
+    RemotePath,
+    bare_suffix,
+    columns_of,
+    digest,
+    find_files,
+    has_pattern,
+    is_remote,
+    name_of,
+    open_raw,
+    open_stream,
+    remote_path,
+    values_of,
+)
+from sabot.connectors.files.sink import ObjectSink
 from sabot.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-_HEAD_BYTES = 4096  # the bytes of the first line that distinguish files of the same path
-_FILE = 44  # the bits of an offset in a file, for files of up to 16 TiB
-_RESTART = "start afresh (--fresh)"
-_MEND = "it is damaged, unfinished, or of another format than its source; mend it or leave it out"
-
-DAMAGED = (OSError, pa.ArrowException, UnicodeError, MemoryError, OverflowError)
-"""The errors that readers raise for a damaged file, among them UnicodeError for a column name that is not UTF-8, and
-MemoryError and OverflowError for an absurd size.
-"""
+FOLLOWED = "follow"  # a file of the checkpoint of a source that goes on
+_HEAD_BYTES = 4096  # the first bytes of a file that distinguish it from others of its name
+_BLOCK = 1024  # records
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """The share of reader `index` of `count` readers."""
-
-    index: int
-    count: int
-
-    def has(self, file: int, piece: int) -> bool:
-        """Returns True if this reader reads this piece of this file."""
-        return (file + piece) % self.count == self.index
-
-
-class FoundRows(NamedTuple):
-    """Rows of a file, and the bad rows among them as (offset in the file, payload, reason)."""
-
-    data: pa.RecordBatch
-    bad: Sequence[tuple[int, bytes, str]] = ()
-
-
-class FileReader(ABC):
-    """A reader of the pieces of one share from one file, beginning at an offset. For a damaged file it raises one of
-    DAMAGED, which the source turns into a UserError with the name of the file.
+class Begun(msgspec.Struct, array_like=True):
+    """A file that was begun. `mark`, `head`: as in `FileMark`. `size`, `stamp`: as of `DataFile`, when it was begun. `end`: the
+    offset up to which it was read, or -1 while it is read. `start`: the offset at which the last run began to read what had been
+    added to it, or -1 if nothing had been.
     """
 
-    offset: int
-    """The offset after the rows that `read` has returned."""
-
-    @abstractmethod
-    def read(self, max_rows: int) -> FoundRows | None:
-        """Returns the next rows, at most `max_rows` with the bad ones; None at the end, with `offset` at the end of
-        the file.
-        """
-
-    @property
-    @abstractmethod
-    def fraction(self) -> float:
-        """The fraction of the file that was read, 0 to 1."""
-
-    @property
-    def ended(self) -> bool:
-        """True if `read` is known to return None the next time."""
-        return False
-
-    @abstractmethod
-    def close(self) -> None:
-        """Closes the file."""
+    path: str
+    size: int
+    stamp: int
+    mark: str
+    head: int
+    end: int = -1
+    start: int = -1
 
 
-class FileSource(
-    Source,
-    Bounded,
-    ReadsInParallel,
-    Scans,
-    LimitsRecords,
-    HasIdentity,
-    ReportsLag,
-    ReportsProgress,
-    WritesBack,
-):
+class FileMark(msgspec.Struct):
+    """The mark that tells two files of the same name apart: the ETag of an object (`head` is 0), or a hash of the first `head` bytes. Of a
+    file that does not grow, the hash is of as many bytes at its end too. "" is unknown.
+    """
+
+    mark: str = ""
+    head: int = 0
+
+
+def mark_of(file: DataFile, *, both_ends: bool, head: int = _HEAD_BYTES) -> FileMark:
+    """Returns the mark of a file as it is now. `head`: how many of its first bytes are looked at. Raises OSError."""
+    with open_raw(file.path) as raw:
+        if isinstance(file.path, RemotePath) and file.path.tag:
+            return FileMark(file.path.tag, 0)
+        found = blake2b(first := raw.read(min(head, file.size)), digest_size=16)
+        if both_ends:
+            raw.seek(max(0, file.size - head))
+            found.update(raw.read(head))
+    return FileMark(found.hexdigest(), len(first))
+
+
+class BegunFiles:
+    """The records of the files that a reader has begun, by their numbers. None for a file of which nothing is known. One thread
+    changes them, and any thread may ask for `remember`.
+    """
+
+    def __init__(self, records: Iterable[Begun | None] = ()) -> None:
+        self._records = list(records)
+        self._blocks: dict[int, bytes] = {}  # encoded
+
+    def begin(self, number: int, record: Begun) -> None:
+        """Notes that the file with this number was begun."""
+        while len(self._records) <= number:
+            self._records.append(None)
+        self._records[number] = record
+        self._blocks.pop(number // _BLOCK, None)
+
+    def end(self, number: int, offset: int) -> None:
+        """Notes that the file was read up to this offset, which is its end."""
+        record = self._records[number] if number < len(self._records) else None
+        if record is not None:
+            self._records[number] = structs.replace(record, end=offset)
+            self._blocks.pop(number // _BLOCK, None)
+
+    def get(self, number: int) -> Begun | None:
+        """Returns the record of the file with this number."""
+        return self._records[number] if number < len(self._records) else None
+
+    def remember(self) -> dict[str, bytes]:
+        """Returns the records for a checkpoint, as blocks by their names."""
+        blocks = range(-(-len(self._records) // _BLOCK))
+        for block in blocks:
+            if block not in self._blocks:
+                self._blocks[block] = msgspec.msgpack.encode(self._records[block * _BLOCK : (block + 1) * _BLOCK])
+        return {f"{block:06d}": self._blocks[block] for block in blocks}
+
+
+def recalled(memory: Mapping[str, bytes]) -> list[Begun | None]:
+    """Returns the records that `remember` has given. Raises `msgspec.DecodeError`."""
+    return [each for name in sorted(memory) for each in msgspec.msgpack.decode(memory[name], type=list[Begun | None])]
+
+
+def difference(record: Begun, file: DataFile, *, grows: bool) -> str:
+    """Returns how a file differs from the one that was begun, or "" if it is the same one, which may have grown. `grows`: False
+    for a format whose files never do. Raises OSError.
+    """
+    if not record.mark:
+        return ""
+    if file.size < record.size:
+        return f"has {file.size:,} bytes now, and had {record.size:,}"
+    if not grows and file.size != record.size:
+        return f"was written again, with {file.size:,} bytes in place of {record.size:,}"
+    found = mark_of(file, both_ends=not grows, head=record.head or _HEAD_BYTES)
+    if found.mark == record.mark:
+        return ""
+    return "begins with other bytes now" if record.head else "has another ETag now"
+
+
+class FileSource(Source, Bounded, Scans):
     """A bounded source of the rows of files, in order, as the files are when the source is opened.
 
     `path`: a file, a folder, a glob ("data/**/*.json.gz") or a list of these; a folder's files are read by name.
@@ -127,21 +170,19 @@ class FileSource(
     `start="latest"` there are no rows; a timestamp begins at the first file that was changed then or later.
     """
 
-    suffixes: ClassVar[tuple[str, ...]]
     has_records = False
-    infers = False
-    """True if types of columns are inferred from records."""
 
-    def __init__(self, path: Paths, record_bytes: int | str = RECORD_BYTES) -> None:
+    def __init__(self, path: Paths, format: FileFormat[Any], record_bytes: int | str = RECORD_BYTES) -> None:
         self.name = name_of(path)
-        self.record_bytes = self._record_bytes = parse_bytes(record_bytes, name="record_bytes")
+        self.file_format = format
+        self.has_records = format.has_records
+        self.infers = format.infers
+        """True if types of columns are inferred from records."""
+        self.record_bytes = format.record_bytes = parse_bytes(record_bytes, name="record_bytes")
         self._paths: Paths = path
         self._share = Share(0, 1)
         self._files: list[DataFile] | None = None
         self._many = False  # the path may stand for other files at the next start
-        self.infer_rows: int | None = (
-            None  # the records that are looked at to infer columns; None: as many as the format says
-        )
         self._schema: pa.Schema | None = None  # of the columns that are read from the files
         self._wanted: pa.Schema | None = None  # the same with those that folders name, if any of these is wanted
         self._folders: dict[int, list[pa.Scalar]] = {}  # their values, by the number of the file that is read
@@ -157,6 +198,7 @@ class FileSource(
         self._added: deque[tuple[int, int, int]] = deque()
         self._grown: int | None = None  # the position in what was added, or None if nothing ever was
         self._digest: tuple[int, int] | None = None  # (of the files up to this one, the digest)
+        self._chunk_bytes: int | None = None  # if several readers share the files by chunks
         self._bytes = self._bytes_before = 0  # bytes of all files, and of those that were read completely
         self._progress: tuple[float, float] | None = None
 
@@ -168,53 +210,23 @@ class FileSource(
     def use_path(self, path: str) -> None:
         """Reads the same file or folder by another path, which is its name from now on. Called before `open`."""
         self.name, self._paths = name_of(path), path
+        self.file_format.name = self.name
 
-    def recall(self, memory: Mapping[str, bytes]) -> None:
-        """Takes the records that `remember` gave at the checkpoint of the positions that `open` gets. Called before `open`. If
-        that gets no positions, to read the same rows once more, no file may have changed.
+    def recall(self, memory: Mapping[tuple[str, int], bytes]) -> None:
+        """Takes the records that `remember` gave at the checkpoint of the positions that `open` gets. If that gets no positions, to
+        read the same rows once more, no file may have changed.
         """
-        self._recalled = memory
+        self._recalled = {block: data for (block, _), data in memory.items()}
 
-    def remember(self) -> dict[str, bytes]:
-        """Returns the records of the files that were begun, for the checkpoint, by their names. From any thread."""
-        return self._begun.remember()
-
-    # -- what a format says --------------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def _open_file(self, file: DataFile, offset: int) -> FileReader:
-        """Returns a reader of this source's share of a file. Raises UserError for an offset that the file does not
-        have.
-        """
-
-    @abstractmethod
-    def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
-        """Returns all columns of the first of these files, with canonical types. Calls `note_inferred` if it has inferred them."""
-
-    def note_inferred(self, file: DataFile, rows: int, schema: pa.Schema) -> None:
-        """Logs from how many rows of which file the columns were inferred."""
-        _log.info(
-            "stream %s: its %d columns were inferred from the first %s records of %s (infer= looks at more)",
-            *(self.name, len(schema), f"{rows:,}", file.path),
-        )
-
-    def _pieces(self, file: DataFile) -> bool:
-        """Returns True if several readers can share this file."""
-        return True
-
-    def _grows(self, file: DataFile) -> bool:
-        """Returns True if rows may be added at the end of a file."""
-        return True
+    def remember(self) -> dict[tuple[str, int], bytes]:
+        """Returns the records of the files that were begun, in blocks. From any thread."""
+        return {(block, 0): data for block, data in self._begun.remember().items()}
 
     def _mark(self, file: DataFile) -> FileMark:
         """Returns what distinguishes a file that was just opened from another one of its name."""
         if isinstance(file.path, RemotePath) and file.path.tag:
             return FileMark(file.path.tag)
-        return mark_of(file, both_ends=not self._grows(file))
-
-    def _end_of(self, file: DataFile) -> int | None:
-        """Returns the offset after the last row of a file, or None if that is not known without reading the file."""
-        return None
+        return mark_of(file, both_ends=not self.file_format.grows(file))
 
     # -- the contract --------------------------------------------------------------------------------------------------
 
@@ -225,11 +237,11 @@ class FileSource(
         if count < 1:
             raise UserError(f"{count} readers of {self.name!r}: at least one is needed")
         files = self._list()
-        if count == 1 or (not self._many and not self._pieces(files[0])):
+        if count == 1 or (not self._many and not self.file_format.pieces(files[0])):
             return [self]
         found = [copy.copy(self) for _ in range(count)]
         for index, reader in enumerate(found):
-            reader._share = Share(index, count)
+            reader._share, reader.file_format = Share(index, count), copy.copy(self.file_format)
             reader._begun, reader._added = BegunFiles(), deque()
         return found
 
@@ -253,11 +265,11 @@ class FileSource(
     def _own_names(self) -> list[str]:
         """Returns the columns of the first file: what a file has itself is read from it."""
         try:
-            return list(self._infer(self._list()).names)
+            return list(self.file_format.infer(self._list()).names)
         except (UserError, *DAMAGED):  # it is read with a schema= that leaves the damage out, or not at all
             return []
 
-    def _with_folders(self, file: DataFile, data: pa.RecordBatch) -> pa.RecordBatch:
+    def with_folders(self, file: DataFile, data: pa.RecordBatch) -> pa.RecordBatch:
         """Adds the columns that folders name."""
         if self._wanted is None:
             return data
@@ -279,11 +291,9 @@ class FileSource(
         if self._whole is None:
             files = self._list()
             try:
-                self._whole = self._infer(files)
+                self._whole = self.file_format.infer(files)
             except DAMAGED as error:
-                raise UserError(
-                    f"file {files[0].path!r} cannot be read: {_reason(error)}", hint=hint_of(error, _MEND)
-                ) from error
+                raise unreadable(files[0].path, error) from error
             for field in self._named_by_folders():
                 if field.name not in self._whole.names:
                     self._whole = self._whole.append(field)
@@ -304,7 +314,8 @@ class FileSource(
                 f"infer={rows}: the types of {self.name!r} are in its files", hint="schema_overrides= casts columns"
             )
         found = copy.copy(self)
-        found.infer_rows, found._whole = rows, None
+        found.file_format, found._whole = copy.copy(self.file_format), None
+        found.file_format.infer_rows = rows
         return found
 
     def digest(self) -> int:
@@ -317,6 +328,9 @@ class FileSource(
 
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
         self.close()
+        if self._share.count > 1:
+            known = positions or {}
+            self._chunk_bytes = self.file_format.chunk_bytes(known.get(self._chunks), restored=self.place in known)
         self._files = None if self._share.count == 1 else self._files  # readers share one listing
         files = self._list()
         self._digest = None
@@ -328,7 +342,7 @@ class FileSource(
             self._begun = BegunFiles()
             self._check_unchanged(files, records)
         else:
-            self._number, self._offset = _split(restored)
+            self._number, self._offset = place_of(restored)
             before = (positions or {}).get(self._growth)
             self._begun = BegunFiles(records[: self._number])
             self._check_names(files, records)
@@ -358,14 +372,14 @@ class FileSource(
             try:
                 found = self._reader.read(max_rows)
             except DAMAGED as error:
-                raise self.unreadable(file, error) from error
+                raise unreadable(file.path, error, self._current[1]) from error
             self._come_to(self._reader.offset)
             if found is None or self._reader.ended:
                 self._next_file()
             if found is not None:
                 self._note_progress()
                 bad = self._bad_rows(file, found.bad) if found.bad else None
-                return Batch(self._with_folders(file, found.data), self.positions(), self.name, bad=bad)
+                return Batch(self.with_folders(file, found.data), self.positions(), self.name, bad=bad)
 
     def identity(self) -> str | None:
         """Returns a name made of the path and the first line of the first file, so that it stays the same if files
@@ -381,7 +395,7 @@ class FileSource(
                 with raw, first:
                     head = first.read(_HEAD_BYTES).partition(b"\n")[0]
             except DAMAGED as error:
-                raise self.unreadable(files[0], error) from error
+                raise unreadable(files[0].path, error, self._current[1]) from error
         return blake2b(f"{self.name}\0".encode() + head, digest_size=16).hexdigest()
 
     @property
@@ -394,6 +408,8 @@ class FileSource(
             found[f"{self.name}#files", self._share.index] = self._named()
         if self._grown is not None:
             found[self._growth] = self._grown
+        if self._chunk_bytes is not None:
+            found[self._chunks] = self._chunk_bytes
         return found
 
     def progress(self) -> tuple[float, float] | None:
@@ -410,9 +426,9 @@ class FileSource(
         """Returns an ObjectSink of this format, for a folder of an object store. Raises UserError for any other path."""
         if is_remote(self._paths):
             path = remote_path(self._paths)
-            if not has_pattern(path) and bare_suffix(path) not in self.suffixes:
-                return ObjectSink(self._paths, self.suffixes[0][1:])
-            hint = f'a folder of the store is a place to write: files("s3://bucket/folder/", {self.suffixes[0][1:]!r})'
+            if not has_pattern(path) and bare_suffix(path) not in self.file_format.suffixes:
+                return ObjectSink(self._paths, self.file_format.suffixes[0][1:])
+            hint = f'a folder of the store is a place to write: files("s3://bucket/folder/", {self.file_format.suffixes[0][1:]!r})'
         else:
             single = isinstance(self._paths, str | os.PathLike) and not glob.has_magic(self.name)
             kind, place = type(self).__name__.removesuffix("Source"), self.name if single else "folder/"
@@ -429,7 +445,7 @@ class FileSource(
 
     def _list(self) -> list[DataFile]:
         if self._files is None:
-            self._files, self._many = find_files(self._paths, self.suffixes)
+            self._files, self._many = find_files(self._paths, self.file_format.suffixes)
         return self._files
 
     def _advance(self) -> None:
@@ -441,10 +457,10 @@ class FileSource(
                 self._ended = True
                 break
             try:
-                self._reader = self._open_file(files[number], offset)
+                self._reader = self.file_format.open_file(files[number], offset, self._share, self._schema)
                 self._note_begun(files[number])
             except DAMAGED as error:
-                raise self.unreadable(files[number], error) from error
+                raise unreadable(files[number].path, error, self._current[1]) from error
             if self._reader.ended:
                 self._come_to(self._reader.offset)
                 self._next_file()
@@ -460,7 +476,7 @@ class FileSource(
         if self._added:
             number, _, more = self._added[0]
             self._added[0] = number, offset, more
-            self._grown = (number << _FILE) + offset
+            self._grown = position_of(number, offset)
         else:
             self._offset = offset
 
@@ -477,7 +493,7 @@ class FileSource(
         self._begun.end(*self._current)
         if self._added:
             number, _, more = self._added.popleft()
-            self._grown = (number + 1) << _FILE
+            self._grown = position_of(number + 1, 0)
             self._bytes_before += more
         elif self._number + 1 < len(files):
             self._bytes_before += files[self._number].size
@@ -492,17 +508,9 @@ class FileSource(
         done, total = self._bytes_before + fraction * current, self._bytes
         self._progress = (done / self._share.count, total / self._share.count)
 
-    def unreadable(self, file: DataFile, error: Exception) -> UserError:
-        """Returns the error for a file that cannot be read where the source is."""
-        reason = _reason(error)
-        hint = hint_of(error, _MEND)
-        if "UTF8" in reason:
-            hint = 'schema={"name": "binary"} takes the bytes of a column as they are, which need be no text'
-        return UserError(f"file {file.path!r} cannot be read at offset {self._current[1]}: {reason}", hint=hint)
-
     def _bad_rows(self, file: DataFile, bad: Sequence[tuple[int, bytes, str]]) -> pa.RecordBatch:
         offsets, payloads, reasons = zip(*bad, strict=True)
-        places = [global_offset(file, offset) for offset in offsets]
+        places = [position_of(file.number, offset) for offset in offsets]
         headers = [(("file", file.path.encode(errors="surrogateescape")),)] * len(bad) if self._many else None
         records = build_records(payloads, None, [file.stamp] * len(bad), self._share.index, places, headers)
         return pa.RecordBatch.from_arrays([*records.columns, pa.array(reasons, pa.string())], schema=BAD_SCHEMA)
@@ -521,14 +529,19 @@ class FileSource(
         return f"{self.name}#grown", self._share.index
 
     @property
+    def _chunks(self) -> tuple[str, int]:
+        """The partition under which the positions contain the size of the chunks."""
+        return f"{self.name}#chunks", self._share.index
+
+    @property
     def _position(self) -> int:
-        return (self._number << _FILE) + self._offset
+        return position_of(self._number, self._offset)
 
     def _start_of(self, start: str | int, files: list[DataFile]) -> tuple[int, int]:
         if start in ("earliest", "committed"):
             return 0, 0
         if start == "latest":
-            end = self._end_of(files[-1])
+            end = self.file_format.end_of(files[-1])
             return (len(files), 0) if end is None else (len(files) - 1, end)
         if isinstance(start, int):
             first = next((file.number for file in files if file.stamp >= start), None)
@@ -543,10 +556,10 @@ class FileSource(
             if made is not None and int(made[1] or 1) != self._share.count:
                 raise UserError(
                     f"the position of {self.name!r} was made with {made[1] or 1} readers, not with {self._share.count}",
-                    hint=f"run with the parallelism that the checkpoint was made with, or {_RESTART}",
+                    hint=f"run with the parallelism that the checkpoint was made with, or {RESTART}",
                 )
         if found is not None and found < 0:
-            raise UserError(f"file {self.name!r}: position {found} is below 0", hint=_RESTART)
+            raise UserError(f"file {self.name!r}: position {found} is below 0", hint=RESTART)
         return found
 
     def _check_files(self, files: list[DataFile], positions: Positions) -> None:
@@ -558,18 +571,23 @@ class FileSource(
                 return
             raise UserError(
                 f"the position of {self.name!r} is in file {self._number + 1}, and there are {len(files)}",
-                hint=f"put the missing files back, or {_RESTART}",
+                hint=f"put the missing files back, or {RESTART}",
             )
         named = positions.get((f"{self.name}#files", self._share.index))
         if named is not None and named != self._named():
             raise UserError(
                 f"the files of {self.name!r} are not those of the checkpoint, up to the one that it stopped in:"
                 f" that was file {self._number + 1}, now {files[self._number].path!r}",
-                hint=f"new files must come last by name; put the old ones back, or {_RESTART}",
+                hint=f"new files must come last by name; put the old ones back, or {RESTART}",
             )
 
     def _recalled_records(self) -> list[Begun | None]:
         memory, self._recalled = self._recalled, {}
+        if FOLLOWED in memory:
+            raise UserError(
+                f"the checkpoint has the files of {self.name!r} as they are followed",
+                hint=f"files(…, follow=) goes on with them; or {RESTART}",
+            )
         with restoring(f"what was read of {self.name!r}", "the checkpoint"):
             return recalled(memory)
 
@@ -583,11 +601,11 @@ class FileSource(
             if record.path not in paths:
                 raise UserError(
                     f"file {record.path!r} was read before the checkpoint, and is not among the files of {self.name!r} now",
-                    hint=f"put it back, or {_RESTART}",
+                    hint=f"put it back, or {RESTART}",
                 )
             raise UserError(
                 f"file {files[number].path!r} of {self.name!r} comes before {record.path!r}, which was begun before the checkpoint",
-                hint=f"new files must come last by name; or {_RESTART}",
+                hint=f"new files must come last by name; or {RESTART}",
             )
 
     def _check_unchanged(self, files: list[DataFile], records: Sequence[Begun | None]) -> None:
@@ -596,7 +614,7 @@ class FileSource(
             if record is not None and (what := self._change(record, file, whole=True)):
                 raise UserError(
                     f"file {file.path!r} {what}, and its rows can be read once more only as they were before the checkpoint",
-                    hint=f"put the old file back, or {_RESTART}",
+                    hint=f"put the old file back, or {RESTART}",
                 )
 
     def _change(self, record: Begun, file: DataFile, *, whole: bool = False) -> str:
@@ -610,9 +628,9 @@ class FileSource(
         if whole and file.size != record.size:
             return f"has {file.size:,} bytes now, and had {record.size:,}"
         try:
-            return difference(record, file, grows=self._grows(file))
+            return difference(record, file, grows=self.file_format.grows(file))
         except DAMAGED as error:
-            raise self.unreadable(file, error) from error
+            raise unreadable(file.path, error, self._current[1]) from error
 
     def _check_begun(self, files: list[DataFile], records: Sequence[Begun | None], grown: int) -> None:
         """Raises UserError with the name of the first file that is another one than at the checkpoint, and finds what was added to
@@ -626,13 +644,13 @@ class FileSource(
                 raise UserError(
                     f"file {file.path!r} is not the one that was read before the checkpoint: it {what}",
                     hint="a log that is rotated, or data that are written anew, need a name of their own that comes last; "
-                    f"put the old file back, or {_RESTART}",
+                    f"put the old file back, or {RESTART}",
                 )
             if number == self._number:
                 continue
             offset, over = record.end, True
-            if record.start >= 0 and grown >> _FILE <= number:
-                offset, over = max(record.start, grown - (number << _FILE)), False
+            if record.start >= 0 and place_of(grown)[0] <= number:
+                offset, over = max(record.start, grown - position_of(number, 0)), False
             if offset >= 0 and not (over and file.size == record.size):
                 self._added.append((number, offset, max(0, file.size - record.size)))
                 self._begun.begin(number, structs.replace(record, start=offset, end=-1))
@@ -654,21 +672,3 @@ def _value(file: DataFile, field: pa.Field, text: str | None) -> pa.Scalar:
             f"file {file.path!r}: its folder says {field.name}={text!r}, which is no {field.type}",
             hint=f'schema_overrides={{"{field.name}": "string"}} takes such values as texts',
         ) from error
-
-
-def _split(position: int) -> tuple[int, int]:
-    return position >> _FILE, position & ((1 << _FILE) - 1)
-
-
-def global_offset(file: DataFile, offset: int) -> int:
-    """Returns the position that stands for an offset in a file."""
-    return (file.number << _FILE) + offset
-
-
-def no_place(message: str) -> UserError:
-    """Returns the error for an offset in a checkpoint that the file does not have."""
-    return UserError(message, hint=f"the file was changed since the checkpoint; {_RESTART}")
-
-
-def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).strip()

@@ -18,9 +18,9 @@ from sabot.base.config import parse_broker
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import Headers, HeadersLike, Record, checked_headers, encode_json, encode_key
 from sabot.connectors.base import Token, Track
-from sabot.connectors.letters import Ranges
 from sabot.connectors.memory.topic import Topic, size_of
 from sabot.errors import AppLocked, UserError
+from sabot.letters.places import Ranges
 from sabot.steps import step
 
 

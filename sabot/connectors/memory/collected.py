@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.base.quantities import counted_words
-from sabot.connectors.base import ExpectsColumns, Sink
+from sabot.connectors.base import Sink
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class CountSink(Sink):
             log.warning("%s: %s %s set apart, and not in the result", self.name, counted_words(self.rows, "row"), were)
 
 
-class TableSink(Sink, ExpectsColumns):
+class TableSink(Sink):
     """A sink that keeps up to `limit` rows in memory, for `Stream.collect`. `on_full`: called at least once when it
     has so many, in the thread that writes.
     """

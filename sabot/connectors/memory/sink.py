@@ -10,15 +10,15 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import carries_changes, to_records
-from sabot.connectors.base import ChecksTypes, KeepsToken, LostFloats, Sink, TakesChanges, Token, Track
+from sabot.connectors.base import KeepsToken, LostFloats, Sink, TakesChanges, Token, Track
 from sabot.connectors.memory.broker import MemoryBroker
 from sabot.connectors.memory.topic import Topic, take
-from sabot.connectors.refused import refused_in
 from sabot.errors import UserError
+from sabot.letters.refused import refused_in
 from sabot.steps import step
 
 
-class MemorySink(Sink, TakesChanges, ChecksTypes, KeepsToken):
+class MemorySink(Sink, TakesChanges, KeepsToken):
     """A sink that writes to a topic of the embedded broker. When `write` returns the rows are in the topic. Changes
     become records with keys, and tombstones.
 

@@ -6,26 +6,14 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.base import (
-    Commits,
-    HasIdentity,
-    HoldsPartitions,
-    Positions,
-    ReadsInParallel,
-    ReportsBacklog,
-    ReportsLag,
-    Source,
-    TakesBound,
-)
+from sabot.connectors.base import Positions, Source, TakesBound
 from sabot.connectors.memory.broker import MemoryBroker
 from sabot.connectors.memory.topic import GATHER_BYTES, RUN_ROWS, Partition, Topic, concat
 from sabot.connectors.places import Bound, goes_on_at, offsets_of
 from sabot.errors import UserError
 
 
-class MemorySource(
-    Source, TakesBound, ReadsInParallel, HasIdentity, Commits, ReportsLag, ReportsBacklog, HoldsPartitions
-):
+class MemorySource(Source, TakesBound):
     """A source that reads all partitions of a topic of the embedded broker. `read_batch` waits on a condition,
     without polling.
     """

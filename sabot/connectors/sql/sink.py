@@ -12,30 +12,21 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.groups.partition import hash_columns
+from sabot.base.arrays import empty_batch
 from sabot.base.checks import FLAG, TEXT, TEXTS, check
 from sabot.base.quantities import counted_words
 from sabot.base.redaction import has_password, keep_url, redacted_url
 from sabot.codecs.engine_columns import DELETE
 from sabot.codecs.records import RECORD_SCHEMA, carries_changes, check_keys, refuse_types
-from sabot.connectors.base import (
-    ChecksTypes,
-    ExpectsColumns,
-    KeepsToken,
-    LostFloats,
-    Sink,
-    StartsAfresh,
-    TakesChanges,
-    Token,
-    Track,
-)
+from sabot.connectors.base import KeepsToken, LostFloats, Sink, TakesChanges, Token, Track
 from sabot.connectors.checks import SCHEMA
-from sabot.connectors.letters import as_columns
-from sabot.connectors.refused import refused_in
 from sabot.connectors.sql.database import Database
 from sabot.connectors.sql.postgres import PostgresDatabase
 from sabot.connectors.sql.rows import Columns, decoded_records, inferred_schema, last_of_each_key
 from sabot.connectors.sql.sqlite import SqliteDatabase
 from sabot.errors import RowErrors, UserError
+from sabot.letters.form import as_columns
+from sabot.letters.refused import refused_in
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +35,7 @@ _KEYS_AT_A_TIME = 10_000
 _HINT = "write sqlite:///absolute/path.db, sqlite:relative/path.db or postgresql://user@host/database"
 
 
-class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
+class SqlSink(Sink, TakesChanges, KeepsToken):
     """A sink that writes rows into a table: `SqlSink("sqlite:///var/lib/alerts.db", table="alerts")`.
 
     `url`: sqlite:///absolute/path.db, sqlite:relative/path.db, or postgresql://user@host/database with any parameters
@@ -337,7 +328,7 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
         """Returns the columns that will come, or None if they are not known."""
         if self._schema is None or self._schema.equals(RECORD_SCHEMA):
             return None
-        return normalise(self._schema.empty_table()).schema
+        return normalise(empty_batch(self._schema)).schema
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

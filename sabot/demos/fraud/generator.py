@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot.connectors.base import Bounded, Positions, ReportsLag, Source
+from sabot.connectors.base import Bounded, Positions, Source
 from sabot.errors import UserError
 
 SCHEMA = pa.schema(
@@ -183,7 +183,7 @@ def _times_of_day(random: np.random.Generator, rows: int) -> _Floats:
         seconds[outside] = random.normal(_NOON_SECONDS, _SPREAD_SECONDS, len(outside))
 
 
-class FraudSource(Source, Bounded, ReportsLag):
+class FraudSource(Source, Bounded):
     """A bounded source of the first `rows` rows of a seed, with one partition. A position is a row number."""
 
     name = "transactions"

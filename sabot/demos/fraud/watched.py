@@ -15,7 +15,7 @@ from sabot import App, tumbling
 from sabot._cython.arrow.batch import Batch
 from sabot.base.config import parse_broker
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.base import Positions, ReportsLag, Source
+from sabot.connectors.base import Positions, Source
 from sabot.connectors.memory import MemoryBroker
 from sabot.demos.fraud.app import build
 from sabot.demos.fraud.generator import SCHEMA, FraudSource
@@ -46,7 +46,7 @@ def show(rows: int, seed: int, broker: str, state: str | None, fresh: bool) -> N
             program.show(f"the step {card_tokens.__name__} is too slow for {_ROWS_PER_S} payments a second")
 
 
-class Terminals(Source, ReportsLag):
+class Terminals(Source):
     """A source that gives the payments of a seed at a steady rate. `at`: the time at which a terminal has sent a payment, in ms. Some
     terminals were offline, so their payments are ten minutes old.
     """

@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 
 from sabot.base.options import answers_wrong_options
+from sabot.calls.messages import ChatMessage, Part, Text, ToolCall
+from sabot.calls.model_requests import RequestSpec
+from sabot.calls.usage import Usage
 from sabot.errors import MissingExtra, UserError
-from sabot.llm.messages import ChatMessage, Part, Text, ToolCall
 from sabot.llm.providers.sdk import (
     SdkCalls,
     arguments_of,
@@ -25,12 +27,12 @@ from sabot.llm.providers.sdk import (
     merged,
     usage_of,
 )
-from sabot.llm.results import Completion, Embeddings, Piece, Usage
-from sabot.llm.spec import RequestSpec
+from sabot.llm.results import Completion, Embeddings, Piece
 
 _VENDOR = "anthropic"
 _COUNTS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _PLAIN = {"text": ("type", "text"), "tool_use": ("type", "id", "name", "input")}  # the fields of plain blocks, by type
+_DELTAS = frozenset({"text_delta", "thinking_delta", "signature_delta", "input_json_delta", "citations_delta"})
 _CHOICES = {"auto": "auto", "none": "none", "required": "any"}
 
 
@@ -202,9 +204,9 @@ def _input(arguments: str) -> dict[str, Any]:
 
 
 class _Message(msgspec.Struct):
-    content: list[dict[str, Any]] | None = None
+    content: list[dict[str, Any]] | str | None = None
     stop_reason: str | None = None
-    usage: dict[str, Any] | None = None
+    usage: Any = None
     id: str | None = None
     model: str | None = None
     error: Any = None
@@ -217,7 +219,7 @@ class _MessageEvent(msgspec.Struct):
     message: dict[str, Any] | None = None
     content_block: dict[str, Any] | None = None
     delta: dict[str, Any] | None = None
-    usage: dict[str, Any] | None = None
+    usage: Any = None
 
 
 class _MessagesDecoder:
@@ -243,9 +245,10 @@ class _MessagesDecoder:
         self._calls.check_error(message.error, self._model, request_id)
         if message.content is None and not message.stop_reason:
             raise self._calls.no_answer(data, self._model, request_id)
-        self._blocks = dict(enumerate(message.content or ()))
+        content = message.content or ()
+        self._blocks = dict(enumerate([{"type": "text", "text": content}] if isinstance(content, str) else content))
         self._reason = message.stop_reason or "none"
-        self._usage = message.usage or {}
+        self._count(message.usage)
         self._answered, self._id = message.model or self._model, message.id or ""
         return self._completion(request_id)
 
@@ -255,7 +258,8 @@ class _MessagesDecoder:
         match event.type:
             case "message_start":
                 message = event.message or {}
-                self._answered, self._id = message.get("model") or self._model, message.get("id") or ""
+                self._answered = _text_in(message, "model") or self._model
+                self._id = _text_in(message, "id")
                 self._count(message.get("usage"))
             case "content_block_start":
                 self._begin(event.index, event.content_block or {})
@@ -264,7 +268,8 @@ class _MessagesDecoder:
                     self._begin(event.index, {"type": "text", "text": ""})
                 return self._delta(self._at[event.index], event.delta or {})
             case "message_delta":
-                self._reason = (event.delta or {}).get("stop_reason") or self._reason
+                if told := _text_in(event.delta or {}, "stop_reason"):
+                    self._reason = self._calls.reason(told, self._model, request_id, self._reason)
                 self._count(event.usage)
             case "message_stop":
                 self.is_over = True
@@ -293,16 +298,21 @@ class _MessagesDecoder:
                 self._add(index, "input", text)
             case {"type": "citations_delta", "citation": citation}:
                 block["citations"] = [*(block.get("citations") or ()), citation]
+            case {"type": str(kind)} if kind not in _DELTAS:  # the block goes back with all that came
+                for name, value in delta.items():
+                    before: Any = block.get(name)
+                    if name != "type" and value is not None:
+                        block[name] = before + value if type(before) is type(value) in (str, list) else value
         return ()
 
     def _add(self, index: int, field: str, text: str) -> None:
         self._texts.setdefault((index, field), []).append(text)
 
-    def _count(self, usage: dict[str, Any] | None) -> None:
+    def _count(self, usage: Any) -> None:
         """Takes the counts of tokens of a later event. They are not added, because each event reports the sums since the
         beginning of the answer. Some proxies report 0 input tokens at the end, so the greater count stays.
         """
-        for name, value in (usage or {}).items():
+        for name, value in (usage if isinstance(usage, dict) else {}).items():
             before = self._usage.get(name)
             if value is not None and not (type(before) is type(value) is int and before > value >= 0):
                 self._usage[name] = value
@@ -330,6 +340,8 @@ class _MessagesDecoder:
         for (index, field), texts in self._texts.items():
             if field != "input":
                 blocks[index][field] = str(blocks[index].get(field) or "") + "".join(texts)
+            elif index not in found:  # of a tool that the vendor calls itself, such as its search
+                blocks[index][field] = _input("".join(texts))
         for index, call in zip(found, calls, strict=True):
             blocks[index] |= {"id": call.id, "input": _input(call.arguments)}
         is_plain = all(has_only(block, _PLAIN.get(str(block.get("type")))) for block in blocks)
@@ -342,6 +354,10 @@ class _MessagesDecoder:
             model=self._answered,
             request_id=request_id or self._id,
         )
+
+
+def _text_in(told: dict[str, Any], name: str) -> str:
+    return value if isinstance(value := told.get(name), str) else ""
 
 
 def _usage(told: dict[str, Any]) -> Usage | None:

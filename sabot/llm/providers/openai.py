@@ -8,12 +8,12 @@ import msgspec
 import numpy as np
 
 from sabot.base.options import answers_wrong_options
+from sabot.calls.model_requests import RequestSpec
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.llm.providers.openai_chat import ChatDecoder, chat_request
 from sabot.llm.providers.openai_responses import RESPONSES_LACK, ResponsesDecoder, responses_request
 from sabot.llm.providers.sdk import SdkCalls, checked_model, usage_of
 from sabot.llm.results import Completion, Embeddings, Piece
-from sabot.llm.spec import RequestSpec
 
 _MOST_VECTOR = 1 << 20  # bytes of a vector as JSON
 _HOSTS = ("openai.com", "openai.azure.com")
@@ -111,9 +111,9 @@ class OpenAIProvider:
         )
         answer = self._calls.decoded(data, _Vectors, model, request_id)
         try:
-            vectors = np.stack([_row(each.embedding) for each in sorted(answer.data, key=lambda each: each.index)])
-            if len(vectors) != len(texts):
-                raise ValueError(f"{len(vectors)} vectors for {len(texts)} texts")
+            vectors = np.stack([_row(each.embedding) for each in sorted(answer.data, key=lambda each: each.index or 0)])
+            if len(vectors) != len(texts) or not vectors.shape[1]:
+                raise ValueError(f"{len(vectors)} vectors of {vectors.shape[1]} numbers for {len(texts)} texts")
         except ValueError as error:  # there are no vectors, their lengths differ, or the base64 is invalid
             raise self._calls.no_answer(data, model, request_id, str(error)) from None
         told = answer.usage if isinstance(answer.usage, dict) else {}
@@ -146,12 +146,12 @@ def _methods(client: Any, resource: Any) -> dict[str, Any]:
 
 class _Vector(msgspec.Struct):
     embedding: str | list[float]
-    index: int = 0
+    index: int | None = 0
 
 
 class _Vectors(msgspec.Struct):
     data: list[_Vector]
-    model: str = ""
+    model: str | None = ""
     usage: Any = None
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import msgspec
 
+from sabot.calls.messages import ChatMessage, Image, Part, Text, ToolCall
+from sabot.calls.model_requests import RequestSpec, ToolSchema
+from sabot.calls.usage import Usage
 from sabot.errors import UNREADABLE, UserError
-from sabot.llm.messages import ChatMessage, Image, Part, Text, ToolCall
 from sabot.llm.providers.sdk import (
     SdkCalls,
     arguments_of,
@@ -26,8 +28,7 @@ from sabot.llm.providers.sdk import (
     most_used,
     usage_of,
 )
-from sabot.llm.results import Completion, Piece, Usage
-from sabot.llm.spec import RequestSpec, ToolSchema
+from sabot.llm.results import Completion, Piece
 
 _VENDOR = "openai.chat"
 
@@ -134,6 +135,7 @@ class _ChatMessage(msgspec.Struct):
     content: str | list[dict[str, Any]] | None = None
     refusal: str | None = None
     tool_calls: list[_CallPart] | None = None
+    function_call: _Function | None = None  # before there were tool calls: one call without an id
     reasoning_content: str | None = None  # DeepSeek, vLLM; sent back if the message has tool calls
     reasoning: str | None = None  # OpenRouter, Ollama
     reasoning_details: list[Any] | None = None  # OpenRouter: signed, sent back
@@ -146,7 +148,15 @@ class _ChatMessage(msgspec.Struct):
         return self.content or ""
 
 
-_OF_MESSAGE = frozenset(_ChatMessage.__struct_fields__) | {"role", "function_call", "annotations", "audio"}
+def _thought_in(part: dict[str, Any]) -> str:
+    """Returns the text of a part of the content that is a thought, or "" if it is none."""
+    told = part.get("thinking")
+    if isinstance(told, list):
+        return "".join(str(each.get("text") or "") for each in told if isinstance(each, dict))
+    return told if isinstance(told, str) else ""
+
+
+_OF_MESSAGE = frozenset(_ChatMessage.__struct_fields__) | {"role", "annotations", "audio"}
 _OF_CALL = frozenset({"index", "id", "type"})
 _OF_FUNCTION = frozenset({"name", "arguments"})
 
@@ -175,6 +185,7 @@ class _Choice(msgspec.Struct):
     delta: dict[str, Any] | None = None
     finish_reason: str | None = None
     error: Any = None  # OpenRouter
+    usage: Any = None  # Moonshot
 
 
 class _Answer(msgspec.Struct):
@@ -184,6 +195,7 @@ class _Answer(msgspec.Struct):
     usage: Any = None
     error: Any = None
     object: Any = None  # "error" of older vLLM
+    x_groq: Any = None  # the usage and the errors of Groq's streams
 
 
 @dataclass(slots=True, eq=False)
@@ -228,6 +240,7 @@ class ChatDecoder:
         self._thought: list[str] = []  # the reasoning of servers that have another name for it
         self._server = f"{_VENDOR} {calls.host}"
         self._more: dict[str, Any] = {}  # what the message has beside OpenAI's fields
+        self._others: list[dict[str, Any]] = []  # the parts of its content that are no texts: thoughts of Mistral
         self._asked = asked
         self._parts: list[_ChatCall] = []
         self._is_refused = False
@@ -244,8 +257,10 @@ class ChatDecoder:
             raise self._calls.no_answer(data, self._model, request_id)
         self._answered = answer.model or self._answered
         self._id = answer.id or self._id
-        if answer.usage:
-            self._usage = most_used(self._usage, usage_in(answer.usage, "prompt", "completion"))
+        self._count(answer.usage)
+        if isinstance(answer.x_groq, dict):
+            self._calls.check_error(answer.x_groq.get("error"), self._model, request_id)
+            self._count(answer.x_groq.get("usage"))
         if not answer.choices:  # a ping, the usage, or what a filter has found in the prompt
             return ()
         choice = answer.choices[0]
@@ -255,6 +270,10 @@ class ChatDecoder:
             self._texts.append(text)  # the short way, for most events of a stream
             return (Piece(text),) if text else ()
         return list(self._pieces(choice, data, request_id))
+
+    def _count(self, told: Any) -> None:
+        if told:
+            self._usage = most_used(self._usage, usage_in(told, "prompt", "completion"))
 
     def _said(self, told: dict[str, Any], data: bytes, request_id: str) -> _ChatMessage:
         """Returns the message in an event, or the next part of it. Keeps what it has beside OpenAI's fields."""
@@ -274,21 +293,30 @@ class ChatDecoder:
 
     def _pieces(self, choice: _Choice, data: bytes, request_id: str) -> Iterator[Piece]:
         self._calls.check_error(choice.error, self._model, request_id)
+        self._count(choice.usage)
         said = self._said(choice.message or choice.delta or {}, data, request_id)
         if reasoning := said.reasoning_content or said.reasoning:
             self._reasoning.append(said.reasoning_content or "")
             self._thought.append("" if said.reasoning_content else reasoning)
             yield Piece(reasoning=reasoning)
+        if isinstance(said.content, list):
+            others = [part for part in said.content if not isinstance(part.get("text"), str)]
+            self._others += others
+            if thought := "".join(map(_thought_in, others)):
+                yield Piece(reasoning=thought)
         self._details += said.reasoning_details or ()
         self._is_refused |= bool(said.refusal)
         if text := said.text + (said.refusal or ""):
             self._texts.append(text)
             yield Piece(text)
         before = len(self._parts)  # the calls from here on have begun in this event
-        for part in said.tool_calls or ():
+        calls = said.tool_calls or ()
+        if said.function_call is not None and not calls:  # some servers send the call in both forms
+            calls = [_CallPart(function=said.function_call)]
+        for part in calls:
             self._add(part, None if choice.message is not None else self._continued(part, before))
         if choice.finish_reason:
-            self._reason = self._calls.reason(choice.finish_reason, self._model, request_id)
+            self._reason = self._calls.reason(choice.finish_reason, self._model, request_id, self._reason)
 
     def _continued(self, part: _CallPart, before: int) -> _ChatCall | None:
         """Returns the call that a part of a stream continues, or None if it begins another one. Some servers send no
@@ -340,6 +368,8 @@ class ChatDecoder:
 
     def whole(self, data: bytes, request_id: str) -> Completion:
         self.feed(data, request_id)
+        if self._reason is None and (self._parts or self._texts):  # it is whole, for its JSON is
+            self._reason = "none"
         completion = self.end(request_id)
         if completion is None:
             raise self._calls.no_answer(data, self._model, request_id)
@@ -361,6 +391,9 @@ class ChatDecoder:
         more = self._more
         if calls and not self._details and (thought := "".join(self._thought)):
             more = {**more, "reasoning": thought}
+        if self._others:
+            texts = [{"type": "text", "text": text}] if (text := "".join(self._texts)) else []
+            more = {**more, "content": [*self._others, *texts]}
         kept = {name: value for name, value in ((_VENDOR, vendor), (self._server, more)) if value}
         return Completion(
             message=ChatMessage("assistant", "".join(self._texts), calls, vendor=kept or None),

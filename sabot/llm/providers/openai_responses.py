@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 
+from sabot.calls.messages import ChatMessage, Part, Text, ToolCall
+from sabot.calls.model_requests import RequestSpec, ToolSchema
 from sabot.errors import UserError
-from sabot.llm.messages import ChatMessage, Part, Text, ToolCall
 from sabot.llm.providers.openai_chat import image_url, json_text, usage_in
 from sabot.llm.providers.sdk import SdkCalls, arguments_of, called_name, distinct_ids, has_only, is_strict, merged
 from sabot.llm.results import Completion, Piece
-from sabot.llm.spec import RequestSpec, ToolSchema
 
 _VENDOR = "openai.responses"
 _REASONING = "openai.responses.reasoning_tokens"
@@ -97,7 +97,7 @@ def _tool(tool: ToolSchema) -> dict[str, Any]:
 
 class _Response(msgspec.Struct):
     output: list[dict[str, Any]] | None
-    status: str = "completed"
+    status: str | None = "completed"
     incomplete_details: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     usage: Any = None
@@ -124,6 +124,7 @@ class ResponsesDecoder:
         self._model = model
         self._asked = asked
         self._items: list[dict[str, Any]] = []  # those that a stream has brought so far
+        self._texts: list[str] = []  # its pieces of text
         self._completion: Completion | None = None
 
     def feed(self, data: bytes, request_id: str) -> Iterable[Piece]:
@@ -136,6 +137,7 @@ class ResponsesDecoder:
         ):
             raise error
         elif kind in ("response.output_text.delta", "response.refusal.delta") and delta:
+            self._texts.append(delta)
             return (Piece(delta),)
         elif kind in ("response.reasoning_summary_text.delta", "response.reasoning_text.delta") and delta:
             return (Piece(reasoning=delta),)
@@ -148,26 +150,27 @@ class ResponsesDecoder:
         be decoded.
         """
         response = self._calls.decoded(data, _Response, self._model, request_id)
-        if response.error or response.status not in ("completed", "incomplete"):
+        if response.error or response.status not in ("completed", "incomplete", None):
             told = response.error or {"message": f"the response is {response.status}"}
             raise self._calls.error_of(told, self._model, request_id)
         self.is_over = True
         output = response.output or self._items  # some proxies leave the items out of the end of a stream
+        if not output and self._texts:  # or have sent nothing but pieces of text
+            output = [{"type": "message", "content": "".join(self._texts)}]
         called = [item for item in output if item.get("type") == "function_call"]
         ids = distinct_ids([str(item.get("call_id") or "") for item in called], self._asked)
         calls = tuple(_call_of(call_id, item) for call_id, item in zip(ids, called, strict=True))
         for call, item in zip(calls, called, strict=True):
             item["call_id"] = call.id
-        parts = [part for item in output if item.get("type") == "message" for part in item.get("content") or ()]
+        parts = [part for item in output if item.get("type") == "message" for part in _parts_of(item)]
         text = "".join(str(part.get("text") or part.get("refusal") or "") for part in parts)
         is_plain = all(has_only(each, _PLAIN.get(str(each.get("type")))) for each in (*output, *parts))
-        reason = "tool_calls" if calls else "stop"
-        if response.status == "incomplete":
-            why = str((response.incomplete_details or {}).get("reason") or response.status)
-            reason = self._calls.reason(why, self._model, request_id)
-        elif any(item.get("status") == "incomplete" for item in called):
+        reason, why = "tool_calls" if calls else "stop", (response.incomplete_details or {}).get("reason")
+        if response.status == "incomplete" or why:  # some proxies say that each response is completed
+            reason = self._calls.reason(str(why or response.status), self._model, request_id)
+        elif any(item.get("status") == "incomplete" for item in output if str(item.get("type")) in _PLAIN):
             reason = "length"
-        elif any("refusal" in part for part in parts):
+        elif any(part.get("refusal") or part.get("type") == "refusal" for part in parts):
             reason = "content_filter"
         usage = usage_in(response.usage, "input", "output")
         vendor: dict[str, Any] = {} if is_plain else {_VENDOR: output}
@@ -189,6 +192,14 @@ class ResponsesDecoder:
 
     def end(self, request_id: str) -> Completion | None:
         return self._completion
+
+
+def _parts_of(item: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the parts of a message, also if its content is a text as in chat completions."""
+    content = item.get("content")
+    if isinstance(content, str):
+        return [{"type": "output_text", "text": content}]
+    return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
 
 
 def _call_of(call_id: str, item: dict[str, Any]) -> ToolCall:

@@ -25,11 +25,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sabot.base.options import answers_wrong_options
+from sabot.calls.errors import AnswerTooLarge, ModelError, ModelTimeout
+from sabot.calls.messages import ChatMessage, assistant
+from sabot.calls.model_requests import RequestSpec
+from sabot.calls.usage import Usage
 from sabot.errors import UserError, short_repr
-from sabot.llm.errors import AnswerTooLarge, ModelError, ModelTimeout
-from sabot.llm.messages import ChatMessage, assistant
-from sabot.llm.results import Completion, Embeddings, Piece, Usage
-from sabot.llm.spec import RequestSpec
+from sabot.llm.results import Completion, Embeddings, Piece
 from sabot.llm.token_counts import count_tokens, tokens_of
 
 Raw: TypeAlias = Mapping[str, Any] | bytes | list[Mapping[str, Any] | str | bytes]

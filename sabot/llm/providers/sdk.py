@@ -24,9 +24,7 @@ from sabot.base.config import checked_text
 from sabot.base.redaction import keep_secret, redacted_url, scrubbed
 from sabot.base.surrogates import CutPairs, whole_json, whole_text
 from sabot.base.threads import close_with_loop
-from sabot.clock import SYSTEM_CLOCK
-from sabot.errors import UNREADABLE, UserError
-from sabot.llm.errors import (
+from sabot.calls.errors import (
     AnswerTooLarge,
     AuthenticationFailed,
     ContentFiltered,
@@ -39,9 +37,12 @@ from sabot.llm.errors import (
     RateLimited,
     RequestRefused,
 )
-from sabot.llm.messages import ChatMessage, given_arguments
-from sabot.llm.results import Completion, FinishReason, Piece, Usage, counted_usage, in_pieces
-from sabot.llm.spec import RequestSpec
+from sabot.calls.messages import ChatMessage, given_arguments
+from sabot.calls.model_requests import RequestSpec
+from sabot.calls.usage import Usage, counted_usage
+from sabot.clock import SYSTEM_CLOCK
+from sabot.errors import UNREADABLE, UserError
+from sabot.llm.results import Completion, FinishReason, Piece, in_pieces
 
 T = TypeVar("T")
 
@@ -61,6 +62,7 @@ _WRONG_KEY = "check api_key=, or the key in the environment, and that it may use
 _NO_PARAMETER = re.compile(r"temperature|top_p", re.IGNORECASE)
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _NOT_IN_NAME = re.compile(r"[^a-zA-Z0-9_-]")
+_FORMATS = frozenset({"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uuid"})
 _NO_CREDIT = re.compile(r"insufficient.?quota|credit balance|billing", re.IGNORECASE)
 # Class names of httpx's errors, because the package may be httpx or httpx2.
 _NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
@@ -78,29 +80,45 @@ _STATUS = {  # the HTTP status of errors that come within a stream, after a 200
     "requests": 429,
     "tokens": 429,
 }
+_NOT_WHOLE = ("length", "content_filter")
 _REASONS: dict[str, FinishReason] = {  # of all vendors, because proxies pass on the words of those behind them
+    "blocklist": "content_filter",
+    "complete": "stop",
     "completed": "stop",
     "content_filter": "content_filter",
+    "content_filtered": "content_filter",
     "end_turn": "stop",
     "eos": "stop",
     "eos_token": "stop",
+    "error_toxic": "content_filter",
     "function_call": "tool_calls",
+    "guardrail_intervened": "content_filter",
+    "image_safety": "content_filter",
     "length": "length",
     "max_output_tokens": "length",
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
     "model_length": "length",
     "pause_turn": "pause_turn",
+    "prohibited_content": "content_filter",
     "recitation": "content_filter",
     "refusal": "content_filter",
     "safety": "content_filter",
     "sensitive": "content_filter",
+    "spii": "content_filter",
     "stop": "stop",
     "stop_sequence": "stop",
+    "tool_call": "tool_calls",
     "tool_calls": "tool_calls",
     "tool_use": "tool_calls",
 }
-_FAILED = {"abort", "error", "insufficient_system_resource", "network_error"}  # reasons that are errors of the server
+_FAILED = {
+    "abort",
+    "error",
+    "insufficient_system_resource",
+    "network_error",
+    "timeout",
+}  # reasons that are errors of the server
 
 
 class AnswerDecoder(Protocol):
@@ -477,14 +495,16 @@ class SdkCalls:
         if any(told.values()) if isinstance(told, dict) else told:
             raise self.error_of(told, model, request_id)
 
-    def reason(self, word: str, model: str, request_id: str) -> str:
+    def reason(self, word: str, model: str, request_id: str, before: str | None = None) -> str:
         """Returns the reason why an answer has ended: one of `FinishReason` for the vendor's `word`, or the word itself
-        if it is unknown. Raises ModelUnavailable if the word says that the server has failed.
+        if it is unknown. `before`: the reason that an earlier event of the stream gave. If that is a cut or a filter, it
+        stays: some proxies end each stream with "stop". Raises ModelUnavailable if the word says that the server has
+        failed.
         """
         if word.lower() in _FAILED:
             where: dict[str, Any] = {"provider": self._provider, "model": model, "request_id": request_id}
             raise ModelUnavailable(f"the server has ended the answer with {word!r}", **where)
-        return _REASONS.get(word.lower(), word[:_LONGEST_REASON])
+        return before if before in _NOT_WHOLE else _REASONS.get(word.lower(), word[:_LONGEST_REASON])
 
     def decoded(self, data: bytes, kind: type[T], model: str, request_id: str) -> T:
         """Decodes JSON into the type `kind`. Raises MalformedAnswer if it does not match; if the vendor has sent an
@@ -562,12 +582,14 @@ def merged(body: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_strict(schema: Any) -> bool:
     """Returns True if a vendor can enforce the schema: each object in it requires all of its properties and accepts
-    no others.
+    no others, and its texts have no format that OpenAI refuses to enforce.
     """
     if isinstance(schema, list):
         return all(map(is_strict, schema))
     if not isinstance(schema, dict):
         return True
+    if isinstance(form := schema.get("format"), str) and form not in _FORMATS:
+        return False
     if schema.get("type") == "object" or "properties" in schema:
         names = schema.get("properties", {})
         if schema.get("additionalProperties") is not False or set(schema.get("required", ())) != set(names):

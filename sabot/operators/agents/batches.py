@@ -16,7 +16,6 @@ from sabot.codecs.base import many_rows
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import RECORD_SCHEMA, bad_records, to_records
 from sabot.connectors.base import Sink
-from sabot.connectors.defaults import check_types
 from sabot.errors import RowErrors, UserError
 from sabot.operators.agents.lanes import LaneOperator
 from sabot.operators.agents.operator import AgentOperator, Port
@@ -155,7 +154,7 @@ class BatchOutput:
             # a type that JSON cannot encode must be an error of this call, not of the sink
             to_records(Batch(batch.slice(0, 1)), 0)
         elif isinstance(spec.sink, Sink) and (self._checked is None or not batch.schema.equals(self._checked)):
-            check_types(spec.sink, batch.schema)
+            spec.sink.check_types(batch.schema)
             self._checked = batch.schema
         return batch if port is None else port.fitted(batch)
 

@@ -9,6 +9,7 @@ from sabot._cython.arrow.batch import Batch, normalise
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.agents import Feed
 from sabot.api.words import check_names
+from sabot.base.arrays import empty_batch
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import RECORD_SCHEMA, record_keys, row_records
@@ -43,7 +44,7 @@ class AgentFeed(Operator):
             return RECORD_SCHEMA
         if self._spec.schema is None:
             return columns
-        wanted = normalise(self._spec.schema.empty_table()).schema
+        wanted = normalise(empty_batch(self._spec.schema)).schema
         check_names(where, wanted.names, columns.names)
         for field in wanted:
             there = columns.field(field.name).type

@@ -28,8 +28,9 @@ from sabot.clock import Clock
 from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import RECORD_SCHEMA, Headers
-from sabot.connectors.letters import ReasonCounts, attempts_before, letter_headers
 from sabot.errors import AgentFailed, SabotError, UserError, message_of
+from sabot.letters.form import attempts_before, letter_headers
+from sabot.letters.log import ReasonCounts
 from sabot.operators.agents.counters import Counters
 from sabot.operators.agents.payloads import RowPayloads, check_sample, payloads_of
 from sabot.operators.agents.rows import RecordReader, Result, Row, null_fields, place_of, records_batch, rows_of

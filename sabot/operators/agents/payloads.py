@@ -6,11 +6,11 @@ from typing import Any
 import pyarrow as pa
 
 from sabot.api.agent import AgentSpec
-from sabot.base.arrays import batch_of_rows, column_of, typed_fields
+from sabot.base.arrays import batch_of_rows, column_of, empty_batch, typed_fields
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.raw import VALUE
-from sabot.codecs.records import empty_batch, encode_payload
+from sabot.codecs.records import encode_payload
 from sabot.errors import DataError, UserError
 
 PayloadOf = Callable[[Any, Any, str | None], bytes | None]

@@ -55,7 +55,7 @@ _LOOK_SECONDS = 0.05
 _UNSETTLED = 1024  # the number of timers that may be removed before slots of keys without timers are freed
 _GROUP_BYTES = 2
 _NEVER = 2**63 - 1
-_NO_SLOTS = pa.array([], pa.int32())
+_NO_SLOTS = pa.nulls(0, pa.int32())
 
 _decode = msgspec.msgpack.Decoder().decode
 

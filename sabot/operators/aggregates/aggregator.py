@@ -6,7 +6,7 @@ the extras, one of each for a pane, a window or a session, and passes them to th
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.groups.keyed import GroupTable
-from sabot.base.arrays import decimal_floats
+from sabot.base.arrays import decimal_floats, empty_array, scalar_of
+from sabot.base.dataclass import dataclass
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates.decimals import (
@@ -48,7 +49,7 @@ _BY_RESULT = frozenset(
     ["count", "sum", "variance", "stddev", "min", "max", "first", "last", "any"]
 )  # the state follows from the type of the result
 _WORDS = frozenset(["min", "max", "first", "last", "any"])  # running aggregates of decimals: see `_picked_decimals`
-_ZERO, _ONE, _NO_NUMBER = (pa.scalar(value, pa.float64()) for value in (0.0, 1.0, None))
+_ZERO, _ONE, _NO_NUMBER = (scalar_of(value, pa.float64()) for value in (0.0, 1.0, None))
 
 Array: TypeAlias = pa.Array
 
@@ -155,7 +156,7 @@ class Aggregator:
         self.gathered = pa.schema([*self.keys, *gathered])
         self.layout = StateLayout(self.table, self.gathered, places)
         empty = self.compose(
-            [pa.array([], kind) for kind in table.results], [pa.array([], g.type) for g in self._gathers]
+            [empty_array(kind) for kind in table.results], [empty_array(g.type) for g in self._gathers]
         )
         columns = [pa.field(aggregate.name, column.type) for aggregate, column in zip(aggregates, empty, strict=True)]
         self.schema = pa.schema([*self.keys, *columns])

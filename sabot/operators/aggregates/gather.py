@@ -4,13 +4,13 @@ state by slot (`GatheredValues`).
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.base.checks import is_whole
+from sabot.base.dataclass import dataclass
 from sabot.errors import UserError
 from sabot.operators.aggregates.decimals import sum_type
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sabot.base.arrays import empty_batch
 from sabot.operators.aggregates.decimals import SumOverflow
 from sabot.operators.aggregates.gather import ROWS, VALUES, Array, Gather, GatheredValues, joined, selected
 from sabot.operators.aggregates.reducers import REDUCERS, plain_floats, top
@@ -252,7 +253,7 @@ class Pairs(GatheredValues):
                 taken = run.batch.take(pa.array(_ranges(first, sizes)))
                 pieces.append(_renumbered(taken, np.repeat(np.arange(len(slots), dtype=np.int32), sizes)))
         if not pieces:
-            return _empty(self._schema), np.zeros(len(slots) + 1, np.int64)
+            return empty_batch(self._schema), np.zeros(len(slots) + 1, np.int64)
         batch = joined(pieces)
         if len(pieces) > 1:
             batch = self._reduced(batch)
@@ -301,10 +302,6 @@ def _without(batch: pa.RecordBatch, column: Array, nan: bool = False) -> pa.Reco
         return batch
     keep = pc.is_valid(column)
     return batch.filter(pc.and_not(keep, pc.is_nan(column)) if floats else keep)
-
-
-def _empty(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
 
 
 def _renumbered(batch: pa.RecordBatch, slots: Any) -> pa.RecordBatch:

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sabot.base.arrays import scalar_of
 from sabot.operators.aggregates.decimals import decimal_overflow
 from sabot.operators.aggregates.gather import Array
 
-_NAN_AND_ZERO = {kind: (pa.scalar(float("nan"), kind), pa.scalar(0.0, kind)) for kind in (pa.float32(), pa.float64())}
+_NAN_AND_ZERO = {kind: (scalar_of(float("nan"), kind), scalar_of(0.0, kind)) for kind in (pa.float32(), pa.float64())}
 
 
 def plain_floats(values: Array) -> Array:

@@ -24,8 +24,9 @@ from sabot.calls import CallOptions
 from sabot.calls.handover import Failed, Handover, shown
 from sabot.codecs.json import schema_text
 from sabot.codecs.records import RECORD_SCHEMA
-from sabot.connectors.letters import ReasonCounts, letters_of_rows
 from sabot.errors import UserError
+from sabot.letters.form import letters_of_rows
+from sabot.letters.log import ReasonCounts
 from sabot.operators.base import (
     TIME_COLUMN,
     Cut,

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from sabot.api.nodes import changes as nodes
 from sabot.api.nodes.changes import SortKey
 from sabot.api.words import check_names
+from sabot.base.arrays import empty_batch
 from sabot.base.sorting import SortedRuns
 from sabot.errors import UserError
 from sabot.operators.base import OperatorContext
@@ -65,7 +66,7 @@ def check_order(schema: pa.Schema, by: Sequence[SortKey]) -> None:
     """Raises UserError for a missing column, and for a type that has no order."""
     check_names("sort", [name for name, _, _ in by], schema.names)
     try:
-        places_of(pa.RecordBatch.from_pylist([], schema), by)
+        places_of(empty_batch(schema), by)
     except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise UserError(f"sort: {error}", hint="sort by numbers, texts or times") from error
 

@@ -13,6 +13,7 @@ from sabot.base.arrays import (
     PER_SECOND,
     decimal_floats,
     decimal_type,
+    empty_array,
     epoch,
     integer_array,
     integer_range,
@@ -179,7 +180,7 @@ def caster(
     """
     convert, total = _conversion(source, target)
     try:
-        convert(pa.array([], source))
+        convert(empty_array(source))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise UserError(f"{what}: {source} cannot be cast to {target}: {error}") from error
     if total:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from sabot.api.expr import Expr
 from sabot.api.words import no_column
+from sabot.base.arrays import scalar_of
 from sabot.errors import InternalError, UserError
 from sabot.operators.base import TIME_COLUMN
 from sabot.operators.expressions import choices, clock, comparisons, lists, numbers, text
@@ -80,10 +81,10 @@ def _literal(expr: Expr) -> Compiled:
     if isinstance(value, pa.Scalar):
         return constant(value if type is None else value.cast(type))
     if type is not None:
-        return constant(pa.scalar(value, type))
+        return constant(scalar_of(value, type))
     if isinstance(value, datetime.datetime) and value.tzinfo is not None:
         value = value.astimezone(datetime.UTC)
-    scalar = pa.scalar(value, pa.uint64() if is_int(value) and value >= 2**63 else _LITERAL_TYPES.get(value.__class__))
+    scalar = scalar_of(value, pa.uint64() if is_int(value) and value >= 2**63 else _LITERAL_TYPES.get(value.__class__))
     adapts = value is None or (
         isinstance(value, int | float | datetime.date | datetime.timedelta) and not isinstance(value, bool)
     )

@@ -4,7 +4,7 @@ name the value.
 
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
-from sabot.base.arrays import PER_SECOND, broadcast, decimal_floats, integer_array, integer_range, integers, shown
+from sabot.base.arrays import (
+    PER_SECOND,
+    broadcast,
+    decimal_floats,
+    empty_array,
+    integer_array,
+    integer_range,
+    integers,
+    scalar_of,
+    shown,
+)
+from sabot.base.dataclass import dataclass
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.casts import (
     RefusedValues,
@@ -25,8 +36,7 @@ from sabot.operators.expressions.rounding import upscaled
 
 Function = Callable[..., Any]
 
-# with their type, since pyarrow would else try to import pandas each time
-FALSE, TRUE = pa.scalar(False, pa.bool_()), pa.scalar(True, pa.bool_())
+FALSE, TRUE = scalar_of(False, pa.bool_()), scalar_of(True, pa.bool_())
 _COARSER = '.cast("timestamp[us]") or .cast("duration[us]") first: a coarser unit has a greater range'
 _DIGITS_OF_INTEGER = 20
 _SHOWN = 200  # the most characters of a value in a message
@@ -87,7 +97,7 @@ def apply(expr: Expr, function: Function, *nodes: Compiled, can_fail: bool = Fal
     try:
         if all(node.value is not None for node in nodes):
             return constant(broadcast(function(*(broadcast(node.value, 1) for node in nodes)), 1)[0], fails)
-        sample = function(*(pa.array([], node.type) if node.value is None else node.value for node in nodes))
+        sample = function(*(empty_array(node.type) if node.value is None else node.value for node in nodes))
     except _DOES_NOT_FIT as error:
         raise misfit(expr, nodes, error) from error
 
@@ -291,11 +301,11 @@ def adapted(node: Compiled, type: pa.DataType) -> Compiled | None:
     """Converts a plain literal to `type`. Returns None if the type cannot hold the literal's value exactly."""
     value = node.value.as_py()
     if value is None:
-        return constant(pa.scalar(None, type))
+        return constant(scalar_of(None, type))
     integer, floating = is_int(value), isinstance(value, float)
     if integer and pa.types.is_integer(type):
         low, high = integer_range(type)
-        return constant(pa.scalar(value, type)) if low <= value <= high else None
+        return constant(scalar_of(value, type)) if low <= value <= high else None
     if (integer or floating) and pa.types.is_floating(type):
         return constant(_held(node.value, type))
     is_point = isinstance(value, datetime.date) and pa.types.is_timestamp(type)

@@ -277,10 +277,16 @@ def _of_floats(expr: Expr, nodes: list[Compiled]) -> Compiled:
 _OF_FLOATS: dict[str, Function] = {
     "sqrt": pc.sqrt,
     "exp": pc.exp,
+    **{name: getattr(pc, name) for name in ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh")},
     "is_nan": pc.is_nan,
     "is_finite": pc.is_finite,
     "is_infinite": pc.is_inf,
 }
+
+
+def _angle(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    y, x = (to_type(number(expr, node), pa.float64()) for node in nodes)
+    return apply(expr, pc.atan2, y, x)
 
 
 def _logarithm(expr: Expr, node: Compiled) -> Function:
@@ -328,6 +334,7 @@ STEPS: Steps = {
     "abs": _absolute,
     **dict.fromkeys(["round", "floor", "ceil"], _rounded),
     **dict.fromkeys([*_OF_FLOATS, "log"], _of_floats),
+    "atan2": _angle,
     "fill_nan": _fill_nan,
     "fmod": _float_remainder,
     "sign": _sign,

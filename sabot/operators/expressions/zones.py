@@ -13,7 +13,6 @@ import datetime
 import functools
 import itertools
 import re
-from dataclasses import dataclass
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -21,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot.base.arrays import PER_SECOND, integer_array, integers, is_utc
+from sabot.base.dataclass import dataclass
 
 _DAY = 86400
 _FIRST = -130 * 365 * _DAY  # 1840: no zone has an earlier change

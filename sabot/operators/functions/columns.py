@@ -14,6 +14,7 @@ from sabot._cython.groups.partition import hash_columns
 from sabot._cython.text.records import decode_values, encode_values, key_rows
 from sabot.api.functions import checked_ms
 from sabot.api.words import not_arrow
+from sabot.calls.judging import JUDGE, OnceJudge
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.operators.functions.state import (
@@ -101,17 +102,19 @@ class BatchCaller(Caller):
         state, timers = self._state, self._state.timers
         ended = kind == EVENT and limit == END_OF_TIME
         self._ctx.kind = KIND_NAMES[kind]
+        once = OnceJudge(JUDGE.get())
         while True:
             slots, at = timers.take(limit, kind, _TIMER_ROWS)
             if not len(slots):
                 break
             # The keys are read before the first call: the end of a call frees the slots of keys without timers.
-            pieces = [(state.known.key_columns(slots), state.known.hashes(slots), at)]
+            pieces = [(state.known.key_columns(slots), state.known.hashes(slots), at, 0)]
             while pieces:
-                columns, hashes, at = pieces.pop()
+                columns, hashes, at, attempts = pieces.pop()
                 timers.floor(limit if ended else at[0].as_py())
+                once.begin(attempts)
                 try:
-                    self._fire(kind, columns, hashes, at, passed)
+                    self.call_once(once, self._fire, kind, columns, hashes, at, passed)
                 except Exception as error:
                     if state.transaction is None or error is self.downstream_error or not state.bad.are_at_fault(error):
                         raise
@@ -124,7 +127,7 @@ class BatchCaller(Caller):
                     half = len(at) // 2
                     for start, size in ((half, len(at) - half), (0, half)):
                         parts = [column.slice(start, size) for column in columns]
-                        pieces.append((parts, hashes.slice(start, size), at.slice(start, size)))
+                        pieces.append((parts, hashes.slice(start, size), at.slice(start, size), attempts + 1))
 
     def _fire(self, kind: int, columns: list[Array], hashes: pa.UInt64Array, at: pa.Int64Array, passed: int) -> None:
         """Calls `on_timer` once for a group of due timers of one kind, and emits its result.

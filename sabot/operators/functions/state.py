@@ -17,6 +17,7 @@ from sabot._cython.groups.partition import hash_columns
 from sabot._cython.text.records import state_key
 from sabot.api.arguments import RowPolicy
 from sabot.api.functions import ProcessSpec
+from sabot.calls.judging import JUDGE, OnceJudge
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, without_marks
 from sabot.operators.columns import no_event_time
@@ -33,7 +34,7 @@ from sabot.state.values import PlainList, PlainMap, PlainValue, hashable
 Array: TypeAlias = pa.Array
 
 TIMERS_OF_A_KEY = 100_000  # the most timers that a key may set in one `advance` without a later time
-NO_SLOTS = pa.array([], pa.int32())
+NO_SLOTS = pa.nulls(0, pa.int32())
 KIND_NAMES = ("event", "processing")
 _KINDS = {"event": EVENT, "processing": PROCESSING}
 _LIST = 1  # the msgpack extension for a list; the other one is for a map (`state.values`)
@@ -252,6 +253,8 @@ class Caller(ABC):
         self._state, self._emit, self._emit_side = state, emit, emit_side
         self._spec = state.spec
         self.downstream_error: Exception | None = None  # the error of a later step to which rows were emitted
+        self._once: OnceJudge | None = None  # the judge of the tools that the function calls
+        self._outer: Any = None  # the judge around it
         self._kept = 0
         self._failed_at: int | None = None
         self._cannot_undo = False  # True if results of the failed row were emitted already
@@ -270,12 +273,18 @@ class Caller(ABC):
             return
         start, size, calls = 0, batch.num_rows, 0
         piece, self.careful = batch, False
+        once, attempts, reached = OnceJudge(JUDGE.get()), 0, 0  # `reached`: failed calls have got the rows before it
         while start < batch.num_rows:
             self._kept, self._failed_at, self._cannot_undo = 0, None, False
+            if start >= reached:
+                attempts = 0
+            once.begin(attempts)
             try:
-                self._call(function, side, piece)
+                self.call_once(once, self._call, function, side, piece)
                 start, size = start + piece.num_rows, 2 * size
             except Exception as error:
+                attempts += 1
+                reached = max(reached, start + (piece.num_rows if self._failed_at is None else self._failed_at + 1))
                 transaction.undo()
                 self._clear()
                 if error is self.downstream_error or self._cannot_undo or not self._state.bad.are_at_fault(error):
@@ -292,6 +301,30 @@ class Caller(ABC):
                     size = max(1, left // 2 if self._failed_at is None else self._failed_at - self._kept)
             if start < batch.num_rows:
                 piece = of_selected(batch, batch.taken()).slice(start, size)
+
+    def call_once(self, once: OnceJudge, call: Callable[..., None], *given: Any) -> None:
+        """Calls the function by `call(*given)`, for rows or timers that it may get again after a failure. It calls no tool
+        then that must not be called twice, if an earlier call for them has called it.
+        """
+        self._outer, self._once = JUDGE.get(), once
+        before = JUDGE.set(once)
+        try:
+            call(*given)
+            once.forget()
+        finally:
+            self._once = None
+            JUDGE.reset(before)
+
+    def _outside(self, emit: Callable[..., None], *given: Any) -> None:
+        """Emits results by calling `emit(*given)`. The calls of later steps are not those of this function."""
+        if self._once is None:
+            emit(*given)
+            return
+        before = JUDGE.set(self._outer)
+        try:
+            emit(*given)
+        finally:
+            JUDGE.reset(before)
 
     def _set_apart(self, side: Side, rows: Batch, error: Exception) -> None:
         state, given = self._state, dict.fromkeys(range(rows.num_rows), error)
@@ -344,14 +377,14 @@ class Caller(ABC):
 
     def _emit_rows(self, data: pa.RecordBatch, times: Array | None, batch: Batch | None) -> None:
         try:
-            self._emit(data, times, batch)
+            self._outside(self._emit, data, times, batch)
         except Exception as error:
             self.downstream_error = error
             raise
 
     def _emit_to_branch(self, name: str, data: pa.RecordBatch, times: Array | None) -> None:
         try:
-            self._emit_side(name, data, times)
+            self._outside(self._emit_side, name, data, times)
         except Exception as error:
             self.downstream_error = error
             raise

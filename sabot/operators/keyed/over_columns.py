@@ -12,11 +12,11 @@ The state of a column depends on its kind:
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from sabot.base.dataclass import dataclass
 from sabot.codecs.json import schema_of_text
 from sabot.operators.aggregates.aggregator import KINDS, AggregateColumn, state_arguments
 from sabot.operators.aggregates.migration import Keeps, shared_by, sources_of

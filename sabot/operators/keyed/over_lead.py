@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.windows.over import WaitTable
+from sabot.base.arrays import empty_batch
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, Cut, OperatorContext, Saved
 from sabot.operators.columns import key_table
 from sabot.operators.cuts import Rows
@@ -91,7 +92,7 @@ class LeadState(OverSlots):
 
     def rows_of(self, slots: pa.Int32Array) -> Rows:
         rows = self.table.export(CHUNK_ROWS, slots)
-        return [pa.concat_batches(rows) if rows else pa.RecordBatch.from_pylist([], schema=self.files["waiting"])]
+        return [pa.concat_batches(rows) if rows else empty_batch(self.files["waiting"])]
 
     def due_of(self, rows: Rows) -> Any:
         return rows[0].column(1).to_numpy()

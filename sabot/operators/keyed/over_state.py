@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable, sum_overflow
 from sabot._cython.windows.over import FrameTable, PlaceTable
+from sabot.base.arrays import empty_batch
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import KINDS, Aggregator
 from sabot.operators.aggregates.decimals import named_by, too_wide
@@ -562,4 +563,4 @@ def _from_lists(lists: Array) -> tuple[Any, pa.RecordBatch]:
 
 
 def _concatenated(pieces: list[pa.RecordBatch], columns: pa.Schema) -> pa.RecordBatch:
-    return pa.concat_batches(pieces) if pieces else pa.RecordBatch.from_pylist([], schema=columns)
+    return pa.concat_batches(pieces) if pieces else empty_batch(columns)

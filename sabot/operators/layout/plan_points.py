@@ -15,7 +15,7 @@ another.
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from sabot.api.arguments import RowPolicy
@@ -27,11 +27,11 @@ from sabot.api.nodes.read import Read
 from sabot.api.nodes.rows import Broadcast
 from sabot.api.nodes.times import WithTime
 from sabot.base.config import dead_letter_topic
+from sabot.base.dataclass import dataclass
 from sabot.codecs.base import Format
 from sabot.codecs.formats import agreed_format
-from sabot.connectors.base import Delivery, OnNan, Sink, Source
+from sabot.connectors.base import Delivery, OnNan, Sink, Source, ends, overrides
 from sabot.connectors.checks import agreed_delivery
-from sabot.connectors.defaults import backlog_of, ends
 from sabot.errors import UserError
 from sabot.operators.base import LETTERS, Operator
 from sabot.operators.layout.stages import Aligned, Edge, Stage, Step
@@ -391,7 +391,7 @@ def _endless(reads: Iterable[Read]) -> str:
     for each in reads:
         source = each.source
         if isinstance(each, AgentRead) or (
-            isinstance(source, Source) and not ends(source) and backlog_of(source) is None
+            isinstance(source, Source) and not ends(source) and not overrides(source, "backlog")
         ):
             return f"{each.name} cannot tell where its end is"
     return ""

@@ -6,12 +6,13 @@ chain of plain calls. A chain may fork; it never joins.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import pyarrow as pa
 
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import Read
+from sabot.base.dataclass import dataclass
 from sabot.codecs.base import Format
 from sabot.connectors.base import Delivery, OnNan, Sink
 from sabot.operators.base import Operator, StepInfo, with_marks

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from sabot.base.arrays import empty_batch
 from sabot.operators.base import CHUNK_ROWS
 
 _PIECE_ROWS = 16_384  # smaller pieces are joined when they have so many rows together
@@ -79,7 +80,7 @@ def row_pieces(taken: Callable[[Any], pa.RecordBatch], rows: Any) -> Iterator[tu
 def _take_rows(schema: pa.Schema, pieces: Sequence[pa.RecordBatch], first: Sequence[int], rows: Any) -> pa.RecordBatch:
     """Returns the rows with these numbers. Looks into each piece once."""
     if not len(rows) or not len(schema):
-        return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+        return empty_batch(schema)
     order = np.argsort(rows, kind="stable")
     ascending = rows[order]
     bounds = [*np.searchsorted(ascending, first), len(ascending)]

@@ -24,8 +24,9 @@ from sabot.base.os_errors import is_environment_error
 from sabot.base.redaction import scrubbed
 from sabot.base.stored_names import stored_name
 from sabot.codecs.engine_columns import UPDATE_AFTER
-from sabot.connectors.letters import LetterLog, ReasonCounts, letters_of_rows
 from sabot.errors import DataError, SabotError, UserError, message_of
+from sabot.letters.form import letters_of_rows
+from sabot.letters.log import LetterLog, ReasonCounts
 from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, OperatorContext, StepInfo, without_marks
 from sabot.operators.expressions.casts import RefusedValues
 from sabot.operators.expressions.node import Compiled

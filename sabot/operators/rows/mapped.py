@@ -13,7 +13,8 @@ from sabot.api.arguments import RowPolicy
 from sabot.api.nodes import rows as nodes
 from sabot.api.nodes.node import Node, time_column
 from sabot.api.words import hint_of_arrow, name_of, not_arrow
-from sabot.base.arrays import batch_of_rows, is_time, python_rows, to_ms
+from sabot.base.arrays import batch_of_rows, empty_batch, is_time, python_rows, to_ms
+from sabot.calls.judging import JUDGE, OnceJudge
 from sabot.errors import DataError, UserError, short_repr
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, with_time, without_time
 from sabot.operators.event_time import within_range
@@ -59,7 +60,7 @@ class MapBatches(Operator):
         self._input = without_time(context.input)
         self._timed = TIME_COLUMN in context.input.names
         schema = self._learn_schema() if self.schema is None else self.schema
-        schema = normalise(schema.empty_table()).schema.remove_metadata()
+        schema = normalise(empty_batch(schema)).schema.remove_metadata()
         check_given_names(self.name, schema.names)
         if self._timed and self.time in schema.names:
             _check_time(self.name, schema.field(self.time))
@@ -78,6 +79,7 @@ class MapBatches(Operator):
             self._process(whole.slice(start, self.rows))
 
     def _process(self, batch: Batch) -> None:
+        self._once, self._calls = OnceJudge(JUDGE.get()), 0
         for piece, made in self._bad.halved(batch, self._result_of, self._nulls):
             if made is not None and made.num_rows:
                 self.emit(of_selected(piece, made) if made.num_rows == piece.num_rows else piece.with_data(made))
@@ -105,7 +107,7 @@ class MapBatches(Operator):
         return {"function": self.name, **self._bad.statistics()}
 
     def _learn_schema(self) -> pa.Schema:
-        empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in self._input], schema=self._input)
+        empty = empty_batch(self._input)
         hint = "give its columns with map_batches(…, schema=): then it is not called with an empty batch"
         try:
             given = self.function(empty)
@@ -122,11 +124,18 @@ class MapBatches(Operator):
         return _arrow(self.name, given).schema
 
     def _call(self, batch: Batch, data: pa.RecordBatch) -> Any:
+        self._once.begin(self._calls)
+        self._calls += 1
+        before = JUDGE.set(self._once)  # not for the steps that follow: they get the results within `_process`
         try:
-            return self.function(data)
+            made = self.function(data)
+            self._once.forget()
+            return made
         except Exception as error:
             said = f"{self.name}: {type(error).__name__}: {error}; {batch_place(batch)}"
             raise UserError(said, hint=hint_of_arrow(error)) from error
+        finally:
+            JUDGE.reset(before)
 
     def _checked(self, given: Any, batch: Batch) -> pa.RecordBatch:
         """Returns the function's result with the expected columns, in their order. Raises UserError if it has other

@@ -151,9 +151,13 @@ class Drop(Operator):
     def open(self, context: OperatorContext) -> pa.Schema:
         if not self._unread:
             _check_columns("drop", self.names, context.input)
-        self._kept = [i for i, name in enumerate(context.input.names) if name not in self.names]
-        if all(context.input.names[i] in MARKS for i in self._kept):
-            raise UserError(f"drop: {', '.join(self.names)} are all columns, and a stream needs at least one")
+        names = context.input.names
+        self._kept = [i for i, name in enumerate(names) if name not in self.names]
+        if all(names[i] in MARKS for i in self._kept):
+            if not self._unread:
+                raise nodes.all_dropped(self.names)
+            # No later step reads a column of these rows, and a batch without columns would have no rows.
+            self._kept.append(next(i for i, name in enumerate(names) if name not in MARKS))
         return pa.schema([context.input.field(i) for i in self._kept])
 
     def process(self, batch: Batch) -> None:

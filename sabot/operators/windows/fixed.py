@@ -4,8 +4,8 @@ Each row is aggregated once, into its pane. Panes do not overlap (`panes`). Only
 windows with several panes are merged in a cache (`merged`). Panes with few rows share one table (`sparse`).
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,16 @@ from sabot.operators.aggregates.arguments import with_arguments
 from sabot.operators.aggregates.combining import ROWS_COLUMN, LocalCombine, combined_input, repeated
 from sabot.operators.aggregates.extras import Extras
 from sabot.operators.aggregates.migration import StateLayout, StateMigration, migration_of
-from sabot.operators.base import CHUNK_ROWS, START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Restorable, Saved
+from sabot.operators.base import (
+    CHUNK_ROWS,
+    END_OF_TIME,
+    START_OF_TIME,
+    TIME_COLUMN,
+    Operator,
+    OperatorContext,
+    Restorable,
+    Saved,
+)
 from sabot.operators.columns import time_index
 from sabot.operators.cuts import SlotRows
 from sabot.operators.keyed.running import CountAggregate
@@ -46,13 +55,27 @@ from sabot.operators.state_parts import (
     last_watermark,
 )
 from sabot.operators.windows.merged import MergedPanes
-from sabot.operators.windows.panes import PANE_COLUMN, RowsOfPanes, shape_of, stored_window, window_of, window_text
+from sabot.operators.windows.panes import (
+    PANE_COLUMN,
+    RowsOfPanes,
+    shape_of,
+    stored_window,
+    window_of,
+    window_text,
+)
 from sabot.operators.windows.sessions import SessionAggregate
-from sabot.operators.windows.sparse import NO_GROUPS, SparseGroups, SparsePanes, Spread
+from sabot.operators.windows.sparse import (
+    MOST_KEYS,
+    NO_GROUPS,
+    SparseGroups,
+    SparsePanes,
+    Spread,
+    TouchedGroups,
+    few_rows,
+)
 
 _INT64 = pa.int64()
-_MOST_KEYS = 31  # a table has at most 32, and that of sparse panes has the pane too
-_FIRST_SLOT = pa.scalar(0, pa.int32())  # pyarrow takes 30 µs to make a scalar of a number where pandas is not installed
+_NO_CHANGE = nullcontext()
 _WINDOW_TIME = pa.timestamp("ms", tz="UTC")
 
 
@@ -108,7 +131,7 @@ class WindowAggregate(StatefulOperator):
         self._reopened: dict[int, GroupTable] = {}
         self._migration: StateMigration | None = None
         self._sparse: SparsePanes | None = None
-        if self._shape.is_one_pane and len(self._keys) <= _MOST_KEYS:
+        if few_rows(self._shape) > 1 and len(self._keys) <= MOST_KEYS:
             self._sparse = SparsePanes(
                 *(self._shape, self._keys, self._aggregates, rows, context),
                 lateness_ms=self._lateness,
@@ -147,6 +170,10 @@ class WindowAggregate(StatefulOperator):
             self._reject_late(batch, late)
         for _, rows in self._shape.partly_over(panes, self._watermark - self._lateness):
             self._late.note(*self._late_of(data, rows), partly=True)
+        if few is not None and not self._shape.is_one_pane:
+            over = few.rows[few.panes < self._shape.pane(self._watermark - self._lateness)]
+            if len(over):
+                self._late.note(*self._late_of(data, pa.array(over)), partly=True)
         if sparse is not None and (few is not None or sparse.starts):
             panes = self._add_sparse(sparse, data, few, panes)
         with self._open_rows.changing:
@@ -169,18 +196,24 @@ class WindowAggregate(StatefulOperator):
             if few is not None and len(few.rows):
                 sparse.add(data, few.rows, few.panes)
             sparse.settle()
+        if few is not None and self._shape.pane_end(int(few.panes.min(initial=END_OF_TIME))) <= self._watermark:
+            self._merged.forget()
         return [(pane, rows) for pane, rows in panes if pane not in sparse.starts]
 
     def _make_dense(self, sparse: SparsePanes, rows: RowsOfPanes) -> None:
         """Gives a table of their own to sparse panes with many rows or groups. `rows`: the rows of a batch by pane."""
         for pane in sparse.grown(rows):
-            late = sparse.late_keys(pane)
-            if late.num_rows:
-                self._reopened_in(pane).merge(late)
-            with self._open_rows.changing, sparse.changing:
-                for groups in sparse.leave(pane):
-                    self.put(pane, groups)
+            self._move(sparse, pane)
             self._know(pane)
+
+    def _move(self, sparse: SparsePanes, pane: int) -> None:
+        """Moves the groups of a pane that are in memory to a table of its own."""
+        late = sparse.late_keys(pane)
+        if late.num_rows:
+            self._reopened_in(pane).merge(late)
+        with self._open_rows.changing, sparse.changing:
+            for groups in sparse.leave(pane):
+                self.put(pane, groups)
 
     def _settle(self) -> None:
         self._store.settle()
@@ -243,11 +276,10 @@ class WindowAggregate(StatefulOperator):
         if watermark_ms <= before:
             return
         self._emit_reopened(before)
-        if self._sparse is not None and self._sparse.starts:
+        if self._sparse is not None and self._sparse.starts and self._shape.is_one_pane:
             self._advance_sparse(self._sparse, watermark_ms)
         else:
-            for end in self._shape.ends(self._panes, before, watermark_ms):
-                self._emit_window(self._merged, end)
+            self._emit_windows(self._ends(before, watermark_ms), self._merged)
             self._set_watermark(watermark_ms)
             self._drop_over()
         if self._every is not None and before // self._every != watermark_ms // self._every:
@@ -258,15 +290,26 @@ class WindowAggregate(StatefulOperator):
         for watermark in sparse.steps(watermark_ms):
             ends = self._shape.ends(self._panes, self._watermark, watermark)
             groups = sparse.ended(self._watermark, watermark)
-            self._emit_windows(groups, ends, partial(self._emit_window, self._merged))
+            self._emit_with_sparse(groups, ends, self._merged)
             self._set_watermark(watermark)
-            with sparse.changing:
-                sparse.drop_before(self._late_before)
-                sparse.settle()
             self._drop_over()
+
+    def _ends(self, after: int, upto: int | None = None) -> list[int]:
+        """Returns, ascending, the ends of windows with rows that end in after < end <= upto."""
+        return self._shape.ends(self._all_panes(), after, upto)
+
+    def _all_panes(self) -> list[int]:
+        """Returns the starts of all panes, ascending. A window of one pane that is sparse goes ways of its own."""
+        if self._sparse is None or not self._sparse.starts or self._shape.is_one_pane:
+            return self._panes
+        return sorted({*self._panes, *self._sparse.starts})
 
     def _drop_over(self) -> None:
         """Drops the panes whose windows accept no more rows."""
+        if self._sparse is not None and self._sparse.starts:
+            with self._sparse.changing:
+                self._sparse.drop_before(self._late_before)
+                self._sparse.settle()
         over = bisect_left(self._panes, self._late_before)
         for pane in self._panes[:over]:
             with self._open_rows.changing:
@@ -286,56 +329,65 @@ class WindowAggregate(StatefulOperator):
         """Emits windows again that were emitted before and have received late rows since then. Only the groups with
         late rows are emitted.
         """
-        groups = NO_GROUPS
+        groups, late = NO_GROUPS, self._reopened_keys()
         if self._sparse is not None and self._lateness:
             with self._sparse.changing:
-                groups = self._sparse.emitted_again()
-        if not self._reopened and not len(groups[0]):
+                if self._shape.is_one_pane:
+                    groups = self._sparse.emitted_again()
+                else:
+                    late.append(self._sparse.take_late_keys())
+        panes = {pane for rows in late for pane in rows.column(PANE_COLUMN).to_pylist()}
+        if not panes and not len(groups[0]):
             return
-        merged = self._new_cache()
-        ends = self._shape.reopened_ends(self._reopened, watermark, self._lateness)
-        self._emit_windows(groups, ends, partial(self._emit_touched, merged))
+        ends = self._shape.reopened_ends(panes, watermark, self._lateness)
+        touched = None
+        if self._keys and ends:
+            touched = TouchedGroups(self._keys_table(), range(len(self._keys)), self._shape, ends)
+            for rows in late:
+                touched.add(rows)
+        self._emit_with_sparse(groups, ends, self._new_cache(), touched)
         self._reopened.clear()
 
-    def _emit_touched(self, merged: MergedPanes, end: int) -> None:
-        touched = self._keys_table()
-        for pane in self._reopened:
-            if self._shape.start(end) <= pane < end:
-                touched.merge(self._reopened[pane].export())
-        self._emit_window(merged, end, touched)
-
     def _new_cache(self) -> MergedPanes:
-        return MergedPanes(self._aggregator, self._store, self._extras, self._spilled, slides=not self._shape.grows)
+        return MergedPanes(
+            *(self._aggregator, self._store, self._extras, self._spilled, self._sparse), slides=not self._shape.grows
+        )
 
     def _keys_table(self) -> GroupTable:
         return GroupTable(self._aggregator.keys, [("count", None)])  # a table without columns would have no rows
 
     def _emit_early(self) -> None:
         """Emits all windows that end after the watermark, with the rows that they have so far."""
-        emit = partial(self._emit_window, self._new_cache())
-        ends = list(self._shape.ends(self._panes, self._watermark))
-        pieces = iter([NO_GROUPS]) if self._sparse is None else self._sparse.pieces(self._watermark)
+        merged, ends = self._new_cache(), self._ends(self._watermark)
+        if self._sparse is None or not self._shape.is_one_pane:
+            self._emit_windows(ends, merged)
+            return
+        pieces = self._sparse.pieces(self._watermark)
         while True:
-            with nullcontext() if self._sparse is None else self._sparse.changing:
+            with self._sparse.changing:
                 groups = next(pieces, None)
             if groups is None:
                 return
-            self._emit_windows(groups, ends, emit)
+            self._emit_with_sparse(groups, ends, merged)
             ends = []  # groups on disk come last
 
-    def _emit_windows(self, groups: SparseGroups, ends: Iterable[int], emit: Callable[[int], None]) -> None:
-        """Emits windows in order of their ends. `groups`: those of sparse panes. `ends`: the ends of the other windows,
-        which `emit` emits.
+    def _emit_with_sparse(
+        self, groups: SparseGroups, ends: list[int], merged: MergedPanes, touched: TouchedGroups | None = None
+    ) -> None:
+        """Emits windows in order of their ends. `groups`: those of sparse panes that are a window each. `ends`: the
+        ends of the other windows. `merged`, `touched`: as for `_emit_windows`.
         """
         slots, panes = groups
-        done = 0
-        for end in ends:
-            if done < len(panes):
-                upto = int(np.searchsorted(panes, end))
-                self._emit_sparse(slots[done:upto], panes[done:upto])
-                done = upto
-            emit(end)
+        done = begin = 0
+        while done < len(panes) and begin < len(ends):
+            upto = int(np.searchsorted(panes, ends[begin]))
+            self._emit_sparse(slots[done:upto], panes[done:upto])
+            next_pane = panes[upto] if upto < len(panes) else END_OF_TIME
+            dense = max(bisect_right(ends, next_pane), begin + 1)
+            self._emit_windows(ends[begin:dense], merged, touched)
+            done, begin = upto, dense
         self._emit_sparse(slots[done:], panes[done:])
+        self._emit_windows(ends[begin:], merged, touched)
 
     def _emit_sparse(self, slots: Any, panes: Any) -> None:
         """Emits the results of groups of sparse panes."""
@@ -352,39 +404,57 @@ class WindowAggregate(StatefulOperator):
 
     def _sparse_results(self, sparse: SparsePanes, slots: Any, panes: Any) -> pa.RecordBatch:
         results, ends = sparse.results(slots, panes)
-        bounds = [pa.array(times).view(_WINDOW_TIME) for times in (panes, ends)]
-        width = len(self._keys)
-        columns = [*results[:width], *bounds, *results[width:], pa.array(ends - 1)]
-        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        return self._result(results, panes, ends)
 
-    def _emit_window(self, merged: MergedPanes, end: int, touched: GroupTable | None = None) -> None:
-        """Emits the results of a window. `touched`: the keys whose results are emitted, or None for all."""
-        pieces = self._results(merged, end, touched)
-        while True:
-            with self._open_rows.changing:
+    def _emit_windows(self, ends: list[int], merged: MergedPanes, touched: TouchedGroups | None = None) -> None:
+        """Emits the results of the windows with these ends, which are ascending. `merged`: the cache of windows.
+        `touched`: the groups whose results are emitted, or None for all.
+        """
+        pieces = self._results(ends, merged)
+        sparse = self._sparse if self._sparse is not None and self._sparse.starts else None
+        while ends:
+            with self._open_rows.changing, _NO_CHANGE if sparse is None else sparse.changing:
                 results = next(pieces, None)
             if results is None:
                 break
+            results = results if touched is None else touched.only(results)
             self._rows_emitted += results.num_rows
             self._output.add(results)
-        self._windows_emitted += 1
+        self._windows_emitted += len(ends)
 
-    def _results(self, merged: MergedPanes, end: int, touched: GroupTable | None = None) -> Iterator[pa.RecordBatch]:
+    def _results(self, ends: list[int], merged: MergedPanes) -> Iterator[pa.RecordBatch]:
+        """Yields the results of windows, in order of their ends, in pieces."""
+        panes = self._all_panes()
+        if panes is self._panes or self._sparse is None:
+            for end in ends:
+                yield from self._results_of(end, panes, merged)
+            return
+        for alone, run in self._sparse.runs(ends, self._panes):
+            if alone:
+                for columns, each in self._sparse.windows(run):
+                    yield self._result(columns, self._shape.starts_of(each), each)
+            else:
+                for end in run.tolist():
+                    yield from self._results_of(end, panes, merged)
+
+    def _results_of(self, end: int, panes: list[int], merged: MergedPanes) -> Iterator[pa.RecordBatch]:
+        """Yields the results of a window that has a dense pane, or no sparse one. `panes`: all panes."""
         start = self._shape.start(end)
-        panes = self._panes[bisect_left(self._panes, start) : bisect_left(self._panes, end)]
-        merged.slide(panes)
+        some = panes[bisect_left(panes, start) : bisect_left(panes, end)]
+        merged.slide(some)
+        for result in merged.results(some):
+            if result.num_rows:
+                bounds = [repeated(ms, result.num_rows, _WINDOW_TIME) for ms in (start, end)]
+                width = len(self._keys)
+                columns = [*result.columns[:width], *bounds, *result.columns[width:]]
+                columns.append(repeated(end - 1, result.num_rows))
+                yield pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+    def _result(self, results: list[pa.Array], starts: Any, ends: Any) -> pa.RecordBatch:
+        bounds = [pa.array(times).view(_WINDOW_TIME) for times in (starts, ends)]
         width = len(self._keys)
-        keys = list(range(width))
-        for result in merged.results(panes):
-            if touched is not None and width:
-                result = result.filter(pc.greater_equal(touched.resolve(result, keys, insert=False), _FIRST_SLOT))
-            rows = result.num_rows
-            if not rows:
-                continue
-            bounds = [repeated(ms, rows, _WINDOW_TIME) for ms in (start, end)]
-            columns = [*result.columns[:width], *bounds, *result.columns[width:]]
-            columns.append(repeated(end - 1, rows))
-            yield pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        columns = [*results[:width], *bounds, *results[width:], pa.array(ends - 1)]
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def state_schema(self) -> dict[str, Any]:
         result = list(self._aggregator.schema)[len(self._keys) :]
@@ -405,11 +475,8 @@ class WindowAggregate(StatefulOperator):
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         """Yields the results of all windows that still accept rows, with the rows that they have so far."""
-        if self._panes:
-            merged = self._new_cache()
-            for end in self._shape.ends(self._panes, self._watermark - self._lateness):
-                yield from self._results(merged, end)
-        if self._sparse is not None:
+        yield from self._results(self._ends(self._watermark - self._lateness), self._new_cache())
+        if self._sparse is not None and self._shape.is_one_pane:
             for slots, panes in self._sparse.pieces(self._watermark - self._lateness):
                 for start in range(0, len(slots), CHUNK_ROWS):
                     piece = slice(start, start + CHUNK_ROWS)
@@ -439,7 +506,22 @@ class WindowAggregate(StatefulOperator):
             self._extras_of(pane)
         self._set_watermark(last_watermark(saved, START_OF_TIME))
         self._late.restore(self.state_parts.share(saved))
+        if self._sparse is not None:
+            self._move_dense(self._sparse)
         self._settle()
+
+    def _move_dense(self, sparse: SparsePanes) -> None:
+        """Moves the sparse groups of dense panes to their tables, after a restore. With another parallelism a subtask
+        gets the groups of several: a pane may have been dense in one of them, and sparse in another.
+        """
+        both = [pane for pane in self._panes if pane in sparse.starts]
+        if not both:
+            return
+        for _ in sparse.every():  # groups on disk too: those that stay sparse go back to disk below
+            for pane in both:
+                self._move(sparse, pane)
+        with sparse.changing:
+            sparse.settle()
 
     def _make_parts(self, context: OperatorContext) -> StateParts:
         """Returns the parts of the state: the groups, their extras, and the keys of groups that must be emitted

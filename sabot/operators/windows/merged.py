@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from sabot.operators.aggregates.aggregator import Aggregator
 from sabot.operators.aggregates.extras import Extras
 from sabot.operators.base import CHUNK_ROWS
 from sabot.operators.spilled import SpilledGroups
+from sabot.operators.windows.sparse import SparsePanes
 from sabot.state.tables.store import TableStore
 
 _MOST_NUMBERS = 2**30  # the number of panes after which the table is built anew, since it numbers them
@@ -35,10 +37,12 @@ class MergedPanes:
         store: TableStore,
         extras: dict[int, Extras],
         spilled: SpilledGroups,
+        sparse: SparsePanes | None,
         *,
         slides: bool,
     ) -> None:
         self._aggregator, self._store, self._extras, self._spilled = aggregator, store, extras, spilled
+        self._sparse = sparse
         self._slides = slides
         self._keys = list(range(len(aggregator.keys)))
         self._window = SlidingTable(aggregator.keys, aggregator.kernel)
@@ -80,7 +84,7 @@ class MergedPanes:
 
     def _results_alone(self, pane: int) -> Iterator[pa.RecordBatch]:
         yield from self._aggregator.results(self._store, pane, self._extras[pane])
-        for table, extras in self._on_disk(pane):
+        for table, extras in chain(self._on_disk(pane), self._in_sparse(pane)):
             yield from self._aggregator.results_of(table, extras)
 
     def _enter(self, pane: int) -> None:
@@ -126,6 +130,9 @@ class MergedPanes:
         """Yields all groups of a pane, as (table, extras, whole). If all groups are in memory, there is one table,
         and `whole` is True. If not, there is a table for each piece, and `whole` is False.
         """
+        yield from ((table, extras, False) for table, extras in self._in_sparse(pane))
+        if pane not in self._extras:
+            return
         table = self._store.whole(pane)
         if table is not None:
             yield table, self._extras[pane], not self._spilled.holds(pane)
@@ -138,7 +145,17 @@ class MergedPanes:
 
     def _on_disk(self, pane: int) -> Iterator[tuple[GroupTable, Extras]]:
         """Yields the groups of the pane that are on disk (`SpilledGroups`), as a table and extras for each piece."""
-        for rows in self._spilled.read(pane):
+        yield from self._pieces(self._spilled.read(pane))
+
+    def _in_sparse(self, pane: int) -> Iterator[tuple[GroupTable, Extras]]:
+        """Yields the groups of the pane that are in `SparsePanes`. After a change of the number of subtasks a pane may
+        have a table too, since some of its groups come from a subtask in which it was dense.
+        """
+        if self._sparse is not None and pane in self._sparse.starts:
+            yield from self._pieces(self._sparse.pane(pane))
+
+    def _pieces(self, groups: Iterator[pa.RecordBatch]) -> Iterator[tuple[GroupTable, Extras]]:
+        for rows in groups:
             table, extras = self._aggregator.table(), self._aggregator.extras()
             self._aggregator.merge(table, extras, rows)
             yield table, extras

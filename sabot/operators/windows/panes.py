@@ -6,7 +6,7 @@ panes. A cumulative window grows by a pane with each step.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from itertools import takewhile
@@ -36,6 +36,8 @@ PANE_COLUMN = "__pane"  # the start of the pane in ms, in partial states and in 
 
 _FARTHEST = 2**55  # ms from 1970: a million years, more than the units of the calendar need
 
+Numbers: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
 RowsOfPanes: TypeAlias = list[tuple[int, pa.Int32Array | None]]
 """Pairs of the start of a pane and the indices of its rows (None for all rows of the batch), by ascending starts."""
 
@@ -49,6 +51,8 @@ class WindowShape:
     """True if all windows that begin together have the same first pane."""
     is_one_pane = True
     """True if each window consists of one pane."""
+    most_panes = 1
+    """The most panes of a window."""
     farthest = 2**61
     """The farthest that a time may be from 1970, in ms."""
 
@@ -61,7 +65,8 @@ class WindowShape:
         elif isinstance(window, CumulativeWindow):
             self.step = window.step_ms
         self.grows = isinstance(window, CumulativeWindow)
-        self.is_one_pane = self.size == self.step
+        self.most_panes = self.size // self.step
+        self.is_one_pane = self.most_panes == 1
         if self.size % self.step:
             raise UserError(
                 f"a window of {self.size} ms is not a multiple of {self.step} ms",
@@ -119,6 +124,13 @@ class WindowShape:
         """Returns the start of the window with this end."""
         return end - self.step - (end - self.step - self.offset) % self.size if self.grows else end - self.size
 
+    def starts_of(self, ends: Numbers) -> Numbers:
+        """Returns the start of the window with each of these ends, which are ascending, as the starts are then."""
+        found: Numbers = ends - self.size
+        if self.grows:
+            found = ends - self.step - (ends - self.step - self.offset) % self.size
+        return found
+
     def last_end(self, pane: int) -> int:
         """Returns the end of the last window that contains this pane."""
         return (pane - (pane - self.offset) % self.size if self.grows else pane) + self.size
@@ -130,26 +142,17 @@ class WindowShape:
             time = watermark - (watermark - self.offset) % self.size
         return max(START_OF_TIME, min(time, END_OF_TIME))
 
-    def ends(self, panes: Sequence[int], after: int, upto: int | None = None) -> Iterator[int]:
-        """Yields, ascending, the ends of windows that have rows, with after < end <= upto. Windows without rows are
+    def ends(self, panes: Sequence[int], after: int, upto: int | None = None) -> list[int]:
+        """Returns, ascending, the ends of windows that have rows, with after < end <= upto. Windows without rows are
         skipped, not visited one by one.
 
         `panes`: the starts of the panes with rows, ascending. `upto`: the last end, or None for no bound.
         """
-        if not panes:
-            return
-        if upto is None:
-            upto = self.last_end(panes[-1])
-        end = self.pane_end(self.pane(after))
-        while end <= upto:
-            at = bisect_left(panes, self.start(end))
-            if at == len(panes):
-                return
-            if panes[at] < end:
-                yield end
-                end = self.pane_end(end)
-            else:
-                end = self.pane_end(panes[at])
+        first = self.pane_end(self.pane(after))
+        if not panes or (upto is not None and first > upto):
+            return []
+        with_rows = panes[bisect_left(panes, self.start(first)) :]
+        return _each(((pane + self.step, self.last_end(pane)) for pane in with_rows), self.step, first, upto)
 
     def partly_over(self, panes: RowsOfPanes, watermark: int) -> RowsOfPanes:
         """Returns those panes of which the first window, but not each window, is over at this watermark. `panes`: panes
@@ -196,6 +199,16 @@ class CalendarShape(WindowShape):
 
     def start(self, end: int) -> int:
         return self.pane(end - 1)
+
+    def starts_of(self, ends: Numbers) -> Numbers:
+        found: Numbers = self.starts(ends - 1)
+        return found
+
+    def ends(self, panes: Sequence[int], after: int, upto: int | None = None) -> list[int]:
+        if not panes or (upto is not None and self.pane_end(panes[0]) > upto):
+            return []
+        ends: list[int] = self.ends_of(np.array(panes)).tolist()
+        return [end for end in ends if after < end and (upto is None or end <= upto)]
 
     def ends_of(self, panes: Any) -> Any:
         numbers = self._number(panes)
@@ -289,7 +302,7 @@ class ClockShape(CalendarShape):
         self._type = pa.timestamp("ms", window.time_zone)
         self._known = (0, 0)
         self._step, self._size, self._offset = window.step_ms, window.size_ms, window.offset_ms
-        self._steps = window.size_ms // window.step_ms
+        self._steps = self.most_panes = window.size_ms // window.step_ms
         self.is_one_pane = self._steps == 1
         self.grows = window.grows
         self._ahead = np.arange(1, _LONGEST_GAP_MS // window.step_ms + 3)  # panes that the clock may skip
@@ -300,6 +313,25 @@ class ClockShape(CalendarShape):
         last = self._one(end - 1)
         first = last - self._place(last) if self.grows else last + 1 - self._steps
         return self._time(first)
+
+    def starts_of(self, ends: Numbers) -> Numbers:
+        last = self._number(ends - 1)
+        found: Numbers = self._begin(last - last % self._steps if self.grows else last + 1 - self._steps)
+        return found
+
+    def ends(self, panes: Sequence[int], after: int, upto: int | None = None) -> list[int]:
+        if not panes:
+            return []
+        near = abs(after) <= _FARTHEST
+        if near and upto is not None and self.pane_end(self.pane(after)) > upto:
+            return []
+        numbers = self._number(np.array(panes)).tolist()
+        spans = ((n + 1, n + self._steps - (self._place(n) if self.grows else 0)) for n in numbers)
+        # The clock may skip panes: then several windows end at one time, and have the same rows.
+        first = self._one(after) if near else -(2**62)
+        last = self._one(upto) + len(self._ahead) if upto is not None and abs(upto) <= _FARTHEST else None
+        ends: list[int] = np.unique(self._begin(np.array(_each(spans, 1, first, last), np.int64))).tolist()
+        return [end for end in ends if after < end and (upto is None or end <= upto)]
 
     def last_end(self, pane: int) -> int:
         if not -_FARTHEST <= pane <= _FARTHEST:
@@ -337,6 +369,27 @@ class ClockShape(CalendarShape):
     def _begin(self, numbers: Any) -> Any:
         clock = numbers * self._step + self._offset
         return times_at(clock, pa.array(clock).view(self._type)).view(pa.int64()).to_numpy()
+
+
+def _each(spans: Iterable[tuple[int, int]], step: int, first: int, last: int | None) -> list[int]:
+    """Returns, ascending and once, the numbers from `first` to `last` that one of these spans has. A span is the
+    numbers from its first to its last one by `step`. Both rise from span to span. `last`: None for no bound.
+    """
+    found: list[int] = []
+    for low, high in spans:
+        first = max(first, low)
+        if last is not None and first > last:
+            break
+        found += range(first, (high if last is None else min(high, last)) + 1, step)
+        first = max(first, high + step)
+    return found
+
+
+def places_in(counts: Numbers) -> Numbers:
+    """Returns for runs of these lengths the place of each element in its run: 0, 1, 2, 0, 1 for 3 and 2."""
+    ends = np.cumsum(counts)
+    found: Numbers = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
+    return found
 
 
 _LONGEST_GAP_MS = 26 * 3_600_000  # Samoa has skipped a day

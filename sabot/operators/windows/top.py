@@ -6,13 +6,13 @@ the first n of its pane.
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
@@ -23,7 +23,7 @@ from sabot.codecs.json import schema_of_text
 from sabot.errors import UserError
 from sabot.operators.base import CHUNK_ROWS, START_OF_TIME, TIME_COLUMN, OperatorContext, Saved, with_marks
 from sabot.operators.columns import key_table, time_index
-from sabot.operators.cuts import SlotRows
+from sabot.operators.cuts import Rows, SlotRows
 from sabot.operators.keyed.top import CANNOT_CHANGE, RankedOperator, ranked_of, saved_columns
 from sabot.operators.late_rows import LateRows
 from sabot.operators.layout.plan_points import Planners, PlanPoint
@@ -32,11 +32,20 @@ from sabot.operators.readers import StateReaders
 from sabot.operators.rows.timed import by_arrival
 from sabot.operators.spilled import SpilledGroups
 from sabot.operators.state_parts import Batches, RowsPart, StateParts, last_watermark, only_columns_of
-from sabot.operators.windows.panes import PANE_COLUMN, shape_of, stored_window, window_of, window_text
+from sabot.operators.windows.panes import (
+    PANE_COLUMN,
+    Numbers,
+    RowsOfPanes,
+    WindowShape,
+    shape_of,
+    stored_window,
+    window_of,
+    window_text,
+)
+from sabot.operators.windows.sparse import MOST_KEYS, SparseState, Spread, TouchedGroups, few_rows
 from sabot.state.tables.idle import longest_idle
 
 _TIMESTAMP = pa.timestamp("ms", "UTC")
-_FIRST_SLOT = pa.scalar(0, pa.int32())
 _SHARE = 0.4  # the share of the keys that leave the memory when the budget is exceeded
 
 
@@ -98,6 +107,11 @@ class WindowTopN(RankedOperator):
             migration=lambda: self._fewer_columns,
             owners=[self.key_indices[place] for place in context.owners(self.names)],
         )
+        self._sparse: SparseRows | None = None
+        if few_rows(self._shape) > 1 and len(self.names) <= MOST_KEYS:
+            self._sparse = SparseRows(
+                *(self._shape, self.keys, self.key_indices, self.table_of, self._paned_schema(), context)
+            )
         self.state_parts = self._make_parts(context)
         return self._schema
 
@@ -111,13 +125,20 @@ class WindowTopN(RankedOperator):
         hashes = (
             None if self.parted_by else batch.hashes
         )  # with `parted_by`, the hashes are those of a part of the keys
-        times = data.column(self._time)
-        late, panes = shape.split(times, batch.selection, self._late_before)
+        times, sparse, few = data.column(self._time), self._sparse, None
+        if sparse is not None:
+            few = sparse.split(times, batch.selection, self._late_before, self._of_panes.panes)
+        if few is None:
+            late, panes = shape.split(times, batch.selection, self._late_before)
+        else:
+            late, panes = few.late, few.dense
         self._late.came(batch.num_rows)
         if late is not None:
             self._late.reject(batch, late, self._watermark)
         for _, rows in shape.partly_over(panes, self._watermark - self._lateness):
             self._late.note((times if rows is None else times.take(rows)).to_numpy(), self._watermark, partly=True)
+        if sparse is not None and (few is not None or sparse.starts):
+            self._add_sparse(sparse, data, few, panes)
         with self._kept_rows.changing:
             for start, rows in panes:
                 self._spilled.fetch(start, data, self.key_indices, hashes, rows)
@@ -127,12 +148,27 @@ class WindowTopN(RankedOperator):
                 pane.rows.add(slots, data, selection=rows, time=times, arrival=self._arrivals)
                 pane.rows.settle()
             self._settle()
-        for start, rows in panes:
+        for start, rows in [*panes, *([] if few is None or not self._lateness else few.over(shape, self._watermark))]:
             if shape.pane_end(start) <= self._watermark and self._lateness:
                 if start not in self._reopened:
                     self._reopened[start] = self._keys_table()
                 self._reopened[start].resolve(data, self.key_indices, hashes=hashes, selection=rows)
         self._arrivals += data.num_rows
+
+    def _add_sparse(self, sparse: "SparseRows", data: pa.RecordBatch, few: Spread | None, panes: RowsOfPanes) -> None:
+        """Adds the rows of sparse panes. `panes`: the rows of dense panes, and of those that become dense."""
+        for start in sparse.grown(panes):
+            with self._kept_rows.changing, sparse.changing:
+                self._of_panes.put(start, sparse.leave(start))
+        if few is not None and len(few.rows):
+            times = data.column(self._time)
+            if not self._shape.is_one_pane:
+                over = few.panes < self._shape.pane(self._watermark - self._lateness)
+                if over.any():
+                    some = times.take(pa.array(few.rows[over]))
+                    self._late.note(some.to_numpy(), self._watermark, partly=True)
+            with sparse.changing:
+                sparse.add(data, few, times, self._arrivals)
 
     def _settle(self) -> None:
         self._of_panes.tick += 1
@@ -142,18 +178,26 @@ class WindowTopN(RankedOperator):
         return GroupTable(self.keys, [("count", None)])  # a table without columns would have no rows
 
     def advance(self, watermark_ms: int) -> None:
-        before, starts = self._watermark, self._of_panes.panes
+        before = self._watermark
         if watermark_ms <= before:
             return
         self._emit_reopened(before)
-        for end in self._shape.ends(starts, before, watermark_ms):
-            self._emit_window(end)
+        self._emit_windows(self._shape.ends(self._all_panes(), before, watermark_ms))
         self._output.flush()
         self._set_watermark(watermark_ms)
+        if self._sparse is not None:
+            with self._sparse.changing:
+                self._sparse.drop_before(self._late_before)
+        starts = self._of_panes.panes
         over = starts[: bisect_left(starts, self._late_before)]
         self._of_panes.drop(over)
         if over:
             self._spilled.drop_to(over[-1])
+
+    def _all_panes(self) -> list[int]:
+        """Returns the starts of all panes, ascending."""
+        panes = self._of_panes.panes
+        return panes if self._sparse is None or not self._sparse.starts else sorted({*panes, *self._sparse.starts})
 
     def _set_watermark(self, watermark_ms: int) -> None:
         self._watermark = watermark_ms
@@ -165,35 +209,54 @@ class WindowTopN(RankedOperator):
         """
         if not self._reopened:
             return
-        for end in self._shape.reopened_ends(self._reopened, watermark, self._lateness):
-            touched = self._keys_table()
-            for start, keys in self._reopened.items():
-                if self._shape.start(end) <= start < end:
-                    touched.merge(keys.export())
-            self._emit_window(end, touched)
+        ends, touched = self._shape.reopened_ends(self._reopened, watermark, self._lateness), None
+        if self.names and ends:
+            touched = TouchedGroups(self._keys_table(), self.key_indices, self._shape, ends)
+            for keys in self._reopened_keys():
+                touched.add(keys)
+        self._emit_windows(ends, touched)
         self._reopened.clear()
 
-    def _emit_window(self, end: int, touched: GroupTable | None = None) -> None:
-        """Emits the rows of a window. `touched`: the keys whose rows are emitted, or None for all."""
-        for rows in self._results(end, touched):
-            self._output.add(rows)
-        self._windows_emitted += 1
+    def _emit_windows(self, ends: list[int], touched: TouchedGroups | None = None) -> None:
+        """Emits the rows of windows, in order of their ends. `touched`: the keys whose rows are emitted, or None for
+        all.
+        """
+        pieces = self._results(ends)
+        while ends:
+            with nullcontext() if self._sparse is None else self._sparse.changing:
+                rows = next(pieces, None)
+            if rows is None:
+                break
+            self._output.add(rows if touched is None else touched.only(rows))
+        self._windows_emitted += len(ends)
 
-    def _results(self, end: int, touched: GroupTable | None = None) -> Iterator[pa.RecordBatch]:
-        start, panes = self._shape.start(end), self._of_panes.panes
+    def _results(self, ends: list[int]) -> Iterator[pa.RecordBatch]:
+        sparse, panes = self._sparse, self._of_panes.panes
+        if sparse is None or not sparse.starts:
+            for end in ends:
+                yield from self._results_of(end, panes)
+            return
+        every = self._all_panes()
+        for alone, run in sparse.runs(ends, panes):
+            if alone:
+                for columns, ranks, lasts in sparse.windows(run):
+                    yield self._result(columns, ranks, self._shape.starts_of(lasts + 1), lasts + 1)
+            else:
+                for end in run.tolist():
+                    yield from self._results_of(end, every)
+
+    def _results_of(self, end: int, panes: list[int]) -> Iterator[pa.RecordBatch]:
+        """Yields the rows of a window that has a dense pane. `panes`: all panes."""
+        start = self._shape.start(end)
         for table in self._tables(panes[bisect_left(panes, start) : bisect_left(panes, end)]):
             table.members()
             for columns, ranks, _, _ in table.pieces(CHUNK_ROWS):
-                count = len(ranks)
-                bounds = [pa.array(np.full(count, ms)).view(_TIMESTAMP) for ms in (start, end)]
-                rank = [] if self.rank is None else [ranks]
-                columns = [*columns, *bounds, *rank, pa.array(np.full(count, end - 1))]
-                rows = pa.RecordBatch.from_arrays(columns, schema=self._schema)
-                if touched is not None and self.names:
-                    known = touched.resolve(rows, self.key_indices, insert=False)
-                    rows = rows.filter(pc.greater_equal(known, _FIRST_SLOT))
-                if rows.num_rows:
-                    yield rows
+                yield self._result(columns, ranks, *(np.full(len(ranks), ms) for ms in (start, end)))
+
+    def _result(self, columns: list[pa.Array], ranks: pa.Array, starts: Any, ends: Any) -> pa.RecordBatch:
+        bounds = [pa.array(times).view(_TIMESTAMP) for times in (starts, ends)]
+        rank = [] if self.rank is None else [ranks]
+        return pa.RecordBatch.from_arrays([*columns, *bounds, *rank, pa.array(ends - 1)], schema=self._schema)
 
     def _tables(self, starts: Sequence[int]) -> Iterator[RankTable]:
         """Yields tables with the first n rows of all these panes. The rows of a key are in one table."""
@@ -208,9 +271,14 @@ class WindowTopN(RankedOperator):
         yield together.rows
 
     def _parts(self, start: int) -> "Iterator[_Pane]":
-        """Yields the keys of a pane that are in memory, then those on disk, piece by piece. The latter stay on disk."""
-        yield self._of_panes.pane(start)
-        for rows in self._spilled.read(start):
+        """Yields the keys of a pane that are in memory, then those on disk, piece by piece. The latter stay on disk. If
+        the pane is sparse too, because some of its keys come from a subtask in which it was, those come first.
+        """
+        groups = [] if self._sparse is None or start not in self._sparse.starts else [self._sparse.pane(start)]
+        if start in self._of_panes.panes:
+            yield self._of_panes.pane(start)
+            groups.extend(self._spilled.read(start))
+        for rows in groups:
             part = self._of_panes.new()
             part.load(rows)
             yield part
@@ -228,8 +296,7 @@ class WindowTopN(RankedOperator):
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         """Yields the first rows of all windows that still accept rows, as far as they have arrived."""
-        for end in self._shape.ends(self._of_panes.panes, self._watermark - self._lateness):
-            yield from self._results(end)
+        yield from self._results(self._shape.ends(self._all_panes(), self._watermark - self._lateness))
 
     def _make_parts(self, context: OperatorContext) -> StateParts:
         schema = self._keys_table().export().schema.append(pa.field(PANE_COLUMN, pa.int64()))
@@ -242,6 +309,7 @@ class WindowTopN(RankedOperator):
                 RowsPart("rows", self._cut_rows, self._load, **rows, what="the rows have", hint=CANNOT_CHANGE),
                 RowsPart("reopened", self._reopened_keys, self._load_reopened, schema=schema, keys=owners),
                 self._spilled,
+                *([] if self._sparse is None else [self._sparse]),
             ],
             keyed=len(self.names) > 0,
         )
@@ -260,7 +328,8 @@ class WindowTopN(RankedOperator):
         return rows.replace_schema_metadata(schema.metadata)
 
     def group_count(self) -> int:
-        return self._spilled.count + sum(len(pane.known) for _, pane in self._of_panes.items())
+        sparse = 0 if self._sparse is None else len(self._sparse.known)
+        return self._spilled.count + sparse + sum(len(pane.known) for _, pane in self._of_panes.items())
 
     def own_facts(self) -> dict[str, Any]:
         return {"watermark": self._watermark, **self._late.facts(), "arrivals": self._arrivals}
@@ -302,26 +371,28 @@ class WindowTopN(RankedOperator):
             self._panes.drop(self._panes.panes)
             self._spilled.close()
             self._reopened.clear()
+            if self._sparse is not None:
+                self._sparse.close()
             self._late.tell_rest()
 
     def statistics(self) -> dict[str, Any]:
         if self._panes is None:
             return {}
         panes = [pane for _, pane in self._panes.items()]
-        nbytes = sum(pane.nbytes for pane in panes)
+        sparse, nbytes = self._sparse, sum(pane.nbytes for pane in panes)
         figures = self._spilled.statistics(
             {
-                "groups": sum(len(pane.known) for pane in panes),
+                "groups": sum(len(pane.known) for pane in panes) + (0 if sparse is None else len(sparse.known)),
                 "cold": 0,
-                "bytes": nbytes,
+                "bytes": nbytes + (0 if sparse is None else sparse.nbytes),
                 "evicted_total": 0,
                 "faults_total": 0,
             }
         )
         return {
-            "panes": len(panes),
+            "panes": len(panes) + (0 if sparse is None else len(sparse.starts)),
             "keys": figures["groups"],
-            "rows": sum(len(pane.rows) for pane in panes) + figures["cold"],
+            "rows": sum(len(pane.rows) for pane in panes) + (0 if sparse is None else sparse.rows) + figures["cold"],
             **{name: figures[name] for name in ("bytes", "disk_bytes", "cold", "evicted_total", "faults_total")},
             **self._late.statistics(),
             "windows": self._windows_emitted,
@@ -365,6 +436,113 @@ class _Pane:
         if len(self._keys):
             return pa.RecordBatch.from_arrays(self.known.key_columns(), schema=self._keys)
         return pa.RecordBatch.from_struct_array(pa.array([{}] * len(self.known), pa.struct([])))  # no keys: one group
+
+
+class SparseRows(SparseState):
+    """The rows of all sparse panes: for each key and pane those that are among the first n.
+
+    `keys`, `indices`: the key columns, and their indices in the input. `table_of`: makes an empty table of rows.
+    `saved`: the columns of the rows in a checkpoint, of which the pane is the last.
+    """
+
+    refusal = ("the rows have", CANNOT_CHANGE)
+
+    def __init__(
+        self,
+        shape: WindowShape,
+        keys: pa.Schema,
+        indices: Sequence[int],
+        table_of: Callable[[], RankTable],
+        saved: pa.Schema,
+        context: OperatorContext,
+    ) -> None:
+        self._table_of, self._table = table_of, table_of()
+        self._by = pa.schema([*keys, saved.field(PANE_COLUMN)])
+        self._owned, self._indices = list(indices), [*indices, len(context.input)]
+        owners = [indices[place] for place in context.owners(keys.names)] or [0]
+        super().__init__(
+            *(shape, key_table(self._by), self._indices, {"sparse": saved}),
+            *([*indices, len(saved) - 1], context),
+            owners=owners,
+            spills=False,
+        )
+
+    def add(self, data: pa.RecordBatch, few: Spread, times: pa.Int64Array, arrivals: int) -> None:
+        """Adds rows to their panes, which must not be dense. Call it within `changing`. `times`: the times of all rows
+        of `data`. `arrivals`: the arrival number of its first row.
+        """
+        column = np.zeros(data.num_rows, np.int64)
+        column[few.rows] = few.panes
+        data, selection = data.append_column(PANE_COLUMN, pa.array(column)), pa.array(few.rows)
+        slots = self.known.resolve(data, self._indices, selection=selection)
+        self.place(slots, few.panes)
+        self._table.add(slots, data, selection=selection, time=times, arrival=arrivals)
+        self._table.settle()
+
+    def leave(self, pane: int) -> pa.RecordBatch:
+        """Removes a pane, and returns its rows. Call it within `changing`."""
+        rows, slots = self.pane(pane), pa.array(self.slots_of(pane))
+        self.note(slots)
+        self.forget(slots)
+        self.starts.discard(pane)
+        return rows
+
+    def pane(self, pane: int) -> pa.RecordBatch:
+        """Returns the rows of a pane."""
+        return self._table.export(pa.array(self.slots_of(pane)))
+
+    def windows(self, ends: Numbers) -> Iterator[tuple[list[pa.Array], pa.Int64Array, Numbers]]:
+        """Yields the rows of windows with these ends, all of whose panes are sparse, in pieces: their columns, their
+        ranks, and the last ms of the window of each. `ends`: ascending.
+        """
+        for some, slots, _ in self.window_pieces(ends):
+            rows = self._table.export(pa.array(slots))
+            at, end_of_each = self.in_windows(some, self.shape.starts(rows.column(TIME_COLUMN).to_numpy()))
+            each, ends_of_rows = rows.take(pa.array(at)), pa.array(end_of_each)
+            keys = [*(each.column(index) for index in self._owned), ends_of_rows]
+            known = key_table(self._by)
+            into = known.resolve(pa.RecordBatch.from_arrays(keys, schema=self._by), range(len(keys)))
+            table = self._table_of()
+            table.load(into, each, each.column(NUMBER_COLUMN), pa.array(end_of_each - 1))
+            table.members()
+            for columns, ranks, _, lasts in table.pieces(CHUNK_ROWS):
+                yield columns, ranks, lasts.to_numpy()
+
+    # The methods of `SlotState`
+
+    def rows_of(self, slots: pa.Int32Array) -> Rows:
+        rows, saved = self._table.export(self.taken(slots.to_numpy())), self.files["sparse"]
+        panes = self.shape.starts(rows.column(TIME_COLUMN).to_numpy())
+        return [pa.RecordBatch.from_arrays([*rows.columns, pa.array(panes)], schema=saved)]
+
+    def put(self, rows: Rows) -> Numbers:
+        (data,) = rows
+        slots = self.known.resolve(data, self.keys_at)
+        self.place(slots, data.column(PANE_COLUMN).to_numpy())
+        self._table.load(slots, data, data.column(NUMBER_COLUMN), data.column(TIME_COLUMN))
+        self._table.settle()
+        found: Numbers = slots.to_numpy()
+        return found
+
+    def forget(self, slots: pa.Int32Array) -> None:
+        self._table.remove(slots)
+        self.free(slots)
+
+    def files_of(self, saved: Sequence[Saved]) -> Mapping[str, pa.Schema]:
+        return self.files_in(saved)
+
+    def renewed(self, rows: Rows) -> Rows:
+        """Returns rows without the columns that the program no longer keeps."""
+        return [only_columns_of(self.files["sparse"], rows[0])]
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return len(self._table)
+
+    @property
+    def nbytes(self) -> int:
+        return self.known.nbytes + self._table.nbytes + self.pane_of.nbytes
 
 
 class _Panes:

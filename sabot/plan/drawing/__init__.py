@@ -6,7 +6,6 @@ the drawing. The same plan gives the same drawing, to the byte.
 
 from sabot.plan.drawing.figures import SHARE_WORDS, SHARES, BoxFigures, LinkFigures, PlanFigures
 from sabot.plan.drawing.graph import AGENT_SINK, LinkKey, TaskFrame, flat_frames, frames_from, frames_of
-from sabot.plan.drawing.render import render, style_rules, svg
 
 __all__ = [
     "AGENT_SINK",
@@ -20,7 +19,4 @@ __all__ = [
     "flat_frames",
     "frames_from",
     "frames_of",
-    "render",
-    "style_rules",
-    "svg",
 ]

@@ -1,8 +1,9 @@
 """The figures that a drawing of a running app shows, as the app or its console has read them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from sabot.base.dataclass import dataclass
 from sabot.plan.drawing.graph import LinkKey, TaskFrame
 
 SHARE_WORDS = {

@@ -5,10 +5,11 @@ joins; the tasks are a graph. The subtasks of a task are folded into one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from sabot.api.agent import AgentSpec
+from sabot.base.dataclass import dataclass
 from sabot.base.quantities import span_words
 from sabot.connectors.base import Sink, Source
 from sabot.operators.base import LETTERS

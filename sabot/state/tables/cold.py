@@ -18,6 +18,7 @@ from sabot._cython.arrow.border import validate
 from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.groups.tables import places
 from sabot._cython.rows.row_bytes import RowCodec
+from sabot.base.arrays import empty_batch
 from sabot.base.disk import make_folder
 from sabot.base.os_errors import checkpoint_error, restoring
 from sabot.state.backends.database import Piece, StateDatabase, database_options, read_database, read_mark
@@ -216,4 +217,4 @@ def _pane_range(pane: int) -> tuple[bytes, bytes]:
 def _joined(parts: list[pa.RecordBatch], states: pa.Schema) -> pa.RecordBatch:
     if len(parts) == 1:
         return parts[0]
-    return pa.concat_batches(parts) if parts else pa.RecordBatch.from_pylist([], schema=states)
+    return pa.concat_batches(parts) if parts else empty_batch(states)

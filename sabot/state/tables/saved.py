@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from pyarrow import ipc
 
 from sabot._cython.arrow.border import validate
 from sabot._cython.groups.keyed import TableCut
+from sabot.base.dataclass import dataclass
 from sabot.base.disk import make_folder, private
 from sabot.base.os_errors import checkpoint_error
 from sabot.errors import CorruptCheckpoint

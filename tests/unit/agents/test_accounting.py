@@ -32,13 +32,13 @@ from sabot.agents.accounts.limits import JobLimits, reported_use
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.kernel.jobs import encode_request
 from sabot.base.accounts import Amounts
+from sabot.calls.effects import EffectId
 from sabot.clock import ManualClock
 from sabot.errors import BrokerUnavailable, UserError
 from sabot.jobs.guard import GuardedCall, guard_of
 from sabot.jobs.values import pack
 from sabot.journal import Letter
-from sabot.journal.effects import EffectId
-from sabot.journal.ended_jobs import EndedQuery
+from sabot.journal.ended_jobs import JobQuery
 from sabot.journal.entries import EffectResult, End, Intent
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm import (
@@ -191,7 +191,7 @@ async def test_a_further_attempt_is_denied_while_too_many_rows_wait_for_a_writer
     first: Any = by.decide(GuardedCall(EffectId("job", 1), "model", "m", "app.agent", spec=spec))
     assert (await first).decision == "allow"
     by.ledger.record(LedgerEvent(event_id="x", type="model", scope_id="app"))
-    again: Any = by.decide_again(EffectId("job", 1, 2))
+    again: Any = by.decide(GuardedCall(EffectId("job", 1, 2), "model", "m", spec=spec, after="again"))
     denied = await again
     assert (denied.decision, denied.error) == ("deny", "BudgetUnavailable")
     assert "the ledger does not answer" in denied.reason
@@ -869,7 +869,7 @@ async def test_a_job_of_a_kernel_without_budgets_says_what_it_has_used(policy: P
     kernel = RuntimeKernel.create(agent=asks, policy=policy)
     async with kernel:
         handle = await kernel.execute(ExecutionRequest(prompt="hi", scope_id="ann", principal_id="bo"))
-        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.wait_for(asked.wait(), 60)
         open_one = await kernel.jobs.get(handle.job_id)
         await kernel.jobs.signal(handle.job_id, "go")
         await handle.result()
@@ -896,7 +896,7 @@ async def test_a_job_of_an_app_without_budgets_says_what_it_has_used_in_its_hist
         assert (job.tokens, job.dollars) == (150, Decimal("0.0006"))
         for _ in range(4):  # the entries move into the history
             await checkpoint(app)
-        assert app.agent_runtime.runner.journal.history.find(EndedQuery(), 9)
+        assert app.agent_runtime.runner.journal.history.find(JobQuery(), 9)
         (job,) = await app.jobs.find()
         assert (job.tokens, job.dollars) == (150, Decimal("0.0006"))
 

@@ -97,7 +97,7 @@ async def test_an_answer_that_was_being_taken_when_its_caller_was_cancelled_is_k
 
     def held() -> list[tuple[Position, Entry]]:
         taking.set()
-        assert go.wait(30)
+        assert go.wait(60)
         return take()
 
     monkeypatch.setattr(store.journal, "take", held)

@@ -11,7 +11,18 @@ from sabot import AgentFailed, App, Overloaded, RowErrors, UserError
 from sabot.calls import Retry
 from sabot.connectors.files import NdjsonSource
 from sabot.connectors.memory import MemoryBroker
-from tools.agent_tools import bounded, processed, publish, records, started, state_of, until, values, write_lines
+from tools.agent_tools import (
+    bounded,
+    processed,
+    publish,
+    records,
+    started,
+    state_of,
+    until,
+    values,
+    within,
+    write_lines,
+)
 
 HEADERS = {
     "sabot.topic",
@@ -297,7 +308,8 @@ async def test_retry_while_it_backs_off_does_not_hold_up_the_stop(app):
     publish(app, "orders", ["x"])
     await app.start()
     await until(lambda: calls == ["x"])
-    await bounded(app.stop(), 5)
+    with within(5):
+        await bounded(app.stop())
     assert records(app, "orders.dlq") == []  # it was neither done nor given up
 
 
@@ -737,8 +749,8 @@ async def test_skip_survives_an_error_with_an_odd_message(app, error):
 
     publish(app, "orders", ["bad", "b"])
     async with started(app):
-        await until(lambda: values(app, "out") == ["b"], patience=5)
-        await until(lambda: values(app, "orders.dlq") == ["bad"], patience=5)
+        await until(lambda: values(app, "out") == ["b"])
+        await until(lambda: values(app, "orders.dlq") == ["bad"])
     headers = headers_of(records(app, "orders.dlq")[0])
     assert set(headers) == HEADERS | {"sabot.traceback"}
     assert headers["sabot.traceback"].endswith("raise error")

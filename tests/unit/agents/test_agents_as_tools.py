@@ -180,7 +180,7 @@ async def test_jobs_of_an_earlier_version_go_on_and_their_next_agents_are_judged
 
     made = JobModel.call
 
-    async def before(self: Any, called: Any, arguments: Any) -> Any:
+    async def before(self: Any, called: Any, arguments: Any, said: str = "") -> Any:
         return arguments["prompt"] if called.is_agent else await made(self, called, arguments)
 
     with monkeypatch.context() as earlier:

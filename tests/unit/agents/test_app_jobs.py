@@ -159,7 +159,7 @@ def in_doubt(folder: Path, job_id: str) -> Iterator[str]:
         Intent(job_id, 1002, 1, "ask", "in_doubt", b"e", body=body, token="doubt"),
     ):
         last = journal.append(entry)
-    assert journal.wait_durable(last, 10)
+    assert journal.wait_durable(last, 60)
     journal.close()
     yield "doubt"
 

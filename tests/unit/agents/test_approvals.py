@@ -1,10 +1,14 @@
 """Answers to the question whether a call may be made: with other arguments, for later calls too, with a comment."""
 
 import asyncio
+import dataclasses
+import functools
 import logging
 from pathlib import Path
 from typing import Any
 
+import attrs
+import msgspec
 import pydantic
 import pytest
 from unit.jobs.hosting import Agent as Owner
@@ -33,13 +37,13 @@ from sabot.agents.actions import check_resolution
 from sabot.agents.inbox import ANSWERS, answer_questions, read_questions
 from sabot.agents.job_view import JobView
 from sabot.agents.replay.verification import verified
+from sabot.calls.tools import Tool
 from sabot.errors import UserError
-from sabot.jobs.guard import Behalf
+from sabot.jobs.guard import Behalf, decode_verdict, encode_verdict
 from sabot.journal import Letter
-from sabot.journal.entries import Attempt
-from sabot.journal.memory import MemoryReader, MemoryStorage
+from sabot.journal.entries import Attempt, Intent
+from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant
-from sabot.llm.tools import Tool
 
 ASKS = ToolPolicy(["refund"], require_approval=True, name="asks")
 
@@ -188,6 +192,99 @@ async def test_fields_of_a_model_are_changed_by_each_of_their_names_and_checked(
         assert made == wanted
 
 
+class Taxed(pydantic.BaseModel):
+    fee: int
+    note: str = ""
+
+    @pydantic.field_validator("fee")
+    @classmethod
+    def with_tax(cls, fee: int) -> int:
+        return fee * 10
+
+
+class Counted(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True)
+    fee: int
+    note: str = ""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def with_tax(cls, given: Any) -> Any:
+        return given | {"fee": given["fee"] * 10}
+
+
+class Around(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(revalidate_instances="always")
+    inner: Taxed
+
+
+@pydantic.dataclasses.dataclass
+class Checked:
+    fee: int
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        self.fee *= 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    fee: int
+    note: str = ""
+    size: int = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fee", self.fee * 10)
+        object.__setattr__(self, "size", len(self.note))
+
+
+class Packed(msgspec.Struct):
+    fee: int
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        self.fee *= 10
+
+
+@attrs.define
+class Small:
+    fee: int
+    note: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        self.fee *= 10
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Small(fee=10),
+        Taxed(fee=10),
+        Counted(fee=10),
+        Checked(fee=10),
+        Plain(fee=10),
+        Packed(fee=10),
+        Around.model_construct(inner=Taxed(fee=10)),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("restart", [False, True])
+async def test_fields_that_the_person_has_not_named_stay_as_they_were_shown(given: Any, restart: bool) -> None:
+    """A validator made 1000 of a fee of 100, which nobody was shown."""
+    made: list[Any] = []
+
+    def pay(order: Any) -> None:
+        made.append(order)
+
+    pay.__annotations__["order"] = type(given)
+    change = b'{"inner": {"note": "soon"}}' if isinstance(given, Around) else b'{"note": "soon"}'
+    said = b'{"approved": true, "arguments": {"order": %s}}' % change
+    await told(made, said, refund=tool(name="refund")(pay), given=(given,), restart=restart)
+    (paid,) = made
+    paid = paid.inner if isinstance(paid, Around) else paid
+    assert (paid.fee, paid.note, getattr(paid, "size", 4)) == (100, "soon", 4)
+
+
 async def test_a_rule_may_forbid_changes_and_an_answer_that_makes_one_is_refused() -> None:
     with pytest.raises(UserError, match="nobody is asked"):
         ToolPolicy(["refund"], editable=False)
@@ -252,6 +349,10 @@ def above(most: int) -> Any:
     return asks
 
 
+def over(most: int, call: GuardedCall) -> Decision | None:
+    return Decision.ASK if call.arguments["amount"] > most else None
+
+
 def bound(most: int) -> Any:
     return ConstraintPolicy(["refund"], "amount", max=most, otherwise="ask")
 
@@ -270,6 +371,69 @@ async def test_an_approval_for_the_whole_job_is_none_of_another_rule_with_the_sa
     records = list(audit_job(MemoryReader(home), "j"))
     first = "ConstraintPolicy amount" if rule is bound else "asks"
     assert [(each.decision, each.rule) for each in records][::2] == [("ask", first), ("ask", f"{first} (2)")]
+
+
+TOOL_RULE = {"tool_patterns": ["refund"], "require_approval": True, "name": "asks"}
+ALWAYS = b'{"approved": true, "always": "scope"}'
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "holds"),
+    [
+        ([bound(50)], [bound(50)], True),
+        ([bound(50)], [bound(500), bound(50)], True),  # a rule that a deploy puts first had its name, and its approval
+        ([bound(50)], [bound(55)], False),
+        ([bound(50), bound(500)], [bound(500), bound(55)], False),
+        ([above(50)], [above(50)], True),
+        ([above(50)], [above(500), above(50)], True),
+        ([above(50)], [above(55)], False),
+        ([functools.partial(over, 50)], [functools.partial(over, 50)], True),
+        ([functools.partial(over, 50)], [functools.partial(over, 55)], False),
+        ([ToolPolicy(**TOOL_RULE)], [ToolPolicy(**TOOL_RULE)], True),
+        ([ToolPolicy(**TOOL_RULE)], [ToolPolicy(**{**TOOL_RULE, "tool_patterns": ["refund*"]})], False),
+        ([ToolPolicy(**TOOL_RULE)], [ToolPolicy(**TOOL_RULE, editable=False)], False),
+        (
+            [ToolPolicy(**TOOL_RULE)],
+            [ConstraintPolicy(["refund"], "amount", max=5, otherwise="ask", name="asks")],
+            False,
+        ),
+    ],
+)
+async def test_an_approval_of_later_calls_holds_for_the_rule_as_it_was_declared_only(
+    before: list[Any], after: list[Any], holds: bool
+) -> None:
+    made: list[Any] = []
+    home, f = MemoryStorage(), calls(refund_of(made), ("o-1", 60))
+    async with hosting(home, Owner(f), guard=PolicyEngine(before)) as jobs:
+        jobs.begin("j")
+        await answer(jobs, home, ALWAYS)
+        await jobs.over("j")
+    async with hosting(home, Owner(f), guard=PolicyEngine(after)) as jobs:
+        jobs.begin("k")
+        await jobs.until(lambda: len(made) == 2 or asked(home))
+    assert len(made) == (2 if holds else 1)
+
+
+async def test_an_approval_that_an_earlier_version_has_recorded_by_the_name_of_the_rule_is_asked_again() -> None:
+    made: list[Any] = []
+    home, f = MemoryStorage(), calls(refund_of(made), ("o-1", 60))
+    async with hosting(home, Owner(f), guard=PolicyEngine([bound(50)])) as jobs:
+        jobs.begin("j")
+        await answer(jobs, home, ALWAYS)
+        await jobs.over("j")
+    older = MemoryStorage(home.clock)
+    older.identity, older.key = home.identity, home.key
+    journal = MemoryJournal(older)
+    for entry in entries(home):
+        verdict = decode_verdict(entry.note) if isinstance(entry, Intent) and entry.kind == "call" else None
+        if verdict is not None:
+            entry = msgspec.structs.replace(entry, note=encode_verdict(msgspec.structs.replace(verdict, terms="")))
+        journal.append(entry)
+    journal.close()
+    async with hosting(older, Owner(f), guard=PolicyEngine([bound(50)])) as jobs:
+        jobs.begin("k")
+        await jobs.until(lambda: asked(older))
+    assert len(made) == 1
 
 
 async def test_an_approval_for_the_whole_job_holds_after_a_restart_and_after_continue_as() -> None:
@@ -463,6 +627,134 @@ async def test_a_job_restored_from_a_checkpoint_stays_in_its_session() -> None:
     assert [order for order, _ in made] == ["o-1", "o-2"]
 
 
+async def test_an_approval_for_the_whole_job_is_none_for_a_job_that_is_restored_from_it() -> None:
+    """It was asked about the old job, beside which the restored one may run."""
+    made: list[Any] = []
+
+    async def pay(ctx: DurableContext) -> None:
+        await ctx.call(refund, "o-1")
+        await ctx.ask("confirm", {"text": "more?"})
+        await ctx.call(refund, "o-2")
+
+    refund = refund_of(made)
+    async with RuntimeKernel.create(agent=pay, policy=PolicyEngine([ASKS])) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go"))
+        await until_asked(handle)
+        (pending,) = await handle.get_pending_actions()
+        await handle.resolve_action(pending.resume_token, {"approved": True, "always": "job"})
+        await until_asked(handle)
+        states = StateManager(kernel)
+        await states.create(handle.job_id, "asked")
+        restored = await states.restore(handle.job_id, "asked", beside=True)
+        for each, wanted in ((handle, [500, 500]), (restored, [500, 500, 500])):
+            await until_asked(each)
+            (pending,) = await each.get_pending_actions()
+            await each.resolve_action(pending.resume_token, {"ok": True})
+            if each is restored:
+                await until_asked(each)
+                (pending,) = await each.get_pending_actions()
+                assert pending.payload["effect"] == "refund"
+                await each.resolve_action(pending.resume_token, {"approved": True, "always": "job"})
+            await each.result()
+            assert [amount for _, amount in made] == wanted
+        assert verified(await kernel.record(restored.job_id), kernel.code()).same
+
+
+@pytest.mark.parametrize("word", ["job", "scope"])
+async def test_an_approval_of_a_lambda_is_none_of_another_one(word: str) -> None:
+    made: list[str] = []
+
+    async def f(ctx: DurableContext) -> None:
+        await ctx.step(lambda: made.append("a mail"), effect="unsafe")
+        await ctx.step(lambda: made.append("a payment"), effect="unsafe")
+
+    home, policy = MemoryStorage(), PolicyEngine([ToolPolicy(["*"], require_approval=True)])
+    async with hosting(home, Owner(f), guard=policy) as jobs:
+        jobs.begin("j")
+        await jobs.until(lambda: asked(home))
+        with pytest.raises(UserError, match="always"):
+            check_resolution(asked(home)[0], {"approved": True, "always": word})
+        await answer(jobs, home, b'{"approved": true, "always": "%s"}' % word.encode())  # straight into the inbox
+        await jobs.until(lambda: asked(home))
+        assert made == ["a mail"]
+        await answer(jobs, home, b'{"approved": true}')
+        await jobs.over("j")
+    assert made == ["a mail", "a payment"]
+
+
+async def test_an_approval_that_a_lambda_has_asked_for_is_none_of_another_rule() -> None:
+    """After a deploy with one rule more in front, the approvals of one were those of the other."""
+    made: list[Any] = []
+    home, behalf = MemoryStorage(), Behalf("acme", "eve")
+    policy = PolicyEngine([lambda call: Decision.ASK if call.arguments["amount"] < 100 else None])
+    async with hosting(home, Owner(calls(refund_of(made), ("o-1", 5))), guard=policy) as jobs:
+        jobs.begin("j", behalf=behalf)
+        await jobs.until(lambda: asked(home))
+        with pytest.raises(UserError, match="always"):
+            check_resolution(asked(home)[0], {"approved": True, "always": "scope"})
+        await answer(jobs, home, b'{"approved": true, "always": "scope"}')
+        await jobs.over("j")
+    policy = PolicyEngine([lambda call: Decision.ASK if call.arguments["amount"] > 100 else None])
+    async with hosting(home, Owner(calls(refund_of(made), ("o-2", 5000))), guard=policy) as jobs:
+        jobs.begin("k", behalf=behalf)
+        await jobs.until(lambda: asked(home) or len(made) == 2)
+    assert made == [("o-1", 5)]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_an_approval_of_a_model_is_none_of_a_tool_with_its_name(restart: bool) -> None:
+    made: list[Any] = []
+    engine = ExecutionEngine(ScriptedProvider(lambda spec: assistant("yes"), model="refund"), retries=0, patience=0)
+
+    async def first(ctx: DurableContext) -> str:
+        return (await ctx.llm(engine).complete("may I?")).content
+
+    def rule(call: GuardedCall) -> Decision | None:
+        return Decision.ASK if call.name == "refund" else None
+
+    home = MemoryStorage()
+    async with hosting(home, Owner(first), guard=PolicyEngine([rule])) as jobs:
+        jobs.begin("j", behalf=Behalf("acme", "eve"))
+        await answer(jobs, home, b'{"approved": true, "always": "scope"}')
+        await jobs.over("j")
+        jobs.begin("k", behalf=Behalf("acme", "eve"))
+        await jobs.over("k")
+        assert jobs.agent.done["k"] == "yes"
+        if not restart:
+            jobs.agent.func = calls(refund_of(made), ("o-1",))
+            jobs.begin("m", behalf=Behalf("acme", "eve"))
+            await jobs.until(lambda: asked(home) or made)
+    if restart:
+        async with hosting(home, Owner(calls(refund_of(made), ("o-1",))), guard=PolicyEngine([rule])) as jobs:
+            jobs.begin("m", behalf=Behalf("acme", "eve"))
+            await jobs.until(lambda: asked(home) or made)
+    assert made == []
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_an_answer_after_the_job_was_cancelled_approves_no_later_calls(restart: bool) -> None:
+    made: list[Any] = []
+    home, policy, refund = MemoryStorage(), PolicyEngine([ASKS]), refund_of(made)
+    behalf = Behalf("acme", "eve")
+    async with hosting(home, Owner(calls(refund, ("o-1",))), guard=policy) as jobs:
+        jobs.begin("j", behalf=behalf)
+        await jobs.parks("j")
+        (question,) = asked(home)
+        jobs.journal.post(Letter("cancel", "", "j", name="no more", by="ann"))
+        jobs.journal.post(
+            Letter("answer", question.resume_token, body=b'{"approved": true, "always": "scope"}', by="ann")
+        )
+        await jobs.over("j")
+        if not restart:
+            jobs.begin("k", behalf=behalf)
+            await jobs.until(lambda: asked(home) or made)
+    if restart:
+        async with hosting(home, Owner(calls(refund, ("o-1",))), guard=policy) as jobs:
+            jobs.begin("k", behalf=behalf)
+            await jobs.until(lambda: asked(home) or made)
+    assert made == []
+
+
 async def until_asked(handle: Any) -> None:
     async for event in handle.events():
         if event.type == RuntimeEventType.ACTION_REQUIRED and await handle.get_pending_actions():
@@ -563,6 +855,21 @@ async def test_an_answer_that_cannot_be_meant_is_refused_when_it_is_given(
     posted: list[Letter] = []
     count = answer_questions(posted.append, read_questions(MemoryReader(home)), "approve", said, "ann")
     assert (count.answered, posted) == (0, [])
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_a_letter_with_a_misspelt_field_approves_nothing(restart: bool) -> None:
+    """It was no answer of a person's tool, which checks it: the call was made with the arguments that were to be changed."""
+    made: list[Any] = []
+    got, home = await told(made, b'{"approved": true, "argument": {"amount": 5}}', restart=restart)
+    assert made == []
+    assert "refund was not done: its approval has a field 'argument' (did you mean 'arguments'?)" in str(got)
+    [called] = [each for each in audit_job(MemoryReader(home), "j") if each.name == "refund"]
+    assert called.approval == "rejected"
+    for word in (b"always", b"alway"):
+        letter = b'{"approved": true, "' + word + b'": "job"}'
+        await told(made, letter, restart=restart)
+    assert made == [("o-1", 500)]
 
 
 async def test_answers_that_fit_are_taken() -> None:

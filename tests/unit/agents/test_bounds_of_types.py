@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import enum
 import uuid
+from collections import defaultdict
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, NewType
@@ -12,13 +13,14 @@ import msgspec
 import pydantic
 import pytest
 
-from sabot import App
+from sabot import App, secret
 from sabot.agents import ConstraintPolicy, PolicyEngine, RuntimeKernel, tool
 from sabot.agents.policy import names as rule_names
+from sabot.calls import names
+from sabot.calls.names import note_tool
+from sabot.calls.tools import Tool
 from sabot.errors import UserError
-from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, names
-from sabot.llm.names import note_tool
-from sabot.llm.tools import Tool
+from sabot.llm import Agent, ExecutionEngine, ScriptedProvider
 from sabot.mcp.offers import OfferedArguments
 
 Cents = NewType("Cents", int)
@@ -328,3 +330,48 @@ async def test_apps_and_kernels_do_not_start_with_a_bound_of_another_type(memory
     with pytest.raises(UserError, match="kernel kernel: its policy: ConstraintPolicy amount has max='50'"):
         async with RuntimeKernel.create(agent=kept, policy=policy):
             pass
+
+
+async def test_a_denied_member_of_a_plain_enum_denies_no_other_member() -> None:
+    """Two members of one Enum could not be compared, and each was denied."""
+
+    class Mark:
+        """A class whose objects are equal to themselves only."""
+
+    mark = Mark()
+
+    @tool
+    def paint(colour: Any) -> None: ...
+
+    for denied, other in ((Colour.RED, Colour.BLUE), (mark, Mark())):
+        policy = PolicyEngine([ConstraintPolicy(["paint"], "colour", denied=[denied])])
+        found = [await policy.check_tool(paint, arguments={"colour": each}) for each in (denied, other)]
+        assert [each.allowed for each in found] == [False, True]
+
+
+@pytest.mark.parametrize("given", [pydantic.SecretStr("eve"), pydantic.SecretBytes(b"eve"), secret("EVE")], ids=repr)
+async def test_a_secret_passes_no_bound_that_looks_at_its_text(given: Any) -> None:
+    """It is unequal to each text, so `denied=` let it pass."""
+
+    @tool
+    def mail(to: Any) -> None: ...
+
+    found = await PolicyEngine([ConstraintPolicy(["mail"], "to", denied=["eve"])]).check_tool(
+        mail, arguments={"to": given}
+    )
+    assert (found.allowed, "cannot be compared with denied" in found.reason) == (False, True)
+    same = await PolicyEngine([ConstraintPolicy(["mail"], "to", denied=[given])]).check_tool(
+        mail, arguments={"to": given}
+    )
+    assert "which is denied" in same.reason
+
+
+async def test_the_default_of_a_dict_passes_no_bound() -> None:
+    @tool
+    def pay(order: Any) -> None: ...
+
+    policy = PolicyEngine([ConstraintPolicy(["pay"], "order.amount", max=50)])
+    for amount in (5, 500):
+        order = defaultdict[str, int](lambda amount=amount: amount)  # type: ignore[misc]
+        assert (await policy.check_tool(pay, arguments={"order": order})).allowed is (amount == 5)
+        assert not order

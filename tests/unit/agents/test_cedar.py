@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from sabot.agents import CedarPolicy, Decision, ExecutionContext, GuardedCall, PolicyEngine, ToolPolicy
+from sabot.calls.effects import EffectId
 from sabot.errors import MissingExtra, UserError
 from sabot.jobs.guard import Behalf
-from sabot.journal.effects import EffectId
 
 ANN = Behalf("acme", "ann")
 

@@ -23,12 +23,12 @@ from sabot.agents import (
 from sabot.agents.accounts.budgets import Judgement
 from sabot.agents.accounts.guard import LedgerGuard
 from sabot.base.accounts import Amounts
+from sabot.calls.effects import EffectId
+from sabot.calls.messages import user
+from sabot.calls.model_requests import RequestSpec
 from sabot.jobs.guard import Behalf, EffectGuard, guard_of
-from sabot.journal.effects import EffectId
 from sabot.llm import ExecutionEngine, ModelUnavailable, ScriptedProvider
-from sabot.llm.messages import user
 from sabot.llm.middleware import ModelCall
-from sabot.llm.spec import RequestSpec
 
 BIG_TO_SMALL = ModelPolicy(["big"], degrade_to="small")
 
@@ -117,9 +117,9 @@ async def test_a_dearer_model_reserves_nothing_for_a_job_that_has_ended_meanwhil
     assert not isinstance(decided, GuardVerdict)
     assert (await decided).decision is Decision.ALLOW
     assert (await ledger.standing("acme")).reserved.cost == 1
-    judging = guard.decide_degraded(msgspec.structs.replace(call, name="big"))
+    judging = guard.decide(msgspec.structs.replace(call, name="big", after="degraded"))
     assert not isinstance(judging, GuardVerdict)
-    guard.forget_job("j")
+    guard.end_job("j", 0)
     assert (await judging).decision is Decision.DENY
     assert (await ledger.standing("acme")).reserved == Amounts()
 

@@ -460,6 +460,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.one_in(2, "a process each")
 @pytest.mark.parametrize(("level", "times"), [("info", 1), ("debug", 2)])
 def test_the_log_of_sabot_drops_plain_lines_of_replays_too(level: str, times: int) -> None:
     done = subprocess.run([sys.executable, "-c", LOGS, level], capture_output=True, text=True, check=True, timeout=60)

@@ -19,7 +19,7 @@ async def test_the_question_in_doubt_has_what_was_changed_at_the_approval() -> N
         return await ctx.call(pay_doubtful, "o-1")
 
     policy = PolicyEngine([ToolPolicy(["pay_doubtful"], require_approval=True)])
-    async with RuntimeKernel.create(agent=function, policy=policy) as kernel, asyncio.timeout(20):
+    async with RuntimeKernel.create(agent=function, policy=policy) as kernel, asyncio.timeout(60):
         handle = await kernel.execute(ExecutionRequest(prompt="x"))
         asked = await _question(handle, "confirm")
         assert "edited" not in asked.payload

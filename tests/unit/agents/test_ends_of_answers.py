@@ -5,6 +5,7 @@ answers that were cut off are asked for, and in summaries. `contracts/test_answe
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from sabot import App
@@ -130,6 +131,36 @@ async def test_a_job_whose_function_goes_on_after_a_cut_answer_matches_its_journ
         (asked,) = await kernel.actions.find(statuses=["pending"])
         await kernel.actions.resolve(asked.resume_token, {"approved": True})
         assert (await handle.result()).content == "MalformedAnswer, paid o-1"
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["this version", "an earlier version"])
+async def test_a_job_goes_on_from_a_text_in_a_column_that_was_cut_off_as_it_began(
+    earlier: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job of an earlier version was blocked: it had gone on with the text, and the function got an error now."""
+    engine = ExecutionEngine(ScriptedProvider(ended("length", "It is Ro")), retries=0)
+
+    async def work(ctx: Any) -> Any:
+        try:
+            rows = await ctx.llm(engine).map("{text}", pa.record_batch({"text": ["one", "two"]}))
+            said = rows.column("content").to_pylist()
+        except MalformedAnswer:
+            said = []
+        return [*said, (await ctx.ask("confirm", {})).approved]
+
+    journal = MemoryStorage()
+    with monkeypatch.context() as past:
+        if earlier:
+            past.setattr("sabot.llm.columns.error_of_end", lambda *_: None)
+            past.setattr("sabot.llm.asked_batches._is_cut", lambda _: False)
+        async with RuntimeKernel.create(agent=work, journal=journal) as kernel:
+            await kernel.execute(ExecutionRequest(prompt="go"))
+            await until(lambda: kernel.statistics()["parked"])
+    async with RuntimeKernel.create(agent=work, journal=journal) as kernel:
+        (handle,) = await kernel.resume()
+        (asked,) = await kernel.actions.find(statuses=["pending"])
+        await kernel.actions.resolve(asked.resume_token, {"approved": True})
+        assert (await handle.result()).output == [*(["It is Ro"] * 2 if earlier else []), True]
 
 
 # -- answers that were cut off, where they are asked for ------------------------------------------------------------------------

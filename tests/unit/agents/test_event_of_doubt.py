@@ -18,7 +18,7 @@ async def test_each_question_about_an_approved_call_is_told() -> None:
 
     policy = PolicyEngine([ToolPolicy(["pay_told"], require_approval=True)])
     answers: list[dict[str, Any]] = [{"approved": True}, {"outcome": "done", "result": "paid"}]
-    async with RuntimeKernel.create(agent=function, policy=policy) as kernel, asyncio.timeout(10):
+    async with RuntimeKernel.create(agent=function, policy=policy) as kernel, asyncio.timeout(60):
         handle = await kernel.execute(ExecutionRequest(prompt="x"))
         told = []
         async for event in handle.events():

@@ -1,6 +1,6 @@
 """The effects of a job as its entries say, and pages of a list of jobs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from itertools import chain
 from pathlib import Path
@@ -14,16 +14,20 @@ from sabot._cython.text.records import state_key
 from sabot.agents import DurableContext
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.contract import LedgerEvent
+from sabot.agents.actions import ActionStatus
 from sabot.agents.app_jobs import AppJobStore
-from sabot.agents.job_effects import EffectRecord, JobStory, effect_record, effects_of, folded_job, story_of
+from sabot.agents.inbox import find_question, read_questions
+from sabot.agents.job_effects import EffectRecord, effect_record, effects_of, family_of, folded_job
 from sabot.agents.job_history import job_keeping
-from sabot.agents.job_reads import BLOCKED, JobQuery, find_jobs, jobs_page
+from sabot.agents.job_reads import BLOCKED, find_jobs, jobs_page, short_jobs_page
 from sabot.agents.job_view import EffectView, JobView
 from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.agents.replay import record_job
 from sabot.errors import UserError
 from sabot.jobs.guard import Decision, GuardVerdict, encode_verdict
 from sabot.jobs.tree import child_id
+from sabot.journal.base import Position
+from sabot.journal.ended_jobs import JobQuery
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 from sabot.journal.memory import MemoryJournal
 from sabot.testing import ManualClock
@@ -43,9 +47,8 @@ def call(ordinal: int, at: int = 1000, job: str = "j", note: bytes = b"") -> Int
     return Intent(job, at, ordinal, "call", "pay", effect_class="unsafe", note=note)
 
 
-def job_story(journal: MemoryJournal, job_id: str) -> JobStory:
-    job = folded_job(journal, job_id)
-    return story_of(journal, job, job.effects)
+def family(journal: MemoryJournal, job_id: str) -> tuple[list[JobRecord], Amounts, Amounts]:
+    return family_of(journal, folded_job(journal, job_id))
 
 
 class Folded:
@@ -205,12 +208,11 @@ def test_a_job_is_read_with_its_children_and_what_they_cost() -> None:
         EffectResult(child, 9, 2, usage=USED),
     ]:
         journal.append(entry)
-    story = job_story(journal, "j")
-    assert [each.job_id for each in story.children] == [child]
-    assert (story.record.tokens, story.used.tokens, story.used.cost) == (0, 200, Decimal("0.50"))
-    assert job_story(journal, child).parent == "j"
+    children, used, _ = family(journal, "j")
+    assert [each.job_id for each in children] == [child]
+    assert (folded_job(journal, "j").record.tokens, used.tokens, used.cost) == (0, 200, Decimal("0.50"))
     with pytest.raises(UserError, match="has no job nobody"):
-        job_story(journal, "nobody")
+        folded_job(journal, "nobody")
 
 
 def test_pages_of_jobs_have_each_selected_job_once_the_newest_first() -> None:
@@ -222,7 +224,7 @@ def test_pages_of_jobs_have_each_selected_job_once_the_newest_first() -> None:
     while True:
         page = jobs_page(journal, JobQuery(after=after), 10)
         assert (page.found, page.counts) == (25, {"running": 24, "failed": 1})
-        seen += [job.record.job_id for job in page.jobs]
+        seen += [job.job_id for job in page.jobs]
         if not (after := page.following):
             break
     assert seen == [f"job-{number:02}" for number in reversed(range(25))]
@@ -272,6 +274,73 @@ def test_a_job_that_runs_has_run_until_its_last_entry_and_goes_on_from_there() -
     assert made.job.ran_until(9.0) == 7.0
 
 
+class ReadsFewJobs(MemoryJournal):
+    """Says which jobs were read, and that nobody reads the whole log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jobs: list[str] = []
+
+    def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
+        assert job is not None, "the whole log was read"
+        self.jobs.append(job)
+        return super().read(job, start)
+
+
+async def test_lists_and_looks_for_questions_read_the_entries_of_what_they_show() -> None:
+    """Each read the whole log: a second for each 100,000 entries, whatever was asked for."""
+    journal = ReadsFewJobs()
+    for number in range(30):
+        journal.append(Begin(f"job-{number}", 1000 * number, "shop.a" if number % 3 else "shop.b", scope="x"))
+    for each in (
+        Intent("job-3", 40_000, 1, "ask", "confirm", token="t3"),
+        Intent("job-4", 41_000, 1, "child", "shop.b"),
+        Begin(child_id("job-4", 1), 0, "shop.c"),
+        End("job-7", 42_000, "failed", "broken"),
+    ):
+        journal.append(each)
+
+    def read() -> list[str]:
+        found, journal.jobs = sorted(set(journal.jobs)), []
+        return found
+
+    page = jobs_page(journal, JobQuery(agent="shop.a"), 2)
+    assert ([job.job_id for job in page.jobs], read()) == (["job-29", "job-28"], ["job-28", "job-29"])
+    assert (page.found, page.counts) == (20, {"running": 19, "failed": 1})
+    (waits,) = jobs_page(journal, JobQuery(status="waiting_action")).jobs
+    assert ([effect.kind for effect in waits.open], read()) == (["ask"], ["job-3"])
+    assert (jobs_page(journal, JobQuery(text="BROKEN")).found, read()) == (1, ["job-7"])
+    found, known = find_jobs(journal, statuses=[JobStatus.WAITING_ACTION, JobStatus.FAILED])
+    assert ([job.job_id for job in found], read()) == (["job-3", "job-7"], ["job-3", "job-7"])
+    found, known = find_jobs(journal, agent="a", scope="x", statuses=[JobStatus.RUNNING])
+    assert (len(found), len(known), known[child_id("job-4", 1)].agent) == (19, 20, "shop.c")
+    read()
+    (asked,) = read_questions(journal)
+    assert (asked.action.resume_token, find_question(journal, "t3").job, read()) == ("t3", asked.job, ["job-3"])
+    store = AppJobStore(lambda: None, journal.clock, lambda: journal)
+    (action,) = await store.actions(statuses=[ActionStatus.PENDING])
+    assert (action.job_id, read()) == ("job-3", ["job-3"])
+    assert [job.job_id for job in await store.find(statuses=[JobStatus.FAILED])] == ["job-7"]
+    await store.resolve("t3", {"approved": True}, "ann")
+    assert await store.actions(statuses=[ActionStatus.PENDING]) == []
+    read()
+    assert (await store.find(statuses=[JobStatus.WAITING_ACTION]), read()) == ([], ["job-3"])
+
+
+def test_a_short_page_is_none_if_its_jobs_have_many_entries() -> None:
+    journal = MemoryJournal()
+    for number in range(5):
+        journal.append(Begin(f"job-{number}", 1000 * number, "shop.a"))
+    for ordinal in range(1, 11):
+        journal.append(call(ordinal, job="job-0"))
+    short = short_jobs_page(journal, JobQuery(), 200, 15)
+    assert short is not None
+    assert len(short.jobs) == 5
+    assert short_jobs_page(journal, JobQuery(), 200, 14) is None
+    assert short_jobs_page(journal, JobQuery(), 4, 4) is not None, "the job with many is on the next page"
+    assert short_jobs_page(journal, JobQuery(text="job"), 1, 4) is None
+
+
 # -- history ------------------------------------------------------------------------------------------------------------
 
 
@@ -305,18 +374,16 @@ def test_a_job_in_the_history_has_the_record_and_the_story_that_it_had_in_the_lo
         logged.append(each)
     journal = journal_with([given])
     (found,) = jobs_page(journal, JobQuery()).jobs
-    assert found.record == jobs_page(logged, JobQuery()).jobs[0].record
-    assert (found.record.key, found.record.error, found.used.tokens, found.used.cost) == (
-        "ann",
-        "why",
-        100,
-        Decimal("0.25"),
-    )
-    assert job_story(journal, "j") == job_story(logged, "j")
-    (record, actions, *_), told = folded_job(journal, "j"), folded_job(logged, "j")
-    assert (record, actions) == (told.record, told.actions)
-    assert folded_job(journal, "j").values(journal) == told.values(logged)
-    assert find_jobs(journal).found == find_jobs(logged).found
+    assert found == jobs_page(logged, JobQuery()).jobs[0]
+    assert (found.key, found.error) == ("ann", "why")
+    assert jobs_page(journal, JobQuery()).used == {"j": (Amounts(100, Decimal("0.25")), Amounts())}
+    assert family(journal, "j") == family(logged, "j")
+    told, told_before = folded_job(journal, "j"), folded_job(logged, "j")
+    assert (told.record, told.actions) == (told_before.record, told_before.actions)
+    effects = [[effect_record(each, journal) for each in job.effects.values()] for job in (told, told_before)]
+    assert effects[0] == effects[1] != []
+    assert told.values(journal) == told_before.values(logged)
+    assert find_jobs(journal)[0] == find_jobs(logged)[0]
 
 
 async def test_a_store_finds_jobs_in_the_order_in_which_they_were_created_wherever_they_are() -> None:
@@ -341,7 +408,7 @@ def test_pages_go_over_the_log_and_the_history() -> None:
     while True:
         page = jobs_page(journal, JobQuery(after=after), 3)
         assert (page.found, page.counts) == (9, {"succeeded": 7, "running": 2})
-        seen += [job.record.job_id for job in page.jobs]
+        seen += [job.job_id for job in page.jobs]
         if not (after := page.following):
             break
     assert seen == [f"job-{number}" for number in (9, 7, 6, 5, 4, 3, 2, 1, 0)]
@@ -349,7 +416,7 @@ def test_pages_go_over_the_log_and_the_history() -> None:
     def found(**query: Any) -> str:
         page = jobs_page(journal, JobQuery(**query))
         assert page.found == len(page.jobs)
-        return "".join(job.record.job_id[-1] for job in page.jobs)
+        return "".join(job.job_id[-1] for job in page.jobs)
 
     assert found(status="running") == "92"
     assert found(status="succeeded", key="2") == "5"
@@ -359,7 +426,7 @@ def test_pages_go_over_the_log_and_the_history() -> None:
     assert found(agent="shop.nobody") == ""
     assert found(status=BLOCKED, blocked=frozenset({"job-9", "job-7"})) == "9"
     assert jobs_page(journal, JobQuery(blocked=frozenset({"job-9"}))).counts[BLOCKED] == 1
-    assert [job.job_id[-1] for job in find_jobs(journal, agent="handle").found] == list("013456729")
+    assert [job.job_id[-1] for job in find_jobs(journal, agent="handle")[0]] == list("013456729")
     with pytest.raises(UserError, match="no job of an agent nobody"):
         find_jobs(journal, agent="nobody")
 
@@ -380,20 +447,20 @@ def test_lists_tell_what_is_in_doubt_from_what_was_spent_in_the_log_and_in_the_h
     journal = journal_with([])
     for each in made:
         journal.append(each)
-    _, listed = jobs_page(journal, JobQuery()).jobs
-    assert (listed.used.tokens, listed.doubts.tokens) == (1100, 1000), "with the child"
-    assert (listed.used.cost, listed.doubts.cost) == (Decimal("1.75"), Decimal("1.50"))
-    assert [each.doubt_tokens for each in find_jobs(journal).found] == [500, 500]
-    story = job_story(journal, "j")
-    assert (story.doubts.tokens, story.doubts.cost) == (1000, Decimal("1.50"))
+    used, doubts = jobs_page(journal, JobQuery()).used["j"]
+    assert (used.tokens, doubts.tokens) == (1100, 1000), "with the child"
+    assert (used.cost, doubts.cost) == (Decimal("1.75"), Decimal("1.50"))
+    assert [each.doubt_tokens for each in find_jobs(journal)[0]] == [500, 500]
+    assert family(journal, "j")[2] == Amounts(1000, Decimal("1.50"))
     for each in (End(child, 10, "failed"), End("j", 11, "failed")):
         journal.append(each)
     journal.trim(journal.positions(), 1 << 60)
     assert not list(journal.read())
-    assert job_story(journal, "j").doubts.tokens == 1000
-    listed = jobs_page(journal, JobQuery(key="")).jobs[-1]
-    assert (listed.record.doubt_tokens, listed.record.doubt_dollars) == (500, Decimal("0.75"))
-    assert (listed.used.tokens, listed.doubts.tokens) == (1100, 500), "rows of jobs below it are only added up"
+    assert family(journal, "j")[2].tokens == 1000
+    page = jobs_page(journal, JobQuery(key=""))
+    assert (page.jobs[-1].doubt_tokens, page.jobs[-1].doubt_dollars) == (500, Decimal("0.75"))
+    used, doubts = page.used["j"]
+    assert (used.tokens, doubts.tokens) == (1100, 500), "rows of jobs below it are only added up"
 
 
 def test_a_list_says_what_the_children_of_a_job_have_cost_wherever_they_are() -> None:
@@ -405,14 +472,15 @@ def test_a_list_says_what_the_children_of_a_job_have_cost_wherever_they_are() ->
     journal = journal_with([entries_of(child, 1)])
     for each in chain(begun, entries_of(other, 2)):
         journal.append(each)
-    story = job_story(journal, "j")
-    assert (story.used.tokens, story.used.cost, len(story.children)) == (200, Decimal("0.50"), 2)
-    listed = jobs_page(journal, JobQuery(text="handle")).jobs[-1]
-    assert (listed.record.job_id, listed.used.tokens, listed.used.cost) == ("j", 200, Decimal("0.50"))
+    children, used, _ = family(journal, "j")
+    assert (used.tokens, used.cost, len(children)) == (200, Decimal("0.50"), 2)
+    page = jobs_page(journal, JobQuery(text="handle"))
+    assert page.jobs[-1].job_id == "j"
+    assert (page.used["j"][0].tokens, page.used["j"][0].cost) == (200, Decimal("0.50"))
     journal.append(End("j", 9, "succeeded"))
     journal.trim(journal.positions(), 1 << 60)
-    assert job_story(journal, "j").used.tokens == 200
-    assert jobs_page(journal, JobQuery(text="handle")).jobs[-1].used.tokens == 200
+    assert family(journal, "j")[1].tokens == 200
+    assert jobs_page(journal, JobQuery(text="handle")).used["j"][0].tokens == 200
 
 
 def test_a_job_that_cannot_be_read_does_not_keep_the_journal_from_being_trimmed() -> None:
@@ -420,7 +488,7 @@ def test_a_job_that_cannot_be_read_does_not_keep_the_journal_from_being_trimmed(
         [[*entries_of("j", 1)[:2], EffectResult("j", 1500, 1, usage=b"?"), End("j", 2000, "failed")]]
     )
     (found,) = jobs_page(journal, JobQuery(text="cannot be read")).jobs
-    assert (found.record.job_id, found.record.status) == ("j", JobStatus.FAILED)
+    assert (found.job_id, found.status) == ("j", JobStatus.FAILED)
 
 
 def test_entries_behind_the_end_of_a_job_that_has_left_the_history_are_gone() -> None:

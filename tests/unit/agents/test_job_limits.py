@@ -171,8 +171,11 @@ async def test_all_jobs_of_a_tree_share_what_the_first_one_may_use() -> None:
         said = await says(kernel, ask(max_tokens=730))
         used = asks.statistics()["input_tokens"] + asks.statistics()["output_tokens"]
         assert 600 < used <= 730
-        assert 0 < said.count("yes") == len(provider.requests) - 5
-        assert said.count("EffectError") == 10 - len(provider.requests) > 0
+        firsts = sum(
+            request.messages[-1].text == "before" for request in provider.requests
+        )  # one may come behind a worker's
+        assert 0 < said.count("yes") == len(provider.requests) - firsts
+        assert said.count("EffectError") == 5 - said.count("yes") > 0
         provider.requests.clear()
         assert await says(kernel, ask()) == ["yes"] * 5
         provider.requests.clear()

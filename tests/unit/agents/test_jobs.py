@@ -392,7 +392,7 @@ async def test_jobs_and_actions_survive_kill_9_and_are_answered_while_nobody_is_
     journal = SqliteJournal(tmp_path / "journal")
     store = JournalStore(journal)
     jobs, actions = JobManager(store), ActionManager(store)
-    action = await actions.wait_for_resolution(action_id, timeout=30)
+    action = await actions.wait_for_resolution(action_id, timeout=60)
     assert (action.resolution, action.by, action.payload) == ({"approved": True}, "ann", {"message": "Deploy?"})
     found = {job.metadata["key"]: job for job in await jobs.find()}
     assert {key: str(job.status) for key, job in found.items()} == {

@@ -1,46 +1,68 @@
 """What a policy judges, a person is shown and a tool gets are the same arguments: defaults too, under each name of a field."""
 
+import asyncio
 import dataclasses
 import enum
 import gc
 from collections import deque
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import partial, update_wrapper
+from itertools import count
 from typing import Annotated, Any, NamedTuple, TypedDict
 
+import attrs
 import msgspec
 import pydantic
 import pytest
 from unit.jobs.hosting import Agent as Owner
 from unit.jobs.hosting import entries, hosting, prefix
 
+from sabot import App
 from sabot.agents import (
     CedarPolicy,
     ConstraintPolicy,
     Decision,
     DurableContext,
+    ExecutionRequest,
     GuardedCall,
     GuardVerdict,
+    ModelPolicy,
     PolicyDenied,
     PolicyEngine,
     RedactionPolicy,
+    ReplayMode,
+    ReplayPlayer,
+    RuntimeKernel,
     ToolPolicy,
+    fork,
     tool,
 )
 from sabot.agents.job_view import JobView
+from sabot.calls import names
+from sabot.calls.arguments import lacks, types_at
+from sabot.calls.effects import EffectId, digest
+from sabot.calls.names import note_tool
+from sabot.calls.tools import Tool
+from sabot.connectors.memory import MemoryBroker
 from sabot.errors import UserError
-from sabot.jobs.guard import Behalf
+from sabot.jobs.guard import Behalf, decode_verdict, encode_verdict
 from sabot.jobs.masking import mask
 from sabot.jobs.values import pack, unpack
 from sabot.journal import Letter
-from sabot.journal.effects import EffectId
-from sabot.journal.entries import Intent
+from sabot.journal.entries import Attempt, Intent
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
-from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant, names
-from sabot.llm.arguments import lacks, types_at
-from sabot.llm.names import note_tool
-from sabot.llm.tools import Tool
+from sabot.llm import (
+    Agent,
+    Effect,
+    ExecutionEngine,
+    ModelUnavailable,
+    RequestSpec,
+    ScriptedProvider,
+    ToolCall,
+    assistant,
+)
 from sabot.mcp.offers import OfferedArguments
+from tools.agent_tools import started, until
 
 MOST_50 = ConstraintPolicy(["refund"], "amount", max=50)
 
@@ -117,9 +139,12 @@ def asking(refund: Tool) -> Agent:
     return Agent(ExecutionEngine(ScriptedProvider(said)), tools=[refund])
 
 
+def pending(home: MemoryStorage) -> list[Any]:
+    return [each for each in JobView.of(MemoryReader(home)).actions.values() if each.status == "pending"]
+
+
 def open_question(home: MemoryStorage) -> Any:
-    known = JobView.of(MemoryReader(home))
-    return next(each for each in known.actions.values() if each.status == "pending")
+    return pending(home)[0]
 
 
 # -- defaults -----------------------------------------------------------------------------------------------------------
@@ -340,6 +365,75 @@ async def test_a_default_of_a_server_passes_no_bound_however_its_schema_says_it(
         assert result.decision == "deny", (schema, given)
         wide = PolicyEngine([ConstraintPolicy(["pay"], field, max=1000)])
         assert ((await wide.check_tool(served_pay, arguments=given)).decision == "allow") is (schema is not nullable)
+
+
+AMOUNT = {"properties": {"amount": {"type": "integer", "default": 500}}}
+OF_LIST = {"properties": {"p": {"type": "array", "items": [AMOUNT, {"type": "string"}]}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "given", "field"),
+    [
+        (
+            {"properties": {"p": {"type": "array", "prefixItems": [AMOUNT, {"type": "string"}]}}},
+            {"p": [{}, "x"]},
+            "p.0.amount",
+        ),
+        (
+            {"properties": {"p": {"type": "array", "prefixItems": [{}], "items": AMOUNT}}},
+            {"p": ["x", {}]},
+            "p.1.amount",
+        ),
+        ({"properties": {"p": {"prefixItems": [AMOUNT], "items": False}}}, {"p": [{}]}, "p.*.amount"),
+        (OF_LIST, {"p": [{}, "x"]}, "p.0.amount"),
+        ({"properties": {"card": {}}, "dependentSchemas": {"card": AMOUNT}}, {"card": "4711"}, "amount"),
+        ({"properties": {"card": {}}, "dependencies": {"card": AMOUNT}}, {"card": "4711"}, "amount"),
+        (
+            {"properties": {"card": {"default": "visa"}}, "dependentSchemas": {"card": {"$ref": "#/$defs/Amount"}}},
+            {},
+            "amount",
+        ),
+        (AMOUNT | {"anyOf": [{"required": ["a"]}, {"required": ["b"]}]}, {"a": 1}, "amount"),
+        ({"properties": {}, "allOf": [{"$ref": "#/$defs/Amount"}, {"title": "x"}]}, {}, "amount"),
+        ({"properties": {"p": {"additionalProperties": AMOUNT}}}, {"p": {"x": {}}}, "p.x.amount"),
+        ({"properties": {"p": {"patternProperties": {"^x": AMOUNT}}}}, {"p": {"x": {}}}, "p.x.amount"),
+    ],
+    ids=str,
+)
+async def test_defaults_of_a_server_are_filled_in_wherever_its_schema_has_them(
+    schema: dict[str, Any], given: dict[str, Any], field: str
+) -> None:
+    """A rule function saw no amount, and the server paid 500."""
+    json = {"type": "object", "$defs": {"Amount": AMOUNT}, **schema}
+    served = dataclasses.replace(tool(name="pay")(print), parameters=OfferedArguments("pay", "", json))
+    assert served.arguments(msgspec.json.encode(given).decode()) == given
+    seen: list[Any] = []
+
+    def looks(call: GuardedCall) -> None:
+        found: Any = call.arguments
+        for part in field.replace("*", "0").split("."):
+            found = found[int(part) if isinstance(found, list) else part]
+        seen.append(found)
+
+    bounds = [ConstraintPolicy(["pay"], field, max=most) for most in (500, 50)]
+    allowed = [(await PolicyEngine([each]).check_tool(served, arguments=given)).allowed for each in bounds]
+    assert allowed == [True, False]
+    assert (await PolicyEngine([looks]).check_tool(served, arguments=given)).allowed
+    assert seen == [500]
+    assert not lacks(served, field.split("."))
+
+
+async def test_a_schema_that_refers_to_itself_takes_no_time() -> None:
+    """Each level of the reference doubled the time."""
+    twice = {"allOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/A"}], "anyOf": [{"$ref": "#/$defs/A"}] * 2}
+    tree = {"properties": {name: {"$ref": "#/$defs/B", "default": {}} for name in "ab"}}
+    defs = {"A": twice, "B": tree}
+    bound = PolicyEngine([ConstraintPolicy(["pay"], "p.a.a", max=50), lambda call: call.arguments and None])
+    for name, words in (("A", ""), ("B", "too many defaults")):
+        json = {"type": "object", "properties": {"p": {"$ref": f"#/$defs/{name}"}}, "$defs": defs}
+        served = dataclasses.replace(tool(name="pay")(print), parameters=OfferedArguments("pay", "", json))
+        lacks(served, ["p", "a", "a"])
+        assert words in (await bound.check_tool(served, arguments={"p": {"x": {}}})).reason
 
 
 async def test_the_default_of_a_server_is_judged_and_sent_with_the_call_also_after_a_restart() -> None:
@@ -585,6 +679,77 @@ async def test_a_question_shows_the_defaults_that_a_struct_leaves_out() -> None:
     assert open_question(home).payload["arguments"] == [[], {"fees": shown}]
 
 
+async def test_a_question_shows_the_defaults_of_a_dataclass_that_a_model_leaves_out() -> None:
+    """msgspec decodes a dataclass without attributes for them: the class has their values."""
+    made: list[Any] = []
+
+    @dataclasses.dataclass
+    class Box:
+        parcels: list[Parcel]
+        first: Parcel = dataclasses.field(default_factory=Parcel)
+        fee: int = 70
+
+    @tool
+    def send(box: Box, by: dict[str, Parcel]) -> None:
+        made.append((box, by))
+
+    model = ScriptedProvider([assistant("", ToolCall("1", "send", SENT)), "sent"])
+    agent = Agent(ExecutionEngine(model), tools=[send])
+
+    async def f(ctx: DurableContext) -> str:
+        return (await agent.run("send it", effects=ctx.llm(agent.engine))).content
+
+    home = MemoryStorage()
+    policy = PolicyEngine([ToolPolicy(["send"], require_approval=True)])
+    async with hosting(home, Owner(f), guard=policy) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        question = open_question(home)
+        box = {"parcels": [{"weight": 500}, {"weight": 3}], "first": {"weight": 500}, "fee": 70}
+        assert question.payload["arguments"] == [[], {"box": box, "by": {"sea": {"weight": 500}}}]
+        jobs.journal.post(Letter("answer", question.resume_token, body=b'{"approved": true}'))
+        await jobs.over("j")
+    assert made == [(Box([Parcel(), Parcel(3)]), {"sea": Parcel()})]
+
+
+SENT = '{"box": {"parcels": [{}, {"weight": 3}]}, "by": {"sea": {}}}'
+
+
+@pytest.mark.parametrize("kind", ["struct", "dataclass"])
+async def test_an_approved_call_has_the_defaults_of_fields_that_were_shown_after_a_deploy_too(kind: str) -> None:
+    """A value that leaves out its defaults is recorded as the same bytes, whatever these are."""
+    home, made = MemoryStorage(), list[Any]()
+    ask = PolicyEngine([ToolPolicy(["charge"], require_approval=True)])
+
+    def job(cents: int) -> Any:
+        fields = [("id", str), ("cents", int, cents)]
+        made_of: Any = msgspec.defstruct("Fee", fields, omit_defaults=True)
+        if kind == "dataclass":
+            made_of = dataclasses.make_dataclass("Fee", fields)
+
+        @tool
+        def charge(fee: made_of, more: list[made_of]) -> None:  # type: ignore[valid-type]
+            made.append((fee.cents, [each.cents for each in more]))  # type: ignore[attr-defined]
+
+        async def f(ctx: DurableContext) -> None:
+            await ctx.call(
+                charge, **charge.arguments('{"fee": {"id": "a"}, "more": [{"id": "b"}, {"id": "c", "cents": 3}]}')
+            )
+
+        return f
+
+    async with hosting(home, Owner(job(70)), guard=ask) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        question = open_question(home)
+        assert question.payload["arguments"][1]["fee"] == {"id": "a", "cents": 70}
+    async with hosting(home, Owner(job(900)), guard=ask) as jobs:
+        jobs.journal.post(Letter("answer", question.resume_token, body=b'{"approved": true}'))
+        await jobs.over("j")
+        assert jobs.agent.outcomes["j"] == "succeeded", jobs.agent.errors
+    assert made == [(70, [70, 3])]
+
+
 async def test_a_question_of_an_older_version_is_made_with_what_it_shows_and_the_default_of_today() -> None:
     """Older journals have the arguments that the function gave: the rest is what the tool does by itself."""
     home, ask = MemoryStorage(), PolicyEngine([ToolPolicy(["refund"], require_approval=True)])
@@ -600,8 +765,12 @@ async def test_a_question_of_an_older_version_is_made_with_what_it_shows_and_the
     older.identity, older.key = home.identity, home.key
     journal = MemoryJournal(older)
     for entry in entries(home):  # as they were written before
-        asks = isinstance(entry, Intent) and entry.kind == "call"
-        journal.append(msgspec.structs.replace(entry, body=pack([["o-1"], {}], "it")) if asks else entry)
+        if isinstance(entry, Intent) and entry.kind == "call":
+            verdict = decode_verdict(entry.note)
+            assert verdict is not None
+            note = encode_verdict(msgspec.structs.replace(verdict, named=False))
+            entry = msgspec.structs.replace(entry, body=pack([["o-1"], {}], "it"), note=note)
+        journal.append(entry)
     journal.close()
     home = older
     question = open_question(home)
@@ -667,6 +836,407 @@ async def test_a_call_is_made_with_the_default_by_which_it_was_judged_after_a_cr
             assert jobs.agent.done["j"] == 40
 
 
+class Base(pydantic.BaseModel):
+    id: str = "o"
+
+
+class WithFee(Base):
+    fee: int = pydantic.Field(500, exclude=True)
+
+
+class Rounded(Base):
+    fee: Annotated[int, pydantic.PlainSerializer(lambda value: 0)] = 500
+
+
+class Empty(Base):
+    fee: int = 500
+
+    @pydantic.model_serializer
+    def nothing(self) -> dict[str, Any]:
+        return {}
+
+
+class OfBase(pydantic.BaseModel):
+    """pydantic packs the fields of the declared type."""
+
+    order: Base = WithFee()
+    by: dict[str, Base] = {"sea": WithFee(fee=3)}
+
+
+class Roots(pydantic.RootModel[list[Base]]):
+    root: list[Base] = [WithFee()]
+
+
+class Paid(Base):
+    card: pydantic.SecretStr = pydantic.SecretStr("4711")
+    fee: int = 500
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def total(self) -> int:
+        return self.fee + 1
+
+
+class WithClient(Base):
+    model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)
+    client: Any = pydantic.Field(default_factory=object, exclude=True)
+    fee: int = pydantic.Field(500, exclude=True)
+
+
+class Pair(NamedTuple):
+    left: Base
+    right: int = 3
+
+
+class Renamed(msgspec.Struct, rename="camel", omit_defaults=True):
+    the_fee: int = 500
+    note: str | msgspec.UnsetType = msgspec.UNSET
+
+
+@dataclasses.dataclass
+class Quiet:
+    fee: int = dataclasses.field(default=500, repr=False)
+    _rate: int = 7
+
+
+@attrs.define
+class OfAttrs:
+    order: Base = attrs.field(factory=WithFee)
+    _rate: int = 7
+    _client: Any = attrs.field(factory=object, eq=False)
+
+
+SHOWN: list[tuple[Any, Any]] = [
+    (WithFee(), {"id": "o", "fee": 500}),
+    (Rounded(), {"id": "o", "fee": 500}),
+    (Empty(), {"id": "o", "fee": 500}),
+    (OfBase(), {"order": {"id": "o", "fee": 500}, "by": {"sea": {"id": "o", "fee": 3}}}),
+    (Roots(), [{"id": "o", "fee": 500}]),
+    (Paid(), {"id": "o", "card": "**********", "fee": 500, "total": 501}),
+    (WithClient(), {"id": "o", "fee": 500}),
+    (Pair(WithFee()), [{"id": "o", "fee": 500}, 3]),
+    ((1, [WithFee()]), [1, [{"id": "o", "fee": 500}]]),
+    (Renamed(), {"theFee": 500}),
+    (Quiet(), {"fee": 500, "_rate": 7}),
+    (OfAttrs(), {"order": {"id": "o", "fee": 500}, "_rate": 7}),
+]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize(("given", "shown"), SHOWN, ids=lambda each: type(each).__name__)
+async def test_a_question_shows_the_fields_that_an_object_hides_and_the_tool_gets_them(
+    given: Any, shown: Any, restart: bool
+) -> None:
+    home = MemoryStorage()
+
+    @tool
+    def pay(order: Any) -> None:
+        paid.append(order)
+
+    paid.clear()
+    async with hosting(home, Owner(pays(pay, (), {"order": given})), guard=ASK_PAY) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        question = open_question(home)
+        assert question.payload["arguments"] == [[], {"order": shown}]
+        if not restart:
+            jobs.journal.post(Letter("answer", question.resume_token, body=b'{"approved": true}'))
+            await jobs.over("j")
+    if restart:
+        async with hosting(home, Owner(pays(pay, (), {"order": given})), guard=ASK_PAY) as jobs:
+            jobs.journal.post(Letter("answer", question.resume_token, body=b'{"approved": true}'))
+            await jobs.over("j")
+    (got,) = paid
+    assert type(got) is type(given)
+    assert isinstance(given, WithClient) or got == given
+    assert getattr(got, "fee", 500) == 500
+
+
+@pytest.mark.parametrize("kind", ["exclude", "serializer"])
+async def test_an_approved_call_has_the_hidden_field_that_was_shown_after_a_deploy_too(kind: str) -> None:
+    """Another value of it is recorded as the same bytes."""
+    home, of_kind = MemoryStorage(), WithFee if kind == "exclude" else Rounded
+
+    @tool
+    def pay(order: of_kind) -> None:  # type: ignore[valid-type]
+        paid.append(order.fee)  # type: ignore[attr-defined]
+
+    paid.clear()
+    for fee in (500, 900):
+        async with hosting(home, Owner(pays(pay, (), {"order": of_kind(fee=fee)})), guard=ASK_PAY) as jobs:
+            if fee == 500:
+                jobs.begin("j")
+                await jobs.parks("j")
+                continue
+            jobs.journal.post(Letter("answer", open_question(home).resume_token, body=b'{"approved": true}'))
+            await jobs.over("j")
+            assert jobs.agent.outcomes["j"] == "succeeded", jobs.agent.errors
+    assert paid == [500]
+
+
+async def test_a_secret_that_was_shown_as_a_mask_reaches_the_tool_of_an_approved_call() -> None:
+    """The types of the tool add a new id in each run, so that the recorded values are read."""
+    home, numbers = MemoryStorage(), count(1)
+
+    class Numbered(Paid):
+        number: int = pydantic.Field(default_factory=numbers.__next__)
+
+    @tool
+    def pay(order: Numbered) -> None:
+        paid.append((order.card.get_secret_value(), order.number))
+
+    def answers(spec: RequestSpec) -> Any:
+        words = '{"order": {"card": "0815"}}'
+        return "paid" if spec.messages[-1].role == "tool" else assistant("", ToolCall("1", "pay", words))
+
+    agent = Agent(ExecutionEngine(ScriptedProvider(answers)), tools=[pay])
+
+    async def f(ctx: DurableContext) -> str:
+        return (await agent.run("pay it", effects=ctx.llm(agent.engine))).content
+
+    paid.clear()
+    async with hosting(home, Owner(f), guard=ASK_PAY) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+    async with hosting(home, Owner(f), guard=ASK_PAY) as jobs:
+        jobs.journal.post(Letter("answer", open_question(home).resume_token, body=b'{"approved": true}'))
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == "paid"
+    assert paid == [("0815", 1)]
+
+
+# -- defaults that calls share -----------------------------------------------------------------------------------------
+
+
+SHARED: dict[str, Callable[[], tuple[Any, Callable[[Any], Any]]]] = {
+    "list": lambda: ([], lambda each: each.append(500)),
+    "dict": lambda: ({}, lambda each: each.update(fee=500)),
+    "nested": lambda: (([],), lambda each: each[0].append(500)),
+    "model": lambda: (WithFee(fee=1), lambda each: setattr(each, "fee", 500)),
+    "struct": lambda: (Renamed(1), lambda each: setattr(each, "the_fee", 500)),
+}
+
+
+@pytest.mark.parametrize("kind", SHARED)
+@pytest.mark.parametrize("way", ["rule", "question", "partial", "judged"])
+async def test_a_call_is_made_with_the_default_by_which_it_was_judged_although_another_call_has_changed_it(
+    kind: str, way: str
+) -> None:
+    default, changes = SHARED[kind]()
+    before, seen = repr(default), list[str]()
+
+    def pay(order: str, what: Any = default) -> None:
+        seen.append(repr(what))
+        changes(what)
+
+    def bounded(call: GuardedCall) -> None:
+        assert call.name != "pay" or repr(call.arguments["what"]) == before
+
+    async def f(ctx: DurableContext) -> None:
+        call = partial(pay, what=default) if way == "partial" else pay
+        await asyncio.gather(*(ctx.step(call, each) for each in ("a", "b", "c")))
+
+    async def plainly(ctx: DurableContext) -> None:
+        made = tool(pay)
+
+        async def outer() -> None:
+            await asyncio.gather(*(asyncio.to_thread(made, each) for each in ("a", "b", "c")))
+
+        await ctx.step(outer, effect="unsafe")
+
+    home, rules = MemoryStorage(), [ToolPolicy(["pay"], require_approval=True)] if way == "question" else [bounded]
+    async with hosting(home, Owner(plainly if way == "judged" else f), guard=PolicyEngine(rules)) as jobs:
+        jobs.begin("j")
+        for _ in range(3 if way == "question" else 0):
+            await jobs.until(lambda: pending(home))
+            token = open_question(home).resume_token
+            jobs.journal.post(Letter("answer", token, body=b'{"approved": true}'))
+            await jobs.until(lambda token=token: token not in [each.resume_token for each in pending(home)])
+        await jobs.over("j")
+        assert jobs.agent.outcomes["j"] == "succeeded", jobs.agent.errors
+    assert seen == [before] * 3
+
+
+# -- what a later program adds ------------------------------------------------------------------------------------------
+
+
+def before_and_after_a_deploy() -> tuple[Any, Any]:
+    """The function of a tool in two programs."""
+
+    def before() -> Any:
+        def pay(order: str, amount: int) -> None:
+            paid.append((order, amount))
+
+        return pay
+
+    def pay(order: str, amount: int, tip: int = 900) -> None:
+        paid.append((order, amount, tip))
+
+    return before(), pay
+
+
+paid: list[Any] = []
+ASK_PAY = PolicyEngine([ToolPolicy(["pay"], require_approval=True)])
+
+
+def pays(pay: Any, args: tuple[Any, ...], kwargs: dict[str, Any], step: bool = False) -> Any:
+    async def f(ctx: DurableContext) -> Any:
+        try:
+            return await (ctx.step if step else ctx.call)(pay, *args, **kwargs)
+        except PolicyDenied as error:
+            return error.message
+
+    return f
+
+
+@pytest.mark.parametrize("way", ["by place", "by name", "step", "partial", "edited"])
+async def test_an_approved_call_is_not_made_with_a_parameter_that_nobody_has_seen(way: str) -> None:
+    """A later program adds `tip=900`. If the function had given all arguments, it was filled in without a word."""
+    paid.clear()
+    first, second = before_and_after_a_deploy()
+    args: tuple[Any, ...] = ("o-1", 50)
+    kwargs: dict[str, Any] = {}
+    if way == "by name":
+        args, kwargs = (), {"order": "o-1", "amount": 50}
+    tools = [each if way in ("step", "partial") else tool(each) for each in (first, second)]
+    if way == "partial":
+        args, tools = (), [partial(each, "o-1", amount=50) for each in tools]
+    home, step = MemoryStorage(), way in ("step", "partial")
+    async with hosting(home, Owner(pays(tools[0], args, kwargs, step)), guard=ASK_PAY) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        question = open_question(home)
+        assert question.payload["arguments"] == [[], {"order": "o-1", "amount": 50}]
+    said = b'{"approved": true, "arguments": {"amount": 5}}' if way == "edited" else b'{"approved": true}'
+    same, later = prefix(home, len(entries(home))), prefix(home, len(entries(home)))
+    async with hosting(same, Owner(pays(tools[0], args, kwargs, step)), guard=ASK_PAY) as jobs:
+        jobs.journal.post(Letter("answer", question.resume_token, body=said))
+        await jobs.over("j")
+    assert paid == [("o-1", 5 if way == "edited" else 50)], "the program that has asked makes the call"
+    paid.clear()
+    async with hosting(later, Owner(pays(tools[1], args, kwargs, step)), guard=ASK_PAY) as jobs:
+        jobs.journal.post(Letter("answer", question.resume_token, body=said))
+        await jobs.over("j")
+        assert "a person has seen it without tip=900, which the program has added since" in jobs.agent.done["j"]
+    assert paid == []
+
+
+@pytest.mark.parametrize("kind", ["struct", "dataclass", "default"])
+async def test_an_approved_call_is_not_made_with_a_field_that_nobody_has_seen(kind: str) -> None:
+    """A field with a default is recorded as the same bytes, or is read from the same words of a model."""
+    home = MemoryStorage()
+
+    def job(*fields: Any) -> Any:
+        parts = [("id", str), ("cents", int), *fields]
+        made_of: Any = dataclasses.make_dataclass("Fee", parts)
+        if kind != "dataclass":
+            made_of = msgspec.defstruct("Fee", parts, omit_defaults=True)
+        default = [made_of("a", 5)]
+
+        @tool
+        def pay(fees: list[made_of] = default) -> None:  # type: ignore[valid-type]
+            paid.append(fees)
+
+        words = '{"fees": [{"id": "a", "cents": 5}]}'
+        return pays(pay, (), {} if kind == "default" else dict(pay.arguments(words)))
+
+    paid.clear()
+    async with hosting(home, Owner(job()), guard=ASK_PAY) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        question = open_question(home)
+        assert question.payload["arguments"] == [[], {"fees": [{"id": "a", "cents": 5}]}]
+    async with hosting(home, Owner(job(("tip", int, 900))), guard=ASK_PAY) as jobs:
+        jobs.journal.post(Letter("answer", question.resume_token, body=b'{"approved": true}'))
+        await jobs.over("j")
+        assert "a person has seen it without fees.0.tip=900" in jobs.agent.done["j"]
+    assert paid == []
+
+
+async def test_an_approved_call_of_a_server_is_not_made_with_a_field_that_nobody_has_seen() -> None:
+    def offered(more: dict[str, Any]) -> Any:
+        json = {"type": "object", "properties": {"order": {"type": "object", "properties": more}}}
+        return dataclasses.replace(tool(name="pay")(paid.append), parameters=OfferedArguments("pay", "", json))
+
+    paid.clear()
+    home, tip = MemoryStorage(), {"tip": {"type": "integer", "default": 900}}
+    async with hosting(home, Owner(pays(offered({}), (), {"order": {"id": 1}})), guard=ASK_PAY) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        question = open_question(home)
+    async with hosting(home, Owner(pays(offered(tip), (), {"order": {"id": 1}})), guard=ASK_PAY) as jobs:
+        jobs.journal.post(Letter("answer", question.resume_token, body=b'{"approved": true}'))
+        await jobs.over("j")
+        assert "without order.tip=900" in jobs.agent.done["j"]
+    assert paid == []
+
+
+@pytest.mark.parametrize("most", [1000, 100])
+async def test_a_judged_call_is_judged_again_with_a_parameter_that_a_later_program_adds(most: int) -> None:
+    """A crash had cut it off. No rule had seen `tip=900`."""
+    home, effect = MemoryStorage(), "idempotent"
+
+    @tool(effect=effect, name="pay")
+    def first(order: str, amount: int) -> int:
+        return amount
+
+    @tool(effect=effect, name="pay")
+    def second(order: str, amount: int, tip: int = 900) -> int:
+        return amount + tip
+
+    bounds = [ConstraintPolicy(["pay"], "amount", max=50), ConstraintPolicy(["*"], "tip", max=most)]
+    async with hosting(home, Owner(pays(first, ("o-1", 50), {})), guard=PolicyEngine(bounds)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == 50
+    async with hosting(prefix(home, 2), Owner(pays(second, ("o-1", 50), {})), guard=PolicyEngine(bounds)) as jobs:
+        await jobs.over("j")
+        said = "its arguments are others than before the restart: tip is 900" if most == 100 else "950"
+        assert said in str(jobs.agent.done["j"])
+
+
+async def test_a_call_that_may_have_been_made_is_in_doubt_although_its_tool_has_changed() -> None:
+    """It was made when the process was killed. That it was refused was not true."""
+    paid.clear()
+    home, args, (first, second) = MemoryStorage(), ("o-1", 50), map(tool, before_and_after_a_deploy())
+    async with hosting(home, Owner(pays(first, args, {})), guard=ASK_PAY) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        jobs.journal.post(Letter("answer", open_question(home).resume_token, body=b'{"approved": true}'))
+        await jobs.over("j")
+    count = next(at for at, each in enumerate(entries(home), 1) if isinstance(each, Attempt))
+    for said, found in ((b'{"outcome": "done"}', None), (b'{"outcome": "not_done"}', "without tip=900")):
+        crashed = prefix(home, count)
+        async with hosting(crashed, Owner(pays(second, args, {})), guard=ASK_PAY) as jobs:
+            await jobs.parks("j")
+            question = open_question(crashed)
+            assert question.type == "in_doubt"
+            jobs.journal.post(Letter("answer", question.resume_token, body=said))
+            await jobs.over("j")
+            assert jobs.agent.done["j"] is None if found is None else found in jobs.agent.done["j"]
+    assert paid == [("o-1", 50)]
+
+
+async def test_a_call_by_place_has_the_arguments_that_were_judged_although_their_order_has_changed() -> None:
+    home = MemoryStorage()
+
+    @tool(effect="idempotent", name="pay")
+    def first(order: int, amount: int) -> Any:
+        return {"order": order, "amount": amount}
+
+    @tool(effect="idempotent", name="pay")
+    def second(amount: int, order: int) -> Any:
+        return {"order": order, "amount": amount}
+
+    bound = PolicyEngine([ConstraintPolicy(["pay"], "amount", max=50)])
+    async with hosting(home, Owner(pays(first, (900, 50), {})), guard=bound) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    async with hosting(prefix(home, 2), Owner(pays(second, (900, 50), {})), guard=bound) as jobs:
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == {"order": 900, "amount": 50}
+
+
 def test_a_rule_by_name_alone_reads_no_arguments() -> None:
     refund, _ = refund_with()
     call = GuardedCall(EffectId("j", 1), "tool", "refund", tool=refund, args=("o-1",))
@@ -674,3 +1244,465 @@ def test_a_rule_by_name_alone_reads_no_arguments() -> None:
     assert isinstance(verdict, GuardVerdict)
     assert verdict.decision is Decision.ALLOW
     assert not call.was_seen
+
+
+# -- partials and wrappers ---------------------------------------------------------------------------------------------
+
+
+class Wrapper:
+    """A decorator as a class: it is called in place of the function, and takes everything."""
+
+    def __init__(self, func: Any) -> None:
+        self.wrapped = func
+        update_wrapper(self, func)
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.wrapped(*args, **kwargs)
+
+
+GIVEN: dict[str, Callable[[Any], Any]] = {
+    "by name": lambda refund: partial(refund, amount=500),
+    "by place": lambda refund: partial(refund, "o-1", 500),
+    "to a tool": lambda refund: tool(partial(refund, "o-1", amount=500)),
+}
+
+
+@pytest.mark.parametrize("given", ["by name", "by place", "to a tool"])
+async def test_a_question_shows_what_a_partial_gives_and_the_approved_call_is_made_with_it(given: str) -> None:
+    home, made = MemoryStorage(), list[Any]()
+
+    def refund(order: str, amount: int = 9) -> None:
+        made.append((order, amount))
+
+    async def f(ctx: DurableContext) -> None:
+        await ctx.step(GIVEN[given](refund), *(["o-1"] if given == "by name" else []))
+
+    ask = PolicyEngine([ToolPolicy(["refund"], require_approval=True)])
+    async with hosting(home, Owner(f), guard=ask) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        question = open_question(home)
+        assert question.payload["arguments"] == [[], {"order": "o-1", "amount": 500}]
+        jobs.journal.post(Letter("answer", question.resume_token, body=b'{"approved": true}'))
+        await jobs.over("j")
+        assert jobs.agent.outcomes["j"] == "succeeded", jobs.agent.errors
+    assert made == [("o-1", 500)]
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+async def test_an_approved_call_has_what_a_partial_gave_before_a_deploy_or_is_not_made(by_name: bool) -> None:
+    home, made = MemoryStorage(), list[Any]()
+
+    def refund(order: str, amount: int) -> None:
+        made.append((order, amount))
+
+    def job(amount: int) -> Any:
+        async def f(ctx: DurableContext) -> Any:
+            call = partial(refund, "o-1", amount=amount) if by_name else partial(refund, "o-1", amount)
+            try:
+                return await ctx.step(call)
+            except PolicyDenied as error:
+                return error.message
+
+        return f
+
+    ask = PolicyEngine([ToolPolicy(["refund"], require_approval=True)])
+    async with hosting(home, Owner(job(5)), guard=ask) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        question = open_question(home)
+    async with hosting(home, Owner(job(900)), guard=ask) as jobs:
+        jobs.journal.post(Letter("answer", question.resume_token, body=b'{"approved": true}'))
+        await jobs.over("j")
+        assert by_name or "refund gets amount by its place in a functools.partial" in jobs.agent.done["j"]
+    assert made == ([("o-1", 5)] if by_name else [])
+
+
+@pytest.mark.parametrize("values", [(5, 900), ({"a": 5}, {"a": 900}), ((5, object()), (900, object()))])
+@pytest.mark.parametrize("by_name", [True, False])
+async def test_a_call_that_no_rule_judges_is_another_one_if_its_partial_gives_other_values(
+    by_name: bool, values: Any
+) -> None:
+    """Its values were in no digest: a payment in doubt was repeated with its key and another amount after a deploy."""
+    home, made = MemoryStorage(), list[Any]()
+
+    def pay(*given: Any, amount: Any = None) -> None:
+        made.append(given or amount)
+
+    def job(value: Any) -> Any:
+        async def f(ctx: DurableContext) -> Any:
+            await ctx.step(partial(pay, amount=value) if by_name else partial(pay, value), effect="idempotent")
+
+        return f
+
+    before, after = values
+    async with hosting(home, Owner(job(before))) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    for value, blocked in ((after, True), (before, False)):
+        async with hosting(prefix(home, 2), Owner(job(value))) as jobs:
+            await jobs.over("j")
+            assert bool(jobs.host.statistics()["blocked"]) == (blocked and not isinstance(value, tuple))
+    if not isinstance(before, tuple):
+        assert len(made) == 2
+
+
+async def test_a_partial_in_a_journal_of_an_earlier_version_is_the_same_call() -> None:
+    """The digest was that of the arguments that the caller gives."""
+    home, made = MemoryStorage(), list[Any]()
+
+    def pay(order: str, amount: int) -> None:
+        made.append((order, amount))
+
+    async def f(ctx: DurableContext) -> Any:
+        await ctx.step(partial(pay, amount=5), "o-1", effect="idempotent")
+
+    async with hosting(home, Owner(f)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    for recorded in (2, 3):
+        earlier = prefix(home, 0)
+        journal = MemoryJournal(earlier)
+        for entry in entries(home)[:recorded]:
+            if isinstance(entry, Intent):
+                entry = msgspec.structs.replace(entry, digest=digest(home.key, "call", "pay", entry.body))
+            journal.append(entry)
+        journal.close()
+        async with hosting(earlier, Owner(f)) as jobs:
+            await jobs.over("j")
+            assert not jobs.host.statistics()["blocked"]
+    assert made == [("o-1", 5)] * 2
+
+
+async def test_texts_are_hidden_in_what_a_partial_gives_or_the_call_is_denied() -> None:
+    home, made = MemoryStorage(), list[Any]()
+
+    def mail(text: str, footer: str = "") -> None:
+        made.append((text, footer))
+
+    async def f(ctx: DurableContext) -> Any:
+        await ctx.step(partial(mail, footer="card 4711"), "hello")
+        try:
+            await ctx.step(partial(mail, "card 4711"))
+        except PolicyDenied as error:
+            return error.message
+
+    async with hosting(home, Owner(f), guard=PolicyEngine([RedactionPolicy(["4711"])])) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        assert "mail gets text by its place" in jobs.agent.done["j"]
+    assert made == [("hello", "card ***")]
+    assert "4711" not in str([unpack(entry.body) for entry in entries(home) if isinstance(entry, Intent)])
+
+
+async def test_what_a_partial_gives_and_nobody_can_record_is_left_out_of_the_question() -> None:
+    home, made, client = MemoryStorage(), list[Any](), object()
+
+    def refund(client: Any, order: str, amount: int = 9) -> None:
+        made.append((client, order, amount))
+
+    async def f(ctx: DurableContext) -> None:
+        await ctx.step(partial(refund, client), "o-1")
+
+    ask = PolicyEngine([ToolPolicy(["refund"], require_approval=True)])
+    async with hosting(home, Owner(f), guard=ask) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        question = open_question(home)
+        assert question.payload["arguments"] == [[], {"order": "o-1", "amount": 9}]
+        jobs.journal.post(Letter("answer", question.resume_token, body=b'{"approved": true}'))
+        await jobs.over("j")
+    assert made == [(client, "o-1", 9)]
+
+
+@pytest.mark.parametrize("given", [("o-1", 500), ("o-1",), ()])
+@pytest.mark.parametrize("is_tool", [True, False])
+async def test_a_bound_holds_for_the_function_within_an_object_that_wraps_it(
+    is_tool: bool, given: tuple[Any, ...]
+) -> None:
+    made: list[Any] = []
+
+    def refund(order: str = "o-1", amount: int = 500) -> None:
+        made.append(amount)
+
+    async def f(ctx: DurableContext) -> str:
+        wrapped: Any = Wrapper(refund)
+        try:
+            return str(await ctx.call(tool(wrapped) if is_tool else wrapped, *given))
+        except PolicyDenied as error:
+            return error.message
+
+    async with hosting(MemoryStorage(), Owner(f), guard=PolicyEngine([MOST_50])) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        assert "amount is 500, and at most 50 is allowed" in jobs.agent.done["j"]
+    assert made == []
+
+
+async def test_an_argument_that_may_be_the_bounded_one_and_has_no_name_is_denied() -> None:
+    made: list[Any] = []
+
+    @tool
+    def refund(*args: Any, **kwargs: Any) -> None:
+        made.append((args, kwargs))
+
+    async def f(ctx: DurableContext) -> str:
+        await ctx.call(refund, amount=5)
+        await ctx.call(refund, "o-1", amount=5)
+        await ctx.call(refund, order="o-1")
+        try:
+            return str(await ctx.call(refund, "o-1", 500))
+        except PolicyDenied as error:
+            return error.message
+
+    async with hosting(MemoryStorage(), Owner(f), guard=PolicyEngine([MOST_50])) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        assert "amount may be among the arguments of *args, which have no names" in jobs.agent.done["j"]
+    assert made == [((), {"amount": 5}), (("o-1",), {"amount": 5}), ((), {"order": "o-1"})]
+
+
+# -- what the types of a tool add by themselves ----------------------------------------------------------------------------
+
+
+def labels_of(kind: str, numbers: Iterator[int]) -> type[Any]:
+    """A type of arguments that adds a new id to each object, as `default_factory=uuid4` does."""
+    if kind == "pydantic":
+        return pydantic.create_model("Label", to=(str, ...), id=(int, pydantic.Field(default_factory=numbers.__next__)))
+    id_of = dataclasses.field if kind == "dataclass" else msgspec.field
+    fields = [("to", str), ("id", int, id_of(default_factory=numbers.__next__))]
+    return dataclasses.make_dataclass("Label", fields) if kind == "dataclass" else msgspec.defstruct("Label", fields)
+
+
+class Post:
+    """An agent whose tool prints a label, and what it has printed: the number of the label, and the key of the call."""
+
+    def __init__(self, kind: str, numbers: Iterator[int], effect: str = "idempotent") -> None:
+        self.printed: list[tuple[int, str]] = []
+
+        @tool(effect=effect)
+        def stick(label: Any, effect: Effect) -> int:
+            self.printed.append((label.id, effect.key))
+            return label.id
+
+        stick.func.__annotations__["label"] = labels_of(kind, numbers)
+        engine = ExecutionEngine(ScriptedProvider(self.answer), retries=0, patience=0)
+        self.agent = Agent(engine, name="post", tools=[stick])
+
+    def answer(self, spec: RequestSpec) -> Any:
+        return "stuck" if spec.messages[-1].role == "tool" else assistant("", ToolCall("1", "stick", TO_ANN))
+
+    async def job(self, ctx: DurableContext) -> str:
+        return (await self.agent.run("send it", effects=ctx.llm(self.agent.engine))).content
+
+
+TO_ANN = '{"label": {"to": "Ann"}}'
+KINDS = ["pydantic", "dataclass", "struct"]
+
+
+@pytest.mark.parametrize("guard", [None, PolicyEngine([ToolPolicy(["stick"], denied_scopes=["guests"])])])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_agent_goes_on_after_a_crash_with_the_new_id_that_its_call_has_got(kind: str, guard: Any) -> None:
+    """Each run of the job decoded another id, by which the call was taken for another one: the job was blocked."""
+    home, numbers = MemoryStorage(), count(1)
+    whole = Post(kind, numbers)
+    async with hosting(home, Owner(whole.job), guard=guard) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    assert [number for number, _ in whole.printed] == [1]
+    for recorded, again in ((4, whole.printed), (5, [])):  # the INTENT entry of the call, and its result
+        after = Post(kind, numbers)
+        async with hosting(prefix(home, recorded), Owner(after.job), guard=guard) as jobs:
+            await jobs.over("j")
+            assert jobs.agent.done["j"] == "stuck"
+        assert after.printed == again
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_approved_call_of_an_agent_has_the_new_id_that_was_shown(kind: str) -> None:
+    home, post = MemoryStorage(), Post(kind, count(1), "unsafe")
+    async with hosting(
+        home, Owner(post.job), guard=PolicyEngine([ToolPolicy(["stick"], require_approval=True)])
+    ) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        question = open_question(home)
+        (shown,) = question.payload["arguments"][1].values()
+        assert (shown["to"], shown["id"]) == ("Ann", 1)
+        jobs.journal.post(Letter("answer", question.resume_token, body=b'{"approved": true}'))
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == "stuck"
+    assert [number for number, _ in post.printed] == [1]
+
+
+@pytest.mark.parametrize("guard", [None, PolicyEngine([ToolPolicy(["stick"], denied_scopes=["guests"])])])
+async def test_a_recording_of_calls_to_which_their_types_add_an_id_can_be_verified_and_forked(guard: Any) -> None:
+    post = Post("pydantic", count(1), "unsafe")
+    async with RuntimeKernel.create(agent=post.agent, policy=guard) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="send it"))
+        await handle.result()
+        recording, code = await kernel.record(handle.job_id), kernel.code()
+    same = await ReplayPlayer(recording).replay(mode=ReplayMode.VERIFY, code=code)
+    forked = await fork(recording, code, at=3)
+    assert (same.difference, forked.outcome, forked.first_difference) == ("", "succeeded", None)
+    assert len(post.printed) == 1
+
+
+async def test_another_attempt_of_a_job_does_not_repeat_a_call_to_which_its_types_add_an_id(memory_url: str) -> None:
+    """Each failure of the model behind a purchase bought again."""
+    post, fails = Post("pydantic", count(1), "unsafe"), [ModelUnavailable("down"), ModelUnavailable("down")]
+
+    def answer(spec: RequestSpec) -> Any:
+        return fails.pop() if fails and spec.messages[-1].role == "tool" else post.answer(spec)
+
+    app, broker = App("desk", memory_url, state="memory", journal="memory"), MemoryBroker.get(memory_url)
+    engine = ExecutionEngine(ScriptedProvider(answer), retries=0, patience=0)
+    options: dict[str, Any] = {"on_error": "retry", "retries": 2, "backoff": "1ms"}
+    app.llm_agent("in", engine, tools=list(post.agent.tools.values()), sink="out", **options)
+    async with started(app):
+        broker.publish("in", ["send it"])
+        await until(lambda: broker.records("out"))
+    assert ([number for number, _ in post.printed], fails) == ([1], [])
+
+
+async def test_an_agent_finds_a_call_that_an_earlier_version_has_recorded() -> None:
+    """It recorded the digest of the decoded arguments, and not that of the model's words."""
+    home, made = MemoryStorage(), list[str]()
+
+    @tool
+    def refund(order: str) -> str:
+        made.append(order)
+        return "paid"
+
+    def answer(spec: RequestSpec) -> Any:
+        last = spec.messages[-1]
+        return last.text if last.role == "tool" else assistant("", ToolCall("1", "refund", '{"order": "o-1"}'))
+
+    agent = Agent(ExecutionEngine(ScriptedProvider(answer)), tools=[refund])
+
+    async def f(ctx: DurableContext) -> str:
+        return (await agent.run("refund it", effects=ctx.llm(agent.engine))).content
+
+    async with hosting(home, Owner(f)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    earlier = prefix(home, 0)
+    journal = MemoryJournal(earlier)
+    for entry in entries(home)[:5]:  # the result of the call is the last one
+        if isinstance(entry, Intent) and entry.name == "refund":
+            entry = msgspec.structs.replace(entry, digest=digest(home.key, "call", "refund", entry.body))
+        journal.append(entry)
+    journal.close()
+    async with hosting(earlier, Owner(f)) as jobs:
+        await jobs.over("j")
+        assert (jobs.agent.done["j"], made) == ("paid", ["o-1"])
+
+
+async def test_an_approved_call_gives_the_arguments_by_the_names_that_were_shown_after_a_deploy_too() -> None:
+    """The function gives them by place, and the tool of the later program has its parameters in another order."""
+    home, made = MemoryStorage(), list[Any]()
+
+    @tool(name="refund")
+    def first(order: Any, amount: Any, note: str = "") -> None: ...
+
+    @tool(name="refund")
+    def second(amount: Any, order: Any, note: str = "") -> None:
+        made.append({"order": order, "amount": amount})
+
+    def job(refund: Tool) -> Any:
+        async def f(ctx: DurableContext) -> None:
+            await ctx.call(refund, 1, 900)
+
+        return f
+
+    ask = PolicyEngine([ToolPolicy(["refund"], require_approval=True)])
+    async with hosting(home, Owner(job(first)), guard=ask) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        question = open_question(home)
+        assert question.payload["arguments"] == [[], {"order": 1, "amount": 900, "note": ""}]
+    async with hosting(home, Owner(job(second)), guard=ask) as jobs:
+        jobs.journal.post(Letter("answer", question.resume_token, body=b'{"approved": true}'))
+        await jobs.over("j")
+    assert made == [{"order": 1, "amount": 900}]
+
+
+# -- calls whose arguments a deploy may change --------------------------------------------------------------------------
+
+
+async def test_a_call_about_which_a_person_was_asked_is_not_made_with_arguments_of_a_later_program() -> None:
+    """A replay may give a call that changes nothing other arguments, but nobody has allowed these."""
+    home, made = MemoryStorage(), list[Any]()
+
+    @tool(effect="read")
+    def export(rows: int) -> int:
+        made.append(rows)
+        return rows
+
+    def job(rows: int) -> Any:
+        async def f(ctx: DurableContext) -> Any:
+            try:
+                return await ctx.call(export, rows)
+            except PolicyDenied as error:
+                return error.message
+
+        return f
+
+    ask = PolicyEngine([ToolPolicy(["export"], require_approval=True)])
+    async with hosting(home, Owner(job(5)), guard=ask) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        question = open_question(home)
+    async with hosting(home, Owner(job(900)), guard=ask) as jobs:
+        jobs.journal.post(Letter("answer", question.resume_token, body=b'{"approved": true}'))
+        await jobs.over("j")
+        assert "a person was asked about other arguments" in jobs.agent.done["j"]
+    assert made == []
+
+
+@pytest.mark.parametrize("later", ["the same model", "a denied one", "a longer prompt", "a secret"])
+async def test_a_request_that_a_crash_cut_off_is_judged_again_if_the_next_program_makes_another_one(later: str) -> None:
+    home, asked, arrived = MemoryStorage(), list[Any](), asyncio.Event()
+
+    def short(call: GuardedCall) -> GuardVerdict | None:
+        long = call.spec is not None and len(call.spec.messages[-1].text) > 20
+        return GuardVerdict(Decision.DENY, reason="too long") if long else None
+
+    policy = [ModelPolicy(["big"], denied=True), short, RedactionPolicy(["4711"], model_patterns=["*"])]
+
+    def job(prompt: str, model: str) -> Any:
+        async def answer(spec: RequestSpec) -> str:
+            asked.append(spec.messages[-1].text)
+            if len(asked) == 1:
+                arrived.set()
+                await asyncio.Event().wait()
+            return "yes"
+
+        engine = ExecutionEngine(ScriptedProvider(answer, model=model))
+
+        async def f(ctx: DurableContext) -> Any:
+            try:
+                return (await ctx.llm(engine).complete(prompt)).content
+            except PolicyDenied as error:
+                return error.message
+
+        return f
+
+    async with hosting(home, Owner(job("short", "small")), guard=PolicyEngine(policy)) as jobs:
+        jobs.begin("j")
+        await arrived.wait()
+        crashed = prefix(home, 2)  # BEGIN and INTENT
+    then = {
+        "a denied one": ("short", "big"),
+        "a longer prompt": ("long " * 9, "small"),
+        "a secret": ("card 4711", "small"),
+    }
+    async with hosting(crashed, Owner(job(*then.get(later, ("again", "small")))), guard=PolicyEngine(policy)) as jobs:
+        await jobs.over("j")
+        done = jobs.agent.done["j"]
+    if later in ("a denied one", "a longer prompt"):
+        assert asked == ["short"]
+        assert "its arguments are others than before the restart" in done
+    else:
+        assert done == "yes"
+        assert asked == ["short", "card ***" if later == "a secret" else "again"]

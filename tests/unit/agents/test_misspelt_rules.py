@@ -1,6 +1,7 @@
 """A rule that names a tool, a model or an agent that nobody has protects nothing: the start is refused, with the names that are near."""
 
 import logging
+from functools import partial, partialmethod, wraps
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from sabot.agents import (
     ToolPolicy,
 )
 from sabot.agents.policy import names
+from sabot.calls.names import SERVERS
 from sabot.errors import UserError
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, tool
-from sabot.llm.names import SERVERS
 from sabot.mcp import McpServerPool
 from tools.agent_tools import started
 
@@ -254,3 +255,101 @@ def test_each_option_of_a_rule_says_something() -> None:
     ]
     rules = [ToolPolicy(["refund"], **each) for each in options]
     PolicyEngine([*rules, ModelPolicy(["gpt-4o-mini"], degrade_to="m")]).check_names([handle], [], "app shop")
+
+
+@pytest.mark.parametrize("same", [False, True])
+async def test_two_tools_of_one_name_are_warned_of(same: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """What a person has approved of one of them holds for the other, too."""
+
+    @tool(name="send")
+    def mail(to: str) -> None: ...
+
+    @tool(name="send")
+    def pay(to: str) -> None: ...
+
+    other = mail if same else pay
+
+    async def first(ctx: Any) -> None:
+        await ctx.call(mail, "ann")
+
+    async def second(ctx: Any) -> None:
+        await ctx.call(other, "ann")
+
+    policy = PolicyEngine([ToolPolicy(["send"], require_approval=True)])
+    async with RuntimeKernel.create(agent=[first, second], policy=policy):
+        pass
+    said = "its agents have 2 tools with the name send, so rules and approvals of one are those of the others"
+    assert (said in caplog.text) is not same
+
+
+# -- names of the program that calls do not have -----------------------------------------------------------------------
+
+
+def _audited(func: Any) -> Any:
+    async def inner(*args: Any, **kwargs: Any) -> Any:
+        return await func(*args, **kwargs)
+
+    return inner
+
+
+def _kept(func: Any) -> Any:
+    return wraps(func)(_audited(func))
+
+
+@_audited
+async def hand_over_parcel(order: int) -> None: ...
+
+
+@_kept
+async def bill(order: int) -> None: ...
+
+
+find_order = look_up
+find_first_order = partial(look_up, 1)
+give_it_back = refund
+
+
+class Desk:
+    async def _jot(self, text: str) -> None: ...
+
+    jot = _jot
+    say_hello = partialmethod(_jot, "hello")
+
+    async def note(self, text: str) -> None: ...
+
+
+note = Desk()._jot
+
+
+async def all_of_them(ctx: Any) -> None:
+    desk = Desk()
+    for each in (hand_over_parcel, bill, find_order, find_first_order, desk.jot, desk.say_hello, note):
+        await ctx.step(each)
+    await ctx.call(give_it_back)
+
+
+@pytest.mark.parametrize(
+    ("named", "own"),
+    [
+        ("hand_over_parcel", "inner"),
+        ("find_order", "look_up"),
+        ("find_first_order", "look_up"),
+        ("give_it_back", "refund"),
+        ("jot", "_jot"),
+        ("say_hello", "_jot"),
+    ],
+)
+async def test_a_rule_by_a_name_that_calls_do_not_have_is_refused_with_the_one_that_they_have(
+    named: str, own: str
+) -> None:
+    rule = ToolPolicy([named], denied=True)
+    with pytest.raises(UserError, match=f"names the tool '{named}'.* are calls of '{own}'") as caught:
+        async with RuntimeKernel.create(agent=all_of_them, policy=PolicyEngine([rule])):
+            pass
+    assert caught.value.hint == f"{own!r}; a decorator that has functools.wraps(f) keeps the name of f"
+
+
+@pytest.mark.parametrize("named", ["bill", "look_up", "refund", "_jot", "note", "inner"])
+async def test_a_rule_by_a_name_that_a_call_may_have_lets_the_start_go_on(named: str) -> None:
+    async with RuntimeKernel.create(agent=all_of_them, policy=PolicyEngine([ToolPolicy([named], denied=True)])):
+        pass

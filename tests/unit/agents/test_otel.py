@@ -195,15 +195,19 @@ async def test_a_job_is_one_trace_across_the_pause_of_an_approval_and_the_end_of
     assert asked.start_time == pytest.approx(action.created_at * 1e9, abs=1e6)
 
 
-@pytest.mark.parametrize("how", ["cancelled", "returned", "failed"])
+@pytest.mark.parametrize("how", ["cancelled", "returned", "failed", "continued"])
 async def test_a_question_whose_job_ends_is_cancelled_and_has_a_span(how):
-    """No event told that nobody can answer it any more, so it had no span either."""
+    """No event told that nobody can answer it any more, so it had no span either. After `continue_as` it stayed open."""
 
     async def work(ctx):
         if how == "cancelled":
             return await ask_a_person(ctx)
+        if ctx.message == 2:
+            return None
         asked = asyncio.ensure_future(ctx.ask("confirm", {"amount": 5}))
         await ctx.sleep("1ms")
+        if how == "continued":
+            ctx.continue_as(2)
         assert how == "returned", asked
         return None
 
@@ -216,6 +220,7 @@ async def test_a_question_whose_job_ends_is_cancelled_and_has_a_span(how):
             await handle.cancel("not wanted")
         await until(lambda: len(traced.exporter.get_finished_spans()) == 2)
         asked, job = await traced.spans()
+        assert [each.status for each in await kernel.actions.find()] == ["cancelled"]
     assert (asked.name, job.name) == ("agent.action", "agent.job")
     assert asked.attributes["sabot.action.outcome"] == "cancelled"
     assert asked.parent.span_id == job.context.span_id
@@ -224,7 +229,9 @@ async def test_a_question_whose_job_ends_is_cancelled_and_has_a_span(how):
     assert closed.data["action_id"] == required.data["action_id"]
     assert closed.data["type"] == "confirm"
     types = [str(event.type) for event in seen]
-    assert types.index("action.cancelled") < types.index(f"job.{how.replace('returned', 'completed')}")
+    assert types.index("action.cancelled") < types.index(
+        f"job.{how if how in ('cancelled', 'failed') else 'completed'}"
+    )
 
 
 async def test_an_event_that_is_told_again_gives_the_same_span():

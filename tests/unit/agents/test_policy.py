@@ -27,13 +27,13 @@ from sabot.agents import (
     ToolPolicy,
     tool,
 )
+from sabot.calls.effects import EffectId
+from sabot.calls.messages import user
 from sabot.errors import UserError
 from sabot.jobs.guard import Behalf, decode_verdict
 from sabot.journal import Letter
-from sabot.journal.effects import EffectId
 from sabot.journal.entries import Intent
 from sabot.journal.memory import MemoryStorage
-from sabot.llm.messages import user
 
 INSIDE, OUTSIDE = (ExecutionContext(scope_id=each) for each in ("internal", "guests"))
 

@@ -18,12 +18,12 @@ from sabot.agents import (
     ToolPolicy,
 )
 from sabot.agents.kernel import pieces as kept_pieces
+from sabot.calls.errors import ModelUnavailable
 from sabot.errors import UserError
 from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.llm import Completion, Conversation, Piece, ScriptedProvider, ToolCall, Usage, assistant, tool, user
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
-from sabot.llm.errors import ModelUnavailable
 from tools.agent_tools import bounded, until
 
 
@@ -467,6 +467,36 @@ async def test_a_summary_for_the_model_is_no_part_of_an_answer() -> None:
     assert [event.data.get("summary", False) for event in private if event.type == "model.done"] == [True, False]
     assert tokens(live.events) == tokens(late) == ["fine"]
     assert SECRET not in f"{live.events} {late}"
+
+
+async def test_the_answer_of_an_agent_that_is_a_tool_is_shown_to_nobody_outside() -> None:
+    """It is the result of a tool, and was shown as an answer: while it was written, and from the journal."""
+    writer = Writer()
+    asked = ScriptedProvider([assistant("", ToolCall("1", "clerk", '{"prompt": "who?"}')), assistant("served")])
+    clerk = Agent(ExecutionEngine(writer), name="clerk")
+    boss = Agent(ExecutionEngine(asked), name="boss", tools=[clerk])
+    async with RuntimeKernel.create(agent=boss) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="hello"))
+        customer = Customer(handle)
+        seen: list[RuntimeEvent] = []
+
+        async def listen() -> None:
+            async for event in handle.events():
+                seen.append(event)
+
+        listening = asyncio.create_task(listen())
+        writer.say("inside ", "only")
+        await until(lambda: [event.data["text"] for event in seen if event.type == "model.token"])
+        assert customer.text == ""
+        writer.end()
+        await bounded(handle.result())
+        await bounded(customer.task)
+        await bounded(listening)
+        for events in (customer.events, await bounded(heard(handle))):
+            tokens = [event.data["text"] for event in events if event.type == "model.token"]
+            assert "".join(tokens) == "served"
+    said = [(event.type, event.data.get("agent")) for event in seen if event.type in ("model.token", "model.done")]
+    assert set(said) == {("model.token", "clerk"), ("model.done", "clerk"), ("model.token", None), ("model.done", None)}
 
 
 async def test_an_agent_shows_no_answer_with_answers_false() -> None:

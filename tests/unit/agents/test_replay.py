@@ -9,9 +9,12 @@ import pytest
 from unit.jobs.hosting import Agent, hosting
 
 from sabot.agents import (
+    ConstraintPolicy,
     ExecutionRequest,
     InMemoryEventBus,
+    PolicyEngine,
     Recording,
+    RedactionPolicy,
     ReplayDifference,
     ReplayMode,
     ReplayPlayer,
@@ -289,3 +292,48 @@ async def test_jobs_of_a_kernel_are_verified_by_its_own_code() -> None:
     changed = RuntimeKernel.create(engine=engine, agent=ModelAgent(engine, tools=[look], instructions="Be brief."))
     with pytest.raises(ReplayDifference, match="at step 1, it asks for call llm with other arguments"):
         await player.replay(mode="verify", code=changed.code())
+
+
+@pytest.mark.parametrize("effect", ["read", "idempotent", "unsafe"])
+async def test_a_call_with_defaults_that_a_rule_has_seen_is_verified_and_forked_as_the_same(effect: str) -> None:
+    """A journal has the arguments of a judged call with their defaults, and without hidden texts."""
+    paid: list[tuple[Any, ...]] = []
+
+    def paying(default: int) -> Any:
+        @tool(name="refund", effect=effect)
+        async def refund(order: str, amount: int = default, note: str = "", *, tags: tuple[str, ...] = ("new",)) -> str:
+            paid.append((order, amount, note))
+            return "paid"
+
+        return refund
+
+    def job(refund: Any, *, order: str = "o-1") -> Any:
+        async def pay(ctx: Any) -> list[Any]:
+            first = await ctx.call(refund, order)
+            second = await ctx.call(refund, order, note="card 4711", amount=7)
+            said = await ctx.step(str.upper, "card 4711", effect=effect)
+            return [first, second, said]
+
+        return pay
+
+    bound = ConstraintPolicy(["refund"], "amount", max=500)
+    async with RuntimeKernel.create(
+        agent=job(paying(500)), policy=PolicyEngine([bound, RedactionPolicy(["4711"])])
+    ) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go"))
+        assert (await handle.result()).output == ["paid", "paid", "CARD ***"]
+        recording = await kernel.record(handle.job_id)
+        assert verified(recording, kernel.code()).difference == ""
+    for default, order, same in ((500, "o-1", True), (600, "o-1", True), (500, "o-2", False)):
+        async with RuntimeKernel.create(agent=job(paying(default), order=order)) as later:
+            found = verified(recording, later.code())
+            assert found.same is same, found.difference
+    paid.clear()
+    async with RuntimeKernel.create(agent=job(paying(500)), policy=PolicyEngine([bound])) as kernel:
+        forked = await ReplayPlayer(recording).replay(mode=ReplayMode.FORK, code=kernel.code(), at=3)
+    assert (forked.result, forked.error, forked.first_difference, paid) == (
+        ["paid", "paid", "CARD ***"],
+        None,
+        None,
+        [],
+    )

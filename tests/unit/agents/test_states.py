@@ -27,13 +27,13 @@ from sabot.agents import (
     StateManager,
 )
 from sabot.agents.replay.verification import verified
+from sabot.calls.errors import BudgetExceeded
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, TransientError, UserError
 from sabot.journal import Letter
 from sabot.journal.entries import Begin, EffectResult, End, Signal
 from sabot.journal.memory import MemoryInbox, MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm import tool
-from sabot.llm.errors import BudgetExceeded
 from tools.agent_tools import until
 
 

@@ -11,17 +11,17 @@ from sabot import App
 from sabot.agents import InMemoryEventBus
 from sabot.agents.events.job_events import JobEvents
 from sabot.agents.job_view import JobView
+from sabot.calls.effects import Reconciled
+from sabot.calls.tools import tool
 from sabot.errors import NotSent, PolicyDenied
 from sabot.jobs import log
 from sabot.jobs.guard import Decision, EffectGuard, GuardVerdict
 from sabot.journal import Letter
-from sabot.journal.effects import Reconciled
 from sabot.journal.entries import Answer, Begin, End, Intent, Signal
 from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.llm import ChatMessage, Completion, ModelUnavailable, Usage
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.providers.scripted import ScriptedProvider
-from sabot.llm.tools import tool
 from tools.agent_tools import until
 
 
@@ -397,7 +397,7 @@ async def test_a_call_that_is_denied_was_not_started_and_one_that_a_person_allow
 
     class Judge(EffectGuard):
         def decide(self, call):
-            return GuardVerdict(next(verdicts), reason="so")
+            return GuardVerdict() if call.after else GuardVerdict(next(verdicts), reason="so")
 
     @tool(effect="read")
     async def look_at(number):

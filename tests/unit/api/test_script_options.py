@@ -9,6 +9,8 @@ from sabot import UserError
 from sabot.api.script_options import hint_with_program
 from sabot.cli.running import guarded
 
+pytestmark = pytest.mark.usefixtures("warm_starts")
+
 SCRIPT = """
 import sys
 from sabot import App
@@ -41,6 +43,7 @@ def test_a_script_takes_the_options_of_sabot_run(run):
     assert run("--fresh", "--until", "now", "--loglevel", "error").stdout == "1 now 2\n"
 
 
+@pytest.mark.one_in(3, "a process each")
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -130,6 +133,7 @@ app.stream(numbers).to([])
 """
 
 
+@pytest.mark.one_in(2, "two processes each")
 @pytest.mark.parametrize("call", ["app.main()", "app.main(sys.argv[1:])"])
 def test_an_error_of_a_script_is_the_line_and_the_exit_code_of_sabot_run(tmp_path, call):
     (tmp_path / "shop.py").write_text(MISSING)
@@ -147,6 +151,7 @@ def test_an_error_of_a_script_is_the_line_and_the_exit_code_of_sabot_run(tmp_pat
     assert "Traceback" not in script.stderr
 
 
+@pytest.mark.one_in(3, "a process each")
 @pytest.mark.parametrize(
     ("script", "said"),
     [

@@ -96,7 +96,7 @@ async def test_a_request_whose_answer_cannot_be_written_is_executed_once(
 
     loop = asyncio.get_running_loop()
     serving = asyncio.create_task(requests.serve(FullDisk(tmp_path), checkpoint))
-    await asyncio.wait_for(written.wait(), 10)
+    await asyncio.wait_for(written.wait(), 60)
     serving.cancel()
     assert executed == [request_id]
     assert json.loads(done.read_text()) == {"checkpoint": 1}

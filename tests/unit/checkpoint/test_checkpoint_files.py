@@ -247,7 +247,7 @@ def test_workers_of_one_app_never_count_checkpoints_past_each_other(
             if number >= workers or runs[number].ended:
                 break
             runs[number].turn.release()
-            assert baton.back.acquire(timeout=20)
+            assert baton.back.acquire(timeout=60)
     assert {run.ended for run in runs} <= {"done", "overtaken"}, [run.ended for run in runs]
     owners = sorted((run for run in runs if run.generation), key=lambda run: run.generation)
     assert len({run.generation for run in owners}) == len(owners)

@@ -469,7 +469,7 @@ def test_files_that_several_threads_fetch_for_a_reader_come_into_one_folder(tmp_
         place, ready = CheckpointStorage(location, scratch=tmp_path)._place, threading.Barrier(8)
 
         def fetched(number: int, place: Place = place, ready: threading.Barrier = ready) -> Path:
-            ready.wait(10)
+            ready.wait(60)
             return place.fetch(files[number % len(files)])
 
         with ThreadPoolExecutor(8) as readers:

@@ -48,7 +48,7 @@ class State:
 
     def save(self, directory: Path) -> int:
         self.started.set()
-        assert self.go_on.wait(5)
+        assert self.go_on.wait(60)
         (directory / "data").write_bytes(self.data)
         if self.error is not None:
             raise self.error
@@ -483,7 +483,7 @@ async def test_the_timer_of_the_event_loop_ends_a_checkpoint_too() -> None:
     coordinator = Coordinator(timeout="10ms")
     Tasks(coordinator, "a")
     with pytest.raises(CheckpointFailed, match="timed out"):
-        await asyncio.wait_for(coordinator.wait(coordinator.trigger()), 5)
+        await asyncio.wait_for(coordinator.wait(coordinator.trigger()), 60)
 
 
 async def test_a_hint_that_fails_does_not_hide_the_timeout() -> None:
@@ -718,7 +718,7 @@ async def test_a_writer_that_is_cancelled_inside_commit_leaves_no_damaged_checkp
 
     def held_rename(source: Path, target: Path) -> None:
         entered.set()
-        go_on.wait(5)
+        go_on.wait(60)
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", held_rename)
@@ -751,7 +751,7 @@ async def test_a_writer_that_is_cancelled_between_two_files_leaves_no_checkpoint
     def held_link(source: Path, target: Path) -> None:
         link(source, target)
         entered.set()
-        go_on.wait(5)
+        go_on.wait(60)
 
     def noted_commit(*args: object) -> Manifest:
         try:
@@ -805,7 +805,7 @@ async def test_the_loop_survives_failures_and_ends_by_cancellation(caplog) -> No
     coordinator.attach("a", inject, lambda _: None)
     with caplog.at_level(logging.WARNING):
         loop = asyncio.create_task(coordinator.run("1ms"))
-        await asyncio.wait_for(enough.wait(), 5)
+        await asyncio.wait_for(enough.wait(), 60)
         loop.cancel()
         with pytest.raises(asyncio.CancelledError):
             await loop

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,10 @@ import typer
 
 import sabot
 from sabot.cli import WrongUse, commands, load_app
+from tools.broker import free_ports
 from tools.command_line import ENV, SABOT, child, sabot_does, sabot_running, sabot_says
+
+pytestmark = pytest.mark.usefixtures("warm_starts")
 
 HELLO = """
 from sabot import App
@@ -70,11 +72,12 @@ def test_version_is_printed(tmp_path: Path) -> None:
 def test_an_app_runs_until_ctrl_c_and_exits_0(tmp_path: Path, words: list[str]) -> None:
     with sabot_running(write(tmp_path, hello=HELLO), *words, "--loglevel", "warning") as process:
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert errors == "sabot: stopping in good order; again to stop at once\n"
 
 
+@pytest.mark.one_in(3, "a process each")
 @pytest.mark.parametrize("ends", ["by Ctrl-C", "by an error", "by wrong use"])
 def test_with_log_format_json_all_lines_are_objects_to_the_last(tmp_path: Path, ends: str) -> None:
     """The error that ended an app, and the line of its stop, were texts among the objects: a collector of logs has no
@@ -88,7 +91,7 @@ def test_with_log_format_json_all_lines_are_objects_to_the_last(tmp_path: Path, 
     if ends == "by Ctrl-C":
         with sabot_running(tmp_path, *words) as process:
             process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=60)
     else:
         errors = sabot_does(tmp_path, *words, *(["--listen", "here:1"] if ends == "by wrong use" else [])).stderr
     lines = [json.loads(line) for line in errors.splitlines()]
@@ -125,7 +128,7 @@ def test_a_script_with_log_format_json_ends_with_an_object(tmp_path: Path) -> No
 def test_sigterm_stops_like_ctrl_c(tmp_path: Path) -> None:
     with sabot_running(write(tmp_path, hello=HELLO), "run", "hello:app") as process:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
     assert process.returncode == 0
 
 
@@ -135,8 +138,7 @@ def test_a_second_ctrl_c_stops_at_once_even_when_an_agent_blocks_its_thread(tmp_
     with sabot_running(write(tmp_path, hello=stuck), "run", "hello:app") as process:
         assert process.stderr is not None
         process.send_signal(signal.SIGINT)
-        while "stopping in good order" not in process.stderr.readline():
-            pass
+        assert any("stopping in good order" in line for line in process.stderr)
         for _ in range(100):  # within 0.3 s of the first it counts as the same Ctrl-C
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -152,7 +154,7 @@ def test_options_override_what_the_program_says(tmp_path: Path) -> None:
     words = ["run", "hello:app", "--broker", "memory://other"]
     with sabot_running(write(tmp_path, hello=program), *words) as process:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
     assert process.returncode == 0
 
 
@@ -206,13 +208,11 @@ def test_port_0_of_the_console_is_any_free_one_and_not_the_default(here: Path) -
 
 @pytest.mark.slow  # a second of a core, or more
 def test_metrics_are_served_while_the_app_runs(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     with sabot_running(write(tmp_path, hello=HELLO), "run", "hello:app", "--metrics-port", str(port)) as process:
-        text = urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        text = urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60).read().decode()
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
     assert process.returncode == 0
     assert 'sabot_records_in_total{app="hello",operator="hello.show",topic="numbers"} 1.0' in text
 
@@ -300,7 +300,7 @@ def test_a_run_that_nobody_awaits_is_explained(here: Path) -> None:
     folder = write(here, hello=HELLO + "app.run()\n", kept=HELLO + "main = app.run()\n")
     with sabot_running(folder, "run", "hello:app") as process:
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     line = len((HELLO + "app.run()\n").splitlines())
     assert f"hello.py:{line}: app.run() is called and not awaited, so it does nothing" in errors
     assert "app.main()" in errors
@@ -401,6 +401,7 @@ def test_the_help_of_a_command_that_is_loaded_late_is_its_own(name: str) -> None
     assert group.load(name) is group.commands[name]
 
 
+@pytest.mark.usefixtures("cold_start")
 def test_help_loads_no_command_and_no_engine() -> None:
     code = "import sys; from sabot.cli import main; sys.argv = ['sabot', '--help']\ntry: main()\nfinally: print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=ENV, stdout=subprocess.PIPE, text=True, check=True)

@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 from unit.jobs.hosting import Agent, hosting
 
 from sabot.agents import ConstraintPolicy, DurableContext, PolicyDenied, PolicyEngine, SqliteJournal, ToolPolicy, tool
+from sabot.calls import names
 from sabot.cli import commands
 from sabot.jobs.guard import Behalf
 from sabot.journal import Letter
-from sabot.llm import names
 
 
 @tool(effect="read")
@@ -98,7 +98,7 @@ async def test_an_audit_says_who_was_allowed_what_by_which_rule_and_who_has_appr
 async def test_the_questions_of_a_policy_are_listed_with_what_they_are_about(tmp_path: Path) -> None:
     await a_job(tmp_path)
     listed = printed("actions", "list", "--journal", tmp_path)
-    assert "may refund('o2', 600) be done? amount is 600, and at most 100 is allowed" in listed
+    assert "may refund(amount=600, order='o2') be done? amount is 600, and at most 100 is allowed" in listed
     (job,) = objects("jobs", "list", "--journal", tmp_path)
     assert (job["scope_id"], job["principal_id"], job["open"][0]["needs_approval"]) == ("acme", "ada", True)
     assert "to approve: call refund" in printed("jobs", "list", "--journal", tmp_path)
@@ -136,7 +136,11 @@ async def test_an_answer_may_change_the_arguments_and_hold_for_the_whole_job(
         await journal.flush()
     journal.close()
     found = objects("audit", "j", "--journal", tmp_path)[3]
-    assert (found["arguments"], found["edited"], found["by"]) == ([["o2", 600], {}], {"amount": 70}, "eve")
+    assert (found["arguments"], found["edited"], found["by"]) == (
+        [[], {"order": "o2", "amount": 600}],
+        {"amount": 70},
+        "eve",
+    )
     assert "approved by eve with (amount=70)" in printed("audit", "j", "--journal", tmp_path)
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sabot.cli import commands
-from sabot.connectors.letters import LETTER_SCHEMA, Ranges
+from sabot.letters.form import LETTER_SCHEMA
+from sabot.letters.places import Ranges
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from sabot import App
+from sabot.agents import ExecutionRequest, RuntimeKernel
 from sabot.cli import load_app
+from sabot.cli.loading import load_program
 from sabot.errors import CheckpointFailed
 from sabot.testing import MemoryBroker
 from tools.agent_tools import checkpoint, started, until
@@ -243,3 +245,74 @@ async def test_batches_are_checked_and_shown_too(tmp_path: Path, monkeypatch: py
     assert json.loads(shown.stdout)["input"] == {"records": "tickets[0]@2 (1 rows)"}
     steps = sabot_says("journal", "show", jobs[1]["job_id"], "--journal", "state")
     assert "call refund(pyarrow.RecordBatch" in steps.output
+
+
+# -- kernels ------------------------------------------------------------------------------------------------------------
+
+KERNEL = """
+from sabot.agents import RuntimeKernel
+from sabot.llm import tool
+
+calls = []
+
+@tool(effect="unsafe")
+async def refund(order):
+    calls.append(order)
+    return f"refunded {order}"
+
+@tool(effect="read")
+async def rate(order):
+    calls.append("rate")
+    return 1
+
+async def handle(ctx):
+    said = await ctx.call(refund, ctx.message)
+    await ctx.wait("paid")
+    return said
+
+async def child(ctx):
+    await ctx.ask("confirm", {"order": ctx.message})
+
+app = RuntimeKernel.create(agent=[handle, child], journal="jobs", name="desk")
+"""
+KERNEL_ASKS_FIRST = KERNEL.replace("    said =", "    await ctx.call(rate, 1)\n    said =")
+KERNEL_RENAMED = KERNEL.replace("def child", "def other").replace("[handle, child]", "[handle, other]")
+
+
+def kernel_program(folder: Path, text: str) -> str:
+    name = f"cli_check_{next(_numbers)}"
+    (folder / f"{name}.py").write_text(text)
+    return f"{name}:app"
+
+
+async def test_the_open_jobs_of_a_kernel_are_checked_while_it_runs_and_when_it_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command took apps only."""
+    monkeypatch.chdir(tmp_path)
+    kernel = load_program(kernel_program(tmp_path, KERNEL))
+    assert isinstance(kernel, RuntimeKernel)
+    async with kernel:
+        waits = await kernel.execute(ExecutionRequest(prompt="17", agent="handle"))
+        await kernel.execute(ExecutionRequest(prompt="18", agent="child"))
+        ended = await kernel.execute(ExecutionRequest(prompt="19", agent="handle"))
+        await kernel.jobs.signal(ended.job_id, "paid")
+        assert (await ended.result()).content == "refunded 19"
+        await until(lambda: kernel.statistics()["parked"] == 2)
+        target = kernel_program(tmp_path, KERNEL)
+        first, second = checked(target)
+        assert (first["job_id"], first["agent"], first["effects"]) == (waits.job_id, "desk.handle", 2)
+        assert [(job["verdict"], job["then"]) for job in (first, second)] == [
+            ("ok", "waits for wait paid"),
+            ("ok", "waits for ask confirm"),
+        ]
+        assert calls_of(target) == []
+    assert verdicts(target) == ["ok", "ok"]
+    assert verdicts(kernel_program(tmp_path, KERNEL_RENAMED), code=1) == ["ok", "gone"]
+    blocked = kernel_program(tmp_path, KERNEL_ASKS_FIRST)
+    assert "the function asks for call rate" in checked(blocked, code=1)[0]["then"]
+    done = sabot_says("jobs", "check", blocked)
+    assert "2 open jobs of kernel desk; 1 would not continue" in done.stderr
+    assert verdicts(target, "--journal", "jobs") == ["ok", "ok"]
+    done = sabot_says("jobs", "check", target, "--against", "state")
+    assert (done.exit_code, "a kernel has none" in done.stderr) == (2, True)

@@ -148,7 +148,7 @@ def written(folder: Path, *entries: Entry) -> SqliteJournal:
     journal = SqliteJournal(folder / "journal", clock=ManualClock())
     for entry in entries:
         last = journal.append(entry)
-    assert journal.wait_durable(last, 10)
+    assert journal.wait_durable(last, 60)
     return journal
 
 
@@ -289,7 +289,7 @@ def test_an_effect_in_doubt_is_not_approved_and_an_approval_is_not_done(tmp_path
     """The job would take `approved` for "abandon": an effect that was made would count as lost."""
     journal = doubtful(tmp_path)
     last = journal.append(Intent("job", AT + 3, 2, "ask", "confirm", body=b"{}", token="confirm-2"))
-    assert journal.wait_durable(last, 10)
+    assert journal.wait_durable(last, 60)
     for words in (["--approve"], ["--reject"], ["--with", '{"approved": true}']):
         done = says("actions", "resolve", "doubt-1", "--journal", tmp_path, *words)
         assert (done.exit_code, "asks whether refund was done" in done.stderr) == (2, True)
@@ -313,7 +313,7 @@ def test_a_second_doubt_of_the_same_effect_is_another_question(tmp_path: Path) -
         ),
     ):
         last = journal.append(entry)
-    assert journal.wait_durable(last, 10)
+    assert journal.wait_durable(last, 60)
     journal.close()
     found = objects("actions", "list", "--all", "--journal", tmp_path)
     assert [(each["action_id"], each["status"]) for each in found] == [("job/1.1", "resolved"), ("job/1.2", "pending")]

@@ -8,6 +8,8 @@ from sabot.cli import WrongUse, load_app
 from tools.agent_tools import read_lines, write_lines
 from tools.command_line import lines, sabot_does, sabot_says
 
+pytestmark = pytest.mark.usefixtures("warm_starts")
+
 TABLES = """
 CREATE TABLE orders (account STRING, amount BIGINT) WITH ('connector' = 'files', 'path' = 'orders.ndjson');
 CREATE TABLE totals (account STRING, total BIGINT, PRIMARY KEY (account) NOT ENFORCED)
@@ -104,6 +106,7 @@ def test_plan_says_what_a_changed_script_keeps(shop: Path) -> None:
     assert [each["outcome"] for each in lines("plan", "shop.sql", "--against", "state", "--json")] == ["keep"]
 
 
+@pytest.mark.one_in(2, "three seconds of a core each")
 @pytest.mark.parametrize("before", [True, False])
 def test_a_script_calls_the_functions_of_a_module(shop: Path, before: bool) -> None:
     (shop / "udf.py").write_text(

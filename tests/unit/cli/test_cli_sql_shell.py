@@ -21,6 +21,8 @@ from sabot.cli.sql import is_complete
 from sabot.errors import UserError
 from tools.command_line import ENV, SABOT, child, sabot_does, sabot_says
 
+pytestmark = pytest.mark.usefixtures("warm_starts")
+
 SECONDS = 60.0
 TOTALS = "SELECT carrier, COUNT(*) AS n FROM 'flights.csv' GROUP BY carrier"
 
@@ -32,6 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.one_in(2, "a process each")
 @pytest.mark.parametrize("format", ["csv", "json"])
 def test_a_query_whose_reader_has_seen_enough_ends_with_0(folder: Path, format: str) -> None:
     """`sabot sql … | head` ended with 1 and a BrokenPipeError."""
@@ -112,6 +115,7 @@ def test_a_file_runs_its_statements_one_after_the_other(folder: Path) -> None:
     assert done.stdout.splitlines() == ["n", "2", "(1 row)"]
 
 
+@pytest.mark.one_in(4, "a process each")
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

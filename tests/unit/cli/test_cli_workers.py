@@ -90,7 +90,7 @@ def test_what_workers_do_is_a_table_or_an_object_for_each(here: Path, place: str
     answering = Answering(answer, place)
     answering.start()
     said = sabot_says(*words, "state")
-    answering.join(10)
+    answering.join(60)
     assert answering.requests == [{"rescale": 2} if words[0] == "rescale" else {"workers": True}]
     assert said.stdout.splitlines() == [
         "shop: workers 2, tasks 2, restarts 1, checkpoint 12",
@@ -106,7 +106,7 @@ def test_what_workers_do_is_a_table_or_an_object_for_each(here: Path, place: str
     answering = Answering(answer, place)
     answering.start()
     found = sabot_says(*words, "state", "--json").stdout.splitlines()
-    answering.join(10)
+    answering.join(60)
     running.unlock()
     assert [json.loads(line) for line in found] == [
         {"app": "shop", "restarts": 1, **each} for each in answer["workers"]

@@ -14,8 +14,6 @@ import sabot
 from sabot import App, Avro, DataError, UserError, count_window
 from sabot.base.arrays import batch_of_rows, column_of
 from sabot.codecs.formats import Csv
-from sabot.llm import ExecutionEngine, ScriptedProvider
-from sabot.llm.asked_batches import AgentModel
 from sabot.operators.agents.payloads import RowPayloads
 
 ZONE = datetime.timezone(datetime.timedelta(hours=2))
@@ -172,11 +170,3 @@ def test_an_answer_of_an_agent_whose_sink_has_no_columns_is_refused_where_the_ty
     assert payload_of({"n": 2.5, "at": datetime.time(5)}, None, "out") == b"2.5,05:00:00.000000"
     with pytest.raises(DataError, match=r"cannot be written as csv: .*would lose its zone as time64\[us\]"):
         payload_of({"at": datetime.time(5, tzinfo=ZONE)}, None, "out")
-
-
-async def test_an_answer_of_a_model_that_its_column_would_cut_is_an_error_of_its_row() -> None:
-    model = AgentModel(ExecutionEngine(ScriptedProvider(lambda spec: '{"x": 1e40}')))
-    asked = pa.record_batch({"text": ["a"]})
-    found = await model.map("{text}", asked, output={"x": "float32"}, error="wrong")
-    assert found.column("x").to_pylist() == [None]
-    assert "column 'x' is to be float: 1e+40 would be infinite as float" in found.column("wrong").to_pylist()[0]

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 from sabot import steps
 from sabot._cython.arrow.batch import Batch
-from sabot.connectors.base import Sink, TakesChanges, Track
-from sabot.connectors.defaults import expect_changes
+from sabot.connectors.base import Sink, TakesChanges, Track, expect_changes
 from sabot.connectors.files import NdjsonSink, ParquetSink
 from sabot.connectors.memory import CountSink, MemoryBroker, MemorySink, TableSink
 from sabot.connectors.sql import SqlSink
@@ -183,7 +182,9 @@ def pieces(changes: list[Change], cuts: list[int]) -> list[pa.RecordBatch]:
     return [whole.slice(start, end - start) for start, end in itertools.pairwise(bounds)]
 
 
-FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @pytest.mark.one_in(4, "a second of a core each")
@@ -568,6 +569,7 @@ FOLDED = [  # database, type of the key, values of keys: those in one list are e
 ]
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize(("database", "declared", "kind", "keys"), FOLDED, ids=[f"{a} {b}" for a, b, _, _ in FOLDED])
 def test_keys_that_are_equal_only_in_the_database_are_one_key_however_batches_are_cut(
     tmp_path: Path, database: str, declared: str, kind: pa.DataType, keys: list[list[Any]]

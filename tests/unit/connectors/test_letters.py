@@ -30,11 +30,11 @@ from sabot import (
 )
 from sabot.cli import commands
 from sabot.codecs.records import RECORD_SCHEMA, build_records, header_rows, iterate_records
-from sabot.connectors.files.letters import FileHome
-from sabot.connectors.letters import (
+from sabot.errors import UserError
+from sabot.letters.files import FileHome
+from sabot.letters.form import (
     LETTER_SCHEMA,
     DeadLetter,
-    Letters,
     as_columns,
     letter_headers,
     letter_of_record,
@@ -42,8 +42,8 @@ from sabot.connectors.letters import (
     letters_of,
     letters_of_rows,
 )
-from sabot.connectors.sql.letters import TableHome
-from sabot.errors import UserError
+from sabot.letters.places import Letters
+from sabot.letters.tables import TableHome
 from sabot.testing import MemoryBroker
 
 STAMP = 1_700_000_000_000

@@ -19,7 +19,7 @@ from pyarrow import parquet as pq
 
 from sabot import App, files
 from sabot.base.object_stores import hint_of_store
-from sabot.connectors.files import remote
+from sabot.connectors.files import paths
 from sabot.errors import UserError
 from tools.checkpoint_tools import in_memory
 
@@ -120,19 +120,19 @@ def test_a_file_that_goes_away_is_named(store: Any) -> None:
 
 
 def test_an_address_is_shown_without_its_keys() -> None:
-    path = remote.remote_path(
+    path = paths.remote_path(
         "s3://KEY:secret@bucket/in/*.csv?region=us-east-1&endpoint_override=127.0.0.1:1&scheme=http"
     )
     assert str(path) == "s3://bucket/in/*.csv"
     assert str(path.at("bucket/in/a.csv")) == "s3://bucket/in/a.csv"
     with pytest.raises(UserError) as refused:
-        remote.remote_path("s3://KEY:se/cret@bucket/in?no_such=1")
+        paths.remote_path("s3://KEY:se/cret@bucket/in?no_such=1")
     assert "cret" not in str(refused.value)
 
 
 def test_az_is_abfs_with_the_account_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "mine")
-    path = remote.remote_path("az://container/in")
+    path = paths.remote_path("az://container/in")
     assert (str(path), path.filesystem.type_name, path.inside) == ("az://container/in", "abfs", "container/in")
 
 
@@ -186,23 +186,23 @@ def test_where_nobody_says_who_calls_googles_store_the_error_says_so_at_once(nob
 
 def test_who_calls_googles_store_may_be_said_in_several_places(nobody: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for address in ("gs://anonymous@bucket/rows", "gs://bucket/rows?scheme=http&endpoint_override=127.0.0.1:1"):
-        assert remote.remote_path(address).inside == "bucket/rows"
+        assert paths.remote_path(address).inside == "bucket/rows"
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Machine)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         with nobody.context() as machine:
             machine.setenv("GCE_METADATA_HOST", f"127.0.0.1:{server.server_port}")
-            assert remote.remote_path("gs://bucket/rows").inside == "bucket/rows"
+            assert paths.remote_path("gs://bucket/rows").inside == "bucket/rows"
     finally:
         server.shutdown()
         server.server_close()
     with nobody.context() as key:
         key.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
-        assert remote.remote_path("gs://bucket/rows").inside == "bucket/rows"
+        assert paths.remote_path("gs://bucket/rows").inside == "bucket/rows"
     login = tmp_path / ".config" / "gcloud" / "application_default_credentials.json"
     login.parent.mkdir(parents=True)
     login.write_text("{}")
-    assert remote.remote_path("gs://bucket/rows").inside == "bucket/rows"
+    assert paths.remote_path("gs://bucket/rows").inside == "bucket/rows"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pytest
 from typer.testing import CliRunner
+from unit.process.children import alive
 from unit.web.test_console import Browser
 from unit.web.test_inbox_screens import fields
 
@@ -135,7 +136,7 @@ def test_the_app_of_a_demo_that_was_killed_stops(tmp_path: Path) -> None:
         finally:
             process.kill()
     deadline = time.monotonic() + 60
-    while Path(f"/proc/{app}").exists() and "State:\tZ" not in Path(f"/proc/{app}/status").read_text():
+    while alive(int(app)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 

@@ -25,6 +25,7 @@ from tools.tcp_proxy import TcpProxy
 
 TOKEN = "a token of the tests"
 ROW = Batch(pa.record_batch({"x": [1]}))
+SILENCE_S = 3.0  # after which an edge counts as broken; on a busy machine a process may have no core for a second
 
 
 class Heard(queue.SimpleQueue):
@@ -55,14 +56,14 @@ def joined(sender: Exchange, receiver: Exchange, address: str, rows: int = 65_53
     receiver.receive("e1/s0/2/3", far)
     sender.send("e1/s0/2/3", near, address)
     near.put(Watermark(1))
-    assert far.get(10) == Watermark(1)
+    assert far.get(60) == Watermark(1)
     return near, far
 
 
 @pytest.mark.parametrize("way", ["cut", "reset"])
 @pytest.mark.parametrize("load", ["idle", "full"])
 def test_a_broken_network_is_told_at_both_ends(exchange, way, load):
-    (sender, near_heard), (receiver, far_heard) = exchange(timeout=1.0), exchange(timeout=1.0)
+    (sender, near_heard), (receiver, far_heard) = exchange(timeout=SILENCE_S), exchange(timeout=SILENCE_S)
     with TcpProxy(receiver.address) as proxy:
         near, far = joined(sender, receiver, proxy.address, rows=1)
         while load == "full" and near.put(Batch(pa.record_batch({"x": list(range(65_536))})), timeout=0.2):
@@ -70,13 +71,13 @@ def test_a_broken_network_is_told_at_both_ends(exchange, way, load):
         began = time.monotonic()
         getattr(proxy, way)()
         for heard in (near_heard, far_heard):
-            edge, error = heard.get(timeout=10)
+            edge, error = heard.get(timeout=60)
             assert edge == "e1/s0/2/3"
             assert isinstance(error, TransientError)
             assert "'e1/s0/2/3'" in str(error)
             if way == "cut":
-                assert re.search("has not answered for 1 s|its worker has sent nothing for 1 s", str(error))
-            assert time.monotonic() - began < 8
+                assert re.search("has not answered for 3 s|its worker has sent nothing for 3 s", str(error))
+            assert time.monotonic() - began < 60
         if load == "full":
             receiver.close()  # returns, although the call's client has vanished
         assert all(element is not END for element in iter(far.get_nowait, None))
@@ -91,8 +92,8 @@ def test_a_network_that_is_slow_but_not_cut_breaks_nothing(exchange):
         assert far.get(1.5) is None
         proxy.mend()
         near.put(END)
-        assert far.get(10).num_rows == 1
-        assert far.get(10) is END
+        assert far.get(60).num_rows == 1
+        assert far.get(60) is END
         assert near_heard.empty()
         assert far_heard.empty()
 
@@ -103,7 +104,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import Channel
 from sabot.exchange import Exchange
-exchange = Exchange(sys.argv[1], timeout=1.0)
+exchange = Exchange(sys.argv[1], timeout=3.0)
 near, far = Channel(), Channel()
 exchange.receive("there", far)
 exchange.send("back", near, sys.argv[2])
@@ -117,19 +118,19 @@ while True:
 @pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_a_worker_that_dies_or_hangs_is_told(exchange, way):
-    here, heard = exchange(timeout=1.0)
+    here, heard = exchange(timeout=SILENCE_S)
     back, there = Channel(), Channel()
     here.receive("back", back)
     worker = subprocess.Popen([sys.executable, "-c", WORKER, TOKEN, here.address], stdout=subprocess.PIPE, text=True)
     try:
         here.send("there", there, worker.stdout.readline().strip())
         there.put(ROW)
-        assert back.get(10).num_rows == 1
+        assert back.get(60).num_rows == 1
         began = time.monotonic()
         worker.send_signal(way)
-        broken = {heard.get(timeout=10)[0] for _ in range(2)}
+        broken = {heard.get(timeout=60)[0] for _ in range(2)}
         assert broken == {"there", "back"}
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 60
         assert back.get_nowait() is None
         here.close()
     finally:
@@ -176,7 +177,7 @@ def test_a_process_ends_though_its_peer_hangs():
             assert receiver.stdout.readline() == "Watermark(1)\n"
             sender.send_signal(signal.SIGSTOP)
             receiver.stdin.close()
-            assert receiver.wait(10) == 0
+            assert receiver.wait(60) == 0
         finally:
             sender.kill()
             receiver.kill()
@@ -188,7 +189,7 @@ def test_a_wrong_token_is_refused_before_anything_is_read(exchange):
     receiver.receive("a", far)
     near.put(ROW)
     stranger.send("a", near, receiver.address)
-    edge, error = heard.get(timeout=10)
+    edge, error = heard.get(timeout=60)
     assert edge == "a"
     assert "does not have the token" in str(error)
     assert "another token" not in str(error)
@@ -199,7 +200,7 @@ def test_a_wrong_token_is_refused_before_anything_is_read(exchange):
 def test_an_edge_that_nobody_receives_is_refused_by_name(exchange):
     (sender, heard), (receiver, _) = exchange(), exchange(timeout=0.3)
     sender.send("nobody's", Channel(), receiver.address)
-    edge, error = heard.get(timeout=10)
+    edge, error = heard.get(timeout=60)
     assert edge == "nobody's"
     assert 'this worker receives no edge "nobody\'s"' in str(error)
 
@@ -209,10 +210,10 @@ def test_a_worker_that_is_not_there_is_told(exchange):
     gone, _ = exchange()
     gone.close()
     sender.send("a", Channel(), gone.address)
-    edge, error = heard.get(timeout=10)
+    edge, error = heard.get(timeout=60)
     assert (edge, type(error)) == ("a", TransientError)
     sender.send("b", Channel(), gone.address)
-    assert heard.get(timeout=10)[0] == "b"
+    assert heard.get(timeout=60)[0] == "b"
 
 
 class Stranger:
@@ -220,7 +221,7 @@ class Stranger:
 
     def __init__(self, address: str) -> None:
         self._client = flight.FlightClient(f"grpc+tcp://{address}")
-        self._options = flight.FlightCallOptions(headers=[(b"authorization", f"Bearer {TOKEN}".encode())], timeout=10)
+        self._options = flight.FlightCallOptions(headers=[(b"authorization", f"Bearer {TOKEN}".encode())], timeout=60)
 
     def refused(self, write, *path: str) -> str:
         """What is said of a call that writes so; at which of its steps is a matter of time."""
@@ -283,7 +284,7 @@ def test_a_call_that_is_no_edge_of_ours_is_refused_and_told(exchange, write):
     receiver.receive("a", far)
     stranger = Stranger(receiver.address)
     said = stranger.refused(write, "a", "a session")
-    edge, error = heard.get(timeout=10)
+    edge, error = heard.get(timeout=60)
     assert edge == "a"
     assert "'a'" in said
     assert isinstance(error, TransientError | InternalError)
@@ -299,7 +300,7 @@ def test_a_second_sender_a_call_without_names_and_an_unknown_action_are_refused(
     with pytest.raises(flight.FlightError, match="there is no action 'drop'"):
         stranger.act("drop")
     near.put(END)
-    assert far.get(10) is END
+    assert far.get(60) is END
     assert heard.empty()
 
 
@@ -313,11 +314,11 @@ def test_tls_takes_who_has_a_certificate_of_the_apps_authority(exchange):
     (sender, near_heard), (receiver, _) = exchange(tls=tls(ours, ours)), exchange(tls=tls(ours, ours))
     near, far = joined(sender, receiver, receiver.address)
     near.put(ROW)
-    assert far.get(10).num_rows == 1
+    assert far.get(60).num_rows == 1
     for wrong in ({"tls": tls(theirs, ours)}, {}):
         stranger, heard = exchange(**wrong)
         stranger.send("b", Channel(), receiver.address)
-        assert heard.get(timeout=10)[0] == "b"
+        assert heard.get(timeout=60)[0] == "b"
     near.put(END)
-    assert far.get(10) is END
+    assert far.get(60) is END
     assert near_heard.empty()

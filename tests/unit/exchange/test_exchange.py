@@ -82,7 +82,7 @@ def flat(elements: list) -> list:
 def drain(channel: Channel, *, pause: float = 0.0, until=END) -> list:
     found = []
     while not found or found[-1] != until:
-        element = channel.get(20)
+        element = channel.get(60)
         assert element is not None, f"nothing comes any more after {found[-3:]}"
         found.append(element)
         if pause:
@@ -166,7 +166,7 @@ def test_columns_begin_at_whole_words_for_the_kernels():
         near, far = pair.edge("a")
         for rows in (1, 37, 5_000):
             near.put(Batch(pa.record_batch({"x": list(range(rows)), "t": ["é"] * rows})))
-            batch = far.get(10)
+            batch = far.get(60)
             buffers = [buffer for column in batch.data.columns for buffer in column.buffers() if buffer is not None]
             assert [buffer.address % 8 for buffer in buffers] == [0] * len(buffers)
             assert batch.data["t"].to_pylist() == ["é"] * rows
@@ -176,7 +176,7 @@ def test_small_batches_that_wait_cross_together_and_marks_stay_between_them():
     with exchanges(credit_rows=1, credit_bytes=1) as pair:
         near, far = pair.edge("a", rows=1)
         one = Batch(pa.record_batch({"x": [1]}))
-        fill(near, [*[one] * 500, Barrier(1), *[one] * 500, END]).join(10)
+        fill(near, [*[one] * 500, Barrier(1), *[one] * 500, END]).join(60)
         got = drain(far)
         rows = [element.num_rows if isinstance(element, Batch) else element for element in got]
         cut = rows.index(Barrier(1))
@@ -206,14 +206,14 @@ def test_the_producer_learns_that_the_reader_has_closed():
     with exchanges() as pair:
         near, far = pair.edge("a")
         near.put(Watermark(1))
-        assert far.get(10) == Watermark(1)
+        assert far.get(60) == Watermark(1)
         far.close()
         with pytest.raises(ChannelClosed):
             fill_for_ever(near)
 
 
 def fill_for_ever(channel: Channel) -> None:
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + 60
     while time.monotonic() < ends:
         channel.put(Watermark(1))
         time.sleep(0.001)
@@ -225,7 +225,7 @@ def test_a_sender_may_come_before_its_receiver():
         near.put(END)
         pair.here.send("a", near, pair.there.address)
         pair.there.receive("a", far)
-        assert far.get(10) is END
+        assert far.get(60) is END
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
@@ -268,8 +268,8 @@ def test_closing_ends_threads_and_files():
             done, done_far = pair.edge("done")
             near.put(Watermark(1))
             done.put(END)
-            assert (far.get(10), done_far.get(10)) == (Watermark(1), END)
-    settled = time.monotonic() + 10
+            assert (far.get(60), done_far.get(60)) == (Watermark(1), END)
+    settled = time.monotonic() + 60
     while sizes() != before and time.monotonic() < settled:
         time.sleep(0.01)  # gRPC closes its sockets in threads of its own
     assert sizes() == before

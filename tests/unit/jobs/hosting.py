@@ -20,6 +20,7 @@ from sabot.journal import Journal
 from sabot.journal.entries import Entry
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.state import BackendConfig, MemoryBackend
+from tools.agent_tools import PATIENCE
 
 AGENT = "app.agent"
 
@@ -114,7 +115,7 @@ class Hosting:
         self.host.begin(AGENT, job_id, record=pack(message, "input"), key=b"", digest=b"", behalf=behalf)
 
     async def until(self, true: Callable[[], Any]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not true():
                 if self.broken:
                     raise self.broken[0][1]

@@ -29,6 +29,10 @@ from unit.jobs.hosting import AGENT, Agent
 from unit.jobs.rules import ANSWER_TOKENS, DENIED, SECRET, Judges, Law
 
 from sabot.agents.durable.context import DurableContext
+from sabot.calls.effects import Reconciled
+from sabot.calls.model_requests import RequestSpec
+from sabot.calls.tool_context import Effect
+from sabot.calls.tools import Tool, tool
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import EffectError, LetterRefused, NotSent
 from sabot.jobs.host import JobHost
@@ -36,13 +40,11 @@ from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import pack, unpack
 from sabot.journal import Journal, Letter, Position
-from sabot.journal.effects import Reconciled
 from sabot.journal.entries import Answer, Entry, Intent
+from sabot.journal.job_marks import JobMarks
 from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.journal.sqlite import SqliteJournal
 from sabot.llm import BudgetExceeded, ExecutionEngine, ModelError, ScriptedProvider
-from sabot.llm.spec import RequestSpec
-from sabot.llm.tools import Effect, Tool, tool
 from sabot.testing.lives import temporary_directory
 from sabot.testing.loop import SimulatedLoop
 
@@ -287,8 +289,9 @@ def image_of(home: MemoryStorage) -> MemoryStorage:
     """What a crash would leave of it now."""
     image = MemoryStorage(home.clock)
     image.identity, image.key, image.next, image.removed = home.identity, home.key, home.next, home.removed
-    for name in ("entries", "bodies", "uses", "marks", "questions", "letters"):
+    for name in ("entries", "bodies", "uses", "questions", "letters"):
         setattr(image, name, dict(getattr(home, name)))
+    image.known = JobMarks(dict(home.marks), {job: set(tokens) for job, tokens in home.known.asked.items()})
     image.of_job = {job: list(offsets) for job, offsets in home.of_job.items()}
     image.tokens = {job: list(tokens) for job, tokens in home.tokens.items()}
     return image
@@ -609,8 +612,6 @@ class LifeOf:
         self.journal = seed.storage.open(self.crash)
         self.first = self.journal.positions().get(0, 0)
         self._check_inbox()
-        if self.guard is not None:
-            await self.guard.open(self.journal)
         host = self.agent.host = JobHost(
             self.journal,
             clock=SYSTEM_CLOCK,

@@ -4,7 +4,7 @@ import asyncio
 import random
 import re
 from collections import Counter
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Sequence
 from typing import Any
 
 from sabot.agents.accounts.budgets import Budget
@@ -13,11 +13,11 @@ from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.rows import InMemoryLedgerWriter
 from sabot.base.accounts import Amounts
 from sabot.base.redaction import HIDDEN
-from sabot.jobs.guard import Decision, EffectGuard, EffectGuards, GuardedCall, GuardVerdict
-from sabot.journal import JournalReader
-from sabot.journal.effects import EffectId
+from sabot.calls.effects import EffectId
+from sabot.calls.model_requests import RequestSpec
+from sabot.jobs.guard import Decision, EffectGuard, EffectGuards, GuardedCall, GuardVerdict, OpenCall
+from sabot.journal import Journal
 from sabot.journal.entries import Intent
-from sabot.llm.spec import RequestSpec
 
 SCOPE = "app"
 SECRET = "4111-1111"
@@ -124,12 +124,14 @@ class _Rules(EffectGuard):
         self._law = law
         self._decided: set[tuple[str, int]] = set()  # what the journal has, or will have
 
-    async def open(self, journal: JournalReader) -> None:
+    async def take(self, journal: Journal, calls: Sequence[OpenCall]) -> None:
         kinds = ("call", "child")
         entries = [entry for _, entry in journal.read()]
         self._decided = {(e.job, e.ordinal) for e in entries if isinstance(e, Intent) and e.kind in kinds}
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
+        if call.after == "again":
+            return GuardVerdict()
         effect = call.effect.job, call.effect.ordinal
         match call.kind:
             case "model":

@@ -218,6 +218,7 @@ def wrapped(error: BaseException, how: str) -> BaseException:
     return error if how == "plain" else raised(raised(own, error, explicit=how == "from"), None, explicit=True)
 
 
+@pytest.mark.one_in(4, "a hundredth of a second of a core each")
 @pytest.mark.parametrize("how", ["plain", "from", "while it was handled", "in a group"])
 @pytest.mark.parametrize("client", CLIENTS)
 def test_each_answer_of_a_service_that_fails_is_a_doubt_whichever_client_tells_it(client: str, how: str) -> None:
@@ -248,6 +249,7 @@ def test_a_status_of_grpc_is_one_of_a_service_that_fails_or_refuses(status: str,
     [
         (KafkaError._MSG_TIMED_OUT, UNKNOWN),
         (KafkaError._TRANSPORT, UNKNOWN),
+        (KafkaError._DESTROY, UNKNOWN),
         (KafkaError.REQUEST_TIMED_OUT, UNKNOWN),
         (KafkaError.NETWORK_EXCEPTION, UNKNOWN),
         (KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND, UNKNOWN),

@@ -7,9 +7,9 @@ import pytest
 from unit.jobs.hosting import Agent, hosting
 
 from sabot.agents.durable.context import DurableContext
+from sabot.calls.tools import tool
 from sabot.clock import ManualClock
 from sabot.journal.memory import MemoryStorage
-from sabot.llm.tools import tool
 
 
 @pytest.mark.parametrize("jump_s", [-86400, 86400])

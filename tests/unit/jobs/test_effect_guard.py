@@ -14,6 +14,10 @@ import pytest
 from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 
 from sabot.agents.durable.context import DurableContext
+from sabot.calls.effects import EffectId
+from sabot.calls.messages import user
+from sabot.calls.model_requests import RequestSpec
+from sabot.calls.tools import tool
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, LetterRefused, PolicyDenied, UserError
 from sabot.jobs.guard import (
@@ -32,12 +36,8 @@ from sabot.jobs.guard import (
 from sabot.jobs.masking import mask
 from sabot.jobs.values import unpack
 from sabot.journal import Letter
-from sabot.journal.effects import EffectId
 from sabot.journal.entries import Attempt, EffectResult, Intent
 from sabot.journal.memory import MemoryJournal, MemoryStorage
-from sabot.llm.messages import user
-from sabot.llm.spec import RequestSpec
-from sabot.llm.tools import tool
 
 DENY = GuardVerdict(Decision.DENY, rule="no files", version="v1", reason="files are not for agents")
 ASK = GuardVerdict(Decision.ASK, rule="people first", version="v1", reason="mail goes out")
@@ -56,22 +56,26 @@ class Judge(EffectGuard):
     gone: list[str] = field(default_factory=list)
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
+        if call.after == "again":
+            return GuardVerdict()
         self.asked.append(call)
         return self.says(call)
 
     def drop(self, effect: EffectId) -> None:
         self.dropped.append(effect)
 
-    def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        self.settled.append((effect, kind, outcome))
-        return self.used
+    def settle(self, entry: EffectResult, kind: CallKind, name: str) -> EffectResult:
+        self.settled.append((EffectId(entry.job, entry.ordinal, entry.attempt), kind, entry.outcome))
+        return msgspec.structs.replace(entry, usage=self.used)
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
         if effect not in [each for each, *_ in self.reopened]:  # told again when the job asks for it
             self.reopened.append((effect, agent, behalf, decided.verdict))
 
-    def forget_job(self, job_id: str) -> None:
-        self.gone.append(job_id)
+    def end_job(self, job_id: str, at_ms: int) -> bytes:
+        if job_id not in self.gone:  # told again when its parent is told
+            self.gone.append(job_id)
+        return b""
 
 
 def says(verdict: GuardVerdict) -> Judge:
@@ -434,7 +438,7 @@ async def test_redact_hides_texts_from_the_tool_and_the_journal_and_the_digest_s
     assert got[1] == shown
     intent, asked = (next(e for e in entries(each) if isinstance(e, Intent)) for each in (home, plain))
     assert intent.digest == asked.digest
-    assert unpack(intent.body) == [["card ***"], {"more": shown[1]}]
+    assert unpack(intent.body) == [[], {"text": "card ***", "more": shown[1]}]
     async with hosting(prefix(home, 2), Agent(f), guard=Judge()) as jobs:  # made again, as it was decided
         await jobs.over("j")
     assert got[2] == shown

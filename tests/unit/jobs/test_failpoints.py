@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from sabot import steps
+from sabot.calls.effects import EffectId
+from sabot.calls.tools import Tool, as_tool
 from sabot.clock import SYSTEM_CLOCK
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
 from sabot.journal import Position
-from sabot.journal.effects import EffectId
 from sabot.journal.entries import EffectResult, Intent
 from sabot.journal.sqlite import SqliteJournal
-from sabot.llm.tools import Tool, as_tool
 
 EFFECT = EffectId("job", 1)
 

@@ -9,12 +9,12 @@ import pytest
 from unit.jobs.hosting import Agent, hosting
 
 from sabot.agents.durable.context import DurableContext
+from sabot.calls.tools import tool
 from sabot.errors import UserError
 from sabot.journal.memory import MemoryStorage
 from sabot.llm import Agent as ModelAgent
 from sabot.llm import ExecutionEngine
 from sabot.llm.providers.scripted import ScriptedProvider
-from sabot.llm.tools import tool
 
 refunds: list[int] = []
 

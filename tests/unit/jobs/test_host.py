@@ -15,6 +15,9 @@ from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.policy.auditing import audit_job
+from sabot.calls.effects import Reconciled
+from sabot.calls.tool_context import Effect
+from sabot.calls.tools import tool
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, NotSent, TransientError, UserError
 from sabot.jobs.core import SEQUENCES_APART, job_seed
@@ -22,10 +25,8 @@ from sabot.jobs.history import NOT_MADE, History
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import pack, unpack
 from sabot.journal import Letter, Position
-from sabot.journal.effects import Reconciled
 from sabot.journal.entries import UNSENT, Attempt, Begin, Cancel, EffectResult, End, Intent
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
-from sabot.llm.tools import Effect, tool
 
 
 class World:

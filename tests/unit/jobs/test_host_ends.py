@@ -10,16 +10,16 @@ from unit.jobs.hosting import Agent, entries, hosting
 
 from sabot.agents.durable.context import DurableContext
 from sabot.base.process_exit import find_exit
+from sabot.calls.effects import Reconciled
+from sabot.calls.tools import tool
 from sabot.clock import ManualClock
 from sabot.errors import BrokerUnavailable, JournalFailed
 from sabot.jobs.owner import AfterFailure
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import unpack
 from sabot.journal import Letter
-from sabot.journal.effects import Reconciled
 from sabot.journal.entries import EffectResult, Intent
 from sabot.journal.memory import MemoryJournal, MemoryStorage
-from sabot.llm.tools import tool
 from tools.agent_tools import until
 
 SYNC_THREADS = 16  # that calls of sync tools may have
@@ -83,7 +83,7 @@ async def test_a_call_that_a_stop_has_cut_before_it_was_sent_is_made_at_the_next
     @tool
     def pay(number: int) -> str:
         paid.append(number)
-        held.wait(10)
+        held.wait(60)
         return "paid"
 
     async def f(ctx: DurableContext) -> Any:

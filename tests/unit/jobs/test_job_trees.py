@@ -13,6 +13,7 @@ from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 from sabot.agents import ChildLimits, ExecutionRequest, RuntimeKernel
 from sabot.agents.durable.context import DurableContext
 from sabot.api.agent import AgentSpec
+from sabot.calls.tools import tool
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, UserError
 from sabot.jobs.guard import Behalf
@@ -20,7 +21,6 @@ from sabot.jobs.tree import JobTree, child_id, parent_of
 from sabot.journal import Letter
 from sabot.journal.entries import Begin, Cancel, End
 from sabot.journal.memory import MemoryReader, MemoryStorage
-from sabot.llm.tools import tool
 
 DEEP = ChildLimits(max_depth=1_000_000)
 

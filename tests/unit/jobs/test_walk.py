@@ -9,9 +9,9 @@ from unit.jobs.hosting import Agent, hosting
 
 import sabot.jobs
 from sabot.agents.durable.context import DurableContext
+from sabot.calls.tools import tool
 from sabot.clock import ManualClock
 from sabot.journal.memory import MemoryStorage
-from sabot.llm.tools import tool
 
 FUNCTIONS, FILES = 42, 9
 BESIDE = {"timers.py", "journal_calls.py"}  # the host looks for timers and letters meanwhile

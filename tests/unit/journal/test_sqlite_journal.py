@@ -11,18 +11,22 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, JournalFull, SabotError, TransientError, UserError
-from sabot.journal import Letter, tables
-from sabot.journal.entries import Begin, EffectResult, End, Intent, encode_entry
+from sabot.journal import Letter, sqlite, tables
+from sabot.journal.base import EVERY, JobMark
+from sabot.journal.ended_jobs import JobQuery
+from sabot.journal.entries import Answer, Begin, EffectResult, End, Intent, encode_entry
 from sabot.journal.sqlite import DATABASE, SqliteInbox, SqliteJournal, SqliteReader
 from sabot.journal.tables import checksum
 from sabot.journal.writing import Appended, GroupWriter
 from sabot.steps import watch
+from tools.older_journals import GIVEN, without_list, write_given
 
 
 @pytest.fixture
@@ -53,7 +57,7 @@ def jobs_of(folder: Path) -> list[str]:
 def fill(journal: SqliteJournal, count: int, first: int = 0, body: bytes = b"") -> None:
     """So many entries, each in a commit of its own."""
     for number in range(first, first + count):
-        assert journal.wait_durable(journal.append(Begin(f"job-{number}", 0, body=body)), 30)
+        assert journal.wait_durable(journal.append(Begin(f"job-{number}", 0, body=body)), 60)
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -152,7 +156,7 @@ def test_a_later_format_is_refused_by_its_number(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "journal" / DATABASE) as database:
         database.execute("PRAGMA user_version = 7")
     database.close()
-    with pytest.raises(UserError, match="has format 7, and this Sabot knows 3"):
+    with pytest.raises(UserError, match="has format 7, and this Sabot knows 4"):
         SqliteJournal(tmp_path / "journal")
 
 
@@ -171,7 +175,7 @@ def test_an_owner_whose_lock_was_removed_writes_nothing_more(tmp_path: Path) -> 
     second = SqliteJournal(tmp_path / "journal")
     position = first.append(Begin("late", 0))
     with pytest.raises(JournalFailed, match="another owner has taken the journal over"):
-        first.wait_durable(position, 30)
+        first.wait_durable(position, 60)
     with pytest.raises(JournalFailed):
         first.append(Begin("later", 0))
     first.close()
@@ -245,12 +249,12 @@ def test_entries_wait_while_another_process_holds_the_database(
     with pytest.raises(TransientError, match="another process has held it"):
         journal.post(Letter("cancel", job="job-0"))
     other.execute("ROLLBACK")
-    assert journal.wait_durable(position, 30)
+    assert journal.wait_durable(position, 60)
     other.execute("BEGIN IMMEDIATE")
     position = journal.append(Begin("job-2", 0))
     journal.close()
     with pytest.raises(JournalFailed, match="locked"):
-        journal.wait_durable(position, 30)
+        journal.wait_durable(position, 60)
     other.close()
     assert jobs_of(tmp_path / "journal") == ["job-0", "job-1"]
 
@@ -549,14 +553,14 @@ def test_letters_of_other_processes_come_beside_the_owner_who_appends(tmp_path: 
     """Two processes answer the same hundred questions while the owner writes: each answer is accepted once, and taken as that."""
     for number in range(100):
         last = journal.append(Intent("job", 0, number, "ask", token=f"token-{number}"))
-    assert journal.wait_durable(last, 30)
+    assert journal.wait_durable(last, 60)
     children = [
         subprocess.Popen([sys.executable, "-c", POSTING, tmp_path, "0", "100", name], stdout=subprocess.PIPE, text=True)
         for name in ("ann", "bob")
     ]
     answers: dict[int, str] = {}
     while any(child.poll() is None for child in children) or len(answers) < 100:
-        journal.wait_durable(journal.append(EffectResult("job", 0, 1000)), 30)
+        journal.wait_durable(journal.append(EffectResult("job", 0, 1000)), 60)
         for _, entry in journal.take():
             assert entry.ordinal not in answers  # type: ignore[union-attr]
             answers[entry.ordinal] = entry.body.decode()  # type: ignore[union-attr]
@@ -575,7 +579,7 @@ def test_a_letter_whose_entry_was_not_durable_is_taken_again_by_the_next_owner(
     tmp_path: Path, journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = journal.append(Intent("job", 0, 1, "ask", token="t"))
-    assert journal.wait_durable(last, 30)
+    assert journal.wait_durable(last, 60)
     journal.post(Letter("answer", "t", body=b"yes"))
     crashed = as_a_crash_leaves_it(journal, tmp_path / "crashed")
     assert len(journal.take()) == 1
@@ -603,8 +607,8 @@ class DuringTrim:
 
 def test_a_job_that_begins_again_while_it_is_trimmed_keeps_its_history(journal: SqliteJournal) -> None:
     journal.append(Begin("a", 1))
-    assert journal.wait_durable(journal.append(End("a", 2, "continued")), 30)
-    watch(DuringTrim(lambda: journal.wait_durable(journal.append(Begin("a", 3)), 30)))
+    assert journal.wait_durable(journal.append(End("a", 2, "continued")), 60)
+    watch(DuringTrim(lambda: journal.wait_durable(journal.append(Begin("a", 3)), 60)))
     try:
         assert journal.trim({0: 2}) == 0
     finally:
@@ -616,7 +620,7 @@ def test_a_job_that_begins_again_while_it_is_trimmed_keeps_its_history(journal: 
 
 
 def test_a_digest_and_a_key_leave_no_argument_in_the_files(tmp_path: Path) -> None:
-    from sabot.journal.effects import EffectId, digest
+    from sabot.calls.effects import EffectId, digest
 
     journal = SqliteJournal(tmp_path / "journal")
     asked = digest(journal.key, "call", "refund", {"card": "4111-secret"})
@@ -641,7 +645,7 @@ def test_a_reader_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_an_idle_owner_knows_without_a_query_that_nobody_has_written(tmp_path: Path, journal: SqliteJournal) -> None:
-    assert journal.wait_durable(journal.append(Intent("j", 0, 1, "ask", "confirm", token="t")), 10)
+    assert journal.wait_durable(journal.append(Intent("j", 0, 1, "ask", "confirm", token="t")), 60)
     assert journal.may_have_letters()
     assert [journal.may_have_letters() for _ in range(3)] == [False] * 3
     inbox = SqliteInbox(tmp_path / "journal")
@@ -668,3 +672,73 @@ def test_the_database_itself_is_no_place_for_an_owner_and_a_folder_of_before_is(
     assert error.value.hint == f'give its folder: "{tmp_path / "jobs"}"'
     (tmp_path / "jobs").rename(tmp_path / "jobs.db")
     SqliteJournal(tmp_path / "jobs.db").close()
+
+
+# -- migrations -------------------------------------------------------------------------------------------------------
+
+
+def of_format_3(folder: Path) -> list[JobMark]:
+    """Makes a journal as the format 3 had it. Returns the list of its jobs that the format 4 has."""
+    owner = SqliteJournal(folder)
+    write_given(owner)
+    found = owner.logged(JobQuery(), EVERY)
+    owner.close()
+    with closing(sqlite3.connect(folder / DATABASE)) as database, database:
+        without_list(database.execute)
+        database.execute("PRAGMA user_version = 3")
+    return found
+
+
+def test_a_journal_of_an_older_format_gets_its_list_from_its_first_owner(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    listed = of_format_3(folder)
+    assert [(mark.job, mark.status) for mark in listed] == [
+        ("requested", "queued"),
+        ("works", "running"),
+        ("asks", "waiting_action"),
+        ("done", "failed"),
+    ]
+    reader = SqliteReader(folder)  # reads all entries, since the tables have no list
+    assert (reader.format, reader.logged(JobQuery(), EVERY)) == (3, listed)
+    assert reader.logged_counts(JobQuery(scope="us")) == {"waiting_action": 1}
+    assert (reader.begun_again(), reader.logged_below(["done"])) == ([], [])
+    owner = SqliteJournal(folder)
+    for each in (owner, reader):
+        assert each.logged(JobQuery(), EVERY) == listed
+    assert owner.wait_durable(owner.append(Answer("asks", 6000, 2, "open")), 30)
+    assert owner.logged_counts(JobQuery()) == {"queued": 1, "running": 2, "failed": 1}
+    for closed in (reader, owner):
+        closed.close()
+
+
+def test_a_migration_that_is_killed_at_any_statement_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kill leaves are the files as they are just before each statement of the first owner."""
+    folder, killed = tmp_path / "journal", list[Path]()
+    listed = of_format_3(folder)
+    opened = sqlite.connected
+
+    def leave(statement: str) -> None:
+        copy = tmp_path / f"killed-{len(killed)}"
+        copy.mkdir(mode=0o700)
+        for each in folder.glob(f"{DATABASE}*"):
+            if not each.name.endswith("-shm"):  # made anew by who opens it
+                shutil.copyfile(each, copy / each.name)
+        killed.append(copy)
+
+    def watched(path: Path, mode: Literal["ro", "rw"]) -> sqlite3.Connection:
+        connection = opened(path, mode)
+        if mode == "rw" and not killed:
+            connection.set_trace_callback(leave)
+        return connection
+
+    monkeypatch.setattr(sqlite, "connected", watched)
+    SqliteJournal(folder).close()
+    monkeypatch.undo()
+    assert len(killed) > 20
+    for copy in killed:
+        owner = SqliteJournal(copy)
+        assert (owner.format, owner.logged(JobQuery(), EVERY)) == (4, listed)
+        assert [entry for _, entry in owner.read()] == GIVEN
+        owner.close()

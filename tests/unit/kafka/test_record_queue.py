@@ -18,7 +18,7 @@ from sabot.errors import UserError
 from sabot.kafka import KafkaSource
 from tools.kafka_clients import LINUX, MIB, rss, threads
 
-WAIT = 20.0  # seconds; only a test that fails waits so long
+WAIT = 60.0  # seconds; only a test that fails waits so long
 
 load_client(cimpl.__file__)
 

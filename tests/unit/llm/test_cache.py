@@ -1,6 +1,7 @@
 """Caches of answers, and what an engine does with them."""
 
 import asyncio
+import copy
 import logging
 import sqlite3
 import sys
@@ -8,10 +9,13 @@ import traceback
 import uuid
 from decimal import Decimal
 
+import pydantic
 import pytest
 
-from sabot.errors import MissingExtra, UserError
+from sabot.agents import ExecutionRequest, RuntimeKernel
+from sabot.errors import EffectError, MissingExtra, UserError
 from sabot.llm import (
+    Agent,
     BudgetExceeded,
     Completion,
     ExecutionEngine,
@@ -26,6 +30,7 @@ from sabot.llm import (
     assistant,
 )
 from sabot.llm.judges import JUDGE
+from sabot.llm.requests import request_of
 from tools.agent_tools import until
 from tools.redis_server import Redis, server_or_skip
 
@@ -183,6 +188,51 @@ async def test_failures_and_answers_that_do_not_match_are_not_kept(make):
         for _ in range(2):
             assert (await engine.complete("hello", output={"a": "int64"})).output == {"a": 1}
         assert len(provider.requests) == 3
+
+
+class Even(pydantic.BaseModel):
+    n: int
+
+    @pydantic.field_validator("n")
+    @classmethod
+    def _is_even(cls, n: int) -> int:
+        if n % 2:
+            raise ValueError("odd")
+        return n
+
+
+@pytest.mark.parametrize("wrong", ["no json", '{"n": "x"}', '{"n": 3}'], ids=["text", "type", "validator"])
+@pytest.mark.parametrize("surface", ["script", "job", "ctx.llm"])
+async def test_a_wrong_answer_of_an_agent_is_not_kept_for_others_with_its_prompt(make, surface, wrong):
+    """Agents and jobs decode the answer themselves, after the engine has stored it."""
+    provider = ScriptedProvider([wrong, '{"n": 4}'])
+    async with ExecutionEngine(provider, cache=make(), retries=0) as engine:
+        agent = Agent(engine, output=Even, repairs=0)
+
+        async def work(ctx):
+            return (await ctx.llm(engine).complete("go", output=Even)).output.n
+
+        async def ask():
+            if surface == "script":
+                return (await agent.run("go")).output.n
+            async with RuntimeKernel.create(agent=agent if surface == "job" else work) as kernel:
+                found = (await (await kernel.execute(ExecutionRequest(prompt="go"))).result()).output
+                return getattr(found, "n", found)
+
+        with pytest.raises((MalformedAnswer, EffectError)):
+            await ask()
+        assert [await ask() for _ in range(2)] == [4, 4]
+        assert len(provider.requests) == 2
+
+
+async def test_a_kept_answer_that_fits_no_more_is_asked_for_anew(make):
+    provider = ScriptedProvider(['{"n": 3}', '{"n": 4}'])
+    async with ExecutionEngine(provider, cache=make(), retries=0) as engine:
+        kept = request_of("go", Even, {})[0]
+        await engine.complete(copy.deepcopy(kept))  # an earlier version has kept what the JSON schema allows
+        for _ in range(2):
+            assert (await engine.complete("go", output=Even)).output.n == 4
+        assert len(provider.requests) == 2
 
 
 async def test_an_answer_that_was_cut_off_is_not_kept(make):

@@ -5,6 +5,7 @@ from contextvars import copy_context
 
 import pytest
 
+from sabot.calls.judging import SENDABLE
 from sabot.calls.limits import TokenBucket
 from sabot.errors import UserError
 from sabot.llm import (
@@ -22,7 +23,6 @@ from sabot.llm import (
     Usage,
     assistant,
 )
-from sabot.llm.judges import SENDABLE
 
 
 async def ask(engine, count, **fields):

@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from sabot.calls.errors import ToolError
+from sabot.calls.messages import tool_result
 from sabot.errors import NotSent, UserError
 from sabot.llm import (
     MIDDLEWARE,
@@ -27,8 +29,6 @@ from sabot.llm import (
 from sabot.llm.agent import Agent, AgentResult, ToolEnded, ToolStarted
 from sabot.llm.conversation import Conversation, TokenEstimator, groups_of, without_oldest
 from sabot.llm.engine import ExecutionEngine
-from sabot.llm.errors import ToolError
-from sabot.llm.messages import tool_result
 from sabot.llm.middleware import CallBudget, Forward, ModelCall, Outcome
 from sabot.llm.providers.scripted import ScriptedProvider
 

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from sabot.calls.schema import Schema
 from sabot.errors import UserError
 from sabot.llm import (
     MIDDLEWARE,
@@ -38,7 +39,6 @@ from sabot.llm import (
     user,
 )
 from sabot.llm.prices import Price, PriceTable
-from sabot.llm.schema import Schema
 
 
 @dataclass

@@ -33,6 +33,7 @@ from sabot.llm import (
     assistant,
     system,
 )
+from sabot.llm.asked_batches import AgentModel
 from sabot.llm.asking import map_llm_node
 from sabot.llm.columns import AnswerColumns
 from sabot.operators.base import OperatorContext
@@ -746,3 +747,11 @@ def test_whatever_crashes_each_row_has_its_answer_once(seed):
     assert sorted(out.rows, key=lambda row: row["n"]) == list(want.values())
     letters = [letter for data in dead.batches for letter in letters_in(data)]
     assert {json.loads(letter.payload)["n"] for letter in letters} == set(range(60)) - want.keys()
+
+
+async def test_an_answer_of_a_model_that_its_column_would_cut_is_an_error_of_its_row() -> None:
+    model = AgentModel(ExecutionEngine(ScriptedProvider(lambda spec: '{"x": 1e40}')))
+    asked = pa.record_batch({"text": ["a"]})
+    found = await model.map("{text}", asked, output={"x": "float32"}, error="wrong")
+    assert found.column("x").to_pylist() == [None]
+    assert "column 'x' is to be float: 1e+40 would be infinite as float" in found.column("wrong").to_pylist()[0]

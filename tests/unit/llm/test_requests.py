@@ -226,6 +226,17 @@ def test_only_a_users_message_has_images_in_chat_completions():
         ({**STRICT, "properties": {"city": {"anyOf": [{"type": "null"}, STRICT]}}}, True),
         ({**STRICT, "properties": {"city": {"$ref": "#/$defs/City"}}, "$defs": {"City": LOOSE}}, False),
         ({**STRICT, "properties": {"properties": {"type": "string"}}, "required": ["properties"]}, True),
+        ({"type": "string", "format": "date-time"}, True),
+        ({"type": "array", "items": {"type": "string", "format": "uri"}}, False),  # OpenAI answers with 400
+        (
+            {
+                "type": "object",
+                "properties": {"format": {"type": "string"}},
+                "required": ["format"],
+                "additionalProperties": False,
+            },
+            True,
+        ),
     ],
 )
 def test_a_schema_is_strict_when_all_of_its_objects_are(schema, strict):
@@ -529,6 +540,7 @@ def test_the_wait_that_a_server_asks_for(calls, headers, wait):
         [{"embedding": [1.0]}, {"embedding": [1.0, 2.0]}],
         [{"embedding": "?"}, {"embedding": "?"}],
         [{"embedding": "AAAA"}, {"embedding": "AAAA"}],
+        [{"embedding": []}, {"embedding": ""}],
     ],
 )
 async def test_vectors_that_are_none_are_a_malformed_answer(monkeypatch, data):
@@ -544,16 +556,22 @@ async def test_vectors_that_are_none_are_a_malformed_answer(monkeypatch, data):
     await provider.close()
 
 
-async def test_vectors_may_come_as_numbers_and_in_any_order(monkeypatch):
+VECTORS = [[2.0, 0.5], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize("places", [(1, 0), (None, None), (0, 0)])
+async def test_vectors_may_come_as_numbers_and_in_any_order(monkeypatch, places):
     provider = OpenAIProvider("m", base_url="http://127.0.0.1:1/v1", api_key="any")
 
     async def answered(*_, **__):
-        rows = [{"embedding": [2.0, 0.5], "index": 1}, {"embedding": [1.0, 0.0], "index": 0}]
-        return json.dumps({"data": rows}).encode(), "r-1"
+        rows = [{"embedding": each, "index": place} for each, place in zip(VECTORS, places, strict=True)]
+        return json.dumps({"data": rows, "model": None}).encode(), "r-1"
 
     monkeypatch.setattr(SdkCalls, "whole", answered)
     found = await provider.embed(["a", "b"])
-    assert np.array_equal(found.vectors, np.array([[1.0, 0.0], [2.0, 0.5]], np.float32))
+    wanted = VECTORS if places[0] != 1 else VECTORS[::-1]
+    assert np.array_equal(found.vectors, np.array(wanted, np.float32))
+    assert found.model == "m"
     monkeypatch.undo()
     await provider.close()
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 from msgspec import Meta
 
+from sabot.calls.json_schema import mismatch
+from sabot.calls.schema import Mismatch, Schema
 from sabot.errors import UserError
 from sabot.llm import Effect, ToolError, tool
-from sabot.llm.json_schema import mismatch
 from sabot.llm.providers.sdk import is_strict
-from sabot.llm.schema import Mismatch, Schema
 
 
 class Verdict(msgspec.Struct):

@@ -6,6 +6,7 @@ import functools
 import gc
 import types
 import weakref
+from collections.abc import AsyncIterator, Iterator  # the types of tools are looked up
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,11 +16,11 @@ from sabot import AgentContext
 from sabot.agents import ExecutionContext, OperatorContext
 from sabot.agents.durable.context import DurableContext
 from sabot.calls import Retry
+from sabot.calls.effects import EffectClass, EffectId, Reconciled
+from sabot.calls.tool_context import Effect as TheEffect
+from sabot.calls.tools import Tool, as_tool, tool
 from sabot.errors import UserError
-from sabot.journal.effects import EffectClass, EffectId, Reconciled
-from sabot.llm import Agent, ExecutionEngine, RequestContext, ScriptedProvider
-from sabot.llm.tools import Effect as TheEffect
-from sabot.llm.tools import Tool, as_tool, tool
+from sabot.llm import Agent, ExecutionEngine, RequestContext, ScriptedProvider, ToolCall, assistant
 
 if TYPE_CHECKING:
     from sabot.llm import Effect
@@ -59,6 +60,19 @@ def test_a_tool_that_is_called_is_its_function() -> None:
     assert tool(len)("abc") == 3
 
 
+def test_a_tool_has_the_names_of_its_function_so_that_wraps_finds_them() -> None:
+    @tool(name="mail")
+    async def send_mail(to: str) -> str:
+        return to
+
+    @functools.wraps(send_mail)
+    async def inner(to: str) -> str:
+        return await send_mail(to)
+
+    assert (inner.__name__, inner.__qualname__.rpartition(".")[2]) == ("send_mail", "send_mail")
+    assert tool(functools.partial(max, 1), name="most").__name__ == "most"  # type: ignore[attr-defined]  # set at runtime
+
+
 def test_a_tool_may_be_a_method() -> None:
     class Shop:
         name = "shop"
@@ -95,17 +109,32 @@ def test_what_cannot_be_is_refused_with_the_name_of_the_tool(options: dict[str, 
 
 
 def test_what_is_no_function_is_refused() -> None:
-    async def pieces():
-        yield 1
-
     with pytest.raises(UserError, match="tool: 'read' is no function"):
         tool("read")  # type: ignore[call-overload]
-    with pytest.raises(UserError, match="tool pieces: it is a generator"):
-        tool(pieces)
     with pytest.raises(UserError, match="tool Shop: it is a class"):
         tool(type("Shop", (), {}))
     with pytest.raises(UserError, match="tool len: it is a tool already"):
         tool(tool(len))
+
+
+async def test_the_result_of_a_generator_is_the_list_of_what_it_yields() -> None:
+    def pieces(most: int = 3) -> Iterator[int]:
+        yield from range(most)
+
+    async def later(most: int) -> AsyncIterator[int]:
+        for each in range(most):
+            yield each
+
+    class Pieces:
+        def __call__(self, most: int) -> Iterator[int]:
+            yield from range(most)
+
+    assert (tool(pieces)(2), tool(pieces)(), await tool(later)(2)) == ([0, 1], [0, 1, 2], [0, 1])
+    for each in (pieces, later, functools.partial(later), tool(name="pieces")(Pieces())):
+        assert as_tool(each).schema.parameters["properties"]["most"]["type"] == "integer"
+    provider = ScriptedProvider([assistant("", ToolCall("c", "later", '{"most": 3}')), "done"])
+    await Agent(ExecutionEngine(provider, retries=0), tools=[later]).run("x")
+    assert provider.requests[1].messages[-1].text == "[0,1,2]"
 
 
 def test_a_tool_gets_its_effect_by_a_parameter_also_where_its_annotation_is_text() -> None:
@@ -228,7 +257,7 @@ def test_a_context_of_ours_is_no_parameter_that_a_model_fills(kind: Any, name: s
     engine = ExecutionEngine(ScriptedProvider("yes"))
     with pytest.raises(UserError, match=f"tool gives: its parameter 'ctx' is a {name}, which the model") as caught:
         Agent(engine, tools=[_of_kind(kind)])
-    assert "remove it" in caught.value.hint
+    assert "a first one `ctx: ToolContext`" in caught.value.hint
 
 
 def test_the_tools_of_a_method_have_its_objects_and_keep_none_alive() -> None:

@@ -141,18 +141,19 @@ async def test_a_server_that_floods_notifications_is_made_to_wait_when_nothing_i
             sent += 100
 
     async def settled():
-        before = -1
-        while sent != before:
-            before = sent
+        seen = []
+        while seen[-5:] != [sent] * 5:  # on a busy machine the flood may have no core for a moment
+            seen.append(sent)
             await asyncio.sleep(0.1)
 
     async with McpServerPool(McpConfig(connect_timeout="20s")) as pool:
         session = await opened(pool, peer(flood))
         with pytest.raises(McpTimeout):
             await session.call("go", timeout="200ms")
-        before = time.process_time()
+        before = time.thread_time()  # the loop's: what earlier tests have left in this process may compute too
         async with asyncio.timeout(60):
             await settled()
-        used = time.process_time()
+        used, since = time.thread_time(), time.monotonic()
         await asyncio.sleep(1)
-        assert time.process_time() - used < 0.2, f"of a second; {used - before:.1f} s until it stood"
+        share = (time.thread_time() - used) / (time.monotonic() - since)
+        assert share < 0.2, f"of a core; {used - before:.1f} s until it stood"

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from sabot.agents import BudgetSpec, ExecutionRequest, ModelPolicy, PolicyEngine, RuntimeKernel
+from sabot.calls.effects import EffectClass
+from sabot.calls.tools import UNTRUSTED
 from sabot.errors import EffectError, UserError
-from sabot.journal.effects import EffectClass
 from sabot.llm import (
     Agent,
     CallBudget,
@@ -18,8 +19,7 @@ from sabot.llm import (
     assistant,
     tool,
 )
-from sabot.llm.tools import UNTRUSTED
-from sabot.mcp import McpConfig, McpConnectionLost, McpInvalidAnswer, McpRefused, McpServerPool, McpToolChanged
+from sabot.mcp import McpConfig, McpConnectionLost, McpRefused, McpServerPool, McpToolChanged
 from tools.mcp_servers import FORM, Desk, ask_person, asking_once, in_memory, over_sockets, peer, text, told
 
 
@@ -102,7 +102,7 @@ async def test_a_list_that_changes_is_heard_of_by_a_subscription_too(pool, desk)
             await tools["add"](a=1, b=2)
 
     with pytest.raises(McpToolChanged):
-        await asyncio.wait_for(until_it_changes(), 20)
+        await asyncio.wait_for(until_it_changes(), 60)
 
 
 async def test_names_are_those_that_all_vendors_take(pool):
@@ -270,7 +270,7 @@ async def test_time_in_which_a_person_thinks_does_not_count(time_limits):
 
 async def test_a_server_whose_question_nobody_answers_in_time_is_told_so(monkeypatch):
     """It waited for the answer until its session ended, though its call had been given up."""
-    monkeypatch.setattr("sabot.mcp.connection._ANSWER_SECONDS", 0.0)
+    monkeypatch.setattr("sabot.mcp.calls._ANSWER_SECONDS", 0.0)
     told, here = asyncio.Queue(), asyncio.get_running_loop()
 
     async def hear(there, said):
@@ -282,7 +282,7 @@ async def test_a_server_whose_question_nobody_answers_in_time_is_told_so(monkeyp
     async with McpServerPool(McpConfig(question_timeout="10ms"), ask=never) as pool:
         pool.add("old", connect=asking_once(hear))
         call = asyncio.create_task((await pool.session("old")).call("go"))
-        assert await asyncio.wait_for(told.get(), 30) == "nobody has answered"
+        assert await asyncio.wait_for(told.get(), 60) == "nobody has answered"
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
 
@@ -309,7 +309,7 @@ async def test_a_call_that_ends_while_a_person_is_asked_ends_at_the_server_too(h
             call.cancel()
         (raised,) = await asyncio.gather(call, return_exceptions=True)
         assert isinstance(raised, RuntimeError if how == "fails" else asyncio.CancelledError)
-        assert await asyncio.wait_for(told.get(), 30) == "nobody has answered"
+        assert await asyncio.wait_for(told.get(), 60) == "nobody has answered"
 
 
 async def test_a_question_that_may_be_of_several_calls_is_refused():
@@ -408,7 +408,6 @@ HI = {"role": "user", "content": {"type": "text", "text": "Hi"}}
         ({"messages": [HI], "maxTokens": 0}, "a model is not asked for 0 tokens"),
         ({"messages": [HI], "maxTokens": 10, "temperature": 99}, "a model is not asked at temperature 99"),
         ({"messages": [], "maxTokens": 10}, "a model is not asked without a message"),
-        ({"messages": [HI], "maxTokens": 10**30}, "sampling/createMessage: it has what cannot be recorded"),
     ],
 )
 async def test_what_no_model_takes_is_told_to_the_server_and_asked_of_none(params, words):
@@ -420,24 +419,15 @@ async def test_what_no_model_takes_is_told_to_the_server_and_asked_of_none(param
     assert provider.requests == []
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        text("12", structuredContent={"many": 10**30}),
-        text("12", _meta={"many": -(10**30)}, structuredContent={"a": [10**25]}),
-    ],
-)
-async def test_a_result_that_no_journal_keeps_is_an_answer_that_is_wrong(pool, said):
-    """It was done: a durable agent had been told that its result cannot be recorded, as if that were its own fault."""
+async def test_an_integer_of_more_than_64_bits_is_a_result(pool):
+    """The tool had run, and its caller got an error, because journals could not record it."""
 
     async def answer(there, request):
-        await there.answer(request, said if request["params"].get("arguments") else text("done"))
+        await there.answer(request, text("done", structuredContent={"a": 10**30}))
 
     pool.add("peer", connect=peer(answer))
-    session = await pool.session("peer")
-    with pytest.raises(McpInvalidAnswer, match="MCP server peer: go: it has what cannot be recorded"):
-        await session.call("go", {"a": 1})
-    assert (await session.call("go")).text == "done"
+    result = await (await pool.session("peer")).call("go")
+    assert (result.text, result.structured) == ("done", {"a": 10**30})
 
 
 async def test_a_budget_holds_for_what_servers_ask(desk):

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from sabot.agents import CedarPolicy, ConstraintPolicy, Decision, PolicyEngine, ToolPolicy
+from sabot.errors import UserError
 from sabot.llm import Agent, tool
 from sabot.mcp import McpInvalidAnswer, McpRefused, McpServerPool, McpToolChanged, McpUnavailable, ToolServer
 from tools.mcp_servers import Desk, in_memory, listing, peer, text, told
@@ -123,6 +125,7 @@ ILL_BEFORE = {
 }
 
 
+@pytest.mark.one_in(3, "a hundredth of a second of a core each")
 @pytest.mark.parametrize(
     ("shape", "version"), [*product([*ILL, *ILL_BEFORE], [OLD]), *product([*ILL, "outputSchema: properties=[]"], [NEW])]
 )
@@ -252,6 +255,7 @@ WORDS = {"type": "text", "text": "x"}
 RESULTS: dict[str, tuple[dict[str, Any], str]] = {
     "one text": ({"content": [WORDS]}, "x"),
     "no block": ({"content": []}, ""),
+    "a long integer": ({"structuredContent": {"a": 2**70}}, f'{{"a":{2**70}}}'),
     "nulls": ({"content": [WORDS], "structuredContent": None, "isError": None, "_meta": None}, "x"),
     "nulls in a block": ({"content": [{**WORDS, "annotations": None, "_meta": None}]}, "x"),
     "structured alone": ({"structuredContent": {"a": 1}}, '{"a":1}'),
@@ -353,7 +357,7 @@ async def test_names_that_become_equal_are_made_distinct(names: list[str]) -> No
                 made.append(found)
     assert made[0] == made[2], "the same from start to start"
     assert made[1] == made[3]
-    assert all(made[0][name] == name for name in names if name.isascii() and name.isidentifier() and len(name) <= 64)
+    assert all(each not in names for each in made[0].values() if len(names) == 2)
 
 
 async def test_a_name_that_is_alone_stays_as_it_was(pool: McpServerPool) -> None:
@@ -362,11 +366,75 @@ async def test_a_name_that_is_alone_stays_as_it_was(pool: McpServerPool) -> None
     assert [each.name for each in await pool.tools(SERVER, only=["files.read"])] == ["files_read"]
 
 
+async def test_a_tool_that_comes_later_gets_no_rule_and_no_approval_of_another_one(pool: McpServerPool) -> None:
+    """`files_read` was the tool files.read, and after an update of the server it was another one."""
+    listed = ["files.read"]
+    pool.add("files", connect=listing(lambda: [{"tools": [*map(told, listed)]}], OLD, named))
+    (alone,) = await pool.tools("files")
+    policy = PolicyEngine([ToolPolicy(["files_read"], require_approval=True)])
+    assert (alone.name, (await policy.check_tool(alone)).decision) == ("files_read", Decision.ASK)
+    listed.append("files_read")
+    async with McpServerPool() as later:
+        later.add("files", connect=listing(lambda: [{"tools": [*map(told, listed)]}], OLD, named))
+        both = await later.tools("files")
+        assert all(each.name.startswith("files_read_") for each in both)
+        (same,) = [each for each in both if (await each()).text == "files.read"]
+        found = await policy.check_tool(same)
+        assert found.decision is Decision.DENY
+        assert f"names 'files_read', which is {same.name} here" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("own", "pattern", "prefix", "name"),
+    [("pay.out", "*y.out", "", "pay_out"), ("send_off", "send_*", "fs_", "fs_send_off")],
+)
+async def test_a_rule_that_names_a_tool_as_its_server_does_is_refused_with_the_name_that_it_has(
+    pool: McpServerPool, own: str, pattern: str, prefix: str, name: str
+) -> None:
+    """Such a rule held nothing, and there was one warning."""
+    connected(pool, told(own))
+    for rule in (
+        ToolPolicy([own], denied=True),
+        ToolPolicy([pattern], denied=True),
+        ConstraintPolicy([own], "amount", max=50),
+        CedarPolicy(f'permit(principal, action, resource); forbid(principal, action, resource == Tool::"{own}");'),
+    ):
+        policy = PolicyEngine([rule])
+        (paying,) = await pool.tools(SERVER, prefix=prefix)
+        found = await policy.check_tool(paying)
+        assert found.decision is Decision.DENY
+        assert f"which is {name} here: a rule names a tool of an MCP server as models do" in found.reason
+        with pytest.raises(UserError, match="which has another name here") as refused:
+            policy.check_names([], [], "app")
+        assert f"{name!r}" in (refused.value.hint or "")
+    named_well = PolicyEngine([ToolPolicy([name], denied=True)])
+    named_well.check_names([], [], "app")
+    assert "is denied" in (await named_well.check_tool(paying)).reason
+
+
+async def test_a_rule_about_a_tool_of_ones_own_is_none_about_that_of_a_server(pool: McpServerPool) -> None:
+    @tool
+    def give_back(order: str) -> None: ...
+
+    connected(pool, told("give_back"))
+    (remote,) = await pool.tools(SERVER, prefix="fs_")
+    policy = PolicyEngine([ToolPolicy(["give_back"], denied=True)])
+    policy.check_names([], [], "app")
+    assert [(await policy.check_tool(each)).allowed for each in (give_back, remote)] == [False, True]
+
+
+async def test_a_rule_about_a_tool_without_a_prefix_is_none_about_the_one_with_a_prefix(pool: McpServerPool) -> None:
+    connected(pool, told("look_up"))
+    (plain,), (other,) = await pool.tools(SERVER), await pool.tools(SERVER, prefix="fs_")
+    policy = PolicyEngine([ToolPolicy(["look_up"], denied=True)])
+    policy.check_names([], [], "app")
+    assert [(await policy.check_tool(each)).allowed for each in (plain, other)] == [False, True]
+
+
 async def test_a_server_cannot_take_the_name_that_another_tool_gets(pool: McpServerPool) -> None:
     connected(pool, told("files.read"), told("files_read"))
-    names = [each.name for each in await pool.tools(SERVER)]
-    (given,) = set(names) - {"files_read"}
+    (given,) = [each.name for each in await pool.tools(SERVER) if (await each()).text == "files.read"]
     pool.add("sly", connect=listing(lambda: [{"tools": [*map(told, ["files.read", "files_read", given])]}], OLD, named))
-    sly = await pool.tools("sly")
-    assert len({each.name for each in sly}) == 3
-    assert {(await each()).text: each.name for each in sly}[given] == given
+    sly = [each.name for each in await pool.tools("sly")]
+    assert len(set(sly)) == 3
+    assert given not in sly

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import shutil
-import socket
 import sys
 import tracemalloc
 from pathlib import Path
@@ -27,6 +26,7 @@ from sabot.mcp import (
     McpUnavailable,
 )
 from sabot.process import ResourceLimits, Sandbox, Supervisor
+from tools.broker import free_ports
 from tools.mcp_servers import Desk, over_http, text, told
 
 PLAIN = McpConfig(max_result_bytes=100_000, max_retries=0)
@@ -261,9 +261,7 @@ async def test_an_answer_that_is_compressed_unasked_is_refused(site):
 
 
 async def test_a_server_that_is_not_there_is_told_and_tried_again():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     async with McpServerPool(McpConfig(max_retries=1)) as pool:
         pool.add("site", url=f"http://127.0.0.1:{port}/mcp")
         with pytest.raises(McpUnavailable, match="it cannot be reached") as caught:
@@ -426,7 +424,7 @@ async def test_opening_that_is_given_up_leaves_no_child():
         pool.add("deaf", command=["sleep", "1000"])
         with pytest.raises(McpUnavailable, match="did not agree"):
             await pool.session("deaf")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await Supervisor.running()).children:  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.01)
 

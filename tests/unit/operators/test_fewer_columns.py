@@ -68,7 +68,7 @@ BEST = [
 ]
 
 
-@pytest.mark.one_in(15, "rows, changes and ties differ in the kernel alone")
+@pytest.mark.one_in(30, "rows, changes and ties differ in the kernel alone")
 @pytest.mark.parametrize("make", BEST)
 @pytest.mark.parametrize(("threads", "budget"), PLACES)
 def test_the_first_rows_lose_a_column(
@@ -218,7 +218,7 @@ def net_of(run: OperatorRun) -> dict[tuple[Any, ...], int]:
     return {key: count for key, count in found.items() if count}
 
 
-@pytest.mark.one_in(2, "the case of several subtasks, or one of the others")
+@pytest.mark.one_in(4, "the case of several subtasks, or one of the others")
 @pytest.mark.parametrize(("threads", "budget"), PLACES)
 def test_the_first_rows_of_windows_lose_a_column(threads: Any, budget: int | None, tmp_path: Path) -> None:
     def make() -> Operator:

@@ -234,7 +234,7 @@ def drive(make: Callable[[], Operator], folder: Path, seed: int, *, budget: int 
     return Counter(map(repr, run.results)), moved
 
 
-@pytest.mark.one_in(10, "all kinds keep their state by the same code")
+@pytest.mark.one_in(20, "all kinds keep their state by the same code")
 @pytest.mark.parametrize("most", [1, 2], ids=["one subtask", "two subtasks"])
 @each_kind
 def test_a_tiny_budget_changes_no_result(make: Callable[[], Operator], most: int, tmp_path: Path) -> None:
@@ -519,6 +519,7 @@ def test_segments_are_few_and_the_gone_rows_of_sparse_ones_leave_the_disk(tmp_pa
     segments.close()
 
 
+@pytest.mark.one_in(4, "a third of a second of a core each")
 @pytest.mark.parametrize("seed", range(4))
 def test_segments_of_many_parts_keep_what_a_dict_keeps(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

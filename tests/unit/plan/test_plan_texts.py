@@ -385,6 +385,7 @@ def write(file: str, texts: dict[str, str]) -> None:
     (EXPECTED / file).write_text("\n".join(f"== {title}\n{text}" for title, text in texts.items()) + "\n")
 
 
+@pytest.mark.one_in(2, "a hundredth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_plan_says_what_it_said(name: str, parallelism: int) -> None:

@@ -1,7 +1,6 @@
 """What the tests of processes share."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,6 @@ async def everything(child: Child) -> tuple[str, str]:
     out, err = map("".join, said)
     assert (await child.wait()).success, err
     return out, err
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 def state(pid: int) -> str:

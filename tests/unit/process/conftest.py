@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from unit.process.children import children_of, until
+from unit.process.children import children_of
 
 from sabot.process import Supervisor
 from sabot.process.sandbox.levels import available
+from tools.agent_tools import until
 
 collect_ignore_glob = [] if sys.platform == "linux" else ["test_*.py"]
 

@@ -5,9 +5,10 @@ import resource
 from pathlib import Path
 
 import pytest
-from unit.process.children import line, sh, state, until
+from unit.process.children import line, sh, state
 
 from sabot.process import AgentConfig, Command, CommunicationError, LocalProcessRunner, Supervisor, streams
+from tools.agent_tools import until
 
 FLOOD = "head -c {} /dev/zero | tr '\\0' x"  # without an end of a line
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.process.children import ByHand, sh, state, until
+from unit.process.children import ByHand, sh, state
 
 from sabot.base.supervision import TaskSet
 from sabot.errors import IllegalTransition
@@ -26,6 +26,7 @@ from sabot.process import (
 )
 from sabot.process.instance import Instance, RestartPolicy
 from sabot.process.phases import NEXT, OVER, Phase
+from tools.agent_tools import until
 
 SLEEP = Command(argv=["sleep", "1000"])
 PAGE = Path(__file__).parents[3] / "docs/names.md"

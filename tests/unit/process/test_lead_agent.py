@@ -118,7 +118,7 @@ async def test_a_query_is_done_by_processes_of_the_kinds_that_the_strategy_names
 async def test_the_parts_of_a_query_run_side_by_side(tmp_path: Path) -> None:
     both = """read -r task; touch "$0"; while [ ! -e "$1" ]; do sleep 0.005; done; echo '{"result": "met"}'; cat"""
     agent = LeadAgent("lead", None, plan(("a", "one"), ("b", "two")), None, joined)
-    async with asyncio.timeout(20), ProcessRuntime() as runtime:
+    async with asyncio.timeout(60), ProcessRuntime() as runtime:
         for mine, other in (("a", "b"), ("b", "a")):
             await runtime.spawn_agent(mine, mine, "sh", ["-c", both, str(tmp_path / mine), str(tmp_path / other)])
         assert (await LeadAgentWithRuntime(agent, runtime).handle_query("meet", "w", "s")).result == "met met"

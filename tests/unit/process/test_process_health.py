@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from unit.process.children import ByHand, line, sh, until
+from unit.process.children import ByHand, line, sh
 
 from sabot.errors import UserError
 from sabot.process import (
@@ -22,6 +22,7 @@ from sabot.process import (
     WarmPool,
     WarmPoolConfig,
 )
+from tools.agent_tools import until
 
 pytestmark = pytest.mark.usefixtures("supervisor")
 
@@ -315,7 +316,7 @@ async def test_who_is_not_watched_is_not_known(watch: Watch) -> None:
 
 
 def asked(port: int, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", path)
     answer = connection.getresponse()
     body = answer.read().decode()

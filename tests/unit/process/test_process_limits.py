@@ -173,7 +173,7 @@ async def test_shared_memory_that_nobody_has_mapped_counts(supervisor: Superviso
             assert ctypes.CDLL(None).shmctl(number, 0, None) == 0  # IPC_RMID
 
 
-@pytest.mark.one_in(2, "a tenth of a second of a core each")
+@pytest.mark.one_in(2, "half a second of a core each")
 async def test_shared_memory_is_counted_once(supervisor: Supervisor) -> None:
     script = (
         f"import mmap, os, sys\n{MEMFD}\nheld = mmap.mmap(f, 0)\nheld[::4096] = bytes(80 << 8)\ng = os.dup(f)\n"
@@ -275,12 +275,12 @@ async def test_a_child_has_the_priority_of_its_worker(supervisor: Supervisor) ->
     await child.wait()
 
 
-@pytest.mark.one_in(2, "a tenth of a second of a core each")
+@pytest.mark.one_in(2, "half a second of a core each")
 async def test_cpu(supervisor: Supervisor) -> None:
-    busy = "while time.process_time() < 0.15: pass"
+    busy = "while time.process_time() < 0.4: pass"
     script = f"import time; begin = time.monotonic()\n{busy}\nprint(time.monotonic() - begin)"
     child = await supervisor.spawn(python(script, only(max_cpu_percent=50)))
-    assert float(await line(child)) > 0.2, "0.15 s of CPU, at half a core"
+    assert float(await line(child)) > 0.5, "0.4 s of CPU, at half a core (who measures waits for one too)"
     assert (await child.wait()).success
 
 
@@ -293,7 +293,7 @@ async def test_cpu_of_a_child_that_runs_is_held_and_let_go(supervisor: Superviso
     async def used() -> float:
         return (await child.usage()).cpu_seconds
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await used() < 0.05:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         child.hold_cpu(1)
@@ -386,7 +386,7 @@ async def test_no_control_group_is_left(supervisor: Supervisor) -> None:
     assert tag is not None
     assert (group_of(tag) in groups.left_of("sabot-")) == bool(supervisor.control_groups)
     await child.stop()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while group_of(tag) in groups.left_of("sabot-"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

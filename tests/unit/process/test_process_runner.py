@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.process.children import alive, children_of, until
+from unit.process.children import alive, children_of
 
 import sabot.process.client as client
 from sabot.errors import SabotError, UserError
@@ -34,6 +34,7 @@ from sabot.process import (
     Supervisor,
     Timeout,
 )
+from tools.agent_tools import until
 
 pytestmark = pytest.mark.usefixtures("supervisor")
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from unit.process.children import ByHand, alive, until
+from unit.process.children import ByHand, alive
 
 import sabot.process.instance as instances
 from sabot.agents import InMemoryEventBus
@@ -45,6 +45,7 @@ from sabot.process import (
     TerminateFailed,
     Timeout,
 )
+from tools.agent_tools import until, within
 
 pytestmark = pytest.mark.usefixtures("supervisor")
 
@@ -272,7 +273,7 @@ for line in sys.stdin:
     print('{"result": 4}', flush=True)
 """
     agent = await runtime.spawn_agent("worker", "developer", sys.executable, ["-c", script])
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert (await runtime.execute_task(agent, TASK)).result == 4
     assert runtime.logs(agent) == '{"a":' * 100_000 + "\n"
 
@@ -281,16 +282,16 @@ async def test_an_agent_that_floods_does_not_hold_the_event_loop_up(make: Make) 
     """All the lines that were there were read at once, for more than a second."""
     runtime = await make(resources=ResourceLimits(max_task_duration=1, max_output_bytes=None))
     agent = await sh(runtime, "exec yes")
-    worst, began = 0.0, time.monotonic()
+    worst = 0.0
     task = asyncio.create_task(runtime.execute_task(agent, TASK))
-    while not task.done():
-        before = time.monotonic()
-        await asyncio.sleep(0.01)
-        worst = max(worst, time.monotonic() - before)
-    with pytest.raises(Timeout):
-        await task
+    with within(5):
+        while not task.done():
+            before = time.thread_time()  # of the event loop's thread: that others have the cores is not the flood's
+            await asyncio.sleep(0.01)
+            worst = max(worst, time.thread_time() - before)
+        with pytest.raises(Timeout):
+            await task
     assert worst < 0.5
-    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("params", [{"name": "find", "arguments": {"for": "\ud800"}}, {"name": "\ud800"}])
@@ -320,7 +321,7 @@ async def test_a_listener_that_fails_does_not_keep_an_agent_from_its_next_proces
         raise ValueError(state)
 
     config = RuntimeConfig(recovery=RecoveryConfig(backoff_seconds=0.01))
-    async with asyncio.timeout(20), ProcessRuntime(config, on_state=listen) as runtime:
+    async with asyncio.timeout(60), ProcessRuntime(config, on_state=listen) as runtime:
         agent = await sh(runtime, ANSWERS)
         os.kill(runtime.agent(agent).pid, signal.SIGKILL)
         await until(lambda: runtime.agent(agent).restarts == 1)
@@ -545,7 +546,12 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(steps=STEPS)
 async def test_states_follow_each_other_as_the_document_says_whatever_happens(steps: list[str]) -> None:
     seen: dict[str, list[str]] = {}
@@ -645,7 +651,7 @@ async def test_a_spawn_that_waits_for_its_program_while_the_runtime_is_shut_down
     await asyncio.sleep(0.05)  # until the runtime waits for the line
     await runtime.shutdown()
     go.touch()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         with pytest.raises(UserError, match="the runtime does not run"):
             await spawning
     assert not alive(int(pid.read_text()))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.process.children import alive, everything, line, sh, until
+from unit.process.children import alive, everything, line, sh
 
 from sabot.errors import UserError
 from sabot.process import (
@@ -44,6 +44,7 @@ from sabot.process import (
 from sabot.process.sandbox import levels, reach
 from sabot.process.sandbox.confine import NOBODY
 from sabot.process.sandbox.levels import MEANS, available, check_available, stricter, support_of
+from tools.agent_tools import until
 
 INTRUDER = Path(__file__).with_name("intruder.py").read_text()
 PYTHON = shutil.which("python3", path="/usr/bin:/bin") or sys.executable

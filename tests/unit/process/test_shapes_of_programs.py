@@ -131,6 +131,15 @@ async def test_the_result_event_is_the_answer(
     assert (await way(await spawned(runner, "claude"))).rstrip("\ufffd") == "done"
 
 
+@pytest.mark.parametrize(("told", "answer"), [("null", ""), ('{"a": [1, null]}', '{"a": [1, null]}'), ("5", "5")])
+async def test_a_result_that_is_no_text_is_its_json(
+    runner: LocalProcessRunner, program: Programs, told: str, answer: str
+) -> None:
+    """It was the Python form: None, {'a': 1}."""
+    program("claude", says(f'{{"type": "result", "subtype": "success", "result": {told}}}'))
+    assert await (await spawned(runner, "claude")).answer() == answer
+
+
 TEXTS = {
     "lines": says("one", "two"),
     "lines of another system": says("one", "two", end="\\r\\n"),
@@ -214,6 +223,7 @@ async def test_text_that_others_have_read_is_kept_up_to_a_bound(runner: LocalPro
 # -- in an app --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("durable", [False, True])
 @pytest.mark.parametrize("how", HANGS)
@@ -234,11 +244,11 @@ async def test_an_agent_that_is_such_a_program_has_its_results(
 async def test_a_time_limit_after_the_result_leaves_the_results(
     memory_url: str, tmp_path: Path, program: Programs, durable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "RESULT_SECONDS", 1.0)
+    monkeypatch.setattr(backends, "RESULT_SECONDS", 3.5)
     program("claude", says(result("done")) + HANGS["hangs"])
     app = App("works", memory_url, state=str(tmp_path / "state"), checkpoint_interval=3600)
     command = ["claude", "-p", "{task}"]
-    app.process_agent("tasks", command=command, sink="lines", lines="json", timeout="500ms", durable=durable)
+    app.process_agent("tasks", command=command, sink="lines", lines="json", timeout="3s", durable=durable)
     publish(app, "tasks", [{"task": "look"}])
     async with started(app):
         await until(lambda: len(records(app, "lines")) == 1)

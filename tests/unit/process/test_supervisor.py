@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.process.children import alive, children_of, line, sh, state, until
+from unit.process.children import alive, children_of, line, sh, state
 
 from sabot.errors import UserError
 from sabot.process import Child, Command, CommunicationError, IoError, SpawnFailed, Supervisor, client
+from tools.agent_tools import until
 
 # -- a child and its streams --------------------------------------------------------------------------------------------
 
@@ -109,7 +110,7 @@ async def test_a_worker_that_has_no_more_files_for_the_request_says_so_and_keeps
     with monkeypatch.context() as patched:
         patched.setattr(os, "dup", once)
         with pytest.raises(IoError, match=f"true could not be started: {os.strerror(24)}"):
-            await asyncio.wait_for(supervisor.spawn(Command(argv=["true"])), 2)
+            await asyncio.wait_for(supervisor.spawn(Command(argv=["true"])), 60)
     assert sorted(os.listdir("/proc/self/fd")) == before
     assert not supervisor._children
     assert not supervisor._replies
@@ -297,7 +298,7 @@ async def test_a_stopped_supervisor_whose_socket_is_full_holds_nobody_up_and_is_
                 child.signal(0)
             child.signal(signal.SIGUSR1)
 
-        await asyncio.wait_for(asyncio.to_thread(ask_much), 20)
+        await asyncio.wait_for(asyncio.to_thread(ask_much), 60)
         said = (
             rf"the supervisor of this worker's children .pid {supervisor.pid}, T .stopped.. has not answered in 0.05 s"
         )
@@ -395,7 +396,7 @@ async def test_a_fork_of_the_worker_holds_neither_the_supervisor_nor_a_childs_st
         assert os.read(reader, 1) == b"1"
         assert child.stdin is not None
         child.stdin.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert (await child.wait()).success, "the fork does not keep its stdin open"
     finally:
         os.kill(fork, signal.SIGKILL)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.process.children import ByHand, alive, children_of, line, sh, until
+from unit.process.children import ByHand, alive, children_of, line, sh
 
 from sabot.errors import UserError
 from sabot.process import (
@@ -21,6 +21,7 @@ from sabot.process import (
     WarmPoolConfig,
     WarmPoolExhausted,
 )
+from tools.agent_tools import until
 
 pytestmark = pytest.mark.usefixtures("supervisor")
 

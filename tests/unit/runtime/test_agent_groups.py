@@ -4,12 +4,12 @@ import pytest
 
 from sabot import App, NdjsonSink
 from sabot.checkpoint import Manifest, StoredTask
-from sabot.connectors.base import ReadsInParallel, Source
+from sabot.connectors.base import Source
 from sabot.errors import UserError
 from sabot.runtime.agent_groups import agent_groups
 
 
-class Partitions(Source, ReadsInParallel):
+class Partitions(Source):
     """A source that can be read by so many."""
 
     def __init__(self, partitions):

@@ -63,7 +63,7 @@ async def test_an_agent_task_acknowledges_when_all_that_must_flush_has(memory_ur
         await until(lambda: task.hint() == "journal orders has not flushed")  # sinks and calls have ended by themselves
         assert not taken.done()
         journal.flushed.set_result({})
-        assert await bounded(taken, 5) == journal.asked[0]
+        assert await bounded(taken) == journal.asked[0]
 
 
 async def test_who_cannot_flush_makes_the_task_decline(memory_url: str, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ async def test_who_cannot_flush_makes_the_task_decline(memory_url: str, tmp_path
         await until(lambda: len(journal.asked) == 1)
         journal.flushed.set_exception(OSError("the disk of the journal is full"))
         with pytest.raises(CheckpointFailed, match="task agents declined: the disk of the journal is full"):
-            await bounded(taken, 5)
+            await bounded(taken)
         task.flushes.remove(journal)
 
 

@@ -14,7 +14,18 @@ from sabot.connectors.memory import MemoryBroker
 from sabot.errors import RegistryUnavailable, UserError
 from sabot.kafka import KafkaSink
 from sabot.testing import ListSink
-from tools.agent_tools import bounded, checkpoint, crash_image, processed, publish, records, started, until, values
+from tools.agent_tools import (
+    bounded,
+    checkpoint,
+    crash_image,
+    processed,
+    publish,
+    records,
+    started,
+    until,
+    values,
+    within,
+)
 
 ORDERS = {"id": "int64", "name": "string", "x": "float64"}
 ENVELOPE = {"type": "record", "name": "E", "fields": [{"name": n, "type": "string"} for n in ("before", "after", "op")]}
@@ -64,7 +75,7 @@ async def test_rows_without_columns_are_rows(memory_url: str, parallelism: int) 
     MemoryBroker.get(memory_url).create_topic("ticks", partitions=2)
     publish(app, "ticks", [b"{}", b"no JSON", b"{}"])
     app.stream("ticks", until="now").to("out")
-    await bounded(app.run(), 20)
+    await bounded(app.run())
     assert [record.payload for record in records(app, "out")] == [b"{}", b"{}"]
     assert len(records(app, "ticks.dlq")) == 1
 
@@ -102,7 +113,7 @@ async def test_a_letter_does_not_repeat_its_payload_in_the_reason(
     async def refuses(ctx: Any) -> None:
         raise ValueError(ctx.message["value"].decode())
 
-    await bounded(app.run(), 20)
+    await bounded(app.run())
     assert [value["id"] for value in values(app, "out")] == [1]
     for topic in ("orders.dlq", "of-agent.dlq"):
         *_, letter = records(app, topic)
@@ -303,7 +314,7 @@ async def test_rows_of_a_batch_agent_that_a_checkpoint_repeats_are_those_of_thei
         @app.agent("orders", batch=True, format="csv", schema=ORDERS)
         async def take(batch: pa.RecordBatch, ctx: Any) -> None:
             taken.extend(batch.to_pylist())
-            await until(lambda: not hold, "the release", patience=60)
+            await until(lambda: not hold, "the release")
 
         return app, taken
 
@@ -466,7 +477,8 @@ async def test_an_app_whose_registry_does_not_answer_stops_at_once(app: App) -> 
     app.stream("orders", format=Unanswered(), schema={"id": "int64"}).to("out")
     await app.start()
     await until(lambda: Unanswered.asked >= 2, "some tries")
-    await bounded(app.stop(), 5)
+    with within(5):
+        await bounded(app.stop())
     Unanswered.down = False
 
 

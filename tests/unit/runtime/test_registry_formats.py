@@ -17,7 +17,7 @@ from sabot import App, Avro, Protobuf, Registry, col
 from sabot.codecs.avro import AvroEncoder
 from sabot.codecs.protobuf import descriptor_of
 from sabot.errors import RegistryUnavailable, UserError
-from tools.agent_tools import bounded, checkpoint, crash_image, publish, records, started, until, values
+from tools.agent_tools import bounded, checkpoint, crash_image, publish, records, started, until, values, within
 from tools.broker import free_ports
 from tools.registry import SchemaServer, schema_server
 
@@ -134,7 +134,7 @@ async def test_a_registry_that_goes_away_holds_rows_back_and_nothing_else(
         image = crash_image(tmp_path / "checkpoints", tmp_path / "image")
         assert len(records(app, "out")) == 4
         ready = f"http://127.0.0.1:{app.statistics()['metrics']['port']}/ready"
-        report = json.loads(await asyncio.to_thread(lambda: urlopen(ready, timeout=10).read()))
+        report = json.loads(await asyncio.to_thread(lambda: urlopen(ready, timeout=60).read()))
         assert report["ready"], "rows of other schemas go on"
         assert "503 it is down" in report["registry"][0]
         server.down = False
@@ -154,7 +154,8 @@ async def test_an_app_is_stopped_while_its_registry_is_away(app: App, server: Sc
     server.down = True
     async with started(app):
         await until(lambda: len(server.asked) >= 2, "some tries")
-        await bounded(app.stop(), 5)
+        with within(5):
+            await bounded(app.stop())
     assert records(app, "out") == []
 
 

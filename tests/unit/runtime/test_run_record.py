@@ -16,7 +16,8 @@ from sabot import App, NdjsonSink, NdjsonSource
 from sabot.base.redaction import keep_secret
 from sabot.connectors.base import Sink
 from sabot.errors import UserError
-from sabot.plan.drawing import frames_from, frames_of, render
+from sabot.plan.drawing import frames_from, frames_of
+from sabot.plan.drawing.render import render
 from sabot.runtime.figure_rings import FigureRings
 from sabot.runtime.run_record import RECORD_FILE, RunRecord, read_record
 
@@ -156,7 +157,7 @@ async def test_a_running_app_writes_each_ten_seconds(tmp_path: Path) -> None:
     file.unlink()
     recorder.open()
     try:
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 90
         while not file.exists():
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)

@@ -31,7 +31,7 @@ from tools.command_line import child
 
 OURS = str(Path(__file__).parents[3] / "sabot")
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-SECONDS = 20.0  # far above what any of this takes
+SECONDS = 60.0  # far above what any of this takes
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +124,7 @@ def within_seconds(work: Callable[[], Any], sent: Callable[[], bool] = lambda: T
 # --- every moment
 
 
-@pytest.mark.parametrize("apart", [23, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("apart", [97, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_signal_at_any_call_of_a_start_stops_the_app(apart: int, tmp_path: Path) -> None:
     """One that came before `run()` had its event was forgotten, and the app ran on. The next start finds the directory free."""
     calls = calls_of_a_start(tmp_path / "before") + 40  # some behind the start, too
@@ -389,8 +389,7 @@ def test_what_holds_up_the_end_of_the_process_is_ended_by_the_second_signal(tmp_
     command = [sys.executable, "-c", "import sabot.cli; sabot.cli.main()", "run", "held:app", "--loglevel", "info"]
     with child(*command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
-        while "streams run" not in process.stderr.readline():
-            pass
+        assert any("streams run" in line for line in process.stderr)
         for _ in range(100):
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):

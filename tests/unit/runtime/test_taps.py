@@ -72,6 +72,7 @@ def test_a_tap_leaves_a_receiver_alone_that_another_has_put_there() -> None:
     assert len(other) == 1
 
 
+@pytest.mark.one_in(2, "a second of a core each")
 @pytest.mark.parametrize("rows", [1, 200])
 def test_the_copies_of_a_second_are_bounded_in_bytes(rows: int) -> None:
     step = Step()

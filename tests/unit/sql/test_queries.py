@@ -1,5 +1,6 @@
 """Queries over rows, with DuckDB's answers: what SQL means must not depend on whose rows they are."""
 
+import datetime
 import json
 import random
 from collections import Counter
@@ -71,6 +72,7 @@ SAME = [
 ]
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("text", SAME)
 def test_the_answer_is_duckdbs(folder, text):
     found, expected = ours(folder, text), theirs(folder, text)
@@ -132,6 +134,28 @@ def test_a_window_of_a_windows_rows_is_the_same_window(folder):
     for row in counts.to_pylist():
         expected[row["s"]] = max(expected.get(row["s"], 0), row["n"])
     assert {row["starts"]: row["most"] for row in ours(folder, text).to_pylist()} == expected
+
+
+@pytest.mark.parametrize(
+    "window", ["TUMBLE(ts, INTERVAL '10' SECOND)", "HOP(ts, INTERVAL '5' SECOND, INTERVAL '10' SECOND)"]
+)
+def test_the_time_of_an_old_window_is_the_event_time_of_its_rows(folder, window):
+    kind, arguments = window.split("(", 1)
+    inner = (
+        f"SELECT customer, COUNT(*) AS n, {kind}_ROWTIME({arguments} AS t, {kind}_END({arguments} AS e FROM orders "
+        f"GROUP BY customer, {window}"
+    )
+    rows = ours(folder, inner).to_pylist()
+    assert rows
+    assert all(row["e"] - row["t"] == datetime.timedelta(milliseconds=1) for row in rows)
+    expected: Counter = Counter()
+    for row in rows:
+        expected[row["t"].replace(second=0, microsecond=0)] += row["n"]
+    found = ours(
+        folder,
+        f"SELECT TUMBLE_START(t, INTERVAL '1' MINUTE) AS s, SUM(n) AS n FROM ({inner}) GROUP BY TUMBLE(t, INTERVAL '1' MINUTE)",
+    )
+    assert {row["s"]: row["n"] for row in found.to_pylist()} == expected
 
 
 def test_sessions_by_the_old_functions(folder):
@@ -219,6 +243,7 @@ def thousand(form):
     return ", ".join(form.format(i=i, time=f"22:{i // 60:02}:{i % 60:02}") for i in range(1000))
 
 
+@pytest.mark.one_in(5, "a second of a core each")
 @pytest.mark.parametrize(
     "condition",
     [
@@ -458,6 +483,7 @@ def test_an_error_of_types_speaks_of_sql(folder, text, message):
         ours(folder, text)
 
 
+@pytest.mark.one_in(6, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize(("aggregate", "lower"), [("MAX", "2.000"), ("MIN", "2.000"), ("MAX", "1.999")])
 def test_the_greatest_of_each_window_by_bounds_of_time_is_a_ranking(seed, aggregate, lower):

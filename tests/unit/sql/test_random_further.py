@@ -27,7 +27,7 @@ from test_random_statements import (
 
 from sabot import App, UserError, col, files
 from sabot.api.nodes.node import walk
-from sabot.sql import joins, relations, select
+from sabot.sql import groups, joins, relations
 from sabot.sql.options import SqlOptions
 from sabot.sql.scope import node_of
 
@@ -168,6 +168,7 @@ def pair_of(seed):
     return Further(seed).pair(KINDS[seed % len(KINDS)])
 
 
+@pytest.mark.one_in(8, "a tenth of a second of a core each")
 @pytest.mark.parametrize("seed", range(STATEMENTS), ids=lambda seed: f"seed{seed}")
 def test_a_random_statement_of_each_kind_has_duckdbs_answer(folder, seed):
     pair = pair_of(seed)
@@ -182,6 +183,7 @@ def test_more_random_statements_of_each_kind_have_duckdbs_answer(folder, first):
         assert ours(folder, pair, 1 + seed // 4 % 3) == theirs(folder, pair), f"seed {seed}: {pair.ours}"
 
 
+@pytest.mark.slow
 def test_the_statements_cover_each_kind_of_step_and_most_have_rows(folder):
     seen = Counter()
     for seed in range(MORE):
@@ -220,13 +222,13 @@ def the_zone_is_utc(patch):
 
 
 def lists_are_reversed(patch):
-    whole = select.SelectBinder._order_of_list
+    whole = groups.GroupBinder._order_of_list
 
     def broken(*given):
         order = whole(*given)
         return [replace(each, descending=not each.descending) for each in order] if isinstance(order, tuple) else order
 
-    patch.setattr(select.SelectBinder, "_order_of_list", broken)
+    patch.setattr(groups.GroupBinder, "_order_of_list", broken)
 
 
 def orders_are(changed):
@@ -264,6 +266,8 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow  # a second or two of a core each
+@pytest.mark.one_in(11, "up to two seconds of a core each; they show that the statements find faults")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_the_binder_is_found(folder, fault, monkeypatch):
     FAULTS[fault](monkeypatch)

@@ -17,7 +17,7 @@ import pytest
 
 from sabot import App, UserError, files
 from sabot.api.nodes.node import walk
-from sabot.sql import functions, joins, relations, select, values
+from sabot.sql import functions, joins, over, relations, select, values
 from sabot.sql.scope import node_of
 from sabot.sql.syntax import tree
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run
@@ -214,6 +214,7 @@ def counted(table):
     return Counter(zip(*columns, strict=True))
 
 
+@pytest.mark.one_in(12, "a tenth of a second of a core each")
 @pytest.mark.parametrize("seed", range(STATEMENTS), ids=lambda seed: f"seed{seed}")
 def test_a_random_statement_has_duckdbs_answer(folders, seed):
     text = Statements(seed).statement()
@@ -268,6 +269,7 @@ def test_a_random_statement_has_its_answer_over_crashes(folders, seed, tmp_path)
     assert over_crashes(folder, text, seed, tmp_path) == counted(theirs(folder, text)), text
 
 
+@pytest.mark.slow
 def test_the_statements_cover_the_steps_with_changes_outer_joins_and_nulls(folders):
     """Each step is there over rows and over changes, each join of each kind, with each share of NULL."""
     seen = Counter()
@@ -318,7 +320,7 @@ def full_joins_are_left(patch):
 
 
 def nulls_are_the_greatest(patch):
-    whole = select.order_columns
+    whole = over.order_columns
 
     def broken(context, relation, order):
         last = [each.descending if each.nulls_first is None else each.nulls_first for each in order]
@@ -326,13 +328,13 @@ def nulls_are_the_greatest(patch):
             context, relation, [replace(each, nulls_first=nulls) for each, nulls in zip(order, last, strict=True)]
         )
 
-    patch.setattr(select, "order_columns", broken)
+    patch.setattr(over, "order_columns", broken)
 
 
 def orders_are_ascending(patch):
-    whole = select.order_columns
+    whole = over.order_columns
     patch.setattr(
-        select, "order_columns", lambda a, b, order: whole(a, b, [replace(each, descending=False) for each in order])
+        over, "order_columns", lambda a, b, order: whole(a, b, [replace(each, descending=False) for each in order])
     )
 
 
@@ -424,6 +426,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.one_in(16, "up to four seconds of a core each; they show that the statements find faults")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_the_binder_is_found(folders, fault, monkeypatch):
     FAULTS[fault](monkeypatch)

@@ -69,6 +69,7 @@ WINDOWS = [
 ]
 
 
+@pytest.mark.one_in(4, "a tenth of a second of a core each")
 @pytest.mark.parametrize("window", WINDOWS, ids=["tumble", "hop", "cumulate"])
 @pytest.mark.parametrize(
     ("inner", "most", "condition"),

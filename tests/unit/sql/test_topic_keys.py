@@ -145,7 +145,7 @@ VALUES = ["json", "csv", "avro", "avro-confluent"]
 KEYS = ["raw STRING", "raw BIGINT", "json STRING", "json BIGINT", "csv STRING", "avro BIGINT", "avro-confluent STRING"]
 
 
-@pytest.mark.one_in(4, "half a second of a core each")
+@pytest.mark.one_in(12, "half a second of a core each")
 @pytest.mark.parametrize("apart", ["'value.fields-include' = 'ALL'", APART])
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("value", VALUES)

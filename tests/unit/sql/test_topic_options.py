@@ -124,11 +124,11 @@ def test_the_time_between_looks_for_new_partitions_is_that_of_the_table(app):
         "'properties.bootstrap.servers' = 'localhost:9092'", "'scan.topic-partition-discovery.interval' = '{}'"
     )
     for text, seconds in (("10 s", 10.0), ("0", 36_500 * 86_400.0)):
-        assert read_of(App(text), kafka.format(text)).source._source._check_seconds == seconds
+        assert read_of(App(text), kafka.format(text)).source.source._check_seconds == seconds
     assert (
         read_of(
             App("by itself"), kafka.replace(", 'scan.topic-partition-discovery.interval' = '{}'", "")
-        ).source._source._check_seconds
+        ).source.source._check_seconds
         == 30
     )
 
@@ -200,7 +200,7 @@ def logged_in(login: str, mechanism: str = "PLAIN", protocol: str = "SASL_SSL") 
 )
 def test_the_login_of_a_table_of_flink_is_that_of_the_client(app, login, mechanism):
     """It was taken where the table was declared, and refused by the client at the start."""
-    settings = read_of(app, logged_in(login, mechanism)).source._source._kafka
+    settings = read_of(app, logged_in(login, mechanism)).source.source._kafka
     assert settings["sasl.username"] == "ada"
     assert settings["sasl.password"] == 'it\'s a "secret"'
     assert "sasl.jaas.config" not in settings
@@ -211,7 +211,7 @@ def test_a_login_as_it_stands_in_texts_for_java_is_taken_too(app):
     login = (
         r"org.apache.kafka.common.security.plain.PlainLoginModule required username=\"ada\" password=\"hidden word\";"
     )
-    assert read_of(app, logged_in(login)).source._source._kafka["sasl.password"] == "hidden word"
+    assert read_of(app, logged_in(login)).source.source._kafka["sasl.password"] == "hidden word"
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ WRONG = [
     (
         "SELECT cout(*) FROM flights GROUP BY carrier",
         "1:8: there is no function cout",
-        "did you mean COUNT or CONCAT?",
+        "did you mean COUNT or COT or CONCAT?",
     ),
     (
         "SELECT UPER(carrier) FROM flights",
@@ -135,7 +135,22 @@ WRONG = [
     (
         "SELECT carrier FROM flights EXCEPT SELECT name FROM plain",
         "1:1: EXCEPT is not supported",
-        "WHERE NOT EXISTS (SELECT 1 FROM b WHERE b.x = a.x)",
+        "SELECT DISTINCT x FROM a WHERE NOT EXISTS (SELECT 1 FROM b WHERE b.x = a.x)",
+    ),
+    (
+        "SELECT carrier FROM flights INTERSECT ALL SELECT origin FROM flights",
+        "1:1: INTERSECT ALL is not supported",
+        "SELECT x, COUNT(*) … GROUP BY x of each side, and a JOIN of the counts",
+    ),
+    (
+        "SELECT carrier FROM flights INTERSECT SELECT origin FROM flights",
+        "1:1: INTERSECT is not supported",
+        "SELECT DISTINCT x FROM a WHERE x IN (SELECT x FROM b)",
+    ),
+    (
+        "SELECT f.delay FROM flights f LEFT JOIN rates FOR SYSTEM_TIME AS OF f.ts AS r ON f.carrier = r.carrier AND r.rate > 1",
+        "1:108: AS OF needs ON a.key = b.key, and nothing else",
+        "further conditions stand in a view of the table",
     ),
     (
         "SELECT ts + INTERVAL delay MINUTES FROM flights",
@@ -1013,6 +1028,7 @@ WRONG = [
 """A statement, the place and the message of its error, and its hint."""
 
 
+@pytest.mark.one_in(4, "a hundredth of a second of a core each")
 @pytest.mark.parametrize(("statement", "message", "hint"), WRONG)
 def test_wrong_statement_gives_one_error_with_a_caret_and_a_way_out(statement, message, hint):
     app = App("wrong")

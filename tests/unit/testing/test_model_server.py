@@ -23,7 +23,7 @@ def body(api, text="hello", **fields):
 
 def post(server, path, data, headers=()):
     """(status, headers, bytes). Raises what a broken connection is in http.client."""
-    connection = http.client.HTTPConnection("127.0.0.1", int(server.url.rsplit(":", 1)[1]), timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", int(server.url.rsplit(":", 1)[1]), timeout=60)
     try:
         connection.request("POST", path, json.dumps(data), dict(headers))
         response = connection.getresponse()

@@ -166,7 +166,7 @@ def test_after_a_crash_no_step_of_that_life_happens():
 
     class Slow(ListSink):
         def deliver(self, seq, batches):
-            crashed.wait(5)
+            crashed.wait(60)
             with step("deliver", "slow"):
                 done.append(seq)
 
@@ -259,7 +259,7 @@ def test_hours_of_virtual_time_take_no_time():
     sink, began = ListSink(), time.monotonic()
     assert simulate(build, 0).seconds >= 2700
     assert sink.rows == [1, 2, 3]
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_an_error_has_the_seed_as_its_note():

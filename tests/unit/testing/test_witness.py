@@ -38,7 +38,7 @@ def ask(witness: Witness, way: str, *words: Any, **options: Any) -> Any:
     return getattr(witness.client, way)(*words, **options)
 
 
-def eventually(condition: Any, seconds: float = 20.0) -> bool:
+def eventually(condition: Any, seconds: float = 60.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -20,6 +20,8 @@ from sabot.web.console import Console
 from sabot.web.payloads import Payloads
 from tools.agent_tools import publish, started, until, values
 
+pytestmark = pytest.mark.usefixtures("warm_starts")
+
 
 class Bank:
     """A bank whose first transfer of each order breaks off in the middle."""
@@ -92,8 +94,11 @@ async def office(
             console.close()
 
 
+AMOUNT = 471147114711  # so long that no id and no token has it by chance
+
+
 def ticket(what: str, order: str = f"o-1{MARKUP}") -> dict[str, Any]:
-    return {"what": what, "order": order, "amount": 4711}
+    return {"what": what, "order": order, "amount": AMOUNT}
 
 
 def fields(page: str) -> list[str]:
@@ -118,7 +123,7 @@ async def test_questions_are_listed_without_values_and_without_tokens(memory_url
         tokens = [each.resume_token for each in await app.actions.find()]
         assert len(tokens) == 3
         for text in (page, rows, table):
-            assert "4711" not in text
+            assert str(AMOUNT) not in text
             assert not [each for each in tokens if each in text]
 
 
@@ -127,18 +132,19 @@ async def test_named_values_are_shown_and_a_tool_shows_its_arguments(memory_url:
     async with office(memory_url, tmp_path, [ticket("transfer"), ticket("ask")], payloads) as (_, console, _bank):
         browser = await enter(console, "act")
         rows = {each["type"]: each["context"] for each in json.loads((await ask(browser, "/inbox.json"))[1])}
-        assert rows == {"in_doubt": f"1: o-1{MARKUP}; amount: 4711", "choose": f"customer: o-1{MARKUP}"}
+        assert rows == {"in_doubt": f"1: o-1{MARKUP}; amount: {AMOUNT}", "choose": f"customer: o-1{MARKUP}"}
         page = (await ask(browser, "/inbox?q=transfer"))[1]
-        assert page.count("4711") == 1
+        assert page.count(str(AMOUNT)) == 1
         assert MARKUP not in page
-        assert [len(fields((await ask(browser, f"/inbox?q={text}"))[1])) for text in ("O-1", "4711")] == [2, 1]
+        assert [len(fields((await ask(browser, f"/inbox?q={text}"))[1])) for text in ("O-1", AMOUNT)] == [2, 1]
 
 
+@pytest.mark.one_in(3, "half a second of a core each")
 @pytest.mark.parametrize(
     ("payloads", "words"),
     [
         (Payloads(), ""),
-        (Payloads(names=frozenset({"amount"})), "Its record: amount 4711"),
+        (Payloads(names=frozenset({"amount"})), f"Its record: amount {AMOUNT}"),
         (Payloads("all"), "Its record: what ask · order o-1<script>"),
     ],
 )

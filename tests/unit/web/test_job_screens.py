@@ -18,14 +18,16 @@ from sabot import App
 from sabot.agents import DurableContext, JobStatus, tool
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.agents.app_jobs import JournalAddress
-from sabot.agents.job_reads import JobQuery
 from sabot.journal.base import JournalReader
+from sabot.journal.ended_jobs import JobQuery
 from sabot.journal.entries import Begin, Cancel, EffectResult, Entry, Intent, Signal
 from sabot.journal.memory import MemoryJournal
 from sabot.web.console import Console
 from sabot.web.job_reading import jobs_table, read_job, read_jobs
 from sabot.web.payloads import Payloads
 from tools.agent_tools import publish, started, until
+
+pytestmark = pytest.mark.usefixtures("warm_starts")
 
 
 async def ticket(ctx: DurableContext) -> Any:
@@ -175,7 +177,7 @@ app = App("shop")
 
 @tool(effect="read")
 async def look(customer):
-    return {"card": "4111"}
+    return {"card": "card-4111"}
 
 @app.agent("tickets", name="handle", key="customer", sink="answers", durable=True)
 async def handle(ctx):
@@ -187,7 +189,7 @@ async def handle(ctx):
 
 @tool(effect="read")
 async def look(customer: str) -> dict[str, str]:
-    return {"card": "4111"}
+    return {"card": "card-4111"}
 
 
 async def handle(ctx: DurableContext) -> Any:
@@ -222,7 +224,7 @@ async def test_a_job_of_the_history_is_found_by_its_key_and_shown(memory_url: st
         assert "look" in page
         assert "tickets[0]@" in page
         assert "<dt>session</dt><dd>shop.handle/ann</dd>" in page
-        assert "4111" not in page
+        assert "card-4111" not in page
         (row,) = json.loads((await ask(browser, "/jobs.json?q=BOB"))[1])
         assert (row["key"], row["status"], row["effects"], row["tokens"]) == ("bob", "succeeded", 1, 0)
 
@@ -239,6 +241,7 @@ async def test_records_that_wait_for_a_job_of_their_key_are_counted(memory_url: 
         assert "without a job yet" not in (await ask(browser, "/jobs?key=ann"))[1]
 
 
+@pytest.mark.one_in(5, "a second of a core each")
 @pytest.mark.parametrize(
     ("payloads", "found"),
     [
@@ -280,6 +283,7 @@ async def test_jobs_are_found_by_the_fields_of_their_records_that_may_be_shown(
             console.close()
 
 
+@pytest.mark.one_in(5, "a second of a core each")
 @pytest.mark.parametrize(
     ("payloads", "shown"),
     [
@@ -299,8 +303,8 @@ async def test_arguments_and_answers_are_shown_as_the_options_say(
         effects = page[page.index("<h2>Effects</h2>") : page.index("<h2>Actions</h2>")]
         rows = page[page.index("<h2>Rows</h2>") : page.index("<h2>Effects</h2>")]
         assert ("&lt;b&gt;ann" in effects) == ("arguments" in shown)
-        assert ("4111" in effects) == ("answer" in shown)
-        assert ("4111" in rows) == ("output" in shown)
+        assert ("card-4111" in effects) == ("answer" in shown)
+        assert ("card-4111" in rows) == ("output" in shown)
         assert "<b>ann" not in page
 
 
@@ -329,19 +333,19 @@ def test_pages_mark_what_a_job_may_have_used_in_calls_in_doubt() -> None:
     for at, each in enumerate(used, 1):
         begun += [Intent("j", at, at, "call", "llm"), EffectResult("j", at, at, usage=each)]
     journal, payloads = Given(*begun, Begin("k", 1, "shop.handle")), Payloads()
-    page = text_of(read_jobs(journal, JobQuery(), payloads, "").table)
+    page = text_of(read_jobs(journal, JobQuery(), payloads, "")[0])
     assert "at most 2,075 at most $3.00" in page
     assert page.count("at most") == 2, "not of the other job"
-    shown = read_job(journal, "j", 0, payloads, "", 3.0)
-    assert "235 $1.00" in text_of(shown.effects)
-    assert "at most 1,840 at most $2.00" in text_of(shown.effects)
+    _, part = read_job(journal, "j", 0, payloads, "", 3.0)
+    assert "235 $1.00" in text_of(part)
+    assert "at most 1,840 at most $2.00" in text_of(part)
     (_, row) = json.loads(jobs_table(journal, JobQuery(), payloads, "json"))
     assert [row[name] for name in ("tokens", "doubt_tokens", "dollars", "doubt_dollars")] == [2075, 1840, "3", "2"]
 
 
 def test_a_table_leaves_out_columns_without_a_value() -> None:
     journal = Given(Begin("j", 1, "shop.handle", scope="north"), Begin("k", 1, "shop.handle", scope="south"))
-    head = text_of(read_jobs(journal, JobQuery(), Payloads(), "").table.partition("</thead>")[0])
+    head = text_of(read_jobs(journal, JobQuery(), Payloads(), "")[0].partition("</thead>")[0])
     assert head == "job agent scope status effects created last entry"
 
 
@@ -403,6 +407,7 @@ async def test_the_open_jobs_of_a_list_get_a_signal(memory_url: str, tmp_path: P
             await until(lambda: all(signals(job) == ["paid"] for job in jobs))
 
 
+@pytest.mark.slow
 async def test_todays_code_is_run_over_a_job_and_a_copy_goes_on_behind_a_step(
     memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,7 +425,7 @@ async def test_todays_code_is_run_over_a_job_and_a_copy_goes_on_behind_a_step(
         assert (status, "all 1 steps as recorded" in page) == (200, True), page
         status, page = await ask(browser, "/act/fork", {"job": job.job_id, "step": "0"})
         assert (status, "The fork succeeded, as the job did." in page) == (200, True), page
-        assert "4111" not in page
+        assert "card-4111" not in page
         for step in (MARKUP, "9" * 5_000, "-1", "²"):
             assert (await ask(browser, "/act/fork", {"job": job.job_id, "step": step}))[0] == 409
         program.write_text(PROGRAM.replace("DO", "False"))

@@ -33,6 +33,8 @@ from sabot.web.payloads import Payloads
 from tools.agent_tools import publish, started, until
 from tools.command_line import ENV, SABOT, child
 
+pytestmark = pytest.mark.usefixtures("warm_starts")
+
 SECRET = "a-secret-of-the-proxy-with-32-characters"
 
 
@@ -73,7 +75,7 @@ def test_a_console_in_the_background_of_a_shell_ends_by_sigterm(tmp_path: Path) 
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        process.wait(20)
+        process.wait(60)
 
 
 async def test_figures_say_which_of_them_count_from_the_last_start(tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ async def test_a_killed_app_is_told_from_a_stopped_one(tmp_path: Path) -> None:
 
 async def seen(browser: Browser, path: str, text: str) -> None:
     def look() -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while text not in (page := browser.ask(path)[1]):
             assert time.monotonic() < deadline, page
             time.sleep(0.05)
@@ -192,13 +194,14 @@ async def test_a_running_app_is_asked_for_a_checkpoint_and_stopped(tmp_path: Pat
             status, page = await ask(browser, "/apps/idle/act/stop-with-savepoint", {})
             assert status == 200, page
             assert "is kept in" in page
-            await asyncio.wait_for(running, 20)
+            await asyncio.wait_for(running, 60)
             await seen(browser, "/apps/idle/", "The app does not run.")
         assert len(list((tmp_path / "state" / "checkpoints" / "savepoints").iterdir())) == 1
     finally:
         running.cancel()
 
 
+@pytest.mark.slow
 async def test_rows_behind_a_step_of_an_app_in_another_process_are_shown(tmp_path: Path) -> None:
     app = App("shop", state=str(tmp_path / "state"), broker="memory://kept-rows", checkpoint_interval=3600)
     app.stream("orders", schema={"account": "string", "amount": "int64"}).filter(col("amount") > 0).to("out")
@@ -332,6 +335,7 @@ def test_checkpoints_that_are_named_again_keep_the_state_directory_by_which_the_
         assert made.checkpoints.state == tmp_path / "state"
 
 
+@pytest.mark.one_in(4, "a process each")
 @pytest.mark.parametrize(
     ("place", "said"),
     [

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,10 @@ from sabot.base import redaction
 from sabot.base.redaction import keep_secret, scrubbed
 from sabot.errors import InternalError, UserError
 from sabot.web.reader import ConsoleReader
+from tools.agent_tools import until
+from tools.leftovers import started
+
+pytestmark = pytest.mark.usefixtures("warm_starts")
 
 AT_IMPORT = os.getpriority(os.PRIO_PROCESS, 0)
 
@@ -80,16 +84,8 @@ async def reader() -> AsyncIterator[ConsoleReader]:
     made.close()
 
 
-async def until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not done():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
-
-
 async def ended(process: int) -> None:
-    facts = Path(f"/proc/{process}/stat")
-    await until(lambda: not facts.exists() or facts.read_text().rpartition(")")[2].split()[0] == "Z")
+    await until(lambda: not started(process))
 
 
 async def begun(mark: Path) -> int:
@@ -97,6 +93,7 @@ async def begun(mark: Path) -> int:
     return int(mark.read_text())
 
 
+@pytest.mark.usefixtures("cold_start")
 async def test_a_process_starts_at_the_priority_of_the_console_and_reads_at_a_lower_one(reader: ConsoleReader) -> None:
     # A start at a low priority took longer than a minute on a machine whose processors were used.
     own = os.getpriority(os.PRIO_PROCESS, 0)
@@ -212,6 +209,7 @@ async def test_a_process_hides_the_secrets_of_the_console_also_those_of_later(re
     assert await reader.read(hidden, "by hunter-two-word") == "by ***"
 
 
+@pytest.mark.usefixtures("cold_start")
 async def test_a_process_does_not_load_pandas(reader: ConsoleReader) -> None:
     assert "pandas" not in await reader.read(modules)
 

@@ -16,6 +16,8 @@ from sabot.testing import MemoryBroker
 from sabot.web.console import Console
 from sabot.web.payloads import Payloads
 
+pytestmark = pytest.mark.usefixtures("warm_starts")
+
 NAMED = Payloads(names=frozenset({"account", "city"}))
 
 
@@ -46,7 +48,7 @@ async def running(url: str, payloads: Payloads | None = None) -> AsyncIterator[t
     try:
         act = await asyncio.to_thread(Browser(console).enter, console.access.token("act"))
         read = await asyncio.to_thread(Browser(console).enter, console.access.token("read"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             page = ""
             while "filter-1" not in page:  # figures are taken once a second
                 _, page = await ask(act, "/rows")
@@ -64,7 +66,7 @@ async def rows_of(browser: Browser, path: str, url: str, *, least: int = 1) -> l
     """The rows behind a step, after the tap was begun and rows have passed it."""
     await ask(browser, path)
     number = 0
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             publish(url, number, number + 3)
             number += 3
@@ -93,7 +95,7 @@ async def test_rows_behind_each_step_are_shown_as_far_as_options_name_them(memor
         assert {row["card"] for row in rows} == {""}
         assert {row["at"] for row in rows} == {"city: Ghent"}
         assert rows[0]["account"].startswith("a")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:  # a page is rendered once a second
                 _, page = await ask(browser, links[names.index("filter-1")])
                 if "&lt;script&gt;" in page:
@@ -111,7 +113,7 @@ async def test_at_most_fifty_rows_are_kept_and_copied_in_a_second(memory_url: st
     async with running(memory_url, Payloads("all")) as (_, browser, _reader):
         await ask(browser, "/rows?of=filter-1")
         publish(memory_url, 0, 10_000)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 rows = json.loads((await ask(browser, "/rows.json?of=filter-1"))[1])
                 if rows:
@@ -128,7 +130,7 @@ async def test_a_tap_ends_with_its_last_viewer(memory_url: str, monkeypatch: pyt
         seen = await asyncio.to_thread(events, browser, 1.5, page="rows?of=filter-1")
         assert seen
         assert installed(app) == ["filter-1"]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while installed(app):
                 publish(memory_url, 0, 1)
                 await asyncio.sleep(0.1)
@@ -157,7 +159,7 @@ async def test_a_session_that_may_read_sees_no_rows_and_begins_no_tap(memory_url
 
 
 async def test_late_rows_of_the_time_before_the_page_was_opened_are_said_to_be_so(memory_url: str) -> None:
-    async with running(memory_url) as (_, browser, _reader), asyncio.timeout(30):
+    async with running(memory_url) as (_, browser, _reader), asyncio.timeout(60):
         publish(memory_url, 0, 1_000)
         late: list[int] = []
         while not any(late):  # figures are taken once a second

@@ -29,6 +29,8 @@ from sabot.web.payloads import Payloads
 from sabot.web.reader import ConsoleReader
 from tools.agent_tools import checkpoint, started, until
 
+pytestmark = pytest.mark.usefixtures("warm_starts")
+
 
 @pytest.fixture
 async def kept(memory_url: str, tmp_path: Path) -> tuple[Manifest, Manifest]:
@@ -138,7 +140,7 @@ async def test_values_are_hidden_but_those_that_are_named(consoles: Any) -> None
     browser = await consoles()
     _, page = await ask(browser, address(of=2, step="totals"))
     assert cells(page)[0] == ["hidden"] * 3
-    assert "1435" not in page
+    assert not [cell for row in cells(page) for cell in row if "1435" in cell]
     assert "Values of account, n, total are hidden" in page
     assert json.loads((await ask(browser, address(".json", of=2, step="totals")))[1])[0] == {
         "account": "",
@@ -221,6 +223,7 @@ async def test_the_newest_checkpoint_is_the_next_one_if_it_goes_while_it_is_read
     assert "totals" in [row[0] for row in cells(page)]
 
 
+@pytest.mark.one_in(4, "a second of a core each")
 @pytest.mark.parametrize("form", ["", ".json"])
 @pytest.mark.parametrize("key", [{}, {"q": "a7"}])
 async def test_rows_of_the_newest_checkpoint_are_those_of_the_next_one_if_it_goes_meanwhile(

@@ -28,7 +28,7 @@ class Table:
 
     def save(self, directory):
         if self.let is not None:
-            assert self.let.wait(10)
+            assert self.let.wait(60)
         if self.error is not None:
             raise self.error
         (directory / "rows").write_text(self.text)

@@ -64,7 +64,7 @@ async def results(app, workers=None):
             if isinstance(part.settings.placement, WorkerPlacement):
                 part.settings.placement.connect()
             part.run()
-        await asyncio.wait_for(asyncio.gather(*(part.running for part in parts)), 20)
+        await asyncio.wait_for(asyncio.gather(*(part.running for part in parts)), 60)
     finally:
         for part in parts:
             await part.close()

@@ -23,7 +23,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import build_records
 from sabot.connectors.base import KeepsToken, Token, Track
 from sabot.connectors.files import ArrowSink, CsvSink, FileSink, NdjsonSink, ParquetSink
-from sabot.connectors.files.token_file import Busy, Entry, Ledger
+from sabot.connectors.files.exactly_once import Busy, Entry, Ledger
 from sabot.errors import AppLocked, TransientError, UserError
 from sabot.steps import watch
 

@@ -17,7 +17,7 @@ from sabot.connectors.memory.topic import Partition
 from sabot.errors import TransientError, UserError
 from sabot.testing import MemoryBroker as PublicBroker
 
-WAIT = 20.0
+WAIT = 60.0
 
 
 def batch(rows: int, size: int = 100) -> Batch:

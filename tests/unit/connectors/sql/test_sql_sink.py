@@ -91,7 +91,10 @@ def test_every_type_is_stored_as_the_page_says(path: Path) -> None:
     assert set(declared.values()) == {"BOOLEAN", "INTEGER", "REAL", "TEXT", "BLOB"}
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     rows=st.lists(
         st.tuples(

@@ -36,6 +36,7 @@ WAYS = {
 }
 
 
+@pytest.mark.one_in(4, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("values", "kind"),

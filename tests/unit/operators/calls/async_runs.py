@@ -10,7 +10,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import IDLE, Watermark
 from sabot.calls import CallOptions, Retry
 from sabot.codecs.records import iterate_records
-from sabot.connectors.letters import letter_of_record
+from sabot.letters.form import letter_of_record
 from sabot.operators.base import TIME_COLUMN, OperatorContext, Saved
 
 INPUT = pa.schema([("n", pa.int64()), (TIME_COLUMN, pa.int64())])

@@ -965,7 +965,7 @@ def test_a_function_that_swallows_its_cancellation_does_not_hang_the_stop(monkey
     with LoopThread() as thread:
         run = Run(MapAsync(stubborn, OUTPUT), _Turnless(thread.loop))
         run.operator.process(Batch(rows(1)))
-        assert begun.wait(10)
+        assert begun.wait(60)
         run.operator.close()
     assert "1 calls did not end after their cancellation" in caplog.text
     assert run.operator.left_behind == ["1 calls of " + run.operator.name]
@@ -983,7 +983,7 @@ def test_a_stop_logs_the_counted_errors_in_the_thread_that_counts_them(caplog):
         run.operator.wake = failed.set
         run.operator.process(Batch(rows(1, 2)))
         while not run.operator.is_empty:
-            assert failed.wait(10)
+            assert failed.wait(60)
             failed.clear()
             run.poll()
         run.operator.close()
@@ -1005,7 +1005,7 @@ def test_a_function_that_takes_long_to_let_go_is_waited_for():
     with LoopThread() as thread:
         run = Run(MapAsync(tidy, OUTPUT), _Turnless(thread.loop))
         run.operator.process(Batch(rows(1)))
-        assert begun.wait(10)
+        assert begun.wait(60)
         run.operator.close()
         assert ended == [1]
         assert run.operator.left_behind == []
@@ -1031,7 +1031,7 @@ def test_between_two_threads_nothing_is_lost(ordered):
                 run.operator.process(Batch(rows(*range(fed, fed + 50))))
                 fed += 50
                 run.mark(fed * 10)
-            assert woken.wait(30), "rows are in flight and nobody tells"
+            assert woken.wait(60), "rows are in flight and nobody tells"
             woken.clear()
             run.operator.poll(0)
         run.operator.close()

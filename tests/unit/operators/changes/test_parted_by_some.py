@@ -88,6 +88,7 @@ def test_groups_go_on_wherever_their_rows_come_to(
     assert len(set().union(*owned)) == sum(map(len, owned)) > 100
 
 
+@pytest.mark.one_in(3, "a third of a second of a core each")
 @pytest.mark.parametrize("changes", [False, True], ids=["rows", "changes"])
 @pytest.mark.parametrize(("threads", "budget"), [((2, 2, 3), None), ((2, 2, 3), 60_000), ((3, 2, 1), 60_000)])
 def test_rankings_go_on_wherever_their_rows_come_to(
@@ -134,6 +135,7 @@ WINDOWS = {
 }
 
 
+@pytest.mark.one_in(3, "half a second of a core each")
 @pytest.mark.parametrize("by_all", WINDOWS.values(), ids=WINDOWS)
 @pytest.mark.parametrize(("threads", "budget"), [((2, 2, 3), None), ((2, 2, 3), 60_000), ((3, 2, 1), 60_000)])
 def test_windows_go_on_wherever_their_rows_come_to(

@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sabot.api.expr import Expr, col
-from sabot.base.arrays import decimal_type
+from sabot.base.arrays import decimal_type, scalar_of
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.compiled import compile_expr
 
@@ -332,3 +332,47 @@ def test_numbers_survive_as_text(data: Any, type: pa.DataType) -> None:
         of = integers_of(type) if pa.types.is_integer(type) else narrow if type == pa.float32() else floats
     values = data.draw(st.lists(of, min_size=1, max_size=10))
     same(evaluate(col("x").cast("string").cast(type), x=pa.array(values, type)), values)
+
+
+DECIMALS = [
+    "0",
+    "-0",
+    "0.0",
+    "1.5",
+    "-1.5",
+    "0.001",
+    "1E+3",
+    "123E-5",
+    "1E-38",
+    "1E+40",
+    "NaN",
+    "12345678901234567890.123",
+    "9" * 38,
+]
+
+
+@pytest.mark.parametrize(
+    "type",
+    [
+        None,
+        pa.decimal128(10, 2),
+        pa.decimal128(38, 10),
+        pa.decimal128(5, 0),
+        pa.decimal256(50, 3),
+        pa.float64(),
+        pa.int64(),
+    ],
+    ids=str,
+)
+def test_a_scalar_of_a_decimal_is_that_of_pyarrow(type):
+    """It is made without pyarrow's conversion, which imports pandas."""
+
+    def made(by, value):
+        try:
+            scalar = by(value, type)
+        except Exception as error:
+            return error.__class__
+        return scalar.type, repr(scalar.as_py())
+
+    for value in map(Decimal, DECIMALS):
+        assert made(scalar_of, value) == made(pa.scalar, value), value

@@ -29,6 +29,7 @@ from sabot.operators.base import (
     OperatorContext,
 )
 from sabot.operators.keyed.top import TopN
+from sabot.operators.windows import top
 from sabot.operators.windows.top import WindowTopN
 from tools.operator_run import OperatorRun
 
@@ -423,6 +424,15 @@ WINDOWS = {
         cumulative("900ms", "300ms"),
         lambda t: [(t // 900 * 900, e) for e in range(t // 300 * 300 + 300, t // 900 * 900 + 901, 300)],
     ),
+    "tumbling with some rows each": (tumbling("10ms"), lambda t: [(t // 10 * 10, t // 10 * 10 + 10)]),
+    "hopping with some rows each": (
+        hopping("30ms", "10ms"),
+        lambda t: [(s, s + 30) for s in range(t // 10 * 10 - 20, t // 10 * 10 + 1, 10)],
+    ),
+    "cumulative with some rows each": (
+        cumulative("40ms", "10ms"),
+        lambda t: [(t // 40 * 40, e) for e in range(t // 10 * 10 + 10, t // 40 * 40 + 41, 10)],
+    ),
 }
 
 
@@ -560,6 +570,33 @@ def test_a_late_row_goes_to_the_side_and_one_within_the_lateness_emits_its_key_a
     assert run.results == []
     assert run.late == [{"k": 1, "v": 9}]
     assert run.statistic("late_rows") == 1
+
+
+@pytest.mark.one_in(3, "half a second of a core each")
+@pytest.mark.parametrize("keys", [[], ["k"]], ids=["no keys", "keys"])
+@pytest.mark.parametrize("window", [name for name in WINDOWS if "some rows" in name])
+def test_rows_that_share_a_table_are_those_of_a_table_for_each_pane(window, keys, tmp_path, monkeypatch):
+    def results(few):
+        rng, found = random.Random(5), []
+        with monkeypatch.context() as patched:
+            if not few:
+                patched.setattr(top, "few_rows", lambda shape: 0)
+            run = OperatorRun(
+                lambda: WindowTopN(WINDOWS[window][0], keys, 2, [("v", True)], rank="place", allowed_lateness_ms=60),
+                window_rows(6).schema, keys, tmp_path / str(few),
+            )  # fmt: skip
+            rows = window_rows(6)
+            for start in range(0, rows.num_rows, 60):
+                run.feed(rows.slice(start, 60))
+                run.advance(start * 3 + 100)  # later than some of the rows that come next
+                if start % 300 == 240:
+                    run.restart(rng.choice([1, 2]) if keys else 1)
+                found.append(([row["window_end"] for row in run.results], sorted(map(str, run.results))))
+                run.batches.clear()
+            run.end()
+        return found, sorted(map(str, run.results)), run.late, run.statistic("late_rows")
+
+    assert results(True) == results(False)
 
 
 def test_what_is_kept_and_what_it_consists_of_is_told(tmp_path):

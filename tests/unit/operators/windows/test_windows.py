@@ -28,6 +28,7 @@ from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.aggregates.combining import LocalCombine
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
+from sabot.operators.windows import fixed
 from sabot.operators.windows.fixed import WindowAggregate
 from sabot.operators.windows.top import WindowTopN
 
@@ -107,6 +108,8 @@ WINDOWS = {
     "hopping by 3": hopping("150ms", "50ms"),
     "hopping by 12": hopping("240ms", "20ms", offset="7ms"),
     "cumulative": cumulative("500ms", "100ms", offset="20ms"),
+    "hopping with a row or two a pane": hopping("20ms", "4ms", offset="1ms"),
+    "cumulative with a row or two a pane": cumulative("24ms", "4ms"),
 }
 KEYS = {"no key": [], "two keys": ["account", "kind"]}
 
@@ -155,8 +158,15 @@ class Subtasks:
     """Subtasks of one WindowAggregate, as the runtime runs them: rows split by key group, watermarks to all."""
 
     def __init__(
-        self, directory: Path | None, window: Any, keys: list[str], calls: list[AggregateColumn], **options: Any
+        self,
+        directory: Path | None,
+        window: Any,
+        keys: list[str],
+        calls: list[AggregateColumn],
+        budget: int = 1_000_000,
+        **options: Any,
     ) -> None:
+        self.budget = budget
         self.make = lambda: WindowAggregate(window, keys, calls, **options)
         self.keys, self.directory = keys, directory
         self.out: list[pa.RecordBatch] = []
@@ -175,7 +185,7 @@ class Subtasks:
                 place = self.directory / f"database-{self.starts}-{subtask}"
                 place.mkdir()
             side = {"late": lambda batch: self.late.append(batch.taken())}
-            context = OperatorContext(SCHEMA, subtask, parallelism, place, memory_budget=1_000_000, branches=side)
+            context = OperatorContext(SCHEMA, subtask, parallelism, place, memory_budget=self.budget, branches=side)
             self.schema = operator.open(context)
             if saved is not None:
                 operator.restore(saved)
@@ -463,6 +473,8 @@ class Model:
             hopping("30ms", "10ms"),
             cumulative("30ms", "10ms"),
             hopping("50ms", "10ms"),
+            hopping("6ms", "2ms"),
+            cumulative("8ms", "2ms"),
         ]
     ),
     lateness=st.sampled_from([0, 5, 25, 60]),
@@ -505,17 +517,51 @@ def test_windows_after_a_long_gap_do_not_wait_for_every_empty_one():
         assert 10**14 < max(ends) <= 10**14 + 1_000
 
 
-def test_windows_with_a_row_each_close_together():
+@pytest.mark.parametrize("window", [tumbling("2ms"), hopping("8ms", "2ms"), cumulative("8ms", "2ms")], ids=str)
+def test_windows_with_a_row_each_close_together(window):
     for lateness, every in [(0, None), (500, None), (0, 7)]:
-        subtasks = Subtasks(
-            None, tumbling("2ms"), ["account"], COUNT, allowed_lateness_ms=lateness, emit_every_ms=every
-        )
+        subtasks = Subtasks(None, window, ["account"], COUNT, allowed_lateness_ms=lateness, emit_every_ms=every)
         for start in range(0, 4_000, 400):
             subtasks.process(batch_of(list(range(start, start + 400, 2))))
             subtasks.advance(start + 300)
         subtasks.advance(END_OF_TIME)
         assert len(subtasks.out) <= 21  # about one batch for each watermark, and one for early results
-        assert len({end for _, end, *_ in spans(subtasks)}) == 2_000
+        ends = [end for _, end, *_ in spans(subtasks)]
+        assert len(set(ends)) == (2_003 if window == hopping("8ms", "2ms") else 2_000)
+        assert every or ends == sorted(ends)
+        assert subtasks.parts[0].statistics()["merges"] == 0  # no window was made alone
+
+
+@pytest.mark.one_in(4, "a quarter of a second of a core each")
+@pytest.mark.parametrize("calls", [KERNEL, GATHERED], ids=["kernel", "gathered"])
+@pytest.mark.parametrize("lateness", [0, 300])
+@pytest.mark.parametrize("window", [hopping("60ms", "10ms"), cumulative("60ms", "10ms", offset="3ms")], ids=str)
+def test_windows_with_panes_of_few_and_of_many_rows_give_what_duckdb_gives(tmp_path, window, lateness, calls):
+    dice, data = random.Random(7), rows(7, 900, disorder=90)
+    times = np.array(data.column(TIME_COLUMN).to_pylist())
+    burst = np.flatnonzero((times > 800) & (times < 1_600))
+    times[burst] = 1_000 + times[burst] % 20  # two panes have a hundred rows and more, beside others that have three
+    order = np.argsort(times // 200, kind="stable")
+    data = data.set_column(data.num_columns - 1, TIME_COLUMN, pa.array(times)).take(pa.array(order))
+    subtasks = Subtasks(
+        tmp_path, window, ["account", "kind"], [call for call, _ in calls], allowed_lateness_ms=lateness
+    )
+    times = data.column(TIME_COLUMN).to_pylist()
+    for start in range(0, data.num_rows, 150):
+        subtasks.process(data.slice(start, 150))
+        subtasks.advance(min(times[start + 150 :], default=0) + lateness // 2 - dice.randrange(40))
+        if start == 450:
+            subtasks.restart(tmp_path, 2)
+    subtasks.advance(END_OF_TIME)
+    assert subtasks.late == []
+    found = subtasks.results()
+    last = {}  # a window that late rows came for is emitted again
+    for row in found:
+        row.pop(TIME_COLUMN)
+        last[row["account"], row["kind"], row["window_start"], row["window_end"]] = row
+    assert lateness or len(last) == len(found)
+    check(list(last.values()), expected(data, window, ["account", "kind"], calls), ["account", "kind"])
+    assert lateness or sum(part.statistics()["merges"] for part in subtasks.parts) > 0  # some have a dense pane
 
 
 def test_a_window_with_a_row_may_get_many_more():
@@ -550,6 +596,7 @@ def test_a_snapshot_of_windows_with_few_rows_has_them_as_they_were_at_the_barrie
     assert sorted(spans(subtasks)) == [(time, time + 2, "ab"[time // 2 % 2], 1) for time in range(0, 200, 2)]
 
 
+@pytest.mark.one_in(2, "a quarter of a second of a core each")
 @pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
 @pytest.mark.parametrize(
     "calls", [[KERNEL[0], KERNEL[3]], [KERNEL[0], GATHERED[3], GATHERED[4]]], ids=["kernel", "gathered"]
@@ -572,6 +619,52 @@ def test_more_windows_with_few_rows_than_the_memory_budget_holds_give_the_same(t
     assert cold > 0 == late
     found = [{name: value for name, value in row.items() if name != TIME_COLUMN} for row in subtasks.results()]
     check(found, expected(data, tumbling("2ms"), keys, calls), keys)
+
+
+def test_panes_of_hopping_windows_that_exceed_the_memory_budget_get_tables(tmp_path):
+    data, calls = rows(5, 600), [KERNEL[0], GATHERED[1]]
+    subtasks = Subtasks(tmp_path, hopping("40ms", "20ms"), ["account"], [call for call, _ in calls], budget=100_000)
+    for start in range(0, 600, 100):
+        subtasks.process(data.slice(start, 100))
+    subtasks.advance(END_OF_TIME)
+    found = subtasks.results()
+    for row in found:
+        del row[TIME_COLUMN]
+    check(found, expected(data, hopping("40ms", "20ms"), ["account"], calls), ["account"])
+    statistics = subtasks.parts[0].statistics()
+    assert statistics["merges"] > 0
+    assert statistics["panes"] == statistics["groups"] == 0
+
+
+@pytest.mark.one_in(3, "half a second of a core each")
+@pytest.mark.parametrize("every", [None, 50])
+@pytest.mark.parametrize("window", [hopping("40ms", "10ms"), cumulative("40ms", "10ms"), tumbling("10ms")], ids=str)
+def test_panes_that_share_a_table_give_what_a_table_for_each_pane_gives(tmp_path, monkeypatch, window, every):
+    def results(few):
+        dice, data = random.Random(3), rows(9, 400, disorder=30)
+        place = tmp_path / str(few)
+        place.mkdir()
+        with monkeypatch.context() as patched:
+            if not few:
+                patched.setattr(fixed, "few_rows", lambda shape: 0)
+            options = {"allowed_lateness_ms": 60, "emit_every_ms": every}
+            subtasks = Subtasks(None, window, ["account"], [call for call, _ in [KERNEL[1], GATHERED[1]]], **options)
+            steps = []
+            for start in range(0, 400, 40):
+                subtasks.process(data.slice(start, 40))
+                subtasks.advance(start * 3 - 640)  # later than some of the rows that come next
+                if start % 160 == 120:
+                    subtasks.restart(place, dice.choice([1, 2]))
+                steps.append([row["window_end"] for row in subtasks.results()])
+                steps.append(sorted(map(str, subtasks.results())))
+                steps.append(
+                    sorted(str(row) for part in subtasks.parts for each in part.contents() for row in plain(each))
+                )
+                subtasks.out.clear()
+        late = [row for batch in subtasks.late for row in batch.to_pylist()]
+        return steps, late, [part.statistics()["late_rows"] for part in subtasks.parts]
+
+    assert results(True) == results(False)
 
 
 def test_results_come_in_bounded_batches():

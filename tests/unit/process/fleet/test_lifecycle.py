@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from unit.process.children import ByHand, alive, line, sh, state, until
+from unit.process.children import ByHand, alive, line, sh, state
 
 from sabot.errors import IllegalTransition, UserError
 from sabot.process import (
@@ -36,6 +36,7 @@ from sabot.process import (
 )
 from sabot.process import instance as instances
 from sabot.process.phases import Phase
+from tools.agent_tools import until
 
 pytestmark = pytest.mark.usefixtures("supervisor")
 

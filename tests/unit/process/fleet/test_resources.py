@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from unit.process.children import ByHand, alive, line, sh, state, until
+from unit.process.children import ByHand, alive, line, sh, state
 
 from sabot.errors import UserError
 from sabot.process import (
@@ -48,6 +48,7 @@ from sabot.process import (
 )
 from sabot.process import instance as instances
 from sabot.process.fleet.quotas import parse_cpu, parse_memory
+from tools.agent_tools import until
 
 pytestmark = pytest.mark.usefixtures("supervisor")
 
@@ -130,7 +131,7 @@ def test_the_replicas_of_a_pool_are_agents_where_the_pool_says_so() -> None:
 
 async def looks(resources: ResourceManager, until: Callable[[ResourceReport], bool]) -> ResourceReport:
     """At agent "a", by the system's clock, until a report is like this."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not until(report := await resources.check("a")):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     return report

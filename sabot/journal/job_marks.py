@@ -1,0 +1,134 @@
+"""The facts about jobs that lists show (`JobMark`), made from the entries of the jobs. A journal in memory keeps them, and
+a journal of an older format makes them when it is read, or when its next owner opens it.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from heapq import nlargest
+
+import msgspec
+
+from sabot.errors import UNREADABLE
+from sabot.journal.base import JobMark, Position
+from sabot.journal.ended_jobs import JobQuery, cut, descendants
+from sabot.journal.entries import Answer, Attempt, Begin, End, Entry, Intent
+
+_GROUP_BYTES = 2  # of a key group, before the key
+
+
+class _Requested(msgspec.Struct):
+    """The facts in the body of a BEGIN entry that the job store of an earlier version has written: they are nowhere else."""
+
+    scope_id: str = ""
+    principal_id: str = ""
+    session_id: str = ""
+
+
+_requested = msgspec.json.Decoder(_Requested)
+_key = msgspec.msgpack.Decoder()
+
+
+def key_text(key: bytes) -> str:
+    """Returns the key of a job's record as a text. `key` is the encoded key in the BEGIN entry of the job. Returns ""
+    if it is empty, because the job's agent has no `key=`, or if it cannot be decoded.
+    """
+    with suppress(*UNREADABLE):
+        found = _key.decode(key[_GROUP_BYTES:]) if key else ""
+        return found if isinstance(found, str) else str(found)
+    return ""
+
+
+def facts_of(begin: Begin) -> tuple[str, str, str, str, str]:
+    """Returns what lists show of a BEGIN entry: agent, scope, principal, session and key, as in a JobMark."""
+    said = begin.scope, begin.principal, begin.session
+    if not begin.agent and not begin.scope and isinstance(begin.body, bytes):
+        with suppress(*UNREADABLE):
+            spec = _requested.decode(begin.body)
+            said = spec.scope_id, spec.principal_id, spec.session_id
+    scope, principal, session = map(cut, said)
+    return cut(begin.agent), scope, principal, session, cut(key_text(begin.key))
+
+
+def created_of(begin: Begin) -> int:
+    """Returns the time at which a job was created, in milliseconds since 1970: that of its BEGIN entry, or that at which
+    it continued another job.
+    """
+    return begin.at_ms if begin.origin is None else begin.origin.at_ms
+
+
+@dataclass(slots=True)
+class JobMarks:
+    """The marks of jobs, from their entries. `marks`: by job, its mark. `asked`: by job, the tokens of its open
+    questions.
+    """
+
+    marks: dict[str, JobMark] = field(default_factory=dict)
+    asked: dict[str, set[str]] = field(default_factory=dict)
+
+    def apply(self, offset: int, entry: Entry, *, again: bool = False) -> None:
+        """Applies the next entry of the log. `offset`: its place. `again`: for a BEGIN entry, True if the history has
+        the job.
+        """
+        mark = self.marks.get(entry.job)
+        match entry:
+            case Begin():
+                self.asked.pop(entry.job, None)
+                created_ms = None if mark is None else mark.created_ms
+                self.marks[entry.job] = JobMark(
+                    entry.job,
+                    Position(0, offset),
+                    entry.digest,
+                    "",
+                    "",
+                    0,
+                    *facts_of(entry),
+                    created_of(entry) if created_ms is None else created_ms,
+                    tried=bool(entry.agent),
+                    again=again,
+                )
+            case Attempt(ordinal=0) if mark is not None and not mark.tried:
+                self.marks[entry.job] = replace(mark, tried=True)
+            case Intent(kind="ask") if entry.token:
+                self.asked.setdefault(entry.job, set()).add(entry.token)
+                self._count(mark)
+            case Answer() if entry.token in self.asked.get(entry.job, ()):
+                self.asked[entry.job].discard(entry.token)
+                self._count(mark)
+            case End():
+                self.asked.pop(entry.job, None)
+                mark = mark or JobMark(entry.job, Position(0, offset), b"")
+                self.marks[entry.job] = replace(
+                    mark, outcome=entry.outcome, result=entry.result, ended_ms=entry.at_ms, asks=0
+                )
+
+    def _count(self, mark: JobMark | None) -> None:
+        if mark is not None and not mark.outcome:
+            self.marks[mark.job] = replace(mark, asks=len(self.asked[mark.job]))
+
+
+def selected(marks: Iterable[JobMark], query: JobQuery, most: int | None = None) -> list[JobMark]:
+    """Returns the jobs with entries in the log that fulfil a query, as `JournalReader.logged` does: the newest first.
+    `most`: how many; None for all, in no order.
+    """
+    query, last = replace(query, text=""), query.last
+    found = [
+        (mark.created_ms, mark.job, mark)
+        for mark in marks
+        if mark.created_ms is not None
+        and query.status in ("", mark.status)
+        and (last is None or (mark.created_ms, mark.job) < last)
+        and query.fits(mark.agent, mark.scope, mark.created_ms, lambda mark=mark: mark.key, str)  # type: ignore[misc]
+    ]
+    chosen = found if most is None else nlargest(most, found, key=lambda each: each[:2])
+    return [mark for _, _, mark in chosen]
+
+
+def below(marks: Iterable[JobMark], jobs: Iterable[str]) -> list[str]:
+    """Returns the ids of the descendants of jobs that have entries in the log, as `JournalReader.logged_below` does."""
+    names, found = sorted(mark.job for mark in marks if mark.created_ms is not None), set[str]()
+    for job in jobs:
+        first, behind = descendants(job)
+        found.update(names[bisect_left(names, first) : bisect_left(names, behind)])
+    return sorted(found)

@@ -1,0 +1,178 @@
+"""The list of a journal's jobs, in SQLite and PostgreSQL: columns of the table `jobs`, which change in the transactions
+that write the entries. So a list, a count or a look for open questions reads rows of jobs, and no entries.
+
+   jobs.agent, scope, principal, session, key   from the last BEGIN entry of the job (`JobMark`)
+   jobs.created_ms       the time of its first BEGIN entry; NULL if the log has none of its entries any more
+   jobs.tried, again     0 or 1, as in `JobMark`
+   jobs.asks             the number of its open questions to people
+   questions.place       the place of the INTENT entry: a question from before the job's last BEGIN entry is not counted
+
+The statements work in both databases, with `?` for values. Functions that take a connection work in the transaction of
+their caller.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sabot.journal.base import JobMark, Position
+from sabot.journal.ended_jobs import OUTCOMES, JobQuery
+from sabot.journal.entries import Begin, Entry, Intent
+from sabot.journal.entry_counts import Connection, among, parts
+from sabot.journal.history_tables import shared_conditions, where
+from sabot.journal.job_marks import JobMarks, created_of, facts_of
+
+_AT_ONCE = 50  # rows that are filled by one statement, which compares each with each
+LISTED = 4
+"""The first version of the tables' format that has a list of jobs."""
+
+_TABLES = (
+    *(
+        f"ALTER TABLE jobs ADD COLUMN {name} {{text}} NOT NULL DEFAULT ''"
+        for name in ("agent", "scope", "principal", "session", "key")
+    ),
+    "ALTER TABLE jobs ADD COLUMN created_ms {whole}",
+    "ALTER TABLE jobs ADD COLUMN tried {whole} NOT NULL DEFAULT 1",
+    "ALTER TABLE jobs ADD COLUMN asks {whole} NOT NULL DEFAULT 0",
+    "ALTER TABLE jobs ADD COLUMN again {whole} NOT NULL DEFAULT 0",
+    "ALTER TABLE questions ADD COLUMN place {whole} NOT NULL DEFAULT 0",
+    "CREATE INDEX jobs_by_creation ON jobs (created_ms, job) WHERE created_ms IS NOT NULL",
+    "CREATE INDEX jobs_begun_again ON jobs (job) WHERE again = 1",
+)
+_FACTS = "agent, scope, principal, session, key"
+_COUNTED = "token = ? AND questions.job = jobs.job AND closed = '' AND place > jobs.began"  # a question that is open
+_STATUS = (  # as `JobMark.status`
+    f"CASE WHEN outcome IN ({', '.join(map(repr, OUTCOMES))}) THEN outcome WHEN outcome <> '' THEN 'failed' "
+    "WHEN tried = 0 THEN 'queued' WHEN asks > 0 THEN 'waiting_action' ELSE 'running' END"
+)
+
+_NOTE_AGAIN = "UPDATE jobs SET again = 1 WHERE created_ms IS NOT NULL AND job IN (SELECT job FROM history)"
+
+MARKS = f"SELECT job, began, digest, outcome, result, ended_ms, {_FACTS}, created_ms, tried, asks, again FROM jobs"
+"""The statement that selects the rows for `mark_of_row`."""
+
+BELOW = "SELECT job FROM jobs WHERE job >= ? AND job < ? AND created_ms IS NOT NULL"
+"""Selects the jobs with ids from one to before another (`ended_jobs.descendants`)."""
+
+BEGAN = (
+    f"INSERT INTO jobs (job, began, digest, {_FACTS}, created_ms, tried, again) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT count(*) FROM history WHERE job = ?)) ON CONFLICT (job) DO UPDATE SET "
+    "began = excluded.began, digest = excluded.digest, ended = NULL, outcome = '', result = '', ended_ms = 0, "
+    + ", ".join(f"{name} = excluded.{name}" for name in _FACTS.split(", "))
+    + ", created_ms = coalesce(jobs.created_ms, excluded.created_ms), tried = excluded.tried, asks = 0, again = excluded.again"
+)
+"""Notes a BEGIN entry, with the values of `begin_values`."""
+
+TRIED = "UPDATE jobs SET tried = 1 WHERE job = ? AND tried = 0"
+"""Notes that the function of a job runs."""
+
+ASKED = f"UPDATE jobs SET asks = asks + 1 WHERE job = ? AND outcome = '' AND NOT EXISTS (SELECT 1 FROM questions WHERE {_COUNTED})"
+"""Counts a question of a job, before it is noted in `questions`. Its values are the job and the token."""
+
+ANSWERED = (
+    f"UPDATE jobs SET asks = asks - 1 WHERE job = ? AND asks > 0 AND EXISTS (SELECT 1 FROM questions WHERE {_COUNTED})"
+)
+"""Counts the end of a question, before it is noted in `questions`. Its values are the job and the token."""
+
+
+def begin_values(offset: int, begin: Begin) -> tuple[Any, ...]:
+    """Returns the values of the statement `BEGAN` for an entry at the place `offset`."""
+    return begin.job, offset, begin.digest, *facts_of(begin), created_of(begin), int(bool(begin.agent)), begin.job
+
+
+def mark_of_row(row: Sequence[Any]) -> JobMark:
+    """Returns the mark of a job from its row, which the statement `MARKS` has selected."""
+    job, began, digest, outcome, result, ended_ms, *facts, created_ms, tried, asks, again = row
+    agent, scope, principal, session, key = facts
+    return JobMark(
+        job,
+        Position(0, began),
+        digest,
+        outcome,
+        result,
+        ended_ms,
+        agent,
+        scope,
+        principal,
+        session,
+        key,
+        created_ms,
+        bool(tried),
+        asks,
+        bool(again),
+    )
+
+
+def find_statement(query: JobQuery, most: int) -> tuple[str, list[Any]]:
+    """Returns the statement for `JournalReader.logged` that selects rows for `mark_of_row`, and its values."""
+    chosen, values = _conditions(query, "created_ms IS NOT NULL")
+    return f"{MARKS}{chosen} ORDER BY created_ms DESC, job DESC LIMIT ?", [*values, most]
+
+
+def statement_of_counts(query: JobQuery) -> tuple[str, list[Any]]:
+    """Returns the statement for `JournalReader.logged_counts`, and its values."""
+    # the sign keeps the index away: its order is of no use here, and each row would be looked up by key
+    chosen, values = _conditions(query, "+created_ms IS NOT NULL")
+    return f"SELECT {_STATUS} AS status, count(*) FROM jobs{chosen} GROUP BY 1", values
+
+
+def _conditions(query: JobQuery, has_entries: str) -> tuple[str, list[Any]]:
+    conditions: list[tuple[str, Sequence[Any]]] = [(has_entries, ())]
+    if query.agent and "." in query.agent:
+        conditions.append(("agent = ?", (query.agent,)))
+    elif query.agent:  # the end of an id, behind its last dot
+        conditions.append(
+            (
+                "(agent = ? OR substr(agent, length(agent) - ?) = ?)",
+                (query.agent, len(query.agent), f".{query.agent}"),
+            )
+        )
+    if query.status:
+        conditions.append((f"{_STATUS} = ?", (query.status,)))
+    return where([*conditions, *shared_conditions(query)])
+
+
+def make_list(connection: Connection, *, whole: str, text: str) -> None:
+    """Adds the columns of the list to the tables of a journal. `whole`, `text`: the column types for integers of 63 bits
+    and for texts that are sorted by their bytes.
+    """
+    for statement in _TABLES:
+        connection.execute(statement.format(whole=whole, text=text))
+
+
+def unlist(connection: Connection, jobs: Sequence[str]) -> None:
+    """Notes that the log has no entries of these jobs any more. `jobs`: no more than fit into one statement."""
+    connection.execute(f"UPDATE jobs SET created_ms = NULL, again = 0 WHERE job {among(jobs)}", jobs)
+
+
+def fill_list(connection: Connection, entries: Iterable[tuple[Position, Entry]]) -> None:
+    """Fills the list from all entries of the log, in order: for a journal of an older format, and for a local copy whose
+    tables were filled anew.
+    """
+    known, places = JobMarks(), dict[str, int]()
+    for position, entry in entries:
+        known.apply(position.offset, entry)
+        if isinstance(entry, Intent) and entry.token:
+            places[entry.token] = position.offset
+    rows = [
+        (mark.job, *(getattr(mark, name) for name in _FACTS.split(", ")), mark.created_ms, int(mark.tried), mark.asks)
+        for mark in known.marks.values()
+        if mark.created_ms is not None
+    ]
+    for some in parts(rows, _AT_ONCE):
+        _fill(connection, "jobs", f"job, {_FACTS}, created_ms, tried, asks", some)
+    for asked in parts(list(places.items()), _AT_ONCE):
+        _fill(connection, "questions", "token, place", asked)
+    connection.execute(_NOTE_AGAIN)
+
+
+def _fill(connection: Connection, table: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
+    """Writes values into some rows of a table. `columns`: the names of the values; the first one names the row."""
+    # not UPDATE … FROM, which SQLite has since version 3.33 only
+    key, *names = columns.split(", ")
+    marks = ", ".join([f"({', '.join('?' * len(rows[0]))})"] * len(rows))
+    chosen = f"SELECT {', '.join(f'v.{name}' for name in names)} FROM v WHERE v.{key} = {table}.{key}"
+    connection.execute(
+        f"WITH v ({columns}) AS (VALUES {marks}) UPDATE {table} SET ({', '.join(names)}) = ({chosen}) "
+        f"WHERE {key} IN (SELECT v.{key} FROM v)",
+        [value for row in rows for value in row],
+    )

@@ -1,0 +1,56 @@
+"""The functions of SQL, each in one line of a table: name, arguments, and the expression of the engine that it becomes.
+
+The meaning of each is that of Flink's documentation ("System (Built-in) Functions").
+
+    table           the scalar functions by name; hints for those of other dialects
+    aggregates      the aggregates by name
+    numbers, texts, json, times     how each becomes an expression, by its kind
+    conversions     CAST, and values as texts
+    arguments       the arguments of a call, as the others ask for them
+"""
+
+from sabot.sql.functions.aggregates import (
+    AGGREGATES,
+    aggregate,
+    as_argument,
+    check_arguments,
+    is_aggregate,
+    listed,
+    mean_of,
+    shown_aggregate,
+)
+from sabot.sql.functions.arguments import ArgumentOf, CallArguments, Function, balanced, is_word, value_of
+from sabot.sql.functions.conversions import as_text, cast, is_number
+from sabot.sql.functions.numbers import beside, divided, product
+from sabot.sql.functions.table import FUNCTIONS, OF_ONE_TYPE, is_known, scalar
+from sabot.sql.functions.texts import like
+from sabot.sql.functions.times import plus_months
+
+__all__ = [
+    "AGGREGATES",
+    "FUNCTIONS",
+    "OF_ONE_TYPE",
+    "ArgumentOf",
+    "CallArguments",
+    "Function",
+    "aggregate",
+    "as_argument",
+    "as_text",
+    "balanced",
+    "beside",
+    "cast",
+    "check_arguments",
+    "divided",
+    "is_aggregate",
+    "is_known",
+    "is_number",
+    "is_word",
+    "like",
+    "listed",
+    "mean_of",
+    "plus_months",
+    "product",
+    "scalar",
+    "shown_aggregate",
+    "value_of",
+]

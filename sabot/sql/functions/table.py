@@ -1,0 +1,237 @@
+"""The table of scalar functions, and what to write for functions that SQL does not have here."""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from sabot.api.expr import Expr, coalesce, lit, max_horizontal, min_horizontal, when
+from sabot.sql.functions import json, numbers, texts, times
+from sabot.sql.functions.aggregates import AGGREGATES
+from sabot.sql.functions.arguments import CallArguments, Function, Make
+from sabot.sql.syntax.text import SqlFault, near_names
+from sabot.sql.syntax.tree import Name
+
+
+def scalar(name: Name, registered: Mapping[str, Any]) -> Make:
+    """Returns the function of this name, which checks the number of its arguments. Raises SqlFault if there is none."""
+    function = FUNCTIONS.get(name.text.upper())
+    if function is None:
+        known = [*FUNCTIONS, *AGGREGATES, *registered]
+        hint = _ELSEWHERE.get(name.text.upper(), "")
+        if not hint and name.text.upper() not in _MISSING:
+            hint = near_names(name.text, known)
+        hint = hint or f'SHOW FUNCTIONS lists them; app.register("{name.text}", function) adds one of Python'
+        raise SqlFault(name.span, f"there is no function {name.text}", hint)
+
+    def made(arguments: CallArguments) -> Expr:
+        count = len(arguments)
+        if count < function.least or (function.most is not None and count > function.most):
+            wanted = f"{function.least}" if function.least == function.most else f"{function.least} to {function.most}"
+            wanted = f"at least {function.least}" if function.most is None else wanted
+            message = f"{name.text.upper()} takes {wanted} argument{'s' * (wanted != '1')}, and there are {count}"
+            raise SqlFault(arguments.call.span, message, f"{name.text.upper()}({function.form})")
+        return function.make(arguments)
+
+    return made
+
+
+_WINDOW_TABLE = "FROM TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '1' HOUR)) GROUP BY window_start, window_end"
+_WINDOW_SELECT = "SELECT TUMBLE_START(ts, INTERVAL '1' HOUR), and GROUP BY TUMBLE(ts, INTERVAL '1' HOUR)"
+_PERCENTILES = ("MEDIAN", "QUANTILE", "PERCENTILE_CONT", "PERCENTILE_DISC", "APPROX_PERCENTILE", "QUANTILE_CONT")
+_WINDOW_GROUP = "GROUP BY TUMBLE(ts, INTERVAL '1' HOUR)"
+_GREATEST = "QUALIFY ROW_NUMBER() OVER (PARTITION BY key ORDER BY x DESC) = 1"
+_CLOCK = "a column of event time; the clock's value would differ after a restart (PROCTIME() in DESCRIPTOR and AS OF)"
+
+# fmt: off
+_MISSING = frozenset(
+    (
+        "ASCII", "BIN", "CHR", "CRC32", "DECODE", "ELT", "ENCODE", "FROM_BASE64", "HEX", "LEVENSHTEIN", "MD5",
+        "OVERLAY", "PARSE_URL", "PRINTF", "REPEAT", "SHA1", "SHA2", "SHA224", "SHA256", "SHA384", "SHA512", "SOUNDEX",
+        "TO_BASE64", "TRANSLATE", "TRANSLATE3", "TRUNCATE", "UNHEX", "URL_DECODE", "URL_ENCODE", "JSON_LENGTH",
+        "JSON_QUOTE", "JSON_UNQUOTE", "REGEXP_COUNT", "REGEXP_EXTRACT_ALL", "REGEXP_INSTR", "REGEXP_SUBSTR",
+        "ARRAY_APPEND", "ARRAY_CONCAT", "ARRAY_DISTINCT", "ARRAY_EXCEPT", "ARRAY_INTERSECT", "ARRAY_JOIN",
+        "ARRAY_MAX", "ARRAY_MIN", "ARRAY_POSITION", "ARRAY_PREPEND", "ARRAY_REMOVE", "ARRAY_REVERSE", "ARRAY_SLICE",
+        "ARRAY_SORT", "ARRAY_UNION",
+    )
+)
+# fmt: on
+"""Functions of Flink that are not here, for which a similar name would mislead: HEX is not EXP."""
+
+_ELSEWHERE = {
+    **dict.fromkeys(("CURRENT_TIMESTAMP", "CURRENT_DATE", "CURRENT_TIME", "LOCALTIMESTAMP", "LOCALTIME"), _CLOCK),
+    **dict.fromkeys(("NOW", "CURRENT_ROW_TIMESTAMP", "GETDATE", "SYSDATE", "CURDATE"), _CLOCK),
+    **dict.fromkeys(("RAND", "RANDOM", "RAND_INTEGER", "UUID"), "app.register, with a function of Python"),
+    **dict.fromkeys(
+        _PERCENTILES, "PERCENTILE(x, 0.5): the median; 0.9 in place of 0.5 is exceeded by a tenth of the values"
+    ),
+    **dict.fromkeys(("TUMBLE", "HOP", "SESSION", "CUMULATE"), _WINDOW_SELECT),
+    **dict.fromkeys(("LENGTH", "LEN"), "CHAR_LENGTH(text)"),
+    **dict.fromkeys(("STRING_AGG", "GROUP_CONCAT"), "LISTAGG(text, ',')"),
+    **dict.fromkeys(("STRFTIME", "TO_CHAR", "FORMAT_TIMESTAMP", "FORMAT_DATE"), "DATE_FORMAT(ts, 'yyyy-MM-dd')"),
+    **dict.fromkeys(("DATEDIFF", "DATE_DIFF"), "TIMESTAMPDIFF(DAY, start, end)"),
+    **dict.fromkeys(("DATEADD", "DATE_ADD"), "ts + INTERVAL '1' DAY"),
+    "STRPTIME": "TO_TIMESTAMP(text, 'yyyy-MM-dd HH:mm:ss')",
+    **dict.fromkeys(("IIF", "IFF"), "IF(condition, x, y)"),
+    **dict.fromkeys(("CONVERT", "TRY_CONVERT"), "CAST(x AS BIGINT), or TRY_CAST"),
+    **dict.fromkeys(("CHARINDEX", "STRPOS"), "POSITION(part IN text)"),
+    **dict.fromkeys(("SPLIT_PART", "SUBSTRING_INDEX"), "SPLIT_INDEX(text, ',', 0): the first part is 0"),
+    **dict.fromkeys(("ARG_MAX", "MAX_BY", "ARG_MIN", "MIN_BY"), _GREATEST),
+    **dict.fromkeys(("COUNT_IF", "COUNTIF", "SUM_IF", "SUMIF"), "COUNT(*) FILTER (WHERE condition)"),
+    **dict.fromkeys(("ROW_NUMBER", "RANK", "DENSE_RANK"), "ROW_NUMBER() OVER (PARTITION BY key ORDER BY x DESC)"),
+    "DATE_PART": "EXTRACT(HOUR FROM ts)",
+    "UNIX_TIMESTAMP": "EXTRACT(EPOCH FROM ts); the clock's own value would differ after a restart",
+    "DAYNAME": "DATE_FORMAT(ts, 'EEEE')",
+    "MONTHNAME": "DATE_FORMAT(ts, 'MMMM')",
+    **dict.fromkeys(("TO_UNIXTIME", "EPOCH", "EPOCH_MS", "UNIX_MILLIS"), "EXTRACT(EPOCH FROM ts)"),
+    "FROM_UNIXTIME": "TO_TIMESTAMP_LTZ(seconds, 0)",
+    "CONTAINS": "text LIKE '%part%'",
+    **dict.fromkeys(("EXPLODE", "UNNEST", "FLATTEN"), "CROSS JOIN UNNEST(array) AS t (x)"),
+    **dict.fromkeys(("LIST", "COLLECT_LIST", "ARRAY_AGG_DISTINCT", "GROUP_ARRAY"), "ARRAY_AGG(x)"),
+    "COLLECT_SET": "LISTAGG(DISTINCT x), or COUNT(DISTINCT x)",
+    **dict.fromkeys(("FIRST", "ARBITRARY"), "FIRST_VALUE(x)"),
+    "LAST": "LAST_VALUE(x)",
+    "DATE": "DATE '2024-05-17', or CAST(text AS DATE)",
+    "TIMESTAMP": "TIMESTAMP '2024-05-17 12:30:00', or TO_TIMESTAMP(text)",
+    "DATETIME": "TIMESTAMP '2024-05-17 12:30:00', or TO_TIMESTAMP(text)",
+    "COLUMNS": "name the columns",
+    **dict.fromkeys(("STRUCT", "ROW", "NAMED_STRUCT"), "a column for each value, or JSON_OBJECT(KEY 'a' VALUE x)"),
+    "ANY_VALUE": "FIRST_VALUE(x)",
+    "ARRAY_LENGTH": "CARDINALITY(array)",
+    "JSON_EXTRACT": "JSON_VALUE(text, '$.name')",
+    "CLASSIFIER": "a measure for each variable: COUNT(A.x) AS a, COUNT(B.x) AS b",
+    "MATCH_NUMBER": "ROW_NUMBER() in a query outside",
+    "NEXT": "a variable for the next row: PATTERN (A B)",
+    "PREV": "LAST(A.x, 1): the row before, in the match; or LAG(x) OVER (ORDER BY ts) in a query inside",
+    "LAG": "LAG(x) OVER (ORDER BY ts)",
+    "LEAD": "LEAD(x) OVER (ORDER BY ts)",
+    **dict.fromkeys(("DATE_TRUNC", "TIMESTAMP_TRUNC", "DATETIME_TRUNC"), "FLOOR(ts TO HOUR)"),
+    "REGEXP_LIKE": "REGEXP(text, pattern)",
+    "SAFE_DIVIDE": "x / NULLIF(y, 0)",
+    "STRING": "CAST(x AS STRING)",
+    "ISNULL": "IFNULL(x, y), or x IS NULL",
+    "NVL": "COALESCE(x, y)",
+    "TIME_BUCKET": _WINDOW_TABLE,
+    "WINDOW": _WINDOW_TABLE,
+    **dict.fromkeys(("TUMBLE_START", "TUMBLE_END", "TUMBLE_ROWTIME"), _WINDOW_GROUP),
+}
+"""What to write for functions of other dialects, and for those that need their group."""
+
+
+def is_known(name: str) -> bool:
+    """Returns True if SQL has a function or an aggregate of this name, in capitals."""
+    return name in FUNCTIONS or name in AGGREGATES
+
+
+def _nullif(arguments: CallArguments) -> Expr:
+    a, b = arguments.exprs
+    return when((a == b).fill_null(False)).then(lit(None)).otherwise(a)
+
+
+def _if(arguments: CallArguments) -> Expr:
+    condition, a, b = arguments.exprs
+    return when(condition).then(a).otherwise(b)
+
+
+def _text(method: str, arguments: CallArguments) -> Expr:
+    return getattr(arguments.expr(0).str, method)()  # type: ignore[no-any-return]
+
+
+def _number(method: str, arguments: CallArguments) -> Expr:
+    return getattr(arguments.expr(0), method)()  # type: ignore[no-any-return]
+
+
+def _part(name: str, arguments: CallArguments) -> Expr:
+    return times.PARTS[name](arguments.clock(0))
+
+
+_LENGTH = Function(1, 1, "text", partial(_text, "length"))
+_COALESCE = Function(1, None, "x, …", lambda a: coalesce(*a.exprs))
+
+OF_ONE_TYPE = frozenset(("COALESCE", "GREATEST", "IF", "IFNULL", "LEAST", "NULLIF", "TIMESTAMPDIFF"))
+"""Functions whose arguments are compared or put in each other's place."""
+
+FUNCTIONS: dict[str, Function] = {
+    "ABS": Function(1, 1, "number", partial(_number, "abs")),
+    **{
+        name: Function(1, 1, "number", partial(numbers.of_doubles, name.lower()))
+        for name in ("ACOS", "ASIN", "ATAN", "COS", "COSH", "SIN", "SINH", "TAN", "TANH")
+    },
+    "ARRAY_CONTAINS": Function(2, 2, "array, x", lambda a: a.expr(0).list.contains(a.expr(1))),
+    "ATAN2": Function(2, 2, "y, x", partial(numbers.of_doubles, "atan2")),
+    "BTRIM": Function(1, 1, "text", partial(_text, "strip")),
+    "CARDINALITY": Function(1, 1, "array", lambda a: a.expr(0).list.len()),
+    "CEIL": Function(1, 2, "number", partial(numbers.rounded, "ceil")),
+    "CEILING": Function(1, 2, "number", partial(numbers.rounded, "ceil")),
+    "CHARACTER_LENGTH": _LENGTH,
+    "CHAR_LENGTH": _LENGTH,
+    "COALESCE": _COALESCE,
+    "CONCAT": Function(1, None, "text, …", texts.concat),
+    "CONCAT_WS": Function(2, None, "separator, text, …", texts.concat_ws),
+    "CONVERT_TZ": Function(3, 3, "text, zone, other_zone", times.convert_tz),
+    "COT": Function(1, 1, "number", numbers.cotangent),
+    "DATE_FORMAT": Function(2, 2, "time, pattern", times.date_format),
+    "DAYOFMONTH": Function(1, 1, "time", partial(_part, "DAY")),
+    "DAYOFWEEK": Function(1, 1, "time", partial(_part, "DOW")),
+    "DAYOFYEAR": Function(1, 1, "time", partial(_part, "DOY")),
+    "DEGREES": Function(1, 1, "radians", partial(numbers.in_degrees, 180 / math.pi)),
+    "E": Function(0, 0, "", lambda a: lit(math.e)),
+    "ENDSWITH": Function(2, 2, "text, end", partial(texts.ends, "endswith")),
+    "EXP": Function(1, 1, "number", partial(_number, "exp")),
+    "EXTRACT": Function(2, 2, "unit FROM time", times.extract),
+    "FLOOR": Function(1, 2, "number[ TO unit]", partial(numbers.rounded, "floor")),
+    "GREATEST": Function(1, None, "x, …", partial(numbers.extreme, max_horizontal)),
+    "INITCAP": Function(1, 1, "text", partial(_text, "to_titlecase")),
+    "IF": Function(3, 3, "condition, x, y", _if),
+    "IFNULL": Function(2, 2, "x, y", lambda a: coalesce(*a.exprs)),
+    "INSTR": Function(2, 2, "text, part", partial(texts.place, 0, 1)),
+    "JSON_ARRAY": Function(0, None, "[x, …]", json.array),
+    "JSON_EXISTS": Function(2, 3, "text, path[ ON ERROR]", json.exists),
+    "JSON_OBJECT": Function(0, None, "[KEY name VALUE x, …]", json.object_of),
+    "JSON_QUERY": Function(2, 5, "text, path", json.query),
+    "JSON_VALUE": Function(2, 5, "text, path", json.value),
+    "LEAST": Function(1, None, "x, …", partial(numbers.extreme, min_horizontal)),
+    "LEFT": Function(2, 2, "text, length", texts.left),
+    "LN": Function(1, 1, "number", partial(_number, "log")),
+    "LOCATE": Function(2, 2, "part, text", partial(texts.place, 1, 0)),
+    "LOG": Function(1, 2, "[base, ]number", numbers.logarithm),
+    "LOG10": Function(1, 1, "number", lambda a: a.expr(0).log(10)),
+    "LOG2": Function(1, 1, "number", lambda a: a.expr(0).log(2)),
+    "LOWER": Function(1, 1, "text", partial(_text, "lower")),
+    "LPAD": Function(3, 3, "text, length, character", partial(texts.pad, "pad_start")),
+    "LTRIM": Function(1, 1, "text", lambda a: a.expr(0).str.strip_start(" ")),
+    "MOD": Function(2, 2, "number, divisor", numbers.mod),
+    "NULLIF": Function(2, 2, "x, y", _nullif),
+    "PI": Function(0, 0, "", lambda a: lit(math.pi)),
+    "POSITION": Function(2, 2, "part IN text", partial(texts.place, 1, 0)),
+    "POWER": Function(2, 2, "number, exponent", numbers.power),
+    "RADIANS": Function(1, 1, "degrees", partial(numbers.in_degrees, math.pi / 180)),
+    "REGEXP": Function(2, 2, "text, pattern", lambda a: a.expr(0).str.contains(a.constant(1, "string", "the pattern"))),
+    "REGEXP_EXTRACT": Function(2, 3, "text, pattern[, group]", texts.regexp_extract),
+    "REGEXP_REPLACE": Function(3, 3, "text, pattern, replacement", texts.regexp_replace),
+    "REPLACE": Function(3, 3, "text, old, new", texts.replaced),
+    "REVERSE": Function(1, 1, "text", partial(_text, "reverse")),
+    "RIGHT": Function(2, 2, "text, length", texts.right),
+    "ROUND": Function(1, 2, "number[, digits]", numbers.to_digits),
+    "RPAD": Function(3, 3, "text, length, character", partial(texts.pad, "pad_end")),
+    "RTRIM": Function(1, 1, "text", lambda a: a.expr(0).str.strip_end(" ")),
+    "SIGN": Function(1, 1, "number", partial(_number, "sign")),
+    "SPLIT": Function(2, 2, "text, separator", lambda a: a.expr(0).str.split(a.constant(1, "string", "the separator"))),
+    "SPLIT_INDEX": Function(3, 3, "text, separator, index", texts.split_index),
+    "SQRT": Function(1, 1, "number", partial(_number, "sqrt")),
+    "STARTSWITH": Function(2, 2, "text, start", partial(texts.ends, "startswith")),
+    "SUBSTR": Function(2, 3, "text, start[, length]", texts.substring),
+    "SUBSTRING": Function(2, 3, "text, start[, length]", texts.substring),
+    "TIMESTAMPADD": Function(3, 3, "unit, number, time", times.timestampadd),
+    "TIMESTAMPDIFF": Function(3, 3, "unit, start, end", times.timestampdiff),
+    "TO_DATE": Function(1, 2, "text[, pattern]", partial(times.to_time, "to_date")),
+    "TO_TIMESTAMP": Function(1, 2, "text[, pattern]", partial(times.to_time, "to_datetime")),
+    "TO_TIMESTAMP_LTZ": Function(1, 3, "number[, digits]", times.to_timestamp_ltz),
+    "TRIM": Function(1, 3, "text", texts.trim),
+    "UPPER": Function(1, 1, "text", partial(_text, "upper")),
+    **{
+        name: Function(1, 1, "time", partial(_part, name))
+        for name in ("YEAR", "QUARTER", "MONTH", "WEEK", "HOUR", "MINUTE", "SECOND")
+    },
+}
+"""The scalar functions, by their name in capitals."""

@@ -1,0 +1,145 @@
+"""LIKE, and the functions of texts."""
+
+import re
+from operator import add
+
+from sabot.api.expr import Expr, concat_str, lit, when
+from sabot.sql.functions.arguments import CallArguments, balanced
+from sabot.sql.syntax.text import Span, SqlFault
+
+
+def like(operand: Expr, pattern: str, escape: str, span: Span) -> Expr:
+    """Returns operand LIKE pattern."""
+    if len(escape) > 1:
+        raise SqlFault(span, "ESCAPE has one character")
+    parts: list[str | None] = []  # a text, or None for %
+    single = False
+    i = 0
+    while i < len(pattern):
+        character = pattern[i]
+        if character == escape:
+            i += 1
+            if i == len(pattern):
+                raise SqlFault(span, "the pattern ends with its escape character")
+            parts.append(re.escape(pattern[i]))
+        elif character == "%":
+            parts.append(None)
+        elif character == "_":
+            single = True
+            parts.append(".")
+        else:
+            parts.append(re.escape(character))
+        i += 1
+    plain = re.sub(r"%", "", pattern)
+    if not single and not escape:
+        if "%" not in pattern:
+            return operand == lit(pattern)
+        if pattern == f"%{plain}%":
+            return operand.str.contains(plain, literal=True)
+        if pattern == f"{plain}%":
+            return operand.str.startswith(plain)
+        if pattern == f"%{plain}":
+            return operand.str.endswith(plain)
+    return operand.str.contains("(?s)^" + "".join(".*" if each is None else each for each in parts) + "$")
+
+
+def trim(arguments: CallArguments) -> Expr:
+    if len(arguments) == 1:
+        return arguments.expr(0).str.strip(" ")
+    side = arguments.word(0)
+    characters = arguments.constant(1, "string", "the characters") if len(arguments) == 3 else " "
+    text = arguments.expr(len(arguments) - 1).str
+    return {"BOTH": text.strip, "LEADING": text.strip_start, "TRAILING": text.strip_end}[side](characters)
+
+
+def substring(arguments: CallArguments) -> Expr:
+    """Returns a part of a text from a position, 1 at its start and -1 at its last character."""
+    text, start = arguments.expr(0), arguments.whole(1, "the position")
+    length = arguments.whole(2, "the length") if len(arguments) > 2 else None
+    if length is not None and length < 0:
+        raise SqlFault(arguments.items[2].tree.span, "a part of a text is not shorter than 0", "a length of 0 or more")
+    if start == 0:
+        hint = "1 is the first character, -1 the last one"
+        raise SqlFault(arguments.items[1].tree.span, "positions of a text begin at 1", hint)
+    made = text.str.slice(start - 1 if start > 0 else start, length)
+    return made if start > 0 else when(text.str.length() < -start).then(lit("")).otherwise(made)
+
+
+def concat(arguments: CallArguments) -> Expr:
+    return balanced([arguments.text(i) for i in range(len(arguments))], add)
+
+
+def split_index(arguments: CallArguments) -> Expr:
+    index = int(arguments.constant(2, "integer", "the index"))
+    return arguments.expr(0).str.split(arguments.constant(1, "string", "the separator")).list.get(index)
+
+
+def regexp_extract(arguments: CallArguments) -> Expr:
+    pattern = arguments.constant(1, "string", "the pattern")
+    group = int(arguments.constant(2, "integer", "the group")) if len(arguments) > 2 else 0
+    if group == 0:
+        pattern, group = f"({pattern})", 1
+    return arguments.expr(0).str.regexp_extract(pattern, group)
+
+
+def regexp_replace(arguments: CallArguments) -> Expr:
+    pattern = arguments.constant(1, "string", "the pattern")
+    value = re.sub(r"\$(\d)", r"${\1}", arguments.constant(2, "string", "the replacement"))
+    return arguments.expr(0).str.replace_all(pattern, value)
+
+
+def replaced(arguments: CallArguments) -> Expr:
+    old, new = (arguments.constant(i, "string", "the text") for i in (1, 2))
+    return arguments.expr(0).str.replace_all(old, new, literal=True)
+
+
+def pad(method: str, arguments: CallArguments) -> Expr:
+    """Returns LPAD or RPAD, by `method`: the text cut or filled to a length; NULL if there is nothing to fill it with."""
+    length = arguments.whole(1, "the length")
+    fill = arguments.constant(2, "string", "the characters")
+    if (
+        length < 0 or not fill
+    ):  # NULL, from a condition that is never true: each argument is checked, and part of the plan
+        return when(arguments.expr(0).str.length() < -abs(length) - 1).then(lit(fill)).otherwise(lit(None))
+    text = arguments.expr(0).str.slice(0, length)
+    return Expr(f"str.{method}", (text,), (("length", length), ("fill_char", fill)))
+
+
+def ends(method: str, arguments: CallArguments) -> Expr:
+    return getattr(arguments.expr(0).str, method)(arguments.constant(1, "string", "the text"))  # type: ignore[no-any-return]
+
+
+def left(arguments: CallArguments) -> Expr:
+    return arguments.expr(0).str.slice(0, _count(arguments))
+
+
+def right(arguments: CallArguments) -> Expr:
+    count = _count(arguments)
+    return arguments.expr(0).str.slice(-count) if count else arguments.expr(0).str.slice(0, 0)
+
+
+def _count(arguments: CallArguments) -> int:
+    return int(arguments.constant(1, "integer", "the number of characters"))
+
+
+def place(text: int, wanted: int, arguments: CallArguments) -> Expr:
+    """Returns the place of a text in another one, from 1; 0 if it is nowhere. `text`, `wanted`: their arguments."""
+    part = arguments.constant(wanted, "string", "the text to find")
+    whole = arguments.expr(text)
+    if not part:  # before the first character, as everywhere
+        return when(whole.is_not_null()).then(lit(1, "int32")).otherwise(lit(None))
+    before = whole.str.split(part).list.get(0).str.length()
+    return (
+        when(whole.str.contains(part, literal=True))
+        .then(before + lit(1))
+        .when(whole.is_not_null())
+        .then(lit(0))
+        .otherwise(lit(None))
+    )
+
+
+def concat_ws(arguments: CallArguments) -> Expr:
+    """Joins the texts that are not NULL."""
+    by = arguments.constant(0, "string", "the separator")
+    texts = [arguments.text(i) for i in range(1, len(arguments))]
+    return concat_str(*texts, separator=by, ignore_nulls=True)

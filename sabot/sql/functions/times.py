@@ -1,0 +1,195 @@
+"""The functions of times: parts, patterns of Java, months, zones."""
+
+import datetime
+import re
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from sabot.api.expr import Expr, instant, lit, when
+from sabot.sql.functions.arguments import CallArguments
+from sabot.sql.functions.conversions import read_text
+from sabot.sql.functions.numbers import divided
+from sabot.sql.scope import TypedExpr
+from sabot.sql.syntax.text import Span, SqlFault
+from sabot.sql.types import months_within, ms_within
+from sabot.sql.zones import UTC, is_local, on_the_clock, zone_named
+
+PARTS: dict[str, Callable[[Expr], Expr]] = {
+    "YEAR": lambda x: x.dt.year(),
+    "QUARTER": lambda x: x.dt.quarter(),
+    "MONTH": lambda x: x.dt.month(),
+    "WEEK": lambda x: x.dt.week(),
+    "DAY": lambda x: x.dt.day(),
+    "DOY": lambda x: x.dt.ordinal_day(),
+    "DOW": lambda x: x.dt.day_of_week() % lit(7) + lit(1),
+    "ISODOW": lambda x: x.dt.day_of_week(),
+    "HOUR": lambda x: x.dt.hour(),
+    "MINUTE": lambda x: x.dt.minute(),
+    "SECOND": lambda x: x.dt.second(),
+    "MILLISECOND": lambda x: x.dt.millisecond(),
+    "EPOCH": lambda x: x.dt.epoch("s"),
+}
+_JAVA = {
+    "yyyy": "%Y",
+    "yy": "%y",
+    "MM": "%m",
+    "dd": "%d",
+    "HH": "%H",
+    "hh": "%I",
+    "mm": "%M",
+    "ss": "%S",
+    "a": "%p",
+    "DDD": "%j",
+    "EEE": "%a",
+    "EEEE": "%A",
+    "MMM": "%b",
+    "MMMM": "%B",
+}
+_WRITTEN = {
+    "Z": "%z",
+    "M": "%-m",
+    "d": "%-d",
+    "H": "%-H",
+    "h": "%-I",
+    "m": "%-M",
+    "s": "%-S",
+    "SSS": "%3f",
+    "SSSSSS": "%6f",
+}
+_READ = {"M": "%m", "d": "%d", "H": "%H", "m": "%M", "s": "%S", "SSS": "%3f", "SSSSSS": "%6f"}
+
+
+def java_format(pattern: str, span: Span, *, reads: bool = False) -> str:
+    """Returns a pattern of Java's DateTimeFormatter ("yyyy-MM-dd") as one of strftime; `reads`: as one that reads texts.
+    Raises SqlFault for letters that have no equivalent.
+    """
+    made, known = [], _JAVA | (_READ if reads else _WRITTEN)
+    for match in re.finditer(r"'((?:[^']|'')*)'|([A-Za-z])\2*|(.)", pattern, re.DOTALL):
+        quoted, letter, other = match.groups()
+        if quoted is not None:
+            made.append((quoted.replace("''", "'") or "'").replace("%", "%%"))
+        elif letter is not None:
+            word = match.group()
+            if word not in known:
+                java = "patterns are Java's: yyyy-MM-dd HH:mm:ss" if "%" in pattern else f"there are {', '.join(known)}"
+                raise SqlFault(span, f"{word} of the pattern has no equivalent", java)
+            made.append(known[word])
+        else:
+            made.append(other.replace("%", "%%"))
+    return "".join(made)
+
+
+def extract(arguments: CallArguments) -> Expr:
+    part = PARTS.get(arguments.word(0))
+    if part is None:
+        raise SqlFault(arguments.items[0].tree.span, f"EXTRACT({arguments.word(0)} …) is not supported")
+    return part(arguments.expr(1) if arguments.word(0) == "EPOCH" else arguments.clock(1))
+
+
+def date_format(arguments: CallArguments) -> Expr:
+    tree, time = arguments.items[1].tree, arguments.clock(0)
+    if pa.types.is_string(arguments.bound(0).type):
+        time = read_text(time, pa.timestamp("us"), strict=False)
+    format = java_format(arguments.constant(1, "string", "the pattern"), tree.span)
+    if "%z" in format and is_local(arguments.bound(0).type):
+        return arguments.expr(0).dt.convert_time_zone(arguments.zone).dt.strftime(format)
+    return time.dt.strftime(re.sub(r"((?:%%)*)%z", r"\1+0000", format))
+
+
+def to_time(method: str, arguments: CallArguments) -> Expr:
+    format = None
+    if len(arguments) > 1:
+        tree = arguments.items[1].tree
+        format = java_format(arguments.constant(1, "string", "the pattern"), tree.span, reads=True)
+    if format is None:
+        type = pa.date32() if method == "to_date" else pa.timestamp("us")
+        return read_text(arguments.expr(0), type, strict=False)
+    return getattr(arguments.expr(0).str, method)(format, strict=False)  # type: ignore[no-any-return]
+
+
+def convert_tz(arguments: CallArguments) -> Expr:
+    """Returns a local time as a text on the clock of another zone."""
+    before, after = (arguments.constant(i, "string", "the time zone") for i in (1, 2))
+    there = read_text(arguments.expr(0), pa.timestamp("us"), strict=False)
+    return instant(there, before).dt.convert_time_zone(after).dt.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def to_timestamp_ltz(arguments: CallArguments) -> Expr:
+    if pa.types.is_string(arguments.bound(0).type):
+        zone = arguments.constant(2, "string", "the time zone") if len(arguments) > 2 else UTC
+        known = zone_named(zone)
+        if known is None:
+            raise SqlFault(arguments.items[2].tree.span, f"there is no time zone '{zone}'", "'Europe/Berlin', 'UTC'")
+        return instant(to_time("to_datetime", arguments), known)
+    digits = int(arguments.constant(1, "integer", "the number of digits")) if len(arguments) > 1 else 3
+    if digits not in (0, 3):
+        raise SqlFault(arguments.items[1].tree.span, "the number of digits is 0 for seconds, or 3 for milliseconds")
+    ms = arguments.expr(0) * lit(1000) if digits == 0 else arguments.expr(0)
+    return ms.cast(pa.timestamp("ms", tz="UTC"))
+
+
+_DAY_MS = 86_400_000
+_TABLE_UNITS_MS = {"SECOND": 1000, "MINUTE": 60_000, "HOUR": 3_600_000, "DAY": 86_400_000, "WEEK": 604_800_000}
+
+
+def _unit_ms(arguments: CallArguments) -> int:
+    unit = arguments.word(0)
+    if unit not in _TABLE_UNITS_MS:
+        raise SqlFault(arguments.items[0].tree.span, f"{unit} is no unit of {arguments.call.name.text}", "DAY, HOUR, …")
+    return _TABLE_UNITS_MS[unit]
+
+
+_UNIT_MONTHS = {"MONTH": 1, "QUARTER": 3, "YEAR": 12}
+
+
+def timestampdiff(arguments: CallArguments) -> Expr:
+    if (months := _UNIT_MONTHS.get(arguments.word(0))) is not None:
+        whole = _months_between(arguments.clock(1), arguments.clock(2))
+        return divided("/", TypedExpr(whole, pa.int64()), TypedExpr(lit(months), pa.int64()))
+    start, end = (arguments.expr(i).dt.epoch("ms") for i in (1, 2))
+    distance = TypedExpr(end - start, pa.int64())
+    return divided("/", distance, TypedExpr(lit(_unit_ms(arguments)), pa.int64()))
+
+
+def _months_between(start: Expr, end: Expr) -> Expr:
+    """Returns the whole months between two times: those that have passed to the day and the time of day."""
+    first, last = (time.dt.year() * lit(12) + time.dt.month() for time in (start, end))
+    rest = [time.dt.epoch("ms") - time.dt.date_trunc("1mo").dt.epoch("ms") for time in (start, end)]
+    months = last - first
+    less = when((months > 0) & _is_early(start, end, *rest)).then(lit(1))
+    less = less.when((months < 0) & _is_early(end, start, *rest[::-1])).then(lit(-1))
+    return months - less.otherwise(lit(0))
+
+
+def _is_early(start: Expr, end: Expr, after_start: Expr, after_end: Expr) -> Expr:
+    """Returns True if the last month up to the end is not whole. The last day of a shorter month ends it: 29 February is
+    one month after 31 January. `after_start`, `after_end`: the milliseconds since the begin of their months.
+    """
+    last_day = end.dt.date_trunc("1mo").dt.offset_by("1mo").dt.offset_by("-1d").dt.day()
+    whole_days = (start.dt.day() - last_day) * lit(_DAY_MS)
+    return after_end < when(whole_days > 0).then(after_start - whole_days).otherwise(after_start)
+
+
+def plus_months(time: TypedExpr, months: int, zone: str) -> Expr:
+    """Returns a time moved by months; a TIMESTAMP_LTZ on the clock of the session's zone, so that its time of day stays.
+
+    zone Europe/Berlin     2024-03-15 12:00 there (11:00Z) + 1 MONTH     ->     2024-04-15 12:00 there (10:00Z)
+    """
+    if not months:
+        return time.expr
+    moved = on_the_clock(time, zone).expr.dt.offset_by(f"{months}mo")
+    return instant(moved, zone) if is_local(time.type) and zone != UTC else moved
+
+
+def timestampadd(arguments: CallArguments) -> Expr:
+    amount = arguments.expr(1).option("value") if arguments.expr(1).kind == "lit" else None
+    span = arguments.items[1].tree.span
+    if not isinstance(amount, int):
+        raise SqlFault(span, "the number of TIMESTAMPADD is a constant integer")
+    if (months := _UNIT_MONTHS.get(arguments.word(0))) is not None:
+        return plus_months(arguments.bound(2), months_within(amount * months, span), arguments.zone)
+    ms = ms_within(amount * _unit_ms(arguments), span)
+    made = arguments.expr(2) + lit(datetime.timedelta(milliseconds=ms))
+    is_date = pa.types.is_date(arguments.bound(2).type) and _unit_ms(arguments) % _DAY_MS == 0
+    return made.cast("date32") if is_date else made

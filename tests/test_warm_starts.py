@@ -1,0 +1,60 @@
+"""Processes that are forked from a warm interpreter are what they would be without one: children of the test, with their own program,
+folder, environment and end.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("warm_starts")
+
+SAYS = """
+import os, sys
+print("sabot" in sys.modules, sys.argv[1:], os.getcwd(), os.environ["WORD"], os.getppid(), sys.stdin.read())
+sys.exit(3)
+"""
+FAILS = """
+import sys
+print("sabot" in sys.modules, __file__, __name__, flush=True)
+sys.stdin.read()
+1 / 0
+"""
+
+
+def environment(word: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "WORD": word,
+        "LC_OF_THIS_TEST": word,
+    }  # no other test asks for an interpreter with this variable
+
+
+@pytest.mark.parametrize("warm", [False, True])  # the second one is made from what the first one has asked for twice
+def test_a_process_has_its_words_folder_environment_and_code(tmp_path: Path, warm: bool) -> None:
+    command = [sys.executable, "-P", "-c", SAYS, "a", "b c"]
+    for _ in range(2):
+        done = subprocess.run(
+            command, input="said", capture_output=True, text=True, cwd=tmp_path, env=environment("one"), check=False
+        )
+        assert (done.returncode, done.stderr) == (3, "")
+        assert done.stdout == f"{warm} ['a', 'b c'] {tmp_path} one {os.getpid()} said\n"
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_process_is_killed_as_any_other_and_an_error_ends_it_with_1(tmp_path: Path, warm: bool) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(FAILS)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    for code in (-signal.SIGKILL, 1):
+        with subprocess.Popen([sys.executable, program], env=environment("two"), text=True, **pipes) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"{warm} {program} __main__\n"
+            if code < 0:
+                process.kill()
+            _, errors = process.communicate("", timeout=60)
+            assert process.returncode == code
+            assert code < 0 or errors.endswith("ZeroDivisionError: division by zero\n")

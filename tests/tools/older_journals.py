@@ -1,0 +1,39 @@
+"""Journals of an older format, made from those of today: what a migration finds."""
+
+from collections.abc import Callable
+
+from sabot.journal import Journal
+from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Intent
+
+_COLUMNS = ("agent", "scope", "principal", "session", "key", "created_ms", "tried", "asks", "again")
+
+GIVEN: list[Entry] = [
+    Begin("done", 1000, "shop.refund", scope="eu"),
+    Begin("asks", 2000, "shop.refund", scope="us", principal="ann"),
+    Intent("asks", 2001, 1, "ask", "confirm", token="before"),
+    Begin("asks", 2002, "shop.refund", scope="us", principal="ann"),  # ctx.continue_as
+    Intent("asks", 2003, 2, "ask", "confirm", token="open"),
+    Intent("asks", 2003, 3, "ask", "confirm", token="closed"),
+    Answer("asks", 2004, 3, "closed"),
+    Begin("works", 3000, "shop.mail"),
+    Intent("works", 3001, 1, "call", "send"),
+    EffectResult("works", 3002, 1),
+    Begin("requested", 4000, body=b'{"scope_id":"uk"}'),
+    End("done", 5000, "failed", "ValueError"),
+]
+"""Entries of jobs of each status."""
+
+
+def write_given(journal: Journal) -> None:
+    """Appends `GIVEN`, durably."""
+    places = [journal.append(entry) for entry in GIVEN]
+    assert journal.wait_durable(places[-1], 60)
+
+
+def without_list(execute: Callable[[str], object]) -> None:
+    """Takes away what the format 4 of a journal's tables has and the format 3 has not. The caller notes the format."""
+    for name in ("jobs_by_creation", "jobs_begun_again"):
+        execute(f"DROP INDEX {name}")
+    for name in _COLUMNS:
+        execute(f"ALTER TABLE jobs DROP COLUMN {name}")
+    execute("ALTER TABLE questions DROP COLUMN place")

@@ -1,0 +1,69 @@
+"""Files of tests that a worker imports when their turn comes: of thousands of tests each worker collects those that it runs, and not all.
+
+The tests that are dealt to the workers are then the files. What runs in the turn of a file are its tests, with all hooks, and their
+reports go where those of any tests go.
+"""
+
+import gc
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sabot.base import redaction
+
+__all__ = ["File", "Turn"]
+
+_FRAMES = sys.getrecursionlimit()
+
+
+class File(pytest.File):
+    """A file of tests that is not imported yet."""
+
+    def collect(self) -> Iterator["Turn"]:
+        yield Turn.from_parent(self, name="turn")
+
+
+class Turn(pytest.Item):
+    """A turn of a file."""
+
+    running: pytest.Item | None = None
+
+    @property
+    def nodeid(self) -> str:
+        """While a test runs its id: xdist takes reports of what it deals only."""
+        return super().nodeid if self.running is None else self.running.nodeid
+
+    def listchain(self) -> list[Any]:
+        """What stays for the next turn: what the session shares, and no folder, as a file in another one may have no test to run."""
+        return [self.session, self]
+
+    def run(self, following: pytest.Item | None) -> None:
+        """Collects the tests, and runs them. What the session shares stays if another turn is `following`."""
+        redaction._known = (
+            redaction._Known()
+        )  # a word that is a secret in one file would be hidden in messages of another
+        sys.setrecursionlimit(_FRAMES)  # IPython's completion raises it for good
+        tests = self._tests()
+        for test, after in zip(tests, [*tests[1:], following], strict=False):
+            if self.session.shouldfail or self.session.shouldstop:
+                break
+            self.running = test
+            self.config.hook.pytest_runtest_protocol(item=test, nextitem=after)
+        self.running = None
+
+    def runtest(self) -> None:
+        """Never called: what runs are the tests of the file."""
+
+    def _tests(self) -> list[pytest.Item]:
+        assert self.parent is not None
+        gc.disable()  # what is collected stays, so there is no garbage to look for
+        try:
+            module: Any = pytest.Module.from_parent(self.parent.parent, path=self.path)
+            tests = list(self.session.genitems(module))
+            self.config.hook.pytest_collection_modifyitems(session=self.session, config=self.config, items=tests)
+        finally:
+            gc.enable()
+        gc.freeze()
+        return tests
