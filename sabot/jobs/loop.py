@@ -590,8 +590,13 @@ _warn_of_unawaited = vars(warnings).get("_warn_unawaited_coroutine")
 
 def _coroutine_dropped(coroutine: Coroutine[Any, Any, Any]) -> None:
     loop = asyncio._get_running_loop()
-    if not (isinstance(loop, JobLoop) and loop.coroutine_dropped(coroutine)) and _warn_of_unawaited is not None:
-        _warn_of_unawaited(coroutine)
+    if isinstance(loop, JobLoop) and loop.coroutine_dropped(coroutine):
+        return
+    if getattr(coroutine, "cr_origin", None) is not None and _warn_of_unawaited is not None:
+        _warn_of_unawaited(coroutine)  # with the lines that made the coroutine
+    else:  # Python's function takes its caller for the line that dropped the coroutine, and its caller is this function
+        text = f"coroutine '{coroutine.__qualname__}' was never awaited"
+        warnings.warn(text, RuntimeWarning, stacklevel=2, source=coroutine)
 
 
 vars(warnings)["_warn_unawaited_coroutine"] = _coroutine_dropped

@@ -8,7 +8,7 @@ for room. A task that itself waits for room is none, because the place is furthe
 the cause. An app whose tasks have time left, or whose inputs are empty, has no narrow place.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
@@ -75,7 +75,8 @@ def narrow_places(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Nar
     so nothing is said right after a start or a rescale.
     """
     app = _AppShares(before, now)
-    found = [*app.sinks(), *app.computing(), *app.waiting(), *app.aligning(), *app.exchanges(), *app.agents()]
+    found = [*app.sinks(), *app.computing(), *app.waiting(), *app.exchanges(), *app.agents()]
+    found += app.aligning({place.task for place in found})
     found = sorted(found, key=lambda place: -place.share)
     causes: set[tuple[str, Cause]] = set()
     rank = []
@@ -468,9 +469,10 @@ class _AppShares:
             "a higher concurrency=, if what is called allows it",
         )
 
-    def aligning(self) -> Iterator[NarrowPlace]:
+    def aligning(self, narrow: Set[str]) -> Iterator[NarrowPlace]:
         """Yields tasks that wait for barriers on one input while another one is held. If the task before that input has no
-        time left, late barriers are a consequence, and the narrow place is there or further on.
+        time left, or is a narrow place itself (`narrow`: their tasks) or about to be one, late barriers are a consequence,
+        and the narrow place is there or further on.
         """
         for task in self.tasks:
             share = task.shares["aligning"]
@@ -479,7 +481,7 @@ class _AppShares:
             late = task.late()
             name = max(late, key=lambda each: late[each], default="")
             slow = next((each for each in self.tasks if each.name == name), None)
-            if slow is not None and slow.load + slow.shares["backpressured"] >= _SPENT:
+            if slow is not None and (slow.name in narrow or self._has_no_time(slow)):
                 continue
             which = f", {name}" if name else ""
             if slow is not None and slow.load >= _ALIGNS:
@@ -492,6 +494,12 @@ class _AppShares:
                 f"{task.name} waits {_percent(share)} of the time for the barrier of a checkpoint on its slowest input{which}",
                 "checkpoints less often, or smaller batches in the slow input",
             )
+
+    def _has_no_time(self, task: _TaskShares) -> bool:
+        """Returns True if the task has no time left, or little while its input fills, as it does at first before it is full."""
+        return task.load + task.shares["backpressured"] >= _SPENT or (
+            task.load >= _BUSY and (task.fill or 0.0) >= _FULL / 2
+        )
 
     def exchanges(self) -> Iterator[NarrowPlace]:
         """Yields tasks that wait for a channel to another process, whose reader has room."""

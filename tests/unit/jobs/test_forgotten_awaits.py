@@ -1,6 +1,8 @@
 """A coroutine that a job's function makes and never awaits has done nothing: the job fails, names it, and does not succeed without it."""
 
 import asyncio
+import inspect
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -153,3 +155,26 @@ async def test_a_job_that_the_journal_has_as_succeeded_stays_so_when_it_is_run_o
     async with hosting(home, owner := Agent(forgets)) as jobs:
         await jobs.over("j1")
     assert (owner.errors, owner.outcomes) == ({}, {"j1": "succeeded"})
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_coroutine_dropped_outside_of_jobs_is_told_by_its_line_as_python_does(
+    depth: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    """With the runtime of jobs loaded, it was told by a line of ours. `depth`: how many calls that made it are kept."""
+
+    async def nothing() -> None:
+        """Is never begun."""
+
+    sys.set_coroutine_origin_tracking_depth(depth)
+    try:
+        nothing()
+        line = inspect.currentframe().f_lineno - 1  # type: ignore[union-attr]
+    finally:
+        sys.set_coroutine_origin_tracking_depth(0)
+    (told,) = recwarn
+    assert told.category is RuntimeWarning
+    if depth:
+        assert f'File "{__file__}", line {line}' in str(told.message)
+    else:
+        assert (told.filename, told.lineno) == (__file__, line)

@@ -249,6 +249,11 @@ def test_late_barriers_of_a_task_without_time_left_are_a_consequence() -> None:
     joins = task("write-1", fill=0.3, aligning=0.6, busy=0.1, input=LATE)
     streams = {"read-1/0": HELD, "read-2/0": task("join-1", contended=0.98), "join-1/0": joins, "write-1/0": EASY}
     assert places(streams=streams) == []
+    # A task with little time left, whose input fills but is not yet full, is about to be the narrow place: nothing is said yet.
+    reads, fills = task("f-1", busy=0.5), task("write-1", fill=0.3, busy=0.6, contended=0.25, rows=3000)
+    waits = task(fill=0.0, aligning=0.8, busy=0.02, input={"late_seconds": {"f-1/1": 3.0, "f-1/0": 0.1}})
+    streams = {"read-1/0": reads, "f-1/0": task("write-1", fill=0.1, busy=0.1), "f-1/1": fills, "write-1/0": waits}
+    assert places(streams=streams) == []
 
 
 def test_a_source_that_has_no_more_rows_has_no_slow_function() -> None:
@@ -330,6 +335,12 @@ def test_barriers_that_are_late_in_an_exchange_are_a_consequence() -> None:
         late = {"late_seconds": {f"read-1/{1 - n}": 0.4 * SECONDS}}
         streams[f"sum-1/{n}"] = task("write-1", fill=0.5, busy=0.1, aligning=0.4, input=late, worker=n + 1)
     workers = [{"worker": number, "cpu_percent": 20.0} for number in (1, 2)]
+    assert [place.cause for place in places(streams=streams, workers=workers)] == [Cause.SLOW_EXCHANGE]
+    # So are those of a sender that has a little time left, while its channel is the narrow place (a run on CI).
+    for n in range(2):
+        streams[f"read-1/{n}"] = task("sum-1", backpressured=0.76, edge_fill=1.0, worker=n + 1)
+        late = {"late_seconds": {f"read-1/{1 - n}": 0.78 * SECONDS, f"read-1/{n}": 0.4 * SECONDS}}
+        streams[f"sum-1/{n}"] = task("write-1", fill=1.0, busy=0.1, aligning=0.78, input=late, worker=n + 1)
     assert [place.cause for place in places(streams=streams, workers=workers)] == [Cause.SLOW_EXCHANGE]
     # A sender whose channel is held until another task brings its barrier does not wait for the exchange.
     held = task("write-1", fill=0.5, busy=0.1, aligning=0.8, input={"late_seconds": {"read-2/0": 3.2}}, worker=2)
