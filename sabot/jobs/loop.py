@@ -23,7 +23,7 @@ from contextvars import Context, copy_context
 from hashlib import blake2b
 from itertools import count
 from threading import get_ident
-from types import FrameType
+from types import CoroutineType, FrameType
 from typing import Any, TypeVar, TypeVarTuple
 
 from sabot.calls.judging import JUDGE, RefusingJudge
@@ -588,11 +588,11 @@ vars(tasks)["set"] = _set_in_order
 _warn_of_unawaited = vars(warnings).get("_warn_unawaited_coroutine")
 
 
-def _coroutine_dropped(coroutine: Coroutine[Any, Any, Any]) -> None:
+def _coroutine_dropped(coroutine: "CoroutineType[Any, Any, Any]") -> None:
     loop = asyncio._get_running_loop()
     if isinstance(loop, JobLoop) and loop.coroutine_dropped(coroutine):
         return
-    if getattr(coroutine, "cr_origin", None) is not None and _warn_of_unawaited is not None:
+    if coroutine.cr_origin is not None and _warn_of_unawaited is not None:
         _warn_of_unawaited(coroutine)  # with the lines that made the coroutine
     else:  # Python's function takes its caller for the line that dropped the coroutine, and its caller is this function
         text = f"coroutine '{coroutine.__qualname__}' was never awaited"
