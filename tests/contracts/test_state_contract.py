@@ -407,7 +407,7 @@ async def test_a_cancelled_restore_has_ended_when_it_raises(backend, monkeypatch
 
     monkeypatch.setattr(backend, "load", slow)
     restoring = asyncio.create_task(backend.restore(snapshot))
-    await asyncio.to_thread(begun.wait, 5)
+    await asyncio.to_thread(begun.wait, 60)
     restoring.cancel()
     for _ in range(3):
         await asyncio.sleep(0)

@@ -49,6 +49,7 @@ from sabot.mcp.config import McpServerSpec
 from sabot.process import Command
 from sabot.state import state_directory
 from sabot.testing import END, ScriptedSource
+from tools.agent_tools import until
 from tools.command_line import sabot_does
 from tools.secrets_planted import leaks, planted, printed
 
@@ -602,10 +603,7 @@ def test_an_app_with_secrets_says_none_of_them_anywhere(tmp_path: Path, caplog: 
         await app.start()
         await asyncio.sleep(0)
         seen = [app.statistics(), app.agent_runtime.runner.metrics.text(), app.agent_runtime.agents, repr(app)]
-        for _ in range(400):
-            if app.statistics()["agents"]["vault.repeats"]["dead_letters"] == 2:
-                break
-            await asyncio.sleep(0.01)
+        await until(lambda: app.statistics()["agents"]["vault.repeats"]["dead_letters"] == 2)
         await app.stop(drain=True)
         return [*seen, app.statistics(), app.agent_runtime.runner.metrics.text(), app.graph()]
 

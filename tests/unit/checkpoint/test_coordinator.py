@@ -578,7 +578,7 @@ async def test_states_of_several_tasks_are_saved_at_the_same_time(tmp_path: Path
         state.go_on.clear()
         coordinator.acknowledge(checkpoint_id, task, cut(state=state))
     for state in states.values():  # each is being saved while the other is not done
-        assert await asyncio.to_thread(state.started.wait, 5)
+        assert await asyncio.to_thread(state.started.wait, 60)
     for state in states.values():
         state.go_on.set()
     manifest = await coordinator.wait(checkpoint_id)
@@ -595,8 +595,8 @@ async def test_a_write_that_fails_waits_for_the_other_states_that_are_being_save
     checkpoint_id = coordinator.trigger()
     coordinator.acknowledge(checkpoint_id, "a", cut(state=failing))
     coordinator.acknowledge(checkpoint_id, "b", cut(state=slow))
-    assert await asyncio.to_thread(slow.started.wait, 5)
-    assert await asyncio.to_thread(failing.started.wait, 5)
+    assert await asyncio.to_thread(slow.started.wait, 60)
+    assert await asyncio.to_thread(failing.started.wait, 60)
     waiting = asyncio.ensure_future(coordinator.wait(checkpoint_id))
     assert not (await asyncio.wait({waiting}, timeout=0.05))[0]
     assert slow.discarded == 0  # a thread is writing it
@@ -679,7 +679,7 @@ async def test_close_lets_a_write_that_has_begun_finish(tmp_path: Path) -> None:
     state = State()
     state.go_on.clear()
     coordinator.acknowledge(coordinator.trigger(), "a", cut(1, state))
-    await asyncio.to_thread(state.started.wait, 5)
+    await asyncio.to_thread(state.started.wait, 60)
     closing = asyncio.create_task(coordinator.close())
     await asyncio.sleep(0)
     assert not closing.done()
@@ -695,7 +695,7 @@ async def test_a_writer_that_is_cancelled_cleans_up(tmp_path: Path) -> None:
     state = State()
     state.go_on.clear()
     coordinator.acknowledge(coordinator.trigger(), "a", cut(1, state))
-    await asyncio.to_thread(state.started.wait, 5)
+    await asyncio.to_thread(state.started.wait, 60)
     for task in asyncio.all_tasks():
         if task.get_name() == "sabot checkpoint writer":
             task.cancel()
@@ -723,7 +723,7 @@ async def test_a_writer_that_is_cancelled_inside_commit_leaves_no_damaged_checkp
 
     monkeypatch.setattr(os, "rename", held_rename)
     coordinator.acknowledge(coordinator.trigger(), "a", cut(1, State(), blob=b"b"))
-    await asyncio.to_thread(entered.wait, 5)
+    await asyncio.to_thread(entered.wait, 60)
     for task in asyncio.all_tasks():
         if task.get_name() == "sabot checkpoint writer":
             task.cancel()
@@ -763,7 +763,7 @@ async def test_a_writer_that_is_cancelled_between_two_files_leaves_no_checkpoint
     monkeypatch.setattr(CheckpointStorage, "commit", noted_commit)
     snapshot = TaskSnapshot(files={"a part": tmp_path / "part", "blob": b"b"})
     coordinator.acknowledge(coordinator.trigger(), "a", snapshot)
-    await asyncio.to_thread(entered.wait, 5)
+    await asyncio.to_thread(entered.wait, 60)
     for task in asyncio.all_tasks():
         if task.get_name() == "sabot checkpoint writer":
             task.cancel()
@@ -771,7 +771,7 @@ async def test_a_writer_that_is_cancelled_between_two_files_leaves_no_checkpoint
         await coordinator.wait(1)
     monkeypatch.setattr(os, "link", link)
     go_on.set()
-    assert await asyncio.to_thread(over.wait, 5)
+    assert await asyncio.to_thread(over.wait, 60)
     assert storage.ids() == []
     coordinator.acknowledge(coordinator.trigger(), "a", cut(2))
     assert (await coordinator.wait(2)).checkpoint_id == 2

@@ -216,7 +216,7 @@ async def test_a_generator_that_has_nothing_to_yield_but_empty_lists_does_not_ho
     @app.source(schema=NUMBERS)
     def numbers(position):
         yield {"n": 1}
-        for _ in range(10_000):  # as many as take longer than a stop
+        for _ in range(100_000):  # as many as take longer than a stop
             yield []
             time.sleep(0.001)
         left.append(True)
