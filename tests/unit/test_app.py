@@ -534,7 +534,7 @@ def test_ctrl_c_ends_main_cleanly_with_state_and_position_safe(tmp_path):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 0, done.stderr

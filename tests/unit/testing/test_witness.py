@@ -136,8 +136,11 @@ def test_a_request_that_comes_after_its_deadline_changes_nothing(witness: Witnes
 @pytest.mark.parametrize(("fault", "happened"), [("slow", False), ("late", True)])
 def test_who_does_not_wait_for_an_answer_does_not_know(witness: Witness, fault: Any, happened: bool, way: str) -> None:
     with pytest.raises(TimeoutError):
-        ask(witness, way, "refund", ORDER, fault=fault, seconds=30.0, timeout=0.2)
-    assert witness.count("refund", ORDER) == happened
+        ask(witness, way, "refund", ORDER, fault=fault, seconds=3600.0, timeout=0.2)
+    if happened:
+        assert eventually(lambda: witness.count("refund", ORDER) == 1)  # its witness may not have had a core yet
+    else:
+        assert witness.count("refund", ORDER) == 0
 
 
 def test_an_effect_happens_though_its_caller_has_gone(witness: Witness) -> None:

@@ -177,9 +177,12 @@ async def test_a_program_that_is_not_even_executed_in_time_leaves_no_process(
 ) -> None:
     manager = make(spawn_timeout=0.01)
     os.kill(supervisor.pid, signal.SIGSTOP)
-    asyncio.get_running_loop().call_later(0.05, os.kill, supervisor.pid, signal.SIGCONT)
+    spawning = asyncio.ensure_future(manager.spawn(SLEEP))
+    await until(manager.list_agents)  # its time runs, and is over before this wait, which begins later and is longer
+    await asyncio.wait([spawning], timeout=0.05)
+    os.kill(supervisor.pid, signal.SIGCONT)
     with pytest.raises(AgentNotSpawned, match=r"it was not ready in 0\.01 s"):
-        await manager.spawn(SLEEP)
+        await spawning
     assert supervisor.children == []
 
 
