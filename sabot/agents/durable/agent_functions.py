@@ -14,6 +14,7 @@ import msgspec
 from sabot.agents.durable.context import DurableContext
 from sabot.base.arrays import dumped_model, typed_fields
 from sabot.base.checks import check_called
+from sabot.calls.judging import RefusingJudge, with_judge
 from sabot.calls.schema import Mismatch
 from sabot.errors import DataError, UserError, message_of, short_repr
 from sabot.jobs.values import in_order, plain_in_order
@@ -107,17 +108,28 @@ def sample_of(agent: Agent, *, typed: bool) -> tuple[Any, str] | None:
 
     Raises UserError for a type whose values cannot be written at all.
     """
-    if agent.output is None:
+    output = agent.output
+    if output is None:
         return {"content": "", **({FINISH_REASON: "stop"} if agent.allow_cut else {})}, "None"
+    refused: list[str] = []
+
+    def refuse(said: str, fix: str) -> UserError:
+        refused.append(said)
+        return UserError(f"agent {agent.name}: the type {output.name} {said}", hint=fix)
+
     try:
-        value = plain_output(agent.output.example(), typed=typed)
-        return None if value is None else (value, agent.output.name)
+        # validators and serializers are code of the user: an example that nobody has answered must call no tool or model
+        value = with_judge(lambda: plain_output(output.example(), typed=typed), RefusingJudge(refuse))()
+        return None if value is None or refused else (value, output.name)
     except Mismatch:  # the type has conditions that its schema does not tell
         return None
-    except DataError as error:
-        raise UserError(
-            f"agent {agent.name}: {error.message}", hint="reply= makes of each answer what can be written"
-        ) from error
+    except Exception as error:
+        if refused:
+            return None
+        if isinstance(error, DataError):
+            said = f"agent {agent.name}: {error.message}"
+            raise UserError(said, hint="reply= makes of each answer what can be written") from error
+        raise
 
 
 def plain_output(output: Any, *, typed: bool) -> Any:

@@ -1,16 +1,21 @@
 """Results of durable agents: what has no form in their format, and what a job makes itself."""
 
+import asyncio
 import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import pydantic
+import pytest
 from unit.connectors.test_sink_floats import NAN, told_by_agents
 from unit.runtime.test_formats import LINES, ORDERS, ROWS
 
 from sabot import App
 from sabot.connectors.memory import MemoryBroker
-from sabot.errors import EffectError
+from sabot.errors import EffectError, UserError
+from sabot.llm import ExecutionEngine, ScriptedProvider, tool
 from tools.agent_tools import publish, records, started, until, values
 
 
@@ -86,3 +91,74 @@ async def test_what_a_job_makes_itself_is_json_and_comes_back_as_json_out_of_a_d
     assert seen.count(ROWS[1]) == seen.count({"id": 30, "name": "child"}) == 2
     assert sorted(row["id"] for row in values(app, "done")) == [1, 3, 20, 30]
     assert [row["headers"] for row in values(app, "done")] == [[]] * 4
+
+
+@tool
+def book(amount: int) -> None:
+    """Books an amount."""
+    BOOKED.append(amount)
+
+
+BOOKED: list[int] = []
+
+
+class Booked(pydantic.BaseModel):
+    amount: int
+
+    @pydantic.field_validator("amount")
+    @classmethod
+    def checked(cls, amount: int) -> int:
+        book(amount)
+        return amount
+
+
+class Swallowed(Booked):
+    @pydantic.field_validator("amount")
+    @classmethod
+    def checked(cls, amount: int) -> int:
+        with suppress(UserError):
+            book(amount)
+        return amount
+
+
+class Written(pydantic.BaseModel):
+    amount: int
+
+    @pydantic.field_serializer("amount")
+    def booked(self, amount: int) -> int:
+        book(amount)
+        return amount
+
+
+class Asked(msgspec.Struct):
+    amount: int
+
+    def __post_init__(self) -> None:
+        asyncio.run(ENGINE.complete("how much?"))
+
+
+MODEL = ScriptedProvider("much")
+ENGINE = ExecutionEngine(MODEL)
+
+
+@pytest.mark.parametrize("output", [Booked, Swallowed, Written, Asked, list[Booked]])
+def test_an_example_of_an_output_calls_no_tool_and_no_model(memory_url: str, output: Any) -> None:
+    """The example that tells whether a sink can write the answers is nobody's answer."""
+    BOOKED.clear()
+    app = App("shop", broker=memory_url, journal="memory")
+    app.llm_agent("questions", ExecutionEngine(ScriptedProvider("")), output=output, sink="answers")
+    assert (BOOKED, MODEL.requests) == ([], [])
+
+
+def test_an_output_that_no_sink_can_write_is_refused_as_before(memory_url: str) -> None:
+    class Broken(pydantic.BaseModel):
+        amount: int
+
+        @pydantic.field_serializer("amount")
+        def broken(self, amount: int) -> int:
+            raise ValueError("no amount")
+
+    app = App("shop", broker=memory_url, journal="memory")
+    with pytest.raises(UserError, match=r"the output of type .*Broken cannot be written: .*no amount") as caught:
+        app.llm_agent("questions", ExecutionEngine(ScriptedProvider("")), output=Broken, sink="answers")
+    assert "reply=" in caught.value.hint
