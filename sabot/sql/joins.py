@@ -10,11 +10,11 @@ import pyarrow as pa
 from sabot.api import aggregates
 from sabot.api.expr import Expr, coalesce, col, lit, when
 from sabot.api.nodes.changes import GroupAggregate, Upsert
-from sabot.api.nodes.joins import TwoInputs
+from sabot.api.nodes.joins import IntervalJoin, TwoInputs
 from sabot.api.nodes.keyed import Over, TopN
 from sabot.api.nodes.node import time_column
 from sabot.api.nodes.read import endless_read
-from sabot.api.nodes.rows import RowStep
+from sabot.api.nodes.rows import Drop, RowStep
 from sabot.api.nodes.windows import AggregateWindow
 from sabot.api.stream import Stream
 from sabot.api.windows import SessionWindow, TumblingWindow
@@ -129,6 +129,15 @@ def _with_steps(table: Stream, above: Sequence[Any]) -> Stream:
     for each in reversed(above):
         table = steps_of(table).then(replace(each, input=node_of(table)))
     return table
+
+
+def _with_left_time(stream: Stream) -> Stream:
+    """Returns the rows of a join within bounds of time with the event time of the left table, for steps behind it."""
+    node = node_of(stream)
+    join = node.inputs[0] if isinstance(node, Drop) else node
+    assert isinstance(join, IntervalJoin)
+    join = replace(join, left_time=True)
+    return steps_of(stream).then(node.over(join) if isinstance(node, Drop) else join)
 
 
 class JoinBinder:
@@ -329,6 +338,8 @@ class JoinBinder:
         left_on, right_on = [key.expr for _, key, _ in self._keys], [key.expr for _, _, key in self._keys]
         with at(self._join.span):
             stream = left.stream.join(right.stream, left_on=left_on, right_on=right_on, **options)
+            if "between" in options and self._upper is not None and self._how in ("inner", "left"):
+                stream = _with_left_time(stream)
         return self._joined(stream, left, right, outer)
 
     def _ranked(self, left: Relation, right: Relation, window: TumblingWindow) -> Relation | None:

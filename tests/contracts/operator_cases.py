@@ -583,6 +583,7 @@ CASES = [
         punctual=False,
     ),
     *(_joined(f"{how} interval join", lambda how=how: IntervalJoin(_of(how), how, -100, 70)) for how in HOWS),
+    _joined("interval join by left time", lambda: IntervalJoin(SIDES, "left", -100, 70, left_time=True)),
     *(_joined(f"{how} window join", lambda how=how: WindowJoin(_of(how), how, TumblingWindow(150))) for how in HOWS),
     _joined("window join, hopping", lambda: WindowJoin(SIDES, "full", HoppingWindow(200, 100))),
     _joined("as-of join, backward", lambda: AsofJoin(SIDES, "left")),

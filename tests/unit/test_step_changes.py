@@ -1146,6 +1146,7 @@ NO_CHANGES = {
     "Upsert.kept": "the planner sets it",
     **{f"{kind}.keep_ms": "of join only" for kind in ("AsofJoin", "IntervalJoin", "WindowJoin", "Lookup")},
     "Lookup.max_drift_ms": "of joins by event time only",
+    "IntervalJoin.left_time": "of SQL; the rows that are kept are the same",
 }
 REDUNDANT = {
     ("pattern", "remembered"): "what predicates remember is in the text of the pattern",

@@ -182,11 +182,18 @@ class JoinByTime(_AppendJoin):
 class IntervalJoin(JoinByTime):
     """A join of rows that are close in event time: the time of the right row is from left + `lower_ms` to left +
     `upper_ms`, both included. None for a bound means that there is none.
+
+    `left_time`: True if a pair has the event time of its left row, as in SQL, and not the later one of both rows.
     """
 
     word = "join(…, between=)"
     lower_ms: int | None = None
     upper_ms: int | None = None
+    left_time: bool = False
+
+    @property
+    def keeps_time(self) -> bool:  # type: ignore[override]
+        return self.left_time
 
     def _more_text(self) -> str:
         lower, upper = ("open" if ms is None else span_words(ms) for ms in (self.lower_ms, self.upper_ms))

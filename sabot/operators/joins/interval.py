@@ -26,7 +26,8 @@ class IntervalJoin(TimedJoin):
     missing bound is the one by which rows of a side expire, these rows are kept until the end of the input. A row
     with a null in its key has no partner.
 
-    - A pair is emitted when both rows are there. Its event time is the later of both.
+    - A pair is emitted when both rows are there. Its event time is the later of both. With `left_time` (of "inner" and
+      "left", with `upper_ms`) it is that of the left, so the watermark that is passed on is lower by `upper_ms`.
     - A row without a partner is emitted when the watermark shows that none can come. It keeps its event time, as do the rows
       of a semi join, so the watermark that is passed on is lower: by `upper_ms` for rows of the left, by `-lower_ms` for
       rows of the right.
@@ -38,7 +39,9 @@ class IntervalJoin(TimedJoin):
 
     kind = "interval join"
 
-    def __init__(self, sides: Sides, how: str, lower_ms: int | None, upper_ms: int | None) -> None:
+    def __init__(
+        self, sides: Sides, how: str, lower_ms: int | None, upper_ms: int | None, *, left_time: bool = False
+    ) -> None:
         super().__init__(sides, how)
         if lower_ms is not None and upper_ms is not None and lower_ms > upper_ms:
             raise UserError(
@@ -64,8 +67,9 @@ class IntervalJoin(TimedJoin):
         self._lower, self._upper = lower_ms, upper_ms
         self._single = how in ("semi", "anti")
         self._keeps_unmatched = {"left": how in ("left", "full", "anti"), "right": how in ("right", "full")}
-        if how == "semi" and upper_ms is not None:
+        if (how == "semi" and upper_ms is not None) or left_time:
             self._behind["left"] = upper_ms
+        self._left_time = left_time
 
     def _open_sides(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
         sides, names = self.sides, [source for source, _ in self.sides.right_names]
@@ -114,7 +118,9 @@ class IntervalJoin(TimedJoin):
         ):
             theirs, their_times = other.stored(partners, of_partners=True)
             left, right = (rows.at(i), theirs) if mine is self.left else (theirs, rows.at(i))
-            self.output.add(self.result.rows(left, right, later(times[i.to_numpy()], their_times)))
+            own = times[i.to_numpy()]
+            time = later(own, their_times) if not self._left_time else own if mine is self.left else their_times
+            self.output.add(self.result.rows(left, right, time))
             if unmatched:
                 found[i.to_numpy()] = 1
             if others_unmatched:
@@ -210,7 +216,10 @@ class IntervalJoin(TimedJoin):
 
 
 def plan_interval_join(node: nodes.IntervalJoin, left: PlanPoint, right: PlanPoint) -> PlanPoint:
-    return plan_sides(node, left, right, lambda sides: IntervalJoin(sides, node.how, node.lower_ms, node.upper_ms))
+    def made(sides: Sides) -> IntervalJoin:
+        return IntervalJoin(sides, node.how, node.lower_ms, node.upper_ms, left_time=node.left_time)
+
+    return plan_sides(node, left, right, made)
 
 
 PLANNERS: Planners = {nodes.IntervalJoin: plan_interval_join}

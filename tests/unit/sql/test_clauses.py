@@ -307,16 +307,61 @@ def test_the_rows_of_a_join_by_an_expression_may_be_counted(what):
     assert app.sql(f"SELECT {what} AS n FROM ({inner})").collect().to_pylist()[-1] == {"n": expected}
 
 
-def test_a_window_over_the_rows_of_a_join_says_that_they_have_no_event_time():
+def timed_tables():
     app = App("joined")
-    app.register("a", app.stream("a", schema={"id": "int64", "ts": "timestamp[ms]"}, time="ts"))
-    app.register("b", app.stream("b", schema={"id": "int64", "at": "timestamp[ms]"}, time="at"))
-    rows = "SELECT a.ts FROM a JOIN b ON a.id = b.id AND b.at BETWEEN a.ts AND a.ts + INTERVAL '1' HOUR"
+    minute = 60_000
+    a = [{"id": n % 3, "x": n, "ts": n * 20 * minute} for n in range(12)]
+    b = [{"id": n % 3, "y": n, "at": n * 20 * minute + 7 * minute} for n in range(12)]
+    app.register("a", app.stream(a, schema={"id": "int64", "x": "int64", "ts": "timestamp[ms]"}, time="ts"))
+    app.register("b", app.stream(b, schema={"id": "int64", "y": "int64", "at": "timestamp[ms]"}, time="at"))
+    return app, a, b
+
+
+@pytest.mark.parametrize("how", ["JOIN", "LEFT JOIN"])
+@pytest.mark.parametrize("bounds", [(-70, 70), (0, 130), (-130, -10)])
+@pytest.mark.parametrize("key", ["a.id", "a.id + 0"])
+def test_a_window_over_rows_joined_by_time_goes_by_the_event_time_of_the_left_table(how, bounds, key):
+    """As in Flink: the watermark behind the join is held back by the bound, so no joined row is late for the window."""
+    app, left, right = timed_tables()
+    low, high = (f"a.ts {'+' if each >= 0 else '-'} INTERVAL '{abs(each)}' MINUTE" for each in bounds)
+    rows = f"SELECT a.ts, b.y FROM a {how} b ON {key} = b.id AND b.at BETWEEN {low} AND {high}"
     window = f"TUMBLE(TABLE ({rows}), DESCRIPTOR(ts), INTERVAL '1' HOUR)"
-    with pytest.raises(
-        SqlError, match="the rows of this join have no event time: write them into a table with WATERMARK"
-    ):
-        app.sql(f"SELECT COUNT(*) FROM TABLE({window}) GROUP BY window_start, window_end")
+    text = (
+        f"SELECT window_start AS s, COUNT(*) AS n, COUNT(y) AS m FROM TABLE({window}) GROUP BY window_start, window_end"
+    )
+    pairs = [
+        (one["ts"], other["y"])
+        for one in left
+        for other in right
+        if one["id"] == other["id"] and bounds[0] * 60_000 <= other["at"] - one["ts"] <= bounds[1] * 60_000
+    ]
+    met = {ts for ts, _ in pairs}
+    pairs += [(one["ts"], None) for one in left if one["ts"] not in met and how == "LEFT JOIN"]
+    hours = {ts // 3_600_000 for ts, _ in pairs}
+    expected = {
+        hour: (
+            sum(ts // 3_600_000 == hour for ts, _ in pairs),
+            sum(ts // 3_600_000 == hour for ts, y in pairs if y is not None),
+        )
+        for hour in hours
+    }
+    found = app.sql(text).collect().to_pylist()
+    assert {row["s"].hour: (row["n"], row["m"]) for row in found} == expected
+
+
+@pytest.mark.parametrize(
+    ("join", "time", "hint"),
+    [
+        ("JOIN b ON a.id = b.id AND b.at BETWEEN a.ts AND a.ts + INTERVAL '1' HOUR", "b.at", "the event time is ts"),
+        ("JOIN b ON a.id = b.id AND b.at >= a.ts", "a.ts", "the rows of this join have no event time"),
+        ("JOIN b ON a.id = b.id", "a.ts", "the rows of this join have no event time"),
+    ],
+)
+def test_a_window_over_joined_rows_names_the_event_time_that_they_have(join, time, hint):
+    app, *_ = timed_tables()
+    group = f"GROUP BY TUMBLE({time}, INTERVAL '1' HOUR)"
+    with pytest.raises(SqlError, match=hint):
+        app.sql(f"SELECT COUNT(*) FROM a {join} {group}")
 
 
 @pytest.mark.parametrize("how", ["JOIN", "LEFT JOIN"])

@@ -135,6 +135,25 @@ def test_an_interval_join_gives_what_brute_force_gives(steps: Any, size: int, ho
 
 
 @FEW
+@given(STEPS, SIZES, st.sampled_from(["inner", "left"]), st.sampled_from([(-5, 5), (-8, -3), (2, 6), (None, 4)]))
+def test_pairs_may_have_the_event_time_of_their_left_row(steps: Any, size: int, how: str, bounds: Any) -> None:
+    run, left, right, _ = drive(lambda: IntervalJoin(SIDES, how, *bounds, left_time=True), steps, size)
+    times = {one[0]: one[2] for one in left}
+    assert counted(run.results) == Counter(
+        (a, k, b, times[a]) for a, k, b, _ in near(left, right, how, *bounds).elements()
+    )
+
+
+def test_the_watermark_behind_pairs_with_the_time_of_their_left_row_waits_for_the_last_of_them(tmp_path: Path) -> None:
+    run = start(lambda: IntervalJoin(SIDES, "inner", -10, 20, left_time=True), tmp_path)
+    run.feed(batch_of([(1, "x", 100)], LEFT))
+    [part] = run.parts
+    assert part.advance(120) == 100
+    run.feed_right(batch_of([("x", 2, 120)], RIGHT))
+    assert run.results == [{"a": 1, "k": "x", "b": 2, TIME_COLUMN: 100}]
+
+
+@FEW
 @given(STEPS, SIZES, st.sampled_from([-5, 0, 3, None]))
 def test_a_semi_join_without_an_upper_bound_gives_every_row_that_ever_has_a_partner(
     steps: Any, size: int, lower: int | None
