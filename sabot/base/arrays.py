@@ -319,7 +319,7 @@ def empty_array(type: pa.DataType) -> pa.Array:
 def broadcast(value: Any, rows: int) -> pa.Array:
     """Returns a scalar as an array of `rows` rows, and an array or chunked array as one array."""
     if isinstance(value, pa.Scalar):
-        return pa.repeat(value, rows) if value.is_valid else pa.nulls(rows, value.type)
+        return pa.repeat(value, rows) if rows and value.is_valid else pa.nulls(rows, value.type)
     return value.combine_chunks() if isinstance(value, pa.ChunkedArray) else value
 
 

@@ -222,7 +222,7 @@ class JoinBinder:
 
     def _classify(self, node: Expression) -> bool:
         """Uses a condition as a key or as a bound of time. Returns True if nothing of it is left to check."""
-        if isinstance(node, Between) and not node.negated:
+        if isinstance(node, Between) and not node.negated and not node.symmetric:
             lower = self._bound_of_time(node.operand, ">=", node.lower)
             upper = self._bound_of_time(node.operand, "<=", node.upper)
             if lower is None or upper is None:

@@ -144,7 +144,7 @@ class RankingBinder:
         is left to check; None for a condition that does not bound the rank.
         """
         is_whole = True
-        if isinstance(condition, Between) and not condition.negated:
+        if isinstance(condition, Between) and not condition.negated and not condition.symmetric:
             lower = condition.lower
             is_whole = isinstance(lower, Constant) and lower.kind == "integer" and int(lower.text) == 1
             condition = Binary("<=", condition.operand, condition.upper, condition.span)

@@ -365,6 +365,8 @@ class Binder:
         above, low = self._alike(operand, self.bind(node.lower), node.lower.span)
         below, high = self._alike(operand, self.bind(node.upper), node.upper.span)
         made = (above.expr >= low.expr) & (below.expr <= high.expr)
+        if node.symmetric:
+            made = made | ((below.expr >= high.expr) & (above.expr <= low.expr))
         return self.typed(~made if node.negated else made, node.span)
 
     def _in(self, node: In) -> TypedExpr:
@@ -556,12 +558,10 @@ def _items(self: Binder, node: Items) -> TypedExpr:
         raise SqlFault(node.span, "there are no maps", "a column for each value, or JSON_OBJECT(KEY 'a' VALUE x)")
     if node.kind == "ROW":
         raise SqlFault(node.span, "a row of values stands before IN alone", _HINTS[Items])
-    if node.kind != "ARRAY" or not values or any(each.expr.kind != "lit" for each in values):
-        raise SqlFault(
-            node.span,
-            "there are only arrays of constants, such as ARRAY[1, 2]",
-            "ARRAY_AGG(x) collects the values of rows",
-        )
+    if not values:
+        raise SqlFault(node.span, "an array of no values has no type", "CAST(NULL AS ARRAY<BIGINT>)")
+    if any(each.expr.kind != "lit" for each in values):
+        return self.typed(functions.array_of(values, node.span), node.span, "ARRAY")
     type = values[0].type
     for value in values[1:]:
         found = common_type(type, value.type)
@@ -631,19 +631,24 @@ def _in_words_of_sql(error: UserError | DataError, span: Span, function: str) ->
         text = text.replace(old, new) if text.startswith(old) else text
     hint = getattr(error, "hint", "") or ""
     if len(message) == 2:
-        text = _ENGINE_TYPES.sub(named, text)
+        text = _ENGINE_TYPES.sub(named, text).replace("list<item: ", "ARRAY<").replace("struct<", "ROW<")
         hint = _cast_for(text) if "cast" in hint else hint
         if function and " of " in text:
             text = f"{function} of {text.split(' of ', 1)[1]}"
+            hint = hint or _form_of(function)
     elif "strict=False" in hint:  # a constant that is no value of the type of a CAST
         text, hint = _ENGINE_TYPES.sub(named, text.split("): ", 1)[-1]), "TRY_CAST(… AS …) gives NULL for such values"
     if function and _OF_PYTHON.search(f"{text} {hint}"):
-        form = functions.FUNCTIONS[function].form if function in functions.FUNCTIONS else "…"
-        text, hint = _OF_PYTHON.sub(function, text), f"{function}({form})"
+        text, hint = _OF_PYTHON.sub(function, text), _form_of(function)
     return SqlFault(span, text, hint)
 
 
-_OF_PYTHON = re.compile(r"\b(str|dt|list|struct)\.\w+|\.cast\(|\blog: base")
+def _form_of(function: str) -> str:
+    form = functions.FUNCTIONS[function].form if function in functions.FUNCTIONS else "…"
+    return f"{function}({form})"
+
+
+_OF_PYTHON = re.compile(r"\b(str|dt|list|struct|value)\.\w+|\.cast\(|\blog: base")
 """What an error of the API of Python names, and a text of SQL does not have."""
 
 

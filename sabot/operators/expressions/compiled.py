@@ -17,13 +17,23 @@ from sabot.api.words import no_column
 from sabot.base.arrays import scalar_of
 from sabot.errors import InternalError, UserError
 from sabot.operators.base import TIME_COLUMN
-from sabot.operators.expressions import choices, clock, comparisons, lists, numbers, text
+from sabot.operators.expressions import (
+    choices,
+    clock,
+    comparisons,
+    list_parts,
+    lists,
+    numbers,
+    single_values,
+    text,
+)
 from sabot.operators.expressions.node import Compiled, Steps, constant, is_int, to_type
 
 __all__ = ["Compiled", "compile_expr", "compile_predicate"]
 
 _LITERAL_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), bytes: pa.binary()}
 _STEPS: Steps = numbers.STEPS | comparisons.STEPS | choices.STEPS | text.STEPS | clock.STEPS | lists.STEPS
+_STEPS |= list_parts.STEPS | single_values.STEPS
 # (a step, the step of its input): one function computes both, without the values in between
 _FUSED = {("list.get", "str.split"): text.part_of_split}
 

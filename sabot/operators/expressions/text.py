@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -33,6 +34,7 @@ _KINDS = [
     "startswith",
     "endswith",
     "regexp_extract",
+    "extract_all",
     "length",
     "len_bytes",
     "slice",
@@ -122,6 +124,8 @@ def _string_function(expr: Expr) -> Function:
         case "regexp_extract":
             pattern = _one_group(options["pattern"], options["group"], expr)
             return lambda x: pc.struct_field(pc.extract_regex(x, pattern=pattern), [0])
+        case "extract_all":  # of SQL
+            return functools.partial(_all_groups, _one_group(options["pattern"], options["group"], expr))
         case "length":
             return lambda x: pc.binary_length(x) if is_ascii(x) else pc.utf8_length(x)
         case "len_bytes":
@@ -156,6 +160,25 @@ def _filled(length: int, fill: str, at_start: bool, x: pa.Array) -> pa.Array:
     fills = [(fill * (count // len(fill) + 1))[:count] for count in counts.to_pylist()]
     some = pa.array(fills, pa.string()).take(pc.index_in(pc.max_element_wise(wanted, 0, skip_nulls=False), counts))
     return pc.binary_join_element_wise(*((some, x) if at_start else (x, some)), "")
+
+
+_MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # they are no characters, and stand in no text of a language
+
+
+def _all_groups(pattern: str, x: pa.Array) -> pa.Array:
+    """Returns the only group of each match as a list: each is put between two marks, where the text is then split."""
+    wanted = [mark for mark in _MARKS if not pc.any(pc.match_substring(x, mark)).as_py()]
+    if len(wanted) < 2:
+        raise pa.ArrowInvalid("the texts have all characters from U+FDD0 to U+FDEF, which are none")
+    start, end = wanted[:2]
+    marked = pc.replace_substring_regex(x, pattern=pattern, replacement=f"{start}\\1{end}")
+    parts = pc.split_pattern(marked, pattern=start)
+    values = pc.list_element(pc.split_pattern(parts.flatten(), pattern=end, max_splits=1), 0)
+    sizes = pc.list_value_length(parts).fill_null(0).to_numpy()
+    within = np.arange(len(values)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    bounds = np.concatenate([[0], np.cumsum(np.maximum(sizes - 1, 0))]).astype(np.int32)
+    mask = x.is_null() if x.null_count else None
+    return pa.ListArray.from_arrays(pa.array(bounds), values.filter(pa.array(within > 0)), mask=mask)
 
 
 def _lower(x: pa.Array) -> pa.Array:

@@ -4,7 +4,7 @@ The meaning of each is that of Flink's documentation ("System (Built-in) Functio
 
     table           the scalar functions by name; hints for those of other dialects
     aggregates      the aggregates by name
-    numbers, texts, json, times     how each becomes an expression, by its kind
+    numbers, texts, arrays, json, times     how each becomes an expression, by its kind
     conversions     CAST, and values as texts
     arguments       the arguments of a call, as the others ask for them
 """
@@ -20,6 +20,7 @@ from sabot.sql.functions.aggregates import (
     shown_aggregate,
 )
 from sabot.sql.functions.arguments import ArgumentOf, CallArguments, Function, balanced, is_word, value_of
+from sabot.sql.functions.arrays import array_of
 from sabot.sql.functions.conversions import as_text, cast, is_number
 from sabot.sql.functions.numbers import beside, divided, product
 from sabot.sql.functions.table import FUNCTIONS, OF_ONE_TYPE, is_known, scalar
@@ -34,6 +35,7 @@ __all__ = [
     "CallArguments",
     "Function",
     "aggregate",
+    "array_of",
     "as_argument",
     "as_text",
     "balanced",

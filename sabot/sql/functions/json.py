@@ -1,4 +1,4 @@
-"""The functions of JSON: JSON_VALUE, JSON_QUERY, JSON_EXISTS, JSON_OBJECT, JSON_ARRAY."""
+"""The functions of JSON: JSON_VALUE, JSON_QUERY, JSON_EXISTS, JSON_OBJECT, JSON_ARRAY, JSON_STRING."""
 
 import json
 from collections.abc import Sequence
@@ -144,6 +144,17 @@ def array(arguments: CallArguments) -> Expr:
     return _enclosed("[", [_member("", item, absent) for item in items], "]")
 
 
+def string(arguments: CallArguments) -> Expr:
+    """Returns any value as JSON."""
+    expr = arguments.expr(0)
+    return when(expr.is_not_null()).then(_encoded(expr)).otherwise(lit(None))
+
+
+def _encoded(expr: Expr) -> Expr:
+    """Returns a value as JSON: {"v":1} without its first five characters and its last one."""
+    return struct(v=expr).struct.json_encode().str.slice(5).str.replace(r"\}$", "")
+
+
 def _without_on_null(arguments: CallArguments, absent: bool) -> tuple[list[ArgumentOf], bool]:
     last = arguments.items[-1].tree if arguments.items else None
     return (arguments.items[:-1], last.text == "ABSENT") if isinstance(last, Word) else (arguments.items, absent)
@@ -157,10 +168,7 @@ def _member(key: str, item: ArgumentOf, absent: bool) -> Expr:
     assert item.bound is not None
     expr, tree = item.bound.expr, item.tree
     is_json = isinstance(tree, Call) and tree.name.text.upper() in _MADE_JSON
-    # {"v":1} without its first five characters and its last one
-    value = (
-        expr.fill_null("null") if is_json else struct(v=expr).struct.json_encode().str.slice(5).str.replace(r"\}$", "")
-    )
+    value = expr.fill_null("null") if is_json else _encoded(expr)
     made = lit(f",{key}") + value
     return when(expr.is_null()).then(lit("")).otherwise(made) if absent else made
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from decimal import Decimal
 from operator import and_, or_
 
 import pyarrow as pa
@@ -121,6 +122,27 @@ def to_digits(arguments: CallArguments) -> Expr:
     kept = max(digits, 0)
     precision = min(type.precision - type.scale + kept + 1, MOST_DIGITS)
     return roomy(expr, type).round(digits, mode=AWAY).cast(pa.decimal128(precision, kept))
+
+
+def truncated(arguments: CallArguments) -> Expr:
+    """Returns a number without the digits behind these, cut off towards zero."""
+    digits = arguments.whole(1, "the number of digits") if len(arguments) > 1 else 0
+    expr, type = arguments.bound(0)
+    if pa.types.is_floating(type):
+        made = Expr("value.truncate", (_double(arguments.bound(0)), lit(digits)))
+        return made if type == pa.float64() else made.cast(type)
+    scale = type.scale if pa.types.is_decimal(type) else 0
+    if digits >= scale or not is_number(type):
+        return expr if is_number(type) else expr.round(digits)  # whose error names the type
+    if not pa.types.is_decimal(type):
+        if digits < -18:  # more digits than a BIGINT has
+            return expr * lit(0)
+        wide, unit = TypedExpr(expr.cast("int64"), pa.int64()), TypedExpr(lit(10**-digits), pa.int64())
+        return (wide.expr - divided("%", wide, unit, positive=True)).cast(type)
+    kept = max(digits, 0)
+    unit = TypedExpr(lit(Decimal(10**-digits) if digits < 0 else Decimal(1).scaleb(-digits)), type)
+    rest = divided("%", arguments.bound(0), unit, positive=True)
+    return (expr - rest).cast(pa.decimal128(max(type.precision - type.scale + kept, 1), kept))
 
 
 def logarithm(arguments: CallArguments) -> Expr:

@@ -6,11 +6,12 @@ from functools import partial
 from typing import Any
 
 from sabot.api.expr import Expr, coalesce, lit, max_horizontal, min_horizontal, when
-from sabot.sql.functions import json, numbers, texts, times
+from sabot.sql.functions import arrays, json, numbers, texts, times
 from sabot.sql.functions.aggregates import AGGREGATES
 from sabot.sql.functions.arguments import CallArguments, Function, Make
 from sabot.sql.syntax.text import SqlFault, near_names
 from sabot.sql.syntax.tree import Name
+from sabot.sql.types import sql_type
 
 
 def scalar(name: Name, registered: Mapping[str, Any]) -> Make:
@@ -45,18 +46,10 @@ _CLOCK = "a column of event time; the clock's value would differ after a restart
 
 # fmt: off
 _MISSING = frozenset(
-    (
-        "ASCII", "BIN", "CHR", "CRC32", "DECODE", "ELT", "ENCODE", "FROM_BASE64", "HEX", "LEVENSHTEIN", "MD5",
-        "OVERLAY", "PARSE_URL", "PRINTF", "REPEAT", "SHA1", "SHA2", "SHA224", "SHA256", "SHA384", "SHA512", "SOUNDEX",
-        "TO_BASE64", "TRANSLATE", "TRANSLATE3", "TRUNCATE", "UNHEX", "URL_DECODE", "URL_ENCODE", "JSON_LENGTH",
-        "JSON_QUOTE", "JSON_UNQUOTE", "REGEXP_COUNT", "REGEXP_EXTRACT_ALL", "REGEXP_INSTR", "REGEXP_SUBSTR",
-        "ARRAY_APPEND", "ARRAY_CONCAT", "ARRAY_DISTINCT", "ARRAY_EXCEPT", "ARRAY_INTERSECT", "ARRAY_JOIN",
-        "ARRAY_MAX", "ARRAY_MIN", "ARRAY_POSITION", "ARRAY_PREPEND", "ARRAY_REMOVE", "ARRAY_REVERSE", "ARRAY_SLICE",
-        "ARRAY_SORT", "ARRAY_UNION",
-    )
+    ("CRC32", "LEVENSHTEIN", "PRINTF", "SOUNDEX", "TRANSLATE3", "JSON_LENGTH", "JSON_QUOTE", "JSON_UNQUOTE")
 )
 # fmt: on
-"""Functions of Flink that are not here, for which a similar name would mislead: HEX is not EXP."""
+"""Functions of Flink that are not here, for which a similar name would mislead."""
 
 _ELSEWHERE = {
     **dict.fromkeys(("CURRENT_TIMESTAMP", "CURRENT_DATE", "CURRENT_TIME", "LOCALTIMESTAMP", "LOCALTIME"), _CLOCK),
@@ -80,11 +73,9 @@ _ELSEWHERE = {
     **dict.fromkeys(("COUNT_IF", "COUNTIF", "SUM_IF", "SUMIF"), "COUNT(*) FILTER (WHERE condition)"),
     **dict.fromkeys(("ROW_NUMBER", "RANK", "DENSE_RANK"), "ROW_NUMBER() OVER (PARTITION BY key ORDER BY x DESC)"),
     "DATE_PART": "EXTRACT(HOUR FROM ts)",
-    "UNIX_TIMESTAMP": "EXTRACT(EPOCH FROM ts); the clock's own value would differ after a restart",
     "DAYNAME": "DATE_FORMAT(ts, 'EEEE')",
     "MONTHNAME": "DATE_FORMAT(ts, 'MMMM')",
     **dict.fromkeys(("TO_UNIXTIME", "EPOCH", "EPOCH_MS", "UNIX_MILLIS"), "EXTRACT(EPOCH FROM ts)"),
-    "FROM_UNIXTIME": "TO_TIMESTAMP_LTZ(seconds, 0)",
     "CONTAINS": "text LIKE '%part%'",
     **dict.fromkeys(("EXPLODE", "UNNEST", "FLATTEN"), "CROSS JOIN UNNEST(array) AS t (x)"),
     **dict.fromkeys(("LIST", "COLLECT_LIST", "ARRAY_AGG_DISTINCT", "GROUP_ARRAY"), "ARRAY_AGG(x)"),
@@ -145,6 +136,7 @@ def _part(name: str, arguments: CallArguments) -> Expr:
     return times.PARTS[name](arguments.clock(0))
 
 
+_HASHES = ("MD5", "SHA1", "SHA224", "SHA256", "SHA384", "SHA512")
 _LENGTH = Function(1, 1, "text", partial(_text, "length"))
 _COALESCE = Function(1, None, "x, …", lambda a: coalesce(*a.exprs))
 
@@ -157,14 +149,32 @@ FUNCTIONS: dict[str, Function] = {
         name: Function(1, 1, "number", partial(numbers.of_doubles, name.lower()))
         for name in ("ACOS", "ASIN", "ATAN", "COS", "COSH", "SIN", "SINH", "TAN", "TANH")
     },
+    "ARRAY_APPEND": Function(2, 2, "array, x", arrays.append),
+    "ARRAY_CONCAT": Function(1, None, "array, …", partial(arrays.of_arrays, "list.concat")),
     "ARRAY_CONTAINS": Function(2, 2, "array, x", lambda a: a.expr(0).list.contains(a.expr(1))),
+    "ARRAY_DISTINCT": Function(1, 1, "array", partial(arrays.plain, "list.unique")),
+    "ARRAY_EXCEPT": Function(2, 2, "array, array", partial(arrays.of_arrays, "list.except")),
+    "ARRAY_INTERSECT": Function(2, 2, "array, array", partial(arrays.of_arrays, "list.intersect")),
+    "ARRAY_JOIN": Function(2, 3, "array, separator[, text]", arrays.joined),
+    "ARRAY_MAX": Function(1, 1, "array", partial(arrays.extreme, True)),
+    "ARRAY_MIN": Function(1, 1, "array", partial(arrays.extreme, False)),
+    "ARRAY_POSITION": Function(2, 2, "array, x", partial(arrays.of_element, "list.position")),
+    "ARRAY_PREPEND": Function(2, 2, "array, x", arrays.prepend),
+    "ARRAY_REMOVE": Function(2, 2, "array, x", partial(arrays.of_element, "list.remove")),
+    "ARRAY_REVERSE": Function(1, 1, "array", partial(arrays.plain, "list.reverse")),
+    "ARRAY_SLICE": Function(2, 3, "array, start[, end]", arrays.part),
+    "ARRAY_SORT": Function(1, 3, "array[, ascending[, nulls_first]]", arrays.ordered),
+    "ARRAY_UNION": Function(2, 2, "array, array", partial(arrays.of_arrays, "list.union")),
+    "ASCII": Function(1, 1, "text", partial(texts.of_values, "ascii")),
     "ATAN2": Function(2, 2, "y, x", partial(numbers.of_doubles, "atan2")),
-    "BTRIM": Function(1, 1, "text", partial(_text, "strip")),
+    "BIN": Function(1, 1, "number", partial(texts.of_values, "bin")),
+    "BTRIM": Function(1, 2, "text[, characters]", partial(texts.trimmed, "strip", None)),
     "CARDINALITY": Function(1, 1, "array", lambda a: a.expr(0).list.len()),
     "CEIL": Function(1, 2, "number", partial(numbers.rounded, "ceil")),
     "CEILING": Function(1, 2, "number", partial(numbers.rounded, "ceil")),
     "CHARACTER_LENGTH": _LENGTH,
     "CHAR_LENGTH": _LENGTH,
+    "CHR": Function(1, 1, "number", partial(texts.of_values, "chr")),
     "COALESCE": _COALESCE,
     "CONCAT": Function(1, None, "text, …", texts.concat),
     "CONCAT_WS": Function(2, None, "separator, text, …", texts.concat_ws),
@@ -174,13 +184,19 @@ FUNCTIONS: dict[str, Function] = {
     "DAYOFMONTH": Function(1, 1, "time", partial(_part, "DAY")),
     "DAYOFWEEK": Function(1, 1, "time", partial(_part, "DOW")),
     "DAYOFYEAR": Function(1, 1, "time", partial(_part, "DOY")),
+    "DECODE": Function(2, 2, "bytes, characters", partial(texts.in_characters, "decode")),
     "DEGREES": Function(1, 1, "radians", partial(numbers.in_degrees, 180 / math.pi)),
     "E": Function(0, 0, "", lambda a: lit(math.e)),
+    "ELT": Function(2, None, "number, text, …", texts.chosen),
+    "ENCODE": Function(2, 2, "text, characters", partial(texts.in_characters, "encode")),
     "ENDSWITH": Function(2, 2, "text, end", partial(texts.ends, "endswith")),
     "EXP": Function(1, 1, "number", partial(_number, "exp")),
     "EXTRACT": Function(2, 2, "unit FROM time", times.extract),
     "FLOOR": Function(1, 2, "number[ TO unit]", partial(numbers.rounded, "floor")),
+    "FROM_BASE64": Function(1, 1, "text", partial(texts.of_values, "from_base64")),
+    "FROM_UNIXTIME": Function(1, 2, "seconds[, pattern]", times.from_unixtime),
     "GREATEST": Function(1, None, "x, …", partial(numbers.extreme, max_horizontal)),
+    "HEX": Function(1, 1, "x", texts.hexadecimal),
     "INITCAP": Function(1, 1, "text", partial(_text, "to_titlecase")),
     "IF": Function(3, 3, "condition, x, y", _if),
     "IFNULL": Function(2, 2, "x, y", lambda a: coalesce(*a.exprs)),
@@ -189,6 +205,7 @@ FUNCTIONS: dict[str, Function] = {
     "JSON_EXISTS": Function(2, 3, "text, path[ ON ERROR]", json.exists),
     "JSON_OBJECT": Function(0, None, "[KEY name VALUE x, …]", json.object_of),
     "JSON_QUERY": Function(2, 5, "text, path", json.query),
+    "JSON_STRING": Function(1, 1, "x", json.string),
     "JSON_VALUE": Function(2, 5, "text, path", json.value),
     "LEAST": Function(1, None, "x, …", partial(numbers.extreme, min_horizontal)),
     "LEFT": Function(2, 2, "text, length", texts.left),
@@ -199,22 +216,31 @@ FUNCTIONS: dict[str, Function] = {
     "LOG2": Function(1, 1, "number", lambda a: a.expr(0).log(2)),
     "LOWER": Function(1, 1, "text", partial(_text, "lower")),
     "LPAD": Function(3, 3, "text, length, character", partial(texts.pad, "pad_start")),
-    "LTRIM": Function(1, 1, "text", lambda a: a.expr(0).str.strip_start(" ")),
+    "LTRIM": Function(1, 2, "text[, characters]", partial(texts.trimmed, "strip_start", " ")),
     "MOD": Function(2, 2, "number, divisor", numbers.mod),
     "NULLIF": Function(2, 2, "x, y", _nullif),
+    "OVERLAY": Function(3, 4, "text PLACING part FROM start[ FOR length]", texts.overlay),
+    "PARSE_URL": Function(2, 3, "url, part[, name]", texts.url_part),
     "PI": Function(0, 0, "", lambda a: lit(math.pi)),
     "POSITION": Function(2, 2, "part IN text", partial(texts.place, 1, 0)),
     "POWER": Function(2, 2, "number, exponent", numbers.power),
     "RADIANS": Function(1, 1, "degrees", partial(numbers.in_degrees, math.pi / 180)),
     "REGEXP": Function(2, 2, "text, pattern", lambda a: a.expr(0).str.contains(a.constant(1, "string", "the pattern"))),
+    "REGEXP_COUNT": Function(2, 2, "text, pattern", texts.regexp_count),
     "REGEXP_EXTRACT": Function(2, 3, "text, pattern[, group]", texts.regexp_extract),
+    "REGEXP_EXTRACT_ALL": Function(2, 3, "text, pattern[, group]", texts.regexp_extract_all),
+    "REGEXP_INSTR": Function(2, 2, "text, pattern", texts.regexp_instr),
     "REGEXP_REPLACE": Function(3, 3, "text, pattern, replacement", texts.regexp_replace),
+    "REGEXP_SUBSTR": Function(2, 2, "text, pattern", texts.regexp_extract),
+    "REPEAT": Function(2, 2, "text, number", partial(texts.of_values, "repeat")),
     "REPLACE": Function(3, 3, "text, old, new", texts.replaced),
     "REVERSE": Function(1, 1, "text", partial(_text, "reverse")),
     "RIGHT": Function(2, 2, "text, length", texts.right),
     "ROUND": Function(1, 2, "number[, digits]", numbers.to_digits),
     "RPAD": Function(3, 3, "text, length, character", partial(texts.pad, "pad_end")),
-    "RTRIM": Function(1, 1, "text", lambda a: a.expr(0).str.strip_end(" ")),
+    "RTRIM": Function(1, 2, "text[, characters]", partial(texts.trimmed, "strip_end", " ")),
+    **{name: Function(1, 1, "text", partial(texts.of_values, name.lower())) for name in _HASHES},
+    "SHA2": Function(2, 2, "text, bits", texts.sha2),
     "SIGN": Function(1, 1, "number", partial(_number, "sign")),
     "SPLIT": Function(2, 2, "text, separator", lambda a: a.expr(0).str.split(a.constant(1, "string", "the separator"))),
     "SPLIT_INDEX": Function(3, 3, "text, separator, index", texts.split_index),
@@ -224,11 +250,19 @@ FUNCTIONS: dict[str, Function] = {
     "SUBSTRING": Function(2, 3, "text, start[, length]", texts.substring),
     "TIMESTAMPADD": Function(3, 3, "unit, number, time", times.timestampadd),
     "TIMESTAMPDIFF": Function(3, 3, "unit, start, end", times.timestampdiff),
+    "TO_BASE64": Function(1, 1, "text", partial(texts.of_values, "to_base64")),
     "TO_DATE": Function(1, 2, "text[, pattern]", partial(times.to_time, "to_date")),
     "TO_TIMESTAMP": Function(1, 2, "text[, pattern]", partial(times.to_time, "to_datetime")),
     "TO_TIMESTAMP_LTZ": Function(1, 3, "number[, digits]", times.to_timestamp_ltz),
     "TRIM": Function(1, 3, "text", texts.trim),
+    "TRANSLATE": Function(3, 3, "text, old, new", partial(texts.of_values, "translate")),
+    "TRUNCATE": Function(1, 2, "number[, digits]", numbers.truncated),
+    "TYPEOF": Function(1, 1, "x", lambda a: lit(sql_type(a.bound(0).type))),
+    "UNHEX": Function(1, 1, "text", partial(texts.of_values, "unhex")),
+    "UNIX_TIMESTAMP": Function(0, 2, "[text[, pattern]]", times.unix_timestamp),
     "UPPER": Function(1, 1, "text", partial(_text, "upper")),
+    "URL_DECODE": Function(1, 1, "text", partial(texts.of_values, "url_decode")),
+    "URL_ENCODE": Function(1, 1, "text", partial(texts.of_values, "url_encode")),
     **{
         name: Function(1, 1, "time", partial(_part, name))
         for name in ("YEAR", "QUARTER", "MONTH", "WEEK", "HOUR", "MINUTE", "SECOND")

@@ -3,6 +3,8 @@
 import re
 from operator import add
 
+import pyarrow as pa
+
 from sabot.api.expr import Expr, concat_str, lit, when
 from sabot.sql.functions.arguments import CallArguments, balanced
 from sabot.sql.syntax.text import Span, SqlFault
@@ -82,6 +84,25 @@ def regexp_extract(arguments: CallArguments) -> Expr:
     return arguments.expr(0).str.regexp_extract(pattern, group)
 
 
+def regexp_extract_all(arguments: CallArguments) -> Expr:
+    """Returns a group of all matches as an array: the first group, if none is named."""
+    pattern = arguments.constant(1, "string", "the pattern")
+    group = int(arguments.constant(2, "integer", "the group")) if len(arguments) > 2 else 1
+    return Expr("str.extract_all", (arguments.expr(0),), (("pattern", pattern), ("group", group)))
+
+
+def regexp_count(arguments: CallArguments) -> Expr:
+    return arguments.expr(0).str.count_matches(arguments.constant(1, "string", "the pattern"))
+
+
+def regexp_instr(arguments: CallArguments) -> Expr:
+    """Returns the place of the first match, from 1; 0 if there is none."""
+    text, pattern = arguments.expr(0), arguments.constant(1, "string", "the pattern")
+    before = text.str.regexp_extract(rf"(?s:\A(.*?))(?:{pattern})", 1)
+    nowhere = when(text.is_not_null()).then(lit(0, "int32")).otherwise(lit(None))
+    return when(before.is_not_null()).then(before.str.length() + lit(1, "int32")).otherwise(nowhere)
+
+
 def regexp_replace(arguments: CallArguments) -> Expr:
     pattern = arguments.constant(1, "string", "the pattern")
     value = re.sub(r"\$(\d)", r"${\1}", arguments.constant(2, "string", "the replacement"))
@@ -143,3 +164,71 @@ def concat_ws(arguments: CallArguments) -> Expr:
     by = arguments.constant(0, "string", "the separator")
     texts = [arguments.text(i) for i in range(1, len(arguments))]
     return concat_str(*texts, separator=by, ignore_nulls=True)
+
+
+def of_values(function: str, arguments: CallArguments) -> Expr:
+    """Returns a function of the engine that is called with the values of each row."""
+    return _called(function, *arguments.exprs)
+
+
+def _called(function: str, *inputs: Expr) -> Expr:
+    return Expr(f"value.{function}", inputs)
+
+
+def hexadecimal(arguments: CallArguments) -> Expr:
+    expr, type = arguments.bound(0)
+    kind = "hex_of_bytes" if pa.types.is_binary(type) else "hex" if pa.types.is_string(type) else "hex_of_number"
+    return _called(kind, expr)
+
+
+_SHA2 = {224: "sha224", 256: "sha256", 384: "sha384", 512: "sha512"}
+
+
+def sha2(arguments: CallArguments) -> Expr:
+    bits = arguments.whole(1, "the number of bits")
+    if bits not in _SHA2:
+        raise SqlFault(arguments.items[1].tree.span, f"there is no SHA2 of {bits} bits", "224, 256, 384 or 512")
+    return _called(_SHA2[bits], arguments.expr(0))
+
+
+_CHARACTERS = ("US-ASCII", "ISO-8859-1", "UTF-8", "UTF-16BE", "UTF-16LE", "UTF-16")
+
+
+def in_characters(function: str, arguments: CallArguments) -> Expr:
+    """Returns ENCODE or DECODE, by `function`."""
+    name = arguments.constant(1, "string", "the set of characters").upper()
+    if name not in _CHARACTERS:
+        hint = ", ".join(_CHARACTERS)
+        raise SqlFault(arguments.items[1].tree.span, f"there is no set of characters '{name}'", hint)
+    return _called(function, arguments.expr(0), lit(name))
+
+
+def overlay(arguments: CallArguments) -> Expr:
+    text, part, start, *given = arguments.exprs
+    return _called("overlay", text, part, start, *(given or [part.str.length()]))
+
+
+_URL_PARTS = ("HOST", "PATH", "QUERY", "REF", "PROTOCOL", "AUTHORITY", "FILE", "USERINFO")
+
+
+def url_part(arguments: CallArguments) -> Expr:
+    part = arguments.constant(1, "string", "the part")
+    if part not in _URL_PARTS:
+        raise SqlFault(arguments.items[1].tree.span, f"a URL has no part '{part}'", ", ".join(_URL_PARTS))
+    return _called("url_parameter" if len(arguments) > 2 else "url_part", *arguments.exprs)
+
+
+def chosen(arguments: CallArguments) -> Expr:
+    """Returns the text with this number, from 1; NULL if there is none."""
+    number, *texts = [arguments.expr(0), *(arguments.text(i) for i in range(1, len(arguments)))]
+    made = when(number == 1).then(texts[0])
+    for i, each in enumerate(texts[1:], 2):
+        made = made.when(number == i).then(each)
+    return made.otherwise(lit(None))
+
+
+def trimmed(method: str, characters: str | None, arguments: CallArguments) -> Expr:
+    """Returns a text without these characters at its ends, or without those that a second argument names."""
+    if len(arguments) > 1:
+        characters = arguments.constant(1, "string", "the characters")
+    return getattr(arguments.expr(0).str, method)(characters)  # type: ignore[no-any-return]

@@ -12,7 +12,7 @@ from sabot.sql.functions.conversions import read_text
 from sabot.sql.functions.numbers import divided
 from sabot.sql.scope import TypedExpr
 from sabot.sql.syntax.text import Span, SqlFault
-from sabot.sql.types import months_within, ms_within
+from sabot.sql.types import months_within, ms_within, sql_type
 from sabot.sql.zones import UTC, is_local, on_the_clock, zone_named
 
 PARTS: dict[str, Callable[[Expr], Expr]] = {
@@ -127,6 +127,35 @@ def to_timestamp_ltz(arguments: CallArguments) -> Expr:
         raise SqlFault(arguments.items[1].tree.span, "the number of digits is 0 for seconds, or 3 for milliseconds")
     ms = arguments.expr(0) * lit(1000) if digits == 0 else arguments.expr(0)
     return ms.cast(pa.timestamp("ms", tz="UTC"))
+
+
+def from_unixtime(arguments: CallArguments) -> Expr:
+    """Returns seconds since 1970 as a text on the clock of the session's zone."""
+    pattern = "%Y-%m-%d %H:%M:%S"
+    if len(arguments) > 1:
+        pattern = java_format(arguments.constant(1, "string", "the pattern"), arguments.items[1].tree.span)
+    seconds, type = arguments.bound(0)
+    if not pa.types.is_integer(type):
+        message = f"FROM_UNIXTIME takes whole seconds, and this is {sql_type(type)}"
+        raise SqlFault(arguments.items[0].tree.span, message, "DATE_FORMAT(ts, 'yyyy-MM-dd HH:mm:ss') of a time")
+    moment = (seconds.cast("int64") * lit(1000)).cast(pa.timestamp("ms", tz=UTC))
+    return on_the_clock(TypedExpr(moment, pa.timestamp("ms", tz=UTC)), arguments.zone).expr.dt.strftime(pattern)
+
+
+def unix_timestamp(arguments: CallArguments) -> Expr:
+    """Returns the seconds since 1970 of a text on the clock of the session's zone; the least BIGINT for a text that is no
+    time, as in Flink.
+    """
+    if not len(arguments):
+        message = "UNIX_TIMESTAMP() is the clock, whose value would differ after a restart"
+        raise SqlFault(arguments.call.span, message, "EXTRACT(EPOCH FROM ts), or UNIX_TIMESTAMP(text[, pattern])")
+    text, type = arguments.bound(0)
+    if not pa.types.is_string(type):
+        message = f"UNIX_TIMESTAMP takes a text, and this is {sql_type(type)}"
+        raise SqlFault(arguments.items[0].tree.span, message, "EXTRACT(EPOCH FROM ts) of a time")
+    seconds = instant(to_time("to_datetime", arguments), arguments.zone).dt.epoch("s")
+    wrong = when(text.is_not_null()).then(lit(-(1 << 63))).otherwise(lit(None))
+    return when(seconds.is_not_null()).then(seconds).otherwise(wrong)
 
 
 _DAY_MS = 86_400_000

@@ -146,14 +146,12 @@ class Expressions(TokenCursor):
 
     def _ranged(self, left: Expression, negated: bool) -> Expression:
         if self.take_word("BETWEEN"):
-            for refused in ("SYMMETRIC", "ASYMMETRIC"):
-                if self.is_word(refused):
-                    raise SqlFault(
-                        self.token.span, f"BETWEEN {refused} is not supported", "write the lower bound first"
-                    )
+            symmetric = self.take_word("SYMMETRIC")
+            if not symmetric:
+                self.take_word("ASYMMETRIC")
             lower = self.expression(_ADD)
             self.expect_word("AND", where="of BETWEEN")
-            return Between(left, lower, self.expression(_ADD), negated, self.since(left.span))
+            return Between(left, lower, self.expression(_ADD), negated, symmetric, self.since(left.span))
         if self.take_word("IN"):
             if self.is_symbol("(") and self.at_query(1):
                 return In(left, self.subquery(), negated, self.since(left.span))

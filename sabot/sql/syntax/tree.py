@@ -124,12 +124,13 @@ class Binary:
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """x [NOT] BETWEEN lower AND upper."""
+    """x [NOT] BETWEEN [SYMMETRIC] lower AND upper."""
 
     operand: "Expression"
     lower: "Expression"
     upper: "Expression"
     negated: bool
+    symmetric: bool
     span: Span
 
 

@@ -17,12 +17,30 @@ from sabot.sql.syntax.text import SqlError, SqlText
 from sabot.sql.syntax.tokens import tokens_of
 from tools.sql_tables import given_tables, write_tables
 
-CORPUS = list(dict.fromkeys(each.text for each in RECORDS if each.kind.startswith("query")))
+CORPUS = list(
+    dict.fromkeys(each.text for each in RECORDS if each.kind.startswith("query") and "TYPEOF" not in each.text)
+)  # TYPEOF has the type of its argument, whatever the value
 OTHERS = ("zzz", "7", "'q'", ",", ")")
-MAY_GO = {"AS", "INNER", "OUTER", "ASC", "ALL", ";", "BOTH", "KEY", "ARRAY", "CROSS", "TABLE", "ROWS", "UNCONDITIONAL"}
+MAY_GO = {
+    "AS",
+    "INNER",
+    "OUTER",
+    "ASC",
+    "ALL",
+    ";",
+    "BOTH",
+    "KEY",
+    "ARRAY",
+    "CROSS",
+    "TABLE",
+    "ROWS",
+    "UNCONDITIONAL",
+    "ASYMMETRIC",
+}
 """Tokens without which a statement means the same."""
 
 MAY_BE = {("t", "zzz"), ("u", "zzz"), ("v", "zzz"), ("IN", ","), ("'7'", "7"), ("less", "7"), ("TIMESTAMP", " ")}
+MAY_BE |= {("PLACING", ","), ("FROM", ",")}
 """Tokens that another one may stand for: aliases that nothing else names, POSITION(a IN b), CAST('7' AS BIGINT), ORDER BY
 of the seventh column, and a text that is compared with a time.
 """

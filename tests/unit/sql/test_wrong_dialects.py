@@ -97,10 +97,10 @@ ELSEWHERE = [
         "EXTRACT(EPOCH FROM ts)",
     ),
     (
-        "SELECT FROM_UNIXTIME(delay) FROM flights",
-        "FROM_UNIXTIME",
-        "there is no function FROM_UNIXTIME",
-        "TO_TIMESTAMP_LTZ(seconds, 0)",
+        "SELECT FROM_UNIXTIME(ts) FROM flights",
+        "ts",
+        "FROM_UNIXTIME takes whole seconds, and this is TIMESTAMP(3)",
+        "DATE_FORMAT(ts, 'yyyy-MM-dd HH:mm:ss') of a time",
     ),
     (
         "SELECT LEVENSHTEIN(carrier) FROM flights",

@@ -169,8 +169,58 @@ WRONG = [
     ),
     (
         "SELECT UNIX_TIMESTAMP(ts) FROM flights",
-        "1:8: there is no function UNIX_TIMESTAMP",
-        "EXTRACT(EPOCH FROM ts); the clock's own value would differ after a restart",
+        "1:23: UNIX_TIMESTAMP takes a text, and this is TIMESTAMP(3)",
+        "EXTRACT(EPOCH FROM ts) of a time",
+    ),
+    (
+        "SELECT UNIX_TIMESTAMP() FROM flights",
+        "1:8: UNIX_TIMESTAMP() is the clock, whose value would differ after a restart",
+        "EXTRACT(EPOCH FROM ts), or UNIX_TIMESTAMP(text[, pattern])",
+    ),
+    (
+        "SELECT CHR(carrier) FROM flights",
+        "1:8: CHR of STRING",
+        "CHR(number)",
+    ),
+    (
+        "SELECT MD5(delay) FROM flights",
+        "1:8: MD5 of BIGINT",
+        "CAST(… AS STRING)",
+    ),
+    (
+        "SELECT DECODE(carrier, 'UTF-8') FROM flights",
+        "1:8: DECODE of STRING and STRING",
+        "DECODE(bytes, characters)",
+    ),
+    (
+        "SELECT OVERLAY(carrier PLACING 'x') FROM flights",
+        "1:35: expected FROM of OVERLAY, found )",
+        "OVERLAY(text PLACING part FROM 3)",
+    ),
+    (
+        "SELECT REGEXP_COUNT(carrier, carrier) FROM flights",
+        "1:30: the pattern of REGEXP_COUNT is a constant string",
+        'a column there needs a function of Python: app.register("f", function), or --functions module',
+    ),
+    (
+        "SELECT ARRAY_SORT(delay) FROM flights",
+        "1:19: ARRAY_SORT takes an array here, and this is BIGINT",
+        "ARRAY[1, 2], or SPLIT(text, ',')",
+    ),
+    (
+        "SELECT ARRAY_APPEND(SPLIT(carrier, ','), 1) FROM flights",
+        "1:42: INT is no value of ARRAY<STRING>",
+        "CAST(… AS STRING)",
+    ),
+    (
+        "SELECT ARRAY_JOIN(ARRAY[delay, 1], ',') FROM flights",
+        "1:8: ARRAY_JOIN of ARRAY<BIGINT>",
+        "ARRAY_JOIN(array, separator[, text])",
+    ),
+    (
+        "SELECT ARRAY_SLICE(SPLIT(carrier, ','), 'a') FROM flights",
+        "1:41: a place in an array is a whole number, and this is STRING",
+        "1 is the first element, -1 the last one",
     ),
     (
         "SELECT * FROM flights f JOIN (SELECT * FROM plain) FOR SYSTEM_TIME AS OF f.ts AS p ON f.carrier = p.name",
