@@ -39,6 +39,7 @@ _NO_MATTER = (
         "overrides",
         "kept",
         "most_rows",
+        "left_time",
     ),
 )
 # Fields that are newer than checkpoints: their defaults are what a program without them says.

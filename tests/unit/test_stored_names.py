@@ -21,6 +21,7 @@ from sabot import col
 from sabot.api.agent import AgentSpec
 from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr
+from sabot.api.nodes.joins import IntervalJoin
 from sabot.api.nodes.node import Node
 from sabot.api.nodes.patterns import Match
 from sabot.api.windows import tumbling
@@ -132,6 +133,11 @@ def test_a_pattern_has_the_path_that_it_had_before_groups_and_reluctant_steps(sk
     longer = sabot.pattern("low", col("x") < 2)
     assert path_of(replace(node, pattern=shorter), ["00"]) != path_of(replace(node, pattern=longer), ["00"])
     assert path_of(replace(node, overlap="begun"), ["00"]) != path
+
+
+def test_a_join_by_time_has_the_path_that_it_had_before_its_pairs_could_have_the_time_of_the_left() -> None:
+    node = IntervalJoin(Old(None, 3), Old(None, 4), ("k",), ("k",), lower_ms=0, upper_ms=5)
+    assert path_of(replace(node, left_time=True), ["00", "01"]) == path_of(node, ["00", "01"])
 
 
 def test_a_class_of_the_user_keeps_its_name() -> None:
