@@ -12,7 +12,9 @@ windows that close, results. The best pass counts.
     calendar        as "keys", in days of Berlin
     hopping, cumulative
                     as "keys", of 10 panes of a second; each row is in a result of 10 or of 5.5 windows
-    wide            as "no keys", of 60 panes
+    wide, by key    as "no keys" and "keys", of 60 panes; by key, each window has about 60 results
+    200 panes, 1440 panes
+                    as "no keys", of fewer rows
     top             the greatest amount of each account, in tumbling windows; top of hopping: in those of 10 panes
     dense           as "keys", with 10,000 rows a window: ns a row
 
@@ -157,6 +159,9 @@ def main() -> None:
         "hopping": (hopping("10s", "1s"), account, NUMBERS, disorder, 0),
         "cumulative": (cumulative("10s", "1s"), account, NUMBERS, disorder, 0),
         "wide": (hopping("60s", "1s"), [], NUMBERS, disorder, 0),
+        "by key": (hopping("60s", "1s"), account, NUMBERS, disorder[: options.rows // 5], 0),
+        "200 panes": (hopping("200s", "1s"), [], NUMBERS, disorder[: options.rows // 5], 0),
+        "1440 panes": (hopping("24m", "1s"), [], NUMBERS, disorder[: options.rows // 20], 0),
         "top": (tumbling("1s"), account, TOP, disorder, 0),
         "top of hopping": (hopping("10s", "1s"), account, TOP, disorder, 0),
     }

@@ -216,3 +216,30 @@ class SlidingTable(GroupTable):
         """Moves a pane to the front. `slots`: the result of its `enter`."""
     def leave(self, number: int, slots: pa.Int32Array) -> None:
         """Removes the pane that turned last. `slots`: the same as for `turn`."""
+
+class WindowMerge:
+    """The results of windows of several panes, merged from the groups of a table whose last key is the start of the pane
+    (int64). The table must not change until the last `read`.
+
+    Panes are divided into blocks of as many panes as a window has, so that a window lies in at most two. A key of a
+    window is the merge of two: the panes of the first block from the last to the first, those of the second block from
+    the first to the last. So a window takes one merge for each key, and its result does not depend on the others.
+
+    `slots`: the groups by ascending panes. `blocks` (int64): the block of the pane of each. `starts`, `ends` (int64):
+    the windows, both ascending; a window has the panes with start <= pane < end. `last_blocks` (int64): the block of the
+    last pane of each window, which need not have groups. Raises what `GroupTable` raises.
+    """
+
+    def __init__(
+        self,
+        table: GroupTable,
+        slots: pa.Int32Array,
+        blocks: pa.Int64Array,
+        starts: pa.Int64Array,
+        ends: pa.Int64Array,
+        last_blocks: pa.Int64Array,
+    ) -> None: ...
+    def read(self, rows: int) -> tuple[list[pa.Array[Any]], pa.Int32Array] | None:
+        """Returns the results of the next windows, about `rows`, and the index of the window of each, ascending; None at
+        the end. The columns are those of `GroupTable.finish`; the pane is any of the panes that were merged.
+        """

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.string cimport memcpy
 from libcpp cimport bool as cbool
 from libcpp.memory cimport shared_ptr
 from libcpp.vector cimport vector
@@ -17,7 +18,7 @@ from sabot._cython.arrow.columns cimport TYPE_OTHER, Numbers, Type, View, key_ty
 from sabot._cython.groups.partition import check_keys
 from sabot.errors import DataError
 
-__all__ = ["KINDS", "GroupTable", "SlidingTable", "TableCut", "sum_overflow"]
+__all__ = ["KINDS", "GroupTable", "SlidingTable", "TableCut", "WindowMerge", "sum_overflow"]
 
 
 cdef extern from "groups/keyed_table.h" namespace "sabot" nogil:
@@ -120,6 +121,20 @@ cdef extern from "groups/keyed_slide.h" namespace "sabot" nogil:
         void leave(int32_t number, const int32_t* slots, int64_t count) except +
 
 
+cdef extern from "groups/keyed_windows.h" namespace "sabot" nogil:
+    cppclass Windows:
+        # As with a Table, callers have to check slots and lengths.
+        Windows(Table* table) except +
+        void open(
+            const int32_t* slots, const int64_t* blocks, int64_t groups, const int64_t* starts, const int64_t* ends,
+            const int64_t* last_blocks, int64_t windows
+        ) except +
+        int64_t next(int64_t most) except +
+        int64_t key_bytes(int key)
+        void columns(const vector[Source]& sources, Output* outputs) except +
+        const int32_t* windows()
+
+
 KINDS = frozenset(["count", "sum", "min", "max", "mean", "variance", "first", "last"])
 cdef dict _KINDS = {
     "count": <int> COUNT, "sum": <int> SUM, "min": <int> MIN, "max": <int> MAX,
@@ -128,6 +143,7 @@ cdef dict _KINDS = {
 cdef int64_t MAX_OFFSET = 2**31 - 1
 cdef object _RecordBatch = pa.RecordBatch
 cdef object _INT32 = pa.int32()
+cdef object _INT64 = pa.int64()
 cdef object _UINT64 = pa.uint64()
 cdef object _BINARY = pa.binary()
 
@@ -781,6 +797,69 @@ cdef class SlidingTable(GroupTable):
         with nogil:
             self.table.clear()
             self.slide.clear()
+
+
+cdef class WindowMerge:
+    """The results of windows of several panes. See keyed.pyi."""
+
+    cdef GroupTable table
+    cdef Windows* windows
+
+    def __dealloc__(self):
+        del self.windows
+
+    def __init__(self, GroupTable table not None, slots, blocks, starts, ends, last_blocks):
+        cdef Numbers numbers = table.groups(slots)
+        cdef Numbers of_groups = numbers_of(blocks, _INT64, "blocks", -1)
+        cdef Numbers begin = numbers_of(starts, _INT64, "starts", -1)
+        cdef Numbers end = numbers_of(ends, _INT64, "ends", -1)
+        cdef Numbers of_windows = numbers_of(last_blocks, _INT64, "last_blocks", -1)
+        if not table.key_formats or table.keys.types[len(table.key_formats) - 1] != _INT64:
+            raise TypeError("the last key of the table must be the pane, an int64")
+        if of_groups.length != numbers.length:
+            raise ValueError(f"{of_groups.length} blocks for {numbers.length} groups")
+        if begin.length != end.length or of_windows.length != end.length:
+            raise ValueError(f"{begin.length} starts, {end.length} ends and {of_windows.length} blocks of windows")
+        if self.windows != NULL:
+            raise RuntimeError("the windows are merged already")
+        self.table = table
+        self.windows = new Windows(table.table)
+        with nogil:
+            self.windows.open(
+                numbers.int32(), of_groups.int64(), numbers.length, begin.int64(), end.int64(), of_windows.int64(), end.length
+            )
+        table.check_sums()
+
+    def read(self, int64_t rows):
+        """Returns the results of the next windows, and the window of each row; None at the end."""
+        cdef vector[Source] sources
+        cdef Source source
+        cdef GroupTable table = self.table
+        cdef int64_t count, size
+        cdef size_t s
+        with nogil:
+            count = self.windows.next(rows)
+        table.check_sums()
+        if count == 0:
+            return None
+        cdef list types = table.key_sources(sources) + table.results
+        for i in range(len(table.results)):
+            source.what, source.index, source.field_index = RESULT, i, 0
+            sources.push_back(source)
+        cdef _Outputs outputs = _Outputs(count)
+        for s in range(sources.size()):
+            size = 0
+            if sources[s].what == KEY and _is_bytes(types[s]):
+                size = self.windows.key_bytes(sources[s].index)
+                if size > MAX_OFFSET:
+                    raise OverflowError(f"keys of {count} results take more than 2 GiB: read fewer at once")
+            outputs.add(types[s], size)
+        buffer = pa.allocate_buffer(count * 4)
+        cdef int32_t* numbers = <int32_t*> <size_t> buffer.address
+        with nogil:
+            self.windows.columns(sources, outputs.items.data())
+            memcpy(numbers, self.windows.windows(), count * 4)
+        return outputs.arrays(), _int32_array(buffer, count)
 
 
 cdef class _Outputs:

@@ -306,6 +306,7 @@ struct Block {
 
 class Table {
     friend class Slide;
+    friend class Windows;
 
   public:
     int64_t groups = 0;

@@ -131,7 +131,8 @@ class WindowAggregate(StatefulOperator):
         self._reopened: dict[int, GroupTable] = {}
         self._migration: StateMigration | None = None
         self._sparse: SparsePanes | None = None
-        if few_rows(self._shape) > 1 and len(self._keys) <= MOST_KEYS:
+        whole = not self._aggregator.needs_slots
+        if few_rows(self._shape, whole=whole) > 1 and len(self._keys) <= MOST_KEYS:
             self._sparse = SparsePanes(
                 *(self._shape, self._keys, self._aggregates, rows, context),
                 lateness_ms=self._lateness,

@@ -102,6 +102,13 @@ class WindowShape:
         """Returns the start of the pane of each time (numpy, ms)."""
         return times - (times - self.offset) % self.step
 
+    def blocks(self, times: Numbers) -> Numbers:
+        """Returns the number of the block of the pane of each time. A block is as many panes as a window has at most,
+        counted from 1970. The panes of a window are in at most two blocks, and in a cumulative window in one.
+        """
+        found: Numbers = (times - self.offset) // self.size
+        return found
+
     def ends_of(self, panes: Any) -> Any:
         """Returns the end of each pane. `panes`: the starts of the panes (numpy, ms)."""
         return panes + self.step
@@ -344,6 +351,10 @@ class ClockShape(CalendarShape):
             return watermark
         number = self._one(watermark)
         return self._time(number - self._place(number) if self.grows else number + 1 - self._steps)
+
+    def blocks(self, times: Numbers) -> Numbers:
+        found: Numbers = self._number(times) // self._steps
+        return found
 
     def _place(self, number: int) -> int:
         """Returns the place of a pane among those of the windows that begin together."""

@@ -10,8 +10,9 @@ there are many such panes are kept together, by a key that has the pane as its l
 A pane is either dense or sparse. A sparse pane that gets more rows or groups becomes dense (`SparsePanes.grown`).
 
 A window of several panes that are all sparse is merged anew, together with those that close at the same watermark
-(`SparsePanes.windows`). Each group counts in it once for each window, so such panes have few rows only if a window of
-them has few too. A window that has a dense pane gets its sparse panes as tables (`SparsePanes.pane`).
+(`SparsePanes.windows`), and each group is merged once for each watermark. Groups with extras, and the rows of a top_n,
+are merged once for each window, so such panes have few rows only if a window of them has few too. A window that has a
+dense pane gets its sparse panes as tables (`SparsePanes.pane`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.groups.keyed import GroupTable
+from sabot._cython.groups.keyed import GroupTable, WindowMerge
 from sabot._cython.groups.partition import hash_columns
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator
 from sabot.operators.aggregates.migration import StateLayout, StateMigration, migration_of
@@ -43,6 +44,7 @@ from sabot.operators.windows.panes import (
 _GROWN_TABLE = 65_536  # with so many groups, panes with many of them are looked for
 _GROWN_PANE = 1_024  # a pane with so many groups becomes dense
 _MOST_MERGED = 512  # the rows of a batch in all panes of a window, with which each of them still has few
+_MOST_PANES = 2_048  # windows of more panes have no sparse ones: each watermark takes time for the panes of a window
 _MOST_BYTES = 32_000_000  # about as many bytes of groups are merged at once
 MOST_KEYS = 31  # a table has at most 32, and that of sparse panes has the pane too
 _FREE = END_OF_TIME  # the pane of a slot without a group
@@ -77,7 +79,8 @@ class SparseState(SlotState):
     """State for each key and sparse pane: the base of SparsePanes and, for the rows of a top_n, of `top.SparseRows`.
 
     `known`: an empty table, whose last key is the pane. `spills`: True if groups go to disk when they exceed the memory
-    budget. If not, all panes become dense then. The other parameters: as for SlotState.
+    budget. If not, all panes become dense then. `fewer`: the rows of a batch from which on a pane has not few
+    (`few_rows`). The other parameters: as for SlotState.
 
     `starts`: the starts of the sparse panes. `pane_of`: the pane of each slot.
     """
@@ -93,8 +96,9 @@ class SparseState(SlotState):
         *,
         owners: Sequence[int],
         spills: bool,
+        fewer: int,
     ) -> None:
-        self.shape, self._few_rows = shape, few_rows(shape)
+        self.shape, self._few_rows = shape, fewer
         self.pane_of = np.zeros(0, np.int64)
         self._grown_table, self._grown_pane = _GROWN_TABLE, _GROWN_PANE
         if not shape.is_one_pane:  # a group counts in several windows
@@ -265,6 +269,7 @@ class SparsePanes(SparseState):
             *(range(len(self._names)), context),
             owners=context.owners(keys) or [0],  # without keys subtask 0 has all rows, whatever their hash is
             spills=shape.is_one_pane,
+            fewer=few_rows(shape, whole=not self.aggregator.needs_slots),
         )
 
     def _aggregator_of(self, aggregates: Sequence[AggregateColumn], rows: pa.Schema) -> Aggregator:
@@ -394,6 +399,20 @@ class SparsePanes(SparseState):
         """Yields the results of windows with these ends, all of whose panes are sparse, in pieces: their columns, keys
         and aggregates, and the end of the window of each row. `ends`: ascending.
         """
+        if self.aggregator.needs_slots:
+            yield from self._windows_with_extras(ends)
+            return
+        place = len(self._names) - 1
+        starts = self.shape.starts_of(ends)
+        slots, panes = self._by_pane(np.flatnonzero((self.pane_of >= starts[0]) & (self.pane_of < ends[-1])))
+        times = (self.shape.blocks(panes), starts, ends, self.shape.blocks(ends - 1))
+        merge = WindowMerge(self.known, pa.array(slots), *map(pa.array, times))
+        while (found := merge.read(CHUNK_ROWS)) is not None:
+            columns, windows = found
+            results = self.aggregator.compose(columns[place + 1 :], [])
+            yield [*columns[:place], *results], ends[windows.to_numpy()]
+
+    def _windows_with_extras(self, ends: Numbers) -> Iterator[tuple[list[pa.Array], Numbers]]:
         place = len(self._names) - 1
         for some, slots, panes in self.window_pieces(ends):
             groups = self.aggregator.export_slots(self.known, self._extras, pa.array(slots))
@@ -506,6 +525,11 @@ class TouchedGroups:
         return found
 
 
-def few_rows(shape: WindowShape) -> int:
-    """Returns the number of rows of a batch from which on a pane has not few: less than 2 if no pane is sparse."""
-    return FEW_ROWS if shape.is_one_pane else min(FEW_ROWS, _MOST_MERGED // shape.most_panes)
+def few_rows(shape: WindowShape, *, whole: bool = False) -> int:
+    """Returns the number of rows of a batch from which on a pane has not few: less than 2 if no pane is sparse. `whole`:
+    True if the groups of a window are merged once for each watermark, and not once for each window.
+    """
+    if shape.is_one_pane:
+        return FEW_ROWS
+    fewer = min(FEW_ROWS, _MOST_MERGED // shape.most_panes)
+    return max(fewer, 2) if whole and shape.most_panes <= _MOST_PANES else fewer

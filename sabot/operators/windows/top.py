@@ -465,6 +465,7 @@ class SparseRows(SparseState):
             *([*indices, len(saved) - 1], context),
             owners=owners,
             spills=False,
+            fewer=few_rows(shape),
         )
 
     def add(self, data: pa.RecordBatch, few: Spread, times: pa.Int64Array, arrivals: int) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot._cython.arrow.selection import select_rows
-from sabot._cython.groups.keyed import KINDS, GroupTable, SlidingTable
+from sabot._cython.groups.keyed import KINDS, GroupTable, SlidingTable, WindowMerge
 from sabot._cython.groups.partition import hash_array, hash_columns, key_hash
 from sabot.errors import DataError
 
@@ -812,6 +812,84 @@ def test_a_pane_that_will_not_go_is_only_added():
         table.enter(pane, 0)
     assert finished(table) == {(("int", 1),): [3], (("int", 2),): [6]}
     assert finished(pane) == {(("int", 1),): [1], (("int", 2),): [2]}
+
+
+# Windows merged from the groups of one table
+
+
+def merged(table: GroupTable, width: int, starts: list[int], rows: int) -> list[tuple[int, list[Any]]]:
+    """The start of the window, the key and the results of each row, for windows of `width` panes."""
+    panes = np.array(table.key_columns()[-1].to_pylist(), np.int64)
+    order = np.argsort(panes, kind="stable")
+    begin = np.array(starts, np.int64)
+    slots, blocks = table.slots().take(pa.array(order)), panes[order] // width
+    merge = WindowMerge(table, slots, *map(pa.array, (blocks, begin, begin + width, (begin + width - 1) // width)))
+    found: list[tuple[int, list[Any]]] = []
+    while (piece := merge.read(rows)) is not None:
+        columns, windows = piece
+        del columns[len(table.keys) - 1]
+        each = zip(*(column.to_pylist() for column in columns), strict=True) if columns else [()] * len(windows)
+        found += [(starts[window], list(row)) for window, row in zip(windows.to_pylist(), each, strict=True)]
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(designs(), st.integers(1, 7), st.lists(st.integers(0, 6), min_size=1, max_size=25), st.data())
+def test_merged_windows_have_what_their_panes_have_and_depend_on_no_other_window(design, width, sizes, data):
+    schema, aggregates = design
+    aggregates = aggregates or [("count", None)]
+    table = GroupTable(schema.append(pa.field("pane", pa.int64())), aggregates)
+    first, drawn = data.draw(st.integers(-9, 9)), []
+    for number, size in enumerate(sizes):
+        rows = Rows(schema, aggregates, size, data, ordered=True)
+        later = pa.array([10 * number + order.as_py() for order in rows.data.column(rows.order)], pa.int64())
+        rows.data = rows.data.set_column(rows.order, f"c{rows.order}", later)
+        drawn.append(rows)
+        paned = rows.data.append_column("pane", pa.array([first + number] * size, pa.int64()))
+        table.update(paned, [*rows.keys, paned.num_columns - 1], rows.arguments, rows.filters, order=rows.order)
+    starts = [start for start in range(first - width, first + len(sizes) + 1) if data.draw(st.integers(0, 3))]
+    found = merged(table, width, starts, data.draw(st.integers(1, 20)))
+    assert [start for start, _ in found] == sorted(start for start, _ in found)
+    for start in starts:
+        naive = NaiveTable(aggregates)
+        for rows in drawn[max(start - first, 0) : max(start - first + width, 0)]:
+            naive.update(rows.data, rows.keys, rows.arguments, rows.filters, order=rows.order)
+        of_window = [row for at, row in found if at == start]
+        got = {tuple(map(canonical, row[: len(schema)])): row[len(schema) :] for row in of_window}
+        wanted = naive.finish()
+        assert len(of_window) == len(wanted)
+        assert got.keys() == wanted.keys()
+        for key, results in wanted.items():
+            assert same(got[key], results), (key, got[key], results)
+        assert sorted(map(repr, of_window)) == sorted(repr(row) for _, row in merged(table, width, [start], 1))
+
+
+def test_a_sum_of_a_merged_window_that_its_type_does_not_hold_names_its_key():
+    table = GroupTable(pa.schema([("k", pa.string()), ("__pane", pa.int64())]), [("sum", pa.int64())])
+    rows = batch(k=["a", "b", "b"], p=[0, 0, 1], v=[1, 2**62, 2**62])
+    slots = table.update(rows, [0, 1], [2], want_slots=True)
+    for blocks, last in ([0, 0, 0], [0]), ([0, 0, 1], [1]):
+        times = (pa.array(each, pa.int64()) for each in (blocks, [0], [2], last))
+        with pytest.raises(DataError, match="its key is k='b'"):
+            WindowMerge(table, slots, *times).read(10)
+
+
+def test_windows_that_cannot_be_merged_are_refused():
+    table = GroupTable(pa.schema([("pane", pa.int64())]), [("count", None)])
+    slots = table.update(batch(p=[1, 2]), [0], [-1], want_slots=True)
+    one, two, down = (pa.array(each, pa.int64()) for each in ([1], [1, 2], [2, 1]))
+    with pytest.raises(ValueError, match="1 blocks for 2 groups"):
+        WindowMerge(table, slots, one, two, two, two)
+    with pytest.raises(ValueError, match="2 starts, 1 ends and 2 blocks"):
+        WindowMerge(table, slots, two, two, one, two)
+    for place in range(4):
+        with pytest.raises(ValueError, match="must be ascending"):
+            WindowMerge(table, slots, *(down if at == place else two for at in range(4)))
+    with pytest.raises(IndexError, match="no group"):
+        WindowMerge(table, pa.array([0, 7], pa.int32()), two, two, two, two)
+    with pytest.raises(TypeError, match="the last key"):
+        WindowMerge(GroupTable(pa.schema([]), [("count", None)]), pa.array([], pa.int32()), *[one[:0]] * 4)
+    assert WindowMerge(table, slots, two, *[one[:0]] * 3).read(1) is None
 
 
 def test_what_does_not_fit_a_sliding_window_is_refused():

@@ -564,6 +564,37 @@ def test_windows_with_panes_of_few_and_of_many_rows_give_what_duckdb_gives(tmp_p
     assert lateness or sum(part.statistics()["merges"] for part in subtasks.parts) > 0  # some have a dense pane
 
 
+@pytest.mark.parametrize(
+    "window",
+    [hopping("60ms", "2ms", offset="7ms"), cumulative("60ms", "2ms"), hopping("1440ms", "1ms")],
+    ids=["hopping", "cumulative", "1440 panes"],
+)
+def test_the_last_digits_of_a_window_depend_on_its_panes_alone(tmp_path, window):
+    """Sums of floats depend on the order in which panes are added: watermarks and restarts with other subtasks do not
+    change it, nor does a pane without rows.
+    """
+    dice = random.Random(4)
+    amounts = [dice.random() * 10 ** dice.randrange(9) for _ in range(600)]
+    data = batch_of([3 * row for row in range(600)], [dice.choice("abc") for _ in range(600)])
+    data = data.set_column(SCHEMA.get_field_index("amount"), "amount", pa.array(amounts))
+    calls = [AggregateColumn(name, name, "amount") for name in ("sum", "mean", "variance", "stddev")]
+    outcomes = []
+    for watermarks in (1, 2, 3, 600):
+        place = tmp_path / str(watermarks)
+        place.mkdir()
+        subtasks = Subtasks(None, window, ["account"], calls)
+        for number, start in enumerate(range(0, 600, 60)):
+            subtasks.process(data.slice(start, 60))
+            if number % watermarks == watermarks - 1:
+                subtasks.advance(3 * start + dice.randrange(180))
+                subtasks.restart(place, dice.randrange(1, 4))
+        subtasks.advance(END_OF_TIME)
+        assert all(part.statistics()["merges"] == 0 for part in subtasks.parts)  # no pane is dense
+        outcomes.append(sorted(map(repr, subtasks.results())))
+    assert len(outcomes[0]) > 600
+    assert outcomes[1:] == outcomes[:1] * 3
+
+
 def test_a_window_with_a_row_may_get_many_more():
     for lateness in (0, 100):
         subtasks = Subtasks(None, tumbling("10ms"), ["account"], COUNT, allowed_lateness_ms=lateness)
@@ -646,7 +677,7 @@ def test_panes_that_share_a_table_give_what_a_table_for_each_pane_gives(tmp_path
         place.mkdir()
         with monkeypatch.context() as patched:
             if not few:
-                patched.setattr(fixed, "few_rows", lambda shape: 0)
+                patched.setattr(fixed, "few_rows", lambda shape, **_: 0)
             options = {"allowed_lateness_ms": 60, "emit_every_ms": every}
             subtasks = Subtasks(None, window, ["account"], [call for call, _ in [KERNEL[1], GATHERED[1]]], **options)
             steps = []
